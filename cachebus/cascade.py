@@ -1,0 +1,127 @@
+"""Declared cascades: what else is replaced when a resource of some type is.
+
+Registered once, followed by every invalidation of that type from any path. The targets inherit the context ids of
+the invalidation; the last part of a target is a template of its resource id, or "*" for the whole scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from string import Formatter
+from typing import NamedTuple
+
+from cachebus.errors import ConfigError, InvalidKey
+
+FAN_OUT_MAX = 256
+PLACEHOLDERS = ("resource_id", "tenant_id", "agent_id", "conversation_id", "collection_id")
+WHOLE_SCOPE = "*"
+
+
+class Target(NamedTuple):
+    """One thing that an invalidation addresses; `resource_id` "*" with `whole` set is a scope."""
+
+    data_type: str
+    resource_id: str | int
+    agent_id: str | int | None = None
+    conversation_id: str | int | None = None
+    collection_id: str | int | None = None
+    whole: bool = False
+
+
+class Cascade:
+    """`Cascade("document", to=[("embedding", "doc:{resource_id}"), ("query_result", "*")], on_set=False)`.
+
+    `on_set=True` follows it also when a new value is `set`, not only when one is invalidated or deleted.
+    """
+
+    __slots__ = ("data_type", "on_set", "to")
+
+    def __init__(self, data_type: str, to: Iterable[tuple[str, str]], *, on_set: bool = False) -> None:
+        self.data_type = data_type
+        self.to = tuple((str(t), str(template)) for t, template in to)
+        self.on_set = on_set
+        for _, template in self.to:
+            _check_template(data_type, template)
+
+
+def _check_template(data_type: str, template: str) -> None:
+    if not template:
+        raise ConfigError(f"cascade of {data_type!r}: a target's resource id is empty")
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"cascade of {data_type!r}: {template!r}: {error}") from None
+    for name in fields:
+        if name not in PLACEHOLDERS:
+            raise ConfigError(
+                f"cascade of {data_type!r}: {template!r} has the unknown placeholder {{{name}}}; "
+                f"known are {', '.join(PLACEHOLDERS)}"
+            )
+
+
+class CascadeTable:
+    """All declared cascades of a cache."""
+
+    def __init__(self, cascades: Iterable[Cascade] = (), fan_out_max: int = FAN_OUT_MAX) -> None:
+        self._by_type: dict[str, list[Cascade]] = {}
+        self._fan_out_max = fan_out_max
+        for cascade in cascades:
+            self.register(cascade)
+
+    def register(self, cascade: Cascade) -> None:
+        """Add one; `ConfigError` when it closes a cycle or one invalidation would address too many targets."""
+        before = self._by_type.get(cascade.data_type, [])
+        self._by_type[cascade.data_type] = [*before, cascade]
+        try:
+            self._check(cascade.data_type)
+        except ConfigError:
+            self._by_type[cascade.data_type] = before
+            raise
+
+    def _check(self, changed: str) -> None:
+        sizes: dict[str, int] = {}
+
+        def size(data_type: str, path: tuple[str, ...]) -> int:
+            if data_type in path:
+                raise ConfigError("cascades form a cycle: " + " -> ".join([*path, data_type]))
+            if data_type not in sizes:
+                below = [t for cascade in self._by_type.get(data_type, ()) for t, _ in cascade.to]
+                sizes[data_type] = 1 + sum(size(t, (*path, data_type)) for t in below)
+            return sizes[data_type]
+
+        for data_type in list(self._by_type):
+            if size(data_type, ()) - 1 > self._fan_out_max:
+                raise ConfigError(
+                    f"the cascade of {data_type!r} addresses {size(data_type, ()) - 1} targets, "
+                    f"at most {self._fan_out_max} (found when {changed!r} was registered)"
+                )
+
+    def expand(self, targets: Sequence[Target], tenant_id: object, *, on_set: bool = False) -> list[Target]:
+        """The targets and all that they entail, each once, in order. Whole scopes entail nothing."""
+        found = dict.fromkeys(targets)
+        todo = list(targets) if self._by_type else []
+        while todo:
+            target = todo.pop()
+            if target.whole:
+                continue
+            for cascade in self._by_type.get(target.data_type, ()):
+                if on_set and not cascade.on_set:
+                    continue
+                for data_type, template in cascade.to:
+                    entailed = _fill_in(cascade, data_type, template, target, tenant_id)
+                    if entailed not in found:
+                        found[entailed] = None
+                        todo.append(entailed)
+        return list(found)
+
+
+def _fill_in(cascade: Cascade, data_type: str, template: str, source: Target, tenant_id: object) -> Target:
+    if template == WHOLE_SCOPE:
+        return source._replace(data_type=data_type, resource_id=WHOLE_SCOPE, whole=True)
+    values = {**source._asdict(), "tenant_id": tenant_id}
+    for _, name, _, _ in Formatter().parse(template):
+        if name is not None and values[name] is None:
+            raise InvalidKey(
+                f"the cascade of {cascade.data_type!r} needs {name} for {data_type!r} ({template!r}): give it"
+            )
+    return source._replace(data_type=data_type, resource_id=template.format(**values))

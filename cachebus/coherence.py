@@ -1,0 +1,223 @@
+"""The heart: what one node may believe of one shard. Pure: no I/O, no await, time and randomness are arguments.
+
+The sequence counter in L2 is the truth, the bus only a fast hint. A node applies events as they come (dropping is
+always safe), but counts as up to date only as far as it has applied them without a gap; a probe of the counter that
+it has reached gives it a lease of `bound_s` on its own memory, from when the probe was *sent*.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+NEVER = float("-inf")
+NO_EPOCH = b""
+AHEAD_MAX = 65_536
+OWED_MAX = 16
+
+
+class Heard(Enum):
+    """What an event turned out to be."""
+
+    NEXT = "next in order"
+    AHEAD = "behind a hole"
+    OLD = "known already"
+    FOREIGN = "of another epoch"
+
+
+class Probed(Enum):
+    """What a probe's reply says of this node."""
+
+    RENEWED = "up to date"
+    BEHIND = "events are missing"
+    FOREIGN = "another epoch"
+
+
+class Reservation(NamedTuple):
+    """Taken before a value is read, loaded or written; tells afterwards whether an event came in between.
+
+    It is only a position in the shard's journal of drops, so a reader that is cancelled leaves nothing behind.
+    """
+
+    epoch: bytes
+    count: int
+    applied: int
+
+
+class Shard:
+    """One node's view of one shard's history."""
+
+    __slots__ = (
+        "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "applied", "bound_s", "count", "epoch",
+        "floor", "foreign", "head", "index", "marks", "valid_until",
+    )  # fmt: skip
+
+    def __init__(self, index: int, bound_s: float, journal_max: int = 16_384) -> None:
+        self.index = index
+        self.bound_s = bound_s
+        self.epoch = NO_EPOCH
+        self.applied = 0
+        """How far events have been applied without a gap."""
+        self.head = 0
+        """The highest seq heard of in this epoch."""
+        self.floor = 0
+        self.marks: dict[str, int] = {}
+        self.valid_until = NEVER
+        """Until when this node may serve its memory of the shard, on its own monotonic clock."""
+        self.count = 0
+        """Drops applied, of any kind, in the order of this node."""
+        self.foreign: tuple[bytes, int] | None = None
+        self._ahead: set[int] = set()
+        self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
+        self._journal: dict[str, tuple[int, int]] = {}
+        self._journal_floor = 0
+        self._journal_max = journal_max
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def hear(self, epoch: bytes, seq: int) -> Heard:
+        """Place an event in the history. NEXT and AHEAD must then be applied with `drop`."""
+        if epoch != self.epoch:
+            self.foreign = (epoch, seq)
+            return Heard.FOREIGN
+        if seq <= self.applied or seq in self._ahead:
+            return Heard.OLD
+        if seq > self.head:
+            self.head = seq
+        if seq != self.applied + 1:
+            self._ahead.add(seq)
+            return Heard.AHEAD
+        self.applied = seq
+        while self._ahead and self.applied + 1 in self._ahead:
+            self.applied += 1
+            self._ahead.remove(self.applied)
+        if self._owed:
+            self._settle()
+        return Heard.NEXT
+
+    def drop(self, seq: int, floor: int, keys: Iterable[str], names: Iterable[str]) -> None:
+        """Apply an event's body: from now on nothing that it replaced is believed."""
+        self.count += 1
+        journal = self._journal
+        for key in keys:
+            before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
+            journal[key] = (self.count, seq if before is None else max(seq, before[1]))
+        while len(journal) > self._journal_max:
+            oldest = next(iter(journal))
+            self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
+        for name in names:
+            if seq > self.marks.get(name, 0):
+                self.marks[name] = seq
+        if floor > self.floor:
+            self.floor = floor
+            self.marks = {name: mark for name, mark in self.marks.items() if mark > floor}
+
+    @property
+    def hole(self) -> bool:
+        """Whether events are known to be missing."""
+        return self.head > self.applied
+
+    @property
+    def flooded(self) -> bool:
+        """Whether so many events wait behind a hole that waiting for it costs more than a flush."""
+        return len(self._ahead) > AHEAD_MAX
+
+    # -- the lease ----------------------------------------------------------------------------------------------
+
+    def probed(self, epoch: bytes, seq: int, sent_at_s: float) -> Probed:
+        """Take in a probe's reply: the shard's epoch and seq as L2 had them after `sent_at_s`."""
+        if epoch != self.epoch:
+            self.lapse()
+            return Probed.FOREIGN
+        self.head = max(self.head, seq)
+        self._owed.append((seq, sent_at_s))
+        self._settle()
+        return Probed.BEHIND if self._owed else Probed.RENEWED
+
+    def _settle(self) -> None:
+        """Renew the lease for every probe whose seq has been applied by now.
+
+        Each is kept until then, not only the latest: under a flood of events a node that lags longer than the time
+        between two probes would otherwise never reach the one that counts.
+        """
+        owed = self._owed
+        while owed and self.applied >= owed[0][0]:
+            self.valid_until = max(self.valid_until, owed.popleft()[1] + self.bound_s)
+
+    @property
+    def vouched_s(self) -> float:
+        """When the probe behind the lease was sent: what is read under the lease is at least as fresh as that."""
+        return self.valid_until - self.bound_s
+
+    def lapse(self) -> None:
+        """Give the lease up now."""
+        self.valid_until = NEVER
+        self._owed.clear()
+
+    # -- beginnings ---------------------------------------------------------------------------------------------
+
+    def enter(self, epoch: bytes, seq: int, floor: int, marks: Mapping[str, int], sent_at_s: float) -> None:
+        """Begin anew from a probe's reply with floor and marks: at start, in another epoch, or over a trimmed log.
+
+        Nothing held before is believed, and whatever is being read or loaded is marked. Only this moves a node into
+        another epoch: an event alone does not, since it says nothing of the marks.
+        """
+        self.void()
+        self.epoch = epoch
+        self.applied = self.head = seq
+        self.floor = floor
+        self.marks = dict(marks)
+        self._ahead.clear()
+        self.valid_until = sent_at_s + self.bound_s
+        if self.foreign is not None and self.foreign[0] == epoch:
+            self.head = max(seq, self.foreign[1])  # heard before the reply came, and not applied
+        self.foreign = None
+
+    def void(self) -> None:
+        """Mark everything that is under way, and give up the lease."""
+        self.count += 1
+        self._journal.clear()
+        self._journal_floor = self.count
+        self.lapse()
+
+    # -- what may be believed -------------------------------------------------------------------------------------
+
+    def reserve(self) -> Reservation:
+        """To be taken before a read, load or write begins; see `admits`."""
+        return Reservation(self.epoch, self.count, self.applied)
+
+    def marked(self, reservation: Reservation, key: str, seq: int) -> bool:
+        """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken."""
+        if reservation.count == self.count:
+            return False
+        if reservation.count < self._journal_floor:
+            return True
+        touched = self._journal.get(key)
+        return touched is not None and touched[0] > reservation.count and touched[1] > seq
+
+    def hides(self, seq: int, names: Iterable[str]) -> bool:
+        """Whether the floor, or the mark of one of these scopes and tags, is beyond a record's seq."""
+        if seq < self.floor:
+            return True
+        marks = self.marks
+        if not marks:
+            return False
+        return any(marks.get(name, 0) > seq for name in names)
+
+    def admits(self, reservation: Reservation, key: str, names: Iterable[str], epoch: bytes, seq: int) -> bool:
+        """Whether what was read, loaded or written under the reservation may enter L1."""
+        return (
+            epoch == self.epoch == reservation.epoch
+            and not self.marked(reservation, key, seq)
+            and not self.hides(seq, names)
+        )
+
+    def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:
+        """The serving rule of L1: unexpired, and either under the lease or within the bound of its own reading."""
+        return now_s < expires_s and (now_s < self.valid_until or now_s < read_until_s)
+
+    def honours(self, epoch: bytes, seq: int) -> bool:
+        """Whether this node has applied all that a session token stands for."""
+        return epoch == self.epoch and self.applied >= seq

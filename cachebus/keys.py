@@ -1,0 +1,222 @@
+"""Names of things: keys in L1 and L2, scopes, tags, and the shard they lie in.
+
+A key is made of a tenant, a data type, a resource id and up to three context ids. In L1 its name is the raw parts
+joined by control characters, always exactly five of them, which no part may contain: so no two inputs share a name,
+and the hit path builds it without validating anything (an invalid part can only miss). Here, on the miss, parts are
+validated and percent-encoded for L2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from zlib import crc32
+
+from cachebus.errors import InvalidKey, TenantRequired
+
+PART_MAX_BYTES = 512
+KEY_MAX_BYTES = 1024
+GIVEN, ABSENT = "\x1f", "\x1e"
+"""Before a context id that is given, and in place of one that is not: an empty id is therefore never an absent one."""
+NO_CONTEXT = ABSENT * 3
+SYSTEM = "system"
+"""The one data type that may go without a tenant."""
+
+Part = str | int
+
+_control = re.compile("[\x00-\x1f\x7f-\x9f]").search
+_plain = re.compile(r"[!-$&-)+-9;-~]{1,512}").fullmatch  # printable ASCII that needs no encoding and no further look
+_CODES = str.maketrans({"%": "%25", ":": "%3A", "*": "%2A"})
+
+
+def check_part(name: str, part: object) -> str:
+    """The part as a string, or `InvalidKey` that names it: str or int, 1–512 UTF-8 bytes, no control characters."""
+    if isinstance(part, int) and not isinstance(part, bool):
+        return str(part)
+    if not isinstance(part, str):
+        raise InvalidKey(f"{name} must be str or int, not {type(part).__name__}")
+    if not part:
+        raise InvalidKey(f"{name} is empty")
+    try:
+        size_bytes = len(part.encode())
+    except UnicodeEncodeError:
+        raise InvalidKey(f"{name} is not valid Unicode: it has a lone surrogate") from None
+    if size_bytes > PART_MAX_BYTES:
+        raise InvalidKey(f"{name} is too long: {size_bytes} bytes, at most {PART_MAX_BYTES}")
+    if found := _control(part):
+        raise InvalidKey(f"{name} has a control character ({found.group()!r})")
+    return part
+
+
+def encoded(part: str) -> str:
+    """The part as it stands in an L2 key: `%`, `:` and `*` percent-encoded."""
+    return part if _plain(part) else part.translate(_CODES)
+
+
+def tag_name(tenant: str, tag: str) -> str:
+    """The name under which a tag's mark is kept."""
+    return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
+
+
+def names_of(l1: str) -> tuple[str, ...]:
+    """The scopes that the key with this L1 name lies in: what `Key.names` says, from the name alone."""
+    tenant, data_type, rest = l1.split(GIVEN, 2)
+    end = min(i for i in (rest.find(GIVEN), rest.find(ABSENT)) if i >= 0)
+    contexts, tail = [], rest[end:]
+    for mark in (ABSENT, GIVEN):
+        tail = tail.replace(mark, "\n" + mark)
+    for field in tail[1:].split("\n"):
+        contexts.append(field[1:] if field[0] == GIVEN else None)
+    return _scopes(tenant, data_type, rest[:end], contexts)
+
+
+def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[str | None]) -> tuple[str, ...]:
+    names = (
+        f"T{GIVEN}{tenant}",
+        f"D{GIVEN}{tenant}{GIVEN}{data_type}",
+        f"I{GIVEN}{tenant}{GIVEN}{data_type}{GIVEN}{resource_id}",
+    )
+    narrow = [(shape, c) for shape, c in zip("AVC", contexts, strict=True) if c is not None]
+    if not narrow:
+        return names
+    return (
+        *names,
+        *(f"T{shape}{GIVEN}{tenant}{GIVEN}{c}" for shape, c in narrow),
+        *(f"D{shape}{GIVEN}{tenant}{GIVEN}{data_type}{GIVEN}{c}" for shape, c in narrow),
+    )
+
+
+class Family:
+    """What all keys of one tenant and data type share; made once, so that a miss validates only its resource id."""
+
+    __slots__ = ("data_type", "prefix", "shard", "tenant")
+
+    def __init__(self, tenant: str, data_type: str, shards: int) -> None:
+        self.tenant = tenant
+        self.data_type = data_type
+        self.shard = crc32(tenant.encode()) % shards
+        self.prefix = f"{encoded(tenant)}:{encoded(data_type)}:"
+
+
+class Key:
+    """One validated key. `l1` is its name in L1 and in events, `l2` the part of its L2 name after the shard's prefix."""
+
+    __slots__ = ("contexts", "family", "l1", "l2", "resource_id", "shard")
+
+    def __init__(self, family: Family, resource_id: str, contexts: tuple[str | None, str | None, str | None]) -> None:
+        self.family = family
+        self.shard = family.shard
+        self.resource_id = resource_id
+        self.contexts = contexts
+        tail = NO_CONTEXT
+        middle = ""
+        if contexts != _NONE:
+            tail = "".join(ABSENT if c is None else GIVEN + c for c in contexts)
+            middle = "".join(f"{n}:{encoded(c)}:" for n, c in zip(_L2_NAMES, contexts, strict=True) if c is not None)
+        self.l1 = f"{family.tenant}{GIVEN}{family.data_type}{GIVEN}{resource_id}{tail}"
+        self.l2 = f"{family.prefix}{middle}{encoded(resource_id)}"
+        if len(self.l2) > 300 and len(self.l2.encode()) > KEY_MAX_BYTES:
+            raise InvalidKey(f"resource_id makes the key too long: at most {KEY_MAX_BYTES} bytes once encoded")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scopes that the key lies in (at most nine), widest first."""
+        return _scopes(self.family.tenant, self.family.data_type, self.resource_id, self.contexts)
+
+    def levels(self) -> list[Key]:
+        """The keys of a hierarchical search, most specific first: drop collection, then conversation, then agent."""
+        found, contexts = [self], self.contexts
+        for i in (2, 1, 0):
+            if contexts[i] is not None:
+                contexts = tuple(None if j == i else c for j, c in enumerate(contexts))  # type: ignore[assignment]
+                found.append(Key(self.family, self.resource_id, contexts))
+        return found
+
+    def __repr__(self) -> str:
+        return f"Key({self.l2})"
+
+
+_NONE = (None, None, None)
+_L2_NAMES = ("agent", "conv", "coll")
+_CONTEXT_NAMES = ("agent_id", "conversation_id", "collection_id")
+
+
+class Keyspace:
+    """Makes keys and scope names for a namespace cut into `shards` shards."""
+
+    def __init__(self, shards: int, remembered: int = 4096) -> None:
+        self.shards = shards
+        self._families: dict[tuple[str | None, str], Family] = {}
+        self._remembered = remembered
+
+    def family(self, tenant_id: object, data_type: object) -> Family:
+        """The family of a tenant (None only for `system`) and data type; `TenantRequired` or `InvalidKey`."""
+        if (tenant_id is None or type(tenant_id) is str) and type(data_type) is str:
+            found = self._families.get((tenant_id, data_type))
+            if found is not None:
+                return found
+        checked = check_part("data_type", data_type)
+        if tenant_id is None:
+            if checked != SYSTEM:
+                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: give it, or run inside a Context")
+            tenant = ""
+        else:
+            tenant = check_part("tenant_id", tenant_id)
+        family = Family(tenant, checked, self.shards)
+        if len(self._families) >= self._remembered:
+            self._families.clear()
+        self._families[(None if tenant_id is None else tenant, checked)] = family
+        return family
+
+    def key(
+        self,
+        data_type: object,
+        resource_id: object,
+        tenant_id: object,
+        agent_id: object = None,
+        conversation_id: object = None,
+        collection_id: object = None,
+    ) -> Key:
+        """The key of these parts; `InvalidKey` names the part that is wrong."""
+        family = self.family(tenant_id, data_type)
+        if type(resource_id) is not str or not _plain(resource_id):
+            resource_id = check_part("resource_id", resource_id)
+        if agent_id is None and conversation_id is None and collection_id is None:
+            return Key(family, resource_id, _NONE)
+        agent, conversation, collection = (
+            None if part is None else check_part(name, part)
+            for name, part in zip(_CONTEXT_NAMES, (agent_id, conversation_id, collection_id), strict=True)
+        )
+        return Key(family, resource_id, (agent, conversation, collection))
+
+    def scope(
+        self,
+        tenant_id: object,
+        data_type: object = None,
+        agent_id: object = None,
+        conversation_id: object = None,
+        collection_id: object = None,
+    ) -> tuple[int, str]:
+        """Shard and name of a scope: a tenant or a tenant's type, each with at most one context id."""
+        given = [
+            (shape, check_part(name, part))
+            for shape, name, part in zip(
+                "AVC", _CONTEXT_NAMES, (agent_id, conversation_id, collection_id), strict=True
+            )
+            if part is not None
+        ]
+        if len(given) > 1:
+            raise InvalidKey("a scope takes at most one of agent_id, conversation_id, collection_id")
+        family = self.family(tenant_id, SYSTEM if data_type is None else data_type)
+        parts = [family.tenant] if data_type is None else [family.tenant, family.data_type]
+        shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)
+        return family.shard, GIVEN.join([shape, *parts, *(part for _, part in given)])
+
+    def everywhere(self, key: Key) -> str:
+        """Name of the scope that holds the key's resource id in every context."""
+        return f"I{GIVEN}{key.family.tenant}{GIVEN}{key.family.data_type}{GIVEN}{key.resource_id}"
+
+    def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
+        """Shard and mark names of a tenant's tags."""
+        family = self.family(tenant_id, SYSTEM)
+        return family.shard, [tag_name(family.tenant, tag) for tag in tags]

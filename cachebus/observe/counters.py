@@ -1,0 +1,75 @@
+"""The live counters behind `Stats`: plain attributes, so that counting costs an addition."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from cachebus.observe.stats import LatencyStats, TypeStats
+
+BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf"),
+)  # fmt: skip
+
+
+class Latency:
+    """A histogram of durations in seconds."""
+
+    __slots__ = ("buckets", "total_s")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(BOUNDS_S)
+        self.total_s = 0.0
+
+    def observe(self, took_s: float) -> None:
+        """Count one duration (a negative one, by clock error, as none)."""
+        took_s = max(took_s, 0.0)
+        self.total_s += took_s
+        self.buckets[bisect_left(BOUNDS_S, took_s)] += 1
+
+    def snapshot(self) -> LatencyStats:
+        """The histogram as it is now."""
+        return LatencyStats(sum(self.buckets), self.total_s, BOUNDS_S, tuple(self.buckets))
+
+
+class TypeCounters:
+    """Counters of one data type; hits in L1 are counted in its groups."""
+
+    __slots__ = (
+        "l1_hits", "l2_hits", "load_errors", "loads", "misses", "not_found", "refreshes", "serialization_errors",
+        "stale_served",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.l1_hits = self.l2_hits = self.misses = self.loads = self.load_errors = 0
+        self.not_found = self.refreshes = self.serialization_errors = self.stale_served = 0
+
+    def snapshot(self, group_hits: int) -> TypeStats:
+        """The counters as they are now, with the hits that the live groups hold."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["l1_hits"] += group_hits
+        return TypeStats(**values)
+
+
+class Counters:
+    """Counters of one node."""
+
+    def __init__(self) -> None:
+        self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
+        self.holes = self.catch_ups = self.lease_lapses = 0
+        self.fills = self.fills_rejected = self.entries_refused = 0
+        self.invalidations = self.invalidations_failed = 0
+        self.records_corrupt = self.l2_errors = self.reconnects = 0
+        self.flushes: dict[str, int] = {}
+        self.types: dict[str, TypeCounters] = {}
+        self.load_latency, self.l2_latency, self.bus_lag = Latency(), Latency(), Latency()
+
+    def of(self, data_type: str) -> TypeCounters:
+        """The counters of a data type."""
+        found = self.types.get(data_type)
+        if found is None:
+            found = self.types[data_type] = TypeCounters()
+        return found
+
+    def flushed(self, cause: str) -> None:
+        """Count a flush of a shard's L1."""
+        self.flushes[cause] = self.flushes.get(cause, 0) + 1

@@ -1,0 +1,110 @@
+"""What L2 holds for a key: a fixed head that Lua can read, the tags, and the payload.
+
+```
+offset  bytes
+0       2     magic 0xCB and format 1
+2       1     flags: 1 = the source said "not found"
+3       1     codec of the payload
+4       16    epoch, hexadecimal digits
+20      8     seq at which its lease was granted, or of its write (big-endian, like all numbers here)
+28      8     version: random, unique
+36      8     created, ms on the L2 server's clock
+44      8     soft expiry, ms on that clock; 0 = none
+52      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
+60      1     number of tags; then for each: 2 bytes of length, its mark's name
+...           payload
+```
+Times are the server's, which every probe relates to the node's monotonic clock: no two machines' clocks are compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from struct import Struct
+
+MAGIC = b"\xcb\x01"
+NOT_FOUND = 1
+HEAD = Struct(">2sBB16sQ8sQQQB")
+_LENGTH = Struct(">H")
+
+
+class CorruptRecord(ValueError):
+    """The bytes are not a record of this format."""
+
+
+class Record:
+    """One decoded record; `payload` is still encoded."""
+
+    __slots__ = (
+        "codec", "created_ms", "epoch", "expires_ms", "flags", "payload", "seq", "soft_ms", "tags", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        flags: int,
+        codec: int,
+        payload: bytes,
+        *,
+        created_ms: int,
+        soft_ms: int = 0,
+        expires_ms: int = 0,
+        tags: Sequence[str] = (),
+        epoch: bytes = b"0" * 16,
+        seq: int = 0,
+        version: bytes | None = None,
+    ) -> None:
+        self.flags, self.codec, self.payload = flags, codec, payload
+        self.created_ms, self.soft_ms, self.expires_ms = created_ms, soft_ms, expires_ms
+        self.tags = tags
+        self.epoch, self.seq = epoch, seq
+        self.version = os.urandom(8) if version is None else version
+
+    @property
+    def not_found(self) -> bool:
+        """Whether it says that the source has nothing for the key."""
+        return bool(self.flags & NOT_FOUND)
+
+    def encode(self) -> bytes:
+        """The bytes that L2 stores."""
+        head = HEAD.pack(
+            MAGIC, self.flags, self.codec, self.epoch, self.seq, self.version,
+            self.created_ms, self.soft_ms, self.expires_ms, len(self.tags),
+        )  # fmt: skip
+        if not self.tags:
+            return head + self.payload
+        names = [tag.encode() for tag in self.tags]
+        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.payload])
+
+
+def decode(data: bytes) -> Record:
+    """The record in these bytes, or `CorruptRecord`, whatever they are."""
+    if len(data) < HEAD.size:
+        raise CorruptRecord("shorter than a record's head")
+    magic, flags, codec, epoch, seq, version, created_ms, soft_ms, expires_ms, count = HEAD.unpack_from(data)
+    if magic != MAGIC:
+        raise CorruptRecord("not a record of this format")
+    at = HEAD.size
+    tags: Sequence[str] = ()
+    if count:
+        tags, at = _tags(data, at, count)
+    return Record(
+        flags, codec, data[at:],
+        created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags, epoch=epoch, seq=seq, version=version,
+    )  # fmt: skip
+
+
+def _tags(data: bytes, at: int, count: int) -> tuple[list[str], int]:
+    tags = []
+    for _ in range(count):
+        start = at + _LENGTH.size
+        if start > len(data):
+            raise CorruptRecord("its tags are cut off")
+        at = start + _LENGTH.unpack_from(data, at)[0]
+        if at > len(data):
+            raise CorruptRecord("its tags are cut off")
+        try:
+            tags.append(data[start:at].decode())
+        except UnicodeDecodeError:
+            raise CorruptRecord("a tag is not UTF-8") from None
+    return tags, at
