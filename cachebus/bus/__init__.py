@@ -1,0 +1,1 @@
+"""Transports that carry events to every node: Redis pub/sub, and memory."""

@@ -1,0 +1,55 @@
+"""A bus inside one process: the twin of pub/sub, for tests, trials and `memory://NAME`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cachebus.ports import Listener
+
+
+class MemoryChannel:
+    """Where the events of one shard go: to every bus that listens, in the next turn of the loop of each."""
+
+    def __init__(self) -> None:
+        self._ears: list[tuple[asyncio.AbstractEventLoop, int, Listener]] = []
+
+    def listen(self, loop: asyncio.AbstractEventLoop, shard: int, listener: Listener) -> None:
+        """Begin to hear."""
+        self._ears.append((loop, shard, listener))
+
+    def leave(self, listener: Listener) -> None:
+        """Hear no more."""
+        self._ears = [ear for ear in self._ears if ear[2] is not listener]
+
+    def send(self, message: bytes) -> None:
+        """Hand the message to all who listen; a loop that has ended hears nothing."""
+        for loop, shard, listener in self._ears:
+            if not loop.is_closed():
+                loop.call_soon(listener, shard, message)
+
+
+class MemoryBus:
+    """A `Bus` over memory channels, one a shard."""
+
+    def __init__(self, channels: Sequence[MemoryChannel], listener: Listener) -> None:
+        self._channels = channels
+        self._listener = listener
+        self.connected = False
+
+    async def connect(self) -> None:
+        """Listen to every shard."""
+        if not self.connected:
+            loop = asyncio.get_running_loop()
+            for shard, channel in enumerate(self._channels):
+                channel.listen(loop, shard, self._listener)
+            self.connected = True
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for channel in self._channels:
+            channel.leave(self._listener)
+        self.connected = False
+
+    async def publish(self, shard: int, message: bytes) -> None:
+        """Nothing to do: the store published it in the same step."""

@@ -1,0 +1,1 @@
+"""The shared store: on Redis, and in memory."""

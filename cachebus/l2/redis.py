@@ -1,0 +1,246 @@
+"""L2 on Redis or Valkey: each operation is one Lua script, each plain read a share of one MGET.
+
+Nothing is retried here: an operation that failed may have happened, and its caller knows best what that means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable
+from cachebus.keys import Key
+from cachebus.l2.names import ShardNames
+from cachebus.ports import (
+    PROTOCOL,
+    Caller,
+    Change,
+    Leased,
+    LeaseReply,
+    LogEntry,
+    ProbeReply,
+    ReadReply,
+)
+from cachebus.record import Record
+from cachebus.resp import Address, Connection, Script
+
+PRUNE_EVERY_S = 10.0
+SILENT_US = 60_000_000
+_SCRIPTS = ("probe", "leave", "read", "lease", "hold", "fill", "invalidate", "write", "counter")
+
+
+def load_scripts() -> dict[str, Script]:
+    """The scripts by name, each with the common prologue in front."""
+    folder = files("cachebus.l2") / "scripts"
+    prologue = (folder / "_prologue.lua").read_text()
+    return {name: Script(prologue + (folder / f"{name}.lua").read_text()) for name in _SCRIPTS}
+
+
+class RedisStore:
+    """A `Store` over one pipelined connection."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        namespace: str,
+        shards: int,
+        bus: str,
+        timeout_s: float,
+        connect_timeout_s: float,
+        clock: Clock,
+        marks_max: int,
+        log_max: int,
+    ) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._clock = clock
+        self._scripts = load_scripts()
+        self._names = [ShardNames(namespace, shard) for shard in range(shards)]
+        self._record_prefixes = [names.record_prefix for names in self._names]
+        facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
+        self._tail = [[facts, str(marks_max), str(log_max), names.channel] for names in self._names]
+        self._connection: Connection | None = None
+        self._checked = False
+        self._connecting = asyncio.Lock()
+        self._pruned_at = float("-inf")
+
+    # -- connection ---------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at all."""
+        return self._connection is not None and not self._connection.closed
+
+    @property
+    def checked(self) -> bool:
+        """Whether the present connection's server has answered a probe of ours."""
+        return self._checked and self._connection is not None and not self._connection.closed
+
+    async def connect(self) -> None:
+        """Connect if need be; `L2Unavailable` names host and port."""
+        async with self._connecting:
+            if self.connected:
+                return
+            self._checked = False
+            self._connection = await Connection.open(
+                self._address,
+                timeout_s=self._timeout_s,
+                connect_timeout_s=self._connect_timeout_s,
+                clock=self._clock,
+            )
+
+    async def close(self) -> None:
+        """Give the connection back; what is pending fails."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _live(self) -> Connection:
+        connection = self._connection
+        if connection is None or connection.closed:
+            raise L2Unavailable(f"not connected to {self._address}")
+        return connection
+
+    async def _run(self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script: the head that all share, then its own keys and arguments."""
+        head = [caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8), *self._tail[shard]]
+        return await self._live().script(self._scripts[name], [*self._names[shard].own, *keys], [*head, *args])
+
+    # -- operations ---------------------------------------------------------------------------------------------
+
+    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+        """The shard's place, floor and clock; leaves the caller's line among the nodes."""
+        connection = self._live()
+        now = self._clock()
+        prune = now - self._pruned_at > PRUNE_EVERY_S
+        if prune:
+            self._pruned_at = now
+        args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
+        try:
+            epoch, seq, floor, server_us, flat = await self._run("probe", shard, caller, (), args)
+        except L2Unavailable:
+            # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
+            connection.close()
+            raise
+        if connection is self._connection:
+            self._checked = True
+        found = None
+        if marks:
+            flat = flat or ()
+            found = {name.decode(): int(float(mark)) for name, mark in zip(flat[::2], flat[1::2], strict=True)}
+        return ProbeReply(epoch, seq, floor, int(server_us), found)
+
+    async def leave(self, shard: int, caller: Caller) -> None:
+        """Take the caller's line away."""
+        await self._run("leave", shard, caller, (), ())
+
+    def get(self, key: Key) -> Awaitable[bytes | None]:
+        """A record's bytes, not validated; those of one loop tick are one MGET."""
+        connection = self._connection
+        if connection is None:
+            raise L2Unavailable(f"not connected to {self._address}")
+        return connection.get(self._record_prefixes[key.shard] + key.l2)
+
+    async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
+        """Records validated by the store itself."""
+        names = self._names[shard]
+        args: list[str] = []
+        for key in keys:
+            args += [str(len(key.names)), *key.names]
+        reply = await self._run("read", shard, caller, [names.record(key) for key in keys], args)
+        return ReadReply(reply[0], reply[1], reply[2:])
+
+    async def lease(self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False) -> LeaseReply:
+        """A valid unexpired record, or the right to fill."""
+        names = self._names[key.shard]
+        args = [token, str(px_ms), "1" if refresh else "0", *key.names]
+        epoch, seq, outcome, record, wait_ms = await self._run(
+            "lease", key.shard, caller, [names.record(key), names.lease(key)], args
+        )
+        return LeaseReply(epoch, seq, Leased(outcome.decode()), record, wait_ms)
+
+    def extend(self, key: Key, token: str, px_ms: int) -> None:
+        """Hold a lease for `px_ms` more. Does not wait."""
+        self._hold(key, token, px_ms)
+
+    def release(self, key: Key, token: str) -> None:
+        """Give a lease back and wake those who wait for it. Does not wait."""
+        self._hold(key, token, 0)
+
+    def _hold(self, key: Key, token: str, px_ms: int) -> None:
+        if not self.connected:
+            return  # the lease ends by its px
+        names = self._names[key.shard]
+        head = ["", "0", "", secrets.token_hex(8), *self._tail[key.shard]]
+        keys = [*names.own, names.lease(key)]
+        script = self._scripts["hold"]
+        answer = self._live().call("EVALSHA", script.sha, str(len(keys)), *keys, *head, token, str(px_ms), key.l1)
+        answer.add_done_callback(_heard)
+
+    async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
+        """Store a loaded record if its lease still stands and nothing replaced it."""
+        names = self._names[key.shard]
+        args = [token, record.encode(), str(px_ms), over, key.l1, *key.names]
+        epoch, seq, stored, floor = await self._run(
+            "fill", key.shard, caller, [names.record(key), names.lease(key)], args
+        )
+        return Change(epoch, seq, bool(stored), floor)
+
+    async def invalidate(
+        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+    ) -> Change:
+        """Remove records and leases, move marks, log and publish."""
+        epoch, seq, _, floor = await self._run("invalidate", shard, caller, self._gone(shard, keys), [body, *names])
+        return Change(epoch, seq, True, floor)
+
+    async def write(
+        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
+        names: Sequence[str] = (), if_absent: bool = False,
+    ) -> Change:  # fmt: skip
+        """Store a record and invalidate all else that holds the key or depends on it."""
+        data = record.encode()
+        own = self._names[key.shard]
+        keys = [own.record(key), own.lease(key), *self._gone(key.shard, others)]
+        scopes = key.names
+        args = ["1" if if_absent else "0", str(len(scopes)), data[:4], data[28:], str(px_ms), body, *scopes, *names]
+        epoch, seq, stored, floor = await self._run("write", key.shard, caller, keys, args)
+        return Change(epoch, seq, bool(stored), floor)
+
+    def _gone(self, shard: int, keys: Sequence[Key]) -> list[str]:
+        names = self._names[shard]
+        return [*(names.record(key) for key in keys), *(names.lease(key) for key in keys)]
+
+    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
+        """Add to a counter and give its value."""
+        names = self._names[key.shard]
+        keys = [names.counter_prefix + key.l2, f"{names.request_prefix}{key.l2}:{request}"]
+        args = [str(amount), "1" if request else "0", str(expires_ms)]
+        return int(await self._run("counter", key.shard, caller, keys, args))
+
+    async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
+        """Up to `count` entries of the log that follow seq `after`."""
+        reply: Any = await self._live().call(
+            "XRANGE", self._names[shard].log, f"{after + 1}-0", "+", "COUNT", str(count)
+        )
+        return [LogEntry(_seq(entry_id), _message(fields)) for entry_id, fields in reply]
+
+
+def _seq(entry_id: bytes) -> int:
+    """The seq in an entry's id; -1 for an id that is none of ours (no seq is negative, so it can only be a gap)."""
+    seq, _, rest = entry_id.partition(b"-")
+    return int(seq) if rest == b"0" else -1
+
+
+def _message(fields: list[bytes] | None) -> bytes:
+    return fields[1] if fields and len(fields) == 2 and fields[0] == b"e" else b""
+
+
+def _heard(answer: asyncio.Future[object]) -> None:
+    """An answer that nobody waits for: a lease not extended or released ends by its px."""
+    if not answer.cancelled():
+        answer.exception()

@@ -1,0 +1,84 @@
+-- Every script begins with this: it reads the shard's meta and, where the server is not the one that meta speaks of,
+-- begins a new epoch in the same step (takeover). After it `epoch`, `seq`, `floor`, `marked`, `now_us` hold.
+-- KEYS 1 meta, 2 marks, 3 log, 4 nodes. ARGV 1 node, 2 applied, 3 epoch of the caller, 4 an epoch never used before,
+-- 5 facts (protocol, shards, bus), 6 most marks, 7 length of the log, 8 channel. The script's own follow at KEYS 5, ARGV 9.
+local META, MARKS, LOG, NODES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local MAGIC = '\203\1'
+local clock = redis.call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+local meta = redis.call('HMGET', META, 'server', 'epoch', 'seq', 'floor', 'marks', 'facts')
+local epoch, seq, floor, marked = meta[2], tonumber(meta[3]), tonumber(meta[4]), tonumber(meta[5])
+local function int(number) return string.format('%.0f', number) end
+
+if meta[6] and meta[6] ~= ARGV[5] then
+  return redis.error_reply('CACHEBUS ' .. meta[6] .. ' | ' .. ARGV[5])
+end
+if not seq or meta[1] ~= server or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
+    or redis.call('ZCARD', MARKS) ~= marked then
+  epoch, seq, floor, marked = ARGV[4], math.max(seq or 0, tonumber(ARGV[2])) + 1, 0, 0
+  redis.call('DEL', META, MARKS, LOG, NODES)
+  redis.call('HSET', META, 'server', server, 'epoch', epoch, 'seq', int(seq), 'floor', 0, 'marks', 0, 'facts', ARGV[5])
+end
+if ARGV[1] ~= '' then
+  redis.call('HSET', NODES, ARGV[1], ARGV[2] .. ':' .. int(now_us))
+end
+
+-- Whether a record may not be believed: not one of this epoch, or replaced by floor, a scope (ARGV first..last) or a tag.
+local function hidden(record, first, last)
+  if #record < 61 or string.sub(record, 1, 2) ~= MAGIC or string.sub(record, 5, 20) ~= epoch then return true end
+  local granted = struct.unpack('>I8', record, 21)
+  if granted < floor then return true end
+  if marked == 0 then return false end
+  local names = {}
+  for i = first, last do names[#names + 1] = ARGV[i] end
+  local at = 62
+  for _ = 1, string.byte(record, 61) do
+    if at + 1 > #record then return true end
+    local size = struct.unpack('>I2', record, at)
+    names[#names + 1] = string.sub(record, at + 2, at + 1 + size)
+    at = at + 2 + size
+  end
+  if #names == 0 then return false end
+  for _, mark in ipairs(redis.call('ZMSCORE', MARKS, unpack(names))) do
+    if mark and tonumber(mark) > granted then return true end
+  end
+  return false
+end
+
+-- Whether a record's hard expiry is over (L2 may keep it longer, for fail-safe).
+local function expired(record)
+  local at_ms = struct.unpack('>I8', record, 53)
+  return at_ms ~= 0 and at_ms * 1000 <= now_us
+end
+
+local function stored(key)
+  local found = redis.pcall('GET', key)
+  return type(found) == 'string' and found or nil
+end
+
+-- The next event: names (ARGV first..last) get its seq for a mark, then it is logged and published, in that order.
+local function announce(first, last, body)
+  seq = redis.call('HINCRBY', META, 'seq', 1)
+  if last >= first then
+    for i = first, last do redis.call('ZADD', MARKS, int(seq), ARGV[i]) end
+    local excess = redis.call('ZCARD', MARKS) - tonumber(ARGV[6])
+    if excess > 0 then
+      local dropped = redis.call('ZPOPMIN', MARKS, excess)
+      floor = math.max(floor, tonumber(dropped[#dropped]))
+      redis.call('HSET', META, 'floor', int(floor))
+    end
+    redis.call('HSET', META, 'marks', redis.call('ZCARD', MARKS))
+  end
+  local message = 'CB1' .. epoch .. struct.pack('>I8I8I8', seq, floor, now_us) .. body
+  redis.call('XADD', LOG, 'MAXLEN', '~', ARGV[7], int(seq) .. '-0', 'e', message)
+  redis.call('PUBLISH', ARGV[8], message)
+end
+
+-- A lease is `epoch:token`, with `:w` behind it when somebody waits for its end.
+local function holds(lease, token)
+  return lease and string.sub(lease, 1, 17 + #token) == epoch .. ':' .. token
+end
+local function wake(lease, name)
+  if string.sub(lease, -2) == ':w' then redis.call('PUBLISH', ARGV[8], 'CBW' .. name) end
+end

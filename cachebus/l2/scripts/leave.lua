@@ -1,0 +1,3 @@
+-- A node that ends takes its line away.
+redis.call('HDEL', NODES, ARGV[1])
+return {epoch, seq}

@@ -1,0 +1,13 @@
+"""A small RESP2 client for the store and the bus: one socket, everything pipelined, bytes in and bytes out.
+
+hiredis packs and parses (in C); what is here is what a cache needs around it: reads of one loop tick become one MGET,
+one timer a connection instead of a time-out a call, and every failure is an error of `cachebus.errors`.
+"""
+
+from cachebus.resp.address import Address, parse_address
+from cachebus.resp.connection import Connection
+from cachebus.resp.replies import mapped
+from cachebus.resp.script import Script
+from cachebus.resp.subscriber import Subscriber
+
+__all__ = ["Address", "Connection", "Script", "Subscriber", "mapped", "parse_address"]

@@ -1,0 +1,150 @@
+"""Commands and their replies, pipelined over one socket; the reads of one loop tick are one MGET."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cachebus.clock import Clock
+from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.resp.address import Address
+from cachebus.resp.handshake import join
+from cachebus.resp.link import Link, OnLost, fail
+from cachebus.resp.replies import NONSENSE, NOTHING, again, pack
+from cachebus.resp.script import Script
+
+BATCH_MAX: Final = 512
+"""Keys of one MGET: more would hold the server, and other clients, for too long."""
+
+_set_result = asyncio.Future.set_result
+
+
+class Connection(Link):
+    """One connection for any number of callers of one event loop. Use `Connection.open`."""
+
+    def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
+        super().__init__(address, timeout_s=timeout_s, clock=clock)
+        self._keys: list[bytes | str] = []
+        self._batched = 0
+
+    @classmethod
+    async def open(
+        cls,
+        address: Address,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        clock: Clock,
+        on_lost: OnLost | None = None,
+    ) -> Connection:
+        """Connect and log in within `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
+
+        A server that leaves a call unanswered for `timeout_s` (at most 1.25 times that) is lost: everything pending
+        fails and `on_lost` is called, as it is once for any loss but `close`.
+        """
+        connection = cls(address, timeout_s=timeout_s, clock=clock)
+        await join(connection, address, connect_timeout_s, on_lost)
+        return connection
+
+    @property
+    def pending(self) -> int:
+        """How many answers are waited for."""
+        return len(self._asked) + self._batched + len(self._getters)
+
+    def get(self, key: bytes | str) -> asyncio.Future[bytes | None]:
+        """The value of a string key, or None if there is none.
+
+        Gathered until the end of the loop tick, hence sent after every `call` of the same tick.
+        """
+        future = self._new_future()
+        getters = self._getters
+        if getters or self._admit(future):
+            self._keys.append(key)
+            getters.append(future)
+            if not self._flushing:
+                self._flush()
+            elif len(getters) >= BATCH_MAX:
+                self._collect()
+        return future
+
+    async def script(self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int]) -> Any:
+        """Run a script by its SHA1; the source travels only when the server does not know it (any more)."""
+        try:
+            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except L2Unavailable as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+        # Nothing ran, so this is no repetition; EVAL also loads it for the next time.
+        return await self.call("EVAL", script.source, len(keys), *keys, *args)
+
+    def _collect(self) -> None:
+        getters, keys = self._getters, self._keys
+        if not getters:
+            return
+        self._getters, self._keys = [], []
+        try:
+            packed = pack(("GET", *keys) if len(keys) == 1 else ("MGET", *keys))
+        except (TypeError, UnicodeError) as error:
+            self._collect_singly(keys, getters, error)
+            return
+        self._out.append(packed)
+        if len(getters) == 1:
+            self._asked.append(getters[0])
+        else:
+            self._asked.append(getters)
+            self._batched += len(getters) - 1
+
+    def _collect_singly(
+        self, keys: list[bytes | str], getters: list[asyncio.Future[Any]], error: TypeError | UnicodeError
+    ) -> None:
+        """One key cannot be packed: its caller alone shall hear of it."""
+        if len(keys) == 1:
+            fail(getters[0], error)
+            return
+        for key, future in zip(keys, getters, strict=True):
+            self._keys, self._getters = [key], [future]
+            self._collect()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand each reply to whoever asked, in order."""
+        self.last_reply_at = self._clock()
+        asked, next_reply = self._asked, self._next_reply
+        try:
+            self._feed(self._buffer, 0, nbytes)
+            reply = next_reply()
+            while reply is not NOTHING:
+                if not asked:
+                    self._nonsense()
+                    return
+                waiting = asked.popleft()
+                self._answered += 1
+                if isinstance(waiting, list):
+                    self._settle(waiting, reply)
+                elif isinstance(reply, CacheBusError):
+                    fail(waiting, reply)
+                elif not waiting.done():
+                    waiting.set_result(reply)
+                reply = next_reply()
+        except NONSENSE:
+            self._nonsense()
+
+    def _settle(self, getters: list[asyncio.Future[Any]], reply: Any) -> None:
+        """Give an MGET's reply to its callers."""
+        self._batched -= len(getters) - 1
+        if not isinstance(reply, list) or len(reply) != len(getters):
+            refused = isinstance(reply, CacheBusError)
+            error = reply if refused else L2Unavailable(f"{self._where} did not answer an MGET with as many values")
+            for future in getters:
+                fail(future, again(error))
+            if not refused:
+                self._nonsense()
+            return
+        settling = map(_set_result, getters, reply)
+        while True:
+            try:
+                deque(settling, maxlen=0)
+                return
+            except asyncio.InvalidStateError:
+                continue  # a caller that was cancelled; the map goes on behind it

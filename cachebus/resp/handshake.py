@@ -1,0 +1,72 @@
+"""From an address to a link that the server has let in."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.resp.address import Address
+from cachebus.resp.link import Link, OnLost
+
+
+async def join(link: Link, address: Address, connect_timeout_s: float, on_lost: OnLost | None) -> None:
+    """Connect and log in; only from then on does `on_lost` hear of a loss. Raises `L2Unavailable`, one line."""
+    try:
+        await _join_mapped(link, address, connect_timeout_s)
+    except BaseException:  # cancellation too: nobody else knows of the socket yet
+        link.close()
+        raise
+    link.on_lost = on_lost
+
+
+async def _join_mapped(link: Link, address: Address, connect_timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            await _connect(link, address, connect_timeout_s)
+            await _log_in(link, address)
+    except CacheBusError:
+        raise
+    except TimeoutError:
+        raise L2Unavailable(f"cannot connect to {address}: no answer in {connect_timeout_s:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise L2Unavailable(f"cannot connect to {address}: {_why(error)}") from error
+
+
+async def _connect(link: Link, address: Address, timeout_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    if address.path is not None:
+        await loop.create_unix_connection(lambda: link, address.path)
+    elif address.ssl is None:
+        await loop.create_connection(lambda: link, address.host, address.port)
+    else:
+        await loop.create_connection(
+            lambda: link, address.host, address.port, ssl=address.ssl, ssl_handshake_timeout=timeout_s
+        )
+
+
+async def _log_in(link: Link, address: Address) -> None:
+    """All questions in one packet. The PING is for servers that say no (or LOADING) only to a real command."""
+    questions = []
+    if address.username or address.password:
+        name = (address.username,) if address.username else ()
+        questions.append(link.call("AUTH", *name, address.password or ""))
+    if address.db:
+        questions.append(link.call("SELECT", address.db))
+    if address.client_name:
+        # A courtesy to whoever reads CLIENT LIST: a server or an ACL that forbids it is no reason to stay away.
+        _ = link.call("CLIENT", "SETNAME", address.client_name)
+    questions.append(link.call("PING"))
+    for question in questions:
+        try:
+            await question
+        except CacheBusError as error:
+            if link.closed:
+                raise
+            text = str(error)
+            if address.password:  # an unknown command is echoed with its arguments
+                text = text.replace(address.password, "***")
+            raise L2Unavailable(f"{address} refused: {text}") from None
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

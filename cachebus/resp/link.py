@@ -1,0 +1,195 @@
+"""One socket to one server: questions go out once a loop tick, and whoever waits hears when the socket is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any, Final, cast
+
+from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable
+from cachebus.resp.address import Address
+from cachebus.resp.replies import new_reader, pack
+from cachebus.resp.watchdog import Watchdog
+
+PENDING_MAX: Final = 100_000
+"""Questions that may wait for an answer; those beyond it fail at once. The watchdog bounds for how long they wait."""
+
+ALONE_MIN: Final = 16
+"""After so many questions in a row that had a loop tick to themselves, the next one does not wait for company."""
+
+BUFFER_BYTES: Final = 262_144
+"""What is read from the socket at once."""
+
+OnLost = Callable[[Exception], None]
+_generations = count(1)
+
+
+class Link(asyncio.BufferedProtocol):
+    """What a `Connection` and a `Subscriber` share: writing, watching and losing a socket. Replies are theirs to read.
+
+    `closed` says that no call can succeed any more, `generation` numbers the connections of this process, and
+    `last_reply_at` is the clock's time (seconds) at which the server was last heard.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
+        self.closed = False
+        self.generation = next(_generations)
+        self.last_reply_at = clock()
+        self._clock = clock
+        self._where = str(address)
+        self.on_lost: OnLost | None = None
+        loop = asyncio.get_running_loop()
+        self._call_soon = loop.call_soon
+        # A partial of the C class: `loop.create_future` would add a Python frame to each call.
+        self._new_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=loop)
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._asked: deque[asyncio.Future[Any] | list[asyncio.Future[Any]]] = deque()
+        self._getters: list[asyncio.Future[Any]] = []
+        self._answered = 0
+        self._flushing = False
+        self._paused = False
+        self._alone = 0
+        reader = new_reader()
+        self._feed: Callable[[bytearray, int, int], None] = cast("Any", reader.feed)
+        # One for all reads: `Protocol` gets new bytes of 256 KiB for each, and their pages cost more than a round trip.
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._next_reply = reader.gets
+        self._silent = f"{self._where} did not answer in {timeout_s:g} s"
+        self._watchdog = Watchdog(loop, timeout_s, self._progress, self._expired)
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """How many answers are waited for."""
+        return len(self._asked)
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+        """Send a command; its future gets the reply, or the `L2Unavailable` that came instead: it raises none.
+
+        Replies are what RESP2 has: bytes, int, None and lists of them. Cancelling the future takes nothing back.
+        """
+        packed = pack(args)
+        future = self._new_future()
+        if (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
+            self._out.append(packed)
+            self._asked.append(future)
+            if not self._flushing:
+                self._flush()
+        return future
+
+    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
+        """`call` for a command that `pack` has packed before."""
+        future = self._new_future()
+        if (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
+            self._out.append(packed)
+            self._asked.append(future)
+            if not self._flushing:
+                self._flush()
+        return future
+
+    def close(self) -> None:
+        """Drop the socket now; what is pending fails, `on_lost` is not called. May be repeated."""
+        self._end(f"the connection to {self._where} was closed")
+
+    def _admit(self, future: asyncio.Future[Any]) -> bool:
+        """Have a flush at the end of this tick, unless nobody is expected to join; False if the future was failed."""
+        if self.closed:
+            fail(future, L2Unavailable(f"not connected to {self._where}"))
+            return False
+        if self.pending >= PENDING_MAX:
+            fail(future, L2Unavailable(f"{self._where} is behind: {PENDING_MAX} calls wait for its answers"))
+            return False
+        if not self._flushing and (self._alone < ALONE_MIN or self._asked):
+            self._flushing = True
+            self._call_soon(self._flush)
+        return True
+
+    def _collect(self) -> None:
+        """Turn what was gathered in this tick into commands."""
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._getters:
+            self._collect()
+        out = self._out
+        if not out or self._transport is None:
+            return
+        if self._watchdog.asleep:
+            self._watchdog.wake()
+        self._alone = self._alone + 1 if len(out) == 1 and not isinstance(self._asked[-1], list) else 0
+        if not self._paused:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    # -- losing -------------------------------------------------------------------------------------------------
+
+    def _lost(self, why: str) -> None:
+        if self._end(why) and self.on_lost is not None:
+            self.on_lost(L2Unavailable(why))
+
+    def _end(self, why: str) -> bool:
+        """Fail all that wait; True the first time."""
+        if self.closed:
+            return False
+        self.closed = True
+        self._watchdog.stop()
+        self._collect()
+        asked = list(self._asked)
+        self._asked.clear()
+        self._out.clear()
+        self._flushing = False
+        # Not close(): that would wait for a stuck server to take what is still buffered.
+        if self._transport is not None:
+            self._transport.abort()
+        for waiting in asked:
+            for future in waiting if isinstance(waiting, list) else (waiting,):
+                fail(future, L2Unavailable(why))
+        return True
+
+    def _nonsense(self) -> None:
+        """The stream of replies can no longer be matched to the questions."""
+        self._lost(f"{self._where} sent what nobody asked for, or no RESP2")
+
+    def _progress(self) -> tuple[int, int]:
+        return self._answered + len(self._asked), self._answered
+
+    def _expired(self) -> None:
+        self._lost(self._silent)
+
+    # -- called by the transport ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; a link closed while it was being connected drops it."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self.closed:
+            self._transport.abort()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the transport puts what it reads next."""
+        return self._buffer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone, by whoever's doing."""
+        self._lost(f"{self._where} closed the connection" if exc is None else f"lost {self._where}: {exc}")
+
+    def pause_writing(self) -> None:
+        """The server reads more slowly than we write: gather, and let `PENDING_MAX` refuse."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The socket takes bytes again."""
+        self._paused = False
+        self._flush()
+
+
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """Give a future its error, unless its caller went away. Nobody has to look at it: losing a socket is told once."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()

@@ -1,0 +1,46 @@
+"""The seam to hiredis: its reader, and the one place where a server's error reply becomes an error of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, cast
+
+import hiredis
+
+from cachebus.errors import CacheBusError, L2Unavailable, ProtocolMismatch
+
+NOTHING: Final = object()
+"""What the reader gives when no whole reply has arrived yet (a nil reply is None)."""
+
+pack: Final = cast("Callable[[tuple[bytes | str | int, ...]], bytes]", hiredis.pack_command)
+"""A command's arguments as RESP, text as UTF-8. Raises TypeError or UnicodeEncodeError for what it cannot carry."""
+
+NONSENSE: Final = hiredis.ProtocolError
+"""What the reader raises for bytes that are no RESP."""
+
+_OWN: Final = "CACHEBUS "
+_LONGEST_CHARS: Final = 300
+
+
+def mapped(text: str) -> CacheBusError:
+    """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`).
+
+    A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. Everything else, be it
+    LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `L2Unavailable`: the store did not do it, whatever its reason,
+    and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the code could not be relied on.
+    """
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else "?" for char in text)
+    if text.startswith(_OWN):
+        return ProtocolMismatch(text[len(_OWN) :][:_LONGEST_CHARS])
+    return L2Unavailable(text[:_LONGEST_CHARS])
+
+
+def again(error: CacheBusError) -> CacheBusError:
+    """An equal error for the next caller: one raised in several tasks would gather all their tracebacks."""
+    return type(error)(*error.args)
+
+
+def new_reader() -> hiredis.Reader:
+    """A reader that gives bytes, errors of ours inside the replies, and `NOTHING` when it needs more."""
+    return hiredis.Reader(replyError=mapped, notEnoughData=NOTHING)

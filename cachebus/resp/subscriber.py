@@ -1,0 +1,102 @@
+"""The pub/sub side: messages are handed on as they are parsed, in order, without a task or a queue in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from cachebus.clock import Clock
+from cachebus.errors import CacheBusError
+from cachebus.resp.address import Address
+from cachebus.resp.handshake import join
+from cachebus.resp.link import Link, OnLost, fail
+from cachebus.resp.replies import NONSENSE, NOTHING, pack
+
+OnPush = Callable[[bytes, bytes], None]
+_MESSAGES: Final = (b"message", b"smessage")
+_CONFIRMATIONS: Final = (b"subscribe", b"ssubscribe")
+
+
+class Subscriber(Link):
+    """One connection that listens. Use `Subscriber.open`, then `subscribe`."""
+
+    def __init__(self, address: Address, *, timeout_s: float, clock: Clock, on_push: OnPush) -> None:
+        super().__init__(address, timeout_s=timeout_s, clock=clock)
+        self._on_push = on_push
+
+    @classmethod
+    async def open(
+        cls,
+        address: Address,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        clock: Clock,
+        on_push: OnPush,
+        on_lost: OnLost | None = None,
+    ) -> Subscriber:
+        """As `Connection.open`. `on_push(channel, payload)` is called for every message and must not block.
+
+        Should it raise, messages would be missing: the connection is lost then, and the error goes to the loop's
+        exception handler.
+        """
+        subscriber = cls(address, timeout_s=timeout_s, clock=clock, on_push=on_push)
+        await join(subscriber, address, connect_timeout_s, on_lost)
+        return subscriber
+
+    def subscribe(self, *channels: bytes | str, sharded: bool = False) -> asyncio.Future[None]:
+        """Listen to these channels; done when the server has confirmed every one. `sharded` is for Redis Cluster."""
+        future = self._new_future()
+        if not channels:
+            future.set_result(None)
+        elif self._admit(future):
+            self._out.append(pack(("SSUBSCRIBE" if sharded else "SUBSCRIBE", *channels)))
+            # One future for each confirmation to come; the last of them settles it.
+            self._asked.append([future] * len(channels))
+        return future
+
+    def ping(self) -> asyncio.Future[Any]:
+        """Ask for a sign of life; the watchdog closes the connection if none comes."""
+        return self.call("PING")
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on all messages that have arrived; what is none answers the oldest question."""
+        self.last_reply_at = self._clock()
+        next_reply, on_push = self._next_reply, self._on_push
+        try:
+            self._feed(self._buffer, 0, nbytes)
+            reply = next_reply()
+            while reply is not NOTHING:
+                if isinstance(reply, list) and len(reply) == 3 and reply[0] in _MESSAGES:
+                    on_push(reply[1], reply[2])
+                    if self.closed:
+                        return
+                elif not self._answer(reply):
+                    self._nonsense()
+                    return
+                reply = next_reply()
+        except NONSENSE:
+            self._nonsense()
+
+    def _answer(self, reply: Any) -> bool:
+        """Settle the oldest question; False if there is none, or not of this kind."""
+        if not self._asked:
+            return False
+        waiting = self._asked[0]
+        confirms = isinstance(reply, list) and len(reply) == 3 and reply[0] in _CONFIRMATIONS
+        if isinstance(reply, CacheBusError):
+            fail(waiting[0] if isinstance(waiting, list) else waiting, reply)
+        elif confirms != isinstance(waiting, list):
+            return False
+        elif isinstance(waiting, list):
+            future = waiting.pop()
+            if waiting:
+                return True
+            if not future.done():
+                future.set_result(None)
+        elif not waiting.done():
+            waiting.set_result(reply)
+        self._asked.popleft()
+        self._answered += 1
+        return True
