@@ -1,0 +1,92 @@
+"""cachebus: a two-level cache that is coherent. See the README for the first five minutes."""
+
+from loguru import logger as _logger
+
+from cachebus.cache import Cache
+from cachebus.cascade import Cascade
+from cachebus.context import Context, with_context
+from cachebus.errors import (
+    BusUnavailable,
+    CacheBusError,
+    ConfigError,
+    InvalidationFailed,
+    InvalidKey,
+    L2Unavailable,
+    LoadTimeout,
+    NotSerializable,
+    ProtocolMismatch,
+    TenantRequired,
+    ValueTooLarge,
+)
+from cachebus.fetch import MISSING
+from cachebus.helpers import (
+    cached,
+    deserialize_from_cache,
+    generate_resource_id_hash,
+    get_counter,
+    get_with_cache_aside,
+    increment_counter,
+    invalidate_coordinated,
+    invalidate_resource_cache,
+    serialize_for_cache,
+    track_cache_metrics,
+)
+from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan
+from cachebus.observe import Stats
+from cachebus.policy import (
+    DEFAULT_TTL_MAPPING,
+    TTL_EXTENDED,
+    TTL_PERMANENT,
+    TTL_SHORT,
+    TTL_STANDARD,
+    Policy,
+)
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_TTL_MAPPING",
+    "MISSING",
+    "TTL_EXTENDED",
+    "TTL_PERMANENT",
+    "TTL_SHORT",
+    "TTL_STANDARD",
+    "BusUnavailable",
+    "Cache",
+    "CacheBusError",
+    "CacheManager",
+    "Cascade",
+    "ConfigError",
+    "Context",
+    "InvalidKey",
+    "InvalidationFailed",
+    "L2Unavailable",
+    "LoadTimeout",
+    "NotSerializable",
+    "Policy",
+    "ProtocolMismatch",
+    "Receipt",
+    "Settings",
+    "Stats",
+    "TenantRequired",
+    "ValueTooLarge",
+    "cached",
+    "configure",
+    "current_cache",
+    "declare",
+    "deserialize_from_cache",
+    "generate_resource_id_hash",
+    "get_counter",
+    "get_with_cache_aside",
+    "increment_counter",
+    "invalidate_coordinated",
+    "invalidate_resource_cache",
+    "lifespan",
+    "serialize_for_cache",
+    "track_cache_metrics",
+    "with_context",
+]
+
+_logger.disable("cachebus")  # a library is silent until its user says `logger.enable("cachebus")`

@@ -1,0 +1,508 @@
+"""`Cache`: the verbs and the lifecycle. A hit is written out in the verbs; everything else is a call below."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from loguru import logger
+
+from cachebus import context
+from cachebus.cascade import Cascade, Target
+from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
+from cachebus.factory import Parts, World, build
+from cachebus.fetch import MISSING
+from cachebus.fill import Found, Load, Loaded
+from cachebus.keys import SYSTEM, Key, tag_name
+from cachebus.node import OnApplied
+from cachebus.observe import Stats
+from cachebus.policy import Policy, Rules, check_ttl
+from cachebus.ports import Place
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
+from cachebus.source import Source, bind, call
+
+Id = str | int
+Contexts = tuple[Id | None, Id | None, Id | None]
+
+
+class Cache:
+    """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
+
+    Ids are str or int. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong to
+    the event loop in which the cache was opened.
+    """
+
+    def __init__(self, settings: Settings | str | None = None, *, world: World | None = None) -> None:
+        self.settings = Settings.of(settings)
+        self._world = world
+        self._parts: Parts | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._policies: dict[str, Policy] = {}
+        self._cascades: list[Cascade] = []
+        self._entries: dict[str, Any] = {}
+        self._clock: Callable[[], float] = lambda: 0.0
+
+    # -- lifecycle ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, settings: Settings | str | None = None) -> Self:
+        """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
+        return cls(settings)
+
+    async def __aenter__(self) -> Self:
+        if self._parts is not None:
+            raise ConfigError("this cache is open already")
+        parts = build(self.settings, world=self._world)
+        self._parts, self._loop, self._pid = parts, asyncio.get_running_loop(), os.getpid()
+        for data_type, policy in self._policies.items():
+            parts.policies.register(data_type, policy)
+        for cascade in self._cascades:
+            parts.cascades.register(cascade)
+        if self.settings.enabled:
+            try:
+                await self._attach(parts)
+            except BaseException:
+                await self._stop(parts)
+                raise
+        self._entries, self._clock = parts.node.l1.entries, parts.node.clock
+        return self
+
+    async def _attach(self, parts: Parts) -> None:
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout_s):
+                await parts.heartbeat.attach()
+        except* (L2Unavailable, BusUnavailable, TimeoutError) as group:
+            error = _first(group)
+            if not self.settings.start_degraded:
+                raise L2Unavailable(f"{error or 'no answer'} (at start, {self.settings.safe_url})") from None
+            logger.warning("starting degraded, without L2: {}", error)
+        except* Exception as group:
+            raise _first(group) from None
+        parts.heartbeat.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let loads end within `close_timeout_s`, hand back leases, leave the fleet. Closing twice is harmless."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            self._entries = {}
+            await self._stop(parts)
+
+    async def _stop(self, parts: Parts) -> None:
+        await parts.reader.flights.close(self.settings.close_timeout_s)
+        await parts.heartbeat.stop()
+        try:
+            if parts.store.connected and self.settings.enabled:
+                for shard in parts.node.shards:
+                    if shard.epoch:
+                        await parts.store.leave(shard.index, parts.node.caller(shard.index))
+        except L2Unavailable as error:
+            logger.debug("could not take leave of L2: {}", error)
+        finally:
+            await parts.bus.close()
+            await parts.store.close()
+            parts.node.l1.clear()
+
+    def _live(self) -> Parts:
+        parts = self._parts
+        if parts is None:
+            raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError("this cache belongs to another event loop: open one in each loop")
+        if os.getpid() != self._pid:
+            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
+        return parts
+
+    def ready(self) -> bool:
+        """Whether every shard's lease is live: for readiness probes."""
+        parts = self._live()
+        now_s = parts.node.clock()
+        return not self.settings.enabled or all(now_s < shard.valid_until for shard in parts.node.shards)
+
+    def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
+        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle."""
+        for cascade in cascades:
+            if self._parts is not None:
+                self._parts.cascades.register(cascade)
+            self._cascades.append(cascade)
+        for data_type, policy in (policies or {}).items():
+            if self._parts is not None:
+                self._parts.policies.register(data_type, policy)
+            self._policies[data_type] = policy
+
+    def stats(self) -> Stats:
+        """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
+        parts = self._live()
+        node, counters = parts.node, parts.node.counters
+        hits = node.l1_hits()
+        types = {t: counters.of(t).snapshot(hits.get(t, 0)) for t in {*counters.types, *hits}}
+        figures = {
+            name: getattr(counters, name)
+            for name in Stats.__dataclass_fields__
+            if isinstance(getattr(counters, name, None), int)
+        }
+        return Stats(
+            node=node.id,
+            types=types,
+            shards=node.shard_stats(node.clock()),
+            l1_entries=len(node.l1),
+            l1_bytes=node.l1.bytes,
+            l1_evictions=node.l1.evictions,
+            flushes=dict(counters.flushes),
+            l2_connected=parts.store.connected,
+            bus_connected=parts.bus.connected,
+            flights=len(parts.reader.flights),
+            load_latency=counters.load_latency.snapshot(),
+            l2_latency=counters.l2_latency.snapshot(),
+            bus_lag=counters.bus_lag.snapshot(),
+            **figures,
+        )
+
+    @property
+    def on_applied(self) -> OnApplied | None:
+        """Called with (shard, epoch, seq, monotonic s) when a shard's applied seq moves: for tests and tools."""
+        return self._live().node.on_applied
+
+    @on_applied.setter
+    def on_applied(self, hook: OnApplied | None) -> None:
+        self._live().node.on_applied = hook
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        use_memory: bool = True,
+        *,
+        default: Any = None,
+        after: Receipt | str | None = None,
+    ) -> Any:
+        """The cached value, or `default` (also where the source is known to have nothing).
+
+        `search_hierarchy`: when the given contexts have none, look without the collection, then the conversation, then
+        the agent. `use_memory=False` skips L1. `after`: a receipt whose write must be seen. Raises `InvalidKey`,
+        `TenantRequired`, `L2Unavailable`, and `ValueError` for a bad receipt.
+        """
+        if tenant_id is not None and use_memory and after is None:
+            # The hit, inlined: no validation, since no invalid part can have made an entry of this name.
+            if agent_id is None and conversation_id is None and collection_id is None:
+                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
+            else:
+                a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+                c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+                o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
+            if entry is not None:
+                now = self._clock()
+                group = entry.group
+                if now < entry.fast_until and now < group.valid_until:
+                    group.hits += 1
+                    if entry.freq < 3:
+                        entry.freq += 1
+                    return entry.value
+        parts = self._live()
+        key = self._key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        place = _place(after)
+        if search_hierarchy:
+            value = (await parts.reader.search(key, place, use_memory)).value
+        else:
+            value = await parts.reader.get(key, place, use_memory)
+        return default if value is MISSING or value is None else value
+
+    async def get_many(
+        self,
+        data_type: str,
+        resource_ids: Iterable[Id],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> dict[Id, Any]:
+        """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks."""
+        parts = self._live()
+        ids = list(dict.fromkeys(resource_ids))
+        keys = [self._key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
+        values = await parts.reader.get_many(keys, _place(after)) if keys else []
+        return {i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not None}
+
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Source,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+    ) -> Any:
+        """The cached value, else what `loader(resource_id, tenant_id, ctx)` gives (fewer arguments if it takes fewer).
+
+        One load a key at a time on this node, and one over all nodes. None from the loader means not found. `ttl` in
+        seconds; None is the type's. What the loader raises after its retries is raised here; `LoadTimeout` when it
+        takes too long. Without L2 the source is asked, and its answer kept for the staleness bound.
+        """
+        if tenant_id is not None and use_memory and after is None:
+            if agent_id is None and conversation_id is None and collection_id is None:
+                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
+            else:
+                a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+                c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+                o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
+            if entry is not None:
+                now = self._clock()
+                group = entry.group
+                if now < entry.fast_until and now < group.valid_until:
+                    group.hits += 1
+                    if entry.freq < 3:
+                        entry.freq += 1
+                    return entry.value
+        self._live()
+        key = self._key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        rules = self.rules(data_type)
+        bound = bind(loader, resource_id, key.family.tenant or None, context.current())
+
+        async def load() -> Loaded:
+            return Loaded(await self.call_source(bound, rules))
+
+        found = await self.load(
+            key, load, rules, after=after, search=search_hierarchy, ttl=ttl, tags=tags, use_memory=use_memory
+        )
+        return found.value
+
+    async def load(
+        self, key: Key, load: Load, rules: Rules, *, after: Receipt | str | None = None, search: bool = False,
+        ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True,
+    ) -> Found:  # fmt: skip
+        """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
+        return await self._live().reader.get_or_load(
+            key, load, rules, after=_place(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
+            tags=self._tags(key, tags, rules), use_memory=use_memory,
+        )  # fmt: skip
+
+    @staticmethod
+    async def call_source(bound: Callable[[], Any], rules: Rules) -> Any:
+        """Run a bound source function with its type's retries and time limit."""
+        return await call(
+            bound,
+            timeout_s=rules.load_timeout_s,
+            retries=rules.retries,
+            retry_on=rules.retry_on,
+            backoff_s=rules.retry_backoff_s,
+        )
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    async def set(
+        self,
+        data_type: str,
+        resource_id: Id,
+        value: Any,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        ttl: float | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> Receipt:
+        """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
+
+        Raises `NotSerializable`, `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
+        """
+        return await self._store(
+            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False
+        )
+
+    async def add(
+        self,
+        data_type: str,
+        resource_id: Id,
+        value: Any,
+        ttl: float | None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> bool:
+        """Store a value only where there is none; whether it was stored. Atomic in L2.
+
+        Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
+        invalidation frees it.
+        """
+        contexts = agent_id, conversation_id, collection_id
+        receipt = await self._store(data_type, resource_id, value, tenant_id, contexts, ttl, tags, True)
+        return receipt.stored
+
+    async def _store(
+        self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None, contexts: Contexts,
+        ttl: float | None, tags: Sequence[str], if_absent: bool,
+    ) -> Receipt:  # fmt: skip
+        parts = self._live()
+        ttl_s = None if ttl is None else check_ttl(ttl)
+        key = self._key(data_type, resource_id, tenant_id, *contexts)
+        rules = self.rules(data_type)
+        tenant = self._tenant(data_type, tenant_id)
+        plan = parts.planner.targets([Target(data_type, resource_id, *contexts)], tenant, on_set=True)
+        return await parts.writer.set(
+            key, value, rules, plan, ttl_s=ttl_s, tags=self._tags(key, tags, rules), if_absent=if_absent
+        )
+
+    async def invalidate(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        contexts: str = "exact",
+    ) -> Receipt:
+        """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
+
+        This key exactly; with `contexts="all"` the id in every narrower context too. Raises `InvalidationFailed` when
+        it is not sure to have happened: repeat it then.
+        """
+        if contexts not in ("exact", "all"):
+            raise ValueError('contexts must be "exact" or "all"')
+        target = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
+        return await self.invalidate_targets([target], tenant_id, all_contexts=contexts == "all")
+
+    delete = invalidate
+    """Remove a value: the same promise under its other name."""
+
+    async def invalidate_targets(
+        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False
+    ) -> Receipt:
+        """Several targets of one tenant, and their cascades, in one atomic step."""
+        parts = self._live()
+        if not targets:
+            raise ValueError("nothing to invalidate: no targets")
+        tenant = self._tenant(targets[0].data_type, tenant_id)
+        return await parts.writer.invalidate(parts.planner.targets(targets, tenant, all_contexts=all_contexts))
+
+    async def invalidate_scope(
+        self,
+        tenant_id: Id | None = None,
+        data_type: str | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+    ) -> Receipt:
+        """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
+        parts = self._live()
+        tenant = self._tenant(data_type or "", tenant_id)
+        contexts = agent_id, conversation_id, collection_id
+        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts))
+
+    async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
+        """All values of a tenant that were stored with any of these tags."""
+        parts = self._live()
+        if isinstance(tags, str) or not tags:
+            raise ValueError("tags must be a non-empty sequence of strings")
+        return await parts.writer.invalidate(parts.planner.tags(self._tenant("", tenant_id), tags))
+
+    # -- counters -------------------------------------------------------------------------------------------------
+
+    async def increment(
+        self,
+        counter_type: str,
+        tenant_id: Id | None = None,
+        value: int = 1,
+        resource_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        expires_in_s: float | None = None,
+        request_id: str = "",
+    ) -> int:
+        """Add to a counter in L2 and give its value. 0 reads it. Never expires unless `expires_in_s` says so.
+
+        With a `request_id` a repetition within 60 s adds nothing. `L2Unavailable` leaves open whether it counted.
+        """
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"a counter takes an int, not {type(value).__name__}")
+        parts = self._live()
+        resource = "*" if resource_id is None else resource_id
+        key = self._key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
+        expires = None if expires_in_s is None else check_ttl(expires_in_s)
+        if not self.settings.enabled:
+            return 0
+        return await parts.writer.count(key, value, request_id, expires)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def rules(self, data_type: str) -> Rules:
+        """The rules of a data type."""
+        return self._live().policies.rules(data_type)
+
+    def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
+        """The validated key of these parts, with the ambient tenant where none is given."""
+        return self._key(data_type, resource_id, tenant_id, *contexts)
+
+    def _key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
+        if tenant_id is None:
+            tenant_id = self._tenant(data_type, None)
+        return self._live().keyspace.key(data_type, resource_id, tenant_id, *contexts)
+
+    @staticmethod
+    def _tenant(data_type: str, tenant_id: Id | None) -> Id | None:
+        """The argument's tenant, else the ambient one; `system` has none unless it is given."""
+        if tenant_id is not None or data_type == SYSTEM:
+            return tenant_id
+        around = context.current()
+        return around.get_tenant_id() if around is not None and around.has_tenant_id() else None
+
+    @staticmethod
+    def _tags(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
+        if isinstance(tags, str):
+            raise ValueError("tags must be a sequence of strings")
+        if not tags and not rules.tags:
+            return []
+        own = [template.format(resource_id=key.resource_id, tenant_id=key.family.tenant) for template in rules.tags]
+        if len(tags) + len(own) > 255:
+            raise ValueError("a value takes at most 255 tags")
+        return [tag_name(key.family.tenant, tag) for tag in dict.fromkeys([*tags, *own])]
+
+
+def _place(after: Receipt | str | None) -> Place | None:
+    if after is None:
+        return None
+    receipt = Receipt.parse(after) if isinstance(after, str) else after
+    if receipt.status == "pending":
+        raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
+    return receipt.place
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first plain error inside a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,169 @@
+"""From settings to wired parts: the only module that names concrete stores and buses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from cachebus.bus.memory import MemoryBus, MemoryChannel
+from cachebus.bus.redis import RedisBus
+from cachebus.cascade import CascadeTable
+from cachebus.clock import Clock, monotonic
+from cachebus.errors import ConfigError
+from cachebus.fetch import Fetcher
+from cachebus.heartbeat import Heartbeat
+from cachebus.keys import Keyspace
+from cachebus.l1 import L1
+from cachebus.l2.memory import MemoryShard, MemoryStore
+from cachebus.l2.names import ShardNames
+from cachebus.l2.redis import RedisStore
+from cachebus.loading import Waiters
+from cachebus.node import Node
+from cachebus.observe import Counters
+from cachebus.plan import Planner
+from cachebus.policy import PolicyTable
+from cachebus.ports import Bus, Listener, Store
+from cachebus.read import Reader
+from cachebus.receive import Receiver
+from cachebus.resp import Address, parse_address
+from cachebus.settings import Settings
+from cachebus.write import Writer
+
+
+class World:
+    """What all caches of a process that open the same `memory://NAME` share."""
+
+    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int) -> None:
+        self.shards = [MemoryShard(clock, marks_max=marks_max, log_max=log_max) for _ in range(shards)]
+        self.channels = [MemoryChannel() for _ in range(shards)]
+        for shard, channel in zip(self.shards, self.channels, strict=True):
+            shard.publish = channel.send
+
+
+_worlds: WeakValueDictionary[str, World] = WeakValueDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One cache's parts, wired and not yet started."""
+
+    settings: Settings
+    node: Node
+    store: Store
+    bus: Bus
+    policies: PolicyTable
+    cascades: CascadeTable
+    keyspace: Keyspace
+    planner: Planner
+    reader: Reader
+    writer: Writer
+    heartbeat: Heartbeat
+    world: World | None
+    """Kept alive by those who share it."""
+
+
+def build(settings: Settings, clock: Clock = monotonic, world: World | None = None) -> Parts:
+    """Wire a cache by its settings; `ConfigError`. Must run inside the event loop that will use it."""
+    asyncio.get_running_loop()
+    policies, cascades = PolicyTable(settings.policies), CascadeTable()
+    l1 = L1(settings.l1_max_entries if settings.use_memory_cache else 0, settings.l1_max_bytes)
+    node = Node(
+        name=settings.node_name or f"{socket.gethostname()}-{os.getpid()}",
+        shards=settings.shards,
+        bound_s=settings.staleness_bound_s,
+        l1=l1,
+        clock=clock,
+        counters=Counters(),
+    )
+    waiters = Waiters()
+    later = _Later()
+    store, bus, world = _backends(settings, clock, later, world)
+    heartbeat = Heartbeat(
+        node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s
+    )
+    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock)
+    later.listener = heartbeat.receiver.on_message
+    fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)
+    keyspace = Keyspace(settings.shards)
+    reader = Reader(
+        fetcher,
+        waiters,
+        clock,
+        lease_ms=settings.lease_ms,
+        outage_is_miss=settings.on_outage == "miss",
+        enabled=settings.enabled,
+    )
+    writer = Writer(fetcher, bus, clock, heartbeat.nudge, enabled=settings.enabled)
+    planner = Planner(keyspace, cascades)
+    return Parts(settings, node, store, bus, policies, cascades, keyspace, planner, reader, writer, heartbeat, world)
+
+
+class _Later:
+    """A listener that is known only once the parts that listen are made."""
+
+    listener: Listener
+
+    def __call__(self, shard: int, message: bytes) -> None:
+        self.listener(shard, message)
+
+
+def _backends(
+    settings: Settings, clock: Clock, listener: Listener, world: World | None
+) -> tuple[Store, Bus, World | None]:
+    url = settings.url.get_secret_value()
+    if url.startswith("memory://"):
+        world = world or _world(url.removeprefix("memory://"), settings, clock)
+        return MemoryStore(world.shards), MemoryBus(world.channels, listener), world
+    address = address_of(settings)
+    names = [ShardNames(settings.namespace, shard) for shard in range(settings.shards)]
+    store = redis_store(settings, address, clock)
+    bus = RedisBus(
+        address,
+        [n.channel for n in names],
+        listener,
+        timeout_s=settings.l2_timeout_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        clock=clock,
+    )
+    return store, bus, None
+
+
+def address_of(settings: Settings) -> Address:
+    """Where the settings' Redis is, with credentials and TLS; `ConfigError`."""
+    return parse_address(
+        settings.url.get_secret_value(),
+        username=None if settings.username is None else settings.username.get_secret_value(),
+        password=None if settings.password is None else settings.password.get_secret_value(),
+        ca_certs=settings.ssl_ca_certs,
+        check_hostname=settings.ssl_check_hostname,
+        client_name=f"cachebus-{settings.namespace}",
+    )
+
+
+def redis_store(settings: Settings, address: Address, clock: Clock) -> RedisStore:
+    """The store on Redis, not yet connected."""
+    return RedisStore(
+        address,
+        namespace=settings.namespace,
+        shards=settings.shards,
+        bus="redis",
+        timeout_s=settings.l2_timeout_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        clock=clock,
+        marks_max=settings.max_marks,
+        log_max=settings.log_max_len,
+    )
+
+
+def _world(name: str, settings: Settings, clock: Clock) -> World:
+    shared = _worlds.get(name) if name else None
+    if shared is None:
+        shared = World(settings.shards, clock, marks_max=settings.max_marks, log_max=settings.log_max_len)
+        if name:
+            _worlds[name] = shared
+    if len(shared.shards) != settings.shards:
+        raise ConfigError(f"memory://{name} has {len(shared.shards)} shards here, this cache wants {settings.shards}")
+    return shared

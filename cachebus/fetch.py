@@ -1,0 +1,153 @@
+"""Reading L2: by plain gets while the node may judge records itself, else by the script that judges them in L2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cachebus import record as records
+from cachebus.clock import Clock
+from cachebus.coherence import Reservation
+from cachebus.errors import L2Unavailable
+from cachebus.keys import Key
+from cachebus.node import INF, Node
+from cachebus.packing import copier, unpack
+from cachebus.policy import PolicyTable, Rules
+from cachebus.ports import Place, Store
+from cachebus.record import Record
+from cachebus.values import CorruptValue
+
+MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__slots__": ()})()
+"""Stands for "nothing there" where None may be a value."""
+
+
+class Fetcher:
+    """L2 as a reader sees it: values that may be believed, and that enter L1 where they may."""
+
+    def __init__(
+        self, node: Node, store: Store, policies: PolicyTable, clock: Clock, nudge: Callable[[int], None]
+    ) -> None:
+        self.node = node
+        self.store = store
+        self.policies = policies
+        self.clock = clock
+        self.nudge = nudge
+        self._shards = node.shards
+
+    async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
+        """The key's value in L2, None for one that says "not found", or MISSING; `L2Unavailable`."""
+        shard = self._shards[key.shard]
+        store = self.store
+        if not self._may_judge(key.shard, after):
+            return (await self.validated([key], after, enter=enter))[0]
+        reservation, vouched_s = shard.reserve(), shard.vouched_s
+        try:
+            data = await store.get(key)
+        except L2Unavailable:
+            self.node.counters.l2_errors += 1
+            raise
+        if data is None:
+            return MISSING
+        if shard.epoch != reservation.epoch:
+            return (await self.validated([key], after, enter=enter))[0]
+        return self._believed(key, data, reservation, vouched_s, enter)
+
+    async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+        """What `one` gives, for keys of one shard, in one round trip."""
+        if not keys:
+            return []
+        shard = self._shards[keys[0].shard]
+        if not self._may_judge(keys[0].shard, after):
+            return await self.validated(keys, after, enter=enter)
+        reservation, vouched_s = shard.reserve(), shard.vouched_s
+        try:
+            answers = [self.store.get(key) for key in keys]
+            found = [await answer for answer in answers]
+        except L2Unavailable:
+            self.node.counters.l2_errors += 1
+            raise
+        if shard.epoch != reservation.epoch:
+            return await self.validated(keys, after, enter=enter)
+        return [
+            MISSING if data is None else self._believed(key, data, reservation, vouched_s, enter)
+            for key, data in zip(keys, found, strict=True)
+        ]
+
+    async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+        """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
+        index = keys[0].shard
+        shard = self._shards[index]
+        reservation, started_s = shard.reserve(), self.clock()
+        try:
+            reply = await self.store.read(index, self.node.caller(index), keys)
+        except L2Unavailable:
+            self.node.counters.l2_errors += 1
+            raise
+        self.node.counters.l2_latency.observe(self.clock() - started_s)
+        self.notice(index, reply.epoch)
+        found: list[object] = []
+        for key, data in zip(keys, reply.records, strict=True):
+            record = None if data is None else self.decoded(data)
+            believed = record is not None and not self.expired(record)
+            found.append(
+                self.taken(key, record, reservation, started_s, enter) if record and believed else MISSING
+            )
+        return found
+
+    def _may_judge(self, index: int, after: Place | None) -> bool:
+        """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
+        shard = self._shards[index]
+        return (
+            self.clock() < shard.valid_until
+            and self.store.checked
+            and (after is None or shard.honours(after.epoch, after.seq))
+        )
+
+    def _believed(self, key: Key, data: bytes, reservation: Reservation, read_s: float, enter: bool) -> object:
+        shard = self._shards[key.shard]
+        record = self.decoded(data)
+        if record is None or record.epoch != shard.epoch or self.expired(record):
+            return MISSING
+        if shard.hides(record.seq, (*key.names, *record.tags) if shard.marks else ()):
+            return MISSING
+        return self.taken(key, record, reservation, read_s, enter)
+
+    def decoded(self, data: bytes) -> Record | None:
+        """The record in these bytes; a corrupted one is a counted miss."""
+        try:
+            return records.decode(data)
+        except records.CorruptRecord:
+            self.node.counters.records_corrupt += 1
+            return None
+
+    def expired(self, record: Record) -> bool:
+        """Whether the record's hard expiry is over, by the L2 server's clock."""
+        return 0 < record.expires_ms <= (self.clock() + self.node.server_offset_s) * 1000
+
+    def taken(self, key: Key, record: Record, reservation: Reservation, read_started_s: float, enter: bool) -> object:
+        """The value of a record that may be believed; enters L1 where it may."""
+        rules = self.policies.rules(key.family.data_type)
+        try:
+            value = unpack(record, rules)
+        except CorruptValue:
+            self.node.counters.records_corrupt += 1
+            self.node.counters.of(key.family.data_type).serialization_errors += 1
+            return MISSING
+        if enter and rules.l1:
+            self.admit(key, value, record, reservation, read_started_s, rules)
+        return value
+
+    def admit(
+        self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
+        rules: Rules, *, fenced: bool = True,
+    ) -> bool:  # fmt: skip
+        """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile."""
+        return self.node.admit(
+            key, value, record, reservation, read_started_s,
+            l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
+            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, rules), fenced=fenced,
+        )  # fmt: skip
+
+    def notice(self, index: int, epoch: bytes) -> None:
+        """A reply of another epoch: only a probe moves the node there, so have one sent soon."""
+        if epoch != self._shards[index].epoch:
+            self.nudge(index)

@@ -1,0 +1,180 @@
+"""One fill: the lease held while a load runs, and what was loaded offered to L2, then to L1."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NamedTuple
+
+from loguru import logger
+
+from cachebus.coherence import Reservation
+from cachebus.errors import L2Unavailable, NotSerializable, ValueTooLarge
+from cachebus.fetch import MISSING, Fetcher
+from cachebus.keys import Key
+from cachebus.packing import keep_ms, pack, unpack
+from cachebus.policy import Rules
+from cachebus.ports import Leased, LeaseReply
+from cachebus.record import Record
+
+_tokens = itertools.count()
+
+
+class Loaded(NamedTuple):
+    """What a source gave: None means not found; `source` says which ("source", "database", "generation")."""
+
+    value: object
+    source: str = "source"
+    db_ms: float = 0.0
+    generation_ms: float = 0.0
+    error: BaseException | None = None
+
+
+class Found(NamedTuple):
+    """What a read gave, and from where: `level` "l1", "l2" or None; `loaded` when it came from the source."""
+
+    value: object
+    level: str | None
+    loaded: Loaded | None = None
+    stale: bool = False
+    serialization_error: bool = False
+
+Load = Callable[[], Coroutine[object, object, Loaded]]
+
+
+class Filler:
+    """One fill: holds its lease while the load runs, and offers what was loaded to L2, then to L1."""
+
+    def __init__(
+        self, fetcher: Fetcher, key: Key, rules: Rules, lease_ms: int, *, ttl_s: float | None, tags: Sequence[str],
+        enter: bool, over: bytes = b"",
+    ) -> None:  # fmt: skip
+        self.key, self.rules = key, rules
+        self._fetch, self._node, self._store = fetcher, fetcher.node, fetcher.store
+        self._clock = fetcher.clock
+        self._ttl_s, self._tags, self._enter, self._over = ttl_s, tags, enter, over
+        self._token = f"{self._node.id}-{next(_tokens):x}"
+        self._timer: asyncio.TimerHandle | None = None
+        self._lease_ms = lease_ms
+        self._granted: LeaseReply | None = None
+        self._reservation: Reservation
+        self._started_s = 0.0
+
+    def reserve_alone(self) -> None:
+        """Begin a load that L2 will hear nothing of."""
+        self._reservation = self._node.shards[self.key.shard].reserve()
+        self._started_s = self._clock()
+
+    async def lease(self, *, refresh: bool = False) -> LeaseReply:
+        """Ask for the lease once; a granted one is extended from now on."""
+        self.reserve_alone()
+        index = self.key.shard
+        try:
+            reply = await self._store.lease(
+                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
+            )
+        except L2Unavailable:
+            self._node.counters.l2_errors += 1
+            raise
+        self._fetch.notice(index, reply.epoch)
+        if reply.outcome is Leased.GRANTED:
+            self._granted = reply
+            self._let_go()
+            self._hold_on()
+        return reply
+
+    def _hold_on(self) -> None:
+        def extend() -> None:
+            self._store.extend(self.key, self._token, self._lease_ms)
+            self._hold_on()
+
+        self._timer = asyncio.get_running_loop().call_later(self._lease_ms / 3000, extend)
+
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def release(self) -> None:
+        """Give the lease back; awaits nothing, since a cancelled load may do nothing more."""
+        self._let_go()
+        if self._granted is not None:
+            self._store.release(self.key, self._token)
+
+    def value_of(self, data: bytes | None) -> object:
+        """The value of a record that the lease script found valid."""
+        record = None if data is None else self._fetch.decoded(data)
+        if record is None:
+            return MISSING
+        return self._fetch.taken(self.key, record, self._reservation, self._started_s, self._enter)
+
+    def stale(self, data: bytes) -> Found | None:
+        """What an expired record, which L2 has just validated, gives where fail-safe allows it."""
+        if not self.rules.fail_safe_s:
+            return None
+        record = self._fetch.decoded(data)
+        if record is None:
+            return None
+        value = self._fetch.taken(self.key, record, self._reservation, self._started_s, enter=False)
+        return None if value is MISSING else Found(value, "l2", stale=True)
+
+    async def fill(self, found: Found) -> Found:
+        """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D."""
+        granted = self._granted
+        if granted is None:
+            raise RuntimeError("a fill without a lease")
+        not_found = found.value is None
+        if not_found and not self.rules.negative_ttl_s:
+            self.release()
+            return found
+        try:
+            record = self._packed(found.value, not_found)
+        except (NotSerializable, ValueTooLarge) as error:
+            self.release()
+            return self._uncached(found, error)
+        self._let_go()
+        record.epoch, record.seq = granted.epoch, granted.seq
+        index = self.key.shard
+        try:
+            change = await self._store.fill(
+                self.key, self._node.caller(index), self._token, record, keep_ms(record, self.rules), self._over
+            )
+        except L2Unavailable:
+            self._node.counters.l2_errors += 1
+            return self._entered(found, record, fenced=False)
+        self._fetch.notice(index, change.epoch)
+        if not change.stored:
+            self._node.counters.fills_rejected += 1
+            return found
+        self._node.counters.fills += 1
+        return self._entered(found, record, fenced=True)
+
+    async def keep_alone(self, found: Found) -> Found:
+        """L2 is out of reach: what was loaded lives on this node until D after the load began."""
+        if found.stale or (found.value is None and not self.rules.negative_ttl_s):
+            return found
+        try:
+            record = self._packed(found.value, found.value is None)
+        except (NotSerializable, ValueTooLarge) as error:
+            return self._uncached(found, error)
+        record.epoch, record.seq = self._reservation.epoch, self._reservation.applied
+        return self._entered(found, record, fenced=False)
+
+    def _packed(self, value: object, not_found: bool) -> Record:
+        now_s = self._clock() + self._node.server_offset_s
+        return pack(value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
+
+    def _entered(self, found: Found, record: Record, *, fenced: bool) -> Found:
+        value = unpack(record, self.rules)  # what another node would decode, so that all nodes give the same types
+        if self._enter:
+            self._fetch.admit(
+                self.key, value, record, self._reservation, self._started_s, self.rules, fenced=fenced
+            )
+        return found._replace(value=value)
+
+    def _uncached(self, found: Found, error: Exception) -> Found:
+        data_type = self.key.family.data_type
+        self._node.counters.of(data_type).serialization_errors += 1
+        logger.error("a loaded {} can't be cached: {}", data_type, error)
+        return found._replace(serialization_error=True)

@@ -1,0 +1,173 @@
+"""The probe, and all that keeps a node alive: it renews leases, heals holes, reconnects, and tidies memory.
+
+One supervisor task owns these loops. A probe that fails costs only time: leases lapse by themselves, and the data
+path then validates in L2 or loads from the source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+
+import anyio
+from loguru import logger
+
+from cachebus.clock import Clock, boottime_s, monotonic
+from cachebus.coherence import NO_EPOCH, Probed
+from cachebus.errors import BusUnavailable, L2Unavailable
+from cachebus.node import Node
+from cachebus.ports import Bus, Store
+from cachebus.receive import Receiver
+
+SWEEP_PAUSE_S = 0.002
+SUSPENDED_S = 0.1
+
+
+class Heartbeat:
+    """Tends every shard of a node."""
+
+    def __init__(
+        self, node: Node, store: Store, bus: Bus, clock: Clock, *, interval_s: float, grace_s: float
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._interval_s = interval_s
+        self._grace_s = grace_s
+        self._attention = [asyncio.Event() for _ in node.shards]
+        self._awake_s = boottime_s() - monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._told: dict[str, str] = {}
+        self.receiver: Receiver
+
+    def nudge(self, shard: int) -> None:
+        """Tend the shard soon: something is missing."""
+        self._attention[shard].set()
+
+    async def attach(self) -> None:
+        """Connect, listen, and only then read where every shard is, so that no event falls in between."""
+        await self._store.connect()
+        await self._bus.connect()
+        async with asyncio.TaskGroup() as group:
+            for shard in range(len(self._node.shards)):
+                group.create_task(self.receiver.begin(shard, "start"))
+
+    def start(self) -> None:
+        """Begin to tend, in a task of its own."""
+        self._task = asyncio.create_task(self._run(), name="cachebus-heartbeat")
+
+    async def stop(self) -> None:
+        """End all loops."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _run(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._for_ever, self._keep_connected)
+            group.start_soon(self._for_ever, self._keep_tidy)
+            for shard in range(len(self._node.shards)):
+                group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
+
+    async def _for_ever(self, step: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Repeat a step whatever becomes of it: a bug in one must not end the others, and must be seen."""
+        while True:
+            try:
+                await step()
+            except (L2Unavailable, BusUnavailable):
+                await asyncio.sleep(self._pause_s())
+            except Exception:
+                logger.exception("a step of the heartbeat failed; it goes on")
+                await asyncio.sleep(self._interval_s)
+
+    def _pause_s(self) -> float:
+        return self._interval_s * random.uniform(0.5, 1.0)
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        await asyncio.sleep(self._pause_s() / 2)
+        for part, name in ((self._store, "L2"), (self._bus, "bus")):
+            if part.connected:
+                continue
+            try:
+                await part.connect()
+            except (L2Unavailable, BusUnavailable) as error:
+                self._tell(name, str(error))
+                continue
+            self._tell(name, "")
+            self._node.counters.reconnects += 1
+            for attention in self._attention:
+                attention.set()
+
+    def _tell(self, name: str, trouble: str) -> None:
+        """Log a change once, not each attempt."""
+        if trouble != self._told.get(name, ""):
+            self._told[name] = trouble
+            if trouble:
+                logger.warning("{} is out of reach: {}", name, trouble)
+            else:
+                logger.info("{} is back", name)
+
+    async def _tend(self, shard: int) -> None:
+        """One turn: probe, heal, then rest until the next turn is due or something is missing."""
+        await self.probe(shard)
+        attention = self._attention[shard]
+        attention.clear()
+        try:
+            async with asyncio.timeout(self._interval_s):
+                await attention.wait()
+        except TimeoutError:
+            return
+        await self._heal(shard)
+
+    async def probe(self, shard: int) -> None:
+        """Ask where the shard stands, renew the lease or heal; `L2Unavailable`."""
+        if not self._store.connected:
+            raise L2Unavailable("not connected")
+        self._notice_suspension()
+        node = self._node
+        view = node.shards[shard]
+        if view.epoch == NO_EPOCH:
+            await self.receiver.begin(shard, "start")
+            return
+        sent_at_s = self._clock()
+        reply = await self._store.probe(shard, node.caller(shard), marks=False)
+        now_s = self._clock()
+        node.counters.l2_latency.observe(now_s - sent_at_s)
+        probed = node.probed(shard, reply, sent_at_s, now_s)
+        if probed is Probed.FOREIGN:
+            await self.receiver.begin(shard, "epoch")
+        elif probed is Probed.BEHIND:
+            await self._heal(shard)
+
+    async def _heal(self, shard: int) -> None:
+        """Give a hole the time that a reordered message needs, then read the log."""
+        view = self._node.shards[shard]
+        if view.foreign is not None and view.foreign[0] != view.epoch:
+            return  # the next probe moves into the other epoch
+        if view.hole:
+            await asyncio.sleep(self._grace_s * random.uniform(0.8, 1.2))
+            if view.hole:
+                await self.receiver.catch_up(shard)
+
+    def _notice_suspension(self) -> None:
+        """A suspended machine's monotonic clock stands still: what the lease promised has long run out."""
+        awake_s = boottime_s() - monotonic()
+        if awake_s - self._awake_s > SUSPENDED_S:
+            logger.warning("this machine was suspended for {:.1f} s: leases are void", awake_s - self._awake_s)
+            for shard in range(len(self._node.shards)):
+                self._node.void(shard, "suspended")
+        self._awake_s = awake_s
+
+    async def _keep_tidy(self) -> None:
+        """Sweep after drops, and now and then for what has expired, in steps that leave the loop to others."""
+        for _ in range(60):
+            await asyncio.sleep(self._interval_s)
+            if self._node.untidy:
+                break
+        for _ in self._node.sweep():
+            await asyncio.sleep(SWEEP_PAUSE_S)

@@ -1,0 +1,377 @@
+"""The function API that services call: cache-aside, coordinated invalidation, counters, hashing, serialization."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from cachebus import context, values
+from cachebus.cache import Cache
+from cachebus.clock import perf_counter
+from cachebus.context import Context
+from cachebus.errors import CacheBusError, ConfigError, InvalidKey, L2Unavailable, NotSerializable
+from cachebus.fill import Found, Loaded
+from cachebus.manager import current_cache
+from cachebus.plan import coordinated, target
+from cachebus.policy import Rules
+from cachebus.receipt import Receipt
+from cachebus.source import Source, bind
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Id = str | int
+Metrics = dict[str, Any]
+
+_TEMPLATE: Metrics = {
+    "source": "cache",
+    "level": "l1",
+    "cache_hit": True,
+    "cache_check_time_ms": 0.0,
+    "db_check_time_ms": 0.0,
+    "generation_time_ms": 0.0,
+    "total_time_ms": 0.0,
+    "latency_ms": 0.0,
+    "data_type": "",
+    "resource_id": "",
+    "serialization_error": False,
+    "error": None,
+}
+
+
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Source | None = None,
+    generate_func: Source | None = None,
+    *,
+    agent_id: Id | None = None,
+    conversation_id: Id | None = None,
+    collection_id: Id | None = None,
+    ctx: Context | None = None,
+    ttl: float | None = None,
+    serializer: Callable[[Any], Any] | None = None,
+    deserializer: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Metrics]:
+    """The cached value, else the database's, else a generated one, stored with the type's TTL: `(value | None, metrics)`.
+
+    Functions are called as `f(resource_id, tenant_id, ctx)`, or with as much of it as they take; sync or async. One
+    that fails after its type's retries is logged and counted, never cached as "absent"; generation is still tried. If
+    nothing came because of an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
+
+    `metrics`: `source` ("cache", "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None),
+    `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
+    `total_time_ms`, `latency_ms`), `data_type`, `resource_id`, `serialization_error`, `error`. With context ids given,
+    the wider contexts are searched too. `serializer` is applied before a value is stored, `deserializer` to what is
+    read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), `ConfigError`.
+    """
+    started = perf_counter()
+    cache = current_cache()
+    if tenant_id is not None and deserializer is None:
+        if agent_id is None and conversation_id is None and collection_id is None:
+            entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
+        else:
+            a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+            c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+            o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+            entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
+        if entry is not None:
+            now = cache._clock()
+            group = entry.group
+            if now < entry.fast_until and now < group.valid_until:
+                group.hits += 1
+                if entry.freq < 3:
+                    entry.freq += 1
+                metrics = _TEMPLATE.copy()
+                metrics["data_type"] = data_type
+                metrics["resource_id"] = resource_id
+                took = (perf_counter() - started) * 1000.0
+                metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
+                return entry.value, metrics
+    aside = _Aside(cache, data_type, fetch_from_db_func, generate_func, serializer)
+    return await aside.run(
+        resource_id, tenant_id, (agent_id, conversation_id, collection_id), ctx, ttl, deserializer, started
+    )
+
+
+class _Aside:
+    """One call of cache-aside that L1's fast path did not answer."""
+
+    def __init__(
+        self, cache: Cache, data_type: str, fetch: Source | None, generate: Source | None,
+        serializer: Callable[[Any], Any] | None,
+    ) -> None:  # fmt: skip
+        self._cache, self._data_type = cache, data_type
+        self._fetch, self._generate, self._serializer = fetch, generate, serializer
+        self._rules: Rules = cache.rules(data_type)
+
+    async def run(
+        self, resource_id: Id, tenant_id: Id | None, contexts: tuple[Id | None, Id | None, Id | None],
+        ctx: Context | None, ttl: float | None, deserializer: Callable[[Any], Any] | None, started: float,
+    ) -> tuple[Any, Metrics]:  # fmt: skip
+        """Look, load, and say how it went."""
+        if tenant_id is None and ctx is not None and ctx.has_tenant_id():
+            tenant_id = ctx.get_tenant_id()
+        key = self._cache.key(self._data_type, resource_id, tenant_id, *contexts)
+        around = ctx if ctx is not None else context.current()
+        tenant = key.family.tenant or None
+        error: BaseException | None = None
+        found = Found(None, None)
+        try:
+            found = await self._cache.load(
+                key, lambda: self._load(resource_id, tenant, around), self._rules,
+                search=contexts != (None, None, None), ttl=ttl,
+            )  # fmt: skip
+        except (ConfigError, InvalidKey):
+            raise
+        except _SourceFailed as failed:
+            error = failed.error
+        except CacheBusError as failed:
+            error = failed
+        value = found.value
+        if value is not None and deserializer is not None:
+            value, error = _deserialized(deserializer, value)
+        metrics = self._metrics(found, error, resource_id, (perf_counter() - started) * 1000.0)
+        if around is not None:
+            around.add_metric("cache_hit", metrics["cache_hit"])
+        return value, metrics
+
+    async def _load(self, resource_id: Id, tenant_id: str | None, ctx: Context | None) -> Loaded:
+        """Database, then generation."""
+        error: BaseException | None = None
+        value, db_ms, generation_ms, source = None, 0.0, 0.0, "database"
+        for name, function in (("database", self._fetch), ("generation", self._generate)):
+            if function is None or value is not None:
+                continue
+            began = perf_counter()
+            try:
+                value = await self._cache.call_source(bind(function, resource_id, tenant_id, ctx), self._rules)
+            except Exception as failed:  # what a caller's function raises is the caller's: reported, not swallowed
+                error = failed
+            took_ms = (perf_counter() - began) * 1000.0
+            source = name
+            if name == "database":
+                db_ms = took_ms
+            else:
+                generation_ms = took_ms
+        if value is None and error is not None:
+            raise _SourceFailed(error)
+        if value is not None and self._serializer is not None:
+            value = self._serializer(value)
+        return Loaded(value, source, db_ms, generation_ms, error)
+
+    def _metrics(self, found: Found, error: BaseException | None, resource_id: Id, took_ms: float) -> Metrics:
+        metrics = _TEMPLATE.copy()
+        loaded = found.loaded
+        hit = found.level is not None and not found.stale
+        metrics["data_type"], metrics["resource_id"] = self._data_type, resource_id
+        metrics["cache_hit"], metrics["level"] = hit, found.level if hit else None
+        metrics["serialization_error"] = found.serialization_error
+        metrics["error"] = error if loaded is None or error is not None else loaded.error
+        metrics["total_time_ms"] = metrics["latency_ms"] = took_ms
+        if loaded is not None:
+            metrics["db_check_time_ms"], metrics["generation_time_ms"] = loaded.db_ms, loaded.generation_ms
+            took_ms = max(0.0, took_ms - loaded.db_ms - loaded.generation_ms)
+        metrics["cache_check_time_ms"] = took_ms
+        if error is not None:
+            metrics["source"] = "error"
+        elif found.stale:
+            metrics["source"] = "stale"
+        elif found.value is None:
+            metrics["source"] = "not_found"
+        elif loaded is not None:
+            metrics["source"] = loaded.source
+        return metrics
+
+
+class _SourceFailed(Exception):
+    """Carries a source's error past the reader, so that it is told from the cache's own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
+def _deserialized(deserializer: Callable[[Any], Any], value: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return deserializer(value), None
+    except Exception as error:  # reported in the metrics, as every failure of this function is
+        return None, error
+
+
+# -- invalidation -------------------------------------------------------------------------------------------------------
+
+
+class Counts(dict[str, int]):
+    """How many targets were addressed, by data type; `receipt` is the session token."""
+
+    receipt: Receipt
+
+
+async def invalidate_coordinated(
+    tenant_id: Id,
+    primary_data_type: str,
+    primary_resource_id: Id,
+    related_invalidations: Sequence[Mapping[str, Any]] | None = None,
+    agent_id: Id | None = None,
+    conversation_id: Id | None = None,
+    collection_id: Id | None = None,
+) -> Counts:
+    """Replace a resource and what depends on it, in one atomic step; returns `{data_type: targets}` with `.receipt`.
+
+    `related_invalidations`: mappings of `data_type`, `resource_id` ("*" = the whole scope) and optional context ids,
+    which are inherited from the call where they are not given. Declared cascades are followed. Where a target has no
+    context ids at all, its id is meant in every context.
+    """
+    cache = current_cache()
+    around = (agent_id, conversation_id, collection_id)
+    primary = target(primary_data_type, primary_resource_id, around)
+    targets = coordinated(primary, related_invalidations or (), around)
+    receipt = await cache.invalidate_targets(targets, tenant_id, all_contexts=True)
+    counts = Counts(receipt.targets)
+    counts.receipt = receipt
+    return counts
+
+
+async def invalidate_resource_cache(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    agent_id: Id | None = None,
+    conversation_id: Id | None = None,
+    collection_id: Id | None = None,
+) -> bool:
+    """Replace one resource: in the given contexts, or in all where none are given. True, or `InvalidationFailed`."""
+    one = target(data_type, resource_id, (agent_id, conversation_id, collection_id))
+    await current_cache().invalidate_targets([one], tenant_id, all_contexts=True)
+    return True
+
+
+# -- counters -----------------------------------------------------------------------------------------------------------
+
+
+async def increment_counter(
+    counter_type: str,
+    tenant_id: Id | None = None,
+    value: int = 1,
+    resource_id: Id | None = None,
+    agent_id: Id | None = None,
+    conversation_id: Id | None = None,
+    collection_id: Id | None = None,
+    *,
+    expires_in_s: float | None = None,
+    request_id: str = "",
+) -> int:
+    """Add to a shared counter and give its new value; see `Cache.increment`."""
+    return await current_cache().increment(
+        counter_type, tenant_id, value, resource_id, agent_id, conversation_id, collection_id,
+        expires_in_s=expires_in_s, request_id=request_id,
+    )  # fmt: skip
+
+
+async def get_counter(
+    counter_type: str,
+    tenant_id: Id | None = None,
+    resource_id: Id | None = None,
+    agent_id: Id | None = None,
+    conversation_id: Id | None = None,
+    collection_id: Id | None = None,
+) -> int:
+    """The value of a shared counter, 0 when there is none."""
+    return await current_cache().increment(
+        counter_type, tenant_id, 0, resource_id, agent_id, conversation_id, collection_id
+    )
+
+
+# -- odds and ends ------------------------------------------------------------------------------------------------------
+
+
+def generate_resource_id_hash(*parts: object) -> str:
+    """A stable resource id (32 hex digits) for any plain values: the same in every process and version.
+
+    Mappings are hashed without regard to order; `1`, `"1"` and `1.0` differ. `NotSerializable` for what has no plain form.
+    """
+    try:
+        data = msgspec.msgpack.encode([[type(part).__name__, part] for part in parts], order="deterministic")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotSerializable(f"a part can't be hashed: {error}") from None
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def serialize_for_cache(value: Any, data_type: str) -> bytes:
+    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`."""
+    rules = current_cache().rules(data_type)
+    codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
+    return bytes([codec]) + payload
+
+
+def deserialize_from_cache(data: bytes, data_type: str) -> Any:
+    """The value in bytes of `serialize_for_cache`; `ValueError` for any others."""
+    if not data:
+        raise ValueError("no bytes to deserialize")
+    return values.decode(data[0], data[1:], current_cache().rules(data_type).model)
+
+
+async def track_cache_metrics(
+    data_type: str, tenant_id: Id, metric_type: str, value: int = 1, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Count something of your own beside the cache's figures: a shared counter `metric_type` of the data type.
+
+    `value` is rounded to an int. `metadata` goes to the surrounding `Context`, if there is one. Never fails a request:
+    without L2 it is not counted.
+    """
+    around = context.current()
+    if around is not None:
+        around.add_metric(f"{data_type}.{metric_type}", value if metadata is None else {"value": value, **metadata})
+    try:
+        await current_cache().increment(f"metric_{metric_type}", tenant_id, round(value), data_type)
+    except L2Unavailable:
+        return  # counted as l2_errors by the cache
+
+
+def cached(
+    data_type: str,
+    *,
+    resource_id: str,
+    tenant_id: str | None = None,
+    agent_id: str | None = None,
+    conversation_id: str | None = None,
+    collection_id: str | None = None,
+    ttl: float | None = None,
+    tags: Sequence[str] = (),
+    cache: Cache | None = None,
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
+
+    The ids are templates over the function's arguments. The process-wide cache is found when the function is called,
+    unless `cache` is given.
+    """
+    templates = {
+        "resource_id": resource_id, "tenant_id": tenant_id, "agent_id": agent_id,
+        "conversation_id": conversation_id, "collection_id": collection_id,
+    }  # fmt: skip
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            ids = {
+                name: template.format_map(bound.arguments) for name, template in templates.items() if template is not None
+            }
+            using = current_cache() if cache is None else cache
+            result: T = await using.get_or_load(
+                data_type, loader=lambda: function(*args, **kwargs), ttl=ttl, tags=tags, **ids  # type: ignore[arg-type]
+            )
+            return result
+
+        return wrapper
+
+    return decorate

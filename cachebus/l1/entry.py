@@ -1,0 +1,93 @@
+"""What a cached value looks like in memory, and the small numbers that many entries share.
+
+A node holds a hundred thousand entries, so every slot costs a megabyte: what entries have in common lives in their
+`Group`, and deadlines and sizes are rounded so that equal ones are one and the same Python object.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+ENTRY_OVERHEAD_BYTES = 220
+"""Upper estimate of what an entry costs beside its key string and its value: add it to the estimate of the value."""
+
+_SHARED_MAX = 8192
+_FINEST_S = 1 / 64
+_STEPS_A_SPAN = 512
+
+_deadlines: dict[float, float] = {}
+_sizes: dict[int, int] = {}
+
+
+class Group:
+    """What all entries of one shard and data type share: how long they may be served, and their counters.
+
+    `valid_until` (seconds, monotonic) is the shard's coherence lease; 0.0 retires the group for good, and with it every
+    entry that still points to it. `generation` is the node's own count of retirements. `leased` is False for groups
+    of values loaded without a coherence lease.
+    """
+
+    __slots__ = ("data_type", "generation", "hits", "leased", "misses", "shard", "valid_until")
+
+    def __init__(self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool) -> None:
+        self.shard = shard
+        self.data_type = data_type
+        self.valid_until = valid_until
+        self.hits = 0
+        self.misses = 0
+        self.generation = generation
+        self.leased = leased
+
+
+# Left out of the garbage collector's sight (gc=False): a full collection over 100 000 entries then takes 1.6 ms
+# instead of 25, and each entry is 16 bytes smaller. The price: a cycle through an entry is never collected, so
+# nothing that an entry owns may point back at it, and a cache that is done with must `clear()` its L1.
+class Entry(msgspec.Struct, gc=False, eq=False):
+    """One cached value. `key` and `size` never change once it is in an `L1`; compared by identity.
+
+    Shapes: all times are seconds on the monotonic clock, best made by `grid`. `fast_until` 0.0 sends every read to the
+    slow path. `read_until` is when the value may no longer be served without a coherence lease. `seq` is the sequence
+    number it was read at. `size` is in bytes, best made by `size_class`. `extra` belongs to the node, which must not
+    let it refer back to the entry. `freq` counts hits, 0 to 3, and is bumped by the reader.
+    """
+
+    key: str
+    value: object
+    group: Group
+    fast_until: float
+    seq: int
+    read_until: float
+    expires: float
+    size: int
+    extra: object = None
+    freq: int = 0
+
+
+def grid(deadline: float, span_s: float = 0.0) -> float:
+    """Round a deadline (seconds) DOWN to a grid and return the one shared object for it; infinity stays as it is.
+
+    The grid is 1/64 s. Given `span_s`, the time from now to the deadline, it is coarser where that is long, by no
+    more than 1/256 of the span: jittered TTLs of an hour would else give every entry a float of its own.
+    """
+    if deadline == math.inf:
+        return math.inf
+    step = _FINEST_S
+    if span_s > _FINEST_S * _STEPS_A_SPAN:
+        # A power of two, so that grids of different spans fall onto each other and the division is exact.
+        step = math.ldexp(1.0, math.frexp(min(span_s, 1e9) / _STEPS_A_SPAN)[1])
+    rounded = deadline // step * step
+    shared = _deadlines.get(rounded)
+    if shared is None:
+        if len(_deadlines) >= _SHARED_MAX:
+            _deadlines.clear()
+        shared = _deadlines[rounded] = rounded
+    return shared
+
+
+def size_class(size: int) -> int:
+    """Round a size in bytes UP by at most 1/16, to one of few hundred shared int objects (an int of its own is 32)."""
+    shift = max(0, size.bit_length() - 5)
+    rounded = -(-size >> shift) << shift
+    return _sizes.setdefault(rounded, rounded)

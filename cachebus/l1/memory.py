@@ -1,0 +1,229 @@
+"""L1: one dictionary, bounded by S3-FIFO (Yang et al., SOSP 2023).
+
+New keys enter a small queue, an eighth of the cache. Those hit there again move to the main queue, the others leave early
+and are remembered as ghosts; a ghost that comes back enters the main queue at once. So keys that are read once, a
+scan, pass through the small queue and leave the rest alone; and a hit moves nothing, it only counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+from cachebus.l1.entry import Entry
+from cachebus.l1.ghost import Ghosts
+
+# Chosen on real traces: the small queue's part of the cache (the paper's tenth, and one hit there is enough), and what
+# one key at most may take.
+SMALL_PART = 8
+LARGEST_PART = 8
+# A put may meet a cache full of hot keys, each of which has earned three more rounds: past this many, one goes anyway,
+# lest a single put walk through all of them.
+MAX_REPRIEVES = 64
+
+
+class L1:
+    """The node's entries by key, at most `max_entries` of them and `max_bytes` (the sum of their sizes).
+
+    `entries` is public for the hit path, which reads it directly and bumps `freq`; it is changed only by the methods
+    here. Either bound 0 turns L1 off. One event loop's property: nothing is locked.
+    """
+
+    # Each key is exactly once in one of the two queues. A removed one stays there, listed in `_dead` with its freq
+    # (deques cannot drop from the middle), until it reaches the head, a compaction meets it, or it is put again.
+    __slots__ = (
+        "_compactor",
+        "_dead",
+        "_ghosts",
+        "_largest_bytes",
+        "_main",
+        "_max_bytes",
+        "_max_entries",
+        "_small",
+        "_sweeps",
+        "bytes",
+        "entries",
+        "evictions",
+    )
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.bytes = 0
+        self.evictions = 0
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._largest_bytes = max_bytes // LARGEST_PART if max_entries > 0 else -1
+        self._small: deque[str] = deque()
+        self._main: deque[str] = deque()
+        self._dead: dict[str, int] = {}
+        self._ghosts = Ghosts()
+        self._sweeps: list[Callable[[Entry], bool]] = []
+        self._compactor = self._compact()
+
+    def __len__(self) -> int:
+        """Number of entries held."""
+        return len(self.entries)
+
+    def put(self, entry: Entry) -> bool:
+        """Insert, or replace what is held under the key; evicts until the bounds hold.
+
+        Returns whether the entry is in. One larger than an eighth of `max_bytes` is refused, and what was under its key
+        is dropped, as it is no longer the newest.
+        """
+        entries = self.entries
+        key = entry.key
+        size = entry.size
+        if size > self._largest_bytes:
+            self.remove(key)
+            return False
+        old = entries.get(key)
+        if old is not None:
+            return self._replace(old, entry)
+        if len(entries) >= self._max_entries or self.bytes + size > self._max_bytes:
+            self._evict(self._max_entries - 1, self._max_bytes - size)
+        if key in self._dead:
+            # Coming back to its old place keeps a hot key hot through an invalidation.
+            entry.freq = self._dead.pop(key)
+        elif self.evictions and self._ghosts.take(hash(key), len(entries) - len(entries) // SMALL_PART):
+            self._main.append(key)
+        else:
+            self._small.append(key)
+        entries[key] = entry
+        self.bytes += size
+        return True
+
+    def remove(self, key: str) -> bool:
+        """Drop a key; whether it was held."""
+        entry = self.entries.pop(key, None)
+        if entry is None:
+            return False
+        self.bytes -= entry.size
+        self._dead[key] = entry.freq
+        # A few steps with every removal keep the dead few without ever walking a long queue at once.
+        if len(self._dead) > self._dead_limit():
+            for _ in range(8):
+                if self._dead:
+                    next(self._compactor)
+        return True
+
+    def clear(self) -> None:
+        """Drop everything, the ghosts too."""
+        self.entries.clear()
+        self._small.clear()
+        self._main.clear()
+        self._dead.clear()
+        self._ghosts = Ghosts()
+        self.bytes = 0
+
+    def sweep(
+        self, is_dead: Callable[[Entry], bool], clock: Callable[[], float], slice_s: float = 0.001
+    ) -> Iterator[int]:
+        """Remove every entry that was there at the first step and `is_dead`; others may be put and removed between.
+
+        Each step works for about `slice_s` seconds of `clock` and yields how many it removed. `is_dead` must not
+        touch this L1.
+        """
+        self._sweeps.append(is_dead)
+        try:
+            removed = 0
+            started = clock()
+            # Small first: keys move from small to main, never back. Who pops a key meanwhile (an eviction, another
+            # sweep) either drops it or asks `is_dead` too, so one turn of each queue meets them all.
+            for queue in (self._small, self._main):
+                for turn in range(len(queue)):
+                    if not queue:
+                        break
+                    removed += self._visit(queue)
+                    if turn & 15 == 15 and clock() - started >= slice_s:
+                        yield removed
+                        removed = 0
+                        started = clock()
+            yield removed
+        finally:
+            self._sweeps.remove(is_dead)
+
+    def check(self) -> None:
+        """Assert every inner invariant; for tests, as it walks everything."""
+        entries, dead = self.entries, self._dead
+        assert all(key == entry.key and 0 <= entry.freq <= 3 for key, entry in entries.items())
+        assert self.bytes == sum(entry.size for entry in entries.values())
+        assert len(entries) <= max(0, self._max_entries) and self.bytes <= max(0, self._max_bytes)
+        queued = [*self._small, *self._main]
+        assert len(queued) == len(set(queued)) == len(entries) + len(dead)
+        assert set(queued) == entries.keys() | dead.keys()
+        assert len(dead) <= 2 * self._dead_limit()
+        self._ghosts.check()
+
+    def _replace(self, old: Entry, entry: Entry) -> bool:
+        key = entry.key
+        entry.freq = old.freq
+        self.entries[key] = entry
+        self.bytes += entry.size - old.size
+        if self.bytes > self._max_bytes:
+            self._evict(self._max_entries, self._max_bytes)
+        return self.entries.get(key) is entry
+
+    def _evict(self, max_entries: int, max_bytes: int) -> None:
+        entries, small, main = self.entries, self._small, self._main
+        reprieves = MAX_REPRIEVES
+        while len(entries) > max_entries or self.bytes > max_bytes:
+            from_small = len(small) * SMALL_PART > len(entries) or not main
+            queue = small if from_small else main
+            key = queue[0]
+            entry = entries.get(key)
+            if entry is None:
+                del self._dead[key]
+                queue.popleft()
+            elif self._sweeps and self._doomed(entry):
+                queue.popleft()
+                self._drop(entry)
+            elif from_small and entry.freq and reprieves:
+                entry.freq = 0
+                main.append(key)
+                small.popleft()
+                reprieves -= 1
+            elif not from_small and entry.freq and reprieves:
+                entry.freq -= 1
+                main.rotate(-1)
+                reprieves -= 1
+            else:
+                queue.popleft()
+                self._drop(entry)
+                self.evictions += 1
+                if from_small:
+                    self._ghosts.add(hash(key), len(entries))
+
+    def _drop(self, entry: Entry) -> None:
+        self.bytes -= entry.size
+        del self.entries[entry.key]
+
+    def _doomed(self, entry: Entry) -> bool:
+        return any(is_dead(entry) for is_dead in self._sweeps)
+
+    def _visit(self, queue: deque[str]) -> int:
+        """Look at the head: drop it, or send it to the tail. Returns how many entries went (0 or 1)."""
+        key = queue[0]
+        entry = self.entries.get(key)
+        if entry is None:
+            del self._dead[key]
+            queue.popleft()
+            return 0
+        if self._sweeps and self._doomed(entry):
+            queue.popleft()
+            self._drop(entry)
+            return 1
+        queue.rotate(-1)
+        return 0
+
+    def _dead_limit(self) -> int:
+        return 64 + len(self.entries) // 8
+
+    def _compact(self) -> Iterator[None]:
+        # Runs for ever, one key a step; advanced only while there is something dead, so a queue is not empty.
+        for queue in cycle((self._small, self._main)):
+            for _ in range(len(queue)):
+                if not queue:
+                    break
+                self._visit(queue)
+                yield

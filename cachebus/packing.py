@@ -1,0 +1,70 @@
+"""From a value to a record and back, by the rules of its data type."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from cachebus import values
+from cachebus.errors import ValueTooLarge
+from cachebus.policy import Rules
+from cachebus.record import NOT_FOUND, Record
+
+
+def pack(
+    value: object,
+    rules: Rules,
+    server_now_s: float,
+    *,
+    ttl_s: float | None = None,
+    tags: Sequence[str] = (),
+    not_found: bool = False,
+) -> Record:
+    """A record for the value, its times on the L2 server's clock; `NotSerializable`, `ValueTooLarge`.
+
+    `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
+    `negative_ttl_s`.
+    """
+    created_ms = int(server_now_s * 1000)
+    if not_found:
+        codec, payload, ttl_s, soft_s = 0, b"", rules.negative_ttl_s or 0.0, None
+    else:
+        codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
+        soft_s = rules.soft_ttl_s if ttl_s is None else None
+        ttl_s = rules.ttl_s if ttl_s is None else ttl_s
+    if len(payload) > rules.max_value_bytes:
+        raise ValueTooLarge(f"the value takes {len(payload)} bytes, at most {rules.max_value_bytes} are allowed")
+    if rules.ttl_jitter and ttl_s != math.inf:
+        ttl_s *= 1 - rules.ttl_jitter * random.random()
+    return Record(
+        NOT_FOUND if not_found else 0,
+        codec,
+        payload,
+        created_ms=created_ms,
+        soft_ms=0 if soft_s is None else created_ms + int(soft_s * 1000),
+        expires_ms=0 if ttl_s == math.inf else created_ms + max(1, int(ttl_s * 1000)),
+        tags=tags,
+    )
+
+
+def keep_ms(record: Record, rules: Rules) -> int:
+    """For how many ms L2 keeps the record, with the time in which it may stand in for a failing source; 0 = for ever."""
+    if not record.expires_ms:
+        return 0
+    return record.expires_ms - record.created_ms + int((rules.fail_safe_s or 0) * 1000)
+
+
+def unpack(record: Record, rules: Rules) -> object:
+    """The value in a record; `values.CorruptValue` when its payload is damaged."""
+    if record.not_found:
+        return None
+    return values.decode(record.codec, record.payload, rules.model)
+
+
+def copier(record: Record, rules: Rules) -> Callable[[], object] | None:
+    """What makes a fresh value for each caller, where the type's policy wants copies."""
+    if not rules.copy or record.not_found:
+        return None
+    codec, payload, model = record.codec, record.payload, rules.model
+    return lambda: values.decode(codec, payload, model)

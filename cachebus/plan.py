@@ -1,0 +1,96 @@
+"""From what a caller names to what L2 is asked to replace: keys, and marks of scopes and tags, in one shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
+from cachebus.errors import InvalidKey
+from cachebus.keys import Key, Keyspace, Part
+
+
+_RELATED = ("agent_id", "conversation_id", "collection_id")
+
+
+def target(data_type: str, resource_id: Part, contexts: Sequence[Part | None]) -> Target:
+    """A target of these ids; the resource id "*" is the whole scope."""
+    return Target(data_type, resource_id, *contexts, whole=resource_id == WHOLE_SCOPE)
+
+
+def _related(related: Mapping[str, Any], around: Sequence[Part | None]) -> Target:
+    unknown = set(related) - {"data_type", "resource_id", *_RELATED}
+    if unknown or "data_type" not in related:
+        raise ValueError(
+            f"a related invalidation takes data_type, resource_id and context ids, not {sorted(map(str, unknown))}"
+            if unknown
+            else "a related invalidation needs a data_type"
+        )
+    contexts = [related.get(name, default) for name, default in zip(_RELATED, around, strict=True)]
+    return target(related["data_type"], related.get("resource_id", WHOLE_SCOPE), contexts)
+
+
+def coordinated(
+    primary: Target, related: Sequence[Mapping[str, Any]], around: Sequence[Part | None]
+) -> list[Target]:
+    """The targets of a coordinated invalidation; what is related inherits the context ids that it does not give."""
+    return [primary, *(_related(one, around) for one in related)]
+
+
+class Plan:
+    """What one invalidation addresses: keys, and marks of scopes and tags, all in one shard."""
+
+    __slots__ = ("keys", "names", "shard", "targets")
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.keys: list[Key] = []
+        self.names: list[str] = []
+        self.targets: Counter[str] = Counter()
+
+
+class Planner:
+    """Makes plans; follows declared cascades."""
+
+    def __init__(self, keyspace: Keyspace, cascades: CascadeTable) -> None:
+        self._keyspace = keyspace
+        self._cascades = cascades
+
+    def targets(
+        self, targets: Sequence[Target], tenant_id: object, *, all_contexts: bool = False, on_set: bool = False
+    ) -> Plan:
+        """What these targets and their cascades address; `InvalidKey`. `all_contexts`: a resource id without
+        context ids stands for the id in every context."""
+        plan = Plan(self._keyspace.family(tenant_id, targets[0].data_type).shard)
+        for target in self._cascades.expand(targets, tenant_id, on_set=on_set):
+            contexts = target.agent_id, target.conversation_id, target.collection_id
+            plan.targets[target.data_type] += 1
+            if target.whole:
+                shard, name = self._keyspace.scope(tenant_id, target.data_type, *contexts)
+                plan.names.append(name)
+            else:
+                key = self._keyspace.key(target.data_type, target.resource_id, tenant_id, *contexts)
+                shard = key.shard
+                plan.keys.append(key)
+                if all_contexts and contexts == (None, None, None):
+                    plan.names.append(self._keyspace.everywhere(key))
+            if shard != plan.shard:
+                raise InvalidKey("one invalidation can't span tenants")
+        return plan
+
+    def scope(self, tenant_id: object, data_type: str | None, contexts: Sequence[object]) -> Plan:
+        """What an invalidation of a whole scope addresses."""
+        shard, name = self._keyspace.scope(tenant_id, data_type, *contexts)
+        plan = Plan(shard)
+        plan.names.append(name)
+        plan.targets[data_type or "*"] += 1
+        return plan
+
+    def tags(self, tenant_id: object, tags: Sequence[str]) -> Plan:
+        """What an invalidation of tags addresses."""
+        shard, names = self._keyspace.tags(tenant_id, tags)
+        plan = Plan(shard)
+        plan.names += names
+        plan.targets["tags"] += len(names)
+        return plan

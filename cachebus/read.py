@@ -1,0 +1,318 @@
+"""The path of a miss: the flight already under way, else L2, else lease and load, then fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loguru import logger
+
+from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable, LoadTimeout
+from cachebus.fetch import MISSING, Fetcher
+from cachebus.fill import Filler, Found, Load
+from cachebus.keys import Key
+from cachebus.l1 import Entry
+from cachebus.loading import Flight, Flights, Waiters
+from cachebus.node import details
+from cachebus.policy import Rules
+from cachebus.ports import Leased, LeaseReply, Place
+
+BACKOFF_FIRST_S = 0.005
+BACKOFF_MAX_S = 0.1
+
+
+class Reader:
+    """Reads that L1's fast path did not answer."""
+
+    def __init__(
+        self, fetcher: Fetcher, waiters: Waiters, clock: Clock, *, lease_ms: int, outage_is_miss: bool, enabled: bool
+    ) -> None:
+        self._fetch = fetcher
+        self._node = fetcher.node
+        self._waiters = waiters
+        self._clock = clock
+        self._lease_ms = lease_ms
+        self._outage_is_miss = outage_is_miss
+        self._enabled = enabled
+        self.flights: Flights[Found] = Flights()
+
+    # -- get ------------------------------------------------------------------------------------------------------
+
+    async def get(self, key: Key, after: Place | None, use_memory: bool) -> object:
+        """The value, None where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
+        counters = self._node.counters.of(key.family.data_type)
+        if use_memory:
+            entry = self._remembered(key, after)
+            if entry is not None:
+                counters.l1_hits += 1
+                return _handed_out(entry)
+        if not self._enabled:
+            counters.misses += 1
+            return MISSING
+        try:
+            value = await self._fetch.one(key, after, enter=use_memory)
+        except L2Unavailable:
+            if not self._outage_is_miss:
+                raise
+            value = MISSING
+        if value is MISSING:
+            counters.misses += 1
+        else:
+            counters.l2_hits += 1
+        return value
+
+    async def get_many(self, keys: Sequence[Key], after: Place | None) -> list[object]:
+        """What `get` gives for each of these keys of one tenant; what L1 lacks comes in one round trip."""
+        found: list[object] = [MISSING] * len(keys)
+        lacking: list[int] = []
+        for i, key in enumerate(keys):
+            entry = self._remembered(key, after)
+            if entry is None:
+                lacking.append(i)
+            else:
+                found[i] = _handed_out(entry)
+                self._node.counters.of(key.family.data_type).l1_hits += 1
+        if lacking and self._enabled:
+            try:
+                values = await self._fetch.many([keys[i] for i in lacking], after)
+            except L2Unavailable:
+                if not self._outage_is_miss:
+                    raise
+                values = [MISSING] * len(lacking)
+            for i, value in zip(lacking, values, strict=True):
+                found[i] = value
+        for i in lacking:
+            counters = self._node.counters.of(keys[i].family.data_type)
+            if found[i] is MISSING:
+                counters.misses += 1
+            else:
+                counters.l2_hits += 1
+        return found
+
+    async def search(self, key: Key, after: Place | None, use_memory: bool) -> Found:
+        """The most specific hit from the key's own level up to the tenant's; what is missing is remembered as such."""
+        levels = key.levels()
+        counters = self._node.counters.of(key.family.data_type)
+        found: dict[str, object] = {}
+        for level in levels if use_memory else ():
+            entry = self._present(level, after)
+            if entry is not None:
+                absent = details(entry) is not None and details(entry).absent  # type: ignore[union-attr]
+                found[level.l1] = MISSING if absent else _handed_out(entry)
+                if not absent:
+                    break
+        lacking = []
+        for level in levels:
+            if level.l1 not in found:
+                lacking.append(level)
+            elif found[level.l1] is not MISSING:
+                break
+        if lacking and self._enabled:
+            found.update(await self._levels(lacking, after, use_memory))
+        for level in levels:
+            value = found.get(level.l1, MISSING)
+            if value is not MISSING:
+                if level in lacking:
+                    counters.l2_hits += 1
+                    return Found(value, "l2")
+                counters.l1_hits += 1
+                return Found(value, "l1")
+        counters.misses += 1
+        return Found(MISSING, None)
+
+    async def _levels(self, levels: list[Key], after: Place | None, use_memory: bool) -> dict[str, object]:
+        shard = self._node.shards[levels[0].shard]
+        reservation, started_s = shard.reserve(), self._clock()
+        try:
+            values = await self._fetch.many(levels, after, enter=use_memory)
+        except L2Unavailable:
+            if not self._outage_is_miss:
+                raise
+            return {}
+        for level, value in zip(levels, values, strict=True):
+            if value is MISSING and use_memory:
+                self._node.admit_absent(level, reservation, min(started_s, max(shard.vouched_s, 0.0)))
+        return {level.l1: value for level, value in zip(levels, values, strict=True)}
+
+    def _present(self, key: Key, after: Place | None) -> Entry | None:
+        """The entry that L1 may serve, absent markers included."""
+        if after is not None and not self._node.shards[key.shard].honours(after.epoch, after.seq):
+            return None
+        return self._node.peek(key, self._clock())
+
+    def _remembered(self, key: Key, after: Place | None) -> Entry | None:
+        """The entry that L1 may serve; a remembered absence is only of use to a search."""
+        entry = self._present(key, after)
+        extra = None if entry is None else details(entry)
+        return None if extra is not None and extra.absent else entry
+
+    # -- get_or_load ------------------------------------------------------------------------------------------------
+
+    async def get_or_load(
+        self, key: Key, load: Load, rules: Rules, *, after: Place | None = None, search: bool = False,
+        ttl_s: float | None = None, tags: Sequence[str] = (), use_memory: bool = True,
+    ) -> Found:  # fmt: skip
+        """What L1 or L2 holds, else what the source gives; one load a key and node, and one over all nodes."""
+        counters = self._node.counters.of(key.family.data_type)
+        if use_memory:
+            entry = self._remembered(key, after)
+            if entry is not None:
+                counters.l1_hits += 1
+                extra = details(entry)
+                if extra is not None and extra.soft_until <= self._clock():
+                    self._refresh(key, load, rules, extra.version, ttl_s, tags)
+                return Found(_handed_out(entry), "l1")
+        if search and key.contexts != (None, None, None):
+            found = await self._search_or_miss(key, after, use_memory)
+            if found.level is not None:
+                return found
+        flight = self.flights.find(key.l1)
+        if flight is None or flight.task.done() or not self._joinable(key, flight, after):
+            flight = Flight(self._node.shards[key.shard].reserve(), self._clock())
+            flight.stale = self._standing_in(key)
+            self.flights.begin(
+                key.l1, flight, lambda flight: self._fly(flight, key, load, rules, after, ttl_s, tags, use_memory)
+            )
+        found = await flight.join(rules.load_soft_timeout_s)
+        if found.stale:
+            counters.stale_served += 1
+        return found
+
+    async def _search_or_miss(self, key: Key, after: Place | None, use_memory: bool) -> Found:
+        try:
+            found = await self.search(key, after, use_memory)
+        except L2Unavailable:
+            return Found(MISSING, None)  # the load below finds out for itself, and goes to the source
+        if found.level is None:
+            self._node.counters.of(key.family.data_type).misses -= 1  # the flight counts it
+        return found
+
+    def _joinable(self, key: Key, flight: Flight[Found], after: Place | None) -> bool:
+        """Whether a caller that comes now may share the flight: nothing replaced since, and no older than D or the
+        lease allow; with a token, only if this node has applied it (then an older flight would be marked)."""
+        shard = self._node.shards[key.shard]
+        began = flight.reservation
+        if after is not None and not shard.honours(after.epoch, after.seq):
+            return False
+        if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied):
+            return False
+        if shard.hides(began.applied, key.names if shard.marks else ()):
+            return False
+        now_s = self._clock()
+        return now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s
+
+    def _standing_in(self, key: Key) -> Found | None:
+        """An expired value that may be served while the source fails or is slow."""
+        entry = self._node.standing_in(key, self._clock())
+        return None if entry is None else Found(_handed_out(entry), "l1", stale=True)
+
+    async def _fly(
+        self, flight: Flight[Found], key: Key, load: Load, rules: Rules, after: Place | None,
+        ttl_s: float | None, tags: Sequence[str], use_memory: bool,
+    ) -> Found:  # fmt: skip
+        """One flight: L2, else lease and load, then fill; without L2, the source alone."""
+        counters = self._node.counters.of(key.family.data_type)
+        if not self._enabled:
+            counters.misses += 1
+            return await self._load(flight, key, load, rules)
+        filler = Filler(
+            self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=use_memory and rules.l1
+        )
+        lease = None
+        try:
+            value = await self._fetch.one(key, after, enter=use_memory)
+            if value is MISSING:
+                lease = await self._lease(flight, filler)
+                value = filler.value_of(lease.record) if lease.outcome is Leased.HIT else MISSING
+        except L2Unavailable:
+            value = MISSING
+        if value is not MISSING:
+            counters.l2_hits += 1
+            return Found(value, "l2")
+        counters.misses += 1
+        if lease is None:
+            filler.reserve_alone()
+            return await filler.keep_alone(await self._load(flight, key, load, rules))
+        try:
+            found = await self._load(flight, key, load, rules)
+        except BaseException:
+            filler.release()
+            raise
+        if found.stale:
+            filler.release()
+            return found
+        return await filler.fill(found)
+
+    async def _lease(self, flight: Flight[Found], filler: Filler) -> LeaseReply:
+        """The right to load, or the record that another node filled meanwhile; waits as long as a load may take."""
+        deadline_s = self._clock() + filler.rules.load_timeout_s
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            reply = await filler.lease()
+            if reply.outcome is Leased.HIT and filler.value_of(reply.record) is MISSING:
+                reply = await filler.lease(refresh=True)  # what lies there can't be decoded
+            if reply.outcome is not Leased.WAIT:
+                if reply.record is not None and reply.outcome is Leased.GRANTED and flight.stale is None:
+                    flight.stale = filler.stale(reply.record)
+                return reply
+            if self._clock() > deadline_s:
+                raise LoadTimeout(f"another node has been loading for {filler.rules.load_timeout_s:g} s")
+            await self._waiters.wait(filler.key.l1, min(backoff_s, max(reply.wait_ms, 1) / 1000))
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def _load(self, flight: Flight[Found], key: Key, load: Load, rules: Rules) -> Found:
+        """Run the source; when it fails, what is expired but was never invalidated stands in for it."""
+        counters = self._node.counters
+        counters.of(key.family.data_type).loads += 1
+        started_s = self._clock()
+        try:
+            loaded = await load()
+        except Exception as error:
+            counters.of(key.family.data_type).load_errors += 1
+            logger.warning("loading {} failed: {!r}", key.family.data_type, error)
+            if flight.stale is not None:
+                return flight.stale
+            raise
+        finally:
+            counters.load_latency.observe(self._clock() - started_s)
+        counters.of(key.family.data_type).not_found += loaded.value is None
+        return Found(loaded.value, None, loaded)
+
+    # -- refresh ahead ------------------------------------------------------------------------------------------------
+
+    def _refresh(
+        self, key: Key, load: Load, rules: Rules, version: bytes, ttl_s: float | None, tags: Sequence[str]
+    ) -> None:
+        """Load again in the background, over exactly the version that is there; one node does, all serve on."""
+        name = key.l1 + "\x1frefresh"
+        if self.flights.find(name) is not None or not self._enabled:
+            return
+        flight: Flight[Found] = Flight(self._node.shards[key.shard].reserve(), self._clock())
+        flight.keep()
+        filler = Filler(
+            self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=rules.l1, over=version
+        )
+
+        async def fly(flight: Flight[Found]) -> Found:
+            await self._fetch.one(key, None)  # another node's refresh, if there was one, enters L1 by this
+            entry = self._remembered(key, None)
+            extra = None if entry is None else details(entry)
+            if extra is None or extra.version != version:
+                return Found(MISSING, None)
+            reply = await filler.lease(refresh=True)
+            if reply.outcome is Leased.WAIT:
+                return Found(MISSING, None)
+            self._node.counters.of(key.family.data_type).refreshes += 1
+            try:
+                found = await self._load(flight, key, load, rules)
+            except BaseException:
+                filler.release()
+                raise
+            return await filler.fill(found)
+
+        self.flights.begin(name, flight, fly)
+
+
+def _handed_out(entry: Entry) -> object:
+    extra = details(entry)
+    return entry.value if extra is None or extra.decode is None else extra.decode()

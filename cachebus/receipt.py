@@ -1,0 +1,48 @@
+"""What a write or invalidation gives back: where it stands in the shard's history, and what it addressed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cachebus.ports import Place
+
+_FORM = re.compile(r"(\d{1,5})\.([0-9a-f]{16})\.(\d{1,16})").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A write's receipt, and the session token for it: a read with `after=receipt` sees the write, on any node.
+
+    `str(receipt)` is short enough for a header; `Receipt.parse` reads it back, checked, since it may come from outside.
+    """
+
+    shard: int
+    epoch: str
+    seq: int
+    status: str = "applied"
+    stored: bool = True
+    """False when nothing was stored: `add` found a value, or the cache is disabled."""
+    targets: Mapping[str, int] = field(default_factory=dict)
+    """How many keys and scopes were addressed, by data type."""
+
+    @property
+    def place(self) -> Place:
+        """The point in the shard's history."""
+        return Place(self.epoch.encode(), self.seq)
+
+    def __str__(self) -> str:
+        return f"{self.shard}.{self.epoch}.{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Receipt:
+        """The receipt in a string made by `str(receipt)`; `ValueError` for anything else."""
+        found = _FORM(text) if isinstance(text, str) else None
+        if found is None:
+            raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")
+        return cls(int(found[1]), found[2], int(found[3]))
+
+
+NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)
+"""The receipt of a disabled cache."""

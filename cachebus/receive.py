@@ -1,0 +1,88 @@
+"""An event coming in: decode, in order? apply; else catch up from the log; and where the log has gone, begin anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from loguru import logger
+
+from cachebus import event as events
+from cachebus.clock import Clock
+from cachebus.coherence import Heard
+from cachebus.loading import Waiters
+from cachebus.node import Node
+from cachebus.ports import LogEntry, Store
+
+LOG_BATCH = 1000
+
+
+class Receiver:
+    """Turns messages of the bus, and entries of the log, into state of the node."""
+
+    def __init__(self, node: Node, store: Store, waiters: Waiters, nudge: Callable[[int], None], clock: Clock) -> None:
+        self._node = node
+        self._store = store
+        self._waiters = waiters
+        self._nudge = nudge
+        self._clock = clock
+
+    def on_message(self, shard: int, message: bytes) -> None:
+        """One message of the bus; whatever its bytes are, this returns."""
+        if message[:3] == events.WAKE:
+            self._waiters.wake(message[3:].decode(errors="replace"))
+            return
+        counters = self._node.counters
+        try:
+            event = events.decode(message)
+        except events.CorruptEvent:
+            # It took the place of an event that the counter in L2 knows of: the probe finds the gap.
+            counters.events_corrupt += 1
+            self._nudge(shard)
+            return
+        heard = self._node.hear(shard, event)
+        if heard is Heard.NEXT:
+            counters.bus_lag.observe(self._clock() + self._node.server_offset_s - event.published_us / 1e6)
+        elif heard is not Heard.OLD:
+            self._nudge(shard)
+
+    async def catch_up(self, shard: int) -> None:
+        """Apply what the bus has not brought, from the log; `L2Unavailable`."""
+        view = self._node.shards[shard]
+        self._node.counters.catch_ups += 1
+        while view.hole:
+            epoch, after = view.epoch, view.applied
+            entries = await self._store.log(shard, after, LOG_BATCH)
+            if view.epoch != epoch:
+                return
+            if view.flooded or not self._replay(shard, entries) or view.applied == after:
+                await self.begin(shard, "gap")
+                return
+            await asyncio.sleep(0)
+
+    def _replay(self, shard: int, entries: list[LogEntry]) -> bool:
+        """Apply entries in order; False at the first that is missing, unreadable or of another epoch."""
+        view = self._node.shards[shard]
+        for seq, message in entries:
+            if 0 <= seq <= view.applied:
+                continue  # the bus was faster
+            if seq != view.applied + 1:
+                return False  # trimmed: the stream skips silently, so contiguity is ours to check
+            try:
+                event = events.decode(message)
+            except events.CorruptEvent:
+                self._node.counters.events_corrupt += 1
+                return False
+            if event.seq != seq or event.epoch != view.epoch:
+                return False
+            self._node.hear(shard, event)
+        return True
+
+    async def begin(self, shard: int, cause: str) -> None:
+        """Drop what is held of the shard, and begin from where L2 is now, with its floor and marks; `L2Unavailable`."""
+        node = self._node
+        sent_at_s = self._clock()
+        reply = await self._store.probe(shard, node.caller(shard), marks=True)
+        node.probed(shard, reply, sent_at_s, self._clock())
+        node.enter(shard, reply, sent_at_s, cause)
+        logger.info("shard {}: began anew at {}:{} ({})", shard, reply.epoch.decode(), reply.seq, cause)

@@ -1,0 +1,89 @@
+"""Calling the caller's own functions: with what they take, sync or async, within limits, again after errors."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from cachebus.errors import LoadTimeout
+
+Source = Callable[..., Any]
+Bound = Callable[[], Any]
+_NAMES = ("resource_id", "tenant_id", "ctx")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) -> Bound:
+    """The call `source(resource_id, tenant_id, ctx)`, reduced to what it takes.
+
+    Fewer positional parameters get the first of the three; `**kwargs`, and keyword-only parameters of these names,
+    get the rest by name. Parameters with a default beyond the three keep it.
+    """
+    try:
+        count, names = _shape(source)
+    except TypeError:  # unhashable callable
+        count, names = _shape.__wrapped__(source)
+    values = (resource_id, tenant_id, ctx)
+    if not names:
+        positional = values[:count]
+        return lambda: source(*positional)
+    keywords = {name: value for name, value in zip(_NAMES, values, strict=True) if name in names}
+    return lambda: source(*values[:count], **keywords)
+
+
+@lru_cache(maxsize=1024)
+def _shape(source: Source) -> tuple[int, frozenset[str]]:
+    """How many of the three a source takes by position, and which by name."""
+    try:
+        parameters = inspect.signature(source).parameters.values()
+    except ValueError:  # a builtin that does not say
+        return 1, frozenset()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 3, frozenset()
+    count = min(3, sum(p.kind in _POSITIONAL for p in parameters))
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return count, frozenset(_NAMES[count:])
+    return count, frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in _NAMES)
+
+
+async def _once(call: Bound, timeout_s: float) -> Any:
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            result = call()
+            return await result if inspect.isawaitable(result) else result
+    except TimeoutError:
+        if limit.expired():
+            raise LoadTimeout(f"the load took longer than {timeout_s:g} s") from None
+        raise
+
+
+async def call(
+    bound: Bound, *, timeout_s: float, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float
+) -> Any:
+    """Run a source once, and up to `retries` times more after an error of `retry_on`, with jittered back-off.
+
+    `timeout_s` bounds the whole, in seconds: `LoadTimeout`. A sync source runs on the event loop.
+    """
+
+    async def attempts() -> Any:
+        try:
+            result = bound()
+            return await result if inspect.isawaitable(result) else result
+        except retry_on:
+            if not retries:
+                raise
+        import stamina  # noqa: PLC0415 (only failing loads need it)
+
+        await asyncio.sleep(backoff_s)
+        async for attempt in stamina.retry_context(
+            on=retry_on, attempts=retries, timeout=None, wait_initial=backoff_s, wait_jitter=backoff_s
+        ):
+            with attempt:
+                result = bound()
+                return await result if inspect.isawaitable(result) else result
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    return await _once(attempts, timeout_s)

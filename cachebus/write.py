@@ -1,0 +1,119 @@
+"""The path of a write: L2 in one script, then the own L1, then the bus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cachebus import event as events
+from cachebus.clock import Clock
+from cachebus.errors import InvalidationFailed, L2Unavailable
+from cachebus.fetch import Fetcher
+from cachebus.keys import Key
+from cachebus.packing import keep_ms, pack, unpack
+from cachebus.plan import Plan
+from cachebus.policy import Rules
+from cachebus.ports import Bus, Change
+from cachebus.receipt import NOTHING_DONE, Receipt
+
+
+class Writer:
+    """Writes and invalidations of one cache."""
+
+    def __init__(
+        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], *, enabled: bool
+    ) -> None:
+        self._fetch = fetcher
+        self._node = fetcher.node
+        self._store = fetcher.store
+        self._bus = bus
+        self._clock = clock
+        self._nudge = nudge
+        self._enabled = enabled
+
+    # -- writes ---------------------------------------------------------------------------------------------------
+
+    async def invalidate(self, plan: Plan) -> Receipt:
+        """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure."""
+        if not self._enabled:
+            return NOTHING_DONE
+        node, counters = self._node, self._node.counters
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id)
+        counters.invalidations += 1
+        try:
+            change = await self._store.invalidate(
+                plan.shard, node.caller(plan.shard), plan.keys, plan.names, body
+            )
+        except L2Unavailable as error:
+            counters.invalidations_failed += 1
+            counters.l2_errors += 1
+            self._forget(plan)
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
+        except BaseException:
+            self._forget(plan)  # cancelled: it may have happened
+            raise
+        await self._apply(plan, change, body)
+        return self._receipt(plan, change)
+
+    async def set(
+        self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
+        if_absent: bool = False,
+    ) -> Receipt:  # fmt: skip
+        """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
+        if not self._enabled:
+            return NOTHING_DONE
+        node = self._node
+        reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
+        record = pack(value, rules, sent_at_s + node.server_offset_s, ttl_s=ttl_s, tags=tags)
+        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
+        try:
+            change = await self._store.write(
+                key, node.caller(key.shard), record, keep_ms(record, rules), body,
+                others=plan.keys[1:], names=plan.names, if_absent=if_absent,
+            )  # fmt: skip
+        except L2Unavailable:
+            node.counters.l2_errors += 1
+            self._forget(plan)
+            raise
+        except BaseException:
+            self._forget(plan)
+            raise
+        if not change.stored:
+            return self._receipt(plan, change)
+        await self._apply(plan, change, body)
+        record.epoch, record.seq = change.epoch, change.seq
+        if rules.l1:
+            self._fetch.admit(key, unpack(record, rules), record, reservation, sent_at_s, rules)
+        return self._receipt(plan, change)
+
+    async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
+        """Add to a counter in L2 and give its value; `L2Unavailable`."""
+        expires_ms = 0 if expires_in_s is None else max(1, int(expires_in_s * 1000))
+        try:
+            return await self._store.counter(key, self._node.caller(key.shard), amount, request_id, expires_ms)
+        except L2Unavailable:
+            self._node.counters.l2_errors += 1
+            raise
+
+    async def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
+        """Own events count before the call returns (G2); then the bus, where the script did not publish already."""
+        own = events.Event(
+            change.epoch, change.seq, change.floor, 0, [key.l1 for key in plan.keys], plan.names, self._node.id
+        )
+        self._node.hear(plan.shard, own)
+        if self._node.shards[plan.shard].applied < change.seq:
+            self._nudge(plan.shard)
+        now_us = int((self._clock() + self._node.server_offset_s) * 1e6)
+        await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
+
+    def _forget(self, plan: Plan) -> None:
+        """Whether it happened is not known: believe nothing that it would have replaced."""
+        for key in plan.keys:
+            self._node.forget(key)
+        if plan.names:
+            self._node.void(plan.shard, "unknown")
+            self._nudge(plan.shard)
+
+    def _receipt(self, plan: Plan, change: Change) -> Receipt:
+        return Receipt(
+            plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=dict(plan.targets)
+        )

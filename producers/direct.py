@@ -1,0 +1,121 @@
+"""Invalidations straight to L2, for write paths that read nothing: the same scripts, no memory, no subscription."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from cachebus import event as events
+from cachebus.cascade import Cascade, CascadeTable, Target
+from cachebus.clock import monotonic
+from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
+from cachebus.factory import address_of, redis_store
+from cachebus.keys import Keyspace
+from cachebus.plan import Plan, Planner, coordinated, target
+from cachebus.ports import Caller, Store
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
+
+Id = str | int
+_NOBODY = Caller("", 0, b"")
+
+
+class DirectProducer:
+    """`async with DirectProducer.open(url) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
+
+    Namespace and shard count must be those of the caches. Each call is one atomic step in L2 and returns its receipt,
+    or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is opened anew by the next call.
+    """
+
+    def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:
+        self.settings = Settings.of(settings)
+        if self.settings.url.get_secret_value().startswith("memory://"):
+            raise ConfigError("a producer needs a shared store: memory:// is inside one process")
+        self._planner = Planner(Keyspace(self.settings.shards), CascadeTable(cascades))
+        self._store: Store | None = None
+
+    @classmethod
+    def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
+        """A producer for the store at a URL or of settings, to be entered; `ConfigError`."""
+        return cls(settings, cascades)
+
+    async def __aenter__(self) -> Self:
+        store = redis_store(self.settings, address_of(self.settings), monotonic)
+        await store.connect()
+        self._store = store
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give the connection back. Closing twice is harmless."""
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
+
+    async def invalidate(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        contexts: str = "exact",
+    ) -> Receipt:
+        """As `Cache.invalidate`: one resource and its cascades."""
+        if contexts not in ("exact", "all"):
+            raise ValueError('contexts must be "exact" or "all"')
+        one = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
+        return await self._send(self._planner.targets([one], tenant_id, all_contexts=contexts == "all"))
+
+    async def invalidate_scope(
+        self,
+        tenant_id: Id | None = None,
+        data_type: str | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+    ) -> Receipt:
+        """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
+        contexts = agent_id, conversation_id, collection_id
+        return await self._send(self._planner.scope(tenant_id, data_type, contexts))
+
+    async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
+        """As `Cache.invalidate_tags`."""
+        if isinstance(tags, str) or not tags:
+            raise ValueError("tags must be a non-empty sequence of strings")
+        return await self._send(self._planner.tags(tenant_id, tags))
+
+    async def invalidate_coordinated(
+        self,
+        tenant_id: Id,
+        primary_data_type: str,
+        primary_resource_id: Id,
+        related_invalidations: Sequence[Mapping[str, Any]] | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+    ) -> Receipt:
+        """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
+        contexts = agent_id, conversation_id, collection_id
+        primary = target(primary_data_type, primary_resource_id, contexts)
+        targets = coordinated(primary, related_invalidations or (), contexts)
+        return await self._send(self._planner.targets(targets, tenant_id, all_contexts=True))
+
+    async def _send(self, plan: Plan) -> Receipt:
+        store = self._store
+        if store is None:
+            raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, "")
+        try:
+            await store.connect()
+            change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+        except L2Unavailable as error:
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
+        return Receipt(plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets))
