@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from loguru import logger
-
 from cachebus import context
 from cachebus.cascade import Cascade, Target
-from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
+from cachebus.clock import Clock, monotonic
+from cachebus.errors import ConfigError
 from cachebus.factory import Parts, World, build
 from cachebus.fetch import MISSING
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import SYSTEM, Key, tag_name
+from cachebus.lifecycle import attach, figures, is_ready, stop
 from cachebus.node import OnApplied
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules, check_ttl
@@ -24,6 +24,16 @@ from cachebus.ports import Place
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.source import Source, bind, call
+
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 Id = str | int
 Contexts = tuple[Id | None, Id | None, Id | None]
@@ -36,16 +46,18 @@ class Cache:
     the event loop in which the cache was opened.
     """
 
-    def __init__(self, settings: Settings | str | None = None, *, world: World | None = None) -> None:
+    def __init__(
+        self, settings: Settings | str | None = None, *, world: World | None = None, clock: Clock = monotonic
+    ) -> None:
         self.settings = Settings.of(settings)
         self._world = world
         self._parts: Parts | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        self._forks = 0
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
         self._entries: dict[str, Any] = {}
-        self._clock: Callable[[], float] = lambda: 0.0
+        self._clock = clock
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
@@ -57,33 +69,20 @@ class Cache:
     async def __aenter__(self) -> Self:
         if self._parts is not None:
             raise ConfigError("this cache is open already")
-        parts = build(self.settings, world=self._world)
-        self._parts, self._loop, self._pid = parts, asyncio.get_running_loop(), os.getpid()
+        parts = build(self.settings, self._clock, self._world)
+        self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
         for data_type, policy in self._policies.items():
             parts.policies.register(data_type, policy)
         for cascade in self._cascades:
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
-                await self._attach(parts)
+                await attach(parts)
             except BaseException:
-                await self._stop(parts)
+                await stop(parts)
                 raise
-        self._entries, self._clock = parts.node.l1.entries, parts.node.clock
+        self._entries = parts.node.l1.entries
         return self
-
-    async def _attach(self, parts: Parts) -> None:
-        try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
-                await parts.heartbeat.attach()
-        except* (L2Unavailable, BusUnavailable, TimeoutError) as group:
-            error = _first(group)
-            if not self.settings.start_degraded:
-                raise L2Unavailable(f"{error or 'no answer'} (at start, {self.settings.safe_url})") from None
-            logger.warning("starting degraded, without L2: {}", error)
-        except* Exception as group:
-            raise _first(group) from None
-        parts.heartbeat.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -95,22 +94,7 @@ class Cache:
         parts, self._parts = self._parts, None
         if parts is not None:
             self._entries = {}
-            await self._stop(parts)
-
-    async def _stop(self, parts: Parts) -> None:
-        await parts.reader.flights.close(self.settings.close_timeout_s)
-        await parts.heartbeat.stop()
-        try:
-            if parts.store.connected and self.settings.enabled:
-                for shard in parts.node.shards:
-                    if shard.epoch:
-                        await parts.store.leave(shard.index, parts.node.caller(shard.index))
-        except L2Unavailable as error:
-            logger.debug("could not take leave of L2: {}", error)
-        finally:
-            await parts.bus.close()
-            await parts.store.close()
-            parts.node.l1.clear()
+            await stop(parts)
 
     def _live(self) -> Parts:
         parts = self._parts
@@ -118,15 +102,13 @@ class Cache:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("this cache belongs to another event loop: open one in each loop")
-        if os.getpid() != self._pid:
+        if _forks != self._forks:
             raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
         return parts
 
     def ready(self) -> bool:
         """Whether every shard's lease is live: for readiness probes."""
-        parts = self._live()
-        now_s = parts.node.clock()
-        return not self.settings.enabled or all(now_s < shard.valid_until for shard in parts.node.shards)
+        return is_ready(self._live())
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
         """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle."""
@@ -139,33 +121,15 @@ class Cache:
                 self._parts.policies.register(data_type, policy)
             self._policies[data_type] = policy
 
+    async def probe(self) -> None:
+        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable`."""
+        parts = self._live()
+        for shard in parts.node.shards:
+            await parts.heartbeat.probe(shard.index)
+
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
-        parts = self._live()
-        node, counters = parts.node, parts.node.counters
-        hits = node.l1_hits()
-        types = {t: counters.of(t).snapshot(hits.get(t, 0)) for t in {*counters.types, *hits}}
-        figures = {
-            name: getattr(counters, name)
-            for name in Stats.__dataclass_fields__
-            if isinstance(getattr(counters, name, None), int)
-        }
-        return Stats(
-            node=node.id,
-            types=types,
-            shards=node.shard_stats(node.clock()),
-            l1_entries=len(node.l1),
-            l1_bytes=node.l1.bytes,
-            l1_evictions=node.l1.evictions,
-            flushes=dict(counters.flushes),
-            l2_connected=parts.store.connected,
-            bus_connected=parts.bus.connected,
-            flights=len(parts.reader.flights),
-            load_latency=counters.load_latency.snapshot(),
-            l2_latency=counters.l2_latency.snapshot(),
-            bus_lag=counters.bus_lag.snapshot(),
-            **figures,
-        )
+        return figures(self._live())
 
     @property
     def on_applied(self) -> OnApplied | None:
@@ -179,19 +143,10 @@ class Cache:
     # -- reading --------------------------------------------------------------------------------------------------
 
     async def get(
-        self,
-        data_type: str,
-        resource_id: Id,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        search_hierarchy: bool = False,
-        use_memory: bool = True,
-        *,
-        default: Any = None,
-        after: Receipt | str | None = None,
-    ) -> Any:
+        self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, search_hierarchy: bool = False,
+        use_memory: bool = True, *, default: Any = None, after: Receipt | str | None = None,
+    ) -> Any:  # fmt: skip
         """The cached value, or `default` (also where the source is known to have nothing).
 
         `search_hierarchy`: when the given contexts have none, look without the collection, then the conversation, then
@@ -225,16 +180,9 @@ class Cache:
         return default if value is MISSING or value is None else value
 
     async def get_many(
-        self,
-        data_type: str,
-        resource_ids: Iterable[Id],
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        after: Receipt | str | None = None,
-    ) -> dict[Id, Any]:
+        self, data_type: str, resource_ids: Iterable[Id], tenant_id: Id | None = None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, *, after: Receipt | str | None = None,
+    ) -> dict[Id, Any]:  # fmt: skip
         """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks."""
         parts = self._live()
         ids = list(dict.fromkeys(resource_ids))
@@ -243,21 +191,11 @@ class Cache:
         return {i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not None}
 
     async def get_or_load(
-        self,
-        data_type: str,
-        resource_id: Id,
-        loader: Source,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        search_hierarchy: bool = False,
-        ttl: float | None = None,
-        tags: Sequence[str] = (),
-        after: Receipt | str | None = None,
-        use_memory: bool = True,
-    ) -> Any:
+        self, data_type: str, resource_id: Id, loader: Source, tenant_id: Id | None = None,
+        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
+        search_hierarchy: bool = False, ttl: float | None = None, tags: Sequence[str] = (),
+        after: Receipt | str | None = None, use_memory: bool = True,
+    ) -> Any:  # fmt: skip
         """The cached value, else what `loader(resource_id, tenant_id, ctx)` gives (fewer arguments if it takes fewer).
 
         One load a key at a time on this node, and one over all nodes. None from the loader means not found. `ttl` in
@@ -317,18 +255,10 @@ class Cache:
     # -- writing --------------------------------------------------------------------------------------------------
 
     async def set(
-        self,
-        data_type: str,
-        resource_id: Id,
-        value: Any,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        ttl: float | None = None,
-        *,
+        self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None = None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, ttl: float | None = None, *,
         tags: Sequence[str] = (),
-    ) -> Receipt:
+    ) -> Receipt:  # fmt: skip
         """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
 
         Raises `NotSerializable`, `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
@@ -338,18 +268,10 @@ class Cache:
         )
 
     async def add(
-        self,
-        data_type: str,
-        resource_id: Id,
-        value: Any,
-        ttl: float | None = None,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
+        self, data_type: str, resource_id: Id, value: Any, ttl: float | None = None, tenant_id: Id | None = None,
+        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
         tags: Sequence[str] = (),
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """Store a value only where there is none; whether it was stored. Atomic in L2.
 
         Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
@@ -374,16 +296,9 @@ class Cache:
         )
 
     async def invalidate(
-        self,
-        data_type: str,
-        resource_id: Id,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        contexts: str = "exact",
-    ) -> Receipt:
+        self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, *, contexts: str = "exact",
+    ) -> Receipt:  # fmt: skip
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
         This key exactly; with `contexts="all"` the id in every narrower context too. Raises `InvalidationFailed` when
@@ -408,13 +323,9 @@ class Cache:
         return await parts.writer.invalidate(parts.planner.targets(targets, tenant, all_contexts=all_contexts))
 
     async def invalidate_scope(
-        self,
-        tenant_id: Id | None = None,
-        data_type: str | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-    ) -> Receipt:
+        self, tenant_id: Id | None = None, data_type: str | None = None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None,
+    ) -> Receipt:  # fmt: skip
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
         parts = self._live()
         tenant = self._tenant(data_type or "", tenant_id)
@@ -431,18 +342,10 @@ class Cache:
     # -- counters -------------------------------------------------------------------------------------------------
 
     async def increment(
-        self,
-        counter_type: str,
-        tenant_id: Id | None = None,
-        value: int = 1,
-        resource_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        expires_in_s: float | None = None,
-        request_id: str = "",
-    ) -> int:
+        self, counter_type: str, tenant_id: Id | None = None, value: int = 1, resource_id: Id | None = None,
+        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
+        expires_in_s: float | None = None, request_id: str = "",
+    ) -> int:  # fmt: skip
         """Add to a counter in L2 and give its value. 0 reads it. Never expires unless `expires_in_s` says so.
 
         With a `request_id` a repetition within 60 s adds nothing. `L2Unavailable` leaves open whether it counted.
@@ -499,10 +402,3 @@ def _place(after: Receipt | str | None) -> Place | None:
     if receipt.status == "pending":
         raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
     return receipt.place
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first plain error inside a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -42,7 +42,7 @@ class Reservation(NamedTuple):
     """
 
     epoch: bytes
-    count: int
+    drops: int
     applied: int
 
 
@@ -190,21 +190,23 @@ class Shard:
 
     def marked(self, reservation: Reservation, key: str, seq: int) -> bool:
         """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken."""
-        if reservation.count == self.count:
+        if reservation.drops == self.count:
             return False
-        if reservation.count < self._journal_floor:
+        if reservation.drops < self._journal_floor:
             return True
         touched = self._journal.get(key)
-        return touched is not None and touched[0] > reservation.count and touched[1] > seq
+        return touched is not None and touched[0] > reservation.drops and touched[1] > seq
 
     def hides(self, seq: int, names: Iterable[str]) -> bool:
         """Whether the floor, or the mark of one of these scopes and tags, is beyond a record's seq."""
         if seq < self.floor:
             return True
         marks = self.marks
-        if not marks:
-            return False
-        return any(marks.get(name, 0) > seq for name in names)
+        if marks:
+            for name in names:
+                if marks.get(name, 0) > seq:
+                    return True
+        return False
 
     def admits(self, reservation: Reservation, key: str, names: Iterable[str], epoch: bytes, seq: int) -> bool:
         """Whether what was read, loaded or written under the reservation may enter L1."""

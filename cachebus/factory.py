@@ -17,7 +17,7 @@ from cachebus.fetch import Fetcher
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Keyspace
 from cachebus.l1 import L1
-from cachebus.l2.memory import MemoryShard, MemoryStore
+from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.loading import Waiters
@@ -37,7 +37,7 @@ class World:
     """What all caches of a process that open the same `memory://NAME` share."""
 
     def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int) -> None:
-        self.shards = [MemoryShard(clock, marks_max=marks_max, log_max=log_max) for _ in range(shards)]
+        self.shards = MemoryShards([MemoryShard(clock, marks_max=marks_max, log_max=log_max) for _ in range(shards)])
         self.channels = [MemoryChannel() for _ in range(shards)]
         for shard, channel in zip(self.shards, self.channels, strict=True):
             shard.publish = channel.send
@@ -81,9 +81,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world)
-    heartbeat = Heartbeat(
-        node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s
-    )
+    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock)
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)

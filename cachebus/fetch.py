@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 
 from cachebus import record as records
 from cachebus.clock import Clock
-from cachebus.coherence import Reservation
+from cachebus.coherence import Reservation, Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.node import INF, Node
 from cachebus.packing import copier, unpack
 from cachebus.policy import PolicyTable, Rules
 from cachebus.ports import Place, Store
-from cachebus.record import Record
+from cachebus.record import HEAD, MAGIC, Record
 from cachebus.values import CorruptValue
+from cachebus.values import decode as decode_value
 
 MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__slots__": ()})()
 """Stands for "nothing there" where None may be a value."""
@@ -36,27 +37,27 @@ class Fetcher:
     async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
         """The key's value in L2, None for one that says "not found", or MISSING; `L2Unavailable`."""
         shard = self._shards[key.shard]
-        store = self.store
-        if not self._may_judge(key.shard, after):
+        if not self._may_judge(shard, after):
             return (await self.validated([key], after, enter=enter))[0]
-        reservation, vouched_s = shard.reserve(), shard.vouched_s
+        epoch, count, applied = shard.epoch, shard.count, shard.applied  # a reservation, made only where it is needed
+        read_s = shard.valid_until - shard.bound_s
         try:
-            data = await store.get(key)
+            data = await self.store.get(key)
         except L2Unavailable:
             self.node.counters.l2_errors += 1
             raise
         if data is None:
             return MISSING
-        if shard.epoch != reservation.epoch:
+        if shard.epoch != epoch:
             return (await self.validated([key], after, enter=enter))[0]
-        return self._believed(key, data, reservation, vouched_s, enter)
+        return self._believed(key, data, Reservation(epoch, count, applied) if enter else None, read_s)
 
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
         if not keys:
             return []
         shard = self._shards[keys[0].shard]
-        if not self._may_judge(keys[0].shard, after):
+        if not self._may_judge(shard, after):
             return await self.validated(keys, after, enter=enter)
         reservation, vouched_s = shard.reserve(), shard.vouched_s
         try:
@@ -68,7 +69,7 @@ class Fetcher:
         if shard.epoch != reservation.epoch:
             return await self.validated(keys, after, enter=enter)
         return [
-            MISSING if data is None else self._believed(key, data, reservation, vouched_s, enter)
+            MISSING if data is None else self._believed(key, data, reservation if enter else None, vouched_s)
             for key, data in zip(keys, found, strict=True)
         ]
 
@@ -89,27 +90,50 @@ class Fetcher:
             record = None if data is None else self.decoded(data)
             believed = record is not None and not self.expired(record)
             found.append(
-                self.taken(key, record, reservation, started_s, enter) if record and believed else MISSING
+                self.taken(key, record, reservation if enter else None, started_s) if record and believed else MISSING
             )
         return found
 
-    def _may_judge(self, index: int, after: Place | None) -> bool:
+    def _may_judge(self, shard: Shard, after: Place | None) -> bool:
         """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
-        shard = self._shards[index]
         return (
-            self.clock() < shard.valid_until
-            and self.store.checked
+            self.store.checked
+            and self.clock() < shard.valid_until
             and (after is None or shard.honours(after.epoch, after.seq))
         )
 
-    def _believed(self, key: Key, data: bytes, reservation: Reservation, read_s: float, enter: bool) -> object:
+    def _believed(self, key: Key, data: bytes, reservation: Reservation | None, read_s: float) -> object:
+        """The value of a record that came unjudged: of this epoch, unexpired, and replaced by no mark.
+
+        Reads the head where it lies; a `Record` is made only for what enters L1 (`reservation` given) or is special.
+        """
         shard = self._shards[key.shard]
-        record = self.decoded(data)
-        if record is None or record.epoch != shard.epoch or self.expired(record):
+        if len(data) < HEAD.size:
+            return self._corrupt(key)
+        magic, flags, codec, epoch, seq, _, _, _, expires_ms, tags = HEAD.unpack_from(data)
+        if magic != MAGIC:
+            return self._corrupt(key)
+        if epoch != shard.epoch or seq < shard.floor:
             return MISSING
-        if shard.hides(record.seq, (*key.names, *record.tags) if shard.marks else ()):
+        if 0 < expires_ms <= (self.clock() + self.node.server_offset_s) * 1000.0:
             return MISSING
-        return self.taken(key, record, reservation, read_s, enter)
+        if shard.marks and shard.hides(seq, key.names):
+            return MISSING
+        rules = self.policies.rules(key.family.data_type)
+        if tags or flags or (reservation is not None and rules.l1):
+            record = self.decoded(data)
+            if record is None or (tags and shard.hides(seq, record.tags)):
+                return MISSING
+            return self.taken(key, record, reservation, read_s)
+        try:
+            return decode_value(codec, data[HEAD.size :], rules.model)
+        except CorruptValue:
+            return self._corrupt(key)
+
+    def _corrupt(self, key: Key) -> object:
+        self.node.counters.records_corrupt += 1
+        self.node.counters.of(key.family.data_type).serialization_errors += 1
+        return MISSING
 
     def decoded(self, data: bytes) -> Record | None:
         """The record in these bytes; a corrupted one is a counted miss."""
@@ -123,16 +147,14 @@ class Fetcher:
         """Whether the record's hard expiry is over, by the L2 server's clock."""
         return 0 < record.expires_ms <= (self.clock() + self.node.server_offset_s) * 1000
 
-    def taken(self, key: Key, record: Record, reservation: Reservation, read_started_s: float, enter: bool) -> object:
-        """The value of a record that may be believed; enters L1 where it may."""
+    def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
+        """The value of a record that may be believed; with a reservation it enters L1 where it may."""
         rules = self.policies.rules(key.family.data_type)
         try:
             value = unpack(record, rules)
         except CorruptValue:
-            self.node.counters.records_corrupt += 1
-            self.node.counters.of(key.family.data_type).serialization_errors += 1
-            return MISSING
-        if enter and rules.l1:
+            return self._corrupt(key)
+        if reservation is not None and rules.l1:
             self.admit(key, value, record, reservation, read_started_s, rules)
         return value
 

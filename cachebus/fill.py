@@ -40,6 +40,7 @@ class Found(NamedTuple):
     stale: bool = False
     serialization_error: bool = False
 
+
 Load = Callable[[], Coroutine[object, object, Loaded]]
 
 
@@ -107,7 +108,7 @@ class Filler:
         record = None if data is None else self._fetch.decoded(data)
         if record is None:
             return MISSING
-        return self._fetch.taken(self.key, record, self._reservation, self._started_s, self._enter)
+        return self._fetch.taken(self.key, record, self._reservation if self._enter else None, self._started_s)
 
     def stale(self, data: bytes) -> Found | None:
         """What an expired record, which L2 has just validated, gives where fail-safe allows it."""
@@ -116,7 +117,7 @@ class Filler:
         record = self._fetch.decoded(data)
         if record is None:
             return None
-        value = self._fetch.taken(self.key, record, self._reservation, self._started_s, enter=False)
+        value = self._fetch.taken(self.key, record, None, self._started_s)
         return None if value is MISSING else Found(value, "l2", stale=True)
 
     async def fill(self, found: Found) -> Found:
@@ -168,9 +169,7 @@ class Filler:
     def _entered(self, found: Found, record: Record, *, fenced: bool) -> Found:
         value = unpack(record, self.rules)  # what another node would decode, so that all nodes give the same types
         if self._enter:
-            self._fetch.admit(
-                self.key, value, record, self._reservation, self._started_s, self.rules, fenced=fenced
-            )
+            self._fetch.admit(self.key, value, record, self._reservation, self._started_s, self.rules, fenced=fenced)
         return found._replace(value=value)
 
     def _uncached(self, found: Found, error: Exception) -> Found:

@@ -27,9 +27,7 @@ SUSPENDED_S = 0.1
 class Heartbeat:
     """Tends every shard of a node."""
 
-    def __init__(
-        self, node: Node, store: Store, bus: Bus, clock: Clock, *, interval_s: float, grace_s: float
-    ) -> None:
+    def __init__(self, node: Node, store: Store, bus: Bus, clock: Clock, *, interval_s: float, grace_s: float) -> None:
         self._node = node
         self._store = store
         self._bus = bus
@@ -50,9 +48,8 @@ class Heartbeat:
         """Connect, listen, and only then read where every shard is, so that no event falls in between."""
         await self._store.connect()
         await self._bus.connect()
-        async with asyncio.TaskGroup() as group:
-            for shard in range(len(self._node.shards)):
-                group.create_task(self.receiver.begin(shard, "start"))
+        for shard in range(len(self._node.shards)):
+            await self.receiver.begin(shard, "start")
 
     def start(self) -> None:
         """Begin to tend, in a task of its own."""
@@ -79,7 +76,7 @@ class Heartbeat:
                 await step()
             except (L2Unavailable, BusUnavailable):
                 await asyncio.sleep(self._pause_s())
-            except Exception:
+            except Exception:  # noqa: BLE001 (logged with its trace; the loops must go on)
                 logger.exception("a step of the heartbeat failed; it goes on")
                 await asyncio.sleep(self._interval_s)
 

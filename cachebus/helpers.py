@@ -58,11 +58,11 @@ async def get_with_cache_aside(
     serializer: Callable[[Any], Any] | None = None,
     deserializer: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Metrics]:
-    """The cached value, else the database's, else a generated one, stored with the type's TTL: `(value | None, metrics)`.
+    """The cached value, else the database's, else a generated one, stored by the type's TTL: `(value | None, metrics)`.
 
     Functions are called as `f(resource_id, tenant_id, ctx)`, or with as much of it as they take; sync or async. One
     that fails after its type's retries is logged and counted, never cached as "absent"; generation is still tried. If
-    nothing came because of an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
+    nothing came for an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
 
     `metrics`: `source` ("cache", "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None),
     `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
@@ -151,7 +151,7 @@ class _Aside:
             began = perf_counter()
             try:
                 value = await self._cache.call_source(bind(function, resource_id, tenant_id, ctx), self._rules)
-            except Exception as failed:  # what a caller's function raises is the caller's: reported, not swallowed
+            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 error = failed
             took_ms = (perf_counter() - began) * 1000.0
             source = name
@@ -200,11 +200,11 @@ class _SourceFailed(Exception):
 def _deserialized(deserializer: Callable[[Any], Any], value: Any) -> tuple[Any, BaseException | None]:
     try:
         return deserializer(value), None
-    except Exception as error:  # reported in the metrics, as every failure of this function is
+    except Exception as error:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
         return None, error
 
 
-# -- invalidation -------------------------------------------------------------------------------------------------------
+# -- invalidation ----------------------------------------------------------------------------------------
 
 
 class Counts(dict[str, int]):
@@ -252,7 +252,7 @@ async def invalidate_resource_cache(
     return True
 
 
-# -- counters -----------------------------------------------------------------------------------------------------------
+# -- counters --------------------------------------------------------------------------------------------
 
 
 async def increment_counter(
@@ -288,13 +288,13 @@ async def get_counter(
     )
 
 
-# -- odds and ends ------------------------------------------------------------------------------------------------------
+# -- odds and ends ---------------------------------------------------------------------------------------
 
 
 def generate_resource_id_hash(*parts: object) -> str:
     """A stable resource id (32 hex digits) for any plain values: the same in every process and version.
 
-    Mappings are hashed without regard to order; `1`, `"1"` and `1.0` differ. `NotSerializable` for what has no plain form.
+    Mappings are hashed without regard to order; `1`, `"1"` and `1.0` differ. `NotSerializable` for other things.
     """
     try:
         data = msgspec.msgpack.encode([[type(part).__name__, part] for part in parts], order="deterministic")
@@ -318,7 +318,7 @@ def deserialize_from_cache(data: bytes, data_type: str) -> Any:
 
 
 async def track_cache_metrics(
-    data_type: str, tenant_id: Id, metric_type: str, value: int = 1, metadata: Mapping[str, Any] | None = None
+    data_type: str, tenant_id: Id, metric_type: str, value: float = 1, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Count something of your own beside the cache's figures: a shared counter `metric_type` of the data type.
 
@@ -364,11 +364,17 @@ def cached(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             ids = {
-                name: template.format_map(bound.arguments) for name, template in templates.items() if template is not None
+                name: template.format_map(bound.arguments)
+                for name, template in templates.items()
+                if template is not None
             }
             using = current_cache() if cache is None else cache
             result: T = await using.get_or_load(
-                data_type, loader=lambda: function(*args, **kwargs), ttl=ttl, tags=tags, **ids  # type: ignore[arg-type]
+                data_type,
+                loader=lambda: function(*args, **kwargs),
+                ttl=ttl,
+                tags=tags,
+                **ids,  # type: ignore[arg-type]
             )
             return result
 

@@ -24,8 +24,10 @@ SYSTEM = "system"
 
 Part = str | int
 
+_NONE: tuple[str | None, str | None, str | None] = (None, None, None)
 _control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 _plain = re.compile(r"[!-$&-)+-9;-~]{1,512}").fullmatch  # printable ASCII that needs no encoding and no further look
+_fields = re.compile(f"[{GIVEN}{ABSENT}][^{GIVEN}{ABSENT}]*").findall
 _CODES = str.maketrans({"%": "%25", ":": "%3A", "*": "%2A"})
 
 
@@ -62,11 +64,7 @@ def names_of(l1: str) -> tuple[str, ...]:
     """The scopes that the key with this L1 name lies in: what `Key.names` says, from the name alone."""
     tenant, data_type, rest = l1.split(GIVEN, 2)
     end = min(i for i in (rest.find(GIVEN), rest.find(ABSENT)) if i >= 0)
-    contexts, tail = [], rest[end:]
-    for mark in (ABSENT, GIVEN):
-        tail = tail.replace(mark, "\n" + mark)
-    for field in tail[1:].split("\n"):
-        contexts.append(field[1:] if field[0] == GIVEN else None)
+    contexts = [field[1:] if field[0] == GIVEN else None for field in _fields(rest[end:])]
     return _scopes(tenant, data_type, rest[:end], contexts)
 
 
@@ -89,17 +87,18 @@ def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[st
 class Family:
     """What all keys of one tenant and data type share; made once, so that a miss validates only its resource id."""
 
-    __slots__ = ("data_type", "prefix", "shard", "tenant")
+    __slots__ = ("data_type", "prefix", "shard", "stem", "tenant")
 
     def __init__(self, tenant: str, data_type: str, shards: int) -> None:
         self.tenant = tenant
         self.data_type = data_type
         self.shard = crc32(tenant.encode()) % shards
         self.prefix = f"{encoded(tenant)}:{encoded(data_type)}:"
+        self.stem = f"{tenant}{GIVEN}{data_type}{GIVEN}"
 
 
 class Key:
-    """One validated key. `l1` is its name in L1 and in events, `l2` the part of its L2 name after the shard's prefix."""
+    """One validated key. `l1` is its name in L1 and in events, `l2` its L2 name less the shard's prefix."""
 
     __slots__ = ("contexts", "family", "l1", "l2", "resource_id", "shard")
 
@@ -108,13 +107,14 @@ class Key:
         self.shard = family.shard
         self.resource_id = resource_id
         self.contexts = contexts
-        tail = NO_CONTEXT
-        middle = ""
-        if contexts != _NONE:
+        if contexts is _NONE:
+            self.l1 = f"{family.stem}{resource_id}{NO_CONTEXT}"
+            self.l2 = family.prefix + (resource_id if _plain(resource_id) else resource_id.translate(_CODES))
+        else:
             tail = "".join(ABSENT if c is None else GIVEN + c for c in contexts)
             middle = "".join(f"{n}:{encoded(c)}:" for n, c in zip(_L2_NAMES, contexts, strict=True) if c is not None)
-        self.l1 = f"{family.tenant}{GIVEN}{family.data_type}{GIVEN}{resource_id}{tail}"
-        self.l2 = f"{family.prefix}{middle}{encoded(resource_id)}"
+            self.l1 = f"{family.stem}{resource_id}{tail}"
+            self.l2 = f"{family.prefix}{middle}{encoded(resource_id)}"
         if len(self.l2) > 300 and len(self.l2.encode()) > KEY_MAX_BYTES:
             raise InvalidKey(f"resource_id makes the key too long: at most {KEY_MAX_BYTES} bytes once encoded")
 
@@ -128,7 +128,8 @@ class Key:
         found, contexts = [self], self.contexts
         for i in (2, 1, 0):
             if contexts[i] is not None:
-                contexts = tuple(None if j == i else c for j, c in enumerate(contexts))  # type: ignore[assignment]
+                a, v, c = (None if j == i else context for j, context in enumerate(contexts))
+                contexts = _NONE if (a, v, c) == _NONE else (a, v, c)
                 found.append(Key(self.family, self.resource_id, contexts))
         return found
 
@@ -136,7 +137,6 @@ class Key:
         return f"Key({self.l2})"
 
 
-_NONE = (None, None, None)
 _L2_NAMES = ("agent", "conv", "coll")
 _CONTEXT_NAMES = ("agent_id", "conversation_id", "collection_id")
 
@@ -200,9 +200,7 @@ class Keyspace:
         """Shard and name of a scope: a tenant or a tenant's type, each with at most one context id."""
         given = [
             (shape, check_part(name, part))
-            for shape, name, part in zip(
-                "AVC", _CONTEXT_NAMES, (agent_id, conversation_id, collection_id), strict=True
-            )
+            for shape, name, part in zip("AVC", _CONTEXT_NAMES, (agent_id, conversation_id, collection_id), strict=True)
             if part is not None
         ]
         if len(given) > 1:

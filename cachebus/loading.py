@@ -1,4 +1,4 @@
-"""Single flight: one load a key and node, however many ask; and the waking of those who wait for another node's load."""
+"""Single flight: one load a key and node, however many ask; and waking those who wait for another node's load."""
 
 from __future__ import annotations
 

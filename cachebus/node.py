@@ -59,9 +59,7 @@ def details(entry: Entry) -> Details | None:
 class Node:
     """One node. Its id is unique in the fleet and made anew for every cache."""
 
-    def __init__(
-        self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters
-    ) -> None:
+    def __init__(self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters) -> None:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
@@ -330,8 +328,6 @@ class Node:
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
         return tuple(
-            ShardStats(
-                v.index, v.epoch.decode(), v.applied, v.head, max(0.0, v.valid_until - now_s), len(v.marks)
-            )
+            ShardStats(v.index, v.epoch.decode(), v.applied, v.head, max(0.0, v.valid_until - now_s), len(v.marks))
             for v in self.shards
         )

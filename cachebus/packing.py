@@ -49,7 +49,7 @@ def pack(
 
 
 def keep_ms(record: Record, rules: Rules) -> int:
-    """For how many ms L2 keeps the record, with the time in which it may stand in for a failing source; 0 = for ever."""
+    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever."""
     if not record.expires_ms:
         return 0
     return record.expires_ms - record.created_ms + int((rules.fail_safe_s or 0) * 1000)

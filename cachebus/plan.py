@@ -10,16 +10,16 @@ from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
 from cachebus.keys import Key, Keyspace, Part
 
-
+Contexts = tuple[Part | None, Part | None, Part | None]
 _RELATED = ("agent_id", "conversation_id", "collection_id")
 
 
-def target(data_type: str, resource_id: Part, contexts: Sequence[Part | None]) -> Target:
+def target(data_type: str, resource_id: Part, contexts: Contexts) -> Target:
     """A target of these ids; the resource id "*" is the whole scope."""
-    return Target(data_type, resource_id, *contexts, whole=resource_id == WHOLE_SCOPE)
+    return Target(data_type, resource_id, *contexts, resource_id == WHOLE_SCOPE)
 
 
-def _related(related: Mapping[str, Any], around: Sequence[Part | None]) -> Target:
+def _related(related: Mapping[str, Any], around: Contexts) -> Target:
     unknown = set(related) - {"data_type", "resource_id", *_RELATED}
     if unknown or "data_type" not in related:
         raise ValueError(
@@ -27,13 +27,11 @@ def _related(related: Mapping[str, Any], around: Sequence[Part | None]) -> Targe
             if unknown
             else "a related invalidation needs a data_type"
         )
-    contexts = [related.get(name, default) for name, default in zip(_RELATED, around, strict=True)]
-    return target(related["data_type"], related.get("resource_id", WHOLE_SCOPE), contexts)
+    agent, conversation, collection = (related.get(n, given) for n, given in zip(_RELATED, around, strict=True))
+    return target(related["data_type"], related.get("resource_id", WHOLE_SCOPE), (agent, conversation, collection))
 
 
-def coordinated(
-    primary: Target, related: Sequence[Mapping[str, Any]], around: Sequence[Part | None]
-) -> list[Target]:
+def coordinated(primary: Target, related: Sequence[Mapping[str, Any]], around: Contexts) -> list[Target]:
     """The targets of a coordinated invalidation; what is related inherits the context ids that it does not give."""
     return [primary, *(_related(one, around) for one in related)]
 

@@ -89,10 +89,8 @@ class LogEntry(NamedTuple):
 class Store(Protocol):
     """L2. `key.shard` and `key.l2` say where a record lies, `key.names` which scopes it lies in."""
 
-    @property
-    def checked(self) -> bool:
-        """Whether the server behind the present connection has answered a probe of ours since it connected."""
-        ...
+    checked: bool
+    """Whether the server behind the present connection has answered a probe of ours since it connected."""
 
     @property
     def connected(self) -> bool:

@@ -136,6 +136,8 @@ class Reader:
 
     def _present(self, key: Key, after: Place | None) -> Entry | None:
         """The entry that L1 may serve, absent markers included."""
+        if key.l1 not in self._node.l1.entries:
+            return None
         if after is not None and not self._node.shards[key.shard].honours(after.epoch, after.seq):
             return None
         return self._node.peek(key, self._clock())
@@ -215,9 +217,7 @@ class Reader:
         if not self._enabled:
             counters.misses += 1
             return await self._load(flight, key, load, rules)
-        filler = Filler(
-            self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=use_memory and rules.l1
-        )
+        filler = Filler(self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=use_memory and rules.l1)
         lease = None
         try:
             value = await self._fetch.one(key, after, enter=use_memory)
@@ -289,9 +289,7 @@ class Reader:
             return
         flight: Flight[Found] = Flight(self._node.shards[key.shard].reserve(), self._clock())
         flight.keep()
-        filler = Filler(
-            self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=rules.l1, over=version
-        )
+        filler = Filler(self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=rules.l1, over=version)
 
         async def fly(flight: Flight[Found]) -> Found:
             await self._fetch.one(key, None)  # another node's refresh, if there was one, enters L1 by this

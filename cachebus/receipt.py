@@ -38,7 +38,7 @@ class Receipt:
     @classmethod
     def parse(cls, text: str) -> Receipt:
         """The receipt in a string made by `str(receipt)`; `ValueError` for anything else."""
-        found = _FORM(text) if isinstance(text, str) else None
+        found = _FORM(str(text))
         if found is None:
             raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")
         return cls(int(found[1]), found[2], int(found[3]))

@@ -75,7 +75,7 @@ async def call(
         except retry_on:
             if not retries:
                 raise
-        import stamina  # noqa: PLC0415 (only failing loads need it)
+        import stamina
 
         await asyncio.sleep(backoff_s)
         async for attempt in stamina.retry_context(

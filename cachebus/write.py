@@ -40,9 +40,7 @@ class Writer:
         body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id)
         counters.invalidations += 1
         try:
-            change = await self._store.invalidate(
-                plan.shard, node.caller(plan.shard), plan.keys, plan.names, body
-            )
+            change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
         except L2Unavailable as error:
             counters.invalidations_failed += 1
             counters.l2_errors += 1
@@ -114,6 +112,4 @@ class Writer:
             self._nudge(plan.shard)
 
     def _receipt(self, plan: Plan, change: Change) -> Receipt:
-        return Receipt(
-            plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=dict(plan.targets)
-        )
+        return Receipt(plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=dict(plan.targets))

@@ -25,7 +25,7 @@ class DirectProducer:
     """`async with DirectProducer.open(url) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
 
     Namespace and shard count must be those of the caches. Each call is one atomic step in L2 and returns its receipt,
-    or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is opened anew by the next call.
+    or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is reopened by the next call.
     """
 
     def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from typing import overload
 
 from cachebus import event as events
 from cachebus import record as records
 from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.ports import Caller, Change, Leased, LeaseReply, LogEntry, ProbeReply, ReadReply
 from cachebus.record import Record
@@ -221,24 +223,58 @@ class MemoryShard:
         return [LogEntry(seq, self.messages[seq]) for seq in newer]
 
 
-class MemoryStore:
-    """A `Store` over the shards of one `MemoryShard` list, which several caches of a process may share."""
+class MemoryShards(Sequence[MemoryShard]):
+    """All shards of one memory store; `away` plays an outage: every operation then raises `L2Unavailable`."""
 
     def __init__(self, shards: Sequence[MemoryShard]) -> None:
+        self._shards = tuple(shards)
+        self.away = False
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, index: int) -> MemoryShard: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[MemoryShard]: ...
+
+    def __getitem__(self, index: int | slice) -> MemoryShard | Sequence[MemoryShard]:
+        if self.away:
+            raise L2Unavailable("the memory store is away")
+        return self._shards[index]
+
+
+class MemoryStore:
+    """A `Store` over `MemoryShards`, which several caches of a process may share."""
+
+    def __init__(self, shards: MemoryShards) -> None:
         self._shards = shards
-        self.connected = self.checked = True
+        self._open = False
+        self.checked = False
+        """Whether a probe has been answered since the last outage."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store can be reached."""
+        return self._open and not self._shards.away
 
     async def connect(self) -> None:
-        """Always there."""
-        self.connected = self.checked = True
+        """See `Store.connect`."""
+        if self._shards.away:
+            raise L2Unavailable("the memory store is away")
+        self._open = True
 
     async def close(self) -> None:
         """The shards stay, for others that share them."""
-        self.connected = self.checked = False
+        self._open = self.checked = False
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
-        return self._shards[shard].probe(caller, marks)
+        self.checked = False
+        reply = self._shards[shard].probe(caller, marks)
+        self.checked = True
+        return reply
 
     async def leave(self, shard: int, caller: Caller) -> None:
         """See `Store.leave`."""

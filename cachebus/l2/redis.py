@@ -66,7 +66,8 @@ class RedisStore:
         facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
         self._tail = [[facts, str(marks_max), str(log_max), names.channel] for names in self._names]
         self._connection: Connection | None = None
-        self._checked = False
+        self.checked = False
+        """Whether the present connection's server has answered a probe of ours."""
         self._connecting = asyncio.Lock()
         self._pruned_at = float("-inf")
 
@@ -77,26 +78,26 @@ class RedisStore:
         """Whether there is a connection at all."""
         return self._connection is not None and not self._connection.closed
 
-    @property
-    def checked(self) -> bool:
-        """Whether the present connection's server has answered a probe of ours."""
-        return self._checked and self._connection is not None and not self._connection.closed
-
     async def connect(self) -> None:
         """Connect if need be; `L2Unavailable` names host and port."""
         async with self._connecting:
             if self.connected:
                 return
-            self._checked = False
+            self.checked = False
             self._connection = await Connection.open(
                 self._address,
                 timeout_s=self._timeout_s,
                 connect_timeout_s=self._connect_timeout_s,
                 clock=self._clock,
+                on_lost=self._lost,
             )
+
+    def _lost(self, _why: Exception) -> None:
+        self.checked = False
 
     async def close(self) -> None:
         """Give the connection back; what is pending fails."""
+        self.checked = False
         if self._connection is not None:
             self._connection.close()
 
@@ -108,7 +109,7 @@ class RedisStore:
 
     async def _run(self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script: the head that all share, then its own keys and arguments."""
-        head = [caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8), *self._tail[shard]]
+        head: list[Any] = [caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8), *self._tail[shard]]
         return await self._live().script(self._scripts[name], [*self._names[shard].own, *keys], [*head, *args])
 
     # -- operations ---------------------------------------------------------------------------------------------
@@ -126,9 +127,10 @@ class RedisStore:
         except L2Unavailable:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
             connection.close()
+            self.checked = False
             raise
-        if connection is self._connection:
-            self._checked = True
+        if connection is self._connection and not connection.closed:
+            self.checked = True
         found = None
         if marks:
             flat = flat or ()

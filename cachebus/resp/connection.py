@@ -27,7 +27,6 @@ class Connection(Link):
     def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
         super().__init__(address, timeout_s=timeout_s, clock=clock)
         self._keys: list[bytes | str] = []
-        self._batched = 0
 
     @classmethod
     async def open(
@@ -48,15 +47,11 @@ class Connection(Link):
         await join(connection, address, connect_timeout_s, on_lost)
         return connection
 
-    @property
-    def pending(self) -> int:
-        """How many answers are waited for."""
-        return len(self._asked) + self._batched + len(self._getters)
-
     def get(self, key: bytes | str) -> asyncio.Future[bytes | None]:
         """The value of a string key, or None if there is none.
 
-        Gathered until the end of the loop tick, hence sent after every `call` of the same tick.
+        Gathered until the end of the loop tick: it never overtakes an earlier `call`, but a later one may overtake it.
+        (A key of another type reads as None in an MGET and fails as WRONGTYPE when it is alone.)
         """
         future = self._new_future()
         getters = self._getters

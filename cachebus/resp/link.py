@@ -32,7 +32,8 @@ class Link(asyncio.BufferedProtocol):
     """What a `Connection` and a `Subscriber` share: writing, watching and losing a socket. Replies are theirs to read.
 
     `closed` says that no call can succeed any more, `generation` numbers the connections of this process, and
-    `last_reply_at` is the clock's time (seconds) at which the server was last heard.
+    `last_reply_at` is the clock's time (seconds) at which the server was last heard. `on_lost` hears once of any loss
+    but `close`.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
@@ -50,14 +51,16 @@ class Link(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._asked: deque[asyncio.Future[Any] | list[asyncio.Future[Any]]] = deque()
         self._getters: list[asyncio.Future[Any]] = []
+        self._batched = 0  # those who share an answer, beyond the first
         self._answered = 0
         self._flushing = False
         self._paused = False
         self._alone = 0
         reader = new_reader()
-        self._feed: Callable[[bytearray, int, int], None] = cast("Any", reader.feed)
+        self._feed: Callable[[memoryview, int, int], None] = cast("Any", reader.feed)
         # One for all reads: `Protocol` gets new bytes of 256 KiB for each, and their pages cost more than a round trip.
-        self._buffer = bytearray(BUFFER_BYTES)
+        # A view, since asyncio's TLS writes to slices of it, and a slice of a bytearray is a copy.
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._next_reply = reader.gets
         self._silent = f"{self._where} did not answer in {timeout_s:g} s"
         self._watchdog = Watchdog(loop, timeout_s, self._progress, self._expired)
@@ -67,21 +70,14 @@ class Link(asyncio.BufferedProtocol):
     @property
     def pending(self) -> int:
         """How many answers are waited for."""
-        return len(self._asked)
+        return len(self._asked) + self._batched + len(self._getters)
 
     def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command; its future gets the reply, or the `L2Unavailable` that came instead: it raises none.
 
         Replies are what RESP2 has: bytes, int, None and lists of them. Cancelling the future takes nothing back.
         """
-        packed = pack(args)
-        future = self._new_future()
-        if (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
-            self._out.append(packed)
-            self._asked.append(future)
-            if not self._flushing:
-                self._flush()
-        return future
+        return self.call_packed(pack(args))
 
     def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
         """`call` for a command that `pack` has packed before."""
@@ -111,7 +107,7 @@ class Link(asyncio.BufferedProtocol):
         return True
 
     def _collect(self) -> None:
-        """Turn what was gathered in this tick into commands."""
+        """Turn the questions gathered in `_getters` into commands; only a `Connection` gathers any."""
 
     def _flush(self) -> None:
         self._flushing = False
@@ -139,9 +135,10 @@ class Link(asyncio.BufferedProtocol):
             return False
         self.closed = True
         self._watchdog.stop()
-        self._collect()
+        self._collect()  # so that those still gathering are among the asked
         asked = list(self._asked)
         self._asked.clear()
+        self._batched = 0
         self._out.clear()
         self._flushing = False
         # Not close(): that would wait for a stuck server to take what is still buffered.
@@ -170,7 +167,7 @@ class Link(asyncio.BufferedProtocol):
         if self.closed:
             self._transport.abort()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Where the transport puts what it reads next."""
         return self._buffer
 

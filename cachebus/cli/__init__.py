@@ -1,0 +1,1 @@
+"""The commands: the only floor that prints, adds log sinks or starts servers."""

@@ -1,0 +1,108 @@
+"""The figures of `Stats` for Prometheus (extra `metrics`): `registry.register(CacheCollector(cache.stats))`.
+
+Names are `cachebus_*`. Labels are data types, shards and causes; never keys or tenants, of which there are too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cachebus.observe.stats import LatencyStats, Stats
+
+_BY_TYPE = {
+    "load_errors": "Loads that failed after their retries",
+    "loads": "Loads from the source that were begun",
+    "not_found": "Answers that the source has nothing",
+    "refreshes": "Loads begun before a value expired",
+    "serialization_errors": "Values that could not be encoded or decoded",
+    "stale_served": "Expired values served while the source failed",
+}
+_COUNTS = {
+    "bus_reconnects": ("reconnects", "Connections to L2 or bus opened again"),
+    "events_applied": ("events_applied", "Events applied"),
+    "events_corrupt": ("events_corrupt", "Messages that were no events"),
+    "events_flushed": ("events_flushed", "Events never seen, made up for by a flush"),
+    "events_repeated": ("events_repeated", "Events that came again"),
+    "catch_ups": ("catch_ups", "Times that missing events were read from the log"),
+    "holes": ("holes", "Times an event arrived before an earlier one"),
+    "lease_lapses": ("lease_lapses", "Coherence leases that ran out"),
+    "fills": ("fills", "Loaded values stored in L2"),
+    "fills_rejected": ("fills_rejected", "Loaded values that L2 refused as replaced"),
+    "entries_refused": ("entries_refused", "Values that this node's L1 refused as replaced"),
+    "invalidations": ("invalidations", "Invalidations asked of L2"),
+    "invalidations_failed": ("invalidations_failed", "Invalidations that were not sure to have happened"),
+    "records_corrupt": ("records_corrupt", "Records in L2 that could not be read"),
+    "l2_errors": ("l2_errors", "Operations on L2 that failed"),
+    "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),
+}
+_GAUGES = {
+    "l1_entries": "Entries in L1",
+    "l1_bytes": "Estimated size of L1 in bytes",
+    "flights": "Loads under way",
+    "l2_connected": "Whether L2 is connected",
+    "bus_connected": "Whether the bus is connected",
+}
+
+
+class CacheCollector(Collector):
+    """Collects one cache's figures whenever Prometheus asks; give it the cache's `stats` method."""
+
+    def __init__(self, stats: Callable[[], Stats]) -> None:
+        self._stats = stats
+
+    def describe(self) -> list[Metric]:
+        """Nothing ahead of time: a cache may be registered before it is open."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families as they stand now."""
+        stats = self._stats()
+        yield from _by_type(stats)
+        yield from _by_shard(stats)
+        for name, (attribute, text) in _COUNTS.items():
+            yield CounterMetricFamily(f"cachebus_{name}", text, value=getattr(stats, attribute))
+        for name, text in _GAUGES.items():
+            yield GaugeMetricFamily(f"cachebus_{name}", text, value=float(getattr(stats, name)))
+        flushes = CounterMetricFamily("cachebus_flushes", "Times a shard's L1 was dropped whole", labels=["cause"])
+        for cause, count in sorted(stats.flushes.items()):
+            flushes.add_metric([cause], count)
+        yield flushes
+        yield _histogram("cachebus_load_seconds", "Loads from the source", stats.load_latency)
+        yield _histogram("cachebus_l2_seconds", "Scripts in L2", stats.l2_latency)
+        yield _histogram("cachebus_bus_lag_seconds", "From an event's publication to its application", stats.bus_lag)
+
+
+def _by_type(stats: Stats) -> Iterator[Metric]:
+    requests = CounterMetricFamily("cachebus_requests", "Reads by where they ended", labels=["data_type", "outcome"])
+    for data_type, counts in stats.types.items():
+        for outcome, count in (("l1", counts.l1_hits), ("l2", counts.l2_hits), ("miss", counts.misses)):
+            requests.add_metric([data_type, outcome], count)
+    yield requests
+    for name, text in _BY_TYPE.items():
+        family = CounterMetricFamily(f"cachebus_{name}", text, labels=["data_type"])
+        for data_type, counts in stats.types.items():
+            family.add_metric([data_type], getattr(counts, name))
+        yield family
+
+
+def _by_shard(stats: Stats) -> Iterator[Metric]:
+    applied = GaugeMetricFamily("cachebus_applied_seq", "How far events are applied", labels=["shard"])
+    gap = GaugeMetricFamily("cachebus_gap_events", "Events known of and not applied in order", labels=["shard"])
+    lease = GaugeMetricFamily("cachebus_lease_left_seconds", "What is left of the coherence lease", labels=["shard"])
+    for shard in stats.shards:
+        label = [str(shard.shard)]
+        applied.add_metric(label, shard.applied)
+        gap.add_metric(label, shard.gap)
+        lease.add_metric(label, shard.lease_left_s)
+    yield from (applied, gap, lease)
+
+
+def _histogram(name: str, text: str, latency: LatencyStats) -> HistogramMetricFamily:
+    buckets, total = [], 0
+    for bound_s, count in zip(latency.bounds_s, latency.buckets, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound_s == float("inf") else str(bound_s), float(total)))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=latency.total_s)

@@ -1,0 +1,170 @@
+"""How values of a data type are kept: lifetimes, loading, encoding. Validated by pydantic, copied into plain slots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from string import Formatter
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cachebus.errors import ConfigError
+
+TTL_SHORT = 300.0
+"""5 minutes, in seconds."""
+TTL_STANDARD = 3_600.0
+"""1 hour, in seconds."""
+TTL_EXTENDED = 86_400.0
+"""1 day, in seconds."""
+TTL_PERMANENT = math.inf
+"""No expiry."""
+
+DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
+    {
+        "embedding": TTL_EXTENDED,
+        "query_result": TTL_STANDARD,
+        "agent_config": TTL_STANDARD,
+        "vector_store": TTL_STANDARD,
+        "token_counter": TTL_SHORT,
+        "system": TTL_EXTENDED,
+    }
+)
+"""TTL in seconds by data type; any other type has `TTL_STANDARD`."""
+
+RULES_MAX = 10_000
+TAG_FIELDS = ("resource_id", "tenant_id")
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Lifetime = Annotated[float, Field(gt=0)]
+
+
+def check_ttl(ttl: object) -> float:
+    """A time to live in seconds; `ValueError` for what is not a number above 0 (`TTL_PERMANENT` is one)."""
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:
+        raise ValueError(f"ttl must be a number of seconds above 0, or TTL_PERMANENT, not {ttl!r}")
+    return float(ttl)
+
+
+class Policy(BaseModel):
+    """What may differ between data types. All times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    ttl_s: Lifetime | None = Field(None, description="how long a value lives; None: by DEFAULT_TTL_MAPPING")
+    ttl_jitter: float = Field(0.0, ge=0.0, le=0.5, description="shorten each TTL by up to this share, at random")
+    l1: bool = Field(True, description="whether values enter the node's memory")
+    l1_ttl_s: Seconds | None = Field(None, description="a shorter life in the node's memory")
+    negative_ttl_s: Seconds | None = Field(None, description='how long "not found" is cached; None: not at all')
+    soft_ttl_s: Seconds | None = Field(None, description="past this age a value is refreshed in the background")
+    fail_safe_s: Seconds | None = Field(None, description="how long an expired value may stand in for a failing source")
+    load_soft_timeout_s: Seconds | None = Field(None, description="after this an expired value is served meanwhile")
+    load_timeout_s: Seconds = Field(30.0, description="after this a load is given up, with all its retries")
+    retries: int = Field(2, ge=0, le=20, description="attempts after the first")
+    retry_on: tuple[type[Exception], ...] = Field(
+        (ConnectionError, TimeoutError, OSError), description="the source's errors that are worth another attempt"
+    )
+    retry_backoff_s: Seconds = Field(0.05, description="the first pause between attempts; it grows, with jitter")
+    model: Any = Field(None, description="a pydantic model, dataclass or msgspec Struct that values are decoded into")
+    codec: str = Field("msgpack", pattern="^(msgpack|f32|raw)$", description="how values are encoded")
+    compress_over_bytes: int | None = Field(None, gt=0, description="compress encoded values larger than this")
+    max_value_bytes: int = Field(8 * 1024 * 1024, gt=0, description="larger encoded values are refused")
+    copy_values: bool = Field(
+        False, alias="copy", description="give each caller a copy; else all share one object, which none may change"
+    )
+    tags: tuple[str, ...] = Field((), description="tags of every value; {resource_id} and {tenant_id} are filled in")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_lines("policy", error)) from None
+
+    @field_validator("tags")
+    @classmethod
+    def _known_fields(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        for tag in tags:
+            for _, name, _, _ in Formatter().parse(tag):
+                if name is not None and name not in TAG_FIELDS:
+                    raise ValueError(
+                        f"{tag!r} has the unknown placeholder {{{name}}}; known are {', '.join(TAG_FIELDS)}"
+                    )
+        return tags
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Policy:
+        if self.soft_ttl_s is not None and self.ttl_s is not None and self.soft_ttl_s >= self.ttl_s:
+            raise ValueError("soft_ttl_s must be below ttl_s")
+        if self.load_soft_timeout_s is not None and self.load_soft_timeout_s >= self.load_timeout_s:
+            raise ValueError("load_soft_timeout_s must be below load_timeout_s")
+        if self.load_soft_timeout_s is not None and self.fail_safe_s is None:
+            raise ValueError("load_soft_timeout_s needs fail_safe_s: only an expired value can be served meanwhile")
+        return self
+
+
+def _lines(what: str, error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        problems.append(f"{what} {where}: {problem['msg']}" if where else f"{what}: {problem['msg']}")
+    return "; ".join(problems)
+
+
+class Rules:
+    """A policy as the data path reads it: plain attributes, the TTL resolved."""
+
+    __slots__ = (
+        "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "l1", "l1_ttl_s", "load_soft_timeout_s",
+        "load_timeout_s", "max_value_bytes", "model", "negative_ttl_s", "retries", "retry_backoff_s", "retry_on",
+        "soft_ttl_s", "tags", "ttl_jitter", "ttl_s",
+    )  # fmt: skip
+
+    def __init__(self, data_type: str, policy: Policy) -> None:
+        self.data_type = data_type
+        self.ttl_s = DEFAULT_TTL_MAPPING.get(data_type, TTL_STANDARD) if policy.ttl_s is None else policy.ttl_s
+        self.ttl_jitter = policy.ttl_jitter
+        self.l1 = policy.l1
+        self.l1_ttl_s = policy.l1_ttl_s
+        self.negative_ttl_s = policy.negative_ttl_s
+        self.soft_ttl_s = policy.soft_ttl_s
+        self.fail_safe_s = policy.fail_safe_s
+        self.load_soft_timeout_s = policy.load_soft_timeout_s
+        self.load_timeout_s = policy.load_timeout_s
+        self.retries = policy.retries
+        self.retry_on = policy.retry_on
+        self.retry_backoff_s = policy.retry_backoff_s
+        self.model = policy.model
+        self.codec = policy.codec
+        self.compress_over_bytes = policy.compress_over_bytes
+        self.max_value_bytes = policy.max_value_bytes
+        self.copy = policy.copy_values
+        self.tags = policy.tags
+        if self.soft_ttl_s is not None and self.soft_ttl_s >= self.ttl_s:
+            raise ConfigError(f"policy of {data_type!r}: soft_ttl_s must be below ttl_s ({self.ttl_s:g} s)")
+
+
+DEFAULT_POLICY = Policy()
+
+
+class PolicyTable:
+    """The rules of every data type; a type without a policy has the defaults."""
+
+    def __init__(self, policies: Mapping[str, Policy] | None = None) -> None:
+        self._registered: dict[str, Rules] = {}
+        self._rules: dict[str, Rules] = {}
+        for data_type, policy in (policies or {}).items():
+            self.register(data_type, policy)
+
+    def register(self, data_type: str, policy: Policy) -> None:
+        """Set a type's policy, in place of an earlier one; `ConfigError`."""
+        self._rules[data_type] = self._registered[data_type] = Rules(data_type, policy)
+
+    def rules(self, data_type: str) -> Rules:
+        """The rules of a data type."""
+        found = self._rules.get(data_type)
+        if found is None:
+            if len(self._rules) >= RULES_MAX:  # a caller that makes up types must not fill the memory
+                self._rules = dict(self._registered)
+            found = self._rules[data_type] = Rules(data_type, DEFAULT_POLICY)
+        return found

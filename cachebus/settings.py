@@ -1,0 +1,128 @@
+"""Settings of a cache: arguments, or `CACHEBUS_*` environment variables."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from cachebus.errors import ConfigError
+from cachebus.policy import Policy
+
+SCHEMES = ("redis", "rediss", "unix", "memory")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
+
+
+class Settings(BaseSettings):
+    """How a cache is set up, by arguments or from the environment. Times are in seconds, sizes in bytes.
+
+    Raises `ConfigError` with one clause a problem, which names the field and its variable, never a secret.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CACHEBUS_", frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
+
+    url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"), description="redis://, rediss://, unix:// or memory://NAME"
+    )
+    username: SecretStr | None = Field(None, description="overrides the URL's")
+    password: SecretStr | None = Field(None, description="overrides the URL's")
+    ssl_ca_certs: str | None = Field(None, description="a file of certificate authorities, for rediss://")
+    ssl_check_hostname: bool = Field(True, description="whether the server's certificate must name its host")
+    namespace: str = Field("cachebus", description="prefix of all keys in L2; caches that share it share everything")
+    node_name: str | None = Field(None, max_length=64, description="a readable part of the node's id")
+    enabled: bool = Field(True, description="0 turns everything into loading from the source")
+    use_memory_cache: bool = Field(True, description="0 turns L1 off")
+    bus: Literal["redis"] = Field("redis", description="what carries events")
+    shards: int = Field(1, ge=1, le=4096, description="slices of the key space; all nodes of a namespace must agree")
+    staleness_bound_s: float = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
+    probe_interval_s: float = Field(0.5, gt=0, description="how often the lease is renewed")
+    hole_grace_s: float = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
+    l2_timeout_s: float = Field(1.0, gt=0, description="no operation on L2 takes longer")
+    connect_timeout_s: float = Field(5.0, gt=0, description="start-up waits this long for L2 and bus")
+    close_timeout_s: float = Field(5.0, ge=0, description="closing waits this long for loads under way")
+    start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
+    on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
+    l1_max_entries: int = Field(100_000, ge=0)
+    l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
+    lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")
+    max_marks: int = Field(100_000, ge=16, description="scopes and tags remembered a shard")
+    log_max_len: int = Field(100_000, ge=16, description="events kept a shard for nodes that missed them")
+    policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explained(error)) from None
+        except SettingsError as error:
+            raise ConfigError(f"the environment can't be read: {error}") from None
+
+    @classmethod
+    def of(cls, settings: Settings | str | None) -> Settings:
+        """Settings as they are, of a URL, or of the environment alone."""
+        if isinstance(settings, Settings):
+            return settings
+        if settings is None:
+            return cls()
+        if not isinstance(settings, str):
+            raise ConfigError(f"expected Settings or a URL, not {type(settings).__name__}")
+        return cls(url=settings)
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without user and password, for people to read."""
+        return _safe(self.url.get_secret_value())
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+        scheme, separator, _ = url.get_secret_value().partition("://")
+        if not separator or scheme not in SCHEMES:
+            known = ", ".join(f"{s}://" for s in SCHEMES)
+            raise ValueError(f"{_safe(url.get_secret_value())!r} is not a URL that is supported: {known}")
+        return url
+
+    @field_validator("namespace")
+    @classmethod
+    def _plain_namespace(cls, namespace: str) -> str:
+        if not _NAMESPACE(namespace):
+            raise ValueError("1-64 letters, digits, '_', '-' or '.'")
+        return namespace
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.probe_interval_s > self.staleness_bound_s / 2:
+            raise ValueError(
+                "probe_interval_s must be at most half of staleness_bound_s, or leases lapse between probes"
+            )
+        if self.hole_grace_s >= self.staleness_bound_s:
+            raise ValueError("hole_grace_s must be below staleness_bound_s")
+        return self
+
+
+def _safe(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return url.partition("://")[0] + "://..."
+    where = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{where}{f':{port}' if port else ''}{parts.path}"
+
+
+def _explained(error: ValidationError) -> str:
+    clauses = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        top = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            clauses.append(f"{field}: there is no such setting")
+        else:
+            clauses.append(f"{field} (CACHEBUS_{top.upper()}): {message}" if top else message)
+    return "settings: " + "; ".join(clauses)

@@ -1,0 +1,124 @@
+"""For your own tests: several caches over one store in memory, a clock that you turn, faults with a seed.
+
+```python
+async with Fleet(nodes=2) as fleet:
+    a, b = fleet.caches
+    await a.set("config", "x", 1, tenant_id="acme")
+    fleet.away = True          # the store is out of reach
+    fleet.faults = Faults(seed=7, drop=0.2, double=0.1, swap=0.1)
+```
+The rules of coherence are the real ones; only Redis is played by memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from cachebus.bus.memory import MemoryChannel
+from cachebus.cache import Cache
+from cachebus.clock import Clock, monotonic
+from cachebus.factory import World
+from cachebus.settings import Settings
+
+
+class FakeClock:
+    """A monotonic clock (seconds) that stands still until `advance` is called."""
+
+    def __init__(self, now_s: float = 1_000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, by_s: float) -> None:
+        """Turn the clock on by so many seconds; it never goes back."""
+        if by_s < 0:
+            raise ValueError("a monotonic clock never goes back")
+        self.now_s += by_s
+
+
+@dataclass
+class Faults:
+    """What happens to messages of the bus, each with its probability (0-1); the same seed gives the same faults."""
+
+    seed: int = 0
+    drop: float = 0.0
+    double: float = 0.0
+    swap: float = 0.0
+    """Held back until the next message has gone."""
+    _random: random.Random = field(init=False, repr=False)
+    _held: list[bytes] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def applied_to(self, message: bytes) -> list[bytes]:
+        """What arrives in place of a message, in this order."""
+        if self._random.random() < self.drop:
+            return []
+        arriving = [message] * (2 if self._random.random() < self.double else 1)
+        if not self._held and self._random.random() < self.swap:
+            self._held = arriving
+            return []
+        arriving, self._held = arriving + self._held, []
+        return arriving
+
+
+class Fleet:
+    """`nodes` caches over one store and one bus in memory, each a node of its own. To be entered."""
+
+    def __init__(
+        self, nodes: int = 2, *, faults: Faults | None = None, clock: Clock = monotonic, **settings: Any
+    ) -> None:
+        self.settings = Settings(**{"url": "memory://", **settings})
+        self.world = World(
+            self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len
+        )
+        self.faults = faults
+        self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
+        self._stack = AsyncExitStack()
+        for shard, channel in zip(self.world.shards, self.world.channels, strict=True):
+            shard.publish = partial(self._send, channel)
+
+    def _send(self, channel: MemoryChannel, message: bytes) -> None:
+        for arriving in [message] if self.faults is None else self.faults.applied_to(message):
+            channel.send(arriving)
+
+    @property
+    def away(self) -> bool:
+        """Whether the store is out of reach; set it to play an outage."""
+        return self.world.shards.away
+
+    @away.setter
+    def away(self, away: bool) -> None:
+        self.world.shards.away = away
+
+    async def probe(self) -> None:
+        """Have every node probe every shard now, as its heartbeat does every `probe_interval_s`."""
+        for cache in self.caches:
+            await cache.probe()
+
+    async def settle(self) -> None:
+        """Let messages that are under way arrive."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        for cache in self.caches:
+            await self._stack.enter_async_context(cache)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.away = False
+        await self._stack.aclose()
+
+
+__all__ = ["FakeClock", "Faults", "Fleet"]

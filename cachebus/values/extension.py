@@ -1,0 +1,37 @@
+"""What the parts of the codec share: the numbers of the msgpack extensions, and what goes wrong.
+
+The numbers are wire format: none is ever given another meaning.
+"""
+
+from __future__ import annotations
+
+BIG_INT, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, SET, FROZENSET, ARRAY, NUMPY_SCALAR = range(1, 12)
+
+
+class CorruptValue(ValueError):
+    """The bytes are no value of this format, or the value does not fit the model asked for."""
+
+
+class Refused(Exception):
+    """Something can't be encoded: a `NotSerializable` in the making. `path` says where, from the inside out;
+    it grows while the walk unwinds."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[str] = []
+
+
+class Tagged:
+    """An extension to be packed; unlike msgspec's own it is hashable, so it may be a key."""
+
+    __slots__ = ("code", "data")
+
+    def __init__(self, code: int, data: bytes) -> None:
+        self.code = code
+        self.data = data
+
+
+def name_of(kind: type) -> str:
+    """A type's name for messages."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,143 @@
+"""The slow way of encoding: a walk in Python over a value in which something is not plain."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from cachebus.errors import NotSerializable
+from cachebus.values import models
+from cachebus.values.extension import FROZENSET, SET, Refused, Tagged, name_of
+from cachebus.values.plain import DEPTH_MAX, SCALARS
+from cachebus.values.simple import WRITERS
+
+_SHOWN_MAX = 40
+
+
+def _hook(value: object) -> msgspec.msgpack.Ext:
+    if type(value) is Tagged:
+        return msgspec.msgpack.Ext(value.code, value.data)
+    raise NotImplementedError  # the walk leaves nothing else
+
+
+_pack = msgspec.msgpack.Encoder(enc_hook=_hook).encode
+
+
+def encode_any(value: object) -> bytes:
+    """The msgpack payload of any value that can be carried; `NotSerializable` says what can't, and where it is."""
+    try:
+        try:
+            return _pack(_Walk(SCALARS).of(value, 0))
+        except (OverflowError, UnicodeEncodeError):
+            # An int or str somewhere is out of msgpack's range. That is rare: only now each of them is looked at.
+            return _pack(_Walk(SCALARS - {int, str}).of(value, 0))
+    except Refused as refused:
+        where = "value" + "".join(reversed(refused.path))
+        raise NotSerializable(f"{where} {refused.reason}") from refused.__cause__
+    except RecursionError:
+        raise NotSerializable("value is nested too deeply, or holds itself") from None
+
+
+class _Walk:
+    """Gives for a value what msgspec packs without loss. Types in `left` are taken as they are."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, left: frozenset[type]) -> None:
+        self._left = left
+
+    def of(self, value: Any, depth: int) -> Any:
+        """The value itself, or what stands for it."""
+        kind = type(value)
+        if kind in self._left:
+            return value
+        writer = WRITERS.get(kind)
+        if writer is not None:
+            return writer(value)
+        if depth >= DEPTH_MAX:
+            raise Refused(f"is nested deeper than {DEPTH_MAX} levels, or holds itself")
+        if kind is dict:
+            return self._map(value.items(), depth + 1)
+        if kind is list or kind is tuple:
+            return self._list(value, depth + 1)
+        return self._kin(value, kind, depth + 1)
+
+    def _kin(self, value: Any, kind: type, depth: int) -> Any:
+        """What is of none of the known types exactly. Most special first: a numpy float is a float too."""
+        if issubclass(kind, Enum):
+            return self.of(value.value, depth)
+        if "numpy" in sys.modules:
+            from cachebus.values import arrays
+
+            tagged = arrays.tagged(value, kind)
+            if tagged is not None:
+                return tagged
+        fields = models.fields_of(value, kind)
+        if fields is not models.NO_MODEL:
+            if type(fields) is dict:
+                return self._map(fields.items(), depth, attributes=True)
+            return self.of(fields, depth)
+        if issubclass(kind, (set, frozenset)):
+            return self._set(value, SET if issubclass(kind, set) else FROZENSET, depth)
+        if issubclass(kind, dict):
+            return self._map(dict.items(value), depth)
+        if issubclass(kind, (list, tuple)):
+            return self._list(value, depth)
+        for base, writer in WRITERS.items():
+            if issubclass(kind, base):
+                return writer(value)
+        raise Refused(f"is of type {name_of(kind)}, which codec msgpack can't carry")
+
+    def _list(self, items: Iterable[Any], depth: int) -> list[Any]:
+        left, found = self._left, []
+        try:
+            for item in items:
+                found.append(item if type(item) in left else self.of(item, depth))  # noqa: PERF401 (its length is used)
+        except Refused as refused:
+            refused.path.append(f"[{len(found)}]")
+            raise
+        return found
+
+    def _map(self, pairs: Iterable[tuple[Any, Any]], depth: int, *, attributes: bool = False) -> dict[Any, Any]:
+        left, found, count = self._left, {}, 0
+        for name, item in pairs:
+            try:
+                key = name if type(name) in left else self._key(name, depth)
+                found[key] = item if type(item) in left else self.of(item, depth)
+            except Refused as refused:
+                refused.path.append(f".{name}" if attributes else f"[{_shown(name)}]")
+                raise
+            count += 1
+        if count != len(found):
+            raise Refused("is a dict with two keys that would be stored alike (an Enum member beside its value)")
+        return found
+
+    def _set(self, items: Iterable[Any], code: int, depth: int) -> Tagged:
+        # Its elements are stored as the keys of a map, because msgspec reads an array there as a tuple: hashable.
+        try:
+            elements = {self._key(item, depth): None for item in items}
+        except Refused as refused:
+            refused.path.append("{}")
+            raise
+        return Tagged(code, _pack(elements))
+
+    def _key(self, key: Any, depth: int) -> Any:
+        """A dict's key or a set's element: a tuple stays one, whatever it holds."""
+        if isinstance(key, tuple):
+            if depth >= DEPTH_MAX:
+                raise Refused(f"is nested deeper than {DEPTH_MAX} levels")
+            return tuple([self._key(part, depth + 1) for part in key])
+        found = self.of(key, depth)
+        if type(found) is dict or type(found) is list:
+            raise Refused(f"is a key or element of type {name_of(type(key))}, which can't be one once it is stored")
+        return found
+
+
+def _shown(key: object) -> str:
+    text = json.dumps(key, ensure_ascii=False) if isinstance(key, str) else repr(key)
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
