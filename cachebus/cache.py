@@ -15,8 +15,9 @@ from cachebus.errors import ConfigError
 from cachebus.factory import Parts, World, build
 from cachebus.fetch import MISSING
 from cachebus.fill import Found, Load, Loaded
-from cachebus.keys import SYSTEM, Key, tag_name
+from cachebus.keys import Key
 from cachebus.lifecycle import attach, figures, is_ready, stop
+from cachebus.naming import tag_names, tenant_of
 from cachebus.node import OnApplied
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules, check_ttl
@@ -153,16 +154,18 @@ class Cache:
         the agent. `use_memory=False` skips L1. `after`: a receipt whose write must be seen. Raises `InvalidKey`,
         `TenantRequired`, `L2Unavailable`, and `ValueError` for a bad receipt.
         """
-        if tenant_id is not None and use_memory and after is None:
+        name = None
+        if tenant_id is not None:
             # The hit, inlined: no validation, since no invalid part can have made an entry of this name.
             if agent_id is None and conversation_id is None and collection_id is None:
-                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
             else:
                 a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
                 c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
                 o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
-                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
-            if entry is not None:
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
+            entry = self._entries.get(name)
+            if entry is not None and use_memory and after is None:
                 now = self._clock()
                 group = entry.group
                 if now < entry.fast_until and now < group.valid_until:
@@ -171,8 +174,10 @@ class Cache:
                         entry.freq += 1
                     return entry.value
         parts = self._live()
-        key = self._key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        place = _place(after)
+        key = None if name is None else parts.naming.known.get(name)
+        if key is None:
+            key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        place = None if after is None else _place(after)
         if search_hierarchy:
             value = (await parts.reader.search(key, place, use_memory)).value
         else:
@@ -186,7 +191,7 @@ class Cache:
         """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks."""
         parts = self._live()
         ids = list(dict.fromkeys(resource_ids))
-        keys = [self._key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
+        keys = [parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
         values = await parts.reader.get_many(keys, _place(after)) if keys else []
         return {i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not None}
 
@@ -202,15 +207,17 @@ class Cache:
         seconds; None is the type's. What the loader raises after its retries is raised here; `LoadTimeout` when it
         takes too long. Without L2 the source is asked, and its answer kept for the staleness bound.
         """
-        if tenant_id is not None and use_memory and after is None:
+        name = None
+        if tenant_id is not None:
             if agent_id is None and conversation_id is None and collection_id is None:
-                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
             else:
                 a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
                 c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
                 o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
-                entry = self._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
-            if entry is not None:
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
+            entry = self._entries.get(name)
+            if entry is not None and use_memory and after is None:
                 now = self._clock()
                 group = entry.group
                 if now < entry.fast_until and now < group.valid_until:
@@ -218,8 +225,10 @@ class Cache:
                     if entry.freq < 3:
                         entry.freq += 1
                     return entry.value
-        self._live()
-        key = self._key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        parts = self._live()
+        key = None if name is None else parts.naming.known.get(name)
+        if key is None:
+            key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         rules = self.rules(data_type)
         bound = bind(loader, resource_id, key.family.tenant or None, context.current())
 
@@ -238,7 +247,7 @@ class Cache:
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         return await self._live().reader.get_or_load(
             key, load, rules, after=_place(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
-            tags=self._tags(key, tags, rules), use_memory=use_memory,
+            tags=tag_names(key, tags, rules), use_memory=use_memory,
         )  # fmt: skip
 
     @staticmethod
@@ -287,12 +296,12 @@ class Cache:
     ) -> Receipt:  # fmt: skip
         parts = self._live()
         ttl_s = None if ttl is None else check_ttl(ttl)
-        key = self._key(data_type, resource_id, tenant_id, *contexts)
+        key = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
         rules = self.rules(data_type)
-        tenant = self._tenant(data_type, tenant_id)
+        tenant = tenant_of(data_type, tenant_id)
         plan = parts.planner.targets([Target(data_type, resource_id, *contexts)], tenant, on_set=True)
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=self._tags(key, tags, rules), if_absent=if_absent
+            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent
         )
 
     async def invalidate(
@@ -319,7 +328,7 @@ class Cache:
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
-        tenant = self._tenant(targets[0].data_type, tenant_id)
+        tenant = tenant_of(targets[0].data_type, tenant_id)
         return await parts.writer.invalidate(parts.planner.targets(targets, tenant, all_contexts=all_contexts))
 
     async def invalidate_scope(
@@ -328,7 +337,7 @@ class Cache:
     ) -> Receipt:  # fmt: skip
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
         parts = self._live()
-        tenant = self._tenant(data_type or "", tenant_id)
+        tenant = tenant_of(data_type or "", tenant_id)
         contexts = agent_id, conversation_id, collection_id
         return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts))
 
@@ -337,7 +346,7 @@ class Cache:
         parts = self._live()
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        return await parts.writer.invalidate(parts.planner.tags(self._tenant("", tenant_id), tags))
+        return await parts.writer.invalidate(parts.planner.tags(tenant_of("", tenant_id), tags))
 
     # -- counters -------------------------------------------------------------------------------------------------
 
@@ -354,7 +363,7 @@ class Cache:
             raise ValueError(f"a counter takes an int, not {type(value).__name__}")
         parts = self._live()
         resource = "*" if resource_id is None else resource_id
-        key = self._key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
+        key = parts.naming.key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
         expires = None if expires_in_s is None else check_ttl(expires_in_s)
         if not self.settings.enabled:
             return 0
@@ -368,31 +377,7 @@ class Cache:
 
     def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
         """The validated key of these parts, with the ambient tenant where none is given."""
-        return self._key(data_type, resource_id, tenant_id, *contexts)
-
-    def _key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
-        if tenant_id is None:
-            tenant_id = self._tenant(data_type, None)
-        return self._live().keyspace.key(data_type, resource_id, tenant_id, *contexts)
-
-    @staticmethod
-    def _tenant(data_type: str, tenant_id: Id | None) -> Id | None:
-        """The argument's tenant, else the ambient one; `system` has none unless it is given."""
-        if tenant_id is not None or data_type == SYSTEM:
-            return tenant_id
-        around = context.current()
-        return around.get_tenant_id() if around is not None and around.has_tenant_id() else None
-
-    @staticmethod
-    def _tags(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
-        if isinstance(tags, str):
-            raise ValueError("tags must be a sequence of strings")
-        if not tags and not rules.tags:
-            return []
-        own = [template.format(resource_id=key.resource_id, tenant_id=key.family.tenant) for template in rules.tags]
-        if len(tags) + len(own) > 255:
-            raise ValueError("a value takes at most 255 tags")
-        return [tag_name(key.family.tenant, tag) for tag in dict.fromkeys([*tags, *own])]
+        return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)
 
 
 def _place(after: Receipt | str | None) -> Place | None:

@@ -21,6 +21,7 @@ from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.loading import Waiters
+from cachebus.naming import Naming
 from cachebus.node import Node
 from cachebus.observe import Counters
 from cachebus.plan import Planner
@@ -56,7 +57,7 @@ class Parts:
     bus: Bus
     policies: PolicyTable
     cascades: CascadeTable
-    keyspace: Keyspace
+    naming: Naming
     planner: Planner
     reader: Reader
     writer: Writer
@@ -96,7 +97,9 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     )
     writer = Writer(fetcher, bus, clock, heartbeat.nudge, enabled=settings.enabled)
     planner = Planner(keyspace, cascades)
-    return Parts(settings, node, store, bus, policies, cascades, keyspace, planner, reader, writer, heartbeat, world)
+    return Parts(
+        settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world
+    )
 
 
 class _Later:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from cachebus import record as records
 from cachebus.clock import Clock
 from cachebus.coherence import Reservation, Shard
-from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.node import INF, Node
 from cachebus.packing import copier, unpack
@@ -19,6 +18,10 @@ from cachebus.values import decode as decode_value
 
 MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__slots__": ()})()
 """Stands for "nothing there" where None may be a value."""
+
+
+VOID: object = object()
+"""Stands for "ask L2 itself": what this node knew has changed meanwhile."""
 
 
 class Fetcher:
@@ -36,53 +39,26 @@ class Fetcher:
 
     async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
         """The key's value in L2, None for one that says "not found", or MISSING; `L2Unavailable`."""
-        shard = self._shards[key.shard]
-        if not self._may_judge(shard, after):
-            return (await self.validated([key], after, enter=enter))[0]
-        epoch, count, applied = shard.epoch, shard.count, shard.applied  # a reservation, made only where it is needed
-        read_s = shard.valid_until - shard.bound_s
-        try:
-            data = await self.store.get(key)
-        except L2Unavailable:
-            self.node.counters.l2_errors += 1
-            raise
-        if data is None:
-            return MISSING
-        if shard.epoch != epoch:
-            return (await self.validated([key], after, enter=enter))[0]
-        return self._believed(key, data, Reservation(epoch, count, applied) if enter else None, read_s)
+        return (await self.many([key], after, enter=enter))[0]
 
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
         if not keys:
             return []
-        shard = self._shards[keys[0].shard]
-        if not self._may_judge(shard, after):
+        if not self.may_judge(self._shards[keys[0].shard], after):
             return await self.validated(keys, after, enter=enter)
-        reservation, vouched_s = shard.reserve(), shard.vouched_s
-        try:
-            answers = [self.store.get(key) for key in keys]
-            found = [await answer for answer in answers]
-        except L2Unavailable:
-            self.node.counters.l2_errors += 1
-            raise
-        if shard.epoch != reservation.epoch:
-            return await self.validated(keys, after, enter=enter)
-        return [
-            MISSING if data is None else self._believed(key, data, reservation if enter else None, vouched_s)
-            for key, data in zip(keys, found, strict=True)
-        ]
+        before = self.before(keys[0])
+        answers = [self.store.get(key) for key in keys]
+        data = [await answer for answer in answers]
+        found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
+        return await self.validated(keys, after, enter=enter) if VOID in found else found
 
     async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
         index = keys[0].shard
         shard = self._shards[index]
         reservation, started_s = shard.reserve(), self.clock()
-        try:
-            reply = await self.store.read(index, self.node.caller(index), keys)
-        except L2Unavailable:
-            self.node.counters.l2_errors += 1
-            raise
+        reply = await self.store.read(index, self.node.caller(index), keys)
         self.node.counters.l2_latency.observe(self.clock() - started_s)
         self.notice(index, reply.epoch)
         found: list[object] = []
@@ -94,7 +70,7 @@ class Fetcher:
             )
         return found
 
-    def _may_judge(self, shard: Shard, after: Place | None) -> bool:
+    def may_judge(self, shard: Shard, after: Place | None) -> bool:
         """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
         return (
             self.store.checked
@@ -102,12 +78,19 @@ class Fetcher:
             and (after is None or shard.honours(after.epoch, after.seq))
         )
 
-    def _believed(self, key: Key, data: bytes, reservation: Reservation | None, read_s: float) -> object:
-        """The value of a record that came unjudged: of this epoch, unexpired, and replaced by no mark.
-
-        Reads the head where it lies; a `Record` is made only for what enters L1 (`reservation` given) or is special.
-        """
+    def before(self, key: Key) -> tuple[Reservation, float]:
+        """What must be noted before a plain get: a reservation, and since when its answer may be called fresh."""
         shard = self._shards[key.shard]
+        return shard.reserve(), shard.valid_until - shard.bound_s
+
+    def judged(self, key: Key, data: bytes, before: tuple[Reservation, float], enter: bool) -> object:
+        """The value of a record that a plain get brought: of this epoch, unexpired, and replaced by no mark; MISSING;
+        or VOID when the node entered another epoch meanwhile. Reads the head where it lies: a `Record` is made only
+        for what enters L1 or is special."""
+        shard = self._shards[key.shard]
+        reservation, read_s = before
+        if shard.epoch != reservation.epoch:
+            return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
         magic, flags, codec, epoch, seq, _, _, _, expires_ms, tags = HEAD.unpack_from(data)
@@ -120,11 +103,11 @@ class Fetcher:
         if shard.marks and shard.hides(seq, key.names):
             return MISSING
         rules = self.policies.rules(key.family.data_type)
-        if tags or flags or (reservation is not None and rules.l1):
+        if tags or flags or (enter and rules.l1):
             record = self.decoded(data)
             if record is None or (tags and shard.hides(seq, record.tags)):
                 return MISSING
-            return self.taken(key, record, reservation, read_s)
+            return self.taken(key, record, reservation if enter else None, read_s)
         try:
             return decode_value(codec, data[HEAD.size :], rules.model)
         except CorruptValue:

@@ -71,13 +71,9 @@ class Filler:
         """Ask for the lease once; a granted one is extended from now on."""
         self.reserve_alone()
         index = self.key.shard
-        try:
-            reply = await self._store.lease(
-                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
-            )
-        except L2Unavailable:
-            self._node.counters.l2_errors += 1
-            raise
+        reply = await self._store.lease(
+            self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
+        )
         self._fetch.notice(index, reply.epoch)
         if reply.outcome is Leased.GRANTED:
             self._granted = reply

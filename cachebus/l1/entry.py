@@ -6,7 +6,7 @@ A node holds a hundred thousand entries, so every slot costs a megabyte: what en
 
 from __future__ import annotations
 
-from math import floor, inf
+from math import inf
 
 import msgspec
 
@@ -14,9 +14,10 @@ ENTRY_OVERHEAD_BYTES = 220
 """Upper estimate of what an entry costs beside its key string and its value: add it to the estimate of the value."""
 
 _SHARED_MAX = 2048
-_TICKS_A_SECOND = 1024
+# By the bit length of a span's whole seconds: a power of two, so that the grids of different spans fall onto each other.
+_STEPS_S = (1 / 64, *(2.0**bits / 32 for bits in range(64)))
 
-_deadlines: dict[int, float] = {}
+_deadlines: dict[float, float] = {}
 _seqs: dict[int, int] = {}
 _sizes: dict[int, int] = {}
 
@@ -65,23 +66,21 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     freq: int = 0
 
 
-def grid(deadline: float, span_s: float = 0.5) -> float:
+def grid(deadline: float, span_s: float = 0.0) -> float:
     """Round a deadline (seconds) DOWN to a grid and return the one shared object for it; infinity stays as it is.
 
-    `span_s` is about the time from now to the deadline: the grid is at most 1/32 of it (1/64 s where none is given), and
-    never finer than a millisecond. An hour's TTL ends up to 64 s early, which costs a read of L2; but a hundred thousand
-    entries then share a hundred floats.
+    `span_s` (below 2**60) is about the time from now to the deadline: the grid is at most 1/32 of it, or 1/64 s where
+    that is more. An hour's TTL ends up to 64 s early, which costs a read of L2; but a hundred thousand entries then
+    share a hundred floats.
     """
     if deadline == inf:
         return inf
-    # Powers of two, so that the grids of different spans fall onto each other.
-    bits = max(0, floor(span_s * (_TICKS_A_SECOND / 32)).bit_length() - 1)
-    ticks = floor(deadline * _TICKS_A_SECOND) >> bits << bits
-    shared = _deadlines.get(ticks)
+    rounded = deadline - deadline % _STEPS_S[int(span_s).bit_length()]
+    shared = _deadlines.get(rounded)
     if shared is None:
         if len(_deadlines) >= _SHARED_MAX:
             _deadlines.clear()
-        shared = _deadlines[ticks] = ticks / _TICKS_A_SECOND
+        shared = _deadlines[rounded] = rounded
     return shared
 
 

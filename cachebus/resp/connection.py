@@ -11,7 +11,7 @@ from cachebus.clock import Clock
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
-from cachebus.resp.link import Link, OnLost, fail
+from cachebus.resp.link import ALONE_MIN, Link, OnLost, fail
 from cachebus.resp.replies import NONSENSE, NOTHING, again, pack
 from cachebus.resp.script import Script
 
@@ -53,21 +53,21 @@ class Connection(Link):
         Gathered until the end of the loop tick: it never overtakes an earlier `call`, but a later one may overtake it.
         (A key of another type reads as None in an MGET and fails as WRONGTYPE when it is alone.)
         """
-        future = self._new_future()
         getters = self._getters
+        if self._alone >= ALONE_MIN and not getters and not self._asked:
+            return self.call("GET", key)  # nobody to share with
+        future = self._new_future()
         if getters or self._admit(future):
             self._keys.append(key)
             getters.append(future)
-            if not self._flushing:
-                self._flush()
-            elif len(getters) >= BATCH_MAX:
+            if len(getters) >= BATCH_MAX:
                 self._collect()
         return future
 
     async def script(self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int]) -> Any:
         """Run a script by its SHA1; the source travels only when the server does not know it (any more)."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+            return await self.call_packed(pack(("EVALSHA", script.sha, len(keys), *keys, *args)))
         except L2Unavailable as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise

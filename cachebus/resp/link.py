@@ -73,9 +73,10 @@ class Link(asyncio.BufferedProtocol):
         return len(self._asked) + self._batched + len(self._getters)
 
     def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
-        """Send a command; its future gets the reply, or the `L2Unavailable` that came instead: it raises none.
+        """Send a command; its future gets the reply, or the `L2Unavailable` that came instead.
 
         Replies are what RESP2 has: bytes, int, None and lists of them. Cancelling the future takes nothing back.
+        Raises only TypeError or UnicodeError, for arguments that cannot be sent.
         """
         return self.call_packed(pack(args))
 

@@ -47,10 +47,10 @@ def encode(value: object, codec: str = "msgpack", compress_over_bytes: int | Non
         byte = MSGPACK
         try:
             payload = _pack(value)
-            done = type(value) in SCALARS or is_plain(value, payload)
+            plain = type(value) in SCALARS or is_plain(value, payload)
         except (TypeError, ValueError, OverflowError, RecursionError):
-            done = False  # said better by the walk, or not even an error there
-        if not done:
+            plain = False  # said better by the walk, or not even an error there
+        if not plain:
             payload = encode_any(value)
     else:
         byte, payload = _by_name(codec)(value)

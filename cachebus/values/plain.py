@@ -14,39 +14,54 @@ import msgspec
 DEPTH_MAX = 100
 """Levels of nesting in a value. Well below what the decoder can take, so that what was stored can be read back."""
 SCALARS: frozenset[type] = frozenset([str, int, float, bool, type(None), bytes])
-CONTAINERS = frozenset([dict, list, tuple])
+
+# What a container refers to is what it holds: a list's items, a dict's values, and its keys too unless all of them are
+# exactly str (such a dict has a table of its own kind, which needs no visit). One call in C for a whole level. A Python
+# that sees it otherwise has no containers here, and everything takes the walk.
+_contents = get_referents
+_trusted = len(_contents({"a": 1, "b": 2.0}, [3, "c"], {4: 5})) == 6
+CONTAINERS: frozenset[type] = frozenset([dict, list, tuple] if _trusted else [])
+_PLAIN = SCALARS | CONTAINERS
+_LEVELS = range(DEPTH_MAX)
 _LONG = 32
 _FLOAT64 = b"\xcb"
 _pack = msgspec.msgpack.Encoder().encode
 
-# What a container refers to is what it holds: a list's items, a dict's values, and its keys too unless all of them are
-# exactly str (such a dict has a table of its own kind, which needs no visit). One call in C for a whole level.
-_referents_are_contents = len(get_referents({"a": 1, "b": 2.0}, [3, "c"], {4: 5})) == 6
 
+def is_plain(value: Any, payload: bytes) -> bool:
+    """Whether a value that msgspec packed as `payload` comes back from it with equal types and values.
 
-def is_plain(value: object, payload: bytes) -> bool:
-    """Whether a dict, list or tuple, which msgspec packed as `payload`, comes back from it with equal types and values.
-
-    It was packed before, so it has no cycle, and its size bounds this search.
+    It was packed before, so it has no cycle, and the payload's size bounds this search.
     """
-    kind = type(value)
-    if kind not in CONTAINERS or not _referents_are_contents:
-        return False
-    if kind is not dict and len(value) >= _LONG and _uniform(value, payload):  # type: ignore[arg-type]
-        return True
-    contents = get_referents(value)
-    for _ in range(DEPTH_MAX):
-        deeper = []
-        for item in contents:
-            kind = type(item)
-            if kind not in SCALARS:
-                if kind not in CONTAINERS:
-                    return False
-                if kind is dict or len(item) < _LONG or not _uniform(item, None):
-                    deeper.append(item)
-        if not deeper:
+    if type(value) not in CONTAINERS:
+        return type(value) in SCALARS
+    if len(value) >= _LONG:
+        return (type(value) is not dict and _uniform(value, payload)) or _are_plain(_contents(value))
+    contents = _contents(value)
+    for item in contents:
+        if type(item) not in SCALARS:
+            return _are_plain(contents)
+    return True
+
+
+def _are_plain(contents: list[Any]) -> bool:
+    for _ in _LEVELS:
+        if len(contents) >= _LONG:
+            kinds = set(map(type, contents))
+            if not kinds <= _PLAIN:
+                return False
+            inner = [item for item in contents if type(item) in CONTAINERS] if kinds & CONTAINERS else []
+        else:
+            inner = []
+            for item in contents:
+                if type(item) not in SCALARS:
+                    if type(item) not in CONTAINERS:
+                        return False
+                    if len(item) < _LONG or type(item) is dict or not _uniform(item, None):
+                        inner.append(item)
+        if not inner:
             return True
-        contents = get_referents(*deeper)
+        contents = _contents(*inner)
     return False
 
 

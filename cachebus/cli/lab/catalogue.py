@@ -1,0 +1,92 @@
+"""The source behind the cache: a SQLite file whose rows have versions, so that every answer can be dated."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+BUSY_S: Final = 5.0
+_CREATE: Final = """
+CREATE TABLE item (word INTEGER PRIMARY KEY, version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL)
+"""
+
+Item = dict[str, Any]
+"""A row: `word`, `version` (1 when made, one more with every write), `title`, `price_cents`."""
+
+
+def create(path: Path, words: Iterable[int]) -> None:
+    """Make the file, with a row for every word in its version 1."""
+    connection = _connected(path)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")  # so that readers never wait for a writer
+        connection.execute(_CREATE)
+        connection.execute("BEGIN")
+        rows = ((word, f"Item {word & 0x7FFFFFF}", 99 + word % 9_900) for word in words)
+        connection.executemany("INSERT INTO item VALUES (?, 1, ?, ?)", rows)
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+class Catalogue:
+    """One connection to the file; a context manager. May be used from one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _connected(path)
+
+    def __enter__(self) -> Catalogue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def read(self, word: int) -> Item:
+        """The row as it is committed now; `LookupError` where there is none."""
+        row = self._connection.execute(
+            "SELECT version, title, price_cents FROM item WHERE word = ?", (word,)
+        ).fetchone()
+        if row is None:
+            raise LookupError(f"no row {word}")
+        return {"word": word, "version": row[0], "title": row[1], "price_cents": row[2]}
+
+    def write(self, word: int) -> int:
+        """Change the row's price and commit; gives its new version. `LookupError` where there is none."""
+        run = self._connection.execute
+        run("BEGIN IMMEDIATE")
+        try:
+            run("UPDATE item SET version = version + 1, price_cents = price_cents + 1 WHERE word = ?", (word,))
+            version = run("SELECT version FROM item WHERE word = ?", (word,)).fetchone()
+            run("COMMIT")
+        except BaseException:
+            run("ROLLBACK")
+            raise
+        if version is None:
+            raise LookupError(f"no row {word}")
+        return int(version[0])
+
+
+class Source:
+    """The catalogue as a service sees it: each load takes a while, half before the row is read and half after."""
+
+    def __init__(self, catalogue: Catalogue, latency_s: float) -> None:
+        self._catalogue = catalogue
+        self._half_s = latency_s / 2
+        self.loads = 0
+
+    async def load(self, word: int) -> Item:
+        """The row, as it was in the middle of the call."""
+        self.loads += 1
+        await asyncio.sleep(self._half_s)
+        item = self._catalogue.read(word)
+        await asyncio.sleep(self._half_s)
+        return item
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    # The file is gone in a minute: nothing needs to reach the disk.
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection

@@ -1,0 +1,55 @@
+"""From the ids of a call to its key: the ambient tenant where none is given, and a memory of keys made before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cachebus import context
+from cachebus.keys import SYSTEM, Key, Keyspace, Part, tag_name
+from cachebus.policy import Rules
+
+KEYS_MAX = 8192
+TAGS_MAX = 255
+
+
+def tenant_of(data_type: str, tenant_id: Part | None) -> Part | None:
+    """The argument's tenant, else the ambient one; `system` has none unless it is given."""
+    if tenant_id is not None or data_type == SYSTEM:
+        return tenant_id
+    around = context.current()
+    return around.get_tenant_id() if around is not None and around.has_tenant_id() else None
+
+
+class Naming:
+    """Keys of one cache. `known` has those asked for lately by their L1 name, since what L1 lacks is asked for again
+    and need not be validated and encoded again."""
+
+    __slots__ = ("_keyspace", "known")
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self.known: dict[str, Key] = {}
+
+    def key(
+        self, data_type: str, resource_id: Part, tenant_id: Part | None, agent_id: Part | None = None,
+        conversation_id: Part | None = None, collection_id: Part | None = None,
+    ) -> Key:  # fmt: skip
+        """The validated key of these ids; `InvalidKey`, `TenantRequired`."""
+        tenant = tenant_of(data_type, tenant_id) if tenant_id is None else tenant_id
+        key = self._keyspace.key(data_type, resource_id, tenant, agent_id, conversation_id, collection_id)
+        if len(self.known) >= KEYS_MAX:
+            self.known.clear()
+        self.known[key.l1] = key
+        return key
+
+
+def tag_names(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
+    """Mark names of a value's tags: those given, and those of its type; `ValueError`, `InvalidKey`."""
+    if isinstance(tags, str):
+        raise ValueError("tags must be a sequence of strings")
+    if not tags and not rules.tags:
+        return []
+    own = [template.format(resource_id=key.resource_id, tenant_id=key.family.tenant) for template in rules.tags]
+    if len(tags) + len(own) > TAGS_MAX:
+        raise ValueError(f"a value takes at most {TAGS_MAX} tags")
+    return [tag_name(key.family.tenant, tag) for tag in dict.fromkeys([*tags, *own])]

@@ -1,0 +1,150 @@
+"""TLS: the embedded servers have none, so a small proxy in front of one has it; and Debian's own server."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cachebus.cli.embedded import EmbeddedServer, free_port
+from cachebus.clock import monotonic
+from cachebus.errors import ConfigError, L2Unavailable
+from cachebus.resp import Address, Connection, Subscriber, parse_address
+from tests.support.require import require
+from tests.support.servers import KINDS, binary_of
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A self-signed one for the name localhost alone."""
+
+    public: Path
+    key: Path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    require(shutil.which("openssl"), "openssl", "apt-get install openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    made = Certificate(folder / "cert.pem", folder / "key.pem")
+    request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(
+        ["openssl", *request.split(), "-keyout", made.key, "-out", made.public], check=True, capture_output=True
+    )
+    return made
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(65_536):
+            target.write(data)
+            await target.drain()
+    except ConnectionError:
+        pass  # one end left; the other is told by closing it
+    finally:
+        target.close()
+
+
+@asynccontextmanager
+async def tls_proxy(server: EmbeddedServer, certificate: Certificate) -> AsyncIterator[int]:
+    """Gives the port at which the server speaks TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.public, certificate.key)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", server.port)
+        tasks.append(asyncio.create_task(_pump(reader, to_server)))
+        tasks.append(asyncio.create_task(_pump(from_server, writer)))
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def opened(address: Address, connect_timeout_s: float = 10.0) -> Connection:
+    return await Connection.open(address, timeout_s=10.0, connect_timeout_s=connect_timeout_s, clock=monotonic)
+
+
+async def test_reads_writes_and_messages(redis_server: EmbeddedServer, certificate: Certificate) -> None:
+    async with tls_proxy(redis_server, certificate) as port:
+        address = parse_address(f"rediss://localhost:{port}", ca_certs=str(certificate.public))
+        connection = await opened(address)
+        big = b"x" * 5_000_000
+        await connection.call("SET", "big", big)
+        assert await asyncio.gather(connection.get("big"), connection.get("none")) == [big, None]
+        heard: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+        ears = await Subscriber.open(
+            address,
+            timeout_s=10.0,
+            connect_timeout_s=10.0,
+            clock=monotonic,
+            on_push=lambda *message: heard.set_result(message),
+        )
+        await ears.subscribe("c")
+        await connection.call("PUBLISH", "c", "m")
+        assert await asyncio.wait_for(heard, 10.0) == (b"c", b"m")
+        ears.close()
+        connection.close()
+
+
+async def test_who_the_server_is_gets_checked(redis_server: EmbeddedServer, certificate: Certificate) -> None:
+    known = str(certificate.public)
+    async with tls_proxy(redis_server, certificate) as port:
+        with pytest.raises(L2Unavailable, match=rf"^cannot connect to localhost:{port}: .*certificate verify failed"):
+            await opened(parse_address(f"rediss://localhost:{port}"))
+        with pytest.raises(L2Unavailable, match=rf"^cannot connect to 127.0.0.1:{port}: .*(mismatch|not valid)"):
+            await opened(parse_address(f"rediss://127.0.0.1:{port}", ca_certs=known))
+        for address in (
+            parse_address(f"rediss://127.0.0.1:{port}", ca_certs=known, check_hostname=False),
+            parse_address(f"rediss://localhost:{port}?ssl_ca_certs={known}"),
+            parse_address(f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none"),
+        ):
+            connection = await opened(address)
+            assert await connection.call("PING") == b"PONG"
+            connection.close()
+
+
+async def test_tls_to_a_server_without(redis_server: EmbeddedServer) -> None:
+    """Such a server waits for the rest of what it takes for a line."""
+    with pytest.raises(L2Unavailable, match=r"^cannot connect to "):
+        await opened(parse_address(f"rediss://:hunter2@127.0.0.1:{redis_server.port}?ssl_cert_reqs=none"), 0.3)
+
+
+async def test_no_tls_to_a_server_with(redis_server: EmbeddedServer, certificate: Certificate) -> None:
+    async with tls_proxy(redis_server, certificate) as port:
+        with pytest.raises(L2Unavailable, match=f"127.0.0.1:{port}"):
+            await opened(parse_address(f"redis://127.0.0.1:{port}"), 0.3)
+
+
+async def test_a_server_with_tls_of_its_own(certificate: Certificate) -> None:
+    port = free_port()
+    options = f"--tls-port {port} --tls-cert-file {certificate.public} --tls-key-file {certificate.key}"
+    server = EmbeddedServer(
+        binary_of(KINDS[-1]), password="hunter2", extra=(*options.split(), "--tls-auth-clients", "no")
+    )
+    try:
+        server.start()
+    except ConfigError as error:
+        require(False, f"a server built with TLS ({error})", "apt-get install redis-server")
+    try:
+        address = parse_address(f"rediss://:hunter2@localhost:{port}/2", ca_certs=str(certificate.public))
+        connection = await opened(address)
+        big = b"x" * 5_000_000
+        await connection.call("SET", "big", big)
+        assert await connection.get("big") == big
+        connection.close()
+    finally:
+        server.stop()

@@ -1,0 +1,185 @@
+"""What the model's states are made of: the state of real objects, as tuples that can be compared and kept.
+
+Times are whole ticks relative to now, so that two states that differ only in their age are one. What can no longer
+matter is left out the same way: times that have passed, and how far apart the positions in a shard's journal lie.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+NOW = 100.0
+"""What the clock shows whenever real code runs, in seconds; a tick is a second."""
+INF = float("inf")
+NEVER = float("-inf")
+BOUND = 2.0
+"""D, in ticks."""
+
+
+class Vault(NamedTuple):
+    """L2: one `MemoryShard`. `epochs` counts those ever begun, which no failover takes back."""
+
+    server: str
+    meta_server: str
+    epoch: bytes
+    seq: int
+    floor: int
+    marked: int
+    marks: tuple[tuple[str, int], ...]
+    messages: tuple[tuple[int, bytes], ...]
+    records: tuple[tuple[str, bytes], ...]
+    leases: tuple[tuple[str, bytes, str], ...]
+    epochs: int
+
+
+class View(NamedTuple):
+    """One `Shard` of the node."""
+
+    epoch: bytes
+    applied: int
+    head: int
+    floor: int
+    marks: tuple[tuple[str, int], ...]
+    valid: float
+    foreign: tuple[bytes, int] | None
+    ahead: tuple[int, ...]
+    owed: tuple[tuple[int, float], ...]
+    count: int
+    journal: tuple[tuple[str, tuple[int, int]], ...]
+    journal_floor: int
+
+
+class Held(NamedTuple):
+    """One `Entry` of L1. `place`: 0 = in the live group, 1 = in a retired one, 2 = from before a flush."""
+
+    value: int
+    seq: int
+    read_until: float
+    expires: float
+    fast_until: float
+    place: int
+    leased: bool
+    tags: tuple[str, ...] | None
+
+
+class Began(NamedTuple):
+    """What a coroutine has taken with it from the moment at which it began: the reservation, and two times."""
+
+    epoch: bytes
+    count: int
+    applied: int
+    at: float
+    vouched: float
+
+
+class Flight(NamedTuple):
+    """A read or load under way; `what` says how far it is, `data` what it has got so far."""
+
+    what: str
+    key: int
+    began: Began
+    data: object
+
+
+class Write(NamedTuple):
+    """A write of the node's own of which the reply is under way."""
+
+    kind: str
+    began: Began
+    version: int
+    reply: object
+
+
+class Tending(NamedTuple):
+    """A turn of the heartbeat that waits for a reply: to a "probe", to the probe that "begin"s anew, or for the "log"."""
+
+    what: str
+    began: Began
+    reply: object
+
+
+class NodeState(NamedTuple):
+    """The node with all that is under way on it."""
+
+    view: View
+    groups: tuple[tuple[str, float], ...]
+    spread: float
+    with_contexts: bool
+    with_tags: bool
+    held: tuple[Held | None, ...]
+    flight: Flight | None = None
+    write: Write | None = None
+    tending: Tending | None = None
+
+
+def ahead_of_now(time_s: float) -> float:
+    """A deadline, relative; one that has passed is one that never was."""
+    if time_s in (INF, NEVER):
+        return time_s
+    return time_s - NOW if time_s > NOW else NEVER
+
+
+def ago(time_s: float) -> float:
+    """When something began, relative; earlier than D is all the same."""
+    return max(-BOUND, time_s - NOW)
+
+
+def _sooner(deadline: float) -> float:
+    return deadline - 1 if deadline > 1 else NEVER
+
+
+def _further(began: float) -> float:
+    return max(-BOUND, began - 1)
+
+
+def _older(began: Began) -> Began:
+    return began._replace(at=_further(began.at), vouched=_further(began.vouched))
+
+
+def older(state: NodeState) -> NodeState:
+    """The same node a tick later; a reply that took D is given up."""
+    view = state.view
+    flight, write, tending = state.flight, state.write, state.tending
+    if tending is not None:
+        tending = tending._replace(began=_older(tending.began)) if tending.began.at - 1 > -BOUND else None
+    return state._replace(
+        view=view._replace(valid=_sooner(view.valid), owed=tuple((seq, _further(sent)) for seq, sent in view.owed)),
+        groups=tuple((data_type, _sooner(valid)) for data_type, valid in state.groups),
+        spread=_sooner(state.spread),
+        held=tuple(
+            held
+            and held._replace(
+                read_until=_sooner(held.read_until), expires=_sooner(held.expires), fast_until=_sooner(held.fast_until)
+            )
+            for held in state.held
+        ),
+        flight=flight and flight._replace(began=_older(flight.began)),
+        write=write and write._replace(began=_older(write.began)),
+        tending=tending,
+    )
+
+
+def renumbered(state: NodeState) -> NodeState:
+    """The same node with the positions in its journal numbered by what still refers to them.
+
+    Only the order of drops and reservations matters. A key's entry goes when no reservation is older than it, unless an
+    event with a lower seq may still come for the key: its seq is then kept as real code would keep it.
+    """
+    view, flight, write = state.view, state.flight, state.write
+    taken = sorted({part.began.count for part in (flight, write) if part is not None})
+    if not taken and not view.journal and not view.count:
+        return state
+
+    def rank(position: int) -> int:
+        return sum(count < position for count in taken)
+
+    journal = tuple(
+        (key, (rank(position), seq))
+        for key, (position, seq) in view.journal
+        if rank(position) or seq > view.applied
+    )
+    return state._replace(
+        view=view._replace(count=rank(view.count), journal=journal, journal_floor=rank(view.journal_floor)),
+        flight=flight and flight._replace(began=flight.began._replace(count=rank(flight.began.count))),
+        write=write and write._replace(began=write.began._replace(count=rank(write.began.count))),
+    )

@@ -1,0 +1,151 @@
+"""L2 in the model: the real `MemoryShard`, thawed for one request at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from cachebus import record as records
+from cachebus import values
+from cachebus.keys import Key
+from cachebus.l2.memory import MemoryShard
+from cachebus.ports import Caller, LogEntry, ProbeReply
+from cachebus.record import Record
+from tests.model.frozen import INF, NOW, Vault
+
+Request = tuple[object, ...]
+T = TypeVar("T", bound=Hashable)
+OWN = "B"
+"""The id of the modelled node, and the token of its leases."""
+ELSEWHERE = Caller("", 0, b"")
+"""Somebody who is no node: a producer."""
+_PARTS = {
+    "clock", "marks_max", "log_max", "server", "publish", "new_epoch", "meta_server", "epoch", "seq", "floor", "marked",
+    "marks", "messages", "nodes", "records", "leases", "counters", "requests",
+}  # fmt: skip
+
+
+class Interned(Generic[T]):
+    """Numbers for things, so that states are compared by small integers."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[T, int] = {}
+        self.things: list[T] = []
+
+    def number(self, thing: T) -> int:
+        """The number of a thing; equal things have the same."""
+        number = self._numbers.setdefault(thing, len(self.things))
+        if number == len(self.things):
+            self.things.append(thing)
+        return number
+
+
+def epoch_name(number: int) -> bytes:
+    """The epochs of a model are numbered."""
+    return b"%016x" % number
+
+
+def frozen(thing: object) -> object:
+    """An argument or reply that can be compared and kept; keys stay the objects that they are."""
+    if isinstance(thing, Record):
+        return Record(
+            thing.flags, thing.codec, thing.payload, created_ms=0, soft_ms=thing.soft_ms, expires_ms=thing.expires_ms,
+            tags=thing.tags, epoch=thing.epoch, seq=thing.seq, version=b"\0" * 8,
+        ).encode()  # fmt: skip
+    if isinstance(thing, dict):
+        return tuple(sorted(thing.items()))
+    if isinstance(thing, str) and thing.startswith(OWN + "-"):
+        return OWN  # ids and tokens are made anew for every node and flight: of each, one at a time is alive
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*map(frozen, thing))
+    return tuple(map(frozen, thing)) if isinstance(thing, tuple | list) else thing
+
+
+def thawed(reply: object) -> object:
+    """A reply as the store would give it."""
+    if isinstance(reply, ProbeReply):
+        return reply._replace(marks=None if reply.marks is None else dict(reply.marks))
+    if isinstance(reply, tuple) and (not reply or isinstance(reply[0], LogEntry)):
+        return list(reply)
+    return reply
+
+
+def value_in(data: bytes) -> int:
+    """The value in a record: how often its key had changed when it was read from the source."""
+    record = records.decode(data)
+    return int(str(values.decode(record.codec, record.payload, None)))
+
+
+def new_record(value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16, seq: int = 0) -> bytes:
+    """A record for a value."""
+    codec, payload = values.encode(value, "msgpack", None)
+    return Record(
+        0, codec, payload, created_ms=0, tags=tags, epoch=epoch, seq=seq, version=b"\0" * 8
+    ).encode()  # fmt: skip
+
+
+class L2:
+    """Plays one request to a frozen L2, and knows its outcome from then on."""
+
+    def __init__(self, marks_max: int) -> None:
+        self.states: Interned[Vault] = Interned()
+        self._sent: list[bytes] = []
+        self._epochs = 0
+        self._shard = MemoryShard(lambda: NOW, marks_max=marks_max)
+        self._shard.publish = self._sent.append
+        self._shard.new_epoch = self._new_epoch
+        self._known: dict[tuple[int, Request], tuple[int, object, tuple[bytes, ...]]] = {}
+        if vars(self._shard).keys() != _PARTS:
+            raise AssertionError(f"MemoryShard has other parts now: {vars(self._shard).keys() ^ _PARTS}")
+
+    def _new_epoch(self) -> bytes:
+        self._epochs += 1
+        return epoch_name(self._epochs)
+
+    def do(self, state: int, request: Request) -> tuple[int, object, tuple[bytes, ...]]:
+        """L2 after a request, its reply, and what it published."""
+        known = self._known.get((state, request))
+        if known is None:
+            self._thaw(self.states.things[state])
+            operation, *arguments = request
+            reply = getattr(self._shard, str(operation))(*map(self._argument, arguments))
+            known = self.states.number(self._freeze()), frozen(reply), tuple(self._sent)
+            self._known[state, request] = known
+        return known
+
+    @staticmethod
+    def _argument(argument: object) -> object:
+        if isinstance(argument, bytes) and argument[:2] == records.MAGIC:
+            return records.decode(argument)
+        return argument
+
+    def believed(self, state: int, keys: tuple[Key, ...]) -> tuple[bytes, int, tuple[int | None, ...]]:
+        """Where the shard stands once somebody has asked, and what the reading script gives for each key."""
+        reply = self.do(state, ("read", ELSEWHERE, keys))[1]
+        found = tuple(None if data is None else value_in(data) for data in reply.records)
+        return reply.epoch, reply.seq, found
+
+    def changed(self, state: int, **parts: object) -> int:
+        """L2 after something that no request does: a failover, an eviction."""
+        return self.states.number(self.states.things[state]._replace(**parts))
+
+    def _thaw(self, vault: Vault) -> None:
+        shard = self._shard
+        shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
+        shard.seq, shard.floor, shard.marked = vault.seq, vault.floor, vault.marked
+        shard.marks, shard.messages = dict(vault.marks), dict(vault.messages)
+        shard.records = {name: (data, INF) for name, data in vault.records}
+        shard.leases = {name: (epoch, token, INF, False) for name, epoch, token in vault.leases}
+        shard.nodes, shard.counters, shard.requests = {}, {}, {}
+        self._epochs = vault.epochs
+        self._sent.clear()
+
+    def _freeze(self) -> Vault:
+        shard = self._shard
+        return Vault(
+            shard.server, shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked,
+            tuple(shard.marks.items()), tuple(shard.messages.items()),
+            tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
+            tuple(sorted((name, epoch, token) for name, (epoch, token, _, _) in shard.leases.items())),
+            self._epochs,
+        )  # fmt: skip

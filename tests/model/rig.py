@@ -1,0 +1,247 @@
+"""The node in the model: the library's own parts, wired to a clock and a store that the model works by hand.
+
+A coroutine of the library runs until it asks L2 for something; the model lets L2 answer at once, and hands the answer
+over whenever it likes. A suspended coroutine can't be kept in a state, so it is made again for the answer: it is run
+up to the same question on a node that looks as it did then (`Began`), the node is thawed as it is now, and the answer
+is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+from cachebus import event as events
+from cachebus.cache import Cache
+from cachebus.coherence import Reservation
+from cachebus.errors import ConfigError, L2Unavailable
+from cachebus.fetch import MISSING, Fetcher
+from cachebus.fill import Filler, Found
+from cachebus.heartbeat import Heartbeat
+from cachebus.keys import Key
+from cachebus.l1 import L1
+from cachebus.loading import Flight as RealFlight
+from cachebus.loading import Waiters
+from cachebus.node import Node
+from cachebus.observe import Counters
+from cachebus.plan import Plan
+from cachebus.policy import Policy, PolicyTable
+from cachebus.ports import Leased, LeaseReply, Place
+from cachebus.read import Reader
+from cachebus.receive import Receiver
+from cachebus.write import Writer
+from tests.model.frozen import BOUND, NOW, Began
+from tests.model.l2 import OWN, Request, frozen, thawed
+from tests.model.setup import Setup
+
+Coro = Coroutine[object, object, object]
+PX_MS = 10_000
+
+
+class Ask(Awaitable[object]):
+    """A coroutine's question to L2."""
+
+    def __init__(self, *request: object) -> None:
+        self.request: Request = request
+
+    def __await__(self) -> Generator[object, object, object]:
+        return (yield self)
+
+
+class Done:
+    """A coroutine's result."""
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+
+
+def drive(coro: Coro, answer: object = None) -> Ask | Done:
+    """Run a coroutine to its next question, or its end. A pause (`sleep(0)`) is none."""
+    while True:
+        try:
+            if isinstance(answer, Exception):
+                asked = coro.throw(answer)
+            else:
+                asked = coro.send(answer)
+        except StopIteration as stop:
+            return Done(stop.value)
+        if isinstance(asked, Ask):
+            return asked
+        answer = None
+
+
+class HandStore:
+    """A `Store` that asks the model."""
+
+    connected = checked = True
+
+    def __init__(self) -> None:
+        self.released: list[Request] = []
+
+    def get(self, key: Key) -> Awaitable[bytes | None]:
+        return Ask("get", key)  # type: ignore[return-value]
+
+    def extend(self, key: Key, token: str, px_ms: int) -> None:
+        raise AssertionError("no timer runs in the model")
+
+    def release(self, key: Key, token: str) -> None:
+        self.released.append(("hold", key, OWN, 0))
+
+    async def probe(self, shard, caller, *, marks):
+        return await Ask("probe", caller, marks)
+
+    async def read(self, shard, caller, keys):
+        return await Ask("read", caller, keys)
+
+    async def lease(self, key, caller, token, px_ms, *, refresh=False):
+        return await Ask("lease", key, caller, token, px_ms, refresh)
+
+    async def fill(self, key, caller, token, record, px_ms, over):
+        return await Ask("fill", key, caller, token, record, px_ms, over)
+
+    async def invalidate(self, shard, caller, keys, names, body):
+        return await Ask("invalidate", caller, keys, names, body)
+
+    async def write(self, key, caller, record, px_ms, body, *, others=(), names=(), if_absent=False):
+        return await Ask("write", key, caller, record, px_ms, body, others, names, if_absent)
+
+    async def log(self, shard, after, count):
+        return await Ask("log", after, count)
+
+
+class StoreBus:
+    """A bus that lives in the store: the script has published already."""
+
+    connected = True
+
+    async def publish(self, shard: int, message: bytes) -> None:
+        pass
+
+
+class HandFiller(Filler):
+    """A filler without the timer that extends its lease: in the model a lease lapses when the model says so."""
+
+    def _hold_on(self) -> None:
+        pass
+
+
+class Rig:
+    """One node's parts, wired as in `cachebus.factory`."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.now = NOW
+        self.store = HandStore()
+        clock: Callable[[], float] = lambda: self.now  # noqa: E731
+        l1 = L1(16, 1 << 20)
+        self.node = Node(name=OWN, shards=1, bound_s=BOUND, l1=l1, clock=clock, counters=Counters())
+        self.shard = self.node.shards[0]
+        policies = PolicyTable({t: Policy(ttl_s=math.inf) for t in "de"})
+        self.rules = policies.rules("d")
+        waiters = Waiters()
+        self.fetch = Fetcher(self.node, self.store, policies, clock, self._nudge)
+        self.reader = Reader(self.fetch, waiters, clock, lease_ms=PX_MS, outage_is_miss=False, enabled=True)
+        self.writer = Writer(self.fetch, StoreBus(), clock, self._nudge, enabled=True)
+        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock)
+        self.heartbeat = Heartbeat(self.node, self.store, StoreBus(), clock, interval_s=1.0, grace_s=0.0)
+        self.heartbeat.receiver = self.receiver
+        self.cache = Cache("memory://")
+        self.cache._entries, self.cache._clock = l1.entries, clock
+
+    @staticmethod
+    def _nudge(shard: int) -> None:
+        """The model probes whenever it likes."""
+
+    def fetching(self, key: int, after: Place | None = None) -> Coro:
+        """A read of L2."""
+        return self.fetch.one(self.setup.keys[key], after)
+
+    def filler(self, key: int) -> HandFiller:
+        """What leases, and fills."""
+        tags = self.setup.tags
+        return HandFiller(self.fetch, self.setup.keys[key], self.rules, PX_MS, ttl_s=None, tags=tags, enter=True)
+
+    def writing(self, kind: str, version: int) -> Coro:
+        """An invalidation, or a set of key 0, by a caller on this node."""
+        plan = Plan(0)
+        keys, names = self.setup.target(kind)
+        plan.keys, plan.names = list(keys), list(names)
+        if kind == "w":
+            return self.writer.set(self.setup.keys[0], version, self.rules, plan, ttl_s=None, tags=self.setup.tags)
+        return self.writer.invalidate(plan)
+
+    def turn(self, what: str) -> Coro:
+        """A part of the heartbeat's turn."""
+        if what == "begin":
+            return self.receiver.begin(0, "epoch")
+        return self.receiver.catch_up(0) if what == "log" else self.heartbeat.probe(0)
+
+    # -- coroutines that began earlier ----------------------------------------------------------------------------
+
+    def go_back(self, began: Began, *, leased: bool) -> None:
+        """Make the node look as a coroutine saw it when it began; with the coherence lease that it had, if any."""
+        shard = self.shard
+        shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
+        shard.head = began.applied + 1
+        self.now = NOW + (began.vouched if leased else began.at)
+        shard.valid_until = self.now + BOUND if leased else float("-inf")
+        self.store.checked = True
+
+    def resumed(self, coro: Coro, back_to_now: Callable[[], None], answer: object) -> Ask | Done:
+        """Run a coroutine up to its first question as the node was then, and give it the answer as the node is now."""
+        asked = drive(coro)
+        if not isinstance(asked, Ask):
+            raise AssertionError(f"{coro} ended with {asked.result} where it once asked something")
+        back_to_now()
+        return drive(coro, thawed(answer))
+
+    def filled(self, began: Began, key: int, found: tuple[bytes, int, int], back_to_now: Callable[[], None]) -> Coro:
+        """The coroutine of a fill, of which the lease was granted in `found`'s epoch and seq."""
+        epoch, seq, value = found
+        filler = self.filler(key)
+        self.go_back(began, leased=False)
+        lease = filler.lease()
+        drive(lease)
+        drive(lease, LeaseReply(epoch, seq, Leased.GRANTED, None, 0))
+        back_to_now()
+        return filler.fill(Found(value, None))
+
+    # -- what a caller gets -----------------------------------------------------------------------------------------
+
+    def hit(self, key: Key) -> int | None:
+        """What the fast path of a public verb gives."""
+        family = key.family
+        coro = self.cache.get(family.data_type, key.resource_id, family.tenant, *key.contexts)
+        try:
+            done = drive(coro)
+        except ConfigError:  # it went past the fast path, to a cache that is not open
+            return None
+        return done.result if isinstance(done, Done) else None  # type: ignore[return-value]
+
+    def joinable(self, began: Began, key: int, after: Place | None) -> bool:
+        """Whether a caller who comes now would join the flight."""
+        flight: RealFlight[Found] = RealFlight(Reservation(began.epoch, began.count, began.applied), NOW + began.at)
+        return self.reader._joinable(self.setup.keys[key], flight, after)
+
+
+LOST = L2Unavailable("no answer")
+
+
+def missing(value: object) -> bool:
+    """Whether a read gave nothing."""
+    return value is MISSING
+
+
+def message_place(message: bytes) -> tuple[bytes, int]:
+    """Epoch and seq of an event."""
+    event = events.decode(message)
+    return event.epoch, event.seq
+
+
+def body_of(setup: Setup, kind: str) -> bytes:
+    """The body of an invalidation by somebody elsewhere."""
+    keys, names = setup.target(kind)
+    return events.encode_body([key.l1 for key in keys], names, "")
+
+
+__all__ = ["LOST", "Ask", "Done", "Rig", "body_of", "drive", "frozen", "message_place", "missing"]

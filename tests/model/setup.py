@@ -1,0 +1,81 @@
+"""The set-ups of the model: which keys and scope there are, and how often each thing may happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from cachebus.keys import Key, Keyspace, tag_name
+
+BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses")
+_CONTEXTS = {"A": "agent_id", "V": "conversation_id", "C": "collection_id"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A small world: key 0, key 1, one scope around both, and budgets for what may happen."""
+
+    name: str
+    kinds: str = "ks"
+    """What writers elsewhere do: k = invalidate key 0, s = invalidate the scope, w = set key 0, x = invalidate another
+    scope, in which neither key lies (it only pushes out older marks)."""
+    own_kinds: str = ""
+    """What the node's own callers do: k, s and w."""
+    shape: str = "D"
+    """The scope's shape; G is a tag."""
+    marks_max: int = 100
+    late: bool = True
+    """Whether the replies to probes and log reads may come late."""
+    rollback: bool = True
+    """Whether a failover may lose what was written from some invalidation on."""
+    repeats: bool = False
+    """Whether events that the node has applied may come again."""
+    second: bool = False
+    """Whether there is a loader on another node."""
+    heals: bool = False
+    """Whether to check in every state that probes alone bring the node back to a live lease."""
+    invs: int = 1
+    failovers: int = 0
+    wipes: int = 0
+    evictions: int = 0
+    trims: int = 0
+    own: int = 0
+    outages: int = 0
+    lapses: int = 0
+
+    def budgets(self) -> tuple[int, ...]:
+        """How often each of `BUDGETS` may still happen."""
+        return tuple(getattr(self, name) for name in BUDGETS)
+
+    @cached_property
+    def keys(self) -> tuple[Key, Key]:
+        """Key 0 and key 1: both lie in the scope."""
+        space = Keyspace(1)
+        if len(self.shape) == 2:
+            context = {_CONTEXTS[self.shape[1]]: "c"}
+            return space.key("d", "0", "t", **context), space.key("d", "1", "t", **context)
+        if self.shape == "I":
+            return space.key("d", "0", "t"), space.key("d", "0", "t", agent_id="a")
+        return space.key("d", "0", "t"), space.key("e" if self.shape == "T" else "d", "1", "t")
+
+    @cached_property
+    def scope(self) -> str:
+        """The name of the scope's mark."""
+        space = Keyspace(1)
+        if self.shape == "G":
+            return tag_name("t", "tag")
+        if self.shape == "I":
+            return space.everywhere(self.keys[0])
+        context = {_CONTEXTS[c]: "c" for c in self.shape[1:]}
+        return space.scope("t", "d" if self.shape[0] == "D" else None, **context)[1]
+
+    @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """The marks of the tags that every record carries."""
+        return (self.scope,) if self.shape == "G" else ()
+
+    def target(self, kind: str) -> tuple[tuple[Key, ...], tuple[str, ...]]:
+        """The keys and names that an invalidation of this kind replaces."""
+        if kind == "s":
+            return (), (self.scope,)
+        return ((), ("T\x1fother",)) if kind == "x" else ((self.keys[0],), ())

