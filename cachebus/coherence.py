@@ -131,6 +131,7 @@ class Shard:
         if epoch != self.epoch:
             self.lapse()
             return Probed.FOREIGN
+        self.foreign = None  # L2 itself says that this epoch is the present one
         self.head = max(self.head, seq)
         self._owed.append((seq, sent_at_s))
         self._settle()

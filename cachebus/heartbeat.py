@@ -15,12 +15,14 @@ from loguru import logger
 
 from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
-from cachebus.errors import BusUnavailable, L2Unavailable
+from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.node import Node
 from cachebus.ports import Bus, Store
 from cachebus.receive import Receiver
 
 SWEEP_PAUSE_S = 0.002
+SWEEP_REST_S = 0.02
+"""After a sweep, for each of its slices: a flood of scope drops costs at most a twentieth of the loop's time."""
 SUSPENDED_S = 0.1
 
 
@@ -76,6 +78,9 @@ class Heartbeat:
                 await step()
             except (L2Unavailable, BusUnavailable):
                 await asyncio.sleep(self._pause_s())
+            except CacheBusError as error:  # as ProtocolMismatch, after somebody laid L2 out anew
+                self._tell("heartbeat", str(error))
+                await asyncio.sleep(self._interval_s)
             except Exception:  # noqa: BLE001 (logged with its trace; the loops must go on)
                 logger.exception("a step of the heartbeat failed; it goes on")
                 await asyncio.sleep(self._interval_s)
@@ -144,8 +149,6 @@ class Heartbeat:
     async def _heal(self, shard: int) -> None:
         """Give a hole the time that a reordered message needs, then read the log."""
         view = self._node.shards[shard]
-        if view.foreign is not None and view.foreign[0] != view.epoch:
-            return  # the next probe moves into the other epoch
         if view.hole:
             await asyncio.sleep(self._grace_s * random.uniform(0.8, 1.2))
             if view.hole:
@@ -166,5 +169,8 @@ class Heartbeat:
             await asyncio.sleep(self._interval_s)
             if self._node.untidy:
                 break
+        slices = 0
         for _ in self._node.sweep():
+            slices += 1
             await asyncio.sleep(SWEEP_PAUSE_S)
+        await asyncio.sleep(slices * SWEEP_REST_S)

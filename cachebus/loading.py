@@ -15,20 +15,25 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
-    __slots__ = ("_kept", "reservation", "stale", "started_s", "task", "waiting")
+    __slots__ = ("_kept", "may_stand_in", "reservation", "stale", "started_s", "task", "waiting")
 
     def __init__(self, reservation: Reservation, started_s: float) -> None:
         self.reservation = reservation
         self.started_s = started_s
         self.waiting = 0
         self.stale: T | None = None
-        """What may be served instead once the load is past its soft limit; validated by the one who put it here."""
+        """An expired value for when the load fails or is slow; good only as long as `may_stand_in` says so."""
+        self.may_stand_in: Callable[[], bool] = bool
         self.task: asyncio.Task[T]
         self._kept = False
 
     def keep(self) -> None:
         """Go on in the background even when nobody waits."""
         self._kept = True
+
+    def substitute(self) -> T | None:
+        """The expired value, if nothing has replaced it since."""
+        return self.stale if self.stale is not None and self.may_stand_in() else None
 
     async def join(self, soft_s: float | None = None) -> T:
         """Wait for the result, or with `soft_s` seconds gone, and a stale value there, take that.
@@ -39,9 +44,10 @@ class Flight(Generic[T]):
         try:
             if soft_s is not None:
                 await asyncio.wait([self.task], timeout=soft_s)
-                if not self.task.done() and self.stale is not None:
+                stale = self.substitute()
+                if not self.task.done() and stale is not None:
                     self.keep()
-                    return self.stale
+                    return stale
             return await asyncio.shield(self.task)
         except asyncio.CancelledError:
             me = asyncio.current_task()

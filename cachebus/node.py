@@ -263,7 +263,7 @@ class Node:
         present = self.l1.entries.get(key.l1)
         if present is not None and present.seq > record.seq and present.extra is not ABSENT:
             return False
-        expires = INF if not record.expires_ms else grid(record.expires_ms / 1000 - self.server_offset_s)
+        expires = self._deadline(record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s))
         read_until = grid(read_started_s + self.bound_s)
@@ -271,7 +271,7 @@ class Node:
             expires = min(expires, read_until)
         extra, fast_until = None, expires
         if record.flags or record.tags or record.soft_ms or keep_s or decode is not None:
-            soft = grid(record.soft_ms / 1000 - self.server_offset_s) if record.soft_ms else INF
+            soft = self._deadline(record.soft_ms, read_started_s)
             extra = Details(
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
@@ -282,6 +282,13 @@ class Node:
             self._with_tags.add((key.shard, data_type))
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
+
+    def _deadline(self, server_ms: int, now_s: float) -> float:
+        """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
+        if not server_ms:
+            return INF
+        at_s = server_ms / 1000 - self.server_offset_s
+        return grid(at_s, at_s - now_s)
 
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from loguru import logger
 
@@ -187,6 +188,7 @@ class Reader:
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
             flight = Flight(self._node.shards[key.shard].reserve(), self._clock())
             flight.stale = self._standing_in(key)
+            flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
                 key.l1, flight, lambda flight: self._fly(flight, key, load, rules, after, ttl_s, tags, use_memory)
             )
@@ -286,8 +288,9 @@ class Reader:
         except Exception as error:
             counters.of(key.family.data_type).load_errors += 1
             logger.warning("loading {} failed: {!r}", key.family.data_type, error)
-            if flight.stale is not None:
-                return flight.stale
+            stale = flight.substitute()
+            if stale is not None:
+                return stale
             raise
         finally:
             counters.load_latency.observe(self._clock() - started_s)

@@ -4,64 +4,63 @@ from __future__ import annotations
 
 from array import array
 
-_MASK32 = 0xFFFFFFFF
 _FIRST_SLOTS = 64
+_MASK16 = 0xFFFF
+_LONG_AGO = 1 << 15
+_UNITS_BITS = 12
 
 
 class Ghosts:
-    """A set of 32-bit hashes that forgets the older ones: 8 bytes a slot, in two arrays, never an object a key.
+    """A set of hashes that forgets the older ones: four bytes a slot, in two arrays, never an object a key.
 
-    A hash lives in a pair of neighbouring slots and pushes out the older of the two. A ghost also expires once as many
-    others as the cache has entries came after it. Both kinds of error cost a hit at worst, never a wrong answer.
+    A slot holds 16 bits of the hash and the coarse time of its adding; time is counted in additions. A hash lives in one
+    of a pair of neighbouring slots, whichever is older when it comes. It expires once `span` others came after it. A
+    wrong answer, either way, costs at most a hit: a key starts in the wrong queue.
     """
 
-    __slots__ = ("_added", "_hashes", "_mask", "_stamps")
+    __slots__ = ("_added", "_hashes", "_mask", "_shift", "_stamps")
 
-    def __init__(self) -> None:
-        self._hashes = array("I", bytes(4 * _FIRST_SLOTS))
-        self._stamps = array("I", bytes(4 * _FIRST_SLOTS))
-        self._mask = _FIRST_SLOTS - 1
-        # Starts far from 0, so that the empty slots' stamps look long expired.
-        self._added = 1 << 31
+    def __init__(self, slots: int = _FIRST_SLOTS) -> None:
+        """Make an empty set of at least `slots` slots."""
+        bits = max(1, (slots - 1).bit_length())
+        self._mask = (1 << bits) - 1
+        # A stamp's unit: so coarse that the whole table takes 4096 of them, and 16 bits wrap only long after expiry.
+        self._shift = max(0, bits - _UNITS_BITS)
+        self._hashes = array("H", bytes(2 << bits))
+        self._stamps = array("H", bytes(2 << bits))
+        # The empty slots' stamp is 0, so now is late.
+        self._added = _LONG_AGO << self._shift
 
     def __len__(self) -> int:
-        """Number of slots, living or not: memory is 8 bytes times this."""
-        return len(self._hashes)
+        """Number of slots, used or not: memory is 4 bytes times this."""
+        return self._mask + 1
 
-    def add(self, key_hash: int, span: int) -> None:
-        """Remember a key's `hash()`, in a table of at least `span` slots."""
-        while len(self._hashes) < span:
-            self._double()
-        key_hash &= _MASK32
+    def add(self, key_hash: int) -> None:
+        """Remember a key's `hash()`."""
+        self._added += 1
+        now = self._added >> self._shift
         stamps = self._stamps
-        now = self._added = (self._added + 1) & _MASK32
         slot = key_hash & self._mask
-        if self._hashes[slot] != key_hash and (now - stamps[slot]) & _MASK32 < (now - stamps[slot ^ 1]) & _MASK32:
+        short = key_hash >> 32 & _MASK16
+        if self._hashes[slot] != short and (now - stamps[slot]) & _MASK16 < (now - stamps[slot ^ 1]) & _MASK16:
             slot ^= 1
-        self._hashes[slot] = key_hash
-        stamps[slot] = now
+        self._hashes[slot] = short
+        stamps[slot] = now & _MASK16
 
     def take(self, key_hash: int, span: int) -> bool:
         """Forget a key's `hash()`; whether it was there and among the last `span` added."""
-        key_hash &= _MASK32
         slot = key_hash & self._mask
-        if self._hashes[slot] != key_hash:
+        short = key_hash >> 32 & _MASK16
+        if self._hashes[slot] != short:
             slot ^= 1
-            if self._hashes[slot] != key_hash:
+            if self._hashes[slot] != short:
                 return False
-        age = (self._added - self._stamps[slot]) & _MASK32
-        self._hashes[slot] = 0
-        self._stamps[slot] = (self._added - (1 << 31)) & _MASK32
-        return age < span
+        now = self._added >> self._shift
+        age = (now - self._stamps[slot]) & _MASK16
+        self._stamps[slot] = (now - _LONG_AGO) & _MASK16
+        return age << self._shift < span
 
     def check(self) -> None:
         """Assert that the arrays and the mask fit together."""
         assert len(self._hashes) == len(self._stamps) == self._mask + 1
         assert len(self._hashes) & self._mask == 0
-
-    def _double(self) -> None:
-        # With one more bit of the hash in use, each old slot has two heirs: a copy for both is right for one of them,
-        # and the other expires. It takes microseconds where rehashing would take milliseconds.
-        self._hashes *= 2
-        self._stamps *= 2
-        self._mask = len(self._hashes) - 1

@@ -167,6 +167,9 @@ class L1:
 
     def _evict(self, max_entries: int, max_bytes: int) -> None:
         entries, small, main = self.entries, self._small, self._main
+        if len(entries) > len(self._ghosts):
+            # Made only when first needed, at the size that the bounds allow; later only if entries became smaller.
+            self._ghosts = Ghosts(len(entries))
         reprieves = MAX_REPRIEVES
         while len(entries) > max_entries or self.bytes > max_bytes:
             from_small = len(small) * SMALL_PART > len(entries) or not main
@@ -193,7 +196,7 @@ class L1:
                 self._drop(entry)
                 self.evictions += 1
                 if from_small:
-                    self._ghosts.add(hash(key), len(entries))
+                    self._ghosts.add(hash(key))
 
     def _drop(self, entry: Entry) -> None:
         self.bytes -= entry.size

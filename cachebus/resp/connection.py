@@ -54,7 +54,7 @@ class Connection(Link):
         (A key of another type reads as None in an MGET and fails as WRONGTYPE when it is alone.)
         """
         getters = self._getters
-        if self._alone >= ALONE_MIN and not getters and not self._asked:
+        if not getters and not self._asked and self._alone >= ALONE_MIN:
             return self.call("GET", key)  # nobody to share with
         future = self._new_future()
         if getters or self._admit(future):

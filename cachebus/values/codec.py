@@ -64,12 +64,13 @@ def encode(value: object, codec: str = "msgpack", compress_over_bytes: int | Non
 def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None) -> object:
     """The value again; with `model` (a dataclass, pydantic model, Struct, or type such as `list[Item]`) as that type.
 
-    Raises `CorruptValue`, and nothing else, for any damage, and when the value does not fit the model.
+    Raises `CorruptValue`, and nothing else, for any damage, and when the value does not fit the model; `ConfigError`
+    when `model` is no type of data.
     """
     try:
         value = unpack(payload) if codec_byte == MSGPACK else _decode_other(codec_byte, payload)
         return value if model is None else into(model, value)
-    except CorruptValue:
+    except (CorruptValue, ConfigError):
         raise
     except Exception as error:
         raise CorruptValue(f"a payload of codec {codec_byte} can't be read: {type(error).__name__}") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from cachebus.errors import ConfigError
 from cachebus.values.extension import CorruptValue, Refused, name_of
 
 NO_MODEL: Any = object()
@@ -63,21 +64,30 @@ def into(model: Any, value: object) -> object:
 
 @lru_cache(maxsize=512)
 def _builder(model: Any) -> _Build:
-    """What makes the type of plain data. It was written by the type itself, so strict settings need not hold again."""
-    from pydantic import TypeAdapter
-
-    if inspect.isclass(model):
-        native = issubclass(model, msgspec.Struct) or dataclasses.is_dataclass(model)
-        if native and not hasattr(model, "__pydantic_validator__"):
+    """What makes the type of plain data; `ConfigError` for what is no type of data."""
+    if not hasattr(model, "__pydantic_validator__"):  # neither a pydantic model nor dataclass
+        try:
+            msgspec.msgpack.Decoder(model)
+        except TypeError:
+            pass  # a union that only pydantic can tell apart, or no type at all
+        else:
             return lambda value: msgspec.convert(value, model, dec_hook=_nested)
-    adapter = TypeAdapter(model)
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter
+
+    try:
+        adapter = TypeAdapter(model)
+    except PydanticSchemaGenerationError as error:
+        raise ConfigError(f"values can't be decoded into {_shown(model)}: {error.message}") from None
+    # The model wrote this itself, by its fields' names: what it asks of foreign input need not hold again.
     return lambda value: adapter.validate_python(value, strict=False, by_name=True, by_alias=False)
 
 
 def _nested(model: Any, value: object) -> object:
-    """A field of a type that msgspec doesn't know: a pydantic model, a numpy array."""
-    if inspect.isclass(model) and isinstance(value, model):
+    """A part of a type that msgspec doesn't know: a pydantic model, a numpy array."""
+    if isinstance(value, model):
         return value
+    if not hasattr(model, "__pydantic_validator__"):
+        raise TypeError(f"is not of type {_shown(model)}")
     return _builder(model)(value)
 
 

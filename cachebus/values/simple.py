@@ -32,14 +32,17 @@ def _str(value: str) -> str:
 
 def _temporal(code: int, base: type, read: Callable[[str], Any]) -> Callable[[Any], Tagged]:
     def tagged(value: Any) -> Tagged:
-        if getattr(value, "tzinfo", None) is not None and value.utcoffset() is None:
-            raise Refused(f"is a {base.__name__} whose zone has no offset")
+        if getattr(value, "tzinfo", None) is not None:
+            offset = value.utcoffset()
+            if offset is None or offset.microseconds:  # the standard library does not read the latter back
+                raise Refused(f"is a {base.__name__} in a zone that has no offset of whole seconds")
         text = value.isoformat()
-        if type(value) is not base and not _reads_back(text):
+        if type(value) is not base and not reads_back(text):
             raise Refused(f"is of type {name_of(type(value))}, which the codec can't carry without loss")
-        return Tagged(code, (text + _FOLDED if getattr(value, "fold", False) else text).encode())
+        folded = base is not date and value.fold
+        return Tagged(code, (text + _FOLDED if folded else text).encode())
 
-    def _reads_back(text: str) -> bool:
+    def reads_back(text: str) -> bool:
         """False for a subclass that has finer units than its base, or members that are no time at all."""
         try:
             return bool(read(text).isoformat() == text)

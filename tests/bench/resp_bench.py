@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
+import hiredis
 import redis.asyncio
 
 from cachebus.cli.embedded import EmbeddedServer
@@ -30,11 +31,37 @@ SCRIPT = Script("redis.call('SET', KEYS[1], ARGV[1]); return redis.call('INCRBY'
 Read = Callable[[str], Awaitable[Any]]
 
 
+class Bare(asyncio.BufferedProtocol):
+    """The least that asyncio can do, for comparison: no order, no errors, no watching, one question at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(65_536))
+        self._reader = hiredis.Reader()
+        self._transport: Any = None
+        self._waiting: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]
+        self._waiting.set_result(self._reader.gets())
+
+    def get(self, key: str) -> asyncio.Future[Any]:
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._transport.write(hiredis.pack_command(("GET", key)))
+        return self._waiting
+
+
 @dataclass(frozen=True, slots=True)
 class Peers:
     """The two clients, connected to one server, with a listener each."""
 
     ours: Connection
+    bare: Bare
     theirs: redis.asyncio.Redis
     our_ears: Subscriber
     their_ears: Any
@@ -156,6 +183,7 @@ async def measure(peers: Peers, rounds: int) -> None:
         for name, get in (("ours", peers.ours.get), ("theirs", peers.theirs.get)):
             table.setdefault("many " + name, []).append(await many_callers(get))
             table.setdefault("one " + name, []).append(await one_caller(get))
+        table.setdefault("one bare", []).append(await one_caller(peers.bare.get))
         table.setdefault("script ours", []).append(await scripts(our_script))
         table.setdefault("script theirs", []).append(await scripts(their_evalsha))
         ours_late += await our_messages(peers)
@@ -164,6 +192,7 @@ async def measure(peers: Peers, rounds: int) -> None:
     print(f"{'':<34}{'ours us':>9}{'redis-py':>11}{'ratio':>9}     goal")
     line("GET, 100 callers at once", middle["many ours"], middle["many theirs"], faster=20)
     line("GET, one caller", middle["one ours"], middle["one theirs"], at_most=0.4)
+    line("  (a bare asyncio protocol)", middle["one bare"], middle["one theirs"], at_most=0.4)
     line("EVALSHA, one caller", middle["script ours"], middle["script theirs"], at_most=0.5)
     line("PUBLISH -> message, p50", median(ours_late), median(theirs_late), at_most=0.6)
     line("PUBLISH -> message, p99", quantiles(ours_late, n=100)[98], quantiles(theirs_late, n=100)[98], at_most=1.0)
@@ -184,8 +213,10 @@ async def main(rounds: int) -> None:
         their_ears = theirs.pubsub(ignore_subscribe_messages=True)
         await their_ears.subscribe("theirs")
         await asyncio.gather(*[ours.call("SET", f"key:{number}", VALUE) for number in range(1000)])
-        peers = Peers(ours, theirs, our_ears, their_ears, heard)
-        print(f"{server.binary.name}, redis-py {redis.__version__}, {asyncio.get_running_loop().__class__.__module__}")
+        loop = asyncio.get_running_loop()
+        _, bare = await loop.create_connection(Bare, address.host, address.port)
+        peers = Peers(ours, bare, theirs, our_ears, their_ears, heard)
+        print(f"{server.binary.name}, redis-py {redis.__version__}, {loop.__class__.__module__}")
         await measure(peers, rounds)
         mine, other = await flood(peers)
         print(f"{'flood, messages a second':<34}{mine:9.0f}{other:11.0f}{mine / other:9.2f} x")

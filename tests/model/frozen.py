@@ -69,7 +69,8 @@ class Began(NamedTuple):
     count: int
     applied: int
     at: float
-    vouched: float
+    vouched: float | None
+    """When the probe behind its coherence lease was sent; None = it had none."""
 
 
 class Flight(NamedTuple):
@@ -82,11 +83,11 @@ class Flight(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A write of the node's own of which the reply is under way."""
+    """A write of the node's own of which the reply is under way; `version`: how often each key has changed with it."""
 
     kind: str
     began: Began
-    version: int
+    version: tuple[int, ...]
     reply: object
 
 
@@ -133,7 +134,8 @@ def _further(began: float) -> float:
 
 
 def _older(began: Began) -> Began:
-    return began._replace(at=_further(began.at), vouched=_further(began.vouched))
+    vouched = None if began.vouched is None else _further(began.vouched)
+    return began._replace(at=_further(began.at), vouched=vouched)
 
 
 def older(state: NodeState) -> NodeState:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cachebus.coherence import OWED_MAX, Shard
-from cachebus.fill import Found
+from cachebus.fetch import MISSING
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
 from cachebus.ports import Place
 from tests.model.frozen import (
     BOUND, INF, NOW, Began, Flight, Held, NodeState, View, ago, ahead_of_now, older, renumbered,
 )  # fmt: skip
-from tests.model.l2 import Interned, Request, frozen
-from tests.model.rig import Ask, Done, Rig, drive, missing
+from tests.model.l2 import Interned, Request, frozen, thawed
+from tests.model.rig import Ask, Coro, Done, Rig, drive
 from tests.model.setup import Setup
 
 T = TypeVar("T")
@@ -85,30 +85,35 @@ class Nodes:
     def began(self, number: int) -> Began:
         """What a coroutine that begins now takes with it."""
         view = self.states.things[number].view
-        vouched = view.valid - BOUND if view.valid > 0 else -BOUND
+        vouched = view.valid - BOUND if view.valid > 0 else None
         return Began(view.epoch, view.count, view.applied, 0.0, vouched)
 
     def asks(self, number: int, what: str, *arguments: object, checked: bool = True) -> Request:
-        """The question with which a coroutine begins: "fetch" key after, "lease" key, "fill", "write" kind version, or
-        "turn"."""
+        """The question with which something begins, or goes on: "read" key after, "lease" key, "fill", "write" kind
+        version, or "turn"."""
 
         def step() -> Request:
             state = self._thaw(number)
             rig = self._rig
             rig.store.checked = checked
             if what == "fill":
-                flight = state.flight
-                coro = rig.filled(flight.began, flight.key, flight.data, lambda: self._thaw(number))
+                _, coro = rig.again(state.flight)
+                self._thaw(number)
+                asked = drive(coro, state.flight.data[2])
             elif what == "lease":
-                coro = rig.filler(*arguments).lease()
+                _, coro = rig.flight(*arguments)
+                asked = drive(coro, rig.nothing(drive(coro)))
             else:
-                begin = {"fetch": rig.fetching, "write": rig.writing, "turn": lambda: rig.turn("probe")}[what]
+                begin = {"read": self._reads, "write": rig.writing, "turn": lambda: rig.turn("probe")}[what]
                 coro = begin(*arguments)
-            asked = drive(coro)
+                asked = drive(coro)
             coro.close()
             return frozen(asked.request)  # type: ignore[return-value, union-attr]
 
         return self._once("asks", step, number, what, *arguments, checked)
+
+    def _reads(self, key: int, after: Place | None) -> Coro:
+        return self._rig.fetch.one(self._keys[key], after)
 
     def put(self, number: int, **parts: object) -> int:
         """The node with something more under way, or less."""
@@ -117,45 +122,30 @@ class Nodes:
     # -- ends: what becomes of L2's answers -----------------------------------------------------------------------
 
     def landed(self, number: int, answer: object = None) -> tuple[int, object, Request | None]:
-        """The flight has ended: with what for its callers, or with one more question, to which `answer` then is."""
+        """The flight has ended: with what for its callers, or with one more question, to which `answer` then is.
+
+        One that would now go on to lease has ended too: another that leases at once may begin.
+        """
 
         def step() -> tuple[int, object, Request | None]:
-            flight = self.states.things[number].flight
-            end = self._land(number, flight, answer)
-            value = None
+            state = self.states.things[number]
+            flight = state.flight
+            _, coro = self._rig.again(flight)
+            self._thaw(number)
+            if flight.what == "fill":
+                end = drive(coro, flight.data[3])
+            else:
+                end = drive(coro, thawed(flight.data[1] if flight.what == "one" else flight.data))
+            if answer is not None:
+                end = drive(coro, thawed(answer))
+            then = self._freeze(state._replace(flight=None))
+            coro.close()
             if isinstance(end, Done):
-                value = None if missing(end.result) else end.result
-                value = getattr(value, "value", value)
-            asked = frozen(end.request) if isinstance(end, Ask) else None
-            return self._freeze(self.states.things[number]._replace(flight=None)), value, asked  # type: ignore[return-value]
+                return then, end.result.value, None
+            asked = end.request[0] == "read"
+            return then, None, frozen(end.request) if asked else None  # type: ignore[return-value]
 
         return self._once("landed", step, number, answer)
-
-    def _land(self, number: int, flight: Flight, answer: object) -> Ask | Done:
-        rig, began, key = self._rig, flight.began, flight.key
-
-        def back() -> None:
-            self._thaw(number)
-
-        if flight.what == "one":
-            operation, reply = flight.data
-            rig.go_back(began, leased=operation == "get")
-            end = rig.resumed(rig.fetching(key), back, reply)
-            return end
-        if flight.what == "alone":
-            filler = rig.filler(key)
-            rig.go_back(began, leased=False)
-            filler.reserve_alone()
-            back()
-            return drive(filler.keep_alone(Found(flight.data, None)))
-        if flight.what == "hit":
-            filler = rig.filler(key)
-            rig.go_back(began, leased=False)
-            rig.resumed(filler.lease(), back, flight.data)
-            return Done(filler.value_of(flight.data.record))
-        coro = rig.filled(began, key, flight.data[:3], back)
-        drive(coro)
-        return drive(coro, flight.data[3] if answer is None else answer)
 
     def wrote(self, number: int) -> int:
         """The reply to the node's own write has come."""
@@ -163,8 +153,8 @@ class Nodes:
         def step() -> int:
             state = self.states.things[number]
             write = state.write
-            self._rig.go_back(write.began, leased=False)
-            coro = self._rig.writing(write.kind, write.version)
+            self._rig.go_back(write.began)
+            coro = self._rig.writing(write.kind, write.version[0])
             self._rig.resumed(coro, lambda: self._thaw(number), write.reply)
             return self._freeze(state._replace(write=None))
 
@@ -176,7 +166,7 @@ class Nodes:
         def step() -> tuple[int, str, Request | None]:
             state = self.states.things[number]
             tending = state.tending
-            self._rig.go_back(tending.began, leased=False)
+            self._rig.go_back(tending.began)
             coro = self._rig.turn(tending.what)
             end = self._rig.resumed(coro, lambda: self._thaw(number), tending.reply)
             then = self._freeze(state._replace(tending=None))
@@ -223,8 +213,11 @@ class Nodes:
 
         def step() -> int | None:
             flight = self.states.things[number].flight
+            real, coro = self._rig.again(flight)
             self._thaw(number)
-            if not self._rig.joinable(flight.began, flight.key, after):
+            joins = self._rig.reader._joinable(self._keys[flight.key], real, after)
+            coro.close()
+            if not joins:
                 return None
             if flight.what in ("load", "fill"):
                 return flight.data[2]  # type: ignore[index]
@@ -232,19 +225,19 @@ class Nodes:
 
         return self._once("joins", step, number, after)
 
-    def fetches(self, number: int, checked: bool, key: int, after: Place | None, reply: object) -> object:
+    def reads(self, number: int, checked: bool, key: int, after: Place | None, reply: object) -> object:
         """What a read of L2 gives that is answered at once."""
 
         def step() -> object:
             self._thaw(number)
             self._rig.store.checked = checked
-            coro = self._rig.fetching(key, after)
+            coro = self._reads(key, after)
             drive(coro)
-            end = drive(coro, reply)
+            end = drive(coro, thawed(reply))
             coro.close()
-            return None if isinstance(end, Ask) or missing(end.result) else end.result
+            return None if isinstance(end, Ask) or end.result is MISSING else end.result
 
-        return self._once("fetches", step, number, checked, key, after, reply)
+        return self._once("reads", step, number, checked, key, after, reply)
 
     def bare(self, number: int) -> int:
         """The node with nothing under way."""

@@ -8,15 +8,15 @@ is given.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 from cachebus import event as events
 from cachebus.cache import Cache
-from cachebus.coherence import Reservation
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler, Found
+from cachebus.fill import Found, Loaded
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Key
 from cachebus.l1 import L1
@@ -26,16 +26,17 @@ from cachebus.node import Node
 from cachebus.observe import Counters
 from cachebus.plan import Plan
 from cachebus.policy import Policy, PolicyTable
-from cachebus.ports import Leased, LeaseReply, Place
+from cachebus.ports import Leased, LeaseReply, ReadReply
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
-from tests.model.frozen import BOUND, NOW, Began
+from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight
 from tests.model.l2 import OWN, Request, frozen, thawed
 from tests.model.setup import Setup
 
 Coro = Coroutine[object, object, object]
 PX_MS = 10_000
+LOST = L2Unavailable("no answer")
 
 
 class Ask(Awaitable[object]):
@@ -57,26 +58,23 @@ class Done:
 
 def drive(coro: Coro, answer: object = None) -> Ask | Done:
     """Run a coroutine to its next question, or its end. A pause (`sleep(0)`) is none."""
-    while True:
-        try:
-            if isinstance(answer, Exception):
-                asked = coro.throw(answer)
-            else:
-                asked = coro.send(answer)
-        except StopIteration as stop:
-            return Done(stop.value)
-        if isinstance(asked, Ask):
-            return asked
-        answer = None
+    asyncio._set_running_loop(HandLoop())  # type: ignore[arg-type]
+    try:
+        while True:
+            asked = coro.throw(answer) if isinstance(answer, Exception) else coro.send(answer)
+            if isinstance(asked, Ask):
+                return asked
+            answer = None
+    except StopIteration as stop:
+        return Done(stop.value)
+    finally:
+        asyncio._set_running_loop(None)
 
 
 class HandStore:
     """A `Store` that asks the model."""
 
     connected = checked = True
-
-    def __init__(self) -> None:
-        self.released: list[Request] = []
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         return Ask("get", key)  # type: ignore[return-value]
@@ -85,7 +83,7 @@ class HandStore:
         raise AssertionError("no timer runs in the model")
 
     def release(self, key: Key, token: str) -> None:
-        self.released.append(("hold", key, OWN, 0))
+        """A coroutine that the model has made only for a look is closed: its lease is not L2's business."""
 
     async def probe(self, shard, caller, *, marks):
         return await Ask("probe", caller, marks)
@@ -118,11 +116,38 @@ class StoreBus:
         pass
 
 
-class HandFiller(Filler):
-    """A filler without the timer that extends its lease: in the model a lease lapses when the model says so."""
+class HandLoop:
+    """Stands for the running loop: no timer of the library ever fires; leases lapse when the model says so."""
 
-    def _hold_on(self) -> None:
+    @staticmethod
+    def call_later(*_: object) -> HandLoop:
+        return HandLoop()
+
+    def cancel(self) -> None:
         pass
+
+
+class Begun(Exception):  # noqa: N818 (it is no error)
+    """A flight that the library wanted to start as a task."""
+
+    def __init__(self, flight: RealFlight[Found], coro: Coro) -> None:
+        super().__init__()
+        self.flight, self.coro = flight, coro
+
+
+class NoFlights:
+    """In place of the node's flights: none is under way, and one that begins is the model's."""
+
+    def find(self, name: str) -> None:
+        return None
+
+    def begin(self, name: str, flight: RealFlight[Found], load: Callable[[RealFlight[Found]], Coro]) -> None:
+        raise Begun(flight, load(flight))
+
+
+async def load() -> Loaded:
+    """The source, of which the model is asked too."""
+    return Loaded(await Ask("load"))
 
 
 class Rig:
@@ -141,6 +166,7 @@ class Rig:
         waiters = Waiters()
         self.fetch = Fetcher(self.node, self.store, policies, clock, self._nudge)
         self.reader = Reader(self.fetch, waiters, clock, lease_ms=PX_MS, outage_is_miss=False, enabled=True)
+        self.reader.flights = NoFlights()  # type: ignore[assignment]
         self.writer = Writer(self.fetch, StoreBus(), clock, self._nudge, enabled=True)
         self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock)
         self.heartbeat = Heartbeat(self.node, self.store, StoreBus(), clock, interval_s=1.0, grace_s=0.0)
@@ -152,14 +178,15 @@ class Rig:
     def _nudge(shard: int) -> None:
         """The model probes whenever it likes."""
 
-    def fetching(self, key: int, after: Place | None = None) -> Coro:
-        """A read of L2."""
-        return self.fetch.one(self.setup.keys[key], after)
-
-    def filler(self, key: int) -> HandFiller:
-        """What leases, and fills."""
-        tags = self.setup.tags
-        return HandFiller(self.fetch, self.setup.keys[key], self.rules, PX_MS, ttl_s=None, tags=tags, enter=True)
+    def flight(self, key: int) -> tuple[RealFlight[Found], Coro]:
+        """A flight for a caller who finds nothing in L1: what is in there is not looked at."""
+        self.node.l1.clear()
+        caller = self.reader.get_or_load(self.setup.keys[key], load, self.rules, tags=self.setup.tags)
+        try:
+            drive(caller)
+        except Begun as begun:
+            return begun.flight, begun.coro
+        raise AssertionError("a read that misses begins no flight")
 
     def writing(self, kind: str, version: int) -> Coro:
         """An invalidation, or a set of key 0, by a caller on this node."""
@@ -178,13 +205,13 @@ class Rig:
 
     # -- coroutines that began earlier ----------------------------------------------------------------------------
 
-    def go_back(self, began: Began, *, leased: bool) -> None:
-        """Make the node look as a coroutine saw it when it began; with the coherence lease that it had, if any."""
+    def go_back(self, began: Began) -> None:
+        """Make the node look as a coroutine saw it when it began, as far as that matters to it."""
         shard = self.shard
         shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
-        self.now = NOW + (began.vouched if leased else began.at)
-        shard.valid_until = self.now + BOUND if leased else float("-inf")
+        self.now = NOW + began.at
+        shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
         self.store.checked = True
 
     def resumed(self, coro: Coro, back_to_now: Callable[[], None], answer: object) -> Ask | Done:
@@ -195,16 +222,30 @@ class Rig:
         back_to_now()
         return drive(coro, thawed(answer))
 
-    def filled(self, began: Began, key: int, found: tuple[bytes, int, int], back_to_now: Callable[[], None]) -> Coro:
-        """The coroutine of a fill, of which the lease was granted in `found`'s epoch and seq."""
-        epoch, seq, value = found
-        filler = self.filler(key)
-        self.go_back(began, leased=False)
-        lease = filler.lease()
-        drive(lease)
-        drive(lease, LeaseReply(epoch, seq, Leased.GRANTED, None, 0))
-        back_to_now()
-        return filler.fill(Found(value, None))
+    def again(self, flight: Flight) -> tuple[RealFlight[Found], Coro]:
+        """A flight made again: it waits for the answer to its last question, and the node looks as it did when it
+        began. One that leases has found nothing in L2 just before; one that is alone had no answer from L2."""
+        self.go_back(flight.began)
+        if flight.what == "one":
+            self.store.checked = flight.data[0] == "get"  # type: ignore[index]
+        real, coro = self.flight(flight.key)
+        asked = drive(coro)
+        if flight.what == "one":
+            return real, coro
+        if flight.what == "alone":
+            drive(coro, LOST)
+            return real, coro
+        drive(coro, self.nothing(asked))
+        if flight.what != "hit":
+            epoch, seq, value = flight.data[:3]  # type: ignore[index]
+            drive(coro, LeaseReply(epoch, seq, Leased.GRANTED, None, 0))
+            if flight.what == "fill":
+                drive(coro, value)
+        return real, coro
+
+    def nothing(self, asked: Ask | Done) -> object:
+        """The answer of an L2 without a record."""
+        return ReadReply(self.shard.epoch, self.shard.applied, [None]) if asked.request[0] == "read" else None  # type: ignore[union-attr]
 
     # -- what a caller gets -----------------------------------------------------------------------------------------
 
@@ -217,15 +258,6 @@ class Rig:
         except ConfigError:  # it went past the fast path, to a cache that is not open
             return None
         return done.result if isinstance(done, Done) else None  # type: ignore[return-value]
-
-    def joinable(self, began: Began, key: int, after: Place | None) -> bool:
-        """Whether a caller who comes now would join the flight."""
-        flight: RealFlight[Found] = RealFlight(Reservation(began.epoch, began.count, began.applied), NOW + began.at)
-        return self.reader._joinable(self.setup.keys[key], flight, after)
-
-
-LOST = L2Unavailable("no answer")
-
 
 def missing(value: object) -> bool:
     """Whether a read gave nothing."""

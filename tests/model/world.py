@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cachebus.ports import Leased, LeaseReply, Place
-from tests.model.frozen import Flight, Tending, Vault, Write
+from cachebus.ports import Leased, Place
+from tests.model.frozen import Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
 from tests.model.rig import LOST, body_of, message_place
@@ -224,7 +224,10 @@ class World:
     def _arrivals(self, state: State) -> Iterator[Step]:
         truth = state.truth
         recent = tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D)
-        aged = state._replace(truth=truth._replace(recent=recent))
+        truth = truth._replace(recent=recent)
+        due = truth.due()  # a token says nothing any more once every read must show as much
+        tokens = tuple(t for t in truth.tokens if any(seen > d for seen, d in zip(t.seen, due, strict=True)))
+        aged = state._replace(truth=truth._replace(tokens=tokens))
         yield ("tick",), self._with_node(aged, self.nodes.older(state.node))
         for message in state.bag:
             epoch, seq = self._places[message]
@@ -241,12 +244,19 @@ class World:
         if node.tending is not None:
             yield ("answer", node.tending.what), self._answered(state)
             return
+        if self.setup.late:
+            request = self.nodes.asks(state.node, "turn")
+            yield ("probe",), self._tending(state, part_of_turn(request), request)
+        else:
+            yield ("probe",), self.tend(state)
+
+    def tend(self, state: State) -> State:
+        """A whole turn of the heartbeat of which every question is answered at once."""
         request = self.nodes.asks(state.node, "turn")
-        after = self._tending(state, part_of_turn(request), request)
-        if not self.setup.late:
-            while self.nodes.states.things[after.node].tending is not None:
-                after = self._answered(after)
-        yield ("probe",), after
+        state = self._tending(state, part_of_turn(request), request)
+        while self.nodes.states.things[state.node].tending is not None:
+            state = self._answered(state)
+        return state
 
     def _tending(self, state: State, what: str, request: Request) -> State:
         began = self.nodes.began(state.node)
@@ -262,33 +272,39 @@ class World:
         return after if request is None else self._tending(after, what, request)
 
     def _flights(self, state: State) -> Iterator[Step]:
-        began = self.nodes.began(state.node)
+        served = self.nodes.serves(state.node, None)
+        behind = any(self.nodes.serves(state.node, token.place) != served for token in state.truth.tokens)
         for k in range(len(self.setup.keys)):
-            request = self.nodes.asks(state.node, "fetch", k, None, checked=state.checked)
-            after, reply = self._ask(state, request)
-            nothing = reply is None or (request[0] == "read" and reply.records[0] is None)  # type: ignore[attr-defined]
-            if not nothing:
-                node = self.nodes.put(state.node, flight=Flight("one", k, began, (request[0], reply)))
-                yield (str(request[0]), k), after._replace(node=node)
-            elif after is not state:
+            if served[k] is None or behind:
+                yield from self._flight(state, k, self.nodes.began(state.node))
+
+    def _flight(self, state: State, k: int, began: Began) -> Iterator[Step]:
+        request = self.nodes.asks(state.node, "read", k, None, checked=state.checked)
+        after, reply = self._ask(state, request)
+        if reply is None or (request[0] == "read" and reply.records[0] is None):  # type: ignore[attr-defined]
+            if after is not state:
                 yield (str(request[0]), k, "in vain"), after
-            after, reply = self._ask(state, self.nodes.asks(state.node, "lease", k))
-            if isinstance(reply, LeaseReply) and reply.outcome is Leased.GRANTED:
-                load = Flight("load", k, began, (reply.epoch, reply.seq, state.truth.now[k]))
-                yield ("lease and load", k), after._replace(node=self.nodes.put(state.node, flight=load))
-            elif isinstance(reply, LeaseReply) and reply.outcome is Leased.HIT:
-                node = self.nodes.put(state.node, flight=Flight("hit", k, began, reply))
-                yield ("lease hits", k), after._replace(node=node)
-            if state.left[_OUTAGES]:
-                node = self.nodes.put(state.node, flight=Flight("alone", k, began, state.truth.now[k]))
-                yield ("load alone", k), state._replace(node=node, left=self._spent(state, _OUTAGES))
+        else:
+            yield (str(request[0]), k), self._flies(after, Flight("one", k, began, (request[0], reply)))
+        after, reply = self._ask(state, self.nodes.asks(state.node, "lease", k, checked=state.checked))
+        if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
+            load = (reply.epoch, reply.seq, state.truth.now[k])  # type: ignore[attr-defined]
+            yield ("lease and load", k), self._flies(after, Flight("load", k, began, load))
+        elif reply.outcome is Leased.HIT:  # type: ignore[attr-defined]
+            yield ("lease hits", k), self._flies(after, Flight("hit", k, began, reply))
+        if state.left[_OUTAGES]:
+            alone = self._flies(state, Flight("alone", k, began, state.truth.now[k]))
+            yield ("load alone", k), alone._replace(left=self._spent(state, _OUTAGES))
+
+    def _flies(self, state: State, flight: Flight) -> State:
+        return state._replace(node=self.nodes.put(state.node, flight=flight))
 
     def _flight_goes_on(self, state: State, flight: Flight) -> Iterator[Step]:
         if flight.what == "load":
             after, reply = self._ask(state, self.nodes.asks(state.node, "fill"))
             accepted = "accepted" if reply.stored else "refused"  # type: ignore[attr-defined]
             filled = flight._replace(what="fill", data=(*flight.data, reply))  # type: ignore[misc]
-            yield ("fill", flight.key, accepted), after._replace(node=self.nodes.put(state.node, flight=filled))
+            yield ("fill", flight.key, accepted), self._flies(after, filled)
             if state.left[_OUTAGES]:
                 yield ("fill lost", flight.key), self._lost(state)
         elif flight.what == "fill" and state.left[_OUTAGES]:
@@ -297,12 +313,10 @@ class World:
             yield ("land", flight.key), self._landed(state)
 
     def _lost(self, state: State) -> State:
-        node = state.node
-        flight = self.nodes.states.things[node].flight
-        if flight.what == "load":
-            node = self.nodes.put(node, flight=flight._replace(what="fill", data=(*flight.data, None)))
-        node, _, _ = self.nodes.landed(node, LOST)
-        return self._ended(self._with_node(state._replace(left=self._spent(state, _OUTAGES)), node), OWN)
+        flight = self.nodes.states.things[state.node].flight
+        unanswered = flight._replace(what="fill", data=(*flight.data[:3], LOST))
+        state = self._flies(state._replace(left=self._spent(state, _OUTAGES)), unanswered)
+        return self._landed(state)
 
     def _landed(self, state: State) -> State:
         node, _, request = self.nodes.landed(state.node)

@@ -18,9 +18,9 @@ from cachebus.cli.lab.trace import make_word
 PRODUCTS: Final = 4_000
 CATEGORIES: Final = 400
 TEXTS: Final = 120
-_POPULARITY: Final = 0.8
-_RETURNS: Final = 0.35
-_REMEMBERED: Final = 40
+_POPULARITY: Final = 0.65
+_RETURNS: Final = 0.45
+_REMEMBERED: Final = 12
 _TWICE: Final = 0.3
 _BATCH: Final = 256
 

@@ -76,8 +76,11 @@ local function announce(first, last, body)
 end
 
 -- A lease is `epoch:token`, with `:w` behind it when somebody waits for its end.
+-- Compared whole: one token may be the beginning of another.
 local function holds(lease, token)
-  return lease and string.sub(lease, 1, 17 + #token) == epoch .. ':' .. token
+  if not lease then return false end
+  if string.sub(lease, -2) == ':w' then lease = string.sub(lease, 1, -3) end
+  return lease == epoch .. ':' .. token
 end
 local function wake(lease, name)
   if string.sub(lease, -2) == ':w' then redis.call('PUBLISH', ARGV[8], 'CBW' .. name) end

@@ -1,0 +1,81 @@
+"""What is broken on purpose half way, and what was seen of it. Pure: it says what to do, and its caller does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from cachebus.cli.lab.messages import Tick
+
+BEGINS: Final = 0.4
+"""When it begins, as a share of the run."""
+LASTS_BOUNDS: Final = 2.0
+"""How long it lasts, in staleness bounds: the lease lapses within the first."""
+ROOM_BOUNDS: Final = 5.0
+"""How long a run must be for it, in staleness bounds."""
+
+
+class Do(Enum):
+    """What the caller shall do to the node's connections."""
+
+    HOLD = "hold"
+    RESTORE = "restore"
+
+
+@dataclass(slots=True)
+class Incident:
+    """One node's connections hang half-open for two bounds. Times are monotonic seconds; None: not yet."""
+
+    node: int
+    bound_s: float
+    began_s: float | None = None
+    lapsed_s: float | None = None
+    restored_s: float | None = None
+    recovered_s: float | None = None
+    _missing: int = field(default=0, init=False)
+
+    @staticmethod
+    def fits(duration_s: float, bound_s: float) -> bool:
+        """Whether a run is long enough for it."""
+        return duration_s >= ROOM_BOUNDS * bound_s
+
+    def due(self, progress: float, now_s: float) -> Do | None:
+        """What is to be done now, at this share (0-1) of the run."""
+        if self.began_s is None:
+            if progress >= BEGINS:
+                self.began_s = now_s
+                return Do.HOLD
+        elif self.restored_s is None and now_s >= self.began_s + LASTS_BOUNDS * self.bound_s:
+            self.restored_s = now_s
+            return Do.RESTORE
+        return None
+
+    def see(self, tick: Tick, head: int) -> str | None:
+        """Take in how the node stands, `head` being how far the others are; gives a line for people when it changed."""
+        if self.began_s is None or tick.node != self.node:
+            return None
+        leased = tick.lease_left_s > 0
+        if self.lapsed_s is None and not leased:
+            self.lapsed_s = tick.at_s
+            return (
+                f"node {self.node}: its lease has lapsed, {tick.at_s - self.began_s:.1f} s after; "
+                "it reads from the database and stays useful"
+            )
+        if self.restored_s is None:
+            self._missing = max(0, head - tick.applied)
+        elif self.recovered_s is None and tick.at_s > self.restored_s and leased:
+            self.recovered_s = tick.at_s
+            return (
+                f"node {self.node}: caught up on {self._missing} missed events, lease renewed, "
+                f"{tick.at_s - self.restored_s:.1f} s after"
+            )
+        return None
+
+    def state(self) -> str:
+        """A word for the node's row."""
+        if self.began_s is None or self.recovered_s is not None:
+            return ""
+        if self.restored_s is not None:
+            return "catching up"
+        return "cut off" if self.lapsed_s is None else "cut off, from source"

@@ -1,0 +1,185 @@
+"""The node processes: started, listened to and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+import cachebus
+from cachebus.cli.lab.messages import GO, STOP, Done, Job, Ready, Tick, decode_message, encode
+from cachebus.errors import ConfigError
+
+START_S: Final = 30.0
+STOP_S: Final = 10.0
+LINE_MAX: Final = 1 << 20
+PREFIX: Final = "CACHEBUS_"
+
+OnTick = Callable[[Tick], None]
+
+
+class NodeCrashed(Exception):
+    """A node process ended that should not have. The message is one line that says which and why."""
+
+
+class NodeProcess:
+    """One node, as its parent sees it."""
+
+    def __init__(self, job: Job, on_tick: OnTick) -> None:
+        self.job = job
+        self._on_tick = on_tick
+        self._log = Path(job.directory) / f"node-{job.node}.log"
+        self._process: asyncio.subprocess.Process | None = None
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[Tick] = loop.create_future()
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._alive().pid
+
+    async def start(self) -> None:
+        """Start the process and hand it its job."""
+        with self._log.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                # -P: a file of the user's that is named like one of our modules must not be imported instead
+                sys.executable, "-P", "-m", "cachebus.cli.lab.node",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                limit=LINE_MAX, env=_environment(), start_new_session=True,
+            )  # fmt: skip
+        self.order(encode(self.job) + b"\n")
+        self._listening = asyncio.create_task(self._listen(), name=f"node-{self.job.node}")
+
+    def order(self, line: bytes) -> None:
+        """Send it a line; one that has ended hears nothing more."""
+        stdin = self._alive().stdin
+        if stdin is not None and not stdin.is_closing():
+            stdin.write(line)
+
+    async def end(self) -> None:
+        """End it at once, if it lives, and wait for that."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if self._listening is not None:
+            await self._listening
+        if process.stdin is not None:
+            process.stdin.close()
+        for future in (self.ready, self.done):
+            if not future.cancel():
+                future.exception()  # told already, or of no interest any more
+
+    async def _listen(self) -> None:
+        process = self._alive()
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                self._hear(decode_message(line))
+        except msgspec.MsgspecError as error:
+            self._give_up(NodeCrashed(f"node {self.job.node} said something that is no message: {error}"))
+        status = await process.wait()
+        self._give_up(NodeCrashed(f"node {self.job.node} ended with status {status}: {self._last_words()}"))
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, Tick):
+            self._on_tick(message)
+        elif isinstance(message, Ready):
+            self.ready.set_result(None)
+        elif isinstance(message, Done):
+            self._on_tick(message.last)
+            self.done.set_result(message.last)
+        elif self.ready.done():
+            self._give_up(NodeCrashed(f"node {self.job.node} gave up: {message.error}"))
+        else:  # it never began: something about the server or the settings is wrong, and the message says what
+            self._give_up(ConfigError(message.error))
+
+    def _give_up(self, error: Exception) -> None:
+        for future in (self.ready, self.done):
+            if not future.done():
+                future.set_exception(error)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def _alive(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("the node was not started")
+        return self._process
+
+
+class Fleet:
+    """All nodes of a run; an async context manager, entered when all are connected, left when none is alive."""
+
+    def __init__(self, jobs: Sequence[Job], on_tick: OnTick) -> None:
+        self.nodes = [NodeProcess(job, on_tick) for job in jobs]
+
+    async def __aenter__(self) -> Self:
+        try:
+            for node in self.nodes:
+                await node.start()
+            async with asyncio.timeout(START_S):
+                await self._all([node.ready for node in self.nodes])
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, TimeoutError):
+                raise NodeCrashed(f"the nodes were not ready in {START_S:g} s") from None
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    def go(self) -> None:
+        """Let all begin."""
+        for node in self.nodes:
+            node.order(GO)
+
+    async def watch(self, at_most_s: float) -> None:
+        """Wait; `NodeCrashed` as soon as a node has ended."""
+        ended, _ = await asyncio.wait(
+            [node.done for node in self.nodes], timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        for future in ended:
+            future.result()
+
+    async def stop(self) -> list[Tick]:
+        """Let all stop, and give their last figures; `NodeCrashed` for one that does not."""
+        for node in self.nodes:
+            node.order(STOP)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._all([node.done for node in self.nodes])
+        except TimeoutError:
+            late = ", ".join(str(node.job.node) for node in self.nodes if not node.done.done())
+            raise NodeCrashed(f"node {late} did not stop in {STOP_S:g} s") from None
+        return [node.done.result() for node in self.nodes]
+
+    @staticmethod
+    async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
+        # Not gather: it would cancel futures that are awaited elsewhere too.
+        ended, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
+        assert not pending
+
+    async def _end(self) -> None:
+        await asyncio.gather(*(node.end() for node in self.nodes))
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, without settings meant for the user's own caches, and with the way to this package."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    home = str(Path(cachebus.__file__).parents[1])
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))
+    return kept

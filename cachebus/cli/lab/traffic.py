@@ -1,0 +1,146 @@
+"""The traffic of one node: readers that walk through its accesses at a given pace, and a share of writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Final
+
+from cachebus.cli.lab.catalogue import Catalogue
+from cachebus.cli.lab.history import Spool
+from cachebus.cli.lab.messages import Job, Tick
+from cachebus.cli.lab.subjects import Subject
+from cachebus.clock import Clock
+from cachebus.errors import CacheBusError, InvalidationFailed
+
+READERS: Final = 32
+WRITES_UNDER_WAY: Final = 32
+"""A node that can't get its invalidations through makes no further writes."""
+PAUSE_S: Final = 0.005
+BURST: Final = 64
+"""Hits never give way to other tasks: after so many accesses it is done for them."""
+BACKLOG_S: Final = 0.25
+"""What a stall has kept from being done for longer than this is not made up for."""
+REPEAT_S: Final = 0.1
+
+
+class Pace:
+    """Lets accesses pass at a rate; 0 is no limit."""
+
+    def __init__(self, rate: float, clock: Clock) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._began_s = clock()
+        self._passed = 0
+
+    async def turn(self) -> None:
+        """Wait until the next access is due."""
+        while self._rate and self._early():
+            await asyncio.sleep(PAUSE_S)
+        self._passed += 1
+        if not self._passed % BURST:
+            await asyncio.sleep(0)
+
+    def _early(self) -> bool:
+        due = (self._clock() - self._began_s) * self._rate
+        late_s = (due - self._passed) / self._rate
+        if late_s > BACKLOG_S:
+            self._began_s += late_s - BACKLOG_S
+        return self._passed >= due
+
+
+class Traffic:
+    """Runs a node's accesses against its cache, and writes down what was read and written."""
+
+    def __init__(
+        self, job: Job, accesses: Iterator[int], subject: Subject, catalogue: Catalogue, reads: Spool, writes: Spool,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._job = job
+        self._accesses = accesses
+        self._subject = subject
+        self._catalogue = catalogue
+        self._seen = reads
+        self._made = writes
+        self._clock = clock
+        self._dice = Random(f"{job.seed}:{job.node}:writes")
+        self._pace = Pace(job.rate, clock)
+        self._stopping = False
+        self._over = False
+        self._done = self._reads = self._writes = self._failed = self._repeated = self._under_way = 0
+        # SQLite lets one writer in at a time: who waits for that must not hold up the event loop.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
+
+    def stop(self) -> None:
+        """Begin no further access."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Until the accesses end or `stop` is called, and every write under way has returned or is given up."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(READERS):
+                    group.create_task(self._walk(group))
+        finally:
+            self._writer.shutdown()
+        self._over = True
+
+    def tick(self) -> Tick:
+        """How this node stands."""
+        return Tick(
+            node=self._job.node,
+            at_s=self._clock(),
+            accesses=self._done,
+            reads=self._reads,
+            writes=self._writes,
+            failed=self._failed,
+            repeated=self._repeated,
+            over=self._over,
+            **self._subject.figures(),
+        )
+
+    async def _walk(self, group: asyncio.TaskGroup) -> None:
+        for word in self._accesses:  # shared by all readers
+            await self._pace.turn()
+            if self._stopping:
+                return
+            if self._dice.random() < self._job.write_ratio and self._under_way < WRITES_UNDER_WAY:
+                group.create_task(self._write(word))
+            else:
+                await self._read(word)
+            self._done += 1
+
+    async def _read(self, word: int) -> None:
+        started_s = self._clock()
+        try:
+            item = await self._subject.read(word)
+        except CacheBusError:
+            self._failed += 1
+            return
+        self._reads += 1
+        self._seen.add(word, item["version"], started_s)
+
+    async def _write(self, word: int) -> None:
+        self._under_way += 1
+        try:
+            version = await asyncio.get_running_loop().run_in_executor(self._writer, self._catalogue.write, word)
+            await self._tell_of(word, version)
+        finally:
+            self._under_way -= 1
+
+    async def _tell_of(self, word: int, version: int) -> None:
+        called_s = self._clock()
+        while True:
+            try:
+                epoch, seq = await self._subject.replaced(word)
+                break
+            except InvalidationFailed:
+                self._repeated += 1
+                if self._stopping:
+                    return
+                await asyncio.sleep(REPEAT_S)
+        # Only now does the promise hold: a write whose invalidation never returned is not held against any read.
+        self._made.add(word, version, called_s, self._clock(), epoch, seq)
+        self._writes += 1
