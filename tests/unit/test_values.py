@@ -100,7 +100,9 @@ def test_plain_values_are_plain_msgpack(value: object) -> None:
 
 
 @pytest.mark.parametrize("fill", [1.5, 7, "s", b"b", None, True, [1], {"a": 1}])
-@pytest.mark.parametrize("odd", [Decimal("1.5"), uuid.UUID(int=3), {1}, 2.5, 3, "t", datetime(2026, 1, 2), [{2}], 2**64])
+@pytest.mark.parametrize(
+    "odd", [Decimal("1.5"), uuid.UUID(int=3), {1}, 2.5, 3, "t", datetime(2026, 1, 2), [{2}], 2**64]
+)
 @pytest.mark.parametrize("at", [0, 20, 69])
 @pytest.mark.parametrize("inside", [lambda v: v, lambda v: {"vector": v}, lambda v: [[v], 1]])
 def test_one_odd_item_in_a_long_list_is_found(fill: Any, odd: Any, at: int, inside: Any) -> None:
@@ -186,7 +188,10 @@ def test_a_key_that_is_a_str_of_another_class_comes_back_as_str() -> None:
         (["ok", "\ud800"], r"value\[1\] is a str with a lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
         ({Colour.RED: 1, "red": 2}, "two keys that would be stored alike"),
-        ({"t": time(1, tzinfo=ZoneInfo("Europe/Berlin"))}, r'value\["t"\] is a time in a zone that has no offset of whole seconds'),
+        (
+            {"t": time(1, tzinfo=ZoneInfo("Europe/Berlin"))},
+            r'value\["t"\] is a time in a zone that has no offset of whole seconds',
+        ),
         (datetime(2026, 1, 2, tzinfo=timezone(timedelta(microseconds=1))), "no offset of whole seconds"),
         (np.array([object()]), "array of Python objects"),
         ({"m": np.ma.array([1, 2], mask=[0, 1])}, r'value\["m"\] is of type numpy.*MaskedArray'),
@@ -557,6 +562,7 @@ def test_every_kind_of_damage_says_so() -> None:
 
 
 # -- wire format ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     ("value", "payload"),

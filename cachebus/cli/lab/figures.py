@@ -1,0 +1,86 @@
+"""The outcome of a run: what its nodes counted, and what the check of their histories found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Write, records
+from cachebus.cli.lab.incident import Incident
+from cachebus.cli.lab.lag import Lags, Outage, lags
+from cachebus.cli.lab.messages import Tick
+from cachebus.cli.lab.node import spool_path
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One run. Counts over all nodes; shares 0-1; times in seconds."""
+
+    took_s: float
+    reads: int
+    failed: int
+    writes: int
+    repeated: int
+    l1_share: float
+    l2_share: float
+    loads: int
+    loads_saved: float
+    """Share of the reads that the source was spared."""
+    checked: int
+    """Reads held against the history of all writes."""
+    stale: int
+    stale_beyond: int
+    """Reads that began more than the bound after an invalidation had returned, and gave what it replaced."""
+    oldest_s: float
+    own_missed: int
+    """Reads that missed a write of their own node."""
+    lags: Lags
+
+
+async def figures_of(directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None) -> Figures:
+    """Read what the nodes wrote down, and check every read."""
+    nodes = range(len(ticks))
+    writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}
+    applied = {node: [Applied(*r) for r in _all(directory, node, "applied")] for node in nodes}
+    total = Check((write for made in writes.values() for write in made), bound_s)
+    own_missed = 0
+    for node in nodes:
+        own = Check(writes[node], bound_s)
+        for batch in records(spool_path(directory, node, "reads"), READ):
+            total.add(batch)
+            own.add(batch)
+            await asyncio.sleep(0)  # so that Ctrl-C is heard
+        own_missed += own.stale
+    reads = sum(tick.reads for tick in ticks)
+    loads = sum(tick.loads for tick in ticks)
+    return Figures(
+        took_s=took_s,
+        reads=reads,
+        failed=sum(tick.failed for tick in ticks),
+        writes=sum(tick.writes for tick in ticks),
+        repeated=sum(tick.repeated for tick in ticks),
+        l1_share=sum(tick.l1_hits for tick in ticks) / max(1, reads),
+        l2_share=sum(tick.l2_hits for tick in ticks) / max(1, reads),
+        loads=loads,
+        loads_saved=1 - loads / max(1, reads),
+        checked=total.reads,
+        stale=total.stale,
+        stale_beyond=total.stale_beyond,
+        oldest_s=total.oldest_s,
+        own_missed=own_missed,
+        lags=lags(writes, applied, _outage(incident)),
+    )
+
+
+def _all(directory: Path, node: int, kind: str) -> list[tuple[int | float, ...]]:
+    struct = WRITE if kind == "writes" else APPLIED
+    return [record for batch in records(spool_path(directory, node, kind), struct) for record in batch]
+
+
+def _outage(incident: Incident | None) -> Outage | None:
+    if incident is None or incident.began_s is None:
+        return None
+    until_s = float("inf") if incident.recovered_s is None else incident.recovered_s
+    return Outage(incident.node, incident.began_s, until_s)
