@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from string import Formatter
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cachebus.errors import ConfigError
 
@@ -33,18 +33,29 @@ DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
 )
 """TTL in seconds by data type; any other type has `TTL_STANDARD`."""
 
+TTL_MAX_S = 10.0**10
+"""Three centuries. More is refused, since in ms it would not fit the records; what shall never expire says so."""
 RULES_MAX = 10_000
 TAG_FIELDS = ("resource_id", "tenant_id")
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Lifetime = Annotated[float, Field(gt=0)]
 
 
 def check_ttl(ttl: object) -> float:
     """A time to live in seconds; `ValueError` for what is not a number above 0 (`TTL_PERMANENT` is one)."""
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:
         raise ValueError(f"ttl must be a number of seconds above 0, or TTL_PERMANENT, not {ttl!r}")
+    if ttl > TTL_MAX_S and ttl != math.inf:
+        raise ValueError(f"ttl must be at most {TTL_MAX_S:g} s; what shall never expire has TTL_PERMANENT")
     return float(ttl)
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number of seconds is needed, not a bool")  # noqa: TRY004 (pydantic tells ValueErrors)
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=TTL_MAX_S, allow_inf_nan=False)]
+Lifetime = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
 class Policy(BaseModel):
@@ -66,7 +77,7 @@ class Policy(BaseModel):
         (ConnectionError, TimeoutError, OSError), description="the source's errors that are worth another attempt"
     )
     retry_backoff_s: Seconds = Field(0.05, description="the first pause between attempts; it grows, with jitter")
-    model: Any = Field(None, description="a pydantic model, dataclass or msgspec Struct that values are decoded into")
+    model: Any = Field(None, description="what values are decoded into: a pydantic model, dataclass, list[Item], ...")
     codec: str = Field("msgpack", pattern="^(msgpack|f32|raw)$", description="how values are encoded")
     compress_over_bytes: int | None = Field(None, gt=0, description="compress encoded values larger than this")
     max_value_bytes: int = Field(8 * 1024 * 1024, gt=0, description="larger encoded values are refused")
@@ -81,15 +92,33 @@ class Policy(BaseModel):
         except ValidationError as error:
             raise ConfigError(_lines("policy", error)) from None
 
+    @field_validator("ttl_s")
+    @classmethod
+    def _in_range(cls, ttl_s: float | None) -> float | None:
+        return None if ttl_s is None else check_ttl(ttl_s)
+
+    @field_validator("model")
+    @classmethod
+    def _is_type(cls, model: object) -> object:
+        if model is not None and not isinstance(model, type) and get_origin(model) is None:
+            raise ValueError(f"a type is needed, such as a pydantic model or list[Item], not {type(model).__name__}")
+        return model
+
     @field_validator("tags")
     @classmethod
     def _known_fields(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         for tag in tags:
-            for _, name, _, _ in Formatter().parse(tag):
-                if name is not None and name not in TAG_FIELDS:
+            if not tag:
+                raise ValueError("a tag is empty")
+            for _, name, spec, conversion in Formatter().parse(tag):
+                if name is None:
+                    continue
+                if name not in TAG_FIELDS:
                     raise ValueError(
                         f"{tag!r} has the unknown placeholder {{{name}}}; known are {', '.join(TAG_FIELDS)}"
                     )
+                if spec or conversion:
+                    raise ValueError(f"{tag!r}: the placeholder {{{name}}} takes neither format nor conversion")
         return tags
 
     @model_validator(mode="after")
@@ -100,6 +129,8 @@ class Policy(BaseModel):
             raise ValueError("load_soft_timeout_s must be below load_timeout_s")
         if self.load_soft_timeout_s is not None and self.fail_safe_s is None:
             raise ValueError("load_soft_timeout_s needs fail_safe_s: only an expired value can be served meanwhile")
+        if self.model is not None and self.codec != "msgpack":
+            raise ValueError(f"model needs codec msgpack: what codec {self.codec} gives fits no model")
         return self
 
 
@@ -107,7 +138,8 @@ def _lines(what: str, error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{what} {where}: {problem['msg']}" if where else f"{what}: {problem['msg']}")
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{what} {where}: {message}" if where else f"{what}: {message}")
     return "; ".join(problems)
 
 

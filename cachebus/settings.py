@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -14,6 +15,8 @@ from cachebus.policy import Policy
 
 SCHEMES = ("redis", "rediss", "unix", "memory")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -39,12 +42,12 @@ class Settings(BaseSettings):
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
     bus: Literal["redis"] = Field("redis", description="what carries events")
     shards: int = Field(1, ge=1, le=4096, description="slices of the key space; all nodes of a namespace must agree")
-    staleness_bound_s: float = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
-    probe_interval_s: float = Field(0.5, gt=0, description="how often the lease is renewed")
-    hole_grace_s: float = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
-    l2_timeout_s: float = Field(1.0, gt=0, description="no operation on L2 takes longer")
-    connect_timeout_s: float = Field(5.0, gt=0, description="start-up waits this long for L2 and bus")
-    close_timeout_s: float = Field(5.0, ge=0, description="closing waits this long for loads under way")
+    staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
+    probe_interval_s: Seconds = Field(0.5, gt=0, description="how often the lease is renewed")
+    hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
+    l2_timeout_s: Seconds = Field(1.0, gt=0, description="no operation on L2 takes longer")
+    connect_timeout_s: Seconds = Field(5.0, gt=0, description="start-up waits this long for L2 and bus")
+    close_timeout_s: Seconds = Field(5.0, ge=0, description="closing waits this long for loads under way")
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
     on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
     l1_max_entries: int = Field(100_000, ge=0)
@@ -60,7 +63,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigError(_explained(error)) from None
         except SettingsError as error:
-            raise ConfigError(f"the environment can't be read: {error}") from None
+            # Its message names the field; its cause would show the text.
+            raise ConfigError(f"settings: {error}; JSON is needed in the variable CACHEBUS_<FIELD>") from None
 
     @classmethod
     def of(cls, settings: Settings | str | None) -> Settings:
@@ -94,25 +98,51 @@ class Settings(BaseSettings):
             raise ValueError("1-64 letters, digits, '_', '-' or '.'")
         return namespace
 
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _by_type(cls, policies: object) -> object:
+        """Makes each policy here, so that what is wrong with it is told with its data type."""
+        if not isinstance(policies, Mapping):
+            return policies
+        made = {}
+        for data_type, policy in policies.items():
+            try:
+                made[data_type] = Policy(**policy) if isinstance(policy, Mapping) else policy
+            except (ConfigError, TypeError) as error:
+                raise ValueError(f"{data_type}: {error}") from None
+        return made
+
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
         if self.probe_interval_s > self.staleness_bound_s / 2:
             raise ValueError(
-                "probe_interval_s must be at most half of staleness_bound_s, or leases lapse between probes"
+                "probe_interval_s (CACHEBUS_PROBE_INTERVAL_S) must be at most half of staleness_bound_s "
+                "(CACHEBUS_STALENESS_BOUND_S), or leases lapse between probes"
             )
         if self.hole_grace_s >= self.staleness_bound_s:
-            raise ValueError("hole_grace_s must be below staleness_bound_s")
+            raise ValueError(
+                "hole_grace_s (CACHEBUS_HOLE_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
+            )
         return self
 
 
 def _safe(url: str) -> str:
+    """What may be shown of a URL. A password with an unescaped `/`, `#` or `?` ends up anywhere in the parts, so
+    whatever has an `@` behind the host is left out."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "..."
+    if scheme == "memory":
+        return url
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        return url.partition("://")[0] + "://..."
+        return f"{scheme}://..."
+    if "@" in rest[len(parts.netloc) :]:
+        return f"{scheme}://..."
     where = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{where}{f':{port}' if port else ''}{parts.path}"
+    return f"{scheme}://{where}{f':{port}' if port else ''}{parts.path}"
 
 
 def _explained(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ ENTRY_OVERHEAD_BYTES = 220
 """Upper estimate of what an entry costs beside its key string and its value: add it to the estimate of the value."""
 
 _SHARED_MAX = 2048
-# By the bit length of a span's whole seconds: a power of two, so that the grids of different spans fall onto each other.
+# By the bit length of a span's whole seconds: powers of two, so that the grids of different spans meet.
 _STEPS_S = (1 / 64, *(2.0**bits / 32 for bits in range(64)))
 
 _deadlines: dict[float, float] = {}

@@ -13,9 +13,9 @@ _UNITS_BITS = 12
 class Ghosts:
     """A set of hashes that forgets the older ones: four bytes a slot, in two arrays, never an object a key.
 
-    A slot holds 16 bits of the hash and the coarse time of its adding; time is counted in additions. A hash lives in one
-    of a pair of neighbouring slots, whichever is older when it comes. It expires once `span` others came after it. A
-    wrong answer, either way, costs at most a hit: a key starts in the wrong queue.
+    A slot holds 16 bits of the hash and the coarse time of its adding; time is counted in additions. A hash lives in
+    one of a pair of neighbouring slots, whichever is older when it comes. It expires once `span` others came after it.
+    A wrong answer, either way, costs at most a hit: a key starts in the wrong queue.
     """
 
     __slots__ = ("_added", "_hashes", "_mask", "_shift", "_stamps")

@@ -17,8 +17,8 @@ from cachebus.l1.ghost import Ghosts
 # The paper has a tenth, and two hits to be promoted; on real traces a seventh and one hit lose to no other policy.
 SMALL_PART = 7
 LARGEST_PART = 8
-# A put may meet a cache full of hot keys, each of which has earned three more rounds: past this many, one goes anyway,
-# lest a single put walk through all of them.
+# A put may meet a cache full of hot keys, each of which has earned three more rounds. Past this many, lest a single put
+# walk through all of them, the newest key goes instead if nobody has read it, else the one at hand.
 MAX_REPRIEVES = 64
 
 
@@ -172,31 +172,38 @@ class L1:
             self._ghosts = Ghosts(len(entries))
         reprieves = MAX_REPRIEVES
         while len(entries) > max_entries or self.bytes > max_bytes:
-            from_small = len(small) * SMALL_PART > len(entries) or not main
-            queue = small if from_small else main
-            key = queue[0]
-            entry = entries.get(key)
+            queue = small if len(small) * SMALL_PART > len(entries) or not main else main
+            entry = entries.get(queue[0])
             if entry is None:
-                del self._dead[key]
-                queue.popleft()
+                del self._dead[queue.popleft()]
             elif self._sweeps and self._doomed(entry):
                 queue.popleft()
                 self._drop(entry)
-            elif from_small and entry.freq and reprieves:
-                entry.freq = 0
-                main.append(key)
-                small.popleft()
+            elif entry.freq and reprieves:
                 reprieves -= 1
-            elif not from_small and entry.freq and reprieves:
-                entry.freq -= 1
-                main.rotate(-1)
-                reprieves -= 1
+                self._reprieve(queue, entry)
+            elif entry.freq and small and self._is_cold(small[-1]):
+                self._ghosts.add(hash(small[-1]))
+                self._drop(entries[small.pop()])
+                self.evictions += 1
             else:
+                if queue is small:
+                    self._ghosts.add(hash(queue[0]))
                 queue.popleft()
                 self._drop(entry)
                 self.evictions += 1
-                if from_small:
-                    self._ghosts.add(hash(key))
+
+    def _reprieve(self, queue: deque[str], entry: Entry) -> None:
+        if queue is self._main:
+            entry.freq -= 1
+            queue.rotate(-1)
+        else:
+            entry.freq = 0
+            self._main.append(queue.popleft())
+
+    def _is_cold(self, key: str) -> bool:
+        entry = self.entries.get(key)
+        return entry is not None and not entry.freq
 
     def _drop(self, entry: Entry) -> None:
         self.bytes -= entry.size

@@ -53,7 +53,7 @@ def _temporal(code: int, base: type, read: Callable[[str], Any]) -> Callable[[An
 
 
 def _timedelta(value: timedelta) -> Tagged:
-    if type(value) is not timedelta and getattr(value, "nanoseconds", 0):
+    if type(value) is not timedelta and getattr(value, "nanoseconds", False):
         raise Refused(f"is of type {name_of(type(value))} with nanoseconds, which the codec can't carry")
     return Tagged(ext.TIMEDELTA, _TIMEDELTA.pack(value.days, value.seconds, value.microseconds))
 

@@ -7,7 +7,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from tests.model.promises import broken
+from tests.model.promises import Promises
 from tests.model.setup import Setup
 from tests.model.world import Label, State, World
 
@@ -39,14 +39,14 @@ def say(label: Label) -> str:
 def explore(setup: Setup, limit: int, promise: str = "") -> Outcome:
     """Every state of the set-up, up to a limit, until one breaks a promise (with `promise`: that one)."""
     world = World(setup)
-    start = world.start()
+    promises, start = Promises(world), world.start()
     came: dict[State, tuple[State, Label] | None] = {start: None}
     todo = deque([start])
     gc.disable()  # millions of small tuples, none in a cycle
     try:
         while todo:
             state = todo.popleft()
-            for found, how in broken(world, state):
+            for found, how in promises.broken(state):
                 if not promise or found == promise:
                     return Outcome(len(came), False, found, how, _trail(came, state))
             if len(came) > limit:
@@ -71,10 +71,10 @@ def _trail(came: dict[State, tuple[State, Label] | None], state: State) -> tuple
 def walk(world: World, seed: int, steps: int) -> Outcome:
     """One life at random."""
     chance = random.Random(seed)
-    state = world.start()
+    promises, state = Promises(world), world.start()
     schedule: list[Label] = []
     for _ in range(steps):
-        for found, how in broken(world, state):
+        for found, how in promises.broken(state):
             return Outcome(len(schedule), False, found, how, tuple(schedule))
         label, state = chance.choice(list(world.steps(state)))
         schedule.append(label)

@@ -99,8 +99,8 @@ class Tending(NamedTuple):
     reply: object
 
 
-class NodeState(NamedTuple):
-    """The node with all that is under way on it."""
+class Core(NamedTuple):
+    """The node without what is under way on it. `groups`: until when each live one may be served, by data type."""
 
     view: View
     groups: tuple[tuple[str, float], ...]
@@ -108,9 +108,6 @@ class NodeState(NamedTuple):
     with_contexts: bool
     with_tags: bool
     held: tuple[Held | None, ...]
-    flight: Flight | None = None
-    write: Write | None = None
-    tending: Tending | None = None
 
 
 def ahead_of_now(time_s: float) -> float:
@@ -133,55 +130,43 @@ def _further(began: float) -> float:
     return max(-BOUND, began - 1)
 
 
-def _older(began: Began) -> Began:
+def later(began: Began) -> Began:
+    """The same a tick later."""
     vouched = None if began.vouched is None else _further(began.vouched)
     return began._replace(at=_further(began.at), vouched=vouched)
 
 
-def older(state: NodeState) -> NodeState:
-    """The same node a tick later; a reply that took D is given up."""
-    view = state.view
-    flight, write, tending = state.flight, state.write, state.tending
-    if tending is not None:
-        tending = tending._replace(began=_older(tending.began)) if tending.began.at - 1 > -BOUND else None
-    return state._replace(
+def older(core: Core) -> Core:
+    """The same node a tick later."""
+    view = core.view
+    return core._replace(
         view=view._replace(valid=_sooner(view.valid), owed=tuple((seq, _further(sent)) for seq, sent in view.owed)),
-        groups=tuple((data_type, _sooner(valid)) for data_type, valid in state.groups),
-        spread=_sooner(state.spread),
+        groups=tuple((data_type, _sooner(valid)) for data_type, valid in core.groups),
+        spread=_sooner(core.spread),
         held=tuple(
             held
             and held._replace(
                 read_until=_sooner(held.read_until), expires=_sooner(held.expires), fast_until=_sooner(held.fast_until)
             )
-            for held in state.held
+            for held in core.held
         ),
-        flight=flight and flight._replace(began=_older(flight.began)),
-        write=write and write._replace(began=_older(write.began)),
-        tending=tending,
     )
 
 
-def renumbered(state: NodeState) -> NodeState:
+def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
     """The same node with the positions in its journal numbered by what still refers to them.
 
     Only the order of drops and reservations matters. A key's entry goes when no reservation is older than it, unless an
     event with a lower seq may still come for the key: its seq is then kept as real code would keep it.
     """
-    view, flight, write = state.view, state.flight, state.write
-    taken = sorted({part.began.count for part in (flight, write) if part is not None})
-    if not taken and not view.journal and not view.count:
-        return state
+    view = core.view
+    taken = sorted({one.count for one in began})
 
     def rank(position: int) -> int:
         return sum(count < position for count in taken)
 
     journal = tuple(
-        (key, (rank(position), seq))
-        for key, (position, seq) in view.journal
-        if rank(position) or seq > view.applied
+        (key, (rank(position), seq)) for key, (position, seq) in view.journal if rank(position) or seq > view.applied
     )
-    return state._replace(
-        view=view._replace(count=rank(view.count), journal=journal, journal_floor=rank(view.journal_floor)),
-        flight=flight and flight._replace(began=flight.began._replace(count=rank(flight.began.count))),
-        write=write and write._replace(began=write.began._replace(count=rank(write.began.count))),
-    )
+    view = view._replace(count=rank(view.count), journal=journal, journal_floor=rank(view.journal_floor))
+    return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

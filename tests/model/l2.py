@@ -76,6 +76,12 @@ def value_in(data: bytes) -> int:
     return int(str(values.decode(record.codec, record.payload, None)))
 
 
+def record_place(data: bytes) -> tuple[bytes, int]:
+    """Epoch and seq of a record."""
+    record = records.decode(data)
+    return record.epoch, record.seq
+
+
 def new_record(value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16, seq: int = 0) -> bytes:
     """A record for a value."""
     codec, payload = values.encode(value, "msgpack", None)

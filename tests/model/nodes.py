@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cachebus.coherence import OWED_MAX, Shard
+from cachebus.coherence import Reservation, Shard
 from cachebus.fetch import MISSING
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
 from cachebus.ports import Place
 from tests.model.frozen import (
-    BOUND, INF, NOW, Began, Flight, Held, NodeState, View, ago, ahead_of_now, older, renumbered,
+    BOUND, INF, NOW, Began, Core, Flight, Held, Tending, View, Write, ago, ahead_of_now, later, older, renumbered,
 )  # fmt: skip
-from tests.model.l2 import Interned, Request, frozen, thawed
+from tests.model.l2 import Interned, Request, frozen, record_place, thawed
 from tests.model.rig import Ask, Coro, Done, Rig, drive
 from tests.model.setup import Setup
 
@@ -31,12 +31,16 @@ LIFE = 1
 
 
 class Nodes:
-    """The states of one node, by number."""
+    """The states of one node, and of what is under way on it, by number."""
 
     def __init__(self, setup: Setup) -> None:
-        self.states: Interned[NodeState] = Interned()
+        self.cores: Interned[Core] = Interned()
+        self.flights: Interned[Flight | None] = Interned()
+        self.writes: Interned[Write | None] = Interned()
+        self.tendings: Interned[Tending | None] = Interned()
+        for parts in (self.flights, self.writes, self.tendings):
+            parts.number(None)
         self._rig = Rig(setup)
-        self._setup = setup
         self._keys = setup.keys
         self._types = tuple(sorted({key.family.data_type for key in setup.keys}))
         self._known: dict[tuple[object, ...], object] = {}
@@ -44,9 +48,12 @@ class Nodes:
             raise AssertionError("Shard or Node has other parts now: teach the model to freeze them")
 
     def attached(self, epoch: bytes) -> int:
-        """A node that has just begun in an epoch, with an empty L1."""
+        """A node that has just begun in an epoch and read both keys."""
         view = View(epoch, 0, 0, 0, (), BOUND, None, (), (), 0, (), 0)
-        return self.states.number(NodeState(view, (), BOUND, False, False, (None, None)))
+        held = Held(0, 0, BOUND, INF, INF, 0, True, self._rig.setup.tags or None)
+        groups = tuple((data_type, BOUND) for data_type in self._types)
+        contexts = any(any(key.contexts) for key in self._keys)
+        return self.cores.number(Core(view, groups, BOUND, contexts, held.tags is not None, (held, held)))
 
     def _once(self, name: str, step: Callable[[], T], *arguments: object) -> T:
         known = self._known.get((name, *arguments), self)
@@ -54,54 +61,105 @@ class Nodes:
             known = self._known[name, *arguments] = step()
         return known  # type: ignore[return-value]
 
-    # -- time, events, reads of L1 ------------------------------------------------------------------------------------
+    # -- the passage of time -------------------------------------------------------------------------------------------
 
-    def older(self, number: int) -> int:
-        """A tick later."""
-        return self._once("older", lambda: self._number(older(self.states.things[number])), number)
+    def aged(self, core: int, flight: int, write: int, tending: int) -> tuple[int, int, int, int]:
+        """Everything a tick later; a reply that took the heartbeat D is given up."""
 
-    def heard(self, number: int, message: bytes) -> int:
+        def aged_core() -> int:
+            return self.cores.number(older(self.cores.things[core]))
+
+        def aged_part(parts: Interned[T], number: int) -> int:
+            part = parts.things[number]
+            if parts is self.tendings and part.began.at - 1 <= -BOUND:
+                return 0
+            return parts.number(part._replace(began=later(part.began)))
+
+        return (
+            self._once("aged", aged_core, core),
+            flight and self._once("aged flight", lambda: aged_part(self.flights, flight), flight),
+            write and self._once("aged write", lambda: aged_part(self.writes, write), write),
+            tending and self._once("aged tending", lambda: aged_part(self.tendings, tending), tending),
+        )
+
+    def settled(self, core: int, flight: int, write: int) -> tuple[int, int, int]:
+        """The same with journal positions numbered anew, and without a flight that nobody can join any more, whose
+        value can't enter L1 any more, and that has nothing more to ask of L2."""
+
+        def step() -> tuple[int, int, int]:
+            parts = [p for p in (self.flights.things[flight], self.writes.things[write]) if p is not None]
+            if flight and self._is_lost(core, parts[0]):
+                del parts[0]
+            then, began = renumbered(self.cores.things[core], [part.began for part in parts])
+            numbers = [0, 0]
+            for part, its in zip(parts, began, strict=True):
+                if isinstance(part, Flight):
+                    numbers[0] = self.flights.number(part._replace(began=its))
+                else:
+                    numbers[1] = self.writes.number(part._replace(began=its))
+            return self.cores.number(then), *numbers
+
+        return self._once("settled", step, core, flight, write)
+
+    def _is_lost(self, core: int, flight: Flight) -> bool:
+        if flight.what == "load":
+            return False
+        self._thaw(core)
+        shard, key, began = self._rig.shard, self._keys[flight.key], flight.began
+        names = (*key.names, *self._rig.setup.tags)
+        reservation = Reservation(began.epoch, began.count, began.applied)
+        epoch, seq = _place_of(flight)
+        return not shard.admits(reservation, key.l1, names, epoch, seq) and (
+            began.epoch != shard.epoch
+            or shard.marked(reservation, key.l1, began.applied)
+            or shard.hides(began.applied, names)
+        )
+
+    # -- events, reads of L1 ----------------------------------------------------------------------------------------
+
+    def heard(self, core: int, message: bytes) -> int:
         """A message of the bus has come."""
 
         def step() -> int:
-            state = self._thaw(number)
+            self._thaw(core)
             self._rig.receiver.on_message(0, message)
-            return self._freeze(state)
+            return self._freeze()
 
-        return self._once("heard", step, number, message)
+        return self._once("heard", step, core, message)
 
-    def looked(self, number: int, key: int) -> int:
+    def looked(self, core: int, key: int) -> int:
         """Somebody has read a key from L1 by the slow path, which moves or removes an entry."""
 
         def step() -> int:
-            state = self._thaw(number)
+            self._thaw(core)
             self._rig.reader._remembered(self._keys[key], None)
-            return self._freeze(state)
+            return self._freeze()
 
-        return self._once("looked", step, number, key)
+        return self._once("looked", step, core, key)
 
-    # -- beginnings: what is asked of L2 ----------------------------------------------------------------------------
+    # -- beginnings: what is asked of L2 ------------------------------------------------------------------------------
 
-    def began(self, number: int) -> Began:
+    def began(self, core: int) -> Began:
         """What a coroutine that begins now takes with it."""
-        view = self.states.things[number].view
+        view = self.cores.things[core].view
         vouched = view.valid - BOUND if view.valid > 0 else None
         return Began(view.epoch, view.count, view.applied, 0.0, vouched)
 
-    def asks(self, number: int, what: str, *arguments: object, checked: bool = True) -> Request:
-        """The question with which something begins, or goes on: "read" key after, "lease" key, "fill", "write" kind
-        version, or "turn"."""
+    def asks(self, core: int, what: str, *arguments: object, checked: bool = True) -> Request:
+        """The question with which something begins, or goes on: "read" key after, "lease" key, "fill" flight, "write"
+        kind version, or "turn"."""
 
         def step() -> Request:
-            state = self._thaw(number)
+            self._thaw(core)
             rig = self._rig
             rig.store.checked = checked
             if what == "fill":
-                _, coro = rig.again(state.flight)
-                self._thaw(number)
-                asked = drive(coro, state.flight.data[2])
+                flight = self.flights.things[int(str(arguments[0]))]
+                coro = rig.again(flight)[1]
+                self._thaw(core)
+                asked = drive(coro, flight.data[2])
             elif what == "lease":
-                _, coro = rig.flight(*arguments)
+                coro = rig.flight(*arguments)[1]
                 asked = drive(coro, rig.nothing(drive(coro)))
             else:
                 begin = {"read": self._reads, "write": rig.writing, "turn": lambda: rig.turn("probe")}[what]
@@ -110,126 +168,119 @@ class Nodes:
             coro.close()
             return frozen(asked.request)  # type: ignore[return-value, union-attr]
 
-        return self._once("asks", step, number, what, *arguments, checked)
+        return self._once("asks", step, core, what, *arguments, checked)
 
     def _reads(self, key: int, after: Place | None) -> Coro:
         return self._rig.fetch.one(self._keys[key], after)
 
-    def put(self, number: int, **parts: object) -> int:
-        """The node with something more under way, or less."""
-        return self._number(self.states.things[number]._replace(**parts))
+    # -- ends: what becomes of L2's answers ---------------------------------------------------------------------------
 
-    # -- ends: what becomes of L2's answers -----------------------------------------------------------------------
-
-    def landed(self, number: int, answer: object = None) -> tuple[int, object, Request | None]:
+    def landed(self, core: int, flight: int, answer: object = None) -> tuple[int, object, Request | None]:
         """The flight has ended: with what for its callers, or with one more question, to which `answer` then is.
 
         One that would now go on to lease has ended too: another that leases at once may begin.
         """
 
         def step() -> tuple[int, object, Request | None]:
-            state = self.states.things[number]
-            flight = state.flight
-            _, coro = self._rig.again(flight)
-            self._thaw(number)
-            if flight.what == "fill":
-                end = drive(coro, flight.data[3])
+            part = self.flights.things[flight]
+            coro = self._rig.again(part)[1]
+            self._thaw(core)
+            if part.what == "fill":
+                end = drive(coro, part.data[3])
             else:
-                end = drive(coro, thawed(flight.data[1] if flight.what == "one" else flight.data))
+                end = drive(coro, thawed(part.data[1] if part.what == "one" else part.data))
             if answer is not None:
                 end = drive(coro, thawed(answer))
-            then = self._freeze(state._replace(flight=None))
+            then = self._freeze()
             coro.close()
             if isinstance(end, Done):
                 return then, end.result.value, None
             asked = end.request[0] == "read"
             return then, None, frozen(end.request) if asked else None  # type: ignore[return-value]
 
-        return self._once("landed", step, number, answer)
+        return self._once("landed", step, core, flight, answer)
 
-    def wrote(self, number: int) -> int:
+    def wrote(self, core: int, write: int) -> int:
         """The reply to the node's own write has come."""
 
         def step() -> int:
-            state = self.states.things[number]
-            write = state.write
-            self._rig.go_back(write.began)
-            coro = self._rig.writing(write.kind, write.version[0])
-            self._rig.resumed(coro, lambda: self._thaw(number), write.reply)
-            return self._freeze(state._replace(write=None))
+            part = self.writes.things[write]
+            self._rig.go_back(part.began)
+            coro = self._rig.writing(part.kind, part.version[0])
+            self._rig.resumed(coro, lambda: self._thaw(core), part.reply)
+            return self._freeze()
 
-        return self._once("wrote", step, number)
+        return self._once("wrote", step, core, write)
 
-    def tended(self, number: int) -> tuple[int, str, Request | None]:
+    def tended(self, core: int, tending: int) -> tuple[int, str, Request | None]:
         """The reply that the heartbeat waits for has come; it may ask for more, as the part of its turn named."""
 
         def step() -> tuple[int, str, Request | None]:
-            state = self.states.things[number]
-            tending = state.tending
-            self._rig.go_back(tending.began)
-            coro = self._rig.turn(tending.what)
-            end = self._rig.resumed(coro, lambda: self._thaw(number), tending.reply)
-            then = self._freeze(state._replace(tending=None))
+            part = self.tendings.things[tending]
+            self._rig.go_back(part.began)
+            coro = self._rig.turn(part.what)
+            end = self._rig.resumed(coro, lambda: self._thaw(core), part.reply)
+            then = self._freeze()
             coro.close()
             if isinstance(end, Done):
                 return then, "", None
             return then, part_of_turn(end.request), frozen(end.request)  # type: ignore[return-value]
 
-        return self._once("tended", step, number)
+        return self._once("tended", step, core, tending)
 
-    # -- what callers would get ---------------------------------------------------------------------------------------
+    # -- what callers would get -----------------------------------------------------------------------------------------
 
-    def serves(self, number: int, after: Place | None) -> tuple[int | None, ...]:
+    def serves(self, core: int, after: Place | None) -> tuple[int | None, ...]:
         """What L1 gives for each key, or None."""
 
         def step() -> tuple[int | None, ...]:
-            self._thaw(number)
+            self._thaw(core)
             entries = [self._rig.reader._remembered(key, after) for key in self._keys]
             return tuple(None if entry is None else entry.value for entry in entries)
 
-        return self._once("serves", step, number, after)
+        return self._once("serves", step, core, after)
 
-    def hits(self, number: int) -> tuple[int | None, ...]:
+    def hits(self, core: int) -> tuple[int | None, ...]:
         """What the fast path gives for each key, or None."""
 
         def step() -> tuple[int | None, ...]:
-            self._thaw(number)
+            self._thaw(core)
             return tuple(self._rig.hit(key) for key in self._keys)
 
-        return self._once("hits", step, number)
+        return self._once("hits", step, core)
 
-    def trusts(self, number: int) -> tuple[int | None, ...]:
+    def trusts(self, core: int) -> tuple[int | None, ...]:
         """What L1 holds and believes, whether it may be served now or not."""
 
         def step() -> tuple[int | None, ...]:
-            self._thaw(number)
+            self._thaw(core)
             entries = [self._rig.node.trusted(key) for key in self._keys]
             return tuple(None if entry is None else entry.value for entry in entries)
 
-        return self._once("trusts", step, number)
+        return self._once("trusts", step, core)
 
-    def joins(self, number: int, after: Place | None) -> int | None:
+    def joins(self, core: int, flight: int, after: Place | None) -> int | None:
         """What a caller gets who comes now and joins the flight, or None."""
 
         def step() -> int | None:
-            flight = self.states.things[number].flight
-            real, coro = self._rig.again(flight)
-            self._thaw(number)
-            joins = self._rig.reader._joinable(self._keys[flight.key], real, after)
+            part = self.flights.things[flight]
+            real, coro = self._rig.again(part)
+            self._thaw(core)
+            joins = self._rig.reader._joinable(self._keys[part.key], real, after)
             coro.close()
             if not joins:
                 return None
-            if flight.what in ("load", "fill"):
-                return flight.data[2]  # type: ignore[index]
-            return self.landed(number)[1]  # type: ignore[return-value]
+            if part.what in ("load", "fill"):
+                return part.data[2]  # type: ignore[index]
+            return self.landed(core, flight)[1]  # type: ignore[return-value]
 
-        return self._once("joins", step, number, after)
+        return self._once("joins", step, core, flight, after)
 
-    def reads(self, number: int, checked: bool, key: int, after: Place | None, reply: object) -> object:
+    def reads(self, core: int, checked: bool, key: int, after: Place | None, reply: object) -> object:
         """What a read of L2 gives that is answered at once."""
 
         def step() -> object:
-            self._thaw(number)
+            self._thaw(core)
             self._rig.store.checked = checked
             coro = self._reads(key, after)
             drive(coro)
@@ -237,23 +288,12 @@ class Nodes:
             coro.close()
             return None if isinstance(end, Ask) or end.result is MISSING else end.result
 
-        return self._once("reads", step, number, checked, key, after, reply)
+        return self._once("reads", step, core, checked, key, after, reply)
 
-    def bare(self, number: int) -> int:
-        """The node with nothing under way."""
+    # -- thawing and freezing -------------------------------------------------------------------------------------------
 
-        def step() -> int:
-            return self.put(number, flight=None, write=None, tending=None)
-
-        return self._once("bare", step, number)
-
-    # -- thawing and freezing -----------------------------------------------------------------------------------------
-
-    def _number(self, state: NodeState) -> int:
-        return self.states.number(renumbered(state))
-
-    def _thaw(self, number: int) -> NodeState:
-        state = self.states.things[number]
+    def _thaw(self, core: int) -> None:
+        state = self.cores.things[core]
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
         shard.epoch, shard.applied, shard.head, shard.floor = view.epoch, view.applied, view.head, view.floor
@@ -268,13 +308,13 @@ class Nodes:
         node._valid_until[0] = NOW + state.spread
         node._with_contexts = {(0, t) for t in self._types} if state.with_contexts else set()
         node._with_tags = {(0, t) for t in self._types} if state.with_tags else set()
-        node._groups[0] = {t: (Group(0, t, NOW + valid, LIFE, True), Group(0, t, INF, LIFE, False))
-                           for t, valid in state.groups}  # fmt: skip
+        node._groups[0] = {
+            t: (Group(0, t, NOW + valid, LIFE, True), Group(0, t, INF, LIFE, False)) for t, valid in state.groups
+        }
         node.l1.clear()
         for key, held in zip(self._keys, state.held, strict=True):
             if held is not None:
                 node.l1.put(self._entry(key.l1, key.family.data_type, held))
-        return state
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
@@ -285,29 +325,25 @@ class Nodes:
         times = (NOW + held.read_until, NOW + held.expires)
         return Entry(name, held.value, group, NOW + held.fast_until, held.seq, *times, 1, extra)
 
-    def _freeze(self, state: NodeState) -> int:
-        """The number of the node as it is now, with what is under way in `state`."""
+    def _freeze(self) -> int:
         shard, node = self._rig.shard, self._rig.node
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
             raise AssertionError("applied is beyond head, or an event waits behind no hole")
         view = View(
             shard.epoch, shard.applied, shard.head, shard.floor, tuple(sorted(shard.marks.items())),
             ahead_of_now(shard.valid_until), shard.foreign, tuple(sorted(shard._ahead)),
-            tuple((seq, ago(sent)) for seq, sent in shard._owed)[:OWED_MAX],
+            tuple((seq, ago(sent)) for seq, sent in shard._owed),
             shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
         )  # fmt: skip
         groups = node._groups[0]
-        return self._number(
-            NodeState(
+        return self.cores.number(
+            Core(
                 view,
                 tuple((t, ahead_of_now(groups[t][0].valid_until)) for t in sorted(groups)),
                 ahead_of_now(node._valid_until[0]),
                 bool(node._with_contexts),
                 bool(node._with_tags),
                 tuple(self._held(node.l1.entries.get(key.l1)) for key in self._keys),
-                state.flight,
-                state.write,
-                state.tending,
             )
         )
 
@@ -330,3 +366,15 @@ class Nodes:
 def part_of_turn(request: Request) -> str:
     """Which part of the heartbeat's turn asks this."""
     return "log" if request[0] == "log" else "begin" if request[2] else "probe"
+
+
+def _place_of(flight: Flight) -> tuple[bytes, int]:
+    """Epoch and seq of the record that the flight would let into L1."""
+    if flight.what == "one":
+        operation, reply = flight.data  # type: ignore[misc]
+        return record_place(reply if operation == "get" else reply.records[0])
+    if flight.what == "hit":
+        return record_place(flight.data.record)  # type: ignore[attr-defined]
+    if flight.what == "alone":
+        return flight.began.epoch, flight.began.applied
+    return flight.data[:2]  # type: ignore[index]

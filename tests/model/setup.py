@@ -32,6 +32,10 @@ class Setup:
     """Whether events that the node has applied may come again."""
     second: bool = False
     """Whether there is a loader on another node."""
+    loads: tuple[int, ...] = (0,)
+    """Which keys are read from L2 and loaded; both are in L1 at the start."""
+    lease_hits: bool = False
+    """Whether a lease may meet a record that has come just before."""
     heals: bool = False
     """Whether to check in every state that probes alone bring the node back to a live lease."""
     invs: int = 1

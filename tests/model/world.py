@@ -50,12 +50,17 @@ class Truth(NamedTuple):
 
 
 class State(NamedTuple):
-    """One state of the world; L2, its kept state and the node are numbers of `World.l2.states` and `World.nodes`."""
+    """One state of the world; all whole numbers are those of `World.truths`, `World.l2.states` and `World.nodes`.
 
-    truth: Truth
+    `snap` is the L2 that was kept, `core` the node, and then come what is under way on it, or 0."""
+
+    truth: int
     l2: int
     snap: int
-    node: int
+    core: int
+    flight: int
+    write: int
+    tending: int
     bag: tuple[int, ...]
     checked: bool
     """Whether the node's connection is known to lead to the server that is there now."""
@@ -76,6 +81,7 @@ class World:
         self.setup = setup
         self.l2 = L2(setup.marks_max)
         self.nodes = Nodes(setup)
+        self.truths: Interned[Truth] = Interned()
         self.messages: Interned[bytes] = Interned()
         self._places: list[tuple[bytes, int]] = []
 
@@ -86,9 +92,8 @@ class World:
         stored = tuple(sorted((key.l2, data) for key in self.setup.keys))
         vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1)
         truth = Truth((0, 0), (), (), (0, 0))
-        node = self.nodes.attached(first)
-        left = self.setup.budgets()
-        return State(truth, self.l2.states.number(vault), NO_SNAP, node, (), True, True, None, left)
+        core, l2, left = self.nodes.attached(first), self.l2.states.number(vault), self.setup.budgets()
+        return State(self.truths.number(truth), l2, NO_SNAP, core, 0, 0, 0, (), True, True, None, left)
 
     def steps(self, state: State) -> Iterator[Step]:
         """All that may happen next."""
@@ -96,8 +101,7 @@ class World:
         yield from self._servers(state)
         yield from self._arrivals(state)
         yield from self._heartbeat(state)
-        flight = self.nodes.states.things[state.node].flight
-        yield from self._flights(state) if flight is None else self._flight_goes_on(state, flight)
+        yield from self._flight_goes_on(state) if state.flight else self._flights(state)
         if self.setup.own_kinds:
             yield from self._own_writes(state)
         if self.setup.second:
@@ -114,7 +118,7 @@ class World:
         if not sent:
             return (state if l2 == state.l2 else state._replace(l2=l2)), reply
         bag = state.bag + tuple(self._message(message) for message in sent)
-        return state._replace(l2=l2, bag=self._useful(bag, state.node)), reply
+        return state._replace(l2=l2, bag=self._useful(bag, state.core)), reply
 
     def _message(self, message: bytes) -> int:
         number = self.messages.number(message)
@@ -122,11 +126,11 @@ class World:
             self._places.append(message_place(message))
         return number
 
-    def _useful(self, bag: tuple[int, ...], node: int) -> tuple[int, ...]:
+    def _useful(self, bag: tuple[int, ...], core: int) -> tuple[int, ...]:
         """The bag without what the node has applied: hearing it again changes nothing in this epoch."""
         if not bag:
             return bag
-        view = self.nodes.states.things[node].view
+        view = self.nodes.cores.things[core].view
         if not self.setup.repeats:
             bag = tuple(
                 message
@@ -136,16 +140,23 @@ class World:
             )
         return tuple(sorted(set(bag)))
 
-    def _with_node(self, state: State, node: int) -> State:
-        return state._replace(node=node, bag=self._useful(state.bag, node))
+    def _with_core(self, state: State, core: int, flight: int = -1, write: int = -1) -> State:
+        """The world with another node, and another flight or write under way on it."""
+        had = state.flight
+        flight, write = had if flight < 0 else flight, state.write if write < 0 else write
+        core, flight, write = self.nodes.settled(core, flight, write)
+        bag = self._useful(state.bag, core)
+        after = state._replace(core=core, flight=flight, write=write, bag=bag)
+        return self._ended(after, OWN) if had and not flight else after
 
     # -- everybody else -------------------------------------------------------------------------------------------
 
     def _changed(self, state: State, kind: str) -> tuple[Truth, Request]:
         """A change at the source, and what must be asked of L2 for it."""
         touched = (0, 0) if kind == "x" else (1, 1) if kind == "s" else (1, 0)
-        now = tuple(n + t for n, t in zip(state.truth.now, touched, strict=True))
-        truth = state.truth._replace(now=now, recent=(*state.truth.recent, (0, touched)))
+        before = self.truths.things[state.truth]
+        now = tuple(n + t for n, t in zip(before.now, touched, strict=True))
+        truth = before._replace(now=now, recent=(*before.recent, (0, touched)))
         keys, names = self.setup.target(kind)
         body = body_of(self.setup, kind)
         if kind == "w":
@@ -153,9 +164,9 @@ class World:
             return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
         return truth, ("invalidate", ELSEWHERE, keys, names, body)
 
-    def _acknowledged(self, truth: Truth, reply: object) -> Truth:
+    def _acknowledged(self, truth: Truth, reply: object) -> int:
         token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
-        return truth._replace(tokens=(*truth.tokens, token))
+        return self.truths.number(truth._replace(tokens=(*truth.tokens, token)))
 
     def _writers(self, state: State) -> Iterator[Step]:
         if not state.left[_INVS]:
@@ -196,10 +207,12 @@ class World:
 
     def _other_loader(self, state: State) -> Iterator[Step]:
         if state.elsewhere is None:
-            for k, key in enumerate(self.setup.keys):
+            for k in self.setup.loads:
+                key = self.setup.keys[k]
                 after, reply = self._ask(state, ("lease", key, ELSEWHERE, OTHER, 10_000, False))
                 if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
-                    load = (k, reply.epoch, reply.seq, state.truth.now[k])  # type: ignore[attr-defined]
+                    source = self.truths.things[state.truth].now[k]
+                    load = (k, reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
                     yield ("lease and load elsewhere", k), after._replace(elsewhere=load)
         else:
             k, epoch, seq, value = state.elsewhere
@@ -222,127 +235,125 @@ class World:
     # -- the node -------------------------------------------------------------------------------------------------
 
     def _arrivals(self, state: State) -> Iterator[Step]:
-        truth = state.truth
-        recent = tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D)
-        truth = truth._replace(recent=recent)
-        due = truth.due()  # a token says nothing any more once every read must show as much
-        tokens = tuple(t for t in truth.tokens if any(seen > d for seen, d in zip(t.seen, due, strict=True)))
-        aged = state._replace(truth=truth._replace(tokens=tokens))
-        yield ("tick",), self._with_node(aged, self.nodes.older(state.node))
+        core, flight, write, tending = self.nodes.aged(state.core, state.flight, state.write, state.tending)
+        aged = state._replace(truth=self._aged(state.truth), flight=flight, write=write, tending=tending)
+        yield ("tick",), self._with_core(aged, core)
         for message in state.bag:
             epoch, seq = self._places[message]
-            node = self.nodes.heard(state.node, self.messages.things[message])
+            core = self.nodes.heard(state.core, self.messages.things[message])
             rest = state.bag if self.setup.repeats else tuple(m for m in state.bag if m != message)
-            label = ("event", f"{int(epoch, 16)}:{seq}")
-            yield label, self._with_node(state._replace(bag=rest), node)
-        for key, held in enumerate(self.nodes.states.things[state.node].held):
+            yield ("event", f"{int(epoch, 16)}:{seq}"), self._with_core(state._replace(bag=rest), core)
+        for key, held in enumerate(self.nodes.cores.things[state.core].held):
             if held is not None and held.place:
-                yield ("look", key), self._with_node(state, self.nodes.looked(state.node, key))
+                yield ("look", key), self._with_core(state, self.nodes.looked(state.core, key))
+
+    def _aged(self, number: int) -> int:
+        truth = self.truths.things[number]
+        if not truth.recent:
+            return number
+        truth = truth._replace(recent=tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D))
+        due = truth.due()  # a token says nothing any more once every read must show as much
+        tokens = tuple(t for t in truth.tokens if any(seen > d for seen, d in zip(t.seen, due, strict=True)))
+        return self.truths.number(truth._replace(tokens=tokens))
 
     def _heartbeat(self, state: State) -> Iterator[Step]:
-        node = self.nodes.states.things[state.node]
-        if node.tending is not None:
-            yield ("answer", node.tending.what), self._answered(state)
-            return
-        if self.setup.late:
-            request = self.nodes.asks(state.node, "turn")
+        if state.tending:
+            yield ("answer", self.nodes.tendings.things[state.tending].what), self._answered(state)
+        elif self.setup.late:
+            request = self.nodes.asks(state.core, "turn")
             yield ("probe",), self._tending(state, part_of_turn(request), request)
         else:
             yield ("probe",), self.tend(state)
 
     def tend(self, state: State) -> State:
         """A whole turn of the heartbeat of which every question is answered at once."""
-        request = self.nodes.asks(state.node, "turn")
+        request = self.nodes.asks(state.core, "turn")
         state = self._tending(state, part_of_turn(request), request)
-        while self.nodes.states.things[state.node].tending is not None:
+        while state.tending:
             state = self._answered(state)
         return state
 
     def _tending(self, state: State, what: str, request: Request) -> State:
-        began = self.nodes.began(state.node)
+        began = self.nodes.began(state.core)._replace(vouched=None)
         after, reply = self._ask(state, request)
-        node = self.nodes.put(state.node, tending=Tending(what, began, reply))
-        return after._replace(node=node, probed_here=True if what != "log" else state.probed_here)
+        tending = self.nodes.tendings.number(Tending(what, began, reply))
+        return after._replace(tending=tending, probed_here=True if what != "log" else state.probed_here)
 
     def _answered(self, state: State) -> State:
-        node = self.nodes.states.things[state.node]
-        known = state.checked or (node.tending.what != "log" and state.probed_here)
-        then, what, request = self.nodes.tended(state.node)
-        after = self._with_node(state._replace(checked=known, probed_here=True), then)
+        part = self.nodes.tendings.things[state.tending]
+        known = state.checked or (part.what != "log" and state.probed_here)
+        core, what, request = self.nodes.tended(state.core, state.tending)
+        after = self._with_core(state._replace(tending=0, checked=known, probed_here=True), core)
         return after if request is None else self._tending(after, what, request)
 
     def _flights(self, state: State) -> Iterator[Step]:
-        served = self.nodes.serves(state.node, None)
-        behind = any(self.nodes.serves(state.node, token.place) != served for token in state.truth.tokens)
-        for k in range(len(self.setup.keys)):
+        served = self.nodes.serves(state.core, None)
+        tokens = self.truths.things[state.truth].tokens
+        behind = any(self.nodes.serves(state.core, token.place) != served for token in tokens)
+        for k in self.setup.loads:
             if served[k] is None or behind:
-                yield from self._flight(state, k, self.nodes.began(state.node))
+                yield from self._flight(state, k, self.nodes.began(state.core))
 
     def _flight(self, state: State, k: int, began: Began) -> Iterator[Step]:
-        request = self.nodes.asks(state.node, "read", k, None, checked=state.checked)
+        source = self.truths.things[state.truth].now[k]
+        request = self.nodes.asks(state.core, "read", k, None, checked=state.checked)
         after, reply = self._ask(state, request)
         if reply is None or (request[0] == "read" and reply.records[0] is None):  # type: ignore[attr-defined]
             if after is not state:
                 yield (str(request[0]), k, "in vain"), after
         else:
             yield (str(request[0]), k), self._flies(after, Flight("one", k, began, (request[0], reply)))
-        after, reply = self._ask(state, self.nodes.asks(state.node, "lease", k, checked=state.checked))
+        began = began._replace(vouched=None)
+        after, reply = self._ask(state, self.nodes.asks(state.core, "lease", k, checked=state.checked))
         if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
-            load = (reply.epoch, reply.seq, state.truth.now[k])  # type: ignore[attr-defined]
+            load = (reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
             yield ("lease and load", k), self._flies(after, Flight("load", k, began, load))
-        elif reply.outcome is Leased.HIT:  # type: ignore[attr-defined]
+        elif reply.outcome is Leased.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
             yield ("lease hits", k), self._flies(after, Flight("hit", k, began, reply))
         if state.left[_OUTAGES]:
-            alone = self._flies(state, Flight("alone", k, began, state.truth.now[k]))
+            alone = self._flies(state, Flight("alone", k, began, source))
             yield ("load alone", k), alone._replace(left=self._spent(state, _OUTAGES))
 
     def _flies(self, state: State, flight: Flight) -> State:
-        return state._replace(node=self.nodes.put(state.node, flight=flight))
+        return self._with_core(state, state.core, self.nodes.flights.number(flight))
 
-    def _flight_goes_on(self, state: State, flight: Flight) -> Iterator[Step]:
+    def _flight_goes_on(self, state: State) -> Iterator[Step]:
+        flight = self.nodes.flights.things[state.flight]
         if flight.what == "load":
-            after, reply = self._ask(state, self.nodes.asks(state.node, "fill"))
+            after, reply = self._ask(state, self.nodes.asks(state.core, "fill", state.flight))
             accepted = "accepted" if reply.stored else "refused"  # type: ignore[attr-defined]
             filled = flight._replace(what="fill", data=(*flight.data, reply))  # type: ignore[misc]
             yield ("fill", flight.key, accepted), self._flies(after, filled)
-            if state.left[_OUTAGES]:
-                yield ("fill lost", flight.key), self._lost(state)
-        elif flight.what == "fill" and state.left[_OUTAGES]:
-            yield ("reply lost", flight.key), self._lost(state)
-        if flight.what != "load":
+        else:
             yield ("land", flight.key), self._landed(state)
-
-    def _lost(self, state: State) -> State:
-        flight = self.nodes.states.things[state.node].flight
-        unanswered = flight._replace(what="fill", data=(*flight.data[:3], LOST))
-        state = self._flies(state._replace(left=self._spent(state, _OUTAGES)), unanswered)
-        return self._landed(state)
+        if flight.what in ("load", "fill") and state.left[_OUTAGES]:
+            lost = flight._replace(what="fill", data=(*flight.data[:3], LOST))  # type: ignore[index]
+            after = self._flies(state._replace(left=self._spent(state, _OUTAGES)), lost)
+            label = "fill lost" if flight.what == "load" else "reply lost"
+            yield (label, flight.key), self._landed(after) if after.flight else after
 
     def _landed(self, state: State) -> State:
-        node, _, request = self.nodes.landed(state.node)
+        core, _, request = self.nodes.landed(state.core, state.flight)
         if request is not None:
+            flight = state.flight
             state, reply = self._ask(state, request)
-            node, _, _ = self.nodes.landed(state.node, reply)
-        return self._ended(self._with_node(state, node), OWN)
+            core, _, _ = self.nodes.landed(state.core, flight, reply)
+        return self._with_core(state, core, flight=0)
 
     def _own_writes(self, state: State) -> Iterator[Step]:
-        node = self.nodes.states.things[state.node]
-        if node.write is not None:
-            own = tuple(map(max, state.truth.own, _touching(node.write, state.truth.own)))
-            then = self.nodes.wrote(state.node)
-            yield ("own reply", node.write.kind), self._with_node(state, then)._replace(
-                truth=state.truth._replace(own=own)
-            )
+        before = self.truths.things[state.truth]
+        if state.write:
+            write = self.nodes.writes.things[state.write]
+            shown = write.version if write.kind == "s" else (write.version[0], 0)
+            own = tuple(map(max, before.own, shown))
+            after = self._with_core(state, self.nodes.wrote(state.core, state.write), write=0)
+            yield ("own reply", write.kind), after._replace(truth=self.truths.number(before._replace(own=own)))
         elif state.left[_OWN]:
-            began = self.nodes.began(state.node)
+            began = self.nodes.began(state.core)._replace(vouched=None)
             for kind in self.setup.own_kinds:
                 truth, _ = self._changed(state, kind)
-                request = self.nodes.asks(state.node, "write", kind, truth.now[0])
+                request = self.nodes.asks(state.core, "write", kind, truth.now[0])
                 after, reply = self._ask(state._replace(left=self._spent(state, _OWN)), request)
-                node_then = self.nodes.put(after.node, write=Write(kind, began, truth.now, reply))
-                yield ("own", kind), after._replace(truth=self._acknowledged(truth, reply), node=node_then)
-
-
-def _touching(write: Write, own: tuple[int, ...]) -> tuple[int, ...]:
-    """What a write of the node's own lets its callers expect."""
-    return write.version if write.kind == "s" else (write.version[0], own[1])
+                write = self.nodes.writes.number(Write(kind, began, truth.now, reply))
+                after = self._with_core(after, after.core, write=write)
+                yield ("own", kind), after._replace(truth=self._acknowledged(truth, reply))

@@ -44,12 +44,12 @@ class Board:
     """Collects ticks."""
 
     def __init__(self, nodes: int) -> None:
-        first = Tick(node=0, at_s=0.0)
-        self._ticks = [deque([first], maxlen=1 + round(WINDOW_S / TICK_S)) for _ in range(nodes)]
+        length = 1 + round(WINDOW_S / TICK_S)
+        self._ticks = [deque([Tick(node=node, at_s=0.0)], maxlen=length) for node in range(1, nodes + 1)]
 
     def add(self, tick: Tick) -> None:
         """Take in a node's latest figures."""
-        ticks = self._ticks[tick.node]
+        ticks = self._ticks[tick.node - 1]
         if ticks[0].at_s == 0.0:
             ticks.clear()
         ticks.append(tick)
@@ -77,7 +77,7 @@ class Board:
     def rows(self, state: Callable[[int], str]) -> list[Row]:
         """One for each node, with a word on how it fares."""
         head = self.head
-        return [_row(ticks[0], ticks[-1], head, state(node)) for node, ticks in enumerate(self._ticks)]
+        return [_row(ticks[0], ticks[-1], head, state(node)) for node, ticks in enumerate(self._ticks, 1)]
 
 
 def _row(then: Tick, now: Tick, head: int, state: str) -> Row:

@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+FILE: Final = "catalogue.db"
 BUSY_S: Final = 5.0
 _CREATE: Final = """
-CREATE TABLE item (word INTEGER PRIMARY KEY, version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL)
+CREATE TABLE item (
+    word INTEGER PRIMARY KEY, version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL
+)
 """
 
 Item = dict[str, Any]

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Write, records
+from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Write, records, spool_path
 from cachebus.cli.lab.incident import Incident
 from cachebus.cli.lab.lag import Lags, Outage, lags
 from cachebus.cli.lab.messages import Tick
-from cachebus.cli.lab.node import spool_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,11 @@ class Figures:
     lags: Lags
 
 
-async def figures_of(directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None) -> Figures:
+async def figures_of(
+    directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None
+) -> Figures:
     """Read what the nodes wrote down, and check every read."""
-    nodes = range(len(ticks))
+    nodes = [tick.node for tick in ticks]
     writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}
     applied = {node: [Applied(*r) for r in _all(directory, node, "applied")] for node in nodes}
     total = Check((write for made in writes.values() for write in made), bound_s)
@@ -74,7 +76,7 @@ async def figures_of(directory: Path, ticks: Sequence[Tick], took_s: float, boun
     )
 
 
-def _all(directory: Path, node: int, kind: str) -> list[tuple[int | float, ...]]:
+def _all(directory: Path, node: int, kind: str) -> list[tuple[Any, ...]]:
     struct = WRITE if kind == "writes" else APPLIED
     return [record for batch in records(spool_path(directory, node, kind), struct) for record in batch]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 FLUSH_BYTES: Final = 1 << 16
 BATCH: Final = 4_096
@@ -48,6 +48,11 @@ WRITE: Final = Struct("<IIddQQ")
 APPLIED: Final = Struct("<QQd")
 
 
+def spool_path(directory: Path, node: int, kind: str) -> Path:
+    """Where a node writes down what it sees; `kind`: reads, writes or applied."""
+    return directory / f"{kind}-{node}"
+
+
 class Spool:
     """A growing file of records of one kind; a context manager."""
 
@@ -75,7 +80,7 @@ class Spool:
         self._waiting.clear()
 
 
-def records(path: Path, kind: Struct) -> Iterator[list[tuple[int | float, ...]]]:
+def records(path: Path, kind: Struct) -> Iterator[list[tuple[Any, ...]]]:
     """What a spool holds, some thousand records at a time. A last record that a kill cut off is left out."""
     with path.open("rb") as file:
         while data := file.read(kind.size * BATCH):
@@ -101,11 +106,11 @@ class Check:
             newest = list(accumulate((write.version for write in group), max))
             self._replaced[word] = [write.returned_s for write in group], newest
 
-    def add(self, reads: Iterable[tuple[int | float, ...]]) -> None:
+    def add(self, reads: Iterable[tuple[Any, ...]]) -> None:
         """Check some reads."""
         for word, version, started_s in reads:
             self.reads += 1
-            known = self._replaced.get(word)  # type: ignore[call-overload]
+            known = self._replaced.get(word)
             if known is not None:
                 self._hold_against(*known, version, started_s)
 

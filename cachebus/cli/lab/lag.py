@@ -17,6 +17,10 @@ class Outage:
     from_s: float
     until_s: float
 
+    def parts(self, maker: int, hearer: int, called_s: float, applied_s: float) -> bool:
+        """Whether it lay between a node that invalidated and one that was to hear of it."""
+        return self.node in (maker, hearer) and called_s <= self.until_s and self.from_s <= applied_s
+
 
 @dataclass(frozen=True, slots=True)
 class Lags:
@@ -27,7 +31,9 @@ class Lags:
     p99_s: float
     max_s: float
     outage_max_s: float
-    """The longest on the node that was cut off, which the others leave out: it cannot hear anything meanwhile."""
+    """The longest from or to the node that was cut off. The other figures leave these pairs out."""
+    unheard: int
+    """Pairs left open by the end of the run."""
 
 
 def lags(
@@ -36,22 +42,19 @@ def lags(
     """Measure every invalidation on every other node; `writes` and `applied` are by node."""
     found: list[float] = []
     during: list[float] = [0.0]
+    unheard = 0
     for node, known in applied.items():
         history = _by_epoch(known)
         for maker, made in writes.items():
             for write in made if maker != node else ():
                 at_s = _applied_at(history, write)
                 if at_s is None:
+                    unheard += 1
                     continue
-                hit = (
-                    outage is not None
-                    and outage.node == node
-                    and outage.from_s <= at_s
-                    and (write.called_s <= outage.until_s)
-                )
-                (during if hit else found).append(at_s - write.called_s)
+                apart = outage is not None and outage.parts(maker, node, write.called_s, at_s)
+                (during if apart else found).append(at_s - write.called_s)
     found.sort()
-    return Lags(len(found), quantile(found, 0.5), quantile(found, 0.99), quantile(found, 1.0), max(during))
+    return Lags(len(found), quantile(found, 0.5), quantile(found, 0.99), quantile(found, 1.0), max(during), unheard)
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 TICK_S: Final = 0.25
-"""A node tells how it stands at every multiple of this on the machine's clock, so that all nodes' figures are of one moment."""
+"""A node tells how it stands at every multiple of this on the machine's clock: all nodes' figures are of one moment."""
 STOP: Final = b"stop\n"
 GO: Final = b"go\n"
 
@@ -16,6 +16,7 @@ class Job(msgspec.Struct, frozen=True):
     """All that a node process needs to know. Holds credentials: never for an argument list or a log."""
 
     node: int
+    """From 1 on."""
     nodes: int
     directory: str
     """Where the catalogue is, and where the node writes down what it sees."""

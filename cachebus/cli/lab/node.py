@@ -14,21 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from cachebus.cli.lab import generator, trace
-from cachebus.cli.lab.catalogue import Catalogue, Source
-from cachebus.cli.lab.history import APPLIED, READ, WRITE, Spool
+from cachebus.cli.lab.catalogue import FILE, Catalogue, Source
+from cachebus.cli.lab.history import APPLIED, READ, WRITE, Spool, spool_path
 from cachebus.cli.lab.messages import TICK_S, Done, Failed, Job, Message, Ready, decode_job, encode
 from cachebus.cli.lab.subjects import opened
 from cachebus.cli.lab.traffic import Traffic
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError
 
-CATALOGUE: Final = "catalogue.db"
 LINE_MAX: Final = 1 << 20
-
-
-def spool_path(directory: Path, node: int, kind: str) -> Path:
-    """Where a node writes down what it sees; `kind`: reads, writes or applied."""
-    return directory / f"{kind}-{node}"
 
 
 def main() -> int:
@@ -55,7 +49,7 @@ async def _serve(job: Job, orders: asyncio.StreamReader) -> None:
             for kind, struct in (("reads", READ), ("writes", WRITE), ("applied", APPLIED))
         )
         # Each of its own thread: the readers' on the event loop, the writer's beside it.
-        read_from, write_to = (stack.enter_context(Catalogue(directory / CATALOGUE)) for _ in range(2))
+        read_from, write_to = (stack.enter_context(Catalogue(directory / FILE)) for _ in range(2))
         source = Source(read_from, job.source_latency_s)
         async with opened(job, source, applied, monotonic) as subject:
             _say(Ready(job.node))
@@ -110,7 +104,7 @@ def _say(message: Message) -> None:
 def _accesses(job: Job) -> Iterator[int]:
     if job.trace is None:
         return generator.accesses(job.seed, job.node)
-    return trace.share(trace.chunks(Path(job.trace)), job.node, job.nodes)
+    return trace.share(trace.chunks(Path(job.trace)), job.node - 1, job.nodes)
 
 
 if __name__ == "__main__":

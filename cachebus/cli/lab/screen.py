@@ -22,7 +22,9 @@ class Screen(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def say(self, text: str) -> None:
         """Tell a line that stays."""
@@ -50,7 +52,7 @@ class LiveScreen:
 
     def say(self, text: str) -> None:
         """Tell a line, above the table."""
-        self._console.print(Text("  " + text), highlight=False)
+        self._console.print(Text(text), soft_wrap=True)
 
     def show(self, view: View) -> None:
         """Draw the table anew."""
@@ -104,14 +106,18 @@ def screen_on(console: Console) -> Screen:
 
 def _drawn(view: View) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    columns = ["node", "requests/s", "L1", "L2", "loads/s"]
+    columns = ["node", "req/s", "L1", "L2", "loads/s"]
     columns += ["applied", "behind", "lease", ""] if view.coherent else []
     for name in columns:
         table.add_column(name, justify="left" if name in ("", "node") else "right", header_style="dim", no_wrap=True)
     for row in view.rows:
         table.add_row(*_cells(row, coherent=view.coherent))
     bar = Table.grid(padding=(0, 1))
-    bar.add_row(ProgressBar(total=1.0, completed=view.progress, width=BAR_COLUMNS), f"{view.progress:4.0%}", f"{view.elapsed_s:.0f} s")
+    bar.add_row(
+        ProgressBar(total=1.0, completed=view.progress, width=BAR_COLUMNS),
+        f"{view.progress:4.0%}",
+        f"{view.elapsed_s:.0f} s",
+    )
     return Group(Text(view.title, style="bold"), table, bar)
 
 
@@ -133,7 +139,7 @@ BEHIND_NOTED: Final = 20
 
 
 def _line(row: Row, *, coherent: bool) -> str:
-    text = f"node {row.node}: {row.requests:6,.0f} requests/s  L1 {row.l1_share:4.0%}"
+    text = f"node {row.node}: {row.requests:6,.0f} req/s  L1 {row.l1_share:4.0%}"
     if coherent:
         lease = f"{row.lease_left_s:.1f} s" if row.lease_left_s > 0 else "lapsed"
         text += f"  L2 {row.l2_share:4.0%}  loads {row.loads:4,.0f}/s  applied {row.applied:6,}"

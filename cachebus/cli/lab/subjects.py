@@ -75,7 +75,7 @@ class Coherent:
 
 
 class DictWithTtl:
-    """What a service has without cachebus: a dict of its own. A write drops the row from the writer's dict, and no other."""
+    """What a service has without cachebus: a dict of its own. A write drops the row from the writer's dict alone."""
 
     def __init__(self, source: Source, *, ttl_s: float, entries_max: int, clock: Clock) -> None:
         self._source = source

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import msgspec
 
 import cachebus
-from cachebus.cli.lab.messages import GO, STOP, Done, Job, Ready, Tick, decode_message, encode
+from cachebus.cli.lab.messages import GO, STOP, Done, Job, Message, Ready, Tick, decode_message, encode
 from cachebus.errors import ConfigError
 
 START_S: Final = 30.0
@@ -178,7 +178,7 @@ class Fleet:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, without settings meant for the user's own caches, and with the way to this package."""
+    """This process's environment with the way to this package, and without settings meant for the user's own caches."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     home = str(Path(cachebus.__file__).parents[1])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))

@@ -37,7 +37,7 @@ class Pace:
 
     async def turn(self) -> None:
         """Wait until the next access is due."""
-        while self._rate and self._early():
+        while self._rate and self._early():  # noqa: ASYNC110 -- it is time that is waited for
             await asyncio.sleep(PAUSE_S)
         self._passed += 1
         if not self._passed % BURST:

@@ -1,0 +1,170 @@
+"""A whole run: cachebus under load with an incident half way, then the same with coherence off; and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from cachebus.cli.lab import catalogue
+from cachebus.cli.lab.board import Board, View
+from cachebus.cli.lab.figures import Figures, figures_of
+from cachebus.cli.lab.incident import Do, Incident
+from cachebus.cli.lab.messages import TICK_S, Job, Tick
+from cachebus.cli.lab.plan import SOURCE_LATENCY_S, Load, Plan
+from cachebus.cli.lab.proxy import HOST, Proxy, dialer
+from cachebus.cli.lab.screen import Screen
+from cachebus.cli.lab.server import Server, served
+from cachebus.cli.lab.supervisor import Fleet
+from cachebus.clock import monotonic
+
+VICTIM: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run."""
+
+    plan: Plan
+    coherent: Figures
+    incident: Incident | None
+    off: Figures | None
+    """The same with coherence off."""
+
+    def broken(self) -> list[str]:
+        """The promises that did not hold, a line each."""
+        found = []
+        if self.coherent.stale_beyond:
+            found.append(
+                f"{self.coherent.stale_beyond:,} reads gave what an invalidation had replaced "
+                f"more than {self.plan.bound_s:g} s before (the stalest {self.coherent.oldest_s:.2f} s)"
+            )
+        if self.coherent.own_missed:
+            found.append(f"{self.coherent.own_missed:,} reads missed a write that their own node had made")
+        if self.coherent.failed:
+            found.append(f"{self.coherent.failed:,} reads failed")
+        incident = self.incident
+        if incident is not None and incident.restored_s is not None:
+            if incident.lapsed_s is None:
+                found.append(f"node {incident.node} kept its lease while it was cut off")
+            elif incident.recovered_s is None:
+                found.append(f"node {incident.node} did not recover")
+        return found
+
+
+async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
+    """Do it all; leaves nothing behind. `ConfigError`, `L2Unavailable` at the start, `NodeCrashed` later."""
+    with TemporaryDirectory(prefix="cachebus-demo-") as folder:
+        async with served(plan.redis_url, load.words) as server:
+            screen.say(f"server: {server.label}")
+            coherent = _Phase(plan, load, Path(folder, "coherent"), server)
+            figures = await coherent.run(screen)
+        off = None
+        if plan.compare:
+            off = await _Phase(plan, load, Path(folder, "off"), None).run(screen)
+        return Outcome(plan, figures, coherent.incident, off)
+
+
+class _Phase:
+    """One fleet under load, from its start to its figures."""
+
+    def __init__(self, plan: Plan, load: Load, directory: Path, server: Server | None) -> None:
+        self._plan, self._load, self._directory, self._server = plan, load, directory, server
+        self._board = Board(plan.nodes)
+        self._began_s = 0.0
+        self.incident: Incident | None = None
+        if server is not None and plan.cut and Incident.fits(load.duration_s, plan.bound_s):
+            self.incident = Incident(min(VICTIM, plan.nodes), plan.bound_s)
+
+    async def run(self, screen: Screen) -> Figures:
+        """Run it; the nodes have ended when this returns or raises."""
+        self._directory.mkdir()
+        catalogue.create(self._directory / catalogue.FILE, self._load.words)
+        async with AsyncExitStack() as stack:
+            proxy = None
+            if self._server is not None and self.incident is not None:
+                proxy = await stack.enter_async_context(Proxy(dialer(self._server.address)))
+            jobs = [self._job(node, proxy) for node in range(1, self._plan.nodes + 1)]
+            fleet = await stack.enter_async_context(Fleet(jobs, self._listener(screen)))
+            self._began_s = monotonic()
+            fleet.go()
+            await self._last(fleet, proxy, screen)
+            ticks = await fleet.stop()
+            took_s = monotonic() - self._began_s
+            screen.rest()
+        return await figures_of(self._directory, ticks, took_s, self._plan.bound_s, self.incident)
+
+    async def _last(self, fleet: Fleet, proxy: Proxy | None, screen: Screen) -> None:
+        """Until the time is over, or the accesses."""
+        while True:
+            elapsed_s = monotonic() - self._began_s
+            progress = elapsed_s / self._load.duration_s
+            if self._load.accesses:
+                progress = max(progress, self._board.accesses / self._load.accesses)
+            screen.show(self._view(min(progress, 1.0), elapsed_s))
+            if elapsed_s >= self._load.duration_s or self._board.over:
+                return
+            if self.incident is not None and proxy is not None:
+                self._intervene(self.incident, proxy, progress, screen)
+            await fleet.watch(TICK_S)
+
+    def _intervene(self, incident: Incident, proxy: Proxy, progress: float, screen: Screen) -> None:
+        do = incident.due(progress, monotonic())
+        if do is Do.HOLD:
+            proxy.hold()
+            self._tell(
+                screen, f"node {incident.node}: now its connections hang: they stay open, and nothing comes through"
+            )
+        elif do is Do.RESTORE:
+            proxy.restore()
+            self._tell(screen, f"node {incident.node}: its network is back")
+
+    def _listener(self, screen: Screen) -> Callable[[Tick], None]:
+        def on_tick(tick: Tick) -> None:
+            self._board.add(tick)
+            line = self.incident.see(tick, self._board.head) if self.incident is not None else None
+            if line is not None:
+                self._tell(screen, line)
+
+        return on_tick
+
+    def _tell(self, screen: Screen, line: str) -> None:
+        screen.say(f"{monotonic() - self._began_s:5.1f} s  {line}")
+
+    def _view(self, progress: float, elapsed_s: float) -> View:
+        incident = self.incident
+
+        def state(node: int) -> str:
+            return incident.state() if incident is not None and incident.node == node else ""
+
+        return View(self._title(), self._server is not None, progress, elapsed_s, self._board.rows(state))
+
+    def _title(self) -> str:
+        if self._server is None:
+            return f"the same with coherence off: a dict with a TTL of {self._plan.ttl_s:g} s in each node"
+        plan = self._plan
+        return f"cachebus: {plan.nodes} nodes, {plan.write_ratio:.1%} writes, staleness bound {plan.bound_s:g} s"
+
+    def _job(self, node: int, proxy: Proxy | None) -> Job:
+        plan, server = self._plan, self._server
+        url = None if server is None else server.url
+        if server is not None and proxy is not None and self.incident is not None and node == self.incident.node:
+            url = server.url_by(HOST, proxy.port)
+        return Job(
+            node=node,
+            nodes=plan.nodes,
+            directory=str(self._directory),
+            url=url,
+            namespace="" if server is None else server.namespace,
+            bound_s=plan.bound_s,
+            l1_entries=plan.l1_entries,
+            ttl_s=plan.ttl_s,
+            rate=self._load.rate,
+            write_ratio=plan.write_ratio,
+            source_latency_s=SOURCE_LATENCY_S,
+            seed=plan.seed,
+            trace=None if plan.trace is None else str(plan.trace),
+        )

@@ -1,0 +1,94 @@
+"""The server of a run: one of our own, or the user's, which is left as it was found."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.lab.subjects import TENANT, TTL_S
+from cachebus.cli.lab.trace import name_of
+from cachebus.clock import monotonic
+from cachebus.errors import ConfigError, L2Unavailable
+from cachebus.keys import Keyspace
+from cachebus.l2.names import ShardNames
+from cachebus.resp import Address, Connection, parse_address
+
+TIMEOUT_S: Final = 2.0
+CONNECT_S: Final = 5.0
+PURGE_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a run's nodes store what they share."""
+
+    url: str = field(repr=False)
+    address: Address
+    namespace: str
+    label: str
+    """For people."""
+
+    def url_by(self, host: str, port: int) -> str:
+        """Its URL by way of a proxy, which speaks TLS to it where that is needed."""
+        login = ""
+        if self.address.username or self.address.password:
+            login = f"{quote(self.address.username or '', safe='')}:{quote(self.address.password or '', safe='')}@"
+        return f"redis://{login}{host}:{port}/{self.address.db}"
+
+
+@asynccontextmanager
+async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]:
+    """A server that answers; `ConfigError` or `L2Unavailable`, in one line that names it and never a password.
+
+    Of the user's, all keys under the run's own namespace are removed in the end; `words`: what may have been stored.
+    """
+    namespace = f"cachebus-demo-{secrets.token_hex(4)}"
+    if url is None:
+        # Started and stopped right here, in some milliseconds: a thread could be cancelled half way.
+        with EmbeddedServer() as embedded:
+            label = f"{embedded.binary.name} of its own, on port {embedded.port}"
+            yield Server(embedded.url, parse_address(embedded.url), namespace, label)
+        return
+    if url.startswith("memory:"):
+        raise ConfigError("memory:// is inside one process: several nodes need redis://, rediss:// or unix://")
+    address = parse_address(url)
+    await _asked(address)
+    try:
+        yield Server(url, address, namespace, f"{address}, under the namespace {namespace}")
+    finally:
+        await _purge(address, namespace, words)
+
+
+async def _asked(address: Address) -> None:
+    connection = await _connected(address)
+    try:
+        await connection.call("PING")
+    finally:
+        connection.close()
+
+
+async def _purge(address: Address, namespace: str, words: Iterable[int]) -> None:
+    names, keyspace = ShardNames(namespace, 0), Keyspace(1)
+    keys = [keyspace.key(*name_of(word), TENANT) for word in words]
+    doomed = [*names.own, *map(names.record, keys), *map(names.lease, keys)]
+    try:
+        connection = await _connected(address)
+        try:
+            for start in range(0, len(doomed), PURGE_BATCH):
+                await connection.call("UNLINK", *doomed[start : start + PURGE_BATCH])
+        finally:
+            connection.close()
+    except L2Unavailable as error:
+        raise L2Unavailable(
+            f"{error}: keys that begin with {{{namespace}:0}} are left there; "
+            f"the values among them expire within {TTL_S / 60:.0f} minutes"
+        ) from None
+
+
+async def _connected(address: Address) -> Connection:
+    return await Connection.open(address, timeout_s=TIMEOUT_S, connect_timeout_s=CONNECT_S, clock=monotonic)

@@ -1,0 +1,77 @@
+"""The command `cachebus`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, Final
+
+try:
+    import rich  # noqa: F401 -- part of the extra, looked for here so that one line can say what is missing
+    import typer
+except ImportError as missing:
+    sys.stderr.write(f"cachebus: the commands need {missing.name}: pip install 'cachebus[cli]'\n")
+    raise SystemExit(2) from None
+
+from loguru import logger
+
+from cachebus import __version__
+from cachebus.cli.demo import demo
+from cachebus.cli.replay import replay
+from cachebus.errors import CacheBusError
+
+UNUSABLE: Final = 2
+"""Exit status where a command could not start: a wrong argument, file or URL, or a server that is not there."""
+
+app = typer.Typer(
+    name="cachebus",
+    help="A coherent two-level cache for Python services: memory in each process, Redis behind it, no stale reads.",
+    no_args_is_help=True,
+    # A traceback with local variables would show values and credentials.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(replay)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"cachebus {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log on stderr.")] = False,
+) -> None:
+    logger.remove()
+    if verbose:
+        logger.add(sys.stderr, level="DEBUG", diagnose=False, backtrace=False)
+        logger.enable("cachebus")
+
+
+def run() -> None:
+    """Run the command line; the entry point."""
+    from cachebus.cli.performance import Interrupted
+
+    try:
+        app()
+    except CacheBusError as error:
+        _end(" ".join(str(error).split()), UNUSABLE)
+    except Interrupted as interrupted:
+        _end(str(interrupted), interrupted.status)
+    except KeyboardInterrupt:
+        _end("stopped", 128 + signal.SIGINT)
+
+
+def _end(line: str, status: int) -> None:
+    sys.stderr.write(f"cachebus: {line}\n")
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,116 @@
+"""Those who use a store in the contract suites: a node that knows where it stands, and what it puts into records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from cachebus import event as events
+from cachebus.keys import Key, Keyspace, tag_name
+from cachebus.ports import Caller, Change, Leased, LeaseReply, ProbeReply, Store
+from cachebus.record import Record
+from tests.contract.rig import SHARDS
+
+TENANT = "umbrella"
+"""One whose shard, of the two there are, is 0."""
+NOBODY = Caller("", 0, b"")
+"""A producer: no node."""
+LONG_MS = 60_000
+SHORT_MS = 20
+
+space = Keyspace(SHARDS)
+
+
+def key(resource_id: str = "r", data_type: str = "doc", **contexts: str) -> Key:
+    """A key in shard 0."""
+    made = space.key(data_type, resource_id, TENANT, **contexts)
+    assert made.shard == 0
+    return made
+
+
+def scope(data_type: str | None = None, **contexts: str) -> str:
+    """The name of a scope in shard 0."""
+    return space.scope(TENANT, data_type, **contexts)[1]
+
+
+def tag(name: str) -> str:
+    """The name of a tag's mark."""
+    return tag_name(TENANT, name)
+
+
+def body(keys: Sequence[Key] = (), names: Sequence[str] = (), origin: str = "") -> bytes:
+    """An event's body."""
+    return events.encode_body([k.l1 for k in keys], names, origin)
+
+
+class Person:
+    """A node with a store of its own."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.caller = Caller(name, 0, b"")
+        self.now_ms = 0
+
+    async def attach(self) -> Self:
+        """Learn where the shard is, as a node that starts does."""
+        await self.probe()
+        return self
+
+    async def probe(self) -> ProbeReply:
+        """Ask where the shard is, with its marks, and stand there from now on."""
+        reply = await self.store.probe(0, self.caller, marks=True)
+        self.caller = Caller(self.caller.node, reply.seq, reply.epoch)
+        self.now_ms = reply.server_us // 1000
+        return reply
+
+    def record(
+        self, payload: bytes, lease: LeaseReply | None = None, *, lives_ms: int | None = None, tags: Sequence[str] = ()
+    ) -> Record:
+        """A record, under a lease or of where this node stands; `lives_ms` from its latest probe, None for ever."""
+        return Record(
+            0, 0, payload, created_ms=self.now_ms, expires_ms=0 if lives_ms is None else self.now_ms + lives_ms,
+            tags=tags, epoch=lease.epoch if lease else self.caller.epoch, seq=lease.seq if lease else self.caller.applied,
+        )  # fmt: skip
+
+    async def lease(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
+        """Ask to fill a key."""
+        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh)
+
+    async def granted(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
+        """The lease on a key, which must be free."""
+        reply = await self.lease(what, token, px_ms, refresh=refresh)
+        assert reply.outcome is Leased.GRANTED
+        return reply
+
+    async def fill(
+        self, what: Key, record: Record, token: str = "t", *, px_ms: int = 0, over: bytes = b""
+    ) -> Change:
+        """Offer a record."""
+        return await self.store.fill(what, self.caller, token, record, px_ms, over)
+
+    async def loaded(
+        self, what: Key, payload: bytes = b"v", *, lives_ms: int | None = None, tags: Sequence[str] = ()
+    ) -> Record:
+        """Lease and fill a key."""
+        lease = await self.granted(what, f"load of {what.l2}", refresh=True)
+        record = self.record(payload, lease, lives_ms=lives_ms, tags=tags)
+        assert (await self.fill(what, record, f"load of {what.l2}")).stored
+        return record
+
+    async def write(
+        self, what: Key, payload: bytes = b"w", *, others: Sequence[Key] = (), names: Sequence[str] = (),
+        if_absent: bool = False, px_ms: int = 0, lives_ms: int | None = None, tags: Sequence[str] = (),
+    ) -> Change:  # fmt: skip
+        """Store a value."""
+        return await self.store.write(
+            what, self.caller, self.record(payload, lives_ms=lives_ms, tags=tags), px_ms,
+            body([what, *others], names, self.caller.node), others=others, names=names, if_absent=if_absent,
+        )  # fmt: skip
+
+    async def invalidate(self, *keys: Key, names: Sequence[str] = ()) -> Change:
+        """Replace keys, scopes and tags."""
+        return await self.store.invalidate(0, self.caller, keys, names, body(keys, names, self.caller.node))
+
+    async def read(self, *keys: Key) -> list[bytes | None]:
+        """What the store itself believes."""
+        return (await self.store.read(0, self.caller, keys)).records

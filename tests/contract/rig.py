@@ -1,0 +1,205 @@
+"""What the contract suites need of a store beside its protocol: to damage it, to look inside, to hear what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+
+from cachebus.clock import monotonic
+from cachebus.keys import Key
+from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
+from cachebus.l2.names import ShardNames
+from cachebus.l2.redis import RedisStore
+from cachebus.ports import Store
+from cachebus.resp import Address, Connection, Subscriber, parse_address
+
+PATIENCE_S = 10.0
+POLL_S = 0.004
+NAMESPACE = "contract"
+SHARDS = 2
+"""The suites play in shard 0; the second is there to be left alone."""
+
+
+async def until(met: Callable[[], Awaitable[object]]) -> object:
+    """What `met` gives once it is true; a test that waits for time to pass waits here, and no longer than it takes."""
+    deadline_s = monotonic() + PATIENCE_S
+    while True:
+        found = await met()
+        if found:
+            return found
+        assert monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(POLL_S)
+
+
+class StoreRig(ABC):
+    """A store's data, and as many stores over it as there are nodes."""
+
+    def __init__(self, marks_max: int, log_max: int) -> None:
+        self.marks_max, self.log_max = marks_max, log_max
+        self.messages: list[bytes] = []
+        """What shard 0 has published, in order of arrival."""
+        self.stores: list[Store] = []
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Listen to the channel of shard 0."""
+
+    async def store(self) -> Store:
+        """One more node's store, connected."""
+        store = self._new()
+        self.stores.append(store)
+        await store.connect()
+        return store
+
+    async def end(self) -> None:
+        """Close whatever was opened."""
+        for store in self.stores:
+            await store.close()
+
+    async def heard(self, count: int) -> list[bytes]:
+        """The messages, once so many have arrived."""
+
+        async def enough() -> bool:
+            return len(self.messages) >= count
+
+        await until(enough)
+        return self.messages
+
+    @abstractmethod
+    def _new(self) -> Store: ...
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """All data is gone, as after FLUSHALL."""
+
+    @abstractmethod
+    async def lose_meta(self) -> None:
+        """The hash of shard 0 is gone, as by eviction; all else is there."""
+
+    @abstractmethod
+    async def lose_marks(self) -> None:
+        """The marks of shard 0 are gone, as by eviction; all else is there."""
+
+    @abstractmethod
+    async def another_server(self) -> None:
+        """The data is found on another server than it was written on, as after a failover."""
+
+    @abstractmethod
+    async def plant(self, key: Key, data: bytes) -> None:
+        """Put bytes where the key's record lies."""
+
+    @abstractmethod
+    async def plant_nonsense(self, key: Key) -> None:
+        """Put something that is no string of bytes, where the store can hold such a thing."""
+
+    @abstractmethod
+    async def leased(self, key: Key) -> bool:
+        """Whether there is a lease on the key."""
+
+    @abstractmethod
+    async def lines(self) -> dict[str, int]:
+        """The lines of shard 0's nodes, with what each has applied."""
+
+
+class MemoryRig(StoreRig):
+    """The twin."""
+
+    async def begin(self) -> None:
+        self.shards = [MemoryShard(monotonic, marks_max=self.marks_max, log_max=self.log_max) for _ in range(SHARDS)]
+        self.shard = self.shards[0]
+        self.shard.publish = self.messages.append
+
+    def _new(self) -> Store:
+        return MemoryStore(MemoryShards(self.shards))
+
+    async def flush(self) -> None:
+        for shard in self.shards:
+            shard.wipe()
+
+    async def lose_meta(self) -> None:
+        shard = self.shard
+        shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked = "", b"", 0, 0, 0
+
+    async def lose_marks(self) -> None:
+        self.shard.marks = {}
+
+    async def another_server(self) -> None:
+        self.shard.server += "'"
+
+    async def plant(self, key: Key, data: bytes) -> None:
+        self.shard.records[key.l2] = (data, float("inf"))
+
+    async def plant_nonsense(self, key: Key) -> None:
+        await self.plant(key, b"\x00")
+
+    async def leased(self, key: Key) -> bool:
+        return key.l2 in self.shard.leases and self.shard.leases[key.l2][2] > monotonic()
+
+    async def lines(self) -> dict[str, int]:
+        return {node: applied for node, (applied, _) in self.shard.nodes.items()}
+
+
+class RedisRig(StoreRig):
+    """A real server."""
+
+    names = ShardNames(NAMESPACE, 0)
+
+    def __init__(self, url: str, marks_max: int, log_max: int) -> None:
+        super().__init__(marks_max, log_max)
+        self.address: Address = parse_address(url)
+        self.redis: Connection
+        """For commands of the test's own."""
+
+    async def begin(self) -> None:
+        self.redis = await Connection.open(
+            self.address, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
+        )
+        self._ears = await Subscriber.open(
+            self.address, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic,
+            on_push=lambda _, message: self.messages.append(message),
+        )  # fmt: skip
+        await self._ears.subscribe(self.names.channel)
+
+    def _new(self) -> Store:
+        return self.of_facts(SHARDS, "redis")
+
+    def of_facts(self, shards: int, bus: str) -> RedisStore:
+        """A store of a node with this set-up, not connected."""
+        return RedisStore(
+            self.address, namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
+            connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
+        )  # fmt: skip
+
+    async def end(self) -> None:
+        await super().end()
+        self.redis.close()
+        self._ears.close()
+
+    async def flush(self) -> None:
+        await self.redis.call("FLUSHALL")
+
+    async def lose_meta(self) -> None:
+        await self.redis.call("DEL", self.names.own[0])
+
+    async def lose_marks(self) -> None:
+        await self.redis.call("DEL", self.names.own[1])
+
+    async def another_server(self) -> None:
+        await self.redis.call("HSET", self.names.own[0], "server", "another")
+
+    async def plant(self, key: Key, data: bytes) -> None:
+        await self.redis.call("SET", self.names.record(key), data)
+
+    async def plant_nonsense(self, key: Key) -> None:
+        await self.redis.call("DEL", self.names.record(key))
+        await self.redis.call("RPUSH", self.names.record(key), "a list")
+
+    async def leased(self, key: Key) -> bool:
+        return bool(await self.redis.call("EXISTS", self.names.lease(key)))
+
+    async def lines(self) -> dict[str, int]:
+        flat = await self.redis.call("HGETALL", self.names.own[3])
+        return {
+            node.decode(): int(line.partition(b":")[0]) for node, line in zip(flat[::2], flat[1::2], strict=True)
+        }
