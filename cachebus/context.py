@@ -5,28 +5,30 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
-from cachebus.errors import InvalidKey, TenantRequired
+from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Id = str | int
 IDS = ("tenant_id", "agent_id", "conversation_id", "collection_id")
-
-_current: ContextVar[Context | None] = ContextVar("cachebus_context", default=None)
+Wanted = tuple[tuple[str, bool], ...]
+Ids = tuple[Id | None, Id | None, Id | None, Id | None]
+_NO_IDS: Ids = (None, None, None, None)
 
 
 class Context:
     """The ids of a request; ambient inside `with Context(tenant_id="acme"):` (or `async with`).
 
-    Inside another context, ids that are not given are those of the surrounding one. `metrics` is a plain dict that
-    belongs to this context.
+    Inside another context of the same tenant, ids that are not given are those of the surrounding one, in what `as` and
+    `current()` give; this object stays as it was made, so it may be entered again, anywhere and in several tasks at
+    once. Ids of another tenant are never taken over. `metrics` is a plain dict that belongs to this context.
     """
 
-    __slots__ = ("_tokens", "agent_id", "collection_id", "conversation_id", "metrics", "tenant_id")
+    __slots__ = ("agent_id", "collection_id", "conversation_id", "metrics", "tenant_id")
 
     def __init__(
         self,
@@ -40,7 +42,6 @@ class Context:
         self.conversation_id = conversation_id
         self.collection_id = collection_id
         self.metrics: dict[str, Any] = {}
-        self._tokens: list[Token[Context | None]] = []
 
     def add_metric(self, name: str, value: Any) -> None:
         """Note a figure of this request."""
@@ -56,21 +57,30 @@ class Context:
             raise TenantRequired("this context has no tenant_id")
         return self.tenant_id
 
-    def __enter__(self) -> Self:
-        around = _current.get()
-        if around is not None:
-            for name in IDS:
-                if getattr(self, name) is None:
-                    setattr(self, name, getattr(around, name))
-        self._tokens.append(_current.set(self))
-        return self
+    @property
+    def ids(self) -> Ids:
+        """Tenant, agent, conversation and collection id, in this order."""
+        return self.tenant_id, self.agent_id, self.conversation_id, self.collection_id
+
+    def __enter__(self) -> Context:
+        outer = _frame.get()
+        ids = self.ids if outer is None else _inherited(self.ids, outer.context.ids)
+        context = self
+        if ids != self.ids:
+            context = Context(*ids)
+            context.metrics = self.metrics
+        _frame.set(_Frame(context, self, outer))
+        return context
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        frame = _frame.get()
+        # In another task than it was entered in (some test fixtures do so) there is nothing to take back.
+        if frame is not None and frame.entered is self:
+            _frame.set(frame.outer)
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Context:
         return self.__enter__()
 
     async def __aexit__(
@@ -83,9 +93,35 @@ class Context:
         return f"Context({', '.join(given)})"
 
 
+class _Frame(NamedTuple):
+    """A context that was entered. Not a `ContextVar` token: those are of use only in the task that made them."""
+
+    context: Context
+    entered: Context
+    outer: _Frame | None
+
+
+_frame: ContextVar[_Frame | None] = ContextVar("cachebus_context", default=None)
+
+
 def current() -> Context | None:
     """The surrounding context, if there is one."""
-    return _current.get()
+    frame = _frame.get()
+    return None if frame is None else frame.context
+
+
+def _inherited(given: Ids, around: Ids) -> Ids:
+    """The ids given, those that are missing from around, unless that is another tenant's."""
+    if _contradict(given[0], around[0]):
+        return given
+    tenant, agent, conversation, collection = (
+        ambient if own is None else own for own, ambient in zip(given, around, strict=True)
+    )
+    return tenant, agent, conversation, collection
+
+
+def _contradict(one: Id | None, other: Id | None) -> bool:
+    return one is not None and other is not None and str(one) != str(other)
 
 
 def with_context(
@@ -98,26 +134,25 @@ def with_context(
     """Run a function, sync or async, inside a `Context` made of its own arguments.
 
     Each id that is asked for is taken from the function's argument of that name (`tenant_id`, ...) if it is given, else
-    from the surrounding context; it is required: `TenantRequired` or `InvalidKey`. `validate_tenant`: a tenant argument
-    that contradicts the surrounding tenant raises `InvalidKey`. A parameter `ctx` gets the context if none was given.
+    from the surrounding context; it is required: `TenantRequired` or `InvalidKey`. The other ids are those of the
+    surrounding context, and where nothing differs from it the function runs in that one itself. A parameter `ctx` gets
+    the context if none was given; a `Context` given there counts as surrounding.
+    `validate_tenant`: a tenant argument that is neither str nor int or contradicts the surrounding one raises
+    `InvalidKey`; without it such an argument is a change of tenant. Generators raise `ConfigError`: they would run
+    outside.
     """
-    wanted = [name for name, asked in zip(IDS, (tenant, agent, conversation, collection), strict=True) if asked]
+    wanted = tuple(zip(IDS, (tenant, agent, conversation, collection), strict=True))
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        signature = inspect.signature(function)
-
-        def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Context, inspect.BoundArguments]:
-            bound = signature.bind_partial(*args, **kwargs)
-            context = _context(function, wanted, bound.arguments, validate_tenant)
-            if "ctx" in signature.parameters and bound.arguments.get("ctx") is None:
-                bound.arguments["ctx"] = context
-            return context, bound
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"with_context can't run {function.__qualname__}: a generator; enter a Context inside it")
+        shape = _Shape(function, wanted, validate_tenant)
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                context, bound = prepare(args, kwargs)
+                context, bound = shape.prepare(args, kwargs)
                 with context:
                     return await function(*bound.args, **bound.kwargs)
 
@@ -125,7 +160,7 @@ def with_context(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            context, bound = prepare(args, kwargs)
+            context, bound = shape.prepare(args, kwargs)
             with context:
                 return function(*bound.args, **bound.kwargs)
 
@@ -134,17 +169,48 @@ def with_context(
     return decorate
 
 
-def _context(function: Callable[..., Any], wanted: list[str], given: dict[str, Any], validate_tenant: bool) -> Context:
-    around = given.get("ctx") or _current.get()
-    ids: dict[str, Any] = {}
-    for name in IDS:
-        ambient = None if around is None else getattr(around, name)
-        argument = given.get(name) if name in wanted else None
-        contradicts = argument is not None and ambient is not None and str(argument) != str(ambient)
-        if name == "tenant_id" and validate_tenant and contradicts:
-            raise InvalidKey(f"tenant_id contradicts the surrounding context of {function.__qualname__}")
-        ids[name] = ambient if argument is None else argument
-        if name in wanted and ids[name] is None:
-            kind = TenantRequired if name == "tenant_id" else InvalidKey
-            raise kind(f"{function.__qualname__} needs {name}: give it as an argument, or call it inside a Context")
-    return Context(**ids)
+class _Shape:
+    """What a decorated function takes, looked at once."""
+
+    def __init__(self, function: Callable[..., Any], wanted: Wanted, validate: bool) -> None:
+        self._name = function.__qualname__
+        self._signature = inspect.signature(function)
+        self._wanted = wanted
+        self._validate = validate
+        parameters = self._signature.parameters.values()
+        self._takes_ctx = any(p.name == "ctx" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+        self._rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), "")
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Context, inspect.BoundArguments]:
+        """The context to run in, and the arguments to run with."""
+        bound = self._signature.bind_partial(*args, **kwargs)
+        arguments = {**bound.arguments.get(self._rest, {}), **bound.arguments}
+        given = arguments.get("ctx")
+        surrounding = [c for c in (given, current()) if isinstance(c, Context)]
+        around = _NO_IDS
+        for context in reversed(surrounding):
+            if self._validate and _contradict(context.tenant_id, around[0]):
+                raise InvalidKey(f"the ctx given to {self._name} contradicts the surrounding tenant")
+            around = _inherited(context.ids, around)
+        ids = self._ids(arguments, around)
+        # A surrounding one itself where it says the same: what is measured inside belongs to the request.
+        context = next((c for c in surrounding if c.ids == ids), None) or Context(*ids)
+        if self._takes_ctx and given is None:
+            bound.arguments["ctx"] = context
+        return context, bound
+
+    def _ids(self, arguments: dict[str, Any], around: Ids) -> Ids:
+        tenant, agent, conversation, collection = (
+            arguments.get(name) if asked else None for name, asked in self._wanted
+        )
+        if self._validate and tenant is not None:
+            if isinstance(tenant, bool) or not isinstance(tenant, str | int) or tenant == "":
+                raise InvalidKey(f"tenant_id of {self._name} must be a str that is not empty, or an int")
+            if _contradict(tenant, around[0]):
+                raise InvalidKey(f"tenant_id of {self._name} contradicts the surrounding context")
+        ids = _inherited((tenant, agent, conversation, collection), around)
+        for (name, asked), found in zip(self._wanted, ids, strict=True):
+            if asked and found is None:
+                kind = TenantRequired if name == "tenant_id" else InvalidKey
+                raise kind(f"{self._name} needs {name}: give it as an argument, or call it inside a Context")
+        return ids

@@ -50,7 +50,7 @@ def check_ttl(ttl: object) -> float:
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a number of seconds is needed, not a bool")  # noqa: TRY004 (pydantic tells ValueErrors)
+        raise ValueError("a number of seconds is needed, not a bool")
     return value
 
 

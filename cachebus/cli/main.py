@@ -18,6 +18,7 @@ from loguru import logger
 from cachebus import __version__
 from cachebus.cli.demo import demo
 from cachebus.cli.replay import replay
+from cachebus.cli.server import server
 from cachebus.errors import CacheBusError
 
 UNUSABLE: Final = 2
@@ -27,12 +28,15 @@ app = typer.Typer(
     name="cachebus",
     help="A coherent two-level cache for Python services: memory in each process, Redis behind it, no stale reads.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain: the texts wrap as they are written, and an error is one line
     # A traceback with local variables would show values and credentials.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(replay)
+app.command(short_help="See it work, with a server of its own.")(demo)
+app.command(short_help="The same on a recorded access trace.")(replay)
+app.command()(server)
 
 
 def _show_version(wanted: bool) -> None:

@@ -34,7 +34,7 @@ def replay(
     trace: Trace,
     nodes: Nodes = 4,
     duration: Duration = 15.0,
-    rate: Rate = 4_000.0,
+    rate: Rate = 2_000.0,
     write_ratio: WriteRatio = 0.01,
     l1_entries: L1Entries = 10_000,
     bound: Bound = 2.0,

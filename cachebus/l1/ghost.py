@@ -18,22 +18,19 @@ class Ghosts:
     A wrong answer, either way, costs at most a hit: a key starts in the wrong queue.
     """
 
-    __slots__ = ("_added", "_hashes", "_mask", "_shift", "_stamps")
+    __slots__ = ("_added", "_hashes", "_mask", "_shift", "_stamps", "slots")
 
     def __init__(self, slots: int = _FIRST_SLOTS) -> None:
-        """Make an empty set of at least `slots` slots."""
+        """Make an empty set of at least `slots` slots; the attribute `slots` tells how many, of 4 bytes each."""
         bits = max(1, (slots - 1).bit_length())
-        self._mask = (1 << bits) - 1
+        self.slots = 1 << bits
+        self._mask = self.slots - 1
         # A stamp's unit: so coarse that the whole table takes 4096 of them, and 16 bits wrap only long after expiry.
         self._shift = max(0, bits - _UNITS_BITS)
         self._hashes = array("H", bytes(2 << bits))
         self._stamps = array("H", bytes(2 << bits))
         # The empty slots' stamp is 0, so now is late.
         self._added = _LONG_AGO << self._shift
-
-    def __len__(self) -> int:
-        """Number of slots, used or not: memory is 4 bytes times this."""
-        return self._mask + 1
 
     def add(self, key_hash: int) -> None:
         """Remember a key's `hash()`."""
@@ -62,5 +59,5 @@ class Ghosts:
 
     def check(self) -> None:
         """Assert that the arrays and the mask fit together."""
-        assert len(self._hashes) == len(self._stamps) == self._mask + 1
-        assert len(self._hashes) & self._mask == 0
+        assert len(self._hashes) == len(self._stamps) == self.slots == self._mask + 1
+        assert self.slots & self._mask == 0

@@ -79,12 +79,13 @@ class L1:
         old = entries.get(key)
         if old is not None:
             return self._replace(old, entry)
-        if len(entries) >= self._max_entries or self.bytes + size > self._max_bytes:
+        held = len(entries)
+        if held >= self._max_entries or self.bytes + size > self._max_bytes:
             self._evict(self._max_entries - 1, self._max_bytes - size)
         if key in self._dead:
             # Coming back to its old place keeps a hot key hot through an invalidation.
             entry.freq = self._dead.pop(key)
-        elif self.evictions and self._ghosts.take(hash(key), len(entries) - len(entries) // SMALL_PART):
+        elif self.evictions and self._ghosts.take(hash(key), held - held // SMALL_PART):
             self._main.append(key)
         else:
             self._small.append(key)
@@ -167,7 +168,7 @@ class L1:
 
     def _evict(self, max_entries: int, max_bytes: int) -> None:
         entries, small, main = self.entries, self._small, self._main
-        if len(entries) > len(self._ghosts):
+        if len(entries) > self._ghosts.slots:
             # Made only when first needed, at the size that the bounds allow; later only if entries became smaller.
             self._ghosts = Ghosts(len(entries))
         reprieves = MAX_REPRIEVES

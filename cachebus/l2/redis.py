@@ -180,9 +180,15 @@ class RedisStore:
         names = self._names[key.shard]
         head = ["", "0", "", secrets.token_hex(8), *self._tail[key.shard]]
         keys = [*names.own, names.lease(key)]
-        script = self._scripts["hold"]
-        answer = self._live().call("EVALSHA", script.sha, str(len(keys)), *keys, *head, token, str(px_ms), key.l1)
-        answer.add_done_callback(_heard)
+        args = [str(len(keys)), *keys, *head, token, str(px_ms), key.l1]
+        connection, script = self._live(), self._scripts["hold"]
+
+        def known(answer: asyncio.Future[object]) -> None:
+            # No caller waits who could send the source, so a server that does not know the script gets it from here.
+            if not answer.cancelled() and str(answer.exception()).startswith("NOSCRIPT"):
+                connection.call("EVAL", script.source, *args).add_done_callback(_heard)
+
+        connection.call("EVALSHA", script.sha, *args).add_done_callback(known)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""

@@ -1,8 +1,9 @@
-"""One rig for each kind of store and bus: memory, and a server of every kind that must work."""
+"""One rig for each kind of store: memory, and a server of every kind that must work."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -11,44 +12,51 @@ from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers, binary_of
 
 MAX = 100_000
+MEMORY = Kind("memory", "PATH", "", can_exist=True)
+Join = Callable[[str], Awaitable[Person]]
 
 
-@pytest.fixture(params=["memory", *KINDS], ids=lambda kind: kind if isinstance(kind, str) else kind.name)
-async def rig(request: pytest.FixtureRequest, shared_servers: SharedServers) -> AsyncIterator[StoreRig]:
-    """An empty store of each kind. A test's mark `limits(marks_max=.., log_max=..)` sets its sizes."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of the mark."""
+    config.addinivalue_line("markers", "limits(marks_max=..., log_max=...): the sizes of the store that a test gets")
+
+
+@asynccontextmanager
+async def rigged(request: pytest.FixtureRequest, servers: SharedServers) -> AsyncIterator[StoreRig]:
+    """A rig of the kind that the fixture asks for, with the sizes that the test asks for."""
     marker = request.node.get_closest_marker("limits")
     limits = {"marks_max": MAX, "log_max": MAX, **(marker.kwargs if marker else {})}
-    kind: str | Kind = request.param
-    rig = MemoryRig(**limits) if isinstance(kind, str) else RedisRig(shared_servers.get(binary_of(kind)).url, **limits)
+    kind: Kind = request.param
+    rig = MemoryRig(**limits) if kind is MEMORY else RedisRig(servers.get(binary_of(kind)).url, **limits)
     await rig.begin()
-    yield rig
-    await rig.end()
+    try:
+        yield rig
+    finally:
+        await rig.end()
+
+
+@pytest.fixture(params=[MEMORY, *KINDS], ids=lambda kind: kind.name)
+async def rig(request: pytest.FixtureRequest, shared_servers: SharedServers) -> AsyncIterator[StoreRig]:
+    """An empty store of each kind."""
+    async with rigged(request, shared_servers) as rig:
+        yield rig
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+async def redis(request: pytest.FixtureRequest, shared_servers: SharedServers) -> AsyncIterator[RedisRig]:
+    """An empty server of each kind, for what memory has no part in."""
+    async with rigged(request, shared_servers) as rig:
+        assert isinstance(rig, RedisRig)
+        yield rig
 
 
 @pytest.fixture
-async def redis(rig: StoreRig) -> RedisRig:
-    """A server of each kind: for what memory has no part in."""
-    assert isinstance(rig, RedisRig)
-    return rig
+async def ann(rig: StoreRig) -> Person:
+    """A node that has attached."""
+    return await Person(await rig.store(), "ann").attach()
 
 
 @pytest.fixture
-async def join(rig: StoreRig) -> Callable[[str], Awaitable[Person]]:
-    """Makes nodes."""
-
-    async def joined(name: str) -> Person:
-        return await Person(await rig.store(), name).attach()
-
-    return joined
-
-
-@pytest.fixture
-async def ann(join: Callable[[str], Awaitable[Person]]) -> Person:
-    """A node."""
-    return await join("ann")
-
-
-@pytest.fixture
-async def bob(join: Callable[[str], Awaitable[Person]]) -> Person:
-    """Another node."""
-    return await join("bob")
+async def bob(rig: StoreRig) -> Person:
+    """Another node that has attached."""
+    return await Person(await rig.store(), "bob").attach()

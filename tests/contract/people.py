@@ -11,7 +11,7 @@ from cachebus.ports import Caller, Change, Leased, LeaseReply, ProbeReply, Store
 from cachebus.record import Record
 from tests.contract.rig import SHARDS
 
-TENANT = "umbrella"
+TENANT = "acme"
 """One whose shard, of the two there are, is 0."""
 NOBODY = Caller("", 0, b"")
 """A producer: no node."""

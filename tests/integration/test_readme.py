@@ -37,7 +37,8 @@ async def run_inside(code: str, names: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_second_process_sees_the_firsts_invalidation(redis_url: str, tmp_path: Path) -> None:
     """Both programs of the first five minutes, as two processes."""
-    environment = {**os.environ, "CACHEBUS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "CACHEBUS_URL": redis_url, "PYTHONUNBUFFERED": "1", "PYTHONPATH": root}
     for name, needle in (("reader.py", "async def load_limits"), ("writer.py", "invalidated at")):
         (tmp_path / name).write_text(block(needle))
     with subprocess.Popen(

@@ -18,7 +18,7 @@ class Plan:
 
     nodes: int = 4
     duration_s: float = 15.0
-    rate: float = 4_000.0
+    rate: float = 2_000.0
     write_ratio: float = 0.01
     l1_entries: int = 10_000
     bound_s: float = 2.0

@@ -56,7 +56,7 @@ def as_json(outcome: Outcome) -> str:
     if outcome.off is not None:
         told["coherence_off"] = asdict(outcome.off) | {"ttl_s": plan.ttl_s}
         del told["coherence_off"]["lags"]
-    return json.dumps(told, indent=2)
+    return json.dumps(_rounded(told), indent=2)
 
 
 def _table(outcome: Outcome) -> Table:
@@ -87,12 +87,12 @@ def _rows(bound_s: float) -> list[tuple[str, Cell, Cell | None]]:
         both("loads from the database", lambda f: f"{f.loads:,}"),
         both("  loads saved", lambda f: f"{f.loads_saved:.1%}"),
         both("writes, each invalidated", lambda f: f"{f.writes:,}"),
-        ("  invalidated, and known to another node: p50", lambda f: _ms(f.lags.p50_s), None),
-        ("  the same: p99", lambda f: _ms(f.lags.p99_s), None),
+        ("  until another node knows, p50", lambda f: _ms(f.lags.p50_s), None),
+        ("  until another node knows, p99", lambda f: _ms(f.lags.p99_s), None),
         both("stale reads, of any age", lambda f: f"{f.stale:,}"),
-        both(f"  beyond {bound_s:g} s", lambda f: f"{f.stale_beyond:,}"),
+        both(f"  older than the bound of {bound_s:g} s", lambda f: f"{f.stale_beyond:,}"),
         both("  the stalest", lambda f: _age(f.oldest_s)),
-        both("  of the node's own writes", lambda f: f"{f.own_missed:,}"),
+        both("  that missed the node's own write", lambda f: f"{f.own_missed:,}"),
     ]
 
 
@@ -128,6 +128,13 @@ def _kept(outcome: Outcome) -> str:
 def _between(start_s: float | None, end_s: float | None) -> float | None:
     """Seconds from one to the other; None where either never was."""
     return None if start_s is None or end_s is None else end_s - start_s
+
+
+def _rounded(told: Any) -> Any:
+    """To microseconds, or the like: what is behind is noise."""
+    if isinstance(told, dict):
+        return {name: _rounded(value) for name, value in told.items()}
+    return round(told, 6) if isinstance(told, float) else told
 
 
 def _ms(seconds: float) -> str:

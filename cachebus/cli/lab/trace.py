@@ -63,6 +63,8 @@ def chunks(path: Path) -> Iterator[array[int]]:
     """The trace's words, some thousands at a time, never the whole in memory. `BadTrace`, also half way."""
     done = 0
     try:
+        if not path.stat().st_size:
+            raise BadTrace(f"{path} is not a trace: it is empty")
         with lzma.open(path) as file:
             while data := file.read(CHUNK_BYTES):
                 if not done and not data.translate(None, _TEXT):
@@ -79,7 +81,7 @@ def chunks(path: Path) -> Iterator[array[int]]:
     except OSError as error:
         raise BadTrace(f"{path} can't be read: {error.strerror or error}") from None
     if not done:
-        raise BadTrace(f"{path} is not a trace: it is empty")
+        raise BadTrace(f"{path} is not a trace: there is no access in it")
 
 
 def share(words: Iterable[array[int]], node: int, nodes: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ wake(lease, ARGV[13])
 if hidden(ARGV[10], 14, #ARGV) then return {epoch, seq, 0, floor} end
 if ARGV[12] ~= '' then
   local now = stored(KEYS[5])
-  if not now or string.sub(now, 29, 36) ~= ARGV[12] then return {epoch, seq, 0, floor} end
+  if not now or string.sub(now, 29, 36) ~= ARGV[12] or hidden(now, 14, #ARGV) then return {epoch, seq, 0, floor} end
 end
 if ARGV[11] == '0' then
   redis.call('SET', KEYS[5], ARGV[10])

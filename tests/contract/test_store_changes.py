@@ -1,0 +1,221 @@
+"""Writes and invalidations: what goes, what is marked, logged and published, all in one step with one seq."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus import event as events
+from cachebus import record as records
+from cachebus.ports import Change, Leased
+from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag
+from tests.contract.rig import StoreRig, until
+
+
+async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Person, bob: Person) -> None:
+    gone = [key("r1"), key("r1", agent_id="a"), key("r%:*é"), key("absent")]
+    for what in gone[:3]:
+        await ann.loaded(what)
+        await ann.granted(what, "refresh", refresh=True)
+    kept = await ann.loaded(key("r2"))
+    assert await bob.invalidate(*gone) == Change(ann.caller.epoch, 2, True, 0)
+    for what in gone:
+        assert await ann.store.get(what) is None
+        assert not await rig.leased(what)
+    assert await ann.read(*gone, key("r2")) == [None] * 4 + [kept.encode()]
+
+
+async def test_each_change_takes_the_next_seq(ann: Person, bob: Person) -> None:
+    assert (await ann.invalidate(key())).seq == 2
+    assert (await bob.invalidate(names=[scope()])).seq == 3
+    assert (await ann.write(key())).seq == 4
+    assert (await bob.invalidate()).seq == 5, "of nothing at all"
+    assert (await ann.probe()).seq == 5
+
+
+async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Person) -> None:
+    before_us = ann.now_ms * 1000
+    change = await ann.invalidate(key("a"), key("b", agent_id="x"), names=[scope("doc"), tag("plan")])
+    written = await bob.write(key("c"), others=[key("d")], names=[scope("other")])
+    messages = await rig.heard(2)
+    entries = await ann.store.log(0, 0, 10)
+    assert entries == [(2, messages[0]), (3, messages[1])]
+
+    event = events.decode(messages[0])
+    assert (event.epoch, event.seq, event.floor) == change[:2] + (0,)
+    assert (event.keys, event.names) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
+    assert event.origin == "ann"
+    assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, marks=False)).server_us
+
+    event = events.decode(messages[1])
+    assert (event.epoch, event.seq, event.floor) == written[:2] + (0,)
+    assert (event.keys, event.names, event.origin) == ([key("c").l1, key("d").l1], [scope("other")], "bob")
+
+
+async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
+    await ann.invalidate(names=[scope(), scope(), scope("doc")])
+    assert (await ann.probe()).marks == {scope(): 2, scope("doc"): 2}
+    await ann.invalidate(names=[scope()])
+    assert (await ann.probe()).marks == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
+
+
+@pytest.mark.limits(marks_max=3)
+async def test_marks_are_bounded_by_raising_the_floor(rig: StoreRig, ann: Person) -> None:
+    record = await ann.loaded(key())
+    names = [scope(f"t{number}") for number in range(5)]
+    changes = [await ann.invalidate(names=[name]) for name in names]
+    assert [change.floor for change in changes] == [0, 0, 0, 2, 3]
+    assert [events.decode(message).floor for message in await rig.heard(5)] == [0, 0, 0, 2, 3]
+    reply = await ann.probe()
+    assert (reply.floor, reply.marks) == (3, {names[2]: 4, names[3]: 5, names[4]: 6})
+    assert await ann.read(key()) == [None], f"{record.seq} lies below the floor: too much may go, never too little"
+    await ann.invalidate(names=[names[2]])
+    assert (await ann.invalidate(names=[names[0]])).floor == 5, "the oldest, not the first ever named"
+    newer = await ann.loaded(key())
+    assert await ann.read(key()) == [newer.encode()]
+
+
+@pytest.mark.limits(marks_max=3)
+async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
+    record = await ann.loaded(key())
+    change = await ann.invalidate(names=[scope(f"t{number}") for number in range(7)])
+    assert change == Change(ann.caller.epoch, 2, True, 2)
+    marks = (await ann.probe()).marks
+    assert marks is not None
+    assert len(marks) == 3
+    assert await ann.read(key()) == [None] != [record]
+    assert (await ann.probe()).epoch == change.epoch
+
+
+async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await bob.invalidate(names=[scope("doc")])
+    change = await ann.write(key(), b"written", tags=[tag("plan")])
+    assert change == Change(ann.caller.epoch, 3, True, 0)
+    data = await bob.store.get(key())
+    assert data is not None
+    record = records.decode(data)
+    assert (record.epoch, record.seq, record.payload, list(record.tags)) == (
+        change.epoch, 3, b"written", [tag("plan")],
+    )  # fmt: skip
+    assert await bob.read(key()) == [data]
+    lease = await bob.lease(key())
+    assert (lease.outcome, lease.record) == (Leased.HIT, data)
+
+
+async def test_a_write_keeps_all_that_its_record_says(ann: Person) -> None:
+    record = records.Record(
+        records.NOT_FOUND, 3, bytes(range(256)), created_ms=1, soft_ms=2, expires_ms=2**60, tags=[tag("é"), tag("2")],
+        version=b"VERSION!",
+    )  # fmt: skip
+    change = await ann.store.write(key(), ann.caller, record, 0, b"crc!body")
+    data = await ann.store.get(key())
+    assert data is not None
+    record.epoch, record.seq = change.epoch, change.seq
+    assert data == record.encode()
+
+
+async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Person, bob: Person) -> None:
+    for what in (key("a"), key("b"), key("c", data_type="query")):
+        await ann.loaded(what)
+    await ann.granted(key("b"), "t", refresh=True)
+    await bob.write(key("a"), b"new", others=[key("b")], names=[scope("query")])
+    assert await ann.store.get(key("b")) is None
+    assert not await rig.leased(key("b"))
+    assert [data is None for data in await ann.read(key("a"), key("b"), key("c", data_type="query"))] == [
+        False, True, True,
+    ]  # fmt: skip
+    assert (await ann.probe()).marks == {scope("query"): 2}
+
+
+async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
+    """A cascade may name a scope that the written key lies in: the value is as new as the mark."""
+    await ann.write(key(), b"new", names=[scope("doc"), scope()])
+    (data,) = await ann.read(key())
+    assert data is not None
+    assert data.endswith(b"new")
+
+
+async def test_a_written_record_lives_as_long_as_it_is_told(ann: Person) -> None:
+    await ann.write(key(), px_ms=SHORT_MS)
+
+    async def gone() -> bool:
+        return await ann.store.get(key()) is None
+
+    await until(gone)
+
+
+async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) -> None:
+    assert await ann.write(key(), b"first", if_absent=True) == Change(ann.caller.epoch, 2, True, 0)
+    refused = await bob.write(key(), b"second", others=[key("o")], names=[scope()], if_absent=True)
+    assert refused == Change(ann.caller.epoch, 2, False, 0), "and says where it stands"
+    (data,) = await bob.read(key())
+    assert data is not None
+    assert data.endswith(b"first")
+    assert len(await bob.store.log(0, 0, 10)) == 1
+    assert (await bob.probe()).marks == {}
+    assert (await bob.write(key(), b"third")).stored, "plain writes still replace it"
+
+
+async def test_if_absent_counts_a_lease_as_absent(rig: StoreRig, ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key())
+    assert (await bob.write(key(), if_absent=True)).stored
+    assert not (await ann.fill(key(), ann.record(b"late", lease))).stored
+
+
+@pytest.mark.parametrize("how", ["invalidated", "scope", "tag", "expired", "takeover", "nonsense"])
+async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Person, bob: Person, how: str) -> None:
+    await ann.write(key(), b"first", lives_ms=-1 if how == "expired" else LONG_MS, tags=[tag("plan")])
+    if how == "invalidated":
+        await ann.invalidate(key())
+    elif how in ("scope", "tag"):
+        await ann.invalidate(names=[scope("doc") if how == "scope" else tag("plan")])
+    elif how == "takeover":
+        await rig.another_server()
+    elif how == "nonsense":
+        await rig.plant_nonsense(key())
+    assert (await bob.write(key(), b"second", if_absent=True)).stored
+    (data,) = await bob.read(key())
+    assert data is not None
+    assert data.endswith(b"second")
+
+
+async def test_the_log_is_read_by_ranges(ann: Person) -> None:
+    for _ in range(6):
+        await ann.invalidate(key())
+    assert [seq for seq, _ in await ann.store.log(0, 0, 100)] == [2, 3, 4, 5, 6, 7]
+    assert [seq for seq, _ in await ann.store.log(0, 3, 2)] == [4, 5]
+    assert [seq for seq, _ in await ann.store.log(0, 6, 100)] == [7]
+    assert await ann.store.log(0, 7, 100) == []
+    assert await ann.store.log(0, 1000, 100) == []
+    assert await ann.store.log(1, 0, 100) == [], "another shard's"
+
+
+@pytest.mark.limits(log_max=10)
+async def test_the_log_is_trimmed(ann: Person) -> None:
+    """Redis trims whole nodes of the stream, so what stays is a little more than it was told."""
+    for _ in range(300):
+        await ann.invalidate()
+    seqs = [seq for seq, _ in await ann.store.log(0, 0, 1000)]
+    assert 10 <= len(seqs) < 250
+    assert seqs == list(range(302 - len(seqs), 302)), "the latest, without a gap"
+    assert (await ann.store.log(0, 1, 1))[0].seq > 2, "a reader behind it finds a later one, and must notice"
+
+
+async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) -> None:
+    keys = [key(f"r{number}") for number in range(1_500)]
+    for what in keys[::100]:
+        await ann.loaded(what)
+    change = await ann.invalidate(*keys, names=[tag(f"t{number}") for number in range(600)])
+    assert change.seq == 2
+    assert await ann.read(*keys[::100]) == [None] * 15
+    assert [await ann.store.get(what) for what in keys[::100]] == [None] * 15
+    event = events.decode((await rig.heard(1))[0])
+    assert event.keys == [what.l1 for what in keys]
+    assert len((await ann.probe()).marks or ()) == len(event.names) == 600
+
+
+async def test_hundreds_of_keys_beside_one_write(ann: Person) -> None:
+    keys = [key(f"r{number}") for number in range(1_500)]
+    await ann.loaded(keys[0])
+    await ann.loaded(keys[-1])
+    assert (await ann.write(key(), others=keys)).stored
+    assert await ann.read(keys[0], keys[-1]) == [None, None]

@@ -1,0 +1,259 @@
+"""The right to fill a key: who gets it, for how long, and what it is worth after an invalidation."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus import event as events
+from cachebus.ports import Caller, Leased
+from tests.contract.people import LONG_MS, NOBODY, SHORT_MS, Person, key, scope, tag
+from tests.contract.rig import StoreRig, until
+
+
+async def test_absence_grants_a_lease_and_a_record_is_a_hit(ann: Person, bob: Person) -> None:
+    lease = await ann.lease(key())
+    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, None, 0)
+    record = ann.record(b"v", lease)
+    assert await ann.fill(key(), record) == (ann.caller.epoch, 1, True, 0)
+    assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, Leased.HIT, record.encode(), 0)
+    assert await bob.store.get(key()) == record.encode()
+
+
+async def test_one_has_it_and_the_others_wait(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.granted(key(), "a", LONG_MS)
+    waiting = await bob.lease(key(), "b")
+    assert waiting[:4] == (ann.caller.epoch, 1, Leased.WAIT, None)
+    assert LONG_MS - 10_000 < waiting.wait_ms <= LONG_MS
+    assert (await ann.lease(key(), "a")).outcome is Leased.GRANTED, "asked again with the same token"
+    assert (await bob.lease(key("other"), "b")).outcome is Leased.GRANTED
+
+
+@pytest.mark.parametrize(("held", "asked"), [("node-1", "node-12"), ("node-12", "node-1")])
+async def test_a_token_is_compared_whole(ann: Person, bob: Person, held: str, asked: str) -> None:
+    lease = await ann.granted(key(), held)
+    assert (await bob.lease(key(), asked)).outcome is Leased.WAIT
+    assert not (await bob.fill(key(), bob.record(b"x", lease), asked)).stored
+    bob.store.release(key(), asked)
+    assert (await bob.lease(key(), "third")).outcome is Leased.WAIT
+    assert (await ann.fill(key(), ann.record(b"v", lease), held)).stored
+
+
+async def test_when_a_lease_ends_the_next_takes_over(ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key(), "a", SHORT_MS)
+
+    async def taken_over() -> bool:
+        return (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+
+    await until(taken_over)
+    assert not (await ann.fill(key(), ann.record(b"late", lease), "a")).stored
+    assert (await bob.fill(key(), bob.record(b"b"), "b")).stored
+
+
+async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> None:
+    record = await ann.loaded(key(), b"one")
+    lease = await bob.lease(key(), "b", refresh=True)
+    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, record.encode(), 0)
+    assert (await ann.lease(key(), "a", refresh=True)).outcome is Leased.WAIT
+    assert (await ann.lease(key(), "a")).outcome is Leased.HIT, "all others serve on"
+    newer = bob.record(b"two", lease)
+    assert (await bob.fill(key(), newer, "b", over=record.version)).stored
+    assert await ann.store.get(key()) == newer.encode()
+
+
+async def test_an_expired_record_is_given_along_with_the_lease(ann: Person, bob: Person) -> None:
+    expired = await ann.loaded(key(), b"old", lives_ms=-1)
+    lease = await bob.lease(key())
+    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, expired.encode(), 0)
+    await bob.fill(key(), bob.record(b"new", lease))
+    assert (await ann.lease(key())).outcome is Leased.HIT
+
+
+async def test_a_hidden_record_is_not_given_along(ann: Person, bob: Person) -> None:
+    await ann.loaded(key(), b"old", lives_ms=-1)
+    await ann.invalidate(names=[scope("doc")])
+    assert await bob.lease(key()) == (ann.caller.epoch, 2, Leased.GRANTED, None, 0)
+
+
+async def test_a_fill_needs_exactly_its_lease(rig: StoreRig, ann: Person) -> None:
+    lease = await ann.granted(key(), "a")
+    record = ann.record(b"v", lease)
+    assert not (await ann.fill(key(), record, "b")).stored
+    assert not (await ann.fill(key(), record, "")).stored
+    assert not (await ann.fill(key("never leased"), record, "a")).stored
+    assert (await ann.fill(key(), record, "a")).stored
+    assert not (await ann.fill(key(), record, "a")).stored, "a lease is good for one fill"
+    assert not await rig.leased(key())
+
+
+async def test_a_fill_needs_the_epoch_of_its_lease(rig: StoreRig, ann: Person) -> None:
+    lease = await ann.granted(key())
+    record = ann.record(b"v", lease)
+    record.epoch = b"f" * 16
+    refused = await ann.fill(key(), record)
+    assert (refused.epoch, refused.stored) == (ann.caller.epoch, False)
+
+    lease = await ann.granted(key())
+    await rig.another_server()
+    refused = await ann.fill(key(), ann.record(b"v", lease))
+    assert refused.epoch != lease.epoch
+    assert not refused.stored
+    assert await ann.store.get(key()) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ((key(),), ()),
+        ((key("x"), key()), ()),
+        ((), (scope(),)),
+        ((), (scope("doc"),)),
+        ((), (scope("other"), scope("doc", agent_id="a7"))),
+        ((), (tag("plan"),)),
+    ],
+    ids=["key", "keys", "tenant", "type", "context", "tag"],
+)  # fmt: skip
+async def test_a_fill_after_an_invalidation_is_refused(
+    ann: Person, bob: Person, keys: tuple[object, ...], names: tuple[str, ...]
+) -> None:
+    what = key(agent_id="a7") if names == (scope("other"), scope("doc", agent_id="a7")) else key()
+    lease = await ann.granted(what)
+    await bob.invalidate(*keys, names=names)  # type: ignore[arg-type]
+    refused = await ann.fill(what, ann.record(b"late", lease, tags=[tag("plan")]))
+    assert refused == (ann.caller.epoch, 2, False, 0)
+    assert await ann.store.get(what) is None
+    lease = await ann.granted(what, "again")
+    assert lease.seq == 2
+    assert (await ann.fill(what, ann.record(b"new", lease, tags=[tag("plan")]), "again")).stored
+
+
+async def test_an_invalidation_elsewhere_refuses_no_fill(ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key(agent_id="a7"))
+    others = [scope("other"), scope("doc", agent_id="a8"), scope("doc", conversation_id="a7"), tag("other")]
+    await bob.invalidate(key(), key("r2", agent_id="a7"), key(agent_id="a8"), names=others)
+    record = ann.record(b"v", lease, tags=[tag("plan")])
+    assert await ann.fill(key(agent_id="a7"), record) == (ann.caller.epoch, 2, True, 0)
+    assert record.seq == 1, "the seq of its lease"
+    assert await ann.read(key(agent_id="a7")) == [record.encode()]
+
+
+@pytest.mark.limits(marks_max=2)
+async def test_a_fill_below_the_floor_is_refused(ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key())
+    for number in range(3):
+        change = await bob.invalidate(names=[scope(f"other-{number}")])
+    assert change.floor == 2 > lease.seq
+    assert await ann.fill(key(), ann.record(b"late", lease)) == (ann.caller.epoch, 4, False, 2)
+
+
+async def test_a_write_takes_the_lease_away(rig: StoreRig, ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key())
+    await bob.write(key(), b"written")
+    assert not await rig.leased(key())
+    assert not (await ann.fill(key(), ann.record(b"loaded", lease))).stored
+    assert (await ann.lease(key())).outcome is Leased.HIT
+
+
+async def test_a_fill_over_a_version_stores_over_no_other(ann: Person, bob: Person) -> None:
+    first = await ann.loaded(key(), b"one")
+    lease = await ann.granted(key(), refresh=True)
+    assert not (await ann.fill(key(), ann.record(b"x", lease), over=bytes(8))).stored
+    lease = await ann.granted(key(), refresh=True)
+    assert (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
+    lease = await ann.granted(key("absent"), refresh=True)
+    assert not (await ann.fill(key("absent"), ann.record(b"x", lease), over=first.version)).stored
+
+
+async def test_a_refresh_over_a_version_that_was_replaced_stores_nothing(ann: Person, bob: Person) -> None:
+    """By a mark: the bytes still lie there, but nobody believes them."""
+    first = await ann.loaded(key(), b"one")
+    await bob.invalidate(names=[scope("doc")])
+    lease = await ann.granted(key(), refresh=True)
+    assert not (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
+
+
+async def test_a_record_lives_as_long_as_it_is_told(ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key())
+    assert (await ann.fill(key(), ann.record(b"v", lease), px_ms=SHORT_MS)).stored
+
+    async def gone() -> bool:
+        return await bob.store.get(key()) is None
+
+    await until(gone)
+    assert (await bob.lease(key())).outcome is Leased.GRANTED
+
+
+async def test_a_lease_is_extended_by_its_token_alone(rig: StoreRig, ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key(), "a", 2_000)
+    bob.store.extend(key(), "b", 1)
+    bob.store.extend(key("never leased"), "b", LONG_MS)
+    ann.store.extend(key(), "a", LONG_MS)
+
+    async def extended() -> bool:
+        return (await bob.lease(key(), "b")).wait_ms > 2_000
+
+    await until(extended)
+    assert not await rig.leased(key("never leased"))
+    assert (await ann.fill(key(), ann.record(b"v", lease), "a")).stored
+
+
+async def test_a_lease_is_released_by_its_token_alone(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.granted(key(), "a")
+    bob.store.release(key(), "b")
+    await bob.probe()
+    assert await rig.leased(key())
+    ann.store.release(key(), "a")
+
+    async def gone() -> bool:
+        return not await rig.leased(key())
+
+    await until(gone)
+    assert rig.messages == [], "nobody waited"
+
+
+async def test_a_lease_of_an_older_epoch_is_not_extended(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.granted(key(), "a", LONG_MS)
+    await rig.another_server()
+    ann.store.extend(key(), "a", 2 * LONG_MS)
+    assert (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+
+
+async def test_who_waits_is_woken_by_a_fill(rig: StoreRig, ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key(agent_id="a7"), "a")
+    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is Leased.WAIT
+    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is Leased.WAIT
+    assert (await ann.fill(key(agent_id="a7"), ann.record(b"v", lease), "a")).stored
+    assert await rig.heard(1) == [events.WAKE + key(agent_id="a7").l1.encode()]
+
+
+async def test_who_waits_is_woken_by_a_fill_that_is_refused(rig: StoreRig, ann: Person, bob: Person) -> None:
+    lease = await ann.granted(key(), "a")
+    await bob.lease(key(), "b")
+    await bob.invalidate(names=[scope("doc")])
+    await ann.fill(key(), ann.record(b"late", lease), "a")
+    assert (await rig.heard(2))[1] == events.WAKE + key().l1.encode()
+
+
+async def test_who_waits_is_woken_by_a_release(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.granted(key(), "a")
+    await bob.lease(key(), "b")
+    ann.store.extend(key(), "a", LONG_MS)
+    ann.store.release(key(), "a")
+    assert await rig.heard(1) == [events.WAKE + key().l1.encode()]
+    assert (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+
+
+async def test_waiting_does_not_lengthen_a_lease(ann: Person, bob: Person) -> None:
+    await ann.granted(key(), "a", SHORT_MS)
+
+    async def taken_over() -> bool:
+        return (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+
+    await until(taken_over)
+
+
+async def test_nobody_may_lease(rig: StoreRig, ann: Person) -> None:
+    """A producer that warms a cache: it may, and leaves no line."""
+    lease = await ann.store.lease(key(), NOBODY, "p", LONG_MS)
+    assert lease.outcome is Leased.GRANTED
+    assert (await ann.store.fill(key(), Caller("", 0, lease.epoch), "p", ann.record(b"v", lease), 0, b"")).stored
+    assert await rig.lines() == {"ann": 0}

@@ -1,0 +1,170 @@
+"""Where a shard stands: probes, the lines of its nodes, and the takeovers that begin another epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cachebus.ports import Caller, Leased
+from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
+from tests.contract.rig import StoreRig
+
+Loss = Callable[[StoreRig], Awaitable[None]]
+LOSSES = {
+    "flushed": lambda rig: rig.flush(),
+    "meta evicted": lambda rig: rig.lose_meta(),
+    "marks evicted": lambda rig: rig.lose_marks(),
+    "another server": lambda rig: rig.another_server(),
+}
+losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES.keys())
+
+
+async def test_the_first_probe_begins_an_epoch(rig: StoreRig) -> None:
+    store = await rig.store()
+    first = await store.probe(0, Caller("ann", 0, b""), marks=True)
+    assert len(first.epoch) == 16
+    assert first.epoch.isalnum()
+    assert (first.seq, first.floor, first.marks) == (1, 0, {})
+    again = await store.probe(0, Caller("ann", first.seq, first.epoch), marks=False)
+    assert (again.epoch, again.seq, again.marks) == (first.epoch, 1, None)
+    assert again.server_us >= first.server_us > 0
+
+
+async def test_only_an_answered_probe_makes_a_connection_trusted(rig: StoreRig) -> None:
+    store = await rig.store()
+    assert store.connected
+    assert not store.checked
+    await store.read(0, NOBODY, [])
+    assert not store.checked
+    await store.probe(0, NOBODY, marks=False)
+    assert store.checked
+    await store.close()
+    assert not store.connected
+    assert not store.checked
+    await store.connect()
+    assert store.connected
+    assert not store.checked
+
+
+async def test_shards_have_histories_of_their_own(rig: StoreRig, ann: Person) -> None:
+    other = await ann.store.probe(1, Caller("ann", 0, b""), marks=True)
+    assert other.epoch != ann.caller.epoch
+    await ann.invalidate(key())
+    assert (await ann.probe()).seq == 2
+    assert (await ann.store.probe(1, NOBODY, marks=False)).seq == other.seq
+
+
+async def test_marks_are_given_when_asked_for(ann: Person, bob: Person) -> None:
+    await ann.invalidate(names=[scope(), scope("doc")])
+    moved = await ann.invalidate(names=[scope("doc", agent_id="a7"), scope("doc")])
+    assert moved.seq == 3
+    assert (await bob.probe()).marks == {scope(): 2, scope("doc"): 3, scope("doc", agent_id="a7"): 3}
+
+
+async def test_nodes_leave_lines_and_producers_do_not(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.invalidate(key())
+    await bob.probe()
+    await bob.probe()
+    assert await rig.lines() == {"ann": 1, "bob": 2}
+    change = await ann.store.invalidate(0, NOBODY, [key()], [], body([key()]))
+    assert change.seq == 3
+    await ann.store.probe(0, NOBODY, marks=False)
+    await ann.store.counter(key(), NOBODY, 1, "", 0)
+    assert await rig.lines() == {"ann": 1, "bob": 2}
+    await bob.store.leave(0, bob.caller)
+    assert await rig.lines() == {"ann": 1}
+
+
+async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> None:
+    """Else a master that is cut off from its replicas would go on answering them."""
+    await ann.store.read(0, Caller("reader", 7, ann.caller.epoch[::-1]), [key()])
+    await ann.store.lease(key(), Caller("filler", 8, b""), "t", LONG_MS)
+    assert await rig.lines() == {"ann": 0, "reader": 7, "filler": 8}
+
+
+@losses
+async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
+    rig: StoreRig, ann: Person, bob: Person, lose: Loss
+) -> None:
+    await ann.invalidate(names=[scope("other")])  # so that there are marks to lose
+    await ann.probe()
+    record = await ann.loaded(key("kept"), b"old")
+    lease = await ann.granted(key("loading"), "token")
+    assert await ann.read(key("kept")) == [record.encode()]
+    before = ann.caller
+    await lose(rig)
+
+    after = await bob.probe()
+    assert after.epoch != before.epoch
+    assert after.seq > before.applied or lose is LOSSES["flushed"] or lose is LOSSES["meta evicted"]
+    assert (after.floor, after.marks) == (0, {})
+    assert await ann.read(key("kept")) == [None]
+    assert (await bob.lease(key("kept"))).outcome is Leased.GRANTED
+    raw = await ann.store.get(key("kept"))
+    assert raw is None or raw[4:20] == before.epoch != after.epoch
+    assert not (await ann.fill(key("loading"), ann.record(b"late", lease), "token")).stored
+    assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
+    assert [entry.seq for entry in await ann.store.log(0, 0, 10)] == []
+
+
+@losses
+async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) -> None:
+    async def lost() -> None:
+        await ann.invalidate(names=[scope("other")])
+        await lose(rig)
+
+    what, store = key(), ann.store
+    epochs = {ann.caller.epoch}
+    for number, operation in enumerate([
+        lambda: store.read(0, ann.caller, [what]),
+        lambda: ann.lease(what),
+        lambda: ann.fill(what, ann.record(b"v")),
+        lambda: ann.invalidate(what),
+        lambda: ann.write(what),
+    ]):  # fmt: skip
+        await lost()
+        reply = await operation()
+        epochs.add(reply.epoch)
+        assert len(epochs) == number + 2
+        assert (await ann.probe()).epoch == reply.epoch, "one takeover, not one more"
+    await lost()
+    await store.counter(what, ann.caller, 1, "", 0)
+    assert (await ann.probe()).epoch not in epochs
+
+
+async def test_a_caller_that_has_seen_more_begins_another_epoch(rig: StoreRig, ann: Person) -> None:
+    """The store came back with an older copy of itself: what the caller applied is not in it."""
+    await ann.loaded(key(), b"old")
+    ahead = await ann.store.probe(0, Caller("ann", 41, ann.caller.epoch), marks=True)
+    assert ahead.epoch != ann.caller.epoch
+    assert ahead.seq == 42, "beyond whatever was given out in the epoch before"
+    assert await ann.read(key()) == [None]
+
+
+async def test_a_caller_of_another_epoch_may_be_ahead(ann: Person) -> None:
+    reply = await ann.store.probe(0, Caller("ann", 41, b"0" * 16), marks=False)
+    assert (reply.epoch, reply.seq) == (ann.caller.epoch, 1)
+    reply = await ann.store.probe(0, Caller("new", 41, b""), marks=False)
+    assert (reply.epoch, reply.seq) == (ann.caller.epoch, 1)
+
+
+async def test_a_takeover_forgets_the_lines(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await rig.another_server()
+    await ann.probe()
+    assert set(await rig.lines()) == {"ann"}
+
+
+async def test_a_takeover_leaves_counters_alone(rig: StoreRig, ann: Person) -> None:
+    assert await ann.store.counter(key(), ann.caller, 5, "", 0) == 5
+    await rig.another_server()
+    assert await ann.store.counter(key(), ann.caller, 1, "", 0) == 6
+
+
+async def test_events_after_a_takeover_are_of_the_new_epoch(rig: StoreRig, ann: Person) -> None:
+    await ann.invalidate(key())
+    await rig.another_server()
+    change = await ann.invalidate(key())
+    entries = await ann.store.log(0, 0, 10)
+    assert [entry.seq for entry in entries] == [change.seq]
+    assert entries[0].message[3:19] == change.epoch != ann.caller.epoch

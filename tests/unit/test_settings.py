@@ -1,0 +1,144 @@
+"""Settings: from arguments and environment, checked together, and without telling a secret."""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cachebus.errors import ConfigError
+from cachebus.policy import Policy
+from cachebus.settings import Settings
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CACHEBUS_{name.upper()}", raising=False)
+
+
+def test_defaults() -> None:
+    settings = Settings()
+    assert settings.url.get_secret_value() == "redis://localhost:6379/0"
+    assert (settings.namespace, settings.shards, settings.enabled, settings.use_memory_cache) == (
+        "cachebus", 1, True, True,
+    )  # fmt: skip
+    assert (settings.staleness_bound_s, settings.probe_interval_s, settings.hole_grace_s) == (2.0, 0.5, 0.05)
+    assert (settings.l2_timeout_s, settings.connect_timeout_s, settings.close_timeout_s) == (1.0, 5.0, 5.0)
+    assert (settings.l1_max_entries, settings.l1_max_bytes) == (100_000, 256 << 20)
+    assert (settings.lease_ms, settings.max_marks, settings.log_max_len) == (10_000, 100_000, 100_000)
+    assert (settings.on_outage, settings.start_degraded, settings.policies) == ("raise", False, {})
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().shards = 2
+
+
+def test_the_environment_and_what_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEBUS_URL", "memory://x")
+    monkeypatch.setenv("CACHEBUS_ENABLED", "0")
+    monkeypatch.setenv("CACHEBUS_SHARDS", "8")
+    monkeypatch.setenv("CACHEBUS_POLICIES", json.dumps({"doc": {"ttl_s": math.inf, "l1": False, "copy": True}}))
+    monkeypatch.setenv("CACHEBUS_SOMETHING_ELSE", "1")
+    settings = Settings(shards=2)
+    assert settings.safe_url == "memory://x"
+    assert not settings.enabled
+    assert settings.shards == 2
+    assert settings.policies == {"doc": Policy(ttl_s=math.inf, l1=False, copy=True)}
+
+
+def test_of() -> None:
+    settings = Settings(url="memory://")
+    assert Settings.of(settings) is settings
+    assert Settings.of("memory://y").safe_url == "memory://y"
+    assert Settings.of(None) == Settings()
+    with pytest.raises(ConfigError, match="expected Settings or a URL, not int"):
+        Settings.of(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shards": 0}, r"settings: shards \(CACHEBUS_SHARDS\): Input should be greater than or equal to 1"),
+        ({"shards": "x", "lease_ms": 1}, r"shards \(CACHEBUS_SHARDS\): .*; lease_ms \(CACHEBUS_LEASE_MS\): "),
+        ({"urll": "x"}, "settings: urll: there is no such setting"),
+        ({"url": "http://x"}, "'http://x' is not a URL that is supported: redis://, rediss://, unix://, memory://"),
+        ({"url": "localhost"}, r"url \(CACHEBUS_URL\): '\.\.\.' is not a URL"),
+        ({"namespace": "a:b"}, r"namespace \(CACHEBUS_NAMESPACE\): 1-64 letters, digits"),
+        ({"namespace": "{a}"}, "namespace"),
+        ({"namespace": "a\n"}, "namespace"),
+        ({"namespace": ""}, "namespace"),
+        ({"on_outage": "ignore"}, "on_outage"),
+        ({"bus": "carrier pigeon"}, "bus"),
+        ({"l2_timeout_s": math.inf}, r"l2_timeout_s \(CACHEBUS_L2_TIMEOUT_S\): Input should be a finite number"),
+        ({"staleness_bound_s": math.nan}, "staleness_bound_s"),
+        ({"probe_interval_s": 1.5}, r"probe_interval_s \(CACHEBUS_PROBE_INTERVAL_S\) must be at most half of"),
+        ({"hole_grace_s": 2}, r"hole_grace_s \(CACHEBUS_HOLE_GRACE_S\) must be below staleness_bound_s"),
+        ({"policies": {"doc": {"ttl_s": -1}}}, r"policies \(CACHEBUS_POLICIES\): doc: policy ttl_s: Input should be"),
+        ({"policies": {"doc": 3}}, "policies.doc"),
+        ({"policies": [1]}, "policies"),
+        ({"policies": {"doc": {1: 2}}}, "policies.*doc"),
+    ],
+)
+def test_what_is_refused_and_how_it_is_said(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**fields)
+
+
+def test_an_environment_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEBUS_POLICIES", SECRET)
+    with pytest.raises(ConfigError, match=r'"policies".*JSON is needed') as caught:
+        Settings()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"redis://user:{SECRET}@host:6380/3", "redis://host:6380/3"),
+        (f"rediss://:{SECRET}@[::1]:6380", "rediss://[::1]:6380"),
+        (f"redis://host/0?password={SECRET}", "redis://host/0"),
+        (f"redis://u:12/{SECRET}@host:1/0", "redis://..."),
+        (f"redis://u:#{SECRET}@host:1/0", "redis://..."),
+        (f"redis://u:12#{SECRET}@host:1/0", "redis://..."),
+        (f"redis://u:{SECRET}@ho@st:1/0", "redis://st:1/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("memory://Orders", "memory://Orders"),
+        ("memory://", "memory://"),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
+    settings = Settings(url=url)
+    assert settings.safe_url == shown
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+    assert SECRET not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": f"postgres://u:{SECRET}@host"},
+        {"url": f"u:{SECRET}@host"},
+        {"url": f"http://u:12/{SECRET}@host"},
+        {"url": {"password": SECRET}},
+        {"password": [SECRET]},
+        {"passwort": SECRET},
+        {"url": f"redis://:{SECRET}@host", "password": SECRET, "shards": 0},
+    ],
+)
+def test_no_error_tells_a_secret(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**fields)
+    # Of the traceback only the messages: it shows this test's own source lines, too.
+    messages = [line for line in traceback.format_exception(caught.value) if "File" not in line]
+    assert SECRET not in "".join(messages)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
