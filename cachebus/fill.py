@@ -13,7 +13,7 @@ from cachebus.coherence import Reservation
 from cachebus.errors import L2Unavailable, NotSerializable, ValueTooLarge
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.keys import Key
-from cachebus.packing import keep_ms, pack, unpack
+from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.policy import Rules
 from cachebus.ports import Leased, LeaseReply
 from cachebus.record import Record
@@ -71,9 +71,13 @@ class Filler:
         """Ask for the lease once; a granted one is extended from now on."""
         self.reserve_alone()
         index = self.key.shard
-        reply = await self._store.lease(
-            self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
-        )
+        try:
+            reply = await self._store.lease(
+                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
+            )
+        except asyncio.CancelledError:
+            self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
+            raise
         self._fetch.notice(index, reply.epoch)
         if reply.outcome is Leased.GRANTED:
             self._granted = reply
@@ -126,11 +130,12 @@ class Filler:
             self.release()
             return found
         try:
-            record = self._packed(found.value, not_found)
+            record, value = self._packed(found.value, not_found)
         except (NotSerializable, ValueTooLarge) as error:
             self.release()
             return self._uncached(found, error)
         self._let_go()
+        found = found._replace(value=value)
         record.epoch, record.seq = granted.epoch, granted.seq
         index = self.key.shard
         try:
@@ -139,34 +144,40 @@ class Filler:
             )
         except L2Unavailable:
             self._node.counters.l2_errors += 1
-            return self._entered(found, record, fenced=False)
+            self._enter_l1(found, record, fenced=False)
+            return found
         self._fetch.notice(index, change.epoch)
         if not change.stored:
             self._node.counters.fills_rejected += 1
             return found
         self._node.counters.fills += 1
-        return self._entered(found, record, fenced=True)
+        self._enter_l1(found, record, fenced=True)
+        return found
 
     async def keep_alone(self, found: Found) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
         if found.stale or (found.value is None and not self.rules.negative_ttl_s):
             return found
         try:
-            record = self._packed(found.value, found.value is None)
+            record, value = self._packed(found.value, found.value is None)
         except (NotSerializable, ValueTooLarge) as error:
             return self._uncached(found, error)
         record.epoch, record.seq = self._reservation.epoch, self._reservation.applied
-        return self._entered(found, record, fenced=False)
+        found = found._replace(value=value)
+        self._enter_l1(found, record, fenced=False)
+        return found
 
-    def _packed(self, value: object, not_found: bool) -> Record:
+    def _packed(self, value: object, not_found: bool) -> tuple[Record, object]:
+        """The record, and the value as every node will decode it."""
         now_s = self._clock() + self._node.server_offset_s
-        return pack(value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
+        record = pack(value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
+        return record, as_others_see_it(record, self.rules)
 
-    def _entered(self, found: Found, record: Record, *, fenced: bool) -> Found:
-        value = unpack(record, self.rules)  # what another node would decode, so that all nodes give the same types
+    def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:
         if self._enter:
-            self._fetch.admit(self.key, value, record, self._reservation, self._started_s, self.rules, fenced=fenced)
-        return found._replace(value=value)
+            self._fetch.admit(
+                self.key, found.value, record, self._reservation, self._started_s, self.rules, fenced=fenced
+            )
 
     def _uncached(self, found: Found, error: Exception) -> Found:
         data_type = self.key.family.data_type

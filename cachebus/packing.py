@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from cachebus import values
-from cachebus.errors import ValueTooLarge
+from cachebus.errors import NotSerializable, ValueTooLarge
 from cachebus.policy import Rules
 from cachebus.record import NOT_FOUND, Record
 
@@ -60,6 +60,17 @@ def unpack(record: Record, rules: Rules) -> object:
     if record.not_found:
         return None
     return values.decode(record.codec, record.payload, rules.model)
+
+
+def as_others_see_it(record: Record, rules: Rules) -> object:
+    """The value that any node will decode from the record: what this node serves too, so that all give the same types.
+
+    `NotSerializable` when it does not fit the `model`: better said to the one who stores it than to all who read.
+    """
+    try:
+        return unpack(record, rules)
+    except values.CorruptValue as error:
+        raise NotSerializable(f"the value does not fit the policy's model: {error}") from None
 
 
 def copier(record: Record, rules: Rules) -> Callable[[], object] | None:

@@ -9,7 +9,7 @@ from cachebus.clock import Clock
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
 from cachebus.keys import Key
-from cachebus.packing import keep_ms, pack, unpack
+from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.plan import Plan
 from cachebus.policy import Rules
 from cachebus.ports import Bus, Change
@@ -62,6 +62,7 @@ class Writer:
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         record = pack(value, rules, sent_at_s + node.server_offset_s, ttl_s=ttl_s, tags=tags)
+        stored = as_others_see_it(record, rules)
         body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
         try:
             change = await self._store.write(
@@ -80,7 +81,7 @@ class Writer:
         await self._apply(plan, change, body)
         record.epoch, record.seq = change.epoch, change.seq
         if rules.l1:
-            self._fetch.admit(key, unpack(record, rules), record, reservation, sent_at_s, rules)
+            self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
         return self._receipt(plan, change)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:

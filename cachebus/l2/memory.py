@@ -117,6 +117,11 @@ class MemoryShard:
         given = dict(self.marks) if marks else None
         return ProbeReply(self.epoch, self.seq, self.floor, int(self.clock() * 1_000_000), given)
 
+    def leave(self, caller: Caller) -> None:
+        """See `Store.leave`."""
+        self.arrive(caller)
+        self.nodes.pop(caller.node, None)
+
     def get(self, key: Key) -> bytes | None:
         """See `Store.get`."""
         data, until = self.records.get(key.l2, (None, 0.0))
@@ -208,6 +213,8 @@ class MemoryShard:
         value, until = self.counters.get(key.l2, (0, float("inf")))
         if until <= now:
             value, until = 0, float("inf")
+        if not amount:
+            return value
         value += amount
         if expires_ms and until == float("inf"):
             until = now + expires_ms / 1000
@@ -269,61 +276,68 @@ class MemoryStore:
         """The shards stay, for others that share them."""
         self._open = self.checked = False
 
+    def _shard(self, index: int) -> MemoryShard:
+        if not self._open:
+            raise L2Unavailable("not connected to the memory store")
+        return self._shards[index]
+
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.checked = False
-        reply = self._shards[shard].probe(caller, marks)
+        reply = self._shard(shard).probe(caller, marks)
         self.checked = True
         return reply
 
     async def leave(self, shard: int, caller: Caller) -> None:
         """See `Store.leave`."""
-        self._shards[shard].nodes.pop(caller.node, None)
+        self._shard(shard).leave(caller)
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """See `Store.get`."""
         return self._get(key)
 
     async def _get(self, key: Key) -> bytes | None:
-        return self._shards[key.shard].get(key)
+        return self._shard(key.shard).get(key)
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
         """See `Store.read`."""
-        return self._shards[shard].read(caller, keys)
+        return self._shard(shard).read(caller, keys)
 
     async def lease(self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False) -> LeaseReply:
         """See `Store.lease`."""
-        return self._shards[key.shard].lease(key, caller, token, px_ms, refresh)
+        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh)
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
         """See `Store.extend`."""
-        self._shards[key.shard].hold(key, token, px_ms)
+        if self.connected:  # else the lease ends by its px
+            self._shard(key.shard).hold(key, token, px_ms)
 
     def release(self, key: Key, token: str) -> None:
         """See `Store.release`."""
-        self._shards[key.shard].hold(key, token, 0)
+        if self.connected:
+            self._shard(key.shard).hold(key, token, 0)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """See `Store.fill`."""
-        return self._shards[key.shard].fill(key, caller, token, record, px_ms, over)
+        return self._shard(key.shard).fill(key, caller, token, record, px_ms, over)
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
     ) -> Change:
         """See `Store.invalidate`."""
-        return self._shards[shard].invalidate(caller, keys, names, body)
+        return self._shard(shard).invalidate(caller, keys, names, body)
 
     async def write(
         self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
         names: Sequence[str] = (), if_absent: bool = False,
     ) -> Change:  # fmt: skip
         """See `Store.write`."""
-        return self._shards[key.shard].write(key, caller, record, px_ms, body, others, names, if_absent)
+        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
         """See `Store.counter`."""
-        return self._shards[key.shard].counter(key, caller, amount, request, expires_ms)
+        return self._shard(key.shard).counter(key, caller, amount, request, expires_ms)
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """See `Store.log`."""
-        return self._shards[shard].log(after, count)
+        return self._shard(shard).log(after, count)

@@ -69,7 +69,7 @@ class RedisStore:
         self.checked = False
         """Whether the present connection's server has answered a probe of ours."""
         self._connecting = asyncio.Lock()
-        self._pruned_at = float("-inf")
+        self._pruned_at = [float("-inf")] * shards
 
     # -- connection ---------------------------------------------------------------------------------------------
 
@@ -118,9 +118,9 @@ class RedisStore:
         """The shard's place, floor and clock; leaves the caller's line among the nodes."""
         connection = self._live()
         now = self._clock()
-        prune = now - self._pruned_at > PRUNE_EVERY_S
+        prune = now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
-            self._pruned_at = now
+            self._pruned_at[shard] = now
         args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
         try:
             epoch, seq, floor, server_us, flat = await self._run("probe", shard, caller, (), args)

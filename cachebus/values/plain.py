@@ -22,7 +22,6 @@ _contents = get_referents
 _trusted = len(_contents({"a": 1, "b": 2.0}, [3, "c"], {4: 5})) == 6
 CONTAINERS: frozenset[type] = frozenset([dict, list, tuple] if _trusted else [])
 _PLAIN = SCALARS | CONTAINERS
-_LEVELS = range(DEPTH_MAX)
 _LONG = 32
 _FLOAT64 = b"\xcb"
 _pack = msgspec.msgpack.Encoder().encode
@@ -33,36 +32,43 @@ def is_plain(value: Any, payload: bytes) -> bool:
 
     It was packed before, so it has no cycle, and the payload's size bounds this search.
     """
-    if type(value) not in CONTAINERS:
-        return type(value) in SCALARS
-    if len(value) >= _LONG:
-        return (type(value) is not dict and _uniform(value, payload)) or _are_plain(_contents(value))
-    contents = _contents(value)
-    for item in contents:
-        if type(item) not in SCALARS:
-            return _are_plain(contents)
+    kind = type(value)
+    if kind not in CONTAINERS:
+        return kind in SCALARS
+    if len(value) < _LONG:
+        return _small(_contents(value), 1)
+    return (kind is not dict and _uniform(value, payload)) or _large(_contents(value), 1)
+
+
+def _small(items: list[Any], depth: int) -> bool:
+    """One by one, since that is the fastest way for few."""
+    for item in items:
+        kind = type(item)
+        if kind not in SCALARS:
+            if kind not in CONTAINERS or depth >= DEPTH_MAX:
+                return False
+            if len(item) < _LONG:
+                if not _small(_contents(item), depth + 1):
+                    return False
+            elif (kind is dict or not _uniform(item, None)) and not _large(_contents(item), depth + 1):
+                return False
     return True
 
 
-def _are_plain(contents: list[Any]) -> bool:
-    for _ in _LEVELS:
-        if len(contents) >= _LONG:
-            kinds = set(map(type, contents))
-            if not kinds <= _PLAIN:
-                return False
-            inner = [item for item in contents if type(item) in CONTAINERS] if kinds & CONTAINERS else []
-        else:
-            inner = []
-            for item in contents:
-                if type(item) not in SCALARS:
-                    if type(item) not in CONTAINERS:
-                        return False
-                    if len(item) < _LONG or type(item) is dict or not _uniform(item, None):
-                        inner.append(item)
-        if not inner:
+def _large(items: list[Any], depth: int) -> bool:
+    """A whole level of nesting at a time, however many containers it is spread over."""
+    while True:
+        kinds = set(map(type, items))
+        if kinds <= SCALARS:
             return True
-        contents = _contents(*inner)
-    return False
+        if not kinds <= _PLAIN or depth >= DEPTH_MAX:
+            return False
+        if not kinds <= CONTAINERS:
+            items = [item for item in items if type(item) in CONTAINERS]
+        if list in kinds or tuple in kinds:
+            items = [i for i in items if len(i) < _LONG or type(i) is dict or not _uniform(i, None)]
+        items = _contents(*items)
+        depth += 1
 
 
 def _uniform(items: Any, payload: bytes | None) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
+from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
@@ -47,7 +48,7 @@ class StoreRig(ABC):
 
     async def store(self) -> Store:
         """One more node's store, connected."""
-        store = self._new()
+        store = self.unconnected()
         self.stores.append(store)
         await store.connect()
         return store
@@ -67,7 +68,8 @@ class StoreRig(ABC):
         return self.messages
 
     @abstractmethod
-    def _new(self) -> Store: ...
+    def unconnected(self) -> Store:
+        """A store over this data that nobody has connected."""
 
     @abstractmethod
     async def flush(self) -> None:
@@ -110,7 +112,7 @@ class MemoryRig(StoreRig):
         self.shard = self.shards[0]
         self.shard.publish = self.messages.append
 
-    def _new(self) -> Store:
+    def unconnected(self) -> Store:
         return MemoryStore(MemoryShards(self.shards))
 
     async def flush(self) -> None:
@@ -150,6 +152,8 @@ class RedisRig(StoreRig):
         self.address: Address = parse_address(url)
         self.redis: Connection
         """For commands of the test's own."""
+        self.server: EmbeddedServer
+        """Where it is the test's own."""
 
     async def begin(self) -> None:
         self.redis = await Connection.open(
@@ -161,7 +165,7 @@ class RedisRig(StoreRig):
         )  # fmt: skip
         await self._ears.subscribe(self.names.channel)
 
-    def _new(self) -> Store:
+    def unconnected(self) -> Store:
         return self.of_facts(SHARDS, "redis")
 
     def of_facts(self, shards: int, bus: str) -> RedisStore:

@@ -78,7 +78,7 @@ async def test_the_process_wide_form(redis_url: str) -> None:
     code = block("invalidate_coordinated(").replace("redis://localhost:6379/0", redis_url)
     head, _, calls = code.partition('await CacheManager.get("config", "limits", "acme")')
     applications: list[Any] = []
-    scope: dict[str, Any] = {"FastAPI": lambda lifespan: applications.append(lifespan)}
+    scope: dict[str, Any] = {"FastAPI": lambda *, lifespan: applications.append(lifespan)}
     exec(head, scope)
     names = {**scope, "agent_id": "a7", "doc_id": 7, "from_db": lambda i: {"id": i}, "make_default": lambda: 0}
     try:

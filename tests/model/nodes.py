@@ -11,7 +11,21 @@ from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
 from cachebus.ports import Place
 from tests.model.frozen import (
-    BOUND, INF, NOW, Began, Core, Flight, Held, Tending, View, Write, ago, ahead_of_now, later, older, renumbered,
+    BOUND,
+    INF,
+    NOW,
+    Began,
+    Core,
+    Flight,
+    Held,
+    Tending,
+    View,
+    Write,
+    ago,
+    ahead_of_now,
+    later,
+    older,
+    renumbered,
 )  # fmt: skip
 from tests.model.l2 import Interned, Request, frozen, record_place, thawed
 from tests.model.rig import Ask, Coro, Done, Rig, drive

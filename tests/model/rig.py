@@ -127,7 +127,7 @@ class HandLoop:
         pass
 
 
-class Begun(Exception):  # noqa: N818 (it is no error)
+class Begun(Exception):
     """A flight that the library wanted to start as a task."""
 
     def __init__(self, flight: RealFlight[Found], coro: Coro) -> None:

@@ -24,21 +24,22 @@ if ARGV[1] ~= '' then
   redis.call('HSET', NODES, ARGV[1], ARGV[2] .. ':' .. int(now_us))
 end
 
--- Whether a record may not be believed: not one of this epoch, or replaced by floor, a scope (ARGV first..last) or a tag.
+-- Whether a record may not be believed: none at all, not one of this epoch, or replaced by floor, a scope
+-- (ARGV first..last) or a tag.
 local function hidden(record, first, last)
   if #record < 61 or string.sub(record, 1, 2) ~= MAGIC or string.sub(record, 5, 20) ~= epoch then return true end
   local granted = struct.unpack('>I8', record, 21)
   if granted < floor then return true end
-  if marked == 0 then return false end
-  local names = {}
-  for i = first, last do names[#names + 1] = ARGV[i] end
-  local at = 62
+  local names, at = {}, 62
   for _ = 1, string.byte(record, 61) do
     if at + 1 > #record then return true end
-    local size = struct.unpack('>I2', record, at)
-    names[#names + 1] = string.sub(record, at + 2, at + 1 + size)
-    at = at + 2 + size
+    local after = at + 2 + struct.unpack('>I2', record, at)
+    if after > #record + 1 then return true end
+    names[#names + 1] = string.sub(record, at + 2, after - 1)
+    at = after
   end
+  if marked == 0 then return false end
+  for i = first, last do names[#names + 1] = ARGV[i] end
   if #names == 0 then return false end
   for _, mark in ipairs(redis.call('ZMSCORE', MARKS, unpack(names))) do
     if mark and tonumber(mark) > granted then return true end

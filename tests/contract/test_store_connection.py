@@ -1,0 +1,193 @@
+"""A store that is not connected, and one whose server refuses, has gone, or was laid out by others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.errors import L2Unavailable, ProtocolMismatch
+from cachebus.l2.redis import RedisStore
+from cachebus.ports import Store
+from tests.contract.people import LONG_MS, NOBODY, Person, body, key
+from tests.contract.rig import RedisRig, StoreRig, until
+from tests.support.servers import KINDS, Kind, binary_of
+
+Operation = Callable[[Person], Awaitable[object]]
+WRITES: dict[str, Operation] = {
+    "lease": lambda p: p.lease(key("free")),
+    "fill": lambda p: p.fill(key(), p.record(b"v")),
+    "invalidate": lambda p: p.invalidate(key()),
+    "write": lambda p: p.write(key()),
+    "counter": lambda p: p.store.counter(key(), p.caller, 1, "", 0),
+    "leave": lambda p: p.store.leave(0, p.caller),
+    "read": lambda p: p.read(key()),
+    "probe": lambda p: p.store.probe(0, p.caller, marks=True),
+}
+READS: dict[str, Operation] = {"log": lambda p: p.store.log(0, 0, 10), "get": lambda p: get(p.store)}
+
+
+async def get(store: Store) -> object:
+    """Whatever goes wrong, when it is called or when it is awaited."""
+    return await store.get(key())
+
+
+async def all_refuse(person: Person, operations: dict[str, Operation]) -> None:
+    for name, operation in operations.items():
+        with pytest.raises(L2Unavailable):
+            print(name, await operation(person))
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def own(request: pytest.FixtureRequest) -> Iterator[RedisRig]:
+    """A server of the test's own, of each kind, and nobody connected."""
+    kind: Kind = request.param
+    with EmbeddedServer(binary_of(kind)) as server:
+        rig = RedisRig(server.url, 1000, 1000)
+        rig.server = server
+        yield rig
+
+
+async def test_a_closed_store_refuses(rig: StoreRig, ann: Person) -> None:
+    await ann.loaded(key())
+    await ann.store.close()
+    await all_refuse(ann, {**WRITES, **READS})
+    ann.store.extend(key(), "t", LONG_MS)
+    ann.store.release(key(), "t")
+    await ann.store.close()
+    await ann.store.connect()
+    assert await ann.store.get(key()) is not None
+
+
+async def test_a_store_never_connected_refuses(rig: StoreRig) -> None:
+    store = rig.unconnected()
+    assert not store.connected
+    await all_refuse(Person(store, "ann"), {**WRITES, **READS})
+    store.release(key(), "t")
+
+
+async def test_connecting_twice_is_connecting_once(rig: StoreRig, ann: Person) -> None:
+    assert ann.store.checked
+    await asyncio.gather(ann.store.connect(), ann.store.connect())
+    assert ann.store.checked
+
+
+async def test_other_facts_are_refused_naming_both_sides(redis: RedisRig) -> None:
+    ann = await Person(await redis.store(), "ann").attach()
+    record = await ann.loaded(key())
+    for shards, bus in ((3, "redis"), (2, "kafka")):
+        store = redis.of_facts(shards, bus)
+        redis.stores.append(store)
+        await store.connect()
+        bob = Person(store, "bob")
+        for operation in WRITES.values():
+            with pytest.raises(ProtocolMismatch) as raised:
+                await operation(bob)
+            assert "shards=2 bus=redis" in str(raised.value)
+            assert f"shards={shards} bus={bus}" in str(raised.value)
+        assert not store.checked
+        store.release(key(), "t")
+    assert await ann.read(key()) == [record.encode()], "nothing happened"
+    assert await redis.lines() == {"ann": 1}
+    await redis.flush()
+    await bob.attach()
+    with pytest.raises(ProtocolMismatch):
+        await ann.probe()
+
+
+async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRig) -> None:
+    ann = await Person(await redis.store(), "ann").attach()
+
+    async def forget() -> None:
+        await redis.redis.call("SCRIPT", "FLUSH")
+
+    for operation in WRITES.values():
+        await forget()
+        await operation(ann)
+    await ann.granted(key("held"), "t", LONG_MS)
+    await forget()
+    ann.store.extend(key("held"), "t", 2 * LONG_MS)
+    await ann.probe()
+    assert (await ann.lease(key("held"), "other")).wait_ms > LONG_MS
+    await forget()
+    ann.store.release(key("held"), "t")
+    await ann.probe()
+    assert not await redis.leased(key("held"))
+
+
+async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
+    """A master cut off from its replicas, a replica, one that is full: even reads are refused, for they leave a line."""
+    ann = await Person(await own.store(), "ann").attach()
+    await ann.granted(key())
+    for deny, allow in (
+        (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ):
+        assert own.server.command(*deny).startswith("+OK")
+        await all_refuse(ann, {name: operation for name, operation in WRITES.items() if name != "probe"})
+        assert ann.store.checked
+        await all_refuse(ann, {"probe": WRITES["probe"]})
+        assert not ann.store.connected, "a probe that is refused gives up the connection"
+        await ann.store.connect()
+        await all_refuse(ann, WRITES)
+        assert own.server.command(*allow).startswith("+OK")
+        await ann.store.connect()
+        await ann.probe()
+        assert await ann.read(key()) == [None]
+    await ann.store.close()
+
+
+async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: RedisRig) -> None:
+    ann = await Person(await own.store(), "ann").attach()
+    assert own.server.command("CONFIG", "SET", "min-replicas-to-write", "1") == "+OK"
+    with pytest.raises(L2Unavailable):
+        await ann.store.invalidate(0, NOBODY, [key()], [], body([key()]))
+    await ann.store.close()
+
+
+async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
+    store = RedisStore(
+        own.address, namespace="n", shards=1, bus="redis", timeout_s=0.1, connect_timeout_s=10.0,
+        clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
+    )  # fmt: skip
+    await store.connect()
+    ann = await Person(store, "ann").attach()
+    own.server.pause()
+    with pytest.raises(L2Unavailable):
+        await ann.probe()
+    assert not store.connected
+    assert not store.checked
+    own.server.resume()
+    await store.connect()
+    assert not store.checked, "another connection, perhaps to another server"
+    assert (await ann.probe()).epoch == ann.caller.epoch
+    await store.close()
+
+
+async def test_a_connection_that_is_lost_is_not_trusted_again(own: RedisRig) -> None:
+    store = await own.store()
+    ann = await Person(store, "ann").attach()
+    own.server.restart()
+
+    async def lost() -> bool:
+        return not store.connected
+
+    await until(lost)
+    assert not store.checked
+    await all_refuse(ann, {**WRITES, **READS})
+    await store.connect()
+    assert not store.checked
+    await ann.probe()
+    assert store.checked
+    await store.close()
+
+
+async def test_no_server_is_told_by_its_address(own: RedisRig) -> None:
+    store = own.unconnected()
+    own.server.kill()
+    with pytest.raises(L2Unavailable, match=rf"127\.0\.0\.1:{own.server.port}"):
+        await store.connect()
+    assert not store.connected

@@ -1,0 +1,172 @@
+"""`cachebus demo`, as a process: it keeps its promises, tells when one breaks, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.main import run
+from tests.support.command import Command, all_gone, cachebus, ran
+from tests.support.servers import any_binary
+
+SMALL = ("--nodes", "2", "--rate", "400", "--bound", "0.5", "--duration", "4")
+MANY_WRITES = ("--write-ratio", "0.1")
+LONG = ("--nodes", "2", "--rate", "200", "--duration", "50")
+
+
+def nodes_of(command: Command) -> list[int]:
+    """The processes that are nodes."""
+    return [pid for pid in command.children() if b"cachebus.cli.lab.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_the_whole_show(tmp_path: Path) -> None:
+    any_binary()
+    status, out, errors = ran("demo", *SMALL, *MANY_WRITES, "--json", folder=tmp_path)
+    assert status == 0, errors
+    told = json.loads(out)
+    cachebus_, off, incident = told["cachebus"], told["coherence_off"], told["incident"]
+    assert told["broken"] == []
+    assert cachebus_["checked"] == cachebus_["reads"] > 1_000
+    assert cachebus_["writes"] > 50
+    assert cachebus_["lags"]["pairs"] > 50
+    assert (cachebus_["stale_beyond"], cachebus_["own_missed"], cachebus_["failed"]) == (0, 0, 0)
+    assert 0 < cachebus_["lags"]["p50_s"] < 0.5
+    assert incident["node"] == 2
+    assert 0 < incident["lease_lapsed_after_s"] <= 0.5 + 0.3  # a node tells how it stands four times a second
+    assert incident["recovered_after_s"] is not None
+    # The check finds what there is to be found: without coherence there is plenty.
+    assert off["stale_beyond"] > 0
+    assert off["oldest_s"] > 0.5
+    for line in ("its connections hang", "its lease has lapsed", "its network is back", "caught up on"):
+        assert line in errors
+
+
+def test_plain_lines_and_a_report(tmp_path: Path) -> None:
+    any_binary()
+    status, out, errors = ran("demo", *SMALL, "--no-compare", "--no-cut", folder=tmp_path)
+    assert (status, errors) == (0, "")
+    assert "   3 s   75%  cachebus: 2 nodes, 1.0% writes, staleness bound 0.5 s" in out
+    assert "  node 2: " in out
+    assert "\nKEPT: of " in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["server: ", "node 2: "])
+def test_a_signal_ends_all(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+    """At the start, and in the middle."""
+    any_binary()
+    with cachebus("demo", *LONG, folder=tmp_path) as command:
+        command.read_until(moment)
+        children = command.children()
+        assert children
+        status, errors = command.signal(number)
+        assert (status, errors) == (128 + number, f"cachebus: stopped by {number.name}\n")
+        assert all_gone(children)
+        assert command.left() == []
+
+
+def test_killed_it_takes_all_its_processes_along(tmp_path: Path) -> None:
+    any_binary()
+    with cachebus("demo", *LONG, folder=tmp_path) as command:
+        command.read_until("node 2: ")
+        children = command.children()
+        assert len(nodes_of(command)) == 2
+        assert len(children) > 2
+        command.signal(signal.SIGKILL)
+        assert all_gone(children)
+
+
+def test_a_node_that_dies_is_told(tmp_path: Path) -> None:
+    any_binary()
+    with cachebus("demo", *LONG, folder=tmp_path) as command:
+        command.read_until("node 2: ")
+        os.kill(nodes_of(command)[0], signal.SIGKILL)
+        out, errors = command.process.communicate()
+        assert command.process.returncode == 1
+        assert "BROKEN: node" in out
+        assert "ended with status -9" in out
+        assert errors == ""
+        assert command.left() == []
+
+
+def test_a_server_of_the_users_is_left_as_it_was(tmp_path: Path) -> None:
+    with EmbeddedServer(any_binary(), password="hunter2") as server:
+        server.command("SET", "cachebus-demo", "mine")
+        with cachebus(
+            "demo", *SMALL, "--no-cut", "--no-compare", "--redis-url", server.url, folder=tmp_path
+        ) as command:
+            command.read_until("node 2: ")
+            assert not [pid for pid in nodes_of(command) if b"hunter2" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert server.command("DBSIZE") != ":1"
+            out, errors = command.process.communicate()
+        assert (command.process.returncode, errors) == (0, "")
+        assert "hunter2" not in out
+        assert server.command("DBSIZE") == ":1"
+
+
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """The one line with which the command declines, with status 2."""
+    monkeypatch.setattr("sys.argv", ["cachebus", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    out, errors = capsys.readouterr()
+    assert out == ""
+    (line,) = errors.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://:hunter2@127.0.0.1:1/0", "127.0.0.1:1"),
+        ("redis://user:hunter2@no-such-host.invalid:6390", "no-such-host.invalid:6390"),
+        ("redis://user:hunter2@localhost:nonsense", "localhost"),
+        ("ftp://user:hunter2@localhost", "redis://"),
+        ("memory://", "inside one process"),
+        ("unix:///no/such.sock", "/no/such.sock"),
+    ],
+)
+def test_a_server_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    line = refused(capsys, monkeypatch, "demo", "--redis-url", url)
+    assert line.startswith("cachebus: ")
+    assert words in line
+    assert "hunter2" not in line
+
+
+def test_a_wrong_password_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedServer(any_binary(), password="swordfish") as server:
+        line = refused(capsys, monkeypatch, "demo", "--redis-url", f"redis://:hunter2@127.0.0.1:{server.port}")
+    assert f"127.0.0.1:{server.port}" in line
+    assert "hunter2" not in line
+
+
+def test_no_server_on_this_machine_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachebus.cli.server_binaries.find_servers", list)
+    assert "pip install 'cachebus[embedded]'" in refused(capsys, monkeypatch, "demo")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--version",), "cachebus 0."),
+    (("--help",), "demo"),
+    (("demo", "--help"), "leaves nothing behind"),
+    (("replay", "--help"), "TRACE"),
+])  # fmt: skip
+def test_it_explains_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cachebus", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 0
+    assert words in capsys.readouterr().out
