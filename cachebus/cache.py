@@ -13,7 +13,7 @@ from cachebus.cascade import Cascade, Target
 from cachebus.clock import Clock, monotonic
 from cachebus.errors import ConfigError
 from cachebus.factory import Parts, World, build
-from cachebus.fetch import MISSING
+from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import Key
 from cachebus.lifecycle import attach, figures, is_ready, stop
@@ -155,7 +155,7 @@ class Cache:
         `TenantRequired`, `L2Unavailable`, and `ValueError` for a bad receipt.
         """
         name = None
-        if tenant_id is not None:
+        if tenant_id:  # "" is no tenant: it must not meet the data of `system`, which has none
             # The hit, inlined: no validation, since no invalid part can have made an entry of this name.
             if agent_id is None and conversation_id is None and collection_id is None:
                 name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
@@ -182,7 +182,7 @@ class Cache:
             value = (await parts.reader.search(key, place, use_memory)).value
         else:
             value = await parts.reader.get(key, place, use_memory)
-        return default if value is MISSING or value is None else value
+        return default if value is MISSING or value is NOT_FOUND else value
 
     async def get_many(
         self, data_type: str, resource_ids: Iterable[Id], tenant_id: Id | None = None, agent_id: Id | None = None,
@@ -193,7 +193,9 @@ class Cache:
         ids = list(dict.fromkeys(resource_ids))
         keys = [parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
         values = await parts.reader.get_many(keys, _place(after)) if keys else []
-        return {i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not None}
+        return {
+            i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not NOT_FOUND
+        }
 
     async def get_or_load(
         self, data_type: str, resource_id: Id, loader: Source, tenant_id: Id | None = None,
@@ -208,7 +210,7 @@ class Cache:
         takes too long. Without L2 the source is asked, and its answer kept for the staleness bound.
         """
         name = None
-        if tenant_id is not None:
+        if tenant_id:  # "" is no tenant: it must not meet the data of `system`, which has none
             if agent_id is None and conversation_id is None and collection_id is None:
                 name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
             else:
@@ -230,25 +232,29 @@ class Cache:
         if key is None:
             key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         rules = self.rules(data_type)
-        bound = bind(loader, resource_id, key.family.tenant or None, context.current())
-
-        async def load() -> Loaded:
-            return Loaded(await self.call_source(bound, rules))
-
+        load = self._load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
         found = await self.load(
             key, load, rules, after=after, search=search_hierarchy, ttl=ttl, tags=tags, use_memory=use_memory
         )
         return found.value
+
+    def _load_of(self, bound: Callable[[], Any], rules: Rules) -> Load:
+        # Apart from `get_or_load`: the cells of a closure are made when its function begins, so for every hit too.
+        async def load() -> Loaded:
+            return Loaded(await self.call_source(bound, rules))
+
+        return load
 
     async def load(
         self, key: Key, load: Load, rules: Rules, *, after: Receipt | str | None = None, search: bool = False,
         ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True,
     ) -> Found:  # fmt: skip
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
-        return await self._live().reader.get_or_load(
+        found = await self._live().reader.get_or_load(
             key, load, rules, after=_place(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
             tags=tag_names(key, tags, rules), use_memory=use_memory,
         )  # fmt: skip
+        return found._replace(value=None) if found.value is NOT_FOUND else found
 
     @staticmethod
     async def call_source(bound: Callable[[], Any], rules: Rules) -> Any:
@@ -383,7 +389,7 @@ class Cache:
 def _place(after: Receipt | str | None) -> Place | None:
     if after is None:
         return None
-    receipt = Receipt.parse(after) if isinstance(after, str) else after
+    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
     if receipt.status == "pending":
         raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
     return receipt.place

@@ -48,10 +48,12 @@ def _check_template(data_type: str, template: str) -> None:
     if not template:
         raise ConfigError(f"cascade of {data_type!r}: a target's resource id is empty")
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        parsed = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
     except ValueError as error:
         raise ConfigError(f"cascade of {data_type!r}: {template!r}: {error}") from None
-    for name in fields:
+    for name, spec, conversion in parsed:
+        if spec or conversion:
+            raise ConfigError(f"cascade of {data_type!r}: {template!r}: a placeholder takes no format, only its name")
         if name not in PLACEHOLDERS:
             raise ConfigError(
                 f"cascade of {data_type!r}: {template!r} has the unknown placeholder {{{name}}}; "

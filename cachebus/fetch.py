@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from struct import Struct
 
 from cachebus import record as records
 from cachebus.clock import Clock
@@ -23,6 +24,14 @@ MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__sl
 VOID: object = object()
 """Stands for "ask L2 itself": what this node knew has changed meanwhile."""
 
+NOT_FOUND: object = object()
+"""Stands for "the source has nothing": what a `get` takes for absent, unlike a None that was stored."""
+
+Before = tuple[Reservation, float]
+
+_GIST = Struct(">2sBB16sQ24xQB")
+"""A record's head less what judging it needs not: its version, and when it was made and grows soft."""
+
 
 class Fetcher:
     """L2 as a reader sees it: values that may be believed, and that enter L1 where they may."""
@@ -36,9 +45,10 @@ class Fetcher:
         self.clock = clock
         self.nudge = nudge
         self._shards = node.shards
+        self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
 
     async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
-        """The key's value in L2, None for one that says "not found", or MISSING; `L2Unavailable`."""
+        """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
         return (await self.many([key], after, enter=enter))[0]
 
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
@@ -78,12 +88,18 @@ class Fetcher:
             and (after is None or shard.honours(after.epoch, after.seq))
         )
 
-    def before(self, key: Key) -> tuple[Reservation, float]:
+    def before(self, key: Key) -> Before:
         """What must be noted before a plain get: a reservation, and since when its answer may be called fresh."""
         shard = self._shards[key.shard]
-        return shard.reserve(), shard.valid_until - shard.bound_s
+        # Between two events every read would note the same: made once, as a reservation costs more than a comparison.
+        state = shard.epoch, shard.count, shard.applied, shard.valid_until
+        noted_at, before = self._noted[key.shard]
+        if noted_at != state:
+            before = shard.reserve(), shard.vouched_s
+            self._noted[key.shard] = state, before
+        return before
 
-    def judged(self, key: Key, data: bytes, before: tuple[Reservation, float], enter: bool) -> object:
+    def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
         """The value of a record that a plain get brought: of this epoch, unexpired, and replaced by no mark; MISSING;
         or VOID when the node entered another epoch meanwhile. Reads the head where it lies: a `Record` is made only
         for what enters L1 or is special."""
@@ -93,7 +109,7 @@ class Fetcher:
             return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
-        magic, flags, codec, epoch, seq, _, _, _, expires_ms, tags = HEAD.unpack_from(data)
+        magic, flags, codec, epoch, seq, expires_ms, tags = _GIST.unpack_from(data)
         if magic != MAGIC:
             return self._corrupt(key)
         if epoch != shard.epoch or seq < shard.floor:
@@ -139,7 +155,7 @@ class Fetcher:
             return self._corrupt(key)
         if reservation is not None and rules.l1:
             self.admit(key, value, record, reservation, read_started_s, rules)
-        return value
+        return NOT_FOUND if record.not_found else value
 
     def admit(
         self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,

@@ -12,11 +12,10 @@ import msgspec
 
 from cachebus import context, values
 from cachebus.cache import Cache
-from cachebus.clock import perf_counter
 from cachebus.context import Context
 from cachebus.errors import CacheBusError, ConfigError, InvalidKey, L2Unavailable, NotSerializable
 from cachebus.fill import Found, Loaded
-from cachebus.manager import current_cache
+from cachebus.manager import CacheManager, current_cache
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules
 from cachebus.receipt import Receipt
@@ -49,7 +48,7 @@ async def get_with_cache_aside(
     tenant_id: Id | None = None,
     fetch_from_db_func: Source | None = None,
     generate_func: Source | None = None,
-    *,
+    # By name from here on. Not made keyword-only: those have their defaults looked up one by one, at every hit.
     agent_id: Id | None = None,
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
@@ -70,9 +69,10 @@ async def get_with_cache_aside(
     the wider contexts are searched too. `serializer` is applied before a value is stored, `deserializer` to what is
     read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), `ConfigError`.
     """
-    started = perf_counter()
-    cache = current_cache()
-    if tenant_id is not None and deserializer is None:
+    cache = CacheManager._cache or current_cache()
+    clock = cache._clock
+    started = clock()
+    if tenant_id and deserializer is None:
         if agent_id is None and conversation_id is None and collection_id is None:
             entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
         else:
@@ -81,16 +81,15 @@ async def get_with_cache_aside(
             o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
             entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
         if entry is not None:
-            now = cache._clock()
             group = entry.group
-            if now < entry.fast_until and now < group.valid_until:
+            if started < entry.fast_until and started < group.valid_until:
                 group.hits += 1
                 if entry.freq < 3:
                     entry.freq += 1
                 metrics = _TEMPLATE.copy()
                 metrics["data_type"] = data_type
                 metrics["resource_id"] = resource_id
-                took = (perf_counter() - started) * 1000.0
+                took = (clock() - started) * 1000.0
                 metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
                 return entry.value, metrics
     aside = _Aside(cache, data_type, fetch_from_db_func, generate_func, serializer)
@@ -109,6 +108,7 @@ class _Aside:
         self._cache, self._data_type = cache, data_type
         self._fetch, self._generate, self._serializer = fetch, generate, serializer
         self._rules: Rules = cache.rules(data_type)
+        self._clock = cache._clock
 
     async def run(
         self, resource_id: Id, tenant_id: Id | None, contexts: tuple[Id | None, Id | None, Id | None],
@@ -136,7 +136,7 @@ class _Aside:
         value = found.value
         if value is not None and deserializer is not None:
             value, error = _deserialized(deserializer, value)
-        metrics = self._metrics(found, error, resource_id, (perf_counter() - started) * 1000.0)
+        metrics = self._metrics(found, error, resource_id, (self._clock() - started) * 1000.0)
         if around is not None:
             around.add_metric("cache_hit", metrics["cache_hit"])
         return value, metrics
@@ -148,12 +148,12 @@ class _Aside:
         for name, function in (("database", self._fetch), ("generation", self._generate)):
             if function is None or value is not None:
                 continue
-            began = perf_counter()
+            began = self._clock()
             try:
                 value = await self._cache.call_source(bind(function, resource_id, tenant_id, ctx), self._rules)
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 error = failed
-            took_ms = (perf_counter() - began) * 1000.0
+            took_ms = (self._clock() - began) * 1000.0
             source = name
             if name == "database":
                 db_ms = took_ms

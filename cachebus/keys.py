@@ -24,6 +24,7 @@ SYSTEM = "system"
 
 Part = str | int
 
+_INT_END = 10**PART_MAX_BYTES
 _NONE: tuple[str | None, str | None, str | None] = (None, None, None)
 _control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 _plain = re.compile(r"[!-$&-)+-9;-~]{1,512}").fullmatch  # printable ASCII that needs no encoding and no further look
@@ -34,9 +35,12 @@ _CODES = str.maketrans({"%": "%25", ":": "%3A", "*": "%2A"})
 def check_part(name: str, part: object) -> str:
     """The part as a string, or `InvalidKey` that names it: str or int, 1–512 UTF-8 bytes, no control characters."""
     if isinstance(part, int) and not isinstance(part, bool):
-        return str(part)
+        if not -_INT_END // 10 < part < _INT_END:
+            raise InvalidKey(f"{name} is too long: an int of {part.bit_length()} bits, at most {PART_MAX_BYTES} digits")
+        return int.__repr__(part)
     if not isinstance(part, str):
         raise InvalidKey(f"{name} must be str or int, not {type(part).__name__}")
+    part = str.__str__(part)  # of a subclass, as an Enum, the text itself: what its own __str__ says may differ
     if not part:
         raise InvalidKey(f"{name} is empty")
     try:
@@ -115,7 +119,7 @@ class Key:
             middle = "".join(f"{n}:{encoded(c)}:" for n, c in zip(_L2_NAMES, contexts, strict=True) if c is not None)
             self.l1 = f"{family.stem}{resource_id}{tail}"
             self.l2 = f"{family.prefix}{middle}{encoded(resource_id)}"
-        if len(self.l2) > 300 and len(self.l2.encode()) > KEY_MAX_BYTES:
+        if len(self.l2) > KEY_MAX_BYTES // 4 and len(self.l2.encode()) > KEY_MAX_BYTES:
             raise InvalidKey(f"resource_id makes the key too long: at most {KEY_MAX_BYTES} bytes once encoded")
 
     @property
@@ -205,6 +209,8 @@ class Keyspace:
         ]
         if len(given) > 1:
             raise InvalidKey("a scope takes at most one of agent_id, conversation_id, collection_id")
+        if tenant_id is None and data_type is None:
+            raise TenantRequired("tenant_id is needed for a scope of all data types: give it, or run inside a Context")
         family = self.family(tenant_id, SYSTEM if data_type is None else data_type)
         parts = [family.tenant] if data_type is None else [family.tenant, family.data_type]
         shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)

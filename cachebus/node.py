@@ -15,7 +15,7 @@ from cachebus import event as events
 from cachebus.clock import Clock
 from cachebus.coherence import Heard, Probed, Reservation, Shard
 from cachebus.keys import Key, names_of
-from cachebus.l1 import L1, Entry, Group, grid, size_class
+from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import Caller, ProbeReply
 from cachebus.record import Record
@@ -265,8 +265,8 @@ class Node:
             return False
         expires = self._deadline(record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
-            expires = min(expires, grid(self.clock() + l1_ttl_s))
-        read_until = grid(read_started_s + self.bound_s)
+            expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
+        read_until = grid(read_started_s + self.bound_s, self.bound_s)
         if not fenced:
             expires = min(expires, read_until)
         extra, fast_until = None, expires
@@ -294,7 +294,7 @@ class Node:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
         if view.admits(reservation, key.l1, key.names if view.marks else (), view.epoch, reservation.applied):
-            until = grid(read_started_s + self.bound_s)
+            until = grid(read_started_s + self.bound_s, self.bound_s)
             self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(
@@ -304,7 +304,8 @@ class Node:
         group = self.group(key.shard, key.family.data_type, leased=leased)
         if key.contexts != (None, None, None):
             self._with_contexts.add((key.shard, key.family.data_type))
-        self.l1.put(Entry(key.l1, value, group, fast_until, seq, read_until, expires, size_class(size), extra))
+        size = size_class(size + ENTRY_OVERHEAD_BYTES)
+        self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
 
     def sweep(self) -> Iterator[int]:
         """Take retired and expired entries out of memory, a millisecond a step."""

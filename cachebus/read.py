@@ -9,7 +9,7 @@ from loguru import logger
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
-from cachebus.fetch import MISSING, VOID, Fetcher
+from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher
 from cachebus.fill import Filler, Found, Load
 from cachebus.keys import Key
 from cachebus.l1 import Entry
@@ -43,7 +43,7 @@ class Reader:
     # -- get ------------------------------------------------------------------------------------------------------
 
     async def get(self, key: Key, after: Place | None, use_memory: bool) -> object:
-        """The value, None where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
+        """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
         counters = self._node.counters.of(key.family.data_type)
         if use_memory and key.l1 in self._entries:
             entry = self._remembered(key, after)
@@ -332,4 +332,8 @@ class Reader:
 
 def _handed_out(entry: Entry) -> object:
     extra = details(entry)
-    return entry.value if extra is None or extra.decode is None else extra.decode()
+    if extra is None:
+        return entry.value
+    if extra.not_found:
+        return NOT_FOUND
+    return entry.value if extra.decode is None else extra.decode()

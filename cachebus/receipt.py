@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cachebus.ports import Place
 
-_FORM = re.compile(r"(\d{1,5})\.([0-9a-f]{16})\.(\d{1,16})").fullmatch
+_FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
 
 
 @dataclass(frozen=True, slots=True)

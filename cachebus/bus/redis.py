@@ -67,6 +67,8 @@ class RedisBus:
             self._listener(shard, message)
 
     def _ping_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()  # one of the connection before: else each reconnection would add a ping
         self._timer = asyncio.get_running_loop().call_later(PING_EVERY_S, self._ping)
 
     def _ping(self) -> None:

@@ -12,6 +12,10 @@ BEGINS: Final = 0.4
 """When it begins, as a share of the run."""
 LASTS_BOUNDS: Final = 2.0
 """How long it lasts, in staleness bounds: the lease lapses within the first."""
+RECOVERY_BOUNDS: Final = 2.0
+"""By when the node must be back, in staleness bounds."""
+SLACK_S: Final = 0.05
+"""For bytes that were on their way when the connections began to hang."""
 ROOM_BOUNDS: Final = 5.0
 """How long a run must be for it, in staleness bounds."""
 
@@ -33,6 +37,10 @@ class Incident:
     lapsed_s: float | None = None
     restored_s: float | None = None
     recovered_s: float | None = None
+    ended_s: float | None = None
+    """When the run ended."""
+    kept_lease: bool = False
+    """Whether the node was seen with a lease when it must have lapsed."""
     _missing: int = field(default=0, init=False)
 
     @staticmethod
@@ -56,6 +64,8 @@ class Incident:
         if self.began_s is None or tick.node != self.node:
             return None
         leased = tick.lease_left_s > 0
+        if self.restored_s is None and leased and tick.at_s > self.began_s + self.bound_s + SLACK_S:
+            self.kept_lease = True
         if self.lapsed_s is None and not leased:
             self.lapsed_s = tick.at_s
             return (
@@ -71,6 +81,13 @@ class Incident:
                 f"{tick.at_s - self.restored_s:.1f} s after"
             )
         return None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the node had time enough to recover, and did not."""
+        if self.restored_s is None or self.ended_s is None or self.recovered_s is not None:
+            return False
+        return self.ended_s > self.restored_s + RECOVERY_BOUNDS * self.bound_s
 
     def state(self) -> str:
         """A word for the node's row."""

@@ -47,11 +47,10 @@ class Outcome:
         if self.coherent.failed:
             found.append(f"{self.coherent.failed:,} reads failed")
         incident = self.incident
-        if incident is not None and incident.restored_s is not None:
-            if incident.lapsed_s is None:
-                found.append(f"node {incident.node} kept its lease while it was cut off")
-            elif incident.recovered_s is None:
-                found.append(f"node {incident.node} did not recover")
+        if incident is not None and incident.kept_lease:
+            found.append(f"node {incident.node} kept its lease while it was cut off")
+        if incident is not None and incident.overdue:
+            found.append(f"node {incident.node} did not recover")
         return found
 
 
@@ -92,6 +91,8 @@ class _Phase:
             self._began_s = monotonic()
             fleet.go()
             await self._last(fleet, proxy, screen)
+            if self.incident is not None:
+                self.incident.ended_s = monotonic()
             ticks = await fleet.stop()
             took_s = monotonic() - self._began_s
             screen.rest()

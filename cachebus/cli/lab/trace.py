@@ -17,7 +17,7 @@ from typing import Final
 from cachebus.errors import ConfigError
 
 CHUNK_BYTES: Final = 1 << 16
-BLOCK: Final = 32
+BLOCK: Final = 128
 """Accesses that one node makes in a row: what belongs to one request of the shop stays on one node."""
 WORD_BYTES: Final = 4
 

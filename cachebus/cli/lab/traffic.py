@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -18,7 +19,7 @@ from cachebus.errors import CacheBusError, InvalidationFailed
 READERS: Final = 32
 WRITES_UNDER_WAY: Final = 32
 """A node that can't get its invalidations through makes no further writes."""
-PAUSE_S: Final = 0.005
+BEAT_S: Final = 0.002
 BURST: Final = 64
 """Hits never give way to other tasks: after so many accesses it is done for them."""
 BACKLOG_S: Final = 0.25
@@ -34,21 +35,41 @@ class Pace:
         self._clock = clock
         self._began_s = clock()
         self._passed = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def turn(self) -> None:
         """Wait until the next access is due."""
-        while self._rate and self._early():  # noqa: ASYNC110 -- it is time that is waited for
-            await asyncio.sleep(PAUSE_S)
+        while self._rate and self._due() < 1:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
         self._passed += 1
         if not self._passed % BURST:
             await asyncio.sleep(0)
 
-    def _early(self) -> bool:
-        due = (self._clock() - self._began_s) * self._rate
-        late_s = (due - self._passed) / self._rate
-        if late_s > BACKLOG_S:
-            self._began_s += late_s - BACKLOG_S
-        return self._passed >= due
+    def beat(self) -> None:
+        """Wake as many as accesses are due: to be called every few milliseconds."""
+        for _ in range(min(int(self._due()), len(self._waiting))):
+            self._wake()
+
+    def open(self) -> None:
+        """From now on let all pass."""
+        self._rate = 0.0
+        while self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiting = self._waiting.popleft()
+        if not waiting.done():
+            waiting.set_result(None)
+
+    def _due(self) -> float:
+        due = (self._clock() - self._began_s) * self._rate - self._passed
+        late_s = due / self._rate if self._rate else 0.0
+        if late_s <= BACKLOG_S:
+            return due
+        self._began_s += late_s - BACKLOG_S
+        return BACKLOG_S * self._rate
 
 
 class Traffic:
@@ -76,14 +97,17 @@ class Traffic:
     def stop(self) -> None:
         """Begin no further access."""
         self._stopping = True
+        self._pace.open()
 
     async def run(self) -> None:
         """Until the accesses end or `stop` is called, and every write under way has returned or is given up."""
+        drum = asyncio.create_task(self._drum())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(READERS):
                     group.create_task(self._walk(group))
         finally:
+            drum.cancel()
             self._writer.shutdown()
         self._over = True
 
@@ -100,6 +124,11 @@ class Traffic:
             over=self._over,
             **self._subject.figures(),
         )
+
+    async def _drum(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._pace.beat()
 
     async def _walk(self, group: asyncio.TaskGroup) -> None:
         for word in self._accesses:  # shared by all readers
