@@ -7,7 +7,9 @@ local MAGIC = '\203\1'
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
-local meta = redis.call('HMGET', META, 'server', 'epoch', 'seq', 'floor', 'marks', 'facts')
+-- pcall: what somebody else wrote under our names is no meta of ours, and ends in a takeover that removes it.
+local meta = redis.pcall('HMGET', META, 'server', 'epoch', 'seq', 'floor', 'marks', 'facts')
+if meta.err then meta = {} end
 local epoch, seq, floor, marked = meta[2], tonumber(meta[3]), tonumber(meta[4]), tonumber(meta[5])
 local function int(number) return string.format('%.0f', number) end
 
@@ -15,13 +17,17 @@ if meta[6] and meta[6] ~= ARGV[5] then
   return redis.error_reply('CACHEBUS ' .. meta[6] .. ' | ' .. ARGV[5])
 end
 if not seq or meta[1] ~= server or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
-    or redis.call('ZCARD', MARKS) ~= marked then
+    or not floor or redis.pcall('ZCARD', MARKS) ~= marked then
   epoch, seq, floor, marked = ARGV[4], math.max(seq or 0, tonumber(ARGV[2])) + 1, 0, 0
   redis.call('DEL', META, MARKS, LOG, NODES)
   redis.call('HSET', META, 'server', server, 'epoch', epoch, 'seq', int(seq), 'floor', 0, 'marks', 0, 'facts', ARGV[5])
 end
 if ARGV[1] ~= '' then
-  redis.call('HSET', NODES, ARGV[1], ARGV[2] .. ':' .. int(now_us))
+  local line = ARGV[2] .. ':' .. int(now_us)
+  if type(redis.pcall('HSET', NODES, ARGV[1], line)) ~= 'number' then
+    redis.call('DEL', NODES)
+    redis.call('HSET', NODES, ARGV[1], line)
+  end
 end
 
 -- Whether a record may not be believed: none at all, not one of this epoch, or replaced by floor, a scope
@@ -72,7 +78,12 @@ local function announce(first, last, body)
     redis.call('HSET', META, 'marks', redis.call('ZCARD', MARKS))
   end
   local message = 'CB1' .. epoch .. struct.pack('>I8I8I8', seq, floor, now_us) .. body
-  redis.call('XADD', LOG, 'MAXLEN', '~', ARGV[7], int(seq) .. '-0', 'e', message)
+  local logged = redis.pcall('XADD', LOG, 'MAXLEN', '~', ARGV[7], int(seq) .. '-0', 'e', message)
+  if type(logged) == 'table' and logged.err then
+    -- An entry that is none of ours stands in the way. Nodes that miss what goes with it flush, as after trimming.
+    redis.call('DEL', LOG)
+    redis.call('XADD', LOG, int(seq) .. '-0', 'e', message)
+  end
   redis.call('PUBLISH', ARGV[8], message)
 end
 

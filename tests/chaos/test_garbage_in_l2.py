@@ -1,0 +1,59 @@
+"""What somebody else wrote under cachebus's own keys is counted and healed; invalidations go on (G1, G9)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cachebus import Cache, Settings
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.clock import monotonic
+from cachebus.resp import Connection, parse_address
+from tests.support.poll import eventually
+
+
+@asynccontextmanager
+async def closing(connection: Connection) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+SETTINGS = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1}
+GARBAGE = {
+    "an id from the clock in the log": ("XADD", "{cachebus:0}:log", "*", "x", "y"),
+    "a string for the log": ("SET", "{cachebus:0}:log", "x"),
+    "a string for the marks": ("SET", "{cachebus:0}:marks", "x"),
+    "a string for meta": ("SET", "{cachebus:0}:meta", "x"),
+    "a string for the nodes": ("SET", "{cachebus:0}:nodes", "x"),
+    "a stray mark": ("ZADD", "{cachebus:0}:marks", "7", "x"),
+    "a word for the seq": ("HSET", "{cachebus:0}:meta", "seq", "x"),
+}
+
+
+@pytest.mark.parametrize("command", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_an_invalidation_still_reaches_every_node(server_kinds: EmbeddedServer, command: tuple[str, ...]) -> None:
+    settings = Settings(url=server_kinds.url, **SETTINGS)
+    connection = await Connection.open(
+        parse_address(server_kinds.url), timeout_s=2, connect_timeout_s=2, clock=monotonic
+    )
+    async with closing(connection), Cache.open(settings) as a, Cache.open(settings) as b:
+        await a.set("config", "x", 1, tenant_id="acme")
+        await a.invalidate_scope(tenant_id="acme", data_type="other")  # so that there are marks
+        assert await b.get("config", "x", tenant_id="acme") == 1
+        if command[0] == "SET":
+            await connection.call("DEL", command[1])
+        await connection.call(*command)
+
+        await a.invalidate("config", "x", tenant_id="acme")
+
+        async def gone() -> bool:
+            return await b.get("config", "x", tenant_id="acme") is None
+
+        await eventually(gone, within_s=0.7)
+        await a.set("config", "x", 2, tenant_id="acme")
+        await a.invalidate("config", "x", tenant_id="acme")
+        await eventually(gone, within_s=0.7)
