@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cachebus import context
-from cachebus.cascade import Cascade, Target
+from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.clock import Clock, monotonic
 from cachebus.errors import ConfigError
 from cachebus.factory import Parts, World, build
@@ -17,7 +17,7 @@ from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import Key
 from cachebus.lifecycle import attach, figures, is_ready, stop
-from cachebus.naming import tag_names, tenant_of
+from cachebus.naming import check_contexts, tag_names, tenant_of
 from cachebus.node import OnApplied
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules, check_ttl
@@ -112,7 +112,11 @@ class Cache:
         return is_ready(self._live())
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
-        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle."""
+        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
+        that does not fit its type; nothing is declared then."""
+        CascadeTable([*self._cascades, *cascades])
+        for data_type, policy in (policies or {}).items():
+            Rules(data_type, policy)
         for cascade in cascades:
             if self._parts is not None:
                 self._parts.cascades.register(cascade)
@@ -146,7 +150,7 @@ class Cache:
     async def get(
         self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, search_hierarchy: bool = False,
-        use_memory: bool = True, *, default: Any = None, after: Receipt | str | None = None,
+        use_memory: bool = True, default: Any = None, after: Receipt | str | None = None,
     ) -> Any:  # fmt: skip
         """The cached value, or `default` (also where the source is known to have nothing).
 
@@ -199,7 +203,7 @@ class Cache:
 
     async def get_or_load(
         self, data_type: str, resource_id: Id, loader: Source, tenant_id: Id | None = None,
-        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
+        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None,
         search_hierarchy: bool = False, ttl: float | None = None, tags: Sequence[str] = (),
         after: Receipt | str | None = None, use_memory: bool = True,
     ) -> Any:  # fmt: skip
@@ -316,11 +320,10 @@ class Cache:
     ) -> Receipt:  # fmt: skip
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
-        This key exactly; with `contexts="all"` the id in every narrower context too. Raises `InvalidationFailed` when
-        it is not sure to have happened: repeat it then.
+        This key exactly; with `contexts="all"`, and no context id, the id in every context too. Raises
+        `InvalidationFailed` when it is not sure to have happened: repeat it then.
         """
-        if contexts not in ("exact", "all"):
-            raise ValueError('contexts must be "exact" or "all"')
+        check_contexts(contexts, agent_id, conversation_id, collection_id)
         target = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
         return await self.invalidate_targets([target], tenant_id, all_contexts=contexts == "all")
 

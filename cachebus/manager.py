@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar, NoReturn
 
 from cachebus.cache import Cache
-from cachebus.cascade import Cascade
+from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings
@@ -83,6 +83,7 @@ def configure(settings: Settings | str | None = None) -> Settings:
 
 def declare(*cascades: Cascade) -> None:
     """Declare cascades of the process-wide cache, before or after it is opened; `ConfigError` for a cycle."""
+    CascadeTable([*CacheManager._cascades, *cascades])  # raises before anything is kept
     CacheManager._cascades.extend(cascades)
     if CacheManager._cache is not None:
         CacheManager._cache.register(*cascades)

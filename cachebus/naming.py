@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cachebus import context
+from cachebus.errors import InvalidKey
 from cachebus.keys import SYSTEM, Key, Keyspace, Part, tag_name
 from cachebus.policy import Rules
 
@@ -18,6 +19,15 @@ def tenant_of(data_type: str, tenant_id: Part | None) -> Part | None:
         return tenant_id
     around = context.current()
     return around.get_tenant_id() if around is not None and around.has_tenant_id() else None
+
+
+def check_contexts(contexts: str, *ids: Part | None) -> None:
+    """The argument `contexts` of an invalidation; `ValueError`, and `InvalidKey` for "all" contexts of one context,
+    which is no scope: better refused than done by half."""
+    if contexts not in ("exact", "all"):
+        raise ValueError('contexts must be "exact" or "all"')
+    if contexts == "all" and any(part is not None for part in ids):
+        raise InvalidKey('contexts="all" takes no context ids: it means the resource id in every context')
 
 
 class Naming:

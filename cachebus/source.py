@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from types import CodeType, FunctionType
 from typing import Any
 
 from cachebus.errors import LoadTimeout
@@ -22,10 +23,7 @@ def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) ->
     Fewer positional parameters get the first of the three; `**kwargs`, and keyword-only parameters of these names,
     get the rest by name. Parameters with a default beyond the three keep it.
     """
-    try:
-        count, names = _shape(source)
-    except TypeError:  # unhashable callable
-        count, names = _shape.__wrapped__(source)
+    count, names = _shape(source)
     values = (resource_id, tenant_id, ctx)
     if not names:
         positional = values[:count]
@@ -34,19 +32,35 @@ def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) ->
     return lambda: source(*values[:count], **keywords)
 
 
-@lru_cache(maxsize=1024)
 def _shape(source: Source) -> tuple[int, frozenset[str]]:
-    """How many of the three a source takes by position, and which by name."""
+    """How many of the three a source takes by position, and which by name.
+
+    A plain function is remembered by its code: a lambda written at the call is a new object each time, whose signature
+    would be worked out on every miss, and whose closure a memo of functions would keep alive.
+    """
+    if type(source) is FunctionType and not hasattr(source, "__wrapped__"):
+        return _shape_of_code(source.__code__)
     try:
         parameters = inspect.signature(source).parameters.values()
     except ValueError:  # a builtin that does not say
         return 1, frozenset()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 3, frozenset()
-    count = min(3, sum(p.kind in _POSITIONAL for p in parameters))
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return count, frozenset(_NAMES[count:])
-    return count, frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in _NAMES)
+    kinds = [p.kind for p in parameters]
+    count = 3 if inspect.Parameter.VAR_POSITIONAL in kinds else sum(kind in _POSITIONAL for kind in kinds)
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return _taken(count, named, inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+@lru_cache(maxsize=1024)
+def _shape_of_code(code: CodeType) -> tuple[int, frozenset[str]]:
+    count = 3 if code.co_flags & inspect.CO_VARARGS else code.co_argcount
+    named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    return _taken(count, named, bool(code.co_flags & inspect.CO_VARKEYWORDS))
+
+
+def _taken(count: int, named: Iterable[str], any_name: bool) -> tuple[int, frozenset[str]]:
+    count = min(3, count)
+    rest = _NAMES[count:]
+    return count, frozenset(rest) if any_name else frozenset(rest).intersection(named)
 
 
 async def _once(call: Bound, timeout_s: float) -> Any:

@@ -12,6 +12,7 @@ from cachebus.clock import monotonic
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import address_of, redis_store
 from cachebus.keys import Keyspace
+from cachebus.naming import check_contexts, tenant_of
 from cachebus.plan import Plan, Planner, coordinated, target
 from cachebus.ports import Caller, Store
 from cachebus.receipt import Receipt
@@ -69,10 +70,10 @@ class DirectProducer:
         contexts: str = "exact",
     ) -> Receipt:
         """As `Cache.invalidate`: one resource and its cascades."""
-        if contexts not in ("exact", "all"):
-            raise ValueError('contexts must be "exact" or "all"')
+        check_contexts(contexts, agent_id, conversation_id, collection_id)
         one = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
-        return await self._send(self._planner.targets([one], tenant_id, all_contexts=contexts == "all"))
+        tenant = tenant_of(data_type, tenant_id)
+        return await self._send(self._planner.targets([one], tenant, all_contexts=contexts == "all"))
 
     async def invalidate_scope(
         self,
@@ -84,13 +85,13 @@ class DirectProducer:
     ) -> Receipt:
         """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
         contexts = agent_id, conversation_id, collection_id
-        return await self._send(self._planner.scope(tenant_id, data_type, contexts))
+        return await self._send(self._planner.scope(tenant_of(data_type or "", tenant_id), data_type, contexts))
 
     async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
         """As `Cache.invalidate_tags`."""
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        return await self._send(self._planner.tags(tenant_id, tags))
+        return await self._send(self._planner.tags(tenant_of("", tenant_id), tags))
 
     async def invalidate_coordinated(
         self,

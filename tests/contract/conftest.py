@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 import pytest
 
@@ -13,7 +14,8 @@ from tests.support.servers import KINDS, Kind, SharedServers, binary_of
 
 MAX = 100_000
 MEMORY = Kind("memory", "PATH", "", can_exist=True)
-Join = Callable[[str], Awaitable[Person]]
+program = cache(binary_of)
+"""Looking for a server runs each that it finds, to ask for its version: once is enough."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +29,7 @@ async def rigged(request: pytest.FixtureRequest, servers: SharedServers) -> Asyn
     marker = request.node.get_closest_marker("limits")
     limits = {"marks_max": MAX, "log_max": MAX, **(marker.kwargs if marker else {})}
     kind: Kind = request.param
-    rig = MemoryRig(**limits) if kind is MEMORY else RedisRig(servers.get(binary_of(kind)).url, **limits)
+    rig = MemoryRig(**limits) if kind is MEMORY else RedisRig(servers.get(program(kind)).url, **limits)
     await rig.begin()
     try:
         yield rig

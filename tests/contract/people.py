@@ -69,7 +69,8 @@ class Person:
         """A record, under a lease or of where this node stands; `lives_ms` from its latest probe, None for ever."""
         return Record(
             0, 0, payload, created_ms=self.now_ms, expires_ms=0 if lives_ms is None else self.now_ms + lives_ms,
-            tags=tags, epoch=lease.epoch if lease else self.caller.epoch, seq=lease.seq if lease else self.caller.applied,
+            tags=tags, epoch=lease.epoch if lease else self.caller.epoch,
+            seq=lease.seq if lease else self.caller.applied,
         )  # fmt: skip
 
     async def lease(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
@@ -82,9 +83,7 @@ class Person:
         assert reply.outcome is Leased.GRANTED
         return reply
 
-    async def fill(
-        self, what: Key, record: Record, token: str = "t", *, px_ms: int = 0, over: bytes = b""
-    ) -> Change:
+    async def fill(self, what: Key, record: Record, token: str = "t", *, px_ms: int = 0, over: bytes = b"") -> Change:
         """Offer a record."""
         return await self.store.fill(what, self.caller, token, record, px_ms, over)
 

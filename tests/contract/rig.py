@@ -204,6 +204,4 @@ class RedisRig(StoreRig):
 
     async def lines(self) -> dict[str, int]:
         flat = await self.redis.call("HGETALL", self.names.own[3])
-        return {
-            node.decode(): int(line.partition(b":")[0]) for node, line in zip(flat[::2], flat[1::2], strict=True)
-        }
+        return {node.decode(): int(line.partition(b":")[0]) for node, line in zip(flat[::2], flat[1::2], strict=True)}

@@ -41,13 +41,13 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
     assert entries == [(2, messages[0]), (3, messages[1])]
 
     event = events.decode(messages[0])
-    assert (event.epoch, event.seq, event.floor) == change[:2] + (0,)
+    assert (event.epoch, event.seq, event.floor) == (*change[:2], 0)
     assert (event.keys, event.names) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
     assert event.origin == "ann"
     assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, marks=False)).server_us
 
     event = events.decode(messages[1])
-    assert (event.epoch, event.seq, event.floor) == written[:2] + (0,)
+    assert (event.epoch, event.seq, event.floor) == (*written[:2], 0)
     assert (event.keys, event.names, event.origin) == ([key("c").l1, key("d").l1], [scope("other")], "bob")
 
 

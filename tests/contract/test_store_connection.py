@@ -10,10 +10,11 @@ import pytest
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import Store
+from cachebus.ports import Caller, Store
+from tests.contract.conftest import program
 from tests.contract.people import LONG_MS, NOBODY, Person, body, key
 from tests.contract.rig import RedisRig, StoreRig, until
-from tests.support.servers import KINDS, Kind, binary_of
+from tests.support.servers import KINDS, Kind
 
 Operation = Callable[[Person], Awaitable[object]]
 WRITES: dict[str, Operation] = {
@@ -44,7 +45,7 @@ async def all_refuse(person: Person, operations: dict[str, Operation]) -> None:
 def own(request: pytest.FixtureRequest) -> Iterator[RedisRig]:
     """A server of the test's own, of each kind, and nobody connected."""
     kind: Kind = request.param
-    with EmbeddedServer(binary_of(kind)) as server:
+    with EmbeddedServer(program(kind)) as server:
         rig = RedisRig(server.url, 1000, 1000)
         rig.server = server
         yield rig
@@ -118,9 +119,10 @@ async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRi
 
 
 async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
-    """A master cut off from its replicas, a replica, one that is full: even reads are refused, for they leave a line."""
+    """A master cut off from its replicas, one full, a replica: even reads are refused, since they leave a line."""
     ann = await Person(await own.store(), "ann").attach()
     await ann.granted(key())
+    await ann.store.probe(0, Caller("bob", 5, b""), marks=False)
     for deny, allow in (
         (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
@@ -133,6 +135,8 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
         assert not ann.store.connected, "a probe that is refused gives up the connection"
         await ann.store.connect()
         await all_refuse(ann, WRITES)
+        assert own.server.command("HEXISTS", own.names.own[3], "bob") == ":1", "and nothing was changed"
+        assert own.server.command("EXISTS", own.names.lease(key())) == ":1"
         assert own.server.command(*allow).startswith("+OK")
         await ann.store.connect()
         await ann.probe()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cachebus import event as events
-from cachebus.ports import Caller, Leased
+from cachebus.ports import Caller, Leased, LeaseReply
 from tests.contract.people import LONG_MS, NOBODY, SHORT_MS, Person, key, scope, tag
 from tests.contract.rig import StoreRig, until
 
 
 async def test_absence_grants_a_lease_and_a_record_is_a_hit(ann: Person, bob: Person) -> None:
     lease = await ann.lease(key())
-    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, None, 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, None, 0)
     record = ann.record(b"v", lease)
     assert await ann.fill(key(), record) == (ann.caller.epoch, 1, True, 0)
     assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, Leased.HIT, record.encode(), 0)
@@ -52,7 +52,7 @@ async def test_when_a_lease_ends_the_next_takes_over(ann: Person, bob: Person) -
 async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key(), b"one")
     lease = await bob.lease(key(), "b", refresh=True)
-    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, record.encode(), 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, record.encode(), 0)
     assert (await ann.lease(key(), "a", refresh=True)).outcome is Leased.WAIT
     assert (await ann.lease(key(), "a")).outcome is Leased.HIT, "all others serve on"
     newer = bob.record(b"two", lease)
@@ -63,7 +63,7 @@ async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> N
 async def test_an_expired_record_is_given_along_with_the_lease(ann: Person, bob: Person) -> None:
     expired = await ann.loaded(key(), b"old", lives_ms=-1)
     lease = await bob.lease(key())
-    assert lease == (ann.caller.epoch, 1, Leased.GRANTED, expired.encode(), 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, expired.encode(), 0)
     await bob.fill(key(), bob.record(b"new", lease))
     assert (await ann.lease(key())).outcome is Leased.HIT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import StoreRig
 
 Loss = Callable[[StoreRig], Awaitable[None]]
-LOSSES = {
+LOSSES: dict[str, Loss] = {
     "flushed": lambda rig: rig.flush(),
     "meta evicted": lambda rig: rig.lose_meta(),
     "marks evicted": lambda rig: rig.lose_marks(),
@@ -116,13 +117,14 @@ async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) 
 
     what, store = key(), ann.store
     epochs = {ann.caller.epoch}
-    for number, operation in enumerate([
+    operations: list[Callable[[], Awaitable[Any]]] = [
         lambda: store.read(0, ann.caller, [what]),
         lambda: ann.lease(what),
         lambda: ann.fill(what, ann.record(b"v")),
         lambda: ann.invalidate(what),
         lambda: ann.write(what),
-    ]):  # fmt: skip
+    ]
+    for number, operation in enumerate(operations):
         await lost()
         reply = await operation()
         epochs.add(reply.epoch)

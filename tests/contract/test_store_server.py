@@ -12,9 +12,10 @@ from cachebus import event as events
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.l2.names import ShardNames
 from cachebus.ports import Caller, Leased
+from tests.contract.conftest import program
 from tests.contract.people import Person, body, key, scope, tag
 from tests.contract.rig import NAMESPACE, PATIENCE_S, SHARDS, RedisRig, until
-from tests.support.servers import KINDS, Kind, binary_of
+from tests.support.servers import KINDS, Kind
 
 Serve = Callable[..., RedisRig]
 
@@ -26,7 +27,7 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
     servers: list[EmbeddedServer] = []
 
     def served(*, appendonly: bool = False) -> RedisRig:
-        binary = binary_of(kind)
+        binary = program(kind)
         # Redis 7 and Valkey refuse DEBUG unless told otherwise, and 6.2 refuses to be told.
         extra = ("--enable-debug-command", "local") if binary.version >= (7,) else ()
         server = EmbeddedServer(binary, appendonly=appendonly, extra=extra).start()

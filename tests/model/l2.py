@@ -141,7 +141,7 @@ class L2:
         shard.seq, shard.floor, shard.marked = vault.seq, vault.floor, vault.marked
         shard.marks, shard.messages = dict(vault.marks), dict(vault.messages)
         shard.records = {name: (data, INF) for name, data in vault.records}
-        shard.leases = {name: (epoch, token, INF, False) for name, epoch, token in vault.leases}
+        shard.leases = {name: (epoch, token, NOW + 10, False) for name, epoch, token in vault.leases}
         shard.nodes, shard.counters, shard.requests = {}, {}, {}
         self._epochs = vault.epochs
         self._sent.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cachebus.coherence import Reservation, Shard
+from cachebus.coherence import Shard
 from cachebus.fetch import MISSING
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
@@ -104,7 +104,7 @@ class Nodes:
             parts = [p for p in (self.flights.things[flight], self.writes.things[write]) if p is not None]
             if flight and self._is_lost(core, parts[0]):
                 del parts[0]
-            then, began = renumbered(self.cores.things[core], [part.began for part in parts])
+            then, began = renumbered(self._tidy(core), [part.began for part in parts])
             numbers = [0, 0]
             for part, its in zip(parts, began, strict=True):
                 if isinstance(part, Flight):
@@ -115,19 +115,30 @@ class Nodes:
 
         return self._once("settled", step, core, flight, write)
 
+    def _tidy(self, core: int) -> Core:
+        """Without entries that are dead, which a sweep may take at any time, and without groups that nothing is in,
+        which come again as they were."""
+        state = self.cores.things[core]
+        for key, held in enumerate(state.held):
+            if held is not None and held.place and self.trusts(core)[key] is None:
+                core = self.looked(core, key)
+        state = self.cores.things[core]
+        live = {k.family.data_type for k, held in zip(self._keys, state.held, strict=True) if held and not held.place}
+        groups = tuple((t, valid) for t, valid in state.groups if t in live or valid != state.spread)
+        return state._replace(groups=groups)
+
     def _is_lost(self, core: int, flight: Flight) -> bool:
         if flight.what == "load":
             return False
+        real, coro = self._rig.again(flight)
+        coro.close()
         self._thaw(core)
-        shard, key, began = self._rig.shard, self._keys[flight.key], flight.began
+        shard, key = self._rig.shard, self._keys[flight.key]
+        shard.valid_until = INF  # in the best case
         names = (*key.names, *self._rig.setup.tags)
-        reservation = Reservation(began.epoch, began.count, began.applied)
         epoch, seq = _place_of(flight)
-        return not shard.admits(reservation, key.l1, names, epoch, seq) and (
-            began.epoch != shard.epoch
-            or shard.marked(reservation, key.l1, began.applied)
-            or shard.hides(began.applied, names)
-        )
+        enters = shard.admits(real.reservation, key.l1, names, epoch, seq)
+        return not enters and not self._rig.reader._joinable(key, real, None)
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------
 

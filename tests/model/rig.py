@@ -181,7 +181,8 @@ class Rig:
     def flight(self, key: int) -> tuple[RealFlight[Found], Coro]:
         """A flight for a caller who finds nothing in L1: what is in there is not looked at."""
         self.node.l1.clear()
-        caller = self.reader.get_or_load(self.setup.keys[key], load, self.rules, tags=self.setup.tags)
+        tags = self.setup.tags if self.setup.fills else ()
+        caller = self.reader.get_or_load(self.setup.keys[key], load, self.rules, tags=tags)
         try:
             drive(caller)
         except Begun as begun:

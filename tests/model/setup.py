@@ -30,10 +30,16 @@ class Setup:
     """Whether a failover may lose what was written from some invalidation on."""
     repeats: bool = False
     """Whether events that the node has applied may come again."""
+    old: bool = False
+    """Whether events may still come of an epoch that the node has left."""
+    tokens: bool = True
+    """Whether to check session tokens (G3)."""
     second: bool = False
     """Whether there is a loader on another node."""
     loads: tuple[int, ...] = (0,)
     """Which keys are read from L2 and loaded; both are in L1 at the start."""
+    fills: bool = True
+    """Whether the node loads; if not, it knows of tags only from records."""
     lease_hits: bool = False
     """Whether a lease may meet a record that has come just before."""
     heals: bool = False

@@ -136,7 +136,8 @@ class World:
                 message
                 for message in bag
                 for epoch, seq in [self._places[message]]
-                if epoch != view.epoch or (seq > view.applied and seq not in view.ahead)
+                if (seq > view.applied and seq not in view.ahead if epoch == view.epoch
+                    else self.setup.old or epoch > view.epoch)
             )
         return tuple(sorted(set(bag)))
 
@@ -166,7 +167,8 @@ class World:
 
     def _acknowledged(self, truth: Truth, reply: object) -> int:
         token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
-        return self.truths.number(truth._replace(tokens=(*truth.tokens, token)))
+        tokens = (*truth.tokens, token) if self.setup.tokens else ()
+        return self.truths.number(truth._replace(tokens=tokens))
 
     def _writers(self, state: State) -> Iterator[Step]:
         if not state.left[_INVS]:
@@ -305,7 +307,7 @@ class World:
             yield (str(request[0]), k), self._flies(after, Flight("one", k, began, (request[0], reply)))
         began = began._replace(vouched=None)
         after, reply = self._ask(state, self.nodes.asks(state.core, "lease", k, checked=state.checked))
-        if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
+        if reply.outcome is Leased.GRANTED and self.setup.fills:  # type: ignore[attr-defined]
             load = (reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
             yield ("lease and load", k), self._flies(after, Flight("load", k, began, load))
         elif reply.outcome is Leased.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]

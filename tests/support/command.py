@@ -6,16 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachebus.clock import monotonic
-from tests.support.leftovers import _pause
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
+_pause = threading.Event()
 
 
 @dataclass

@@ -52,6 +52,16 @@ def test_the_incident_takes_its_course() -> None:
     assert incident.due(0.9, 113.0) is None
 
 
+def test_a_lease_that_is_kept_too_long_is_seen() -> None:
+    incident = Incident(2, bound_s=2.0)
+    incident.due(0.5, 100.0)
+    incident.see(Tick(node=1, at_s=103.0, lease_left_s=1.0), head=0)
+    incident.see(Tick(node=2, at_s=102.0, lease_left_s=0.01), head=0)
+    assert not incident.kept_lease
+    incident.see(Tick(node=2, at_s=102.1, lease_left_s=0.01), head=0)
+    assert incident.kept_lease
+
+
 def test_an_incident_needs_room() -> None:
     assert Incident.fits(10.0, bound_s=2.0)
     assert not Incident.fits(9.9, bound_s=2.0)
@@ -63,8 +73,8 @@ def test_an_incident_needs_room() -> None:
         (replace(FIGURES, stale_beyond=2, oldest_s=2.5), None, "2 reads gave what an invalidation had replaced"),
         (replace(FIGURES, own_missed=1), None, "1 reads missed a write that their own node had made"),
         (replace(FIGURES, failed=7), None, "7 reads failed"),
-        (FIGURES, replace(OVERCOME, lapsed_s=None, recovered_s=None), "node 3 kept its lease while it was cut off"),
-        (FIGURES, replace(OVERCOME, recovered_s=None), "node 3 did not recover"),
+        (FIGURES, replace(OVERCOME, kept_lease=True), "node 3 kept its lease while it was cut off"),
+        (FIGURES, replace(OVERCOME, recovered_s=None, ended_s=18.1), "node 3 did not recover"),
     ],
 )
 def test_a_broken_promise_is_told(figures: Figures, incident: Incident | None, line: str) -> None:
@@ -76,7 +86,10 @@ def test_a_broken_promise_is_told(figures: Figures, incident: Incident | None, l
     assert json.loads(as_json(outcome))["broken"] == [broken]
 
 
-@pytest.mark.parametrize("incident", [OVERCOME, None, Incident(3, 2.0), Incident(3, 2.0, began_s=10.0)])
+UNFINISHED = replace(OVERCOME, recovered_s=None, ended_s=17.9)
+
+
+@pytest.mark.parametrize("incident", [OVERCOME, None, Incident(3, 2.0), Incident(3, 2.0, began_s=10.0), UNFINISHED])
 @pytest.mark.parametrize("off", [OFF, None])
 def test_promises_that_were_kept_are_told(incident: Incident | None, off: Figures | None) -> None:
     outcome = Outcome(Plan(), FIGURES, incident, off)

@@ -71,32 +71,43 @@ def test_it_is_over_when_every_node_is_at_its_end() -> None:
 # -- the pace ---------------------------------------------------------------------------------------------------------
 
 
-async def passed_at_once(pace: Pace) -> int:
-    """How many turns are due now."""
-    count = 0
-    while True:
-        try:
-            await asyncio.wait_for(pace.turn(), 0.001)
-        except TimeoutError:
-            return count
-        count += 1
-
-
 async def test_accesses_pass_at_the_rate() -> None:
-    hands = Hands()
+    hands, passed = Hands(), 0
     pace = Pace(100.0, hands)
-    assert await passed_at_once(pace) == 0
+
+    async def walk() -> None:
+        nonlocal passed
+        while True:
+            await pace.turn()
+            passed += 1
+
+    async def settled() -> int:
+        pace.beat()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return passed
+
+    walkers = [asyncio.create_task(walk()) for _ in range(3)]
+    assert await settled() == 0
     hands.now_s += 0.105
-    assert await passed_at_once(pace) == 11
+    assert await settled() == 10
     hands.now_s += 0.1
-    assert await passed_at_once(pace) == 10
+    assert await settled() == 20
+    hands.now_s += 3_600  # what a stall has kept from being done is not made up for
+    assert await settled() == pytest.approx(20 + 100 * BACKLOG_S, abs=1)
+    for walker in walkers:
+        walker.cancel()
 
 
-async def test_a_stall_is_not_made_up_for() -> None:
-    hands = Hands()
-    pace = Pace(100.0, hands)
-    hands.now_s += 3_600
-    assert await passed_at_once(pace) == pytest.approx(100 * BACKLOG_S, abs=1)
+async def test_who_waits_for_a_turn_is_let_go_in_the_end() -> None:
+    pace = Pace(0.001, Hands())
+    waiting = [asyncio.create_task(pace.turn()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    pace.open()
+    await asyncio.wait(waiting)
+    assert [task.cancelled() for task in waiting] == [True, False, False]
+    await pace.turn()
 
 
 async def test_no_rate_is_no_limit_yet_others_get_their_turn() -> None:

@@ -15,10 +15,10 @@ from typing import Final
 
 from cachebus.cli.lab.trace import make_word
 
-PRODUCTS: Final = 4_000
+PRODUCTS: Final = 2_000
 CATEGORIES: Final = 400
 TEXTS: Final = 120
-_POPULARITY: Final = 0.65
+_POPULARITY: Final = 0.8
 _RETURNS: Final = 0.45
 _REMEMBERED: Final = 12
 _TWICE: Final = 0.3

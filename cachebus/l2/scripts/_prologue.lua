@@ -24,7 +24,10 @@ if not seq or meta[1] ~= server or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq
 end
 if ARGV[1] ~= '' then
   local line = ARGV[2] .. ':' .. int(now_us)
-  if type(redis.pcall('HSET', NODES, ARGV[1], line)) ~= 'number' then
+  local noted = redis.pcall('HSET', NODES, ARGV[1], line)
+  if type(noted) == 'table' then
+    -- Refused, as by a server that is full: once a DEL had gone through, it would let the whole script write.
+    if not string.find(noted.err, 'WRONGTYPE', 1, true) then return noted end
     redis.call('DEL', NODES)
     redis.call('HSET', NODES, ARGV[1], line)
   end
@@ -36,8 +39,10 @@ local function hidden(record, first, last)
   if #record < 61 or string.sub(record, 1, 2) ~= MAGIC or string.sub(record, 5, 20) ~= epoch then return true end
   local granted = struct.unpack('>I8', record, 21)
   if granted < floor then return true end
+  local tags = string.byte(record, 61)
+  if marked == 0 and tags == 0 then return false end
   local names, at = {}, 62
-  for _ = 1, string.byte(record, 61) do
+  for _ = 1, tags do
     if at + 1 > #record then return true end
     local after = at + 2 + struct.unpack('>I2', record, at)
     if after > #record + 1 then return true end

@@ -1,0 +1,287 @@
+"""What every bus does: bring messages of each shard, in order, from when it is connected until it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from cachebus.bus.memory import MemoryBus, MemoryChannel
+from cachebus.bus.redis import RedisBus
+from cachebus.cli.embedded import EmbeddedServer, free_port
+from cachebus.clock import monotonic
+from cachebus.errors import BusUnavailable
+from cachebus.l2.names import ShardNames
+from cachebus.ports import Bus, Listener
+from cachebus.resp import Connection, parse_address
+from tests.contract.conftest import MEMORY, program
+from tests.contract.rig import NAMESPACE, PATIENCE_S, until
+from tests.support.servers import KINDS, Kind, SharedServers
+
+SHARDS = 3
+ODD = [b"", b"\x00", b"\r\n$1\r\n", bytes(range(256)), b"x" * 300_000]
+
+
+class Ears:
+    """A listener."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, bytes]] = []
+
+    def __call__(self, shard: int, message: bytes) -> None:
+        self.heard.append((shard, message))
+
+    async def wait(self, count: int) -> list[tuple[int, bytes]]:
+        """What was heard, once there is so much of it."""
+
+        async def enough() -> bool:
+            return len(self.heard) >= count
+
+        await until(enough)
+        return self.heard
+
+
+class BusRig(ABC):
+    """Makes buses, and sends messages as a store does."""
+
+    def __init__(self) -> None:
+        self.buses: list[Bus] = []
+
+    async def bus(self, listener: Listener) -> Bus:
+        """One that is connected."""
+        bus = self.unconnected(listener)
+        self.buses.append(bus)
+        await bus.connect()
+        return bus
+
+    async def end(self) -> None:
+        for bus in self.buses:
+            await bus.close()
+
+    @abstractmethod
+    async def begin(self) -> None: ...
+
+    @abstractmethod
+    def unconnected(self, listener: Listener) -> Bus: ...
+
+    @abstractmethod
+    async def send(self, shard: int, message: bytes) -> None: ...
+
+
+class MemoryBusRig(BusRig):
+    async def begin(self) -> None:
+        self.channels = [MemoryChannel() for _ in range(SHARDS)]
+
+    def unconnected(self, listener: Listener) -> Bus:
+        return MemoryBus(self.channels, listener)
+
+    async def send(self, shard: int, message: bytes) -> None:
+        self.channels[shard].send(message)
+
+
+class RedisBusRig(BusRig):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.channels = [ShardNames(NAMESPACE, shard).channel for shard in range(SHARDS)]
+
+    async def begin(self) -> None:
+        self.redis = await Connection.open(
+            parse_address(self.url), timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
+        )
+
+    def unconnected(self, listener: Listener) -> RedisBus:
+        return RedisBus(
+            parse_address(self.url), self.channels, listener,
+            timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic,
+        )  # fmt: skip
+
+    async def send(self, shard: int, message: bytes) -> None:
+        await self.redis.call("PUBLISH", self.channels[shard], message)
+
+    async def end(self) -> None:
+        await super().end()
+        self.redis.close()
+
+
+@pytest.fixture(params=[MEMORY, *KINDS], ids=lambda kind: kind.name)
+async def rig(request: pytest.FixtureRequest, shared_servers: SharedServers) -> AsyncIterator[BusRig]:
+    """A bus of each kind."""
+    kind: Kind = request.param
+    rig = MemoryBusRig() if kind is MEMORY else RedisBusRig(shared_servers.get(program(kind)).url)
+    await rig.begin()
+    yield rig
+    await rig.end()
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, of each kind."""
+    with EmbeddedServer(program(request.param)) as server:
+        yield server
+
+
+async def test_messages_come_in_order_with_their_shard(rig: BusRig) -> None:
+    ears = Ears()
+    await rig.bus(ears)
+    sent = [(number % SHARDS, b"%d" % number) for number in range(500)]
+    for shard, message in sent:
+        await rig.send(shard, message)
+    assert await ears.wait(len(sent)) == sent
+
+
+async def test_any_bytes_come_as_they_are(rig: BusRig) -> None:
+    ears = Ears()
+    await rig.bus(ears)
+    for message in ODD:
+        await rig.send(1, message)
+    assert await ears.wait(len(ODD)) == [(1, message) for message in ODD]
+
+
+async def test_every_bus_hears_each_message_once(rig: BusRig) -> None:
+    ears = [Ears(), Ears(), Ears()]
+    for one in ears:
+        await rig.bus(one)
+    await rig.send(0, b"a")
+    await rig.send(2, b"b")
+    for one in ears:
+        assert await one.wait(2) == [(0, b"a"), (2, b"b")]
+
+
+async def test_what_was_sent_before_it_connected_does_not_come(rig: BusRig) -> None:
+    ears = Ears()
+    await rig.send(0, b"before")
+    bus = await rig.bus(ears)
+    assert bus.connected
+    await rig.send(0, b"after")
+    assert await ears.wait(1) == [(0, b"after")]
+
+
+async def test_connecting_twice_is_connecting_once(rig: BusRig) -> None:
+    ears = Ears()
+    bus = await rig.bus(ears)
+    await asyncio.gather(bus.connect(), bus.connect())
+    await rig.send(0, b"once")
+    await rig.send(0, b"end")
+    assert await ears.wait(2) == [(0, b"once"), (0, b"end")]
+
+
+async def test_a_closed_bus_hears_nothing_and_may_be_connected_again(rig: BusRig) -> None:
+    ears, others = Ears(), Ears()
+    bus = await rig.bus(ears)
+    await rig.bus(others)
+    await bus.close()
+    await bus.close()
+    assert not bus.connected
+    await rig.send(0, b"unheard")
+    await others.wait(1)
+    await bus.connect()
+    assert bus.connected
+    await rig.send(0, b"heard")
+    assert await ears.wait(1) == [(0, b"heard")]
+
+
+async def test_a_bus_never_connected_can_be_closed(rig: BusRig) -> None:
+    bus = rig.unconnected(Ears())
+    assert not bus.connected
+    await bus.close()
+
+
+async def test_publishing_is_the_stores_own_doing(rig: BusRig) -> None:
+    """Here the store publishes in the step that gives the seq; a second message would double every event."""
+    ears = Ears()
+    bus = await rig.bus(ears)
+    await bus.publish(0, b"twice?")
+    await rig.send(0, b"once")
+    assert await ears.wait(1) == [(0, b"once")]
+
+
+# -- what only a server can do ------------------------------------------------------------------------------------
+
+
+async def test_no_server_is_bus_unavailable_by_its_address() -> None:
+    port = free_port()
+    bus = RedisBus(
+        parse_address(f"redis://127.0.0.1:{port}/0"), ["c"], Ears(),
+        timeout_s=1.0, connect_timeout_s=1.0, clock=monotonic,
+    )  # fmt: skip
+    with pytest.raises(BusUnavailable, match=rf"127\.0\.0\.1:{port}"):
+        await bus.connect()
+    assert not bus.connected
+    await bus.close()
+
+
+async def test_a_lost_connection_is_noticed_and_made_again(server: EmbeddedServer) -> None:
+    rig, ears = RedisBusRig(server.url), Ears()
+    await rig.begin()
+    bus = await rig.bus(ears)
+    await rig.redis.call("CLIENT", "KILL", "TYPE", "pubsub")
+
+    async def lost() -> bool:
+        return not bus.connected
+
+    await until(lost)
+    await rig.send(0, b"missed")
+    await bus.connect()
+    await rig.send(0, b"heard")
+    assert await ears.wait(1) == [(0, b"heard")]
+    await rig.end()
+
+
+async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
+    """Its socket stays open and nothing arrives, as when nothing is sent: only a ping tells the two apart."""
+    bus = RedisBus(
+        parse_address(server.url), ["c"], Ears(), timeout_s=0.1, connect_timeout_s=PATIENCE_S, clock=monotonic
+    )
+    await bus.connect()
+    server.pause()
+
+    async def lost() -> bool:
+        return not bus.connected
+
+    await until(lost)
+    with pytest.raises(BusUnavailable):
+        await RedisBus(
+            parse_address(server.url), ["c"], Ears(), timeout_s=0.1, connect_timeout_s=0.1, clock=monotonic
+        ).connect()
+    server.resume()
+    await bus.connect()
+    assert bus.connected
+    await bus.close()
+
+
+async def test_a_user_who_may_not_subscribe_is_told_so(server: EmbeddedServer) -> None:
+    assert server.command("ACL", "SETUSER", "default", "-subscribe") == "+OK"
+    bus = RedisBusRig(server.url).unconnected(Ears())
+    with pytest.raises(BusUnavailable, match="NOPERM"):
+        await bus.connect()
+    assert not bus.connected
+    await bus.close()
+
+
+# -- what only memory could do ---------------------------------------------------------------------------------------
+
+
+async def test_in_memory_a_listener_is_not_called_by_the_sender() -> None:
+    """A store's operation must be over before its event is applied, as it is where a server lies in between."""
+    ears, channel = Ears(), MemoryChannel()
+    bus = MemoryBus([channel], ears)
+    await bus.connect()
+    channel.send(b"a")
+    assert not ears.heard
+    assert await ears.wait(1) == [(0, b"a")]
+    await bus.close()
+
+
+async def test_in_memory_a_loop_that_has_ended_hears_nothing() -> None:
+    """Loops may share a `memory://NAME` one after another; one that ended without closing harms nobody."""
+    gone, ears, channel = Ears(), Ears(), MemoryChannel()
+    await asyncio.to_thread(asyncio.run, MemoryBus([channel], gone).connect())
+    bus = MemoryBus([channel], ears)
+    await bus.connect()
+    channel.send(b"a")
+    assert await ears.wait(1) == [(0, b"a")]
+    assert gone.heard == []
+    await bus.close()

@@ -1,0 +1,172 @@
+"""Hierarchical search: the most specific value wins, absence is remembered, and neither outlives an invalidation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cachebus import MISSING, Cache, Policy
+from cachebus.clock import monotonic
+from tests.support.caches import D_S, Source, asked, data_calls, deaf, nodes, past, until
+
+FULL = {"tenant_id": "acme", "agent_id": "a", "conversation_id": "v", "collection_id": "c"}
+LEVELS: list[dict[str, Any]] = [
+    FULL,
+    {"tenant_id": "acme", "agent_id": "a", "conversation_id": "v"},
+    {"tenant_id": "acme", "agent_id": "a"},
+    {"tenant_id": "acme"},
+]
+
+
+@pytest.fixture
+async def pair(redis_url: str) -> AsyncIterator[list[Cache]]:
+    """Two nodes over one server."""
+    async with nodes(redis_url, policies={"negative": Policy(negative_ttl_s=60)}) as caches:
+        yield caches
+
+
+async def search(cache: Cache, data_type: str = "config", **ids: Any) -> Any:
+    """A search from the most specific level, or the given one."""
+    return await cache.get(data_type, "x", search_hierarchy=True, default=MISSING, **(ids or FULL))
+
+
+async def test_the_most_specific_level_wins(pair: list[Cache]) -> None:
+    a, b = pair
+    assert await search(a) is MISSING
+    for depth in (3, 2, 1, 0):
+        receipt = await a.set("config", "x", depth, **LEVELS[depth])
+        assert await search(a) == depth
+        assert await search(b, after=receipt, **FULL) == depth
+    assert [await search(a, **level) for level in LEVELS] == [0, 1, 2, 3]
+    for depth, next_best in ((0, 1), (1, 2), (2, 3), (3, MISSING)):
+        receipt = await a.delete("config", "x", **LEVELS[depth])
+        assert await search(a) == next_best
+        assert await search(b, after=receipt, **FULL) == next_best
+
+
+async def test_a_search_from_one_context_drops_only_that(pair: list[Cache]) -> None:
+    a = pair[0]
+    await a.set("config", "x", "agent's", tenant_id="acme", agent_id="a")
+    assert await search(a, tenant_id="acme", collection_id="c") is MISSING
+    assert await search(a, tenant_id="acme", agent_id="a", collection_id="c") == "agent's"
+    assert await search(a, tenant_id="acme", agent_id="b") is MISSING
+    assert await a.get("config", "x", **FULL) is None  # searches only when asked
+    await a.set("config", "x", "tenant's", tenant_id="acme")
+    assert await search(a, tenant_id="acme", collection_id="c") == "tenant's"
+    assert await search(a, tenant_id="other", agent_id="a") is MISSING
+
+
+@pytest.mark.parametrize("depth", [None, 0, 1, 2, 3])
+async def test_a_warm_search_touches_no_network(pair: list[Cache], depth: int | None) -> None:
+    a, b = pair
+    if depth is not None:
+        await a.set("config", "x", "v", **LEVELS[depth])
+    await until(lambda: b.ready())
+    with asked(b) as counts:
+        first = await search(b)
+        cold = data_calls(counts)
+        assert first == ("v" if depth is not None else MISSING)
+        assert (counts["get"], counts["read"]) in ((4, 0), (0, 1))  # one round trip either way
+        for _ in range(3):
+            assert await search(b) == first
+        assert data_calls(counts) == cold
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+async def test_a_set_elsewhere_ends_the_absence_at_once(pair: list[Cache], depth: int) -> None:
+    a, b = pair
+    assert await search(b) is MISSING
+    await a.set("config", "x", "new", **LEVELS[depth])
+
+    async def found() -> bool:
+        return await search(b) == "new"
+
+    await until(found, within_s=D_S)
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+async def test_a_fill_elsewhere_is_seen_within_d(pair: list[Cache], depth: int) -> None:
+    a, b = pair
+    assert await search(b) is MISSING
+    await a.get_or_load("config", "x", lambda: "new", **LEVELS[depth])
+    filled_at_s = monotonic()
+    await past(filled_at_s + D_S)
+    assert await search(b) == "new"
+
+
+async def test_an_own_fill_is_seen_at_once(pair: list[Cache]) -> None:
+    a = pair[0]
+    assert await search(a) is MISSING
+    assert await a.get_or_load("config", "x", lambda: "new", **LEVELS[2]) == "new"
+    assert await search(a) == "new"
+
+
+async def test_absence_is_not_trusted_for_longer_than_d_by_a_deaf_node(pair: list[Cache]) -> None:
+    a, b = pair
+    assert await search(b) is MISSING
+    with deaf(b):
+        await a.set("config", "x", "new", **LEVELS[1])
+        await past(monotonic() + D_S)
+        assert await search(b) == "new"
+
+
+@pytest.mark.parametrize("shape", ["scope", "tenant", "contexts", "tag"])
+async def test_a_more_specific_value_that_was_invalidated_gives_way_to_the_wider(pair: list[Cache], shape: str) -> None:
+    a, b = pair
+    for cache in pair:
+        await a.set("config", "x", "wide", **LEVELS[3])
+        written = await a.set("config", "x", "narrow", tags=["t"], **FULL)
+        assert await search(cache, after=written, **FULL) == "narrow"
+        if shape == "scope":
+            receipt = await a.invalidate_scope("acme", "config", collection_id="c")
+        elif shape == "tenant":
+            receipt = await a.invalidate_scope("acme", agent_id="a")
+        elif shape == "tag":
+            receipt = await a.invalidate_tags(["t"], tenant_id="acme")
+        else:
+            receipt = await a.invalidate("config", "x", tenant_id="acme", contexts="all")
+        expected = None if shape == "contexts" else "wide"
+        assert await a.get("config", "x", search_hierarchy=True, **FULL) == expected
+        assert await b.get("config", "x", search_hierarchy=True, after=receipt, **FULL) == expected
+
+
+async def test_not_found_at_a_narrow_level_hides_the_wider(pair: list[Cache]) -> None:
+    """A source that was asked for this very context, and has nothing, is believed."""
+    a, b = pair
+    await a.set("negative", "x", "wide", **LEVELS[3])
+    assert await a.get_or_load("negative", "x", lambda: None, **FULL) is None
+    for cache in (a, b, a, b):
+        assert await search(cache, "negative", **FULL) is MISSING
+        assert await search(cache, "negative", **LEVELS[1]) == "wide"
+
+
+async def test_use_memory_false_searches_in_l2(pair: list[Cache]) -> None:
+    a, b = pair
+    await a.set("config", "x", 1, **LEVELS[2])
+    for cache in pair:
+        with asked(cache) as counts:
+            for _ in range(2):
+                assert await cache.get("config", "x", search_hierarchy=True, use_memory=False, **FULL) == 1
+        assert data_calls(counts) >= 2
+    assert b.stats().l1_entries == 0
+
+
+async def test_get_or_load_searches_when_asked_and_fills_the_most_specific(pair: list[Cache]) -> None:
+    a, b = pair
+    source = Source(x="loaded")
+    await a.set("config", "x", "wide", **LEVELS[3])
+    assert await b.get_or_load("config", "x", source.load, search_hierarchy=True, **FULL) == "wide"
+    assert source.calls == 0
+    await a.delete("config", "x", **LEVELS[3])
+
+    async def loaded() -> bool:
+        return await b.get_or_load("config", "x", source.load, search_hierarchy=True, **FULL) == "loaded"
+
+    await until(loaded)
+    assert source.calls == 1
+    assert await a.get("config", "x", **FULL) == "loaded"
+    assert await a.get("config", "x", **LEVELS[1]) is None
+    counts = b.stats().types["config"]
+    assert counts.misses == counts.loads == 1

@@ -1,0 +1,71 @@
+"""Receipts: short strings that come back as they went, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachebus.ports import Place
+from cachebus.receipt import NOTHING_DONE, Receipt
+
+receipts = st.builds(
+    Receipt,
+    st.integers(0, 99_999),
+    st.text("0123456789abcdef", min_size=16, max_size=16),
+    st.integers(0, 10**16 - 1),
+)
+
+
+@given(receipts)
+def test_it_comes_back_as_it_went(receipt: Receipt) -> None:
+    text = str(receipt)
+    assert len(text) <= 5 + 1 + 16 + 1 + 16
+    assert text.isascii()
+    assert text.isprintable()
+    back = Receipt.parse(text)
+    assert back == receipt
+    assert str(back) == text
+    assert back.place == Place(receipt.epoch.encode(), receipt.seq)
+
+
+@given(st.text() | st.from_regex(r"[0-9]+\.[0-9a-f]{16}\.[0-9]+") | st.text("0123456789abcdef. -٣\n", max_size=40))
+def test_nothing_else_is_read(text: str) -> None:
+    try:
+        receipt = Receipt.parse(text)
+    except ValueError as error:
+        assert "SHARD.EPOCH.SEQ" in str(error)
+        assert len(str(error)) < 100, "which does not repeat what came from outside"
+    else:
+        shard, epoch, seq = text.split(".")
+        assert (receipt.shard, receipt.epoch, receipt.seq) == (int(shard), epoch, int(seq))
+        assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "3", "3.0123456789abcdef", "3.0123456789abcdef.", ".0123456789abcdef.1", "3.0123456789ABCDEF.1",
+        "3.0123456789abcde.1", "3.0123456789abcdef0.1", "3.0123456789abcdef.-1", "-3.0123456789abcdef.1",
+        "3.0123456789abcdef.1\n", " 3.0123456789abcdef.1", "٣.0123456789abcdef.1", "3.0123456789abcdef.1e5",
+        "123456.0123456789abcdef.1", "3.0123456789abcdef." + "9" * 17, None, 7, b"3.0123456789abcdef.1",
+    ],
+)  # fmt: skip
+def test_these_are_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="not a receipt"):
+        Receipt.parse(text)  # type: ignore[arg-type]
+
+
+def test_a_receipt_may_be_made_again_from_a_receipts_own_text() -> None:
+    receipt = Receipt(1, "f" * 16, 9, targets={"doc": 1})
+    assert Receipt.parse(receipt) == Receipt(1, "f" * 16, 9)  # type: ignore[arg-type]
+
+
+def test_it_can_not_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Receipt(1, "f" * 16, 9).seq = 10  # type: ignore[misc]
+
+
+def test_nothing_done_stored_nothing() -> None:
+    assert not NOTHING_DONE.stored
+    assert Receipt.parse(str(NOTHING_DONE)).seq == 0
