@@ -13,6 +13,7 @@ from cachebus.coherence import Reservation
 from cachebus.errors import L2Unavailable, NotSerializable, ValueTooLarge
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.keys import Key
+from cachebus.loading import Flight
 from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.policy import Rules
 from cachebus.ports import Leased, LeaseReply
@@ -110,15 +111,13 @@ class Filler:
             return MISSING
         return self._fetch.taken(self.key, record, self._reservation if self._enter else None, self._started_s)
 
-    def stale(self, data: bytes) -> Found | None:
-        """What an expired record, which L2 has just validated, gives where fail-safe allows it."""
-        if not self.rules.fail_safe_s:
-            return None
-        record = self._fetch.decoded(data)
-        if record is None:
-            return None
-        value = self._fetch.taken(self.key, record, None, self._started_s)
-        return None if value is MISSING else Found(value, "l2", stale=True)
+    def stand_in(self, flight: Flight[Found], data: bytes) -> None:
+        """Give the flight the value of an expired record, which L2 has just validated, where fail-safe allows it."""
+        record = self._fetch.decoded(data) if self.rules.fail_safe_s else None
+        value = MISSING if record is None else self._fetch.taken(self.key, record, None, self._started_s)
+        if record is not None and value is not MISSING:
+            flight.stale = Found(value, "l2", stale=True)
+            flight.names += tuple(record.tags)
 
     async def fill(self, found: Found) -> Found:
         """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D."""

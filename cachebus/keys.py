@@ -222,5 +222,7 @@ class Keyspace:
 
     def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
         """Shard and mark names of a tenant's tags."""
+        if tenant_id is None:
+            raise TenantRequired("tags belong to a tenant: give tenant_id, or run inside a Context")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_name(family.tenant, tag) for tag in tags]

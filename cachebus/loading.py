@@ -15,10 +15,12 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
-    __slots__ = ("_kept", "may_stand_in", "reservation", "stale", "started_s", "task", "waiting")
+    __slots__ = ("_kept", "may_stand_in", "names", "reservation", "stale", "started_s", "task", "waiting")
 
-    def __init__(self, reservation: Reservation, started_s: float) -> None:
+    def __init__(self, reservation: Reservation, started_s: float, names: tuple[str, ...] = ()) -> None:
         self.reservation = reservation
+        self.names = names
+        """Scopes and tags of what is being loaded, and of `stale`: nobody joins once one of them was invalidated."""
         self.started_s = started_s
         self.waiting = 0
         self.stale: T | None = None

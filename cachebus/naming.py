@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cachebus import context
-from cachebus.errors import InvalidKey
+from cachebus.errors import InvalidKey, TenantRequired
 from cachebus.keys import SYSTEM, Key, Keyspace, Part, tag_name
 from cachebus.policy import Rules
 
@@ -59,6 +59,8 @@ def tag_names(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
         raise ValueError("tags must be a sequence of strings")
     if not tags and not rules.tags:
         return []
+    if not key.family.tenant:
+        raise TenantRequired("tags belong to a tenant: a value without one can't have any")
     own = [template.format(resource_id=key.resource_id, tenant_id=key.family.tenant) for template in rules.tags]
     if len(tags) + len(own) > TAGS_MAX:
         raise ValueError(f"a value takes at most {TAGS_MAX} tags")

@@ -186,8 +186,8 @@ class Reader:
                 return found
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
-            flight = Flight(self._node.shards[key.shard].reserve(), self._clock())
-            flight.stale = self._standing_in(key)
+            flight = Flight(self._node.shards[key.shard].reserve(), self._clock(), (*key.names, *tags))
+            self._stand_in(flight, key)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
                 key.l1, flight, lambda flight: self._fly(flight, key, load, rules, after, ttl_s, tags, use_memory)
@@ -215,15 +215,18 @@ class Reader:
             return False
         if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied):
             return False
-        if shard.hides(began.applied, key.names if shard.marks else ()):
+        if shard.hides(began.applied, flight.names):
             return False
         now_s = self._clock()
         return now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s
 
-    def _standing_in(self, key: Key) -> Found | None:
-        """An expired value that may be served while the source fails or is slow."""
+    def _stand_in(self, flight: Flight[Found], key: Key) -> None:
+        """Give the flight an expired value from L1, to be served while the source fails or is slow."""
         entry = self._node.standing_in(key, self._clock())
-        return None if entry is None else Found(_handed_out(entry), "l1", stale=True)
+        if entry is not None:
+            extra = details(entry)
+            flight.stale = Found(_handed_out(entry), "l1", stale=True)
+            flight.names += () if extra is None else tuple(extra.tags)
 
     async def _fly(
         self, flight: Flight[Found], key: Key, load: Load, rules: Rules, after: Place | None,
@@ -271,7 +274,7 @@ class Reader:
                 reply = await filler.lease(refresh=True)  # what lies there can't be decoded
             if reply.outcome is not Leased.WAIT:
                 if reply.record is not None and reply.outcome is Leased.GRANTED and flight.stale is None:
-                    flight.stale = filler.stale(reply.record)
+                    filler.stand_in(flight, reply.record)
                 return reply
             if self._clock() > deadline_s:
                 raise LoadTimeout(f"another node has been loading for {filler.rules.load_timeout_s:g} s")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -25,6 +25,8 @@ def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) ->
     """
     count, names = _shape(source)
     values = (resource_id, tenant_id, ctx)
+    if isinstance(source, functools.partial):
+        names -= source.keywords.keys()  # what it has settled stays so
     if not names:
         positional = values[:count]
         return lambda: source(*positional)
@@ -50,7 +52,7 @@ def _shape(source: Source) -> tuple[int, frozenset[str]]:
     return _taken(count, named, inspect.Parameter.VAR_KEYWORD in kinds)
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _shape_of_code(code: CodeType) -> tuple[int, frozenset[str]]:
     count = 3 if code.co_flags & inspect.CO_VARARGS else code.co_argcount
     named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

@@ -24,9 +24,15 @@ class MemoryChannel:
 
     def send(self, message: bytes) -> None:
         """Hand the message to all who listen; a loop that has ended hears nothing."""
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
         for loop, shard, listener in self._ears:
-            if not loop.is_closed():
+            if loop is here:
                 loop.call_soon(listener, shard, message)
+            elif not loop.is_closed():  # another thread's
+                loop.call_soon_threadsafe(listener, shard, message)
 
 
 class MemoryBus:

@@ -233,7 +233,7 @@ async def test_a_lost_connection_is_noticed_and_made_again(server: EmbeddedServe
 async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
     """Its socket stays open and nothing arrives, as when nothing is sent: only a ping tells the two apart."""
     bus = RedisBus(
-        parse_address(server.url), ["c"], Ears(), timeout_s=0.1, connect_timeout_s=PATIENCE_S, clock=monotonic
+        parse_address(server.url), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=PATIENCE_S, clock=monotonic
     )
     await bus.connect()
     server.pause()
@@ -244,7 +244,7 @@ async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
     await until(lost)
     with pytest.raises(BusUnavailable):
         await RedisBus(
-            parse_address(server.url), ["c"], Ears(), timeout_s=0.1, connect_timeout_s=0.1, clock=monotonic
+            parse_address(server.url), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=0.3, clock=monotonic
         ).connect()
     server.resume()
     await bus.connect()
@@ -285,3 +285,12 @@ async def test_in_memory_a_loop_that_has_ended_hears_nothing() -> None:
     assert await ears.wait(1) == [(0, b"a")]
     assert gone.heard == []
     await bus.close()
+
+
+async def test_a_memory_channel_reaches_the_loop_of_another_thread() -> None:
+    """A loop that sleeps in another thread is woken, not left to find the message when it wakes by itself."""
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    channel = MemoryChannel()
+    channel.listen(asyncio.get_running_loop(), 0, lambda _, message: heard.set_result(message))
+    await asyncio.to_thread(channel.send, b"event")
+    assert await asyncio.wait_for(heard, 5) == b"event"

@@ -154,7 +154,7 @@ async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: Red
 
 async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
     store = RedisStore(
-        own.address, namespace="n", shards=1, bus="redis", timeout_s=0.1, connect_timeout_s=10.0,
+        own.address, namespace="n", shards=1, bus="redis", timeout_s=0.3, connect_timeout_s=10.0,
         clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
     )  # fmt: skip
     await store.connect()

@@ -44,11 +44,14 @@ async def test_it_expires_when_told_to_and_begins_at_zero(ann: Person) -> None:
 
 async def test_the_first_expiry_stays(ann: Person) -> None:
     """A rate limiter's window begins with its first request, and is not moved by the next."""
-    assert await count(ann, 1, expires_ms=SHORT_MS) == 1
-    await count(ann, 1, expires_ms=LONG_MS)
+    for window_ms in (SHORT_MS, 8 * SHORT_MS, 64 * SHORT_MS):  # on a slow machine the first may be over at once
+        what = f"window of {window_ms}"
+        await count(ann, 1, what, expires_ms=window_ms)
+        if await count(ann, 1, what, expires_ms=LONG_MS) == 2:
+            break
 
     async def expired() -> bool:
-        return await count(ann, 0) == 0
+        return await count(ann, 0, what) == 0
 
     await until(expired)
 

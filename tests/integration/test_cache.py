@@ -333,7 +333,7 @@ async def test_all_but_system_data_needs_a_tenant(pair: list[Cache]) -> None:
     for call in (
         lambda: a.get("config", "x"), lambda: a.set("config", "x", 1), lambda: a.add("config", "x", 1),
         lambda: a.delete("config", "x"), lambda: a.get_many("config", ["x"]), lambda: a.increment("hits"),
-        lambda: a.get_or_load("config", "x", lambda: 1), lambda: a.invalidate_scope(),
+        lambda: a.get_or_load("config", "x", lambda: 1), a.invalidate_scope,
         lambda: a.invalidate_scope(data_type="config"),
     ):  # fmt: skip
         with pytest.raises(TenantRequired):

@@ -63,7 +63,7 @@ async def test_a_warm_search_touches_no_network(pair: list[Cache], depth: int | 
     a, b = pair
     if depth is not None:
         await a.set("config", "x", "v", **LEVELS[depth])
-    await until(lambda: b.ready())
+    await until(b.ready)
     with asked(b) as counts:
         first = await search(b)
         cold = data_calls(counts)

@@ -355,9 +355,7 @@ async def test_a_load_that_nobody_waits_for_is_cancelled_and_its_lease_given_bac
         finally:
             ended.set()
 
-    callers = [
-        asyncio.create_task(three[0].get_or_load("config", "x", endless, tenant_id="acme")) for _ in range(3)
-    ]
+    callers = [asyncio.create_task(three[0].get_or_load("config", "x", endless, tenant_id="acme")) for _ in range(3)]
     await began.wait()
     for caller in callers:
         caller.cancel()

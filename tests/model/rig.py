@@ -260,6 +260,7 @@ class Rig:
             return None
         return done.result if isinstance(done, Done) else None  # type: ignore[return-value]
 
+
 def missing(value: object) -> bool:
     """Whether a read gave nothing."""
     return value is MISSING

@@ -136,8 +136,11 @@ class World:
                 message
                 for message in bag
                 for epoch, seq in [self._places[message]]
-                if (seq > view.applied and seq not in view.ahead if epoch == view.epoch
-                    else self.setup.old or epoch > view.epoch)
+                if (
+                    seq > view.applied and seq not in view.ahead
+                    if epoch == view.epoch
+                    else self.setup.old or epoch > view.epoch
+                )
             )
         return tuple(sorted(set(bag)))
 

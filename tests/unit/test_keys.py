@@ -266,3 +266,9 @@ def test_everywhere_is_the_id_in_every_context() -> None:
     assert name in space.key("doc", 7, "acme", None, None, "c").names
     assert name not in space.key("doc", 8, "acme").names
     assert name not in space.key("other", 7, "acme").names
+
+
+def test_tags_need_a_tenant() -> None:
+    """A forgotten tenant would otherwise mark nothing that anybody has, and say nothing."""
+    with pytest.raises(TenantRequired, match="tags belong to a tenant"):
+        Keyspace(1).tags(None, ["plan"])
