@@ -80,6 +80,7 @@ class Cache:
             try:
                 await attach(parts)
             except BaseException:
+                self._parts = None
                 await stop(parts)
                 raise
         self._entries = parts.node.l1.entries
@@ -101,10 +102,10 @@ class Cache:
         parts = self._parts
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
+        if _forks != self._forks:  # before the loop, which is another one then as well
+            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("this cache belongs to another event loop: open one in each loop")
-        if _forks != self._forks:
-            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
         return parts
 
     def ready(self) -> bool:

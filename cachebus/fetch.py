@@ -148,6 +148,9 @@ class Fetcher:
 
     def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
         """The value of a record that may be believed; with a reservation it enters L1 where it may."""
+        shard = self._shards[key.shard]
+        if record.epoch == shard.epoch and shard.hides(record.seq, (*key.names, *record.tags) if shard.marks else ()):
+            return MISSING  # L2 found it valid, but this node has heard since then that it is not
         rules = self.policies.rules(key.family.data_type)
         try:
             value = unpack(record, rules)

@@ -23,13 +23,15 @@ _tokens = itertools.count()
 
 
 class Loaded(NamedTuple):
-    """What a source gave: None means not found; `source` says which ("source", "database", "generation")."""
+    """What a source gave: None means not found; `source` says which ("database", "generation"). `refused`: why the
+    value is not to be cached."""
 
     value: object
-    source: str = "source"
+    source: str = "database"
     db_ms: float = 0.0
     generation_ms: float = 0.0
     error: BaseException | None = None
+    refused: Exception | None = None
 
 
 class Found(NamedTuple):
@@ -124,12 +126,11 @@ class Filler:
         granted = self._granted
         if granted is None:
             raise RuntimeError("a fill without a lease")
-        not_found = found.value is None
-        if not_found and not self.rules.negative_ttl_s:
+        if found.value is None and not self.rules.negative_ttl_s:
             self.release()
             return found
         try:
-            record, value = self._packed(found.value, not_found)
+            record, value = self._packed(found)
         except (NotSerializable, ValueTooLarge) as error:
             self.release()
             return self._uncached(found, error)
@@ -158,7 +159,7 @@ class Filler:
         if found.stale or (found.value is None and not self.rules.negative_ttl_s):
             return found
         try:
-            record, value = self._packed(found.value, found.value is None)
+            record, value = self._packed(found)
         except (NotSerializable, ValueTooLarge) as error:
             return self._uncached(found, error)
         record.epoch, record.seq = self._reservation.epoch, self._reservation.applied
@@ -166,10 +167,12 @@ class Filler:
         self._enter_l1(found, record, fenced=False)
         return found
 
-    def _packed(self, value: object, not_found: bool) -> tuple[Record, object]:
+    def _packed(self, found: Found) -> tuple[Record, object]:
         """The record, and the value as every node will decode it."""
-        now_s = self._clock() + self._node.server_offset_s
-        record = pack(value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
+        if found.loaded is not None and found.loaded.refused is not None:
+            raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
+        now_s, not_found = self._clock() + self._node.server_offset_s, found.value is None
+        record = pack(found.value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
         return record, as_others_see_it(record, self.rules)
 
     def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:

@@ -13,11 +13,12 @@ import msgspec
 from cachebus import context, values
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.errors import CacheBusError, ConfigError, InvalidKey, L2Unavailable, NotSerializable
+from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.fill import Found, Loaded
 from cachebus.manager import CacheManager, current_cache
+from cachebus.naming import Template
 from cachebus.plan import coordinated, target
-from cachebus.policy import Rules
+from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
 from cachebus.source import Source, bind
 
@@ -120,6 +121,7 @@ class _Aside:
         key = self._cache.key(self._data_type, resource_id, tenant_id, *contexts)
         around = ctx if ctx is not None else context.current()
         tenant = key.family.tenant or None
+        ttl = None if ttl is None else check_ttl(ttl)
         error: BaseException | None = None
         found = Found(None, None)
         try:
@@ -127,14 +129,10 @@ class _Aside:
                 key, lambda: self._load(resource_id, tenant, around), self._rules,
                 search=contexts != (None, None, None), ttl=ttl,
             )  # fmt: skip
-        except (ConfigError, InvalidKey):
-            raise
-        except _SourceFailed as failed:
-            error = failed.error
-        except CacheBusError as failed:
+        except Exception as failed:  # noqa: BLE001 (bad input has been refused above: this is the source's, or L2's)
             error = failed
-        value = found.value
-        if value is not None and deserializer is not None:
+        value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
+        if value is not None and deserializer is not None and not refused:
             value, error = _deserialized(deserializer, value)
         metrics = self._metrics(found, error, resource_id, (self._clock() - started) * 1000.0)
         if around is not None:
@@ -160,10 +158,14 @@ class _Aside:
             else:
                 generation_ms = took_ms
         if value is None and error is not None:
-            raise _SourceFailed(error)
+            raise error
+        refused = None
         if value is not None and self._serializer is not None:
-            value = self._serializer(value)
-        return Loaded(value, source, db_ms, generation_ms, error)
+            try:
+                value = self._serializer(value)
+            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
+                refused = failed
+        return Loaded(value, source, db_ms, generation_ms, error, refused)
 
     def _metrics(self, found: Found, error: BaseException | None, resource_id: Id, took_ms: float) -> Metrics:
         metrics = _TEMPLATE.copy()
@@ -187,14 +189,6 @@ class _Aside:
         elif loaded is not None:
             metrics["source"] = loaded.source
         return metrics
-
-
-class _SourceFailed(Exception):
-    """Carries a source's error past the reader, so that it is told from the cache's own."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(repr(error))
-        self.error = error
 
 
 def _deserialized(deserializer: Callable[[Any], Any], value: Any) -> tuple[Any, BaseException | None]:
@@ -298,7 +292,7 @@ def generate_resource_id_hash(*parts: object) -> str:
     """
     try:
         data = msgspec.msgpack.encode([[type(part).__name__, part] for part in parts], order="deterministic")
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise NotSerializable(f"a part can't be hashed: {error}") from None
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -348,8 +342,9 @@ def cached(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
-    The ids are templates over the function's arguments. The process-wide cache is found when the function is called,
-    unless `cache` is given.
+    The ids are templates over the function's arguments; one that is an argument alone, and that is None, is not given.
+    The process-wide cache is found when the function is called, unless `cache` is given. `ConfigError` for a template
+    of what is no argument.
     """
     templates = {
         "resource_id": resource_id, "tenant_id": tenant_id, "agent_id": agent_id,
@@ -358,16 +353,16 @@ def cached(
 
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         signature = inspect.signature(function)
+        rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+        known = None if rest else signature.parameters
+        ids_of = {n: Template(t, known, function.__qualname__) for n, t in templates.items() if t is not None}
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            ids = {
-                name: template.format_map(bound.arguments)
-                for name, template in templates.items()
-                if template is not None
-            }
+            arguments = {**bound.arguments.get(rest or "", {}), **bound.arguments}
+            ids = {name: template.filled_in(arguments) for name, template in ids_of.items()}
             using = current_cache() if cache is None else cache
             result: T = await using.get_or_load(
                 data_type,

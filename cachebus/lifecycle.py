@@ -6,7 +6,7 @@ import asyncio
 
 from loguru import logger
 
-from cachebus.errors import BusUnavailable, L2Unavailable
+from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.factory import Parts
 from cachebus.observe import Stats
 
@@ -39,7 +39,7 @@ async def stop(parts: Parts) -> None:
             for shard in parts.node.shards:
                 if shard.epoch:
                     await parts.store.leave(shard.index, parts.node.caller(shard.index))
-    except L2Unavailable as error:
+    except CacheBusError as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error)
     finally:
         await parts.bus.close()

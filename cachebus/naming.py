@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from string import Formatter
+from typing import Any
 
 from cachebus import context
-from cachebus.errors import InvalidKey, TenantRequired
+from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 from cachebus.keys import SYSTEM, Key, Keyspace, Part, tag_name
 from cachebus.policy import Rules
 
@@ -28,6 +30,40 @@ def check_contexts(contexts: str, *ids: Part | None) -> None:
         raise ValueError('contexts must be "exact" or "all"')
     if contexts == "all" and any(part is not None for part in ids):
         raise InvalidKey('contexts="all" takes no context ids: it means the resource id in every context')
+
+
+class Template:
+    """An id written out of a function's arguments, such as "doc:{doc_id}"; `ConfigError` where it can't be."""
+
+    __slots__ = ("_fields", "_text", "_where", "_whole")
+
+    def __init__(self, text: str, known: Collection[str] | None, where: str) -> None:
+        """`known`: the arguments that there are, None for any; `where`: the function's name, for messages."""
+        self._text, self._where = text, where
+        try:
+            parsed = list(Formatter().parse(text))
+        except ValueError as error:
+            raise ConfigError(f"{where}: {text!r}: {error}") from None
+        self._fields = [field for _, field, _, _ in parsed if field is not None]
+        self._whole = len(parsed) == 1 and not parsed[0][0] and bool(self._fields)
+        for field in self._fields:
+            name = field.replace("[", ".").partition(".")[0]
+            if not name or (known is not None and name not in known):
+                raise ConfigError(f"{where}: {text!r} has the placeholder {{{field}}}, but there is no such argument")
+
+    def filled_in(self, arguments: Mapping[str, Any]) -> str | None:
+        """The id for these arguments. None where the template is one argument that is None: no id rather than one
+        called "None"; `InvalidKey` where None would be written into a longer one."""
+        for field in self._fields:
+            try:
+                found, _ = Formatter().get_field(field, (), arguments)
+            except (KeyError, AttributeError, IndexError):
+                raise InvalidKey(f"{self._where}: nothing for {{{field}}} in {self._text!r}") from None
+            if found is None:
+                if self._whole:
+                    return None
+                raise InvalidKey(f"{self._where}: {field} is None, and {self._text!r} needs it")
+        return self._text.format_map(arguments)
 
 
 class Naming:

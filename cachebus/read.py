@@ -186,7 +186,7 @@ class Reader:
                 return found
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
-            flight = Flight(self._node.shards[key.shard].reserve(), self._clock(), (*key.names, *tags))
+            flight = Flight(self._node.shards[key.shard].reserve(), self._vouched_s(key), (*key.names, *tags))
             self._stand_in(flight, key)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
@@ -220,6 +220,11 @@ class Reader:
         now_s = self._clock()
         return now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s
 
+    def _vouched_s(self, key: Key) -> float:
+        """How fresh a plain get sent now would be: as the marks that judge it, which the lease's probe brought."""
+        shard, now_s = self._node.shards[key.shard], self._clock()
+        return shard.vouched_s if now_s < shard.valid_until else now_s
+
     def _stand_in(self, flight: Flight[Found], key: Key) -> None:
         """Give the flight an expired value from L1, to be served while the source fails or is slow."""
         entry = self._node.standing_in(key, self._clock())
@@ -242,6 +247,7 @@ class Reader:
         try:
             value = await self._fetch.one(key, after, enter=use_memory)
             if value is MISSING:
+                flight.started_s = self._clock()  # what comes now is no plain get's
                 lease = await self._lease(flight, filler)
                 value = filler.value_of(lease.record) if lease.outcome is Leased.HIT else MISSING
         except L2Unavailable:

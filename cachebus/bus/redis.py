@@ -54,10 +54,12 @@ class RedisBus:
                     on_push=self._on_push,
                 )
                 await subscriber.subscribe(*self._shards)
-            except L2Unavailable as error:
+            except BaseException as error:  # cancellation too: nobody else knows of the socket yet
                 if subscriber is not None:
                     subscriber.close()
-                raise BusUnavailable(str(error)) from error
+                if isinstance(error, L2Unavailable):
+                    raise BusUnavailable(str(error)) from error
+                raise
             self._subscriber = subscriber
             self._ping_later()
 

@@ -252,6 +252,10 @@ class MemoryShards(Sequence[MemoryShard]):
         return self._shards[index]
 
 
+async def _answered(data: bytes | None) -> bytes | None:
+    return data
+
+
 class MemoryStore:
     """A `Store` over `MemoryShards`, which several caches of a process may share."""
 
@@ -294,10 +298,8 @@ class MemoryStore:
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """See `Store.get`."""
-        return self._get(key)
-
-    async def _get(self, key: Key) -> bytes | None:
-        return self._shard(key.shard).get(key)
+        # Asked at once, and a store that is away raises here: of many gets none must be left that nobody awaits.
+        return _answered(self._shard(key.shard).get(key))
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
         """See `Store.read`."""

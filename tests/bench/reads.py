@@ -39,9 +39,9 @@ async def rows(bench: Bench) -> list[Row]:
         reads = await readers(bench.server.url, cache, theirs, stack)
         progress, rounds = bench.progress, bench.scale.io_rounds
         crowds = [Contender(n, crowd(r), c, CALLERS * TURNS) for n, (r, c) in reads.items()]
-        crowd_s = await race(crowds, rounds, 0.05, between=cache.probe, progress=progress)
+        crowd_s = await race(crowds, rounds, between=cache.probe, progress=progress)
         singles = [Contender(n, alone(r), c, ALONE) for n, (r, c) in reads.items()]
-        single_s = await race(singles, rounds, 0.02, between=cache.probe, progress=progress)
+        single_s = await race(singles, rounds, between=cache.probe, progress=progress)
     return [row(crowd_s, single_s, *told) for told in ROWS]
 
 
@@ -81,6 +81,7 @@ async def readers(
     assert await theirs.exists(prefix + KEYS[0]), "the records lie elsewhere now"
     connection = parts.store._connection  # type: ignore[attr-defined]
     get = partial(cache.get, "agent_config", tenant_id="acme")
+    parts.node.l1.clear()
     seen = cache.stats()
 
     def all_from_l2(calls: int) -> None:

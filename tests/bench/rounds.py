@@ -32,45 +32,47 @@ class Contender:
 
 
 async def race(
-    contenders: Sequence[Contender], rounds: int, round_s: float, *, between: Callable[[], Awaitable[object]],
-    progress: Progress = SILENT, clock: Clock = perf_counter,
+    contenders: Sequence[Contender], rounds: int, *, between: Callable[[], Awaitable[object]],
+    round_s: float = 0.0, progress: Progress = SILENT, clock: Clock = perf_counter,
 ) -> dict[str, float]:  # fmt: skip
     """Median seconds a call, by name. `between` is awaited after each turn of all of them.
 
-    All rounds take about the same time, since the longer one is, the likelier another process cuts into it.
+    With `round_s` a round has as many calls as take so long (those with `calls` of their own keep to these), and some
+    before it that are not measured. Rounds are best equally long: the longer, the likelier another process cuts in.
     """
-    calls = {contender.name: await _calibrated(contender, round_s, clock) for contender in contenders}
+    calls: dict[str, int] = {}
+    for contender in contenders:
+        calls[contender.name] = contender.calls or await _calibrated(contender, round_s, clock)
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     await between()
     for turn in range(rounds):
         # Each second turn backwards, so that nobody is always the one after a particular other.
         for contender in contenders[:: 1 if turn % 2 else -1]:
-            times[contender.name].append(await _round(contender, calls[contender.name], clock))
+            times[contender.name].append(await _round(contender, calls[contender.name], clock, warm=round_s > 0))
         await between()
         progress.step(f"round {turn + 1} of {rounds}")
     return {name: median(of) for name, of in times.items()}
 
 
-async def _round(contender: Contender, calls: int, clock: Clock) -> float:
+async def _round(contender: Contender, calls: int, clock: Clock, *, warm: bool) -> float:
     ids = _ASKED[:calls]
+    before = calls // 8 if warm else 0
     await asyncio.sleep(0)
-    # The CPU's caches are full of the one before: not this one's doing.
-    await contender.run(_ASKED[: calls // 8])
+    if before:
+        # The CPU's caches are full of what the one before needed: not this one's doing.
+        await contender.run(_ASKED[:before])
     started = clock()
     await contender.run(ids)
     took_s = clock() - started
     if contender.check is not None:
-        contender.check(calls + calls // 8)
+        contender.check(calls + before)
     return took_s / calls
 
 
 async def _calibrated(contender: Contender, round_s: float, clock: Clock) -> int:
-    """How many calls make a round; the first ones, which warm up, are not looked at."""
-    await contender.run(_ASKED[:100])
-    if contender.check is not None:
-        contender.check(100)
-    call_s = await _round(contender, 100, clock)
-    return contender.calls or max(24, min(CALLS_MAX, int(round_s / max(call_s, 1e-8))))
+    """How many calls make a round."""
+    call_s = await _round(contender, 200, clock, warm=True)
+    return max(24, min(CALLS_MAX, int(round_s / max(call_s, 1e-8))))
 
 
 def p99(times: Sequence[float]) -> float:

@@ -27,7 +27,8 @@ class Scale:
     def normal(cls) -> Self:
         """Some three minutes on two cores."""
         return cls(
-            processes=5, rounds=20, round_s=0.006, io_rounds=25, messages=2500, flood=20_000, flood_rounds=7, requests=400_000,
+            processes=5, rounds=20, round_s=0.006, io_rounds=25, messages=2500, flood=20_000, flood_rounds=7,
+            requests=400_000,
             entries=100_000, drops=5, imports=15,
         )  # fmt: skip
 

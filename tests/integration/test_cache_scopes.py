@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cachebus import Cache, Cascade, ConfigError, InvalidKey, Policy
+from cachebus import Cache, Cascade, ConfigError, Context, InvalidKey, Policy, TenantRequired
 from tests.support.caches import asked, data_calls, nodes, until
 
 POLICIES = {"tagged": Policy(tags=("of:{resource_id}", "all-of:{tenant_id}"))}
@@ -157,13 +157,18 @@ async def test_a_types_own_tags(pair: list[Cache]) -> None:
     assert await b.get_many("tagged", "xyz", tenant_id="acme", after=receipt) == {}
 
 
-async def test_tags_of_system_data_without_a_tenant(pair: list[Cache]) -> None:
+async def test_tags_belong_to_a_tenant(pair: list[Cache]) -> None:
     a = pair[0]
-    await a.set("system", "x", 1, tags=["t"])
-    await a.invalidate_tags(["t"], tenant_id="acme")
+    with pytest.raises(TenantRequired, match="tags"):
+        await a.set("system", "x", 1, tags=["t"])
+    with pytest.raises(TenantRequired):
+        await a.invalidate_tags(["t"])
+    await a.set("system", "x", 1)
+    await a.set("system", "x", 2, tenant_id="acme", tags=["t"])
+    with Context(tenant_id="acme"):
+        await a.invalidate_tags(["t"])
+    assert await a.get("system", "x", tenant_id="acme") is None
     assert await a.get("system", "x") == 1
-    await a.invalidate_tags(["t"])
-    assert await a.get("system", "x") is None
 
 
 # -- cascades --------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Write(NamedTuple):
 
 
 class Tending(NamedTuple):
-    """A turn of the heartbeat that waits for a reply: to a "probe", to the probe that "begin"s anew, or for the "log"."""
+    """A turn of the heartbeat that waits: for a "probe", for the probe that "begin"s anew, or for the "log"."""
 
     what: str
     began: Began

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from cachebus.coherence import Shard
+from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import MISSING
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
@@ -28,7 +30,7 @@ from tests.model.frozen import (
     renumbered,
 )  # fmt: skip
 from tests.model.l2 import Interned, Request, frozen, record_place, thawed
-from tests.model.rig import Ask, Coro, Done, Rig, drive
+from tests.model.rig import LOST, Ask, Coro, Done, Rig, drive
 from tests.model.setup import Setup
 
 T = TypeVar("T")
@@ -62,8 +64,10 @@ class Nodes:
             raise AssertionError("Shard or Node has other parts now: teach the model to freeze them")
 
     def attached(self, epoch: bytes) -> int:
-        """A node that has just begun in an epoch and read both keys."""
+        """A node that has just begun in an epoch and, where there is something to read, read both keys."""
         view = View(epoch, 0, 0, 0, (), BOUND, None, (), (), 0, (), 0)
+        if self._rig.setup.empty:
+            return self.cores.number(Core(view, (), BOUND, False, False, (None, None)))
         held = Held(0, 0, BOUND, INF, INF, 0, True, self._rig.setup.tags or None)
         groups = tuple((data_type, BOUND) for data_type in self._types)
         contexts = any(any(key.contexts) for key in self._keys)
@@ -225,17 +229,18 @@ class Nodes:
 
         return self._once("landed", step, core, flight, answer)
 
-    def wrote(self, core: int, write: int) -> int:
-        """The reply to the node's own write has come."""
+    def wrote(self, core: int, write: int, *, lost: bool = False) -> int:
+        """The reply to the node's own write has come; or it was lost, and the caller has heard of it."""
 
         def step() -> int:
             part = self.writes.things[write]
             self._rig.go_back(part.began)
             coro = self._rig.writing(part.kind, part.version[0])
-            self._rig.resumed(coro, lambda: self._thaw(core), part.reply)
+            with suppress(L2Unavailable, InvalidationFailed):
+                self._rig.resumed(coro, lambda: self._thaw(core), LOST if lost else part.reply)
             return self._freeze()
 
-        return self._once("wrote", step, core, write)
+        return self._once("wrote", step, core, write, lost)
 
     def tended(self, core: int, tending: int) -> tuple[int, str, Request | None]:
         """The reply that the heartbeat waits for has come; it may ask for more, as the part of its turn named."""
@@ -253,7 +258,7 @@ class Nodes:
 
         return self._once("tended", step, core, tending)
 
-    # -- what callers would get -----------------------------------------------------------------------------------------
+    # -- what callers would get ----------------------------------------------------------------------------------------
 
     def serves(self, core: int, after: Place | None) -> tuple[int | None, ...]:
         """What L1 gives for each key, or None."""
@@ -315,7 +320,7 @@ class Nodes:
 
         return self._once("reads", step, core, checked, key, after, reply)
 
-    # -- thawing and freezing -------------------------------------------------------------------------------------------
+    # -- thawing and freezing ------------------------------------------------------------------------------------------
 
     def _thaw(self, core: int) -> None:
         state = self.cores.things[core]

@@ -40,6 +40,8 @@ class Setup:
     """Which keys are read from L2 and loaded; both are in L1 at the start."""
     fills: bool = True
     """Whether the node loads; if not, it knows of tags only from records."""
+    empty: bool = False
+    """Whether neither level holds anything at the start."""
     lease_hits: bool = False
     """Whether a lease may meet a record that has come just before."""
     heals: bool = False
@@ -89,3 +91,40 @@ class Setup:
         if kind == "s":
             return (), (self.scope,)
         return ((), ("T\x1fother",)) if kind == "x" else ((self.keys[0],), ())
+
+
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        Setup("SMALL", failovers=1, late=False, old=True, lease_hits=True),
+        Setup("LATE", failovers=1, kinds="s", old=True, tokens=False),
+        Setup("TRIM", invs=2, trims=1, late=False, tokens=False),
+        Setup("LOG", invs=2, trims=1, kinds="k", old=True, tokens=False, loads=()),
+        Setup("TWO", invs=2, failovers=1, late=False, tokens=False),
+        Setup("BACK", failovers=2, late=False, tokens=False),
+        Setup("LOST", evictions=1, wipes=1, late=False, tokens=False),
+        Setup("OWN", own=1, own_kinds="ksw", kinds="kw", late=False, tokens=False),
+        Setup("OWN-FAILOVER", invs=0, own=1, own_kinds="kw", failovers=1, late=False),
+        Setup("OUTAGE", outages=2, late=False),
+        Setup("OWN-OUTAGE", invs=0, own=1, own_kinds="ksw", outages=1, late=False),
+        Setup("FLOOR", invs=2, trims=1, marks_max=1, kinds="sx", late=False, tokens=False),
+        Setup("SECOND", second=True, lapses=1, late=False, empty=True),
+        Setup("BOTH", loads=(0, 1), late=False, empty=True),
+        Setup("TAG", invs=2, kinds="s", shape="G", late=False),
+        Setup("TAG-READ", failovers=1, kinds="s", shape="G", late=False, fills=False, lease_hits=True),
+        Setup("HEAL", invs=2, failovers=1, kinds="k", late=False, old=True, tokens=False, loads=(), heals=True),
+        Setup("HEAL-LOG", invs=2, trims=1, late=False, tokens=False, loads=(), heals=True),
+        *(
+            Setup(f"SHAPE-{shape}", invs=2, kinds="s", shape=shape, late=False, tokens=False)
+            for shape in ("T", "I", "TA", "TV", "TC", "DA", "DV", "DC")
+        ),
+    )
+}
+"""What is explored to the end with all rules: some tens of thousands of states each."""
+
+CROSS = Setup("CROSS", invs=2, kinds="sx", failovers=1, late=False, tokens=False)
+WALK = Setup(
+    "WALK", kinds="kswx", own_kinds="ksw", marks_max=2, repeats=True, old=True, second=True, loads=(0, 1),
+    lease_hits=True, invs=8, failovers=3, wipes=1, evictions=2, trims=3, own=5, outages=4, lapses=3,
+)  # fmt: skip
+"""Far too large to be explored: for walks at random."""

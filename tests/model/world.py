@@ -11,7 +11,7 @@ Not here: split brain, expiry, refresh, absent markers, waiting for another's le
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachebus.ports import Leased, Place
 from tests.model.frozen import Began, Flight, Tending, Vault, Write
@@ -82,6 +82,8 @@ class World:
         self.l2 = L2(setup.marks_max)
         self.nodes = Nodes(setup)
         self.truths: Interned[Truth] = Interned()
+        self._older: dict[int, int] = {}
+        self._turns: dict[tuple[int, ...], State] = {}
         self.messages: Interned[bytes] = Interned()
         self._places: list[tuple[bytes, int]] = []
 
@@ -89,7 +91,7 @@ class World:
         """Both keys in L2 as they are at the source; the node attached, its lease fresh."""
         first = epoch_name(1)
         data = new_record(0, self.setup.tags, first)
-        stored = tuple(sorted((key.l2, data) for key in self.setup.keys))
+        stored = () if self.setup.empty else tuple(sorted((key.l2, data) for key in self.setup.keys))
         vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1)
         truth = Truth((0, 0), (), (), (0, 0))
         core, l2, left = self.nodes.attached(first), self.l2.states.number(vault), self.setup.budgets()
@@ -144,13 +146,13 @@ class World:
             )
         return tuple(sorted(set(bag)))
 
-    def _with_core(self, state: State, core: int, flight: int = -1, write: int = -1) -> State:
-        """The world with another node, and another flight or write under way on it."""
+    def _with_core(self, state: State, core: int, flight: int = -1, write: int = -1, **more: Any) -> State:
+        """The world with another node, another flight or write under way on it, and what else is given."""
         had = state.flight
         flight, write = had if flight < 0 else flight, state.write if write < 0 else write
         core, flight, write = self.nodes.settled(core, flight, write)
-        bag = self._useful(state.bag, core)
-        after = state._replace(core=core, flight=flight, write=write, bag=bag)
+        bag = self._useful(more.pop("bag", state.bag), core)
+        after = state._replace(core=core, flight=flight, write=write, bag=bag, **more)
         return self._ended(after, OWN) if had and not flight else after
 
     # -- everybody else -------------------------------------------------------------------------------------------
@@ -241,25 +243,26 @@ class World:
 
     def _arrivals(self, state: State) -> Iterator[Step]:
         core, flight, write, tending = self.nodes.aged(state.core, state.flight, state.write, state.tending)
-        aged = state._replace(truth=self._aged(state.truth), flight=flight, write=write, tending=tending)
-        yield ("tick",), self._with_core(aged, core)
+        yield ("tick",), self._with_core(state, core, flight, write, tending=tending, truth=self._aged(state.truth))
         for message in state.bag:
             epoch, seq = self._places[message]
             core = self.nodes.heard(state.core, self.messages.things[message])
             rest = state.bag if self.setup.repeats else tuple(m for m in state.bag if m != message)
-            yield ("event", f"{int(epoch, 16)}:{seq}"), self._with_core(state._replace(bag=rest), core)
+            yield ("event", f"{int(epoch, 16)}:{seq}"), self._with_core(state, core, bag=rest)
         for key, held in enumerate(self.nodes.cores.things[state.core].held):
             if held is not None and held.place:
                 yield ("look", key), self._with_core(state, self.nodes.looked(state.core, key))
 
     def _aged(self, number: int) -> int:
+        known = self._older.get(number)
+        if known is not None:
+            return known
         truth = self.truths.things[number]
-        if not truth.recent:
-            return number
         truth = truth._replace(recent=tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D))
         due = truth.due()  # a token says nothing any more once every read must show as much
         tokens = tuple(t for t in truth.tokens if any(seen > d for seen, d in zip(t.seen, due, strict=True)))
-        return self.truths.number(truth._replace(tokens=tokens))
+        self._older[number] = self.truths.number(truth._replace(tokens=tokens))
+        return self._older[number]
 
     def _heartbeat(self, state: State) -> Iterator[Step]:
         if state.tending:
@@ -272,11 +275,19 @@ class World:
 
     def tend(self, state: State) -> State:
         """A whole turn of the heartbeat of which every question is answered at once."""
-        request = self.nodes.asks(state.core, "turn")
-        state = self._tending(state, part_of_turn(request), request)
-        while state.tending:
-            state = self._answered(state)
-        return state
+        turn = (state.core, state.l2, state.flight, state.write, state.checked)
+        after = self._turns.get(turn)
+        if after is None:
+            request = self.nodes.asks(state.core, "turn")
+            after = self._tending(state, part_of_turn(request), request)
+            while after.tending:
+                after = self._answered(after)
+            self._turns[turn] = after
+        snap = self._ended(state, OWN).snap if state.flight and not after.flight else state.snap
+        return after._replace(
+            truth=state.truth, snap=snap, bag=self._useful(state.bag, after.core), elsewhere=state.elsewhere,
+            left=state.left,
+        )  # fmt: skip
 
     def _tending(self, state: State, what: str, request: Request) -> State:
         began = self.nodes.began(state.core)._replace(vouched=None)
@@ -288,7 +299,7 @@ class World:
         part = self.nodes.tendings.things[state.tending]
         known = state.checked or (part.what != "log" and state.probed_here)
         core, what, request = self.nodes.tended(state.core, state.tending)
-        after = self._with_core(state._replace(tending=0, checked=known, probed_here=True), core)
+        after = self._with_core(state, core, tending=0, checked=known, probed_here=True)
         return after if request is None else self._tending(after, what, request)
 
     def _flights(self, state: State) -> Iterator[Step]:
@@ -353,6 +364,10 @@ class World:
             own = tuple(map(max, before.own, shown))
             after = self._with_core(state, self.nodes.wrote(state.core, state.write), write=0)
             yield ("own reply", write.kind), after._replace(truth=self.truths.number(before._replace(own=own)))
+            if state.left[_OUTAGES]:
+                lost = self.nodes.wrote(state.core, state.write, lost=True)
+                left = self._spent(state, _OUTAGES)
+                yield ("own reply lost", write.kind), self._with_core(state, lost, write=0, left=left)
         elif state.left[_OWN]:
             began = self.nodes.began(state.core)._replace(vouched=None)
             for kind in self.setup.own_kinds:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
-from cachebus import Cache, Policy, Settings
+from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.clock import monotonic
 from cachebus.factory import Parts
 
@@ -59,6 +59,15 @@ async def until(met: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
             return found
         assert monotonic() < deadline_s, f"waited {within_s:g} s in vain"
         await asyncio.sleep(0.005)
+
+
+async def heard(caches: list[Cache], *receipts: Receipt) -> None:
+    """Until each of the caches has applied all of the receipts."""
+
+    def met() -> bool:
+        return all(cache.stats().shards[r.shard].applied >= r.seq for cache in caches for r in receipts)
+
+    await until(met)
 
 
 async def past(at_s: float) -> None:

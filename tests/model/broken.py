@@ -1,0 +1,300 @@
+"""The rules of coherence, and the library without one of them: each is here because a schedule breaks a promise
+without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from cachebus.coherence import NEVER, Heard, Probed, Shard
+from cachebus.fetch import Fetcher
+from cachebus.l2.memory import MemoryShard
+from cachebus.node import Node
+from cachebus.read import Reader
+from cachebus.receive import Receiver
+from cachebus.write import Writer
+from tests.model.frozen import INF
+
+Crippled = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, how to take it away, and where that shows: the set-up and the promise that is then broken."""
+
+    says: str
+    setup: str
+    breaks: str
+    without: tuple[tuple[type, str, Crippled], ...]
+
+
+def _takeover_off(*operations: str) -> tuple[tuple[type, str, Crippled], ...]:
+    """These scripts do not look whether the server is still the one that meta speaks of."""
+
+    def blind(operation: str) -> Crippled:
+        real = getattr(MemoryShard, operation)
+
+        def crippled(shard: MemoryShard, *arguments: Any) -> Any:
+            with patch.object(shard, "arrive", lambda caller: None, create=True):
+                return real(shard, *arguments)
+
+        return crippled
+
+    return tuple((MemoryShard, operation, blind(operation)) for operation in operations)
+
+
+def _hear_any_epoch(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
+    return hear(shard, shard.epoch, seq)
+
+
+def _probed_any_epoch(shard: Shard, epoch: bytes, seq: int, sent_s: float, probed: Crippled = Shard.probed) -> Probed:
+    return probed(shard, shard.epoch, seq, sent_s)
+
+
+def _hear_over_holes(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
+    heard = hear(shard, epoch, seq)
+    if heard is Heard.AHEAD:
+        shard.applied = seq
+        shard._ahead.clear()
+    return heard
+
+
+def _replay_over_holes(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
+    view = receiver._node.shards[shard]
+    for entry in entries:
+        view.applied = max(view.applied, entry.seq - 1)
+        replay(receiver, shard, [entry])
+    view.applied = view.head
+    view._ahead.clear()
+    view._settle()
+    return True
+
+
+def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.hear) -> Heard:
+    view = node.shards[shard]
+    if event.epoch > view.epoch:
+        node.void(shard, "epoch")
+        view.enter(event.epoch, event.seq - 1, 0, {}, NEVER)
+    return hear(node, shard, event)
+
+
+def _enter_without_floor(
+    shard: Shard, epoch: bytes, seq: int, floor: int, marks: Any, sent_s: float, enter: Crippled = Shard.enter
+) -> None:
+    enter(shard, epoch, seq, 0, marks, sent_s)
+
+
+def _drop_without_floor(shard: Shard, seq: int, floor: int, keys: Any, names: Any, drop: Crippled = Shard.drop) -> None:
+    drop(shard, seq, shard.floor, keys, names)
+
+
+def _settle_all(shard: Shard) -> None:
+    while shard._owed:
+        shard.valid_until = max(shard.valid_until, shard._owed.popleft()[1] + shard.bound_s)
+
+
+def _probed_on_reply(
+    node: Node, shard: int, reply: Any, sent_s: float, now_s: float, probed: Crippled = Node.probed
+) -> Probed:
+    return probed(node, shard, reply, now_s, now_s)
+
+
+def _arrive_counting_no_marks(shard: MemoryShard, caller: Any, arrive: Crippled = MemoryShard.arrive) -> None:
+    shard.marked = len(shard.marks)
+    arrive(shard, caller)
+
+
+def _hidden_in_any_epoch(shard: MemoryShard, record: Any, names: Any, hidden: Crippled = MemoryShard.hidden) -> bool:
+    with patch.object(shard, "epoch", record.epoch):
+        return hidden(shard, record, names)
+
+
+def _end_any_lease(shard: MemoryShard, key: Any) -> None:
+    shard.leases.pop(key.l2, None)
+
+
+def _forget_only_records(shard: MemoryShard, keys: Any) -> None:
+    for key in keys:
+        shard.records.pop(key.l2, None)
+
+
+def _fill_as_of_now(
+    shard: MemoryShard, key: Any, caller: Any, token: str, record: Any, *rest: Any, fill: Crippled = MemoryShard.fill
+) -> Any:
+    record.seq = shard.seq
+    return fill(shard, key, caller, token, record, *rest)
+
+
+def _announce_without_floor(
+    shard: MemoryShard, names: Any, body: bytes, announce: Crippled = MemoryShard.announce
+) -> None:
+    announce(shard, names, body)
+    shard.floor = 0
+
+
+def _judged_in_any_epoch(
+    fetcher: Fetcher, key: Any, data: bytes, *rest: Any, judged: Crippled = Fetcher.judged
+) -> object:
+    return judged(fetcher, key, data[:4] + fetcher.node.shards[0].epoch + data[20:], *rest)
+
+
+def _judge_anywhere(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
+    return fetcher.clock() < shard.valid_until and (after is None or shard.honours(after.epoch, after.seq))
+
+
+def _judge_without_lease(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
+    return fetcher.store.checked and (after is None or shard.honours(after.epoch, after.seq))
+
+
+def _fresh_when_read(fetcher: Fetcher, key: Any, before: Crippled = Fetcher.before) -> Any:
+    return before(fetcher, key)[0], fetcher.clock()
+
+
+def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable) -> bool:
+    with patch.object(reader._node.shards[0], "valid_until", INF):
+        return joinable(reader, key, flight, after)
+
+
+async def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
+    pass
+
+
+_no = lambda *_, **__: False  # noqa: E731
+_yes = lambda *_, **__: True  # noqa: E731
+
+RULES = {
+    "lease": Rule(
+        "L1 is served only under the coherence lease, or within D of the value's own reading", "SMALL", "G1",
+        ((Shard, "serves", lambda shard, now_s, expires_s, read_until_s: now_s < expires_s),),
+    ),
+    "behind": Rule(
+        "a probe renews the lease only once its seq is applied", "SMALL", "G1", ((Shard, "_settle", _settle_all),)
+    ),
+    "sent": Rule(
+        "the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)
+    ),
+    "reservation": Rule(
+        "what was read, loaded or written while its key was invalidated does not enter L1", "SMALL",
+        "G1", ((Shard, "marked", _no),),
+    ),
+    "own reservation": Rule(
+        "a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)
+    ),
+    "own events": Rule(
+        "own invalidations are applied here before the call returns", "OWN", "G2",
+        ((Writer, "_apply", _keep_from_itself),),
+    ),
+    "epoch": Rule(
+        "events and probes of another epoch are not taken for one's own", "SMALL", "G1",
+        ((Shard, "hear", _hear_any_epoch), (Shard, "probed", _probed_any_epoch)),
+    ),
+    "enter by probe": Rule(
+        "only a probe's reply, with marks, moves a node into another epoch", "CROSS", "G1",
+        ((Node, "hear", _enter_by_event),),
+    ),
+    "takeover": Rule(
+        "every script begins a new epoch on another server than meta's", "SMALL", "I1/G5",
+        _takeover_off("probe", "read", "lease", "fill", "invalidate", "write"),
+    ),
+    "takeover by reads": Rule(
+        "the reading script does so too", "SMALL", "I1/G5", _takeover_off("read")
+    ),
+    "takeover by probes": Rule(
+        "the probe does so too", "SMALL", "G1", _takeover_off("probe")
+    ),
+    "marks are counted": Rule(
+        "lost marks begin a new epoch", "LOST", "I1/G5", ((MemoryShard, "arrive", _arrive_counting_no_marks),)
+    ),
+    "record fence": Rule(
+        "L2 believes no record of another epoch", "SMALL", "I1/G5",
+        ((MemoryShard, "hidden", _hidden_in_any_epoch),),
+    ),
+    "record fence on plain gets": Rule(
+        "nor does a node", "SMALL", "G1", ((Fetcher, "judged", _judged_in_any_epoch),)
+    ),
+    "lease token": Rule(
+        "a fill without its live lease is refused", "SMALL", "I1/G5",
+        ((MemoryShard, "holds", _yes), (MemoryShard, "_end_lease", _end_any_lease)),
+    ),
+    "whose lease": Rule(
+        "a fill needs its own lease, not anyone's", "SECOND", "I1/G5",
+        ((MemoryShard, "holds", lambda shard, key, token: key.l2 in shard.leases),),
+    ),
+    "the lease goes too": Rule(
+        "an invalidation of a key ends its lease", "SMALL", "I1/G5",
+        ((MemoryShard, "forget", _forget_only_records),),
+    ),
+    "seq of the lease": Rule(
+        "a record carries the seq of its lease, not that of its fill", "SMALL", "I1/G5",
+        ((MemoryShard, "fill", _fill_as_of_now),),
+    ),
+    "catch-up": Rule(
+        "a hole in the events counts as a hole", "TRIM", "G1", ((Shard, "hear", _hear_over_holes),)
+    ),
+    "contiguity": Rule(
+        "the log is trimmed silently, so a gap in it counts too", "TRIM", "G1",
+        ((Receiver, "_replay", _replay_over_holes),),
+    ),
+    "void on flush": Rule(
+        "a flush marks every flight under way", "TRIM", "G1",
+        ((Shard, "void", lambda shard: shard.lapse()),),
+    ),
+    "marks": Rule(
+        "what a plain get brings is checked against the node's marks", "SMALL", "G1",
+        ((Shard, "hides", _no),),
+    ),
+    "scopes in L1": Rule(
+        "a scope's event makes the entries in it doubtful", "SMALL", "G1",
+        ((Node, "_touched", lambda *_, **__: []),),
+    ),
+    "keys in L1": Rule(
+        "a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)
+    ),
+    "floor": Rule(
+        "a node takes the floor over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_floor),)
+    ),
+    "floor in L2": Rule(
+        "a mark that had to go raises the floor", "FLOOR", "I1/G5",
+        ((MemoryShard, "announce", _announce_without_floor),),
+    ),
+    "known server": Rule(
+        "plain gets only from a server that has answered a probe", "SMALL", "G1",
+        ((Fetcher, "may_judge", _judge_anywhere),),
+    ),
+    "lease for plain gets": Rule(
+        "plain gets only under the lease: else the node's marks are too old", "SMALL", "G1",
+        ((Fetcher, "may_judge", _judge_without_lease),),
+    ),
+    "fresh as the probe": Rule(
+        "what a plain get brings is as fresh as the probe behind the lease", "SMALL", "G1",
+        ((Fetcher, "before", _fresh_when_read),),
+    ),
+    "joining": Rule(
+        "a flight is joined only while a value of its age could be served", "SMALL", "G1",
+        ((Reader, "_joinable", _yes),),
+    ),
+    "joining in time": Rule(
+        "... and only within D of its beginning, or under the lease", "SMALL", "G1",
+        ((Reader, "_joinable", _join_at_any_age),),
+    ),
+    "token": Rule(
+        "a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def without(name: str) -> Iterator[None]:
+    """The library without the rule of this name; "" and "-" take none away."""
+    parts = RULES[name].without if name.strip("-") else ()
+    patches = [patch.object(owner, attribute, crippled) for owner, attribute, crippled in parts]
+    for one in patches:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in patches:
+            one.stop()
