@@ -13,7 +13,6 @@ import redis.asyncio
 from cachebus import Cache, Settings
 from cachebus.clock import monotonic, perf_counter
 
-
 LEFT_ALONE_S: Final = 3600.0
 
 
