@@ -15,6 +15,8 @@ from typing import NamedTuple
 NEVER = float("-inf")
 NO_EPOCH = b""
 AHEAD_MAX = 65_536
+BEYOND = 1 << 62
+"""A seq above all others, for a drop that no event stands for: nothing under way survives it."""
 OWED_MAX = 16
 
 
@@ -103,7 +105,8 @@ class Shard:
         journal = self._journal
         for key in keys:
             before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
-            journal[key] = (self.count, seq if before is None else max(seq, before[1]))
+            # A key that was forgotten (BEYOND) is an ordinary one again with its next event: that one's seq is real.
+            journal[key] = (self.count, seq if before is None or before[1] == BEYOND else max(seq, before[1]))
         while len(journal) > self._journal_max:
             oldest = next(iter(journal))
             self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])

@@ -61,7 +61,9 @@ class Fetcher:
         answers = [self.store.get(key) for key in keys]
         data = [await answer for answer in answers]
         found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
-        return await self.validated(keys, after, enter=enter) if VOID in found else found
+        if any(value is VOID for value in found):  # not `in`: an array compares element by element
+            return await self.validated(keys, after, enter=enter)
+        return found
 
     async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""

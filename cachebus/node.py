@@ -13,7 +13,7 @@ from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock
-from cachebus.coherence import Heard, Probed, Reservation, Shard
+from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
@@ -21,8 +21,6 @@ from cachebus.ports import Caller, ProbeReply
 from cachebus.record import Record
 
 INF = float("inf")
-BEYOND = 1 << 62
-"""A seq above all others: nothing under way survives it."""
 OnApplied = Callable[[int, str, int, float], None]
 
 

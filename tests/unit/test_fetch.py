@@ -1,0 +1,33 @@
+"""What reading L2 must not stumble over, and what a write of unknown outcome must not spoil for good."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus.testing import Fleet
+
+
+async def test_arrays_are_read_from_l2() -> None:
+    """A value is told from a sentinel by identity: an array compares with `==` element by element."""
+    numpy = pytest.importorskip("numpy", reason="needs numpy; to get it: pip install 'cachebus[numpy]'")
+    async with Fleet(nodes=2) as fleet:
+        a, b = fleet.caches
+        await a.set("embedding", "1", numpy.arange(3), tenant_id="acme")
+        await a.set("embedding", "2", numpy.arange(4), tenant_id="acme")
+        found = await b.get_many("embedding", ["1", "2"], tenant_id="acme")
+        assert {i: len(array) for i, array in found.items()} == {"1": 3, "2": 4}
+        loaded = await b.get_or_load("embedding", "1", lambda: None, tenant_id="acme", use_memory=False)
+        assert loaded.tolist() == [0, 1, 2]
+
+
+async def test_a_key_once_forgotten_enters_l1_again() -> None:
+    """A write of unknown outcome drops its key from L1 now; later writes of it are ordinary ones."""
+    async with Fleet(nodes=1) as fleet:
+        (cache,) = fleet.caches
+        parts = cache._live()
+        parts.node.forget(cache.key("config", "x", "acme"))
+        await cache.set("config", "x", 1, tenant_id="acme")
+        await cache.set("config", "x", 2, tenant_id="acme")
+        before = cache.stats().l1_hits
+        assert await cache.get("config", "x", tenant_id="acme") == 2
+        assert cache.stats().l1_hits == before + 1
