@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from cachebus.coherence import NEVER, Heard, Probed, Shard
-from cachebus.fetch import Fetcher
+from cachebus.fetch import MISSING, Fetcher
 from cachebus.l2.memory import MemoryShard
 from cachebus.node import Node
 from cachebus.read import Reader
@@ -158,6 +158,29 @@ def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable
         return joinable(reader, key, flight, after)
 
 
+def _join_whatever_tags(
+    reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
+) -> bool:
+    with patch.object(flight, "names", key.names):
+        return joinable(reader, key, flight, after)
+
+
+def _join_with_any_token(
+    reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
+) -> bool:
+    return joinable(reader, key, flight, None)
+
+
+def _take_as_answered(
+    fetcher: Fetcher, key: Any, record: Any, reservation: Any, read_s: float, taken: Crippled = Fetcher.taken
+) -> object:
+    found = taken(fetcher, key, record, reservation, read_s)
+    if found is not MISSING:
+        return found
+    with patch.object(Shard, "hides", _no):
+        return taken(fetcher, key, record, None, read_s)
+
+
 async def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
     pass
 
@@ -192,7 +215,7 @@ RULES = {
         ((Shard, "hear", _hear_any_epoch), (Shard, "probed", _probed_any_epoch)),
     ),
     "enter by probe": Rule(
-        "only a probe's reply, with marks, moves a node into another epoch", "CROSS", "G1",
+        "only a probe's reply, with marks, moves a node into another epoch", "CROSS", "G3",
         ((Node, "hear", _enter_by_event),),
     ),
     "takeover": Rule(
@@ -272,6 +295,10 @@ RULES = {
         "what a plain get brings is as fresh as the probe behind the lease", "SMALL", "G1",
         ((Fetcher, "before", _fresh_when_read),),
     ),
+    "heard meanwhile": Rule(
+        "what L2 found valid is looked at again: the node may have heard more by now", "TAG-READ", "G3",
+        ((Fetcher, "taken", _take_as_answered),),
+    ),
     "joining": Rule(
         "a flight is joined only while a value of its age could be served", "SMALL", "G1",
         ((Reader, "_joinable", _yes),),
@@ -279,6 +306,14 @@ RULES = {
     "joining in time": Rule(
         "... and only within D of its beginning, or under the lease", "SMALL", "G1",
         ((Reader, "_joinable", _join_at_any_age),),
+    ),
+    "joining with tags": Rule(
+        "... and only while none of its tags was invalidated", "TAG", "G1",
+        ((Reader, "_joinable", _join_whatever_tags),),
+    ),
+    "joining with tokens": Rule(
+        "... and only by those whose token this node has applied", "SMALL", "G3",
+        ((Reader, "_joinable", _join_with_any_token),),
     ),
     "token": Rule(
         "a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)

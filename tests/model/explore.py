@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.model.promises import Promises
 from tests.model.setup import Setup
-from tests.model.world import Label, State, World
+from tests.model.world import Label, State, Step, World
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class Outcome:
 
     def told(self, setup: Setup, rule: str) -> str:
         """The schedule for a reader, and the command that plays it again."""
-        lines = [f"{setup.name} without {rule or 'nothing'}: {self.promise} is broken: {self.how}"]
+        lacks = "with all rules" if rule == "-" else f'without "{rule}"'
+        lines = [f"{setup.name} {lacks}: {self.promise} is broken: {self.how}"]
         lines += [f"  {number:2}. {say(label)}" for number, label in enumerate(self.schedule, 1)]
         steps = "; ".join(map(say, self.schedule))
-        lines.append(f"again: python -m tests.model.replay {setup.name} {rule or '-'} {steps!r}")
+        lines.append(f"again: python -m tests.model.replay {setup.name} {rule!r} {steps!r}")
         return "\n".join(lines)
 
 
@@ -76,6 +77,9 @@ def walk(world: World, seed: int, steps: int) -> Outcome:
     for _ in range(steps):
         for found, how in promises.broken(state):
             return Outcome(len(schedule), False, found, how, tuple(schedule))
-        label, state = chance.choice(list(world.steps(state)))
+        kinds: dict[object, list[Step]] = {}
+        for step in world.steps(state):
+            kinds.setdefault(step[0][0], []).append(step)
+        label, state = chance.choice(chance.choice(list(kinds.values())))
         schedule.append(label)
     return Outcome(len(schedule), True)

@@ -89,6 +89,8 @@ class Write(NamedTuple):
     began: Began
     version: tuple[int, ...]
     reply: object
+    behind: bool
+    """Whether the reply can't come before the one that the heartbeat waits for: they use one connection."""
 
 
 class Tending(NamedTuple):

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from cachebus.coherence import Shard
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import MISSING
-from cachebus.l1 import Entry, Group
-from cachebus.node import Details, details
 from cachebus.ports import Place
+from tests.model.freezer import Freezer
 from tests.model.frozen import (
     BOUND,
     INF,
-    NOW,
     Began,
     Core,
     Flight,
@@ -23,27 +20,15 @@ from tests.model.frozen import (
     Tending,
     View,
     Write,
-    ago,
-    ahead_of_now,
     later,
     older,
     renumbered,
-)  # fmt: skip
+)
 from tests.model.l2 import Interned, Request, frozen, record_place, thawed
 from tests.model.rig import LOST, Ask, Coro, Done, Rig, drive
 from tests.model.setup import Setup
 
 T = TypeVar("T")
-_SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "applied", "bound_s", "count", "epoch", "floor",
-    "foreign", "head", "index", "marks", "valid_until",
-}  # fmt: skip
-_NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_offset_s", "on_applied", "untidy", "_groups",
-    "_lives", "_with_contexts", "_with_tags", "_valid_until",
-}  # fmt: skip
-LIFE = 1
-"""The generation of what L1 holds since the last flush; older ones are 0."""
 
 
 class Nodes:
@@ -58,10 +43,8 @@ class Nodes:
             parts.number(None)
         self._rig = Rig(setup)
         self._keys = setup.keys
-        self._types = tuple(sorted({key.family.data_type for key in setup.keys}))
+        self._freezer = Freezer(self._rig)
         self._known: dict[tuple[object, ...], object] = {}
-        if set(Shard.__slots__) != _SLOTS or vars(self._rig.node).keys() != _NODE:
-            raise AssertionError("Shard or Node has other parts now: teach the model to freeze them")
 
     def attached(self, epoch: bytes) -> int:
         """A node that has just begun in an epoch and, where there is something to read, read both keys."""
@@ -69,7 +52,7 @@ class Nodes:
         if self._rig.setup.empty:
             return self.cores.number(Core(view, (), BOUND, False, False, (None, None)))
         held = Held(0, 0, BOUND, INF, INF, 0, True, self._rig.setup.tags or None)
-        groups = tuple((data_type, BOUND) for data_type in self._types)
+        groups = tuple((data_type, BOUND) for data_type in self._freezer.types)
         contexts = any(any(key.contexts) for key in self._keys)
         return self.cores.number(Core(view, groups, BOUND, contexts, held.tags is not None, (held, held)))
 
@@ -78,6 +61,12 @@ class Nodes:
         if known is self:
             known = self._known[name, *arguments] = step()
         return known  # type: ignore[return-value]
+
+    def _thaw(self, core: int) -> None:
+        self._freezer.thaw(self.cores.things[core])
+
+    def _freeze(self) -> int:
+        return self.cores.number(self._freezer.freeze())
 
     # -- the passage of time -------------------------------------------------------------------------------------------
 
@@ -319,78 +308,6 @@ class Nodes:
             return None if isinstance(end, Ask) or end.result is MISSING else end.result
 
         return self._once("reads", step, core, checked, key, after, reply)
-
-    # -- thawing and freezing ------------------------------------------------------------------------------------------
-
-    def _thaw(self, core: int) -> None:
-        state = self.cores.things[core]
-        rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
-        rig.now = NOW
-        shard.epoch, shard.applied, shard.head, shard.floor = view.epoch, view.applied, view.head, view.floor
-        shard.marks, shard.foreign = dict(view.marks), view.foreign
-        shard.valid_until = NOW + view.valid
-        shard._ahead = set(view.ahead)
-        shard._owed.clear()
-        shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
-        shard.count, shard._journal, shard._journal_floor = view.count, dict(view.journal), view.journal_floor
-        node.server_offset_s = 0.0
-        node._lives[0] = LIFE
-        node._valid_until[0] = NOW + state.spread
-        node._with_contexts = {(0, t) for t in self._types} if state.with_contexts else set()
-        node._with_tags = {(0, t) for t in self._types} if state.with_tags else set()
-        node._groups[0] = {
-            t: (Group(0, t, NOW + valid, LIFE, True), Group(0, t, INF, LIFE, False)) for t, valid in state.groups
-        }
-        node.l1.clear()
-        for key, held in zip(self._keys, state.held, strict=True):
-            if held is not None:
-                node.l1.put(self._entry(key.l1, key.family.data_type, held))
-
-    def _entry(self, name: str, data_type: str, held: Held) -> Entry:
-        if held.place:
-            group = Group(0, data_type, 0.0, LIFE if held.place == 1 else LIFE - 1, held.leased)
-        else:
-            group = self._rig.node._groups[0][data_type][not held.leased]
-        extra = None if held.tags is None else Details(keep_until=INF, tags=held.tags, version=b"\0" * 8)
-        times = (NOW + held.read_until, NOW + held.expires)
-        return Entry(name, held.value, group, NOW + held.fast_until, held.seq, *times, 1, extra)
-
-    def _freeze(self) -> int:
-        shard, node = self._rig.shard, self._rig.node
-        if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
-            raise AssertionError("applied is beyond head, or an event waits behind no hole")
-        view = View(
-            shard.epoch, shard.applied, shard.head, shard.floor, tuple(sorted(shard.marks.items())),
-            ahead_of_now(shard.valid_until), shard.foreign, tuple(sorted(shard._ahead)),
-            tuple((seq, ago(sent)) for seq, sent in shard._owed),
-            shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
-        )  # fmt: skip
-        groups = node._groups[0]
-        return self.cores.number(
-            Core(
-                view,
-                tuple((t, ahead_of_now(groups[t][0].valid_until)) for t in sorted(groups)),
-                ahead_of_now(node._valid_until[0]),
-                bool(node._with_contexts),
-                bool(node._with_tags),
-                tuple(self._held(node.l1.entries.get(key.l1)) for key in self._keys),
-            )
-        )
-
-    def _held(self, entry: Entry | None) -> Held | None:
-        if entry is None:
-            return None
-        group, extra = entry.group, details(entry)
-        live = self._rig.node._groups[0].get(group.data_type)
-        place = 0 if live is not None and group is live[not group.leased] else 1
-        if place and group.valid_until:
-            raise AssertionError("a group has been retired, and its entries are served still")
-        if group.generation != self._rig.node._lives[0]:
-            place = 2
-        return Held(
-            entry.value, entry.seq, ahead_of_now(entry.read_until), ahead_of_now(entry.expires),
-            ahead_of_now(entry.fast_until), place, group.leased, None if extra is None else tuple(extra.tags),
-        )  # type: ignore[arg-type]  # fmt: skip
 
 
 def part_of_turn(request: Request) -> str:

@@ -12,7 +12,7 @@ import sys
 from tests.model.broken import without
 from tests.model.explore import say
 from tests.model.promises import Promises
-from tests.model.setup import SETUPS, Setup
+from tests.model.setup import EVERY, Setup
 from tests.model.world import World
 
 
@@ -47,4 +47,4 @@ def replay(setup: Setup, steps: list[str]) -> None:
 if __name__ == "__main__":
     _, name, rule, schedule = sys.argv
     with without(rule):
-        replay(SETUPS[name], [step for step in schedule.split("; ") if step])
+        replay(EVERY[name], [step for step in schedule.split("; ") if step])

@@ -61,7 +61,7 @@ def drive(coro: Coro, answer: object = None) -> Ask | Done:
     asyncio._set_running_loop(HandLoop())  # type: ignore[arg-type]
     try:
         while True:
-            asked = coro.throw(answer) if isinstance(answer, Exception) else coro.send(answer)
+            asked = coro.throw(answer.with_traceback(None)) if isinstance(answer, Exception) else coro.send(answer)
             if isinstance(asked, Ask):
                 return asked
             answer = None

@@ -299,7 +299,11 @@ class World:
         part = self.nodes.tendings.things[state.tending]
         known = state.checked or (part.what != "log" and state.probed_here)
         core, what, request = self.nodes.tended(state.core, state.tending)
-        after = self._with_core(state, core, tending=0, checked=known, probed_here=True)
+        write = self.nodes.writes.things[state.write]
+        if write is not None and write.behind:
+            write = write._replace(behind=False)
+        more = {"tending": 0, "checked": known, "probed_here": True}
+        after = self._with_core(state, core, write=self.nodes.writes.number(write), **more)
         return after if request is None else self._tending(after, what, request)
 
     def _flights(self, state: State) -> Iterator[Step]:
@@ -360,6 +364,8 @@ class World:
         before = self.truths.things[state.truth]
         if state.write:
             write = self.nodes.writes.things[state.write]
+            if write.behind and state.tending:
+                return
             shown = write.version if write.kind == "s" else (write.version[0], 0)
             own = tuple(map(max, before.own, shown))
             after = self._with_core(state, self.nodes.wrote(state.core, state.write), write=0)
@@ -374,6 +380,6 @@ class World:
                 truth, _ = self._changed(state, kind)
                 request = self.nodes.asks(state.core, "write", kind, truth.now[0])
                 after, reply = self._ask(state._replace(left=self._spent(state, _OWN)), request)
-                write = self.nodes.writes.number(Write(kind, began, truth.now, reply))
+                write = self.nodes.writes.number(Write(kind, began, truth.now, reply, behind=bool(state.tending)))
                 after = self._with_core(after, after.core, write=write)
                 yield ("own", kind), after._replace(truth=self._acknowledged(truth, reply))

@@ -1,0 +1,321 @@
+"""The pure core, by properties: whatever comes in whatever order, it believes no more than it has been told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachebus.coherence import AHEAD_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+
+BOUND_S = 2.0
+EPOCH, OTHER = b"a" * 16, b"b" * 16
+unhurried = settings(deadline=None)
+"""These tests share a machine with others, and are not about time."""
+KEYS = ("k0", "k1", "k2")
+NAMES = ("s0", "s1")
+
+
+def entered(seq: int = 0, *, journal_max: int = 16_384) -> Shard:
+    """A shard whose node has begun at `seq`, at time 0."""
+    shard = Shard(0, BOUND_S, journal_max)
+    shard.enter(EPOCH, seq, 0, {}, 0.0)
+    return shard
+
+
+@dataclass
+class Drop:
+    """An event's place and body."""
+
+    seq: int
+    keys: Sequence[str] = ()
+    names: Sequence[str] = ()
+    floor: int = 0
+
+    def into(self, shard: Shard) -> Heard:
+        """Hear it, and apply it if it is new: what a node does."""
+        heard = shard.hear(EPOCH, self.seq)
+        if heard in (Heard.NEXT, Heard.AHEAD):
+            shard.drop(self.seq, self.floor, self.keys, self.names)
+        return heard
+
+
+LONGEST = 10
+_arrivals = st.lists(st.integers(1, LONGEST), max_size=LONGEST + 3)
+_bodies = st.lists(st.integers(0, 63), min_size=LONGEST, max_size=LONGEST)
+
+
+def history(bodies: Sequence[int]) -> list[Drop]:
+    """Consecutive events, one a number, whose bits say what is in it. The floor rises now and then, as L2 raises it:
+    never to a seq that is not given out yet."""
+    floor, drops = 0, []
+    for seq, bits in enumerate(bodies, 1):
+        floor = seq - 1 if bits >= 48 else floor
+        keys = [key for i, key in enumerate(KEYS) if bits >> i & 1]
+        drops.append(Drop(seq, keys, [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1], floor))
+    return drops
+
+
+def deliveries() -> st.SearchStrategy[list[Drop]]:
+    """What a bus makes of a history: events in any order, repeated and lost."""
+    return st.builds(lambda seqs, bodies: [history(bodies)[seq - 1] for seq in seqs], _arrivals, _bodies)
+
+
+@unhurried
+@given(deliveries())
+def test_applied_is_as_far_as_there_is_no_gap(delivered: list[Drop]) -> None:
+    shard, heard = entered(), set[int]()
+    for drop in delivered:
+        gapless = next(n for n in range(len(heard) + 1) if n + 1 not in heard)
+        got = drop.into(shard)
+        expected = Heard.OLD if drop.seq in heard else Heard.NEXT if drop.seq == gapless + 1 else Heard.AHEAD
+        assert got is expected
+        heard.add(drop.seq)
+        assert set(range(1, shard.applied + 1)) <= heard
+        assert shard.applied + 1 not in heard
+        assert shard.head == max(heard)
+        assert shard.hole == (shard.head > shard.applied)
+
+
+@unhurried
+@given(_arrivals, _bodies)
+def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bodies: list[int]) -> None:
+    shard, in_order, drops = entered(), entered(), history(bodies)
+    for seq in [*arrivals, *range(LONGEST, 0, -1)]:
+        drops[seq - 1].into(shard)
+    for drop in drops:
+        drop.into(in_order)
+    assert (shard.applied, shard.head, shard.floor) == (in_order.applied, in_order.head, in_order.floor)
+    assert not shard.hole
+    for seq in range(shard.head + 1):
+        for name in NAMES:
+            assert shard.hides(seq, [name]) == in_order.hides(seq, [name])
+
+
+@unhurried
+@given(deliveries())
+def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_floor(delivered: list[Drop]) -> None:
+    shard, marks, floor = entered(), dict.fromkeys(NAMES, 0), 0
+    for drop in delivered:
+        drop.into(shard)
+        assert shard.floor >= floor
+        floor = max(floor, drop.floor)
+        for name in drop.names:
+            marks[name] = max(marks[name], drop.seq)
+        assert shard.floor == floor
+        for seq in range(LONGEST + 2):
+            for names in ([], ["s0"], ["s1"], list(NAMES)):
+                assert shard.hides(seq, names) == (seq < floor or any(marks[name] > seq for name in names))
+
+
+@unhurried
+@given(deliveries(), st.integers(0, 6), st.integers(1, 5))
+def test_a_reservation_is_marked_by_every_later_drop_of_its_key(
+    delivered: list[Drop], reserved_after: int, journal_max: int
+) -> None:
+    shard = entered(journal_max=journal_max)
+    for drop in delivered[:reserved_after]:
+        drop.into(shard)
+    reservation, late = shard.reserve(), list[Drop]()
+    for drop in delivered[reserved_after:]:
+        if drop.into(shard) is not Heard.OLD:
+            late.append(drop)
+        for key in KEYS:
+            for seq in range(LONGEST + 2):
+                if any(key in d.keys and d.seq > seq for d in late):
+                    assert shard.marked(reservation, key, seq)
+    assert not shard.marked(shard.reserve(), KEYS[0], 0)
+
+
+@unhurried
+@given(deliveries(), st.integers(0, 6))
+def test_a_reservation_is_not_marked_by_drops_of_other_keys(delivered: list[Drop], reserved_after: int) -> None:
+    shard = entered()
+    for drop in delivered[:reserved_after]:
+        drop.into(shard)
+    reservation = shard.reserve()
+    for drop in delivered[reserved_after:]:
+        drop.into(shard)
+    touched = {key for drop in delivered[reserved_after:] for key in drop.keys}
+    for key in set(KEYS) - touched:
+        assert not shard.marked(reservation, key, 0)
+    assert not any(shard.marked(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
+
+
+def test_a_full_journal_marks_what_it_has_forgotten() -> None:
+    shard = entered(journal_max=2)
+    before = shard.reserve()
+    Drop(1, ["k0"]).into(shard)
+    after_first = shard.reserve()
+    Drop(2, ["k1"]).into(shard)
+    assert not shard.marked(before, "k2", 0)
+    Drop(3, ["k2"]).into(shard)  # k0 falls out
+    assert shard.marked(before, "k0", 0)
+    assert shard.marked(before, "never touched", 0), "one that old can't be told from k0"
+    assert not shard.marked(after_first, "k0", 0)
+    assert shard.marked(after_first, "k1", 0)
+    after_third = shard.reserve()
+    Drop(4, ["k1"]).into(shard)  # touched again: now the youngest
+    Drop(5, ["k3"]).into(shard)  # k2 falls out
+    assert not shard.marked(after_third, "k0", 0)
+    assert shard.marked(after_first, "k1", 0)
+    assert shard.marked(after_first, "k0", 0)
+
+
+def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
+    shard = entered()
+    Drop(5).into(shard)
+    shard.enter(EPOCH, 2, 0, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
+    for seq in (3, 4, 5):
+        assert Drop(seq).into(shard) is Heard.NEXT
+        assert shard.applied == seq
+
+
+@pytest.mark.parametrize("begin", ["void", "enter", "enter another epoch"])
+@unhurried
+@given(delivered=deliveries(), key=st.sampled_from(KEYS), seq=st.integers(0, 20))
+def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
+    begin: str, delivered: list[Drop], key: str, seq: int
+) -> None:
+    shard = entered()
+    reservations = [shard.reserve()]
+    for drop in delivered:
+        drop.into(shard)
+        reservations.append(shard.reserve())
+    if begin == "void":
+        shard.void()
+        assert shard.valid_until == NEVER
+    else:
+        shard.enter(EPOCH if begin == "enter" else OTHER, 30, 7, {"s0": 9}, 100.0)
+        assert (shard.applied, shard.head, shard.floor, shard.marks) == (30, 30, 7, {"s0": 9})
+        assert shard.valid_until == 100.0 + BOUND_S
+        assert not shard.hole
+    assert all(shard.marked(reservation, key, seq) for reservation in reservations)
+    assert not shard.marked(shard.reserve(), key, seq)
+
+
+@unhurried
+@given(deliveries(), st.data())
+def test_the_lease_lasts_d_from_the_last_probe_whose_seq_is_applied(delivered: list[Drop], data: st.DataObject) -> None:
+    shard = entered()
+    now_s, seq, probes = 0.0, 0, [(0, 0.0)]
+    for drop in delivered:
+        drop.into(shard)
+        if data.draw(st.booleans()):
+            now_s += data.draw(st.sampled_from([0.0, 0.25, 1.0]))
+            seq = max(seq, shard.head, data.draw(st.integers(0, 12)))
+            probed = shard.probed(EPOCH, seq, now_s)
+            probes.append((seq, now_s))
+            assert (probed is Probed.RENEWED) == (shard.applied >= seq)
+        reached = [sent_s for at, sent_s in probes if at <= shard.applied]
+        assert shard.valid_until == max(reached) + BOUND_S
+        assert shard.vouched_s == max(reached)
+
+
+def test_a_flood_of_probes_forgets_the_oldest_first() -> None:
+    shard = entered()
+    for number in range(1, OWED_MAX + 3):
+        assert shard.probed(EPOCH, number, float(number)) is Probed.BEHIND
+    for seq in (1, 2):
+        Drop(seq).into(shard)
+        assert shard.valid_until == BOUND_S, "those two probes were forgotten: only the first lease stands"
+    Drop(3).into(shard)
+    assert shard.valid_until == 3.0 + BOUND_S
+
+
+@unhurried
+@given(deliveries(), st.integers(1, 20))
+def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: list[Drop], seq: int) -> None:
+    shard = entered()
+    for drop in delivered:
+        drop.into(shard)
+    before = shard.applied, shard.head, shard.floor, dict(shard.marks), shard.epoch, shard.valid_until
+    assert shard.hear(OTHER, seq) is Heard.FOREIGN
+    assert before == (shard.applied, shard.head, shard.floor, shard.marks, shard.epoch, shard.valid_until)
+    shard.enter(OTHER, 5, 0, {}, 0.0)
+    assert shard.applied == 5
+    assert shard.hole == (seq > 5), "what was heard before the probe's reply came was not applied"
+    assert shard.foreign is None
+
+
+def test_a_probe_of_this_epoch_settles_that_another_is_over() -> None:
+    shard = entered()
+    shard.hear(OTHER, 3)
+    assert shard.probed(EPOCH, 0, 1.0) is Probed.RENEWED
+    assert shard.foreign is None
+
+
+def test_a_probe_of_another_epoch_ends_the_lease() -> None:
+    shard = entered()
+    shard.probed(EPOCH, 4, 1.0)
+    assert shard.probed(OTHER, 9, 1.5) is Probed.FOREIGN
+    assert shard.valid_until == NEVER
+    for seq in range(1, 5):
+        Drop(seq).into(shard)
+    assert shard.valid_until == NEVER, "a probe from before must not bring it back"
+    assert shard.epoch == EPOCH
+
+
+@unhurried
+@given(st.binary(min_size=1, max_size=1), st.binary(min_size=1, max_size=1), deliveries(), st.integers(0, 13))
+def test_what_enters_l1_is_of_this_epoch_unmarked_and_not_hidden(
+    reserved_in: bytes, read_in: bytes, delivered: list[Drop], seq: int
+) -> None:
+    shard = entered()
+    reservation = shard.reserve()._replace(epoch=(reserved_in * 16))
+    for drop in delivered:
+        drop.into(shard)
+    for key in KEYS:
+        admitted = shard.admits(reservation, key, NAMES, read_in * 16, seq)
+        assert not admitted or (reserved_in * 16 == EPOCH == read_in * 16)
+    own = Reservation(EPOCH, *reservation[1:])
+    for key in KEYS:
+        expected = not shard.marked(own, key, seq) and not shard.hides(seq, NAMES)
+        assert shard.admits(own, key, NAMES, EPOCH, seq) == expected
+        assert not shard.admits(own, key, NAMES, OTHER, seq)
+        assert not shard.admits(Reservation(OTHER, *own[1:]), key, NAMES, EPOCH, seq)
+
+
+@unhurried
+@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
+def test_l1_serves_what_is_unexpired_under_the_lease_or_within_d_of_its_reading(
+    now_s: float, lease_s: float, expires_s: float, read_until_s: float
+) -> None:
+    shard = entered()
+    shard.valid_until = lease_s
+    expected = now_s < expires_s and (now_s < lease_s or now_s < read_until_s)
+    assert shard.serves(now_s, expires_s, read_until_s) == expected
+
+
+@unhurried
+@given(deliveries(), st.integers(0, 14))
+def test_a_token_is_honoured_once_all_up_to_it_is_applied(delivered: list[Drop], seq: int) -> None:
+    shard = entered()
+    for drop in delivered:
+        drop.into(shard)
+    assert shard.honours(EPOCH, seq) == (seq <= shard.applied)
+    assert not shard.honours(OTHER, seq)
+
+
+def test_a_flood_behind_a_hole_is_noticed() -> None:
+    shard = entered()
+    for seq in range(2, AHEAD_MAX + 2):
+        shard.hear(EPOCH, seq)
+    assert not shard.flooded
+    shard.hear(EPOCH, AHEAD_MAX + 2)
+    assert shard.flooded
+    shard.hear(EPOCH, 1)
+    assert not shard.flooded
+    assert shard.applied == AHEAD_MAX + 2
+
+
+def test_a_node_that_has_never_asked_believes_nothing() -> None:
+    shard = Shard(0, BOUND_S)
+    assert shard.hear(EPOCH, 1) is Heard.FOREIGN
+    assert shard.probed(EPOCH, 1, 0.0) is Probed.FOREIGN
+    assert not shard.serves(0.0, 1.0, 0.0)
+    assert not shard.admits(shard.reserve(), "k0", (), EPOCH, 1)
+    assert not shard.honours(EPOCH, 0)
