@@ -200,7 +200,7 @@ def aiocache_decorator() -> Contender:
     """Its decorator, in memory."""
     from aiocache import cached
 
-    @cached(key_builder=lambda function, resource_id: resource_id)
+    @cached(key_builder=lambda function, resource_id: resource_id)  # type: ignore[untyped-decorator]
     async def load(resource_id: str) -> Any:
         return VALUE
 

@@ -61,7 +61,7 @@ async def the_call(bench: Bench, theirs: redis.asyncio.Redis) -> list[Row]:
     """Ours hears its own events meanwhile; nobody hears those of the bare script."""
     async with Cache.open(settings(bench, "call")) as cache:
         arguments = await arguments_of(cache)
-        elsewhere = [a.replace("{call:", "{bare:") if isinstance(a, str) else a for a in arguments]
+        elsewhere: list[Any] = [a.replace("{call:", "{bare:") if isinstance(a, str) else a for a in arguments]
 
         async def ours(ids: Sequence[str]) -> None:
             for one in ids:
@@ -69,7 +69,7 @@ async def the_call(bench: Bench, theirs: redis.asyncio.Redis) -> list[Row]:
 
         async def bare(ids: Sequence[str]) -> None:
             for _ in ids:
-                await theirs.evalsha(*elsewhere)  # type: ignore[misc]
+                await theirs.evalsha(*elsewhere)
 
         contenders = [Contender("ours", ours, None, CALLS), Contender("redis-py", bare, None, CALLS)]
         times = await race(contenders, 2 * bench.scale.io_rounds, between=cache.probe, progress=bench.progress)

@@ -64,7 +64,8 @@ def row(
     def ratio(who: str) -> float:
         return times["redis-py"] / times[who] if many else times[who] / times["redis-py"]
 
-    peers = {peer: ratio(peer) for peer in ("redis-py", "cashews") if peer in times and ours == "get"}
+    others = ("redis-py", "cashews") if ours == "get" else ()
+    peers: dict[str, float] = {peer: ratio(peer) for peer in others if peer in times}
     detail = f"{times[ours] * 1e6:.1f} us beside {times['redis-py'] * 1e6:.1f}"
     return Row(name, what, ratio(ours), "x", goal, peers, detail)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -27,24 +27,22 @@ class Scale:
     def normal(cls) -> Self:
         """Some three minutes on two cores."""
         return cls(
-            processes=5, rounds=20, round_s=0.006, io_rounds=25, messages=2500, flood=20_000, flood_rounds=7,
-            requests=400_000,
-            entries=100_000, drops=5, imports=15,
+            processes=5, rounds=20, round_s=0.006, io_rounds=25, messages=2500, flood=20_000, flood_rounds=5,
+            requests=1_000_000, entries=100_000, drops=3, imports=9,
         )  # fmt: skip
 
     @classmethod
     def quick(cls) -> Self:
         """Some seconds; the figures mean little."""
         return cls(
-            processes=1, rounds=5, round_s=0.001, io_rounds=2, messages=40, flood=1000, flood_rounds=1, requests=10_000,
-            entries=5000, drops=1, imports=1,
+            processes=1, rounds=3, round_s=0.001, io_rounds=2, messages=40, flood=1000, flood_rounds=1, requests=6000,
+            entries=2000, drops=1, imports=1,
         )  # fmt: skip
 
     @classmethod
     def full(cls) -> Self:
         """The normal one with whole traces: some ten minutes more."""
-        normal = cls.normal()
-        return cls(**{name: getattr(normal, name) for name in cls.__slots__} | {"requests": sys.maxsize})
+        return replace(cls.normal(), requests=sys.maxsize)
 
 
 class Progress:

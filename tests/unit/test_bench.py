@@ -1,0 +1,80 @@
+"""The benchmark runs and finds a figure for every question. How good the figures are is no matter of tests."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.__main__ import NAMES, arguments
+from tests.bench.report import chart, plain
+from tests.bench.rows import Goal, Row, at_least, at_most, shown
+from tests.support.servers import any_binary
+
+ROOT = Path(__file__).parents[2]
+AIMED = {
+    "hit.get", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
+    "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
+    "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
+    "ratio.lead",
+}  # fmt: skip
+TIMEOUT_S = 120
+
+
+def test_a_quick_run_has_a_figure_for_every_row(tmp_path: Path) -> None:
+    any_binary()
+    found = tmp_path / "found.json"
+    without_traces = {name: value for name, value in os.environ.items() if name != "CACHEBUS_TRACES"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--json", str(found)],
+        cwd=ROOT, env=without_traces, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    rows = {row["name"]: row for row in json.loads(found.read_text())["rows"]}
+    assert {name for name, row in rows.items() if row["goal"] is not None} == AIMED
+    for name, row in rows.items():
+        figures = [row["ours"], *row["peers"].values()]
+        assert all(math.isfinite(figure) for figure in figures), name
+        assert row["ours"] > 0 or name == "ratio.lead", name
+        assert row["what"] in run.stdout
+    assert {name.partition(".")[0] for name in rows} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("goal", "figure", "met"),
+    [(at_most(5), 5.0, True), (at_most(5), 5.1, False), (at_least(20), 20.0, True), (at_least(20), 19.9, False)],
+)
+def test_a_goal_is_a_bound_in_one_direction(goal: Goal, figure: float, met: bool) -> None:
+    assert Row("n", "what", figure, "x", goal).met is met
+
+
+def test_figures_have_three_digits_that_mean_something() -> None:
+    assert [shown(figure, "x") for figure in (0.2139, 4.6123, 93.84, 51_234.0)] == [
+        "0.214 x", "4.61 x", "93.8 x", "51,234 x",
+    ]  # fmt: skip
+
+
+def test_the_table_is_aligned_and_the_chart_marks_the_goal() -> None:
+    rows = [
+        Row("hit.get", "a hit", 4.5, "x", at_most(5), {"another": 50.0}, "how it came about"),
+        Row("l2.crowd", "a longer text", 10.0, "x", at_least(20)),
+        Row("other", "no goal", 1.0, "ms"),
+    ]
+    head, first, second, third = plain(rows)
+    assert first.index("<= 5") == head.index("goal") == second.index(">= 20")
+    assert "yes" in first and "another 50.0  (how it came about)" in first
+    assert "NO" in second and "NO" not in third
+    drawn = "\n".join(chart(rows))
+    assert "0.90" in drawn and "2.00" in drawn and "another" in drawn
+
+
+def test_only_known_names_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert arguments(["--only", "hit", "--only", "l2"]).only == ["hit", "l2"]
+    with pytest.raises(SystemExit):
+        arguments(["--only", "no such"])
+    assert "invalid choice" in capsys.readouterr().err
