@@ -295,11 +295,11 @@ class Cache:
         """Store a value only where there is none; whether it was stored. Atomic in L2.
 
         Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
-        invalidation frees it.
+        invalidation frees it. True in a disabled cache: with nothing cached, no value is in the way.
         """
         contexts = agent_id, conversation_id, collection_id
         receipt = await self._store(data_type, resource_id, value, tenant_id, contexts, ttl, tags, True)
-        return receipt.stored
+        return receipt.stored or not self.settings.enabled
 
     async def _store(
         self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None, contexts: Contexts,

@@ -38,7 +38,10 @@ class Cascade:
 
     def __init__(self, data_type: str, to: Iterable[tuple[str, str]], *, on_set: bool = False) -> None:
         self.data_type = data_type
-        self.to = tuple((str(t), str(template)) for t, template in to)
+        pairs = tuple(to)
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise ConfigError(f"cascade of {data_type!r}: `to` takes pairs of data type and resource id, not {pairs!r}")
+        self.to = tuple((str(t), str(template)) for t, template in pairs)
         self.on_set = on_set
         for _, template in self.to:
             _check_template(data_type, template)

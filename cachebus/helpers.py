@@ -369,7 +369,7 @@ def cached(
                 loader=lambda: function(*args, **kwargs),
                 ttl=ttl,
                 tags=tags,
-                **ids,  # type: ignore[arg-type]
+                **ids,
             )
             return result
 

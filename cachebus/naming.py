@@ -45,24 +45,25 @@ class Template:
         except ValueError as error:
             raise ConfigError(f"{where}: {text!r}: {error}") from None
         self._fields = [field for _, field, _, _ in parsed if field is not None]
-        self._whole = len(parsed) == 1 and not parsed[0][0] and bool(self._fields)
+        self._whole = [(before, spec, how) for before, _, spec, how in parsed] == [("", "", None)]
         for field in self._fields:
             name = field.replace("[", ".").partition(".")[0]
             if not name or (known is not None and name not in known):
                 raise ConfigError(f"{where}: {text!r} has the placeholder {{{field}}}, but there is no such argument")
 
-    def filled_in(self, arguments: Mapping[str, Any]) -> str | None:
-        """The id for these arguments. None where the template is one argument that is None: no id rather than one
-        called "None"; `InvalidKey` where None would be written into a longer one."""
+    def filled_in(self, arguments: Mapping[str, Any]) -> Any:
+        """The id for these arguments; of a template that is one argument alone, that argument as it is, so that None is
+        no id rather than one called "None". `InvalidKey` where something else than str or int would be written into a
+        longer one."""
         for field in self._fields:
             try:
                 found, _ = Formatter().get_field(field, (), arguments)
             except (KeyError, AttributeError, IndexError):
                 raise InvalidKey(f"{self._where}: nothing for {{{field}}} in {self._text!r}") from None
-            if found is None:
-                if self._whole:
-                    return None
-                raise InvalidKey(f"{self._where}: {field} is None, and {self._text!r} needs it")
+            if self._whole:
+                return found
+            if isinstance(found, bool) or not isinstance(found, str | int):
+                raise InvalidKey(f"{self._where}: {field} is {found!r:.40}, and {self._text!r} takes str or int")
         return self._text.format_map(arguments)
 
 

@@ -9,7 +9,7 @@ from loguru import logger
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
-from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher
+from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, is_no_string
 from cachebus.fill import Filler, Found, Load
 from cachebus.keys import Key
 from cachebus.l1 import Entry
@@ -62,10 +62,13 @@ class Reader:
                 value = await self._fetch.one(key, after, enter=use_memory)
             else:
                 value = MISSING
-        except L2Unavailable:
-            if not self._tolerated():
+        except L2Unavailable as error:
+            if is_no_string(error):
+                value = (await self._fetch.validated([key], after, enter=use_memory))[0]
+            elif self._tolerated():
+                value = MISSING
+            else:
                 raise
-            value = MISSING
         if value is MISSING:
             counters.misses += 1
         else:

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value():
+            raise ValueError("is empty; expected something like redis://localhost:6379/0")
         scheme, separator, _ = url.get_secret_value().partition("://")
         if not separator or scheme not in SCHEMES:
             known = ", ".join(f"{s}://" for s in SCHEMES)

@@ -51,23 +51,25 @@ class Faults:
     drop: float = 0.0
     double: float = 0.0
     swap: float = 0.0
-    """Held back until the next message has gone."""
+    """Held back until the next message of its channel has gone."""
     _random: random.Random = field(init=False, repr=False)
-    _held: list[bytes] = field(init=False, repr=False, default_factory=list)
+    _held: dict[int, list[bytes]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("drop", "double", "swap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability from 0 to 1, not {getattr(self, name)!r}")
         self._random = random.Random(self.seed)
 
-    def applied_to(self, message: bytes) -> list[bytes]:
-        """What arrives in place of a message, in this order."""
+    def applied_to(self, message: bytes, channel: int = 0) -> list[bytes]:
+        """What arrives on the channel in place of a message, in this order."""
         if self._random.random() < self.drop:
             return []
         arriving = [message] * (2 if self._random.random() < self.double else 1)
-        if not self._held and self._random.random() < self.swap:
-            self._held = arriving
+        if channel not in self._held and self._random.random() < self.swap:
+            self._held[channel] = arriving
             return []
-        arriving, self._held = arriving + self._held, []
-        return arriving
+        return arriving + self._held.pop(channel, [])
 
 
 class Fleet:
@@ -76,6 +78,8 @@ class Fleet:
     def __init__(
         self, nodes: int = 2, *, faults: Faults | None = None, clock: Clock = monotonic, **settings: Any
     ) -> None:
+        if nodes < 1:
+            raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
         self.world = World(
             self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len
@@ -83,11 +87,11 @@ class Fleet:
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()
-        for shard, channel in zip(self.world.shards, self.world.channels, strict=True):
-            shard.publish = partial(self._send, channel)
+        for number, (shard, channel) in enumerate(zip(self.world.shards, self.world.channels, strict=True)):
+            shard.publish = partial(self._send, channel, number)
 
-    def _send(self, channel: MemoryChannel, message: bytes) -> None:
-        for arriving in [message] if self.faults is None else self.faults.applied_to(message):
+    def _send(self, channel: MemoryChannel, number: int, message: bytes) -> None:
+        for arriving in [message] if self.faults is None else self.faults.applied_to(message, number):
             channel.send(arriving)
 
     @property

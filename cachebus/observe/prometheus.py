@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cachebus.errors import ConfigError
 from cachebus.observe.stats import LatencyStats, Stats
 
 _BY_TYPE = {
@@ -58,8 +59,12 @@ class CacheCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metric families as they stand now."""
-        stats = self._stats()
+        """All metric families as they stand now; none while the cache is not open, so that a scrape of all others
+        goes on."""
+        try:
+            stats = self._stats()
+        except ConfigError:
+            return
         yield from _by_type(stats)
         yield from _by_shard(stats)
         for name, (attribute, text) in _COUNTS.items():
