@@ -25,3 +25,28 @@ def boottime_s() -> float:
     """Seconds since boot, those of a suspended machine included (equal to `monotonic` where there is no such clock)."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
+
+
+class OtherClock:
+    """What a question and its answer tell of another machine's clock: `offset_s` is that clock less ours.
+
+    An answer that took `t` seconds is sure to `t / 2`. A worse one than what is known (it lay about in a stalled
+    loop) is kept out, unless the two contradict each other: then that clock was set, and the newer one is right.
+    """
+
+    __slots__ = ("_at_s", "_error_s", "offset_s")
+
+    DRIFT = 1e-3
+    """How fast what is known grows old, in seconds per second: more than any clock's own drift."""
+
+    def __init__(self) -> None:
+        self.offset_s = 0.0
+        self._error_s = float("inf")
+        self._at_s = 0.0
+
+    def heard(self, theirs_s: float, asked_s: float, now_s: float) -> None:
+        """Their clock showed `theirs_s` between `asked_s` and `now_s` of ours."""
+        offset_s, error_s = theirs_s - (asked_s + now_s) / 2, (now_s - asked_s) / 2
+        known_s = self._error_s + self.DRIFT * (now_s - self._at_s)
+        if error_s <= known_s or abs(offset_s - self.offset_s) > error_s + known_s:
+            self.offset_s, self._error_s, self._at_s = offset_s, error_s, now_s

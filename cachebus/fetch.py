@@ -128,7 +128,7 @@ class Fetcher:
             return self._corrupt(key)
         if epoch != shard.epoch or seq < shard.floor:
             return MISSING
-        if 0 < expires_ms <= (self.clock() + self.node.server_offset_s) * 1000.0:
+        if 0 < expires_ms <= (self.clock() + self.node.server_clock.offset_s) * 1000.0:
             return MISSING
         if shard.marks and shard.hides(seq, key.names):
             return MISSING
@@ -158,7 +158,7 @@ class Fetcher:
 
     def expired(self, record: Record) -> bool:
         """Whether the record's hard expiry is over, by the L2 server's clock."""
-        return 0 < record.expires_ms <= (self.clock() + self.node.server_offset_s) * 1000
+        return 0 < record.expires_ms <= (self.clock() + self.node.server_clock.offset_s) * 1000
 
     def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
         """The value of a record that may be believed; with a reservation it enters L1 where it may."""

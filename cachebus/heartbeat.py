@@ -60,9 +60,14 @@ class Heartbeat:
     async def stop(self) -> None:
         """End all loops."""
         if self._task is not None:
-            self._task.cancel()
+            self.cancel()
             await asyncio.wait([self._task])
             self._task = None
+
+    def cancel(self) -> None:
+        """Have all loops end, and wait for nothing."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:

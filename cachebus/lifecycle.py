@@ -30,11 +30,11 @@ async def attach(parts: Parts) -> None:
 
 
 async def stop(parts: Parts) -> None:
-    """Let loads end, hand leases back, leave the fleet, disconnect."""
+    """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
     settings = parts.settings
-    await parts.reader.flights.close(settings.close_timeout_s)
-    await parts.heartbeat.stop()
     try:
+        await parts.reader.flights.close(settings.close_timeout_s)
+        await parts.heartbeat.stop()
         if parts.store.connected and settings.enabled:
             for shard in parts.node.shards:
                 if shard.epoch:
@@ -42,6 +42,7 @@ async def stop(parts: Parts) -> None:
     except CacheBusError as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error)
     finally:
+        parts.heartbeat.cancel()
         await parts.bus.close()
         await parts.store.close()
         parts.node.l1.clear()

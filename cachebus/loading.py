@@ -92,11 +92,13 @@ class Flights(Generic[T]):
         flight.task.add_done_callback(landed)
 
     async def close(self, timeout_s: float) -> None:
-        """Let flights end within `timeout_s`, then cancel what is left."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in self._tasks:
-            task.cancel()
+        """Let flights end within `timeout_s`, then cancel what is left; at once if this is itself cancelled."""
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=timeout_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 

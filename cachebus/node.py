@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from cachebus import event as events
-from cachebus.clock import Clock
+from cachebus.clock import Clock, OtherClock
 from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
@@ -64,8 +64,8 @@ class Node:
         self.shards = [Shard(i, bound_s) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
-        self.server_offset_s = 0.0
-        """The L2 server's clock less this node's monotonic one."""
+        self.server_clock = OtherClock()
+        """The L2 server's, by which records expire."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.untidy = False
@@ -173,7 +173,7 @@ class Node:
     def probed(self, shard: int, reply: ProbeReply, sent_at_s: float, now_s: float) -> Probed:
         """Take in a probe's reply; with marks it also moves the node into the reply's epoch, or over a gap."""
         view = self.shards[shard]
-        self.server_offset_s = reply.server_us / 1e6 - (sent_at_s + now_s) / 2
+        self.server_clock.heard(reply.server_us / 1e6, sent_at_s, now_s)
         lapsed = view.valid_until < now_s and view.epoch == reply.epoch
         self.counters.lease_lapses += lapsed
         probed = view.probed(reply.epoch, reply.seq, sent_at_s)
@@ -285,7 +285,7 @@ class Node:
         """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
         if not server_ms:
             return INF
-        at_s = server_ms / 1000 - self.server_offset_s
+        at_s = server_ms / 1000 - self.server_clock.offset_s
         return grid(at_s, at_s - now_s)
 
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:

@@ -42,7 +42,7 @@ class Receiver:
             return
         heard = self._node.hear(shard, event)
         if heard is Heard.NEXT:
-            counters.bus_lag.observe(self._clock() + self._node.server_offset_s - event.published_us / 1e6)
+            counters.bus_lag.observe(self._clock() + self._node.server_clock.offset_s - event.published_us / 1e6)
         elif heard is not Heard.OLD:
             self._nudge(shard)
 

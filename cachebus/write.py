@@ -61,7 +61,7 @@ class Writer:
             return NOTHING_DONE
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
-        record = pack(value, rules, sent_at_s + node.server_offset_s, ttl_s=ttl_s, tags=tags)
+        record = pack(value, rules, sent_at_s + node.server_clock.offset_s, ttl_s=ttl_s, tags=tags)
         stored = as_others_see_it(record, rules)
         body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
         try:
@@ -101,7 +101,7 @@ class Writer:
         self._node.hear(plan.shard, own)
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
-        now_us = int((self._clock() + self._node.server_offset_s) * 1e6)
+        now_us = int((self._clock() + self._node.server_clock.offset_s) * 1e6)
         await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
 
     def _forget(self, plan: Plan) -> None:

@@ -226,6 +226,24 @@ async def test_closing_while_others_call_ends_their_calls_with_an_error_of_ours(
     assert len(endings) == 8
 
 
+async def test_an_end_that_is_itself_cancelled_leaves_nothing_either(redis_server: EmbeddedServer) -> None:
+    before = asyncio.all_tasks()
+    cache = Cache(quick(redis_server.url, close_timeout_s=60))
+    await cache.__aenter__()
+    source = Source(x=1)
+    source.hold()
+    loading = asyncio.create_task(cache.get_or_load("config", "x", source.load, tenant_id="acme"))
+    await source.asked.wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await cache.aclose()
+    with pytest.raises(L2Unavailable, match="closed"):
+        await loading
+    await until(lambda: asyncio.all_tasks() == before)
+    await until(lambda: not connections(redis_server))
+    await cache.aclose()
+
+
 async def test_an_end_with_the_server_gone_takes_no_longer_than_its_time_limits(own_server: EmbeddedServer) -> None:
     async with nodes(own_server.url, 1) as (a,):
         await a.set("config", "x", 1, tenant_id="acme")
@@ -323,7 +341,7 @@ async def test_a_disabled_cache_loads_from_the_source_and_connects_to_nothing() 
         assert await cache.get("config", "x", tenant_id="acme", default=7, after=receipt) == 7
         assert await cache.get("config", "x", "acme", "a", search_hierarchy=True) is None
         assert await cache.get_many("config", ["x"], tenant_id="acme") == {}
-        assert await cache.add("config", "x", 1, tenant_id="acme") is False
+        assert await cache.add("config", "x", 1, tenant_id="acme") is True  # the job behind it must run
         for gone in (
             await cache.invalidate("config", "x", tenant_id="acme"),
             await cache.invalidate_scope("acme"),

@@ -78,7 +78,14 @@ class Wire:
         bus.connected = False
         bus._listener = lambda shard, message: self._loop.call_at(self._next_heard_s(), self._hear, shard, message)
         self._listener = listener
-        self.deaf = False
+        self._connect = self._store.connect
+        self._store.connect = self._reconnect
+        self.deaf = self.away = False
+
+    async def _reconnect(self) -> None:
+        if self.away:
+            raise L2Unavailable("the wire is down")
+        await self._connect()
 
     def cut(self) -> None:
         """Lose the connection: every answer on its way is lost, though its question may have been carried out."""
@@ -90,7 +97,7 @@ class Wire:
         self._waiting.clear()
 
     def _after(self, last_s: float) -> float:
-        return max(last_s + TICK_S, self._loop.time() + self._dice.random() ** 3 * self._delay_s)
+        return max(last_s + TICK_S, self._loop.time() + self._dice.random() ** 2 * self._delay_s)
 
     def _next_heard_s(self) -> float:
         self._heard_s = self._after(self._heard_s)

@@ -1,0 +1,187 @@
+"""The public API as a typed program uses it: never run, but checked by mypy --strict with the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from cachebus import (
+    DEFAULT_TTL_MAPPING,
+    MISSING,
+    TTL_EXTENDED,
+    TTL_PERMANENT,
+    Cache,
+    CacheBusError,
+    CacheManager,
+    Cascade,
+    Context,
+    L2Unavailable,
+    Policy,
+    Receipt,
+    Settings,
+    Stats,
+    cached,
+    configure,
+    current_cache,
+    declare,
+    deserialize_from_cache,
+    generate_resource_id_hash,
+    get_counter,
+    get_with_cache_aside,
+    increment_counter,
+    invalidate_coordinated,
+    invalidate_resource_cache,
+    lifespan,
+    serialize_for_cache,
+    track_cache_metrics,
+    with_context,
+)
+from cachebus.testing import FakeClock, Faults, Fleet
+from producers import DirectProducer
+
+
+async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:
+    """A loader of all three."""
+    return {resource_id: len(tenant_id) + len(ctx.metrics)}
+
+
+def load_sync(resource_id: str) -> int:
+    """A sync loader of one."""
+    return len(resource_id)
+
+
+@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}", ttl=60, tags=["agents"])
+async def agent(agent_id: str, tenant_id: str, *, verbose: bool = False) -> dict[str, str]:
+    """A decorated function keeps its types."""
+    return {agent_id: f"{tenant_id} {verbose}"}
+
+
+@with_context(tenant=True, agent=True)
+def in_context(tenant_id: str, agent_id: str, ctx: Context | None = None) -> int:
+    """So does a sync one in a context."""
+    return len(tenant_id) + len(agent_id)
+
+
+@with_context()
+async def in_context_too(tenant_id: str) -> list[int]:
+    """And an async one."""
+    return [len(tenant_id)]
+
+
+def on_applied(shard: int, epoch: str, seq: int, at_s: float) -> None:
+    """A hook."""
+    print(shard, epoch, seq, at_s)
+
+
+async def verbs(settings: Settings) -> None:
+    """Every verb of a cache."""
+    async with Cache.open(settings) as cache:
+        assert_type(cache, Cache)
+        receipt = assert_type(await cache.set("config", "x", {"a": 1}, "acme", ttl=60, tags=["t"]), Receipt)
+        assert_type(await cache.set("config", 7, None, tenant_id=7, ttl=TTL_PERMANENT), Receipt)
+        value: Any = await cache.get("config", "x", "acme", "a", "v", "c", True, False)
+        value = await cache.get("config", "x", tenant_id="acme", default=MISSING, after=receipt)
+        value = await cache.get("config", "x", tenant_id="acme", after=str(receipt))
+        value = await cache.get_or_load("config", "x", load_all, tenant_id="acme", search_hierarchy=True)
+        value = await cache.get_or_load("config", "x", load_sync, tenant_id="acme", ttl=1.5, tags=("t",))
+        value = await cache.get_or_load("config", "x", lambda: 1, tenant_id="acme", use_memory=False)
+        found = await cache.get_many("config", ["x", 7], tenant_id="acme")
+        assert_type(found, dict[str | int, Any])
+        assert_type(await cache.add("job", "x", value, 60, "acme"), bool)
+        assert_type(await cache.delete("config", "x", tenant_id="acme"), Receipt)
+        assert_type(await cache.invalidate("config", "x", tenant_id="acme", contexts="all"), Receipt)
+        assert_type(await cache.invalidate_scope("acme", "config", collection_id="c"), Receipt)
+        assert_type(await cache.invalidate_tags(["t"], tenant_id="acme"), Receipt)
+        assert_type(await cache.increment("hits", "acme", 2, "page", expires_in_s=60, request_id="r"), int)
+        cascade = Cascade("a", to=[("b", "{resource_id}")], on_set=True)
+        cache.register(cascade, policies={"a": Policy(ttl_s=TTL_EXTENDED)})
+        assert_type(cache.ready(), bool)
+        stats = assert_type(cache.stats(), Stats)
+        assert_type(stats.hit_ratio, float)
+        assert_type(stats.types["config"].loads, int)
+        assert_type(stats.shards[0].lease_left_s, float)
+        cache.on_applied = on_applied
+        await cache.probe()
+        await cache.aclose()
+
+
+async def receipts(receipt: Receipt) -> None:
+    """A receipt, there and back."""
+    assert_type(str(receipt), str)
+    assert_type(Receipt.parse("0.0123456789abcdef.1"), Receipt)
+    assert_type(receipt.seq, int)
+    assert_type(receipt.stored, bool)
+    assert_type(receipt.targets, Mapping[str, int])
+
+
+async def process_wide() -> None:
+    """The functions that services call."""
+    assert_type(configure("redis://localhost"), Settings)
+    declare(Cascade("a", to=[("b", "*")]))
+    async with lifespan(Settings(url="redis://localhost", policies={"a": Policy(copy=True)})) as cache:
+        assert_type(cache, Cache)
+        assert_type(current_cache(), Cache)
+        await CacheManager.set("config", "x", 1, "acme", ttl=CacheManager.ttl_short)
+        await CacheManager.get("config", "x", "acme", search_hierarchy=True, use_memory=True)
+        assert_type(CacheManager.ttl_standard, float)
+        value, metrics = await get_with_cache_aside(
+            "config", "x", "acme", fetch_from_db_func=load_all, generate_func=load_sync, agent_id="a", ttl=60,
+            ctx=Context("acme"), serializer=str, deserializer=int,
+        )  # fmt: skip
+        assert_type(metrics, dict[str, Any])
+        print(value, metrics["source"])
+        counts = await invalidate_coordinated("acme", "document", 7, [{"data_type": "page", "resource_id": "*"}])
+        assert_type(counts["document"], int)
+        assert_type(counts.receipt, Receipt)
+        assert_type(await invalidate_resource_cache("config", "x", "acme"), bool)
+        assert_type(await increment_counter("hits", "acme", 1, "x"), int)
+        assert_type(await get_counter("hits", "acme"), int)
+        await track_cache_metrics("config", "acme", "hit", 1.5, {"a": 1})
+        assert_type(serialize_for_cache({"a": 1}, "config"), bytes)
+        print(deserialize_from_cache(b"", "config"))
+        assert_type(generate_resource_id_hash("a", 1, {"b": 2}), str)
+        assert_type(DEFAULT_TTL_MAPPING["embedding"], float)
+
+
+async def decorated() -> None:
+    """What decorators leave of the types."""
+    assert_type(await agent("a7", "acme", verbose=True), dict[str, str])
+    assert_type(in_context("acme", "a7"), int)
+    assert_type(await in_context_too("acme"), list[int])
+    await agent(7)  # type: ignore[call-arg, arg-type]
+    in_context("acme")  # type: ignore[call-arg]
+
+
+async def contexts() -> None:
+    """A context, both ways."""
+    with Context(tenant_id="acme", agent_id=7) as ctx:
+        ctx.add_metric("a", 1)
+        assert_type(ctx.get_tenant_id(), str | int)
+        assert_type(ctx.has_tenant_id(), bool)
+    async with Context("acme") as other:
+        assert_type(other, Context)
+
+
+async def for_tests() -> None:
+    """The twins."""
+    clock = FakeClock()
+    async with Fleet(3, faults=Faults(seed=1, drop=0.1), clock=clock, staleness_bound_s=1.0) as fleet:
+        clock.advance(1.5)
+        fleet.away = True
+        fleet.faults = None
+        await fleet.probe()
+        await fleet.settle()
+        for cache in fleet.caches:
+            assert_type(cache, Cache)
+
+
+async def write_path(error: L2Unavailable) -> None:
+    """A producer; and what an error is."""
+    async with DirectProducer.open("redis://localhost", [Cascade("a", to=[("b", "*")])]) as producer:
+        assert_type(await producer.invalidate("config", "x", "acme", contexts="all"), Receipt)
+        assert_type(await producer.invalidate_scope("acme", "config"), Receipt)
+        assert_type(await producer.invalidate_tags(["t"], "acme"), Receipt)
+        assert_type(await producer.invalidate_coordinated("acme", "config", "x"), Receipt)
+    caught: CacheBusError = error
+    connection: ConnectionError = error
+    print(caught, connection)
