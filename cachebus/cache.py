@@ -325,8 +325,9 @@ class Cache:
         `InvalidationFailed` when it is not sure to have happened: repeat it then.
         """
         check_contexts(contexts, agent_id, conversation_id, collection_id)
-        target = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
-        return await self.invalidate_targets([target], tenant_id, all_contexts=contexts == "all")
+        parts = self._live()
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"))
 
     delete = invalidate
     """Remove a value: the same promise under its other name."""

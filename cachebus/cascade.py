@@ -101,6 +101,10 @@ class CascadeTable:
                     f"at most {self._fan_out_max} (found when {changed!r} was registered)"
                 )
 
+    def entails(self, data_type: str) -> bool:
+        """Whether anything else is replaced when a resource of this type is."""
+        return data_type in self._by_type
+
     def expand(self, targets: Sequence[Target], tenant_id: object, *, on_set: bool = False) -> list[Target]:
         """The targets and all that they entail, each once, in order. Whole scopes entail nothing."""
         found = dict.fromkeys(targets)

@@ -79,6 +79,10 @@ class Shard:
 
     # -- events -------------------------------------------------------------------------------------------------
 
+    def has_heard(self, epoch: bytes, seq: int) -> bool:
+        """Whether an event at this place was applied already, so that nothing in it matters any more."""
+        return epoch == self.epoch and (seq <= self.applied or seq in self._ahead)
+
     def hear(self, epoch: bytes, seq: int) -> Heard:
         """Place an event in the history. NEXT and AHEAD must then be applied with `drop`."""
         if epoch != self.epoch:
@@ -105,8 +109,11 @@ class Shard:
         journal = self._journal
         for key in keys:
             before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
-            # A key that was forgotten (BEYOND) is an ordinary one again with its next event: that one's seq is real.
-            journal[key] = (self.count, seq if before is None or before[1] == BEYOND else max(seq, before[1]))
+            if before is None or before[1] <= seq or before[1] == BEYOND:
+                # A key that was forgotten (BEYOND) is an ordinary one again with its next event: its seq is real.
+                journal[key] = (self.count, seq)
+            else:
+                journal[key] = (self.count, before[1])
         while len(journal) > self._journal_max:
             oldest = next(iter(journal))
             self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])

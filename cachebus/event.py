@@ -69,6 +69,11 @@ def encode(epoch: bytes, seq: int, floor: int, published_us: int, body: bytes) -
     return HEAD.pack(MAGIC, epoch, seq, floor, published_us, 0)[:-4] + body
 
 
+def place(data: bytes) -> tuple[bytes, int]:
+    """Epoch and seq as they stand in an event's head, of bytes that need not be one."""
+    return data[3:19], int.from_bytes(data[19:27], "big")
+
+
 def decode(data: bytes) -> Event:
     """The event in these bytes, or `CorruptEvent`, whatever they are."""
     if len(data) <= HEAD.size:

@@ -162,6 +162,9 @@ class Store(Protocol):
 class Bus(Protocol):
     """Carries events to every node; may lose, double, delay and reorder them."""
 
+    in_store: bool
+    """Whether the store itself publishes, in the step that gives an event its seq."""
+
     @property
     def connected(self) -> bool:
         """Whether events can arrive now."""
@@ -176,7 +179,7 @@ class Bus(Protocol):
         ...
 
     async def publish(self, shard: int, message: bytes) -> None:
-        """Send an event on. A bus that lives in the store has nothing to do: the script did it."""
+        """Send an event on; not called where `in_store` says that the store did it in the step that made the event."""
         ...
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from cachebus.ports import Place
 
 _FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """A write's receipt, and the session token for it: a read with `after=receipt` sees the write, on any node.
 
     `str(receipt)` is short enough for a header; `Receipt.parse` reads it back, checked, since it may come from outside.
@@ -24,7 +24,7 @@ class Receipt:
     status: str = "applied"
     stored: bool = True
     """False when nothing was stored: `add` found a value, or the cache is disabled."""
-    targets: Mapping[str, int] = field(default_factory=dict)
+    targets: Mapping[str, int] = msgspec.field(default_factory=dict)
     """How many keys and scopes were addressed, by data type."""
 
     @property

@@ -33,6 +33,9 @@ class Receiver:
             self._waiters.wake(message[3:].decode(errors="replace"))
             return
         counters = self._node.counters
+        if self._node.shards[shard].has_heard(*events.place(message)):
+            counters.events_repeated += 1  # as all of this node's own, when the bus brings them
+            return
         try:
             event = events.decode(message)
         except events.CorruptEvent:

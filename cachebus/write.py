@@ -49,7 +49,9 @@ class Writer:
         except BaseException:
             self._forget(plan)  # cancelled: it may have happened
             raise
-        await self._apply(plan, change, body)
+        self._apply(plan, change)
+        if not self._bus.in_store:
+            await self._publish(plan, change, body)
         return self._receipt(plan, change)
 
     async def set(
@@ -78,7 +80,9 @@ class Writer:
             raise
         if not change.stored:
             return self._receipt(plan, change)
-        await self._apply(plan, change, body)
+        self._apply(plan, change)
+        if not self._bus.in_store:
+            await self._publish(plan, change, body)
         record.epoch, record.seq = change.epoch, change.seq
         if rules.l1:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
@@ -93,14 +97,16 @@ class Writer:
             self._node.counters.l2_errors += 1
             raise
 
-    async def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
-        """Own events count before the call returns (G2); then the bus, where the script did not publish already."""
+    def _apply(self, plan: Plan, change: Change) -> None:
+        """Own events count before the call returns."""
         own = events.Event(
             change.epoch, change.seq, change.floor, 0, [key.l1 for key in plan.keys], plan.names, self._node.id
         )
         self._node.hear(plan.shard, own)
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
+
+    async def _publish(self, plan: Plan, change: Change, body: bytes) -> None:
         now_us = int((self._clock() + self._node.server_clock.offset_s) * 1e6)
         await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
 
@@ -113,4 +119,4 @@ class Writer:
             self._nudge(plan.shard)
 
     def _receipt(self, plan: Plan, change: Change) -> Receipt:
-        return Receipt(plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=dict(plan.targets))
+        return Receipt(plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets)

@@ -38,6 +38,8 @@ class MemoryChannel:
 class MemoryBus:
     """A `Bus` over memory channels, one a shard."""
 
+    in_store = True
+
     def __init__(self, channels: Sequence[MemoryChannel], listener: Listener) -> None:
         self._channels = channels
         self._listener = listener

@@ -20,6 +20,8 @@ PING_EVERY_S = 1.0
 class RedisBus:
     """A `Bus` over one subscription to the channels of all shards."""
 
+    in_store = True
+
     def __init__(
         self, address: Address, channels: Sequence[str], listener: Listener,
         *, timeout_s: float, connect_timeout_s: float, clock: Clock,

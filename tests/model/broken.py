@@ -181,7 +181,7 @@ def _take_as_answered(
         return taken(fetcher, key, record, None, read_s)
 
 
-async def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
+def _keep_from_itself(writer: Writer, plan: Any, change: Any) -> None:
     pass
 
 

@@ -110,7 +110,7 @@ class HandStore:
 class StoreBus:
     """A bus that lives in the store: the script has published already."""
 
-    connected = True
+    connected = in_store = True
 
     async def publish(self, shard: int, message: bytes) -> None:
         pass
