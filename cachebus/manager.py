@@ -73,9 +73,10 @@ def configure(settings: Settings | str | None = None) -> Settings:
     wanted = Settings.of(settings)
     present = CacheManager._configured
     if present is not None and present != wanted:
+        differing = [name for name in Settings.model_fields if getattr(present, name) != getattr(wanted, name)]
         raise ConfigError(
-            f"configured already for {present.safe_url}, and now with other settings for {wanted.safe_url}: "
-            "configure once"
+            f"configured already for {present.safe_url}, and now for {wanted.safe_url} with another "
+            f"{', '.join(differing)}: configure once"
         )
     CacheManager._configured = wanted
     return wanted

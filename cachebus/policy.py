@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from string import Formatter
 from types import MappingProxyType
 from typing import Annotated, Any, get_origin
@@ -46,6 +46,20 @@ def check_ttl(ttl: object) -> float:
     if ttl > TTL_MAX_S and ttl != math.inf:
         raise ValueError(f"ttl must be at most {TTL_MAX_S:g} s; what shall never expire has TTL_PERMANENT")
     return float(ttl)
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """The known name that a misspelt one most likely means, or None where none is like it."""
+    import difflib  # only for errors
+
+    longer = [k for k in known if k.startswith(f"{name}_")]  # "ttl" is "ttl_s" without its unit
+    return next(iter(longer or difflib.get_close_matches(name, known, 1, 0.8)), None)
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """One line that says so, and what may have been meant."""
+    meant = closest(name, known)
+    return f"there is no such {what}" + (f", did you mean {meant}?" if meant else "")
 
 
 def _no_bool(value: object) -> object:
@@ -139,6 +153,9 @@ def _lines(what: str, error: ValidationError) -> str:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = [field.alias or name for name, field in Policy.model_fields.items()]
+            message = unknown("field", where, known)
         problems.append(f"{what} {where}: {message}" if where else f"{what}: {message}")
     return "; ".join(problems)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -11,8 +13,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cachebus.errors import ConfigError
-from cachebus.policy import Policy
+from cachebus.policy import Policy, closest, unknown
 
+PREFIX = "CACHEBUS_"
 SCHEMES = ("redis", "rediss", "unix", "memory")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
@@ -26,7 +29,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CACHEBUS_", frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
     )
 
     url: SecretStr = Field(
@@ -58,6 +61,7 @@ class Settings(BaseSettings):
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
 
     def __init__(self, **values: Any) -> None:
+        _warn_of_misspelt_variables()
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -128,6 +132,17 @@ class Settings(BaseSettings):
         return self
 
 
+def _warn_of_misspelt_variables() -> None:
+    """One that is nearly ours would be ignored without a word; others under our prefix may be anybody's."""
+    for variable in os.environ:
+        name = variable.upper().removeprefix(PREFIX).lower()
+        if not variable.upper().startswith(PREFIX) or name in Settings.model_fields:
+            continue
+        meant = closest(name, Settings.model_fields)
+        if meant:
+            warnings.warn(f"{variable} is no setting, did you mean {PREFIX}{meant.upper()}?", stacklevel=4)
+
+
 def _safe(url: str) -> str:
     """What may be shown of a URL. A password with an unescaped `/`, `#` or `?` ends up anywhere in the parts, so
     whatever has an `@` behind the host is left out."""
@@ -154,7 +169,7 @@ def _explained(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         top = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            clauses.append(f"{field}: there is no such setting")
+            clauses.append(f"{field}: {unknown('setting', field, Settings.model_fields)}")
         else:
             clauses.append(f"{field} (CACHEBUS_{top.upper()}): {message}" if top else message)
     return "settings: " + "; ".join(clauses)

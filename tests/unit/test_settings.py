@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
+import warnings
 from typing import Any
 
 import pytest
@@ -68,7 +69,9 @@ def test_of() -> None:
     [
         ({"shards": 0}, r"settings: shards \(CACHEBUS_SHARDS\): Input should be greater than or equal to 1"),
         ({"shards": "x", "lease_ms": 1}, r"shards \(CACHEBUS_SHARDS\): .*; lease_ms \(CACHEBUS_LEASE_MS\): "),
-        ({"urll": "x"}, "settings: urll: there is no such setting"),
+        ({"urll": "x"}, "settings: urll: there is no such setting, did you mean url?"),
+        ({"l1_max": 1}, "settings: l1_max: there is no such setting, did you mean l1_max_entries?"),
+        ({"colour": "x"}, "settings: colour: there is no such setting"),
         ({"url": "http://x"}, "'http://x' is not a URL that is supported: redis://, rediss://, unix://, memory://"),
         ({"url": "localhost"}, r"url \(CACHEBUS_URL\): '\.\.\.' is not a URL"),
         ({"namespace": "a:b"}, r"namespace \(CACHEBUS_NAMESPACE\): 1-64 letters, digits"),
@@ -142,3 +145,15 @@ def test_no_error_tells_a_secret(fields: dict[str, Any]) -> None:
     assert SECRET not in "".join(messages)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_a_misspelt_variable_is_warned_of_and_a_strangers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEBUS_STALENES_BOUND_S", "1")
+    with pytest.warns(UserWarning, match="CACHEBUS_STALENES_BOUND_S is no setting, did you mean CACHEBUS_STALENESS_BO"):
+        assert Settings().staleness_bound_s == 2.0
+    monkeypatch.delenv("CACHEBUS_STALENES_BOUND_S")
+    monkeypatch.setenv("CACHEBUS_TRACES", "/tmp")
+    monkeypatch.setenv("CACHEBUS_URL", "memory://")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Settings().url.get_secret_value() == "memory://"
