@@ -169,22 +169,46 @@ class Shard:
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
-    def enter(self, epoch: bytes, seq: int, floor: int, marks: Mapping[str, int], sent_at_s: float) -> None:
+    def asking(self) -> int:
+        """To be noted when the question is sent whose answer goes to `enter`: how far this epoch had been heard."""
+        self.foreign = None
+        return self.head
+
+    def enter(
+        self, epoch: bytes, seq: int, floor: int, marks: Mapping[str, int], sent_at_s: float, asked: int = BEYOND
+    ) -> None:
         """Begin anew from a probe's reply with floor and marks: at start, in another epoch, or over a trimmed log.
 
         Nothing held before is believed, and whatever is being read or loaded is marked. Only this moves a node into
         another epoch: an event alone does not, since it says nothing of the marks.
+
+        What was heard beyond `seq` since the question was sent (`asked`: what `asking` gave) stays: of this epoch it
+        is applied already; of another, where it could not be applied, there is no lease before it is. What had been
+        heard before, L2 knows better.
         """
         self.void()
+        if epoch == self.epoch and self.head > max(seq, asked):
+            newer = {name: mark for name, mark in self.marks.items() if mark > seq}
+            self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
+            self.applied, self.head = max(seq, self.applied), max(seq, self.head)
+            self.floor = max(floor, self.floor)
+        else:
+            newer = {}
+            self._ahead = set()
+            self.applied = self.head = seq
+            self.floor = floor
         self.epoch = epoch
-        self.applied = self.head = seq
-        self.floor = floor
-        self.marks = dict(marks)
-        self._ahead.clear()
-        self.valid_until = sent_at_s + self.bound_s
+        self.marks = {**marks, **newer}
+        lacks = seq
         if self.foreign is not None and self.foreign[0] == epoch:
-            self.head = max(seq, self.foreign[1])  # heard before the reply came, and not applied
+            lacks = max(seq, self.foreign[1])
+            self.head = max(self.head, lacks)
         self.foreign = None
+        while self.applied + 1 in self._ahead:
+            self.applied += 1
+            self._ahead.remove(self.applied)
+        self._owed.append((lacks, sent_at_s))
+        self._settle()
 
     def void(self) -> None:
         """Mark everything that is under way, and give up the lease."""

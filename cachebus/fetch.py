@@ -88,7 +88,7 @@ class Fetcher:
         found: list[object] = []
         for key, data in zip(keys, reply.records, strict=True):
             record = None if data is None else self.decoded(data)
-            believed = record is not None and not self.expired(record)
+            believed = record is not None and not self.expired(index, record)
             found.append(
                 self.taken(key, record, reservation if enter else None, started_s) if record and believed else MISSING
             )
@@ -97,7 +97,7 @@ class Fetcher:
     def may_judge(self, shard: Shard, after: Place | None) -> bool:
         """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
         return (
-            self.store.checked
+            self.store.checked[shard.index]
             and self.clock() < shard.valid_until
             and (after is None or shard.honours(after.epoch, after.seq))
         )
@@ -128,7 +128,7 @@ class Fetcher:
             return self._corrupt(key)
         if epoch != shard.epoch or seq < shard.floor:
             return MISSING
-        if 0 < expires_ms <= (self.clock() + self.node.server_clock.offset_s) * 1000.0:
+        if 0 < expires_ms <= (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0:
             return MISSING
         if shard.marks and shard.hides(seq, key.names):
             return MISSING
@@ -156,9 +156,9 @@ class Fetcher:
             self.node.counters.records_corrupt += 1
             return None
 
-    def expired(self, record: Record) -> bool:
+    def expired(self, shard: int, record: Record) -> bool:
         """Whether the record's hard expiry is over, by the L2 server's clock."""
-        return 0 < record.expires_ms <= (self.clock() + self.node.server_clock.offset_s) * 1000
+        return 0 < record.expires_ms <= (self.clock() + self.node.server_clocks[shard].offset_s) * 1000
 
     def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
         """The value of a record that may be believed; with a reservation it enters L1 where it may."""

@@ -171,7 +171,8 @@ class Filler:
         """The record, and the value as every node will decode it."""
         if found.loaded is not None and found.loaded.refused is not None:
             raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
-        now_s, not_found = self._clock() + self._node.server_clock.offset_s, found.value is None
+        server_clock = self._node.server_clocks[self.key.shard]
+        now_s, not_found = self._clock() + server_clock.offset_s, found.value is None
         record = pack(found.value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
         return record, as_others_see_it(record, self.rules)
 

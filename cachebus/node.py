@@ -64,8 +64,8 @@ class Node:
         self.shards = [Shard(i, bound_s) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
-        self.server_clock = OtherClock()
-        """The L2 server's, by which records expire."""
+        self.server_clocks = [OtherClock() for _ in self.shards]
+        """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.untidy = False
@@ -173,20 +173,27 @@ class Node:
     def probed(self, shard: int, reply: ProbeReply, sent_at_s: float, now_s: float) -> Probed:
         """Take in a probe's reply; with marks it also moves the node into the reply's epoch, or over a gap."""
         view = self.shards[shard]
-        self.server_clock.heard(reply.server_us / 1e6, sent_at_s, now_s)
-        lapsed = view.valid_until < now_s and view.epoch == reply.epoch
-        self.counters.lease_lapses += lapsed
+        self.answered(shard, reply, sent_at_s, now_s)
         probed = view.probed(reply.epoch, reply.seq, sent_at_s)
         self._spread_lease(shard)
         return probed
 
-    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str) -> None:
-        """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked."""
+    def answered(self, shard: int, reply: ProbeReply, sent_at_s: float, now_s: float) -> None:
+        """What any probe's reply tells: the server's time, and whether the lease had run out by then."""
+        view = self.shards[shard]
+        if view.epoch != reply.epoch:
+            self.server_clocks[shard] = OtherClock()  # perhaps another machine's now
+        self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
+        self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
+
+    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: int = BEYOND) -> None:
+        """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
+        `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
             self.counters.events_flushed += max(0, reply.seq - view.applied)
         self.void(shard, cause)
-        view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s)
+        view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s, asked)
         self._spread_lease(shard)
         if self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
@@ -261,7 +268,7 @@ class Node:
         present = self.l1.entries.get(key.l1)
         if present is not None and present.seq > record.seq and present.extra is not ABSENT:
             return False
-        expires = self._deadline(record.expires_ms, read_started_s)
+        expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
         read_until = grid(read_started_s + self.bound_s, self.bound_s)
@@ -269,7 +276,7 @@ class Node:
             expires = min(expires, read_until)
         extra, fast_until = None, expires
         if record.flags or record.tags or record.soft_ms or keep_s or decode is not None:
-            soft = self._deadline(record.soft_ms, read_started_s)
+            soft = self._deadline(key.shard, record.soft_ms, read_started_s)
             extra = Details(
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
@@ -281,11 +288,11 @@ class Node:
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
 
-    def _deadline(self, server_ms: int, now_s: float) -> float:
+    def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
         """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
         if not server_ms:
             return INF
-        at_s = server_ms / 1000 - self.server_clock.offset_s
+        at_s = server_ms / 1000 - self.server_clocks[shard].offset_s
         return grid(at_s, at_s - now_s)
 
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:

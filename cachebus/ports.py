@@ -89,8 +89,8 @@ class LogEntry(NamedTuple):
 class Store(Protocol):
     """L2. `key.shard` and `key.l2` say where a record lies, `key.names` which scopes it lies in."""
 
-    checked: bool
-    """Whether the server behind the present connection has answered a probe of ours since it connected."""
+    checked: Sequence[bool]
+    """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
 
     @property
     def connected(self) -> bool:

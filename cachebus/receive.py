@@ -45,7 +45,9 @@ class Receiver:
             return
         heard = self._node.hear(shard, event)
         if heard is Heard.NEXT:
-            counters.bus_lag.observe(self._clock() + self._node.server_clock.offset_s - event.published_us / 1e6)
+            counters.bus_lag.observe(
+                self._clock() + self._node.server_clocks[shard].offset_s - event.published_us / 1e6
+            )
         elif heard is not Heard.OLD:
             self._nudge(shard)
 
@@ -84,8 +86,8 @@ class Receiver:
     async def begin(self, shard: int, cause: str) -> None:
         """Drop what is held of the shard, and begin from where L2 is now, with its floor and marks; `L2Unavailable`."""
         node = self._node
-        sent_at_s = self._clock()
+        sent_at_s, asked = self._clock(), node.shards[shard].asking()
         reply = await self._store.probe(shard, node.caller(shard), marks=True)
-        node.probed(shard, reply, sent_at_s, self._clock())
-        node.enter(shard, reply, sent_at_s, cause)
+        node.answered(shard, reply, sent_at_s, self._clock())
+        node.enter(shard, reply, sent_at_s, cause, asked)
         logger.info("shard {}: began anew at {}:{} ({})", shard, reply.epoch.decode(), reply.seq, cause)

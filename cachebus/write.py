@@ -63,7 +63,7 @@ class Writer:
             return NOTHING_DONE
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
-        record = pack(value, rules, sent_at_s + node.server_clock.offset_s, ttl_s=ttl_s, tags=tags)
+        record = pack(value, rules, sent_at_s + node.server_clocks[key.shard].offset_s, ttl_s=ttl_s, tags=tags)
         stored = as_others_see_it(record, rules)
         body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
         try:
@@ -107,7 +107,7 @@ class Writer:
             self._nudge(plan.shard)
 
     async def _publish(self, plan: Plan, change: Change, body: bytes) -> None:
-        now_us = int((self._clock() + self._node.server_clock.offset_s) * 1e6)
+        now_us = int((self._clock() + self._node.server_clocks[plan.shard].offset_s) * 1e6)
         await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
 
     def _forget(self, plan: Plan) -> None:

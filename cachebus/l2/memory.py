@@ -262,8 +262,8 @@ class MemoryStore:
     def __init__(self, shards: MemoryShards) -> None:
         self._shards = shards
         self._open = False
-        self.checked = False
-        """Whether a probe has been answered since the last outage."""
+        self.checked = [False] * len(shards)
+        """By shard: whether a probe has been answered since the last outage."""
 
     @property
     def connected(self) -> bool:
@@ -278,7 +278,8 @@ class MemoryStore:
 
     async def close(self) -> None:
         """The shards stay, for others that share them."""
-        self._open = self.checked = False
+        self._open = False
+        self.checked = [False] * len(self.checked)
 
     def _shard(self, index: int) -> MemoryShard:
         if not self._open:
@@ -287,9 +288,9 @@ class MemoryStore:
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
-        self.checked = False
+        self.checked[shard] = False
         reply = self._shard(shard).probe(caller, marks)
-        self.checked = True
+        self.checked[shard] = True
         return reply
 
     async def leave(self, shard: int, caller: Caller) -> None:

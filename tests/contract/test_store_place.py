@@ -35,17 +35,17 @@ async def test_the_first_probe_begins_an_epoch(rig: StoreRig) -> None:
 async def test_only_an_answered_probe_makes_a_connection_trusted(rig: StoreRig) -> None:
     store = await rig.store()
     assert store.connected
-    assert not store.checked
+    assert not store.checked[0]
     await store.read(0, NOBODY, [])
-    assert not store.checked
+    assert not store.checked[0]
     await store.probe(0, NOBODY, marks=False)
-    assert store.checked
+    assert store.checked[0]
     await store.close()
     assert not store.connected
-    assert not store.checked
+    assert not store.checked[0]
     await store.connect()
     assert store.connected
-    assert not store.checked
+    assert not store.checked[0]
 
 
 async def test_shards_have_histories_of_their_own(rig: StoreRig, ann: Person) -> None:

@@ -146,7 +146,7 @@ def _judge_anywhere(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
 
 
 def _judge_without_lease(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
-    return fetcher.store.checked and (after is None or shard.honours(after.epoch, after.seq))
+    return fetcher.store.checked[0] and (after is None or shard.honours(after.epoch, after.seq))
 
 
 def _fresh_when_read(fetcher: Fetcher, key: Any, before: Crippled = Fetcher.before) -> Any:

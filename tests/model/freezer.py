@@ -14,7 +14,7 @@ _SLOTS = {
     "foreign", "head", "index", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clock", "on_applied", "untidy", "_groups",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "on_applied", "untidy", "_groups",
     "_lives", "_with_contexts", "_with_tags", "_valid_until",
 }  # fmt: skip
 LIFE = 1
@@ -42,7 +42,7 @@ class Freezer:
         shard._owed.clear()
         shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
         shard.count, shard._journal, shard._journal_floor = view.count, dict(view.journal), view.journal_floor
-        node.server_clock = OtherClock()
+        node.server_clocks = [OtherClock()]
         node._lives[0] = LIFE
         node._valid_until[0] = NOW + state.spread
         node._with_contexts = {(0, t) for t in self.types} if state.with_contexts else set()

@@ -170,7 +170,7 @@ class Nodes:
         def step() -> Request:
             self._thaw(core)
             rig = self._rig
-            rig.store.checked = checked
+            rig.store.checked = [checked]
             if what == "fill":
                 flight = self.flights.things[int(str(arguments[0]))]
                 coro = rig.again(flight)[1]
@@ -300,7 +300,7 @@ class Nodes:
 
         def step() -> object:
             self._thaw(core)
-            self._rig.store.checked = checked
+            self._rig.store.checked = [checked]
             coro = self._reads(key, after)
             drive(coro)
             end = drive(coro, thawed(reply))

@@ -213,7 +213,7 @@ class Rig:
         shard.head = began.applied + 1
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
-        self.store.checked = True
+        self.store.checked = [True]
 
     def resumed(self, coro: Coro, back_to_now: Callable[[], None], answer: object) -> Ask | Done:
         """Run a coroutine up to its first question as the node was then, and give it the answer as the node is now."""
@@ -228,7 +228,7 @@ class Rig:
         began. One that leases has found nothing in L2 just before; one that is alone had no answer from L2."""
         self.go_back(flight.began)
         if flight.what == "one":
-            self.store.checked = flight.data[0] == "get"  # type: ignore[index]
+            self.store.checked = [flight.data[0] == "get"]  # type: ignore[index]
         real, coro = self.flight(flight.key)
         asked = drive(coro)
         if flight.what == "one":

@@ -89,7 +89,8 @@ class Wire:
 
     def cut(self) -> None:
         """Lose the connection: every answer on its way is lost, though its question may have been carried out."""
-        self._store._open = self._store.checked = False
+        self._store._open = False
+        self._store.checked = [False] * len(self._store.checked)
         for answer in self._waiting:
             if not answer.done():
                 answer.set_exception(L2Unavailable("the wire was cut"))
@@ -127,7 +128,7 @@ class Wire:
         return post
 
     def _arrive(self, method: Callable[..., Any], args: Any, kwargs: Any, answer: Any, probe: bool) -> None:
-        checked = self._store.checked
+        checked = list(self._store.checked)
         try:
             coroutine = method(*args, **kwargs)
             try:
@@ -147,7 +148,7 @@ class Wire:
         self._waiting.discard(answer)
         failed = isinstance(result, L2Unavailable)
         if probe:
-            self._store.checked = not failed and self._store._open
+            self._store.checked = [not failed and self._store._open] * len(self._store.checked)
         if answer.done():
             return  # its caller went away
         if failed:

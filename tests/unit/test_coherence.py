@@ -174,6 +174,47 @@ def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
         assert shard.applied == seq
 
 
+def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
+    """Over several connections the answer to an own write may overtake that of an earlier probe."""
+    shard = entered()
+    asked = shard.asking()
+    for seq in (1, 2, 3, 5):
+        Drop(seq, names=["s1"] if seq == 3 else ["s0"]).into(shard)
+    shard.enter(EPOCH, 2, 0, {"s0": 2}, 7.0, asked)
+    assert (shard.applied, shard.head) == (3, 5)
+    assert shard.marks == {"s0": 5, "s1": 3}
+    assert shard.valid_until == 7.0 + BOUND_S, "the probe found 2, and that is applied"
+    assert Drop(4).into(shard) is Heard.NEXT
+    assert shard.applied == 5
+
+
+def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -> None:
+    """Or an event that L2 knows nothing of would be waited for for ever."""
+    shard = entered()
+    Drop(1_000_000).into(shard)
+    shard.hear(OTHER, 1_000_000)
+    asked = shard.asking()
+    shard.enter(EPOCH, 2, 0, {}, 7.0, asked)
+    assert not shard.hole
+    assert shard.valid_until == 7.0 + BOUND_S
+    shard.hear(OTHER, 1_000_000)
+    asked = shard.asking()
+    shard.enter(OTHER, 3, 0, {}, 8.0, asked)
+    assert not shard.hole
+
+
+def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> None:
+    """An own write there is no event that could be applied yet: were there a lease, the node would not honour it."""
+    shard = entered()
+    asked = shard.asking()
+    assert shard.hear(OTHER, 6) is Heard.FOREIGN
+    shard.enter(OTHER, 5, 0, {}, 7.0, asked)
+    assert shard.hole
+    assert shard.valid_until == NEVER
+    assert shard.hear(OTHER, 6) is Heard.NEXT
+    assert shard.valid_until == 7.0 + BOUND_S
+
+
 @pytest.mark.parametrize("begin", ["void", "enter", "enter another epoch"])
 @unhurried
 @given(delivered=deliveries(), key=st.sampled_from(KEYS), seq=st.integers(0, 20))
