@@ -29,7 +29,7 @@ from cachebus.policy import PolicyTable
 from cachebus.ports import Bus, Listener, Store
 from cachebus.read import Reader
 from cachebus.receive import Receiver
-from cachebus.resp import Address, parse_address
+from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Route, Sentinels, parse_places
 from cachebus.settings import Settings
 from cachebus.write import Writer
 
@@ -118,12 +118,11 @@ def _backends(
     if url.startswith("memory://"):
         world = world or _world(url.removeprefix("memory://"), settings, clock)
         return MemoryStore(world.shards), MemoryBus(world.channels, listener), world
-    address = address_of(settings)
-    names = [ShardNames(settings.namespace, shard) for shard in range(settings.shards)]
-    store = redis_store(settings, address, clock)
+    route = route_of(settings, clock)
+    store = redis_store(settings, route, clock)
     bus = RedisBus(
-        address,
-        [n.channel for n in names],
+        route,
+        [ShardNames(settings.namespace, shard).channel for shard in range(settings.shards)],
         listener,
         timeout_s=settings.l2_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
@@ -132,9 +131,9 @@ def _backends(
     return store, bus, None
 
 
-def address_of(settings: Settings) -> Address:
-    """Where the settings' Redis is, with credentials and TLS; `ConfigError`."""
-    return parse_address(
+def route_of(settings: Settings, clock: Clock) -> Route:
+    """The way to the settings' Redis, with credentials and TLS; `ConfigError`."""
+    places = parse_places(
         settings.url.get_secret_value(),
         username=None if settings.username is None else settings.username.get_secret_value(),
         password=None if settings.password is None else settings.password.get_secret_value(),
@@ -142,12 +141,21 @@ def address_of(settings: Settings) -> Address:
         check_hostname=settings.ssl_check_hostname,
         client_name=f"cachebus-{settings.namespace}",
     )
+    shards, timeout_s = settings.shards, settings.connect_timeout_s
+    if places.kind == SENTINEL:
+        return Sentinels(
+            places.addresses, places.service, places.template, shards, connect_timeout_s=timeout_s, clock=clock
+        )
+    if places.kind == CLUSTER:
+        logs = [ShardNames(settings.namespace, shard).log for shard in range(shards)]
+        return ClusterMap(places.addresses, logs, connect_timeout_s=timeout_s, clock=clock)
+    return Fixed(places.template, shards)
 
 
-def redis_store(settings: Settings, address: Address, clock: Clock) -> RedisStore:
+def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
     """The store on Redis, not yet connected."""
     return RedisStore(
-        address,
+        route,
         namespace=settings.namespace,
         shards=settings.shards,
         bus="redis",

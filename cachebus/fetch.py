@@ -34,10 +34,10 @@ _GIST = Struct(">2sBB16sQ24xQB")
 """A record's head less what judging it needs not: its version, and when it was made and grows soft."""
 
 
-def is_no_string(error: L2Unavailable) -> bool:
-    """Whether a plain get failed for what lies under the key: others wrote a list there. The script reads it as
-    nothing."""
-    return str(error).startswith("WRONGTYPE")
+def needs_script(error: L2Unavailable) -> bool:
+    """Whether a plain get failed for what lies under the key (others wrote a list there), or for a Cluster's moving it:
+    the script reads the one as nothing, and follows the other."""
+    return str(error).startswith(("WRONGTYPE", "MOVED ", "ASK ", "TRYAGAIN"))
 
 
 class Fetcher:
@@ -69,7 +69,7 @@ class Fetcher:
         try:
             data = [await answer for answer in answers]
         except L2Unavailable as error:
-            if not is_no_string(error):
+            if not needs_script(error):
                 raise
             return await self.validated(keys, after, enter=enter)
         found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]

@@ -50,8 +50,10 @@ class Heartbeat:
         """Connect, listen, and only then read where every shard is, so that no event falls in between."""
         await self._store.connect()
         await self._bus.connect()
-        for shard in range(len(self._node.shards)):
-            await self.receiver.begin(shard, "start")
+        begun = (self.receiver.begin(shard, "start") for shard in range(len(self._node.shards)))
+        for trouble in await asyncio.gather(*begun, return_exceptions=True):
+            if trouble is not None:
+                raise trouble
 
     def start(self) -> None:
         """Begin to tend, in a task of its own."""
@@ -75,6 +77,8 @@ class Heartbeat:
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
                 group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
+                if shard + 1 < len(self._node.shards):
+                    await asyncio.sleep(self._interval_s / len(self._node.shards))  # not all at the same instants
 
     async def _for_ever(self, step: Callable[[], Coroutine[object, object, None]]) -> None:
         """Repeat a step whatever becomes of it: a bug in one must not end the others, and must be seen."""
@@ -133,8 +137,6 @@ class Heartbeat:
 
     async def probe(self, shard: int) -> None:
         """Ask where the shard stands, renew the lease or heal; `L2Unavailable`."""
-        if not self._store.connected:
-            raise L2Unavailable("not connected")
         self._notice_suspension()
         node = self._node
         view = node.shards[shard]

@@ -35,10 +35,12 @@ async def stop(parts: Parts) -> None:
     try:
         await parts.reader.flights.close(settings.close_timeout_s)
         await parts.heartbeat.stop()
-        if parts.store.connected and settings.enabled:
-            for shard in parts.node.shards:
-                if shard.epoch:
-                    await parts.store.leave(shard.index, parts.node.caller(shard.index))
+        if settings.enabled:
+            there = [shard.index for shard in parts.node.shards if shard.epoch]
+            leaving = (parts.store.leave(shard, parts.node.caller(shard)) for shard in there)
+            for trouble in await asyncio.gather(*leaving, return_exceptions=True):
+                if trouble is not None:
+                    raise trouble
     except CacheBusError as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error)
     finally:

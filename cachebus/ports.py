@@ -89,7 +89,7 @@ class LogEntry(NamedTuple):
 class Store(Protocol):
     """L2. `key.shard` and `key.l2` say where a record lies, `key.names` which scopes it lies in."""
 
-    checked: Sequence[bool]
+    checked: list[bool]
     """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
 
     @property

@@ -9,7 +9,7 @@ from loguru import logger
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
-from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, is_no_string
+from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, needs_script
 from cachebus.fill import Filler, Found, Load
 from cachebus.keys import Key
 from cachebus.l1 import Entry
@@ -63,7 +63,7 @@ class Reader:
             else:
                 value = MISSING
         except L2Unavailable as error:
-            if is_no_string(error):
+            if needs_script(error):
                 value = (await self._fetch.validated([key], after, enter=use_memory))[0]
             elif self._tolerated():
                 value = MISSING

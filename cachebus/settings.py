@@ -16,7 +16,9 @@ from cachebus.errors import ConfigError
 from cachebus.policy import Policy, closest, unknown
 
 PREFIX = "CACHEBUS_"
-SCHEMES = ("redis", "rediss", "unix", "memory")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
+CLUSTER_SHARDS = 64
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
@@ -33,7 +35,8 @@ class Settings(BaseSettings):
     )
 
     url: SecretStr = Field(
-        SecretStr("redis://localhost:6379/0"), description="redis://, rediss://, unix:// or memory://NAME"
+        SecretStr("redis://localhost:6379/0"),
+        description="redis://, unix://, redis+sentinel://, redis+cluster:// (with rediss: TLS), or memory://NAME",
     )
     username: SecretStr | None = Field(None, description="overrides the URL's")
     password: SecretStr | None = Field(None, description="overrides the URL's")
@@ -44,7 +47,9 @@ class Settings(BaseSettings):
     enabled: bool = Field(True, description="0 turns everything into loading from the source")
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
     bus: Literal["redis"] = Field("redis", description="what carries events")
-    shards: int = Field(1, ge=1, le=4096, description="slices of the key space; all nodes of a namespace must agree")
+    shards: int = Field(
+        1, ge=1, le=4096, description="slices of the key space, 64 on a Cluster; all nodes of a namespace must agree"
+    )
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
     probe_interval_s: Seconds = Field(0.5, gt=0, description="how often the lease is renewed")
     hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
@@ -118,6 +123,17 @@ class Settings(BaseSettings):
                 raise ValueError(f"{data_type}: {error}") from None
         return made
 
+    @model_validator(mode="before")
+    @classmethod
+    def _many_shards_on_a_cluster(cls, values: Any) -> Any:
+        """A Cluster spreads shards over its servers: one would leave all but one of them idle."""
+        if isinstance(values, dict) and "shards" not in values:
+            url = values.get("url")
+            text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
+            if text.partition("://")[0] in CLUSTER_SCHEMES:
+                return {**values, "shards": CLUSTER_SHARDS}
+        return values
+
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
         if self.probe_interval_s > self.staleness_bound_s / 2:
@@ -151,6 +167,9 @@ def _safe(url: str) -> str:
         return "..."
     if scheme == "memory":
         return url
+    if "+" in scheme:  # several servers
+        hosts, slash, path = rest.partition("?")[0].partition("/")
+        return f"{scheme}://..." if "@" in path else f"{scheme}://{hosts.rpartition('@')[2]}{slash}{path}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

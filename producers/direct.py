@@ -10,7 +10,7 @@ from cachebus import event as events
 from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.clock import monotonic
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
-from cachebus.factory import address_of, redis_store
+from cachebus.factory import redis_store, route_of
 from cachebus.keys import Keyspace
 from cachebus.naming import check_contexts, tenant_of
 from cachebus.plan import Plan, Planner, coordinated, target
@@ -42,7 +42,7 @@ class DirectProducer:
         return cls(settings, cascades)
 
     async def __aenter__(self) -> Self:
-        store = redis_store(self.settings, address_of(self.settings), monotonic)
+        store = redis_store(self.settings, route_of(self.settings, monotonic), monotonic)
         await store.connect()
         self._store = store
         return self

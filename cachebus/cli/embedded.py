@@ -60,7 +60,7 @@ class EmbeddedServer:
     `binary`: which program, by default `best_server()`. `port`: by default a free one, kept over restarts.
     `directory`: where it works, by default one of its own, which `stop` removes (a given one stays). `password`: asked
     of every client. `appendonly`: keep every write, so that data outlives `kill` and `restart`. `extra`: more arguments
-    for the server, such as `("--maxmemory", "1mb")`.
+    for the server, such as `("--maxmemory", "1mb")`; `conf`: more lines of its configuration file.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class EmbeddedServer:
         password: str | None = None,
         appendonly: bool = False,
         extra: Sequence[str] = (),
+        conf: Sequence[str] = (),
     ) -> None:
         self.binary = binary or best_server()
         self.port = port or free_port()
@@ -80,6 +81,7 @@ class EmbeddedServer:
         self._directory = directory
         self._appendonly = appendonly
         self._extra = tuple(extra)
+        self._conf = tuple(conf)
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[..., EmbeddedServer] | None = None
 
@@ -204,7 +206,8 @@ class EmbeddedServer:
         }
         conf = self.directory / "server.conf"
         conf.touch(mode=0o600)  # a file and not arguments, so that `ps` does not show the password
-        conf.write_text("".join(f"{name} {_quoted(value)}\n" for name, value in settings.items()))
+        lines = [*(f"{name} {_quoted(value)}" for name, value in settings.items()), *self._conf]
+        conf.write_text("".join(f"{line}\n" for line in lines))
         return conf
 
     def _connected(self) -> socket.socket:

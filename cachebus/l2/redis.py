@@ -1,5 +1,7 @@
 """L2 on Redis or Valkey: each operation is one Lua script, each plain read a share of one MGET.
 
+Where the servers are is the route's business: one, a primary that Sentinels watch over, or those of a Cluster.
+
 Nothing is retried here: an operation that failed may have happened, and its caller knows best what that means.
 """
 
@@ -15,6 +17,7 @@ from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.l2.names import ShardNames
+from cachebus.l2.redirect import Follower, as_command, leads_elsewhere
 from cachebus.ports import (
     PROTOCOL,
     Caller,
@@ -26,7 +29,7 @@ from cachebus.ports import (
     ReadReply,
 )
 from cachebus.record import Record
-from cachebus.resp import Address, Connection, Script
+from cachebus.resp import Links, Route, Script
 
 PRUNE_EVERY_S = 10.0
 SILENT_US = 60_000_000
@@ -45,7 +48,7 @@ class RedisStore:
 
     def __init__(
         self,
-        address: Address,
+        route: Route,
         *,
         namespace: str,
         shards: int,
@@ -56,72 +59,63 @@ class RedisStore:
         marks_max: int,
         log_max: int,
     ) -> None:
-        self._address = address
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._scripts = load_scripts()
         self._names = [ShardNames(namespace, shard) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
-        facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
-        self._tail = [[facts, str(marks_max), str(log_max), names.channel] for names in self._names]
-        self._connection: Connection | None = None
-        self.checked = False
-        """Whether the present connection's server has answered a probe of ours."""
-        self._connecting = asyncio.Lock()
+        self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}", str(marks_max), str(log_max)
+        self._sharded = ""
+        self.checked = [False] * shards
+        """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
+        self._links = Links(
+            route, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, clock=clock, on_lost=self._doubt
+        )
+        self._by_shard = self._links.by_shard
+        self._follower = Follower(self._links, clock, timeout_s) if route.clustered else None
         self._pruned_at = [float("-inf")] * shards
 
-    # -- connection ---------------------------------------------------------------------------------------------
+    # -- connections --------------------------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection at all."""
-        return self._connection is not None and not self._connection.closed
+        """Whether every shard has a connection."""
+        return self._links.connected
 
     async def connect(self) -> None:
-        """Connect if need be; `L2Unavailable` names host and port."""
-        async with self._connecting:
-            if self.connected:
-                return
-            self.checked = False
-            self._connection = await Connection.open(
-                self._address,
-                timeout_s=self._timeout_s,
-                connect_timeout_s=self._connect_timeout_s,
-                clock=self._clock,
-                on_lost=self._lost,
-            )
+        """Connect whatever is not; `L2Unavailable` names host and port of what can't be reached."""
+        await self._links.connect()
+        self._sharded = "!" if self._links.route.sharded else ""
 
-    def _lost(self, _why: Exception) -> None:
-        self.checked = False
+    def _doubt(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self.checked[shard] = False
 
     async def close(self) -> None:
-        """Give the connection back; what is pending fails."""
-        self.checked = False
-        if self._connection is not None:
-            self._connection.close()
+        """Give the connections back; what is pending fails."""
+        self._doubt(range(len(self.checked)))
+        self._links.close()
 
-    def _live(self) -> Connection:
-        connection = self._connection
-        if connection is None or connection.closed:
-            raise L2Unavailable(f"not connected to {self._address}")
-        return connection
+    def _tail(self, shard: int) -> tuple[str, ...]:
+        return (*self._facts, self._sharded + self._names[shard].channel)
 
     def _run(
         self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any]
     ) -> Coroutine[Any, Any, Any]:
         """Run a script: the head that all share, then its own keys and arguments."""
-        # No coroutine of its own: each one around an answer costs its caller a frame more to be resumed through.
         who = (caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8))
-        return self._live().script(
-            self._scripts[name], (*self._names[shard].own, *keys), (*who, *self._tail[shard], *args)
+        script, keys, args = self._scripts[name], (*self._names[shard].own, *keys), (*who, *self._tail(shard), *args)
+        if self._follower is None:
+            # No coroutine of its own: each one around an answer costs its caller a frame more to be resumed through.
+            return self._links.of(shard).script(script, keys, args)
+        return self._follower.run(
+            shard, lambda connection: connection.script(script, keys, args), as_command(script, keys, args)
         )
 
     # -- operations ---------------------------------------------------------------------------------------------
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """The shard's place, floor and clock; leaves the caller's line among the nodes."""
-        connection = self._live()
+        connection, hops = self._links.of(shard), self._hops(shard)
         now = self._clock()
         prune = now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
@@ -129,18 +123,24 @@ class RedisStore:
         args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
         try:
             epoch, seq, floor, server_us, flat = await self._run("probe", shard, caller, (), args)
-        except L2Unavailable:
+        except L2Unavailable as error:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
-            connection.close()
-            self.checked = False
+            # (A Cluster that is moving this shard has answered.)
+            self.checked[shard] = False
+            if not leads_elsewhere(error):
+                connection.close()
+                self._doubt([other for other, its in enumerate(self._by_shard) if its is connection])
             raise
-        if connection is self._connection and not connection.closed:
-            self.checked = True
+        if connection is self._by_shard[shard] and not connection.closed:
+            self.checked[shard] = hops == self._hops(shard)  # else another server has answered
         found = None
         if marks:
             flat = flat or ()
             found = {name.decode(): int(float(mark)) for name, mark in zip(flat[::2], flat[1::2], strict=True)}
         return ProbeReply(epoch, seq, floor, int(server_us), found)
+
+    def _hops(self, shard: int) -> int:
+        return 0 if self._follower is None else self._follower.hops[shard]
 
     async def leave(self, shard: int, caller: Caller) -> None:
         """Take the caller's line away."""
@@ -148,9 +148,9 @@ class RedisStore:
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """A record's bytes, not validated; those of one loop tick are one MGET."""
-        connection = self._connection
+        connection = self._by_shard[key.shard]
         if connection is None:
-            raise L2Unavailable(f"not connected to {self._address}")
+            raise L2Unavailable(f"not connected to {self._links.route}")
         return connection.get(self._record_prefixes[key.shard] + key.l2)
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
@@ -180,13 +180,14 @@ class RedisStore:
         self._hold(key, token, 0)
 
     def _hold(self, key: Key, token: str, px_ms: int) -> None:
-        if not self.connected:
+        connection = self._by_shard[key.shard]
+        if connection is None or connection.closed:
             return  # the lease ends by its px
         names = self._names[key.shard]
-        head = ["", "0", "", secrets.token_hex(8), *self._tail[key.shard]]
+        head = ["", "0", "", secrets.token_hex(8), *self._tail(key.shard)]
         keys = [*names.own, names.lease(key)]
         args = [str(len(keys)), *keys, *head, token, str(px_ms), key.l1]
-        connection, script = self._live(), self._scripts["hold"]
+        script = self._scripts["hold"]
 
         def known(answer: asyncio.Future[object]) -> None:
             # No caller waits who could send the source, so a server that does not know the script gets it from here.
@@ -237,9 +238,12 @@ class RedisStore:
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """Up to `count` entries of the log that follow seq `after`."""
-        reply: Any = await self._live().call(
-            "XRANGE", self._names[shard].log, f"{after + 1}-0", "+", "COUNT", str(count)
-        )
+        question = "XRANGE", self._names[shard].log, f"{after + 1}-0", "+", "COUNT", str(count)
+        reply: Any
+        if self._follower is None:
+            reply = await self._links.of(shard).call(*question)
+        else:
+            reply = await self._follower.run(shard, lambda connection: connection.call(*question), question)
         return [LogEntry(_seq(entry_id), _message(fields)) for entry_id, fields in reply]
 
 

@@ -6,8 +6,28 @@ one timer a connection instead of a time-out a call, and every failure is an err
 
 from cachebus.resp.address import Address, parse_address
 from cachebus.resp.connection import Connection
+from cachebus.resp.links import Links
+from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
 from cachebus.resp.replies import mapped
+from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
 from cachebus.resp.script import Script
 from cachebus.resp.subscriber import Subscriber
 
-__all__ = ["Address", "Connection", "Script", "Subscriber", "mapped", "parse_address"]
+__all__ = [
+    "CLUSTER",
+    "SENTINEL",
+    "Address",
+    "ClusterMap",
+    "Connection",
+    "Fixed",
+    "Links",
+    "Places",
+    "Route",
+    "Script",
+    "Sentinels",
+    "Subscriber",
+    "mapped",
+    "parse_address",
+    "parse_places",
+    "slot_of",
+]

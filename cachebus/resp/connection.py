@@ -24,9 +24,10 @@ _set_result = asyncio.Future.set_result
 class Connection(Link):
     """One connection for any number of callers of one event loop. Use `Connection.open`."""
 
-    def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
+    def __init__(self, address: Address, *, timeout_s: float, clock: Clock, grouped: bool = False) -> None:
         super().__init__(address, timeout_s=timeout_s, clock=clock)
         self._keys: list[bytes | str] = []
+        self._grouped = grouped
 
     @classmethod
     async def open(
@@ -37,13 +38,15 @@ class Connection(Link):
         connect_timeout_s: float,
         clock: Clock,
         on_lost: OnLost | None = None,
+        grouped: bool = False,
     ) -> Connection:
         """Connect and log in within `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
 
         A server that leaves a call unanswered for `timeout_s` (at most 1.25 times that) is lost: everything pending
-        fails and `on_lost` is called, as it is once for any loss but `close`.
+        fails and `on_lost` is called, as it is once for any loss but `close`. `grouped`: keys of different hash tags
+        may not share an MGET, as in a Cluster.
         """
-        connection = cls(address, timeout_s=timeout_s, clock=clock)
+        connection = cls(address, timeout_s=timeout_s, clock=clock, grouped=grouped)
         await join(connection, address, connect_timeout_s, on_lost)
         return connection
 
@@ -79,6 +82,8 @@ class Connection(Link):
         if not getters:
             return
         self._getters, self._keys = [], []
+        if self._grouped and self._collect_by_tag(keys, getters):
+            return
         try:
             packed = pack(("GET", *keys) if len(keys) == 1 else ("MGET", *keys))
         except (TypeError, UnicodeError) as error:
@@ -90,6 +95,20 @@ class Connection(Link):
         else:
             self._asked.append(getters)
             self._batched += len(getters) - 1
+
+    def _collect_by_tag(self, keys: list[bytes | str], getters: list[asyncio.Future[Any]]) -> bool:
+        """One MGET for each hash tag; False where there is one only."""
+        groups: dict[str, tuple[list[bytes | str], list[asyncio.Future[Any]]]] = {}
+        for key, future in zip(keys, getters, strict=True):
+            text = key if isinstance(key, str) else key.decode(errors="replace")
+            of_tag = groups.setdefault(text.partition("}")[0], ([], []))
+            of_tag[0].append(key)
+            of_tag[1].append(future)
+        if len(groups) == 1:
+            return False
+        for self._keys, self._getters in groups.values():
+            self._collect()
+        return True
 
     def _collect_singly(
         self, keys: list[bytes | str], getters: list[asyncio.Future[Any]], error: TypeError | UnicodeError

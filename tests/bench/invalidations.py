@@ -84,7 +84,7 @@ async def the_call(bench: Bench, theirs: redis.asyncio.Redis) -> list[Row]:
 
 async def arguments_of(cache: Cache) -> list[Any]:
     """The arguments of the EVALSHA that an invalidation of ours sends."""
-    connection: Any = cache._live().store._connection  # type: ignore[attr-defined]
+    connection: Any = cache._live().store._links.of(0)  # type: ignore[attr-defined]
     real, seen = connection.script, []
 
     async def spy(script: Any, keys: Sequence[Any], args: Sequence[Any]) -> Any:

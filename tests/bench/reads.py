@@ -80,7 +80,7 @@ async def readers(
     parts = cache._live()
     prefix = "{cachebus:0}:r:acme:agent_config:"
     assert await theirs.exists(prefix + KEYS[0]), "the records lie elsewhere now"
-    connection = parts.store._connection  # type: ignore[attr-defined]
+    connection = parts.store._links.of(0)  # type: ignore[attr-defined]
     get = partial(cache.get, "agent_config", tenant_id="acme")
     parts.node.l1.clear()
     seen = cache.stats()

@@ -116,7 +116,7 @@ async def test_a_write_whose_answer_was_lost_is_not_believed_either_way(own_serv
             await a.set("config", "x", "old", tenant_id="acme")
             writing = asyncio.create_task(a.set("config", "x", "new", tenant_id="acme"))
             await asyncio.sleep(0)
-            parts(a).store._connection._transport.abort()  # type: ignore[attr-defined]
+            parts(a).store._links.of(0)._transport.abort()  # type: ignore[attr-defined]
             with pytest.raises(L2Unavailable):
                 await writing
             await until(lambda: a.stats().l2_connected and a.ready())

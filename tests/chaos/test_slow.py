@@ -140,7 +140,7 @@ async def test_a_loader_slower_than_an_invalidation_by_others_while_only_its_nod
 
         store.connect = refuse
         with deaf(a):
-            store._connection.close()
+            store._links.of(0).close()
             source.values["x"] = "new"
             await b.invalidate("config", "x", tenant_id="acme")
             source.release()

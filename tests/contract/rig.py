@@ -13,7 +13,7 @@ from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Store
-from cachebus.resp import Address, Connection, Subscriber, parse_address
+from cachebus.resp import Address, Connection, Fixed, Subscriber, parse_address
 
 PATIENCE_S = 10.0
 POLL_S = 0.004
@@ -171,7 +171,7 @@ class RedisRig(StoreRig):
     def of_facts(self, shards: int, bus: str) -> RedisStore:
         """A store of a node with this set-up, not connected."""
         return RedisStore(
-            self.address, namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
+            Fixed(self.address, shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from cachebus.clock import monotonic
 from cachebus.errors import BusUnavailable
 from cachebus.l2.names import ShardNames
 from cachebus.ports import Bus, Listener
-from cachebus.resp import Connection, parse_address
+from cachebus.resp import Connection, Fixed, parse_address
 from tests.contract.conftest import MEMORY, program
 from tests.contract.rig import NAMESPACE, PATIENCE_S, until
 from tests.support.servers import KINDS, Kind, SharedServers
@@ -94,7 +94,7 @@ class RedisBusRig(BusRig):
 
     def unconnected(self, listener: Listener) -> RedisBus:
         return RedisBus(
-            parse_address(self.url), self.channels, listener,
+            Fixed(parse_address(self.url), len(self.channels)), self.channels, listener,
             timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic,
         )  # fmt: skip
 
@@ -204,7 +204,7 @@ async def test_publishing_is_the_stores_own_doing(rig: BusRig) -> None:
 async def test_no_server_is_bus_unavailable_by_its_address() -> None:
     port = free_port()
     bus = RedisBus(
-        parse_address(f"redis://127.0.0.1:{port}/0"), ["c"], Ears(),
+        Fixed(parse_address(f"redis://127.0.0.1:{port}/0"), 1), ["c"], Ears(),
         timeout_s=1.0, connect_timeout_s=1.0, clock=monotonic,
     )  # fmt: skip
     with pytest.raises(BusUnavailable, match=rf"127\.0\.0\.1:{port}"):
@@ -233,7 +233,7 @@ async def test_a_lost_connection_is_noticed_and_made_again(server: EmbeddedServe
 async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
     """Its socket stays open and nothing arrives, as when nothing is sent: only a ping tells the two apart."""
     bus = RedisBus(
-        parse_address(server.url), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=PATIENCE_S, clock=monotonic
+        Fixed(parse_address(server.url), 1), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=PATIENCE_S, clock=monotonic
     )
     await bus.connect()
     server.pause()
@@ -244,7 +244,7 @@ async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
     await until(lost)
     with pytest.raises(BusUnavailable):
         await RedisBus(
-            parse_address(server.url), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=0.3, clock=monotonic
+            Fixed(parse_address(server.url), 1), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=0.3, clock=monotonic
         ).connect()
     server.resume()
     await bus.connect()

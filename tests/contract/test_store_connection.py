@@ -11,6 +11,7 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Caller, Store
+from cachebus.resp import Fixed
 from tests.contract.conftest import program
 from tests.contract.people import LONG_MS, NOBODY, Person, body, key
 from tests.contract.rig import RedisRig, StoreRig, until
@@ -154,7 +155,7 @@ async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: Red
 
 async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
     store = RedisStore(
-        own.address, namespace="n", shards=1, bus="redis", timeout_s=0.3, connect_timeout_s=10.0,
+        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=0.3, connect_timeout_s=10.0,
         clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
     )  # fmt: skip
     await store.connect()

@@ -72,7 +72,10 @@ def test_of() -> None:
         ({"urll": "x"}, "settings: urll: there is no such setting, did you mean url?"),
         ({"l1_max": 1}, "settings: l1_max: there is no such setting, did you mean l1_max_entries?"),
         ({"colour": "x"}, "settings: colour: there is no such setting"),
-        ({"url": "http://x"}, "'http://x' is not a URL that is supported: redis://, rediss://, unix://, memory://"),
+        (
+            {"url": "http://x"},
+            "'http://x' is not a URL that is supported: redis://, rediss://, unix://, redis\\+sentinel://",
+        ),
         ({"url": "localhost"}, r"url \(CACHEBUS_URL\): '\.\.\.' is not a URL"),
         ({"namespace": "a:b"}, r"namespace \(CACHEBUS_NAMESPACE\): 1-64 letters, digits"),
         ({"namespace": "{a}"}, "namespace"),

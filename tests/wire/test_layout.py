@@ -12,7 +12,7 @@ from cachebus.keys import Keyspace
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Caller
 from cachebus.record import Record
-from cachebus.resp import Connection, parse_address
+from cachebus.resp import Connection, Fixed, parse_address
 
 key = Keyspace(1).key("doc", 7, "acme", agent_id="a:7")
 
@@ -20,8 +20,8 @@ key = Keyspace(1).key("doc", 7, "acme", agent_id="a:7")
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisStore]:
     store = RedisStore(
-        parse_address(redis_url), namespace="prod", shards=1, bus="redis", timeout_s=10.0, connect_timeout_s=10.0,
-        clock=monotonic, marks_max=10, log_max=10,
+        Fixed(parse_address(redis_url), 1), namespace="prod", shards=1, bus="redis", timeout_s=10.0,
+        connect_timeout_s=10.0, clock=monotonic, marks_max=10, log_max=10,
     )  # fmt: skip
     await store.connect()
     yield store

@@ -1,9 +1,17 @@
 -- Every script begins with this: it reads the shard's meta and, where the server is not the one that meta speaks of,
 -- begins a new epoch in the same step (takeover). After it `epoch`, `seq`, `floor`, `marked`, `now_us` hold.
 -- KEYS 1 meta, 2 marks, 3 log, 4 nodes. ARGV 1 node, 2 applied, 3 epoch of the caller, 4 an epoch never used before,
--- 5 facts (protocol, shards, bus), 6 most marks, 7 length of the log, 8 channel. The script's own follow at KEYS 5, ARGV 9.
+-- 5 facts (protocol, shards, bus), 6 most marks, 7 length of the log, 8 channel, with a
+-- '!' in front for sharded pub/sub. The script's own follow at KEYS 5, ARGV 9.
 local META, MARKS, LOG, NODES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local MAGIC = '\203\1'
+local function publish(message)
+  if string.sub(ARGV[8], 1, 1) == '!' then
+    redis.call('SPUBLISH', string.sub(ARGV[8], 2), message)
+  else
+    redis.call('PUBLISH', ARGV[8], message)
+  end
+end
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
@@ -89,7 +97,7 @@ local function announce(first, last, body)
     redis.call('DEL', LOG)
     redis.call('XADD', LOG, int(seq) .. '-0', 'e', message)
   end
-  redis.call('PUBLISH', ARGV[8], message)
+  publish(message)
 end
 
 -- A lease is `epoch:token`, with `:w` behind it when somebody waits for its end.
@@ -100,5 +108,5 @@ local function holds(lease, token)
   return lease == epoch .. ':' .. token
 end
 local function wake(lease, name)
-  if string.sub(lease, -2) == ':w' then redis.call('PUBLISH', ARGV[8], 'CBW' .. name) end
+  if string.sub(lease, -2) == ':w' then publish('CBW' .. name) end
 end

@@ -1,0 +1,86 @@
+"""Running a script where its shard is, in a Cluster that may just be moving it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable
+from cachebus.resp import Connection, Links, Script
+
+Send = Callable[[Connection], Awaitable[Any]]
+HOPS_MAX: Final = 8
+PAUSE_S: Final = 0.01
+
+
+def leads_elsewhere(error: L2Unavailable) -> bool:
+    """Whether a server refused for not having the key's slot, or not the whole of it: it did nothing."""
+    return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))
+
+
+class Follower:
+    """Sends a command on to where the servers say. None of their refusals means that anything was done, so sending it
+    again repeats nothing. `hops` counts them by shard."""
+
+    def __init__(self, links: Links, clock: Clock, timeout_s: float) -> None:
+        self._links = links
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self.hops = [0] * len(links.by_shard)
+
+    async def run(self, shard: int, send: Send, at_once: tuple[Any, ...] | None = None) -> Any:
+        """What `send` gives on the right connection; `L2Unavailable` when it is not found in time. `at_once`: the same
+        as one command, for a server that must be told in the command before that it is meant."""
+        until_s = self._clock() + self._timeout_s
+        for _ in range(HOPS_MAX):
+            try:
+                return await send(self._links.of(shard))
+            except L2Unavailable as error:
+                if not leads_elsewhere(error):
+                    raise
+                self.hops[shard] += 1
+                refused = error
+            word, _, rest = str(refused).partition(" ")
+            if word == "TRYAGAIN":  # half of the keys have moved
+                await self._pause(until_s, refused)
+                continue
+            host, port = _place(rest, refused)
+            if word == "MOVED":
+                await self._links.follow(shard, host, port)
+            elif at_once is not None:
+                try:
+                    return await _asking(await self._links.aside(shard, host, port), at_once)
+                except L2Unavailable as error:
+                    if not leads_elsewhere(error):
+                        raise
+                    await self._pause(until_s, error)
+            else:
+                raise refused
+        raise L2Unavailable(f"sent from server to server {HOPS_MAX} times")
+
+    async def _pause(self, until_s: float, refused: L2Unavailable) -> None:
+        if self._clock() > until_s:
+            raise refused
+        await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
+
+
+async def _asking(connection: Connection, command: tuple[Any, ...]) -> Any:
+    # Both are written in one go, without a wait in between: the word counts for the very next command.
+    word, answer = connection.call("ASKING"), connection.call(*command)
+    await word
+    return await answer
+
+
+def _place(rest: str, refused: L2Unavailable) -> tuple[str, int]:
+    host, _, port = rest.rpartition(" ")[2].rpartition(":")
+    if not port.isdecimal():
+        raise refused
+    return host.strip("[]"), int(port)
+
+
+def as_command(script: Script, keys: tuple[str, ...], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A script with its source, as one command."""
+    return "EVAL", script.source, len(keys), *keys, *args
