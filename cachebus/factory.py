@@ -96,6 +96,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         enabled=settings.enabled,
     )
     writer = Writer(fetcher, bus, clock, heartbeat.nudge, enabled=settings.enabled)
+    heartbeat.repeat = writer.repeat
     planner = Planner(keyspace, cascades)
     return Parts(
         settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world

@@ -41,6 +41,9 @@ class Heartbeat:
         self._task: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
         self.receiver: Receiver
+        self.repeat: Callable[[int], Coroutine[object, object, None]]
+        """Says again in a shard's new epoch what this node has said of it before."""
+        self._repeated = [shard.epoch for shard in node.shards]
 
     def nudge(self, shard: int) -> None:
         """Tend the shard soon: something is missing."""
@@ -126,6 +129,7 @@ class Heartbeat:
     async def _tend(self, shard: int) -> None:
         """One turn: probe, heal, then rest until the next turn is due or something is missing."""
         await self.probe(shard)
+        await self._repeat(shard)
         attention = self._attention[shard]
         attention.clear()
         try:
@@ -152,6 +156,12 @@ class Heartbeat:
             await self.receiver.begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
+
+    async def _repeat(self, shard: int) -> None:
+        epoch = self._node.shards[shard].epoch
+        if epoch != self._repeated[shard]:
+            await self.repeat(shard)
+            self._repeated[shard] = epoch
 
     async def _heal(self, shard: int) -> None:
         """Give a hole the time that a reordered message needs, then read the log."""

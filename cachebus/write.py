@@ -8,6 +8,7 @@ from cachebus import event as events
 from cachebus.clock import Clock
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
+from cachebus.journal import Journal
 from cachebus.keys import Key
 from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.plan import Plan
@@ -29,6 +30,7 @@ class Writer:
         self._clock = clock
         self._nudge = nudge
         self._enabled = enabled
+        self._journal = Journal(clock)
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
@@ -50,9 +52,21 @@ class Writer:
             self._forget(plan)  # cancelled: it may have happened
             raise
         self._apply(plan, change)
+        self._journal.note(plan, change.epoch)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
         return self._receipt(plan, change)
+
+    async def repeat(self, shard: int) -> None:
+        """Say again what was said of a shard before its present epoch: whoever acknowledged it may have been deposed
+        by then. `InvalidationFailed` when that is not sure to have happened; the next try says it all."""
+        epoch, asked_s = self._node.shards[shard].epoch, self._clock()
+        lost = self._journal.lost(shard, epoch)
+        for plan in lost:
+            await self.invalidate(plan)
+        if lost:
+            self._node.counters.invalidations_repeated += len(lost)
+            self._journal.repeated(shard, epoch, asked_s)
 
     async def set(
         self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
@@ -81,6 +95,7 @@ class Writer:
         if not change.stored:
             return self._receipt(plan, change)
         self._apply(plan, change)
+        self._journal.note(plan, change.epoch)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
         record.epoch, record.seq = change.epoch, change.seq

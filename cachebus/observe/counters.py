@@ -57,7 +57,7 @@ class Counters:
         self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
         self.holes = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
-        self.invalidations = self.invalidations_failed = 0
+        self.invalidations = self.invalidations_failed = self.invalidations_repeated = 0
         self.records_corrupt = self.l2_errors = self.reconnects = 0
         self.flushes: dict[str, int] = {}
         self.types: dict[str, TypeCounters] = {}

@@ -35,6 +35,7 @@ _COUNTS = {
     "entries_refused": ("entries_refused", "Values that this node's L1 refused as replaced"),
     "invalidations": ("invalidations", "Invalidations asked of L2"),
     "invalidations_failed": ("invalidations_failed", "Invalidations that were not sure to have happened"),
+    "invalidations_repeated": ("invalidations_repeated", "Invalidations said again after a failover or loss of L2"),
     "records_corrupt": ("records_corrupt", "Records in L2 that could not be read"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),

@@ -102,6 +102,8 @@ class Stats:
     """Values that did not enter L1, for the same reason on this node."""
     invalidations: int
     invalidations_failed: int
+    invalidations_repeated: int
+    """Said again to L2 after it began another epoch, since what acknowledged them may have been deposed by then."""
     records_corrupt: int
     l2_errors: int
     """Operations on L2 that failed or timed out."""

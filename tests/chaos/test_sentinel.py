@@ -1,0 +1,200 @@
+"""A primary that Sentinels watch over: failovers under load, ones that lose what was written last, and the way back.
+
+`min-replicas-to-write` is what makes the promises hold for a primary that is deposed and does not know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from cachebus import Cache, InvalidationFailed, L2Unavailable
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import SERVICE, SentinelGroup, ask
+from cachebus.cli.lab.proxy import HOST, Proxy, dialer
+from cachebus.clock import monotonic
+from cachebus.resp import parse_address
+from tests.support.caches import D_S, nodes, parts, past, until
+from tests.support.history import Moods, Town
+from tests.support.servers import any_binary
+
+TENANT = "acme"
+Trouble = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+async def group() -> AsyncIterator[SentinelGroup]:
+    """Three Sentinels, a primary, two replicas."""
+    async with SentinelGroup(any_binary()) as group:
+        yield group
+
+
+async def live_through(caches: list[Cache], trouble: Trouble, seed: int = 1) -> Town:
+    """Reads and writes on all nodes before, during and after the trouble; whatever they saw is held against D."""
+    town = Town(monotonic, D_S, Moods(random.Random(seed)))
+    town.moods.write_pause_s = 0.02
+    over = asyncio.Event()
+
+    async def on(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while not over.is_set():
+            await step()
+            await asyncio.sleep(0.002)
+
+    lives = [on(lambda cache=cache, i=i: town.read(cache, f"node {i}")) for i, cache in enumerate(caches)]  # type: ignore[misc]
+    lives += [on(lambda: town.write(town.dice.choice(caches))) for _ in range(2)]
+    tasks = [asyncio.create_task(life) for life in lives]
+    try:
+        await past(monotonic() + D_S)
+        await trouble()
+        await until(lambda: all(cache.ready() for cache in caches))
+        await past(monotonic() + 2 * D_S)
+    finally:
+        over.set()
+        await asyncio.gather(*tasks)
+    assert town.broken == []
+    assert town.reads > 100
+    assert town.writes > 5
+    return town
+
+
+async def until_primary_is_not(group: SentinelGroup, old: EmbeddedServer) -> EmbeddedServer:
+    """The new primary, once there is one."""
+    found: list[EmbeddedServer] = []
+
+    async def another() -> bool:
+        try:
+            found[:] = [await group.primary()]
+        except L2Unavailable:
+            return False
+        return found[0] is not old
+
+    await until(another)
+    return found[0]
+
+
+async def test_failover_and_fail_back_keep_bounded_staleness_and_own_writes() -> None:
+    async with SentinelGroup(any_binary(), replicas=1) as group, nodes(group.url, 3) as caches:
+        epochs = {parts(caches[0]).node.shards[0].epoch}
+        await live_through(caches, lambda: there_and_back(group, caches))
+        epochs.add(parts(caches[0]).node.shards[0].epoch)
+        assert len(epochs) == 2
+        assert all(cache.stats().reconnects for cache in caches)
+
+
+async def there_and_back(group: SentinelGroup, caches: list[Cache]) -> None:
+    """The primary dies; its replica takes its place; it returns as a replica, and is made the primary again."""
+    first = group.data[0]
+    first.kill()
+    second = await until_primary_is_not(group, first)
+    await until(lambda: all(cache.ready() for cache in caches))
+    first.start()
+    await group.until_replicas(1)
+
+    async def back() -> bool:
+        try:
+            await ask(group.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        except L2Unavailable:
+            return False  # one is under way, or the replica is not known well enough yet
+        return True
+
+    await until(back)
+    assert await until_primary_is_not(group, second) is first
+
+
+async def test_failover_that_loses_a_suffix_brings_no_replaced_value_back(group: SentinelGroup) -> None:
+    first, *replicas = group.data
+
+    async def lose() -> None:
+        for replica in replicas:
+            replica.pause()  # what is written from now on is in the primary alone
+        await past(monotonic() + D_S / 2)
+        first.kill()
+        for replica in replicas:
+            replica.resume()
+        await until_primary_is_not(group, first)
+
+    async with nodes(group.url, 3) as caches:
+        await live_through(caches, lose)
+
+
+async def split(group: SentinelGroup) -> tuple[EmbeddedServer, EmbeddedServer]:
+    """A primary that is left alone, and the one that was made in its place."""
+    first, second, third = group.data
+    await ask(second, "REPLICAOF", "NO", "ONE")
+    await ask(third, "REPLICAOF", HOST, second.port)
+    return first, second
+
+
+async def test_a_deposed_primary_without_replicas_renews_no_lease_and_takes_no_write() -> None:
+    async with SentinelGroup(any_binary(), sentinels=0, min_replicas=1) as group:  # noqa: SIM117
+        async with nodes(group.data[0].url, 1) as (left,):
+            await left.set("config", "x", "old", tenant_id=TENANT)
+            assert await left.get("config", "x", tenant_id=TENANT) == "old"
+            _, second = await split(group)
+            async with nodes(second.url, 1) as (moved,):
+
+                async def refused() -> bool:
+                    try:
+                        await left.invalidate("config", "other", tenant_id=TENANT)
+                    except InvalidationFailed:
+                        return True
+                    return False
+
+                await until(refused)
+                refused_s = monotonic()
+                await moved.set("config", "x", "new", tenant_id=TENANT)
+                await past(refused_s + D_S)
+                assert not left.ready()
+                with pytest.raises(L2Unavailable):
+                    await left.get("config", "x", tenant_id=TENANT)
+                assert await left.get_or_load("config", "x", lambda: "from the source", tenant_id=TENANT) == (
+                    "from the source"
+                )
+                assert await moved.get("config", "x", tenant_id=TENANT) == "new"
+
+
+async def test_whoever_comes_from_a_deposed_primary_repeats_there_what_it_had_acknowledged() -> None:
+    """Without `min-replicas-to-write` it went on taking invalidations that nobody else will ever hear of."""
+    async with SentinelGroup(any_binary(), sentinels=0) as group:
+        place = [parse_address(group.data[0].url)]
+
+        async def dial() -> Any:
+            return await dialer(place[0])()
+
+        async with Proxy(dial) as proxy, nodes(f"redis://{HOST}:{proxy.port}/0", 1) as (publisher,):
+            first, second = await split(group)
+            async with nodes(second.url, 1) as (other,):
+                value = await other.get_or_load("config", "x", lambda: "old", tenant_id=TENANT)
+                assert value == "old"
+                receipt = await publisher.invalidate("config", "x", tenant_id=TENANT)
+                await publisher.invalidate_scope(TENANT, "doc")
+                assert receipt.status == "applied", "by the deposed one"
+                assert await other.get("config", "x", tenant_id=TENANT) == "old", "which nobody here has heard"
+                place[0] = parse_address(second.url)
+                proxy.cut()
+                proxy.restore()
+                moved_s = monotonic()
+                await until(publisher.ready)
+                await until(lambda: publisher.stats().invalidations_repeated)
+                await past(moved_s + D_S)
+                assert await other.get("config", "x", tenant_id=TENANT) is None
+                assert first.running
+
+
+async def test_nobody_who_says_where_the_primary_is(group: SentinelGroup) -> None:
+    url = group.url
+    for sentinel in group.sentinels:
+        sentinel.kill()
+    with pytest.raises(L2Unavailable, match="no Sentinel says where 'mymaster' is"):
+        async with nodes(url, 1, connect_timeout_s=2.0):
+            pass
+
+
+async def test_a_service_that_sentinels_do_not_know(group: SentinelGroup) -> None:
+    with pytest.raises(L2Unavailable, match=r"127\.0\.0\.1:\d+ does not know 'other'"):
+        async with nodes(group.url.replace(SERVICE, "other"), 1):
+            pass
