@@ -31,35 +31,35 @@ class Follower:
         self._timeout_s = timeout_s
         self.hops = [0] * len(links.by_shard)
 
-    async def run(self, shard: int, send: Send, at_once: tuple[Any, ...] | None = None) -> Any:
+    async def run(self, shard: int, send: Send, at_once: tuple[Any, ...]) -> Any:
         """What `send` gives on the right connection; `L2Unavailable` when it is not found in time. `at_once`: the same
         as one command, for a server that must be told in the command before that it is meant."""
-        until_s = self._clock() + self._timeout_s
-        for _ in range(HOPS_MAX):
+        until_s, hops = self._clock() + self._timeout_s, 0
+        while True:
             try:
                 return await send(self._links.of(shard))
             except L2Unavailable as error:
-                if not leads_elsewhere(error):
-                    raise
-                self.hops[shard] += 1
-                refused = error
+                refused = self._elsewhere(shard, error)
             word, _, rest = str(refused).partition(" ")
-            if word == "TRYAGAIN":  # half of the keys have moved
-                await self._pause(until_s, refused)
-                continue
-            host, port = _place(rest, refused)
             if word == "MOVED":
-                await self._links.follow(shard, host, port)
-            elif at_once is not None:
+                hops += 1
+                if hops > HOPS_MAX:
+                    raise L2Unavailable(f"sent from server to server {HOPS_MAX} times") from None
+                await self._links.follow(shard, *_place(rest, refused))
+                continue
+            if word == "ASK":
                 try:
-                    return await _asking(await self._links.aside(shard, host, port), at_once)
+                    return await _asking(await self._links.aside(shard, *_place(rest, refused)), at_once)
                 except L2Unavailable as error:
-                    if not leads_elsewhere(error):
-                        raise
-                    await self._pause(until_s, error)
-            else:
-                raise refused
-        raise L2Unavailable(f"sent from server to server {HOPS_MAX} times")
+                    refused = self._elsewhere(shard, error)
+            await self._pause(until_s, refused)  # a part of the keys has moved
+
+    def _elsewhere(self, shard: int, error: L2Unavailable) -> L2Unavailable:
+        """Count a refusal that leads elsewhere; raise any other error."""
+        if not leads_elsewhere(error):
+            raise error
+        self.hops[shard] += 1
+        return error
 
     async def _pause(self, until_s: float, refused: L2Unavailable) -> None:
         if self._clock() > until_s:

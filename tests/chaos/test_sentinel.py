@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,11 +17,10 @@ from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.clock import monotonic
 from cachebus.resp import parse_address
 from tests.support.caches import D_S, nodes, parts, past, until
-from tests.support.history import Moods, Town
 from tests.support.servers import any_binary
+from tests.support.towns import live_through
 
 TENANT = "acme"
-Trouble = Callable[[], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -31,34 +28,6 @@ async def group() -> AsyncIterator[SentinelGroup]:
     """Three Sentinels, a primary, two replicas."""
     async with SentinelGroup(any_binary()) as group:
         yield group
-
-
-async def live_through(caches: list[Cache], trouble: Trouble, seed: int = 1) -> Town:
-    """Reads and writes on all nodes before, during and after the trouble; whatever they saw is held against D."""
-    town = Town(monotonic, D_S, Moods(random.Random(seed)))
-    town.moods.write_pause_s = 0.02
-    over = asyncio.Event()
-
-    async def on(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while not over.is_set():
-            await step()
-            await asyncio.sleep(0.002)
-
-    lives = [on(lambda cache=cache, i=i: town.read(cache, f"node {i}")) for i, cache in enumerate(caches)]  # type: ignore[misc]
-    lives += [on(lambda: town.write(town.dice.choice(caches))) for _ in range(2)]
-    tasks = [asyncio.create_task(life) for life in lives]
-    try:
-        await past(monotonic() + D_S)
-        await trouble()
-        await until(lambda: all(cache.ready() for cache in caches))
-        await past(monotonic() + 2 * D_S)
-    finally:
-        over.set()
-        await asyncio.gather(*tasks)
-    assert town.broken == []
-    assert town.reads > 100
-    assert town.writes > 5
-    return town
 
 
 async def until_primary_is_not(group: SentinelGroup, old: EmbeddedServer) -> EmbeddedServer:
