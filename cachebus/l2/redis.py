@@ -64,7 +64,7 @@ class RedisStore:
         self._names = [ShardNames(namespace, shard) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}", str(marks_max), str(log_max)
-        self._sharded = ""
+        self._tails = self._made_tails("")
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self._links = Links(
@@ -84,7 +84,7 @@ class RedisStore:
     async def connect(self) -> None:
         """Connect whatever is not; `L2Unavailable` names host and port of what can't be reached."""
         await self._links.connect()
-        self._sharded = "!" if self._links.route.sharded else ""
+        self._tails = self._made_tails("!" if self._links.route.sharded else "")
 
     def _doubt(self, shards: Sequence[int]) -> None:
         for shard in shards:
@@ -95,15 +95,15 @@ class RedisStore:
         self._doubt(range(len(self.checked)))
         self._links.close()
 
-    def _tail(self, shard: int) -> tuple[str, ...]:
-        return (*self._facts, self._sharded + self._names[shard].channel)
+    def _made_tails(self, sharded: str) -> list[tuple[str, ...]]:
+        return [(*self._facts, sharded + names.channel) for names in self._names]
 
     def _run(
         self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any]
     ) -> Coroutine[Any, Any, Any]:
         """Run a script: the head that all share, then its own keys and arguments."""
         who = (caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8))
-        script, keys, args = self._scripts[name], (*self._names[shard].own, *keys), (*who, *self._tail(shard), *args)
+        script, keys, args = self._scripts[name], (*self._names[shard].own, *keys), (*who, *self._tails[shard], *args)
         if self._follower is None:
             # No coroutine of its own: each one around an answer costs its caller a frame more to be resumed through.
             return self._links.of(shard).script(script, keys, args)
@@ -184,7 +184,7 @@ class RedisStore:
         if connection is None or connection.closed:
             return  # the lease ends by its px
         names = self._names[key.shard]
-        head = ["", "0", "", secrets.token_hex(8), *self._tail(key.shard)]
+        head = ["", "0", "", secrets.token_hex(8), *self._tails[key.shard]]
         keys = [*names.own, names.lease(key)]
         args = [str(len(keys)), *keys, *head, token, str(px_ms), key.l1]
         script = self._scripts["hold"]

@@ -9,11 +9,12 @@ from functools import cache
 import pytest
 
 from tests.contract.people import Person
-from tests.contract.rig import MemoryRig, RedisRig, StoreRig
+from tests.contract.rig import ClusterRig, MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers, binary_of
 
 MAX = 100_000
 MEMORY = Kind("memory", "PATH", "", can_exist=True)
+CLUSTER = Kind("cluster", "PATH", "", can_exist=True)
 program = cache(binary_of)
 """Looking for a server runs each that it finds, to ask for its version: once is enough."""
 
@@ -29,7 +30,13 @@ async def rigged(request: pytest.FixtureRequest, servers: SharedServers) -> Asyn
     marker = request.node.get_closest_marker("limits")
     limits = {"marks_max": MAX, "log_max": MAX, **(marker.kwargs if marker else {})}
     kind: Kind = request.param
-    rig = MemoryRig(**limits) if kind is MEMORY else RedisRig(servers.get(program(kind)).url, **limits)
+    rig: StoreRig
+    if kind is MEMORY:
+        rig = MemoryRig(**limits)
+    elif kind is CLUSTER:
+        rig = ClusterRig(await servers.cluster(), **limits)
+    else:
+        rig = RedisRig(servers.get(program(kind)).url, **limits)
     await rig.begin()
     try:
         yield rig
@@ -37,7 +44,7 @@ async def rigged(request: pytest.FixtureRequest, servers: SharedServers) -> Asyn
         await rig.end()
 
 
-@pytest.fixture(params=[MEMORY, *KINDS], ids=lambda kind: kind.name)
+@pytest.fixture(params=[MEMORY, *KINDS, CLUSTER], ids=lambda kind: kind.name)
 async def rig(request: pytest.FixtureRequest, shared_servers: SharedServers) -> AsyncIterator[StoreRig]:
     """An empty store of each kind."""
     async with rigged(request, shared_servers) as rig:

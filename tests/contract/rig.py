@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import ClusterGroup, ask
 from cachebus.clock import monotonic
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Store
-from cachebus.resp import Address, Connection, Fixed, Subscriber, parse_address
+from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
 
 PATIENCE_S = 10.0
 POLL_S = 0.004
@@ -168,10 +169,14 @@ class RedisRig(StoreRig):
     def unconnected(self) -> Store:
         return self.of_facts(SHARDS, "redis")
 
+    def route(self, shards: int) -> Route:
+        """The way there."""
+        return Fixed(self.address, shards)
+
     def of_facts(self, shards: int, bus: str) -> RedisStore:
         """A store of a node with this set-up, not connected."""
         return RedisStore(
-            Fixed(self.address, shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
+            self.route(shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
         )  # fmt: skip
 
@@ -205,3 +210,28 @@ class RedisRig(StoreRig):
     async def lines(self) -> dict[str, int]:
         flat = await self.redis.call("HGETALL", self.names.own[3])
         return {node.decode(): int(line.partition(b":")[0]) for node, line in zip(flat[::2], flat[1::2], strict=True)}
+
+
+class ClusterRig(RedisRig):
+    """A Cluster; what the suites do to the server, they do to the one that has shard 0."""
+
+    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int) -> None:
+        super().__init__(group.servers[0].url, marks_max, log_max)
+        self.group = group
+
+    async def begin(self) -> None:
+        self.server = await self.group.primary_of(self.names.log)
+        self.address = parse_address(self.server.url)
+        await super().begin()
+        if (await self.redis.call("COMMAND", "INFO", "SPUBLISH"))[0]:
+            await self._ears.subscribe(self.names.channel, sharded=True)
+
+    def route(self, shards: int) -> Route:
+        seeds = [parse_address(server.url) for server in self.group.servers]
+        logs = [ShardNames(NAMESPACE, shard).log for shard in range(shards)]
+        return ClusterMap(seeds, logs, connect_timeout_s=PATIENCE_S, clock=monotonic)
+
+    async def flush(self) -> None:
+        for server in self.group.servers:
+            if (await ask(server, "ROLE"))[0] == b"master":
+                await ask(server, "FLUSHALL")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from cachebus.cli.embedded import EmbeddedServer, Origin, ServerBinary, find_servers
+from cachebus.cli.groups import ClusterGroup, ask
 from tests.support.require import require
 
 
@@ -59,6 +60,7 @@ class SharedServers:
 
     def __init__(self) -> None:
         self._by_name: dict[str, EmbeddedServer] = {}
+        self._cluster: ClusterGroup | None = None
 
     def get(self, binary: ServerBinary) -> EmbeddedServer:
         """The running server of that program, with its keys and scripts dropped."""
@@ -71,12 +73,28 @@ class SharedServers:
         assert server.command("SCRIPT", "FLUSH") == "+OK"
         return server
 
+    async def cluster(self) -> ClusterGroup:
+        """The running Cluster of this machine's best server, with its keys and scripts dropped."""
+        if self._cluster is None:
+            group = ClusterGroup(any_binary())
+            await group.start()
+            self._cluster = group
+        for server in self._cluster.servers:
+            if (await ask(server, "ROLE"))[0] == b"master":
+                await ask(server, "FLUSHALL")
+                await ask(server, "SCRIPT", "FLUSH")
+        return self._cluster
+
     def pids(self) -> set[int]:
         """The processes that outlive a single test."""
-        return {server.pid for server in self._by_name.values() if server.running}
+        cluster = set() if self._cluster is None else self._cluster.pids
+        return {server.pid for server in self._by_name.values() if server.running} | cluster
 
     def stop(self) -> None:
         """End them all."""
         for server in self._by_name.values():
             server.stop()
         self._by_name.clear()
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
