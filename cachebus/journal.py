@@ -37,7 +37,7 @@ class Journal:
         while self._said and self._said[0][0] < since_s:
             self._said.popleft()
         said = [plan for _, its, plan in self._said if plan.shard == shard and its != epoch]
-        keys = list(dict.fromkeys(key for plan in said for key in plan.keys))
+        keys = list({key.l1: key for plan in said for key in plan.keys}.values())
         names = list(dict.fromkeys(name for plan in said for name in plan.names))
         return [
             _plan(shard, keys[at : at + AT_ONCE], names[at : at + AT_ONCE])
