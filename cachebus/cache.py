@@ -1,150 +1,31 @@
-"""`Cache`: the verbs and the lifecycle. A hit is written out in the verbs; everything else is a call below."""
+"""`Cache`: the verbs. A hit is written out in the verbs; everything else is a call below."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from cachebus import context
-from cachebus.cascade import Cascade, CascadeTable, Target
-from cachebus.clock import Clock, monotonic
-from cachebus.errors import ConfigError
-from cachebus.factory import Parts, World, build
+from cachebus.cascade import Target
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import Key
-from cachebus.lifecycle import attach, figures, is_ready, stop
+from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
-from cachebus.node import OnApplied
-from cachebus.observe import Stats
-from cachebus.policy import Policy, Rules, check_ttl
-from cachebus.ports import Place
-from cachebus.receipt import Receipt
-from cachebus.settings import Settings
+from cachebus.policy import Rules, check_ttl
+from cachebus.receipt import Receipt, place_of
 from cachebus.source import Source, bind, call
-
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
 
 Id = str | int
 Contexts = tuple[Id | None, Id | None, Id | None]
 
 
-class Cache:
+class Cache(Life):
     """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
 
     Ids are str or int. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong to
     the event loop in which the cache was opened.
     """
-
-    def __init__(
-        self, settings: Settings | str | None = None, *, world: World | None = None, clock: Clock = monotonic
-    ) -> None:
-        self.settings = Settings.of(settings)
-        self._world = world
-        self._parts: Parts | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = 0
-        self._policies: dict[str, Policy] = {}
-        self._cascades: list[Cascade] = []
-        self._entries: dict[str, Any] = {}
-        self._clock = clock
-
-    # -- lifecycle ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, settings: Settings | str | None = None) -> Self:
-        """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
-        return cls(settings)
-
-    async def __aenter__(self) -> Self:
-        if self._parts is not None:
-            raise ConfigError("this cache is open already")
-        parts = build(self.settings, self._clock, self._world)
-        self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
-        for data_type, policy in self._policies.items():
-            parts.policies.register(data_type, policy)
-        for cascade in self._cascades:
-            parts.cascades.register(cascade)
-        if self.settings.enabled:
-            try:
-                await attach(parts)
-            except BaseException:
-                self._parts = None
-                await stop(parts)
-                raise
-        self._entries = parts.node.l1.entries
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Let loads end within `close_timeout_s`, hand back leases, leave the fleet. Closing twice is harmless."""
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            self._entries = {}
-            await stop(parts)
-
-    def _live(self) -> Parts:
-        parts = self._parts
-        if parts is None:
-            raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
-        if _forks != self._forks:  # before the loop, which is another one then as well
-            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigError("this cache belongs to another event loop: open one in each loop")
-        return parts
-
-    def ready(self) -> bool:
-        """Whether every shard's lease is live: for readiness probes."""
-        return is_ready(self._live())
-
-    def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
-        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
-        that does not fit its type; nothing is declared then."""
-        CascadeTable([*self._cascades, *cascades])
-        for data_type, policy in (policies or {}).items():
-            Rules(data_type, policy)
-        for cascade in cascades:
-            if self._parts is not None:
-                self._parts.cascades.register(cascade)
-            self._cascades.append(cascade)
-        for data_type, policy in (policies or {}).items():
-            if self._parts is not None:
-                self._parts.policies.register(data_type, policy)
-            self._policies[data_type] = policy
-
-    async def probe(self) -> None:
-        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable`."""
-        parts = self._live()
-        for shard in parts.node.shards:
-            await parts.heartbeat.probe(shard.index)
-
-    def stats(self) -> Stats:
-        """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
-        return figures(self._live())
-
-    @property
-    def on_applied(self) -> OnApplied | None:
-        """Called with (shard, epoch, seq, monotonic s) when a shard's applied seq moves: for tests and tools."""
-        return self._live().node.on_applied
-
-    @on_applied.setter
-    def on_applied(self, hook: OnApplied | None) -> None:
-        self._live().node.on_applied = hook
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -182,7 +63,7 @@ class Cache:
         key = None if name is None else parts.naming.known.get(name)
         if key is None:
             key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        place = None if after is None else _place(after)
+        place = None if after is None else place_of(after)
         if search_hierarchy:
             value = (await parts.reader.search(key, place, use_memory)).value
         else:
@@ -197,7 +78,7 @@ class Cache:
         parts = self._live()
         ids = list(dict.fromkeys(resource_ids))
         keys = [parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
-        values = await parts.reader.get_many(keys, _place(after)) if keys else []
+        values = await parts.reader.get_many(keys, place_of(after)) if keys else []
         return {
             i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not NOT_FOUND
         }
@@ -256,7 +137,7 @@ class Cache:
     ) -> Found:  # fmt: skip
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         found = await self._live().reader.get_or_load(
-            key, load, rules, after=_place(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
+            key, load, rules, after=place_of(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
             tags=tag_names(key, tags, rules), use_memory=use_memory,
         )  # fmt: skip
         return found._replace(value=None) if found.value is NOT_FOUND else found
@@ -379,22 +260,3 @@ class Cache:
         if not self.settings.enabled:
             return 0
         return await parts.writer.count(key, value, request_id, expires)
-
-    # -- helpers --------------------------------------------------------------------------------------------------
-
-    def rules(self, data_type: str) -> Rules:
-        """The rules of a data type."""
-        return self._live().policies.rules(data_type)
-
-    def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
-        """The validated key of these parts, with the ambient tenant where none is given."""
-        return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)
-
-
-def _place(after: Receipt | str | None) -> Place | None:
-    if after is None:
-        return None
-    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
-    if receipt.status == "pending":
-        raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
-    return receipt.place

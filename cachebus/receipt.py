@@ -46,3 +46,13 @@ class Receipt(msgspec.Struct, frozen=True):
 
 NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)
 """The receipt of a disabled cache."""
+
+
+def place_of(after: Receipt | str | None) -> Place | None:
+    """The place that a read must have seen; `ValueError` for what is no receipt, or a pending one."""
+    if after is None:
+        return None
+    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
+    if receipt.status == "pending":
+        raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
+    return receipt.place
