@@ -7,6 +7,7 @@ from typing import Any
 
 from cachebus import context
 from cachebus.cascade import Target
+from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import Key
@@ -158,14 +159,15 @@ class Cache(Life):
     async def set(
         self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, ttl: float | None = None, *,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] = (), wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
 
-        Raises `NotSerializable`, `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
+        `wait="nodes"` returns when no node serves the former value; see `invalidate`. Raises `NotSerializable`,
+        `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
         """
         return await self._store(
-            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False
+            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False, wait
         )
 
     async def add(
@@ -184,8 +186,9 @@ class Cache(Life):
 
     async def _store(
         self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None, contexts: Contexts,
-        ttl: float | None, tags: Sequence[str], if_absent: bool,
+        ttl: float | None, tags: Sequence[str], if_absent: bool, wait: str | None = None,
     ) -> Receipt:  # fmt: skip
+        check_wait(wait)
         parts = self._live()
         ttl_s = None if ttl is None else check_ttl(ttl)
         key = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
@@ -193,52 +196,65 @@ class Cache(Life):
         tenant = tenant_of(data_type, tenant_id)
         plan = parts.planner.targets([Target(data_type, resource_id, *contexts)], tenant, on_set=True)
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent
-        )
+            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent,
+            wait=bool(wait),
+        )  # fmt: skip
 
     async def invalidate(
         self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, *, contexts: str = "exact",
+        wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
-        This key exactly; with `contexts="all"`, and no context id, the id in every context too. Raises
-        `InvalidationFailed` when it is not sure to have happened: repeat it then.
+        This key exactly; with `contexts="all"`, and no context id, the id in every context too. `wait="nodes"` returns
+        when every node has applied it, which takes about as long as an event, or has lost its lease, at most the
+        staleness bound: the receipt then names both, and no read that begins after that gives what was replaced.
+        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then.
         """
+        check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"))
+        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"), wait=bool(wait))
 
     delete = invalidate
     """Remove a value: the same promise under its other name."""
 
     async def invalidate_targets(
-        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False
-    ) -> Receipt:
+        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False,
+        wait: str | None = None,
+    ) -> Receipt:  # fmt: skip
         """Several targets of one tenant, and their cascades, in one atomic step."""
+        check_wait(wait)
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
         tenant = tenant_of(targets[0].data_type, tenant_id)
-        return await parts.writer.invalidate(parts.planner.targets(targets, tenant, all_contexts=all_contexts))
+        plan = parts.planner.targets(targets, tenant, all_contexts=all_contexts)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(
         self, tenant_id: Id | None = None, data_type: str | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, *, wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
+        check_wait(wait)
         parts = self._live()
         tenant = tenant_of(data_type or "", tenant_id)
         contexts = agent_id, conversation_id, collection_id
-        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts))
+        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
 
-    async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
+    async def invalidate_tags(
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
+    ) -> Receipt:
         """All values of a tenant that were stored with any of these tags."""
+        check_wait(wait)
         parts = self._live()
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        return await parts.writer.invalidate(parts.planner.tags(tenant_of("", tenant_id), tags))
+        plan = parts.planner.tags(tenant_of("", tenant_id), tags)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     # -- counters -------------------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world)
     heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
-    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock)
+    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)
     keyspace = Keyspace(settings.shards)

@@ -14,6 +14,7 @@ from typing import cast
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
 from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
+from cachebus.confirm import Watch
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
@@ -66,6 +67,8 @@ class Node:
         self.counters = counters
         self.server_clock = OtherClock()
         """The L2 server's, by which records expire."""
+        self.watches = [Watch() for _ in range(shards)]
+        """What is known of the register of all nodes, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.untidy = False
@@ -174,6 +177,7 @@ class Node:
         """Take in a probe's reply; with marks it also moves the node into the reply's epoch, or over a gap."""
         view = self.shards[shard]
         self.server_clock.heard(reply.server_us / 1e6, sent_at_s, now_s)
+        self.watches[shard].saw(reply.register, now_s)
         lapsed = view.valid_until < now_s and view.epoch == reply.epoch
         self.counters.lease_lapses += lapsed
         probed = view.probed(reply.epoch, reply.seq, sent_at_s)

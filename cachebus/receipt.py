@@ -26,6 +26,10 @@ class Receipt(msgspec.Struct, frozen=True):
     """False when nothing was stored: `add` found a value, or the cache is disabled."""
     targets: Mapping[str, int] = msgspec.field(default_factory=dict)
     """How many keys and scopes were addressed, by data type."""
+    confirmed: tuple[str, ...] = ()
+    """After `wait="nodes"`: the ids of the nodes that have applied it."""
+    lapsed: tuple[str, ...] = ()
+    """After `wait="nodes"`: the ids of those that have not, and may serve nothing from their memory until they do."""
 
     @property
     def place(self) -> Place:

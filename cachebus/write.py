@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 
 from cachebus import event as events
 from cachebus.clock import Clock
+from cachebus.confirm import Confirmed, Confirmer
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
 from cachebus.keys import Key
 from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.plan import Plan
 from cachebus.policy import Rules
-from cachebus.ports import Bus, Change
+from cachebus.ports import Bus, Change, Place
 from cachebus.receipt import NOTHING_DONE, Receipt
+
+NOBODY_ASKED = Confirmed()
 
 
 class Writer:
@@ -29,15 +32,17 @@ class Writer:
         self._clock = clock
         self._nudge = nudge
         self._enabled = enabled
+        self._confirmer = Confirmer(self._store, clock, self._node.bound_s, self._node.watches)
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
-    async def invalidate(self, plan: Plan) -> Receipt:
-        """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure."""
+    async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
+        """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return
+        when no node can serve what was replaced."""
         if not self._enabled:
             return NOTHING_DONE
         node, counters = self._node, self._node.counters
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id)
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, events.PROBE if wait else 0)
         counters.invalidations += 1
         try:
             change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
@@ -52,11 +57,11 @@ class Writer:
         self._apply(plan, change)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
-        return self._receipt(plan, change)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
     async def set(
         self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
-        if_absent: bool = False,
+        if_absent: bool = False, wait: bool = False,
     ) -> Receipt:  # fmt: skip
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
@@ -65,7 +70,7 @@ class Writer:
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         record = pack(value, rules, sent_at_s + node.server_clock.offset_s, ttl_s=ttl_s, tags=tags)
         stored = as_others_see_it(record, rules)
-        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
+        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id, events.PROBE if wait else 0)
         try:
             change = await self._store.write(
                 key, node.caller(key.shard), record, keep_ms(record, rules), body,
@@ -86,7 +91,7 @@ class Writer:
         record.epoch, record.seq = change.epoch, change.seq
         if rules.l1:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
-        return self._receipt(plan, change)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
         """Add to a counter in L2 and give its value; `L2Unavailable`."""
@@ -118,5 +123,15 @@ class Writer:
             self._node.void(plan.shard, "unknown")
             self._nudge(plan.shard)
 
-    def _receipt(self, plan: Plan, change: Change) -> Receipt:
-        return Receipt(plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets)
+    async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
+        """The receipt, once every other node has applied the change, or can't serve what it replaced."""
+        place = Place(change.epoch, change.seq)
+        nodes = await self._confirmer.wait(plan.shard, place, lambda: self._node.caller(plan.shard))
+        return self._receipt(plan, change, nodes)
+
+    @staticmethod
+    def _receipt(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> Receipt:
+        return Receipt(
+            plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets,
+            confirmed=nodes.confirmed, lapsed=nodes.lapsed,
+        )  # fmt: skip

@@ -14,7 +14,7 @@ _SLOTS = {
     "foreign", "head", "index", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clock", "on_applied", "untidy", "_groups",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clock", "watches", "on_applied", "untidy", "_groups",
     "_lives", "_with_contexts", "_with_tags", "_valid_until",
 }  # fmt: skip
 LIFE = 1

@@ -168,7 +168,7 @@ class Rig:
         self.reader = Reader(self.fetch, waiters, clock, lease_ms=PX_MS, outage_is_miss=False, enabled=True)
         self.reader.flights = NoFlights()  # type: ignore[assignment]
         self.writer = Writer(self.fetch, StoreBus(), clock, self._nudge, enabled=True)
-        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock)
+        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock, self._nudge)
         self.heartbeat = Heartbeat(self.node, self.store, StoreBus(), clock, interval_s=1.0, grace_s=0.0)
         self.heartbeat.receiver = self.receiver
         self.cache = Cache("memory://")
