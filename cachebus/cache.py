@@ -210,7 +210,8 @@ class Cache(Life):
         This key exactly; with `contexts="all"`, and no context id, the id in every context too. `wait="nodes"` returns
         when every node has applied it, which takes about as long as an event, or has lost its lease, at most the
         staleness bound: the receipt then names both, and no read that begins after that gives what was replaced.
-        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then.
+        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then. With `pending_max` in the
+        settings it may wait in memory for L2 instead: the receipt's `status` is then "pending", whatever `wait` says.
         """
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)

@@ -24,6 +24,7 @@ from cachebus.loading import Waiters
 from cachebus.naming import Naming
 from cachebus.node import Node
 from cachebus.observe import Counters
+from cachebus.pending import Pending
 from cachebus.plan import Planner
 from cachebus.policy import PolicyTable
 from cachebus.ports import Bus, Listener, Store
@@ -95,7 +96,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         outage_is_miss=settings.on_outage == "miss",
         enabled=settings.enabled,
     )
-    writer = Writer(fetcher, bus, clock, heartbeat.nudge, enabled=settings.enabled)
+    pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
+    writer = Writer(fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled)
     planner = Planner(keyspace, cascades)
     return Parts(
         settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world

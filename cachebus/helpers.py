@@ -244,10 +244,11 @@ async def invalidate_resource_cache(
     *,
     wait: str | None = None,
 ) -> bool:
-    """Replace one resource: in the given contexts, or in all where none are given. True, or `InvalidationFailed`."""
+    """Replace one resource: in the given contexts, or in all where none are given. True; False while it
+    is pending (see `Settings.pending_max`); or `InvalidationFailed`."""
     one = target(data_type, resource_id, (agent_id, conversation_id, collection_id))
-    await current_cache().invalidate_targets([one], tenant_id, all_contexts=True, wait=wait)
-    return True
+    receipt = await current_cache().invalidate_targets([one], tenant_id, all_contexts=True, wait=wait)
+    return receipt.status != "pending"
 
 
 # -- counters --------------------------------------------------------------------------------------------

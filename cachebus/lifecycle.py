@@ -53,7 +53,10 @@ async def stop(parts: Parts) -> None:
     """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
     settings = parts.settings
     try:
-        await parts.reader.flights.close(settings.close_timeout_s)
+        await asyncio.gather(
+            parts.reader.flights.close(settings.close_timeout_s),
+            parts.writer.pending.close(settings.close_timeout_s),
+        )
         await parts.heartbeat.stop()
         if parts.store.connected and settings.enabled:
             for shard in parts.node.shards:
@@ -63,6 +66,7 @@ async def stop(parts: Parts) -> None:
         logger.debug("could not take leave of L2: {}", error)
     finally:
         parts.heartbeat.cancel()
+        parts.writer.pending.abandon()
         await parts.bus.close()
         await parts.store.close()
         parts.node.l1.clear()
@@ -95,6 +99,7 @@ def figures(parts: Parts) -> Stats:
         l2_connected=parts.store.connected,
         bus_connected=parts.bus.connected,
         flights=len(parts.reader.flights),
+        pending=parts.writer.pending.depth,
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),
         bus_lag=counters.bus_lag.snapshot(),
@@ -148,7 +153,8 @@ class Life:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let loads end within `close_timeout_s`, hand back leases, leave the fleet. Closing twice is harmless."""
+        """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back leases, leave the
+        fleet. What is still pending then is lost, counted and logged. Closing twice is harmless."""
         parts, self._parts = self._parts, None
         if parts is not None:
             self._entries = {}
@@ -188,6 +194,10 @@ class Life:
         parts = self._live()
         for shard in parts.node.shards:
             await parts.heartbeat.probe(shard.index)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""
+        return await self._live().writer.pending.drain(timeout_s)
 
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means."""

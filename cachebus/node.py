@@ -20,6 +20,7 @@ from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import Caller, ProbeReply
 from cachebus.record import Record
+from cachebus.withheld import Withheld
 
 INF = float("inf")
 OnApplied = Callable[[int, str, int, float], None]
@@ -67,6 +68,8 @@ class Node:
         self.counters = counters
         self.server_clock = OtherClock()
         """The L2 server's, by which records expire."""
+        self.withheld: Withheld | None = None
+        """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.watches = [Watch() for _ in range(shards)]
         """What is known of the register of all nodes, by shard."""
         self.on_applied: OnApplied | None = None
@@ -259,7 +262,8 @@ class Node:
         """
         view = self.shards[key.shard]
         names = (*key.names, *record.tags) if view.marks else ()
-        if not view.admits(reservation, key.l1, names, record.epoch, record.seq):
+        withheld = self.withheld is not None and self.withheld.covers(key, record.tags)
+        if withheld or not view.admits(reservation, key.l1, names, record.epoch, record.seq):
             self.counters.entries_refused += 1
             return False
         present = self.l1.entries.get(key.l1)
@@ -295,6 +299,8 @@ class Node:
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
+        if self.withheld is not None and self.withheld.covers(key):
+            return
         if view.admits(reservation, key.l1, key.names if view.marks else (), view.epoch, reservation.applied):
             until = grid(read_started_s + self.bound_s, self.bound_s)
             self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)

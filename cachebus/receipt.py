@@ -22,6 +22,7 @@ class Receipt(msgspec.Struct, frozen=True):
     epoch: str
     seq: int
     status: str = "applied"
+    """"applied"; or "pending": it waits on this node for L2, and stands for nothing yet."""
     stored: bool = True
     """False when nothing was stored: `add` found a value, or the cache is disabled."""
     targets: Mapping[str, int] = msgspec.field(default_factory=dict)

@@ -11,6 +11,7 @@ from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
 from cachebus.keys import Key
 from cachebus.packing import as_others_see_it, keep_ms, pack
+from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Rules
 from cachebus.ports import Bus, Change, Place
@@ -23,8 +24,9 @@ class Writer:
     """Writes and invalidations of one cache."""
 
     def __init__(
-        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], *, enabled: bool
-    ) -> None:
+        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], pending: Pending, *,
+        enabled: bool,
+    ) -> None:  # fmt: skip
         self._fetch = fetcher
         self._node = fetcher.node
         self._store = fetcher.store
@@ -32,6 +34,8 @@ class Writer:
         self._clock = clock
         self._nudge = nudge
         self._enabled = enabled
+        self.pending = pending
+        pending.deliver = self._deliver
         self._confirmer = Confirmer(self._store, clock, self._node.bound_s, self._node.watches)
 
     # -- writes ---------------------------------------------------------------------------------------------------
@@ -41,23 +45,43 @@ class Writer:
         when no node can serve what was replaced."""
         if not self._enabled:
             return NOTHING_DONE
-        node, counters = self._node, self._node.counters
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, events.PROBE if wait else 0)
-        counters.invalidations += 1
-        try:
-            change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
-        except L2Unavailable as error:
-            counters.invalidations_failed += 1
-            counters.l2_errors += 1
-            self._forget(plan)
-            raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
-        except BaseException:
-            self._forget(plan)  # cancelled: it may have happened
-            raise
+        self._node.counters.invalidations += 1
+        change: Change | None
+        if self.pending.holds_up(plan.shard):
+            change = await self._queued(plan, None)
+        else:
+            try:
+                change = await self._deliver(plan, events.PROBE if wait else 0)
+            except L2Unavailable as error:
+                self._node.counters.l2_errors += 1
+                change = await self._queued(plan, error)
+            except BaseException:
+                self._forget(plan)  # cancelled: it may have happened
+                raise
+        if change is None:
+            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+
+    async def _deliver(self, plan: Plan, flags: int = 0) -> Change:
+        """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
+        node = self._node
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, flags)
+        change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
         self._apply(plan, change)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
-        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+        return change
+
+    async def _queued(self, plan: Plan, error: L2Unavailable | None) -> Change | None:
+        """Have the plan wait for L2, behind those that do; where it stands if that was soon, None if it waits still.
+        `InvalidationFailed` when it may not wait, or has no room."""
+        waiting = self.pending.add(plan)
+        self._forget(plan)
+        if waiting is None:
+            self._node.counters.invalidations_failed += 1
+            why = error or "the queue of pending invalidations is full"
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {why}") from error
+        return None if error is not None else await self.pending.delivered(waiting)
 
     async def set(
         self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
@@ -66,6 +90,8 @@ class Writer:
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
             return NOTHING_DONE
+        if self.pending.holds_up(key.shard):
+            await self.pending.make_way(key.shard)
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         record = pack(value, rules, sent_at_s + node.server_clock.offset_s, ttl_s=ttl_s, tags=tags)

@@ -102,6 +102,11 @@ class Stats:
     """Values that did not enter L1, for the same reason on this node."""
     invalidations: int
     invalidations_failed: int
+    pending: int
+    """Invalidations that wait for L2 now."""
+    pending_delivered: int
+    pending_lost: int
+    """Invalidations that waited for L2 until this cache was closed."""
     records_corrupt: int
     l2_errors: int
     """Operations on L2 that failed or timed out."""

@@ -106,6 +106,8 @@ async def verbs(settings: Settings) -> None:
         assert_type(stats.shards[0].lease_left_s, float)
         cache.on_applied = on_applied
         await cache.probe()
+        assert_type(await cache.drain(1.5), bool)
+        assert_type(stats.pending, int)
         await cache.aclose()
 
 
@@ -114,6 +116,7 @@ async def receipts(receipt: Receipt) -> None:
     assert_type(str(receipt), str)
     assert_type(Receipt.parse("0.0123456789abcdef.1"), Receipt)
     assert_type(receipt.seq, int)
+    assert_type(receipt.status, str)
     assert_type(receipt.stored, bool)
     assert_type(receipt.targets, Mapping[str, int])
     assert_type(receipt.confirmed, tuple[str, ...])
