@@ -1,150 +1,32 @@
-"""`Cache`: the verbs and the lifecycle. A hit is written out in the verbs; everything else is a call below."""
+"""`Cache`: the verbs. A hit is written out in the verbs; everything else is a call below."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from cachebus import context
-from cachebus.cascade import Cascade, CascadeTable, Target
-from cachebus.clock import Clock, monotonic
-from cachebus.errors import ConfigError
-from cachebus.factory import Parts, World, build
+from cachebus.cascade import Target
+from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.keys import Key
-from cachebus.lifecycle import attach, figures, is_ready, stop
+from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
-from cachebus.node import OnApplied
-from cachebus.observe import Stats
-from cachebus.policy import Policy, Rules, check_ttl
-from cachebus.ports import Place
-from cachebus.receipt import Receipt
-from cachebus.settings import Settings
+from cachebus.policy import Rules, check_ttl
+from cachebus.receipt import Receipt, place_of
 from cachebus.source import Source, bind, call
-
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
 
 Id = str | int
 Contexts = tuple[Id | None, Id | None, Id | None]
 
 
-class Cache:
+class Cache(Life):
     """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
 
     Ids are str or int. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong to
     the event loop in which the cache was opened.
     """
-
-    def __init__(
-        self, settings: Settings | str | None = None, *, world: World | None = None, clock: Clock = monotonic
-    ) -> None:
-        self.settings = Settings.of(settings)
-        self._world = world
-        self._parts: Parts | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = 0
-        self._policies: dict[str, Policy] = {}
-        self._cascades: list[Cascade] = []
-        self._entries: dict[str, Any] = {}
-        self._clock = clock
-
-    # -- lifecycle ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, settings: Settings | str | None = None) -> Self:
-        """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
-        return cls(settings)
-
-    async def __aenter__(self) -> Self:
-        if self._parts is not None:
-            raise ConfigError("this cache is open already")
-        parts = build(self.settings, self._clock, self._world)
-        self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
-        for data_type, policy in self._policies.items():
-            parts.policies.register(data_type, policy)
-        for cascade in self._cascades:
-            parts.cascades.register(cascade)
-        if self.settings.enabled:
-            try:
-                await attach(parts)
-            except BaseException:
-                self._parts = None
-                await stop(parts)
-                raise
-        self._entries = parts.node.l1.entries
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Let loads end within `close_timeout_s`, hand back leases, leave the fleet. Closing twice is harmless."""
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            self._entries = {}
-            await stop(parts)
-
-    def _live(self) -> Parts:
-        parts = self._parts
-        if parts is None:
-            raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
-        if _forks != self._forks:  # before the loop, which is another one then as well
-            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigError("this cache belongs to another event loop: open one in each loop")
-        return parts
-
-    def ready(self) -> bool:
-        """Whether every shard's lease is live: for readiness probes."""
-        return is_ready(self._live())
-
-    def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
-        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
-        that does not fit its type; nothing is declared then."""
-        CascadeTable([*self._cascades, *cascades])
-        for data_type, policy in (policies or {}).items():
-            Rules(data_type, policy)
-        for cascade in cascades:
-            if self._parts is not None:
-                self._parts.cascades.register(cascade)
-            self._cascades.append(cascade)
-        for data_type, policy in (policies or {}).items():
-            if self._parts is not None:
-                self._parts.policies.register(data_type, policy)
-            self._policies[data_type] = policy
-
-    async def probe(self) -> None:
-        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable`."""
-        parts = self._live()
-        for shard in parts.node.shards:
-            await parts.heartbeat.probe(shard.index)
-
-    def stats(self) -> Stats:
-        """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
-        return figures(self._live())
-
-    @property
-    def on_applied(self) -> OnApplied | None:
-        """Called with (shard, epoch, seq, monotonic s) when a shard's applied seq moves: for tests and tools."""
-        return self._live().node.on_applied
-
-    @on_applied.setter
-    def on_applied(self, hook: OnApplied | None) -> None:
-        self._live().node.on_applied = hook
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -182,7 +64,7 @@ class Cache:
         key = None if name is None else parts.naming.known.get(name)
         if key is None:
             key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        place = None if after is None else _place(after)
+        place = None if after is None else place_of(after)
         if search_hierarchy:
             value = (await parts.reader.search(key, place, use_memory)).value
         else:
@@ -197,7 +79,7 @@ class Cache:
         parts = self._live()
         ids = list(dict.fromkeys(resource_ids))
         keys = [parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
-        values = await parts.reader.get_many(keys, _place(after)) if keys else []
+        values = await parts.reader.get_many(keys, place_of(after)) if keys else []
         return {
             i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not NOT_FOUND
         }
@@ -256,7 +138,7 @@ class Cache:
     ) -> Found:  # fmt: skip
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         found = await self._live().reader.get_or_load(
-            key, load, rules, after=_place(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
+            key, load, rules, after=place_of(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
             tags=tag_names(key, tags, rules), use_memory=use_memory,
         )  # fmt: skip
         return found._replace(value=None) if found.value is NOT_FOUND else found
@@ -277,14 +159,15 @@ class Cache:
     async def set(
         self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, ttl: float | None = None, *,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] = (), wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
 
-        Raises `NotSerializable`, `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
+        `wait="nodes"` returns when no node serves the former value; see `invalidate`. Raises `NotSerializable`,
+        `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
         """
         return await self._store(
-            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False
+            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False, wait
         )
 
     async def add(
@@ -303,8 +186,9 @@ class Cache:
 
     async def _store(
         self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None, contexts: Contexts,
-        ttl: float | None, tags: Sequence[str], if_absent: bool,
+        ttl: float | None, tags: Sequence[str], if_absent: bool, wait: str | None = None,
     ) -> Receipt:  # fmt: skip
+        check_wait(wait)
         parts = self._live()
         ttl_s = None if ttl is None else check_ttl(ttl)
         key = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
@@ -312,52 +196,66 @@ class Cache:
         tenant = tenant_of(data_type, tenant_id)
         plan = parts.planner.targets([Target(data_type, resource_id, *contexts)], tenant, on_set=True)
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent
-        )
+            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent,
+            wait=bool(wait),
+        )  # fmt: skip
 
     async def invalidate(
         self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, *, contexts: str = "exact",
+        wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
-        This key exactly; with `contexts="all"`, and no context id, the id in every context too. Raises
-        `InvalidationFailed` when it is not sure to have happened: repeat it then.
+        This key exactly; with `contexts="all"`, and no context id, the id in every context too. `wait="nodes"` returns
+        when every node has applied it, which takes about as long as an event, or has lost its lease, at most the
+        staleness bound: the receipt then names both, and no read that begins after that gives what was replaced.
+        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then. With `pending_max` in the
+        settings it may wait in memory for L2 instead: the receipt's `status` is then "pending", whatever `wait` says.
         """
+        check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"))
+        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"), wait=bool(wait))
 
     delete = invalidate
     """Remove a value: the same promise under its other name."""
 
     async def invalidate_targets(
-        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False
-    ) -> Receipt:
+        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False,
+        wait: str | None = None,
+    ) -> Receipt:  # fmt: skip
         """Several targets of one tenant, and their cascades, in one atomic step."""
+        check_wait(wait)
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
         tenant = tenant_of(targets[0].data_type, tenant_id)
-        return await parts.writer.invalidate(parts.planner.targets(targets, tenant, all_contexts=all_contexts))
+        plan = parts.planner.targets(targets, tenant, all_contexts=all_contexts)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(
         self, tenant_id: Id | None = None, data_type: str | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, *, wait: str | None = None,
     ) -> Receipt:  # fmt: skip
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
+        check_wait(wait)
         parts = self._live()
         tenant = tenant_of(data_type or "", tenant_id)
         contexts = agent_id, conversation_id, collection_id
-        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts))
+        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
 
-    async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
+    async def invalidate_tags(
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
+    ) -> Receipt:
         """All values of a tenant that were stored with any of these tags."""
+        check_wait(wait)
         parts = self._live()
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        return await parts.writer.invalidate(parts.planner.tags(tenant_of("", tenant_id), tags))
+        plan = parts.planner.tags(tenant_of("", tenant_id), tags)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     # -- counters -------------------------------------------------------------------------------------------------
 
@@ -379,22 +277,3 @@ class Cache:
         if not self.settings.enabled:
             return 0
         return await parts.writer.count(key, value, request_id, expires)
-
-    # -- helpers --------------------------------------------------------------------------------------------------
-
-    def rules(self, data_type: str) -> Rules:
-        """The rules of a data type."""
-        return self._live().policies.rules(data_type)
-
-    def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
-        """The validated key of these parts, with the ambient tenant where none is given."""
-        return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)
-
-
-def _place(after: Receipt | str | None) -> Place | None:
-    if after is None:
-        return None
-    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
-    if receipt.status == "pending":
-        raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
-    return receipt.place

@@ -11,7 +11,8 @@ offset  bytes
 47            body: msgpack [keys, names, origin, flags]
 ```
 The script fills in all before the CRC; the body is made by the one who invalidates. `keys` are names as in L1, `names`
-those of scopes and tags. On the same channel "CBW" and a key's L1 name say: the fill that you waited for is there.
+those of scopes and tags. `flags`: 1 = somebody waits for the nodes, each is to probe at once; a reader goes by what it
+knows of them. On the same channel "CBW" and a key's L1 name say: the fill that you waited for is there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ MAGIC = b"CB1"
 WAKE = b"CBW"
 HEAD = Struct(">3s16sQQQI")
 CRC = Struct(">I")
+
+
+PROBE = 1
+"""The flag that asks every node to probe at once."""
 
 
 class CorruptEvent(ValueError):
@@ -44,23 +49,23 @@ class Body(msgspec.Struct, array_like=True, gc=False):
 class Event:
     """One event: its place in the shard's history, and what it replaces."""
 
-    __slots__ = ("epoch", "floor", "keys", "names", "origin", "published_us", "seq")
+    __slots__ = ("epoch", "flags", "floor", "keys", "names", "origin", "published_us", "seq")
 
     def __init__(
         self, epoch: bytes, seq: int, floor: int, published_us: int,
-        keys: Sequence[str], names: Sequence[str], origin: str = "",
+        keys: Sequence[str], names: Sequence[str], origin: str = "", flags: int = 0,
     ) -> None:  # fmt: skip
         self.epoch, self.seq, self.floor, self.published_us = epoch, seq, floor, published_us
-        self.keys, self.names, self.origin = keys, names, origin
+        self.keys, self.names, self.origin, self.flags = keys, names, origin, flags
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 
 
-def encode_body(keys: Sequence[str], names: Sequence[str], origin: str) -> bytes:
+def encode_body(keys: Sequence[str], names: Sequence[str], origin: str, flags: int = 0) -> bytes:
     """CRC and body: the part of an event that its publisher writes."""
-    body = _encoder.encode(Body(list(keys), list(names), origin))
+    body = _encoder.encode(Body(list(keys), list(names), origin, flags))
     return CRC.pack(crc32(body)) + body
 
 
@@ -86,4 +91,4 @@ def decode(data: bytes) -> Event:
         told = _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptEvent(str(error)) from None
-    return Event(epoch, seq, floor, published_us, told.keys, told.names, told.origin)
+    return Event(epoch, seq, floor, published_us, told.keys, told.names, told.origin, told.flags)

@@ -24,6 +24,7 @@ from cachebus.loading import Waiters
 from cachebus.naming import Naming
 from cachebus.node import Node
 from cachebus.observe import Counters
+from cachebus.pending import Pending
 from cachebus.plan import Planner
 from cachebus.policy import PolicyTable
 from cachebus.ports import Bus, Listener, Store
@@ -83,7 +84,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world)
     heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
-    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock)
+    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)
     keyspace = Keyspace(settings.shards)
@@ -95,7 +96,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         outage_is_miss=settings.on_outage == "miss",
         enabled=settings.enabled,
     )
-    writer = Writer(fetcher, bus, clock, heartbeat.nudge, enabled=settings.enabled)
+    pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
+    writer = Writer(fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled)
     heartbeat.repeat = writer.repeat
     planner = Planner(keyspace, cascades)
     return Parts(

@@ -62,6 +62,11 @@ class Fetcher:
         """What `one` gives, for keys of one shard, in one round trip."""
         if not keys:
             return []
+        if self.node.withheld is not None:
+            asked = [key for key in keys if not self.node.withheld.covers(key)]
+            if len(asked) < len(keys):
+                values = dict(zip([key.l1 for key in asked], await self.many(asked, after, enter=enter), strict=True))
+                return [values.get(key.l1, MISSING) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
             return await self.validated(keys, after, enter=enter)
         before = self.before(keys[0])
@@ -165,6 +170,8 @@ class Fetcher:
         shard = self._shards[key.shard]
         if record.epoch == shard.epoch and shard.hides(record.seq, (*key.names, *record.tags) if shard.marks else ()):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
+        if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
+            return MISSING  # this node knows better, and L2 will
         rules = self.policies.rules(key.family.data_type)
         try:
             value = unpack(record, rules)

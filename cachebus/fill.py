@@ -134,6 +134,9 @@ class Filler:
         except (NotSerializable, ValueTooLarge) as error:
             self.release()
             return self._uncached(found, error)
+        if self._node.withheld is not None and self._node.withheld.covers(self.key, self._tags):
+            self.release()  # it may have been read before an invalidation that L2 does not know of yet
+            return found._replace(value=value)
         self._let_go()
         found = found._replace(value=value)
         record.epoch, record.seq = granted.epoch, granted.seq

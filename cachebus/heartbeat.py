@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 import anyio
 from loguru import logger
@@ -37,6 +38,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._grace_s = grace_s
         self._attention = [asyncio.Event() for _ in node.shards]
+        self._asked = [False] * len(node.shards)
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
@@ -47,6 +49,11 @@ class Heartbeat:
 
     def nudge(self, shard: int) -> None:
         """Tend the shard soon: something is missing."""
+        self._attention[shard].set()
+
+    def prompt(self, shard: int) -> None:
+        """Probe the shard at once, with what is applied by now: somebody waits for this node's line."""
+        self._asked[shard] = True
         self._attention[shard].set()
 
     async def attach(self) -> None:
@@ -128,10 +135,13 @@ class Heartbeat:
 
     async def _tend(self, shard: int) -> None:
         """One turn: probe, heal, then rest until the next turn is due or something is missing."""
-        await self.probe(shard)
-        await self._repeat(shard)
         attention = self._attention[shard]
         attention.clear()
+        self._asked[shard] = False
+        await self.probe(shard)
+        await self._repeat(shard)
+        if self._asked[shard]:
+            return  # the probe was sent before the event came: it did not tell of it
         try:
             async with asyncio.timeout(self._interval_s):
                 await attention.wait()
@@ -166,10 +176,19 @@ class Heartbeat:
     async def _heal(self, shard: int) -> None:
         """Give a hole the time that a reordered message needs, then read the log."""
         view = self._node.shards[shard]
+        if view.hole and self._grace_s:
+            await self._be_patient(shard)
         if view.hole:
-            await asyncio.sleep(self._grace_s * random.uniform(0.8, 1.2))
-            if view.hole:
-                await self.receiver.catch_up(shard)
+            await self.receiver.catch_up(shard)
+
+    async def _be_patient(self, shard: int) -> None:
+        """Wait for what is missing; who is asked to probe at once goes on as soon as it has come."""
+        attention = self._attention[shard]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_s * random.uniform(0.8, 1.2)):
+                while self._node.shards[shard].hole:
+                    attention.clear()
+                    await attention.wait()
 
     def _notice_suspension(self) -> None:
         """A suspended machine's monotonic clock stands still: what the lease promised has long run out."""

@@ -215,18 +215,20 @@ async def invalidate_coordinated(
     agent_id: Id | None = None,
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
+    *,
+    wait: str | None = None,
 ) -> Counts:
     """Replace a resource and what depends on it, in one atomic step; returns `{data_type: targets}` with `.receipt`.
 
     `related_invalidations`: mappings of `data_type`, `resource_id` ("*" = the whole scope) and optional context ids,
     which are inherited from the call where they are not given. Declared cascades are followed. Where a target has no
-    context ids at all, its id is meant in every context.
+    context ids at all, its id is meant in every context. `wait="nodes"`: see `Cache.invalidate`.
     """
     cache = current_cache()
     around = (agent_id, conversation_id, collection_id)
     primary = target(primary_data_type, primary_resource_id, around)
     targets = coordinated(primary, related_invalidations or (), around)
-    receipt = await cache.invalidate_targets(targets, tenant_id, all_contexts=True)
+    receipt = await cache.invalidate_targets(targets, tenant_id, all_contexts=True, wait=wait)
     counts = Counts(receipt.targets)
     counts.receipt = receipt
     return counts
@@ -239,11 +241,14 @@ async def invalidate_resource_cache(
     agent_id: Id | None = None,
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
+    *,
+    wait: str | None = None,
 ) -> bool:
-    """Replace one resource: in the given contexts, or in all where none are given. True, or `InvalidationFailed`."""
+    """Replace one resource: in the given contexts, or in all where none are given. True; False while it
+    is pending (see `Settings.pending_max`); or `InvalidationFailed`."""
     one = target(data_type, resource_id, (agent_id, conversation_id, collection_id))
-    await current_cache().invalidate_targets([one], tenant_id, all_contexts=True)
-    return True
+    receipt = await current_cache().invalidate_targets([one], tenant_id, all_contexts=True, wait=wait)
+    return receipt.status != "pending"
 
 
 # -- counters --------------------------------------------------------------------------------------------

@@ -1,14 +1,34 @@
-"""A cache's parts brought to life, looked at, and brought to rest."""
+"""A cache's life: its parts brought to life, looked at, and brought to rest."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
 
 from loguru import logger
 
-from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
-from cachebus.factory import Parts
+from cachebus.cascade import Cascade, CascadeTable
+from cachebus.clock import Clock, monotonic
+from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
+from cachebus.factory import Parts, World, build
+from cachebus.keys import Key, Part
+from cachebus.node import OnApplied
 from cachebus.observe import Stats
+from cachebus.policy import Policy, Rules
+from cachebus.settings import Settings
+
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 async def attach(parts: Parts) -> None:
@@ -33,7 +53,10 @@ async def stop(parts: Parts) -> None:
     """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
     settings = parts.settings
     try:
-        await parts.reader.flights.close(settings.close_timeout_s)
+        await asyncio.gather(
+            parts.reader.flights.close(settings.close_timeout_s),
+            parts.writer.pending.close(settings.close_timeout_s),
+        )
         await parts.heartbeat.stop()
         if settings.enabled:
             there = [shard.index for shard in parts.node.shards if shard.epoch]
@@ -45,6 +68,7 @@ async def stop(parts: Parts) -> None:
         logger.debug("could not take leave of L2: {}", error)
     finally:
         parts.heartbeat.cancel()
+        parts.writer.pending.abandon()
         await parts.bus.close()
         await parts.store.close()
         parts.node.l1.clear()
@@ -77,8 +101,123 @@ def figures(parts: Parts) -> Stats:
         l2_connected=parts.store.connected,
         bus_connected=parts.bus.connected,
         flights=len(parts.reader.flights),
+        pending=parts.writer.pending.depth,
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),
         bus_lag=counters.bus_lag.snapshot(),
         **counts,
     )
+
+
+class Life:
+    """What every cache has beside its verbs: how it is opened, set up, looked at and closed."""
+
+    def __init__(
+        self, settings: Settings | str | None = None, *, world: World | None = None, clock: Clock = monotonic
+    ) -> None:
+        self.settings = Settings.of(settings)
+        self._world = world
+        self._parts: Parts | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = 0
+        self._policies: dict[str, Policy] = {}
+        self._cascades: list[Cascade] = []
+        self._entries: dict[str, Any] = {}
+        self._clock = clock
+
+    @classmethod
+    def open(cls, settings: Settings | str | None = None) -> Self:
+        """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
+        return cls(settings)
+
+    async def __aenter__(self) -> Self:
+        if self._parts is not None:
+            raise ConfigError("this cache is open already")
+        parts = build(self.settings, self._clock, self._world)
+        self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
+        for data_type, policy in self._policies.items():
+            parts.policies.register(data_type, policy)
+        for cascade in self._cascades:
+            parts.cascades.register(cascade)
+        if self.settings.enabled:
+            try:
+                await attach(parts)
+            except BaseException:
+                self._parts = None
+                await stop(parts)
+                raise
+        self._entries = parts.node.l1.entries
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back leases, leave the
+        fleet. What is still pending then is lost, counted and logged. Closing twice is harmless."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            self._entries = {}
+            await stop(parts)
+
+    def _live(self) -> Parts:
+        parts = self._parts
+        if parts is None:
+            raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
+        if _forks != self._forks:  # before the loop, which is another one then as well
+            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError("this cache belongs to another event loop: open one in each loop")
+        return parts
+
+    def ready(self) -> bool:
+        """Whether every shard's lease is live: for readiness probes."""
+        return is_ready(self._live())
+
+    def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
+        """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
+        that does not fit its type; nothing is declared then."""
+        CascadeTable([*self._cascades, *cascades])
+        for data_type, policy in (policies or {}).items():
+            Rules(data_type, policy)
+        for cascade in cascades:
+            if self._parts is not None:
+                self._parts.cascades.register(cascade)
+            self._cascades.append(cascade)
+        for data_type, policy in (policies or {}).items():
+            if self._parts is not None:
+                self._parts.policies.register(data_type, policy)
+            self._policies[data_type] = policy
+
+    async def probe(self) -> None:
+        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable`."""
+        parts = self._live()
+        for shard in parts.node.shards:
+            await parts.heartbeat.probe(shard.index)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""
+        return await self._live().writer.pending.drain(timeout_s)
+
+    def stats(self) -> Stats:
+        """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
+        return figures(self._live())
+
+    @property
+    def on_applied(self) -> OnApplied | None:
+        """Called with (shard, epoch, seq, monotonic s) when a shard's applied seq moves: for tests and tools."""
+        return self._live().node.on_applied
+
+    @on_applied.setter
+    def on_applied(self, hook: OnApplied | None) -> None:
+        self._live().node.on_applied = hook
+
+    def rules(self, data_type: str) -> Rules:
+        """The rules of a data type."""
+        return self._live().policies.rules(data_type)
+
+    def key(self, data_type: str, resource_id: Part, tenant_id: Part | None, *contexts: Part | None) -> Key:
+        """The validated key of these parts, with the ambient tenant where none is given."""
+        return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)

@@ -14,11 +14,13 @@ from typing import cast
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
 from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
+from cachebus.confirm import Watch
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import Caller, ProbeReply
 from cachebus.record import Record
+from cachebus.withheld import Withheld
 
 INF = float("inf")
 OnApplied = Callable[[int, str, int, float], None]
@@ -66,6 +68,10 @@ class Node:
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
+        self.withheld: Withheld | None = None
+        """What may not be believed, while this node has invalidations that L2 has not heard of."""
+        self.watches = [Watch() for _ in range(shards)]
+        """What is known of the register of all nodes, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.untidy = False
@@ -184,6 +190,7 @@ class Node:
         if view.epoch != reply.epoch:
             self.server_clocks[shard] = OtherClock()  # perhaps another machine's now
         self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
+        self.watches[shard].saw(reply.register, now_s)
         self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
 
     def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: int = BEYOND) -> None:
@@ -262,7 +269,8 @@ class Node:
         """
         view = self.shards[key.shard]
         names = (*key.names, *record.tags) if view.marks else ()
-        if not view.admits(reservation, key.l1, names, record.epoch, record.seq):
+        withheld = self.withheld is not None and self.withheld.covers(key, record.tags)
+        if withheld or not view.admits(reservation, key.l1, names, record.epoch, record.seq):
             self.counters.entries_refused += 1
             return False
         present = self.l1.entries.get(key.l1)
@@ -298,6 +306,8 @@ class Node:
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
+        if self.withheld is not None and self.withheld.covers(key):
+            return
         if view.admits(reservation, key.l1, key.names if view.marks else (), view.epoch, reservation.applied):
             until = grid(read_started_s + self.bound_s, self.bound_s)
             self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)

@@ -41,6 +41,8 @@ class ProbeReply(NamedTuple):
     floor: int
     server_us: int
     marks: dict[str, int] | None
+    register: bytes = b""
+    """The name of the shard's register of nodes; another one whenever lines may have been lost."""
 
 
 class ReadReply(NamedTuple):
@@ -49,6 +51,15 @@ class ReadReply(NamedTuple):
     epoch: bytes
     seq: int
     records: list[bytes | None]
+
+
+class Register(NamedTuple):
+    """The nodes' lines as they stand: for each id how far it has applied this epoch (0: nothing), and when by the
+    store's clock (µs) it last asked something, which tells one line from the next."""
+
+    epoch: bytes
+    name: bytes
+    lines: dict[str, tuple[int, int]]
 
 
 class Leased(Enum):
@@ -107,6 +118,11 @@ class Store(Protocol):
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """The shard's place, floor and clock; leaves the caller's line among the nodes."""
+        ...
+
+    async def register(self, shard: int, caller: Caller) -> Register:
+        """Every node's line, the caller's own brought up to date first. A node silent for a minute is left out some
+        time after."""
         ...
 
     async def leave(self, shard: int, caller: Caller) -> None:

@@ -51,7 +51,9 @@ class Reader:
                 counters.l1_hits += 1
                 return _handed_out(entry)
         try:
-            if after is None and self._enabled and self._fetch.may_judge(self._shards[key.shard], None):
+            if self._node.withheld is not None and self._node.withheld.covers(key):
+                value = MISSING
+            elif after is None and self._enabled and self._fetch.may_judge(self._shards[key.shard], None):
                 # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.
                 before = self._fetch.before(key)
                 data = await self._store.get(key)
@@ -247,9 +249,10 @@ class Reader:
             return await self._load(flight, key, load, rules)
         filler = Filler(self._fetch, key, rules, self._lease_ms, ttl_s=ttl_s, tags=tags, enter=use_memory and rules.l1)
         lease = None
+        withheld = self._node.withheld is not None and self._node.withheld.covers(key, tags)
         try:
             value = await self._fetch.one(key, after, enter=use_memory)
-            if value is MISSING:
+            if value is MISSING and not withheld:
                 flight.started_s = self._clock()  # what comes now is no plain get's
                 lease = await self._lease(flight, filler)
                 value = filler.value_of(lease.record) if lease.outcome is Leased.HIT else MISSING

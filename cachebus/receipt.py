@@ -22,10 +22,15 @@ class Receipt(msgspec.Struct, frozen=True):
     epoch: str
     seq: int
     status: str = "applied"
+    """"applied"; or "pending": it waits on this node for L2, and stands for nothing yet."""
     stored: bool = True
     """False when nothing was stored: `add` found a value, or the cache is disabled."""
     targets: Mapping[str, int] = msgspec.field(default_factory=dict)
     """How many keys and scopes were addressed, by data type."""
+    confirmed: tuple[str, ...] = ()
+    """After `wait="nodes"`: the ids of the nodes that have applied it."""
+    lapsed: tuple[str, ...] = ()
+    """After `wait="nodes"`: the ids of those that have not, and may serve nothing from their memory until they do."""
 
     @property
     def place(self) -> Place:
@@ -46,3 +51,13 @@ class Receipt(msgspec.Struct, frozen=True):
 
 NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)
 """The receipt of a disabled cache."""
+
+
+def place_of(after: Receipt | str | None) -> Place | None:
+    """The place that a read must have seen; `ValueError` for what is no receipt, or a pending one."""
+    if after is None:
+        return None
+    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
+    if receipt.status == "pending":
+        raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
+    return receipt.place

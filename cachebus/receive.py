@@ -20,11 +20,20 @@ LOG_BATCH = 1000
 class Receiver:
     """Turns messages of the bus, and entries of the log, into state of the node."""
 
-    def __init__(self, node: Node, store: Store, waiters: Waiters, nudge: Callable[[int], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        node: Node,
+        store: Store,
+        waiters: Waiters,
+        nudge: Callable[[int], None],
+        clock: Clock,
+        prompt: Callable[[int], None],
+    ) -> None:
         self._node = node
         self._store = store
         self._waiters = waiters
         self._nudge = nudge
+        self._prompt = prompt
         self._clock = clock
 
     def on_message(self, shard: int, message: bytes) -> None:
@@ -50,6 +59,8 @@ class Receiver:
             )
         elif heard is not Heard.OLD:
             self._nudge(shard)
+        if event.flags & events.PROBE:
+            self._prompt(shard)
 
     async def catch_up(self, shard: int) -> None:
         """Apply what the bus has not brought, from the log; `L2Unavailable`."""
@@ -81,6 +92,8 @@ class Receiver:
             if event.seq != seq or event.epoch != view.epoch:
                 return False
             self._node.hear(shard, event)
+            if event.flags & events.PROBE:
+                self._prompt(shard)
         return True
 
     async def begin(self, shard: int, cause: str) -> None:

@@ -6,23 +6,28 @@ from collections.abc import Callable, Sequence
 
 from cachebus import event as events
 from cachebus.clock import Clock
+from cachebus.confirm import Confirmed, Confirmer
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
 from cachebus.journal import Journal
 from cachebus.keys import Key
 from cachebus.packing import as_others_see_it, keep_ms, pack
+from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Rules
-from cachebus.ports import Bus, Change
+from cachebus.ports import Bus, Change, Place
 from cachebus.receipt import NOTHING_DONE, Receipt
+
+NOBODY_ASKED = Confirmed()
 
 
 class Writer:
     """Writes and invalidations of one cache."""
 
     def __init__(
-        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], *, enabled: bool
-    ) -> None:
+        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], pending: Pending, *,
+        enabled: bool,
+    ) -> None:  # fmt: skip
         self._fetch = fetcher
         self._node = fetcher.node
         self._store = fetcher.store
@@ -31,55 +36,81 @@ class Writer:
         self._nudge = nudge
         self._enabled = enabled
         self._journal = Journal(clock)
+        self.pending = pending
+        pending.deliver = self._deliver
+        self._confirmer = Confirmer(self._store, clock, self._node.bound_s, self._node.watches)
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
-    async def invalidate(self, plan: Plan) -> Receipt:
-        """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure."""
+    async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
+        """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return
+        when no node can serve what was replaced."""
         if not self._enabled:
             return NOTHING_DONE
-        node, counters = self._node, self._node.counters
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id)
-        counters.invalidations += 1
-        try:
-            change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
-        except L2Unavailable as error:
-            counters.invalidations_failed += 1
-            counters.l2_errors += 1
-            self._forget(plan)
-            raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
-        except BaseException:
-            self._forget(plan)  # cancelled: it may have happened
-            raise
+        self._node.counters.invalidations += 1
+        change: Change | None
+        if self.pending.holds_up(plan.shard):
+            change = await self._queued(plan, None)
+        else:
+            try:
+                change = await self._deliver(plan, events.PROBE if wait else 0)
+            except L2Unavailable as error:
+                self._node.counters.l2_errors += 1
+                change = await self._queued(plan, error)
+            except BaseException:
+                self._forget(plan)  # cancelled: it may have happened
+                raise
+        if change is None:
+            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+
+    async def _deliver(self, plan: Plan, flags: int = 0) -> Change:
+        """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
+        node = self._node
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, flags)
+        change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
         self._apply(plan, change)
         self._journal.note(plan, change.epoch)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
-        return self._receipt(plan, change)
+        return change
+
+    async def _queued(self, plan: Plan, error: L2Unavailable | None) -> Change | None:
+        """Have the plan wait for L2, behind those that do; where it stands if that was soon, None if it waits still.
+        `InvalidationFailed` when it may not wait, or has no room."""
+        waiting = self.pending.add(plan)
+        self._forget(plan)
+        if waiting is None:
+            self._node.counters.invalidations_failed += 1
+            why = error or "the queue of pending invalidations is full"
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {why}") from error
+        return None if error is not None else await self.pending.delivered(waiting)
 
     async def repeat(self, shard: int) -> None:
         """Say again what was said of a shard before its present epoch: whoever acknowledged it may have been deposed
-        by then. `InvalidationFailed` when that is not sure to have happened; the next try says it all."""
+        by then. `L2Unavailable` when that is not sure to have happened; the next try says it all."""
         epoch, asked_s = self._node.shards[shard].epoch, self._clock()
         lost = self._journal.lost(shard, epoch)
         for plan in lost:
-            await self.invalidate(plan)
+            await self._deliver(plan)
         if lost:
             self._node.counters.invalidations_repeated += len(lost)
             self._journal.repeated(shard, epoch, asked_s)
 
     async def set(
         self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
-        if_absent: bool = False,
+        if_absent: bool = False, wait: bool = False,
     ) -> Receipt:  # fmt: skip
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
             return NOTHING_DONE
+        if self.pending.holds_up(key.shard):
+            await self.pending.make_way(key.shard)
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         record = pack(value, rules, sent_at_s + node.server_clocks[key.shard].offset_s, ttl_s=ttl_s, tags=tags)
         stored = as_others_see_it(record, rules)
-        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id)
+        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id, events.PROBE if wait else 0)
         try:
             change = await self._store.write(
                 key, node.caller(key.shard), record, keep_ms(record, rules), body,
@@ -101,7 +132,7 @@ class Writer:
         record.epoch, record.seq = change.epoch, change.seq
         if rules.l1:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
-        return self._receipt(plan, change)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
         """Add to a counter in L2 and give its value; `L2Unavailable`."""
@@ -133,5 +164,15 @@ class Writer:
             self._node.void(plan.shard, "unknown")
             self._nudge(plan.shard)
 
-    def _receipt(self, plan: Plan, change: Change) -> Receipt:
-        return Receipt(plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets)
+    async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
+        """The receipt, once every other node has applied the change, or can't serve what it replaced."""
+        place = Place(change.epoch, change.seq)
+        nodes = await self._confirmer.wait(plan.shard, place, lambda: self._node.caller(plan.shard))
+        return self._receipt(plan, change, nodes)
+
+    @staticmethod
+    def _receipt(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> Receipt:
+        return Receipt(
+            plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets,
+            confirmed=nodes.confirmed, lapsed=nodes.lapsed,
+        )  # fmt: skip

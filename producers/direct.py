@@ -9,12 +9,13 @@ from typing import Any, Self
 from cachebus import event as events
 from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.clock import monotonic
+from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import redis_store, route_of
 from cachebus.keys import Keyspace
 from cachebus.naming import check_contexts, tenant_of
 from cachebus.plan import Plan, Planner, coordinated, target
-from cachebus.ports import Caller, Store
+from cachebus.ports import Caller, Place, Store
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 
@@ -35,6 +36,7 @@ class DirectProducer:
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
         self._planner = Planner(Keyspace(self.settings.shards), CascadeTable(cascades))
         self._store: Store | None = None
+        self._watches = [Watch() for _ in range(self.settings.shards)]
 
     @classmethod
     def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
@@ -68,12 +70,17 @@ class DirectProducer:
         collection_id: Id | None = None,
         *,
         contexts: str = "exact",
+        wait: str | None = None,
     ) -> Receipt:
-        """As `Cache.invalidate`: one resource and its cascades."""
+        """As `Cache.invalidate`: one resource and its cascades.
+
+        A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard
+        lasts the whole staleness bound, which its settings must share with the caches'.
+        """
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         one = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
         tenant = tenant_of(data_type, tenant_id)
-        return await self._send(self._planner.targets([one], tenant, all_contexts=contexts == "all"))
+        return await self._send(self._planner.targets([one], tenant, all_contexts=contexts == "all"), wait)
 
     async def invalidate_scope(
         self,
@@ -82,16 +89,20 @@ class DirectProducer:
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
+        *,
+        wait: str | None = None,
     ) -> Receipt:
         """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
         contexts = agent_id, conversation_id, collection_id
-        return await self._send(self._planner.scope(tenant_of(data_type or "", tenant_id), data_type, contexts))
+        return await self._send(self._planner.scope(tenant_of(data_type or "", tenant_id), data_type, contexts), wait)
 
-    async def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None) -> Receipt:
+    async def invalidate_tags(
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
+    ) -> Receipt:
         """As `Cache.invalidate_tags`."""
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        return await self._send(self._planner.tags(tenant_of("", tenant_id), tags))
+        return await self._send(self._planner.tags(tenant_of("", tenant_id), tags), wait)
 
     async def invalidate_coordinated(
         self,
@@ -102,21 +113,31 @@ class DirectProducer:
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
+        *,
+        wait: str | None = None,
     ) -> Receipt:
         """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
         contexts = agent_id, conversation_id, collection_id
         primary = target(primary_data_type, primary_resource_id, contexts)
         targets = coordinated(primary, related_invalidations or (), contexts)
-        return await self._send(self._planner.targets(targets, tenant_id, all_contexts=True))
+        return await self._send(self._planner.targets(targets, tenant_id, all_contexts=True), wait)
 
-    async def _send(self, plan: Plan) -> Receipt:
+    async def _send(self, plan: Plan, wait: str | None) -> Receipt:
+        check_wait(wait)
         store = self._store
         if store is None:
             raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, "")
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, "", events.PROBE if wait else 0)
         try:
             await store.connect()
             change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
-        return Receipt(plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets))
+        nodes = Confirmed()
+        if wait:
+            confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
+            nodes = await confirmer.wait(plan.shard, Place(change.epoch, change.seq), lambda: _NOBODY)
+        return Receipt(
+            plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
+            confirmed=nodes.confirmed, lapsed=nodes.lapsed,
+        )  # fmt: skip

@@ -14,10 +14,11 @@ from cachebus import record as records
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
-from cachebus.ports import Caller, Change, Leased, LeaseReply, LogEntry, ProbeReply, ReadReply
+from cachebus.ports import Caller, Change, Leased, LeaseReply, LogEntry, ProbeReply, ReadReply, Register
 from cachebus.record import Record
 
 REQUEST_S = 60.0
+SILENT_S = 60.0
 
 
 def _no_listener(message: bytes) -> None:
@@ -43,6 +44,7 @@ class MemoryShard:
         self.marks: dict[str, int] = {}
         self.messages: dict[int, bytes] = {}
         self.nodes: dict[str, tuple[int, float]] = {}
+        self.register_name = b""
         self.records: dict[str, tuple[bytes, float]] = {}
         self.leases: dict[str, tuple[bytes, str, float, bool]] = {}
         self.counters: dict[str, tuple[int, float]] = {}
@@ -56,9 +58,11 @@ class MemoryShard:
         if not self.epoch or self.meta_server != self.server or lost or len(self.marks) != self.marked:
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server, self.floor, self.marked = self.server, 0, 0
-            self.marks, self.messages, self.nodes = {}, {}, {}
+            self.marks, self.messages, self.nodes, self.register_name = {}, {}, {}, b""
         if caller.node:
-            self.nodes[caller.node] = (caller.applied, self.clock())
+            if not self.nodes:
+                self.register_name = self.new_epoch()
+            self.nodes[caller.node] = (caller.applied if caller.epoch == self.epoch else 0, self.clock())
 
     def hidden(self, record: Record, names: Sequence[str]) -> bool:
         """Whether a record may not be believed."""
@@ -114,8 +118,19 @@ class MemoryShard:
     def probe(self, caller: Caller, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.arrive(caller)
+        now = self.clock()
+        silent = [node for node, (_, at) in self.nodes.items() if at < now - SILENT_S]
+        if silent:
+            self.nodes = {node: line for node, line in self.nodes.items() if node not in silent}
+            self.register_name = self.new_epoch()
         given = dict(self.marks) if marks else None
-        return ProbeReply(self.epoch, self.seq, self.floor, int(self.clock() * 1_000_000), given)
+        return ProbeReply(self.epoch, self.seq, self.floor, int(now * 1_000_000), given, self.register_name)
+
+    def register(self, caller: Caller) -> Register:
+        """See `Store.register`."""
+        self.arrive(caller)
+        lines = {node: (applied, int(at * 1_000_000)) for node, (applied, at) in self.nodes.items()}
+        return Register(self.epoch, self.register_name, lines)
 
     def leave(self, caller: Caller) -> None:
         """See `Store.leave`."""
@@ -292,6 +307,10 @@ class MemoryStore:
         reply = self._shard(shard).probe(caller, marks)
         self.checked[shard] = True
         return reply
+
+    async def register(self, shard: int, caller: Caller) -> Register:
+        """See `Store.register`."""
+        return self._shard(shard).register(caller)
 
     async def leave(self, shard: int, caller: Caller) -> None:
         """See `Store.leave`."""

@@ -27,13 +27,14 @@ from cachebus.ports import (
     LogEntry,
     ProbeReply,
     ReadReply,
+    Register,
 )
 from cachebus.record import Record
 from cachebus.resp import Links, Route, Script
 
 PRUNE_EVERY_S = 10.0
 SILENT_US = 60_000_000
-_SCRIPTS = ("probe", "leave", "read", "lease", "hold", "fill", "invalidate", "write", "counter")
+_SCRIPTS = ("probe", "register", "leave", "read", "lease", "hold", "fill", "invalidate", "write", "counter")
 
 
 def load_scripts() -> dict[str, Script]:
@@ -122,7 +123,7 @@ class RedisStore:
             self._pruned_at[shard] = now
         args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
         try:
-            epoch, seq, floor, server_us, flat = await self._run("probe", shard, caller, (), args)
+            epoch, seq, floor, server_us, flat, register = await self._run("probe", shard, caller, (), args)
         except L2Unavailable as error:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
             # (A Cluster that is moving this shard has answered.)
@@ -137,7 +138,13 @@ class RedisStore:
         if marks:
             flat = flat or ()
             found = {name.decode(): int(float(mark)) for name, mark in zip(flat[::2], flat[1::2], strict=True)}
-        return ProbeReply(epoch, seq, floor, int(server_us), found)
+        return ProbeReply(epoch, seq, floor, int(server_us), found, register)
+
+    async def register(self, shard: int, caller: Caller) -> Register:
+        """Every node's line, the caller's own brought up to date first."""
+        epoch, _, name, flat = await self._run("register", shard, caller, (), ())
+        lines = {node.decode(): line.split(b":") for node, line in zip(flat[::2], flat[1::2], strict=True)}
+        return Register(epoch, name, {node: (int(applied), int(at_us)) for node, (applied, at_us) in lines.items()})
 
     def _hops(self, shard: int) -> int:
         return 0 if self._follower is None else self._follower.hops[shard]

@@ -36,6 +36,8 @@ _COUNTS = {
     "invalidations": ("invalidations", "Invalidations asked of L2"),
     "invalidations_failed": ("invalidations_failed", "Invalidations that were not sure to have happened"),
     "invalidations_repeated": ("invalidations_repeated", "Invalidations said again after a failover or loss of L2"),
+    "pending_delivered": ("pending_delivered", "Invalidations that waited for L2, and were delivered"),
+    "pending_lost": ("pending_lost", "Invalidations that waited for L2 until the cache was closed"),
     "records_corrupt": ("records_corrupt", "Records in L2 that could not be read"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),
@@ -44,6 +46,7 @@ _GAUGES = {
     "l1_entries": "Entries in L1",
     "l1_bytes": "Estimated size of L1 in bytes",
     "flights": "Loads under way",
+    "pending": "Invalidations that wait for L2",
     "l2_connected": "Whether L2 is connected",
     "bus_connected": "Whether the bus is connected",
 }

@@ -104,6 +104,11 @@ class Stats:
     invalidations_failed: int
     invalidations_repeated: int
     """Said again to L2 after it began another epoch, since what acknowledged them may have been deposed by then."""
+    pending: int
+    """Invalidations that wait for L2 now."""
+    pending_delivered: int
+    pending_lost: int
+    """Invalidations that waited for L2 until this cache was closed."""
     records_corrupt: int
     l2_errors: int
     """Operations on L2 that failed or timed out."""

@@ -85,6 +85,14 @@ class StoreRig(ABC):
         """The marks of shard 0 are gone, as by eviction; all else is there."""
 
     @abstractmethod
+    async def lose_nodes(self) -> None:
+        """The register of shard 0's nodes is gone, as by eviction; all else is there."""
+
+    @abstractmethod
+    async def silence(self, node: str) -> None:
+        """Make the node's line in shard 0 look two minutes old."""
+
+    @abstractmethod
     async def another_server(self) -> None:
         """The data is found on another server than it was written on, as after a failover."""
 
@@ -126,6 +134,13 @@ class MemoryRig(StoreRig):
 
     async def lose_marks(self) -> None:
         self.shard.marks = {}
+
+    async def lose_nodes(self) -> None:
+        self.shard.nodes = {}
+
+    async def silence(self, node: str) -> None:
+        applied, at_s = self.shard.nodes[node]
+        self.shard.nodes[node] = (applied, at_s - 120)
 
     async def another_server(self) -> None:
         self.shard.server += "'"
@@ -193,6 +208,13 @@ class RedisRig(StoreRig):
 
     async def lose_marks(self) -> None:
         await self.redis.call("DEL", self.names.own[1])
+
+    async def lose_nodes(self) -> None:
+        await self.redis.call("DEL", self.names.own[3])
+
+    async def silence(self, node: str) -> None:
+        applied, _, at_us = (await self.redis.call("HGET", self.names.own[3], node)).partition(b":")
+        await self.redis.call("HSET", self.names.own[3], node, b"%s:%d" % (applied, int(at_us) - 120_000_000))
 
     async def another_server(self) -> None:
         await self.redis.call("HSET", self.names.own[0], "server", "another")

@@ -15,7 +15,7 @@ import pytest
 from cachebus import event as events
 from cachebus import record as records
 from cachebus.keys import Key
-from cachebus.ports import Caller, Change, Leased, LeaseReply, Place
+from cachebus.ports import Caller, Change, Leased, LeaseReply, Place, Register
 from cachebus.record import Record
 from tests.contract.conftest import program
 from tests.contract.people import body, key, tag
@@ -65,7 +65,7 @@ class Author:
         """The next one."""
         verbs = {
             self.probe: 6, self.read: 10, self.get: 4, self.lease: 20, self.fill: 20, self.hold: 5, self.invalidate: 9,
-            self.write: 10, self.counter: 5, self.log: 3, self.leave: 2, self.plant: 4, self.lose: 1,
+            self.write: 10, self.counter: 5, self.log: 3, self.leave: 2, self.plant: 4, self.lose: 1, self.register: 3,
         }  # fmt: skip
         (verb,) = self.dice.choices(list(verbs), list(verbs.values()))
         return verb()
@@ -96,6 +96,9 @@ class Author:
 
     def probe(self) -> Step:
         return Step("probe", {"caller": self.caller(), "marks": self.dice.random() < 0.7})
+
+    def register(self) -> Step:
+        return Step("register", {"caller": self.caller()})
 
     def leave(self) -> Step:
         return Step("leave", {"caller": self.caller()})
@@ -159,7 +162,8 @@ class Author:
 
     def lose(self) -> Step:
         return Step(
-            "lose", {"what": self.dice.choice(["flush", "lose_meta", "lose_marks", "another_server", "forget"])}
+            "lose",
+            {"what": self.dice.choice(["flush", "lose_meta", "lose_marks", "lose_nodes", "another_server", "forget"])},
         )
 
 
@@ -169,6 +173,7 @@ class Side:
     def __init__(self, rig: StoreRig) -> None:
         self.rig = rig
         self.epochs: list[bytes] = []
+        self.registers = [b""]
 
     async def begin(self) -> None:
         await self.rig.begin()
@@ -242,9 +247,12 @@ class Side:
                 return where, reply.outcome, self.data(reply.record), round(reply.wait_ms / (2 * NEAR_MS))
             case Change():
                 return (self.number(reply.epoch), *reply[1:])
-            case (bytes() as epoch, int() as seq, int() as floor, int(), marks):
+            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name):
                 live = None if marks is None else {name: mark for name, mark in marks.items() if mark > floor}
-                return self.number(epoch), seq, floor, live
+                return self.number(epoch), seq, floor, live, self.register(name)
+            case Register():
+                lines = {node: applied for node, (applied, _) in reply.lines.items()}
+                return self.number(reply.epoch), self.register(reply.name), lines
             case (bytes() as epoch, int() as seq, list() as found):
                 return self.number(epoch), seq, [self.data(data) for data in found]
             case list():
@@ -252,6 +260,12 @@ class Side:
             case bytes():
                 return self.data(reply)
         return reply
+
+    def register(self, name: bytes) -> int:
+        """Which register of this store that is, by their order."""
+        if name not in self.registers:
+            self.registers.append(name)
+        return self.registers.index(name)
 
     def data(self, data: bytes | None) -> Any:
         """A record, its epoch by number and its expiry by name."""

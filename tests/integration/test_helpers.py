@@ -77,6 +77,14 @@ async def test_coordinated_invalidation_counts_its_targets_and_gives_a_receipt(c
         assert other.stats().events_applied == events + 1  # one step
 
 
+async def test_both_wait_for_the_nodes_when_asked_to(cache: Cache) -> None:
+    me = cache.stats().node
+    assert (await invalidate_coordinated("acme", "config", "x", wait="nodes")).receipt.confirmed == (me,)
+    assert await invalidate_resource_cache("config", "x", "acme", wait="nodes") is True
+    with pytest.raises(ValueError, match="wait"):
+        await invalidate_resource_cache("config", "x", "acme", wait="everybody")
+
+
 async def test_related_invalidations_inherit_the_contexts_of_the_call(cache: Cache) -> None:
     for agent in (None, "a", "b"):
         for data_type in ("config", "view", "list"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+from cachebus import confirm
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.l2.memory import MemoryShard
@@ -28,7 +29,7 @@ class Rule:
     says: str
     setup: str
     breaks: str
-    without: tuple[tuple[type, str, Crippled], ...]
+    without: tuple[tuple[Any, str, Crippled], ...]
 
 
 def _takeover_off(*operations: str) -> tuple[tuple[type, str, Crippled], ...]:
@@ -185,6 +186,20 @@ def _keep_from_itself(writer: Writer, plan: Any, change: Any) -> None:
     pass
 
 
+def _end_at_once(*arguments: Any, judged: Crippled = confirm.judged) -> Any:
+    return judged(*arguments)[0], True
+
+
+def _still_a_tick_longer(watch: Any, node: str, now_s: float, still_s: Crippled = confirm.Watch.still_s) -> float:
+    return still_s(watch, node, now_s) + 1
+
+
+def _trust_any_register(watch: Any, register: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
+    watch.saw(register.name, 0.0)
+    watch.since_s = -INF
+    return judged(watch, register._replace(lines=register.lines or {"nobody": (1 << 62, 0)}), *rest)
+
+
 _no = lambda *_, **__: False  # noqa: E731
 _yes = lambda *_, **__: True  # noqa: E731
 
@@ -198,6 +213,17 @@ RULES = {
     ),
     "sent": Rule(
         "the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)
+    ),
+    "every line": Rule(
+        "who waits for the nodes waits for each of them", "STRONG", "G4", ((confirm, "judged", _end_at_once),)
+    ),
+    "lines that move": Rule(
+        "... unless its line has stood still for all of D", "STRONG", "G4",
+        ((confirm.Watch, "still_s", _still_a_tick_longer),),
+    ),
+    "register of nodes": Rule(
+        "... and for D, where lines may have been lost", "STRONG-LOST", "G4",
+        ((confirm, "judged", _trust_any_register),),
     ),
     "reservation": Rule(
         "what was read, loaded or written while its key was invalidated does not enter L1", "SMALL",

@@ -30,6 +30,9 @@ class Vault(NamedTuple):
     records: tuple[tuple[str, bytes], ...]
     leases: tuple[tuple[str, bytes, str], ...]
     epochs: int
+    lines: tuple[tuple[str, int, bool], ...] = ()
+    """Of each node how far it is, and whether it has asked anything since somebody last looked."""
+    register: bytes = b""
 
 
 class View(NamedTuple):

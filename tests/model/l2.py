@@ -21,7 +21,7 @@ ELSEWHERE = Caller("", 0, b"")
 """Somebody who is no node: a producer."""
 _PARTS = {
     "clock", "marks_max", "log_max", "server", "publish", "new_epoch", "meta_server", "epoch", "seq", "floor", "marked",
-    "marks", "messages", "nodes", "records", "leases", "counters", "requests",
+    "marks", "messages", "nodes", "register_name", "records", "leases", "counters", "requests",
 }  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def new_record(value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16,
 class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
-    def __init__(self, marks_max: int) -> None:
+    def __init__(self, marks_max: int, *, lines: bool = False) -> None:
+        """`lines`: whether the register of nodes matters."""
+        self._lines = lines
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []
         self._epochs = 0
@@ -142,7 +144,12 @@ class L2:
         shard.marks, shard.messages = dict(vault.marks), dict(vault.messages)
         shard.records = {name: (data, INF) for name, data in vault.records}
         shard.leases = {name: (epoch, token, NOW + 10, False) for name, epoch, token in vault.leases}
-        shard.nodes, shard.counters, shard.requests = {}, {}, {}
+        # Where the register does not matter somebody is always in it, so that it never begins anew.
+        shard.nodes = {node: (applied, NOW if moved else 0.0) for node, applied, moved in vault.lines}
+        shard.register_name = vault.register
+        if not self._lines:
+            shard.nodes = {"": (0, NOW)}
+        shard.counters, shard.requests = {}, {}
         self._epochs = vault.epochs
         self._sent.clear()
 
@@ -154,4 +161,6 @@ class L2:
             tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
             tuple(sorted((name, epoch, token) for name, (epoch, token, _, _) in shard.leases.items())),
             self._epochs,
+            tuple((node, applied, at == NOW) for node, (applied, at) in shard.nodes.items()) if self._lines else (),
+            shard.register_name if self._lines else b"",
         )  # fmt: skip

@@ -47,6 +47,7 @@ def _expected(world: World, state: State) -> Iterator[tuple[str, Place | None, t
     truth = world.truths.things[state.truth]
     yield "G1", None, truth.due()
     yield "G2", None, truth.own
+    yield "G4", None, truth.strong
     for token in truth.tokens:
         yield "G3", token.place, token.seen
 

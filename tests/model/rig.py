@@ -24,6 +24,7 @@ from cachebus.loading import Flight as RealFlight
 from cachebus.loading import Waiters
 from cachebus.node import Node
 from cachebus.observe import Counters
+from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Policy, PolicyTable
 from cachebus.ports import Leased, LeaseReply, ReadReply
@@ -167,8 +168,10 @@ class Rig:
         self.fetch = Fetcher(self.node, self.store, policies, clock, self._nudge)
         self.reader = Reader(self.fetch, waiters, clock, lease_ms=PX_MS, outage_is_miss=False, enabled=True)
         self.reader.flights = NoFlights()  # type: ignore[assignment]
-        self.writer = Writer(self.fetch, StoreBus(), clock, self._nudge, enabled=True)
-        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock)
+        self.writer = Writer(
+            self.fetch, StoreBus(), clock, self._nudge, Pending(self.node, self.store, 0, 0.0), enabled=True
+        )
+        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock, self._nudge)
         self.heartbeat = Heartbeat(self.node, self.store, StoreBus(), clock, interval_s=1.0, grace_s=0.0)
         self.heartbeat.receiver = self.receiver
         self.cache = Cache("memory://")

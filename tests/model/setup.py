@@ -44,6 +44,8 @@ class Setup:
     """Whether neither level holds anything at the start."""
     lease_hits: bool = False
     """Whether a lease may meet a record that has come just before."""
+    strong: bool = False
+    """Whether writers elsewhere wait for the nodes (G4), one at a time."""
     heals: bool = False
     """Whether to check in every state that probes alone bring the node back to a live lease."""
     invs: int = 1
@@ -112,6 +114,10 @@ SETUPS = {
         Setup("BOTH", loads=(0, 1), late=False, empty=True),
         Setup("TAG", invs=2, kinds="s", shape="G", late=False),
         Setup("TAG-READ", failovers=1, kinds="s", shape="G", late=False, fills=False, lease_hits=True),
+        Setup("STRONG", invs=2, kinds="s", strong=True, late=False, tokens=False),
+        Setup("STRONG-LATE", strong=True, tokens=False, kinds="k", loads=()),
+        Setup("STRONG-LOST", kinds="s", strong=True, evictions=1, wipes=1, late=False, tokens=False, loads=()),
+        Setup("STRONG-FAILOVER", kinds="k", strong=True, failovers=1, late=False, tokens=False, loads=()),
         Setup("HEAL", invs=2, failovers=1, kinds="k", late=False, old=True, tokens=False, loads=(), heals=True),
         Setup("HEAL-LOG", invs=2, trims=1, late=False, tokens=False, loads=(), heals=True),
         *(

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from cachebus import confirm
 from cachebus.ports import Leased, Place
-from tests.model.frozen import Began, Flight, Tending, Vault, Write
+from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
 from tests.model.rig import LOST, body_of, message_place
@@ -43,6 +44,8 @@ class Truth(NamedTuple):
     recent: tuple[tuple[int, tuple[int, ...]], ...]
     tokens: tuple[Token, ...]
     own: tuple[int, ...]
+    strong: tuple[int, ...] = (0, 0)
+    """Those of which some writer has heard that no node can serve what was before."""
 
     def due(self) -> tuple[int, ...]:
         """The changes that every read must show by now."""
@@ -69,6 +72,10 @@ class State(NamedTuple):
     elsewhere: tuple[int, bytes, int, int] | None
     """What the loader elsewhere has loaded: key, epoch and seq of its lease, value."""
     left: tuple[int, ...]
+    waiting: tuple[Token, int] | None = None
+    """Who waits for the nodes: for which write, and since when, in ticks."""
+    watched: tuple[bytes, float, float] | None = None
+    """What that process knows of the register: its name, since when, and since when the node's line stands still."""
 
 
 Step = tuple[Label, State]
@@ -79,7 +86,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.l2 = L2(setup.marks_max)
+        self.l2 = L2(setup.marks_max, lines=setup.strong)
         self.nodes = Nodes(setup)
         self.truths: Interned[Truth] = Interned()
         self._older: dict[int, int] = {}
@@ -92,10 +99,26 @@ class World:
         first = epoch_name(1)
         data = new_record(0, self.setup.tags, first)
         stored = () if self.setup.empty else tuple(sorted((key.l2, data) for key in self.setup.keys))
-        vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1)
+        register = ((OWN, 0, False),), epoch_name(0)
+        vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1, *(register if self.setup.strong else ()))
         truth = Truth((0, 0), (), (), (0, 0))
         core, l2, left = self.nodes.attached(first), self.l2.states.number(vault), self.setup.budgets()
-        return State(self.truths.number(truth), l2, NO_SNAP, core, 0, 0, 0, (), True, True, None, left)
+        return State(
+            self.truths.number(truth),
+            l2,
+            NO_SNAP,
+            core,
+            0,
+            0,
+            0,
+            (),
+            True,
+            True,
+            None,
+            left,
+            None,
+            (epoch_name(0), BOUND, 0.0) if self.setup.strong else None,
+        )
 
     def steps(self, state: State) -> Iterator[Step]:
         """All that may happen next."""
@@ -108,6 +131,8 @@ class World:
             yield from self._own_writes(state)
         if self.setup.second:
             yield from self._other_loader(state)
+        if state.waiting:
+            yield ("look at the nodes",), self._looked_around(state)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -182,6 +207,9 @@ class World:
             truth, request = self._changed(state, kind)
             after, reply = self._ask(state._replace(left=self._spent(state, _INVS)), request)
             after = after._replace(truth=self._acknowledged(truth, reply))
+            if self.setup.strong and state.waiting is None:
+                token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
+                after = after._replace(waiting=(token, 0))
             yield ("write" if kind == "w" else "invalidate", kind), after
             if self.setup.rollback and state.left[_FAILOVERS] and state.snap == NO_SNAP:
                 yield ("keep L2, then", "write" if kind == "w" else "invalidate", kind), after._replace(snap=state.l2)
@@ -201,6 +229,8 @@ class World:
             left = self._spent(state, _EVICTIONS)
             gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, floor=0, marked=0)
             yield ("evict meta",), state._replace(l2=gone, left=left)
+            if vault.lines:
+                yield ("evict nodes",), state._replace(l2=self.l2.changed(state.l2, lines=()), left=left)
             if vault.marks:
                 yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
         if state.left[_TRIMS] and vault.messages:
@@ -211,6 +241,30 @@ class World:
                 rest = tuple(lease for lease in vault.leases if lease[0] != name)
                 l2 = self.l2.changed(state.l2, leases=rest)
                 yield ("lapse", name, token), state._replace(l2=l2, left=self._spent(state, _LAPSES))
+
+    def _looked_around(self, state: State) -> State:
+        """The writer that waits has looked at the register, and may have heard enough."""
+        after, reply = self._ask(state, ("register", ELSEWHERE))
+        assert state.waiting is not None
+        assert state.watched is not None
+        token, _ = state.waiting
+        name, age, still = state.watched
+        watch = confirm.Watch()
+        watch.saw(name, NOW - age)
+        reply = reply._replace(lines=dict(reply.lines))  # type: ignore[attr-defined]
+        line = reply.lines.get(OWN)
+        if line and not line[1]:
+            watch._lines[OWN] = line, NOW - still
+        _, done = confirm.judged(watch, reply, token.place, BOUND, NOW)  # type: ignore[arg-type]
+        lines = tuple((node, applied, False) for node, applied, _ in self.l2.states.things[after.l2].lines)
+        still = NOW - watch._lines[OWN][1] if OWN in watch._lines else 0.0
+        watched = (watch.name, min(BOUND, NOW - watch.since_s) if watch.name else 0.0, still)
+        after = after._replace(l2=self.l2.changed(after.l2, lines=lines), watched=watched)
+        if not done:
+            return after
+        truth = self.truths.things[state.truth]
+        truth = truth._replace(strong=tuple(map(max, truth.strong, token.seen)))
+        return after._replace(waiting=None, truth=self.truths.number(truth))
 
     def _other_loader(self, state: State) -> Iterator[Step]:
         if state.elsewhere is None:
@@ -243,7 +297,8 @@ class World:
 
     def _arrivals(self, state: State) -> Iterator[Step]:
         core, flight, write, tending = self.nodes.aged(state.core, state.flight, state.write, state.tending)
-        yield ("tick",), self._with_core(state, core, flight, write, tending=tending, truth=self._aged(state.truth))
+        after = self._with_core(state, core, flight, write, tending=tending, truth=self._aged(state.truth))
+        yield ("tick",), after._replace(**self._patience(state)) if self.setup.strong else after
         for message in state.bag:
             epoch, seq = self._places[message]
             core = self.nodes.heard(state.core, self.messages.things[message])
@@ -253,6 +308,17 @@ class World:
             if held is not None and held.place:
                 yield ("look", key), self._with_core(state, self.nodes.looked(state.core, key))
 
+    @staticmethod
+    def _patience(state: State) -> dict[str, Any]:
+        """Who waits, and what it knows, a tick later; one that has waited for D has waited enough."""
+        waiting = state.waiting and (state.waiting[0], state.waiting[1] + 1)
+        if waiting and waiting[1] >= D:
+            waiting = None
+        watched = state.watched
+        if watched is not None:
+            watched = watched[0], min(BOUND, watched[1] + 1), min(BOUND, watched[2] + 1)
+        return {"waiting": waiting, "watched": watched}
+
     def _aged(self, number: int) -> int:
         known = self._older.get(number)
         if known is not None:
@@ -261,7 +327,9 @@ class World:
         truth = truth._replace(recent=tuple((age + 1, touched) for age, touched in truth.recent if age + 1 < D))
         due = truth.due()  # a token says nothing any more once every read must show as much
         tokens = tuple(t for t in truth.tokens if any(seen > d for seen, d in zip(t.seen, due, strict=True)))
-        self._older[number] = self.truths.number(truth._replace(tokens=tokens))
+        # What was due to everybody by the bound says no more than that any longer.
+        strong = tuple(seen if seen > d else 0 for seen, d in zip(truth.strong, due, strict=True))
+        self._older[number] = self.truths.number(truth._replace(tokens=tokens, strong=strong))
         return self._older[number]
 
     def _heartbeat(self, state: State) -> Iterator[Step]:
@@ -286,7 +354,7 @@ class World:
         snap = self._ended(state, OWN).snap if state.flight and not after.flight else state.snap
         return after._replace(
             truth=state.truth, snap=snap, bag=self._useful(state.bag, after.core), elsewhere=state.elsewhere,
-            left=state.left,
+            left=state.left, waiting=state.waiting, watched=state.watched,
         )  # fmt: skip
 
     def _tending(self, state: State, what: str, request: Request) -> State:

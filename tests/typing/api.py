@@ -92,6 +92,10 @@ async def verbs(settings: Settings) -> None:
         assert_type(await cache.invalidate("config", "x", tenant_id="acme", contexts="all"), Receipt)
         assert_type(await cache.invalidate_scope("acme", "config", collection_id="c"), Receipt)
         assert_type(await cache.invalidate_tags(["t"], tenant_id="acme"), Receipt)
+        assert_type(await cache.set("config", "x", 1, "acme", wait="nodes"), Receipt)
+        assert_type(await cache.delete("config", "x", "acme", wait="nodes"), Receipt)
+        assert_type(await cache.invalidate_scope("acme", wait="nodes"), Receipt)
+        assert_type(await cache.invalidate_tags(["t"], "acme", wait=None), Receipt)
         assert_type(await cache.increment("hits", "acme", 2, "page", expires_in_s=60, request_id="r"), int)
         cascade = Cascade("a", to=[("b", "{resource_id}")], on_set=True)
         cache.register(cascade, policies={"a": Policy(ttl_s=TTL_EXTENDED)})
@@ -102,6 +106,8 @@ async def verbs(settings: Settings) -> None:
         assert_type(stats.shards[0].lease_left_s, float)
         cache.on_applied = on_applied
         await cache.probe()
+        assert_type(await cache.drain(1.5), bool)
+        assert_type(stats.pending, int)
         await cache.aclose()
 
 
@@ -110,8 +116,11 @@ async def receipts(receipt: Receipt) -> None:
     assert_type(str(receipt), str)
     assert_type(Receipt.parse("0.0123456789abcdef.1"), Receipt)
     assert_type(receipt.seq, int)
+    assert_type(receipt.status, str)
     assert_type(receipt.stored, bool)
     assert_type(receipt.targets, Mapping[str, int])
+    assert_type(receipt.confirmed, tuple[str, ...])
+    assert_type(receipt.lapsed, tuple[str, ...])
 
 
 async def process_wide() -> None:
@@ -181,7 +190,7 @@ async def write_path(error: L2Unavailable) -> None:
         assert_type(await producer.invalidate("config", "x", "acme", contexts="all"), Receipt)
         assert_type(await producer.invalidate_scope("acme", "config"), Receipt)
         assert_type(await producer.invalidate_tags(["t"], "acme"), Receipt)
-        assert_type(await producer.invalidate_coordinated("acme", "config", "x"), Receipt)
+        assert_type(await producer.invalidate_coordinated("acme", "config", "x", wait="nodes"), Receipt)
     caught: CacheBusError = error
     connection: ConnectionError = error
     print(caught, connection)

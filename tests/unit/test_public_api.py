@@ -51,7 +51,7 @@ def described_class(prefix: str, cls: type) -> Iterator[str]:
         yield from (f"{prefix}.{field.name}: {field.type}" for field in dataclasses.fields(cls) if field.name[0] != "_")
     elif not issubclass(cls, Exception):
         yield f"{prefix}{signature(cls)}"
-    for name, member in sorted(vars(cls).items()):
+    for name, member in sorted(members(cls).items()):
         if name.startswith("_") and name not in ("__aenter__", "__enter__"):
             continue
         found = inspect.unwrap(getattr(member, "__func__", member))
@@ -61,6 +61,17 @@ def described_class(prefix: str, cls: type) -> Iterator[str]:
             yield f"{prefix}.{name}{signature(found)}"
         elif isinstance(found, int | float) and not dataclasses.is_dataclass(cls):
             yield f"{prefix}.{name} = {found!r}"
+
+
+def members(cls: type) -> dict[str, Any]:
+    """Its own, and those of bases that are only there to share the work."""
+    bases = [c for c in reversed(cls.__mro__) if c is cls or is_hidden(c)]
+    return {name: member for base in bases for name, member in vars(base).items()}
+
+
+def is_hidden(base: type) -> bool:
+    """Whether it is a class of ours that nobody is told of."""
+    return base.__module__.startswith("cachebus.") and base.__name__ not in cachebus.__all__
 
 
 class Written(str):

@@ -72,6 +72,14 @@ def test_an_event_of_a_later_minor_version_is_read() -> None:
     assert (event.keys, event.names, event.origin) == (["a"], ["b"], "")
 
 
+def test_an_event_may_ask_the_nodes_to_probe_and_those_who_know_no_flags_read_the_rest() -> None:
+    asking = events.encode_body(["a"], ["b"], "n", events.PROBE)
+    assert asking == bytes.fromhex("e393bb7b 94 91a161 91a162 a16e 01")
+    for flags in (events.PROBE, 64 + events.PROBE):
+        event = events.decode(events.encode(EPOCH, 1, 0, 0, events.encode_body(["a"], ["b"], "n", flags)))
+        assert (event.keys, event.names, event.origin, event.flags) == (["a"], ["b"], "n", flags)
+
+
 def test_the_hint_for_those_who_wait() -> None:
     assert events.WAKE == b"CBW"
     assert len(events.WAKE) == len(events.MAGIC)

@@ -47,12 +47,15 @@ async def test_what_lies_in_redis(store: RedisStore, redis: Connection) -> None:
     body = events.encode_body([], ["T\x1facme"], "node-1")
     change = await store.invalidate(0, caller, [], ["T\x1facme"], body)
     info = await redis.call("INFO", "replication")
-    assert mapping(await redis.call("HGETALL", "{prod:0}:meta")) == {
+    found = mapping(await redis.call("HGETALL", "{prod:0}:meta"))
+    assert found[b"register"] == probe.register != b""
+    assert found == {
         b"server": info.split(b"master_replid:")[1][:40],
         b"epoch": probe.epoch,
         b"seq": b"2",
         b"floor": b"0",
         b"marks": b"1",
+        b"register": found[b"register"],
         b"facts": b"protocol=1 shards=1 bus=redis",
     }
     assert await redis.call("ZRANGE", "{prod:0}:marks", "0", "-1", "WITHSCORES") == [b"T\x1facme", b"2"]

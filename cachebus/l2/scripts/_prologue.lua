@@ -31,14 +31,17 @@ if not seq or meta[1] ~= server or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq
   redis.call('HSET', META, 'server', server, 'epoch', epoch, 'seq', int(seq), 'floor', 0, 'marks', 0, 'facts', ARGV[5])
 end
 if ARGV[1] ~= '' then
-  local line = ARGV[2] .. ':' .. int(now_us)
+  -- How far it is in *this* epoch: one that stands in an older one, however far there, has applied nothing of this.
+  local line = (ARGV[3] == epoch and ARGV[2] or '0') .. ':' .. int(now_us)
   local noted = redis.pcall('HSET', NODES, ARGV[1], line)
   if type(noted) == 'table' then
     -- Refused, as by a server that is full: once a DEL had gone through, it would let the whole script write.
     if not string.find(noted.err, 'WRONGTYPE', 1, true) then return noted end
     redis.call('DEL', NODES)
-    redis.call('HSET', NODES, ARGV[1], line)
+    noted = redis.call('HSET', NODES, ARGV[1], line)
   end
+  -- The first line of a register: it is a new one, in which those who live may be missing. Its name tells that.
+  if noted == 1 and redis.call('HLEN', NODES) == 1 then redis.call('HSET', META, 'register', ARGV[4]) end
 end
 
 -- Whether a record may not be believed: none at all, not one of this epoch, or replaced by floor, a scope

@@ -4,8 +4,12 @@ if silent > 0 then
   local lines = redis.call('HGETALL', NODES)
   for i = 1, #lines, 2 do
     local seen = tonumber(string.match(lines[i + 1], ':(%d+)$') or '0')
-    if seen < now_us - silent then redis.call('HDEL', NODES, lines[i]) end
+    if seen < now_us - silent then
+      redis.call('HDEL', NODES, lines[i])
+      -- By the wall clock, which may have been set: whoever it was may live, so the register is a new one.
+      redis.call('HSET', META, 'register', ARGV[4])
+    end
   end
 end
 local marks = ARGV[9] == '1' and redis.call('ZRANGE', MARKS, 0, -1, 'WITHSCORES') or false
-return {epoch, seq, floor, int(now_us), marks}
+return {epoch, seq, floor, int(now_us), marks, redis.call('HGET', META, 'register') or ''}

@@ -1,0 +1,162 @@
+"""Invalidations that L2 could not be told of: kept in memory, in order, until it can be.
+
+Only invalidations wait here, never sets, adds or counters: to say a second time that something was replaced is safe,
+whatever has happened in between (at worst it costs a load), so one of which nobody knows whether it ran is sent again.
+They are gone with the process.
+
+Until they are delivered this node withholds what they address (`Withheld`): it serves, admits and fills nothing of it,
+whoever vouches for it. And nothing that this node writes may overtake them: a `set` sent first would be removed by an
+older invalidation sent after it. So a write waits for the queue of its shard, as long as L2 may take to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from itertools import islice
+
+from loguru import logger
+
+from cachebus.errors import L2Unavailable
+from cachebus.node import Node
+from cachebus.plan import Plan
+from cachebus.ports import Change, Store
+from cachebus.withheld import Withheld
+
+BATCH = 128
+PAUSE_FIRST_S = 0.01
+PAUSE_MAX_S = 0.5
+LOOK_S = 0.02
+"""How often to look whether the connection is there again."""
+
+
+class Waiting:
+    """One invalidation that waits."""
+
+    __slots__ = ("delivered", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.delivered: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+
+
+class Pending:
+    """The queue of one node, a line for each shard."""
+
+    def __init__(self, node: Node, store: Store, most: int, patience_s: float) -> None:
+        self._node = node
+        self._store = store
+        self._most = most
+        self._patience_s = patience_s
+        self._lines: dict[int, deque[Waiting]] = {}
+        self._withheld = Withheld()
+        self._task: asyncio.Task[None] | None = None
+        self.deliver: Callable[[Plan], Awaitable[Change]]
+        """Tells L2, and this node, of one."""
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._lines.values()))
+
+    def holds_up(self, shard: int) -> bool:
+        """Whether any wait for this shard, which must go first."""
+        return shard in self._lines
+
+    def add(self, plan: Plan) -> Waiting | None:
+        """Queue one, and withhold what it addresses; None when there is no room."""
+        if self.depth >= self._most:
+            return None
+        waiting = Waiting(plan)
+        self._lines.setdefault(plan.shard, deque()).append(waiting)
+        self._withheld.add(plan.keys, plan.names)
+        self._node.withheld = self._withheld
+        if self._task is None or self._task.done():
+            logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._most)
+            self._task = asyncio.create_task(self._run(), name="cachebus-pending")
+        return waiting
+
+    async def delivered(self, waiting: Waiting) -> Change | None:
+        """Where in history one came to stand, if it gets there while L2 may be expected to answer."""
+        if self._store.connected:
+            await asyncio.wait([waiting.delivered], timeout=self._patience_s)
+        return waiting.delivered.result() if waiting.delivered.done() else None
+
+    async def make_way(self, shard: int) -> None:
+        """Wait until none waits for the shard; `L2Unavailable` when that takes longer than L2 may take to answer."""
+        if shard not in self._lines:
+            return
+        if await self.delivered(self._lines[shard][-1]) is None:
+            raise L2Unavailable("earlier invalidations of this node wait for L2, and go first")
+
+    async def drain(self, timeout_s: float | None) -> bool:
+        """Wait until none waits any more; False when `timeout_s` is over before."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait([self._task], timeout=timeout_s)
+        return not self._lines
+
+    async def close(self, timeout_s: float) -> None:
+        """Let those that wait be delivered within `timeout_s`; what is left then is lost."""
+        await self.drain(timeout_s)
+        self.abandon()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def abandon(self) -> None:
+        """Give up what still waits: count and log it. Awaits nothing."""
+        if self._task is not None:
+            self._task.cancel()
+        lost = self.depth
+        if not lost:
+            return
+        self._node.counters.pending_lost += lost
+        logger.error("{} invalidations were never delivered: what they replaced may live in L2 by its TTL", lost)
+        for line in self._lines.values():
+            for waiting in line:
+                waiting.delivered.cancel()
+        self._lines.clear()
+
+    async def _run(self) -> None:
+        pause_s = PAUSE_FIRST_S
+        while self._lines:
+            if not self._store.connected:
+                await asyncio.sleep(LOOK_S)
+                continue
+            try:
+                for shard in list(self._lines):
+                    await self._batch(shard)
+                pause_s = PAUSE_FIRST_S
+            except L2Unavailable:
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
+                logger.exception("pending invalidations can't be delivered")
+                await asyncio.sleep(PAUSE_MAX_S)
+        logger.info("all pending invalidations are delivered")
+
+    async def _batch(self, shard: int) -> None:
+        """Deliver some, all under way at once; those that failed stay, and the first failure is raised."""
+        line = self._lines[shard]
+        some = list(islice(line, BATCH))
+        answers = await asyncio.gather(*(self.deliver(waiting.plan) for waiting in some), return_exceptions=True)
+        failed = None
+        for waiting, answer in zip(some, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failed = failed or answer
+            else:
+                line.remove(waiting)  # the first, or near it
+                self._release(waiting, answer)
+        if not line:
+            del self._lines[shard]
+        if failed is not None:
+            raise failed
+
+    def _release(self, waiting: Waiting, change: Change) -> None:
+        self._withheld.remove(waiting.plan.keys, waiting.plan.names)
+        if not self._withheld:
+            self._node.withheld = None
+        self._node.counters.pending_delivered += 1
+        if not waiting.delivered.done():
+            waiting.delivered.set_result(change)

@@ -1,0 +1,44 @@
+"""What this node may not believe, whoever says so, until its own queued invalidations are delivered.
+
+L2 does not know of them yet: it may still hold what they replace, and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from cachebus.keys import Key
+
+
+class Withheld:
+    """Keys, scopes and tags, each as often as it is queued."""
+
+    __slots__ = ("_keys", "_names")
+
+    def __init__(self) -> None:
+        self._keys: Counter[str] = Counter()
+        self._names: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._keys or self._names)
+
+    def add(self, keys: Iterable[Key], names: Iterable[str]) -> None:
+        """Withhold these from now on."""
+        self._keys.update(key.l1 for key in keys)
+        self._names.update(names)
+
+    def remove(self, keys: Iterable[Key], names: Iterable[str]) -> None:
+        """These were delivered once."""
+        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._names, names)):
+            counts.subtract(gone)
+            for name in gone:
+                if counts[name] <= 0:
+                    del counts[name]
+
+    def covers(self, key: Key, tags: Iterable[str] = ()) -> bool:
+        """Whether a value under this key, with these tags, is among them."""
+        if key.l1 in self._keys:
+            return True
+        names = self._names
+        return bool(names) and (any(name in names for name in key.names) or any(tag in names for tag in tags))

@@ -1,0 +1,225 @@
+"""`wait="nodes"` beside real processes: fast while all live; else until whoever does not answer can't serve its memory.
+
+After each return no read that begins anywhere gives what was replaced: not at once, and not when a stopped process or a
+cut connection comes back.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from cachebus import Cache, Receipt
+from cachebus.cli.lab.proxy import Proxy, dialer
+from cachebus.clock import monotonic
+from cachebus.resp import parse_address
+from producers import DirectProducer
+from tests.chaos.test_processes import Told, running
+from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
+
+NODE = """
+import asyncio, json, sys, time
+from cachebus import Cache, Settings
+from pathlib import Path
+
+async def main(url, source):
+    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, l2_timeout_s=0.3,
+                        node_name=sys.argv[3])
+    load = lambda: Path(source).read_text()
+    async with Cache.open(settings) as cache:
+        while True:
+            for key in "ab":
+                started_s = time.monotonic()
+                value = await cache.get_or_load("config", key, load, tenant_id="acme", tags=["t"])
+                print(json.dumps([started_s, value]), flush=True)
+            await asyncio.sleep(0.002)
+
+asyncio.run(main(sys.argv[1], sys.argv[2]))
+"""
+SOON_S = D_S / 2
+"""Far less than it takes when somebody does not answer, on a machine that does other things too."""
+
+
+class Site:
+    """A source, processes that read it all the time, and a node that writes."""
+
+    def __init__(self, url: str, source: Path, writer: Cache) -> None:
+        self.url, self.source, self.writer = url, source, writer
+        self.version = 0
+        self.returned: list[tuple[float, int]] = []
+
+    async def change(self, write: Callable[[], Awaitable[Receipt]]) -> tuple[Receipt, float]:
+        """A change at the source, and the write that tells of it: its receipt, and how long it took."""
+        self.version += 1
+        new = self.source.with_suffix(".new")
+        new.write_text(f"{self.version:08}")
+        new.replace(self.source)  # whole, for those who read meanwhile
+        began_s = monotonic()
+        receipt = await write()
+        returned_s = monotonic()
+        self.returned.append((returned_s, self.version))
+        return receipt, returned_s - began_s
+
+    async def invalidate(self) -> tuple[Receipt, float]:
+        """The change, told by an invalidation of the scope."""
+        return await self.change(lambda: self.writer.invalidate_scope("acme", "config", wait="nodes"))
+
+    def stale(self, *processes: Told) -> list[tuple[float, int, int]]:
+        """Reads that began after a return, and gave something older: how long after, what, and what was due."""
+        return [
+            (at_s - returned_s, int(value), version)
+            for process in processes
+            for at_s, value in process.reads
+            for returned_s, version in self.returned
+            if at_s > returned_s and int(value) < version
+        ]
+
+
+@asynccontextmanager
+async def site(url: str, folder: Path) -> AsyncIterator[Site]:
+    """A writer that has watched the register of nodes for long enough."""
+    source = folder / "source"
+    source.write_text("00000000")
+    async with nodes(url, 1) as (writer,):
+        made = Site(url, source, writer)
+        await past(monotonic() + D_S)
+        yield made
+
+
+def name_in(ids: tuple[str, ...]) -> list[str]:
+    """The names that the processes were given, of these nodes' ids."""
+    return sorted(node.rpartition("-")[0] for node in ids)
+
+
+async def ready(*processes: Told) -> None:
+    """Until all of them read."""
+    await until(lambda: all(len(process.reads) > 20 for process in processes))
+
+
+async def test_while_all_live_it_is_fast_and_nobody_reads_old_values_after_it(redis_url: str, tmp_path: Path) -> None:
+    async with site(redis_url, tmp_path) as s:
+        args = (redis_url, str(s.source))
+        with running(NODE, *args, "one") as one, running(NODE, *args, "two") as two:
+            await ready(one, two)
+            took = []
+            writes: list[Callable[[], Awaitable[Receipt]]] = [
+                lambda: s.writer.invalidate_scope("acme", "config", wait="nodes"),
+                lambda: s.writer.invalidate_tags(["t"], "acme", wait="nodes"),
+            ]
+            for turn in range(40):
+                receipt, took_s = await s.change(writes[turn % 2])
+                took.append(took_s)
+                assert receipt.lapsed == ()
+                assert len(receipt.confirmed) == 3
+                assert {"one", "two"} < set(name_in(receipt.confirmed))
+                read_by = monotonic() + 0.01
+                await until(lambda read_by=read_by: min(one.reads[-1][0], two.reads[-1][0]) > read_by)
+        assert median(took) < SOON_S / 5
+        assert s.stale(one, two) == []
+
+
+@pytest.mark.parametrize("ending", ["stopped", "killed"])
+async def test_who_does_not_answer_is_waited_for_until_its_lease_has_lapsed_and_is_named(
+    redis_url: str, tmp_path: Path, ending: str
+) -> None:
+    async with site(redis_url, tmp_path) as s:
+        args = (redis_url, str(s.source))
+        with running(NODE, *args, "one") as one, running(NODE, *args, "two") as two:
+            await ready(one, two)
+            one.process.send_signal(signal.SIGSTOP if ending == "stopped" else signal.SIGKILL)
+            receipt, took_s = await s.invalidate()
+            assert D_S * 0.98 < took_s < D_S + SOON_S
+            assert name_in(receipt.lapsed) == ["one"]
+            assert "two" in name_in(receipt.confirmed)
+            # It has stood still for D by now, so that it is not waited for again.
+            receipt, took_s = await s.invalidate()
+            assert took_s < SOON_S
+            assert name_in(receipt.lapsed) == ["one"]
+            if ending == "stopped":
+                one.process.send_signal(signal.SIGCONT)
+                continued_s = monotonic()
+                await until(lambda: one.reads[-1][0] > continued_s + 0.1)
+
+                async def counted() -> bool:
+                    receipt, _ = await s.invalidate()
+                    return "one" in name_in(receipt.confirmed)
+
+                await until(counted)  # once it has probed again
+                counted_s = monotonic()
+                await until(lambda: one.reads[-1][0] > counted_s + 0.1)
+        assert s.stale(one, two) == []
+
+
+@pytest.mark.parametrize("fault", ["hold", "cut"])
+async def test_a_node_that_is_cut_off_is_waited_for_likewise(redis_url: str, tmp_path: Path, fault: str) -> None:
+    async with site(redis_url, tmp_path) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
+        through = f"redis://127.0.0.1:{proxy.port}"
+        with running(NODE, through, str(s.source), "one") as one:
+            await ready(one)
+            getattr(proxy, fault)()
+            receipt, took_s = await s.invalidate()
+            assert D_S * 0.98 < took_s < D_S + SOON_S
+            assert name_in(receipt.lapsed) == ["one"]
+            returned_s = monotonic()
+            await until(lambda: one.reads[-1][0] > returned_s + 0.1)  # it goes on, without L2
+            proxy.restore()
+            await until(lambda: len(one.reads) and one.reads[-1][0] > returned_s + 0.5)
+        assert s.stale(one) == []
+
+
+async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
+    async with site(redis_url, tmp_path) as s:
+        async with nodes(redis_url, 1, node_name="guest"):
+            assert "guest" in name_in((await s.invalidate())[0].confirmed)
+        receipt, took_s = await s.invalidate()
+        assert took_s < SOON_S
+        assert "guest" not in name_in(receipt.confirmed + receipt.lapsed)
+
+
+async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_url: str, tmp_path: Path) -> None:
+    """Its next probe finds the hole, and it need not wait for the one after."""
+    async with site(redis_url, tmp_path) as s, nodes(redis_url, 1, node_name="deaf", probe_interval_s=0.2) as (other,):
+        with deaf(other):
+            for _ in range(3):
+                receipt, took_s = await s.invalidate()
+                assert took_s < SOON_S
+                assert "deaf" in name_in(receipt.confirmed)
+
+
+async def test_a_producer_waits_too(redis_url: str, tmp_path: Path) -> None:
+    async with site(redis_url, tmp_path) as s, DirectProducer.open(quick(redis_url)) as producer:
+        with running(NODE, redis_url, str(s.source), "one") as one:
+            await ready(one)
+            for turn in range(5):
+                receipt, took_s = await s.change(lambda: producer.invalidate_scope("acme", wait="nodes"))
+                assert took_s > D_S * 0.98 if turn == 0 else took_s < SOON_S, "the first learns who is there"
+                assert len(receipt.confirmed) == 2
+                assert receipt.lapsed == ()
+                read_by = monotonic() + 0.01
+                await until(lambda read_by=read_by: one.reads[-1][0] > read_by)
+        assert s.stale(one) == []
+
+
+@pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", "{cachebus:0}:nodes"), ("DEL", "{cachebus:0}:meta")])
+async def test_nodes_whose_lines_are_lost_are_waited_for_though_nobody_sees_them(
+    redis_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """One of them has stopped: nothing tells of it any more."""
+    async with site(redis_url, tmp_path) as s:
+        with running(NODE, redis_url, str(s.source), "one") as one:
+            await ready(one)
+            assert (await s.invalidate())[1] < SOON_S
+            one.process.send_signal(signal.SIGSTOP)
+            connection = parts(s.writer).store._live()  # type: ignore[attr-defined]
+            await connection.call(*command)
+            _, took_s = await s.invalidate()
+            assert took_s > D_S * 0.9
+            one.process.send_signal(signal.SIGCONT)
+            continued_s = monotonic()
+            await until(lambda: one.reads[-1][0] > continued_s + 0.1)
+        assert s.stale(one) == []
