@@ -215,7 +215,7 @@ async def test_nodes_whose_lines_are_lost_are_waited_for_though_nobody_sees_them
             await ready(one)
             assert (await s.invalidate())[1] < SOON_S
             one.process.send_signal(signal.SIGSTOP)
-            connection = parts(s.writer).store._live()  # type: ignore[attr-defined]
+            connection = parts(s.writer).store._links.of(0)  # type: ignore[attr-defined]
             await connection.call(*command)
             _, took_s = await s.invalidate()
             assert took_s > D_S * 0.9
