@@ -17,6 +17,7 @@ from loguru import logger
 
 from cachebus import __version__
 from cachebus.cli.demo import demo
+from cachebus.cli.doctor.command import doctor
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
 from cachebus.errors import CacheBusError
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command(short_help="See it work, with a server of its own.")(demo)
 app.command(short_help="The same on a recorded access trace.")(replay)
 app.command()(server)
+app.command(short_help="What a server's set-up means for the promises, and how to mend it.")(doctor)
 
 
 def _show_version(wanted: bool) -> None:
