@@ -117,7 +117,7 @@ class Asker:
     @classmethod
     async def open(cls, address: Address, connect_timeout_s: float) -> Asker:
         """Connect; `L2Unavailable` names host and port."""
-        limits = {"timeout_s": ASK_TIMEOUT_S, "connect_timeout_s": connect_timeout_s}
+        limits: dict[str, Any] = {"timeout_s": ASK_TIMEOUT_S, "connect_timeout_s": connect_timeout_s}
         try:
             return cls(await Connection.open(address, clock=monotonic, **limits))
         except L2Unavailable as error:
