@@ -250,6 +250,13 @@ async def test_a_cache_lives_with_exactly_the_rules_that_are_told(server: Embedd
     assert server.command("DBSIZE") == ":0", "the trial was removed"
 
 
+def test_a_user_of_its_own_is_made_by_the_command_that_is_printed(server: EmbeddedServer, tmp_path: Path) -> None:
+    status, out, _ = ran("doctor", server.url, "--acl", "app", "--namespace", "prod", folder=tmp_path)
+    assert status == 0
+    assert "~{prod:*}:*" in out
+    type_in(server, ("ACL SETUSER app reset", out.replace(">PASSWORD", f">{SECRET}")))
+
+
 async def test_each_command_that_is_missing_is_told_and_mended(server: EmbeddedServer) -> None:
     """By the server's own word where it has ACL DRYRUN, else by the trial."""
     for command in access.needed():

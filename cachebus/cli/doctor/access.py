@@ -57,6 +57,11 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
     return " ".join(found)
 
 
+def user_of_its_own(settings: Settings, name: str) -> str:
+    """The command that makes a user with just the rights that cachebus needs."""
+    return f"ACL SETUSER {name} on >PASSWORD resetchannels {rules(settings, needed())}"
+
+
 @dataclass(slots=True)
 class Access:
     """What became of looking."""
@@ -221,7 +226,7 @@ def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Fi
             "invalidations by its probes only.",
             (G1,), (f"ACL SETUSER {server.user} {lacking}",),
             otherwise="to be typed by a user who may; then ACL SAVE, or CONFIG REWRITE where there is no aclfile. All "
-            f"that a user of its own needs: ACL SETUSER NAME on >PASSWORD resetchannels {rules(settings, needed())}",
+            "that a user of its own needs is told by --acl NAME",
         )  # fmt: skip
     else:
         yield ok("permissions", f"user {server.user} may do all that a node does, found {seen.how}")

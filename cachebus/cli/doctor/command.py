@@ -26,6 +26,15 @@ ProbeWrites = Annotated[
         help="Try every operation, in a namespace of its own that is removed again. Without it nothing is written.",
     ),
 ]
+Acl = Annotated[
+    str | None,
+    typer.Option(
+        "--acl",
+        metavar="NAME",
+        help="Only print the command that makes a Redis user with just the rights that cachebus needs.",
+        show_default=False,
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Advice counts as a problem, for the exit status.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 
@@ -35,6 +44,7 @@ def doctor(
     namespace: Namespace = None,
     probe_writes: ProbeWrites = False,
     strict: Strict = False,
+    acl: Acl = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a server with cachebus's eyes: what it is set up to do, and what that means for the promises.
@@ -44,6 +54,7 @@ def doctor(
 
     Exit status: 0, 1 if there is a problem, 2 if the server could not be looked at.
     """
+    from cachebus.cli.doctor.access import user_of_its_own
     from cachebus.cli.doctor.examine import addresses_of, examined
     from cachebus.cli.doctor.finding import status_of
     from cachebus.cli.doctor.report import printed, told
@@ -51,6 +62,9 @@ def doctor(
     from cachebus.cli.settings import settings_for
 
     settings = settings_for(url, namespace)
+    if acl is not None:
+        sys.stdout.write(user_of_its_own(settings, acl) + "\n")
+        return
     everything, servers = [], []
     for address in addresses_of(settings):
         server, findings = until_signalled(examined(settings, address, probe_writes=probe_writes))

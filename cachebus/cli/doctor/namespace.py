@@ -19,10 +19,15 @@ _SHARDS = re.compile(r"\bshards=(\d+)").search
 
 async def shards_of(asker: Asker, settings: Settings) -> list[ShardFacts]:
     """Every shard of the namespace: as many as its own meta says there are."""
-    first = await _shard(asker, settings.namespace, 0)
-    stated = _SHARDS(first.meta.get("facts", ""))
-    count = min(SHARDS_MAX, int(stated[1])) if stated else settings.shards
-    return [first, *[await _shard(asker, settings.namespace, index) for index in range(1, count)]]
+    count = await shard_count(asker, settings)
+    return [await _shard(asker, settings.namespace, index) for index in range(count)]
+
+
+async def shard_count(asker: Asker, settings: Settings) -> int:
+    """How many shards the namespace has; what the settings say where its meta does not."""
+    facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).own[0], "facts")
+    stated = _SHARDS(facts[0].decode(errors="replace")) if facts and facts[0] else None
+    return min(SHARDS_MAX, int(stated[1])) if stated else settings.shards
 
 
 async def _shard(asker: Asker, namespace: str, index: int) -> ShardFacts:
@@ -31,14 +36,16 @@ async def _shard(asker: Asker, namespace: str, index: int) -> ShardFacts:
     flat, refused = await asker.ask("HGETALL", meta)
     if refused:
         return ShardFacts(index, {}, refused)
+    told = texts(flat)
     count, _ = await asker.ask("ZCARD", marks)
     oldest, _ = await asker.ask("XRANGE", log, "-", "+", "COUNT", 1)
-    newest, _ = await asker.ask("XREVRANGE", log, "+", "-", "COUNT", 1)
+    # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
+    newest, _ = await asker.ask("XRANGE", log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
     lines, _ = await asker.ask("HGETALL", nodes)
     heard, _ = await asker.ask("PUBSUB", "NUMSUB", names.channel)
     clock, _ = await asker.ask("TIME")
     return ShardFacts(
-        index, texts(flat),
+        index, told,
         marks=count,
         log_first=_seq(oldest), log_last=_seq(newest),
         nodes=texts(lines),
@@ -48,7 +55,10 @@ async def _shard(asker: Asker, namespace: str, index: int) -> ShardFacts:
 
 
 def _seq(entries: list[list[bytes]] | None) -> int | None:
-    return whole(entries[0][0].decode().partition("-")[0]) if entries else None
+    """Of the first entry; 0 where there is none, None where it is not known."""
+    if entries is None:
+        return None
+    return whole(entries[0][0].decode(errors="replace").partition("-")[0]) if entries else 0
 
 
 async def other_databases(asker: Asker, info: dict[str, str], settings: Settings, own: int) -> list[int]:
@@ -144,8 +154,9 @@ def marks(facts: Facts) -> Iterator[Finding]:
 
 def log(facts: Facts) -> Iterator[Finding]:
     """How far back a node that was away can catch up."""
-    lost = [s.index for s in facts.shards if s.meta and (whole(s.meta.get("seq")) or 0) > (s.log_last or 0) + 1]
-    kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first is not None and s.log_last is not None]
+    # A shard whose epoch has just begun has no log yet, and no marks.
+    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.marks)]
+    kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
     if lost:
         yield Finding(
             "log", Level.ADVICE, f"in shard {lost[0]} the log lacks the latest events: it was evicted or deleted",

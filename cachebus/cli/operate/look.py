@@ -1,0 +1,137 @@
+"""`cachebus nodes` and `cachebus tail`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from cachebus import event as events
+from cachebus.cli.doctor.examine import addresses_of
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker
+from cachebus.cli.doctor.namespace import nodes_of, shards_of
+from cachebus.cli.performance import until_signalled
+from cachebus.cli.settings import Namespace, Url, settings_for
+from cachebus.clock import monotonic
+from cachebus.errors import L2Unavailable
+from cachebus.l2.names import ShardNames
+from cachebus.resp import Address, Subscriber
+from cachebus.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
+Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]
+_control = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def nodes(url: Url = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
+    """Who is alive in a namespace, how far each has applied events, and when it was last heard.
+
+    A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
+    Exit status: 0, 2 if the server could not be reached.
+    """
+    settings = settings_for(url, namespace)
+    for address in addresses_of(settings):
+        until_signalled(_nodes(settings, address, as_json))
+
+
+async def _nodes(settings: Settings, address: Address, as_json: bool) -> None:
+    asker = await Asker.open(address, settings.connect_timeout_s)
+    try:
+        shards = await shards_of(asker, settings)
+    finally:
+        asker.close()
+    for shard in shards:
+        if shard.refused:
+            raise L2Unavailable(f"{address}: {shard.refused}")
+        for node in nodes_of(shard):
+            alive = node.silent_s <= settings.staleness_bound_s
+            told = {
+                "shard": shard.index, "node": node.name, "alive": alive, "applied": node.applied,
+                "behind": node.behind, "silent_s": round(node.silent_s, 3),
+            }  # fmt: skip
+            state = "alive" if alive else "silent"
+            line = (
+                f"shard {shard.index}  {_shown(node.name):40}  {state:6}  applied {node.applied:,}, "
+                f"{node.behind:,} behind, heard {node.silent_s:.1f} s ago"
+            )
+            sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
+    if not as_json and not any(shard.nodes for shard in shards):
+        sys.stdout.write("no node\n")
+
+
+def tail(url: Url = None, namespace: Namespace = None, count: Count = 0, as_json: AsJson = False) -> None:
+    """Show invalidations and writes as they happen: seq, who, which keys, which scopes and tags.
+
+    Only listens: nothing is written, and what happened before is not shown. Ends with Ctrl-C.
+    Exit status: 0 after --count, 2 if the server could not be reached or was lost.
+    """
+    settings = settings_for(url, namespace)
+    until_signalled(_tail(settings, addresses_of(settings)[0], count, as_json))
+
+
+async def _tail(settings: Settings, address: Address, count: int, as_json: bool) -> None:
+    asker = await Asker.open(address, settings.connect_timeout_s)
+    try:
+        shards = len(await shards_of(asker, settings))
+    finally:
+        asker.close()
+    channels = {ShardNames(settings.namespace, shard).channel.encode(): shard for shard in range(shards)}
+    heard: asyncio.Queue[tuple[int, bytes] | Exception] = asyncio.Queue()
+    subscriber = await Subscriber.open(
+        address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=settings.connect_timeout_s, clock=monotonic,
+        on_push=lambda channel, message: heard.put_nowait((channels[channel], message)), on_lost=heard.put_nowait,
+    )  # fmt: skip
+    try:
+        await subscriber.subscribe(*channels)
+        sys.stderr.write(f"listening to {shards} shard{'s' * (shards > 1)} of {settings.namespace}\n")
+        shown = 0
+        while not count or shown < count:
+            found = await heard.get()
+            if isinstance(found, Exception):
+                raise found
+            line = _line(*found, as_json=as_json)
+            if line:
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+                shown += 1
+    finally:
+        subscriber.close()
+
+
+def _line(shard: int, message: bytes, *, as_json: bool) -> str:
+    """An event for people or programs; "" for a hint to those who wait."""
+    if message.startswith(events.WAKE):
+        return ""
+    try:
+        event = events.decode(message)
+    except events.CorruptEvent as error:
+        return json.dumps({"shard": shard, "corrupt": str(error)}) if as_json else f"shard {shard}  corrupt: {error}"
+    if as_json:
+        return json.dumps(
+            {
+                "shard": shard,
+                "epoch": event.epoch.decode(errors="replace"),
+                "seq": event.seq,
+                "floor": event.floor,
+                "published_us": event.published_us,
+                "origin": event.origin,
+                "keys": [*map(_parts, event.keys)],
+                "names": [*map(_parts, event.names)],
+            }
+        )
+    what = ", ".join([*map(_shown, event.keys), *map(_shown, event.names)]) or "nothing"
+    return f"shard {shard}  {event.seq:>8}  {_shown(event.origin) or 'a producer'}: {what}"
+
+
+def _parts(name: str) -> list[str | None]:
+    """The parts of a key's, scope's or tag's name; None for a context that is not given."""
+    return [None if part == "\0" else part for part in name.replace("\x1e", "\x1f\0").split("\x1f")]
+
+
+def _shown(name: str) -> str:
+    """A name whose parts are joined by control characters, fit for a terminal: a stroke between its parts."""
+    return _control.sub("?", name.rstrip("\x1e").replace("\x1f", " | ").replace("\x1e", " | -"))

@@ -1,0 +1,17 @@
+"""How many shards a namespace has: an operator need not know."""
+
+from __future__ import annotations
+
+from cachebus.cli.doctor.examine import addresses_of
+from cachebus.cli.doctor.facts import Asker
+from cachebus.cli.doctor.namespace import shard_count
+from cachebus.settings import Settings
+
+
+async def shards_of_namespace(settings: Settings) -> int:
+    """As its meta says; what the settings say where there is none. `L2Unavailable`."""
+    asker = await Asker.open(addresses_of(settings)[0], settings.connect_timeout_s)
+    try:
+        return await shard_count(asker, settings)
+    finally:
+        asker.close()
