@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from cachebus import errors
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -107,3 +110,19 @@ def test_every_document_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for path in DOCUMENTS[2:]:
         assert f"](docs/{path.name})" in readme or f"](docs/{path.name}#" in readme, path.name
+
+
+def test_every_figure_is_explained() -> None:
+    tree = ast.parse((ROOT / "cachebus" / "observe" / "stats.py").read_text())
+    for part in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, after in pairwise([*part.body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(after, ast.Expr), f"{part.name}.{ast.unparse(field.target)}"
+                assert isinstance(after.value, ast.Constant)
+
+
+def test_errors_speak_of_no_promise_by_its_number() -> None:
+    """Whoever meets one may never have seen the list."""
+    for name, error in vars(errors).items():
+        if isinstance(error, type):
+            assert not re.search(r"\bG[1-9]\b", error.__doc__ or ""), name
