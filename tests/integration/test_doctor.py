@@ -56,6 +56,12 @@ def of(found: list[Finding], check: str) -> Finding | None:
     return bad[0] if bad else None
 
 
+def bad(found: list[Finding]) -> dict[str, Level]:
+    """What is neither ok nor told of this machine rather than of the server: how busy it is, and its clock."""
+    ours = ("latency", "clock", "suspends", "fork")
+    return {finding.check: finding.level for finding in found if finding.level is not OK and finding.check not in ours}
+
+
 def type_in(server: EmbeddedServer, commands: tuple[str, ...]) -> None:
     """Type the commands as they stand, as redis-cli would take them."""
     assert commands
@@ -118,12 +124,12 @@ async def test_lines_for_redis_conf_are_taken_by_a_server(server: EmbeddedServer
     conf.write_text("\n".join(lines) + "\n")
     with EmbeddedServer(server.binary, extra=("--include", str(conf))) as other:
         found = await findings(other.url)
-    assert [finding for finding in found if finding.level in (ADVICE, PROBLEM)] == []
+    assert set(bad(found).values()) <= {Level.UNKNOWN}
 
 
 async def test_a_server_that_is_as_it_should_be(server: EmbeddedServer) -> None:
     found = await findings(server.url)
-    assert {finding.check: finding.level for finding in found if finding.level is not OK} == {}
+    assert bad(found) == {}
     assert server.command("DBSIZE") == ":0", "nothing was written"
 
 
@@ -305,7 +311,7 @@ async def test_where_config_is_forbidden_the_rest_is_still_checked(server: Embed
     assert found["replication"].level is OK
     assert found["event buffers"].level is Level.UNKNOWN
     assert "config" in found["event buffers"].says.lower()
-    assert not [finding for finding in found.values() if finding.level is PROBLEM]
+    assert PROBLEM not in bad([*found.values()]).values()
 
 
 async def test_where_even_info_is_forbidden_it_says_so(server: EmbeddedServer) -> None:
@@ -328,16 +334,24 @@ async def test_a_namespace_in_use(server: EmbeddedServer) -> None:
             return any(f.check == "nodes" and "2 alive, 0 silent" in f.says for f in await findings(server.url))
 
         await until(both)
-        found = await findings(server.url)
-        assert not [finding for finding in found if finding.level is not OK]
+
+        async def well() -> list[Finding]:  # the busier the machine, the longer it takes
+            found = await findings(server.url)
+            return [] if bad(found) else found
+
+        found = await until(well)
         (kept,) = [finding for finding in found if finding.check == "log"]
         assert "5" in kept.says
         other = of(await findings(server.url, shards=4), "namespace")
         assert other is not None
         assert other.level is PROBLEM
         assert "CACHEBUS_SHARDS=1" in other.otherwise
-        server.command("CLIENT", "KILL", "TYPE", "pubsub")
-        assert of(await findings(server.url), "subscriptions") is not None
+
+        async def deaf() -> Finding | None:  # a node listens again soon: look until one does not
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            return of(await findings(server.url), "subscriptions")
+
+        assert (await until(deaf)).level is ADVICE
     assert any(f.says.startswith("none is alive") for f in await findings(server.url) if f.check == "nodes")
 
 

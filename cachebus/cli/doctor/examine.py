@@ -29,9 +29,13 @@ def addresses_of(settings: Settings) -> list[Address]:
 
 
 async def examined(
-    settings: Settings, address: Address, *, probe_writes: bool = False, rounds: int = timing.ROUNDS
-) -> tuple[Server, list[Finding]]:
-    """The server and all findings; changes nothing unless `probe_writes`. `L2Unavailable` where it can't be reached."""
+    settings: Settings, address: Address, *, probe_writes: bool = False, rounds: int = timing.ROUNDS,
+    failover_s: float | None = None,
+) -> tuple[Server, list[Finding]]:  # fmt: skip
+    """The server and all findings; changes nothing unless `probe_writes`. `L2Unavailable` where it can't be reached.
+
+    `failover_s`: after how many silent seconds something promotes a replica of it, where the URL's kind tells that.
+    """
     asker = await Asker.open(address, settings.connect_timeout_s)
     try:
         server = await server_of(asker, address)
@@ -41,6 +45,7 @@ async def examined(
             await timing.timed(asker, settings, rounds),
             await namespace.shards_of(asker, settings),
             await namespace.other_databases(asker, dict(server.info), settings, address.db),
+            failover_s,
         )
         seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
     finally:

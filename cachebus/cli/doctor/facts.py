@@ -21,9 +21,8 @@ SETTINGS: Final = (
     "maxmemory", "maxmemory-policy", "save", "appendonly", "appendfsync", "stop-writes-on-bgsave-error",
     "enable-debug-command", "min-replicas-to-write", "min-replicas-max-lag", "client-output-buffer-limit", "timeout",
     "tcp-keepalive", "maxclients", "lua-time-limit", "busy-reply-threshold", "stream-node-max-entries",
-    "stream-node-max-bytes", "notify-keyspace-events", "cluster-node-timeout",
+    "stream-node-max-bytes", "notify-keyspace-events",
 )  # fmt: skip
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,6 @@ class Server:
         """Kind and version, such as "valkey 8.1.8"."""
         kind = self.info.get("server_name", "redis")
         return f"{kind} {self.info.get(f'{kind}_version', '') or self.info.get('redis_version', '?')}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is reached without a network."""
-        return self.address.path is not None or self.address.host in LOOPBACK
 
     def number(self, name: str) -> int | None:
         """A figure of INFO; None where it is not told."""
