@@ -44,7 +44,9 @@ class BusUnavailable(CacheBusError, ConnectionError):
 
 
 class InvalidationFailed(CacheBusError):
-    """An invalidation was not, or not surely, applied. Repeat it: until it returns, G1 does not count."""
+    """The invalidation did not happen, or nobody knows whether it did: other nodes may go on serving the old value
+    until it expires. Call it again until it returns; twice does no harm. The staleness bound counts from the call that
+    returned."""
 
 
 class LoadTimeout(CacheBusError, TimeoutError):

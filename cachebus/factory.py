@@ -30,7 +30,7 @@ from cachebus.policy import PolicyTable
 from cachebus.ports import Bus, Listener, Store
 from cachebus.read import Reader
 from cachebus.receive import Receiver
-from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Route, Sentinels, parse_places
+from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Places, Route, Sentinels, parse_places
 from cachebus.settings import Settings
 from cachebus.write import Writer
 
@@ -135,15 +135,8 @@ def _backends(
 
 
 def route_of(settings: Settings, clock: Clock) -> Route:
-    """The way to the settings' Redis, with credentials and TLS; `ConfigError`."""
-    places = parse_places(
-        settings.url.get_secret_value(),
-        username=None if settings.username is None else settings.username.get_secret_value(),
-        password=None if settings.password is None else settings.password.get_secret_value(),
-        ca_certs=settings.ssl_ca_certs,
-        check_hostname=settings.ssl_check_hostname,
-        client_name=f"cachebus-{settings.namespace}",
-    )
+    """The way to the settings' Redis; `ConfigError`."""
+    places = places_of(settings)
     shards, timeout_s = settings.shards, settings.connect_timeout_s
     if places.kind == SENTINEL:
         return Sentinels(
@@ -153,6 +146,18 @@ def route_of(settings: Settings, clock: Clock) -> Route:
         logs = [ShardNames(settings.namespace, shard).log for shard in range(shards)]
         return ClusterMap(places.addresses, logs, connect_timeout_s=timeout_s, clock=clock)
     return Fixed(places.template, shards)
+
+
+def places_of(settings: Settings) -> Places:
+    """What the settings' URL says, with credentials and TLS; `ConfigError`."""
+    return parse_places(
+        settings.url.get_secret_value(),
+        username=None if settings.username is None else settings.username.get_secret_value(),
+        password=None if settings.password is None else settings.password.get_secret_value(),
+        ca_certs=settings.ssl_ca_certs,
+        check_hostname=settings.ssl_check_hostname,
+        client_name=f"cachebus-{settings.namespace}",
+    )
 
 
 def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any
 
-from cachebus.errors import LoadTimeout
+from cachebus.errors import ConfigError, LoadTimeout
 
 Source = Callable[..., Any]
 Bound = Callable[[], Any]
@@ -21,7 +21,7 @@ def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) ->
     """The call `source(resource_id, tenant_id, ctx)`, reduced to what it takes.
 
     Fewer positional parameters get the first of the three; `**kwargs`, and keyword-only parameters of these names,
-    get the rest by name. Parameters with a default beyond the three keep it.
+    get the rest by name. Parameters with a default beyond the three keep it; `ConfigError` where one has none.
     """
     count, names = _shape(source)
     values = (resource_id, tenant_id, ctx)
@@ -41,15 +41,33 @@ def _shape(source: Source) -> tuple[int, frozenset[str]]:
     would be worked out on every miss, and whose closure a memo of functions would keep alive.
     """
     if type(source) is FunctionType and not hasattr(source, "__wrapped__"):
-        return _shape_of_code(source.__code__)
+        code = source.__code__
+        keyword_only = code.co_kwonlyargcount - len(source.__kwdefaults__ or ())
+        if keyword_only or code.co_argcount - len(source.__defaults__ or ()) > len(_NAMES):
+            _check_required(source, inspect.signature(source).parameters.values())
+        return _shape_of_code(code)
     try:
         parameters = inspect.signature(source).parameters.values()
     except ValueError:  # a builtin that does not say
         return 1, frozenset()
+    _check_required(source, parameters)
     kinds = [p.kind for p in parameters]
     count = 3 if inspect.Parameter.VAR_POSITIONAL in kinds else sum(kind in _POSITIONAL for kind in kinds)
     named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     return _taken(count, named, inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+def _check_required(source: Source, parameters: Iterable[inspect.Parameter]) -> None:
+    """Refuse a source that needs more than it can be given: better than Python's word on a call nobody wrote."""
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    positional = [p.name for p in needed if p.kind is not p.KEYWORD_ONLY]
+    beyond = positional[len(_NAMES) :] + [p.name for p in needed if p.kind is p.KEYWORD_ONLY and p.name not in _NAMES]
+    if beyond:
+        name = getattr(source, "__qualname__", type(source).__qualname__)
+        raise ConfigError(
+            f"the loader {name} needs {', '.join(beyond)} too: a loader is called as f(resource_id, tenant_id, ctx), "
+            "with as many of these as it takes. Give it the rest by functools.partial or a lambda"
+        )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -17,6 +17,9 @@ from loguru import logger
 
 from cachebus import __version__
 from cachebus.cli.demo import demo
+from cachebus.cli.doctor.command import doctor
+from cachebus.cli.operate.act import get, invalidate
+from cachebus.cli.operate.look import nodes, tail
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
 from cachebus.errors import CacheBusError
@@ -37,6 +40,11 @@ app = typer.Typer(
 app.command(short_help="See it work, with a server of its own.")(demo)
 app.command(short_help="The same on a recorded access trace.")(replay)
 app.command()(server)
+app.command(short_help="What a server's set-up means for the promises, and how to mend it.")(doctor)
+app.command(short_help="Who is alive in a namespace, and how far.")(nodes)
+app.command(short_help="Show invalidations and writes as they happen.")(tail)
+app.command(short_help="Show what the shared store has for a key.")(get)
+app.command(short_help="Replace a resource everywhere, and print the receipt.")(invalidate)
 
 
 def _show_version(wanted: bool) -> None:

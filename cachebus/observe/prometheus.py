@@ -1,6 +1,8 @@
 """The figures of `Stats` for Prometheus (extra `metrics`): `registry.register(CacheCollector(cache.stats))`.
 
-Names are `cachebus_*`. Labels are data types, shards and causes; never keys or tenants, of which there are too many.
+Names are `cachebus_*`. Labels are data types, shards and causes; never keys or tenants, of which there are too many. A
+second cache of the same process needs a name, `CacheCollector(other.stats, name="other")`, which becomes the label
+`cache` of all its figures.
 """
 
 from __future__ import annotations
@@ -53,14 +55,23 @@ _GAUGES = {
 
 
 class CacheCollector(Collector):
-    """Collects one cache's figures whenever Prometheus asks; give it the cache's `stats` method."""
+    """Collects one cache's figures whenever Prometheus asks; give it the cache's `stats` method.
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+    `name`: what tells this cache from others of the process, the label `cache`; "" is no label. A registry refuses a
+    second collector of the same name (`ValueError`).
+    """
+
+    def __init__(self, stats: Callable[[], Stats], *, name: str = "") -> None:
         self._stats = stats
+        self._name = name
 
     def describe(self) -> list[Metric]:
-        """Nothing ahead of time: a cache may be registered before it is open."""
-        return []
+        """No family ahead of time, since a cache may be registered before it is open; but a name, so that a registry
+        that has one of the same sees that."""
+        mine = Metric("cachebus", "", "unknown")
+        # After the constructor, which takes only names of metrics: this one is read by whoever registers two.
+        mine.name = f"a CacheCollector named {self._name!r}; give each its own: CacheCollector(cache.stats, name=...)"
+        return [mine]
 
     def collect(self) -> Iterator[Metric]:
         """All metric families as they stand now; none while the cache is not open, so that a scrape of all others
@@ -69,6 +80,13 @@ class CacheCollector(Collector):
             stats = self._stats()
         except ConfigError:
             return
+        for family in self._families(stats):
+            if self._name:
+                for sample in family.samples:
+                    sample.labels["cache"] = self._name
+            yield family
+
+    def _families(self, stats: Stats) -> Iterator[Metric]:
         yield from _by_type(stats)
         yield from _by_shard(stats)
         for name, (attribute, text) in _COUNTS.items():

@@ -10,9 +10,13 @@ class LatencyStats:
     """A histogram: `buckets[i]` observations took at most `bounds_s[i]` seconds (not cumulative; the last is +inf)."""
 
     count: int
+    """How many observations there are."""
     total_s: float
+    """Their sum in seconds."""
     bounds_s: tuple[float, ...]
+    """The upper bound of each bucket in seconds."""
     buckets: tuple[int, ...]
+    """How many observations each bucket holds."""
 
     @property
     def mean_s(self) -> float:
@@ -34,7 +38,9 @@ class TypeStats:
     """What was asked for one data type, and how it was answered."""
 
     l1_hits: int = 0
+    """Reads that this node's memory answered."""
     l2_hits: int = 0
+    """Reads that L2 answered."""
     misses: int = 0
     """Reads that neither level could answer."""
     loads: int = 0
@@ -56,7 +62,9 @@ class ShardStats:
     """One shard as this node sees it."""
 
     shard: int
+    """Its number, from 0."""
     epoch: str
+    """The life of its history; "" before L2 was first reached."""
     applied: int
     """How far events have been applied without a gap."""
     head: int
@@ -64,6 +72,7 @@ class ShardStats:
     lease_left_s: float
     """For how long this node may serve its memory; 0.0 when the lease has lapsed."""
     marks: int
+    """Scopes and tags whose last invalidation is remembered."""
 
     @property
     def gap(self) -> int:
@@ -76,15 +85,23 @@ class Stats:
     """Everything that a cache counts."""
 
     node: str
+    """This node's id, unique in the fleet."""
     types: dict[str, TypeStats]
+    """By data type."""
     shards: tuple[ShardStats, ...]
+    """Every shard, in order."""
     l1_entries: int
+    """Entries in memory now."""
     l1_bytes: int
+    """Their estimated size in bytes."""
     l1_evictions: int
+    """Entries that left memory for want of room."""
     events_applied: int
+    """Invalidations taken in, from the bus, the log, or this node's own writes."""
     events_repeated: int
     """Events that came again, or that the log had brought already."""
     events_corrupt: int
+    """Messages and log entries that were no events."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
     holes: int
@@ -96,29 +113,39 @@ class Stats:
     lease_lapses: int
     """Times a shard's lease ran out before a probe renewed it."""
     fills: int
+    """Loaded values that L2 stored."""
     fills_rejected: int
     """Loaded values that L2 refused, since something replaced them meanwhile, or their lease was gone."""
     entries_refused: int
     """Values that did not enter L1, for the same reason on this node."""
     invalidations: int
+    """Invalidations that this node asked of L2."""
     invalidations_failed: int
+    """Those of them that are not sure to have happened: the call raised."""
     invalidations_repeated: int
     """Said again to L2 after it began another epoch, since what acknowledged them may have been deposed by then."""
     pending: int
     """Invalidations that wait for L2 now."""
     pending_delivered: int
+    """Invalidations that waited for L2, and were delivered."""
     pending_lost: int
     """Invalidations that waited for L2 until this cache was closed."""
     records_corrupt: int
+    """Records in L2 that could not be read; each was a miss."""
     l2_errors: int
     """Operations on L2 that failed or timed out."""
     l2_connected: bool
+    """Whether commands can be sent now."""
     bus_connected: bool
+    """Whether events can arrive now."""
     reconnects: int
+    """Connections to L2 or bus that were opened again after a loss."""
     flights: int
     """Loads under way now."""
     load_latency: LatencyStats = field(repr=False)
+    """Loads from the source, their retries included."""
     l2_latency: LatencyStats = field(repr=False)
+    """Scripts in L2, from question to answer."""
     bus_lag: LatencyStats = field(repr=False)
     """From an event's publication to its application on this node, on L2's clock (± half a round trip)."""
 

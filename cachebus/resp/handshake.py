@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl as tls
+from typing import Final
 
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.link import Link, OnLost
+
+_NO_TLS: Final = "; if this server speaks no TLS, let the URL begin with redis://"
+_TLS: Final = "; if this server speaks TLS, let the URL begin with rediss://"
 
 
 async def join(link: Link, address: Address, connect_timeout_s: float, on_lost: OnLost | None) -> None:
@@ -27,9 +32,12 @@ async def _join_mapped(link: Link, address: Address, connect_timeout_s: float) -
     except CacheBusError:
         raise
     except TimeoutError:
-        raise L2Unavailable(f"cannot connect to {address}: no answer in {connect_timeout_s:g} s") from None
+        # A link hears of its socket only once TLS is agreed on; a server without waits for the rest of a line.
+        hint = _NO_TLS if address.ssl is not None and not link.connected else ""
+        raise L2Unavailable(f"cannot connect to {address}: no answer in {connect_timeout_s:g} s{hint}") from None
     except (OSError, UnicodeError) as error:
-        raise L2Unavailable(f"cannot connect to {address}: {_why(error)}") from error
+        hint = _NO_TLS if isinstance(error, tls.SSLError) and "WRONG_VERSION_NUMBER" in str(error.reason) else ""
+        raise L2Unavailable(f"cannot connect to {address}: {_why(error)}{hint}") from error
 
 
 async def _connect(link: Link, address: Address, timeout_s: float) -> None:
@@ -61,7 +69,9 @@ async def _log_in(link: Link, address: Address) -> None:
             await question
         except CacheBusError as error:
             if link.closed:
-                raise
+                if address.ssl is not None or address.path is not None or link.answered:
+                    raise
+                raise L2Unavailable(f"{error}{_TLS}") from None
             text = str(error)
             if address.password:  # an unknown command is echoed with its arguments
                 text = text.replace(address.password, "***")

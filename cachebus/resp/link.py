@@ -72,6 +72,16 @@ class Link(asyncio.BufferedProtocol):
         """How many answers are waited for."""
         return len(self._asked) + self._batched + len(self._getters)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there ever was a socket, its TLS agreed on."""
+        return self._transport is not None
+
+    @property
+    def answered(self) -> int:
+        """How many questions were answered."""
+        return self._answered
+
     def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command; its future gets the reply, or the `L2Unavailable` that came instead.
 

@@ -56,6 +56,11 @@ def test_plain_lines_and_a_report(tmp_path: Path) -> None:
     assert "\x1b" not in out
 
 
+def test_a_run_too_short_for_its_cut_says_so(tmp_path: Path) -> None:
+    _, out, _ = ran("demo", *SMALL, "--duration", "1", "--no-compare", folder=tmp_path)
+    assert "no connection is cut: 1 s are too short for that, 2.5 s would do (--duration)" in out
+
+
 @pytest.mark.parametrize(
     ("number", "moment"), [(signal.SIGINT, "server: "), (signal.SIGINT, "node 2: "), (signal.SIGTERM, "node 2: ")]
 )

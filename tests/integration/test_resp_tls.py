@@ -119,14 +119,30 @@ async def test_who_the_server_is_gets_checked(redis_server: EmbeddedServer, cert
 
 async def test_tls_to_a_server_without(redis_server: EmbeddedServer) -> None:
     """Such a server waits for the rest of what it takes for a line."""
-    with pytest.raises(L2Unavailable, match=r"^cannot connect to "):
+    told = r"^cannot connect to .*; if this server speaks no TLS, let the URL begin with redis://$"
+    with pytest.raises(L2Unavailable, match=told):
         await opened(parse_address(f"rediss://:hunter2@127.0.0.1:{redis_server.port}?ssl_cert_reqs=none"), 0.3)
+
+
+async def test_tls_to_something_that_answers_in_plain_words() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"-ERR what is this?\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(L2Unavailable, match=r"WRONG_VERSION_NUMBER.*; if this server speaks no TLS, let"):
+            await opened(parse_address(f"rediss://127.0.0.1:{port}"))
 
 
 async def test_no_tls_to_a_server_with(redis_server: EmbeddedServer, certificate: Certificate) -> None:
     async with tls_proxy(redis_server, certificate) as port:
-        with pytest.raises(L2Unavailable, match=f"127.0.0.1:{port}"):
-            await opened(parse_address(f"redis://127.0.0.1:{port}"), 0.3)
+        told = rf"127.0.0.1:{port}.*; if this server speaks TLS, let the URL begin with rediss://$"
+        with pytest.raises(L2Unavailable, match=told):
+            await opened(parse_address(f"redis://127.0.0.1:{port}"), 5.0)
 
 
 async def test_a_server_with_tls_of_its_own(certificate: Certificate) -> None:
@@ -146,5 +162,7 @@ async def test_a_server_with_tls_of_its_own(certificate: Certificate) -> None:
         await connection.call("SET", "big", big)
         assert await connection.get("big") == big
         connection.close()
+        with pytest.raises(L2Unavailable, match="if this server speaks TLS, let the URL begin with rediss://"):
+            await opened(parse_address(f"redis://:hunter2@localhost:{port}"))
     finally:
         server.stop()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cachebus.cli.lab.figures import Figures
-from cachebus.cli.lab.incident import Do, Incident
+from cachebus.cli.lab.incident import Do, Incident, too_short
 from cachebus.cli.lab.lag import Lags
 from cachebus.cli.lab.messages import Tick
 from cachebus.cli.lab.plan import Plan
@@ -65,6 +65,12 @@ def test_a_lease_that_is_kept_too_long_is_seen() -> None:
 def test_an_incident_needs_room() -> None:
     assert Incident.fits(10.0, bound_s=2.0)
     assert not Incident.fits(9.9, bound_s=2.0)
+    assert too_short(8.0, 2.0) == "no connection is cut: 8 s are too short for that, 10 s would do (--duration)"
+
+
+def test_why_there_was_no_incident_is_told() -> None:
+    assert "the run was too short for one" in report(Outcome(Plan(), FIGURES, None, OFF))
+    assert "none was asked for" in report(Outcome(Plan(cut=False), FIGURES, None, OFF))
 
 
 @pytest.mark.parametrize(

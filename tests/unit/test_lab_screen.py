@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 
 from rich.console import Console
@@ -17,9 +18,9 @@ def view(elapsed_s: float, *, coherent: bool = True) -> View:
     return View("the title", coherent, elapsed_s / 15, elapsed_s, [WELL, CUT])
 
 
-def console(*, terminal: bool) -> tuple[Console, StringIO]:
+def console(*, terminal: bool, width: int = 100) -> tuple[Console, StringIO]:
     out = StringIO()
-    return Console(file=out, force_terminal=terminal, width=100, color_system=None), out
+    return Console(file=out, force_terminal=terminal, width=width, color_system=None), out
 
 
 def test_the_screen_suits_its_console() -> None:
@@ -64,3 +65,14 @@ def test_a_terminal_gets_a_table_and_keeps_what_was_said() -> None:
     text = out.getvalue()
     for word in ("the title", "applied", "1,234", "1.8 s", "lapsed", "cut off, from source", "network is back", "20%"):
         assert word in text
+
+
+def test_what_is_said_in_a_terminal_breaks_between_words() -> None:
+    to, out = console(terminal=True, width=80)
+    line = "  7.2 s  node 3: now its connections hang: they stay open, and nothing comes through"
+    assert len(line) > 80
+    with screen_on(to) as screen:
+        screen.say(line)
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).split("\n")
+    assert all(len(part.rstrip()) <= 80 for part in said)
+    assert " ".join(" ".join(said).split()) == " ".join(line.split()), "no word is broken"

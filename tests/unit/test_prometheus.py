@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import prometheus_client
+import pytest
 
 from cachebus.observe.prometheus import CacheCollector
 from cachebus.testing import Fleet
@@ -104,3 +105,29 @@ async def test_it_may_be_registered_before_the_cache_is_open() -> None:
 def test_the_library_does_without() -> None:
     code = "import cachebus, sys; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+async def test_two_caches_of_a_process_are_told_apart_by_a_name() -> None:
+    async with Fleet(2) as fleet:
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(CacheCollector(fleet.caches[0].stats, name="orders"))
+        registry.register(CacheCollector(fleet.caches[1].stats, name="users"))
+        await fleet.caches[0].get("config", "x", tenant_id="acme")
+        text = prometheus_client.generate_latest(registry).decode()
+        outcome = 'data_type="config",outcome="miss"'
+        samples = [
+            line for line in text.splitlines() if line.startswith("cachebus_requests_total{") and outcome in line
+        ]
+        assert len(samples) == 1
+        assert 'cache="orders"' in samples[0]
+        assert len(re.findall(r'^cachebus_l1_entries\{cache="(?:orders|users)"\} ', text, re.MULTILINE)) == 2
+        assert 'cachebus_load_seconds_bucket{cache="users"' in text
+
+
+async def test_two_of_the_same_name_are_refused() -> None:
+    async with Fleet(2) as fleet:
+        for name in ("", "orders"):
+            registry = prometheus_client.CollectorRegistry()
+            registry.register(CacheCollector(fleet.caches[0].stats, name=name))
+            with pytest.raises(ValueError, match=f"a CacheCollector named '{name}'; give each its own"):
+                registry.register(CacheCollector(fleet.caches[1].stats, name=name))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cachebus.errors import ConfigError
 from cachebus.source import bind
 
 
@@ -67,3 +68,42 @@ def test_a_closure_is_not_kept_alive() -> None:
     seen = bound_and_called()
     gc.collect()
     assert seen() is None
+
+
+def four(resource_id: str, tenant_id: str, ctx: Any, session: Any) -> Any:
+    return session
+
+
+def keyword(resource_id: str, *, session: Any, tenant_id: Any) -> Any:
+    return session
+
+
+class Needy:
+    def load(self, a: str, b: str, c: str, d: str, e: str) -> Any:
+        return e
+
+    async def __call__(self, a: str, b: str, c: str, d: str) -> Any:
+        return d
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (four, "the loader four needs session too"),
+        (keyword, "the loader keyword needs session too"),
+        (Needy().load, "the loader Needy.load needs d, e too"),
+        (Needy(), "the loader Needy needs d too"),
+        (functools.partial(four, "r"), None),
+        (functools.partial(keyword, session=1), None),
+        (functools.partial(four, session=1), None),
+        (lambda a, b, c, d=1: d, None),
+        (lambda a, *, session=1: session, None),
+        (lambda a, *rest, **more: a, None),
+    ],
+)
+def test_a_source_that_needs_more_than_it_can_be_given_is_told(source: Any, said: str | None) -> None:
+    if said is None:
+        bind(source, "r", "t", "c")
+        return
+    with pytest.raises(ConfigError, match=f"^{said}: .*functools.partial"):
+        bind(source, "r", "t", "c")

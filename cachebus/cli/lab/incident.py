@@ -96,3 +96,11 @@ class Incident:
         if self.restored_s is not None:
             return "catching up"
         return "cut off" if self.lapsed_s is None else "cut off, from source"
+
+
+def too_short(duration_s: float, bound_s: float) -> str:
+    """What to tell where a run has no room for an incident that was asked for."""
+    return (
+        f"no connection is cut: {duration_s:g} s are too short for that, "
+        f"{ROOM_BOUNDS * bound_s:g} s would do (--duration)"
+    )

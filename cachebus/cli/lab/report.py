@@ -99,7 +99,9 @@ def _rows(bound_s: float) -> list[tuple[str, Cell, Cell | None]]:
 def _said_of_incident(outcome: Outcome) -> list[str]:
     incident = outcome.incident
     if incident is None:
-        return ["No incident: the run was too short for one, or none was asked for."]
+        return [
+            "No incident: the run was too short for one." if outcome.plan.cut else "No incident: none was asked for."
+        ]
     if (
         incident.began_s is None
         or incident.restored_s is None

@@ -12,7 +12,7 @@ from typing import Final
 from cachebus.cli.lab import catalogue
 from cachebus.cli.lab.board import Board, View
 from cachebus.cli.lab.figures import Figures, figures_of
-from cachebus.cli.lab.incident import Do, Incident
+from cachebus.cli.lab.incident import Do, Incident, too_short
 from cachebus.cli.lab.messages import TICK_S, Job, Tick
 from cachebus.cli.lab.plan import SOURCE_LATENCY_S, Load, Plan
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
@@ -59,6 +59,8 @@ async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
     with TemporaryDirectory(prefix="cachebus-demo-") as folder:
         async with served(plan.redis_url, load.words) as server:
             screen.say(f"server: {server.label}")
+            if plan.cut and not Incident.fits(load.duration_s, plan.bound_s):
+                screen.say(too_short(load.duration_s, plan.bound_s))
             coherent = _Phase(plan, load, Path(folder, "coherent"), server)
             figures = await coherent.run(screen)
         off = None

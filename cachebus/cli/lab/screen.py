@@ -52,7 +52,7 @@ class LiveScreen:
 
     def say(self, text: str) -> None:
         """Tell a line, above the table."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(text))  # wrapped between words; the terminal itself would break within them
 
     def show(self, view: View) -> None:
         """Draw the table anew."""

@@ -1,0 +1,243 @@
+"""Whether this user may do all that a node does: told by the server (ACL DRYRUN, from 7.0), or tried out.
+
+The trial is in a namespace of its own, whose keys match the same pattern; it is removed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from cachebus import event as events
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Server
+from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.cli.doctor.primaries import route_to
+from cachebus.clock import monotonic
+from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.factory import places_of, redis_store
+from cachebus.keys import Keyspace
+from cachebus.l2.names import ShardNames
+from cachebus.l2.redis import RedisStore, load_scripts
+from cachebus.ports import Caller, Leased
+from cachebus.record import Record
+from cachebus.resp import CLUSTER, SENTINEL, Subscriber
+from cachebus.settings import Settings
+
+OUTSIDE: Final = ("PING", "GET", "MGET", "EVAL", "EVALSHA", "XRANGE", "SUBSCRIBE", "PUBLISH")
+IN_A_CLUSTER: Final = ("ASKING", "CLUSTER", "COMMAND", "SPUBLISH", "SSUBSCRIBE")
+"""What a node sends beside its scripts, and what these may be told to use by an argument."""
+HEARD_WITHIN_S: Final = 2.0
+_of_keys = re.compile(r"\bkeys?\b").search
+_called = re.compile(r"redis\.p?call\('(\w+)'").findall
+_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
+    "EXPIRE": ("1",), "HDEL": ("f",), "HGET": ("f",), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "1"),
+    "INCRBY": ("1",), "PEXPIRE": ("1",), "SET": ("1",), "XADD": ("*", "e", "1"), "XRANGE": ("-", "+"),
+    "ZADD": ("1", "m"), "ZMSCORE": ("m",), "ZRANGE": ("0", "-1"),
+}  # fmt: skip
+_WITHOUT_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "PING": (), "TIME": (), "INFO": ("replication",), "ROLE": (), "ASKING": (), "CLUSTER": ("SLOTS",), "COMMAND": (),
+}  # fmt: skip
+_CHANNELS: Final = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "SSUBSCRIBE")
+
+
+def needed(settings: Settings) -> list[str]:
+    """Every command that a node with this URL sends or that a script of ours calls, in capitals, sorted."""
+    called = {name for script in load_scripts().values() for name in _called(script.source)}
+    if places_of(settings).kind == CLUSTER:
+        return sorted({*OUTSIDE, *called, *IN_A_CLUSTER})
+    behind = {"ROLE"} if places_of(settings).kind == SENTINEL else set()
+    return sorted({*OUTSIDE, *called, *behind} - {"SPUBLISH"})
+
+
+def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, channels: bool = True) -> str:
+    """What to add to a user who lacks these commands, or the keys or channels of the namespace.
+
+    A server refuses a pattern for a user who has all keys or channels already, so only what is lacking is named.
+    """
+    found = [f"+{command.lower()}" for command in commands]
+    found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
+    found += [f"&{{{settings.namespace}:*}}:events"] if channels else []
+    return " ".join(found)
+
+
+def user_of_its_own(settings: Settings, name: str) -> str:
+    """The command that makes a user with just the rights that cachebus needs."""
+    return f"ACL SETUSER {name} on >PASSWORD resetchannels {rules(settings, needed(settings))}"
+
+
+@dataclass(slots=True)
+class Access:
+    """What became of looking."""
+
+    how: str = ""
+    refusals: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    """Those that this user lacks ("": it is not known which), and whether it lacks the namespace's keys or channels."""
+    keys: bool = False
+    channels: bool = False
+    why_not: str = ""
+    """Why it could not be looked at."""
+
+    def refused(self, what: str, why: str, command: str | None = None) -> None:
+        """Take in a refusal; `command` is what was asked for, None for a step of many."""
+        self.refusals.append(f"{what}: {why}")
+        if "channel" in why:
+            self.channels = True
+        elif _of_keys(why):
+            self.keys = True
+        else:
+            self.commands.append(command or "")
+
+
+async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_writes: bool) -> Access:
+    """Ask the server what this user may; with `probe_writes`, do it all in a namespace that is removed again."""
+    if probe_writes:
+        return await _tried(asker, settings)
+    _, refused = await asker.ask("ACL", "DRYRUN", server.user, "PING")
+    if not refused:
+        return await _dry_run(asker, server, settings)
+    old = bool(server.version) and server.version < (7,)
+    if old and await _may_everything(asker, server):
+        return Access("by ACL GETUSER")
+    seen = await _read_only(asker, settings)
+    if not seen.refusals:
+        seen.why_not = "ACL DRYRUN is new in Redis 7.0" if old else f"ACL DRYRUN is refused ({refused})"
+    return seen
+
+
+async def _dry_run(asker: Asker, server: Server, settings: Settings) -> Access:
+    names = ShardNames(settings.namespace, 0)
+    seen = Access("by ACL DRYRUN")
+    own = (*names.own[1:], f"{names.record_prefix}x", f"{names.lease_prefix}x", f"{names.counter_prefix}x")
+    for question in (*(_example(command, names) for command in needed(settings)), *(("DEL", key) for key in own)):
+        answer, refused = await asker.ask("ACL", "DRYRUN", server.user, *question)
+        if refused or answer != b"OK":
+            seen.refused(question[0], refused or answer.decode(errors="replace"), question[0])
+    return seen
+
+
+async def _may_everything(asker: Asker, server: Server) -> bool:
+    """Whether the user has no limits at all, as the flags of 6.2 say."""
+    reply, refused = await asker.ask("ACL", "GETUSER", server.user)
+    flags = set() if refused else {flag for part in reply if isinstance(part, list) for flag in part}
+    return {b"allcommands", b"allkeys", b"allchannels"} <= flags
+
+
+def _example(command: str, names: ShardNames) -> tuple[str, ...]:
+    """A call of the command that stands for all of ours."""
+    if command in _CHANNELS:
+        return (command, names.channel, "m") if command.endswith("PUBLISH") else (command, names.channel)
+    if command.startswith("EVAL"):
+        return command, "return 1", "1", names.own[0]
+    if command in _WITHOUT_KEYS:
+        return command, *_WITHOUT_KEYS[command]
+    return command, names.own[0], *_ARGUMENTS.get(command, ())
+
+
+async def _read_only(asker: Asker, settings: Settings) -> Access:
+    """What can be tried without changing anything."""
+    names, seen = ShardNames(settings.namespace, 0), Access("by reading")
+    record = f"{names.record_prefix}x"
+    script = "EVAL", "return 1", "1", names.own[0]
+    for question in (("GET", record), ("MGET", record), ("XRANGE", names.log, "+", "-"), script):
+        _, refused = await asker.ask(*question)
+        if refused.startswith("NOPERM"):
+            seen.refused(question[0], refused, question[0])
+    return seen
+
+
+async def _tried(asker: Asker, settings: Settings) -> Access:
+    # One mark at most, so that two names make the script forget one, which takes a command of its own.
+    space = f"{settings.namespace}:doctor-{secrets.token_hex(4)}"
+    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 1})
+    seen = await _read_only(asker, trial)
+    seen.how = "by a trial in a namespace of its own, removed again"
+    names, heard, subscriber = ShardNames(trial.namespace, 0), asyncio.Event(), None
+    route = await route_to(trial)
+    store, (address,) = redis_store(trial, route, monotonic), route.known
+    sweeper = await Asker.open(address, ASK_TIMEOUT_S)
+    try:
+        subscriber = await Subscriber.open(
+            address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
+            on_push=lambda _channel, _message: heard.set(),
+        )  # fmt: skip
+        await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel, sharded=route.sharded))
+        await store.connect()
+        await _step(seen, "a node's operations", _life(store))
+        if not seen.refusals:
+            await _step(seen, "an event", asyncio.wait_for(heard.wait(), HEARD_WITHIN_S))
+    finally:
+        if subscriber is not None:
+            subscriber.close()
+        await store.close()
+        key = Keyspace(1).key("doctor", "1", "doctor")
+        for left in (*names.own, names.record(key), names.lease(key), f"{names.counter_prefix}{key.l2}"):
+            await sweeper.ask("DEL", left)
+        sweeper.close()
+    return seen
+
+
+async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
+    try:
+        await step
+    except TimeoutError:
+        seen.refused(what, f"was published and did not arrive in {HEARD_WITHIN_S:g} s")
+    except CacheBusError as error:
+        seen.refused(what, str(error))
+
+
+async def _life(store: RedisStore) -> None:
+    """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
+    key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
+    body = events.encode_body([key.l1], key.names[:2], "doctor")
+    place = await store.probe(0, caller, marks=False)
+    await store.invalidate(0, caller, [key], key.names[:2], body)
+    again = await store.probe(0, caller, marks=True)
+    _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
+    _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
+    leased = await store.lease(key, caller, "doctor-1", 5000)
+    _must(leased.outcome is Leased.GRANTED, "taking a lease (SET)")
+    record = Record(0, 0, b"", created_ms=1, epoch=leased.epoch, seq=leased.seq)
+    _must((await store.fill(key, caller, "doctor-1", record, 5000, b"")).stored, "reading a lease (GET)")
+    _must(await store.get(key) is not None, "reading a record (GET)")
+    _must((await store.read(0, caller, [key])).records[0] is not None, "judging a record (GET, ZMSCORE)")
+    await store.write(key, caller, record, 5000, body)
+    await store.lease(key, caller, "doctor-2", 5000, refresh=True)
+    store.extend(key, "doctor-2", 5000)
+    store.release(key, "doctor-2")
+    _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (INCRBY)")
+    await store.leave(0, caller)
+
+
+def _must(true: bool, what: str) -> None:
+    if not true:
+        raise L2Unavailable(f"{what} is not allowed, or has no effect")
+
+
+def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Finding]:
+    """What the look at permissions found."""
+    if seen.why_not:
+        yield unknown(
+            "permissions", f"{seen.why_not}, and nothing is written without leave",
+            f"User {server.user} may read here; whether it may write was not tried.",
+            "run it with --probe-writes: it writes in a namespace of its own, and removes that",
+        )  # fmt: skip
+    elif seen.refusals:
+        more = "" if len(seen.refusals) == 1 else f" (and {len(seen.refusals) - 1} more)"
+        commands = needed(settings) if "" in seen.commands else seen.commands
+        lacking = rules(settings, dict.fromkeys(commands), keys=seen.keys, channels=seen.channels)
+        yield Finding(
+            "permissions", Level.PROBLEM,
+            f"user {server.user} lacks a permission, found {seen.how}: {seen.refusals[0]}{more}",
+            "Operations that need it fail, or find nothing; without the channel a node is deaf, and hears of "
+            "invalidations by its probes only.",
+            (G1,), (f"ACL SETUSER {server.user} {lacking}",),
+            otherwise="to be typed by a user who may; then ACL SAVE, or CONFIG REWRITE where there is no aclfile. All "
+            "that a user of its own needs is told by --acl NAME",
+        )  # fmt: skip
+    else:
+        yield ok("permissions", f"user {server.user} may do all that a node does, found {seen.how}")

@@ -1,0 +1,157 @@
+"""Checks of what outlives the server's process: files, replicas, and who may take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from cachebus.cli.doctor.facts import Facts
+from cachebus.cli.doctor.finding import G1, G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
+
+MAX_LAG_S: Final = 10
+RESTART: Final = (
+    "A restart, also with an older file, is noticed by the next operation of anybody: a new epoch begins, and "
+    "everything older is void. Counters are as old as the file. One thing only a caller notices that has applied more: "
+    "an older file loaded into the running server (DEBUG RELOAD NOSAVE)."
+)
+
+
+def persistence(facts: Facts) -> Iterator[Finding]:
+    """What a restart brings back."""
+    info, config = facts.server.info, facts.server.config
+    if "appendonly" not in config and "aof_enabled" not in info:
+        yield unknown("persistence", facts.server.info_refused or facts.server.config_refused, RESTART)
+        return
+    append = config.get("appendonly", "yes" if info.get("aof_enabled") == "1" else "no") == "yes"
+    save = config.get("save")
+    files = [name for name, on in (("AOF", append), ("RDB", save)) if on]
+    if save is None:
+        files.append("RDB, if it is set (CONFIG is refused)")
+    yield ok("persistence", ", ".join(files) if files else "none: a restart begins empty", RESTART)
+    if append and config.get("appendfsync") == "always":
+        commands, conf = config_set(appendfsync="everysec")
+        yield Finding(
+            "appendfsync", Level.ADVICE, "appendfsync is always", "Every probe and every write waits for the disk, "
+            "and no promise gains by it: a suffix that a crash lost is noticed.", mend=commands, conf=conf,
+        )  # fmt: skip
+
+
+def saving(facts: Facts) -> Iterator[Finding]:
+    """Whether a disk that fails makes the server refuse writes."""
+    info, config = facts.server.info, facts.server.config
+    failed = info.get("rdb_last_bgsave_status") == "err"
+    stops = config.get("stop-writes-on-bgsave-error")
+    if info.get("aof_enabled") == "1" and info.get("aof_last_write_status") == "err":
+        commands, conf = config_set(appendonly="no")
+        yield Finding(
+            "saving", Level.PROBLEM, "the append-only file cannot be written", "Every write is refused: L2 counts as "
+            "lost.", mend=commands, conf=conf, otherwise="or give its disk room",
+        )  # fmt: skip
+    elif stops is None:
+        if failed:
+            yield Finding(
+                "saving", Level.ADVICE, "the last snapshot failed",
+                "If stop-writes-on-bgsave-error is set (CONFIG is refused), every write is refused.",
+                otherwise="give the server's disk room, or ask your provider to set stop-writes-on-bgsave-error to no",
+            )  # fmt: skip
+    elif stops == "yes" and (config.get("save") or failed):
+        commands, conf = config_set(stop_writes_on_bgsave_error="no")
+        refused = failed and bool(config.get("save"))
+        yield Finding(
+            "saving", Level.PROBLEM if refused else Level.ADVICE,
+            "the last snapshot failed, and stop-writes-on-bgsave-error is yes" if failed
+            else "stop-writes-on-bgsave-error is yes",
+            "Every write is refused: L2 counts as lost." if refused
+            else "A full disk would make the server refuse every write, for the sake of a file that a cache can do "
+            "without.",
+            mend=commands, conf=conf,
+        )  # fmt: skip
+    else:
+        yield ok("saving", "a failing disk does not stop writes")
+
+
+def debugging(facts: Facts) -> Iterator[Finding]:
+    """Whether an older file can be loaded into the running server."""
+    enabled = facts.server.config.get("enable-debug-command")
+    if enabled in (None, "no"):
+        return  # before 7.0 there is no such setting: the ACL check looks at the user then
+    yield Finding(
+        "debug command", Level.ADVICE, f"enable-debug-command is {enabled}",
+        "DEBUG RELOAD NOSAVE of an older file leaves the server's replication id as it was: only a caller that has "
+        "applied more than the file holds notices. A namespace with no such node would serve the older state.",
+        (G1, G7), conf=("enable-debug-command no",), otherwise="it is read at the server's start only",
+    )  # fmt: skip
+
+
+def replication(facts: Facts) -> Iterator[Finding]:
+    """Whether an acknowledged invalidation survives a failover."""
+    server = facts.server
+    role = server.info.get("role")
+    if role is None:
+        yield unknown("replication", server.info_refused)
+        return
+    if role != "master":
+        primary = f"{server.info.get('master_host', '?')}:{server.info.get('master_port', '?')}"
+        yield Finding(
+            "role", Level.PROBLEM, "this is a replica", "It refuses writes, and so every operation of cachebus.",
+            otherwise=f"let the URL name the primary, {primary}",
+        )  # fmt: skip
+        return
+    replicas = server.number("connected_slaves") or 0
+    needed = server.setting("min-replicas-to-write")
+    good = server.number("min_slaves_good_slaves")
+    if needed is None:  # INFO has that figure only where the setting is at least 1
+        needed = 0 if good is None else 1
+    if needed and (good if good is not None else replicas) < needed:
+        yield _too_few(needed, good if good is not None else replicas)
+    elif needed:
+        yield from _enough(facts, needed, replicas)
+    elif replicas or facts.failover_s is not None:
+        yield _unacknowledged(replicas)
+    else:
+        yield ok(
+            "replication", "a primary without replicas",
+            "Nothing fails over. With replicas and something that promotes them, set min-replicas-to-write.",
+        )  # fmt: skip
+
+
+def _too_few(needed: int, good: int) -> Finding:
+    commands, conf = config_set(min_replicas_to_write="0")
+    return Finding(
+        "replication", Level.PROBLEM, f"min-replicas-to-write is {needed}, and {good} replicas keep up",
+        "Every write is refused (NOREPLICAS): L2 counts as lost. That is right while replicas are away; a server that "
+        "has none does not need it.",
+        mend=commands, conf=conf, otherwise="or bring a replica back, which keeps the promises on failover",
+    )  # fmt: skip
+
+
+def _unacknowledged(replicas: int) -> Finding:
+    commands, conf = config_set(min_replicas_to_write="1", min_replicas_max_lag=str(MAX_LAG_S))
+    return Finding(
+        "replication", Level.PROBLEM, f"{replicas} replicas, and min-replicas-to-write is 0",
+        "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
+        "acknowledges then is lost, and its nodes serve on.",
+        ON_FAILOVER, commands, conf,
+        "min-replicas-max-lag must be below the time after which Sentinel or the Cluster promotes",
+    )  # fmt: skip
+
+
+def _enough(facts: Facts, needed: int, replicas: int) -> Iterator[Finding]:
+    said = f"{replicas} replicas, min-replicas-to-write is {needed}"
+    lag = facts.server.setting("min-replicas-max-lag")
+    most = MAX_LAG_S if facts.failover_s is None else min(MAX_LAG_S, max(1, int(facts.failover_s) - 1))
+    if lag is None:
+        yield unknown("replication", f"{said}; {facts.server.config_refused}", "min-replicas-max-lag is not known.")
+    elif lag > most or lag == 0:
+        commands, conf = config_set(min_replicas_max_lag=str(most))
+        yield Finding(
+            "replication", Level.PROBLEM if lag == 0 else Level.ADVICE, f"{said}, min-replicas-max-lag is {lag} s",
+            "0 turns min-replicas-to-write off." if lag == 0
+            else "A primary that was cut off takes writes for that long, perhaps beyond the promotion of a replica.",
+            ON_FAILOVER, commands, conf,
+        )  # fmt: skip
+    else:
+        yield ok(
+            "replication", f"{said}, min-replicas-max-lag is {lag} s",
+            "A primary that was cut off soon refuses to write, and cannot renew a lease.",
+        )  # fmt: skip

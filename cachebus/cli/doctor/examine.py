@@ -1,0 +1,50 @@
+"""Gather the facts of one server, and put every check to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from cachebus.cli.doctor import access, durability, links, memory, namespace, timing
+from cachebus.cli.doctor.facts import Asker, Facts, Server, server_of
+from cachebus.cli.doctor.finding import G1, Finding, Level
+from cachebus.cli.doctor.primaries import Primary
+from cachebus.settings import Settings
+
+CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
+    memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
+    durability.replication, links.buffers, links.idling, links.clients, links.scripts, links.trimming,
+    links.keyspace_events, timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases,
+    namespace.marks, namespace.log, namespace.nodes,
+)  # fmt: skip
+
+
+async def examined(
+    settings: Settings, primary: Primary, *, probe_writes: bool = False, rounds: int = timing.ROUNDS
+) -> tuple[Server, list[Finding]]:
+    """The server and all findings; changes nothing unless `probe_writes`. `L2Unavailable` where it can't be reached."""
+    asker = await Asker.open(primary.address, settings.connect_timeout_s)
+    try:
+        server = await server_of(asker, primary.address)
+        facts = Facts(
+            settings,
+            server,
+            await timing.timed(asker, settings, rounds, primary.first),
+            await namespace.shards_of(asker, settings, primary.shards),
+            await namespace.other_databases(asker, dict(server.info), settings, primary.address.db),
+            primary.failover_s,
+        )
+        seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
+    finally:
+        asker.close()
+    findings = [finding for check in CHECKS for finding in check(facts)]
+    return server, [*findings, *access.permissions(seen, server, settings), *_topology(server, primary)]
+
+
+def _topology(server: Server, primary: Primary) -> Iterator[Finding]:
+    if server.info.get("cluster_enabled") == "1" and primary.shards is None:
+        yield Finding(
+            "cluster", Level.PROBLEM, "this server is one of a Cluster, and the URL names it alone",
+            "A shard whose slot lies on another server cannot be reached, and channels are heard there.", (G1,),
+            otherwise="let the URL begin with redis+cluster://, for every node",
+        )  # fmt: skip

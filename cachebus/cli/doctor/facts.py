@@ -1,0 +1,191 @@
+"""What the doctor looks at. Gathered first and judged afterwards, so that judging needs no server.
+
+Settings are asked for by name, one by one: a `CONFIG GET *` would bring the server's passwords along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cachebus.clock import monotonic
+from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.resp import Address, Connection
+from cachebus.settings import Settings
+
+ASK_TIMEOUT_S: Final = 5.0
+"""The doctor is patient: a slow server is a finding, not an outage."""
+SETTINGS: Final = (
+    "maxmemory", "maxmemory-policy", "save", "appendonly", "appendfsync", "stop-writes-on-bgsave-error",
+    "enable-debug-command", "min-replicas-to-write", "min-replicas-max-lag", "client-output-buffer-limit", "timeout",
+    "tcp-keepalive", "maxclients", "lua-time-limit", "busy-reply-threshold", "stream-node-max-entries",
+    "stream-node-max-bytes", "notify-keyspace-events",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server as it tells of itself. A refusal is kept as the reason why something could not be checked."""
+
+    address: Address
+    info: Mapping[str, str]
+    info_refused: str
+    config: Mapping[str, str]
+    config_refused: str
+    user: str
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The version of Redis that it is, or is compatible with; empty where it does not say."""
+        return numbers(self.info.get("redis_version", ""))
+
+    @property
+    def name(self) -> str:
+        """Kind and version, such as "valkey 8.1.8"."""
+        kind = self.info.get("server_name", "redis")
+        return f"{kind} {self.info.get(f'{kind}_version', '') or self.info.get('redis_version', '?')}"
+
+    def number(self, name: str) -> int | None:
+        """A figure of INFO; None where it is not told."""
+        return whole(self.info.get(name))
+
+    def setting(self, name: str) -> int | None:
+        """A setting that is a number; None where it is not told."""
+        return whole(self.config.get(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What was timed, in seconds: round trips of PING and of a script that reads, sorted, and clocks."""
+
+    pings_s: Sequence[float]
+    scripts_s: Sequence[float]
+    script_refused: str = ""
+    offset_s: float = 0.0
+    """The server's wall clock less this machine's."""
+    offset_error_s: float = 0.0
+    drift: float = 0.0
+    """How much faster the server's clock ran than ours, in seconds per second."""
+    drift_error: float = 0.0
+    suspended_s: float = 0.0
+    """For how long this machine was suspended since it was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """One shard of the namespace as it lies in L2."""
+
+    index: int
+    meta: Mapping[str, str]
+    refused: str = ""
+    marks: int | None = None
+    log_first: int | None = None
+    log_last: int | None = None
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    subscribers: int | None = None
+    now_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that was found out, beside the settings of the cache that asks."""
+
+    settings: Settings
+    server: Server
+    timing: Timing
+    shards: Sequence[ShardFacts] = ()
+    other_databases: Sequence[int] = ()
+    """Databases of the same server in which the same namespace lies."""
+    failover_s: float | None = None
+    """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
+
+
+class Asker:
+    """Asks one connection, and takes a refusal for an answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    @classmethod
+    async def open(cls, address: Address, connect_timeout_s: float) -> Asker:
+        """Connect; `L2Unavailable` names host and port."""
+        limits: dict[str, Any] = {"timeout_s": ASK_TIMEOUT_S, "connect_timeout_s": connect_timeout_s}
+        try:
+            return cls(await Connection.open(address, clock=monotonic, **limits))
+        except L2Unavailable as error:
+            if "MISCONF" not in str(error):
+                raise
+            return cls(await _Echoing.open(address, clock=monotonic, **limits))
+
+    async def ask(self, *args: str | bytes | int) -> tuple[Any, str]:
+        """The reply, and why there is none ("" when there is one). A connection that is gone raises."""
+        try:
+            return await self.connection.call(*args), ""
+        except CacheBusError as error:
+            if self.connection.closed:
+                raise
+            return None, str(error)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self.connection.close()
+
+
+class _Echoing(Connection):
+    """A server that cannot save refuses a PING as if it were a write, and so every log-in; an ECHO it answers."""
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+        """As `Connection.call`, with another sign of life."""
+        return super().call("ECHO", "PING") if args == ("PING",) else super().call(*args)
+
+
+async def server_of(asker: Asker, address: Address) -> Server:
+    """What the server tells of itself."""
+    text, info_refused = await asker.ask("INFO")
+    if info_refused:
+        text, info_refused = await asker.ask("INFO", "replication")
+    config: dict[str, str] = {}
+    config_refused = ""
+    for name in SETTINGS:
+        reply, config_refused = await asker.ask("CONFIG", "GET", name)
+        if config_refused:
+            break
+        config.update(texts(reply))
+    who, _ = await asker.ask("ACL", "WHOAMI")
+    user = who.decode() if who else address.username or "default"
+    return Server(address, _fields(text or b""), info_refused, config, config_refused, user)
+
+
+def _fields(text: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
+    return {name: value.strip() for name, colon, value in lines if colon}
+
+
+def texts(flat: Sequence[bytes] | None) -> dict[str, str]:
+    """A flat reply of names and values as a mapping."""
+    words = [word.decode(errors="replace") for word in flat or ()]
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
+def whole(text: str | None) -> int | None:
+    """A whole number; None for anything else."""
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version's numbers: "7.0.15" is (7, 0, 15)."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def size(amount: float) -> str:
+    """Bytes for people: "64.0 MB"."""
+    for unit in ("bytes", "kB", "MB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GB"

@@ -1,0 +1,96 @@
+"""Checks of the server's version and memory: what it may throw away, and when it refuses to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from cachebus.cli.doctor.facts import Facts, size
+from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
+
+OLDEST: Final = (6, 2)
+KEEPS_OURS: Final = ("volatile-lru", "volatile-lfu")
+NEARLY_FULL: Final = 0.9
+MB: Final = 1 << 20
+
+
+def version(facts: Facts) -> Iterator[Finding]:
+    """Whether the server has every command that the scripts use."""
+    server = facts.server
+    if not server.version:
+        yield unknown("version", server.info_refused or "the server does not tell its version")
+    elif server.version[:2] < OLDEST:
+        yield Finding(
+            "version", Level.PROBLEM, f"{server.name} is older than 6.2",
+            "It lacks commands that the scripts use (ZMSCORE, SET ... KEEPTTL): no operation succeeds.",
+            otherwise="run Redis 6.2 or newer, or Valkey",
+        )  # fmt: skip
+    else:
+        yield ok("version", server.name)
+
+
+def eviction(facts: Facts) -> Iterator[Finding]:
+    """Which keys go when memory is full, and whether any may."""
+    info, config = facts.server.info, facts.server.config
+    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
+    limit = facts.server.setting("maxmemory")
+    limit = facts.server.number("maxmemory") if limit is None else limit
+    if policy is None or limit is None:
+        yield unknown("eviction", facts.server.info_refused or facts.server.config_refused or "it does not tell")
+        return
+    yield _limit(facts, limit)
+    yield _policy(policy, limit)
+    if limit:
+        yield _room(facts, limit, policy)
+
+
+def _limit(facts: Facts, limit: int) -> Finding:
+    if limit:
+        return ok("memory limit", f"maxmemory is {size(limit)}")
+    machine = facts.server.number("total_system_memory") or 2048 * MB
+    commands, conf = config_set(maxmemory=f"{max(64, machine // 2 // MB)}mb")
+    return Finding(
+        "memory limit", Level.ADVICE, "maxmemory is 0: there is no limit",
+        "Nothing is ever evicted; in the end the system ends the server, which is a restart: L2 is cold, and "
+        "counters are as old as the last file.",
+        mend=commands, conf=conf,
+        otherwise="the figure is half of the server's machine, since a fork for a file may need the other half",
+    )  # fmt: skip
+
+
+def _policy(policy: str, limit: int) -> Finding:
+    said = f"maxmemory-policy is {policy}"
+    commands, conf = config_set(maxmemory_policy="volatile-lru")
+    if policy == "noeviction":
+        means = (
+            "Once memory is full every write is refused, probes among them: L2 counts as lost, leases lapse, reads go "
+            "to the source, invalidations raise. Nothing stale is served."
+        )
+        level = Level.PROBLEM if limit else Level.ADVICE
+        return Finding("eviction", level, said, means, mend=commands, conf=conf)
+    if policy in KEEPS_OURS:
+        means = "Only what expires is evicted: never cachebus's meta, marks, log, nodes or counters."
+        return ok("eviction", said, means)
+    if policy.startswith("allkeys"):
+        means = (
+            "cachebus's own keys may be evicted. Losing meta or marks costs a takeover (every node drops its memory "
+            "once), the log a flush of nodes that are behind, a lease a second load: never a stale read. But an "
+            "evicted counter begins again at 0."
+        )
+    else:
+        means = "Leases may go before old records do: a second load each, and the first one's value is not stored."
+    return Finding("eviction", Level.ADVICE, said, means, mend=commands, conf=conf)
+
+
+def _room(facts: Facts, limit: int, policy: str) -> Finding:
+    used = facts.server.number("used_memory") or 0
+    evicted = facts.server.number("evicted_keys") or 0
+    said = f"{size(used)} of {size(limit)} are used, {evicted:,} keys were evicted since the start"
+    if used < NEARLY_FULL * limit:
+        return ok("memory", said)
+    commands, conf = config_set(maxmemory=f"{max(limit, used) * 2 // MB + 1}mb")
+    full = used >= limit and policy == "noeviction"
+    means = (
+        "Every write is refused." if full else "Records are evicted before they expire, or soon will be: more loads."
+    )
+    return Finding("memory", Level.PROBLEM if full else Level.ADVICE, said, means, mend=commands, conf=conf)

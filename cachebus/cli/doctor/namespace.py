@@ -1,0 +1,224 @@
+"""The namespace as it lies in L2: its facts, epoch, log, marks, and the nodes that live there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from cachebus.cli.doctor.facts import Asker, Facts, ShardFacts, texts, whole
+from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.l2.names import ShardNames
+from cachebus.ports import PROTOCOL
+from cachebus.settings import Settings
+
+SHARDS_MAX: Final = 4096
+NEARLY_ALL: Final = 0.8
+_SHARDS = re.compile(r"\bshards=(\d+)").search
+
+
+async def shards_of(asker: Asker, settings: Settings, which: Sequence[int] | None = None) -> list[ShardFacts]:
+    """These shards of the namespace; None for all: as many as its own meta says there are."""
+    if which is None:
+        which = range(await shard_count(asker, settings))
+    return [await _shard(asker, settings.namespace, index) for index in which]
+
+
+async def shard_count(asker: Asker, settings: Settings) -> int:
+    """How many shards the namespace has; what the settings say where its meta does not."""
+    facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).own[0], "facts")
+    stated = _SHARDS(facts[0].decode(errors="replace")) if facts and facts[0] else None
+    return min(SHARDS_MAX, int(stated[1])) if stated else settings.shards
+
+
+async def _shard(asker: Asker, namespace: str, index: int) -> ShardFacts:
+    names = ShardNames(namespace, index)
+    meta, marks, log, nodes = names.own
+    flat, refused = await asker.ask("HGETALL", meta)
+    if refused:
+        return ShardFacts(index, {}, refused)
+    told = texts(flat)
+    count, _ = await asker.ask("ZCARD", marks)
+    oldest, _ = await asker.ask("XRANGE", log, "-", "+", "COUNT", 1)
+    # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
+    newest, _ = await asker.ask("XRANGE", log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
+    lines, _ = await asker.ask("HGETALL", nodes)
+    heard, _ = await asker.ask("PUBSUB", "NUMSUB", names.channel)
+    sharded, _ = await asker.ask("PUBSUB", "SHARDNUMSUB", names.channel)  # as in a Cluster; unknown before 7.0
+    clock, _ = await asker.ask("TIME")
+    return ShardFacts(
+        index, told,
+        marks=count,
+        log_first=_seq(oldest), log_last=_seq(newest),
+        nodes=texts(lines),
+        subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
+        now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
+    )  # fmt: skip
+
+
+def _seq(entries: list[list[bytes]] | None) -> int | None:
+    """Of the first entry; 0 where there is none, None where it is not known."""
+    if entries is None:
+        return None
+    return whole(entries[0][0].decode(errors="replace").partition("-")[0]) if entries else 0
+
+
+async def other_databases(asker: Asker, info: dict[str, str], settings: Settings, own: int) -> list[int]:
+    """Databases of this server, other than our own, in which the same namespace lies."""
+    meta = ShardNames(settings.namespace, 0).own[0]
+    found = []
+    for name in info:
+        if not name.startswith("db") or not name[2:].isdecimal() or int(name[2:]) == own:
+            continue
+        _, refused = await asker.ask("SELECT", name[2:])
+        there, _ = (None, "") if refused else await asker.ask("EXISTS", meta)
+        if there:
+            found.append(int(name[2:]))
+    await asker.ask("SELECT", own)
+    return found
+
+
+def layout(facts: Facts) -> Iterator[Finding]:
+    """Whether nodes with these settings may join, and whether the history is this server's."""
+    first = facts.shards[0]
+    space = f"namespace {facts.settings.namespace}"
+    if first.refused:
+        yield unknown("namespace", f"{space}: {first.refused}")
+        return
+    if not first.meta:
+        yield ok("namespace", f"{space}: no node has been here yet, or its meta was lost")
+        return
+    said, settings = first.meta.get("facts", ""), facts.settings
+    ours = f"protocol={PROTOCOL} shards={settings.shards} bus={settings.bus}"
+    if said != ours:
+        stated = _SHARDS(said)
+        remedy = (
+            f"set CACHEBUS_SHARDS={stated[1]} for every node, or CACHEBUS_NAMESPACE to another name" if stated else ""
+        )
+        yield Finding(
+            "namespace", Level.PROBLEM, f"{space} is laid out as {said!r}, these settings say {ours!r}",
+            "Nodes with these settings refuse to start (ProtocolMismatch).", otherwise=remedy,
+        )  # fmt: skip
+        return
+    epochs = ", ".join(f"{s.meta.get('epoch', '?')}.{s.meta.get('seq', '?')}" for s in facts.shards[:4])
+    yield ok("namespace", f"{space}: {said}; epoch and seq {epochs}{' ...' if len(facts.shards) > 4 else ''}")
+    due = [s for s in facts.shards if _is_due(s, facts)]
+    if due:
+        yield Finding(
+            "takeover", Level.ADVICE, f"{len(due)} of {len(facts.shards)} shards will begin a new epoch with the next "
+            "operation",
+            "The server was restarted or failed over, or marks were lost: every node drops its memory once. No command "
+            "mends it, and none is needed: any node or producer does it by its next operation.",
+            otherwise="cachebus invalidate --namespace NAME TYPE ID does it too",
+        )  # fmt: skip
+
+
+def _is_due(shard: ShardFacts, facts: Facts) -> bool:
+    replid = facts.server.info.get("master_replid")
+    if not shard.meta:
+        return False
+    moved = replid is not None and shard.meta.get("server") != replid
+    return moved or (shard.marks is not None and whole(shard.meta.get("marks")) != shard.marks)
+
+
+def databases(facts: Facts) -> Iterator[Finding]:
+    """Whether another database of the server holds the same namespace: channels know no databases."""
+    if facts.other_databases:
+        others = ", ".join(map(str, facts.other_databases))
+        yield Finding(
+            "databases", Level.PROBLEM, f"namespace {facts.settings.namespace} lies in database {others} too",
+            "Both publish on the same channels, which know no databases: each node takes the other's events for a new "
+            "epoch and drops its memory at every one. Nothing stale is served, but L1 is of no use.",
+            otherwise="give each a CACHEBUS_NAMESPACE of its own",
+        )  # fmt: skip
+
+
+def marks(facts: Facts) -> Iterator[Finding]:
+    """How many scopes and tags are remembered, against the most that may be."""
+    counts = [s.marks for s in facts.shards if s.marks is not None]
+    if not counts:
+        return
+    most = facts.settings.max_marks
+    floors = sum((whole(s.meta.get("floor")) or 0) > 0 for s in facts.shards)
+    said = (
+        f"at most {max(counts):,} of {most:,} marks in a shard; the floor was raised in {floors} of {len(facts.shards)}"
+    )
+    if max(counts) > NEARLY_ALL * most or floors:
+        yield Finding(
+            "marks", Level.ADVICE, said,
+            "Past the limit the oldest are forgotten and the floor rises to them, which voids every older record: more "
+            "loads, nothing stale.",
+            otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
+        )  # fmt: skip
+    else:
+        yield ok("marks", said)
+
+
+def log(facts: Facts) -> Iterator[Finding]:
+    """How far back a node that was away can catch up."""
+    # A shard whose epoch has just begun has no log yet, and no marks.
+    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.marks)]
+    kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
+    if lost:
+        yield Finding(
+            "log", Level.ADVICE, f"in shard {lost[0]} the log lacks the latest events: it was evicted or deleted",
+            "Nodes that miss an event now drop that shard's memory instead of catching up. The next event mends it.",
+        )  # fmt: skip
+    elif kept:
+        yield ok("log", f"keeps the last {min(kept):,} to {max(kept):,} events of a shard, for nodes that missed them")
+
+
+def nodes(facts: Facts) -> Iterator[Finding]:
+    """Who is alive, and how far behind."""
+    settings = facts.settings
+    alive: dict[str, int] = {}
+    gone: set[str] = set()
+    deaf = 0
+    for shard in facts.shards:
+        present = 0
+        for node in nodes_of(shard):
+            if node.silent_s <= settings.staleness_bound_s:
+                alive[node.name] = max(alive.get(node.name, 0), node.behind)
+                present += 1
+            else:
+                gone.add(node.name)
+        deaf = max(deaf, present - (present if shard.subscribers is None else shard.subscribers))
+    if not alive:
+        yield ok("nodes", "none is alive" + (f"; {len(gone)} have not left, and are silent" if gone else ""))
+        return
+    worst = max(alive, key=alive.__getitem__)
+    said = f"{len(alive)} alive, {len(gone - alive.keys())} silent; furthest behind {worst}, by {alive[worst]:,} events"
+    kept = min((s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last), default=0)
+    if alive[worst] > max(1000, kept):
+        yield Finding(
+            "nodes", Level.ADVICE, said,
+            "It is further behind than the log reaches back, so it will drop its memory. Its lease does not reach "
+            "further than what it has applied: nothing stale is served.",
+            otherwise=f"set CACHEBUS_LOG_MAX_LEN={2 * settings.log_max_len}, or look at that node's event loop",
+        )  # fmt: skip
+    else:
+        yield ok("nodes", said)
+    if deaf > 0:
+        yield Finding(
+            "subscriptions", Level.ADVICE, f"{deaf} nodes that are alive listen to no channel",
+            "They hear of invalidations by their probes only: within the bound, but not within milliseconds.", (G1,),
+            otherwise="look at their logs for the bus being out of reach, and at this user's channel permissions",
+        )  # fmt: skip
+
+
+class NodeLine:
+    """One node as its line in a shard tells."""
+
+    __slots__ = ("applied", "behind", "name", "silent_s")
+
+    def __init__(self, name: str, line: str, shard: ShardFacts) -> None:
+        applied, _, at_us = line.partition(":")
+        self.name = name
+        self.applied = whole(applied) or 0
+        self.silent_s = max(0.0, (shard.now_us - (whole(at_us.partition(":")[0]) or 0)) / 1e6)
+        self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
+
+
+def nodes_of(shard: ShardFacts) -> list[NodeLine]:
+    """The nodes of a shard, by name."""
+    return [NodeLine(name, line, shard) for name, line in sorted(shard.nodes.items())]

@@ -1,0 +1,1 @@
+"""Small commands for a look into a running namespace, and a hand in it."""

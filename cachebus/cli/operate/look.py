@@ -1,0 +1,148 @@
+"""`cachebus nodes` and `cachebus tail`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from cachebus import event as events
+from cachebus.bus.redis import RedisBus
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker
+from cachebus.cli.doctor.namespace import nodes_of, shards_of
+from cachebus.cli.doctor.primaries import primaries_of, route_to
+from cachebus.cli.operate.shards import shards_of_namespace
+from cachebus.cli.performance import until_signalled
+from cachebus.cli.settings import Namespace, Url, settings_for
+from cachebus.clock import monotonic
+from cachebus.errors import L2Unavailable
+from cachebus.l2.names import ShardNames
+from cachebus.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
+Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]
+LOOK_S = 0.2
+_control = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def nodes(url: Url = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
+    """Who is alive in a namespace, how far each has applied events, and when it was last heard.
+
+    A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
+    Exit status: 0, 2 if the server could not be reached.
+    """
+    until_signalled(_nodes(settings_for(url, namespace), as_json))
+
+
+async def _nodes(settings: Settings, as_json: bool) -> None:
+    shards = []
+    for primary in await primaries_of(settings):
+        asker = await Asker.open(primary.address, settings.connect_timeout_s)
+        try:
+            found = await shards_of(asker, settings, primary.shards)
+        finally:
+            asker.close()
+        for shard in found:
+            if shard.refused:
+                raise L2Unavailable(f"{primary.address}: {shard.refused}")
+        shards += found
+    for shard in sorted(shards, key=lambda shard: shard.index):
+        for node in nodes_of(shard):
+            alive = node.silent_s <= settings.staleness_bound_s
+            told = {
+                "shard": shard.index, "node": node.name, "alive": alive, "applied": node.applied,
+                "behind": node.behind, "silent_s": round(node.silent_s, 3),
+            }  # fmt: skip
+            state = "alive" if alive else "silent"
+            line = (
+                f"shard {shard.index}  {_shown(node.name):40}  {state:6}  applied {node.applied:,}, "
+                f"{node.behind:,} behind, heard {node.silent_s:.1f} s ago"
+            )
+            sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
+    if not as_json and not any(shard.nodes for shard in shards):
+        sys.stdout.write("no node\n")
+
+
+def tail(url: Url = None, namespace: Namespace = None, count: Count = 0, as_json: AsJson = False) -> None:
+    """Show invalidations and writes as they happen: seq, who, which keys, which scopes and tags.
+
+    Only listens: nothing is written, and what happened before is not shown. Ends with Ctrl-C.
+    Exit status: 0 after --count, 2 if the server could not be reached or was lost.
+    """
+    until_signalled(_tail(settings_for(url, namespace), count, as_json))
+
+
+async def _tail(settings: Settings, count: int, as_json: bool) -> None:
+    shards = await shards_of_namespace(settings)
+    settings = settings.model_copy(update={"shards": shards})
+    heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+    bus = RedisBus(
+        await route_to(settings),
+        [ShardNames(settings.namespace, shard).channel for shard in range(shards)],
+        lambda shard, message: heard.put_nowait((shard, message)),
+        timeout_s=ASK_TIMEOUT_S,
+        connect_timeout_s=settings.connect_timeout_s,
+        clock=monotonic,
+    )
+    try:
+        await bus.connect()
+        sys.stderr.write(f"listening to {shards} shard{'s' * (shards > 1)} of {settings.namespace}\n")
+        shown = 0
+        while not count or shown < count:
+            found = await _next(heard, bus)
+            line = _line(*found, as_json=as_json)
+            if line:
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+                shown += 1
+    finally:
+        await bus.close()
+
+
+async def _next(heard: asyncio.Queue[tuple[int, bytes]], bus: RedisBus) -> tuple[int, bytes]:
+    """What is heard next; `L2Unavailable` once nothing can be."""
+    while True:
+        try:
+            return await asyncio.wait_for(heard.get(), LOOK_S)
+        except TimeoutError:
+            if not bus.connected:
+                raise L2Unavailable("lost the server that was listened to") from None
+
+
+def _line(shard: int, message: bytes, *, as_json: bool) -> str:
+    """An event for people or programs; "" for a hint to those who wait."""
+    if message.startswith(events.WAKE):
+        return ""
+    try:
+        event = events.decode(message)
+    except events.CorruptEvent as error:
+        return json.dumps({"shard": shard, "corrupt": str(error)}) if as_json else f"shard {shard}  corrupt: {error}"
+    if as_json:
+        return json.dumps(
+            {
+                "shard": shard,
+                "epoch": event.epoch.decode(errors="replace"),
+                "seq": event.seq,
+                "floor": event.floor,
+                "published_us": event.published_us,
+                "origin": event.origin,
+                "keys": [*map(_parts, event.keys)],
+                "names": [*map(_parts, event.names)],
+            }
+        )
+    what = ", ".join([*map(_shown, event.keys), *map(_shown, event.names)]) or "nothing"
+    return f"shard {shard}  {event.seq:>8}  {_shown(event.origin) or 'a producer'}: {what}"
+
+
+def _parts(name: str) -> list[str | None]:
+    """The parts of a key's, scope's or tag's name; None for a context that is not given."""
+    return [None if part == "\0" else part for part in name.replace("\x1e", "\x1f\0").split("\x1f")]
+
+
+def _shown(name: str) -> str:
+    """A name whose parts are joined by control characters, fit for a terminal: a stroke between its parts."""
+    return _control.sub("?", name.rstrip("\x1e").replace("\x1f", " | ").replace("\x1e", " | -"))

@@ -1,0 +1,501 @@
+"""Each wrong setting is made, told, mended by the very command that was printed, and told no more."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachebus import Cache, Settings
+from cachebus.cli import main
+from cachebus.cli.doctor import access, timing
+from cachebus.cli.doctor.examine import examined
+from cachebus.cli.doctor.finding import Finding, Level
+from cachebus.cli.doctor.primaries import Primary, primaries_of
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import SentinelGroup, ask
+from cachebus.errors import L2Unavailable
+from cachebus.resp import parse_address
+from tests.support.caches import nodes, until
+from tests.support.command import ran
+from tests.support.servers import KINDS, Kind, SharedServers, any_binary, binary_of
+
+OK, ADVICE, PROBLEM = Level.OK, Level.ADVICE, Level.PROBLEM
+SECRET = "hunter2-and-more"
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "CLOCK_WINDOW_S", 0.01)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Runs the command in this process, which is quicker: exit status, output, errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["cachebus", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        out, errors = capsys.readouterr()
+        return int(ended.value.code or 0), out, errors
+
+    return run
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server of each kind, for this module alone: its settings are changed."""
+    kind: Kind = request.param
+    with EmbeddedServer(binary_of(kind)) as running:
+        running.command("CONFIG", "SET", "maxmemory", "500mb")
+        running.command("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+        yield running
+
+
+async def findings(url: str, *, probe_writes: bool = False, **settings: Any) -> list[Finding]:
+    """What the doctor finds there."""
+    made = Settings(url=url, **settings)
+    _, found = await examined(made, (await primaries_of(made))[0], probe_writes=probe_writes, rounds=3)
+    return found
+
+
+def of(found: list[Finding], check: str) -> Finding | None:
+    """The finding of a check that is not ok; at most one."""
+    bad = [finding for finding in found if finding.check == check and finding.level is not OK]
+    assert len(bad) <= 1
+    return bad[0] if bad else None
+
+
+def bad(found: list[Finding]) -> dict[str, Level]:
+    """What is neither ok nor told of this machine rather than of the server: how busy it is, and its clock."""
+    ours = ("latency", "clock", "suspends", "fork")
+    return {finding.check: finding.level for finding in found if finding.level is not OK and finding.check not in ours}
+
+
+def type_in(server: EmbeddedServer, commands: tuple[str, ...]) -> None:
+    """Type the commands as they stand, as redis-cli would take them."""
+    assert commands
+    for command in commands:
+        assert server.command(*shlex.split(command)) == "+OK", command
+
+
+WRONG = [
+    ("CONFIG SET maxmemory 0", "memory limit", ADVICE),
+    ("CONFIG SET maxmemory-policy noeviction", "eviction", PROBLEM),
+    ("CONFIG SET maxmemory-policy allkeys-lru", "eviction", ADVICE),
+    ("CONFIG SET maxmemory-policy allkeys-random", "eviction", ADVICE),
+    ("CONFIG SET maxmemory-policy volatile-ttl", "eviction", ADVICE),
+    ("CONFIG SET appendonly yes; CONFIG SET appendfsync always", "appendfsync", ADVICE),
+    ('CONFIG SET save "3600 1"; CONFIG SET stop-writes-on-bgsave-error yes', "saving", ADVICE),
+    ("CONFIG SET min-replicas-to-write 1", "replication", PROBLEM),
+    ('CONFIG SET client-output-buffer-limit "pubsub 0 0 0"', "event buffers", ADVICE),
+    ('CONFIG SET client-output-buffer-limit "pubsub 1mb 512kb 10"', "event buffers", ADVICE),
+    ('CONFIG SET client-output-buffer-limit "normal 1mb 0 0"', "reply buffers", ADVICE),
+    ("CONFIG SET timeout 30", "idle connections", ADVICE),
+    ("CONFIG SET tcp-keepalive 0", "keepalive", ADVICE),
+    ("CONFIG SET tcp-keepalive 7200", "keepalive", ADVICE),
+    ("CONFIG SET lua-time-limit 5", "script limit", ADVICE),
+    ("CONFIG SET stream-node-max-entries 0; CONFIG SET stream-node-max-bytes 0", "log trimming", ADVICE),
+    ("CONFIG SET notify-keyspace-events KEA", "keyspace events", ADVICE),
+]
+
+
+@pytest.mark.parametrize(("wrong", "check", "level"), WRONG, ids=[wrong for wrong, *_ in WRONG])
+async def test_a_wrong_setting_is_told_and_mended(server: EmbeddedServer, wrong: str, check: str, level: Level) -> None:
+    assert of(await findings(server.url), check) is None
+    type_in(server, tuple(wrong.split("; ")))
+    finding = of(await findings(server.url), check)
+    assert finding is not None
+    assert finding.level is level
+    assert finding.means
+    assert finding.conf
+    type_in(server, finding.mend)
+    after = of(await findings(server.url), check)
+    server.command("CONFIG", "SET", "appendonly", "no")
+    server.command("CONFIG", "SET", "save", "")
+    server.command("CONFIG", "SET", "maxmemory", "500mb")
+    assert after is None
+
+
+async def test_lines_for_redis_conf_are_taken_by_a_server(server: EmbeddedServer, tmp_path: Path) -> None:
+    """All of them at once, in a server's own file."""
+    lines = []
+    for wrong, check, _ in WRONG:
+        if check == "appendfsync":
+            continue  # its mend is the default
+        type_in(server, tuple(wrong.split("; ")))
+        finding = of(await findings(server.url), check)
+        assert finding is not None
+        lines += finding.conf
+        type_in(server, finding.mend)
+        server.command("CONFIG", "SET", "save", "")
+        server.command("CONFIG", "SET", "maxmemory", "500mb")
+    conf = tmp_path / "told.conf"
+    conf.write_text("\n".join(lines) + "\n")
+    with EmbeddedServer(server.binary, extra=("--include", str(conf))) as other:
+        found = await findings(other.url)
+    assert set(bad(found).values()) <= {Level.UNKNOWN}
+
+
+async def test_a_server_that_is_as_it_should_be(server: EmbeddedServer) -> None:
+    found = await findings(server.url)
+    assert bad(found) == {}
+    assert server.command("DBSIZE") == ":0", "nothing was written"
+
+
+async def test_memory_that_is_nearly_full(server: EmbeddedServer) -> None:
+    script = "return tonumber(string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)'))"
+    used = int(server.command("EVAL", script, "0").removeprefix(":"))
+    type_in(server, (f"CONFIG SET maxmemory {used + used // 20}",))
+    finding = of(await findings(server.url), "memory")
+    assert finding is not None
+    assert finding.level is ADVICE
+    type_in(server, finding.mend)
+    assert of(await findings(server.url), "memory") is None
+    type_in(server, ("CONFIG SET maxmemory 500mb",))
+
+
+async def test_a_snapshot_that_fails(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Such a server refuses even a PING: the doctor is let in all the same."""
+    with EmbeddedServer(server.binary, directory=tmp_path, extra=("--dbfilename", "taken")) as full:
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "in the way").touch()
+        type_in(full, ('CONFIG SET save "3600 1"',))
+        full.command("BGSAVE")
+        await until(lambda: full.command("SET", "x", "1").startswith("-MISCONF"))
+        finding = of(await findings(full.url), "saving")
+        assert finding is not None
+        assert finding.level is PROBLEM
+        type_in(full, finding.mend)
+        assert of(await findings(full.url), "saving") is None
+        assert full.command("SET", "x", "1") == "+OK"
+        full.kill()  # in order, it would try to save once more, and refuse to end
+
+
+async def test_too_many_clients(server: EmbeddedServer) -> None:
+    type_in(server, ("CONFIG SET maxclients 40",))
+    with ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+
+        async def told() -> Finding | None:
+            return of(await findings(server.url), "clients")
+
+        finding: Finding = await until(told)
+        type_in(server, finding.mend)
+        assert await told() is None
+
+
+async def test_replicas(server: EmbeddedServer) -> None:
+    """Not set to be waited for; then mended; then away; and asked themselves."""
+    with EmbeddedServer(server.binary, extra=("--replicaof", "127.0.0.1", str(server.port))) as replica:
+        told = of(await findings(replica.url), "role")
+        assert told is not None
+        assert told.level is PROBLEM
+        assert f"127.0.0.1:{server.port}" in told.otherwise
+
+        async def unacknowledged() -> Finding | None:
+            return of(await findings(server.url), "replication")
+
+        finding: Finding = await until(unacknowledged)
+        assert finding.level is PROBLEM
+        assert "G7 restart and failover" in finding.promises
+        type_in(server, finding.mend)
+
+        async def mended() -> bool:
+            return await unacknowledged() is None
+
+        await until(mended)
+        type_in(server, ("CONFIG SET min-replicas-max-lag 120",))
+        late = of(await findings(server.url), "replication")
+        assert late is not None
+        type_in(server, late.mend)
+        await until(mended)
+        type_in(server, ("CONFIG SET min-replicas-max-lag 0",))
+        turned_off = of(await findings(server.url), "replication")
+        assert turned_off is not None
+        assert turned_off.level is PROBLEM
+        type_in(server, turned_off.mend)
+        await until(mended)
+
+    async def missed() -> Finding | None:
+        found = await unacknowledged()
+        return found if found is not None and "NOREPLICAS" in found.means else None
+
+    alone: Finding = await until(missed)
+    assert server.command("SET", "x", "1").startswith("-NOREPLICAS")
+    type_in(server, alone.mend)
+    assert await unacknowledged() is None
+
+
+async def test_a_debug_command_that_is_open(server: EmbeddedServer) -> None:
+    if server.binary.kind == "redis" and server.binary.version < (7,):
+        return  # always open there, which the finding on files says
+    with EmbeddedServer(server.binary, extra=("--enable-debug-command", "yes")) as other:
+        finding = of(await findings(other.url), "debug command")
+    assert finding is not None
+    assert finding.conf == ("enable-debug-command no",)
+
+
+# -- permissions ----------------------------------------------------------------------------------------------------
+
+
+def least(server: EmbeddedServer, *less: str) -> str:
+    """A user with exactly the rules that the doctor tells, less some; its URL."""
+    rules = access.rules(Settings(), access.needed(Settings()))
+    given = server.command("ACL", "SETUSER", "app", "reset", "on", f">{SECRET}", "resetchannels", *rules.split(), *less)
+    assert given == "+OK"
+    return server.url.replace("redis://", f"redis://app:{SECRET}@")
+
+
+def older_than_7(server: EmbeddedServer) -> bool:
+    return server.binary.version < (7,)
+
+
+async def test_a_cache_lives_with_exactly_the_rules_that_are_told(server: EmbeddedServer) -> None:
+    async with Cache.open(Settings(url=least(server))) as cache:
+        await cache.set("config", "x", 1, tenant_id="acme", tags=["t"])
+        assert await cache.get("config", "x", tenant_id="acme", use_memory=False) == 1
+        assert await cache.get_or_load("config", "y", lambda: 2, tenant_id="acme") == 2
+        await cache.invalidate_tags(["t"], tenant_id="acme")
+        assert await cache.add("job", "1", 1, tenant_id="acme")
+        assert cache.ready()
+    assert server.command("FLUSHALL") == "+OK"
+    found = await findings(least(server), probe_writes=True)
+    assert of(found, "permissions") is None
+    assert server.command("DBSIZE") == ":0", "the trial was removed"
+
+
+def test_a_user_of_its_own_is_made_by_the_command_that_is_printed(server: EmbeddedServer, typed: Typed) -> None:
+    status, out, _ = typed("doctor", server.url, "--acl", "app", "--namespace", "prod")
+    assert status == 0
+    assert "~{prod:*}:*" in out
+    type_in(server, ("ACL SETUSER app reset", out.replace(">PASSWORD", f">{SECRET}")))
+
+
+async def test_each_command_that_is_missing_is_told_and_mended(server: EmbeddedServer) -> None:
+    """By the server's own word where it has ACL DRYRUN, else by the trial."""
+    for command in access.needed(Settings()):
+        if command == "PING":
+            continue  # without it nobody connects
+        url = least(server, f"-{command.lower()}", *(() if older_than_7(server) else ("+acl",)))
+        found = await findings(url, probe_writes=older_than_7(server))
+        finding = of(found, "permissions")
+        assert finding is not None, command
+        assert finding.level is PROBLEM
+        if not older_than_7(server):
+            assert f"{command}:" in finding.says
+        type_in(server, finding.mend)
+        found = await findings(url, probe_writes=True)
+        assert of(found, "permissions") is None, command
+
+
+@pytest.mark.parametrize("less", [("resetkeys",), ("resetchannels",), ("resetkeys", "~{other:*")])
+async def test_keys_and_channels_that_are_missing(server: EmbeddedServer, less: tuple[str, ...]) -> None:
+    for probe_writes in (False, True):
+        url = least(server, *less, "+acl")
+        if older_than_7(server) and not probe_writes:
+            continue
+        finding = of(await findings(url, probe_writes=probe_writes), "permissions")
+        assert finding is not None
+        assert finding.level is PROBLEM
+        type_in(server, finding.mend)
+        assert of(await findings(url, probe_writes=True), "permissions") is None
+
+
+async def test_a_user_who_may_not_ask_is_told_how_to_find_out(server: EmbeddedServer) -> None:
+    found = await findings(least(server))
+    finding = of(found, "permissions")
+    assert finding is not None
+    assert finding.level is Level.UNKNOWN
+    assert "--probe-writes" in finding.otherwise
+
+
+async def test_where_config_is_forbidden_the_rest_is_still_checked(server: EmbeddedServer) -> None:
+    """As on managed servers: what INFO tells is taken from there."""
+    server.command("ACL", "SETUSER", "managed", "reset", "on", f">{SECRET}", "~*", "&*", "+@all", "-config", "-acl")
+    url = server.url.replace("redis://", f"redis://managed:{SECRET}@")
+    found = {finding.check: finding for finding in await findings(url)}
+    assert found["eviction"].level is OK
+    assert found["memory limit"].level is OK
+    assert found["replication"].level is OK
+    assert found["event buffers"].level is Level.UNKNOWN
+    assert "config" in found["event buffers"].says.lower()
+    assert PROBLEM not in bad([*found.values()]).values()
+
+
+async def test_where_even_info_is_forbidden_it_says_so(server: EmbeddedServer) -> None:
+    found = {finding.check: finding for finding in await findings(least(server, "-info"))}
+    assert found["version"].level is Level.UNKNOWN
+    assert found["scripts"].level is PROBLEM
+
+
+# -- the namespace ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_namespace_in_use(server: EmbeddedServer) -> None:
+    server.command("FLUSHALL")
+    async with Cache.open(server.url) as a, Cache.open(server.url) as b:
+        for i in range(5):
+            await a.invalidate("config", i, tenant_id="acme")
+        await until(lambda: b.stats().shards[0].applied == a.stats().shards[0].applied)
+
+        async def both() -> bool:
+            return any(f.check == "nodes" and "2 alive, 0 silent" in f.says for f in await findings(server.url))
+
+        await until(both)
+
+        async def well() -> list[Finding]:  # the busier the machine, the longer it takes
+            found = await findings(server.url)
+            return [] if bad(found) else found
+
+        found = await until(well)
+        (kept,) = [finding for finding in found if finding.check == "log"]
+        assert "5" in kept.says
+        other = of(await findings(server.url, shards=4), "namespace")
+        assert other is not None
+        assert other.level is PROBLEM
+        assert "CACHEBUS_SHARDS=1" in other.otherwise
+
+        async def deaf() -> Finding | None:  # a node listens again soon: look until one does not
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            return of(await findings(server.url), "subscriptions")
+
+        assert (await until(deaf)).level is ADVICE
+    assert any(f.says.startswith("none is alive") for f in await findings(server.url) if f.check == "nodes")
+
+
+async def test_what_was_lost_in_the_namespace(server: EmbeddedServer) -> None:
+    server.command("FLUSHALL")
+    async with Cache.open(server.url) as cache:
+        for i in range(20):
+            await cache.invalidate_tags([f"tag-{i}"], tenant_id="acme")
+    full = of(await findings(server.url, max_marks=20), "marks")
+    assert full is not None
+    assert "CACHEBUS_MAX_MARKS=40" in full.otherwise
+    server.command("DEL", "{cachebus:0}:log")
+    assert of(await findings(server.url), "log") is not None
+    assert of(await findings(server.url), "takeover") is None
+    server.command("DEL", "{cachebus:0}:marks")
+    assert of(await findings(server.url), "takeover") is not None
+    server.command("HSET", "{cachebus:0}:meta", "marks", "0", "server", "0" * 40)
+    assert of(await findings(server.url), "takeover") is not None
+    async with Cache.open(server.url):
+        assert of(await findings(server.url), "takeover") is None, "the next operation did it"
+
+
+async def test_one_namespace_in_two_databases(server: EmbeddedServer) -> None:
+    """And that it is as bad as the doctor says: the other's events cost this one its memory."""
+    server.command("FLUSHALL")
+    second = server.url.removesuffix("0") + "1"
+    async with Cache.open(server.url) as a, Cache.open(second) as b:
+        finding = of(await findings(server.url), "databases")
+        assert finding is not None
+        assert finding.level is PROBLEM
+        before = a.stats().flushes.get("epoch", 0)
+        await b.invalidate("config", "x", tenant_id="acme")
+        await until(lambda: a.stats().flushes.get("epoch", 0) > before)
+    server.command("FLUSHALL")
+    assert of(await findings(second), "databases") is None
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_exit_status_and_json(own_server: EmbeddedServer, typed: Typed) -> None:
+    server = own_server
+    server.command("CONFIG", "SET", "maxmemory", "500mb")
+    server.command("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    status, out, errors = typed("doctor", server.url)
+    assert (status, errors) == (0, "")
+    assert "permissions" in out
+    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    status, out, _ = typed("doctor", server.url, "--json")
+    server.command("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    assert status == 1
+    told = json.loads(out)
+    assert told["status"] == 1
+    (problem,) = [f for f in told["servers"][0]["findings"] if f["level"] == "problem"]
+    assert problem["mend"] == ["CONFIG SET maxmemory-policy volatile-lru"]
+    assert problem["conf"] == ["maxmemory-policy volatile-lru"]
+    server.command("CONFIG", "SET", "timeout", "30")
+    assert typed("doctor", server.url)[0] == 0, "advice is no problem"
+    assert typed("doctor", server.url, "--strict")[0] == 1
+    server.command("CONFIG", "SET", "timeout", "0")
+
+
+def test_no_password_is_ever_shown(own_server: EmbeddedServer, typed: Typed) -> None:
+    url = least(own_server)
+    for more in ((), ("--json",), ("--probe-writes",)):
+        status, out, errors = typed("doctor", url, *more)
+        assert SECRET not in out + errors
+        assert status == 0
+    status, out, errors = typed("doctor", url.replace(SECRET, "wr0ng-secret"))
+    assert status == 2
+    assert "wr0ng-secret" not in out + errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_server_that_is_not_there(typed: Typed, tmp_path: Path) -> None:
+    status, out, errors = ran("doctor", "redis://127.0.0.1:1/0", folder=tmp_path)  # as a process, for once
+    assert (status, out) == (2, "")
+    assert "127.0.0.1:1" in errors
+    assert len(errors.splitlines()) == 1
+    status, _, errors = typed("doctor", "memory://x")
+    assert status == 2
+    assert "memory://" in errors
+
+
+async def test_a_server_that_has_gone_is_an_error(own_server: EmbeddedServer) -> None:
+    settings = Settings(url=own_server.url)
+    own_server.kill()
+    with pytest.raises(L2Unavailable):
+        await examined(settings, Primary(parse_address(own_server.url)))
+
+
+async def test_a_cluster_is_looked_at_primary_by_primary(shared_servers: SharedServers) -> None:
+    group = await shared_servers.cluster()
+    settings = Settings(url=group.url)
+    primaries = await primaries_of(settings)
+    assert sorted(shard for primary in primaries for shard in primary.shards or ()) == list(range(64))
+    assert len(primaries) == 3
+    async with nodes(group.url, 1):
+        for primary in primaries:
+            server, found = await examined(settings, primary, probe_writes=True, rounds=3)
+            by_name = {finding.check: finding for finding in found}
+            assert server.address == primary.address
+            assert primary.failover_s == 1.0
+            assert "cluster" not in by_name
+            assert by_name["permissions"].level is Level.OK
+            assert by_name["nodes"].level is Level.OK
+            replication = by_name["replication"]
+            assert replication.level is Level.PROBLEM, "replicas, and no min-replicas-to-write"
+            for command in replication.mend:
+                await ask(next(s for s in group.servers if s.port == primary.address.port), *shlex.split(command))
+            _, found = await examined(settings, primary, rounds=3)
+            assert {finding.check: finding for finding in found}["replication"].level is not Level.PROBLEM
+    for server in group.servers:
+        await ask(server, "CONFIG", "SET", "min-replicas-to-write", "0")
+    _, found = await examined(
+        Settings(url=group.servers[0].url), Primary(parse_address(group.servers[0].url)), rounds=3
+    )
+    assert {finding.check: finding for finding in found}["cluster"].level is Level.PROBLEM, "named as if it were alone"
+
+
+async def test_behind_sentinels_the_primary_is_looked_at() -> None:
+    async with SentinelGroup(any_binary(), min_replicas=1) as group:
+        settings = Settings(url=group.url)
+        (primary,) = await primaries_of(settings)
+        assert (primary.address.port, primary.failover_s) == (group.data[0].port, 0.5)
+        _, found = await examined(settings, primary, rounds=3)
+        by_name = {finding.check: finding for finding in found}
+        assert by_name["replication"].level is Level.OK
+        assert by_name["permissions"].level is Level.OK

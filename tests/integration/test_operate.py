@@ -1,0 +1,98 @@
+"""The commands for operators, beside a cache that lives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cachebus import Cache, Receipt, Settings
+from tests.support.caches import QUICK
+from tests.support.command import cachebus, ran
+
+
+@pytest.fixture
+async def cache(redis_url: str) -> AsyncIterator[Cache]:
+    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", **QUICK)) as opened:
+        yield opened
+
+
+async def run(cache: Cache, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """The command, while the cache lives on."""
+    url = cache.settings.url.get_secret_value()
+    return await asyncio.to_thread(ran, *arguments, "--url", url, folder=folder)
+
+
+async def test_invalidate_prints_the_receipt_and_is_applied(cache: Cache, tmp_path: Path) -> None:
+    await cache.set("config", "x", 1, tenant_id="acme")
+    await cache.set("config", "x", 2, tenant_id="acme", agent_id="a7")
+    status, out, errors = await run(cache, tmp_path, "invalidate", "config", "x", "--tenant", "acme")
+    assert (status, errors) == (0, "")
+    receipt = Receipt.parse(out.strip())
+    assert await cache.get("config", "x", tenant_id="acme", after=receipt) is None
+    assert await cache.get("config", "x", tenant_id="acme", agent_id="a7", after=receipt) == 2
+    _, out, _ = await run(cache, tmp_path, "invalidate", "config", "x", "--tenant", "acme", "--all-contexts")
+    receipt = Receipt.parse(out.strip())
+    assert await cache.get("config", "x", tenant_id="acme", agent_id="a7", after=receipt) is None
+
+
+async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
+    await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme")
+    assert await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme") == (0, "{'limit': [1, 'ü']}\n", "")
+    assert (await run(cache, tmp_path, "get", "config", "y", "--tenant", "acme"))[:2] == (1, "")
+    args = ("get", "config", "x", "--tenant", "acme", "--agent", "a7")
+    assert (await run(cache, tmp_path, *args))[0] == 1
+    assert (await run(cache, tmp_path, *args, "--search"))[0] == 0
+    status, _, errors = await run(cache, tmp_path, "get", "config", "x")
+    assert status == 2
+    assert "tenant" in errors
+    assert len(errors.splitlines()) == 1
+
+
+async def test_nodes_tells_who_is_alive(cache: Cache, tmp_path: Path) -> None:
+    status, out, _ = await run(cache, tmp_path, "nodes")
+    assert status == 0
+    assert len(re.findall(r"^shard [012]  reader-\S+ +alive   applied 1, 0 behind", out, re.MULTILINE)) == 3
+    _, out, _ = await run(cache, tmp_path, "nodes", "--json")
+    assert {json.loads(line)["shard"] for line in out.splitlines()} == {0, 1, 2}
+    assert (await run(cache, tmp_path, "nodes", "--namespace", "other"))[1] == "no node\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as_json: bool) -> None:
+    url = cache.settings.url.get_secret_value()
+    more = ("--json",) if as_json else ()
+    with cachebus("tail", "--url", url, "--count", "2", *more, folder=tmp_path) as command:
+        assert command.process.stderr is not None
+        assert "listening to 3 shards" in await asyncio.to_thread(command.process.stderr.readline)
+        await cache.invalidate("config", "x", tenant_id="acme", agent_id="a7")
+        await cache.invalidate_tags(["plan:pro"], tenant_id="acme")
+        out, _ = await asyncio.to_thread(command.process.communicate)
+        assert command.process.returncode == 0
+    first, second = out.splitlines()
+    if as_json:
+        assert json.loads(first)["keys"] == [["acme", "config", "x", "a7", None, None]]
+        assert json.loads(second)["names"] == [["G", "acme", "plan:pro"]]
+        assert json.loads(first)["origin"].startswith("reader-")
+    else:
+        assert "acme | config | x | a7" in first
+        assert re.search(r"reader-\S+: G \| acme \| plan:pro$", second)
+
+
+async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for arguments in (
+        ("nodes",),
+        ("tail",),
+        ("get", "t", "i", "--tenant", "a"),
+        ("invalidate", "t", "i", "--tenant", "a"),
+    ):
+        url = ("--url", "redis://:hunter2@127.0.0.1:1/0")
+        status, out, errors = await asyncio.to_thread(ran, *arguments, *url, folder=tmp_path)
+        assert (status, out) == (2, "")
+        assert "127.0.0.1:1" in errors
+        assert "hunter2" not in errors
+        assert len(errors.splitlines()) == 1
