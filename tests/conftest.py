@@ -8,11 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cachebus.cli.embedded import EmbeddedServer
 from tests.support.leftovers import child_processes, children_left, tasks_left
 from tests.support.require import require
 from tests.support.servers import KINDS, Kind, SharedServers, any_binary, binary_of
+
+# A time limit for each example would measure how busy the machine is.
+settings.register_profile("cachebus", deadline=None)
+settings.load_profile("cachebus")
 
 
 @pytest.fixture(scope="session")
