@@ -19,6 +19,7 @@ from cachebus import __version__
 from cachebus.cli.demo import demo
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
+from cachebus.cli.verify.command import verify
 from cachebus.errors import CacheBusError
 
 UNUSABLE: Final = 2
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command(short_help="See it work, with a server of its own.")(demo)
 app.command(short_help="The same on a recorded access trace.")(replay)
+app.command(short_help="Put its promises to the test, under faults.")(verify)
 app.command()(server)
 
 
