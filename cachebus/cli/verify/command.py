@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,7 @@ def verify(
     Exit status: 0, 1 if a promise broke (with the telling part of the history), 2 if it could not start.
     """
     from cachebus.cli.verify.faults import chosen
-    from cachebus.cli.verify.plan import URL_WRITE_RATE, Plan
+    from cachebus.cli.verify.plan import planned
     from cachebus.cli.verify.show import perform
 
     if list_faults:
@@ -60,16 +59,10 @@ def verify(
     for file in (picture, json_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
-    plan = Plan(
-        seed=secrets.randbelow(1 << 31) if seed is None else seed,
-        faults=chosen(faults),
-        nodes=nodes,
-        seconds=seconds,
-        bound_s=bound_s,
-        rate=rate,
-        write_rate=(20.0 if url is None else URL_WRITE_RATE) if write_rate is None else write_rate,
-        url=url,
-    )
+    plan = planned(
+        url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,
+        write_rate=write_rate,
+    )  # fmt: skip
     raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
 
 

@@ -78,7 +78,7 @@ class Evidence:
             spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
             spans += [
                 (done.from_s, done.until_s + after_s) for done in self.faults
-                if str(done.node) == node.partition(".")[0] and done.fault not in HARMLESS | EVENTS_ONLY
+                if str(done.node) == number_of(node) and done.fault not in HARMLESS | EVENTS_ONLY
             ]  # fmt: skip
             found[node] = Excuses(spans)
         return found
@@ -89,11 +89,20 @@ class Evidence:
         return Excuses((d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases)
 
     def forgot(self) -> dict[str, Excuses]:
-        """By node and life: when it dropped all it held."""
-        return {
-            node: Excuses((a, b) for kind, a, b in self.records(node, "trouble") if kind == BEGAN_ANEW)
-            for node in self.lives
-        }
+        """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
+        found = {}
+        for node in self.lives:
+            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == BEGAN_ANEW]
+            spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
+            # Messages that were held up arrive late, and some of them before others: these move no seq.
+            spans += [(d.from_s, d.until_s + self.bound_s) for d in self.faults if str(d.node) == number_of(node)]
+            found[node] = Excuses(spans)
+        return found
+
+
+def number_of(node: str) -> str:
+    """The node's number, without its life."""
+    return node.partition(".")[0]
 
 
 def own_writes(writes: Iterable[Write]) -> dict[tuple[str, int], Excuses]:

@@ -13,7 +13,7 @@ TENANTS: Final = ("acme", "acme:config", "b*lt")
 """Two of them would be mistaken for something else if names were put together without encoding."""
 TTL_S: Final = 600.0
 """Whatever becomes of a run, nothing that it stored outlives it by more."""
-QUICK_TTL_S: Final = 1.5
+QUICK_TTL_S: Final = 3.0
 TAGS: Final = 6
 PADDING: Final = "x" * 200
 
@@ -21,7 +21,7 @@ POLICIES: Final = {
     "config": Policy(ttl_s=TTL_S),
     "page": Policy(ttl_s=TTL_S),
     "answer": Policy(ttl_s=TTL_S),
-    "quick": Policy(ttl_s=QUICK_TTL_S, soft_ttl_s=0.5, fail_safe_s=5.0, ttl_jitter=0.2, retries=0),
+    "quick": Policy(ttl_s=QUICK_TTL_S, soft_ttl_s=1.0, fail_safe_s=5.0, ttl_jitter=0.2, retries=0),
     "blob": Policy(ttl_s=TTL_S, compress_over_bytes=100, copy=True),
     "system": Policy(ttl_s=TTL_S),
 }

@@ -12,7 +12,7 @@ from cachebus.cli.lab.traffic import BEAT_S, Pace
 from cachebus.cli.verify.items import TENANTS, Item, popularity
 from cachebus.cli.verify.loaders import Loaders
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
-from cachebus.cli.verify.truth import SESSIONS, Token, Truth
+from cachebus.cli.verify.truth import RECENT, SESSIONS, Token, Truth
 from cachebus.clock import Clock
 
 LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN = range(9)
@@ -20,11 +20,11 @@ VERBS: Final = (
     "get_or_load", "get", "get(use_memory=False)", "get_many", "get(search_hierarchy=True)",
     "get_or_load(use_memory=False)", "read(after=token)", "read(after=session)", "get_or_load of an own write",
 )  # fmt: skip
-WEIGHTS: Final = (62, 20, 3, 3, 4, 1, 4, 3, 0)
-WALKERS: Final = 24
+WEIGHTS: Final = (74, 20, 1, 1, 1.5, 0.3, 1.5, 1, 0)
+WALKERS: Final = 256
 BATCH: Final = 512
-SKEW: Final = 0.7
-ADOPT: Final = 0.05
+SKEW: Final = 1.0
+ADOPT: Final = 0.1
 """How often a session turns to another item."""
 ANY_TOKEN, SESSION_TOKEN = 1, 2
 TenantPlace: Final = {name: place for place, name in enumerate(("", *TENANTS), 1)}
@@ -146,7 +146,12 @@ class Readers:
             self._note(asked, MANY, found.get(resource_id), started_s)
         self.begun += len(ids) - 1
 
+    def _written(self, item: Item) -> Item:
+        """An item that was written a moment ago, most likely by another node; this one if there is none yet."""
+        return self._items[self._truth.recent[self._dice.randrange(RECENT)] or item.number]
+
     async def _token(self, item: Item) -> None:
+        item = self._written(item)
         token = self._truth.find(item.number)
         if token is None:
             await self._get(item)
@@ -158,6 +163,7 @@ class Readers:
         slot = self._truth.session(self._dice.randrange(SESSIONS))
         held = self._truth.find(slot)
         if held is None or self._dice.random() < ADOPT:
+            item = self._written(item)
             token = self._truth.find(item.number)
             if token is not None:
                 self._truth.leave(slot, token)

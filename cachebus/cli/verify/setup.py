@@ -7,7 +7,7 @@ from cachebus.cli.verify.items import POLICIES
 from cachebus.cli.verify.messages import Job
 
 LEASE_MS = 400
-MARKS_MAX = 64
+MARKS_MAX = 200
 """Fewer than there are scopes and tags: the floor is raised now and then."""
 LOG_MAX = 2_000
 

@@ -16,6 +16,8 @@ from zlib import crc32
 
 FILE: Final = "truth"
 SESSIONS: Final = 32
+RECENT: Final = 32
+"""So many places for items that were written a moment ago."""
 _SLOT: Final = Struct("<III16sQ")
 _SLOT_BYTES: Final = 64
 
@@ -45,12 +47,15 @@ class Truth:
         self._words = memoryview(self._map)
         self.versions = self._words[: items * 4].cast("I")
         """By item: the newest that is committed."""
+        self.recent = self._words[items * 4 : (items + RECENT) * 4].cast("I")
+        """Items with a fresh token; 0 where there is none yet."""
 
     def __enter__(self) -> Truth:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.versions.release()
+        self.recent.release()
         self._words.release()
         self._map.close()
         self._file.close()
@@ -90,4 +95,4 @@ class Truth:
 
 
 def _slots_at(items: int) -> int:
-    return (items * 4 + _SLOT_BYTES - 1) // _SLOT_BYTES * _SLOT_BYTES
+    return ((items + RECENT) * 4 + _SLOT_BYTES - 1) // _SLOT_BYTES * _SLOT_BYTES

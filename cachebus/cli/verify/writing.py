@@ -12,7 +12,7 @@ from cachebus import Cache, CacheBusError, Receipt
 from cachebus.cli.lab.traffic import BEAT_S, Pace
 from cachebus.cli.verify.items import TAGS, TENANTS, Item, popularity
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
-from cachebus.cli.verify.truth import Token, Truth
+from cachebus.cli.verify.truth import RECENT, Token, Truth
 from cachebus.clock import Clock
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
@@ -20,7 +20,7 @@ VERBS: Final = (
     "invalidate", "invalidate(contexts=all)", "invalidate_tags", "invalidate_scope(type)",
     "invalidate_scope(type, context)", "invalidate_scope(tenant)", "set", "delete", "add", "invalidate, repeated later",
 )  # fmt: skip
-WEIGHTS: Final = (44, 6, 7, 4, 3, 0.3, 26, 5, 4)
+WEIGHTS: Final = (50, 5, 3, 1, 2, 0.1, 28, 5, 4)
 ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED})
 """Those that name a key, and so end a load's lease on it; the others leave a mark."""
 PUTS: Final = frozenset({SET, ADD})
@@ -180,6 +180,7 @@ class Writers:
             self._tape.change(places[item], *mark, called_s, returned_s, failed_s, epoch, seq)
             if epoch:
                 self._truth.leave(item.number, Token(item.number, versions[item], str(receipt)))
+                self._truth.recent[self._dice.randrange(RECENT)] = item.number
         self.written += 1
 
     async def _look_at_own(self, items: list[Item]) -> None:
