@@ -13,10 +13,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
 VERSIONS := 3.12 3.11 3.13
 
-.PHONY: help demo test check format bench build wheel clean
+.PHONY: help demo test check format bench campaign build wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## see it work, with a server of its own: nothing to set up
 	@$(BIN)/cachebus demo
@@ -36,6 +36,9 @@ format: $(VENV)/.installed ## mend what ruff can mend
 
 bench: $(VENV)/.benchmarks ## measure, side by side with other libraries; ARGS= goes to the benchmark
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+campaign: $(VENV)/.installed ## ten million reads under all faults, on every kind of server: half an hour, goes on where it stopped; ARGS=
+	@$(BIN)/python -m tests.campaign $(ARGS)
 
 build wheel: $(VENV)/.installed ## the wheel, in dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

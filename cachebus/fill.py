@@ -64,11 +64,15 @@ class Filler:
         self._granted: LeaseReply | None = None
         self._reservation: Reservation
         self._started_s = 0.0
+        self._seq = 0
 
     def reserve_alone(self) -> None:
         """Begin a load that L2 will hear nothing of."""
         self._reservation = self._node.shards[self.key.shard].reserve()
         self._started_s = self._clock()
+        # What is held of the key may be newer than the events that this node has heard; the load is newer still.
+        held = self._node.trusted(self.key)
+        self._seq = self._reservation.applied if held is None else max(self._reservation.applied, held.seq)
 
     async def lease(self, *, refresh: bool = False) -> LeaseReply:
         """Ask for the lease once; a granted one is extended from now on."""
@@ -165,7 +169,7 @@ class Filler:
             record, value = self._packed(found)
         except (NotSerializable, ValueTooLarge) as error:
             return self._uncached(found, error)
-        record.epoch, record.seq = self._reservation.epoch, self._reservation.applied
+        record.epoch, record.seq = self._reservation.epoch, self._seq
         found = found._replace(value=value)
         self._enter_l1(found, record, fenced=False)
         return found

@@ -8,6 +8,8 @@ async with Fleet(nodes=2) as fleet:
     fleet.faults = Faults(seed=7, drop=0.2, double=0.1, swap=0.1)
 ```
 The rules of coherence are the real ones; only Redis is played by memory.
+
+`verify` is the same question put to the real thing: processes, a server, faults of every kind, every read judged.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, Self
 
 from cachebus.bus.memory import MemoryChannel
 from cachebus.cache import Cache
+from cachebus.cli.verify.verdict import Finding, Verdict
 from cachebus.clock import Clock, monotonic
 from cachebus.factory import World
 from cachebus.settings import Settings
@@ -125,4 +128,31 @@ class Fleet:
         await self._stack.aclose()
 
 
-__all__ = ["FakeClock", "Faults", "Fleet"]
+async def verify(
+    url: str | None = None, *, seconds: float = 20.0, seed: int | None = None, faults: str = "all", nodes: int = 4,
+    bound_s: float = 1.0, rate: float = 1_000.0, write_rate: float | None = None,
+) -> Verdict:  # fmt: skip
+    """Run several node processes against a server under faults, and judge every read; what `cachebus verify` does.
+
+    `url`: a server of yours, of which only a namespace of its own is touched, and emptied in the end; None: one that is
+    started for it, to which faults are done, too. `seed`: of the faults and of what is read and written; None: a new
+    one, which the verdict tells. `faults`: "all", "none", or names and groups with commas between, as in `cachebus
+    verify --list-faults`. `rate`: reads a second and node, 0 is as fast as it goes; `write_rate`: writes a second and
+    node, None is 20, or 2 on a server of yours. Takes `seconds` and some seconds more.
+
+    `ConfigError` for what is set up wrong, `L2Unavailable` for a server that is not there, and `NodeCrashed` (of
+    `cachebus.cli.lab.supervisor`) for a node process that ended by itself.
+    """
+    # Only here: the twins above must not cost what starts processes and judges them.
+    from cachebus.cli.verify.faults import chosen
+    from cachebus.cli.verify.plan import planned
+    from cachebus.cli.verify.run import Run
+
+    plan = planned(
+        url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,
+        write_rate=write_rate,
+    )  # fmt: skip
+    return await Run(plan).verdict()
+
+
+__all__ = ["FakeClock", "Faults", "Finding", "Fleet", "Verdict", "verify"]

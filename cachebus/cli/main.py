@@ -22,6 +22,7 @@ from cachebus.cli.operate.act import get, invalidate
 from cachebus.cli.operate.look import nodes, tail
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
+from cachebus.cli.verify.command import verify
 from cachebus.errors import CacheBusError
 
 UNUSABLE: Final = 2
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command(short_help="See it work, with a server of its own.")(demo)
 app.command(short_help="The same on a recorded access trace.")(replay)
+app.command(short_help="Put its promises to the test, under faults.")(verify)
 app.command()(server)
 app.command(short_help="What a server's set-up means for the promises, and how to mend it.")(doctor)
 app.command(short_help="Who is alive in a namespace, and how far.")(nodes)

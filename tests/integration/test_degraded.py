@@ -12,7 +12,7 @@ import pytest
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Policy, get_with_cache_aside, lifespan
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
-from cachebus.testing import FakeClock, Fleet
+from cachebus.testing import FakeClock, Faults, Fleet
 from tests.support.caches import D_S, Source, nodes, past, quick, until
 from tests.support.servers import any_binary
 
@@ -212,3 +212,21 @@ async def test_a_paused_server_holds_no_call_for_longer_than_its_time_limit(own_
         own_server.resume()
         await until(lambda: all(cache.ready() for cache in fleet))
         await fleet[0].set("config", "x", 1, tenant_id="acme")
+
+
+async def test_without_l2_a_node_that_had_missed_events_loads_once_a_bound_too() -> None:
+    """What it held was newer than the last event that it had heard, and must not keep out what it loads now."""
+    clock, source = FakeClock(), Source(x="v")
+    async with Fleet(2, clock=clock) as fleet:
+        a, b = fleet.caches
+        fleet.faults = Faults(drop=1.0)
+        await b.set("config", "other", 1, tenant_id="acme")
+        await a.get_or_load("config", "x", source.load, tenant_id="acme")
+        fleet.away = True
+        clock.advance(a.settings.staleness_bound_s + 0.1)
+        for _ in range(3):
+            assert await a.get_or_load("config", "x", source.load, tenant_id="acme") == "v"
+        assert source.calls == 2
+        clock.advance(a.settings.staleness_bound_s + 0.1)
+        await a.get_or_load("config", "x", source.load, tenant_id="acme")
+        assert source.calls == 3

@@ -103,3 +103,12 @@ async def test_producer(redis_url: str) -> None:
 @pytest.mark.parametrize("name", re.findall(r"^\| `([a-z_0-9]+)`", README, re.MULTILINE))
 def test_every_setting_named_exists(name: str) -> None:
     assert name in cachebus.Settings.model_fields
+
+
+async def test_verify_in_a_suite_of_ones_own(redis_url: str) -> None:
+    code = block("from cachebus.testing import verify")
+    assert "redis://localhost:6379/0" in code
+    assert "seconds=20" in code
+    scope: dict[str, Any] = {}
+    exec(code.replace("redis://localhost:6379/0", redis_url).replace("seconds=20", "seconds=2"), scope)
+    await scope["test_our_redis_keeps_the_promises"]()

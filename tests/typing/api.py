@@ -36,7 +36,7 @@ from cachebus import (
     track_cache_metrics,
     with_context,
 )
-from cachebus.testing import FakeClock, Faults, Fleet
+from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
 from producers import DirectProducer
 
 
@@ -182,6 +182,17 @@ async def for_tests() -> None:
         await fleet.settle()
         for cache in fleet.caches:
             assert_type(cache, Cache)
+
+
+async def verified() -> None:
+    """The promises, put to the test."""
+    verdict = assert_type(await verify(seconds=10, seed=7, faults="network,kill", nodes=3, bound_s=0.5), Verdict)
+    assert_type(await verify("redis://localhost", rate=0, write_rate=5), Verdict)
+    assert_type(verdict.ok, bool)
+    assert_type(verdict.within(0.5), float)
+    assert_type(verdict.faults["kill"], int)
+    assert_type([finding.promise for finding in verdict.broken], list[str])
+    verdict.raise_for_broken()
 
 
 async def write_path(error: L2Unavailable) -> None:

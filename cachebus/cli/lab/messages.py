@@ -75,7 +75,15 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     error: str
 
 
-Message = Ready | Tick | Done | Failed
+class Said(msgspec.Struct, tag="said", frozen=True):
+    """The node has carried out an order, and this is what came of it."""
+
+    node: int
+    order: str
+    text: str = ""
+
+
+Message = Ready | Tick | Done | Failed | Said
 encode = msgspec.json.encode
 decode_job = msgspec.json.Decoder(Job).decode
 decode_message = msgspec.json.Decoder(Message).decode

@@ -1,28 +1,31 @@
-"""A TCP proxy that breaks on request: between one node and its server, to show what a hanging network does."""
+"""A TCP proxy that breaks on request: between one node and its server, to show what a bad network does."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, Self
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Self, cast
 
+from cachebus.cli.lab.stream import Direction, Kind, Spoil, Stream, Way
 from cachebus.resp import Address
 
 HOST: Final = "127.0.0.1"
-CHUNK_BYTES: Final = 1 << 16
 CONNECT_S: Final = 5.0
+ALL_KINDS: Final[tuple[Kind, ...]] = ("data", "events")
+BOTH: Final[tuple[Direction, ...]] = ("up", "down")
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
 
 
-def dialer(address: Address) -> Callable[[], Awaitable[Streams]]:
+def dialer(address: Address) -> Dial:
     """How to reach a server: over TCP, TLS (verified here, for the name in its certificate) or a unix socket."""
 
-    async def dial() -> Streams:
+    async def dial(protocol: Callable[[], asyncio.Protocol]) -> object:
+        loop = asyncio.get_running_loop()
         if address.path is not None:
-            return await asyncio.open_unix_connection(address.path)
+            return await loop.create_unix_connection(protocol, address.path)
         name = address.host if address.ssl else None
-        return await asyncio.open_connection(address.host, address.port, ssl=address.ssl, server_hostname=name)
+        return await loop.create_connection(protocol, address.host, address.port, ssl=address.ssl, server_hostname=name)
 
     return dial
 
@@ -30,22 +33,26 @@ def dialer(address: Address) -> Callable[[], Awaitable[Streams]]:
 class Proxy:
     """Passes bytes both ways, until told otherwise; an async context manager. Listens on loopback alone.
 
-    `hold` makes all connections half-open: they stay, new ones are taken, and no byte passes. `cut` breaks them all and
-    refuses new ones. `restore` ends either; bytes that were held arrive then.
+    A connection is one of events as soon as it subscribes, and of data until then. `hold`, `delay` and `spoil` change
+    how bytes fare from now on, `cut` breaks connections and refuses new ones, `reset` only breaks them. `restore` ends
+    all of it; bytes that were held arrive then, even those of a node that has hung up meanwhile, as they may in a
+    real network.
     """
 
-    def __init__(self, dial: Callable[[], Awaitable[Streams]]) -> None:
+    def __init__(self, dial: Dial) -> None:
         self._dial = dial
         self._server: asyncio.Server | None = None
-        self._open = asyncio.Event()
-        self._open.set()
         self._refusing = False
+        self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ends: set[asyncio.StreamWriter] = set()
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self.ways: dict[tuple[Kind, Direction], Way] = {(kind, way): Way() for kind in ALL_KINDS for way in BOTH}
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _End(self._accept), HOST, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -58,52 +65,166 @@ class Proxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def hold(self) -> None:
-        """Let no byte pass any more."""
-        self._open.clear()
+    def hold(self, kinds: Iterable[Kind] = ALL_KINDS, directions: Iterable[Direction] = BOTH) -> None:
+        """Let no byte pass any more: connections stay, and new ones are taken."""
+        for way in self._chosen(kinds, directions):
+            way.held = True
+        if all(way.held for way in self.ways.values()):
+            self._passing.clear()
+
+    def delay(
+        self, seconds: Callable[[], float], kinds: Iterable[Kind] = ALL_KINDS, directions: Iterable[Direction] = BOTH
+    ) -> None:
+        """Let bytes come late, each piece by what `seconds()` gives."""
+        for way in self._chosen(kinds, directions):
+            way.delay = seconds
+
+    def spoil(self, spoil: Spoil) -> None:
+        """Have the replies of subscriptions, messages above all, replaced by what `spoil(reply)` gives."""
+        self.ways["events", "down"].spoil = spoil
 
     def cut(self) -> None:
         """Break every connection, and refuse new ones."""
         self._refusing = True
-        for end in self._ends:
-            end.transport.abort()
+        self.reset()
+
+    def reset(self, kinds: Iterable[Kind] = ALL_KINDS) -> None:
+        """Break the connections of these kinds; new ones are welcome."""
+        for pair in [pair for pair in self._pairs if pair.kind in kinds]:
+            pair.cut()
+
+    def tear(self) -> None:
+        """Break the data connection in the middle of its next reply."""
+        self.ways["data", "down"].tear = lambda: self.reset(("data",))
 
     def restore(self) -> None:
         """Let everything pass again."""
         self._refusing = False
-        self._open.set()
+        for way in self.ways.values():
+            way.held, way.delay, way.spoil, way.tear = False, None, None, None
+        self._passing.set()
+        for pair in list(self._pairs):
+            pair.flush()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _chosen(self, kinds: Iterable[Kind], directions: Iterable[Direction]) -> list[Way]:
+        chosen = set(directions)
+        return [self.ways[kind, direction] for kind in kinds for direction in chosen]
+
+    def _accept(self, end: _End) -> None:
         if self._refusing:
-            writer.transport.abort()
+            end.transport.abort()
             return
-        task = asyncio.create_task(self._serve(reader, writer))
+        pair = _Pair(self.ways, end, self._pairs.discard)
+        self._pairs.add(pair)
+        task = asyncio.get_running_loop().create_task(self._connect(pair))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = {writer}
-        self._ends |= ends
+    async def _connect(self, pair: _Pair) -> None:
         try:
-            await self._open.wait()
+            await self._passing.wait()
             async with asyncio.timeout(CONNECT_S):
-                there_reader, there_writer = await self._dial()
-            ends.add(there_writer)
-            self._ends |= ends
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, there_writer))
-                group.create_task(self._pass(there_reader, writer))
-        except* OSError:
-            pass  # either side went away, which is what its peer is told below
-        finally:
-            self._ends -= ends
-            for end in ends:
+                await self._dial(lambda: _End(pair.reach))
+        except OSError:  # TimeoutError is one
+            pair.cut()
+
+
+class _End(asyncio.Protocol):
+    """One end of a pair: the node's or the server's."""
+
+    def __init__(self, made: Callable[[_End], None]) -> None:
+        self._made = made
+        self.transport: asyncio.Transport
+        self.onto: Stream | None = None
+        """Where what comes in goes."""
+        self.heard: Callable[[bytes], None] | None = None
+        """Looks at the bytes first; until it takes itself away."""
+        self.lost: Callable[[], None] = lambda: None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.heard is not None:
+            self.heard(data)
+        if self.onto is not None:
+            self.onto.take(data)
+
+    def eof_received(self) -> bool:
+        return False  # one direction at its end is the connection at its end: nothing here speaks on half closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost()
+
+
+class _Pair:
+    """A node's connection and the one to the server that goes with it."""
+
+    def __init__(self, ways: dict[tuple[Kind, Direction], Way], node: _End, gone: Callable[[_Pair], None]) -> None:
+        self._ways = ways
+        self._gone = gone
+        self._node: _End | None = node
+        self._server: _End | None = None
+        self._ended = False
+        self.kind: Kind = "data"
+        self._up, self._down = Stream(ways["data", "up"]), Stream(ways["data", "down"])
+        self._up.source = self._down.sink = node.transport
+        node.onto, node.heard, node.lost = self._up, self._look, self._node_lost
+
+    def reach(self, server: _End) -> None:
+        """The server's end is there."""
+        if self._ended:
+            server.transport.abort()
+            return
+        self._server = server
+        self._up.sink = self._down.source = server.transport
+        server.onto, server.lost = self._down if self._node is not None else None, self.cut
+        self._up.flush()
+        if self._node is None:
+            self._close_behind()
+
+    def flush(self) -> None:
+        """Its ways have changed."""
+        self._up.flush()
+        self._down.flush()
+        if self._node is None:
+            self._close_behind()
+
+    def cut(self) -> None:
+        """Break both ends now."""
+        if self._ended:
+            return
+        self._ended = True
+        self._gone(self)
+        for stream in (self._up, self._down):
+            stream.drop()
+        for end in (self._node, self._server):
+            if end is not None:
                 end.transport.abort()
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(CHUNK_BYTES):
-            await self._open.wait()
-            sink.write(data)
-            await sink.drain()
-        # One direction at its end is the connection at its end: nothing here speaks on over a half-closed one.
-        raise ConnectionResetError
+    def _look(self, data: bytes) -> None:
+        if b"SUBSCRIBE" not in data:
+            return
+        # What the handshake before it brought has passed whole: replies are cut into frames from here on.
+        self.kind = "events"
+        assert self._node is not None
+        self._node.heard = None
+        self._up.way = self._ways["events", "up"]
+        self._down = stream = Stream(self._ways["events", "down"], framed=True)
+        stream.sink = self._node.transport
+        if self._server is not None:
+            stream.source, self._server.onto = self._server.transport, stream
+
+    def _node_lost(self) -> None:
+        self._node = None
+        self._down.drop()
+        if self._server is not None:
+            self._server.onto = None  # nobody is left to hear it
+        if self._up.empty:
+            self.cut()
+
+    def _close_behind(self) -> None:
+        """The node has hung up: once its last bytes are through, so does this."""
+        if self._up.empty and self._server is not None and not self._ended:
+            self._server.transport.close()

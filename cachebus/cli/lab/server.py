@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,7 +14,7 @@ from cachebus.cli.lab.subjects import TENANT, TTL_S
 from cachebus.cli.lab.trace import name_of
 from cachebus.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.keys import Keyspace
+from cachebus.keys import Key, Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import Address, Connection, parse_address
 
@@ -57,14 +57,16 @@ async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]
     if url.startswith("memory:"):
         raise ConfigError("memory:// is inside one process: several nodes need redis://, rediss:// or unix://")
     address = parse_address(url)
-    await _asked(address)
+    await asked(address)
     try:
         yield Server(url, address, namespace, f"{address}, under the namespace {namespace}")
     finally:
-        await _purge(address, namespace, words)
+        keyspace = Keyspace(1)
+        await purge(address, namespace, [keyspace.key(*name_of(word), TENANT) for word in words])
 
 
-async def _asked(address: Address) -> None:
+async def asked(address: Address) -> None:
+    """Whether the server answers; `L2Unavailable`."""
     connection = await _connected(address)
     try:
         await connection.call("PING")
@@ -72,9 +74,9 @@ async def _asked(address: Address) -> None:
         connection.close()
 
 
-async def _purge(address: Address, namespace: str, words: Iterable[int]) -> None:
-    names, keyspace = ShardNames(namespace, 0), Keyspace(1)
-    keys = [keyspace.key(*name_of(word), TENANT) for word in words]
+async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
+    """Remove these keys' records and leases, and all of the namespace's own keys; `L2Unavailable` says what is left."""
+    names = ShardNames(namespace, 0)
     doomed = [*names.own, *map(names.record, keys), *map(names.lease, keys)]
     try:
         connection = await _connected(address)

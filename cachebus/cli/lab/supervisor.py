@@ -7,18 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 
 import cachebus
-from cachebus.cli.lab.messages import GO, STOP, Done, Job, Message, Ready, Tick, decode_message, encode
+from cachebus.cli.lab.messages import GO, STOP, Done, Job, Message, Ready, Said, Tick, decode_message, encode
 from cachebus.errors import ConfigError
 
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 LINE_MAX: Final = 1 << 20
 PREFIX: Final = "CACHEBUS_"
+MODULE: Final = "cachebus.cli.lab.node"
 
 OnTick = Callable[[Tick], None]
 
@@ -27,12 +28,26 @@ class NodeCrashed(Exception):
     """A node process ended that should not have. The message is one line that says which and why."""
 
 
-class NodeProcess:
-    """One node, as its parent sees it."""
+class AnyJob(Protocol):
+    """What every node process is given: its number, and where it writes down what it sees."""
 
-    def __init__(self, job: Job, on_tick: OnTick) -> None:
+    @property
+    def node(self) -> int:
+        """From 1 on."""
+
+    @property
+    def directory(self) -> str:
+        """Where its log is, too."""
+
+
+class NodeProcess:
+    """One node, as its parent sees it. `module` is the program that it runs, and takes such a job."""
+
+    def __init__(self, job: AnyJob, on_tick: OnTick, *, module: str = MODULE) -> None:
         self.job = job
+        self._module = module
         self._on_tick = on_tick
+        self._said: dict[str, asyncio.Future[str]] = {}
         self._log = Path(job.directory) / f"node-{job.node}.log"
         self._process: asyncio.subprocess.Process | None = None
         loop = asyncio.get_running_loop()
@@ -47,10 +62,10 @@ class NodeProcess:
 
     async def start(self) -> None:
         """Start the process and hand it its job."""
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 # -P: a file of the user's that is named like one of our modules must not be imported instead
-                sys.executable, "-P", "-m", "cachebus.cli.lab.node",
+                sys.executable, "-P", "-m", self._module,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                 limit=LINE_MAX, env=_environment(), start_new_session=True,
             )  # fmt: skip
@@ -62,6 +77,19 @@ class NodeProcess:
         stdin = self._alive().stdin
         if stdin is not None and not stdin.is_closing():
             stdin.write(line)
+
+    async def ask(self, order: str, argument: str = "", *, within_s: float) -> str:
+        """Send an order, and give what the node says when it has carried it out; `NodeCrashed` if it does not."""
+        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._said[order] = said
+        self.order(f"{order} {argument}".encode() + b"\n")
+        ended: list[asyncio.Future[Any]] = [said, self.done]
+        await asyncio.wait(ended, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if self.done.done() and not said.done():
+            self.done.result()
+        if not said.done():
+            raise NodeCrashed(f"node {self.job.node} did not do {order!r} within {within_s:g} s")
+        return said.result()
 
     async def end(self) -> None:
         """End it at once, if it lives, and wait for that."""
@@ -93,6 +121,10 @@ class NodeProcess:
     def _hear(self, message: Message) -> None:
         if isinstance(message, Tick):
             self._on_tick(message)
+        elif isinstance(message, Said):
+            said = self._said.get(message.order)
+            if said is not None and not said.done():
+                said.set_result(message.text)
         elif isinstance(message, Ready):
             self.ready.set_result(None)
         elif isinstance(message, Done):

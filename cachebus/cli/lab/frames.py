@@ -1,0 +1,67 @@
+"""A server's replies as the proxy sees them: cut into whole ones, so that a message can be lost, and not half of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NESTED: Final = b"*>~"
+_MESSAGES: Final = (b"*3\r\n$7\r\nmessage\r\n", b"*3\r\n$8\r\nsmessage\r\n", b">3\r\n$7\r\nmessage\r\n")
+
+
+class Frames:
+    """Cuts a stream of replies into whole ones, whatever pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The replies that are whole by now, in order; put together they are what came in."""
+        data = self._rest + data
+        frames, at = [], 0
+        while (end := _end_of(data, at)) is not None:
+            frames.append(data[at:end])
+            at = end
+        self._rest = data[at:]
+        return frames
+
+
+def is_message(frame: bytes) -> bool:
+    """Whether a reply is a published message."""
+    return frame.startswith(_MESSAGES)
+
+
+def garbled(frame: bytes) -> bytes:
+    """The same message with a byte changed in the middle of its payload."""
+    place = len(frame) - 2 - _payload_bytes(frame) // 2 - 1
+    return frame[:place] + bytes([frame[place] ^ 0x5A]) + frame[place + 1 :]
+
+
+def _payload_bytes(frame: bytes) -> int:
+    at = frame.index(b"\r\n") + 2
+    for _ in range(2):
+        end = _end_of(frame, at)
+        assert end is not None
+        at = end
+    return int(frame[at + 1 : frame.index(b"\r\n", at)])
+
+
+def _end_of(data: bytes, at: int) -> int | None:
+    """Where the reply that begins here ends; None if it is not whole."""
+    line_end = data.find(b"\r\n", at)
+    if line_end < 0:
+        return None
+    rest = line_end + 2
+    if data[at] in _NESTED:
+        for _ in range(int(data[at + 1 : line_end])):
+            end = _end_of(data, rest)
+            if end is None:
+                return None
+            rest = end
+        return rest
+    if data[at] != ord("$"):
+        return rest
+    length = int(data[at + 1 : line_end])
+    if length < 0:
+        return rest
+    rest += length + 2
+    return rest if rest <= len(data) else None

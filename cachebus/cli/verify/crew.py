@@ -1,0 +1,138 @@
+"""The node processes of a run: some are killed on purpose, and others take their place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from cachebus.cli.lab.messages import GO, Tick
+from cachebus.cli.lab.supervisor import START_S, STOP_S, NodeCrashed, NodeProcess
+from cachebus.cli.verify import messages
+from cachebus.cli.verify.messages import Job
+from cachebus.clock import monotonic
+
+MODULE: Final = "cachebus.cli.verify.node"
+ASK_S: Final = 60.0
+
+
+@dataclass
+class Life:
+    """One process of a node, from its start to its end."""
+
+    process: NodeProcess
+    name: str
+    began_s: float
+    ended_s: float = float("inf")
+    tick: Tick | None = None
+
+
+class Crew:
+    """All nodes; an async context manager, entered when all are connected, left when none is alive."""
+
+    def __init__(self, job_of: Callable[[int, int], Job], nodes: int) -> None:
+        self._job_of = job_of
+        self._nodes = nodes
+        self._now: dict[int, Life] = {}
+        self._begun: Counter[int] = Counter()
+        self.lives: list[Life] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            for node in range(1, self._nodes + 1):
+                await self._begin(node)
+            async with asyncio.timeout(START_S):
+                for life in self._now.values():
+                    await life.process.ready
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, TimeoutError):
+                raise NodeCrashed(f"the nodes were not ready in {START_S:g} s") from None
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    @property
+    def numbers(self) -> range:
+        """The nodes."""
+        return range(1, self._nodes + 1)
+
+    def go(self) -> None:
+        """Let all begin."""
+        for life in self._now.values():
+            life.process.order(GO)
+
+    def order(self, node: int, order: str, seconds: float) -> None:
+        """Tell a node something, and wait for nothing."""
+        self._now[node].process.order(f"{order} {seconds:.4f}\n".encode())
+
+    def signal(self, node: int, number: signal.Signals) -> None:
+        """Send a node's process a signal."""
+        os.kill(self._now[node].process.pid, number)
+
+    async def kill(self, node: int) -> None:
+        """End a node by SIGKILL, on purpose."""
+        life = self._now[node]
+        life.ended_s = monotonic()
+        await life.process.end()
+
+    async def start(self, node: int) -> None:
+        """Start a node anew, after `kill`, and let it begin."""
+        await self._begin(node)
+        process = self._now[node].process
+        ended: list[asyncio.Future[Any]] = [process.ready, process.done]
+        await asyncio.wait(ended, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        if not process.ready.done():
+            raise NodeCrashed(f"node {node}, started anew, was not ready in {START_S:g} s")
+        process.ready.result()
+        process.order(GO)
+
+    async def watch(self, at_most_s: float) -> None:
+        """Wait; `NodeCrashed` as soon as a node has ended that was not killed on purpose."""
+        alive = [life for life in self._now.values() if life.ended_s == float("inf")]
+        await asyncio.wait(
+            [life.process.done for life in alive], timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        for life in alive:
+            if life.process.done.done() and life.ended_s == float("inf"):  # it may have been killed meanwhile
+                life.process.done.result()
+
+    async def ask(self, order: str, argument: str = "", *, node: int | None = None) -> dict[int, str]:
+        """Have one or all do something, and give what each said."""
+        nodes = self.numbers if node is None else (node,)
+        async with asyncio.TaskGroup() as group:
+            asked = {n: group.create_task(self._now[n].process.ask(order, argument, within_s=ASK_S)) for n in nodes}
+        return {n: task.result() for n, task in asked.items()}
+
+    async def stop(self) -> None:
+        """Let all stop; their last figures are in their lives."""
+        for life in self._now.values():
+            life.process.order(f"{messages.STOP}\n".encode())
+        done = [life.process.done for life in self._now.values()]
+        _, late = await asyncio.wait(done, timeout=STOP_S)
+        if late:
+            raise NodeCrashed(f"{len(late)} nodes did not stop in {STOP_S:g} s")
+        for future in done:
+            future.result()
+
+    async def _begin(self, node: int) -> None:
+        self._begun[node] += 1
+        job = self._job_of(node, self._begun[node])
+
+        def on_tick(tick: Tick) -> None:
+            life.tick = tick
+
+        process = NodeProcess(job, on_tick, module=MODULE)
+        life = Life(process, job.name, monotonic())
+        self._now[node] = life
+        self.lives.append(life)
+        await process.start()
+
+    async def _end(self) -> None:
+        await asyncio.gather(*(life.process.end() for life in self._now.values()))

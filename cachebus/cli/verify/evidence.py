@@ -1,0 +1,114 @@
+"""What a run leaves behind to be judged: the tapes of all nodes, and the record of faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cachebus.cli.lab.messages import Tick
+from cachebus.cli.verify.history import History, Write, writes_of
+from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.setup import l2_timeout_s
+from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
+from cachebus.cli.verify.stage import Done
+from cachebus.cli.verify.story import Known, Teller
+from cachebus.cli.verify.tape import all_records
+from cachebus.cli.verify.trouble import BEGAN_ANEW
+
+HARMLESS = frozenset({"slow", "sour"})
+"""Faults of a node under which its leases must hold all the same."""
+EVENTS_ONLY = frozenset({"deaf", "hang-events", "delay-events", "drop", "double", "reorder", "garble"})
+"""Faults of a node's network that leave its commands, and so its leases, alone."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run."""
+
+    directory: Path
+    items: list[Item]
+    lives: dict[str, Span]
+    """By node and life: from when until when."""
+    ticks: list[Tick]
+    """The last of each life."""
+    faults: list[Done]
+    ends_leases: frozenset[str]
+    """Faults that may end leases of loads, on all nodes."""
+    away: list[Span]
+    bound_s: float
+    versions: list[int]
+    """By item: the newest in the source."""
+    not_ready: tuple[int, ...] = ()
+    """Nodes that were not at work again once the faults were over."""
+
+    def history(self) -> History:
+        """All writes."""
+        return History(
+            len(self.items), (w for node in self.lives for w in writes_of(node, self.records(node, "writes")))
+        )
+
+    def records(self, node: str, kind: str) -> list[tuple[Any, ...]]:
+        """One tape."""
+        return all_records(self.directory, node, kind)
+
+    def teller(self, history: History) -> Teller:
+        """For stories of it."""
+
+        @cache
+        def applied(node: str) -> Known:
+            return self.records(node, "applied")
+
+        return Teller(self.items, history.writes, applied, self.lives, self.faults)
+
+    def loads(self) -> list[Load]:
+        """Of all nodes."""
+        return [
+            load for node, (_, ended_s) in self.lives.items()
+            for load in loads_of(node, self.records(node, "loads"), ended_s)
+        ]  # fmt: skip
+
+    def trouble(self) -> dict[str, Excuses]:
+        """By node and life: when something was amiss with it, or with its network."""
+        after_s = self.bound_s + l2_timeout_s(self.bound_s)
+        found = {}
+        for node in self.lives:
+            spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans += [
+                (done.from_s, done.until_s + after_s) for done in self.faults
+                if str(done.node) == number_of(node) and done.fault not in HARMLESS | EVENTS_ONLY
+            ]  # fmt: skip
+            found[node] = Excuses(spans)
+        return found
+
+    def at_large(self) -> Excuses:
+        """When leases may have ended for all."""
+        after_s = self.bound_s + l2_timeout_s(self.bound_s)
+        return Excuses((d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases)
+
+    def forgot(self) -> dict[str, Excuses]:
+        """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
+        found = {}
+        for node in self.lives:
+            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == BEGAN_ANEW]
+            spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
+            # Messages that were held up arrive late, and some of them before others: these move no seq.
+            spans += [(d.from_s, d.until_s + self.bound_s) for d in self.faults if str(d.node) == number_of(node)]
+            found[node] = Excuses(spans)
+        return found
+
+
+def number_of(node: str) -> str:
+    """The node's number, without its life."""
+    return node.partition(".")[0]
+
+
+def own_writes(writes: Iterable[Write]) -> dict[tuple[str, int], Excuses]:
+    """By node and item: when it wrote it."""
+    spans: dict[tuple[str, int], list[Span]] = {}
+    for write in writes:
+        until_s = max(write.returned_s, write.failed_s) or float("inf")
+        spans.setdefault((write.node, write.item), []).append((write.called_s, until_s))
+    return {key: Excuses(found) for key, found in spans.items()}

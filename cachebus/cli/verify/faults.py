@@ -1,0 +1,74 @@
+"""All faults by name, the choice of them, and the schedule that a seed makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Final
+
+from cachebus.cli.verify.network_faults import NETWORK_FAULTS
+from cachebus.cli.verify.node_faults import NODE_FAULTS
+from cachebus.cli.verify.server_faults import SERVER_FAULTS
+from cachebus.cli.verify.stage import Fault, Strike
+from cachebus.errors import ConfigError
+from cachebus.policy import closest
+
+FAULTS: Final = {fault.name: fault for fault in (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS)}
+GROUPS: Final = ("network", "node", "server")
+FIRST_BOUNDS: Final = 0.5
+"""Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
+LAST_BOUNDS: Final = 1.0
+CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0)}
+"""Between two faults, in bounds: of the server, and of nodes and their network."""
+
+
+def chosen(words: str) -> tuple[Fault, ...]:
+    """The faults that are meant by "all", "none", or names and groups with commas between; `ConfigError`."""
+    found: dict[str, Fault] = {}
+    for word in filter(None, (word.strip() for word in words.split(","))):
+        if word in FAULTS:
+            found[word] = FAULTS[word]
+        elif word == "all" or word in GROUPS:
+            found |= {name: fault for name, fault in FAULTS.items() if word in ("all", fault.where)}
+        elif word != "none":
+            known = ("all", "none", *GROUPS, *FAULTS)
+            meant = closest(word, known)
+            hint = f", did you mean {meant}?" if meant else "; `cachebus verify --list-faults` shows all"
+            raise ConfigError(f"there is no fault {word!r}{hint}")
+    return tuple(found.values())
+
+
+def possible(faults: Sequence[Fault], *, own: bool, proxied: bool) -> tuple[Fault, ...]:
+    """Those that can be made where the server is our own or not, and with proxies before it or without."""
+    return tuple(
+        fault for fault in faults
+        if (own or not (fault.own or fault.where == "server")) and (proxied or (fault.where != "network"))
+        and (proxied or fault.name != "newborn")
+    )  # fmt: skip
+
+
+def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
+    """Two rows of faults, each one after the other: those of nodes and their network, and those of the server."""
+    rows = []
+    for row, wheres in (("node", ("network", "node")), ("server", ("server",))):
+        some = [fault for fault in faults if fault.where in wheres]
+        dice = Random(f"{seed}:{row}")
+        rows.append(list(_row(some, dice, nodes, seconds, bound_s, CALM[row])) if some else [])
+    return rows
+
+
+def _row(
+    faults: list[Fault], dice: Random, nodes: int, seconds: float, bound_s: float, calm: tuple[float, float]
+) -> Iterator[Strike]:
+    at_s, end_s = FIRST_BOUNDS * bound_s, seconds - LAST_BOUNDS * bound_s
+    while True:
+        dice.shuffle(faults)  # each once before any comes again
+        for fault in faults:
+            lasts_s = dice.uniform(*fault.lasts) * bound_s
+            node = 0 if fault.where == "server" else dice.randrange(nodes) + 1
+            at_s += dice.uniform(*calm) * bound_s
+            if at_s >= end_s:
+                return
+            lasts_s = min(lasts_s, end_s - at_s)
+            yield Strike(at_s, fault, node, lasts_s, dice.getrandbits(32))
+            at_s += lasts_s

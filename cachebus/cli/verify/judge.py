@@ -1,0 +1,149 @@
+"""From the evidence of a run to its verdict: every promise, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cachebus.cli.verify.evidence import Evidence, own_writes
+from cachebus.cli.verify.history import Check, History, Stale
+from cachebus.cli.verify.reading import SESSION_TOKEN
+from cachebus.cli.verify.setup import l2_timeout_s
+from cachebus.cli.verify.spans import Excuses, Load, overlapping, too_often, unexplained
+from cachebus.cli.verify.story import Teller
+from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, records
+from cachebus.cli.verify.verdict import Finding, Verdict
+
+KEPT = 3
+"""Findings told of each promise; all are counted."""
+
+
+@dataclass
+class Judgement:
+    """What has been found so far."""
+
+    evidence: Evidence
+    history: History
+    teller: Teller
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+
+    def found(self, promise: str, told: str, story: tuple[str, ...] = ()) -> None:
+        """A promise that broke."""
+        self.counts[promise] += 1
+        if self.counts[promise] <= KEPT:
+            self.findings.append(Finding(promise, told, story))
+
+
+async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, seconds: float) -> Verdict:
+    """Hold all that was seen against all that was promised; gives way now and then."""
+    history = evidence.history()
+    case = Judgement(evidence, history, evidence.teller(history))
+    check = await _reads(case)
+    tokens = _tokens(case)
+    foreign = _strangers(case)
+    twice = _loads(case)
+    looked = _at_rest(case)
+    for node in evidence.not_ready:
+        case.found("recovery", f"node {node} had no lease, long after the last fault was over")
+    ticks = evidence.ticks
+    return Verdict(
+        seed=seed, server=server, nodes=nodes, seconds=seconds, bound_s=evidence.bound_s,
+        reads=sum(tick.accesses for tick in ticks), judged=check.judged, failed=sum(tick.failed for tick in ticks),
+        tokens=tokens, writes=len({(w.node, w.called_s) for w in history.writes if w.returned_s}),
+        repeated=sum(tick.repeated for tick in ticks), loads=sum(tick.loads for tick in ticks),
+        l1_hits=sum(tick.l1_hits for tick in ticks), loads_twice=twice, unsure=check.unsure, looked=looked,
+        faults=dict(sorted(Counter(done.fault for done in evidence.faults).items())), ages=tuple(check.ages),
+        stale_beyond=check.beyond, foreign=foreign, worst_age_s=check.worst_age_s, broken=tuple(case.findings),
+        counts=dict(case.counts),
+    )  # fmt: skip
+
+
+async def _reads(case: Judgement) -> Check:
+    """G1, G2, G5."""
+    check = Check(case.history, case.evidence.bound_s)
+    for node in case.evidence.lives:
+        for _ in check.add(node, records(case.evidence.directory, node, "reads")):
+            await asyncio.sleep(0)  # so that Ctrl-C is heard
+    for promise, stales, count in (
+        ("G1", check.worst, check.beyond), ("G2", check.missed, check.own_missed), ("G5", check.filled, check.fills),
+    ):  # fmt: skip
+        for stale in stales:
+            case.found(promise, _told(case, stale), case.teller.of_read(stale))
+        case.counts[promise] = count
+    return check
+
+
+def _told(case: Judgement, stale: Stale) -> str:
+    item = case.evidence.items[stale.item]
+    return (
+        f"node {stale.node} read version {stale.version} of {item}, "
+        f"{stale.age_s:.3f} s after that of version {stale.missed} had returned"
+    )
+
+
+def _tokens(case: Judgement) -> int:
+    """G3, I7."""
+    seen = 0
+    for node in case.evidence.lives:
+        for mark, version, started_s, least, kind in case.evidence.records(node, "tokens"):
+            seen += 1
+            item = mark & ITEM_MASK
+            if version < least and (item, version) not in case.history.unsure:
+                stale = Stale(node, mark >> VERB_SHIFT, item, version, started_s, 0.0, least)
+                case.found(
+                    "I7" if kind == SESSION_TOKEN else "G3",
+                    f"node {node} read version {version} of {case.evidence.items[item]} with the token of {least}",
+                    case.teller.of_read(stale),
+                )
+    return seen
+
+
+def _strangers(case: Judgement) -> int:
+    """G8."""
+    items = case.evidence.items
+    for node in case.evidence.lives:
+        for mark, found, version, _tenant, _ in case.evidence.records(node, "strange"):
+            whose = items[found] if 0 < found < len(items) else f"an unknown item {found}"
+            case.found("G8", f"node {node} asked for {items[mark & ITEM_MASK]} and got version {version} of {whose}")
+    return case.counts["G8"]
+
+
+def _loads(case: Judgement) -> int:
+    """I13."""
+    evidence, history = case.evidence, case.history
+    loads, lead_s = evidence.loads(), l2_timeout_s(evidence.bound_s) + 0.1
+    pairs = overlapping(loads)
+    ends = {item: Excuses(spans) for item, spans in history.ending_leases().items()}
+    wrong = unexplained(pairs, ends, evidence.trouble(), evidence.at_large(), lead_s=lead_s)
+    for first, second in wrong:
+        case.found("I13", f"two loads of {evidence.items[first.item]} at a time", tuple(_spans(first, second)))
+    often = too_often(loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s)
+    for first, second in often:
+        what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
+        case.found("I13", what, tuple(_spans(first, second)))
+    return len(pairs)
+
+
+def _spans(first: Load, second: Load) -> Iterator[str]:
+    for load in (first, second):
+        from_s, until_s = load.began_s - first.began_s, load.ended_s - first.began_s
+        yield f"{from_s:+9.3f} s node {load.node} loads, until {until_s:+.3f} s, and reads version {load.version}"
+
+
+def _at_rest(case: Judgement) -> int:
+    """I14."""
+    looked = 0
+    source = case.evidence.versions
+    for node in case.evidence.lives:
+        for item, *versions in case.evidence.records(node, "rest"):
+            looked += 1
+            for level, version in zip(("L1", "L2"), versions, strict=True):
+                if version not in (0, source[item]):
+                    case.found(
+                        "I14", f"{level} of node {node} has version {version} of {case.evidence.items[item]}, "
+                        f"the source {source[item]}",
+                    )  # fmt: skip
+    return looked

@@ -1,0 +1,52 @@
+"""What a node of a run is told at its start, and the orders that it takes afterwards."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+QUIET: Final = "quiet"
+"""Begin nothing more, and say "ready" once every lease is live, or "not ready" after some seconds."""
+SETTLE: Final = "settle"
+"""Invalidate the items of these numbers, of whose last write it is not known whether it was told to the cache."""
+LOOK: Final = "look"
+"""Write down what L1 and L2 hold of every item."""
+STALL: Final = "stall"
+"""Hold the event loop for so many seconds."""
+SLOW: Final = "slow"
+"""For so many seconds take longer over each load than its lease lasts."""
+SOUR: Final = "sour"
+"""For so many seconds the source fails this node."""
+STOP: Final = "stop"
+
+
+class Job(msgspec.Struct, frozen=True):
+    """All that a node process needs to know. Holds credentials: never for an argument list or a log."""
+
+    node: int
+    """From 1 on."""
+    life: int
+    """From 1 on: one more each time that it was killed and started anew."""
+    nodes: int
+    directory: str
+    url: str
+    namespace: str
+    bound_s: float
+    rate: float
+    """Reads a second; 0: as fast as it goes."""
+    write_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its tapes are called by."""
+        return name_of(self.node, self.life)
+
+
+def name_of(node: int, life: int) -> str:
+    """What the tapes of a node's life are called by."""
+    return f"{node}.{life}"
+
+
+decode_job = msgspec.json.Decoder(Job).decode

@@ -1,0 +1,121 @@
+"""Faults between one node and the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from cachebus.cli.lab.frames import garbled, is_message
+from cachebus.cli.lab.proxy import Proxy
+from cachebus.cli.lab.stream import Spoil
+from cachebus.cli.verify.setup import l2_timeout_s
+from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+
+SHARE: Final = 0.3
+"""Of the messages, by those faults that strike some of them."""
+DELAY_S: Final = (0.01, 0.2)
+
+
+Change = Callable[[Proxy, Strike, Stage], None]
+
+
+def _through(change: Change) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        proxy = stage.proxies[blow.node]
+        try:
+            change(proxy, blow, stage)
+            await rest(blow.lasts_s)
+        finally:
+            proxy.restore()
+
+    return act
+
+
+def _delay(blow: Strike) -> Callable[[], float]:
+    dice = blow.dice()
+    return lambda: dice.uniform(*DELAY_S)
+
+
+async def _late(stage: Stage, blow: Strike) -> None:
+    """Answers come once their callers have given up."""
+    proxy = stage.proxies[blow.node]
+    try:
+        proxy.hold(("data",), ("down",))
+        await rest(l2_timeout_s(stage.bound_s) * 1.2)
+    finally:
+        proxy.restore()
+
+
+async def _torn(stage: Stage, blow: Strike) -> None:
+    proxy = stage.proxies[blow.node]
+    try:
+        for _ in range(3):
+            proxy.tear()
+            await rest(blow.lasts_s / 3)
+    finally:
+        proxy.restore()
+
+
+def _messages(spoil: Callable[[Random, bytes], list[bytes]]) -> Change:
+    def change(proxy: Proxy, blow: Strike, _: Stage) -> None:
+        dice = blow.dice()
+        proxy.spoil(lambda frame: spoil(dice, frame) if is_message(frame) else [frame])
+
+    return change
+
+
+def _reordered(proxy: Proxy, blow: Strike, _: Stage) -> None:
+    proxy.spoil(reordering(blow.dice()))
+
+
+def reordering(dice: Random) -> Spoil:
+    """Keeps some messages back until others have overtaken them."""
+    kept: list[bytes] = []
+
+    def spoil(frame: bytes) -> list[bytes]:
+        if not is_message(frame):
+            return [frame]
+        if len(kept) < 3 and dice.random() < SHARE:
+            kept.append(frame)
+            return []
+        given = [frame, *kept]
+        kept.clear()
+        return given
+
+    return spoil
+
+
+def _sometimes(dice: Random, frame: bytes, other: list[bytes]) -> list[bytes]:
+    return other if dice.random() < SHARE else [frame]
+
+
+def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> Fault:
+    return Fault(name, "network", what, lasts, _through(change))
+
+
+NETWORK_FAULTS: Final = (
+    _fault("cut", "all connections break, and new ones are refused", (0.2, 2.0), lambda p, *_: p.cut()),
+    _fault("reset", "all connections break once", (0.0, 0.0), lambda p, *_: p.reset()),
+    Fault("torn", "network", "the data connection breaks in the middle of a reply", (0.2, 0.5), _torn),
+    _fault("hang", "no byte passes either way, connections stay (half-open)", (0.3, 2.5), lambda p, *_: p.hold()),
+    _fault("hang-up", "no byte of a command passes, replies and messages do", (0.3, 1.5),
+           lambda p, *_: p.hold(("data",), ("up",))),
+    _fault("hang-down", "commands pass and are carried out, no byte of a reply comes back", (0.3, 1.5),
+           lambda p, *_: p.hold(("data",), ("down",))),
+    Fault("late", "network", "commands are carried out, and answered after their time-out", (0.0, 0.0), _late),
+    _fault("hang-events", "no byte of the subscription passes either way, commands work", (0.3, 2.5),
+           lambda p, *_: p.hold(("events",))),
+    _fault("deaf", "no message arrives, pings are answered and commands work", (0.5, 3.0),
+           _messages(lambda dice, frame: [])),
+    _fault("delay", "all bytes come 10 to 200 ms late", (0.3, 1.5), lambda p, b, _: p.delay(_delay(b))),
+    _fault("delay-replies", "replies come 10 to 200 ms late, so that messages overtake them", (0.5, 2.0),
+           lambda p, b, _: p.delay(_delay(b), ("data",), ("down",))),
+    _fault("delay-events", "messages come 10 to 200 ms late", (0.5, 2.0),
+           lambda p, b, _: p.delay(_delay(b), ("events",), ("down",))),
+    _fault("drop", "some messages are lost", (0.5, 2.0), _messages(lambda d, f: _sometimes(d, f, []))),
+    _fault("double", "some messages come twice", (0.5, 2.0), _messages(lambda d, f: _sometimes(d, f, [f, f]))),
+    _fault("reorder", "some messages come after later ones", (0.5, 2.0), _reordered),
+    _fault("garble", "some messages have a wrong byte", (0.5, 2.0),
+           _messages(lambda d, f: _sometimes(d, f, [garbled(f)]))),
+)  # fmt: skip

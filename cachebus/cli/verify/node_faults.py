@@ -1,0 +1,62 @@
+"""Faults of one node's process, and of the source behind it."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+from cachebus.cli.verify import messages
+from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.clock import monotonic
+
+GATHER_S: Final = 0.3
+
+
+async def _stop(stage: Stage, blow: Strike) -> None:
+    stage.crew.signal(blow.node, signal.SIGSTOP)
+    try:
+        await rest(blow.lasts_s)
+    finally:
+        stage.crew.signal(blow.node, signal.SIGCONT)
+
+
+async def _kill(stage: Stage, blow: Strike) -> None:
+    await stage.crew.kill(blow.node)
+    await rest(blow.lasts_s)
+    await stage.crew.start(blow.node)
+
+
+def _ordered(order: str) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        stage.crew.order(blow.node, order, blow.lasts_s)
+        await rest(blow.lasts_s)
+
+    return act
+
+
+async def _newborn(stage: Stage, blow: Strike) -> None:
+    """The history begins anew at 1, with a node that knows nothing, while all others believe to be far ahead."""
+    others = [proxy for node, proxy in stage.proxies.items() if node != blow.node]
+    try:
+        for proxy in others:
+            proxy.hold()
+        await stage.crew.kill(blow.node)
+        await rest(GATHER_S)
+        began_s = monotonic()
+        await stage.machine.command("FLUSHALL")
+        await stage.crew.start(blow.node)
+        await rest(max(0.0, blow.lasts_s - (monotonic() - began_s)))
+    finally:
+        for proxy in others:
+            proxy.restore()
+
+
+NODE_FAULTS: Final = (
+    Fault("stop", "node", "SIGSTOP, later SIGCONT", (0.3, 2.5), _stop),
+    Fault("kill", "node", "SIGKILL, and a new node in its place", (0.0, 1.0), _kill),
+    Fault("stall", "node", "its event loop stands still", (0.2, 1.5), _ordered(messages.STALL)),
+    Fault("slow", "node", "many of its loads last longer than their lease", (0.5, 3.0), _ordered(messages.SLOW)),
+    Fault("sour", "node", "the source fails it", (0.5, 2.0), _ordered(messages.SOUR)),
+    Fault("newborn", "node", "FLUSHALL while all other nodes hang, and a new node begins history at 1", (0.2, 0.5),
+          _newborn, own=True, ends_leases=True),
+)  # fmt: skip

@@ -1,0 +1,62 @@
+"""What a run is made of."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from cachebus.cli.server_binaries import ServerBinary
+from cachebus.cli.verify.stage import Fault
+from cachebus.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The choices. Times in seconds."""
+
+    seed: int
+    faults: tuple[Fault, ...]
+    nodes: int = 4
+    seconds: float = 30.0
+    bound_s: float = 1.0
+    rate: float = 2_000.0
+    """Reads a second and node; 0: as fast as it goes."""
+    write_rate: float = 20.0
+    """Writes a second and node."""
+    url: str | None = None
+    """None: a server of our own."""
+    binary: ServerBinary | None = None
+    """Of our own server; None: the best there is."""
+
+
+WRITE_RATE: Final = 20.0
+URL_WRITE_RATE: Final = 2.0
+"""On somebody else's server, which is mostly read."""
+LEAST: Final = {"nodes": 2, "seconds": 1.0, "bound_s": 0.2, "rate": 0.0, "write_rate": 0.0}
+MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
+
+
+def planned(
+    *, url: str | None, seconds: float, seed: int | None, faults: tuple[Fault, ...], nodes: int, bound_s: float,
+    rate: float, write_rate: float | None,
+) -> Plan:  # fmt: skip
+    """The plan of these choices, with what is left open filled in; `ConfigError` for one that can't be."""
+    if write_rate is None:
+        write_rate = WRITE_RATE if url is None else URL_WRITE_RATE
+    given = {"nodes": nodes, "seconds": seconds, "bound_s": bound_s, "rate": rate, "write_rate": write_rate}
+    for name, number in given.items():
+        if not LEAST[name] <= number <= MOST.get(name, inf):
+            most = f" and at most {MOST[name]:g}" if name in MOST else ""
+            raise ConfigError(f"{name} must be at least {LEAST[name]:g}{most}, not {number}")
+    return Plan(
+        seed=secrets.randbelow(1 << 31) if seed is None else seed,
+        faults=faults,
+        nodes=nodes,
+        seconds=seconds,
+        bound_s=bound_s,
+        rate=rate,
+        write_rate=write_rate,
+        url=url,
+    )

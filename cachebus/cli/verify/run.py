@@ -1,0 +1,169 @@
+"""A whole run: a fleet under load and faults, then at rest, then judged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from cachebus.cli.lab.proxy import Proxy
+from cachebus.cli.verify import messages, truth
+from cachebus.cli.verify.crew import Crew
+from cachebus.cli.verify.evidence import Evidence
+from cachebus.cli.verify.faults import FAULTS, possible, schedule
+from cachebus.cli.verify.history import History, writes_of
+from cachebus.cli.verify.items import Item, keys_of, make_items
+from cachebus.cli.verify.judge import judge
+from cachebus.cli.verify.messages import Job
+from cachebus.cli.verify.plan import Plan
+from cachebus.cli.verify.server import ServerUnderTest, standing
+from cachebus.cli.verify.stage import Stage, Strike, strike
+from cachebus.cli.verify.tape import all_records
+from cachebus.cli.verify.verdict import Verdict
+from cachebus.clock import monotonic
+
+STEP_S: Final = 0.1
+SLACK_S: Final = 0.1
+"""Beyond the bound, until all must be at rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a run stands."""
+
+    elapsed_s: float
+    seconds: float
+    reads: int
+    writes: int
+    faults: int
+    under_way: tuple[str, ...]
+    doing: str = ""
+    """What is done besides, once the time is over."""
+
+
+class Listener:
+    """Hears of a run while it lasts; this one ignores it."""
+
+    def say(self, line: str) -> None:
+        """Something that stays true."""
+
+    def show(self, progress: Progress) -> None:
+        """How it stands now."""
+
+
+@dataclass
+class Run:
+    """One run of a plan."""
+
+    plan: Plan
+    listener: Listener = field(default_factory=Listener)
+    items: list[Item] = field(default_factory=make_items)
+
+    async def verdict(self) -> Verdict:
+        """Run it, and judge it; leaves nothing behind. `ConfigError`, `L2Unavailable` at the start, `NodeCrashed`
+        later, when a node ended that should not have."""
+        with TemporaryDirectory(prefix="cachebus-verify-") as folder:
+            directory, plan = Path(folder), self.plan
+            truth.create(directory, len(self.items))
+            async with standing(plan.url, plan.binary, keys_of(self.items)) as server:
+                self.listener.say(f"server: {server.label}")
+                self.listener.say(f"seed: {plan.seed}")
+                evidence = await self._lived(server, directory)
+            return await judge(evidence, seed=plan.seed, server=server.name, nodes=plan.nodes, seconds=plan.seconds)
+
+    async def _lived(self, server: ServerUnderTest, directory: Path) -> Evidence:
+        plan = self.plan
+        async with AsyncExitStack() as stack:
+            proxies: dict[int, Proxy] = {}
+            if server.dial is not None:
+                for node in range(1, plan.nodes + 1):
+                    proxies[node] = await stack.enter_async_context(Proxy(server.dial))
+            crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory), plan.nodes))
+            stage = Stage(plan.bound_s, server, proxies, crew)
+            await self._under_load(stage)
+            not_ready = await self._to_rest(stage, directory)
+            await crew.stop()
+            with truth.Truth(directory, len(self.items)) as source:
+                versions = list(source.versions)
+        ended_s = monotonic()
+        return Evidence(
+            directory, self.items, {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
+            [life.tick for life in crew.lives if life.tick is not None], stage.done,
+            frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases), stage.away, plan.bound_s,
+            versions, not_ready,
+        )  # fmt: skip
+
+    def _jobs(self, server: ServerUnderTest, proxies: dict[int, Proxy], directory: Path) -> Callable[[int, int], Job]:
+        plan = self.plan
+
+        def job_of(node: int, life: int) -> Job:
+            proxy = proxies.get(node)
+            return Job(
+                node=node, life=life, nodes=plan.nodes, directory=str(directory),
+                url=server.url(None if proxy is None else proxy.port), namespace=server.namespace,
+                bound_s=plan.bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
+            )  # fmt: skip
+
+        return job_of
+
+    # -- under load ---------------------------------------------------------------------------------------------------
+
+    async def _under_load(self, stage: Stage) -> None:
+        plan = self.plan
+        faults = possible(plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies))
+        rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
+        stage.crew.go()
+        began_s = monotonic()
+        playing = [asyncio.create_task(self._play(stage, row, began_s)) for row in rows]
+        try:
+            while (elapsed_s := monotonic() - began_s) < plan.seconds or not all(task.done() for task in playing):
+                self._show(stage, elapsed_s)
+                await stage.crew.watch(STEP_S)
+                for task in playing:
+                    if task.done():
+                        task.result()
+        finally:
+            for task in playing:
+                task.cancel()
+            if playing:
+                await asyncio.wait(playing)
+
+    async def _play(self, stage: Stage, row: list[Strike], began_s: float) -> None:
+        for blow in row:
+            wait_s = began_s + blow.at_s - monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if monotonic() + blow.lasts_s > began_s + self.plan.seconds:
+                return  # those before it took longer than they should
+            await strike(stage, blow)
+
+    # -- at rest ------------------------------------------------------------------------------------------------------
+
+    async def _to_rest(self, stage: Stage, directory: Path) -> tuple[int, ...]:
+        """Let everything come to rest, and have every node write down what it holds; which nodes did not recover."""
+        if stage.server.machine is not None:
+            await stage.server.machine.whole()
+        for proxy in stage.proxies.values():
+            proxy.restore()
+        self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")
+        said = await stage.crew.ask(messages.QUIET)
+        lives = [life.name for life in stage.crew.lives]
+        writes = (w for name in lives for w in writes_of(name, all_records(directory, name, "writes")))
+        untold = History(len(self.items), writes).untold()
+        if untold:
+            await stage.crew.ask(messages.SETTLE, ",".join(map(str, untold)), node=1)
+        self._show(stage, self.plan.seconds, "at rest: looking into every memory")
+        await asyncio.sleep(self.plan.bound_s + SLACK_S)
+        await stage.crew.ask(messages.LOOK)
+        self._show(stage, self.plan.seconds, "holding every read against the history")
+        return tuple(node for node, word in said.items() if word != "ready")
+
+    def _show(self, stage: Stage, elapsed_s: float, doing: str = "") -> None:
+        ticks = [life.tick for life in stage.crew.lives if life.tick is not None]
+        reads, writes = sum(tick.accesses for tick in ticks), sum(tick.writes for tick in ticks)
+        under_way = tuple(stage.under_way)
+        self.listener.show(Progress(elapsed_s, self.plan.seconds, reads, writes, len(stage.done), under_way, doing))

@@ -1,0 +1,155 @@
+"""The server under test: one of our own, to which anything may be done, or the user's, which is left as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Protocol, TypeVar
+
+from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server
+from cachebus.cli.lab.proxy import HOST, Dial, dialer
+from cachebus.cli.lab.server import Server, asked, purge
+from cachebus.errors import ConfigError
+from cachebus.keys import Key
+from cachebus.l2.names import ShardNames
+from cachebus.resp import parse_address
+
+T = TypeVar("T")
+DUMP: Final = "dump.rdb"
+BUSY_MS: Final = 50
+"""After it a script that does not end makes the server answer -BUSY."""
+
+
+class ServerUnderTest(Protocol):
+    """What a run needs of its server. A Sentinel or a Cluster is another kind of it: those with `dial` None are
+    reached by the nodes directly, and only faults of servers and nodes are made."""
+
+    name: str
+    """Kind and version, such as "valkey-8.1.8"."""
+    label: str
+    """For people."""
+    namespace: str
+    dial: Dial | None
+    """How a proxy reaches it; None: no proxy can stand before it."""
+    machine: Machine | None
+    """What may be done to it; None where it is not ours."""
+
+    def url(self, proxy_port: int | None) -> str:
+        """Its URL for a node, by way of a proxy of that port."""
+
+
+class Machine:
+    """A server process of our own, and what can be done to it. What blocks runs in a thread, one after the other."""
+
+    def __init__(self, embedded: EmbeddedServer, namespace: str) -> None:
+        self._embedded = embedded
+        self._turn = asyncio.Lock()
+        self.names = ShardNames(namespace, 0)
+
+    async def command(self, *args: str) -> str:
+        """A command; its reply's first line, or what went wrong."""
+        try:
+            return await self._do(lambda: self._embedded.command(*args))
+        except OSError as error:
+            return f"-{error}"
+
+    async def pause(self) -> None:
+        """SIGSTOP."""
+        await self._do(self._embedded.pause)
+
+    async def resume(self) -> None:
+        """SIGCONT."""
+        await self._do(self._embedded.resume)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await self._do(self._embedded.kill)
+
+    async def start(self) -> None:
+        """Start it on its port, with what its directory holds."""
+        await self._do(self._embedded.start)
+
+    async def keep(self, name: str = DUMP) -> None:
+        """Write all it holds to disk, under this name."""
+        await self.command("SAVE")
+        if name != DUMP:
+            await self._do(lambda: shutil.copy(self._embedded.directory / DUMP, self._embedded.directory / name))
+
+    async def put_back(self, name: str) -> None:
+        """Have it start with what was kept under this name."""
+        await self._do(lambda: shutil.copy(self._embedded.directory / name, self._embedded.directory / DUMP))
+
+    async def forget(self) -> None:
+        """Have it start with nothing."""
+        await self._do(lambda: (self._embedded.directory / DUMP).unlink(missing_ok=True))
+
+    async def whole(self) -> None:
+        """Running and answering, whatever was done to it; `ConfigError` where that fails."""
+        if self._embedded.running:
+            await self.resume()
+        await self.start()
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            doing = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(doing)
+            except asyncio.CancelledError:
+                await asyncio.wait([doing])  # the thread works on: what comes next must not meet it
+                raise
+
+
+class Standalone:
+    """One server, reached through a proxy for each node."""
+
+    def __init__(self, server: Server, name: str, machine: Machine | None) -> None:
+        self.name, self.label, self.namespace = name, server.label, server.namespace
+        self.machine = machine
+        self._server = server
+        self.dial: Dial | None = dialer(server.address)
+
+    def url(self, proxy_port: int | None) -> str:
+        """By way of the proxy."""
+        return self._server.url if proxy_port is None else self._server.url_by(HOST, proxy_port)
+
+
+@asynccontextmanager
+async def standing(url: str | None, binary: ServerBinary | None, keys: Sequence[Key]) -> AsyncIterator[ServerUnderTest]:
+    """A server that answers: at the URL, or one of our own; `ConfigError` or `L2Unavailable`, never with a password.
+
+    Of the user's, the keys of the run are removed in the end.
+    """
+    namespace = f"cachebus-verify-{secrets.token_hex(4)}"
+    if url is None:
+        async with _own(binary or best_server(), namespace) as server:
+            yield server
+        return
+    if url.partition("://")[0] not in ("redis", "rediss", "unix"):
+        raise ConfigError("verify needs a server that several processes reach: redis://, rediss:// or unix://")
+    address = parse_address(url)
+    await asked(address)
+    label = f"{address}, under the namespace {namespace}, which is removed in the end"
+    try:
+        yield Standalone(Server(url, address, namespace, label), "yours", None)
+    finally:
+        await purge(address, namespace, keys)
+
+
+@asynccontextmanager
+async def _own(binary: ServerBinary, namespace: str) -> AsyncIterator[ServerUnderTest]:
+    extra = ["--lua-time-limit", str(BUSY_MS)]
+    if binary.version >= (7,):
+        extra += ["--enable-debug-command", "local"]
+    embedded = EmbeddedServer(binary, extra=extra)
+    machine = Machine(embedded, namespace)
+    with embedded:
+        label = f"{embedded.binary.name} of its own, on port {embedded.port}"
+        try:
+            server = Server(embedded.url, parse_address(embedded.url), namespace, label)
+            yield Standalone(server, embedded.binary.name, machine)
+        finally:
+            if embedded.running:
+                await machine.resume()

@@ -1,0 +1,138 @@
+"""Faults of the server: only made where it is a process of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from cachebus.cli.verify.server import Machine
+from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.clock import monotonic
+
+OLD: Final = "old.rdb"
+_DEL: Final = """
+local found = redis.call('KEYS', ARGV[1])
+for i, key in ipairs(found) do if i % tonumber(ARGV[2]) == 0 then redis.call('DEL', key) end end
+"""
+_BUSY: Final = """
+local function now() local t = redis.call('TIME') return t[1] * 1000000 + t[2] end
+local until_us = now() + tonumber(ARGV[1])
+while now() < until_us do end
+"""
+_BUFFER_AS_IT_COMES: Final = "pubsub 33554432 8388608 60"
+
+
+def _commands(*commands: Sequence[str]) -> Act:
+    async def act(stage: Stage, _: Strike) -> None:
+        for command in commands:
+            await stage.machine.command(*command)
+
+    return act
+
+
+def _del_own(which: int) -> Act:
+    async def act(stage: Stage, _: Strike) -> None:
+        await stage.machine.command("DEL", stage.machine.names.own[which])
+
+    return act
+
+
+def _del_some(prefix: Callable[[Machine], str], every: int) -> Act:
+    async def act(stage: Stage, _: Strike) -> None:
+        await stage.machine.command("EVAL", _DEL, "0", f"{prefix(stage.machine)}*", str(every))
+
+    return act
+
+
+async def _trim(stage: Stage, _: Strike) -> None:
+    await stage.machine.command("XTRIM", stage.machine.names.log, "MAXLEN", "2")
+
+
+def _meanwhile(config: tuple[str, str], normal: str) -> Act:
+    """A setting of the server that is another for a while."""
+
+    async def act(stage: Stage, blow: Strike) -> None:
+        try:
+            await stage.machine.command("CONFIG", "SET", *config)
+            await rest(blow.lasts_s)
+        finally:
+            await stage.machine.command("CONFIG", "SET", config[0], normal)
+
+    return act
+
+
+async def _busy(stage: Stage, blow: Strike) -> None:
+    # Its answer comes when it is over; the command's own time-out is no matter.
+    await stage.machine.command("EVAL", _BUSY, "0", str(int(blow.lasts_s * 1e6)))
+
+
+async def _pause(stage: Stage, blow: Strike) -> None:
+    await stage.machine.pause()
+    paused_s = monotonic()
+    try:
+        await rest(blow.lasts_s)
+    finally:
+        stage.away.append((paused_s, monotonic()))
+        await stage.machine.resume()
+
+
+def _restart(before: Callable[[Stage, Strike], Awaitable[None]], after: Callable[[Machine], Awaitable[None]]) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        await before(stage, blow)
+        await stage.machine.kill()
+        gone_s = monotonic()
+        try:
+            await after(stage.machine)
+            await rest(blow.lasts_s / 4)
+        finally:
+            stage.away.append((gone_s, monotonic()))
+            await stage.machine.start()
+
+    return act
+
+
+async def _nothing(_: Stage, __: Strike) -> None:
+    return None
+
+
+async def _keep(stage: Stage, _: Strike) -> None:
+    await stage.machine.keep()
+
+
+async def _keep_old(stage: Stage, blow: Strike) -> None:
+    await stage.machine.keep(OLD)
+    await rest(blow.lasts_s)  # what is written now is lost
+
+
+async def _as_it_is(_: Machine) -> None:
+    return None
+
+
+def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0), *, mild: bool = False) -> Fault:
+    return Fault(name, "server", what, lasts, act, own=True, ends_leases=not mild)
+
+
+SERVER_FAULTS: Final = (
+    _fault("flushall", "FLUSHALL", _commands(("FLUSHALL",))),
+    _fault("del-meta", "the shard's meta is evicted", _del_own(0)),
+    _fault("del-marks", "the marks of scopes and tags are evicted", _del_own(1)),
+    _fault("del-log", "the log is evicted", _del_own(2), mild=True),
+    _fault("del-nodes", "the list of nodes is evicted", _del_own(3), mild=True),
+    _fault("del-leases", "all leases of loads are evicted", _del_some(lambda m: m.names.lease_prefix, 1)),
+    _fault("del-records", "half of all records are evicted", _del_some(lambda m: m.names.record_prefix, 2), mild=True),
+    _fault("xtrim", "the log is trimmed to its last two entries", _trim, mild=True),
+    _fault("script-flush", "SCRIPT FLUSH", _commands(("SCRIPT", "FLUSH")), mild=True),
+    _fault("kill-pubsub", "CLIENT KILL TYPE pubsub", _commands(("CLIENT", "KILL", "TYPE", "pubsub")), mild=True),
+    _fault("kill-normal", "CLIENT KILL TYPE normal", _commands(("CLIENT", "KILL", "TYPE", "normal"))),
+    _fault("buffer-kill", "subscribers are disconnected by an output buffer limit of one byte",
+           _meanwhile(("client-output-buffer-limit", "pubsub 1 0 0"), _BUFFER_AS_IT_COMES), (0.1, 0.5), mild=True),
+    _fault("noreplicas", "writes are refused: NOREPLICAS", _meanwhile(("min-replicas-to-write", "1"), "0"), (0.2, 1.5)),
+    _fault("full", "writes are refused: OOM", _meanwhile(("maxmemory", "1"), "0"), (0.2, 1.5)),
+    _fault("busy", "a Lua script that holds the server: -BUSY", _busy, (0.2, 1.0)),
+    _fault("reload", "DEBUG RELOAD", _commands(("DEBUG", "RELOAD"))),
+    _fault("pause", "SIGSTOP, later SIGCONT", _pause, (0.2, 2.5)),
+    _fault("crash", "SIGKILL, and a restart without data", _restart(_nothing, Machine.forget), (0.5, 4.0)),
+    _fault("restart", "SIGKILL after SAVE, and a restart with all data", _restart(_keep, _as_it_is), (0.5, 4.0)),
+    _fault("restart-old", "SIGKILL, and a restart with data of some seconds before",
+           _restart(_keep_old, lambda machine: machine.put_back(OLD)), (0.5, 2.0)),
+)  # fmt: skip

@@ -1,0 +1,31 @@
+"""What a node knows to have gone wrong with itself: it explains why a load was begun twice, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cachebus import Cache
+from cachebus.cli.verify.setup import LEASE_MS
+from cachebus.cli.verify.tape import Tape
+from cachebus.clock import Clock
+
+STALLED, L2_FAILED, BEGAN_ANEW = 1, 2, 3
+EVERY_S: Final = 0.02
+LATE_S: Final = LEASE_MS / 1000 / 4
+"""A loop that stands still for longer may extend its leases too late."""
+
+
+async def watch(cache: Cache, tape: Tape, clock: Clock) -> None:
+    """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
+    last_s, errors, flushes = clock(), 0, 0
+    while True:
+        await asyncio.sleep(EVERY_S)
+        now_s, stats = clock(), cache.stats()
+        if now_s - last_s > EVERY_S + LATE_S:
+            tape.add(STALLED, last_s, now_s)
+        if stats.l2_errors != errors or not stats.l2_connected:
+            tape.add(L2_FAILED, last_s, now_s)
+        if sum(stats.flushes.values()) != flushes:
+            tape.add(BEGAN_ANEW, last_s, now_s)
+        last_s, errors, flushes = now_s, stats.l2_errors, sum(stats.flushes.values())

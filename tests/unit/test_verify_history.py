@@ -1,0 +1,328 @@
+"""Histories written by hand: each promise broken once is found, and right ones pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachebus.cli.lab.messages import Tick
+from cachebus.cli.verify import tape
+from cachebus.cli.verify.evidence import Evidence
+from cachebus.cli.verify.items import make_items
+from cachebus.cli.verify.judge import judge
+from cachebus.cli.verify.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
+from cachebus.cli.verify.stage import Done
+from cachebus.cli.verify.tape import VERB_SHIFT, Tape
+from cachebus.cli.verify.trouble import L2_FAILED
+from cachebus.cli.verify.verdict import Verdict
+from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TYPE
+
+D_S = 1.0
+NEVER = 0.0
+
+
+class Past:
+    """A run that never was: two nodes, and what they wrote down. Times are seconds from its beginning."""
+
+    def __init__(self, directory: Path) -> None:
+        self.items = make_items()
+        self._directory = directory
+        self._tapes: dict[tuple[str, str], Tape] = {}
+        self.versions = [1] * len(self.items)
+        self.faults: list[Done] = []
+        self.away: list[tuple[float, float]] = []
+        self.not_ready: tuple[int, ...] = ()
+        self.item = next(i.number for i in self.items[1:] if i.data_type == "page")
+
+    def note(self, node: str, kind: str, *fields: float) -> None:
+        """A record on a node's tape."""
+        known = self._tapes.get((node, kind))
+        if known is None:
+            known = self._tapes[node, kind] = Tape(self._directory, node, kind)
+        known.add(*fields)
+
+    def wrote(
+        self, node: str, version: int, called_s: float, returned_s: float, *, verb: int = KEY, failed_s: float = NEVER,
+        seq: int = 7,
+    ) -> None:  # fmt: skip
+        """A write of the item."""
+        self.versions[self.item] = max(self.versions[self.item], version)
+        self.note(
+            node, "writes", self.item | verb << VERB_SHIFT, version, 100 + called_s,
+            returned_s and 100 + returned_s, failed_s and 100 + failed_s, 0xAB, seq,
+        )  # fmt: skip
+
+    def read(self, node: str, version: int, at_s: float, verb: int = GET) -> None:
+        """A read of the item."""
+        self.note(node, "reads", self.item | verb << VERB_SHIFT, version, 100 + at_s)
+
+    def loaded(self, node: str, from_s: float, until_s: float, *, ordinary: int = 1, version: int = 1) -> None:
+        """A load of the item."""
+        self.note(node, "loads", self.item | ordinary << VERB_SHIFT, version, 100 + from_s, until_s and 100 + until_s)
+
+    def fault(self, name: str, node: int, from_s: float, until_s: float) -> None:
+        """A fault that was made."""
+        self.faults.append(Done(name, node, 100 + from_s, 100 + until_s))
+
+    async def verdict(self) -> Verdict:
+        """The judge's."""
+        evidence = Evidence(
+            self._directory, self.items, {"1.1": (100.0, 200.0), "2.1": (100.0, 200.0)}, [Tick(node=1, at_s=1.0)],
+            self.faults, frozenset({"flushall"}), self.away, D_S, self.versions, self.not_ready,
+        )  # fmt: skip
+        return await judge(evidence, seed=7, server="none", nodes=2, seconds=9.0)
+
+    async def broken(self) -> dict[str, int]:
+        """How often each promise was broken."""
+        return {name: count for name, count in (await self.verdict()).counts.items() if count}
+
+
+@pytest.fixture
+def past(tmp_path: Path) -> Past:
+    return Past(tmp_path)
+
+
+# -- bounded staleness ---------------------------------------------------------------------------------------
+
+
+async def test_a_read_older_than_the_bound_is_found_and_told(past: Past) -> None:
+    past.note("2.1", "applied", 0xAB, 5, 101.0)
+    past.note("2.1", "applied", 0xAB, 6, 102.0)
+    past.note("1.1", "applied", 0xAB, 7, 103.0)
+    past.wrote("1.1", 2, 3.0, 3.1)
+    past.fault("hang", 2, 2.5, 9.0)
+    past.read("2.1", 1, 4.2)
+    verdict = await past.verdict()
+    assert not verdict.ok
+    assert verdict.stale_beyond == 1
+    assert verdict.worst_age_s == pytest.approx(1.1)
+    (finding,) = verdict.broken
+    assert finding.promise == "G1"
+    story = "\n".join(finding.story)
+    assert "-1.100 s node 1.1: invalidate, for version 2 of acme page" in story
+    assert "node 2.1: get of acme page" in story
+    assert "node 1.1 had applied 00000000000000ab.7: the write too" in story
+    assert "node 2.1 had applied 00000000000000ab.6: 1 short of the write" in story
+    assert "hang of node 2, until +4.800 s" in story
+    with pytest.raises(AssertionError, match="seed 7"):
+        verdict.raise_for_broken()
+
+
+@pytest.mark.parametrize(("version", "at_s"), [(1, 4.0), (1, 3.05), (2, 9.0), (3, 3.0)])
+async def test_a_read_within_the_bound_or_of_what_is_new_is_right(past: Past, version: int, at_s: float) -> None:
+    past.wrote("1.1", 2, 3.0, 3.1)
+    past.wrote("1.1", 3, 2.9, NEVER)
+    past.read("2.1", version, at_s)
+    assert await past.broken() == {}
+
+
+async def test_ages_count_from_the_first_write_that_was_missed(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.wrote("1.1", 3, 1.2, 1.3)
+    past.read("2.1", 2, 1.34)
+    past.read("2.1", 1, 1.34)
+    past.read("2.1", 3, 1.34)
+    verdict = await past.verdict()
+    assert verdict.ok
+    assert (verdict.stale, verdict.judged) == (2, 3)
+    assert verdict.worst_age_s == pytest.approx(0.24)
+    assert verdict.within(0.5) == 1.0
+    assert verdict.within(0.05) == pytest.approx(2 / 3)
+
+
+async def test_calls_that_return_in_another_order_than_their_changes(past: Past) -> None:
+    past.wrote("1.1", 3, 1.0, 1.1)
+    past.wrote("2.1", 2, 0.9, 1.5)
+    past.read("2.1", 2, 2.2)
+    assert await past.broken() == {"G1": 1}
+
+
+async def test_a_write_that_never_returned_promises_nothing(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, NEVER, failed_s=1.5)
+    past.read("2.1", 1, 9.0)
+    assert await past.broken() == {}
+
+
+async def test_one_that_raised_and_was_repeated_counts_from_its_return(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 3.0, failed_s=1.5)
+    past.read("2.1", 1, 3.9)
+    assert await past.broken() == {}
+    past.read("2.1", 1, 4.1)
+    assert await past.broken() == {"G1": 1}
+
+
+@pytest.mark.parametrize("verb", [SET, ADD])
+@pytest.mark.parametrize("returned_s", [NEVER, 1.9])
+async def test_a_value_whose_call_raised_may_come_later(past: Past, verb: int, returned_s: float) -> None:
+    past.wrote("1.1", 2, 1.0, returned_s, failed_s=1.5, verb=verb)
+    past.wrote("1.1", 3, 2.0, 2.1, verb=SET)
+    past.read("2.1", 2, 8.0)
+    verdict = await past.verdict()
+    assert (verdict.ok, verdict.unsure) == (True, 1)
+    past.read("2.1", 1, 8.0)
+    assert await past.broken() == {"G1": 1}
+
+
+async def test_an_added_value_replaces_nothing(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1, verb=ADD)
+    past.read("1.1", 1, 8.0)
+    assert await past.broken() == {}
+
+
+# -- own writes, tokens, sessions ----------------------------------------------------------------------------
+
+
+async def test_a_node_that_misses_its_own_write(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.read("1.1", 1, 1.05)
+    past.read("2.1", 1, 1.2)
+    assert await past.broken() == {}
+    past.read("1.1", 1, 1.2)
+    assert await past.broken() == {"G2": 1}
+
+
+@pytest.mark.parametrize(("kind", "promise"), [(ANY_TOKEN, "G3"), (SESSION_TOKEN, "I7")])
+async def test_a_token_that_was_not_honoured(past: Past, kind: int, promise: str) -> None:
+    mark = past.item | TOKEN << VERB_SHIFT
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.note("2.1", "tokens", mark, 2, 101.2, 2, kind)
+    past.note("2.1", "tokens", mark, 3, 101.2, 2, kind)
+    assert await past.broken() == {}
+    past.note("2.1", "tokens", mark, 1, 101.2, 2, kind)
+    assert await past.broken() == {promise: 1}
+
+
+# -- stale fills, tenants, rest ------------------------------------------------------------------------------
+
+
+async def test_what_l2_gives_after_it_was_removed(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1, verb=DELETE)
+    past.read("2.1", 1, 1.2, verb=LOAD)
+    past.read("2.1", 1, 1.05, verb=L2)
+    assert await past.broken() == {}
+    past.read("2.1", 1, 1.2, verb=L2)
+    assert await past.broken() == {"G5": 1}
+
+
+async def test_a_mark_is_judged_by_the_reader_and_may_be_behind(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1, verb=TYPE)
+    past.read("2.1", 1, 1.2, verb=L2)
+    assert await past.broken() == {}
+
+
+async def test_another_tenants_value(past: Past) -> None:
+    past.note("1.1", "strange", past.item | GET << VERB_SHIFT, past.item + 1, 4, 2, 101.0)
+    verdict = await past.verdict()
+    assert (verdict.foreign, verdict.counts["G8"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("l1", "l2", "count"), [(2, 2, 0), (0, 0, 0), (2, 0, 0), (1, 2, 1), (0, 1, 1), (1, 1, 2)])
+async def test_at_rest_all_agree_or_hold_nothing(past: Past, l1: int, l2: int, count: int) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.note("1.1", "rest", past.item, l1, l2)
+    verdict = await past.verdict()
+    assert (verdict.counts.get("I14", 0), verdict.looked) == (count, 1)
+
+
+async def test_a_node_that_did_not_recover(past: Past) -> None:
+    past.not_ready = (2,)
+    assert await past.broken() == {"recovery": 1}
+
+
+# -- loads ---------------------------------------------------------------------------------------------------
+
+
+async def test_two_loads_at_a_time_are_found(past: Past) -> None:
+    past.loaded("1.1", 5.0, 5.5)
+    past.loaded("2.1", 5.5, 5.6)
+    past.loaded("1.1", 6.0, 6.5)
+    assert await past.broken() == {}
+    past.loaded("2.1", 6.4, 6.6)
+    verdict = await past.verdict()
+    assert (verdict.counts["I13"], verdict.loads_twice) == (1, 1)
+
+
+def _by_write(past: Past) -> None:
+    past.wrote("1.1", 2, 6.1, 6.2)
+
+
+def _by_unanswered_write(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, NEVER, failed_s=1.5)
+
+
+def _by_l2(past: Past) -> None:
+    past.note("2.1", "trouble", L2_FAILED, 106.3, 106.4)
+
+
+def _by_network(past: Past) -> None:
+    past.fault("hang", 1, 4.0, 5.0)
+
+
+def _by_flush(past: Past) -> None:
+    past.fault("flushall", 0, 6.1, 6.1)
+
+
+@pytest.mark.parametrize("excuse", [_by_write, _by_unanswered_write, _by_l2, _by_network, _by_flush])
+async def test_a_lease_that_had_ended_explains_a_second_load(past: Past, excuse: Any) -> None:
+    past.loaded("1.1", 6.0, 6.5)
+    past.loaded("2.1", 6.4, 6.6)
+    excuse(past)
+    assert await past.broken() == {}
+
+
+def _mark_only(past: Past) -> None:
+    past.wrote("1.1", 2, 6.1, 6.2, verb=TYPE)
+
+
+def _deaf(past: Past) -> None:
+    past.fault("deaf", 1, 4.0, 7.0)
+
+
+def _slow(past: Past) -> None:
+    past.fault("slow", 1, 4.0, 7.0)
+
+
+@pytest.mark.parametrize("no_excuse", [_mark_only, _deaf, _slow])
+async def test_what_ends_no_lease_explains_nothing(past: Past, no_excuse: Any) -> None:
+    past.loaded("1.1", 6.0, 6.5)
+    past.loaded("2.1", 6.4, 6.6)
+    no_excuse(past)
+    assert await past.broken() == {"I13": 1}
+
+
+@pytest.mark.parametrize(("loads", "count"), [
+    ([(6.0, 6.1, 1), (6.5, 6.6, 1)], 1),
+    ([(6.0, 6.1, 1), (7.05, 7.1, 1)], 0),
+    ([(6.0, 6.1, 1), (6.5, 6.6, 0)], 0),
+    ([(2.0, 2.1, 1), (2.5, 2.6, 1)], 0),
+])  # fmt: skip
+async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[Any], count: int) -> None:
+    past.away = [(104.0, 109.0)]
+    for from_s, until_s, ordinary in loads:
+        past.loaded("1.1", from_s, until_s, ordinary=ordinary)
+    assert (await past.verdict()).counts.get("I13", 0) == count
+
+
+async def test_without_l2_an_own_write_lets_it_load_again(past: Past) -> None:
+    past.away = [(104.0, 109.0)]
+    past.loaded("1.1", 6.0, 6.1)
+    past.loaded("1.1", 6.5, 6.6)
+    past.wrote("1.1", 2, 6.2, NEVER, failed_s=6.3)
+    assert await past.broken() == {}
+
+
+# -- tapes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_tape_outgrows_its_first_file_and_may_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "CHUNK", 3)
+    written = Tape(tmp_path, "1.1", "loads")
+    places = [written.add(number, 1, 2.0, 0.0) for number in range(1, 9)]
+    written.change(places[6], 7, 5, 2.0, 3.0)
+    found = tape.all_records(tmp_path, "1.1", "loads")
+    assert [record[0] for record in found] == list(range(1, 9))
+    assert found[6] == (7, 5, 2.0, 3.0)
+    assert tape.all_records(tmp_path, "2.1", "loads") == []
