@@ -90,7 +90,7 @@ def _without_lease_token() -> None:
         "return lease == epoch .. ':' .. token", "return true",
         "if not lease then return false end", "",
         "  if string.sub(lease, -2) == ':w' then lease", "  if lease and string.sub(lease, -2) == ':w' then lease",
-        "  if string.sub(lease, -2) == ':w' then redis", "  if lease and string.sub(lease, -2) == ':w' then redis",
+        "  if string.sub(lease, -2) == ':w' then publish", "  if lease and string.sub(lease, -2) == ':w' then publish",
     )  # fmt: skip
 
 
