@@ -68,11 +68,13 @@ class Filler:
 
     def reserve_alone(self) -> None:
         """Begin a load that L2 will hear nothing of."""
-        self._reservation = self._node.shards[self.key.shard].reserve()
+        view = self._node.shards[self.key.shard]
+        self._reservation = view.reserve()
         self._started_s = self._clock()
-        # What is held of the key may be newer than the events that this node has heard; the load is newer still.
+        # The source shows by now whatever this node has heard of, behind a hole too, and whatever it holds of the key:
+        # called by `applied` alone, the load would be kept out by what it is newer than.
         held = self._node.trusted(self.key)
-        self._seq = self._reservation.applied if held is None else max(self._reservation.applied, held.seq)
+        self._seq = view.head if held is None else max(view.head, held.seq)
 
     async def lease(self, *, refresh: bool = False) -> LeaseReply:
         """Ask for the lease once; a granted one is extended from now on."""

@@ -230,3 +230,23 @@ async def test_without_l2_a_node_that_had_missed_events_loads_once_a_bound_too()
         clock.advance(a.settings.staleness_bound_s + 0.1)
         await a.get_or_load("config", "x", source.load, tenant_id="acme")
         assert source.calls == 3
+
+
+@pytest.mark.parametrize("heard", ["scope", "tag"])
+async def test_without_l2_a_mark_heard_ahead_of_a_hole_does_not_keep_out_what_is_loaded_after_it(heard: str) -> None:
+    source = Source(x="v")
+    async with Fleet(2, clock=FakeClock()) as fleet:
+        a, b = fleet.caches
+        fleet.faults = Faults(drop=1.0)
+        await b.set("config", "other", 1, tenant_id="acme")
+        fleet.faults = None
+        if heard == "scope":
+            await b.invalidate_scope("acme", "config")
+        else:
+            await b.invalidate_tags(["t"], tenant_id="acme")
+        await fleet.settle()
+        assert a.stats().shards[0].gap
+        fleet.away = True
+        for _ in range(3):
+            assert await a.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"]) == "v"
+        assert source.calls == 1
