@@ -166,10 +166,13 @@ class SentinelGroup(Group):
 
 
 class ClusterGroup(Group):
-    """A Cluster of so many primaries, each with so many replicas."""
+    """A Cluster of so many primaries, each with so many replicas. `min_replicas`: as of a `SentinelGroup`."""
 
-    def __init__(self, binary: ServerBinary | None = None, *, primaries: int = 3, replicas: int = 1) -> None:
+    def __init__(
+        self, binary: ServerBinary | None = None, *, primaries: int = 3, replicas: int = 1, min_replicas: int = 0
+    ) -> None:
         super().__init__()
+        self._min_replicas = min_replicas
         self._binary = binary or best_server()
         self._counts = primaries, replicas
 
@@ -185,6 +188,7 @@ class ClusterGroup(Group):
         conf = [
             *(*_QUICK, "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-migration-barrier 99"),
             *("cluster-replica-validity-factor 0", "cluster-require-full-coverage no"),
+            *(f"min-replicas-to-write {self._min_replicas}", "min-replicas-max-lag 1"),
         ]
         for _ in range(primaries * (1 + replicas)):
             self.servers.append(EmbeddedServer(self._binary, conf=conf).start())

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -20,6 +21,20 @@ from cachebus.cli.verify.run import Run
 from cachebus.errors import CacheBusError
 from tests.campaign.state import Row, loaded, save, table
 from tests.support.servers import KINDS, Kind
+
+
+class Way(NamedTuple):
+    """A row: a server, and how it is run."""
+
+    name: str
+    server: Kind
+    kind: str
+
+
+WAYS = [
+    *(Way(kind.name, kind, "standalone") for kind in KINDS),
+    Way("sentinel", KINDS[0], "sentinel"), Way("cluster", KINDS[0], "cluster"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Goal:
 def main(arguments: list[str] | None = None) -> int:
     """Run it; its exit status."""
     options = _parser().parse_args(arguments)
-    kinds = _kinds(options.only)
+    kinds = _ways(options.only)
     share = len(kinds)
     goal = Goal(
         reads=-(-options.reads // share), invalidations=-(-options.invalidations // share), leg_s=options.leg_s,
@@ -69,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-async def _campaign(kinds: list[Kind], goal: Goal, rows: dict[str, Row], state: Path) -> None:
+async def _campaign(kinds: list[Way], goal: Goal, rows: dict[str, Row], state: Path) -> None:
     console = Console()
     for kind in kinds:
         row = rows.setdefault(kind.name, Row(kind.name))
@@ -78,13 +93,13 @@ async def _campaign(kinds: list[Kind], goal: Goal, rows: dict[str, Row], state: 
             save(state, rows)
 
 
-async def _leg(kind: Kind, row: Row, goal: Goal, console: Console) -> None:
-    binary = next(binary for binary in find_servers() if binary.origin == kind.origin)
+async def _leg(kind: Way, row: Row, goal: Goal, console: Console) -> None:
+    binary = next(binary for binary in find_servers() if binary.origin == kind.server.origin)
     reached = max(row.sums["judged"] / goal.reads, 0.0), row.sums["writes"] / goal.invalidations
     title = f"{kind.name}, leg {row.legs + 1}, {min(reached):4.0%} done: "
     plan = Plan(
         seed=goal.seed + row.legs, faults=chosen("all"), nodes=goal.nodes, seconds=goal.leg_s, bound_s=goal.bound_s,
-        rate=goal.rate, write_rate=goal.write_rate, binary=binary,
+        rate=goal.rate, write_rate=goal.write_rate, binary=binary, kind=kind.kind,
     )  # fmt: skip
     with Screen(console, title) as screen:
         try:
@@ -96,13 +111,13 @@ async def _leg(kind: Kind, row: Row, goal: Goal, console: Console) -> None:
         printed(verdict, console)
 
 
-def _kinds(only: list[str]) -> list[Kind]:
+def _ways(only: list[str]) -> list[Way]:
     there = {binary.origin for binary in find_servers()}
-    kinds = [kind for kind in KINDS if (not only or kind.name in only)]
-    for kind in kinds:
-        if kind.origin not in there:
-            print(f"no server of the kind {kind.name!r} here: {kind.how_to_get_it}", file=sys.stderr)
-    return [kind for kind in kinds if kind.origin in there]
+    ways = [way for way in WAYS if (not only or way.name in only)]
+    for way in ways:
+        if way.server.origin not in there:
+            print(f"no server of the kind {way.server.name!r} here: {way.server.how_to_get_it}", file=sys.stderr)
+    return [way for way in ways if way.server.origin in there]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--reads", type=int, default=10_000_000, help="judged reads of all rows together (%(default)s)")
     add("--invalidations", type=int, default=100_000, help="writes and invalidations likewise (%(default)s)")
-    add("--only", nargs="*", default=[], choices=[kind.name for kind in KINDS], help="rows to run")
+    add("--only", nargs="*", default=[], choices=[way.name for way in WAYS], help="rows to run")
     add("--leg-s", type=float, default=60.0, help="seconds a leg: one fleet, one seed (%(default)s)")
     add("--bound-s", type=float, default=1.0, help="the staleness bound D (%(default)s)")
     add("--rate", type=float, default=6_000.0, help="reads a second and node (%(default)s)")

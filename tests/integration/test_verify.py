@@ -169,6 +169,8 @@ async def test_wrong_arguments_are_told(wrong: dict[str, object], words: str) ->
         (("--faults", "flushal"), "did you mean flushall?"),
         (("--json", "/no/such/folder/file"), "there is no folder /no/such/folder"),
         (("--url", "memory://"), "several processes"),
+        (("--kind", "clutser"), "standalone, sentinel or cluster"),
+        (("--kind", "cluster", "--url", "redis://127.0.0.1:1/0"), "either a URL or a kind"),
         (("--url", "redis://:hunter2@127.0.0.1:1/0"), "127.0.0.1:1"),
     ],
 )

@@ -32,8 +32,20 @@ def message(payload: bytes) -> bytes:
 def test_faults_are_chosen_by_name_and_group() -> None:
     assert [fault.name for fault in chosen("hang, kill")] == ["hang", "kill"]
     assert {fault.where for fault in chosen("network")} == {"network"}
-    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,server,hang"))
+    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,server,group,hang"))
     assert chosen("none") == ()
+
+
+def test_faults_of_groups_are_for_groups() -> None:
+    faults = chosen("all")
+    alone = {f.name for f in possible(faults, own=True, proxied=True)}
+    sentinel = {f.name for f in possible(faults, own=False, proxied=False, kind="sentinel")}
+    cluster = {f.name for f in possible(faults, own=False, proxied=False, kind="cluster")}
+    assert {"failover", "failover-loss"} <= sentinel & cluster
+    assert cluster - sentinel == {"move-slot"}
+    assert not alone & {f.name for f in faults if f.where == "group"}
+    assert "flushall" not in sentinel | cluster, "they are of a server that is alone"
+    assert {"kill", "slow"} <= sentinel
 
 
 @pytest.mark.parametrize(("words", "hint"), [("flushal", "did you mean flushall?"), ("xyz", "--list-faults")])

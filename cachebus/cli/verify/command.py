@@ -34,6 +34,10 @@ def verify(
     write_rate: Annotated[float | None, typer.Option(
         "--write-rate", min=0.0, show_default=False, help="Writes a second of each node: 20, with --url 2.",
     )] = None,
+    kind: Annotated[str, typer.Option(
+        "--kind", help="Its own server: standalone, sentinel (a primary, two replicas, three Sentinels), or cluster "
+        "(three primaries, a replica each). Before the last two there are no proxies, so no faults of the network.",
+    )] = "standalone",
     picture: Annotated[Path | None, typer.Option(
         "--picture", metavar="FILE.svg", show_default=False, help="Draw the ages of stale reads into this file.",
     )] = None,
@@ -61,7 +65,7 @@ def verify(
             raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
     plan = planned(
         url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,
-        write_rate=write_rate,
+        write_rate=write_rate, kind=kind,
     )  # fmt: skip
     raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
 
@@ -72,7 +76,8 @@ def _list() -> None:
     heads = {
         "network": "between one node and the server",
         "node": "of one node's process, or of the source behind it",
-        "server": "of the server, where that is verify's own",
+        "server": "of the server, where that is verify's own and alone",
+        "group": "of several servers that are one service (--kind)",
     }
     for group in GROUPS:
         sys.stdout.write(f"{group}: {heads[group]}\n")

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Final
 
+from cachebus.cli.verify.group_faults import GROUP_FAULTS
 from cachebus.cli.verify.network_faults import NETWORK_FAULTS
 from cachebus.cli.verify.node_faults import NODE_FAULTS
+from cachebus.cli.verify.server import ALONE
 from cachebus.cli.verify.server_faults import SERVER_FAULTS
 from cachebus.cli.verify.stage import Fault, Strike
 from cachebus.errors import ConfigError
 from cachebus.policy import closest
 
-FAULTS: Final = {fault.name: fault for fault in (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS)}
-GROUPS: Final = ("network", "node", "server")
+FAULTS: Final = {fault.name: fault for fault in (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS)}
+GROUPS: Final = ("network", "node", "server", "group")
 FIRST_BOUNDS: Final = 0.5
 """Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
 LAST_BOUNDS: Final = 1.0
@@ -38,19 +40,23 @@ def chosen(words: str) -> tuple[Fault, ...]:
     return tuple(found.values())
 
 
-def possible(faults: Sequence[Fault], *, own: bool, proxied: bool) -> tuple[Fault, ...]:
-    """Those that can be made where the server is our own or not, and with proxies before it or without."""
-    return tuple(
-        fault for fault in faults
-        if (own or not (fault.own or fault.where == "server")) and (proxied or (fault.where != "network"))
-        and (proxied or fault.name != "newborn")
-    )  # fmt: skip
+def possible(faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = ALONE) -> tuple[Fault, ...]:
+    """Those that can be made where the server is our own or not, with proxies before it or not, on this kind of it."""
+
+    def may(fault: Fault) -> bool:
+        if fault.where == "group":
+            return kind != ALONE and (kind == "cluster" or fault.name != "move-slot")
+        if not proxied and (fault.where == "network" or fault.name == "newborn"):
+            return False
+        return own or not (fault.own or fault.where == "server")
+
+    return tuple(filter(may, faults))
 
 
 def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
     """Two rows of faults, each one after the other: those of nodes and their network, and those of the server."""
     rows = []
-    for row, wheres in (("node", ("network", "node")), ("server", ("server",))):
+    for row, wheres in (("node", ("network", "node")), ("server", ("server", "group"))):
         some = [fault for fault in faults if fault.where in wheres]
         dice = Random(f"{seed}:{row}")
         rows.append(list(_row(some, dice, nodes, seconds, bound_s, CALM[row])) if some else [])
@@ -65,7 +71,7 @@ def _row(
         dice.shuffle(faults)  # each once before any comes again
         for fault in faults:
             lasts_s = dice.uniform(*fault.lasts) * bound_s
-            node = 0 if fault.where == "server" else dice.randrange(nodes) + 1
+            node = 0 if fault.where in ("server", "group") else dice.randrange(nodes) + 1
             at_s += dice.uniform(*calm) * bound_s
             if at_s >= end_s:
                 return

@@ -8,6 +8,7 @@ from math import inf
 from typing import Final
 
 from cachebus.cli.server_binaries import ServerBinary
+from cachebus.cli.verify.server import ALONE, KINDS
 from cachebus.cli.verify.stage import Fault
 from cachebus.errors import ConfigError
 
@@ -29,6 +30,8 @@ class Plan:
     """None: a server of our own."""
     binary: ServerBinary | None = None
     """Of our own server; None: the best there is."""
+    kind: str = ALONE
+    """How our own is run, one of `KINDS`."""
 
 
 WRITE_RATE: Final = 20.0
@@ -40,9 +43,13 @@ MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
 
 def planned(
     *, url: str | None, seconds: float, seed: int | None, faults: tuple[Fault, ...], nodes: int, bound_s: float,
-    rate: float, write_rate: float | None,
+    rate: float, write_rate: float | None, kind: str = ALONE,
 ) -> Plan:  # fmt: skip
     """The plan of these choices, with what is left open filled in; `ConfigError` for one that can't be."""
+    if kind not in KINDS:
+        raise ConfigError(f"kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
+    if url is not None and kind != ALONE:
+        raise ConfigError("either a URL or a kind: the server at a URL is what it is")
     if write_rate is None:
         write_rate = WRITE_RATE if url is None else URL_WRITE_RATE
     given = {"nodes": nodes, "seconds": seconds, "bound_s": bound_s, "rate": rate, "write_rate": write_rate}
@@ -59,4 +66,5 @@ def planned(
         rate=rate,
         write_rate=write_rate,
         url=url,
+        kind=kind,
     )

@@ -69,7 +69,7 @@ class Run:
         with TemporaryDirectory(prefix="cachebus-verify-") as folder:
             directory, plan = Path(folder), self.plan
             truth.create(directory, len(self.items))
-            async with standing(plan.url, plan.binary, keys_of(self.items)) as server:
+            async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind) as server:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
                 evidence = await self._lived(server, directory)
@@ -114,7 +114,9 @@ class Run:
 
     async def _under_load(self, stage: Stage) -> None:
         plan = self.plan
-        faults = possible(plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies))
+        faults = possible(
+            plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies), kind=plan.kind
+        )
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
         stage.crew.go()
         began_s = monotonic()
@@ -147,6 +149,8 @@ class Run:
         """Let everything come to rest, and have every node write down what it holds; which nodes did not recover."""
         if stage.server.machine is not None:
             await stage.server.machine.whole()
+        if stage.server.group is not None:
+            await stage.server.group.whole()
         for proxy in stage.proxies.values():
             proxy.restore()
         self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar, cast
 
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server
 from cachebus.cli.lab.proxy import HOST, Dial, dialer
@@ -17,7 +17,13 @@ from cachebus.keys import Key
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address
 
+if TYPE_CHECKING:
+    from cachebus.cli.verify.group import GroupUnderTest
+
 T = TypeVar("T")
+ALONE: Final = "standalone"
+KINDS: Final = (ALONE, "sentinel", "cluster")
+"""Ways to run a server of our own."""
 DUMP: Final = "dump.rdb"
 BUSY_MS: Final = 50
 """After it a script that does not end makes the server answer -BUSY."""
@@ -35,7 +41,9 @@ class ServerUnderTest(Protocol):
     dial: Dial | None
     """How a proxy reaches it; None: no proxy can stand before it."""
     machine: Machine | None
-    """What may be done to it; None where it is not ours."""
+    """What may be done to it; None where it is not ours, or not one."""
+    group: GroupUnderTest | None
+    """The same, where several servers are one service."""
 
     def url(self, proxy_port: int | None) -> str:
         """Its URL for a node, by way of a proxy of that port."""
@@ -108,6 +116,7 @@ class Standalone:
     def __init__(self, server: Server, name: str, machine: Machine | None) -> None:
         self.name, self.label, self.namespace = name, server.label, server.namespace
         self.machine = machine
+        self.group: GroupUnderTest | None = None
         self._server = server
         self.dial: Dial | None = dialer(server.address)
 
@@ -117,12 +126,20 @@ class Standalone:
 
 
 @asynccontextmanager
-async def standing(url: str | None, binary: ServerBinary | None, keys: Sequence[Key]) -> AsyncIterator[ServerUnderTest]:
+async def standing(
+    url: str | None, binary: ServerBinary | None, keys: Sequence[Key], kind: str = ALONE
+) -> AsyncIterator[ServerUnderTest]:
     """A server that answers: at the URL, or one of our own; `ConfigError` or `L2Unavailable`, never with a password.
 
-    Of the user's, the keys of the run are removed in the end.
+    Of the user's, the keys of the run are removed in the end. `kind`: of our own, one of `KINDS`.
     """
     namespace = f"cachebus-verify-{secrets.token_hex(4)}"
+    if kind in ("sentinel", "cluster"):
+        from cachebus.cli.verify.group import grouped
+
+        async with grouped(cast("Literal['sentinel', 'cluster']", kind), binary or best_server(), namespace) as group:
+            yield group
+        return
     if url is None:
         async with _own(binary or best_server(), namespace) as server:
             yield server

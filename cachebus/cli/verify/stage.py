@@ -13,7 +13,7 @@ from cachebus.cli.verify.crew import Crew
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 
-Where = Literal["network", "server", "node"]
+Where = Literal["network", "server", "node", "group"]
 
 
 class Done(NamedTuple):

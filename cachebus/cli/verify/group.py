@@ -1,0 +1,117 @@
+"""Several servers of our own as one service under test: behind Sentinels, or a Cluster. No proxy stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from random import Random
+from typing import Final, Literal
+from zlib import crc32
+
+from cachebus.cli.embedded import EmbeddedServer, ServerBinary
+from cachebus.cli.groups import ClusterGroup, SentinelGroup, ask
+from cachebus.cli.lab.proxy import Dial
+from cachebus.cli.verify.items import TENANTS
+from cachebus.cli.verify.server import Machine, ServerUnderTest
+from cachebus.clock import monotonic
+from cachebus.errors import L2Unavailable
+from cachebus.l2.names import ShardNames
+from cachebus.resp import slot_of
+from cachebus.settings import CLUSTER_SHARDS
+
+Kind = Literal["sentinel", "cluster"]
+PROMOTED_S: Final = 8.0
+"""A failover that takes longer is not waited for: the old primary is brought back."""
+
+
+class GroupUnderTest:
+    """What a run needs of it, and what the group's faults do to it."""
+
+    machine: Machine | None = None
+    dial: Dial | None = None
+
+    def __init__(self, group: SentinelGroup | ClusterGroup, kind: Kind, version: str, namespace: str) -> None:
+        self.group: GroupUnderTest | None = self
+        self.name = f"{version} {kind}"
+        self.label = f"{len(group.servers)} processes of {version} of its own: {kind}"
+        self.namespace = namespace
+        self._group = group
+        shards = CLUSTER_SHARDS if kind == "cluster" else 1
+        self._shards = sorted({crc32(tenant.encode()) % shards for tenant in (*TENANTS, "")})
+
+    def url(self, proxy_port: int | None) -> str:
+        """How the nodes reach it."""
+        return self._group.url
+
+    def some_shard(self, dice: Random) -> ShardNames:
+        """One of those in which the run's items lie."""
+        return ShardNames(self.namespace, dice.choice(self._shards))
+
+    @property
+    def data(self) -> list[EmbeddedServer]:
+        """The servers that hold data."""
+        return self._group.data if isinstance(self._group, SentinelGroup) else self._group.servers
+
+    @property
+    def cluster(self) -> ClusterGroup | None:
+        """The Cluster, if it is one."""
+        return self._group if isinstance(self._group, ClusterGroup) else None
+
+    async def primary(self, names: ShardNames) -> EmbeddedServer | None:
+        """The shard's primary; None in between."""
+        try:
+            if isinstance(self._group, SentinelGroup):
+                return await self._group.primary()
+            return await self._group.primary_of(names.log)
+        except L2Unavailable:
+            return None
+
+    async def replicas(self, primary: EmbeddedServer) -> list[EmbeddedServer]:
+        """Those that follow it."""
+        found = []
+        for server in self.data:
+            if server is not primary and server.running:
+                with suppress(L2Unavailable):
+                    role = await ask(server, "ROLE")
+                    if role[0] == b"slave" and role[2] == primary.port:
+                        found.append(server)
+        return found
+
+    async def command(self, server: EmbeddedServer, *command: str | int) -> None:
+        """A command of which no answer is needed."""
+        with suppress(L2Unavailable):
+            await ask(server, *command)
+
+    async def move(self, names: ShardNames, dice: Random) -> None:
+        """Move a shard's slot to another primary, with its keys; nothing happens without a Cluster that is whole."""
+        cluster, source = self.cluster, await self.primary(names)
+        if cluster is None or source is None:
+            return
+        with suppress(L2Unavailable):  # a server that is away: the slot may then be left half moved
+            others = [server for server in cluster.servers if server is not source]
+            target = dice.choice([server for server in others if (await ask(server, "ROLE"))[0] == b"master"])
+            try:
+                await cluster.move_slot(slot_of(names.log), source, target)
+            finally:
+                for server in (source, target):
+                    await self.command(server, "CLUSTER", "SETSLOT", slot_of(names.log), "STABLE")
+
+    async def whole(self) -> None:
+        """Every process running, whatever was done to it."""
+        for server in self._group.servers:
+            if server.running:
+                server.resume()
+            server.start()
+        until_s = monotonic() + 2 * PROMOTED_S
+        for shard in self._shards:
+            while await self.primary(ShardNames(self.namespace, shard)) is None and monotonic() < until_s:
+                pass
+
+
+@asynccontextmanager
+async def grouped(kind: Kind, binary: ServerBinary, namespace: str) -> AsyncIterator[ServerUnderTest]:
+    """A group that is ready."""
+    # Else a deposed primary would go on acknowledging what is lost: the promises need this setting.
+    made = SentinelGroup(binary, min_replicas=1) if kind == "sentinel" else ClusterGroup(binary, min_replicas=1)
+    async with made as group:
+        yield GroupUnderTest(group, kind, binary.name, namespace)

@@ -1,0 +1,116 @@
+"""Faults of several servers that are one service: failovers, and slots that move."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Final
+
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.verify.group import PROMOTED_S, GroupUnderTest
+from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.clock import monotonic
+from cachebus.l2.names import ShardNames
+
+LOOK_S: Final = 0.05
+
+
+def _group(stage: Stage) -> GroupUnderTest:
+    if stage.server.group is None:
+        raise RuntimeError("this server is alone")
+    return stage.server.group
+
+
+async def _promoted(group: GroupUnderTest, names: ShardNames, old: EmbeddedServer) -> None:
+    """Until another is the shard's primary, or it takes too long."""
+    until_s = monotonic() + PROMOTED_S
+    while monotonic() < until_s:
+        now = await group.primary(names)
+        if now is not None and now is not old:
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+def _failover(*, loses: bool) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        group = _group(stage)
+        names = group.some_shard(blow.dice())
+        primary = await group.primary(names)
+        if primary is None:
+            return
+        replicas = await group.replicas(primary) if loses else []
+        for replica in replicas:
+            replica.pause()  # what is written from now on is in the primary alone
+        try:
+            if loses:
+                await rest(blow.lasts_s / 2)
+            primary.kill()
+        finally:
+            for replica in replicas:
+                replica.resume()
+        gone_s = monotonic()
+        try:
+            await _promoted(group, names, primary)
+            await rest(blow.lasts_s / 2)
+        finally:
+            stage.away.append((gone_s, monotonic()))
+            primary.start()
+
+    return act
+
+
+async def _pause(stage: Stage, blow: Strike) -> None:
+    group = _group(stage)
+    primary = await group.primary(group.some_shard(blow.dice()))
+    if primary is None:
+        return
+    primary.pause()
+    paused_s = monotonic()
+    try:
+        await rest(blow.lasts_s)
+    finally:
+        stage.away.append((paused_s, monotonic()))
+        primary.resume()
+
+
+async def _move(stage: Stage, blow: Strike) -> None:
+    dice: Random = blow.dice()
+    group = _group(stage)
+    began_s = monotonic()
+    try:
+        await group.move(group.some_shard(dice), dice)
+    finally:
+        stage.away.append((began_s, monotonic()))
+
+
+def _at_primary(*command: str, own: int | None = None) -> Act:
+    """A command at the primary of some shard; `own`: with the name of that one of the shard's own keys behind it."""
+
+    async def act(stage: Stage, blow: Strike) -> None:
+        group = _group(stage)
+        names = group.some_shard(blow.dice())
+        primary = await group.primary(names)
+        if primary is not None:
+            await group.command(primary, *command, *(() if own is None else (names.own[own],)))
+
+    return act
+
+
+def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0)) -> Fault:
+    return Fault(name, "group", what, lasts, act, own=True, ends_leases=True)
+
+
+GROUP_FAULTS: Final = (
+    _fault("failover", "SIGKILL of a primary; it returns when another has taken its place",
+           _failover(loses=False), (0.5, 2.0)),
+    _fault("failover-loss", "the same, after its replicas were stopped for a while: what was written then is lost",
+           _failover(loses=True), (0.5, 2.0)),
+    _fault("primary-pause", "SIGSTOP of a primary, later SIGCONT, when another may have taken its place",
+           _pause, (0.3, 3.0)),
+    _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
+    _fault("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
+    _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=0)),
+    _fault("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),
+    _fault("primary-clients", "CLIENT KILL TYPE normal at a primary", _at_primary("CLIENT", "KILL", "TYPE", "normal")),
+    _fault("primary-pubsub", "CLIENT KILL TYPE pubsub at a primary", _at_primary("CLIENT", "KILL", "TYPE", "pubsub")),
+)  # fmt: skip
