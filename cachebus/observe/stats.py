@@ -102,6 +102,12 @@ class Stats:
     """Values that did not enter L1, for the same reason on this node."""
     invalidations: int
     invalidations_failed: int
+    guards: int
+    """Write guards put up."""
+    guards_left: int
+    """Those of them that were left standing to their time-out, by an exception in their block or a long one."""
+    guarded_loads: int
+    """Loads whose value nobody could keep, for somebody's guard."""
     pending: int
     """Invalidations that wait for L2 now."""
     pending_delivered: int
