@@ -19,6 +19,7 @@ from cachebus.errors import (
     ValueTooLarge,
 )
 from cachebus.fetch import MISSING
+from cachebus.guard import WriteGuard
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
@@ -31,7 +32,7 @@ from cachebus.helpers import (
     serialize_for_cache,
     track_cache_metrics,
 )
-from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan
+from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Stats
 from cachebus.policy import (
     DEFAULT_TTL_MAPPING,
@@ -72,6 +73,7 @@ __all__ = [
     "Stats",
     "TenantRequired",
     "ValueTooLarge",
+    "WriteGuard",
     "cached",
     "configure",
     "current_cache",
@@ -87,6 +89,7 @@ __all__ = [
     "serialize_for_cache",
     "track_cache_metrics",
     "with_context",
+    "write_guard",
 ]
 
 _logger.disable("cachebus")  # a library is silent until its user says `logger.enable("cachebus")`

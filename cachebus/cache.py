@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cachebus import context
@@ -10,6 +10,7 @@ from cachebus.cascade import Target
 from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
+from cachebus.guard import WriteGuard, guard_time_s
 from cachebus.keys import Key
 from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
@@ -256,6 +257,38 @@ class Cache(Life):
             raise ValueError("tags must be a non-empty sequence of strings")
         plan = parts.planner.tags(tenant_of("", tenant_id), tags)
         return await parts.writer.invalidate(plan, wait=bool(wait))
+
+    def write_guard(
+        self, targets: Sequence[Sequence[Any]] = (), tenant_id: Id | None = None, *,
+        scopes: Sequence[str | Mapping[str, Any]] = (), tags: Sequence[str] = (), contexts: str = "exact",
+        timeout_s: float | None = None, db_timeout_s: float | None = None, wait: str | None = None,
+    ) -> WriteGuard:  # fmt: skip
+        """Guard a database's write: `async with cache.write_guard([("config", "x")], "acme", db_timeout_s=5):`.
+
+        Killed anywhere in the block, the process leaves no stale value behind the guard's time-out. `targets`: data
+        type, resource id ("*": all of the type) and, if need be, agent, conversation and collection id; cascades are
+        followed. `scopes`: data types, or mappings of `data_type` and a context id. In the block nothing of it is
+        cached anywhere, and a `set` of it stores nothing (`receipt.stored` is False). Leaving the block in order
+        invalidates, like `invalidate` with this `wait`: `guard.receipt`. Leaving it by an exception or a cancellation
+        leaves the guard to its time-out.
+
+        `db_timeout_s` (or the setting): how long the database lets a transaction live. `timeout_s` is counted from the
+        beginning of the block and must exceed it, by as much as passes before the transaction begins. `ConfigError`
+        where the times don't fit, `InvalidationFailed` on entering when the guard is not sure to stand.
+        """
+        check_wait(wait)
+        check_contexts(contexts)
+        parts = self._live()
+        if not targets and not scopes and not tags:
+            raise ValueError("nothing to guard: no targets, scopes or tags")
+        if isinstance(tags, str) or isinstance(scopes, str | Mapping):
+            raise ValueError("tags and scopes must be sequences")
+        tenant = tenant_of(targets[0][0] if targets else "", tenant_id)
+        plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
+        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s)
+        return WriteGuard(
+            parts.writer, parts.node, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
+        )
 
     # -- counters -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from cachebus.fetch import Fetcher
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Keyspace
 from cachebus.l1 import L1
-from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
+from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.loading import Waiters
@@ -38,8 +39,10 @@ from cachebus.write import Writer
 class World:
     """What all caches of a process that open the same `memory://NAME` share."""
 
-    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int) -> None:
-        self.shards = MemoryShards([MemoryShard(clock, marks_max=marks_max, log_max=log_max) for _ in range(shards)])
+    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
+        self.shards = MemoryShards(
+            [MemoryShard(clock, marks_max=marks_max, log_max=log_max, guard_max_s=guard_max_s) for _ in range(shards)]
+        )
         self.channels = [MemoryChannel() for _ in range(shards)]
         for shard, channel in zip(self.shards, self.channels, strict=True):
             shard.publish = channel.send
@@ -172,13 +175,17 @@ def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
         clock=clock,
         marks_max=settings.max_marks,
         log_max=settings.log_max_len,
+        guard_max_s=settings.guard_max_s,
     )
 
 
 def _world(name: str, settings: Settings, clock: Clock) -> World:
     shared = _worlds.get(name) if name else None
     if shared is None:
-        shared = World(settings.shards, clock, marks_max=settings.max_marks, log_max=settings.log_max_len)
+        shared = World(
+            settings.shards, clock, marks_max=settings.max_marks, log_max=settings.log_max_len,
+            guard_max_s=settings.guard_max_s,
+        )  # fmt: skip
         if name:
             _worlds[name] = shared
     if len(shared.shards) != settings.shards:

@@ -76,14 +76,29 @@ class Filler:
         held = self._node.trusted(self.key)
         self._seq = view.head if held is None else max(view.head, held.seq)
 
+    @property
+    def began_s(self) -> float:
+        """When the lease was asked for."""
+        return self._started_s
+
+    def not_kept(self, found: Found) -> Found:
+        """What was loaded, as any node would see it, for its callers alone."""
+        if found.stale or found.value is None:
+            return found
+        try:
+            return found._replace(value=self._packed(found)[1])
+        except (NotSerializable, ValueTooLarge) as error:
+            return self._uncached(found, error)
+
     async def lease(self, *, refresh: bool = False) -> LeaseReply:
         """Ask for the lease once; a granted one is extended from now on."""
         self.reserve_alone()
         index = self.key.shard
         try:
             reply = await self._store.lease(
-                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh
-            )
+                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh,
+                tags=self._tags,
+            )  # fmt: skip
         except asyncio.CancelledError:
             self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
             raise
@@ -160,6 +175,7 @@ class Filler:
             self._node.counters.fills_rejected += 1
             return found
         self._node.counters.fills += 1
+        record.expires_ms = change.expires_ms or record.expires_ms
         self._enter_l1(found, record, fenced=True)
         return found
 

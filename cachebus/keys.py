@@ -226,3 +226,9 @@ class Keyspace:
             raise TenantRequired("tags belong to a tenant: give tenant_id, or run inside a Context")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_name(family.tenant, tag) for tag in tags]
+
+
+def guard_name(key: Key) -> str:
+    """The name under which a guard stands on the key itself; scopes and tags are guarded under the names of their
+    marks, of which none begins like this."""
+    return f"K\x1f{key.l1}"

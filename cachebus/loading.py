@@ -15,13 +15,18 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
-    __slots__ = ("_kept", "may_stand_in", "names", "reservation", "stale", "started_s", "task", "waiting")
+    __slots__ = (
+        "_kept", "may_stand_in", "names", "reservation", "stale", "started_s", "task", "until_s",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, reservation: Reservation, started_s: float, names: tuple[str, ...] = ()) -> None:
         self.reservation = reservation
         self.names = names
         """Scopes and tags of what is being loaded, and of `stale`: nobody joins once one of them was invalidated."""
         self.started_s = started_s
+        self.until_s = float("inf")
+        """Until when anybody may join, as far as this alone goes."""
         self.waiting = 0
         self.stale: T | None = None
         """An expired value for when the load fails or is slow; good only as long as `may_stand_in` says so."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, NoReturn
 
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
+from cachebus.guard import WriteGuard
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings
 
@@ -59,6 +60,8 @@ class CacheManager:
     invalidate_scope: ClassVar[Verb] = _closed
     invalidate_tags: ClassVar[Verb] = _closed
     set_if_not_exists: ClassVar[Verb] = _closed
+
+    write_guard: ClassVar[Callable[..., WriteGuard]]
 
     _configured: ClassVar[Settings | None] = None
     _cascades: ClassVar[list[Cascade]] = []
@@ -133,3 +136,24 @@ def current_cache() -> Cache:
     if cache is None:
         raise ConfigError(_REMEDY)
     return cache
+
+
+def write_guard(
+    targets: Sequence[Sequence[Any]] = (),
+    tenant_id: str | int | None = None,
+    *,
+    scopes: Sequence[str | Mapping[str, Any]] = (),
+    tags: Sequence[str] = (),
+    contexts: str = "exact",
+    timeout_s: float | None = None,
+    db_timeout_s: float | None = None,
+    wait: str | None = None,
+) -> WriteGuard:
+    """Guard a database's write in the process-wide cache; see `Cache.write_guard`."""
+    return current_cache().write_guard(
+        targets, tenant_id, scopes=scopes, tags=tags, contexts=contexts, timeout_s=timeout_s,
+        db_timeout_s=db_timeout_s, wait=wait,
+    )  # fmt: skip
+
+
+CacheManager.write_guard = staticmethod(write_guard)

@@ -87,6 +87,24 @@ class Planner:
         plan.targets[data_type] = 1
         return plan
 
+    def guarded(
+        self, targets: Sequence[Sequence[Any]], tenant_id: object, scopes: Sequence[str | Mapping[str, Any]],
+        tags: Sequence[str], *, all_contexts: bool,
+    ) -> Plan:  # fmt: skip
+        """What a write guard covers: resources with their cascades, scopes (a data type, or a mapping with it and
+        a context id) and tags."""
+        several = [target(t[0], t[1], (*t[2:], None, None, None)[:3]) for t in targets]
+        several += [_related({"data_type": s} if isinstance(s, str) else s, (None, None, None)) for s in scopes]
+        if several:
+            plan = self.targets(several, tenant_id, all_contexts=all_contexts)
+        else:
+            plan = Plan(self._keyspace.tags(tenant_id, tags)[0])
+        if tags:
+            marks = self.tags(tenant_id, tags)
+            plan.names += marks.names
+            plan.targets |= marks.targets
+        return plan
+
     def scope(self, tenant_id: object, data_type: str | None, contexts: Sequence[object]) -> Plan:
         """What an invalidation of a whole scope addresses."""
         shard, name = self._keyspace.scope(tenant_id, data_type, *contexts)

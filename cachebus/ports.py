@@ -68,11 +68,12 @@ class Leased(Enum):
     HIT = "hit"
     GRANTED = "granted"
     WAIT = "wait"
+    GUARDED = "guarded"
 
 
 class LeaseReply(NamedTuple):
     """A hit's record; or the lease, granted at `seq` (with the expired record, if one is kept for fail-safe); or how
-    long (`wait_ms`) another's lease lasts at most."""
+    long (`wait_ms`) another's lease lasts at most; or for how long the guard stands at least that ends first."""
 
     epoch: bytes
     seq: int
@@ -88,6 +89,8 @@ class Change(NamedTuple):
     seq: int
     stored: bool
     floor: int
+    expires_ms: int = 0
+    """When what was stored expires on the store's clock, where that is earlier than asked for."""
 
 
 class LogEntry(NamedTuple):
@@ -137,8 +140,11 @@ class Store(Protocol):
         """Records validated by the store itself; for a node whose own marks may be old."""
         ...
 
-    async def lease(self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False) -> LeaseReply:
-        """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record."""
+    async def lease(
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
+    ) -> LeaseReply:  # fmt: skip
+        """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. `tags`:
+        those that the load will give its record. Where a guard stands on any of it, neither."""
         ...
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
@@ -159,11 +165,19 @@ class Store(Protocol):
         """Remove records and leases, move the marks of scopes and tags, log and publish: one step, one seq."""
         ...
 
+    async def guard(
+        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+    ) -> Change:
+        """Invalidate, and put a token (16 characters) on all of these for at most `px_ms`; with 0 take it away. While
+        any token stands on a key or on what covers it, no record of it is stored and no lease granted."""
+        ...
+
     async def write(
         self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
         names: Sequence[str] = (), if_absent: bool = False,
     ) -> Change:  # fmt: skip
-        """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step."""
+        """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step. Under a
+        guard it only invalidates; with `if_absent` not even that."""
         ...
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:

@@ -223,7 +223,7 @@ class Reader:
         if shard.hides(began.applied, flight.names):
             return False
         now_s = self._clock()
-        return now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s
+        return now_s < flight.until_s and (now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s)
 
     def _vouched_s(self, key: Key) -> float:
         """How fresh a plain get sent now would be: as the marks that judge it, which the lease's probe brought."""
@@ -263,6 +263,12 @@ class Reader:
             counters.l2_hits += 1
             return Found(value, "l2")
         counters.misses += 1
+        if lease is not None and lease.outcome is Leased.GUARDED:
+            # What it covers may change at the source at any moment: no level may keep it, and who comes when the guard
+            # may be over must not join.
+            flight.until_s = filler.began_s + lease.wait_ms / 1000
+            self._node.counters.guarded_loads += 1
+            return filler.not_kept(await self._load(flight, key, load, rules))
         if lease is None:
             filler.reserve_alone()
             return await filler.keep_alone(await self._load(flight, key, load, rules))
@@ -332,7 +338,7 @@ class Reader:
             if extra is None or extra.version != version:
                 return Found(MISSING, None)
             reply = await filler.lease(refresh=True)
-            if reply.outcome is Leased.WAIT:
+            if reply.outcome is not Leased.GRANTED:
                 return Found(MISSING, None)
             self._node.counters.of(key.family.data_type).refreshes += 1
             try:

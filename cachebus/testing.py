@@ -85,8 +85,9 @@ class Fleet:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
         self.world = World(
-            self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len
-        )
+            self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len,
+            guard_max_s=self.settings.guard_max_s,
+        )  # fmt: skip
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()

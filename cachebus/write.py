@@ -61,7 +61,7 @@ class Writer:
                 self._forget(plan)  # cancelled: it may have happened
                 raise
         if change is None:
-            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
+            return self._waiting(plan)
         return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
     async def _deliver(self, plan: Plan, flags: int = 0) -> Change:
@@ -97,6 +97,48 @@ class Writer:
             self._node.counters.invalidations_repeated += len(lost)
             self._journal.repeated(shard, epoch, asked_s)
 
+    async def guard(self, plan: Plan, token: str, px_ms: int) -> Receipt:
+        """Invalidate, and have L2 keep nothing of it for `px_ms`; `InvalidationFailed` when that is not sure."""
+        self._node.counters.guards += 1
+        try:
+            if self.pending.holds_up(plan.shard):
+                await self.pending.make_way(plan.shard)
+            return self._receipt(plan, await self._guarded(plan, token, px_ms))
+        except L2Unavailable as error:
+            self._node.counters.l2_errors += 1
+            self._forget(plan)
+            raise InvalidationFailed(f"the guard is not sure to stand: {error}") from error
+        except BaseException:
+            self._forget(plan)
+            raise
+
+    async def unguard(self, plan: Plan, token: str, *, wait: bool = False) -> Receipt:
+        """Take the guard away, which invalidates once more; what `invalidate` raises, or a pending receipt. The guard
+        itself then ends by its time-out."""
+        change: Change | None
+        try:
+            change = await self._guarded(plan, token, 0, events.PROBE if wait else 0)
+        except L2Unavailable as error:
+            self._node.counters.l2_errors += 1
+            change = await self._queued(plan, error)
+        except BaseException:
+            self._forget(plan)
+            raise
+        if change is None:
+            return self._waiting(plan)
+        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+
+    async def _guarded(self, plan: Plan, token: str, px_ms: int, flags: int = 0) -> Change:
+        node = self._node
+        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, flags)
+        caller = node.caller(plan.shard)
+        change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
+        self._apply(plan, change)
+        self._journal.note(plan, change.epoch)
+        if not self._bus.in_store:
+            await self._publish(plan, change, body)
+        return change
+
     async def set(
         self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
         if_absent: bool = False, wait: bool = False,
@@ -123,14 +165,15 @@ class Writer:
         except BaseException:
             self._forget(plan)
             raise
-        if not change.stored:
+        if if_absent and not change.stored:
             return self._receipt(plan, change)
         self._apply(plan, change)
         self._journal.note(plan, change.epoch)
         if not self._bus.in_store:
             await self._publish(plan, change, body)
         record.epoch, record.seq = change.epoch, change.seq
-        if rules.l1:
+        record.expires_ms = change.expires_ms or record.expires_ms
+        if rules.l1 and change.stored:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
         return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
@@ -163,6 +206,10 @@ class Writer:
         if plan.names:
             self._node.void(plan.shard, "unknown")
             self._nudge(plan.shard)
+
+    @staticmethod
+    def _waiting(plan: Plan) -> Receipt:
+        return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
         """The receipt, once every other node has applied the change, or can't serve what it replaced."""

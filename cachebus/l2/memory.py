@@ -1,19 +1,18 @@
-"""L2 in the memory of one process: the twin of the scripts, for tests, trials and `memory://NAME`.
+"""A shard of L2 in the memory of one process: the twin of the scripts, for tests, trials and `memory://NAME`.
 
-`MemoryShard` does what the scripts do, synchronously, so it also serves as L2 in model checks.
+It does what the scripts do, synchronously, so it also serves as L2 in model checks.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from math import ceil
 
 from cachebus import event as events
 from cachebus import record as records
 from cachebus.clock import Clock
-from cachebus.errors import L2Unavailable
-from cachebus.keys import Key
+from cachebus.keys import Key, guard_name
 from cachebus.ports import Caller, Change, Leased, LeaseReply, LogEntry, ProbeReply, ReadReply, Register
 from cachebus.record import Record
 
@@ -28,17 +27,24 @@ def _no_listener(message: bytes) -> None:
 class MemoryShard:
     """One shard's state, and the operations on it; each is one atomic step."""
 
-    def __init__(self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000) -> None:
+    def __init__(
+        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, guard_max_s: float = 0.0
+    ) -> None:
         self.clock = clock
-        self.marks_max, self.log_max = marks_max, log_max
+        self.marks_max, self.log_max, self.guard_max_s = marks_max, log_max, guard_max_s
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
         self.publish: Callable[[bytes], None] = _no_listener
         self.new_epoch: Callable[[], bytes] = lambda: secrets.token_hex(8).encode()
+        self.born = float("-inf")
         self.wipe()
+        self.is_new = True
+        """Nobody has used it yet, so that no guard can have been lost."""
 
     def wipe(self) -> None:
         """FLUSHALL."""
+        self.is_new = False
+        self.guards: dict[str, dict[str, float]] = {}
         self.meta_server = ""
         self.epoch, self.seq, self.floor, self.marked = b"", 0, 0, 0
         self.marks: dict[str, int] = {}
@@ -58,6 +64,7 @@ class MemoryShard:
         if not self.epoch or self.meta_server != self.server or lost or len(self.marks) != self.marked:
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server, self.floor, self.marked = self.server, 0, 0
+            self.born, self.guards, self.is_new = self.born if self.is_new else self.clock(), {}, False
             self.marks, self.messages, self.nodes, self.register_name = {}, {}, {}, b""
         if caller.node:
             if not self.nodes:
@@ -109,9 +116,27 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             self.leases.pop(key.l2, None)
 
-    def put(self, key: Key, record: Record, px_ms: int) -> None:
-        """Store a record as it is."""
-        self.records[key.l2] = (record.encode(), self.clock() + px_ms / 1000 if px_ms else float("inf"))
+    def put(self, key: Key, record: Record, px_ms: int) -> Change:
+        """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have."""
+        now, most_ms, expires_ms = self.clock(), int(self.guard_max_s * 1000), 0
+        if now < self.born + self.guard_max_s:
+            px_ms = min(px_ms or most_ms, most_ms)
+            latest_ms = int(now * 1000) + most_ms
+            if not 0 < record.expires_ms <= latest_ms:
+                record.expires_ms = expires_ms = latest_ms
+        self.records[key.l2] = (record.encode(), now + px_ms / 1000 if px_ms else float("inf"))
+        return Change(self.epoch, self.seq, True, self.floor, expires_ms)
+
+    def guarded_ms(self, key: Key, tags: Sequence[str]) -> int | None:
+        """For how long the guard that ends first still stands on a key, its scopes or these tags; None without one."""
+        now = self.clock()
+        ends = [
+            end
+            for name in (guard_name(key), *key.names, *tags)
+            for end in self.guards.get(name, {}).values()
+            if end > now
+        ]
+        return ceil((min(ends) - now) * 1000) if ends else None
 
     # -- the scripts ------------------------------------------------------------------------------------------------
 
@@ -148,9 +173,14 @@ class MemoryShard:
         found = [self.stored(key) for key in keys]
         return ReadReply(self.epoch, self.seq, [hit[0] if hit else None for hit in found])
 
-    def lease(self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool) -> LeaseReply:
+    def lease(
+        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, tags: Sequence[str] = ()
+    ) -> LeaseReply:
         """See `Store.lease`."""
         self.arrive(caller)
+        left_ms = self.guarded_ms(key, tags)
+        if left_ms is not None:
+            return LeaseReply(self.epoch, self.seq, Leased.GUARDED, None, left_ms)
         hit = self.stored(key)
         if hit and not refresh and not self.expired(hit[1]):
             return LeaseReply(self.epoch, self.seq, Leased.HIT, hit[0], 0)
@@ -189,10 +219,10 @@ class MemoryShard:
             return Change(self.epoch, self.seq, False, self.floor)
         self._end_lease(key)
         now = self.stored(key) if over else None
-        if self.hidden(record, key.names) or (over and (now is None or now[1].version != over)):
+        refused = self.hidden(record, key.names) or self.guarded_ms(key, record.tags) is not None
+        if refused or (over and (now is None or now[1].version != over)):
             return Change(self.epoch, self.seq, False, self.floor)
-        self.put(key, record, px_ms)
-        return Change(self.epoch, self.seq, True, self.floor)
+        return self.put(key, record, px_ms)
 
     def invalidate(self, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes) -> Change:
         """See `Store.invalidate`."""
@@ -201,21 +231,37 @@ class MemoryShard:
         self.announce(names, body)
         return Change(self.epoch, self.seq, True, self.floor)
 
+    def guard(
+        self, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+    ) -> Change:
+        """See `Store.guard`."""
+        self.arrive(caller)
+        now = self.clock()
+        for name in (*map(guard_name, keys), *names):
+            tokens = {t: end for t, end in self.guards.pop(name, {}).items() if end > now and t != token}
+            if px_ms:
+                tokens[token] = now + px_ms / 1000
+            if tokens:
+                self.guards[name] = tokens
+        return self.invalidate(caller, keys, names, body)
+
     def write(
         self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes,
         others: Sequence[Key], names: Sequence[str], if_absent: bool,
     ) -> Change:  # fmt: skip
         """See `Store.write`."""
         self.arrive(caller)
+        guarded = self.guarded_ms(key, record.tags) is not None
         if if_absent:
             now = self.stored(key)
-            if now and not self.expired(now[1]):
+            if guarded or (now and not self.expired(now[1])):
                 return Change(self.epoch, self.seq, False, self.floor)
         self.forget([key, *others])
         self.announce(names, body)
+        if guarded:
+            return Change(self.epoch, self.seq, False, self.floor)
         record.epoch, record.seq = self.epoch, self.seq
-        self.put(key, record, px_ms)
-        return Change(self.epoch, self.seq, True, self.floor)
+        return self.put(key, record, px_ms)
 
     def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
         """See `Store.counter`."""
@@ -243,123 +289,3 @@ class MemoryShard:
         """See `Store.log`."""
         newer = sorted(seq for seq in self.messages if seq > after)[:count]
         return [LogEntry(seq, self.messages[seq]) for seq in newer]
-
-
-class MemoryShards(Sequence[MemoryShard]):
-    """All shards of one memory store; `away` plays an outage: every operation then raises `L2Unavailable`."""
-
-    def __init__(self, shards: Sequence[MemoryShard]) -> None:
-        self._shards = tuple(shards)
-        self.away = False
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    @overload
-    def __getitem__(self, index: int) -> MemoryShard: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[MemoryShard]: ...
-
-    def __getitem__(self, index: int | slice) -> MemoryShard | Sequence[MemoryShard]:
-        if self.away:
-            raise L2Unavailable("the memory store is away")
-        return self._shards[index]
-
-
-async def _answered(data: bytes | None) -> bytes | None:
-    return data
-
-
-class MemoryStore:
-    """A `Store` over `MemoryShards`, which several caches of a process may share."""
-
-    def __init__(self, shards: MemoryShards) -> None:
-        self._shards = shards
-        self._open = False
-        self.checked = [False] * len(shards)
-        """By shard: whether a probe has been answered since the last outage."""
-
-    @property
-    def connected(self) -> bool:
-        """Whether the store can be reached."""
-        return self._open and not self._shards.away
-
-    async def connect(self) -> None:
-        """See `Store.connect`."""
-        if self._shards.away:
-            raise L2Unavailable("the memory store is away")
-        self._open = True
-
-    async def close(self) -> None:
-        """The shards stay, for others that share them."""
-        self._open = False
-        self.checked = [False] * len(self.checked)
-
-    def _shard(self, index: int) -> MemoryShard:
-        if not self._open:
-            raise L2Unavailable("not connected to the memory store")
-        return self._shards[index]
-
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
-        """See `Store.probe`."""
-        self.checked[shard] = False
-        reply = self._shard(shard).probe(caller, marks)
-        self.checked[shard] = True
-        return reply
-
-    async def register(self, shard: int, caller: Caller) -> Register:
-        """See `Store.register`."""
-        return self._shard(shard).register(caller)
-
-    async def leave(self, shard: int, caller: Caller) -> None:
-        """See `Store.leave`."""
-        self._shard(shard).leave(caller)
-
-    def get(self, key: Key) -> Awaitable[bytes | None]:
-        """See `Store.get`."""
-        # Asked at once, and a store that is away raises here: of many gets none must be left that nobody awaits.
-        return _answered(self._shard(key.shard).get(key))
-
-    async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
-        """See `Store.read`."""
-        return self._shard(shard).read(caller, keys)
-
-    async def lease(self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False) -> LeaseReply:
-        """See `Store.lease`."""
-        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh)
-
-    def extend(self, key: Key, token: str, px_ms: int) -> None:
-        """See `Store.extend`."""
-        if self.connected:  # else the lease ends by its px
-            self._shard(key.shard).hold(key, token, px_ms)
-
-    def release(self, key: Key, token: str) -> None:
-        """See `Store.release`."""
-        if self.connected:
-            self._shard(key.shard).hold(key, token, 0)
-
-    async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
-        """See `Store.fill`."""
-        return self._shard(key.shard).fill(key, caller, token, record, px_ms, over)
-
-    async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
-    ) -> Change:
-        """See `Store.invalidate`."""
-        return self._shard(shard).invalidate(caller, keys, names, body)
-
-    async def write(
-        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
-        names: Sequence[str] = (), if_absent: bool = False,
-    ) -> Change:  # fmt: skip
-        """See `Store.write`."""
-        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
-
-    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
-        """See `Store.counter`."""
-        return self._shard(key.shard).counter(key, caller, amount, request, expires_ms)
-
-    async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
-        """See `Store.log`."""
-        return self._shard(shard).log(after, count)

@@ -15,7 +15,7 @@ from typing import Any
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
-from cachebus.keys import Key
+from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redirect import Follower, as_command, leads_elsewhere
 from cachebus.ports import (
@@ -34,14 +34,18 @@ from cachebus.resp import Links, Route, Script
 
 PRUNE_EVERY_S = 10.0
 SILENT_US = 60_000_000
-_SCRIPTS = ("probe", "register", "leave", "read", "lease", "hold", "fill", "invalidate", "write", "counter")
+_SCRIPTS = ("probe", "register", "leave", "read", "lease", "hold", "fill", "invalidate", "guard", "write", "counter")
+_UNDER_GUARDS = ("lease", "fill", "write")
 
 
 def load_scripts() -> dict[str, Script]:
     """The scripts by name, each with the common prologue in front."""
     folder = files("cachebus.l2") / "scripts"
-    prologue = (folder / "_prologue.lua").read_text()
-    return {name: Script(prologue + (folder / f"{name}.lua").read_text()) for name in _SCRIPTS}
+    prologue, guards = (folder / "_prologue.lua").read_text(), (folder / "_guards.lua").read_text()
+    return {
+        name: Script(prologue + (guards if name in _UNDER_GUARDS else "") + (folder / f"{name}.lua").read_text())
+        for name in _SCRIPTS
+    }
 
 
 class RedisStore:
@@ -59,9 +63,11 @@ class RedisStore:
         clock: Clock,
         marks_max: int,
         log_max: int,
+        guard_max_s: float = 0.0,
     ) -> None:
         self._clock = clock
         self._scripts = load_scripts()
+        self._guard_max_ms = str(int(guard_max_s * 1000))
         self._names = [ShardNames(namespace, shard) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}", str(marks_max), str(log_max)
@@ -169,10 +175,12 @@ class RedisStore:
         reply = await self._run("read", shard, caller, [names.record(key) for key in keys], args)
         return ReadReply(reply[0], reply[1], reply[2:])
 
-    async def lease(self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False) -> LeaseReply:
+    async def lease(
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
+    ) -> LeaseReply:
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
-        args = [token, str(px_ms), "1" if refresh else "0", *key.names]
+        args = [token, str(px_ms), "1" if refresh else "0", key.l1, str(len(key.names)), *key.names, *tags]
         epoch, seq, outcome, record, wait_ms = await self._run(
             "lease", key.shard, caller, [names.record(key), names.lease(key)], args
         )
@@ -206,17 +214,26 @@ class RedisStore:
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""
         names = self._names[key.shard]
-        args = [token, record.encode(), str(px_ms), over, key.l1, *key.names]
-        epoch, seq, stored, floor = await self._run(
+        args = [token, record.encode(), str(px_ms), over, key.l1, self._guard_max_ms, *key.names]
+        epoch, seq, stored, floor, expires_ms = await self._run(
             "fill", key.shard, caller, [names.record(key), names.lease(key)], args
         )
-        return Change(epoch, seq, bool(stored), floor)
+        return Change(epoch, seq, bool(stored), floor, expires_ms)
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
         epoch, seq, _, floor = await self._run("invalidate", shard, caller, self._gone(shard, keys), [body, *names])
+        return Change(epoch, seq, True, floor)
+
+    async def guard(
+        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+    ) -> Change:
+        """Invalidate, and put a token on what is invalidated, or take it away."""
+        guarded = [*map(guard_name, keys), *names]
+        args = [body, token, str(px_ms), str(len(names)), *names, *guarded]
+        epoch, seq, _, floor = await self._run("guard", shard, caller, self._gone(shard, keys), args)
         return Change(epoch, seq, True, floor)
 
     async def write(
@@ -228,9 +245,12 @@ class RedisStore:
         own = self._names[key.shard]
         keys = [own.record(key), own.lease(key), *self._gone(key.shard, others)]
         scopes = key.names
-        args = ["1" if if_absent else "0", str(len(scopes)), data[:4], data[28:], str(px_ms), body, *scopes, *names]
-        epoch, seq, stored, floor = await self._run("write", key.shard, caller, keys, args)
-        return Change(epoch, seq, bool(stored), floor)
+        args = [
+            "1" if if_absent else "0", str(len(scopes)), data[:4], data[28:], str(px_ms), body, key.l1,
+            self._guard_max_ms, *scopes, *names,
+        ]  # fmt: skip
+        epoch, seq, stored, floor, expires_ms = await self._run("write", key.shard, caller, keys, args)
+        return Change(epoch, seq, bool(stored), floor, expires_ms)
 
     def _gone(self, shard: int, keys: Sequence[Key]) -> list[str]:
         names = self._names[shard]

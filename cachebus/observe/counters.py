@@ -58,6 +58,7 @@ class Counters:
         self.holes = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
         self.invalidations = self.invalidations_failed = self.invalidations_repeated = 0
+        self.guards = self.guards_left = self.guarded_loads = 0
         self.pending_delivered = self.pending_lost = 0
         self.records_corrupt = self.l2_errors = self.reconnects = 0
         self.flushes: dict[str, int] = {}

@@ -124,6 +124,12 @@ class Stats:
     """Those of them that are not sure to have happened: the call raised."""
     invalidations_repeated: int
     """Said again to L2 after it began another epoch, since what acknowledged them may have been deposed by then."""
+    guards: int
+    """Write guards put up."""
+    guards_left: int
+    """Those of them that were left standing to their time-out, by an exception in their block or a long one."""
+    guarded_loads: int
+    """Loads whose value nobody could keep, for somebody's guard."""
     pending: int
     """Invalidations that wait for L2 now."""
     pending_delivered: int

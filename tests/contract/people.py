@@ -73,9 +73,16 @@ class Person:
             seq=lease.seq if lease else self.caller.applied,
         )  # fmt: skip
 
-    async def lease(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
+    async def lease(
+        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, tags: Sequence[str] = ()
+    ) -> LeaseReply:
         """Ask to fill a key."""
-        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh)
+        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, tags=tags)
+
+    async def guard(self, *keys: Key, names: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS) -> Change:
+        """Put a guard up; with `px_ms` 0 take it away."""
+        told = body(keys, names, self.caller.node)
+        return await self.store.guard(0, self.caller, keys, names, token, px_ms, told)
 
     async def granted(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
         """The lease on a key, which must be free."""

@@ -10,7 +10,8 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.groups import ClusterGroup, ask
 from cachebus.clock import monotonic
 from cachebus.keys import Key
-from cachebus.l2.memory import MemoryShard, MemoryShards, MemoryStore
+from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Store
@@ -37,8 +38,8 @@ async def until(met: Callable[[], Awaitable[object]]) -> object:
 class StoreRig(ABC):
     """A store's data, and as many stores over it as there are nodes."""
 
-    def __init__(self, marks_max: int, log_max: int) -> None:
-        self.marks_max, self.log_max = marks_max, log_max
+    def __init__(self, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
+        self.marks_max, self.log_max, self.guard_max_s = marks_max, log_max, guard_max_s
         self.messages: list[bytes] = []
         """What shard 0 has published, in order of arrival."""
         self.stores: list[Store] = []
@@ -117,7 +118,8 @@ class MemoryRig(StoreRig):
     """The twin."""
 
     async def begin(self) -> None:
-        self.shards = [MemoryShard(monotonic, marks_max=self.marks_max, log_max=self.log_max) for _ in range(SHARDS)]
+        limits = {"marks_max": self.marks_max, "log_max": self.log_max, "guard_max_s": self.guard_max_s}
+        self.shards = [MemoryShard(monotonic, **limits) for _ in range(SHARDS)]
         self.shard = self.shards[0]
         self.shard.publish = self.messages.append
 
@@ -163,8 +165,8 @@ class RedisRig(StoreRig):
 
     names = ShardNames(NAMESPACE, 0)
 
-    def __init__(self, url: str, marks_max: int, log_max: int) -> None:
-        super().__init__(marks_max, log_max)
+    def __init__(self, url: str, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
+        super().__init__(marks_max, log_max, guard_max_s)
         self.address: Address = parse_address(url)
         self.redis: Connection
         """For commands of the test's own."""
@@ -193,6 +195,7 @@ class RedisRig(StoreRig):
         return RedisStore(
             self.route(shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
+            guard_max_s=self.guard_max_s,
         )  # fmt: skip
 
     async def end(self) -> None:

@@ -66,6 +66,7 @@ class Author:
         verbs = {
             self.probe: 6, self.read: 10, self.get: 4, self.lease: 20, self.fill: 20, self.hold: 5, self.invalidate: 9,
             self.write: 10, self.counter: 5, self.log: 3, self.leave: 2, self.plant: 4, self.lose: 1, self.register: 3,
+            self.guard: 4,
         }  # fmt: skip
         (verb,) = self.dice.choices(list(verbs), list(verbs.values()))
         return verb()
@@ -113,6 +114,7 @@ class Author:
         return Step("lease", {
             "key": self.dice.choice(KEYS), "caller": self.caller(), "token": self.dice.choice(TOKENS),
             "px_ms": self.dice.choice([40_000, 80_000]), "refresh": self.dice.random() < 0.5,
+            "tags": self.some(NAMES[-3:], 1),
         })  # fmt: skip
 
     def fill(self) -> Step:
@@ -140,6 +142,12 @@ class Author:
             "key": self.dice.choice(KEYS), "caller": self.caller(), "record": self.record(-1, 0),
             "px_ms": self.dice.choice([0, 100_000]), "others": self.some(KEYS, 2), "names": self.some(NAMES, 2),
             "if_absent": self.dice.random() < 0.4,
+        })  # fmt: skip
+
+    def guard(self) -> Step:
+        return Step("guard", {
+            "caller": self.caller(), "keys": self.some(KEYS), "names": self.some(NAMES, 3),
+            "token": self.dice.choice("gh") * 16, "px_ms": self.dice.choice([0, 0, 40_000, 80_000]),
         })  # fmt: skip
 
     def counter(self) -> Step:
@@ -211,7 +219,7 @@ class Side:
             args["caller"] = Caller(told["node"], told["applied"], self.epoch(told["epoch"]))
         if "record" in args:
             args["record"] = self.record(args["record"])
-        if step.verb == "invalidate":
+        if step.verb in ("invalidate", "guard"):
             args["body"] = body(args["keys"], args["names"])
         elif step.verb == "write":
             args["body"] = body([args["key"], *args["others"]], args["names"])

@@ -425,11 +425,11 @@ async def test_a_pending_receipt_stands_for_nothing_yet(pair: list[Cache]) -> No
         await pair[0].get("config", "x", tenant_id="acme", after=receipt)
 
 
-async def test_a_ttl_reaches_the_server(pair: list[Cache], redis_server: Any) -> None:
-    a = pair[0]
-    await a.set("config", "short", 1, tenant_id="acme", ttl=60)
-    await a.set("config", "long", 1, tenant_id="acme", ttl=TTL_PERMANENT)
-    await a.set("config", "usual", 1, tenant_id="acme")
+async def test_a_ttl_reaches_the_server(redis_server: Any) -> None:
+    async with nodes(redis_server.url, 1, guard_max_s=0) as (a,):
+        await a.set("config", "short", 1, tenant_id="acme", ttl=60)
+        await a.set("config", "long", 1, tenant_id="acme", ttl=TTL_PERMANENT)
+        await a.set("config", "usual", 1, tenant_id="acme")
     names = ["{cachebus:0}:r:acme:config:" + name for name in ("short", "long", "usual")]
     short, long, usual = (int(redis_server.command("PTTL", name)[1:]) for name in names)
     assert 50_000 < short <= 60_000

@@ -21,7 +21,8 @@ ELSEWHERE = Caller("", 0, b"")
 """Somebody who is no node: a producer."""
 _PARTS = {
     "clock", "marks_max", "log_max", "server", "publish", "new_epoch", "meta_server", "epoch", "seq", "floor", "marked",
-    "marks", "messages", "nodes", "register_name", "records", "leases", "counters", "requests",
+    "marks", "messages", "nodes", "register_name", "records", "leases", "counters", "requests", "guards",
+    "born", "is_new", "guard_max_s",
 }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ class L2:
         shard.register_name = vault.register
         if not self._lines:
             shard.nodes = {"": (0, NOW)}
-        shard.counters, shard.requests = {}, {}
+        shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
         self._epochs = vault.epochs
         self._sent.clear()
 

@@ -92,8 +92,8 @@ class HandStore:
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
 
-    async def lease(self, key, caller, token, px_ms, *, refresh=False):
-        return await Ask("lease", key, caller, token, px_ms, refresh)
+    async def lease(self, key, caller, token, px_ms, *, refresh=False, tags=()):
+        return await Ask("lease", key, caller, token, px_ms, refresh, tuple(tags))
 
     async def fill(self, key, caller, token, record, px_ms, over):
         return await Ask("fill", key, caller, token, record, px_ms, over)

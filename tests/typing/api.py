@@ -20,6 +20,7 @@ from cachebus import (
     Receipt,
     Settings,
     Stats,
+    WriteGuard,
     cached,
     configure,
     current_cache,
@@ -35,6 +36,7 @@ from cachebus import (
     serialize_for_cache,
     track_cache_metrics,
     with_context,
+    write_guard,
 )
 from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
 from producers import DirectProducer
@@ -105,6 +107,14 @@ async def verbs(settings: Settings) -> None:
         assert_type(stats.types["config"].loads, int)
         assert_type(stats.shards[0].lease_left_s, float)
         cache.on_applied = on_applied
+        async with cache.write_guard(
+            [("config", "x"), ("config", 7, "a")], "acme", scopes=["page", {"data_type": "page", "agent_id": "a"}],
+            tags=["t"], timeout_s=9, db_timeout_s=5, wait="nodes",
+        ) as guard:  # fmt: skip
+            assert_type(guard, WriteGuard)
+        assert_type(guard.receipt, Receipt)
+        assert_type(write_guard([("config", "x")], "acme"), WriteGuard)
+        assert_type(CacheManager.write_guard(tags=["t"]), WriteGuard)
         await cache.probe()
         assert_type(await cache.drain(1.5), bool)
         assert_type(stats.pending, int)

@@ -49,12 +49,14 @@ async def test_what_lies_in_redis(store: RedisStore, redis: Connection) -> None:
     info = await redis.call("INFO", "replication")
     found = mapping(await redis.call("HGETALL", "{prod:0}:meta"))
     assert found[b"register"] == probe.register != b""
+    assert 0 <= probe.server_us - int(found[b"born"]) < 60_000_000
     assert found == {
         b"server": info.split(b"master_replid:")[1][:40],
         b"epoch": probe.epoch,
         b"seq": b"2",
         b"floor": b"0",
         b"marks": b"1",
+        b"born": found[b"born"],
         b"register": found[b"register"],
         b"facts": b"protocol=1 shards=1 bus=redis",
     }

@@ -28,7 +28,8 @@ if not seq or meta[1] ~= server or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq
     or not floor or redis.pcall('ZCARD', MARKS) ~= marked then
   epoch, seq, floor, marked = ARGV[4], math.max(seq or 0, tonumber(ARGV[2])) + 1, 0, 0
   redis.call('DEL', META, MARKS, LOG, NODES)
-  redis.call('HSET', META, 'server', server, 'epoch', epoch, 'seq', int(seq), 'floor', 0, 'marks', 0, 'facts', ARGV[5])
+  redis.call('HSET', META, 'server', server, 'epoch', epoch, 'seq', int(seq), 'floor', 0, 'marks', 0, 'facts', ARGV[5],
+    'born', int(now_us))
 end
 if ARGV[1] ~= '' then
   -- How far it is in *this* epoch: one that stands in an older one, however far there, has applied nothing of this.

@@ -1,0 +1,89 @@
+"""The write guard: between a database's commit and the invalidation that tells of it a process may die.
+
+Before the transaction the guard invalidates, and leaves its token on everything that the write replaces. While it
+stands nobody caches any of that: whoever reads reads the source. Leaving the block in order takes the token away and
+invalidates once more. Killed anywhere in between, the process leaves a token that ends by itself, later than the
+database would have let the transaction commit: nothing older than the commit was kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+from types import TracebackType
+from typing import Self
+
+from loguru import logger
+
+from cachebus.clock import Clock
+from cachebus.errors import ConfigError
+from cachebus.node import Node
+from cachebus.plan import Plan
+from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.settings import Settings
+from cachebus.write import Writer
+
+MARGIN_S = 1.0
+
+
+def guard_time_s(settings: Settings, timeout_s: float | None, db_timeout_s: float | None) -> float:
+    """For how long a guard stands at most; `ConfigError` where that can't keep the promise."""
+    db_s = settings.db_timeout_s if db_timeout_s is None else db_timeout_s
+    if db_s is None:
+        raise ConfigError(
+            "a write guard must outlast the transaction: say how long the database lets one live, by db_timeout_s "
+            "(CACHEBUS_DB_TIMEOUT_S), and see that the database holds to it (as by transaction_timeout)"
+        )
+    bound_s = settings.staleness_bound_s
+    wanted_s = db_s + bound_s + MARGIN_S if timeout_s is None else timeout_s
+    if not max(db_s, bound_s) < wanted_s <= settings.guard_max_s:
+        raise ConfigError(
+            f"a write guard of {wanted_s:g} s: timeout_s must exceed db_timeout_s ({db_s:g}) and staleness_bound_s "
+            f"({bound_s:g}), and may not exceed guard_max_s ({settings.guard_max_s:g}, CACHEBUS_GUARD_MAX_S), "
+            "which all nodes must share"
+        )
+    return wanted_s
+
+
+class WriteGuard:
+    """`async with cache.write_guard(...) as guard:` around a transaction; see `Cache.write_guard`."""
+
+    def __init__(
+        self, writer: Writer, node: Node, plan: Plan, time_s: float, clock: Clock, *, wait: bool, enabled: bool
+    ) -> None:
+        self._writer = writer
+        self._node = node
+        self._plan = plan
+        self._time_s = time_s
+        self._clock = clock
+        self._wait = wait
+        self._enabled = enabled
+        self._began_s = 0.0
+        self._token = ""
+        self.receipt: Receipt = NOTHING_DONE
+        """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
+
+    async def __aenter__(self) -> Self:
+        if not self._enabled:
+            return self
+        if self._token:
+            raise ConfigError("a write guard is for one block: ask for another one")
+        self._token = secrets.token_hex(8)
+        # From before it is asked for: whatever time the answer takes is time in which the guard may have stood.
+        self._began_s = self._clock()
+        self.receipt = await self._writer.guard(self._plan, self._token, int(self._time_s * 1000))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._enabled:
+            return
+        if kind is not None:
+            # A COMMIT that raised, or was cancelled, may have happened, or may yet: only time tells.
+            self._node.counters.guards_left += 1
+            logger.info("a write guard is left standing, for {}", kind.__name__)
+            return
+        if self._clock() - self._began_s >= self._time_s:
+            self._node.counters.guards_left += 1
+            logger.warning("a block outlasted its write guard of {:g} s: had this process died, no guard", self._time_s)
+        self.receipt = await self._writer.unguard(self._plan, self._token, wait=self._wait)

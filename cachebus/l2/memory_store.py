@@ -1,0 +1,140 @@
+"""The store over shards in memory: the twin of the one on Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import overload
+
+from cachebus.errors import L2Unavailable
+from cachebus.keys import Key
+from cachebus.l2.memory import MemoryShard
+from cachebus.ports import Caller, Change, LeaseReply, LogEntry, ProbeReply, ReadReply, Register
+from cachebus.record import Record
+
+
+class MemoryShards(Sequence[MemoryShard]):
+    """All shards of one memory store; `away` plays an outage: every operation then raises `L2Unavailable`."""
+
+    def __init__(self, shards: Sequence[MemoryShard]) -> None:
+        self._shards = tuple(shards)
+        self.away = False
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, index: int) -> MemoryShard: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[MemoryShard]: ...
+
+    def __getitem__(self, index: int | slice) -> MemoryShard | Sequence[MemoryShard]:
+        if self.away:
+            raise L2Unavailable("the memory store is away")
+        return self._shards[index]
+
+
+async def _answered(data: bytes | None) -> bytes | None:
+    return data
+
+
+class MemoryStore:
+    """A `Store` over `MemoryShards`, which several caches of a process may share."""
+
+    def __init__(self, shards: MemoryShards) -> None:
+        self._shards = shards
+        self._open = False
+        self.checked = [False] * len(shards)
+        """By shard: whether a probe has been answered since the last outage."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store can be reached."""
+        return self._open and not self._shards.away
+
+    async def connect(self) -> None:
+        """See `Store.connect`."""
+        if self._shards.away:
+            raise L2Unavailable("the memory store is away")
+        self._open = True
+
+    async def close(self) -> None:
+        """The shards stay, for others that share them."""
+        self._open = False
+        self.checked = [False] * len(self.checked)
+
+    def _shard(self, index: int) -> MemoryShard:
+        if not self._open:
+            raise L2Unavailable("not connected to the memory store")
+        return self._shards[index]
+
+    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+        """See `Store.probe`."""
+        self.checked[shard] = False
+        reply = self._shard(shard).probe(caller, marks)
+        self.checked[shard] = True
+        return reply
+
+    async def register(self, shard: int, caller: Caller) -> Register:
+        """See `Store.register`."""
+        return self._shard(shard).register(caller)
+
+    async def leave(self, shard: int, caller: Caller) -> None:
+        """See `Store.leave`."""
+        self._shard(shard).leave(caller)
+
+    def get(self, key: Key) -> Awaitable[bytes | None]:
+        """See `Store.get`."""
+        # Asked at once, and a store that is away raises here: of many gets none must be left that nobody awaits.
+        return _answered(self._shard(key.shard).get(key))
+
+    async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
+        """See `Store.read`."""
+        return self._shard(shard).read(caller, keys)
+
+    async def lease(
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
+    ) -> LeaseReply:
+        """See `Store.lease`."""
+        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, tags)
+
+    def extend(self, key: Key, token: str, px_ms: int) -> None:
+        """See `Store.extend`."""
+        if self.connected:  # else the lease ends by its px
+            self._shard(key.shard).hold(key, token, px_ms)
+
+    def release(self, key: Key, token: str) -> None:
+        """See `Store.release`."""
+        if self.connected:
+            self._shard(key.shard).hold(key, token, 0)
+
+    async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
+        """See `Store.fill`."""
+        return self._shard(key.shard).fill(key, caller, token, record, px_ms, over)
+
+    async def invalidate(
+        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+    ) -> Change:
+        """See `Store.invalidate`."""
+        return self._shard(shard).invalidate(caller, keys, names, body)
+
+    async def guard(
+        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+    ) -> Change:
+        """See `Store.guard`."""
+        return self._shard(shard).guard(caller, keys, names, token, px_ms, body)
+
+    async def write(
+        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
+        names: Sequence[str] = (), if_absent: bool = False,
+    ) -> Change:  # fmt: skip
+        """See `Store.write`."""
+        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
+
+    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
+        """See `Store.counter`."""
+        return self._shard(key.shard).counter(key, caller, amount, request, expires_ms)
+
+    async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
+        """See `Store.log`."""
+        return self._shard(shard).log(after, count)

@@ -1,0 +1,185 @@
+"""Write guards: while one stands nothing that it covers is stored, whoever asks; and what a takeover makes of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus.keys import Key
+from cachebus.ports import Change, Leased
+from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag
+from tests.contract.rig import RedisRig, StoreRig, until
+
+OTHER = "h" * 16
+
+
+async def allows(person: Person, what: Key, *, tags: tuple[str, ...] = ()) -> bool:
+    """Whether a lease is granted."""
+    reply = await person.lease(what, "probe", tags=tags, refresh=True)
+    if reply.outcome is Leased.GRANTED:
+        person.store.release(what, "probe")
+    assert reply.outcome in (Leased.GRANTED, Leased.GUARDED)
+    return reply.outcome is Leased.GRANTED
+
+
+async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await bob.loaded(key())
+    await bob.loaded(key("s"), tags=[tag("t")])
+    assert await ann.guard(key(), names=[tag("t")]) == Change(ann.caller.epoch, 2, True, 0)
+    assert await bob.read(key(), key("s")) == [None, None]
+    assert len(await rig.heard(1)) == 1
+    assert (await bob.probe()).marks == {tag("t"): 2}
+    assert [entry.seq for entry in await bob.store.log(0, 0, 9)] == [2]
+
+
+@pytest.mark.parametrize("name", ["key", "its type", "its tenant", "its id in every context", "its context", "its tag"])
+async def test_while_it_stands_nothing_that_it_covers_is_leased(ann: Person, bob: Person, name: str) -> None:
+    what = key("r", agent_id="a7")
+    names = {
+        "key": [], "its type": [scope("doc")], "its tenant": [scope()], "its context": [scope("doc", agent_id="a7")],
+        "its id in every context": [next(n for n in what.names if n.startswith("I"))], "its tag": [tag("t")],
+    }[name]  # fmt: skip
+    keys = [what] if name == "key" else []
+    await ann.guard(*keys, names=names)
+    refused = await bob.lease(what, tags=[tag("t")])
+    assert (refused.outcome, refused.record) == (Leased.GUARDED, None)
+    assert LONG_MS - 5_000 < refused.wait_ms <= LONG_MS
+    assert (await bob.lease(what, tags=[tag("t")], refresh=True)).outcome is Leased.GUARDED
+    elsewhere = key("other", data_type="other")
+    assert await allows(bob, elsewhere, tags=(tag("u"),)) == (name != "its tenant")
+    await ann.guard(*keys, names=names, px_ms=0)
+    assert await allows(bob, what, tags=(tag("t"),))
+
+
+async def test_a_load_that_was_leased_before_is_not_stored(ann: Person, bob: Person) -> None:
+    lease = await bob.granted(key())
+    wide = await bob.granted(key("wide"), "w")
+    await ann.guard(key(), names=[scope("doc")])
+    assert not (await bob.fill(key(), bob.record(b"old", lease))).stored
+    assert not (await bob.fill(key("wide"), bob.record(b"old", wide), "w")).stored
+    await ann.guard(key(), names=[scope("doc")], px_ms=0)
+    assert not (await bob.fill(key("wide"), bob.record(b"old", wide), "w")).stored
+    assert await bob.read(key(), key("wide")) == [None, None]
+
+
+async def test_a_load_that_turns_out_to_carry_a_guarded_tag_is_not_stored(ann: Person, bob: Person) -> None:
+    await ann.guard(names=[tag("t")])
+    lease = await bob.granted(key())
+    assert not (await bob.fill(key(), bob.record(b"old", lease, tags=[tag("u"), tag("t")]))).stored
+    assert await bob.read(key()) == [None]
+
+
+async def test_a_write_under_a_guard_stores_nothing_and_invalidates(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.guard(key())
+    await bob.loaded(key("dependent"))
+    change = await bob.write(key(), others=[key("dependent")], names=[scope("page")])
+    assert change == Change(ann.caller.epoch, 3, False, 0)
+    assert await bob.read(key(), key("dependent")) == [None, None]
+    assert len(await rig.heard(2)) == 2
+    assert (await ann.probe()).marks == {scope("page"): 3}
+    await ann.guard(key(), px_ms=0)
+    assert (await bob.write(key())).stored
+
+
+async def test_a_write_with_a_guarded_tag_stores_nothing(ann: Person, bob: Person) -> None:
+    await ann.guard(names=[tag("t")])
+    assert not (await bob.write(key(), tags=[tag("t")])).stored
+    assert (await bob.write(key(), tags=[tag("u")])).stored
+
+
+async def test_adding_under_a_guard_does_nothing_at_all(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await ann.guard(key())
+    assert await bob.write(key(), if_absent=True) == Change(ann.caller.epoch, 2, False, 0)
+    assert len(await rig.heard(1)) == 1
+
+
+async def test_each_token_stands_for_itself(ann: Person, bob: Person) -> None:
+    await ann.guard(key())
+    await bob.guard(key(), token=OTHER)
+    await ann.guard(key(), px_ms=0)
+    assert not await allows(bob, key())
+    await ann.guard(key(), px_ms=0)
+    assert not await allows(bob, key()), "taken away twice is taken away once"
+    await bob.guard(key(), token=OTHER, px_ms=0)
+    assert await allows(bob, key())
+
+
+async def test_a_guard_of_a_scope_and_one_of_a_key_in_it(ann: Person, bob: Person) -> None:
+    await ann.guard(names=[scope("doc")])
+    await bob.guard(key(), token=OTHER)
+    await ann.guard(names=[scope("doc")], px_ms=0)
+    assert not await allows(bob, key())
+    assert await allows(bob, key("other"))
+    await ann.guard(names=[scope("doc")])
+    await bob.guard(key(), token=OTHER, px_ms=0)
+    assert not await allows(bob, key())
+
+
+async def test_taking_it_away_invalidates_in_any_case(rig: StoreRig, ann: Person, bob: Person) -> None:
+    await bob.loaded(key())
+    assert await ann.guard(key(), px_ms=0) == Change(ann.caller.epoch, 2, True, 0)
+    assert await bob.read(key()) == [None]
+
+
+async def test_it_ends_by_itself_and_the_first_to_end_is_told(ann: Person, bob: Person) -> None:
+    await ann.guard(key())
+    await bob.guard(key(), names=[scope("doc")], token=OTHER, px_ms=SHORT_MS * 10)
+    reply = await bob.lease(key())
+    assert (reply.outcome, 0 < reply.wait_ms <= SHORT_MS * 10) == (Leased.GUARDED, True)
+
+    async def over() -> bool:
+        return await allows(ann, key("other"))
+
+    await until(over)
+    assert (await bob.lease(key())).wait_ms > SHORT_MS * 10, "the other one stands"
+
+
+async def test_what_guards_leave_behind_is_swept(redis: RedisRig) -> None:
+    ann = await Person(await redis.store(), "ann").attach()
+    before = await redis.redis.call("HLEN", redis.names.own[0])
+    for n in range(20):
+        await ann.guard(key(str(n)), names=[scope("doc")], px_ms=SHORT_MS)
+
+    async def over() -> bool:
+        return await allows(ann, key())
+
+    await until(over)
+    await ann.guard(key("last"))
+    assert await redis.redis.call("HLEN", redis.names.own[0]) == before + 2, "the one, and until when there are any"
+    await ann.guard(key("last"), px_ms=0)
+    assert await redis.redis.call("HLEN", redis.names.own[0]) == before + 1
+
+
+@pytest.mark.parametrize("loss", ["flush", "lose_meta", "another_server"])
+@pytest.mark.limits(guard_max_s=60.0)
+async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_than_they_might_have(
+    rig: StoreRig, ann: Person, bob: Person, loss: str
+) -> None:
+    await ann.guard(key())
+    await getattr(rig, loss)()
+    await bob.probe()
+    lease = await bob.granted(key())
+    change = await bob.fill(key(), bob.record(b"v", lease))
+    assert change.stored
+    assert 50_000 < change.expires_ms - bob.now_ms <= 61_000
+    (data,) = await bob.read(key())
+    assert data is not None
+    assert int.from_bytes(data[52:60], "big") == change.expires_ms
+    change = await bob.write(key("w"), lives_ms=3_600_000, px_ms=3_600_000)
+    assert 50_000 < change.expires_ms - bob.now_ms <= 61_000
+    assert (await bob.write(key("short"), lives_ms=5_000, px_ms=5_000)).expires_ms == 0
+    if isinstance(rig, RedisRig):
+        for one in ("r", "w"):
+            assert 50_000 < await rig.redis.call("PTTL", rig.names.record(key(one))) <= 60_000
+
+
+@pytest.mark.limits(guard_max_s=0.05)
+async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(
+    rig: StoreRig, ann: Person
+) -> None:
+    await rig.another_server()
+    await ann.probe()
+
+    async def unbounded() -> bool:
+        return not (await ann.write(key())).expires_ms
+
+    await until(unbounded)
