@@ -163,6 +163,15 @@ class Nodes:
         vouched = view.valid - BOUND if view.valid > 0 else None
         return Began(view.epoch, view.count, view.applied, 0.0, vouched)
 
+    def called(self, core: int, key: int) -> int:
+        """The seq by which a load that begins now without L2 goes: as new as all that this node knows of its key."""
+
+        def step() -> int:
+            self._thaw(core)
+            return self._rig.called(key)
+
+        return self._once("called", step, core, key)
+
     def asks(self, core: int, what: str, *arguments: object, checked: bool = True) -> Request:
         """The question with which something begins, or goes on: "read" key after, "lease" key, "fill" flight, "write"
         kind version, or "turn"."""
@@ -206,7 +215,8 @@ class Nodes:
             if part.what == "fill":
                 end = drive(coro, part.data[3])
             else:
-                end = drive(coro, thawed(part.data[1] if part.what == "one" else part.data))
+                reply = part.data[{"one": 1, "alone": 0}[part.what]] if part.what in ("one", "alone") else part.data
+                end = drive(coro, thawed(reply))
             if answer is not None:
                 end = drive(coro, thawed(answer))
             then = self._freeze()
@@ -323,5 +333,5 @@ def _place_of(flight: Flight) -> tuple[bytes, int]:
     if flight.what == "hit":
         return record_place(flight.data.record)  # type: ignore[attr-defined]
     if flight.what == "alone":
-        return flight.began.epoch, flight.began.applied
+        return flight.began.epoch, flight.data[1]  # type: ignore[index]
     return flight.data[:2]  # type: ignore[index]

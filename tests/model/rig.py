@@ -16,7 +16,7 @@ from cachebus import event as events
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Found, Loaded
+from cachebus.fill import Filler, Found, Loaded
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Key
 from cachebus.l1 import L1
@@ -192,6 +192,12 @@ class Rig:
             return begun.flight, begun.coro
         raise AssertionError("a read that misses begins no flight")
 
+    def called(self, key: int) -> int:
+        """The seq by which a load without L2 goes that begins now."""
+        filler = Filler(self.fetch, self.setup.keys[key], self.rules, PX_MS, ttl_s=None, tags=(), enter=True)
+        filler.reserve_alone()
+        return filler._seq
+
     def writing(self, kind: str, version: int) -> Coro:
         """An invalidation, or a set of key 0, by a caller on this node."""
         plan = Plan(0)
@@ -237,6 +243,7 @@ class Rig:
         if flight.what == "one":
             return real, coro
         if flight.what == "alone":
+            self.shard.head = flight.data[1]  # type: ignore[index]
             drive(coro, LOST)
             return real, coro
         drive(coro, self.nothing(asked))

@@ -399,7 +399,7 @@ class World:
         elif reply.outcome is Leased.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
             yield ("lease hits", k), self._flies(after, Flight("hit", k, began, reply))
         if state.left[_OUTAGES]:
-            alone = self._flies(state, Flight("alone", k, began, source))
+            alone = self._flies(state, Flight("alone", k, began, (source, self.nodes.called(state.core, k))))
             yield ("load alone", k), alone._replace(left=self._spent(state, _OUTAGES))
 
     def _flies(self, state: State, flight: Flight) -> State:
