@@ -240,8 +240,8 @@ class RedisRig(StoreRig):
 class ClusterRig(RedisRig):
     """A Cluster; what the suites do to the server, they do to the one that has shard 0."""
 
-    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int) -> None:
-        super().__init__(group.servers[0].url, marks_max, log_max)
+    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
+        super().__init__(group.servers[0].url, marks_max, log_max, guard_max_s)
         self.group = group
 
     async def begin(self) -> None:

@@ -198,7 +198,8 @@ class Foreign:
 
     def run(self, script: str, keys: list[str], *args: bytes | str | int) -> Any:
         """A script by its SHA-1, and by its source where the server does not know it."""
-        source = (SCRIPTS / "_prologue.lua").read_bytes() + (SCRIPTS / f"{script}.lua").read_bytes()
+        guards = (SCRIPTS / "_guards.lua").read_bytes() if script in ("lease", "fill", "write") else b""
+        source = (SCRIPTS / "_prologue.lua").read_bytes() + guards + (SCRIPTS / f"{script}.lua").read_bytes()
         head = (self.name, self.applied, self.epoch, secrets.token_hex(8), self.facts, 100_000, 100_000, self.channel)
         rest = (len(keys) + 4, *self._own, *keys, *head, *args)
         try:
@@ -233,7 +234,17 @@ class Foreign:
     def write(self, key: Key, value: Any, *, only_if_absent: bool = False, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(value, b"0" * 16, 0, tags=tags)
         body = write_body([key.l1], [], self.name)
-        args = ("1" if only_if_absent else "0", len(key.names), record[:4], record[28:], 0, body, *key.names)
+        args = (
+            "1" if only_if_absent else "0",
+            len(key.names),
+            record[:4],
+            record[28:],
+            0,
+            body,
+            key.l1,
+            60_000,
+            *key.names,
+        )
         return bool(self.run("write", [self.record(key), self.lease_of(key)], *args)[2])
 
     def read(self, key: Key) -> dict[str, Any] | None:
@@ -243,14 +254,14 @@ class Foreign:
     def lease(self, key: Key, token: str, ms: int = 10_000) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
         epoch, seq, outcome, record, wait_ms = self.run(
-            "lease", [self.record(key), self.lease_of(key)], token, ms, "0", *key.names
+            "lease", [self.record(key), self.lease_of(key)], token, ms, "0", key.l1, len(key.names), *key.names
         )[:5]
         return outcome.decode(), epoch, seq, wait_ms if outcome == b"wait" else record
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(value, epoch, seq, tags=tags)
         keys = [self.record(key), self.lease_of(key)]
-        return bool(self.run("fill", keys, token, record, 60_000, "", key.l1, *key.names)[2])
+        return bool(self.run("fill", keys, token, record, 60_000, "", key.l1, 60_000, *key.names)[2])
 
     def hold(self, key: Key, token: str, ms: int) -> bool:
         return bool(self.run("hold", [self.lease_of(key)], token, ms, key.l1)[2])
