@@ -167,30 +167,37 @@ def test_one_of_several_waiters_that_leaves_at_any_await_of_the_load_costs_the_o
 REAL = [name for name in OPERATIONS if name not in ("a flush", "invalidate by tenant", "invalidate by contexts")]
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["scripts known", "scripts forgotten"])
-@pytest.mark.parametrize("how", ["waiting", "answered", "caller"])
+@pytest.mark.parametrize(
+    ("how", "knows"),
+    [("waiting", True), ("answered", False), ("caller", False)],
+    ids=["waiting", "answered-scripts forgotten", "caller-scripts forgotten"],
+)
 async def test_cancelled_at_every_await_over_a_real_server_an_operation_leaves_nothing_behind(
     redis_server: EmbeddedServer, how: How, knows: bool
 ) -> None:
-    """The command is on its way all the same, and may be carried out."""
+    """The command is on its way all the same, and may be carried out; or the script has yet to be sent."""
 
-    async def once(name: str, at: int, stage: Stage) -> bool:
-        await OPERATIONS[name].prepare(stage)
-        if not knows:
-            await asyncio.to_thread(redis_server.command, "SCRIPT", "FLUSH")
-        try:
-            return await cancelled(stage, name, Cancelling(at, how, inner=how == "caller"), monotonic)
-        except BaseException as error:
-            error.add_note(f"{name}, cancelled at await {at} ({how})")
-            raise
+    async def once(name: str, at: int, namespace: str) -> bool:
+        more = {"policies": POLICIES, "lease_ms": LEASE_MS, "namespace": namespace, "probe_interval_s": 0.3}
+        async with nodes(redis_server.url, 2, **more) as (a, b):
+            stage = Stage(a, b, monotonic)
+            await OPERATIONS[name].prepare(stage)
+            if not knows:
+                await asyncio.to_thread(redis_server.command, "SCRIPT", "FLUSH")
+            try:
+                came_so_far = await cancelled(stage, name, Cancelling(at, how, inner=how == "caller"), monotonic)
+            except BaseException as error:
+                error.add_note(f"{name}, cancelled at await {at} ({how})")
+                raise
+        lease = f"{{{namespace}:0}}:l:acme:{stage.data_type}:x"
+        assert await asyncio.to_thread(redis_server.command, "EXISTS", lease) == ":0", "a lease is left"
+        return came_so_far
 
     async def all_awaits(number: int, name: str) -> None:
-        for at in range(AWAITS_MAX):
-            more = {"policies": POLICIES, "lease_ms": LEASE_MS, "namespace": f"{number}-{at}", "probe_interval_s": 0.3}
-            async with nodes(redis_server.url, 2, **more) as (a, b):
-                if not await once(name, at, Stage(a, b, monotonic)):
-                    break
-        assert not redis_server.command("EXISTS", f"{{{number}-{at}:0}}:l:acme:config:x") == ":1", "a lease is left"
+        at = 0
+        while await once(name, at, f"{number}-{at}"):
+            at += 1
+        assert at, "it has no awaits"
 
-    for number, name in enumerate(LOADS if how == "caller" else REAL):
-        await all_awaits(number, name)
+    names = LOADS if how == "caller" else REAL
+    await asyncio.gather(*(all_awaits(number, name) for number, name in enumerate(names)))

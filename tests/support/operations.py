@@ -184,11 +184,11 @@ async def loading_elsewhere(stage: Stage) -> None:
 @contextmanager
 def process_wide(cache: Cache) -> Iterator[None]:
     """Node a as the process's cache, for the function API."""
-    before, CacheManager._cache = CacheManager._cache, cache
+    CacheManager._cache = cache
     try:
         yield
     finally:
-        CacheManager._cache = before
+        CacheManager._cache = None  # not what was there before: several stages may play at once
 
 
 async def _aside(stage: Stage) -> Any:

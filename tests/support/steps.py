@@ -19,7 +19,6 @@ WHENS: tuple[When, ...] = ("before", "after")
 _CALLS = ("connect", "probe", "leave", "read", "lease", "fill", "invalidate", "write", "counter", "log")
 _watched: ContextVar[object] = ContextVar("watched", default=None)
 """Set around the operation, and so in the tasks that it starts, but not in a heartbeat that runs beside it."""
-_cancelling: ContextVar[object] = ContextVar("cancelling", default=None)
 
 
 async def nothing() -> None:
@@ -132,15 +131,12 @@ class Cancelling:
 
     async def run(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T | None]:
         """Run the operation in a task of its own, to whatever end; what it started may still be under way."""
-        loop = asyncio.get_running_loop()
-        before = loop.get_task_factory()
+        asyncio.get_running_loop().set_task_factory(_made)
         token = _cancelling.set(self)
-        loop.set_task_factory(self._made)
         try:
             task = asyncio.create_task(self._scoped(operation) if self.how == "scope" else operation)
             await asyncio.wait([task])
         finally:
-            loop.set_task_factory(before)
             _cancelling.reset(token)
         return task
 
@@ -149,11 +145,10 @@ class Cancelling:
             return await operation
         return None
 
-    def _made(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        if _cancelling.get() is not self:
-            return asyncio.Task(coro, loop=loop, **kwargs)
+    def begun(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """A task of the operation, or the operation itself."""
         counted = bool(self.tasks) == self.inner
-        task: asyncio.Task[Any] = asyncio.Task(self._driven(coro) if counted else coro, loop=loop, **kwargs)
+        task: asyncio.Task[Any] = asyncio.Task(self._driven(coro) if counted else coro, **kwargs)
         self.tasks.append(task)
         return task
 
@@ -171,6 +166,17 @@ class Cancelling:
             what.add_done_callback(lambda _: task.cancel())  # before the task's own, so that it is told afterwards
         else:
             asyncio.get_running_loop().call_soon(task.cancel)
+
+
+_cancelling: ContextVar[Cancelling | None] = ContextVar("cancelling", default=None)
+
+
+def _made(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    """A task, looked at by whoever cancels the operation that it belongs to; several may be under way."""
+    cancelling = _cancelling.get()
+    if cancelling is None:
+        return asyncio.Task(coro, loop=loop, **kwargs)
+    return cancelling.begun(coro, loop=loop, **kwargs)
 
 
 class _Driven:
