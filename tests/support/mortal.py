@@ -100,13 +100,14 @@ async def _live(number: int, url: str, namespace: str, name: str, at: int, when:
         say("there", steps.taken)
         if frozen:
             os.kill(os.getpid(), signal.SIGSTOP)
+            stage.version += 1  # the source went on meanwhile
         else:
             await asyncio.Event().wait()
 
     steps.befall = befall
     cache = Cache(quick(url, namespace=namespace, lease_ms=300))
+    stage = Stage(cache, cache, monotonic)
     async with cache:
-        stage = Stage(cache, cache, monotonic)
         if name in ("get_or_load", "get"):
             await stage.read(cache)
         with numbered(stage, steps):
