@@ -184,7 +184,7 @@ class Node:
         """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
-            self.counters.events_flushed += max(0, reply.seq - view.applied)
+            self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
         view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s)
         self._spread_lease(shard)
