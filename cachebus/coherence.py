@@ -129,6 +129,10 @@ class Shard:
         """Whether events are known to be missing."""
         return self.head > self.applied
 
+    def unheard(self, seq: int) -> int:
+        """How many events up to this one were never applied, in order or behind a hole."""
+        return max(0, seq - self.applied - sum(ahead <= seq for ahead in self._ahead))
+
     @property
     def flooded(self) -> bool:
         """Whether so many events wait behind a hole that waiting for it costs more than a flush."""

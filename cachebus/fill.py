@@ -99,7 +99,7 @@ class Filler:
                 self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh,
                 tags=self._tags,
             )  # fmt: skip
-        except asyncio.CancelledError:
+        except BaseException:
             self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
             raise
         self._fetch.notice(index, reply.epoch)
@@ -166,7 +166,10 @@ class Filler:
             change = await self._store.fill(
                 self.key, self._node.caller(index), self._token, record, keep_ms(record, self.rules), self._over
             )
-        except L2Unavailable:
+        except BaseException as error:
+            self._store.release(self.key, self._token)  # it may not have run: others need not wait for the lease's end
+            if not isinstance(error, L2Unavailable):
+                raise
             self._node.counters.l2_errors += 1
             self._enter_l1(found, record, fenced=False)
             return found

@@ -198,7 +198,7 @@ class Node:
         `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
-            self.counters.events_flushed += max(0, reply.seq - view.applied)
+            self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
         view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s, asked)
         self._spread_lease(shard)

@@ -45,6 +45,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self._jump.now_s
 
+    def stall(self, seconds: float) -> None:
+        """Let time pass in which nobody does anything."""
+        self._jump.now_s += seconds
+
 
 def live(main: Callable[[VirtualLoop], Coroutine[Any, Any, None]]) -> None:
     """Run it in a virtual loop of its own."""
