@@ -36,7 +36,7 @@ Befall = Callable[["Play"], Awaitable[None]]
 @contextmanager
 def numbered(stage: Stage, steps: Steps) -> Iterator[None]:
     """The calls of node a are numbered, also those of what it opens anew."""
-    module: Any = import_module("cachebus.cache")
+    module: Any = import_module("cachebus.lifecycle")
     build = module.build
 
     def built(*args: Any, **kwargs: Any) -> Any:

@@ -79,7 +79,7 @@ async def test_killed_at_any_step_it_leaves_nothing_stale_behind_the_guards_time
         with running(WRITER, redis_url, str(database), step) as told:
             if flushed:
                 await until(lambda: told.lines > STEPS.index("guarded"))
-                await parts(pair[0]).store._live().call("FLUSHALL")  # type: ignore[attr-defined]
+                await parts(pair[0]).store._links.of(0).call("FLUSHALL")  # type: ignore[attr-defined]
             await until(lambda: told.lines > STEPS.index(step))
             at_s = monotonic()
             await past(at_s + 0.1)

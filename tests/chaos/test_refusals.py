@@ -132,7 +132,8 @@ async def test_a_subscriber_that_is_killed_for_its_full_buffer_misses_nothing(ow
         receipt = await a.set("config", "x", "old", **WHERE)
         assert await b.get("config", "x", after=receipt, **WHERE) == "old"
         bus: Any = b._parts.bus  # type: ignore[union-attr]
-        transport = bus._subscriber._transport
+        ((subscriber, _),) = bus._subscribers.values()
+        transport = subscriber._transport
         transport.pause_reading()
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         events = 0
@@ -240,7 +241,7 @@ async def test_a_connection_lost_in_the_middle_of_a_fill_leaves_no_value_that_l2
         method = getattr(store, phase, None)
 
         async def cut(*args: Any, **kwargs: Any) -> Any:
-            store._connection.close()
+            store._links.of(0).close()
             return await method(*args, **kwargs)
 
         if method is not None:

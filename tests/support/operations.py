@@ -75,7 +75,7 @@ class Stage:
         """What lies behind them must be asked for anew, as after a restart."""
         for cache in (self.a, self.b):
             if cache._parts is not None:
-                parts(cache).store.checked = False
+                parts(cache).store.checked = [False]
 
     def deafen(self) -> None:
         """Node a hears nothing from the bus any more, and nothing tells it."""
