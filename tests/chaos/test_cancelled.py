@@ -78,6 +78,9 @@ async def cancelled(stage: Stage, name: str, cancelling: Cancelling, clock: Any)
         )
     elif not task.cancelled():
         task.exception()
+    if cancelling.how == "caller" and cancelling.happened and name not in ("a load for two", "a refresh ahead"):
+        await stage.settle()
+        assert not parts(stage.a).reader.flights, "a load goes on that nobody waits for"
     await undisturbed(stage, clock, closed=name == "close and open")
     for started in cancelling.tasks:
         assert started.done(), f"{started} goes on"
