@@ -17,7 +17,7 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.factory import World
 from tests.chaos.test_every_step import SETTINGS, numbered
-from tests.support.caches import nodes, parts, until
+from tests.support.caches import Source, nodes, parts, until
 from tests.support.operations import LEASE_MS, LOADS, OLD, OPERATIONS, POLICIES, READS, WHERE, Stage
 from tests.support.simulation import VirtualLoop, live
 from tests.support.steps import Cancelling, How, Steps
@@ -80,6 +80,9 @@ async def cancelled(stage: Stage, name: str, cancelling: Cancelling, clock: Any)
         )
     elif not task.cancelled():
         task.exception()
+    if cancelling.how == "caller" and cancelling.happened and name not in ("a load for two", "a refresh ahead"):
+        await stage.settle()
+        assert not parts(stage.a).reader.flights, "a load goes on that nobody waits for"
     await undisturbed(stage, clock, closed=name == "close and open")
     for started in cancelling.tasks:
         assert started.done(), f"{started} goes on"
@@ -203,3 +206,31 @@ async def test_cancelled_at_every_await_over_a_real_server_an_operation_leaves_n
 
     names = LOADS if how == "caller" else REAL
     await asyncio.gather(*(all_awaits(number, name) for number, name in enumerate(names)))
+
+
+async def test_a_loader_that_gives_up_after_another_took_its_lease_over_leaves_that_one_alone(
+    redis_server: EmbeddedServer,
+) -> None:
+    async def gave_up(url: str) -> None:
+        async with nodes(url, 2, lease_ms=60_000) as (a, b):
+            late, heir = Source(x="late"), Source(x="heir")
+            late.hold()
+            heir.hold()
+            loading = asyncio.create_task(a.get_or_load("config", "x", late.load, **WHERE))
+            await late.asked.wait()
+            if url.startswith("memory"):
+                parts(a).world.shards[0].leases.clear()  # type: ignore[union-attr]
+            else:
+                await asyncio.to_thread(redis_server.command, "DEL", "{cachebus:0}:l:acme:config:x")
+            inheriting = asyncio.create_task(b.get_or_load("config", "x", heir.load, **WHERE))
+            await heir.asked.wait()
+            loading.cancel()
+            await asyncio.wait([loading])
+            await a.probe()  # behind the release, on the same connection
+            heir.release()
+            assert await inheriting == "heir"
+            assert (b.stats().fills, b.stats().fills_rejected) == (1, 0)
+            assert await a.get("config", "x", use_memory=False, **WHERE) == "heir"
+
+    await gave_up("memory://gave-up")
+    await gave_up(redis_server.url)

@@ -324,6 +324,23 @@ def test_an_older_copy_under_the_same_server_at_any_step_is_noticed_by_who_has_s
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_a_node_that_missed_a_write_before_a_loss_is_not_led_past_it_by_the_next_event(loss: str) -> None:
+    """An event of another epoch says nothing of what was replaced before: only a probe moves a node there."""
+
+    async def befall(play: Play) -> None:
+        play.stage.deafen()
+        await play.replace("type" if "marks" in loss or "log" in loss else "key")
+        await play.stage.settle()  # what was sent while it was deaf is lost
+        LOSSES[loss](play)
+        play.stage.hear()
+        await play.stage.b.invalidate_scope("acme", "other")
+        await play.stage.settle()
+
+    for name in ("get past memory", "get_or_load after a write", "a refresh ahead", "a probe", "catching up"):
+        at_every_step(name, befall)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_write_right_after_a_loss_at_any_step_holds(loss: str) -> None:
     """The first invalidation after it is the one that begins a new epoch."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachebus import Cache, CacheBusError, L2Unavailable, Receipt
+from cachebus import Cache, CacheBusError, InvalidationFailed, L2Unavailable, Receipt
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from tests.support.caches import D_S, nodes, past, quick, until
@@ -189,3 +189,30 @@ async def test_a_deaf_node_whose_commands_work_and_which_was_told_nothing_judges
         for _ in range(3):
             assert "old" not in await reads(b)
         ways.hang()
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_command_that_times_out_after_it_ran_is_told_and_holds_everywhere(
+    redis_server: EmbeddedServer, ways: Ways, write: str
+) -> None:
+    """Its question arrives, its answer does not; repeated with its request id, a counter adds nothing."""
+    url = f"redis://127.0.0.1:{ways.port}/0"
+    async with nodes(redis_server.url, 1) as (a,), Cache(quick(url, l2_timeout_s=0.3)) as b:
+        await WRITES[write](a)  # the server knows the script: else it would ask for it, and nobody would hear
+        receipt = await a.set("config", "x", "old", **WHERE, tags=["t"])
+        assert await b.get("config", "x", **WHERE, after=receipt) == "old"
+        seq = a.stats().shards[0].applied
+        ways.hang(("data", "answered"))
+        calls = [WRITES[write](b), b.increment("hits", **WHERE, value=3, request_id="once")]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(told[0], L2Unavailable if write == "set" else InvalidationFailed)
+        assert isinstance(told[1], L2Unavailable)
+        await until(lambda: a.stats().shards[0].applied == seq + 1)  # it ran
+        expected = "new" if write == "set" else None
+        assert await a.get("config", "x", **WHERE) == expected
+        assert "old" not in await reads(b)
+        ways.hang()
+        await until(lambda: b.ready() and b.stats().l2_connected)
+        for cache in (a, b):
+            assert await cache.get("config", "x", **WHERE) == expected
+        assert await b.increment("hits", **WHERE, value=3, request_id="once") == 3

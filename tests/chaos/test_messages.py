@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
 import pytest
 
-from cachebus import Cache, Receipt, Settings
+from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.factory import World
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import parts
@@ -94,3 +96,42 @@ def test_a_sessions_reads_never_go_back_on_whichever_node_under_faults_of_the_bu
             assert seen == 117
 
     live(main)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_one_loader_at_a_time_over_all_nodes_whatever_becomes_of_messages_and_callers(seed: int) -> None:
+    """Leases alone see to it; hints that they have ended only save waiting."""
+    dice = random.Random(seed)
+    loading = most = loads = 0
+
+    async def load() -> int:
+        nonlocal loading, most, loads
+        loading += 1
+        loads += 1
+        most = max(most, loading)
+        try:
+            await asyncio.sleep(dice.uniform(0, 0.3))  # up to three times as long as a lease that is not held on to
+            if dice.random() < 0.2:
+                raise RuntimeError("down")
+            return loads
+        finally:
+            loading -= 1
+
+    async def caller(cache: Cache) -> None:
+        for _ in range(6):
+            with suppress(RuntimeError, TimeoutError):
+                async with asyncio.timeout(dice.choice((0.02, 0.2, 5))):
+                    await cache.get_or_load("config", "x", load, **WHERE)
+            if dice.random() < 0.3:
+                await cache.invalidate("config", "y", **WHERE)
+            await asyncio.sleep(dice.uniform(0, 0.1))
+
+    async def main(loop: VirtualLoop) -> None:
+        faults = Faults(seed=seed, drop=0.5, double=0.2, swap=0.3)
+        policies = {"config": Policy(ttl_s=0.05, retries=0)}
+        async with Fleet(3, faults=faults, clock=loop.time, lease_ms=100, policies=policies) as fleet:
+            await asyncio.gather(*(caller(cache) for cache in fleet.caches for _ in range(4)))
+
+    live(main)
+    assert most == 1
+    assert loads > 3

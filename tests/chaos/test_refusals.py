@@ -230,7 +230,7 @@ async def test_after_a_restart_with_an_older_copy_the_first_invalidations_receip
 
 
 @pytest.mark.parametrize("phase", ["lease", "load", "fill"])
-async def test_a_connection_lost_in_the_middle_of_a_fill_leaves_no_value_that_l2_did_not_take(
+async def test_a_reconnection_in_the_middle_of_a_fill_leaves_no_value_that_l2_did_not_take(
     own_server: EmbeddedServer, phase: str
 ) -> None:
     """It reconnects, and another node has written meanwhile."""

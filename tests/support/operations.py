@@ -19,9 +19,8 @@ LEASE_MS = 5_000
 WHERE: dict[str, Any] = {"tenant_id": "acme"}
 DEEP: dict[str, Any] = {"tenant_id": "acme", "agent_id": "a", "collection_id": "c"}
 POLICIES = {
-    "safe": Policy(ttl_s=0.3, fail_safe_s=60, retries=0),
+    "safe": Policy(ttl_s=60, fail_safe_s=60, retries=0),
     "fresh": Policy(ttl_s=60, soft_ttl_s=0.3),
-    "short": Policy(ttl_s=0.2),
 }
 Clock = Callable[[], float]
 
@@ -96,10 +95,10 @@ class Stage:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    async def both_hold(self, data_type: str = "config") -> None:
+    async def both_hold(self, data_type: str = "config", ttl: float | None = None) -> None:
         """Version 1 in L2, and in the memory of both."""
         self.data_type = data_type
-        receipt = await self.b.set(data_type, "x", OLD, **WHERE, tags=["t"])
+        receipt = await self.b.set(data_type, "x", OLD, **WHERE, ttl=ttl, tags=["t"])
         for cache in (self.a, self.b):
             assert await self.read(cache, after=receipt) == OLD
         await self.settle()
@@ -165,7 +164,7 @@ async def trimmed(stage: Stage) -> None:
 
 async def expired(stage: Stage) -> None:
     """Version 1 is past its time, and may stand in for a source that is down."""
-    await stage.both_hold("safe")
+    await stage.both_hold("safe", 0.3)
     await asyncio.sleep(0.35)
 
 
