@@ -131,8 +131,8 @@ async def test_whoever_comes_from_a_deposed_primary_repeats_there_what_it_had_ac
     async with SentinelGroup(any_binary(), sentinels=0) as group:
         place = [parse_address(group.data[0].url)]
 
-        async def dial() -> Any:
-            return await dialer(place[0])()
+        async def dial(*arguments: Any) -> Any:
+            return await dialer(place[0])(*arguments)
 
         async with Proxy(dial) as proxy, nodes(f"redis://{HOST}:{proxy.port}/0", 1) as (publisher,):
             first, second = await split(group)
