@@ -31,6 +31,7 @@ OUTSIDE: Final = ("PING", "GET", "MGET", "EVAL", "EVALSHA", "XRANGE", "SUBSCRIBE
 IN_A_CLUSTER: Final = ("ASKING", "CLUSTER", "COMMAND", "SPUBLISH", "SSUBSCRIBE")
 """What a node sends beside its scripts, and what these may be told to use by an argument."""
 HEARD_WITHIN_S: Final = 2.0
+GUARD: Final = "doctor-guard-one"
 _of_keys = re.compile(r"\bkeys?\b").search
 _called = re.compile(r"redis\.p?call\('(\w+)'").findall
 _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
@@ -209,6 +210,10 @@ async def _life(store: RedisStore) -> None:
     await store.lease(key, caller, "doctor-2", 5000, refresh=True)
     store.extend(key, "doctor-2", 5000)
     store.release(key, "doctor-2")
+    await store.guard(0, caller, [key], key.names[:1], GUARD, 5000, body)
+    guarded = await store.lease(key, caller, "doctor-3", 5000)
+    _must(guarded.outcome is Leased.GUARDED, "keeping a write guard (HKEYS, HSET, HMGET)")
+    await store.guard(0, caller, [key], key.names[:1], GUARD, 0, body)
     _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (INCRBY)")
     await store.leave(0, caller)
 
