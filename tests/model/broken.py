@@ -83,9 +83,10 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
 
 
 def _enter_without_floor(
-    shard: Shard, epoch: bytes, seq: int, floor: int, marks: Any, sent_s: float, enter: Crippled = Shard.enter
-) -> None:
-    enter(shard, epoch, seq, 0, marks, sent_s)
+    shard: Shard, epoch: bytes, seq: int, floor: int, marks: Any, sent_s: float, asked: int,
+    enter: Crippled = Shard.enter,
+) -> None:  # fmt: skip
+    enter(shard, epoch, seq, 0, marks, sent_s, asked)
 
 
 def _drop_without_floor(shard: Shard, seq: int, floor: int, keys: Any, names: Any, drop: Crippled = Shard.drop) -> None:
