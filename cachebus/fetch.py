@@ -15,6 +15,7 @@ from cachebus.packing import copier, unpack
 from cachebus.policy import PolicyTable, Rules
 from cachebus.ports import Place, Store
 from cachebus.record import HEAD, MAGIC, Record
+from cachebus.resp import leads_elsewhere
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
 
@@ -37,7 +38,7 @@ _GIST = Struct(">2sBB16sQ24xQB")
 def needs_script(error: L2Unavailable) -> bool:
     """Whether a plain get failed for what lies under the key (others wrote a list there), or for a Cluster's moving it:
     the script reads the one as nothing, and follows the other."""
-    return str(error).startswith(("WRONGTYPE", "MOVED ", "ASK ", "TRYAGAIN"))
+    return str(error).startswith("WRONGTYPE") or leads_elsewhere(error)
 
 
 class Fetcher:

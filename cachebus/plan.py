@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cachebus import event as events
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
 from cachebus.keys import Key, Keyspace, Part
@@ -45,6 +46,10 @@ class Plan:
         self.keys: list[Key] = []
         self.names: list[str] = []
         self.targets: dict[str, int] = {}
+
+    def body(self, origin: str, *, probe: bool = False) -> bytes:
+        """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
+        return events.encode_body([key.l1 for key in self.keys], self.names, origin, events.PROBE if probe else 0)
 
 
 class Planner:

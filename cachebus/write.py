@@ -53,26 +53,26 @@ class Writer:
             change = await self._queued(plan, None)
         else:
             try:
-                change = await self._deliver(plan, events.PROBE if wait else 0)
+                change = await self._deliver(plan, probe=wait)
             except L2Unavailable as error:
                 self._node.counters.l2_errors += 1
                 change = await self._queued(plan, error)
             except BaseException:
                 self._forget(plan)  # cancelled: it may have happened
                 raise
+        return await self._told(plan, change, wait=wait)
+
+    async def _told(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
+        """The receipt of a change, or of one that waits for L2 (None)."""
         if change is None:
-            return self._waiting(plan)
+            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
         return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
 
-    async def _deliver(self, plan: Plan, flags: int = 0) -> Change:
+    async def _deliver(self, plan: Plan, *, probe: bool = False) -> Change:
         """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
-        node = self._node
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, flags)
-        change = await self._store.invalidate(plan.shard, node.caller(plan.shard), plan.keys, plan.names, body)
-        self._apply(plan, change)
-        self._journal.note(plan, change.epoch)
-        if not self._bus.in_store:
-            await self._publish(plan, change, body)
+        body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
+        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.names, body)
+        await self._happened(plan, change, body)
         return change
 
     async def _queued(self, plan: Plan, error: L2Unavailable | None) -> Change | None:
@@ -101,8 +101,7 @@ class Writer:
         """Invalidate, and have L2 keep nothing of it for `px_ms`; `InvalidationFailed` when that is not sure."""
         self._node.counters.guards += 1
         try:
-            if self.pending.holds_up(plan.shard):
-                await self.pending.make_way(plan.shard)
+            await self.pending.make_way(plan.shard)
             return self._receipt(plan, await self._guarded(plan, token, px_ms))
         except L2Unavailable as error:
             self._node.counters.l2_errors += 1
@@ -117,26 +116,19 @@ class Writer:
         itself then ends by its time-out."""
         change: Change | None
         try:
-            change = await self._guarded(plan, token, 0, events.PROBE if wait else 0)
+            change = await self._guarded(plan, token, 0, probe=wait)
         except L2Unavailable as error:
             self._node.counters.l2_errors += 1
             change = await self._queued(plan, error)
         except BaseException:
             self._forget(plan)
             raise
-        if change is None:
-            return self._waiting(plan)
-        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+        return await self._told(plan, change, wait=wait)
 
-    async def _guarded(self, plan: Plan, token: str, px_ms: int, flags: int = 0) -> Change:
-        node = self._node
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, node.id, flags)
-        caller = node.caller(plan.shard)
+    async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
+        body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
         change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
-        self._apply(plan, change)
-        self._journal.note(plan, change.epoch)
-        if not self._bus.in_store:
-            await self._publish(plan, change, body)
+        await self._happened(plan, change, body)
         return change
 
     async def set(
@@ -146,13 +138,12 @@ class Writer:
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
             return NOTHING_DONE
-        if self.pending.holds_up(key.shard):
-            await self.pending.make_way(key.shard)
+        await self.pending.make_way(key.shard)
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         record = pack(value, rules, sent_at_s + node.server_clocks[key.shard].offset_s, ttl_s=ttl_s, tags=tags)
         stored = as_others_see_it(record, rules)
-        body = events.encode_body([k.l1 for k in plan.keys], plan.names, node.id, events.PROBE if wait else 0)
+        body = plan.body(node.id, probe=wait)
         try:
             change = await self._store.write(
                 key, node.caller(key.shard), record, keep_ms(record, rules), body,
@@ -167,15 +158,12 @@ class Writer:
             raise
         if if_absent and not change.stored:
             return self._receipt(plan, change)
-        self._apply(plan, change)
-        self._journal.note(plan, change.epoch)
-        if not self._bus.in_store:
-            await self._publish(plan, change, body)
+        await self._happened(plan, change, body)
         record.epoch, record.seq = change.epoch, change.seq
         record.expires_ms = change.expires_ms or record.expires_ms
         if rules.l1 and change.stored:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
-        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
+        return await self._told(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
         """Add to a counter in L2 and give its value; `L2Unavailable`."""
@@ -186,6 +174,15 @@ class Writer:
             self._node.counters.l2_errors += 1
             raise
 
+    async def _happened(self, plan: Plan, change: Change, body: bytes) -> None:
+        """L2 has it: this node applies it, and may say it again; then the bus, where the script did not publish."""
+        self._apply(plan, change)
+        self._journal.note(plan, change.epoch)
+        if self._bus.in_store:
+            return
+        now_us = int((self._clock() + self._node.server_clocks[plan.shard].offset_s) * 1e6)
+        await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
+
     def _apply(self, plan: Plan, change: Change) -> None:
         """Own events count before the call returns."""
         own = events.Event(
@@ -195,10 +192,6 @@ class Writer:
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
 
-    async def _publish(self, plan: Plan, change: Change, body: bytes) -> None:
-        now_us = int((self._clock() + self._node.server_clocks[plan.shard].offset_s) * 1e6)
-        await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
-
     def _forget(self, plan: Plan) -> None:
         """Whether it happened is not known: believe nothing that it would have replaced."""
         for key in plan.keys:
@@ -206,10 +199,6 @@ class Writer:
         if plan.names:
             self._node.void(plan.shard, "unknown")
             self._nudge(plan.shard)
-
-    @staticmethod
-    def _waiting(plan: Plan) -> Receipt:
-        return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
         """The receipt, once every other node has applied the change, or can't serve what it replaced."""

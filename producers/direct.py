@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from cachebus import event as events
 from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.clock import monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
@@ -127,7 +126,7 @@ class DirectProducer:
         store = self._store
         if store is None:
             raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
-        body = events.encode_body([key.l1 for key in plan.keys], plan.names, "", events.PROBE if wait else 0)
+        body = plan.body("", probe=bool(wait))
         try:
             await store.connect()
             change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)

@@ -6,6 +6,7 @@ All from the one server program: the same file serves as Sentinel and as Cluster
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -41,7 +42,7 @@ async def _facts(server: EmbeddedServer, *command: str) -> dict[str, str]:
     return dict(line.partition(":")[::2] for line in lines if ":" in line)
 
 
-class Group:
+class Group(ABC):
     """Servers that are started and stopped together; an async context manager."""
 
     def __init__(self) -> None:
@@ -58,9 +59,9 @@ class Group:
     async def __aexit__(self, *_: object) -> None:
         self.stop()
 
+    @abstractmethod
     async def start(self) -> None:
         """Start them all, and wait until they are one service."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End them all."""

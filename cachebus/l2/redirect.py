@@ -9,16 +9,11 @@ from typing import Any, Final
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
-from cachebus.resp import Connection, Links, Script
+from cachebus.resp import Connection, Links, Script, leads_elsewhere
 
 Send = Callable[[Connection], Awaitable[Any]]
 HOPS_MAX: Final = 8
 PAUSE_S: Final = 0.01
-
-
-def leads_elsewhere(error: L2Unavailable) -> bool:
-    """Whether a server refused for not having the key's slot, or not the whole of it: it did nothing."""
-    return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))
 
 
 class Follower:

@@ -17,7 +17,7 @@ from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
-from cachebus.l2.redirect import Follower, as_command, leads_elsewhere
+from cachebus.l2.redirect import Follower, as_command
 from cachebus.ports import (
     PROTOCOL,
     Caller,
@@ -30,7 +30,7 @@ from cachebus.ports import (
     Register,
 )
 from cachebus.record import Record
-from cachebus.resp import Links, Route, Script
+from cachebus.resp import Links, Route, Script, leads_elsewhere
 
 PRUNE_EVERY_S = 10.0
 SILENT_US = 60_000_000

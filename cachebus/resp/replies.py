@@ -36,6 +36,11 @@ def mapped(text: str) -> CacheBusError:
     return L2Unavailable(text[:_LONGEST_CHARS])
 
 
+def leads_elsewhere(error: L2Unavailable) -> bool:
+    """Whether a server of a Cluster refused for not having the key's slot, or not the whole of it: it did nothing."""
+    return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))
+
+
 def again(error: CacheBusError) -> CacheBusError:
     """An equal error for the next caller: one raised in several tasks would gather all their tracebacks."""
     return type(error)(*error.args)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, texts, whole
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, ConfigError
 from cachebus.factory import places_of, route_of
-from cachebus.resp import CLUSTER, SENTINEL, Address, Connection, Places, Route
+from cachebus.resp import CLUSTER, SENTINEL, Address, Places, Route
 from cachebus.settings import Settings
-
-ASK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +61,14 @@ async def _sentinels_wait_s(places: Places) -> float | None:
 async def _seconds(whom: Address, *question: str, field: str = "cluster-node-timeout") -> float | None:
     """A setting in milliseconds, out of a reply of names and values; None where it is not told."""
     try:
-        connection = await Connection.open(
-            whom, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic
-        )
+        asker = await Asker.open(whom, ASK_TIMEOUT_S)
     except CacheBusError:
         return None
     try:
-        flat = [part.decode(errors="replace") for part in await connection.call(*question)]
+        flat, _ = await asker.ask(*question)
     except CacheBusError:
         return None
     finally:
-        connection.close()
-    text = dict(zip(flat[::2], flat[1::2], strict=False)).get(field, "")
-    return int(text) / 1000 if text.isdecimal() else None
+        asker.close()
+    told_ms = whole(texts(flat).get(field))
+    return None if told_ms is None else told_ms / 1000

@@ -47,6 +47,12 @@ class Pace:
         if not self._passed % BURST:
             await asyncio.sleep(0)
 
+    async def drum(self) -> None:
+        """Beat for ever, in a task of its own."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self.beat()
+
     def beat(self) -> None:
         """Wake as many as accesses are due: to be called every few milliseconds."""
         for _ in range(min(int(self._due()), len(self._waiting))):
@@ -101,7 +107,7 @@ class Traffic:
 
     async def run(self) -> None:
         """Until the accesses end or `stop` is called, and every write under way has returned or is given up."""
-        drum = asyncio.create_task(self._drum())
+        drum = asyncio.create_task(self._pace.drum())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(READERS):
@@ -124,11 +130,6 @@ class Traffic:
             over=self._over,
             **self._subject.figures(),
         )
-
-    async def _drum(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            self._pace.beat()
 
     async def _walk(self, group: asyncio.TaskGroup) -> None:
         for word in self._accesses:  # shared by all readers

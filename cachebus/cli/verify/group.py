@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from random import Random
@@ -20,6 +21,7 @@ from cachebus.resp import slot_of
 from cachebus.settings import CLUSTER_SHARDS
 
 Kind = Literal["sentinel", "cluster"]
+LOOK_S: Final = 0.05
 PROMOTED_S: Final = 8.0
 """A failover that takes longer is not waited for: the old primary is brought back."""
 
@@ -102,10 +104,16 @@ class GroupUnderTest:
             if server.running:
                 server.resume()
             server.start()
-        until_s = monotonic() + 2 * PROMOTED_S
         for shard in self._shards:
-            while await self.primary(ShardNames(self.namespace, shard)) is None and monotonic() < until_s:
-                pass
+            await self.promoted(ShardNames(self.namespace, shard))
+
+    async def promoted(self, names: ShardNames, old: EmbeddedServer | None = None) -> None:
+        """Until a shard has a primary, another than the old one; or until that takes too long."""
+        until_s = monotonic() + PROMOTED_S
+        while monotonic() < until_s:
+            if await self.primary(names) not in (None, old):
+                return
+            await asyncio.sleep(LOOK_S)
 
 
 @asynccontextmanager

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from random import Random
 from typing import Final
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.verify.group import PROMOTED_S, GroupUnderTest
+from cachebus.cli.verify.group import GroupUnderTest
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 from cachebus.clock import monotonic
-from cachebus.l2.names import ShardNames
-
-LOOK_S: Final = 0.05
 
 
 def _group(stage: Stage) -> GroupUnderTest:
     if stage.server.group is None:
         raise RuntimeError("this server is alone")
     return stage.server.group
-
-
-async def _promoted(group: GroupUnderTest, names: ShardNames, old: EmbeddedServer) -> None:
-    """Until another is the shard's primary, or it takes too long."""
-    until_s = monotonic() + PROMOTED_S
-    while monotonic() < until_s:
-        now = await group.primary(names)
-        if now is not None and now is not old:
-            return
-        await asyncio.sleep(LOOK_S)
 
 
 def _failover(*, loses: bool) -> Act:
@@ -50,7 +35,7 @@ def _failover(*, loses: bool) -> Act:
                 replica.resume()
         gone_s = monotonic()
         try:
-            await _promoted(group, names, primary)
+            await group.promoted(names, primary)
             await rest(blow.lasts_s / 2)
         finally:
             stage.away.append((gone_s, monotonic()))

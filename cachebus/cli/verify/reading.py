@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError
-from cachebus.cli.lab.traffic import BEAT_S, Pace
+from cachebus.cli.lab.traffic import Pace
 from cachebus.cli.verify.items import TENANTS, Item, popularity
 from cachebus.cli.verify.loaders import Loaders
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
@@ -60,7 +60,7 @@ class Readers:
 
     async def run(self) -> None:
         """Until stopped."""
-        drum = asyncio.create_task(self._drum())
+        drum = asyncio.create_task(self._pace.drum())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(WALKERS):
@@ -71,11 +71,6 @@ class Readers:
     async def own(self, item: Item) -> None:
         """Read what this node has just written."""
         await self._ask(item, OWN, self._by_loading(item))
-
-    async def _drum(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            self._pace.beat()
 
     async def _walk(self) -> None:
         turn, do = self._pace.turn, self._do

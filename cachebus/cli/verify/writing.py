@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, Receipt
-from cachebus.cli.lab.traffic import BEAT_S, Pace
+from cachebus.cli.lab.traffic import Pace
 from cachebus.cli.verify.items import TAGS, TENANTS, Item, popularity
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
 from cachebus.cli.verify.truth import RECENT, Token, Truth
@@ -60,7 +60,7 @@ class Writers:
         if not self._rate:
             return
         async with asyncio.TaskGroup() as group:
-            drum = group.create_task(self._drum())
+            drum = group.create_task(self._pace.drum())
             writers = [group.create_task(self._walk()) for _ in range(WRITERS)]
             await asyncio.wait(writers)
             drum.cancel()
@@ -72,11 +72,6 @@ class Writers:
             item = self._items[number]
             version = self._truth.versions[number]
             await self._told(SETTLED, {item: version}, partial(self._invalidate, item))
-
-    async def _drum(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            self._pace.beat()
 
     async def _walk(self) -> None:
         while True:
