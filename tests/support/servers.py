@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cachebus.cli.embedded import EmbeddedServer, Origin, ServerBinary, find_servers
 from cachebus.cli.groups import ClusterGroup, ask
+from cachebus.cli.servers.daemon import Daemon
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.errors import ConfigError
 from tests.support.require import require
 
 
@@ -55,12 +61,26 @@ def any_binary() -> ServerBinary:
     return found[0]
 
 
+T = TypeVar("T")
+
+
+def to_be_had(make: Callable[[], T], what: str) -> T:
+    """What `make` makes; skips the test loudly where this machine lacks what it needs."""
+    try:
+        return make()
+    except ConfigError as error:
+        require(False, what, str(error))
+        raise
+
+
 class SharedServers:
     """Servers by their program, each started once and stopped with the run."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, EmbeddedServer] = {}
         self._cluster: ClusterGroup | None = None
+        self._kafka: KafkaServer | None = None
+        self._postgres: PostgresServer | None = None
 
     def get(self, binary: ServerBinary) -> EmbeddedServer:
         """The running server of that program, with its keys and scripts dropped."""
@@ -85,16 +105,38 @@ class SharedServers:
                 await ask(server, "SCRIPT", "FLUSH")
         return self._cluster
 
+    def kafka(self) -> KafkaServer:
+        """The running Kafka; a test takes topics of its own. Skips the test loudly where it can't be had."""
+        if self._kafka is None:
+            self._kafka = to_be_had(KafkaServer, "Kafka")
+        self._kafka.start()
+        self._kafka.resume()
+        return self._kafka
+
+    def postgres(self) -> PostgresServer:
+        """The running PostgreSQL; a test takes a database of its own. Skips the test loudly where it can't be had."""
+        if self._postgres is None:
+            self._postgres = to_be_had(PostgresServer, "PostgreSQL")
+        self._postgres.start()
+        self._postgres.resume()
+        return self._postgres
+
     def pids(self) -> set[int]:
         """The processes that outlive a single test."""
         cluster = set() if self._cluster is None else self._cluster.pids
-        return {server.pid for server in self._by_name.values() if server.running} | cluster
+        daemons: list[Daemon | None] = [*self._by_name.values(), self._kafka, self._postgres]
+        mine = {daemon.pid for daemon in daemons if daemon is not None and daemon.running}
+        return mine | cluster
 
     def stop(self) -> None:
         """End them all."""
         for server in self._by_name.values():
             server.stop()
         self._by_name.clear()
+        for daemon in (self._kafka, self._postgres):
+            if daemon is not None:
+                daemon.stop()
+        self._kafka = self._postgres = None
         if self._cluster is not None:
             self._cluster.stop()
             self._cluster = None

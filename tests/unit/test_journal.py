@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cachebus import journal
-from cachebus.journal import AT_ONCE, KEEP_S, Journal
+from cachebus.journal import KEEP_S, Journal
 from cachebus.keys import Keyspace
-from cachebus.plan import Plan
+from cachebus.plan import AT_ONCE, Plan
 
 space = Keyspace(1)
 OLD, NEW = b"0" * 16, b"1" * 16

@@ -1,0 +1,113 @@
+"""Apache Kafka without installing it: one broker that is its own controller, on loopback alone."""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import subprocess
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cachebus.cli.servers.daemon import HOST, Daemon, free_port
+from cachebus.cli.servers.jars import JVM, Artifacts, classpath, find_java
+from cachebus.errors import ConfigError
+
+VERSION: Final = "4.1.0"
+ARTIFACTS: Final = Artifacts(f"kafka-{VERSION}", [("org.apache.kafka", "kafka_2.13", VERSION)])
+FORMAT_TIMEOUT_S: Final = 60.0
+METADATA: Final = 3
+METADATA_VERSION: Final = 4
+
+
+class KafkaServer(Daemon):
+    """A Kafka broker in KRaft mode, without TLS or passwords; topics are made only by those who ask for them.
+
+    `settings`: more of `server.properties`, over those here. Restarts keep what was acknowledged.
+    """
+
+    name = "Kafka"
+    START_TIMEOUT_S = 90.0
+
+    def __init__(
+        self, *, port: int | None = None, directory: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(port=port, directory=directory)
+        self._java, self._jars = find_java(), classpath(ARTIFACTS)
+        self._controller = free_port()
+        self._settings = dict(settings or {})
+
+    @property
+    def address(self) -> str:
+        """Where clients find it: "127.0.0.1:11042"."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
+    def _properties(self) -> dict[str, str]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.bootstrap.servers": f"{HOST}:{self._controller}",
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self._controller}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": str(self._data),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.num.partitions": "4",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            "log.retention.check.interval.ms": "1000",
+            "log.segment.delete.delay.ms": "1000",
+            "controlled.shutdown.enable": "false",
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "background.threads": "2",
+            **self._settings,
+        }
+
+    def _prepare(self) -> None:
+        properties = self.directory / "server.properties"
+        properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties().items()))
+        if not (self._data / "meta.properties").exists():
+            self._format(properties)
+
+    def _format(self, properties: Path) -> None:
+        cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
+        command = [
+            *self._jvm(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
+        if done.returncode:
+            raise ConfigError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()}")
+
+    def _jvm(self) -> list[str]:
+        return [self._java, *JVM, "-Xmx512m", f"-Dkafka.logs.dir={self.directory}", "-cp", self._jars]
+
+    def _command(self) -> list[str]:
+        return [*self._jvm(), "kafka.Kafka", str(self.directory / "server.properties")]
+
+    def _answers(self) -> bool:
+        """It tells of itself as a broker that clients may use: an open port alone comes some time before that."""
+        question = struct.pack(">hhih", METADATA, METADATA_VERSION, 1, -1) + struct.pack(">i?", 0, False)
+        try:
+            with self.connected() as connection:
+                connection.sendall(struct.pack(">i", len(question)) + question)
+                with connection.makefile("rb") as said:
+                    head = said.read(16)
+        except OSError:
+            return False
+        # Size, correlation, throttle time, number of brokers.
+        return len(head) == 16 and struct.unpack(">iiii", head)[3] > 0

@@ -1,0 +1,1 @@
+"""`cachebus worker`: the processes that carry invalidations on."""

@@ -1,0 +1,102 @@
+"""Commands into L2: those of one shard in one script, tried until it has happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from cachebus.cascade import Cascade
+from cachebus.errors import CacheBusError, InvalidationFailed, InvalidKey, L2Unavailable
+from cachebus.plan import Plan, Planner, joined
+from cachebus.settings import Settings
+from consumers.health import Health
+from consumers.meters import Meters
+from consumers.patience import Patience
+from producers.base import Orders
+from producers.command import Command, InvalidCommand, parse
+from producers.direct import DirectProducer
+
+LOOK_EVERY_S: Final = 1.0
+
+REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
+"""What `Applier.plan_of` raises for a command that will never be applicable: a dead letter's reason."""
+
+
+class Applier:
+    """Applies commands as the caches' own verbs would, cascades included. Opened by `async with`.
+
+    Invalidations commute and may be repeated, so any number of them are joined into one, and none need an order.
+    """
+
+    def __init__(self, settings: Settings, health: Health, meters: Meters, cascades: Iterable[Cascade] = ()) -> None:
+        self._settings = settings
+        self._cascades = tuple(cascades)
+        self._planner: Planner = Orders(settings.shards, self._cascades).planner
+        self._meters = meters
+        self._patience = Patience("l2", health)
+        self._producer = DirectProducer(settings)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Applier]:
+        """Connected to L2, however long that takes; looks after the connection until it is left."""
+        while True:
+            try:
+                await self._producer.__aenter__()
+            except L2Unavailable as error:
+                await self._patience.wait(error)
+            else:
+                break
+        self._patience.over()
+        looking = asyncio.create_task(self._look(), name="cachebus-applier")
+        try:
+            yield self
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+            await self._producer.aclose()
+
+    def plan_of(self, command: Command | bytes | str) -> Plan:
+        """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
+        if isinstance(command, bytes | str):
+            command = parse(command)
+        return command.plan(self._planner)
+
+    async def apply(self, plans: Sequence[Plan]) -> None:
+        """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2
+        is away; cancelled, it may have happened in part."""
+        if plans:
+            self._meters.batch_size.observe(len(plans))
+            self._meters.in_flight.inc(len(plans))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for plan in joined(plans):
+                        group.create_task(self._until_it_happened(plan))
+            except* CacheBusError as troubles:  # such as ProtocolMismatch: no trial would help
+                raise troubles.exceptions[0] from None
+            finally:
+                self._meters.in_flight.dec(len(plans))
+
+    async def _until_it_happened(self, plan: Plan) -> None:
+        while True:
+            try:
+                await self._producer.send(plan)
+            except InvalidationFailed as error:
+                await self._patience.wait(error)
+            else:
+                self._meters.scripts.inc()
+                self._patience.over()
+                return
+
+    async def _look(self) -> None:
+        """L2's state for those who watch, and its epochs: what was said before a failover is repeated after it."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                await self._producer.probe()
+            except CacheBusError as error:
+                self._patience.failed(error)
+            else:
+                self._patience.over()

@@ -1,0 +1,28 @@
+"""Dead letters: what could not be understood, set aside with the reason, so that nothing behind it has to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class DeadLetter(NamedTuple):
+    """One of them, as it came."""
+
+    payload: bytes
+    reason: str
+    """For people: which field is wrong and how, without values."""
+    source: str
+    """Where it came from: a table's row, a topic's partition and offset."""
+    attempts: int
+    """How often it has come to this end, this time included."""
+    at_s: float | None = None
+    """When it was made, in Unix seconds, where that is known."""
+
+
+class DeadLetters(Protocol):
+    """Where they are kept."""
+
+    async def put(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep them: they are durable when this returns. Raises what its place raises when they may not be."""
+        ...

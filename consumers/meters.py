@@ -1,0 +1,94 @@
+"""A worker's figures, for Prometheus. Never a label of a key or a tenant, of which there are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from consumers.health import Health
+
+LAG_BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    3600.0,
+)
+BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Meters:
+    """Of one worker; outcomes are "applied", "dead" (set aside with the reason), "ignored" (not for these caches, or
+    by no rule), and "again" (came a second time, where that can be told)."""
+
+    def __init__(self, health: Health, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        worker = health.worker
+
+        self._messages = Counter(
+            "cachebus_worker_messages", "Rows, messages or changes done with, by what became of them",
+            ["worker", "outcome"], registry=self.registry,
+        )  # fmt: skip
+        self._worker = worker
+        self.lag_s = Histogram(
+            "cachebus_worker_lag_seconds", "From commit, or sending, to applied in L2", ["worker"],
+            buckets=LAG_BUCKETS_S, registry=self.registry,
+        ).labels(worker)  # fmt: skip
+        self.batch_size = Histogram(
+            "cachebus_worker_batch_size", "Rows, messages or changes applied at a time", ["worker"],
+            buckets=BATCH_BUCKETS, registry=self.registry,
+        ).labels(worker)  # fmt: skip
+        self.in_flight = Gauge(
+            "cachebus_worker_in_flight", "Taken, and not yet applied", ["worker"], registry=self.registry
+        ).labels(worker)
+        self.backlog = Gauge(
+            "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
+        ).labels(worker)
+        self.scripts = Counter(
+            "cachebus_worker_scripts", "Invalidations asked of L2, each of many commands", ["worker"],
+            registry=self.registry,
+        ).labels(worker)  # fmt: skip
+        self.registry.register(_Up(health))
+        for outcome in ("applied", "dead", "ignored", "again"):
+            self._messages.labels(worker, outcome)
+
+    def done(self, outcome: str, count: int = 1) -> None:
+        """So many came to this end."""
+        self._messages.labels(self._worker, outcome).inc(count)
+
+    def count(self, outcome: str) -> int:
+        """How many came to this end so far."""
+        return int(self.registry.get_sample_value(
+            "cachebus_worker_messages_total", {"worker": self._worker, "outcome": outcome}
+        ) or 0)  # fmt: skip
+
+
+class _Up(Collector):
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        up = GaugeMetricFamily(
+            "cachebus_worker_up", "Whether a part works that the worker needs", labels=["worker", "part"]
+        )
+        for part in self._health.parts:
+            up.add_metric([self._health.worker, part], float(self._health.is_up(part)))
+        yield up
+        ready = GaugeMetricFamily("cachebus_worker_ready", "Whether the worker does its work", labels=["worker"])
+        ready.add_metric([self._health.worker], float(self._health.ready))
+        yield ready

@@ -1,0 +1,63 @@
+"""Waiting for what is not there: ever longer, never for ever, and told without drowning the log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+from loguru import logger
+
+from cachebus.clock import Clock, monotonic
+from consumers.health import Health
+
+FIRST_S: Final = 0.05
+LONGEST_S: Final = 5.0
+TELL_EVERY_S: Final = 60.0
+
+
+class Patience:
+    """How one part, such as "l2" or "database", is waited for; its state goes into the worker's health.
+
+    `await patience.wait(error)` after each failure, `patience.over()` after each success.
+    """
+
+    def __init__(self, part: str, health: Health, *, longest_s: float = LONGEST_S, clock: Clock = monotonic) -> None:
+        self.part = part
+        self._health = health
+        self._longest_s = longest_s
+        self._clock = clock
+        self._tries = 0
+        self._since_s = 0.0
+        self._told_s = 0.0
+
+    async def wait(self, error: BaseException | str) -> None:
+        """It has failed: tell of it now and then once a minute, and return when it may be tried again."""
+        self.failed(error)
+        await asyncio.sleep(min(self._longest_s, FIRST_S * 2 ** min(self._tries - 1, 20)) * random.uniform(0.5, 1.0))
+
+    def failed(self, error: BaseException | str) -> None:
+        """It has failed, and is not waited for here."""
+        now_s = self._clock()
+        said = str(error) or type(error).__name__
+        self._health.down(self.part, said)
+        self._tries += 1
+        if self._tries == 1:
+            self._since_s = self._told_s = now_s
+            logger.warning("{} is out of reach: {}", self.part, said)
+        elif now_s - self._told_s >= TELL_EVERY_S:
+            self._told_s = now_s
+            logger.warning(
+                "{} is out of reach for {:.0f} s, tried {} times: {}",
+                self.part,
+                now_s - self._since_s,
+                self._tries,
+                said,
+            )  # fmt: skip
+
+    def over(self) -> None:
+        """It works."""
+        self._health.up(self.part)
+        if self._tries:
+            logger.info("{} is back after {:.1f} s", self.part, self._clock() - self._since_s)
+            self._tries = 0

@@ -1,0 +1,174 @@
+"""The one interface of all producers: the library's verbs, its validation, its errors, its receipts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cachebus.cascade import Cascade, CascadeTable, Target
+from cachebus.confirm import check_wait
+from cachebus.keys import Keyspace
+from cachebus.naming import check_contexts, tenant_of
+from cachebus.plan import Plan, Planner, coordinated, target
+from cachebus.receipt import NOTHING_DONE, Receipt
+from producers.command import (
+    Command,
+    Invalidate,
+    InvalidateCoordinated,
+    InvalidateScope,
+    InvalidateTags,
+    related_of,
+)
+
+Part = str | int
+
+
+class Order(NamedTuple):
+    """What a verb asks for: checked as the library checks it, and as a command, for those who hand it on."""
+
+    plan: Plan
+    command: Callable[[], Command]
+
+
+class Orders:
+    """Makes orders of the verbs' arguments; what is wrong with them raises as in a cache."""
+
+    def __init__(self, shards: int, cascades: Iterable[Cascade] = ()) -> None:
+        self.planner = Planner(Keyspace(shards), CascadeTable(cascades))
+
+    def invalidate(
+        self, data_type: str, resource_id: Part, tenant_id: Part | None, contexts: str,
+        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+    ) -> Order:  # fmt: skip
+        """One resource and its cascades."""
+        ids = agent_id, conversation_id, collection_id
+        check_contexts(contexts, *ids)
+        one, tenant = Target(data_type, resource_id, *ids), tenant_of(data_type, tenant_id)
+        plan = self.planner.targets([one], tenant, all_contexts=contexts == "all")
+        return Order(
+            plan,
+            lambda: Invalidate(
+                op="invalidate", data_type=data_type, resource_id=resource_id, contexts=contexts,  # type: ignore[arg-type]
+                related=related_of(self.planner.expand([one], tenant)[1:]), **_ids(tenant, *ids),
+            ),
+        )  # fmt: skip
+
+    def scope(
+        self, tenant_id: Part | None, data_type: str | None,
+        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+    ) -> Order:  # fmt: skip
+        """A tenant or one of its types, narrowed by at most one context id."""
+        ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type or "", tenant_id)
+        plan = self.planner.scope(tenant, data_type, ids)
+        given: dict[str, Any] = {} if data_type is None else {"data_type": data_type}
+        return Order(plan, lambda: InvalidateScope(op="scope", **given, **_ids(tenant, *ids)))
+
+    def tags(self, tags: Sequence[str], tenant_id: Part | None) -> Order:
+        """All that carries one of these tags."""
+        if isinstance(tags, str) or not tags:
+            raise ValueError("tags must be a non-empty sequence of strings")
+        tenant = tenant_of("", tenant_id)
+        plan = self.planner.tags(tenant, tags)
+        return Order(plan, lambda: InvalidateTags(op="tags", tags=tuple(tags), **_ids(tenant)))
+
+    def coordinated(
+        self, tenant_id: Part, data_type: str, resource_id: Part, related: Sequence[Mapping[str, Any]] | None,
+        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+    ) -> Order:  # fmt: skip
+        """A resource and what is related to it, in one step."""
+        ids = agent_id, conversation_id, collection_id
+        targets = coordinated(target(data_type, resource_id, ids), related or (), ids)
+        plan = self.planner.targets(targets, tenant_id, all_contexts=True)
+        return Order(
+            plan,
+            lambda: InvalidateCoordinated(
+                op="coordinated", data_type=data_type, resource_id=resource_id,
+                related=related_of(self.planner.expand(targets, tenant_id)[1:]), **_ids(tenant_id, *ids),
+            ),
+        )  # fmt: skip
+
+
+def _ids(tenant_id: Part | None, *contexts: Part | None) -> dict[str, Any]:
+    """Those that are given: what is not set is left out of the JSON."""
+    names = "tenant_id", "agent_id", "conversation_id", "collection_id"
+    return {name: given for name, given in zip(names, (tenant_id, *contexts), strict=False) if given is not None}
+
+
+class Producer(ABC):
+    """`await producer.invalidate("agent_config", "a7", "acme")`, whatever the way that it takes.
+
+    `cascades`: followed here, by every verb that names a resource; what only hands a command on sends them along.
+    """
+
+    def __init__(self, shards: int, cascades: Iterable[Cascade] = ()) -> None:
+        self._orders = Orders(shards, cascades)
+
+    async def invalidate(
+        self,
+        data_type: str,
+        resource_id: Part,
+        tenant_id: Part | None = None,
+        agent_id: Part | None = None,
+        conversation_id: Part | None = None,
+        collection_id: Part | None = None,
+        *,
+        contexts: str = "exact",
+        wait: str | None = None,
+    ) -> Receipt:
+        """As `Cache.invalidate`: one resource and its cascades."""
+        order = self._orders.invalidate(
+            data_type, resource_id, tenant_id, contexts, agent_id, conversation_id, collection_id
+        )
+        return await self._send(order, wait)
+
+    async def invalidate_scope(
+        self,
+        tenant_id: Part | None = None,
+        data_type: str | None = None,
+        agent_id: Part | None = None,
+        conversation_id: Part | None = None,
+        collection_id: Part | None = None,
+        *,
+        wait: str | None = None,
+    ) -> Receipt:
+        """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
+        order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
+        return await self._send(order, wait)
+
+    async def invalidate_tags(
+        self, tags: Sequence[str], tenant_id: Part | None = None, *, wait: str | None = None
+    ) -> Receipt:
+        """As `Cache.invalidate_tags`."""
+        return await self._send(self._orders.tags(tags, tenant_id), wait)
+
+    async def invalidate_coordinated(
+        self,
+        tenant_id: Part,
+        primary_data_type: str,
+        primary_resource_id: Part,
+        related_invalidations: Sequence[Mapping[str, Any]] | None = None,
+        agent_id: Part | None = None,
+        conversation_id: Part | None = None,
+        collection_id: Part | None = None,
+        *,
+        wait: str | None = None,
+    ) -> Receipt:
+        """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
+        order = self._orders.coordinated(
+            tenant_id, primary_data_type, primary_resource_id, related_invalidations,
+            agent_id, conversation_id, collection_id,
+        )  # fmt: skip
+        return await self._send(order, wait)
+
+    @abstractmethod
+    async def _send(self, order: Order, wait: str | None) -> Receipt:
+        """Have it happen, or hand it on."""
+
+
+def handed_on(plan: Plan, wait: str | None) -> Receipt:
+    """The receipt of a command that others will apply; `ValueError` where somebody would wait for that."""
+    check_wait(wait)
+    if wait:
+        raise ValueError(f"wait={wait!r} is for those who apply it themselves (DirectProducer, Cache): others do here")
+    return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=dict(plan.targets))

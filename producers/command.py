@@ -1,0 +1,164 @@
+"""A command: an invalidation as data, for those who hand it on: a row, a message, a dead letter.
+
+JSON with the arguments of the verbs, told apart by `op`; made by producers, and by anybody who can write JSON::
+
+    {"op": "invalidate", "tenant_id": "acme", "data_type": "agent_config", "resource_id": "a7"}
+    {"op": "scope", "tenant_id": "acme", "data_type": "query_result", "collection_id": "c1"}
+    {"op": "tags", "tenant_id": "acme", "tags": ["plan:pro"]}
+    {"op": "coordinated", "tenant_id": "acme", "data_type": "document", "resource_id": 7,
+     "related": [{"data_type": "embedding", "resource_id": "doc:7"}, {"data_type": "query_result"}]}
+
+`namespace` is not part of it: what carries commands says for which caches they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
+
+from cachebus.cascade import WHOLE_SCOPE, Target
+from cachebus.errors import CacheBusError
+from cachebus.naming import check_contexts
+from cachebus.plan import Contexts, Plan, Planner, coordinated, target
+
+Id = StrictInt | StrictStr
+
+
+class InvalidCommand(CacheBusError, ValueError):
+    """The bytes are no command. The message names the field, and shows no value."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Related(_Model):
+    """What else a coordinated invalidation addresses; ids that are not given are those of the primary."""
+
+    data_type: StrictStr
+    resource_id: Id = WHOLE_SCOPE
+    agent_id: Id | None = None
+    conversation_id: Id | None = None
+    collection_id: Id | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, None among them."""
+        return self.model_dump(exclude_unset=True)
+
+
+class _Command(_Model):
+    v: Literal[1] = 1
+
+
+class Invalidate(_Command):
+    """One resource with its cascades, as `Cache.invalidate`; `related` has what a producer's own cascades added."""
+
+    op: Literal["invalidate"] = "invalidate"
+    tenant_id: Id | None = None
+    data_type: StrictStr
+    resource_id: Id
+    agent_id: Id | None = None
+    conversation_id: Id | None = None
+    collection_id: Id | None = None
+    contexts: Literal["exact", "all"] = "exact"
+    related: tuple[Related, ...] = ()
+
+    def targets(self) -> list[Target]:
+        """The resource, and what is related."""
+        contexts = self.agent_id, self.conversation_id, self.collection_id
+        check_contexts(self.contexts, *contexts)
+        primary = Target(self.data_type, self.resource_id, *contexts)
+        return coordinated(primary, [one.given() for one in self.related], contexts)
+
+    def plan(self, planner: Planner) -> Plan:
+        """What it addresses, cascades followed; `InvalidKey`."""
+        return planner.targets(self.targets(), self.tenant_id, all_contexts=self.contexts == "all")
+
+
+class InvalidateScope(_Command):
+    """A tenant or one of its types, narrowed by at most one context id, as `Cache.invalidate_scope`."""
+
+    op: Literal["scope"] = "scope"
+    tenant_id: Id | None = None
+    data_type: StrictStr | None = None
+    agent_id: Id | None = None
+    conversation_id: Id | None = None
+    collection_id: Id | None = None
+
+    def plan(self, planner: Planner) -> Plan:
+        """What it addresses; `InvalidKey`."""
+        contexts = self.agent_id, self.conversation_id, self.collection_id
+        return planner.scope(self.tenant_id, self.data_type, contexts)
+
+
+class InvalidateTags(_Command):
+    """All that carries one of these tags, as `Cache.invalidate_tags`."""
+
+    op: Literal["tags"] = "tags"
+    tenant_id: Id
+    tags: Annotated[tuple[StrictStr, ...], Field(min_length=1)]
+
+    def plan(self, planner: Planner) -> Plan:
+        """What it addresses; `InvalidKey`."""
+        return planner.tags(self.tenant_id, self.tags)
+
+
+class InvalidateCoordinated(_Command):
+    """A resource and what is related to it, in one step, as `invalidate_coordinated`."""
+
+    op: Literal["coordinated"] = "coordinated"
+    tenant_id: Id | None = None
+    data_type: StrictStr
+    resource_id: Id
+    related: tuple[Related, ...] = ()
+    agent_id: Id | None = None
+    conversation_id: Id | None = None
+    collection_id: Id | None = None
+
+    def targets(self) -> list[Target]:
+        """The resource ("*": the whole scope), and what is related."""
+        contexts: Contexts = (self.agent_id, self.conversation_id, self.collection_id)
+        primary = target(self.data_type, self.resource_id, contexts)
+        return coordinated(primary, [one.given() for one in self.related], contexts)
+
+    def plan(self, planner: Planner) -> Plan:
+        """What it addresses, cascades followed; `InvalidKey`."""
+        return planner.targets(self.targets(), self.tenant_id, all_contexts=True)
+
+
+Command = Invalidate | InvalidateScope | InvalidateTags | InvalidateCoordinated
+_parser: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="op")])
+
+
+def encode(command: Command) -> bytes:
+    """The command as JSON, UTF-8; what was not given is left out."""
+    return _parser.dump_json(command.model_copy(update={"op": command.op}), exclude_unset=True)
+
+
+def parse(data: bytes | str) -> Command:
+    """The command in this JSON; `InvalidCommand`, whatever the bytes are."""
+    try:
+        return _parser.validate_json(data)
+    except ValidationError as error:
+        raise InvalidCommand("; ".join(_clause(problem) for problem in error.errors(include_url=False))) from None
+
+
+def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
+    """Targets as they go into a command: every id given, so that none is inherited."""
+    return tuple(
+        Related(
+            data_type=one.data_type,
+            resource_id=WHOLE_SCOPE if one.whole else one.resource_id,
+            agent_id=one.agent_id,
+            conversation_id=one.conversation_id,
+            collection_id=one.collection_id,
+        )
+        for one in targets
+    )
+
+
+def _clause(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"][1:])  # behind the name of the kind
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

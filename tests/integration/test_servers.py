@@ -1,0 +1,91 @@
+"""The servers that come with the commands: they are what they say, and outlive what they should."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from cachebus import ConfigError
+from cachebus.cli.servers import jars
+from cachebus.cli.servers.jars import Artifacts, classpath, find_java
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.postgres import PostgresServer
+from tests.conftest import connected
+
+
+async def test_postgres_keeps_what_was_committed_over_a_crash(postgres: PostgresServer, database: str) -> None:
+    async with connected(database) as connection:
+        await connection.execute("CREATE TABLE kept (id int)")
+        await connection.execute("INSERT INTO kept VALUES (1)")
+        assert await connection.fetchval("SHOW wal_level") == "logical"
+    postgres.kill()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncpg.connect(database)
+    postgres.start()
+    async with connected(database) as connection:
+        assert await connection.fetchval("SELECT id FROM kept") == 1
+
+
+async def test_kafka_keeps_what_was_acknowledged_over_a_crash(kafka: KafkaServer) -> None:
+    topic = f"test-{secrets.token_hex(4)}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.address, acks="all", enable_idempotence=True)
+    await producer.start()
+    await producer.send_and_wait(topic, b"kept", partition=1)
+    await producer.stop()
+    kafka.kill()
+    kafka.start()
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.address, auto_offset_reset="earliest")
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, 1)])
+    assert (await consumer.getone()).value == b"kept"
+    await consumer.stop()
+
+
+def test_without_maven_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEBUS_JARS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no Maven found to fetch some-1 with: install it"):
+        classpath(Artifacts("some-1", [("a", "b", "1")]))
+    assert not (tmp_path / "some-1").exists()
+
+
+def test_a_fetch_that_fails_leaves_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maven = tmp_path / "bin" / "mvn"
+    maven.parent.mkdir()
+    maven.write_text(
+        '#!/bin/sh\nfor a; do case $a in -DoutputDirectory=*) mkdir "${a#*=}"; touch "${a#*=}/half.jar";; esac; done\n'
+        "echo '[ERROR] no route to the mirror'; exit 1\n"
+    )
+    maven.chmod(0o755)
+    java = find_java()
+    monkeypatch.setattr(jars, "find_java", lambda: java)
+    monkeypatch.setenv("CACHEBUS_JARS", str(tmp_path / "kept"))
+    monkeypatch.setenv("PATH", f"{maven.parent}:/usr/bin:/bin")
+    with pytest.raises(ConfigError, match=r"Maven could not fetch some-1: .*no route to the mirror"):
+        classpath(Artifacts("some-1", [("a", "b", "1")]))
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["some-1.lock"]
+
+
+def test_without_java_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(jars, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="no Java found: pip install"):
+        find_java()
+
+
+def test_a_java_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "java"
+    old.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert find_java() != str(old)
