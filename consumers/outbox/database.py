@@ -20,8 +20,9 @@ REPLAYED_AT_ONCE: Final = 1000
 COUNTED: Final = 10_000
 """Rows that are counted one by one; of more there is an estimate."""
 
-TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What a database that is away, or not set up yet, answers: it is waited for."""
+TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.exceptions.InternalClientError)
+"""What comes of a database that is away, or not set up yet: it is waited for. The last is what asyncpg makes of a
+session that was ended by the server while a transaction was idle."""
 
 _scheme = re.compile(r"postgres(ql)?(\+\w+)?://").match
 
@@ -120,9 +121,9 @@ async def _connect(url: str) -> asyncpg.Connection:
 
 def told(error: BaseException) -> str:
     """What went wrong in a line: further lines of PostgreSQL's may show values."""
-    lines = str(error).splitlines() or [""]
+    name, lines = type(error).__name__, str(error).splitlines()
     remedy = "; `cachebus worker outbox --create-table` makes it" if _is_missing(error) else ""
-    return f"{type(error).__name__}: {lines[0]}{remedy}"
+    return f"{name}: {lines[0]}{remedy}" if lines else name
 
 
 def _is_missing(error: BaseException) -> bool:
