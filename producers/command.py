@@ -160,5 +160,7 @@ def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
 
 
 def _clause(problem: Any) -> str:
+    if problem["type"] == "union_tag_invalid":  # its own message shows the value
+        return f"op: must be one of {problem['ctx']['expected_tags']}"
     where = ".".join(str(part) for part in problem["loc"][1:])  # behind the name of the kind
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])
