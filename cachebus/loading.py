@@ -73,6 +73,8 @@ class Flights(Generic[T]):
     def __init__(self) -> None:
         self._flights: dict[str, Flight[T]] = {}
         self._tasks: set[asyncio.Task[T]] = set()
+        self.alone: dict[str, Flight[T]] = {}
+        """Those that go to the source without L2."""
 
     def __len__(self) -> int:
         return len(self._tasks)

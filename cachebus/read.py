@@ -192,7 +192,7 @@ class Reader:
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
             flight = Flight(self._node.shards[key.shard].reserve(), self._vouched_s(key), (*key.names, *tags))
-            self._stand_in(flight, key)
+            self._stand_in(flight, key, after)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
                 key.l1, flight, lambda flight: self._fly(flight, key, load, rules, after, ttl_s, tags, use_memory)
@@ -230,8 +230,11 @@ class Reader:
         shard, now_s = self._node.shards[key.shard], self._clock()
         return shard.vouched_s if now_s < shard.valid_until else now_s
 
-    def _stand_in(self, flight: Flight[Found], key: Key) -> None:
-        """Give the flight an expired value from L1, to be served while the source fails or is slow."""
+    def _stand_in(self, flight: Flight[Found], key: Key, after: Place | None) -> None:
+        """Give the flight an expired value from L1, to be served while the source fails or is slow; none to a read with
+        a token that this node has yet to reach."""
+        if after is not None and not self._shards[key.shard].honours(after.epoch, after.seq):
+            return
         entry = self._node.standing_in(key, self._clock())
         if entry is not None:
             extra = details(entry)
@@ -270,8 +273,7 @@ class Reader:
             self._node.counters.guarded_loads += 1
             return filler.not_kept(await self._load(flight, key, load, rules))
         if lease is None:
-            filler.reserve_alone()
-            return await filler.keep_alone(await self._load(flight, key, load, rules))
+            return await self._alone(flight, filler, load, after, use_memory)
         try:
             found = await self._load(flight, key, load, rules)
         except BaseException:
@@ -281,6 +283,26 @@ class Reader:
             filler.release()
             return found
         return await filler.fill(found)
+
+    async def _alone(
+        self, flight: Flight[Found], filler: Filler, load: Load, after: Place | None, use_memory: bool
+    ) -> Found:
+        """Without L2: what this node has loaded while the flight waited for L2, or is loading, else the source."""
+        key = filler.key
+        entry = self._remembered(key, after) if use_memory else None
+        if entry is not None:
+            return Found(_handed_out(entry), "l1")
+        other = self.flights.alone.get(key.l1)
+        if other is not None and self._joinable(key, other, after):
+            return await other.join()
+        flight.started_s = self._clock()  # what comes now is the source's
+        self.flights.alone[key.l1] = flight
+        try:
+            filler.reserve_alone()
+            return await filler.keep_alone(await self._load(flight, key, load, filler.rules))
+        finally:
+            if self.flights.alone.get(key.l1) is flight:
+                del self.flights.alone[key.l1]
 
     async def _lease(self, flight: Flight[Found], filler: Filler) -> LeaseReply:
         """The right to load, or the record that another node filled meanwhile; waits as long as a load may take."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 import anyio
+from anyio.abc import TaskStatus
 from loguru import logger
 
 from consumers.endpoint import Endpoint
@@ -65,7 +66,7 @@ async def serve(worker: Worker, endpoint: Endpoint | None = None, *, drain_timeo
         endpoint.start(worker.health, worker.meters)
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_signals, worker, group.cancel_scope, drain_timeout_s)
+            await group.start(_signals, worker, group.cancel_scope, drain_timeout_s)
             group.start_soon(_beat, worker.health)
             await worker.run()
             logger.info("{}: drained" if worker.draining else "{}: done", worker.name)
@@ -87,8 +88,11 @@ async def _beat(health: Health) -> None:
         await asyncio.sleep(BEAT_S)
 
 
-async def _signals(worker: Worker, scope: anyio.CancelScope, drain_timeout_s: float) -> None:
+async def _signals(
+    worker: Worker, scope: anyio.CancelScope, drain_timeout_s: float, *, task_status: TaskStatus[None]
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             break
         logger.info("{}: draining, at most {:g} s", worker.name, drain_timeout_s)

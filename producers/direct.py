@@ -50,7 +50,14 @@ class DirectProducer(Producer):
 
     async def __aenter__(self) -> Self:
         store = redis_store(self.settings, route_of(self.settings, monotonic), monotonic)
-        await store.connect()
+        try:
+            await store.connect()
+            # Refused here, if at all: where the caches have another number of shards, what this producer says of most
+            # tenants would go to shards that nobody reads, which have nothing that could refuse it.
+            await store.probe(0, _NOBODY, marks=False)
+        except BaseException:
+            await store.close()
+            raise
         self._store = store
         return self
 
@@ -89,15 +96,10 @@ class DirectProducer(Producer):
         said lately: for those who may say nothing for a while; `L2Unavailable`."""
         store = self._live()
         await store.connect()
-        for shard in range(self.settings.shards):
-            known = self._epochs.get(shard)
-            if known is None:
-                continue  # nothing was said of it
+        for shard in {0, *self._epochs}:  # the first tells whether all are laid out as this producer believes
             reply = await store.probe(shard, _NOBODY, marks=False)
-            if reply.epoch != known:
+            if reply.epoch != self._epochs.get(shard, reply.epoch):
                 await self._repeat(store, shard, reply.epoch)
-        if not self._epochs:
-            await store.probe(0, _NOBODY, marks=False)
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
         return await self.send(order.plan, wait)

@@ -59,6 +59,11 @@ class Group(ABC):
     async def __aexit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """How a cache reaches them."""
+
     @abstractmethod
     async def start(self) -> None:
         """Start them all, and wait until they are one service."""

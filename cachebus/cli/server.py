@@ -1,32 +1,119 @@
-"""`cachebus server`: a Redis or Valkey to try things with, gone when the command ends."""
+"""`cachebus server`: a real server to try things with, or several, gone when the command ends."""
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
-from typing import Annotated, NoReturn
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from cachebus.cli.embedded import EmbeddedServer, best_server
+from cachebus.cli.performance import Interrupted, until_signalled
+from cachebus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cachebus.cli.servers.daemon import Daemon
+
+
+class Kind(StrEnum):
+    """What can be started."""
+
+    REDIS = "redis"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+    POSTGRES = "postgres"
+    KAFKA = "kafka"
+    DEBEZIUM = "debezium"
+
+
+D = TypeVar("D", bound="Daemon")
+ONE: tuple[Kind, ...] = (Kind.REDIS, Kind.POSTGRES, Kind.KAFKA)
+"""Those that are one server, so that a port can be chosen."""
 
 
 def server(
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            metavar="KIND",
+            help="redis (or Valkey), sentinel (a primary, two replicas, three Sentinels), cluster (three primaries, a "
+            "replica each), postgres, kafka, or debezium (PostgreSQL, Kafka, and the connector between them).",
+        ),
+    ] = Kind.REDIS,
     port: Annotated[
-        int | None, typer.Option("--port", min=1, max=65535, help="Listen here; a free port by default.")
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="Listen here (redis, postgres, kafka); a free port by default."),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory",
+            metavar="DIR",
+            file_okay=False,
+            exists=True,
+            show_default=False,
+            help="Keep what postgres or kafka hold in this folder; by default nothing is kept.",
+        ),
     ] = None,
 ) -> None:
-    """Run a server on this machine's loopback until Ctrl-C: the one on PATH, else the embedded one. Keeps nothing."""
+    """Run servers on this machine's loopback until Ctrl-C, and print how a cache or worker reaches them.
 
-    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    They need no installing: Redis and PostgreSQL come as wheels (or from PATH), Kafka and Debezium by Maven, once, into
+    the user's cache folder.
+    """
+    if port is not None and kind not in ONE:
+        raise ConfigError(f"--port is for {', '.join(ONE)}: {kind.value} takes several, and chooses them")
+    if directory is not None and kind not in (Kind.POSTGRES, Kind.KAFKA):
+        raise ConfigError(f"--directory is for postgres and kafka: {kind.value} keeps nothing")
+    try:
+        until_signalled(_serve(kind, port, directory))
+    except Interrupted:
+        typer.echo("stopped", err=True)
 
-    signal.signal(signal.SIGTERM, end)
-    binary = best_server()
-    with EmbeddedServer(binary, port=port) as running:
-        typer.echo(running.url)
-        typer.echo(f"{binary.name} runs until Ctrl-C. In another terminal: export CACHEBUS_URL={running.url}", err=True)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            typer.echo("stopped", err=True)
+
+async def _serve(kind: Kind, port: int | None, directory: Path | None) -> None:
+    async with AsyncExitStack() as stack:
+        found = [line async for line in _started(kind, port, directory, stack)]
+        for variable, value in found:
+            typer.echo(value if len(found) == 1 else f"{variable}={value}")
+        typer.echo(f"{kind.value} runs until Ctrl-C. In another terminal:", err=True)
+        for variable, value in found:
+            typer.echo(f"  export {variable}={value}", err=True)
+        await asyncio.Event().wait()
+
+
+async def _started(
+    kind: Kind, port: int | None, directory: Path | None, stack: AsyncExitStack
+) -> AsyncIterator[tuple[str, str]]:
+    """Variables and values that reach what was started; the stack ends it."""
+
+    async def up(daemon: D) -> D:
+        stack.callback(daemon.stop)
+        await asyncio.to_thread(daemon.start)
+        return daemon
+
+    if kind is Kind.REDIS:
+        yield "CACHEBUS_URL", (await up(EmbeddedServer(best_server(), port=port))).url
+    elif kind in (Kind.SENTINEL, Kind.CLUSTER):
+        from cachebus.cli.groups import ClusterGroup, SentinelGroup
+
+        group = SentinelGroup(best_server()) if kind is Kind.SENTINEL else ClusterGroup(best_server())
+        yield "CACHEBUS_URL", (await stack.enter_async_context(group)).url
+    else:
+        from cachebus.cli.servers.debezium import DebeziumServer
+        from cachebus.cli.servers.kafka import KafkaServer
+        from cachebus.cli.servers.postgres import PostgresServer
+
+        if kind is not Kind.KAFKA:
+            postgres = await up(PostgresServer(port=port, directory=directory))
+            yield "CACHEBUS_DATABASE_URL", postgres.url
+        if kind is not Kind.POSTGRES:
+            kafka = await up(KafkaServer(port=port, directory=directory))
+            yield "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS", kafka.address
+        if kind is Kind.DEBEZIUM:
+            connect = await up(DebeziumServer(kafka, postgres.url))
+            yield "CACHEBUS_CONNECT_URL", connect.url

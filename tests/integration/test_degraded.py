@@ -13,7 +13,7 @@ from cachebus import Cache, InvalidationFailed, L2Unavailable, Policy, get_with_
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.testing import FakeClock, Faults, Fleet
-from tests.support.caches import D_S, Source, nodes, past, quick, until
+from tests.support.caches import D_S, Source, nodes, parts, past, quick, until
 from tests.support.servers import any_binary
 
 LIMIT_S = 0.5 * 1.25 + 0.4
@@ -249,4 +249,61 @@ async def test_without_l2_a_mark_heard_ahead_of_a_hole_does_not_keep_out_what_is
         fleet.away = True
         for _ in range(3):
             assert await a.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"]) == "v"
+        assert source.calls == 1
+
+
+@pytest.mark.parametrize("kind", ["tagged", "fail-safe"])
+async def test_a_read_with_a_token_takes_no_stand_in_that_is_older(kind: str) -> None:
+    """Neither L2 nor the source answers: better no value than one that the token says was replaced."""
+    source = Source(x="old")
+    policies = {"config": Policy(fail_safe_s=60 if kind == "fail-safe" else None, retries=0)}
+    async with Fleet(2, policies=policies) as fleet:
+        a, b = fleet.caches
+        for cache in (a, b):
+            assert await cache.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"]) == "old"
+        fleet.faults = Faults(drop=1.0)  # the other node will not hear of it
+        source.values["x"] = "new"
+        receipt = await a.invalidate("config", "x", tenant_id="acme")
+        fleet.away, source.error = True, RuntimeError("down")
+        assert await b.get_or_load("config", "x", source.load, tenant_id="acme") == "old"  # within D: as it may
+        with pytest.raises(RuntimeError, match="down"):
+            await b.get_or_load("config", "x", source.load, tenant_id="acme", after=receipt)
+
+
+@pytest.mark.parametrize("first_is_done", [True, False])
+async def test_who_waited_for_a_silent_l2_takes_what_this_node_has_loaded_meanwhile(first_is_done: bool) -> None:
+    """The first flight began under a lease that has run out since, so the second did not join it; both waited for L2,
+    and one load is enough."""
+    source, clock = Source(x="v"), FakeClock()
+    async with Fleet(1, clock=clock) as fleet:
+        a = fleet.caches[0]
+        await a.probe()
+        silent = [asyncio.Event(), asyncio.Event()]
+        waiting = iter(silent)
+
+        async def never(*_: Any, **__: Any) -> Any:
+            await next(waiting).wait()
+            raise L2Unavailable("silent")
+
+        async def ask() -> Any:
+            return await a.get_or_load("config", "x", source.load, tenant_id="acme")
+
+        store = parts(a).store
+        store.get = store.read = never  # type: ignore[method-assign]
+        clock.advance(a.settings.staleness_bound_s / 2)
+        first = asyncio.create_task(ask())
+        await fleet.settle()
+        clock.advance(a.settings.staleness_bound_s)
+        second = asyncio.create_task(ask())
+        await fleet.settle()
+        source.hold()
+        silent[0].set()
+        await source.asked.wait()
+        if first_is_done:
+            source.release()
+            assert await first == "v"
+        silent[1].set()
+        await fleet.settle()
+        source.release()
+        assert [await first, await second] == ["v", "v"]
         assert source.calls == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from cachebus.cli.servers.daemon import ASK_TIMEOUT_S, HOST, Daemon
+from cachebus.cli.servers.daemon import HOST, Daemon
 from cachebus.cli.servers.jars import JVM, Artifacts, classpath, find_java
 from cachebus.cli.servers.kafka import VERSION as KAFKA_VERSION
 from cachebus.cli.servers.kafka import KafkaServer
@@ -51,10 +51,15 @@ class DebeziumServer(Daemon):
         self._connector = dict(connector or {})
         self._worker = dict(worker or {})
 
+    @property
+    def url(self) -> str:
+        """Of Kafka Connect's own interface: "http://127.0.0.1:11042"."""
+        return f"http://{HOST}:{self.port}"
+
     def _worker_properties(self) -> dict[str, str]:
         return {
             "bootstrap.servers": self._kafka.address,
-            "listeners": f"http://{HOST}:{self.port}",
+            "listeners": self.url,
             "key.converter": "org.apache.kafka.connect.json.JsonConverter",
             "value.converter": "org.apache.kafka.connect.json.JsonConverter",
             "offset.storage.file.filename": str(self.directory / "offsets"),
@@ -106,9 +111,7 @@ class DebeziumServer(Daemon):
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(
-                f"http://{HOST}:{self.port}/connectors/{CONNECTOR}/status", timeout=ASK_TIMEOUT_S
-            ) as said:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/connectors/{CONNECTOR}/status", timeout=2) as said:
                 tasks = json.load(said).get("tasks", [])
         except (OSError, urllib.error.HTTPError, ValueError):
             return False

@@ -69,7 +69,12 @@ class PostgresServer(Daemon):
             self._init(data, user)
 
     def _hand_over(self, user: int) -> None:
-        # The server refuses to be root, and another user may not reach an environment below root's home.
+        if not _may_enter(self.directory.parent, user):
+            raise ConfigError(
+                f"PostgreSQL refuses to run as root, so it runs as {pwd.getpwuid(user).pw_name}, who may not enter "
+                f"{self.directory.parent}: give a folder elsewhere"
+            )
+        # Nor may that user reach an environment below root's home.
         os.chown(self.directory, user, pwd.getpwuid(user).pw_gid)
         self.programs = _reachable(self.programs, self.directory, user)
 

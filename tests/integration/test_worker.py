@@ -1,0 +1,292 @@
+"""What all workers share: applying commands however long L2 is away, telling how they are, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachebus import ConfigError, ProtocolMismatch
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.plan import Plan
+from consumers.apply import REFUSED, Applier
+from consumers.endpoint import Endpoint
+from consumers.health import STUCK_S, Health
+from consumers.meters import Meters
+from consumers.patience import TELL_EVERY_S, Patience
+from consumers.worker import Worker, serve
+from producers import DirectProducer
+from tests.support.caches import nodes, quick, until
+
+ROOT = Path(__file__).parents[2]
+
+
+def applier(url: str, **settings: Any) -> tuple[Applier, Health, Meters]:
+    health = Health("test", ("l2",))
+    meters = Meters(health)
+    return Applier(quick(url, **settings), health, meters), health, meters
+
+
+def plan(one: Applier, resource_id: int | str) -> Plan:
+    return one.plan_of(json.dumps(
+        {"op": "invalidate", "tenant_id": "acme", "data_type": "config", "resource_id": resource_id}
+    ))  # fmt: skip
+
+
+async def test_many_commands_are_one_step_and_reach_every_node(redis_url: str) -> None:
+    async with nodes(redis_url, 2) as (a, b):
+        one, health, meters = applier(redis_url)
+        for at in range(20):
+            await a.set("config", at, "old", tenant_id="acme")
+            assert await b.get("config", at, tenant_id="acme") == "old"
+        async with one.opened():
+            assert health.ready
+            await one.apply([plan(one, at) for at in range(20)])
+        for at in range(20):
+            await until(lambda at=at: _gone(b, at))
+        assert meters.registry.get_sample_value("cachebus_worker_scripts_total", {"worker": "test"}) == 1
+        assert meters.registry.get_sample_value("cachebus_worker_batch_size_sum", {"worker": "test"}) == 20
+        assert meters.registry.get_sample_value("cachebus_worker_in_flight", {"worker": "test"}) == 0
+
+
+async def _gone(cache: Any, at: int) -> bool:
+    return await cache.get("config", at, tenant_id="acme") is None
+
+
+def test_what_is_no_command_is_refused(redis_url: str) -> None:
+    one, _, _ = applier(redis_url)
+    for bad in (b"{", b'{"op": "invalidate", "data_type": "t", "resource_id": 1}', b'{"op": "tags", "tenant_id": ""}'):
+        with pytest.raises(REFUSED):
+            one.plan_of(bad)
+
+
+async def test_it_waits_for_l2_and_applies_when_it_is_back(own_server: EmbeddedServer) -> None:
+    one, health, _ = applier(own_server.url)
+    async with one.opened():
+        own_server.kill()
+        applying = asyncio.create_task(one.apply([plan(one, 1)]))
+        await until(lambda: not health.is_up("l2"))
+        assert not applying.done()
+        assert health.told()["parts"]["l2"]["why"]
+        own_server.start()
+        await asyncio.wait_for(applying, 20)
+        assert health.is_up("l2")
+
+
+async def test_it_waits_for_l2_at_its_start(own_server: EmbeddedServer) -> None:
+    one, health, _ = applier(own_server.url, connect_timeout_s=0.5)
+    own_server.kill()
+
+    async def work() -> None:
+        async with one.opened():
+            await one.apply([plan(one, 1)])
+
+    working = asyncio.create_task(work())
+    await until(lambda: "cannot connect" in health.told()["parts"]["l2"]["why"])
+    own_server.start()
+    await asyncio.wait_for(working, 20)
+
+
+async def test_while_idle_it_sees_l2_go_and_come(own_server: EmbeddedServer) -> None:
+    one, health, _ = applier(own_server.url)
+    async with one.opened():
+        own_server.kill()
+        await until(lambda: not health.ready)
+        own_server.start()
+        await until(lambda: health.ready)
+
+
+async def test_cancelled_while_l2_is_away_it_ends(own_server: EmbeddedServer) -> None:
+    one, _, meters = applier(own_server.url)
+    async with one.opened():
+        own_server.kill()
+        applying = asyncio.create_task(one.apply([plan(one, 1)]))
+        await asyncio.sleep(0)
+        applying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await applying
+        assert meters.registry.get_sample_value("cachebus_worker_in_flight", {"worker": "test"}) == 0
+
+
+async def test_another_layout_of_l2_is_told_and_not_waited_for(redis_url: str) -> None:
+    async with nodes(redis_url, 1):
+        one, _, _ = applier(redis_url, shards=4)
+        with pytest.raises(ProtocolMismatch, match="shards=1"):
+            async with one.opened():
+                pass
+
+
+async def test_l2_laid_out_anew_meanwhile_is_told_and_not_tried_again(redis_server: EmbeddedServer) -> None:
+    one, _, _ = applier(redis_server.url)
+    async with one.opened():
+        assert redis_server.command("FLUSHALL") == "+OK"
+        async with nodes(redis_server.url, 1, shards=4):
+            with pytest.raises(ProtocolMismatch, match="shards=4"):
+                await one.apply([plan(one, 1)])
+
+
+async def test_what_was_said_before_a_new_epoch_is_said_again_in_it(own_server: EmbeddedServer) -> None:
+    """A primary that was deposed acknowledges what is lost with it."""
+    async with DirectProducer.open(quick(own_server.url)) as producer:
+        first = await producer.invalidate("config", "x", "acme")
+        await producer.invalidate_tags(["t"], "acme")
+        assert own_server.command("FLUSHALL") == "+OK"
+        await producer.probe()
+        again = await producer.invalidate("config", "y", "acme")
+        assert (again.epoch, again.seq) != (first.epoch, first.seq)
+        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2", "both of them in one event, and the one after"
+        await producer.probe()
+        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2"
+
+
+async def test_the_next_call_repeats_as_well(own_server: EmbeddedServer) -> None:
+    async with DirectProducer.open(quick(own_server.url)) as producer:
+        await producer.invalidate("config", "x", "acme")
+        assert own_server.command("FLUSHALL") == "+OK"
+        await producer.invalidate("config", "y", "acme")
+        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_stuck_loop_is_not_live() -> None:
+    clock = Clock()
+    health = Health("test", (), clock)
+    assert health.live and health.ready
+    clock.now_s = STUCK_S + 0.1
+    assert not health.live and not health.ready
+    health.beat()
+    assert health.live and health.ready
+
+
+def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
+    logger.enable("consumers")
+    clock = Clock()
+    patience = Patience("database", Health("test", ("database",), clock), clock=clock)
+    for _ in range(int(3 * TELL_EVERY_S)):
+        patience.failed("refused")
+        clock.now_s += 1
+    patience.over()
+    patience.over()
+    logger.remove(sink)
+    logger.disable("consumers")
+    assert [line.split(":")[0].strip() for line in said] == [
+        "database is out of reach",
+        "database is out of reach for 60 s, tried 61 times",
+        "database is out of reach for 120 s, tried 121 times",
+        "database is back after 180.0 s",
+    ]
+
+
+def fetched(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as said:
+            return said.status, said.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_endpoint_tells_health_and_figures() -> None:
+    health = Health("test", ("l2", "database"))
+    meters = Meters(health)
+    meters.done("applied", 3)
+    endpoint = Endpoint(0)
+    endpoint.start(health, meters)
+    try:
+        health.up("l2")
+        health.down("database", "refused")
+        status, body = fetched(endpoint.url + "/health/ready")
+        assert status == 503
+        assert json.loads(body)["parts"]["database"]["why"] == "refused"
+        assert fetched(endpoint.url + "/health/live")[0] == 200
+        health.up("database")
+        assert fetched(endpoint.url + "/health/ready")[0] == 200
+        figures = fetched(endpoint.url + "/metrics")[1].decode()
+        assert 'cachebus_worker_messages_total{outcome="applied",worker="test"} 3.0' in figures
+        assert 'cachebus_worker_up{part="database",worker="test"} 1.0' in figures
+        assert fetched(endpoint.url + "/")[0] == 404
+        health.draining = True
+        assert fetched(endpoint.url + "/health/ready")[0] == 503
+        with pytest.raises(ConfigError, match=r"can't be had on 127\.0\.0\.1"):
+            Endpoint(int(endpoint.url.rpartition(":")[2])).start(health, meters)
+    finally:
+        endpoint.stop()
+
+
+class Idle(Worker):
+    """Works until it is drained, and then as long as `finish_s` says."""
+
+    finish_s = 0.0
+
+    async def run(self) -> None:
+        print("works", flush=True)
+        await self.drained()
+        await asyncio.sleep(self.finish_s)
+
+
+class Broken(Worker):
+    async def run(self) -> None:
+        raise ConfigError("no such topic")
+
+
+async def test_what_no_waiting_helps_against_is_raised_as_it_is() -> None:
+    with pytest.raises(ConfigError, match="no such topic"):
+        await serve(Broken("test", ()))
+
+
+async def test_a_pause_is_cut_short_by_draining() -> None:
+    worker = Idle("test", ())
+    assert not await worker.drained(0.001)
+    worker.drain()
+    assert await worker.drained(60)
+
+
+PROGRAM = """
+import asyncio, sys
+from consumers.worker import serve
+from tests.integration.test_worker import Idle
+Idle.finish_s = float(sys.argv[1])
+print(asyncio.run(serve(Idle("test", ()), drain_timeout_s=float(sys.argv[2]))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("finish_s", "drain_timeout_s", "signals", "says"),
+    [(0, 60, 1, "True"), (60, 0.1, 1, "False"), (60, 60, 2, "False")],
+    ids=["drained", "not in time", "asked twice"],
+)
+def test_sigterm_drains_and_a_second_one_ends(finish_s: float, drain_timeout_s: float, signals: int, says: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(finish_s), str(drain_timeout_s)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == "works\n"
+        process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            process.stderr.readline()  # that it drains
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == f"{says}\n"
+    finally:
+        process.kill()
+        process.wait()
