@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+import producers
 from cachebus import ConfigError
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.worker.outbox import outbox
+from consumers.outbox import create_tables
 from consumers.outbox.database import DeadRow, RelayConnection
-from producers.command import parse
+from producers.command import Invalidate, parse
 from producers.outbox import OutboxTable
 from tests.conftest import connected
+from tests.integration.test_readme import run_inside
 from tests.support.caches import until
 from tests.support.command import cachebus, ran
 from tests.support.outbox import invalidation, put, waiting
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "outbox.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "outbox.md").read_text()
 
 
 def health(port: int, path: str = "/health/ready") -> tuple[int, str]:
@@ -126,6 +132,40 @@ async def test_the_migration_in_the_documentation_makes_what_the_command_makes(
             await connection.execute(sql)
         await put(connection, invalidation("x"))
         assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox") == 1
+
+
+class Base(DeclarativeBase):
+    """Tables of the application's."""
+
+
+class Agent(Base):
+    """What is written."""
+
+    __tablename__ = "agent"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    config: Mapped[str] = mapped_column(default="")
+
+
+@pytest.mark.parametrize("where", ["README.md", "docs/outbox.md"])
+async def test_the_write_in_the_documentation_is_followed_by_its_invalidation(database: str, where: str) -> None:
+    text = (ROOT / where).read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "OutboxProducer(session" in block
+    ]
+    code = code.replace("cascades=[...]", "cascades=[]")
+    await create_tables(database)
+    engine = create_async_engine(database.replace("postgresql:", "postgresql+asyncpg:"))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    names = {
+        "Outbox": producers.Outbox, "OutboxProducer": producers.OutboxProducer, "AsyncSession": AsyncSession,
+        "engine": engine, "agent": Agent(id="a7"), "config": "new",
+    }  # fmt: skip
+    await run_inside(code, names)
+    await engine.dispose()
+    async with connected(database) as connection:
+        command = parse(await connection.fetchval("SELECT command FROM cachebus_outbox"))
+    assert command == Invalidate(tenant_id="acme", data_type="agent_config", resource_id="a7")
 
 
 async def test_the_sql_in_the_documentation_runs(database: str) -> None:
