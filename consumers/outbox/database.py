@@ -107,9 +107,15 @@ async def connected(
             await connection.close(timeout=CLOSE_TIMEOUT_S)  # one that does not answer is given up
 
 
-async def _connect(url: str) -> asyncpg.Connection:
+def checked_url(url: str) -> str:
+    """The URL, if it looks like one of PostgreSQL's; `ConfigError`, which does not show it."""
     if not _scheme(url):
         raise ConfigError("the outbox's database must be a URL like postgresql://user:password@host:5432/name")
+    return url
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    checked_url(url)
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)  # as SQLAlchemy writes it
     try:
         return await asyncpg.connect(plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S)

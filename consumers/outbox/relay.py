@@ -17,7 +17,7 @@ from cachebus.errors import ConfigError
 from cachebus.plan import Plan
 from cachebus.settings import Settings
 from consumers.apply import REFUSED, Applier
-from consumers.outbox.database import TROUBLE, DeadRow, OutboxRow, RelayConnection, connected, told
+from consumers.outbox.database import TROUBLE, DeadRow, OutboxRow, RelayConnection, checked_url, connected, told
 from consumers.patience import Patience
 from consumers.worker import Worker
 from producers.outbox.table import DEFAULT, OutboxTable
@@ -52,7 +52,7 @@ class RelayOptions:
 
 
 class OutboxRelay(Worker):
-    """Takes rows, applies them in L2, and only then lets them go; several share a table's work.
+    """Takes rows, applies them in L2, and only then lets them go; several share a table's work. `ConfigError`.
 
     Killed anywhere, its rows come again to whoever is there. What can't be applied is moved to the table of the dead
     with the reason; rows of other namespaces are left alone.
@@ -63,7 +63,7 @@ class OutboxRelay(Worker):
         options: RelayOptions | None = None,
     ) -> None:  # fmt: skip
         super().__init__("outbox", ("database", "l2"))
-        self._url = database_url
+        self._url = checked_url(database_url)
         self._namespace = settings.namespace
         self._options = options or RelayOptions()
         self._table = OutboxTable.of(self._options.table)
@@ -81,7 +81,7 @@ class OutboxRelay(Worker):
         """Ids of rows that were applied and may not have been let go: they come again."""
 
     async def run(self) -> None:
-        """Work, until drained; `ConfigError` for a URL that is none."""
+        """Work, until drained; `ConfigError` for a URL that can't be read."""
         work = asyncio.create_task(self._work(), name="cachebus-outbox")
         asked = asyncio.create_task(self._draining.wait(), name="cachebus-outbox-drain")
         try:

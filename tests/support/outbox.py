@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -11,7 +12,6 @@ import asyncpg
 
 from cachebus import Settings
 from consumers.outbox import OutboxRelay, RelayOptions
-from tests.conftest import connected
 from tests.support.caches import QUICK
 
 QUICKLY = RelayOptions(poll_interval_s=0.05, hold_s=1.0)
@@ -45,8 +45,6 @@ async def put(connection: asyncpg.Connection, *commands: str, namespace: str = "
 
 def invalidation(resource_id: str, **more: Any) -> str:
     """The command for a resource of the type "config" of "acme"."""
-    import json
-
     return json.dumps(
         {"op": "invalidate", "tenant_id": "acme", "data_type": "config", "resource_id": resource_id} | more
     )
@@ -54,6 +52,9 @@ def invalidation(resource_id: str, **more: Any) -> str:
 
 async def waiting(database: str, namespace: str = "cachebus") -> int:
     """Rows that wait."""
-    async with connected(database) as connection:
+    connection = await asyncpg.connect(database)
+    try:
         found: int = await connection.fetchval("SELECT count(*) FROM cachebus_outbox WHERE namespace = $1", namespace)
         return found
+    finally:
+        await connection.close()

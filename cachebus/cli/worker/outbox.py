@@ -77,9 +77,10 @@ def outbox(
     if not database_url:
         raise ConfigError(NO_DATABASE)
     try:
-        import consumers.outbox  # noqa: F401 -- looked for here so that one line can say what is missing
+        from consumers.outbox.database import checked_url
     except ImportError as missing:
         raise ConfigError(f"the outbox needs {missing.name}: pip install 'cachebus[worker,outbox]'") from None
+    checked_url(database_url)
     if create_table:
         _create(database_url, table, notify=notify)
         return
