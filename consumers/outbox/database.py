@@ -184,7 +184,7 @@ _DUE: Final = "namespace = $1 AND (not_before IS NULL OR not_before <= clock_tim
 # One statement locks and removes: what others have in hand is skipped, and the rows are read once. There is no
 # watermark: a row is found whenever its transaction commits, whatever its id.
 _TAKE: Final = f"""\
-DELETE FROM {{t.rows}} WHERE ctid = ANY (ARRAY(
+DELETE FROM {{t.rows}} WHERE namespace = $1 AND ctid = ANY (ARRAY(
     SELECT ctid FROM {{t.rows}} WHERE {_DUE} ORDER BY namespace, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED))
 RETURNING id, command, attempts, created_at,
     extract(epoch FROM clock_timestamp() - greatest(created_at, not_before))::float8 AS age_s"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from typer.testing import CliRunner
 
 import producers
 from cachebus import ConfigError
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.worker.outbox import outbox
+from cachebus.cli.worker.command import worker
+from cachebus.cli.worker.outbox import outbox, replay_outbox
 from consumers.outbox import create_tables
 from consumers.outbox.database import DeadRow, RelayConnection
 from producers.command import Invalidate, parse
@@ -95,6 +98,23 @@ def test_what_is_wrong_is_told_without_secrets() -> None:
         with pytest.raises(ConfigError, match=re.escape(words)) as told:
             outbox(**arguments)
         assert "s3cret" not in str(told.value)
+
+
+async def test_the_dead_are_brought_back(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(
+            "INSERT INTO cachebus_outbox_dead (namespace, row_id, command, reason, attempts, created_at) "
+            "SELECT 'cachebus', n, 'nonsense', '', 3, now() FROM generate_series(1, 5) n"
+        )
+        for limit, left in ((2, 3), (None, 0), (None, 0)):
+            await asyncio.to_thread(replay_outbox, database_url=database, limit=limit)
+            assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == left
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox WHERE attempts = 3") == 5
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["2", "3", "0"]
+    with pytest.raises(ConfigError, match="could not be brought back"):
+        await asyncio.to_thread(replay_outbox, database_url=database, table="nowhere")
+    assert "outbox" in CliRunner().invoke(worker, ["replay-dead", "--help"]).output
 
 
 # -- what the documentation says -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ AIMED = {
     "hit.get", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
     "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
     "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
-    "ratio.lead",
+    "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99",
 }  # fmt: skip
 TIMEOUT_S = 120
 
