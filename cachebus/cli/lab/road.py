@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cachebus.cli.child import end, spawn
+from cachebus.cli.lab.plan import Plan
 from cachebus.cli.lab.server import Server
 from cachebus.cli.lab.subjects import TENANT
 from cachebus.errors import ConfigError
@@ -21,6 +22,8 @@ DIRECT: Final = "direct"
 WORKERS: Final = 2
 KILLED_AT, REPLACED_AT = 0.2, 0.3
 """Shares of the run: before the network incident begins."""
+ROOM_BOUNDS: Final = 4.0
+"""How long a run must be for workers, in staleness bounds."""
 QUIET_BOUNDS: Final = 2.0
 """For so many bounds at the end nothing is written, so that all that was can arrive."""
 READY_S: Final = 30.0
@@ -88,13 +91,14 @@ class Road:
 
 
 @asynccontextmanager
-async def built(
-    *, bus: str, writes: str, server: Server, words: Iterable[int], folder: Path
-) -> AsyncIterator[Road | None]:
-    """The road that a run asks for; None where writers tell the caches themselves, by Redis alone."""
+async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) -> AsyncIterator[Road | None]:
+    """The road that a run asks for; None where writers tell the caches themselves, by Redis alone. `ConfigError`."""
+    bus, writes, shortest_s = plan.bus, plan.writes, ROOM_BOUNDS * plan.bound_s
     if bus == "redis" and writes == DIRECT:
         yield None
         return
+    if writes != DIRECT and plan.duration_s < shortest_s:
+        raise ConfigError(f"{plan.duration_s:g} s are too short for workers: {shortest_s:g} s would do (--duration)")
     async with AsyncExitStack() as stack:
         road = Road(None, None, folder=folder)
         if bus == "kafka":

@@ -67,9 +67,7 @@ async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
             screen.say(f"server: {server.label}")
             if plan.cut and not Incident.fits(load.duration_s, plan.bound_s):
                 screen.say(too_short(load.duration_s, plan.bound_s))
-            async with built(
-                bus=plan.bus, writes=plan.writes, server=server, words=load.words, folder=Path(folder)
-            ) as road:
+            async with built(plan, server, load.words, Path(folder)) as road:
                 if road is not None:
                     screen.say(f"and: {road.label}")
                 coherent = _Phase(plan, load, Path(folder, "coherent"), server, road)
