@@ -118,7 +118,10 @@ async def _connect(url: str) -> asyncpg.Connection:
     checked_url(url)
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)  # as SQLAlchemy writes it
     try:
-        return await asyncpg.connect(plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S)
+        # Of several hosts in the URL the one that may be written to: after a failover that is another.
+        return await asyncpg.connect(
+            plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, target_session_attrs="primary"
+        )
     except asyncpg.exceptions.ClientConfigurationError as error:
         raise ConfigError(f"the outbox's database: {told(error)}") from None
     except ValueError:  # a port that is no number, a host in broken brackets
