@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cachebus.cli.servers.postgres import PostgresServer
 from tests.bench.__main__ import NAMES, arguments
 from tests.bench.report import chart, plain
 from tests.bench.rows import Goal, Row, at_least, at_most, shown
-from tests.support.servers import any_binary
+from tests.support.servers import any_binary, to_be_had
 
 ROOT = Path(__file__).parents[2]
 AIMED = {
@@ -28,6 +29,7 @@ TIMEOUT_S = 120
 
 def test_a_quick_run_has_a_figure_for_every_row(tmp_path: Path) -> None:
     any_binary()
+    to_be_had(PostgresServer, "PostgreSQL")
     found = tmp_path / "found.json"
     without_traces = {name: value for name, value in os.environ.items() if name != "CACHEBUS_TRACES"}
     run = subprocess.run(
