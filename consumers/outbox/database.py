@@ -118,7 +118,10 @@ async def _connect(url: str) -> asyncpg.Connection:
     checked_url(url)
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)  # as SQLAlchemy writes it
     try:
-        return await asyncpg.connect(plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S)
+        # Of several hosts in the URL the one that may be written to: after a failover that is another.
+        return await asyncpg.connect(
+            plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, target_session_attrs="primary"
+        )
     except asyncpg.exceptions.ClientConfigurationError as error:
         raise ConfigError(f"the outbox's database: {told(error)}") from None
     except ValueError:  # a port that is no number, a host in broken brackets
@@ -184,7 +187,7 @@ _DUE: Final = "namespace = $1 AND (not_before IS NULL OR not_before <= clock_tim
 # One statement locks and removes: what others have in hand is skipped, and the rows are read once. There is no
 # watermark: a row is found whenever its transaction commits, whatever its id.
 _TAKE: Final = f"""\
-DELETE FROM {{t.rows}} WHERE ctid = ANY (ARRAY(
+DELETE FROM {{t.rows}} WHERE namespace = $1 AND ctid = ANY (ARRAY(
     SELECT ctid FROM {{t.rows}} WHERE {_DUE} ORDER BY namespace, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED))
 RETURNING id, command, attempts, created_at,
     extract(epoch FROM clock_timestamp() - greatest(created_at, not_before))::float8 AS age_s"""

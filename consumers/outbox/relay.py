@@ -111,6 +111,7 @@ class OutboxRelay(Worker):
         async with connected(
             self._url, self._table, self._namespace, idle_limit_s=idle_limit_s, on_rows=self._woken.set
         ) as database:
+            logger.info("outbox: connected, {} for the caches of {}", self._table.rows, self._namespace)
             while True:
                 await self._look(database)
                 self._woken.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from typer.testing import CliRunner
 
 import producers
 from cachebus import ConfigError
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.worker.outbox import outbox
+from cachebus.cli.worker.command import worker
+from cachebus.cli.worker.outbox import outbox, replay_outbox
 from consumers.outbox import create_tables
 from consumers.outbox.database import DeadRow, RelayConnection
 from producers.command import Invalidate, parse
@@ -26,7 +29,7 @@ from producers.outbox import OutboxTable
 from tests.conftest import connected
 from tests.integration.test_readme import run_inside
 from tests.support.caches import until
-from tests.support.command import cachebus, ran
+from tests.support.command import cachebus
 from tests.support.outbox import invalidation, put, waiting
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +48,11 @@ def health(port: int, path: str = "/health/ready") -> tuple[int, str]:
 
 
 async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(
-    database: str, own_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: str,
+    own_server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     port = free_port()
     monkeypatch.setenv("CACHEBUS_DATABASE_URL", database)
@@ -54,8 +61,8 @@ async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(
     with cachebus("worker", "outbox", "--poll", "0.05", folder=tmp_path) as command:
         await until(lambda: "--create-table" in health(port)[1])
         assert health(port)[0] == 503
-        status, out, errors = ran("worker", "outbox", "--create-table", "--no-notify", folder=tmp_path)
-        assert (status, out, errors) == (0, "", "cachebus_outbox and cachebus_outbox_dead are there\n")
+        await asyncio.to_thread(outbox, database_url=database, create_table=True, notify=False)
+        assert capsys.readouterr().err == "cachebus_outbox and cachebus_outbox_dead are there\n"
         async with connected(database) as connection:
             await put(connection, invalidation("x"), "nonsense")
         await until(lambda: health(port)[0] == 200)
@@ -95,6 +102,23 @@ def test_what_is_wrong_is_told_without_secrets() -> None:
         with pytest.raises(ConfigError, match=re.escape(words)) as told:
             outbox(**arguments)
         assert "s3cret" not in str(told.value)
+
+
+async def test_the_dead_are_brought_back(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(
+            "INSERT INTO cachebus_outbox_dead (namespace, row_id, command, reason, attempts, created_at) "
+            "SELECT 'cachebus', n, 'nonsense', '', 3, now() FROM generate_series(1, 5) n"
+        )
+        for limit, left in ((2, 3), (None, 0), (None, 0)):
+            await asyncio.to_thread(replay_outbox, database_url=database, limit=limit)
+            assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == left
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox WHERE attempts = 3") == 5
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["2", "3", "0"]
+    with pytest.raises(ConfigError, match="could not be brought back"):
+        await asyncio.to_thread(replay_outbox, database_url=database, table="nowhere")
+    assert "outbox" in CliRunner().invoke(worker, ["replay-dead", "--help"]).output
 
 
 # -- what the documentation says -----------------------------------------------------------------------------
@@ -179,7 +203,8 @@ async def test_the_sql_in_the_documentation_runs(database: str) -> None:
             for block in blocks("sql"):
                 for statement in block.split(";\n"):
                     if statement.strip():
-                        await connection.execute(statement)
+                        # Roles are the whole server's.
+                        await connection.execute(re.sub(r"TO (app|relay)$", r"TO \1_of_docs", statement.strip()))
             # Rights that are enough: the app's for a row, the relay's for its work.
             await connection.execute("SET ROLE app_of_docs")
             await put(connection, invalidation("by the app"))

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from loguru import logger
+
 from consumers.outbox import OutboxRelay, RelayOptions
 from tests.support.command import alive
 from tests.support.outbox import settings
@@ -139,6 +141,7 @@ async def _live(database: str, redis_url: str, batch: int, last_await: int | Non
 
 
 def _mother() -> None:
+    logger.remove()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody has to wait for them
     print("ready", flush=True)
     for line in sys.stdin:

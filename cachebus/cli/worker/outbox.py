@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consumers.worker import Worker
 
 HEALTH_PORT: Final = 9108
+MISSING: Final = "the outbox needs {}: pip install 'cachebus[worker,outbox]'"
 NO_DATABASE: Final = "which database? give --database-url or CACHEBUS_DATABASE_URL, as postgresql://user@host:5432/name"
 
 DatabaseUrl = Annotated[
@@ -79,7 +80,7 @@ def outbox(
     try:
         from consumers.outbox.database import checked_url
     except ImportError as missing:
-        raise ConfigError(f"the outbox needs {missing.name}: pip install 'cachebus[worker,outbox]'") from None
+        raise ConfigError(MISSING.format(missing.name)) from None
     checked_url(database_url)
     if create_table:
         _create(database_url, table, notify=notify)
@@ -104,3 +105,28 @@ def _create(database_url: str, table: str, *, notify: bool) -> None:
     except TROUBLE as error:
         raise ConfigError(f"the tables could not be made: {told(error)}") from None
     sys.stderr.write(f"{table} and {table}_dead are there\n")
+
+
+def replay_outbox(
+    database_url: DatabaseUrl = "",
+    namespace: Namespace = None,
+    table: Table = "cachebus_outbox",
+    limit: Annotated[int | None, typer.Option(
+        "--limit", min=1, show_default=False, help="At most so many, the oldest; all by default.")] = None,
+) -> None:  # fmt: skip
+    """Bring rows that a relay has set aside back into the outbox, to be tried once more.
+
+    Each keeps its time and the count of its attempts; one that is still refused is set aside again.
+    """
+    if not database_url:
+        raise ConfigError(NO_DATABASE)
+    try:
+        from consumers.outbox import replay
+        from consumers.outbox.database import TROUBLE, told
+    except ImportError as missing:
+        raise ConfigError(MISSING.format(missing.name)) from None
+    try:
+        done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
+    except TROUBLE as error:
+        raise ConfigError(f"the rows could not be brought back: {told(error)}") from None
+    typer.echo(f"{done} rows are back in {table}")
