@@ -74,7 +74,12 @@ class Invalidate(_Command):
 
     def plan(self, planner: Planner) -> Plan:
         """What it addresses, cascades followed; `InvalidKey`."""
-        return planner.targets(self.targets(), self.tenant_id, all_contexts=self.contexts == "all")
+        every = self.contexts == "all"
+        if self.related:
+            return planner.targets(self.targets(), self.tenant_id, all_contexts=every)
+        contexts = self.agent_id, self.conversation_id, self.collection_id
+        check_contexts(self.contexts, *contexts)
+        return planner.resource(self.data_type, self.resource_id, self.tenant_id, contexts, all_contexts=every)
 
 
 class InvalidateScope(_Command):

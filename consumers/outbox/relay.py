@@ -82,28 +82,33 @@ class OutboxRelay(Worker):
 
     async def run(self) -> None:
         """Work, until drained; `ConfigError` for a URL that can't be read."""
+        store = asyncio.create_task(self._hold_the_store(), name="cachebus-outbox-l2")
         work = asyncio.create_task(self._work(), name="cachebus-outbox")
         asked = asyncio.create_task(self._draining.wait(), name="cachebus-outbox-drain")
         try:
-            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            await asyncio.wait((store, work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
                 async with self._in_hand:  # the batch under way is the last
                     work.cancel()
-            await asyncio.wait((work,))
-            if not work.cancelled():
-                work.result()
         finally:
-            work.cancel()
-            asked.cancel()
-            await asyncio.gather(work, asked, return_exceptions=True)
+            for task in (work, store, asked):  # in this order: the work needs the store
+                task.cancel()
+                await asyncio.wait((task,))
+        for task in (store, work):
+            if not task.cancelled():
+                task.result()
+
+    async def _hold_the_store(self) -> None:
+        """Connect to L2, however long that takes, while the database is seen to as well."""
+        async with self._applier.opened():
+            await asyncio.Event().wait()
 
     async def _work(self) -> None:
-        async with self._applier.opened():
-            while True:
-                try:
-                    await self._work_there()
-                except TROUBLE as error:
-                    await self._patience.wait(told(error))
+        while True:
+            try:
+                await self._work_there()
+            except TROUBLE as error:
+                await self._patience.wait(told(error))
 
     async def _work_there(self) -> None:
         """Work on one connection, until that fails."""
@@ -115,7 +120,7 @@ class OutboxRelay(Worker):
             while True:
                 await self._look(database)
                 self._woken.clear()
-                # While L2 is known to be away nothing is taken: the rows lie well where they are.
+                # While L2 is not there, or not yet, nothing is taken: the rows lie well where they are.
                 full = self.health.is_up("l2") and await self._batch(database)
                 self._patience.over()
                 if not full:

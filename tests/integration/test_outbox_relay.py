@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from cachebus import Cache, Cascade, ConfigError, L2Unavailable
+from cachebus import Cache, Cascade, ConfigError, L2Unavailable, ProtocolMismatch
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.postgres import PostgresServer
 from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
@@ -567,6 +567,21 @@ async def test_also_while_redis_was_never_there(tables: str) -> None:
     relay.drain()
     async with asyncio.timeout(2):
         await run
+
+
+async def test_all_that_is_away_is_told_at_once() -> None:
+    relay = relay_of("postgresql://127.0.0.1:1/x", "redis://127.0.0.1:1/0")
+    async with running(relay):
+        for part in ("database", "l2"):
+            await until(lambda p=part: "not connected yet" not in relay.health.told()["parts"][p]["why"])
+
+
+async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str) -> None:
+    async with nodes(redis_url, 1), connected(tables) as connection:
+        await put(connection, invalidation("x"))
+        with pytest.raises(ProtocolMismatch):
+            await relay_of(tables, redis_url, shards=4).run()
+        assert await waiting(tables) == 1
 
 
 # -- figures ---------------------------------------------------------------------------------------------------
