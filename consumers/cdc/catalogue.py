@@ -111,8 +111,9 @@ def _wrong(rule: Rule, table: Table) -> Iterator[str]:
     missing = sorted(rule.columns & table.columns.keys() - table.key)
     if "delete" in rule.operations and missing:
         yield (
-            f"{where}: of a deleted row PostgreSQL tells only {_listed(table.key)}, and the rule needs {_listed(missing)}: "
-            f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL; (or leave deletes out of the rule's operations)"
+            f"{where}: of a deleted row PostgreSQL tells only {_listed(table.key)}, and the rule needs "
+            f"{_listed(missing)}: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL; "
+            "(or leave deletes out of the rule's operations)"
         )
 
 

@@ -20,7 +20,7 @@ from consumers.apply import Applier
 from consumers.cdc.carry import Batch, Carrier
 from consumers.cdc.catalogue import OWN_TABLES
 from consumers.cdc.dead import TableOfDead
-from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError
+from consumers.cdc.pgoutput import Commit, Decoder, PgOutputError
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
 from consumers.cdc.slot import LostSlot, Setup, look
@@ -44,6 +44,11 @@ WATCH_EVERY_S: Final = 5.0
 STAND_BY_S: Final = 0.5
 PEEK_TIMEOUT_S: Final = 60.0
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
+NO_LIMITS: Final = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN
+  ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
+"""
 OUT_OF_REACH: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 OnLostSlot = Literal["stop", "invalidate"]
 
@@ -60,6 +65,19 @@ class SlotSource:
     poll_s: float = 0.02
     wal_warning_bytes: int = 1 << 30
     on_lost_slot: OnLostSlot = "stop"
+
+
+class Peek:
+    """What one look into the slot has told so far."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder()
+        self.batch = Batch()
+        self.count = 0
+        self.end: int | None = None
+        """Where the last whole transaction ends."""
+        self.whole = True
+        """Whether it was heard to its end."""
 
 
 class SlotWorker(Worker):
@@ -82,14 +100,9 @@ class SlotWorker(Worker):
         """Up to where the server's log has been looked through."""
         self._advanced = 0
         self._peek_timeout_s = PEEK_TIMEOUT_S
-        registry = self.meters.registry
-        self._retained = Gauge(
-            "cachebus_cdc_wal_retained_bytes", "WAL that the server keeps for the slot", registry=registry
-        )
-        self._behind = Gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied", registry=registry)
-        self._active = Gauge(
-            "cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)", registry=registry
-        )
+        self._retained = self._gauge("cachebus_cdc_wal_retained_bytes", "WAL that the server keeps for the slot")
+        self._behind = self._gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied")
+        self._active = self._gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
         self._warned_s = 0.0
 
     async def run(self) -> None:
@@ -100,22 +113,28 @@ class SlotWorker(Worker):
                     async with self._connected() as connection:
                         self._patience.over()
                         await self._follow(connection)
+                except LostSlot as lost:
+                    self.health.down("slot", f"lost: {lost}")
+                except asyncpg.ClientConfigurationError as error:
+                    raise ConfigError(f"the database's URL: {error}") from None
                 except OUT_OF_REACH as error:
                     await self._patience.wait(f"{type(error).__name__}: {error}")
                 finally:
                     self._active.set(0)
 
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(name, meaning, registry=self.meters.registry)
+
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
         async with asyncio.timeout(10):
             connection = await asyncpg.connect(
-                self.source.dsn.get_secret_value(), command_timeout=30, statement_cache_size=20,
-                server_settings={
-                    "application_name": f"cachebus-cdc {self.source.slot}", "statement_timeout": "0",
-                    "idle_in_transaction_session_timeout": "0", "transaction_timeout": "0",
-                },
-            )  # fmt: skip
+                self.source.dsn.get_secret_value(),
+                command_timeout=30,
+                server_settings={"application_name": f"cachebus-cdc {self.source.slot}"[:63]},
+            )
         try:
+            await connection.execute(NO_LIMITS)
             yield connection
         finally:
             # Not in order where the server hangs: what matters is that the lock on the slot goes with the connection.
@@ -123,6 +142,7 @@ class SlotWorker(Worker):
                 await connection.close(timeout=2)
 
     async def _follow(self, connection: asyncpg.Connection) -> None:
+        self._seen, self._advanced = "", 0
         setup = Setup(connection, self._router, self.source.slot, self.source.publication)
         if not await self._had_lock(connection):
             return
@@ -192,66 +212,57 @@ class SlotWorker(Worker):
 
     async def _peek(self, connection: asyncpg.Connection, now: str, dead: TableOfDead) -> bool:
         """Look at what comes next, apply it, and advance the slot behind it. Whether there is more already."""
-        end: int | None = None
-        count = 0
+        peek = Peek()
         try:
             async with connection.transaction(readonly=True):
                 cursor = await connection.cursor(
                     PEEK, self.source.slot, self.source.batch, self.source.publication, timeout=self._peek_timeout_s
                 )
-                decoder, batch = Decoder(), Batch()
                 while rows := await cursor.fetch(AT_ONCE, timeout=self._peek_timeout_s):
-                    count += len(rows)
                     for row in rows:
-                        told = self._told(decoder, row, batch)
-                        if type(told) is Commit:
-                            end = told.end_lsn
-                    if len(batch) >= AT_ONCE:
-                        full, batch = batch, Batch()
-                        if not await self._in_time(full, dead):
-                            return True  # told once more, after L2 has come back
+                        self._take(row, peek)
+                    if len(peek.batch) >= AT_ONCE and not await self._in_time(peek, dead):
+                        break
         except TimeoutError:
             self._peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._peek_timeout_s * 2)
             raise
-        except asyncpg.ObjectInUseError:  # a server process of a worker that was killed, about to end
+        except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
             return False
+        await self._finish(peek.batch, dead)
+        if not peek.whole:
+            return True  # what came behind it is told once more
         self._peek_timeout_s = PEEK_TIMEOUT_S
-        await self._finish(batch, dead)
-        limited = count >= self.source.batch
-        if end is not None or self._is_far(now):
-            target = _lsn_text(end) if limited and end is not None else now
-            await self._advance(connection, target)
+        limited = peek.count >= self.source.batch
+        if peek.end is not None or self._is_far(now):
+            await self._advance(connection, _lsn_text(peek.end) if limited and peek.end is not None else now)
         if not limited:
             self._seen = now
         return limited
 
-    def _told(self, decoder: Decoder, row: Any, batch: Batch) -> Begin | Commit | None:
+    def _take(self, row: Any, peek: Peek) -> None:
+        peek.count += 1
         try:
-            found = decoder.decode(row["data"], row["lsn"])
+            found = peek.decoder.decode(row["data"], row["lsn"])
         except PgOutputError as error:
-            self._carrier.refuse(batch, row["data"], str(error), f"{row['lsn']}")
-            return None
-        if not isinstance(found, list):
-            return found
-        for change in found:
-            if change.table not in OWN_TABLES:
-                self._carrier.take(change, batch, source=change.position)
-        return None
+            self._carrier.refuse(peek.batch, row["data"], str(error), row["lsn"])
+            return
+        if isinstance(found, Commit):
+            peek.end = found.end_lsn
+        elif isinstance(found, list):
+            for change in found:
+                if change.table not in OWN_TABLES:
+                    self._carrier.take(change, peek.batch, source=change.position)
 
-    async def _in_time(self, batch: Batch, dead: TableOfDead) -> bool:
-        """Finish with a batch; False where L2 made it wait so long that the open transaction must end first."""
-        finishing = asyncio.ensure_future(self._finish(batch, dead))
+    async def _in_time(self, peek: Peek, dead: TableOfDead) -> bool:
+        """Finish with what has been told so far; False where L2 makes that wait longer than the transaction may."""
         try:
-            await asyncio.wait([finishing], timeout=HOLD_S)
-            if not finishing.done():
-                return False
-            finishing.result()
-            return True
-        finally:
-            if not finishing.done():
-                finishing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await finishing
+            async with asyncio.timeout(HOLD_S):
+                await self._finish(peek.batch, dead)
+        except TimeoutError:
+            peek.whole = False
+            return False
+        peek.batch = Batch()
+        return True
 
     async def _finish(self, batch: Batch, dead: TableOfDead) -> None:
         if batch.dead:

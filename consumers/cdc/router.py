@@ -173,5 +173,5 @@ def _related(rule: Rule, row: Row) -> Iterator[Related]:
 
 def _scope(scope: ScopeRule, row: Row, tenant: dict[str, Any]) -> Command:
     """One narrowed by an id that is null is the wider one: too much rather than too little."""
-    given = {} if scope.data_type is None else {"data_type": scope.data_type}
+    given: dict[str, Any] = {} if scope.data_type is None else {"data_type": scope.data_type}
     return InvalidateScope(op="scope", **given, **tenant, **_contexts(scope, row))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from cachebus.cli.worker.cdc import cdc
+
 worker = typer.Typer(
     name="worker",
     help="Run a worker until SIGTERM: it carries committed writes on to every cache, at least once.",
@@ -13,3 +15,4 @@ worker = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+worker.command(short_help="Changes of a database's rows, by rules.")(cdc)
