@@ -108,6 +108,8 @@ def _wrong(rule: Rule, table: Table) -> Iterator[str]:
             yield f"{where} has no column {column!r} (or it is generated, which PostgreSQL does not tell of)"
         elif column in rule.columns and not nameable(table.columns[column]):
             yield f"{where}: column {column!r} is neither text nor a whole number"
+    if rule.replica_identity == "full" and table.identity != "f":
+        yield f'{where} is not as replica_identity = "full" says: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;'
     missing = sorted(rule.columns & table.columns.keys() - table.key)
     if "delete" in rule.operations and missing:
         yield (

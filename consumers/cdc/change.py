@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,6 +41,14 @@ class RowChange:
     """Where its source has it: an LSN, or a topic's partition and offset."""
     committed_at_s: float | None = None
     """Unix time of its commit, where that is known."""
+    sure: frozenset[str] | None = None
+    """The columns of `old` that are what they were, where the source may have made up others; None: all of them."""
+
+    def only_sure(self) -> RowChange:
+        """The same, with nothing that may be made up."""
+        if self.sure is None or self.old is None:
+            return self
+        return replace(self, old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
 
     def before(self) -> Row | None:
         """The row as it was; what is not known of it is taken from the row as it is now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from consumers.cdc.change import Op, OtherText, Row, RowChange, UnusableChange
@@ -15,9 +16,14 @@ TEXT_LIKE: Final = frozenset({"io.debezium.data.Uuid", "io.debezium.data.Enum", 
 """Types with a meaning of their own whose text is what PostgreSQL itself would say."""
 
 
-def parse_envelope(value: bytes | str | None) -> RowChange | None:
+def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) -> RowChange | None:
     """The change in a message's value; None for what tells of no row: tombstones, heartbeats, transactions' borders,
-    schema changes, and messages of applications. `UnusableChange`, whatever the bytes are."""
+    schema changes, and messages of applications. `UnusableChange`, whatever the bytes are.
+
+    `key`, the message's, tells what of the old row is sure: where the table's REPLICA IDENTITY is not FULL, PostgreSQL
+    tells only the key, and Debezium makes up the rest: nulls, and for columns that are NOT NULL their defaults, zeros
+    and empty texts. Without a key (the table has none, so its rows are told whole) all of it is sure.
+    """
     if value is None:
         return None
     try:
@@ -37,7 +43,19 @@ def parse_envelope(value: bytes | str | None) -> RowChange | None:
             raise UnusableChange("no envelope: its payload is not an object")
     if _tells_no_row(payload):
         return None
-    return _change(payload, schema)
+    change = _change(payload, schema)
+    return change if key is None or change.old is None else replace(change, sure=_names(key))
+
+
+def _names(key: bytes | str) -> frozenset[str]:
+    """The columns of a message's key, which has its schema with it or not."""
+    try:
+        found = json.loads(key)
+        if "payload" in found and "schema" in found:
+            found = found["payload"]
+        return frozenset(found if isinstance(found, dict) else ())
+    except (ValueError, TypeError, RecursionError):
+        return frozenset()
 
 
 def is_envelope(value: bytes | str) -> bool:

@@ -74,6 +74,12 @@ class TopicsWorker(Worker):
         self._applier = Applier(settings, self.health, self.meters, rules.cascades)
         self._carrier = Carrier(self._router, self._applier, self.meters)
         self._patience = Patience("kafka", self.health)
+        for rule in rules.rule:
+            if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
+                logger.warning(
+                    "cdc: rule of {!r}: old rows count by their key alone; if the table has REPLICA IDENTITY FULL, say "
+                    'so by replica_identity = "full"', rule.table,
+                )  # fmt: skip
         self._read: dict[TopicPartition, int] = {}
         self._dead = DeadTopic(source.client(), source.dead_topic)
 
@@ -153,7 +159,7 @@ class TopicsWorker(Worker):
     def _take(self, record: Any, batch: Batch) -> None:
         source = f"{record.topic}/{record.partition}@{record.offset}"
         try:
-            change = parse_envelope(record.value)
+            change = parse_envelope(record.value, record.key)
         except UnusableChange as error:
             self._carrier.refuse(batch, record.value, str(error), source)
             return

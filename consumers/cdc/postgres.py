@@ -105,6 +105,11 @@ class SlotWorker(Worker):
         self._active = self._gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
         self._warned_s = 0.0
 
+    @property
+    def follows(self) -> bool:
+        """Whether it has the slot now; else another has, or it is on its way there."""
+        return bool(self._active._value.get())
+
     async def run(self) -> None:
         """Follow the slot until drained."""
         async with self._applier.opened():

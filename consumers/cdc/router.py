@@ -41,7 +41,9 @@ class Router:
         """What this change invalidates, each once; none where no rule is for it. `UnusableChange` where a rule is, and
         the row lacks what the rule needs."""
         made: dict[Command, None] = {}
-        for rule in self.rules_of(change.schema, change.table):
+        told = change
+        for rule in self.rules_of(told.schema, told.table):
+            change = told if rule.replica_identity == "full" else told.only_sure()
             if change.op not in rule.operations or (rule.when and not change.touched(self._watched[id(rule)])):
                 continue
             if change.op == "truncate":

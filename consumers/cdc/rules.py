@@ -77,6 +77,8 @@ class Rule(_InContext):
     operations: tuple[Op, ...] = Field(OPS, min_length=1)
     when: tuple[Text, ...] = ()
     """Updates count only if they change one of these columns (or one that a template needs)."""
+    replica_identity: Literal["full"] | None = None
+    """"full": the table has REPLICA IDENTITY FULL, so old rows are whole. Else they count by their key alone."""
     tags: tuple[Template, ...] = ()
     scopes: tuple[ScopeRule, ...] = ()
     related: tuple[RelatedRule, ...] = ()

@@ -70,4 +70,6 @@ def _text(row: Row, name: str) -> str | None:
 
 
 def _remedy(name: str) -> str:
-    return f"the table has none, or its REPLICA IDENTITY is not FULL and does not hold {name!r}"
+    return (
+        f"the table has none, or {name!r} is not in its key, and it has no REPLICA IDENTITY FULL (or no rule says so)"
+    )
