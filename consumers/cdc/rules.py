@@ -201,7 +201,7 @@ def _told(problem: Any, lines: Lines) -> str:
         message = "is no field of it"
     elif problem["type"] == "missing":
         message = "is missing"
-    elif "on_truncate" in where and problem["loc"]:
+    elif "on_truncate" in problem["loc"]:
         where, message = where[:3], 'takes "all", "ignore", or a list of tenants'
     elif problem["loc"][-1:] == ("table",) and problem["type"] == "string_pattern_mismatch":
         message = 'needs schema and table, as in "shop.orders"'

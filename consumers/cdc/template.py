@@ -70,6 +70,4 @@ def _text(row: Row, name: str) -> str | None:
 
 
 def _remedy(name: str) -> str:
-    return (
-        f"the table has none, or {name!r} is not in its key, and it has no REPLICA IDENTITY FULL (or no rule says so)"
-    )
+    return f"the table has none, or its key lacks {name!r} and it has no REPLICA IDENTITY FULL (or no rule says so)"

@@ -86,8 +86,8 @@ STORY: Sequence[str] = (
     "UPDATE other.settings SET name = 'colour' WHERE name = 'theme'",
     "BEGIN; INSERT INTO shop.orders VALUES (90, 'acme', 1, ''); DELETE FROM shop.notes; ROLLBACK",
     "INSERT INTO shop.unruled VALUES (1)",
-    "BEGIN; INSERT INTO shop.orders VALUES (5, 'acme', 1, ''); UPDATE shop.orders SET id = 6 WHERE id = 5; "
-    "DELETE FROM shop.orders WHERE id = 6; COMMIT",
+    """BEGIN; INSERT INTO shop.orders VALUES (5, 'acme', 1, ''); UPDATE shop.orders SET id = 6 WHERE id = 5;
+    DELETE FROM shop.orders WHERE id = 6; COMMIT""",
     "INSERT INTO shop.orders SELECT g, 'acme', g % 7, 'many' FROM generate_series(1000, 4000) g",
     "TRUNCATE shop.orders, shop.notes",
     "DELETE FROM other.settings; TRUNCATE shop.settings",
@@ -148,4 +148,5 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
 
 
 def _works(worker: Worker) -> bool:
-    return worker.health.ready and (not isinstance(worker, SlotWorker) or worker.follows)
+    health = worker.health  # not whether it is live: nobody here keeps it beating
+    return all(map(health.is_up, health.parts)) and (not isinstance(worker, SlotWorker) or worker.follows)
