@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -27,18 +28,17 @@ ON CONFLICT (slot, source, digest) DO UPDATE SET
 class TableOfDead:
     """Keeps dead letters; one that comes again (its change was told again after a crash) is counted, not doubled."""
 
-    def __init__(self, connection: asyncpg.Connection, slot: str) -> None:
+    def __init__(self, connection: asyncpg.Connection, slot: str, busy: asyncio.Lock) -> None:
+        self._busy = busy
         self._connection = connection
         self._slot = slot
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
         """Keep them: committed when this returns. Raises what the driver does."""
-        await self._connection.executemany(
-            PUT,
-            [
-                (self._slot, one.source, text, hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
-                 one.reason, one.attempts)
-                for one in letters
-                for text in (one.payload.decode("utf-8", "backslashreplace").replace("\0", "\\0"),)
-            ],
-        )  # fmt: skip
+        rows = []
+        for one in letters:
+            text = one.payload.decode("utf-8", "backslashreplace").replace("\0", "\\0")
+            digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+            rows.append((self._slot, one.source, text, digest, one.reason, one.attempts))
+        async with self._busy:
+            await self._connection.executemany(PUT, rows)

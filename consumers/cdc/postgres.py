@@ -49,7 +49,10 @@ SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN
   ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
 """
-OUT_OF_REACH: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+OUT_OF_REACH: Final = (
+    *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError),
+    asyncpg.InternalClientError,  # some of its calls raise this on a connection that has gone
+)
 OnLostSlot = Literal["stop", "invalidate"]
 
 
@@ -158,9 +161,10 @@ class SlotWorker(Worker):
         self._active.set(1)
         self.health.up("slot")
         async with self._connected() as beside:
-            watching = asyncio.create_task(self._watch(beside), name="cachebus-cdc-watch")
+            busy = asyncio.Lock()  # of a connection that two use
+            watching = asyncio.create_task(self._watch(beside, busy), name="cachebus-cdc-watch")
             try:
-                await self._work(connection, TableOfDead(beside, self.source.slot), watching)
+                await self._work(connection, TableOfDead(beside, self.source.slot, busy), watching)
             finally:
                 watching.cancel()
                 with suppress(asyncio.CancelledError, LostSlot, *OUT_OF_REACH):
@@ -283,11 +287,12 @@ class SlotWorker(Worker):
         await connection.execute(ADVANCE, self.source.slot, target)
         self._advanced = _lsn(target)
 
-    async def _watch(self, connection: asyncpg.Connection) -> None:
+    async def _watch(self, connection: asyncpg.Connection, busy: asyncio.Lock) -> None:
         """How much the slot holds back, for those who watch; raises `LostSlot` when it is no more."""
         told_s = 0.0
         while True:
-            slot = await look(connection, self.source.slot)
+            async with busy:
+                slot = await look(connection, self.source.slot)
             if slot is None or slot.lost:
                 raise LostSlot("it is gone" if slot is None else "the server has removed WAL that it was to keep")
             self._retained.set(slot.retained_bytes)

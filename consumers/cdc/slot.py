@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS cachebus_cdc_slots (
   slot text PRIMARY KEY, made_at timestamptz NOT NULL DEFAULT now(), whole boolean NOT NULL)
 """
 LOOK: Final = """
-SELECT wal_status, confirmed_flush_lsn, restart_lsn, plugin, active,
+SELECT wal_status, restart_lsn, plugin, database, current_database() AS here,
        pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes,
        pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint AS behind_bytes
 FROM pg_replication_slots WHERE slot_name = $1
@@ -49,6 +49,10 @@ async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
         return None
     if row["plugin"] != "pgoutput":
         raise ConfigError(f"the slot {name!r} is of the plugin {row['plugin']}, not pgoutput: name another")
+    if row["database"] != row["here"]:
+        raise ConfigError(
+            f"the slot {name!r} is of the database {row['database']!r} (slots' names are a whole server's): name another"
+        )
     lost = row["wal_status"] == "lost" or row["restart_lsn"] is None
     return Slot(lost, row["retained_bytes"] or 0, row["behind_bytes"] or 0)
 
