@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -20,22 +20,39 @@ CONNECTIONS: Final = 8
 TABLE: Final = "item"
 _CREATE: Final = f"""
 CREATE TABLE {TABLE} (
-    word BIGINT PRIMARY KEY, data_type TEXT NOT NULL, resource_id TEXT NOT NULL,
-    version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL
-)
+    data_type TEXT NOT NULL, resource_id TEXT NOT NULL,
+    version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL,
+    PRIMARY KEY (data_type, resource_id)
+) PARTITION BY LIST (data_type)
 """
-_READ: Final = f"SELECT version, title, price_cents FROM {TABLE} WHERE word = $1"
-_WRITE: Final = (
-    f"UPDATE {TABLE} SET version = version + 1, price_cents = price_cents + 1 WHERE word = $1 RETURNING version"
-)
+_WHICH: Final = "WHERE data_type = $1 AND resource_id = $2"
+_READ: Final = f"SELECT version, title, price_cents FROM {TABLE} {_WHICH}"
+_WRITE: Final = f"UPDATE {TABLE} SET version = version + 1, price_cents = price_cents + 1 {_WHICH} RETURNING version"
 
 
-async def create(url: str, words: Iterable[int]) -> None:
+def rules(words: Collection[int]) -> str:
+    """What the cdc worker is to make of changed rows: each type's are in a table of its own."""
+    return "\n".join(
+        f'[[rule]]\ntable = "public.{TABLE}_{data_type}"\ndata_type = "{data_type}"\n'
+        f'resource_id = "{{resource_id}}"\ntenant_id = "{TENANT}"\n'
+        for data_type in _types(words)
+    )
+
+
+def _types(words: Collection[int]) -> list[str]:
+    return sorted({name_of(word)[0] for word in words})
+
+
+async def create(url: str, words: Collection[int]) -> None:
     """Make the table, with a row for every word in its version 1."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(_CREATE)
-        rows = [(word, *name_of(word), 1, f"Item {word & 0x7FFFFFF}", 99 + word % 9_900) for word in words]
+        for data_type in _types(words):
+            await connection.execute(
+                f"CREATE TABLE {TABLE}_{data_type} PARTITION OF {TABLE} FOR VALUES IN ('{data_type}')"
+            )
+        rows = [(*name_of(word), 1, f"Item {word & 0x7FFFFFF}", 99 + word % 9_900) for word in words]
         await connection.copy_records_to_table(TABLE, records=rows)
     finally:
         await connection.close()
@@ -52,7 +69,7 @@ class PostgresShop:
 
     async def read(self, word: int) -> Item:
         """The row as it is committed now; `LookupError` where there is none."""
-        row = await self._pool.fetchrow(_READ, word)
+        row = await self._pool.fetchrow(_READ, *name_of(word))
         if row is None:
             raise LookupError(f"no row {word}")
         return {"word": word, "version": row[0], "title": row[1], "price_cents": row[2]}
@@ -63,7 +80,7 @@ class PostgresShop:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                version = await connection.fetchval(_WRITE, word)
+                version = await connection.fetchval(_WRITE, *name_of(word))
                 if version is None:
                     raise LookupError(f"no row {word}")
                 if self._outbox is not None:

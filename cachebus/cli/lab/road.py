@@ -15,7 +15,6 @@ from typing import Final
 from cachebus.cli.child import end, spawn
 from cachebus.cli.lab.plan import Plan
 from cachebus.cli.lab.server import Server
-from cachebus.cli.lab.subjects import TENANT
 from cachebus.errors import ConfigError
 
 DIRECT: Final = "direct"
@@ -26,15 +25,7 @@ ROOM_BOUNDS: Final = 4.0
 """How long a run must be for workers, in staleness bounds."""
 QUIET_BOUNDS: Final = 2.0
 """For so many bounds at the end nothing is written, so that all that was can arrive."""
-READY_S: Final = 30.0
-POLL_S: Final = 0.05
-RULES: Final = f"""\
-[[rule]]
-table = "public.item"
-data_type = "{{data_type}}"
-resource_id = "{{resource_id}}"
-tenant_id = "{TENANT}"
-"""
+RULES: Final = "rules.toml"
 
 
 @dataclass
@@ -109,14 +100,16 @@ async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) 
             await asyncio.to_thread(kafka.start)
             road.kafka = kafka.address
         if writes != DIRECT:
-            from cachebus.cli.lab.database import create
+            from cachebus.cli.lab.database import create, rules
             from cachebus.cli.servers.postgres import PostgresServer
 
             postgres = PostgresServer()
             stack.callback(postgres.stop)
             await asyncio.to_thread(postgres.start)
             road.database = postgres.url
-            await create(postgres.url, words)
+            rows = list(words)
+            await create(postgres.url, rows)
+            (folder / RULES).write_text(rules(rows))
             await _staffed(road, writes, server)
             stack.callback(road.stop)
         yield road
@@ -138,8 +131,6 @@ async def _staffed(road: Road, writes: str, server: Server) -> None:
         await create_tables(road.database or "")
         road.command = [*program, "outbox"]
     else:
-        rules = road.folder / "rules.toml"
-        rules.write_text(RULES)
-        road.command = [*program, "cdc", "--source", "postgres", "--rules", str(rules)]
+        road.command = [*program, "cdc", "--source", "postgres", "--rules", str(road.folder / RULES)]
     for _ in range(WORKERS):
         road.start()

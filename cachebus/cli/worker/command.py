@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from cachebus.cli.worker.cdc import cdc
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
 
@@ -24,3 +25,4 @@ replay_dead = _group("replay-dead", "Bring back what a worker has set aside, to 
 worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
 replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
 worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
+worker.command(short_help="From the changes of a database's rows, by rules.")(cdc)

@@ -1,0 +1,120 @@
+"""The options of `cachebus worker cdc`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Source(StrEnum):
+    """Where changes are heard of."""
+
+    POSTGRES = "postgres"
+    KAFKA = "kafka"
+
+
+class OnLostSlot(StrEnum):
+    """What to do when changes were missed."""
+
+    STOP = "stop"
+    INVALIDATE = "invalidate"
+
+
+RulesFile = Annotated[
+    Path | None,
+    typer.Option("--rules", metavar="FILE", envvar="CACHEBUS_CDC_RULES", show_default=False, help="The rules."),
+]
+From = Annotated[
+    Source,
+    typer.Option(
+        "--source",
+        envvar="CACHEBUS_CDC_SOURCE",
+        help="postgres: a slot of the database itself; kafka: what Debezium writes there.",
+    ),
+]
+Check = Annotated[
+    Path | None,
+    typer.Option(
+        "--check",
+        metavar="FILE",
+        show_default=False,
+        help="Only look whether this rules file is right, and (with --sample) what it does.",
+    ),
+]
+Sample = Annotated[
+    Path | None,
+    typer.Option(
+        "--sample",
+        metavar="FILE",
+        show_default=False,
+        help="With --check: a Debezium envelope, or a change as plain JSON (op, schema, table, new, old).",
+    ),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar="CACHEBUS_DATABASE_URL",
+        show_default=False,
+        help="postgresql://user:password@host/database (source postgres).",
+    ),
+]
+SlotName = Annotated[
+    str, typer.Option("--slot", metavar="NAME", envvar="CACHEBUS_CDC_SLOT", help="The slot; made where missing.")
+]
+Publication = Annotated[
+    str,
+    typer.Option(
+        "--publication", metavar="NAME", envvar="CACHEBUS_CDC_PUBLICATION", help="The publication; made likewise."
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch", min=1, max=1_000_000, metavar="N", help="Changes that are looked at together.")
+]
+Poll = Annotated[
+    float,
+    typer.Option(
+        "--poll", min=0.001, max=60, metavar="SECONDS", help="Pause before a quiet slot is looked at again."
+    ),
+]  # fmt: skip
+WalWarning = Annotated[
+    int,
+    typer.Option(
+        "--wal-warning-mb", min=1, metavar="MB", help="Warn when the slot makes the server keep more WAL than this."
+    ),
+]
+WhenLost = Annotated[
+    OnLostSlot,
+    typer.Option(
+        "--on-lost-slot",
+        help="When changes were missed. stop: wait, health red; invalidate: make a new slot, and invalidate all that "
+        "the rules name, for the tenants that the file names.",
+    ),
+]
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        metavar="HOST:PORT,...",
+        envvar="CACHEBUS_KAFKA_BOOTSTRAP_SERVERS",
+        show_default=False,
+        help="Of Kafka (source kafka).",
+    ),
+]
+Topics = Annotated[
+    str | None,
+    typer.Option(
+        "--topics",
+        metavar="REGEX",
+        envvar="CACHEBUS_CDC_TOPICS",
+        show_default=False,
+        help=r"Topics to read, as in 'shop\.public\..*' (source kafka).",
+    ),
+]
+Group = Annotated[
+    str, typer.Option("--group", metavar="NAME", envvar="CACHEBUS_CDC_GROUP", help="The consumer group (source kafka).")
+]

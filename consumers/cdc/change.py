@@ -1,0 +1,110 @@
+"""One row that changed, whichever way it was heard of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Op = Literal["insert", "update", "delete", "truncate"]
+OPS: Final[tuple[Op, ...]] = ("insert", "update", "delete", "truncate")
+Row = Mapping[str, Any]
+
+
+class OtherText(str):
+    """The text of a value that is neither text nor a whole number, as a source writes it: to compare, not to name."""
+
+    __slots__ = ()
+
+
+class UnusableChange(ValueError):
+    """What came is no change of a row, or lacks what a rule needs. The message names the column, and shows no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """What happened to one row, or (truncate) to all rows of a table.
+
+    A row has only the columns whose values are known: `old` may be None or have the key alone (as the table's REPLICA
+    IDENTITY says), and a large value that an update left as it was may be absent from `new`.
+    """
+
+    op: Op
+    schema: str
+    table: str
+    new: Row | None = None
+    old: Row | None = None
+    position: str = ""
+    """Where its source has it: an LSN, or a topic's partition and offset."""
+    committed_at_s: float | None = None
+    """Unix time of its commit, where that is known."""
+    sure: frozenset[str] | None = None
+    """The columns of `old` that are what they were, where the source may have made up others; None: all of them."""
+
+    def only_sure(self) -> RowChange:
+        """The same, with nothing that may be made up."""
+        if self.sure is None or self.old is None:
+            return self
+        return replace(self, old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
+
+    def before(self) -> Row | None:
+        """The row as it was; what is not known of it is taken from the row as it is now."""
+        if self.old is None or self.op != "update" or self.new is None:
+            return self.old
+        return {**self.new, **self.old}
+
+    def after(self) -> Row | None:
+        """The row as it is now; large values that an update left as they were are taken from the row as it was."""
+        if self.new is None or self.op != "update" or self.old is None:
+            return self.new
+        return {**self.old, **self.new}
+
+    def touched(self, columns: frozenset[str]) -> bool:
+        """Whether an update changed one of these columns, or may have: what is not known may have changed."""
+        if self.op != "update" or self.old is None or self.new is None:
+            return True
+        return any(name not in self.old or self.old[name] != self.new[name] for name in columns if name in self.new)
+
+    def payload(self) -> bytes:
+        """The change as JSON, for a dead letter; `parse_change` reads it."""
+        found = {
+            "op": self.op, "schema": self.schema, "table": self.table, "new": _plain(self.new), "old": _plain(self.old),
+            "position": self.position, "committed_at_s": self.committed_at_s,
+        }  # fmt: skip
+        return json.dumps({name: value for name, value in found.items() if value not in (None, "")}).encode()
+
+
+def _plain(row: Row | None) -> dict[str, Any] | None:
+    """A row whose other texts stay told apart from texts."""
+    if row is None:
+        return None
+    return {name: {"text": str(value)} if type(value) is OtherText else value for name, value in row.items()}
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    op: Op
+    schema_: str = Field(alias="schema", min_length=1)
+    table: str = Field(min_length=1)
+    new: dict[str, Any] | None = None
+    old: dict[str, Any] | None = None
+    position: str = ""
+    committed_at_s: float | None = None
+
+
+def parse_change(data: bytes | str) -> RowChange:
+    """The change in this JSON, as `RowChange.payload` writes it; `UnusableChange`."""
+    try:
+        plain = _Plain.model_validate_json(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" if problem["loc"] else str(problem["msg"])
+            for problem in error.errors(include_url=False)
+        )
+        raise UnusableChange(f"no row change: {problems}") from None
+    fields = plain.model_dump(by_alias=True)
+    return RowChange(**fields)

@@ -1,0 +1,78 @@
+"""Dead letters of what came by Kafka, in a topic of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from consumers.dead import DeadLetter
+
+TOPIC: Final = "cachebus.cdc.dead"
+
+
+class DeadTopic:
+    """Keeps dead letters, as they came, with the reason in a header; a value of None stays None. Open it first."""
+
+    def __init__(self, clients: Mapping[str, Any], topic: str = TOPIC) -> None:
+        self.topic = topic
+        self._clients = dict(clients)
+        self._producer: AIOKafkaProducer | None = None
+
+    async def put(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors."""
+        if self._producer is None:
+            await self._make()
+            producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
+            try:
+                await producer.start()
+            except BaseException:
+                await producer.stop()
+                raise
+            self._producer = producer
+        sent = [
+            await self._producer.send(
+                self.topic,
+                letter.payload,
+                headers=[
+                    ("reason", letter.reason.encode()),
+                    ("source", letter.source.encode()),
+                    ("attempts", str(letter.attempts).encode()),
+                ],
+            )
+            for letter in letters
+        ]
+        for one in sent:
+            await one
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def _make(self) -> None:
+        admin = AIOKafkaAdminClient(**self._clients)
+        try:
+            await admin.start()
+            if self.topic in await admin.list_topics():
+                return
+            reply = await admin.create_topics([NewTopic(self.topic, 1, -1, topic_configs={"retention.ms": "-1"})])
+            for _, code, *_ in reply.topic_errors:
+                if code and for_code(code) is not TopicAlreadyExistsError:
+                    raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
+        finally:
+            await admin.close()
+
+
+def letter_of(record: Any) -> DeadLetter:
+    """The letter that such a message holds."""
+    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    attempts = headers.get("attempts", "1")
+    return DeadLetter(
+        record.value or b"", headers.get("reason", ""), headers.get("source", ""),
+        int(attempts) if attempts.isdecimal() else 1, record.timestamp / 1000,
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""What Debezium writes to Kafka: JSON envelopes of row changes, with their schema or without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from consumers.cdc.change import Op, OtherText, Row, RowChange, UnusableChange
+
+OPS: Final[dict[str, Op]] = {"c": "insert", "r": "insert", "u": "update", "d": "delete", "t": "truncate"}
+UNAVAILABLE: Final = "__debezium_unavailable_value"
+"""Stands for a large value that an update left as it was; the connector's `unavailable.value.placeholder`."""
+TEXT_LIKE: Final = frozenset({"io.debezium.data.Uuid", "io.debezium.data.Enum", "io.debezium.data.Ltree"})
+"""Types with a meaning of their own whose text is what PostgreSQL itself would say."""
+
+
+def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) -> RowChange | None:
+    """The change in a message's value; None for what tells of no row: tombstones, heartbeats, transactions' borders,
+    schema changes, and messages of applications. `UnusableChange`, whatever the bytes are.
+
+    `key`, the message's, tells what of the old row is sure: where the table's REPLICA IDENTITY is not FULL, PostgreSQL
+    tells only the key, and Debezium makes up the rest: nulls, and for columns that are NOT NULL their defaults, zeros
+    and empty texts. Without a key (the table has none, so its rows are told whole) all of it is sure.
+    """
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        raise UnusableChange("no JSON") from None
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise UnusableChange("no envelope: not an object")
+    payload, schema = found, None
+    if "payload" in found and "schema" in found and "op" not in found:
+        payload, schema = found["payload"], found["schema"]
+        if payload is None:
+            return None
+        if not isinstance(payload, dict):
+            raise UnusableChange("no envelope: its payload is not an object")
+    if _tells_no_row(payload):
+        return None
+    change = _change(payload, schema)
+    return change if key is None or change.old is None else replace(change, sure=_names(key))
+
+
+def _names(key: bytes | str) -> frozenset[str]:
+    """The columns of a message's key, which has its schema with it or not."""
+    try:
+        found = json.loads(key)
+        if "payload" in found and "schema" in found:
+            found = found["payload"]
+        return frozenset(found if isinstance(found, dict) else ())
+    except (ValueError, TypeError, RecursionError):
+        return frozenset()
+
+
+def is_envelope(value: bytes | str) -> bool:
+    """Whether it is rather an envelope than a plain row change."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and bool({"payload", "source", "before", "after"} & found.keys())
+
+
+def _tells_no_row(payload: Mapping[str, Any]) -> bool:
+    operation = payload.get("op")
+    if operation == "m":  # pg_logical_emit_message
+        return True
+    if operation is not None:
+        return False
+    is_border = payload.get("status") in ("BEGIN", "END") and "id" in payload
+    return is_border or "ddl" in payload or "tableChanges" in payload or set(payload) == {"ts_ms"}
+
+
+def _change(payload: Mapping[str, Any], schema: Any) -> RowChange:
+    op = OPS.get(payload["op"]) if isinstance(payload.get("op"), str) else None
+    if op is None:
+        raise UnusableChange("op: is none of c, r, u, d, t")
+    source = payload.get("source")
+    if not isinstance(source, dict):
+        raise UnusableChange("source: is missing")
+    where = [source.get(name) for name in ("schema", "table")]
+    if not all(isinstance(one, str) and one for one in where):
+        raise UnusableChange("source: names no schema and table")
+    new, old = _row(payload, schema, "after"), _row(payload, schema, "before")
+    if op in ("insert", "update") and new is None:
+        raise UnusableChange("after: is missing")
+    if op == "delete" and old is None:
+        raise UnusableChange("before: is missing")
+    at_ms, lsn = source.get("ts_ms"), source.get("lsn")
+    return RowChange(
+        op, str(where[0]), str(where[1]), new, old,
+        str(lsn) if isinstance(lsn, int) else "", at_ms / 1000 if isinstance(at_ms, int | float) else None,
+    )  # fmt: skip
+
+
+def _row(payload: Mapping[str, Any], schema: Any, part: str) -> Row | None:
+    row = payload.get(part)
+    if row is None:
+        return None
+    if not isinstance(row, dict):
+        raise UnusableChange(f"{part}: is no row")
+    meant = dict(_meanings(schema, part))
+    return {
+        name: _untold(value, meant.get(name)) for name, value in row.items() if not _is_unavailable(value)
+    }  # fmt: skip
+
+
+def _is_unavailable(value: Any) -> bool:
+    return isinstance(value, str) and value == UNAVAILABLE
+
+
+def _untold(value: Any, meaning: str | None) -> Any:
+    """A number or text that stands for something else, such as days for a date, is one to compare, not to name."""
+    if meaning is None or meaning in TEXT_LIKE or value is None or not isinstance(value, str | int):
+        return value
+    return OtherText(value)
+
+
+def _meanings(schema: Any, part: str) -> Iterator[tuple[str, str]]:
+    """Of a row's columns, as the envelope's schema tells them: those with a type of a name of its own."""
+    try:
+        (row,) = (field for field in schema["fields"] if field["field"] == part)
+        for column in row["fields"]:
+            if isinstance(column.get("name"), str):
+                yield column["field"], column["name"]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return  # no schema: its values are taken for what they are

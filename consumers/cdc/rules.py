@@ -1,0 +1,242 @@
+"""What a rules file may say, and its being read: wrong ones are refused with the line and the field."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+
+from cachebus.cascade import Cascade, CascadeTable
+from cachebus.errors import ConfigError, InvalidKey
+from cachebus.keys import SYSTEM
+from consumers.cascades import CascadeRule
+from consumers.cdc.change import OPS, Op
+from consumers.cdc.lines import Lines
+from consumers.cdc.template import Template
+
+CONTEXTS = ("agent_id", "conversation_id", "collection_id")
+Text = StrictStr
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+
+class _InContext(_Model):
+    agent_id: Template | None = None
+    conversation_id: Template | None = None
+    collection_id: Template | None = None
+
+    @property
+    def contexts(self) -> tuple[Template | None, Template | None, Template | None]:
+        """Templates of the context ids."""
+        return self.agent_id, self.conversation_id, self.collection_id
+
+    def templates(self) -> Iterator[Template]:
+        """All templates in it."""
+        return (template for template in self.contexts if template is not None)
+
+
+class ScopeRule(_InContext):
+    """A scope that goes with a row: a type of the tenant (none: all of them), narrowed by at most one context id."""
+
+    data_type: Text | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_context(self) -> Self:
+        if sum(template is not None for template in self.contexts) > 1:
+            raise ValueError("a scope takes at most one of agent_id, conversation_id, collection_id")
+        return self
+
+
+class RelatedRule(_InContext):
+    """Another resource that goes with a row, in the same step."""
+
+    data_type: Text = Field(min_length=1)
+    resource_id: Template
+
+    def templates(self) -> Iterator[Template]:
+        """All templates in it."""
+        yield from super().templates()
+        yield self.resource_id
+
+
+class Rule(_InContext):
+    """One `[[rule]]`: which rows, and what a change of one invalidates."""
+
+    table: Text = Field(pattern=r"^[^.]+\.[^.]+$")
+    """Schema and table, as in "shop.orders"; "*" stands for any text in either."""
+    data_type: Text = Field(min_length=1)
+    resource_id: Template
+    tenant_id: Template | None = None
+    every_context: bool = False
+    """Whether the resource goes in every context that it is cached in, too."""
+    operations: tuple[Op, ...] = Field(OPS, min_length=1)
+    when: tuple[Text, ...] = ()
+    """Updates count only if they change one of these columns (or one that a template needs)."""
+    replica_identity: Literal["full"] | None = None
+    """"full": the table has REPLICA IDENTITY FULL, so old rows are whole. Else they count by their key alone."""
+    tags: tuple[Template, ...] = ()
+    scopes: tuple[ScopeRule, ...] = ()
+    related: tuple[RelatedRule, ...] = ()
+    on_truncate: tuple[Text, ...] | Literal["all", "ignore"] | None = None
+    """Whose caches a truncate touches: tenants, "all" that the file names, or "ignore" truncates."""
+
+    def templates(self) -> Iterator[Template]:
+        """All templates in it."""
+        yield from super().templates()
+        yield self.resource_id
+        if self.tenant_id is not None:
+            yield self.tenant_id
+        yield from self.tags
+        for part in (*self.scopes, *self.related):
+            yield from part.templates()
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that its templates need."""
+        return frozenset[str]().union(*(template.columns for template in self.templates()))
+
+    @property
+    def data_types(self) -> tuple[str, ...]:
+        """The types that it names, less cascades."""
+        several = (self.data_type, *(s.data_type for s in self.scopes), *(r.data_type for r in self.related))
+        return tuple(dict.fromkeys(one for one in several if one is not None))
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it may mean several tables."""
+        return any(sign in self.table for sign in "*?[")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tenant_id is None and (self.tags or any(one != SYSTEM for one in self.data_types)):
+            raise _at("tenant_id", f"is missing: only the data type {SYSTEM!r} goes without a tenant")
+        if self.resource_id.text == "*":
+            raise _at("resource_id", 'is "*": write a whole scope as scopes = [{ data_type = "..." }]')
+        if self.every_context and any(self.contexts):
+            raise _at("every_context", "is for a rule without context ids")
+        if "truncate" in self.operations and self.on_truncate is None and self.needs_tenants:
+            raise _at(
+                "on_truncate",
+                'is missing: a truncate names no rows, so say whose caches it touches: ["acme", ...], "all" '
+                '(the tenants at the head of the file), or "ignore"',
+            )
+        if "truncate" not in self.operations and self.on_truncate not in (None, "ignore"):
+            raise _at("on_truncate", 'is given, but "truncate" is not among the operations')
+        return self
+
+    @property
+    def needs_tenants(self) -> bool:
+        """Whether its tenants are known from rows only."""
+        return self.tenant_id is not None and bool(self.tenant_id.columns)
+
+
+class _Field(ValueError):
+    """A problem of one field, found when all of them are there."""
+
+
+def _at(field: str, problem: str) -> ValueError:
+    return _Field(f"{field}: {problem}")
+
+
+class Rules(_Model):
+    """A whole file: rules, cascades, and the tenants that truncates and a lost slot touch."""
+
+    rule: tuple[Rule, ...] = Field(min_length=1)
+    cascade: tuple[CascadeRule, ...] = ()
+    tenants: tuple[Text, ...] = ()
+
+    @property
+    def cascades(self) -> tuple[Cascade, ...]:
+        """The cascades that the file declares."""
+        return tuple(rule.cascade() for rule in self.cascade)
+
+
+def load_rules(path: Path) -> Rules:
+    """The rules of a TOML file; `ConfigError` names the file, the line and the field of all that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        return parse_rules(text)
+    except ConfigError as error:
+        raise ConfigError("; ".join(f"{path}:{problem}" for problem in str(error).split("\n"))) from None
+
+
+def parse_rules(text: str) -> Rules:
+    """The rules in this TOML; `ConfigError` has a line for each problem: "7: rule 2: tenant_id: is missing"."""
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f" {error}") from None
+    lines = Lines(text)
+    try:
+        rules = Rules.model_validate(found)
+    except ValidationError as error:
+        told = [_told(problem, lines) for problem in error.errors() if not _follows(problem, found)]
+        raise ConfigError("\n".join(dict.fromkeys(told))) from None
+    problems = [*_wrong_cascades(rules, lines)] or [*_wrong_plans(rules, lines)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return rules
+
+
+def _follows(problem: Any, found: Any) -> bool:
+    """Whether it is only that rules are too few which are wrong, and told so, each by itself."""
+    return problem["type"] == "too_short" and problem["loc"] == ("rule",) and bool(found["rule"])
+
+
+def _told(problem: Any, lines: Lines) -> str:
+    where: list[str | int] = [part for part in problem["loc"] if not _is_branch(part)]
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem.get("ctx", {}).get("error"), _Field):
+        field, _, message = message.partition(": ")
+        where.append(field)
+    if problem["type"] == "extra_forbidden":
+        message = "is no field of it"
+    elif problem["type"] == "missing":
+        message = "is missing"
+    elif "on_truncate" in problem["loc"]:
+        where, message = where[:3], 'takes "all", "ignore", or a list of tenants'
+    elif problem["loc"][-1:] == ("table",) and problem["type"] == "string_pattern_mismatch":
+        message = 'needs schema and table, as in "shop.orders"'
+    return _line(where, lines, message)
+
+
+def _is_branch(part: str | int) -> bool:
+    return isinstance(part, str) and part.startswith(("tuple[", "literal[", "function-"))
+
+
+def _line(where: Sequence[str | int], lines: Lines, message: str) -> str:
+    number = lines.of(where)
+    named = " ".join(f"{part + 1}:" if isinstance(part, int) else str(part) for part in where)
+    place = named if named.endswith(":") or not named else f"{named}:"
+    return f"{number or 1}: {place} {message}".replace("  ", " ")
+
+
+def _wrong_cascades(rules: Rules, lines: Lines) -> Iterator[str]:
+    table = CascadeTable()
+    for at, rule in enumerate(rules.cascade):
+        try:
+            table.register(rule.cascade())
+        except ConfigError as error:
+            yield _line(["cascade", at], lines, str(error))
+
+
+def _wrong_plans(rules: Rules, lines: Lines) -> Iterator[str]:
+    """What no row at all could satisfy: found by trying one."""
+    from consumers.cdc.router import Router
+
+    router = Router(rules)
+    for at, rule in enumerate(rules.rule):
+        if rule.on_truncate == "all" and not rules.tenants and rule.needs_tenants:
+            yield _line(["rule", at, "on_truncate"], lines, 'is "all", but the file has no tenants = [...] at its head')
+        try:
+            router.try_out(rule)
+        except (InvalidKey, ValueError) as error:
+            yield _line(["rule", at], lines, str(error))

@@ -1,0 +1,82 @@
+"""Change data capture killed by SIGKILL at random moments under load: nothing that was committed is missed.
+
+`python -m tests.chaos.test_cdc_killed 200` does so two hundred times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.postgres import PostgresServer
+from tests.support.cdc_killed import killed, slot_killed
+
+KILLS = 3
+
+
+async def test_the_worker_of_a_slot_killed_at_random_loses_nothing(database: str, redis_url: str) -> None:
+    seed = secrets.randbelow(10**9)
+    written = await slot_killed(database, redis_url, KILLS, seed)
+    assert written > KILLS, f"seed {seed}"
+
+
+async def test_the_worker_of_topics_killed_at_random_loses_nothing(kafka: KafkaServer, redis_url: str) -> None:
+    seed = secrets.randbelow(10**9)
+    assert await topics_killed(kafka.address, redis_url, KILLS, seed) > KILLS, f"seed {seed}"
+
+
+async def topics_killed(kafka: str, redis_url: str, kills: int, seed: int) -> int:
+    """The worker that follows Debezium's topics."""
+    topic, group = f"killed-{secrets.token_hex(4)}", f"group-{secrets.token_hex(4)}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all")
+    await producer.start()
+
+    async def write(number: int) -> None:
+        row = {"id": number, "tenant_id": "acme", "customer_id": 1}
+        envelope = {
+            "op": "c",
+            "before": None,
+            "after": row,
+            "source": {"schema": "shop", "table": "orders", "ts_ms": 1},
+        }
+        await producer.send_and_wait(topic, json.dumps(envelope).encode(), partition=number % 2)
+
+    async def seen() -> int:
+        offsets = await admin.list_consumer_group_offsets(group)
+        return sum(max(0, offsets[one].offset) for one in map(TopicPartition, [topic] * 2, [0, 1]) if one in offsets)
+
+    try:
+        return await killed(
+            redis_url, write, seen, kills, seed,
+            *("--source", "kafka", "--bootstrap-servers", kafka, "--topics", topic, "--group", group),
+        )  # fmt: skip
+    finally:
+        await producer.stop()
+        await admin.close()
+
+
+def campaign(kills: int) -> None:
+    """Both workers, so many times, on servers of their own."""
+    seed = secrets.randbelow(10**9)
+    print(f"seed {seed}", flush=True)
+    with EmbeddedServer() as redis:
+        with PostgresServer() as postgres:
+            rows = asyncio.run(slot_killed(postgres.url, redis.url, kills, seed))
+            print(f"slot: {kills} kills, {rows} rows, none missed", flush=True)
+        with KafkaServer() as kafka:
+            rows = asyncio.run(topics_killed(kafka.address, redis.url, kills, seed))
+            print(f"topics: {kills} kills, {rows} rows, none missed", flush=True)
+
+
+if __name__ == "__main__":
+    campaign(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

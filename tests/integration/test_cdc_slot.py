@@ -1,0 +1,339 @@
+"""The worker that follows a slot: what it sets up and refuses, what it sets aside, what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from cachebus import Cache, ConfigError
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.postgres import PostgresServer
+from consumers.cdc.postgres import SlotSource, SlotWorker
+from consumers.cdc.replay import replay
+from consumers.cdc.router import Router
+from consumers.cdc.rules import Rules, parse_rules
+from tests.conftest import connected
+from tests.support.caches import quick, until
+from tests.support.changes import END, RULES, SCHEMA, Heard, rules, running, tell
+
+ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
+THE_END = ORDER.format(END[1])
+DEAD = "SELECT reason, payload, attempts, source FROM cachebus_cdc_dead ORDER BY id"
+
+
+def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
+    source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
+    return SlotWorker(quick(redis_url), given or rules(), source)
+
+
+async def refusal(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        await asyncio.wait_for(worker(database, redis_url, given, **more).run(), 20)
+    return str(raised.value)
+
+
+async def fetched(database: str, sql: str, *arguments: Any) -> Any:
+    async with connected(database) as connection:
+        return await connection.fetchval(sql, *arguments)
+
+
+async def test_a_committed_row_reaches_every_cache(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    async with Cache(quick(redis_url)) as cache, running(worker(database, redis_url)) as _:
+        await cache.set("order", "1", "old", tenant_id="acme")
+        await cache.set("embedding", "order:1", "old", tenant_id="acme")
+        await cache.set("order_list", "all", "old", tenant_id="acme")
+        await cache.set("order", "1", "theirs", tenant_id="globex")
+        await tell(database, [ORDER.format(1)])
+        for key in (("order", "1"), ("embedding", "order:1"), ("order_list", "all")):
+            await until(lambda key=key: _absent(cache, *key))
+        assert await cache.get("order", "1", tenant_id="globex") == "theirs"
+
+
+async def _absent(cache: Cache, data_type: str, resource_id: str) -> bool:
+    return await cache.get(data_type, resource_id, tenant_id="acme") is None
+
+
+async def test_after_a_drain_another_goes_on_where_it_stopped(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    first = worker(database, redis_url)
+    before = Heard(first)
+    async with running(first):
+        await tell(database, [ORDER.format(1)])
+        await until(lambda: before.has("order", "1"))
+    await tell(database, [ORDER.format(2)])
+    second = worker(database, redis_url)
+    heard = Heard(second)
+    async with running(second):
+        await tell(database, [THE_END])
+        await until(lambda: heard.has(*END))
+        assert heard.has("order", "2")
+        assert not heard.has("order", "1"), "the slot had moved on"
+        assert second.meters.registry.get_sample_value("cachebus_worker_lag_seconds_count", {"worker": "cdc"}) == 2
+
+
+async def test_a_transaction_larger_than_a_peek_is_applied_in_parts_and_passed(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    small = worker(database, redis_url, batch=10)
+    heard = Heard(small)
+    async with running(small):
+        await tell(
+            database, ["INSERT INTO shop.orders SELECT g, 'acme', 1, '' FROM generate_series(1000, 6000) g", THE_END]
+        )
+        await until(lambda: heard.has(*END), within_s=30)
+        assert all(heard.has("order", str(number)) for number in range(1000, 6001))
+        assert heard.asked["K acme:order:1000"] == 1, "it was told once"
+
+
+async def test_what_no_rule_is_for_does_not_hold_the_log_back(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    idle = worker(database, redis_url)
+    async with running(idle):
+        await tell(database, ["CREATE TABLE others AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 3000)"])
+        now = await fetched(database, "SELECT pg_current_wal_lsn()::text")
+        passed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cachebus_cdc' AND database = current_database()"
+        await until(lambda: fetched(database, passed, now))
+
+
+async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(database: str, redis_url: str) -> None:
+    loose = parse_rules(RULES.replace('resource_id = "{name}"', 'resource_id = "{value}"'))
+    await tell(database, [SCHEMA, "ALTER TABLE other.settings REPLICA IDENTITY FULL"])
+    one = worker(database, redis_url, loose)
+    heard = Heard(one)
+    async with running(one):
+        await tell(database, ["INSERT INTO other.settings VALUES ('theme', NULL), ('limit', '5')", THE_END])
+        await until(lambda: heard.has(*END))
+        assert heard.asked["K :system:5"] == 1, "those around it pass"
+        assert one.meters.count("dead") == 1
+        async with connected(database) as connection:
+            (letter,) = await connection.fetch(DEAD)
+        assert "rule of '*.settings' for 'system': resource_id is null" in letter["reason"]
+        assert letter["attempts"] == 1
+        assert '"name": "theme"' in letter["payload"]
+        again = await replay(SecretStr(database), "cachebus_cdc", Router(loose), one._applier)
+        assert again == (0, 1)
+        assert await fetched(database, "SELECT attempts FROM cachebus_cdc_dead") == 2
+        assert await replay(SecretStr(database), "cachebus_cdc", Router(rules()), one._applier) == (1, 0)
+        assert heard.asked["K :system:theme"] == 1
+        assert await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead") == 0
+
+
+async def test_of_two_one_works_and_the_other_takes_over(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    first, second = worker(database, redis_url), worker(database, redis_url)
+    heard = Heard(second)
+    working = asyncio.create_task(first.run())
+    await until(lambda: first.follows)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(second.run())
+        await until(lambda: second.health.is_up("slot"))
+        assert first.follows
+        assert not second.follows
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await until(lambda: second.follows)
+        await tell(database, [THE_END])
+        await until(lambda: heard.has(*END))
+        second.drain()
+
+
+async def test_a_restart_of_the_database_is_waited_for(redis_url: str) -> None:
+    with PostgresServer() as server:
+        await tell(server.url, [SCHEMA])
+        one = worker(server.url, redis_url)
+        heard = Heard(one)
+        async with running(one):
+            await tell(server.url, [ORDER.format(1)])
+            await asyncio.to_thread(server.kill)
+            await until(lambda: not one.health.is_up("database"))
+            await asyncio.to_thread(server.start)
+            await until(lambda: tell_when_up(server.url))
+            await until(lambda: heard.has(*END), within_s=30)
+            assert heard.has("order", "1")
+            assert one.health.is_up("database")
+
+
+async def tell_when_up(database: str) -> bool:
+    try:
+        await tell(database, [THE_END])
+    except (OSError, asyncpg.PostgresError):
+        return False
+    return True
+
+
+async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
+    database: str, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tell(database, [SCHEMA])
+    one = worker(database, own_server.url)
+    heard = Heard(one)
+    monkeypatch.setattr("consumers.cdc.postgres.HOLD_S", 0.2)
+    async with running(one):
+        own_server.kill()
+        await until(lambda: not one.health.is_up("l2"))
+        await tell(
+            database, ["INSERT INTO shop.orders SELECT g, 'acme', 1, '' FROM generate_series(1000, 3500) g", THE_END]
+        )
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL"
+        await until(lambda: fetched(database, mine))
+        await until(lambda: _is_zero(database, mine))
+        own_server.start()
+        await until(lambda: heard.has(*END), within_s=30)
+        assert all(heard.has("order", str(number)) for number in range(1000, 3501))
+
+
+async def _is_zero(database: str, sql: str) -> bool:
+    return await fetched(database, sql) == 0
+
+
+async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    async with running(worker(database, redis_url)):
+        pass
+    await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')", ORDER.format(1)])
+    one = worker(database, redis_url)
+    task = asyncio.create_task(one.run())
+    await until(lambda: one.health.told()["parts"]["slot"]["why"].startswith("lost: it is gone"))
+    assert not await fetched(database, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+    one.drain()
+    await asyncio.wait_for(task, 20)
+    mending = worker(database, redis_url, on_lost_slot="invalidate")
+    heard = Heard(mending)
+    async with Cache(quick(redis_url)) as cache:
+        await cache.set("order", "1", "old", tenant_id="acme")
+        async with running(mending):
+            assert await cache.get("order", "1", tenant_id="acme") is None
+            assert heard.asked["D globex embedding"] == 1
+            await tell(database, [THE_END])
+            await until(lambda: heard.has(*END))
+    without = parse_rules(RULES.replace('["acme", "globex"]', "[]").replace('"all"', '"ignore"'))
+    with pytest.raises(ConfigError, match="on_lost_slot=invalidate needs the tenants"):
+        worker(database, redis_url, without, on_lost_slot="invalidate")
+
+
+async def test_a_slot_made_anew_whose_loss_was_not_made_up_for_is_a_lost_one(database: str, redis_url: str) -> None:
+    """A worker that is killed between the two."""
+    await tell(database, [SCHEMA])
+    async with running(worker(database, redis_url)):
+        pass
+    await tell(database, ["UPDATE cachebus_cdc_slots SET whole = false"])
+    one = worker(database, redis_url, on_lost_slot="invalidate")
+    heard = Heard(one)
+    async with running(one):
+        assert heard.asked["D acme order"] == 1
+        assert await fetched(database, "SELECT whole FROM cachebus_cdc_slots")
+
+
+async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: str) -> None:
+    with PostgresServer(
+        settings={"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    ) as server:
+        await tell(server.url, [SCHEMA])
+        async with running(worker(server.url, redis_url)):
+            pass
+        fill = "INSERT INTO shop.unruled SELECT g FROM generate_series({0}, {0} + 200000) g; SELECT pg_switch_wal(); CHECKPOINT"
+        await tell(server.url, [part for at in range(2) for part in fill.format(1 + at * 300_000).split("; ")])
+        assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
+        one = worker(server.url, redis_url)
+        task = asyncio.create_task(one.run())
+        await until(lambda: "max_slot_wal_keep_size" in one.health.told()["parts"]["slot"]["why"])
+        one.drain()
+        await asyncio.wait_for(task, 20)
+        async with running(worker(server.url, redis_url, on_lost_slot="invalidate")):
+            assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") != "lost"
+
+
+async def test_wal_that_is_held_back_is_measured_and_warned_of(database: str, redis_url: str) -> None:
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(said.append, format="{message}")
+    logger.enable("consumers")
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url, wal_warning_bytes=1)
+    try:
+        async with running(one):
+            await until(lambda: any("GiB of WAL" in line for line in said))
+            assert one.meters.registry.get_sample_value("cachebus_cdc_wal_retained_bytes")
+            assert one.meters.registry.get_sample_value("cachebus_cdc_active") == 1
+    finally:
+        logger.remove(sink)
+        logger.disable("consumers")
+
+
+async def test_what_is_set_up_wrong_is_refused_with_what_mends_it(
+    database: str, postgres: PostgresServer, redis_url: str
+) -> None:
+    assert "there is no such table" in await refusal(database, redis_url)
+    await tell(database, [SCHEMA, "ALTER TABLE shop.notes DROP COLUMN title"])
+    assert "table shop.notes has no column 'title'" in await refusal(database, redis_url)
+    await tell(database, ["ALTER TABLE shop.notes ADD title text, ALTER folder TYPE numeric"])
+    assert "column 'folder' is neither text nor a whole number" in await refusal(database, redis_url)
+    await tell(database, ["ALTER TABLE shop.notes ALTER folder TYPE int, REPLICA IDENTITY DEFAULT"])
+    said = await refusal(database, redis_url)
+    assert "of a deleted row PostgreSQL tells only code, and the rule needs folder, tenant_id" in said
+    assert 'ALTER TABLE "shop"."notes" REPLICA IDENTITY FULL' in said
+    await tell(database, ["ALTER TABLE shop.notes REPLICA IDENTITY FULL", "CREATE TABLE shop.keyless (id int)"])
+    keyless = parse_rules("""
+        [[rule]]
+        table = "shop.keyless"
+        data_type = "system"
+        resource_id = "{id}"
+        operations = ["insert"]
+    """)
+    assert "has no primary key: once published" in await refusal(database, redis_url, keyless)
+    await tell(database, ["CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert')"])
+    assert "leaves out delete, truncate, update" in await refusal(database, redis_url, publication="p")
+    await tell(database, ["SELECT pg_create_logical_replication_slot('s', 'test_decoding')"])
+    assert "of the plugin test_decoding, not pgoutput" in await refusal(database, redis_url, slot="s")
+    other = "SELECT pg_create_logical_replication_slot('s2', 'pgoutput')"
+    async with connected(postgres.url) as connection:
+        await connection.execute(other)
+        try:
+            assert "is of the database 'postgres'" in await refusal(database, redis_url, slot="s2")
+        finally:
+            await connection.execute("SELECT pg_drop_replication_slot('s2')")
+
+
+async def test_who_may_not_make_them_is_told_the_sql(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA, "DROP ROLE IF EXISTS cdc_small", "CREATE ROLE cdc_small LOGIN"])
+    small = database.replace("postgres@", "cdc_small@")
+    try:
+        assert "have somebody who may run: CREATE TABLE IF NOT EXISTS cachebus_cdc_slots" in await refusal(
+            small, redis_url
+        )
+        await tell(database, ["GRANT CREATE ON SCHEMA public TO cdc_small"])
+        said = await refusal(small, redis_url)
+        assert (
+            'have somebody who may run: CREATE PUBLICATION "cachebus_cdc" FOR TABLES IN SCHEMA' in said
+            or "ALL TABLES" in said
+        )
+        await tell(database, ["CREATE PUBLICATION cachebus_cdc FOR ALL TABLES"])
+        assert "SELECT pg_create_logical_replication_slot('cachebus_cdc', 'pgoutput')" in await refusal(
+            small, redis_url
+        )
+        await tell(database, ["ALTER ROLE cdc_small REPLICATION"])
+        async with running(worker(small, redis_url)):
+            pass
+    finally:
+        await tell(database, ["DROP OWNED BY cdc_small", "DROP ROLE cdc_small"])
+
+
+async def test_a_table_that_a_rule_was_written_for_later_is_added(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    head, _, rest = RULES.partition('[[rule]]\ntable = "*.settings"')
+    few = parse_rules(head.partition('[[rule]]\ntable = "shop.notes"')[0] + rest[rest.index("[[cascade]]") :])
+    async with running(worker(database, redis_url, few)):
+        pass
+    more = parse_rules(head + rest[rest.index("[[cascade]]") :])
+    one = worker(database, redis_url, more)
+    heard = Heard(one)
+    async with running(one):
+        await tell(database, ["INSERT INTO shop.notes (code, tenant_id) VALUES (gen_random_uuid(), 'acme')", THE_END])
+        await until(lambda: heard.has(*END))
+        assert any(name.startswith("K acme:note:") for name in heard.asked)

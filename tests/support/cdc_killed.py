@@ -1,0 +1,108 @@
+"""A worker of change data capture that is killed over and over under load, and what it must have done in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from cachebus import Cache
+from tests.support.caches import quick, until
+from tests.support.changes import ROOT, RULES, SCHEMA, tell
+
+Write = Callable[[int], Awaitable[object]]
+PAUSE_S = 0.003
+
+
+@asynccontextmanager
+async def worker(folder: Path, redis_url: str, *arguments: str) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """`cachebus worker cdc` as a process of its own, killed at the end."""
+    rules = folder / "rules.toml"
+    rules.write_text(RULES)
+    with (
+        (folder / "log").open("ab") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "cachebus.cli.main", "worker", "cdc", "--rules", str(rules), "--url", redis_url,
+             "--health-port", "0", *arguments],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def killed(
+    redis_url: str, write: Write, seen: Callable[[], Awaitable[int]], kills: int, seed: int, *arguments: str
+) -> int:
+    """Rows are written one after the other, and the worker killed so many times, each at a random moment after it has
+    begun to work. How many rows were written: none of their old values is in the caches then.
+
+    `seen` gives a number that grows while the worker works.
+    """
+    dice = random.Random(seed)
+    written = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with Cache(quick(redis_url)) as cache:
+
+            async def load() -> None:
+                nonlocal written
+                while True:
+                    await cache.set("order", written, "old", tenant_id="acme")
+                    await write(written)
+                    written += 1
+                    await asyncio.sleep(PAUSE_S)
+
+            loading = asyncio.create_task(load())
+            for _ in range(kills):
+                at = await seen()
+                async with worker(folder, redis_url, *arguments) as process:
+                    await until(lambda at=at, process=process: _works(seen, at, process, folder), within_s=60)
+                    await asyncio.sleep(dice.uniform(0, 0.1))
+                    process.kill()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            async with worker(folder, redis_url, *arguments):
+                for number in range(written):
+                    await until(lambda number=number: _gone(cache, number), within_s=60)
+    return written
+
+
+async def _works(seen: Callable[[], Awaitable[int]], at: int, process: subprocess.Popen[bytes], folder: Path) -> bool:
+    assert process.poll() is None, (folder / "log").read_text()
+    return await seen() > at
+
+
+async def _gone(cache: Cache, number: int) -> bool:
+    return await cache.get("order", number, tenant_id="acme") is None
+
+
+async def slot_killed(database: str, redis_url: str, kills: int, seed: int) -> int:
+    """The worker that follows a slot."""
+    await tell(database, [SCHEMA])
+    writer, watcher = await asyncpg.connect(database), await asyncpg.connect(database)
+    slot = f"killed_{secrets.token_hex(4)}"
+
+    async def write(number: int) -> None:
+        await writer.execute("INSERT INTO shop.orders VALUES ($1, 'acme', 1, '')", number)
+
+    async def seen() -> int:
+        confirmed = "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = $1"
+        return int(await watcher.fetchval(confirmed, slot) or 0)
+
+    try:
+        return await killed(redis_url, write, seen, kills, seed, "--database", database, "--slot", slot)
+    finally:
+        await writer.close()
+        await watcher.close()
