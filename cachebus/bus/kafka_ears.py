@@ -34,6 +34,7 @@ class KafkaEars:
         self._counters = counters
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._consumer: Any = None
         self._opening = asyncio.Lock()
         self._endings = Endings()
         self._heard: dict[Any, int | None] = {}
@@ -55,6 +56,7 @@ class KafkaEars:
                 async with asyncio.timeout(self._access.connect_timeout_s):
                     await ensure(self._access)
                     consumer = await self._started()
+                self._consumer = consumer
                 self._silent, self._heard, self._looked_at_s = 0, {}, self._clock()
                 self._task = asyncio.create_task(self._run(consumer), name="cachebus-kafka-ears")
                 self._task.add_done_callback(lambda _: self._ended(consumer))
@@ -162,7 +164,7 @@ class KafkaEars:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._endings.over(3 * self._access.timeout_s)
+        await self._endings.over(4 * self._access.timeout_s)
 
 
 async def _end(consumer: Any) -> None:

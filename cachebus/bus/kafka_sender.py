@@ -161,7 +161,7 @@ class KafkaSender:
                     await self._idle.wait()
             task.cancel()
             await asyncio.wait([task])
-        await self._endings.over(3 * self._access.timeout_s)
+        await self._endings.over(4 * self._access.timeout_s)
 
 
 def _seen(arrival: asyncio.Future[object]) -> None:
@@ -173,6 +173,8 @@ async def _end(producer: Any) -> None:
     """Stop an aiokafka producer. Its own `stop` would try for ever to send what it holds."""
     with quietly():
         producer._closed = True
-        await producer.client.close()  # answers that are waited for fail now
+        for connection in list(producer.client._conns.values()):
+            connection.close()  # answers that are waited for fail now
+        # Which waits for what is in hand, and that for the client's look at the brokers: so the client comes last.
         await producer._sender.close()
-        await producer.client.close()  # what the sender has opened meanwhile
+        await producer.client.close()
