@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachebus import Settings
+from cachebus.cli.verify.broker import PARTITIONS, TOPIC
 from cachebus.cli.verify.items import POLICIES
 from cachebus.cli.verify.messages import Job
 
@@ -40,4 +43,16 @@ def settings_of(job: Job) -> Settings:
         max_marks=MARKS_MAX,
         log_max_len=LOG_MAX,
         policies=POLICIES,
+        **_kafka(job),
     )
+
+
+def _kafka(job: Job) -> dict[str, Any]:
+    if not job.kafka:
+        return {}
+    return {
+        "bus": "kafka",
+        "kafka_bootstrap_servers": job.kafka,
+        "kafka_topic": TOPIC,
+        "kafka_partitions": PARTITIONS,
+    }
