@@ -10,10 +10,9 @@ from typing import Final
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.verify.setup import PARTITIONS, TOPIC
 from cachebus.resp import Address
 
-TOPIC: Final = "cachebus.verify"
-PARTITIONS: Final = 2
 FORGET_S: Final = 5.0
 
 

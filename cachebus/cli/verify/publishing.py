@@ -22,6 +22,7 @@ class Publishing:
         self._clock = clock
         self._how, self._until_s = "", 0.0
         self._kept: list[tuple[int, bytes]] = []
+        self._late: set[asyncio.Future[None]] = set()
         bus.publish = self
 
     def become(self, how: str, seconds: float) -> None:
@@ -51,4 +52,5 @@ class Publishing:
         kept, self._kept = self._kept, []
         for one in kept:
             task = asyncio.ensure_future(self._publish(*one))
-            self._last = task  # a task that nobody holds may be collected
+            self._late.add(task)  # a task that nobody holds may be collected
+            task.add_done_callback(self._late.discard)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cachebus import Settings
-from cachebus.cli.verify.broker import PARTITIONS, TOPIC
 from cachebus.cli.verify.items import POLICIES
 from cachebus.cli.verify.messages import Job
 
@@ -13,6 +12,8 @@ LEASE_MS = 400
 MARKS_MAX = 200
 """Fewer than there are scopes and tags: the floor is raised now and then."""
 LOG_MAX = 2_000
+TOPIC = "cachebus.verify"
+PARTITIONS = 2
 
 
 def probe_interval_s(bound_s: float) -> float:
