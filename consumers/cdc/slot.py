@@ -51,7 +51,7 @@ async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
         raise ConfigError(f"the slot {name!r} is of the plugin {row['plugin']}, not pgoutput: name another")
     if row["database"] != row["here"]:
         raise ConfigError(
-            f"the slot {name!r} is of the database {row['database']!r} (slots' names are a whole server's): name another"
+            f"the slot {name!r} is of the database {row['database']!r} (a name is for a whole server): name another"
         )
     lost = row["wal_status"] == "lost" or row["restart_lsn"] is None
     return Slot(lost, row["retained_bytes"] or 0, row["behind_bytes"] or 0)

@@ -32,6 +32,7 @@ def cdc(
     bootstrap_servers: options.BootstrapServers = None,
     topics: options.Topics = None,
     group: options.Group = "cachebus-cdc",
+    session_timeout_s: options.SessionTimeout = 10.0,
     batch: options.BatchSize = 5000,
     url: Url = None,
     namespace: Namespace = None,
@@ -67,7 +68,8 @@ def cdc(
     def topics_worker() -> Worker:
         from consumers.cdc.kafka import KafkaSource, TopicsWorker
 
-        return TopicsWorker(settings, loaded, KafkaSource(bootstrap_servers or "", topics or "", group, batch))
+        given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s)
+        return TopicsWorker(settings, loaded, given)
 
     in_kafka = source is options.Source.KAFKA
     if not in_kafka and not database:

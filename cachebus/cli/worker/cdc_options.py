@@ -118,3 +118,13 @@ Topics = Annotated[
 Group = Annotated[
     str, typer.Option("--group", metavar="NAME", envvar="CACHEBUS_CDC_GROUP", help="The consumer group (source kafka).")
 ]
+SessionTimeout = Annotated[
+    float,
+    typer.Option(
+        "--session-timeout",
+        min=1.0,
+        metavar="SECONDS",
+        envvar="CACHEBUS_CDC_SESSION_TIMEOUT_S",
+        help="So long after a worker vanished without a word others take its partitions over (source kafka).",
+    ),
+]
