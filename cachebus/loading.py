@@ -16,14 +16,14 @@ class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
     __slots__ = (
-        "_kept", "may_stand_in", "names", "reservation", "stale", "started_s", "task", "until_s",
-        "waiting",
+        "_kept", "marks", "may_stand_in", "reservation", "stale", "started_s", "task", "until_s", "waiting",
     )  # fmt: skip
 
-    def __init__(self, reservation: Reservation, started_s: float, names: tuple[str, ...] = ()) -> None:
+    def __init__(self, reservation: Reservation, started_s: float, marks: tuple[int, dict[str, int]] = (0, {})) -> None:
         self.reservation = reservation
-        self.names = names
-        """Scopes and tags of what is being loaded, and of `stale`: nobody joins once one of them was invalidated."""
+        self.marks = marks
+        """Of the scopes and tags of what is being loaded, and of `stale`, as they were then: nobody joins once one of
+        them was invalidated."""
         self.started_s = started_s
         self.until_s = float("inf")
         """Until when anybody may join, as far as this alone goes."""

@@ -191,7 +191,8 @@ class Reader:
                 return found
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
-            flight = Flight(self._node.shards[key.shard].reserve(), self._vouched_s(key), (*key.names, *tags))
+            shard = self._shards[key.shard]
+            flight = Flight(shard.reserve(), self._vouched_s(key), shard.marks_of((*key.names, *tags)))
             self._stand_in(flight, key, after)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
@@ -220,7 +221,7 @@ class Reader:
             return False
         if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied):
             return False
-        if shard.hides(began.applied, flight.names):
+        if not shard.unmoved(flight.marks):
             return False
         now_s = self._clock()
         return now_s < flight.until_s and (now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s)
@@ -239,7 +240,7 @@ class Reader:
         if entry is not None:
             extra = details(entry)
             flight.stale = Found(_handed_out(entry), "l1", stale=True)
-            flight.names += () if extra is None else tuple(extra.tags)
+            flight.marks[1].update(self._shards[key.shard].marks_of(() if extra is None else extra.tags)[1])
 
     async def _fly(
         self, flight: Flight[Found], key: Key, load: Load, rules: Rules, after: Place | None,

@@ -3,5 +3,15 @@
 from producers.base import Producer
 from producers.command import Command, InvalidCommand
 from producers.direct import DirectProducer
+from producers.outbox import Outbox, OutboxProducer, SyncOutboxProducer, SyncProducer
 
-__all__ = ["Command", "DirectProducer", "InvalidCommand", "Producer"]
+__all__ = [
+    "Command",
+    "DirectProducer",
+    "InvalidCommand",
+    "Outbox",
+    "OutboxProducer",
+    "Producer",
+    "SyncOutboxProducer",
+    "SyncProducer",
+]

@@ -74,7 +74,12 @@ class Invalidate(_Command):
 
     def plan(self, planner: Planner) -> Plan:
         """What it addresses, cascades followed; `InvalidKey`."""
-        return planner.targets(self.targets(), self.tenant_id, all_contexts=self.contexts == "all")
+        every = self.contexts == "all"
+        if self.related:
+            return planner.targets(self.targets(), self.tenant_id, all_contexts=every)
+        contexts = self.agent_id, self.conversation_id, self.collection_id
+        check_contexts(self.contexts, *contexts)
+        return planner.resource(self.data_type, self.resource_id, self.tenant_id, contexts, all_contexts=every)
 
 
 class InvalidateScope(_Command):
@@ -160,5 +165,7 @@ def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
 
 
 def _clause(problem: Any) -> str:
+    if problem["type"] == "union_tag_invalid":  # its own message shows the value
+        return f"op: must be one of {problem['ctx']['expected_tags']}"
     where = ".".join(str(part) for part in problem["loc"][1:])  # behind the name of the kind
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Annotated
+
 import typer
 
 from cachebus.cli.options import (
@@ -20,6 +23,21 @@ from cachebus.cli.options import (
 )
 
 
+class Bus(StrEnum):
+    """What carries events."""
+
+    REDIS = "redis"
+    KAFKA = "kafka"
+
+
+class Writes(StrEnum):
+    """How the caches hear of a write."""
+
+    DIRECT = "direct"
+    OUTBOX = "outbox"
+    CDC = "cdc"
+
+
 def demo(
     nodes: Nodes = 4,
     duration: Duration = 15.0,
@@ -32,6 +50,17 @@ def demo(
     redis_url: RedisUrl = None,
     cut: Cut = True,
     compare: Compare = True,
+    bus: Annotated[
+        Bus, typer.Option("--bus", help="What carries invalidations; kafka: a Kafka is started for it.")
+    ] = Bus.REDIS,
+    writes: Annotated[
+        Writes,
+        typer.Option(
+            "--writes",
+            help="How the caches hear of a write: direct from its writer; or by workers behind a PostgreSQL that is "
+            "started for it, which follow an outbox in it, or its log (cdc). One of them is killed on the way.",
+        ),
+    ] = Writes.DIRECT,
     json: AsJson = False,
 ) -> None:
     """See it work: a shop's catalogue behind cachebus, under load, with a broken network half way.
@@ -57,5 +86,7 @@ def demo(
         redis_url=redis_url,
         cut=cut,
         compare=compare,
+        bus=bus.value,
+        writes=writes.value,
     )
     raise typer.Exit(perform(plan, json=json))

@@ -20,13 +20,13 @@ from typing import Any, Final
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import perf_counter
 from cachebus.errors import ConfigError
-from tests.bench import hits, imports, invalidations, memory, reads
+from tests.bench import hits, imports, invalidations, memory, outbox, reads
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
 from tests.bench.scale import Progress, Scale
 
-PEERS: Final = ("redis", "hiredis", "cashews", "aiocache", "async-lru", "cachetools", "moka-py", "theine")
+PEERS: Final = ("redis", "hiredis", "cashews", "aiocache", "async-lru", "cachetools", "moka-py", "theine", "asyncpg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("l2",), "reads of L2", reads.rows),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
+    Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),
     Group(("memory",), "memory", memory.entry_bytes),

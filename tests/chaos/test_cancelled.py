@@ -22,7 +22,7 @@ from tests.support.operations import LEASE_MS, LOADS, OLD, OPERATIONS, POLICIES,
 from tests.support.simulation import VirtualLoop, live
 from tests.support.steps import Cancelling, How, Steps
 
-PROMPT_S = 0.5
+PROMPT_S = 2.0
 """Much less than a lease lasts: whoever comes next must not wait for one that nobody holds any more."""
 AWAITS_MAX = 200
 

@@ -38,6 +38,7 @@ async def test_a_step_of_the_wall_clock_changes_nothing(
         assert await b.get("config", "x", **WHERE, after=receipt) == "old"
         import time
 
+        lapsed = [cache.stats().lease_lapses for cache in (a, b)]  # a busy machine may have been slow to begin
         wall = time.time
         monkeypatch.setattr(time, "time", lambda: wall() + step_s)
         assert abs(clock.wall_s() - wall() - step_s) < 1
@@ -49,7 +50,7 @@ async def test_a_step_of_the_wall_clock_changes_nothing(
             assert await cache.get("config", "kept", **WHERE) == 1
             assert await cache.get("config", "short", **WHERE) == 1
             assert cache.ready()
-            assert cache.stats().lease_lapses == 0
+        assert [cache.stats().lease_lapses for cache in (a, b)] == lapsed
 
 
 async def test_a_step_of_the_servers_clock_neither_revives_what_was_replaced_nor_makes_a_node_unready() -> None:

@@ -307,3 +307,44 @@ async def test_who_waited_for_a_silent_l2_takes_what_this_node_has_loaded_meanwh
         source.release()
         assert [await first, await second] == ["v", "v"]
         assert source.calls == 1
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["without L2", "with L2"])
+@pytest.mark.parametrize("heard", ["scope", "tag"])
+async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_after_it(
+    heard: str, away: bool
+) -> None:
+    source = Source(x="v")
+    async with Fleet(2, clock=FakeClock()) as fleet:
+        a, b = fleet.caches
+        fleet.faults = Faults(drop=1.0)
+        await b.set("config", "other", 1, tenant_id="acme")
+        fleet.faults = None
+
+        async def invalidate() -> None:
+            if heard == "scope":
+                await b.invalidate_scope("acme", "config")
+            else:
+                await b.invalidate_tags(["t"], tenant_id="acme")
+
+        async def ask() -> Any:
+            return await a.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"])
+
+        await invalidate()
+        await fleet.settle()
+        assert a.stats().shards[0].gap
+        fleet.away = away
+        source.hold()
+        asking = [asyncio.create_task(ask())]
+        await source.asked.wait()
+        asking.append(asyncio.create_task(ask()))
+        await fleet.settle()
+        assert source.calls == 1
+        fleet.away = False
+        await invalidate()  # this one came after the load began
+        await fleet.settle()
+        fleet.away = away
+        asking.append(asyncio.create_task(ask()))
+        await until(lambda: a.stats().flights == 2)
+        source.release()
+        assert await asyncio.gather(*asking) == ["v"] * 3

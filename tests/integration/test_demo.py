@@ -11,6 +11,7 @@ import pytest
 
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.main import run
+from cachebus.cli.servers.postgres import PostgresServer
 from tests.support.command import ROOT, Command, all_gone, cachebus, ran
 from tests.support.servers import any_binary
 
@@ -44,6 +45,31 @@ def test_the_whole_show(tmp_path: Path) -> None:
     assert off["oldest_s"] > 0.5
     for line in ("its connections hang", "its lease has lapsed", "its network is back", "caught up on"):
         assert line in errors
+
+
+def test_the_whole_road_loses_nothing_though_a_worker_is_killed(tmp_path: Path, postgres: PostgresServer) -> None:
+    """`postgres` is asked for only to skip where there is none: the demo starts its own."""
+    status, out, errors = ran(
+        "demo", *SMALL, *MANY_WRITES, "--writes", "outbox", "--no-compare", "--json", folder=tmp_path
+    )
+    assert status == 0, errors
+    told = json.loads(out)
+    figures = told["cachebus"]
+    assert (told["writes"], told["broken"]) == ("outbox", [])
+    assert figures["writes"] > 50
+    assert (figures["lost"], figures["lags"]["unheard"], figures["stale_beyond"]) == (0, 0, 0)
+    assert figures["lags"]["pairs"] > figures["writes"]  # on each of the nodes
+    assert figures["lags"]["p50_s"] > 0
+    for line in ("and: PostgreSQL, 2 workers", "worker 1 of 2 is killed", "another worker takes its place"):
+        assert line in errors
+
+
+def test_a_road_needs_time_to_be_walked(tmp_path: Path) -> None:
+    any_binary()
+    status, _, errors = ran("demo", *SMALL, "--duration", "1.9", "--writes", "outbox", folder=tmp_path)
+    assert status == 2
+    assert "1.9 s are too short for workers" in errors
+    assert "2 s would do (--duration)" in errors
 
 
 def test_plain_lines_and_a_report(tmp_path: Path) -> None:

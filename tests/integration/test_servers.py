@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from pathlib import Path
 
 import asyncpg
@@ -12,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import ConfigError
 from cachebus.cli.servers import jars
+from cachebus.cli.servers.daemon import Daemon
 from cachebus.cli.servers.jars import Artifacts, classpath, find_java
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.cli.servers.postgres import PostgresServer
@@ -89,3 +91,22 @@ def test_a_java_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pyte
     old.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert find_java() != str(old)
+
+
+def test_a_start_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hopeless(Daemon):
+        def _prepare(self) -> None:
+            raise ConfigError("no disk")
+
+        def _command(self) -> list[str]:
+            return []
+
+        def _answers(self) -> bool:
+            return False
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = Hopeless()
+    with pytest.raises(ConfigError, match="no disk"):
+        server.start()
+    assert list(tmp_path.iterdir()) == []
+    server.stop()

@@ -163,7 +163,8 @@ def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable
 def _join_whatever_tags(
     reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
 ) -> bool:
-    with patch.object(flight, "names", key.names):
+    own = {name: mark for name, mark in flight.marks[1].items() if name in key.names}
+    with patch.object(flight, "marks", (flight.marks[0], own)):
         return joinable(reader, key, flight, after)
 
 

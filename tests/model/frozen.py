@@ -74,6 +74,8 @@ class Began(NamedTuple):
     at: float
     vouched: float | None
     """When the probe behind its coherence lease was sent; None = it had none."""
+    floor: int
+    marks: tuple[tuple[str, int], ...]
 
 
 class Flight(NamedTuple):

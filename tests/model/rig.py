@@ -139,6 +139,9 @@ class Begun(Exception):
 class NoFlights:
     """In place of the node's flights: none is under way, and one that begins is the model's."""
 
+    def __init__(self) -> None:
+        self.alone: dict[str, RealFlight[Found]] = {}
+
     def find(self, name: str) -> None:
         return None
 
@@ -220,6 +223,7 @@ class Rig:
         shard = self.shard
         shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
+        shard.floor, shard.marks = began.floor, dict(began.marks)
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
         self.store.checked = [True]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,11 @@ class Command:
 
 
 @contextmanager
-def cachebus(*arguments: str, folder: Path) -> Iterator[Command]:
-    """Start `cachebus ARGUMENTS`; it is killed at the end if it still runs."""
+def cachebus(*arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Command]:
+    """Start `cachebus ARGUMENTS`, with these variables besides; it is killed at the end if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-m", "cachebus.cli.main", *arguments],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, text=True,
+        cwd=ROOT, env={**os.environ, **(env or {}), "TMPDIR": str(folder)}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         try:
@@ -70,9 +70,9 @@ def cachebus(*arguments: str, folder: Path) -> Iterator[Command]:
             process.kill()
 
 
-def ran(*arguments: str, folder: Path) -> tuple[int, str, str]:
+def ran(*arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Run it to its end: exit status, output, errors. Whatever happens it leaves no file."""
-    with cachebus(*arguments, folder=folder) as command:
+    with cachebus(*arguments, folder=folder, env=env) as command:
         out, errors = command.process.communicate(timeout=DEADLINE_S)
         assert command.left() == []
         return command.process.returncode, out, errors

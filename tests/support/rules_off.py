@@ -10,19 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RULE_TAKEN_AWAY"
 _START = "import tests.support.rules_off as rules_off\nrules_off.take_away()\n"
 
 
-def start_without(rule: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every Python process that is started from now on run without the rule."""
+def without(rule: str, folder: Path) -> dict[str, str]:
+    """Variables under which a Python process, and all that it starts, runs without the rule."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_START)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{folder}")
-    monkeypatch.setenv(VARIABLE, rule)
+    return {"PYTHONPATH": f"{ROOT}:{folder}", VARIABLE: rule}
 
 
 def take_away() -> None:

@@ -39,7 +39,7 @@ from cachebus import (
     write_guard,
 )
 from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
-from producers import DirectProducer
+from producers import DirectProducer, Outbox, OutboxProducer, Producer, SyncOutboxProducer, SyncProducer
 
 
 async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:
@@ -212,6 +212,17 @@ async def write_path(error: L2Unavailable) -> None:
         assert_type(await producer.invalidate_scope("acme", "config"), Receipt)
         assert_type(await producer.invalidate_tags(["t"], "acme"), Receipt)
         assert_type(await producer.invalidate_coordinated("acme", "config", "x", wait="nodes"), Receipt)
+    outbox = Outbox("redis://localhost", [Cascade("a", to=[("b", "*")])], table="app.outbox")
+    rows = OutboxProducer(object(), outbox)
+    assert_type(await rows.invalidate("config", "x", "acme"), Receipt)
+    async with rows.together() as several:
+        assert_type(several, Producer)
+        assert_type(await several.invalidate_tags(["t"], "acme"), Receipt)
+    sync = SyncOutboxProducer(object(), paramstyle="format")
+    assert_type(sync.invalidate_coordinated("acme", "config", "x", [{"data_type": "page"}]), Receipt)
+    with sync.together() as them:
+        assert_type(them, SyncProducer)
+        assert_type(them.invalidate_scope("acme"), Receipt)
     caught: CacheBusError = error
     connection: ConnectionError = error
     print(caught, connection)

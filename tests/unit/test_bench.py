@@ -11,23 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from cachebus.cli.servers.postgres import PostgresServer
 from tests.bench.__main__ import NAMES, arguments
 from tests.bench.report import chart, plain
 from tests.bench.rows import Goal, Row, at_least, at_most, shown
-from tests.support.servers import any_binary
+from tests.support.servers import any_binary, to_be_had
 
 ROOT = Path(__file__).parents[2]
 AIMED = {
     "hit.get", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
     "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
     "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
-    "ratio.lead",
+    "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99",
 }  # fmt: skip
 TIMEOUT_S = 120
 
 
 def test_a_quick_run_has_a_figure_for_every_row(tmp_path: Path) -> None:
     any_binary()
+    to_be_had(PostgresServer, "PostgreSQL")
     found = tmp_path / "found.json"
     without_traces = {name: value for name, value in os.environ.items() if name != "CACHEBUS_TRACES"}
     run = subprocess.run(

@@ -26,7 +26,9 @@ restart without persistence; restart with persistence; restart with an older RDB
 Sentinel failover that loses a suffix; fail-back; promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
 SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;
-corrupted records; corrupted events; Kafka broker restart; Kafka retention loss
+corrupted records; corrupted events; SIGKILL of an outbox relay; SIGSTOP of an outbox relay;
+outbox rows that commit out of order; outbox rows that are no commands; the outbox's database killed, or hanging;
+L2 away while rows are in hand; Kafka broker restart; Kafka retention loss
 """
 named = re.compile(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?`").findall
 

@@ -9,13 +9,14 @@ import pytest
 
 from cachebus.cli.lab import catalogue
 from cachebus.cli.lab.board import Board
-from cachebus.cli.lab.catalogue import FILE, Catalogue, Source
+from cachebus.cli.lab.catalogue import FILE, Catalogue, Source, SqliteShop
 from cachebus.cli.lab.messages import Done, Failed, Message, Ready, Tick, decode_message, encode
 from cachebus.cli.lab.plan import Plan, load_of
 from cachebus.cli.lab.server import Server
 from cachebus.cli.lab.subjects import DictWithTtl
 from cachebus.cli.lab.trace import Survey
 from cachebus.cli.lab.traffic import BACKLOG_S, Pace
+from cachebus.clock import monotonic
 from cachebus.resp import parse_address
 
 
@@ -149,7 +150,7 @@ def test_a_row_that_is_not_there(tmp_path: Path) -> None:
 
 async def test_the_source_counts_its_loads(tmp_path: Path) -> None:
     catalogue.create(tmp_path / FILE, [7])
-    with Catalogue(tmp_path / FILE) as opened:
+    with SqliteShop(tmp_path / FILE, monotonic) as opened:
         source = Source(opened, latency_s=0.0)
         assert (await source.load(7))["word"] == 7
         assert source.loads == 1
@@ -161,7 +162,7 @@ async def test_the_source_counts_its_loads(tmp_path: Path) -> None:
 async def test_the_dict_forgets_by_time_by_number_and_by_its_own_writes(tmp_path: Path) -> None:
     catalogue.create(tmp_path / FILE, range(5))
     hands = Hands()
-    with Catalogue(tmp_path / FILE) as opened:
+    with SqliteShop(tmp_path / FILE, monotonic) as opened:
         source = Source(opened, latency_s=0.0)
         subject = DictWithTtl(source, ttl_s=5.0, entries_max=2, clock=hands)
         for word in (0, 0, 1, 1):
@@ -170,7 +171,7 @@ async def test_the_dict_forgets_by_time_by_number_and_by_its_own_writes(tmp_path
         await subject.read(2)  # drops the oldest
         await subject.read(0)
         assert source.loads == 4
-        opened.write(0)
+        assert (await opened.write(0)).version == 2
         assert (await subject.read(0))["version"] == 1  # stale, as it is made
         assert await subject.replaced(0) == (0, 0)
         assert (await subject.read(0))["version"] == 2

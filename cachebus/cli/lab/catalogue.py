@@ -1,12 +1,15 @@
-"""The source behind the cache: a SQLite file whose rows have versions, so that every answer can be dated."""
+"""The source behind the cache: a table whose rows have versions, so that every answer can be dated; a SQLite file."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
+
+from cachebus.clock import Clock
 
 FILE: Final = "catalogue.db"
 BUSY_S: Final = 5.0
@@ -44,6 +47,10 @@ class Catalogue:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Use it no more."""
         self._connection.close()
 
     def read(self, word: int) -> Item:
@@ -71,11 +78,65 @@ class Catalogue:
         return int(version[0])
 
 
-class Source:
-    """The catalogue as a service sees it: each load takes a while, half before the row is read and half after."""
+class Written(NamedTuple):
+    """A write that is committed: the row's new version, and when its commit was asked for and had returned."""
 
-    def __init__(self, catalogue: Catalogue, latency_s: float) -> None:
-        self._catalogue = catalogue
+    version: int
+    committing_s: float
+    committed_s: float
+
+
+class Shop(Protocol):
+    """The table as a service uses it."""
+
+    tells: bool
+    """Whether a write tells the caches by itself, by a row or the database's log; else its writer does."""
+
+    async def read(self, word: int) -> Item:
+        """The row as it is committed now; `LookupError` where there is none."""
+        ...
+
+    async def write(self, word: int) -> Written:
+        """Change the row and commit; `LookupError` where there is none."""
+        ...
+
+
+class SqliteShop:
+    """A `Shop` over the file; a context manager."""
+
+    tells = False
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        # Each of its own thread: the readers' on the event loop, the writer's beside it, since SQLite lets one writer
+        # in at a time, and who waits for that must not hold up the loop.
+        self._reads, self._writes = Catalogue(path), Catalogue(path)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
+        self._clock = clock
+
+    def __enter__(self) -> SqliteShop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
+        for catalogue in (self._reads, self._writes):
+            catalogue.close()
+
+    async def read(self, word: int) -> Item:
+        """The row as it is committed now."""
+        return self._reads.read(word)
+
+    async def write(self, word: int) -> Written:
+        """Change the row and commit."""
+        committing_s = self._clock()
+        version = await asyncio.get_running_loop().run_in_executor(self._writer, self._writes.write, word)
+        return Written(version, committing_s, self._clock())
+
+
+class Source:
+    """The shop as a cache sees it: each load takes a while, half before the row is read and half after."""
+
+    def __init__(self, shop: Shop, latency_s: float) -> None:
+        self._shop = shop
         self._half_s = latency_s / 2
         self.loads = 0
 
@@ -83,7 +144,7 @@ class Source:
         """The row, as it was in the middle of the call."""
         self.loads += 1
         await asyncio.sleep(self._half_s)
-        item = self._catalogue.read(word)
+        item = await self._shop.read(word)
         await asyncio.sleep(self._half_s)
         return item
 

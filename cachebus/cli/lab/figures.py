@@ -12,6 +12,10 @@ from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Write
 from cachebus.cli.lab.incident import Incident
 from cachebus.cli.lab.lag import Lags, Outage, lags
 from cachebus.cli.lab.messages import Tick
+from cachebus.cli.lab.placed import Placed, placed
+
+WORKERS = 0
+"""Stands for them among the nodes that wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,21 @@ class Figures:
     own_missed: int
     """Reads that missed a write of their own node."""
     lags: Lags
+    lost: int = 0
+    """Committed writes that the caches were never told of."""
 
 
 async def figures_of(
-    directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None
-) -> Figures:
-    """Read what the nodes wrote down, and check every read."""
+    directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None,
+    told: dict[str, list[Placed]] | None = None,
+) -> Figures:  # fmt: skip
+    """Read what the nodes wrote down, and check every read; `told`: what others than the writers told the caches."""
     nodes = [tick.node for tick in ticks]
     writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}
+    lost = 0
+    if told is not None:  # nobody's own: a node that wrote hears of it as all others do
+        writes[WORKERS], lost = placed((write for made in writes.values() for write in made), told)
+        writes |= {node: [] for node in nodes}
     applied = {node: [Applied(*r) for r in _all(directory, node, "applied")] for node in nodes}
     total = Check((write for made in writes.values() for write in made), bound_s)
     own_missed = 0
@@ -73,6 +84,7 @@ async def figures_of(
         oldest_s=total.oldest_s,
         own_missed=own_missed,
         lags=lags(writes, applied, _outage(incident)),
+        lost=lost,
     )
 
 

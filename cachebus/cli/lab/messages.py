@@ -33,6 +33,14 @@ class Job(msgspec.Struct, frozen=True):
     seed: int
     trace: str | None
     """A trace's path; None: the generator."""
+    database: str | None = None
+    """The PostgreSQL that has the catalogue; None: the file."""
+    writes: str = "direct"
+    """How a write is told: by its writer ("direct"), by a row ("outbox"), by the database's log ("cdc")."""
+    writes_for_s: float | None = None
+    """How long writes are made; None: as long as reads."""
+    kafka: str | None = None
+    """The Kafka that carries events; None: Redis does."""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

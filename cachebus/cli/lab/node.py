@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from cachebus.cli.lab import generator, trace
-from cachebus.cli.lab.catalogue import FILE, Catalogue, Source
+from cachebus.cli.lab.catalogue import FILE, Shop, Source, SqliteShop
 from cachebus.cli.lab.history import APPLIED, READ, WRITE, Spool, spool_path
 from cachebus.cli.lab.messages import TICK_S, Done, Failed, Job, Ready, decode_job
 from cachebus.cli.lab.subjects import opened
@@ -40,21 +40,32 @@ async def _main() -> int:
 
 async def _serve(job: Job, orders: asyncio.StreamReader) -> None:
     directory = Path(job.directory)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         reads, writes, applied = (
             stack.enter_context(Spool(spool_path(directory, job.node, kind), struct))
             for kind, struct in (("reads", READ), ("writes", WRITE), ("applied", APPLIED))
         )
-        # Each of its own thread: the readers' on the event loop, the writer's beside it.
-        read_from, write_to = (stack.enter_context(Catalogue(directory / FILE)) for _ in range(2))
-        source = Source(read_from, job.source_latency_s)
+        shop = await stack.enter_async_context(_shop(job))
+        source = Source(shop, job.source_latency_s)
         async with opened(job, source, applied, monotonic) as subject:
             say(Ready(job.node))
             await next_order(orders)
-            traffic = Traffic(job, _accesses(job), subject, write_to, reads, writes, monotonic)
+            traffic = Traffic(job, _accesses(job), subject, shop, reads, writes, monotonic)
             await _run(traffic, orders)
             last = traffic.tick()
     say(Done(last))
+
+
+@asynccontextmanager
+async def _shop(job: Job) -> AsyncIterator[Shop]:
+    if job.database is None:
+        with SqliteShop(Path(job.directory, FILE), monotonic) as shop:
+            yield shop
+        return
+    from cachebus.cli.lab.database import opened_shop
+
+    async with opened_shop(job, monotonic) as there:
+        yield there
 
 
 async def _run(traffic: Traffic, orders: asyncio.StreamReader) -> None:

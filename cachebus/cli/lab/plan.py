@@ -31,6 +31,11 @@ class Plan:
     """None: the generator."""
     cut: bool = True
     compare: bool = True
+    bus: str = "redis"
+    """What carries events: "redis", or "kafka", one of our own."""
+    writes: str = "direct"
+    """How caches hear of a write: from its writer ("direct"), or by workers behind a PostgreSQL of our own, which
+    follow an "outbox" in it, or its log ("cdc")."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cachebus.cli.lab.figures import Figures
+from cachebus.cli.lab.plan import Plan
+from cachebus.cli.lab.road import DIRECT
 from cachebus.cli.lab.run import Outcome
 
 NONE: Final = "-"
@@ -40,6 +42,8 @@ def as_json(outcome: Outcome) -> str:
         "staleness_bound_s": plan.bound_s,
         "write_ratio": plan.write_ratio,
         "seed": plan.seed,
+        "bus": plan.bus,
+        "writes": plan.writes,
         "cachebus": asdict(outcome.coherent),
         "incident": None,
         "coherence_off": None,
@@ -65,7 +69,7 @@ def _table(outcome: Outcome) -> Table:
     table.add_column("cachebus", justify="right", style="bold")
     if outcome.off is not None:
         table.add_column(f"dict, TTL {outcome.plan.ttl_s:g} s", justify="right")
-    for name, of_coherent, of_off in _rows(outcome.plan.bound_s):
+    for name, of_coherent, of_off in _rows(outcome.plan):
         cells = [name, of_coherent(outcome.coherent)]
         if outcome.off is not None:
             cells.append(NONE if of_off is None else of_off(outcome.off))
@@ -76,7 +80,11 @@ def _table(outcome: Outcome) -> Table:
 Cell = Callable[[Figures], str]
 
 
-def _rows(bound_s: float) -> list[tuple[str, Cell, Cell | None]]:
+def _rows(plan: Plan) -> list[tuple[str, Cell, Cell | None]]:
+    bound_s, carried = plan.bound_s, plan.writes != DIRECT
+    known = "from commit until a node knows" if carried else "until another node knows"
+    lost: list[tuple[str, Cell, Cell | None]] = [("  committed and never told", lambda f: f"{f.lost:,}", None)]
+
     def both(name: str, cell: Cell) -> tuple[str, Cell, Cell | None]:
         return name, cell, cell
 
@@ -87,8 +95,9 @@ def _rows(bound_s: float) -> list[tuple[str, Cell, Cell | None]]:
         both("loads from the database", lambda f: f"{f.loads:,}"),
         both("  loads saved", lambda f: f"{f.loads_saved:.1%}"),
         both("writes, each invalidated", lambda f: f"{f.writes:,}"),
-        ("  until another node knows, p50", lambda f: _ms(f.lags.p50_s), None),
-        ("  until another node knows, p99", lambda f: _ms(f.lags.p99_s), None),
+        (f"  {known}, p50", lambda f: _ms(f.lags.p50_s), None),
+        (f"  {known}, p99", lambda f: _ms(f.lags.p99_s), None),
+        *(lost if carried else ()),
         both("stale reads, of any age", lambda f: f"{f.stale:,}"),
         both(f"  older than the bound of {bound_s:g} s", lambda f: f"{f.stale_beyond:,}"),
         both("  the stalest", lambda f: _age(f.oldest_s)),
@@ -121,6 +130,11 @@ def _said_of_incident(outcome: Outcome) -> list[str]:
 
 def _kept(outcome: Outcome) -> str:
     figures = outcome.coherent
+    if outcome.plan.writes != DIRECT:
+        return (
+            f"KEPT: each of {figures.writes:,} committed writes reached every node, though a worker was killed; of "
+            f"{figures.checked:,} reads none was stale by more than {outcome.plan.bound_s:g} s after L2 was told."
+        )
     return (
         f"KEPT: of {figures.checked:,} reads, each checked against the history of {figures.writes:,} writes, "
         f"none was stale by more than {outcome.plan.bound_s:g} s."

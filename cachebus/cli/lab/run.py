@@ -14,10 +14,12 @@ from cachebus.cli.lab.board import Board, View
 from cachebus.cli.lab.figures import Figures, figures_of
 from cachebus.cli.lab.incident import Do, Incident, too_short
 from cachebus.cli.lab.messages import TICK_S, Job, Tick
+from cachebus.cli.lab.placed import Placed, told_of
 from cachebus.cli.lab.plan import SOURCE_LATENCY_S, Load, Plan
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
+from cachebus.cli.lab.road import DIRECT, QUIET_BOUNDS, Road, built
 from cachebus.cli.lab.screen import Screen
-from cachebus.cli.lab.server import Server, served
+from cachebus.cli.lab.server import Server, connected, served
 from cachebus.cli.lab.supervisor import Fleet
 from cachebus.clock import monotonic
 
@@ -51,6 +53,10 @@ class Outcome:
             found.append(f"node {incident.node} kept its lease while it was cut off")
         if incident is not None and incident.overdue:
             found.append(f"node {incident.node} did not recover")
+        if self.coherent.lost:
+            found.append(f"{self.coherent.lost:,} committed writes were never told to the caches")
+        if self.plan.writes != DIRECT and self.coherent.lags.unheard:
+            found.append(f"{self.coherent.lags.unheard:,} times a node never heard of a committed write")
         return found
 
 
@@ -61,8 +67,11 @@ async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
             screen.say(f"server: {server.label}")
             if plan.cut and not Incident.fits(load.duration_s, plan.bound_s):
                 screen.say(too_short(load.duration_s, plan.bound_s))
-            coherent = _Phase(plan, load, Path(folder, "coherent"), server)
-            figures = await coherent.run(screen)
+            async with built(plan, server, load.words, Path(folder)) as road:
+                if road is not None:
+                    screen.say(f"and: {road.label}")
+                coherent = _Phase(plan, load, Path(folder, "coherent"), server, road)
+                figures = await coherent.run(screen)
         off = None
         if plan.compare:
             off = await _Phase(plan, load, Path(folder, "off"), None).run(screen)
@@ -72,8 +81,10 @@ async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
 class _Phase:
     """One fleet under load, from its start to its figures."""
 
-    def __init__(self, plan: Plan, load: Load, directory: Path, server: Server | None) -> None:
-        self._plan, self._load, self._directory, self._server = plan, load, directory, server
+    def __init__(
+        self, plan: Plan, load: Load, directory: Path, server: Server | None, road: Road | None = None
+    ) -> None:
+        self._plan, self._load, self._directory, self._server, self._road = plan, load, directory, server, road
         self._board = Board(plan.nodes)
         self._began_s = 0.0
         self.incident: Incident | None = None
@@ -98,7 +109,14 @@ class _Phase:
             ticks = await fleet.stop()
             took_s = monotonic() - self._began_s
             screen.rest()
-        return await figures_of(self._directory, ticks, took_s, self._plan.bound_s, self.incident)
+        return await figures_of(self._directory, ticks, took_s, self._plan.bound_s, self.incident, await self._told())
+
+    async def _told(self) -> dict[str, list[Placed]] | None:
+        """What workers told the caches; None where the writers did."""
+        if self._server is None or self._road is None or self._road.database is None:
+            return None
+        async with connected(self._server.address) as connection:
+            return await told_of(connection, self._server.namespace)
 
     async def _last(self, fleet: Fleet, proxy: Proxy | None, screen: Screen) -> None:
         """Until the time is over, or the accesses."""
@@ -110,6 +128,9 @@ class _Phase:
             screen.show(self._view(min(progress, 1.0), elapsed_s))
             if elapsed_s >= self._load.duration_s or self._board.over:
                 return
+            line = None if self._road is None else self._road.due(progress)
+            if line is not None:
+                self._tell(screen, line)
             if self.incident is not None and proxy is not None:
                 self._intervene(self.incident, proxy, progress, screen)
             await fleet.watch(TICK_S)
@@ -149,10 +170,11 @@ class _Phase:
         if self._server is None:
             return f"the same with coherence off: a dict with a TTL of {self._plan.ttl_s:g} s in each node"
         plan = self._plan
-        return f"cachebus: {plan.nodes} nodes, {plan.write_ratio:.1%} writes, staleness bound {plan.bound_s:g} s"
+        by = "" if plan.writes == DIRECT else f" by {plan.writes}"
+        return f"cachebus: {plan.nodes} nodes, {plan.write_ratio:.1%} writes{by}, staleness bound {plan.bound_s:g} s"
 
     def _job(self, node: int, proxy: Proxy | None) -> Job:
-        plan, server = self._plan, self._server
+        plan, server, road = self._plan, self._server, self._road
         url = None if server is None else server.url
         if server is not None and proxy is not None and self.incident is not None and node == self.incident.node:
             url = server.url_by(HOST, proxy.port)
@@ -170,4 +192,8 @@ class _Phase:
             source_latency_s=SOURCE_LATENCY_S,
             seed=plan.seed,
             trace=None if plan.trace is None else str(plan.trace),
+            database=None if road is None else road.database,
+            writes=plan.writes if road is not None else DIRECT,
+            writes_for_s=None if road is None else self._load.duration_s - QUIET_BOUNDS * plan.bound_s,
+            kafka=None if road is None else road.kafka,
         )

@@ -67,11 +67,8 @@ async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]
 
 async def asked(address: Address) -> None:
     """Whether the server answers; `L2Unavailable`."""
-    connection = await _connected(address)
-    try:
+    async with connected(address) as connection:
         await connection.call("PING")
-    finally:
-        connection.close()
 
 
 async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
@@ -79,12 +76,9 @@ async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
     names = ShardNames(namespace, 0)
     doomed = [*names.own, *map(names.record, keys), *map(names.lease, keys)]
     try:
-        connection = await _connected(address)
-        try:
+        async with connected(address) as connection:
             for start in range(0, len(doomed), PURGE_BATCH):
                 await connection.call("UNLINK", *doomed[start : start + PURGE_BATCH])
-        finally:
-            connection.close()
     except L2Unavailable as error:
         raise L2Unavailable(
             f"{error}: keys that begin with {{{namespace}:0}} are left there; "
@@ -92,5 +86,11 @@ async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
         ) from None
 
 
-async def _connected(address: Address) -> Connection:
-    return await Connection.open(address, timeout_s=TIMEOUT_S, connect_timeout_s=CONNECT_S, clock=monotonic)
+@asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[Connection]:
+    """A connection of its own; `L2Unavailable`."""
+    connection = await Connection.open(address, timeout_s=TIMEOUT_S, connect_timeout_s=CONNECT_S, clock=monotonic)
+    try:
+        yield connection
+    finally:
+        connection.close()

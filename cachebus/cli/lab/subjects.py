@@ -130,4 +130,5 @@ def settings_of(job: Job) -> Settings:
         hole_grace_s=min(0.05, interval_s),
         l1_max_entries=job.l1_entries,
         close_timeout_s=CLOSE_S,
+        **({} if job.kafka is None else {"bus": "kafka", "kafka_bootstrap_servers": job.kafka}),
     )

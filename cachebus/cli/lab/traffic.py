@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Final
 
-from cachebus.cli.lab.catalogue import Catalogue
+from cachebus.cli.lab.catalogue import Shop
 from cachebus.cli.lab.history import Spool
 from cachebus.cli.lab.messages import Job, Tick
 from cachebus.cli.lab.subjects import Subject
@@ -82,13 +81,13 @@ class Traffic:
     """Runs a node's accesses against its cache, and writes down what was read and written."""
 
     def __init__(
-        self, job: Job, accesses: Iterator[int], subject: Subject, catalogue: Catalogue, reads: Spool, writes: Spool,
+        self, job: Job, accesses: Iterator[int], subject: Subject, shop: Shop, reads: Spool, writes: Spool,
         clock: Clock,
     ) -> None:  # fmt: skip
         self._job = job
         self._accesses = accesses
         self._subject = subject
-        self._catalogue = catalogue
+        self._shop = shop
         self._seen = reads
         self._made = writes
         self._clock = clock
@@ -97,8 +96,7 @@ class Traffic:
         self._stopping = False
         self._over = False
         self._done = self._reads = self._writes = self._failed = self._repeated = self._under_way = 0
-        # SQLite lets one writer in at a time: who waits for that must not hold up the event loop.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
+        self._writes_until_s = float("inf") if job.writes_for_s is None else clock() + job.writes_for_s
 
     def stop(self) -> None:
         """Begin no further access."""
@@ -114,7 +112,6 @@ class Traffic:
                     group.create_task(self._walk(group))
         finally:
             drum.cancel()
-            self._writer.shutdown()
         self._over = True
 
     def tick(self) -> Tick:
@@ -136,11 +133,14 @@ class Traffic:
             await self._pace.turn()
             if self._stopping:
                 return
-            if self._dice.random() < self._job.write_ratio and self._under_way < WRITES_UNDER_WAY:
+            if self._dice.random() < self._job.write_ratio and self._may_write():
                 group.create_task(self._write(word))
             else:
                 await self._read(word)
             self._done += 1
+
+    def _may_write(self) -> bool:
+        return self._under_way < WRITES_UNDER_WAY and self._clock() < self._writes_until_s
 
     async def _read(self, word: int) -> None:
         started_s = self._clock()
@@ -155,8 +155,13 @@ class Traffic:
     async def _write(self, word: int) -> None:
         self._under_way += 1
         try:
-            version = await asyncio.get_running_loop().run_in_executor(self._writer, self._catalogue.write, word)
-            await self._tell_of(word, version)
+            written = await self._shop.write(word)
+            if self._shop.tells:
+                # Its place in the shard's history is found in the log afterwards.
+                self._made.add(word, written.version, written.committing_s, written.committed_s, 0, 0)
+                self._writes += 1
+            else:
+                await self._tell_of(word, written.version)
         finally:
             self._under_way -= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,8 +92,12 @@ class Daemon(ABC):
             return self
         self._refuse_a_taken_port()
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="cachebus-"))
-        self._prepare()
+            self._directory = Path(tempfile.mkdtemp(prefix="cachebus-", dir=self._place()))
+        try:
+            self._prepare()
+        except BaseException:
+            self._remove_directory()
+            raise
         self._process = process = spawn(
             self._command(), log=self.directory / "server.log", env=self._environment(), user=self._user()
         )
@@ -156,6 +161,15 @@ class Daemon(ABC):
 
     def _prepare(self) -> None:  # noqa: B027 -- most servers find all they need
         """Write what it wants to find in its directory."""
+
+    def _place(self) -> Path | None:
+        """The folder for a directory of its own; None: the usual one."""
+        return None
+
+    def _remove_directory(self) -> None:
+        if self._given is None and self._process is None and self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     def _environment(self) -> Mapping[str, str] | None:
         return None

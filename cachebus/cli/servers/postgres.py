@@ -60,6 +60,13 @@ class PostgresServer(Daemon):
         """The address of one of its databases."""
         return f"postgresql://{SUPERUSER}@{HOST}:{self.port}/{database}"
 
+    def _place(self) -> Path | None:
+        user = self._user()
+        if user is None:
+            return None
+        places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- for a folder of random name
+        return next((place for place in places if place.is_dir() and _may_enter(place, user)), None)
+
     def _prepare(self) -> None:
         data = self.directory / "data"
         user = self._user()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cachebus.cli.verify.evidence import Evidence, own_writes
 from cachebus.cli.verify.history import Check, History, Stale
 from cachebus.cli.verify.reading import SESSION_TOKEN
 from cachebus.cli.verify.setup import l2_timeout_s
-from cachebus.cli.verify.spans import Excuses, Load, overlapping, too_often, unexplained
+from cachebus.cli.verify.spans import Excuses, overlapping, too_often, unexplained
 from cachebus.cli.verify.story import Teller
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, records
 from cachebus.cli.verify.verdict import Finding, Verdict
@@ -119,18 +118,14 @@ def _loads(case: Judgement) -> int:
     ends = {item: Excuses(spans) for item, spans in history.ending_leases().items()}
     wrong = unexplained(pairs, ends, evidence.trouble(), evidence.at_large(), lead_s=lead_s)
     for first, second in wrong:
-        case.found("I13", f"two loads of {evidence.items[first.item]} at a time", tuple(_spans(first, second)))
+        case.found(
+            "I13", f"two loads of {evidence.items[first.item]} at a time", case.teller.of_loads(first, second, lead_s)
+        )
     often = too_often(loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s)
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
-        case.found("I13", what, tuple(_spans(first, second)))
+        case.found("I13", what, case.teller.of_loads(first, second, evidence.bound_s))
     return len(pairs)
-
-
-def _spans(first: Load, second: Load) -> Iterator[str]:
-    for load in (first, second):
-        from_s, until_s = load.began_s - first.began_s, load.ended_s - first.began_s
-        yield f"{from_s:+9.3f} s node {load.node} loads, until {until_s:+.3f} s, and reads version {load.version}"
 
 
 def _at_rest(case: Judgement) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachebus.cli.verify.history import Stale, Write
 from cachebus.cli.verify.items import Item
 from cachebus.cli.verify.reading import VERBS as READ_VERBS
+from cachebus.cli.verify.spans import Load
 from cachebus.cli.verify.stage import Done
+from cachebus.cli.verify.trouble import TROUBLES
 from cachebus.cli.verify.writing import VERBS as WRITE_VERBS
 
+LINES_MAX = 40
 Known = Sequence[tuple[int, int, float]]
 """A node's knowledge: epoch, seq and since when, in order."""
 
@@ -26,7 +29,9 @@ class Teller:
     """By node and life."""
     lives: Mapping[str, tuple[float, float]]
     """From when until when each lived."""
-    faults: Iterable[Done]
+    faults: Sequence[Done]
+    trouble: Callable[[str], Sequence[tuple[int, float, float]]]
+    """By node and life: what it noticed itself, from when until when."""
 
     def of_read(self, stale: Stale) -> tuple[str, ...]:
         """What led to a stale read, a line each; times are seconds from the read's beginning."""
@@ -41,13 +46,48 @@ class Teller:
         for node, (began_s, ended_s) in sorted(self.lives.items()):
             if began_s <= zero_s < ended_s:
                 lines.append(f"           node {node} {self._knew(node, zero_s, write)}")
-        for done in self.faults:
-            if done.from_s <= zero_s and done.until_s >= since_s:
-                where = f"node {done.node}" if done.node else "the server"
-                lines.append(
-                    _line(done.from_s - zero_s, f"{done.fault} of {where}, until {done.until_s - zero_s:+.3f} s")
+        return (*lines, *self._broken(since_s, zero_s, zero_s))
+
+    def of_loads(self, first: Load, second: Load, before_s: float) -> tuple[str, ...]:
+        """Two loads, a line each, and from `before_s` before the first: what was said of the item, what the node did
+        not do as usual, and what was broken; times are seconds from the first load's beginning."""
+        zero_s, since_s = first.began_s, first.began_s - before_s
+        told = [*self._of_item(first.item, since_s, second.began_s)]
+        told += [
+            (load.began_s, load.ended_s, f"node {load.node} loads, and reads version {load.version}")
+            for load in (first, second)
+        ]
+        for node in dict.fromkeys((first.node, second.node)):
+            told += self._of_node(node, since_s, second.began_s)
+        lines = [
+            _line(from_s - zero_s, f"{what}, until {until_s - zero_s:+.3f} s" if until_s else what)
+            for from_s, until_s, what in sorted(told)[:LINES_MAX]
+        ]
+        return (*lines, *self._broken(since_s, second.began_s, zero_s))
+
+    def _of_item(self, item: int, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
+        for write in self.writes:
+            ended_s = max(write.returned_s, write.failed_s)
+            if write.item == item and write.called_s <= before_s and (not ended_s or ended_s >= since_s):
+                yield (
+                    write.called_s,
+                    ended_s,
+                    f"node {write.node}: {WRITE_VERBS[write.verb]} for version {write.version}",
                 )
-        return tuple(lines)
+
+    def _of_node(self, node: str, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
+        for epoch, seq, at_s in self.applied(node):
+            if since_s <= at_s <= before_s:
+                yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
+        for kind, from_s, until_s in self.trouble(node):
+            if from_s <= before_s and until_s >= since_s:
+                yield from_s, until_s, f"node {node} {TROUBLES[kind]}"
+
+    def _broken(self, since_s: float, until_s: float, zero_s: float) -> Iterator[str]:
+        for done in self.faults:
+            if done.from_s <= until_s and done.until_s >= since_s:
+                where = f"node {done.node}" if done.node else "the server"
+                yield _line(done.from_s - zero_s, f"{done.fault} of {where}, until {done.until_s - zero_s:+.3f} s")
 
     def _missed(self, stale: Stale) -> Write | None:
         fitting = [

@@ -11,6 +11,7 @@ from cachebus.cli.verify.tape import Tape
 from cachebus.clock import Clock
 
 STALLED, L2_FAILED, BEGAN_ANEW = 1, 2, 3
+TROUBLES: Final = {STALLED: "stalled", L2_FAILED: "got no answer from L2", BEGAN_ANEW: "dropped all it held"}
 EVERY_S: Final = 0.02
 LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""

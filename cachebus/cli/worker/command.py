@@ -5,14 +5,24 @@ from __future__ import annotations
 import typer
 
 from cachebus.cli.worker.cdc import cdc
+from cachebus.cli.worker.outbox import outbox, replay_outbox
 
-worker = typer.Typer(
-    name="worker",
-    help="Run a worker until SIGTERM: it carries committed writes on to every cache, at least once.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-worker.command(short_help="Changes of a database's rows, by rules.")(cdc)
+
+def _group(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+worker = _group("worker", "Run a worker until SIGTERM: it carries committed writes on to every cache, at least once.")
+replay_dead = _group("replay-dead", "Bring back what a worker has set aside, to be tried once more.")
+worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
+replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
+worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
+worker.command(short_help="From the changes of a database's rows, by rules.")(cdc)

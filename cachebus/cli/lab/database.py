@@ -1,0 +1,105 @@
+"""The catalogue in PostgreSQL: a write tells the caches by a row of its own transaction, or the database's log does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+
+from cachebus.cli.lab.catalogue import Item, Written
+from cachebus.cli.lab.messages import Job
+from cachebus.cli.lab.subjects import TENANT
+from cachebus.cli.lab.trace import name_of
+from cachebus.clock import Clock
+from cachebus.settings import Settings
+from producers.outbox import Outbox, OutboxProducer
+
+CONNECTIONS: Final = 8
+TABLE: Final = "item"
+_CREATE: Final = f"""
+CREATE TABLE {TABLE} (
+    data_type TEXT NOT NULL, resource_id TEXT NOT NULL,
+    version INTEGER NOT NULL, title TEXT NOT NULL, price_cents INTEGER NOT NULL,
+    PRIMARY KEY (data_type, resource_id)
+) PARTITION BY LIST (data_type)
+"""
+_WHICH: Final = "WHERE data_type = $1 AND resource_id = $2"
+_READ: Final = f"SELECT version, title, price_cents FROM {TABLE} {_WHICH}"
+_WRITE: Final = f"UPDATE {TABLE} SET version = version + 1, price_cents = price_cents + 1 {_WHICH} RETURNING version"
+
+
+def rules(words: Collection[int]) -> str:
+    """What the cdc worker is to make of changed rows: each type's are in a table of its own."""
+    return "\n".join(
+        f'[[rule]]\ntable = "public.{TABLE}_{data_type}"\ndata_type = "{data_type}"\n'
+        f'resource_id = "{{resource_id}}"\ntenant_id = "{TENANT}"\n'
+        for data_type in _types(words)
+    )
+
+
+def _types(words: Collection[int]) -> list[str]:
+    return sorted({name_of(word)[0] for word in words})
+
+
+async def create(url: str, words: Collection[int]) -> None:
+    """Make the table, with a row for every word in its version 1."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(_CREATE)
+        for data_type in _types(words):
+            await connection.execute(
+                f"CREATE TABLE {TABLE}_{data_type} PARTITION OF {TABLE} FOR VALUES IN ('{data_type}')"
+            )
+        rows = [(*name_of(word), 1, f"Item {word & 0x7FFFFFF}", 99 + word % 9_900) for word in words]
+        await connection.copy_records_to_table(TABLE, records=rows)
+    finally:
+        await connection.close()
+
+
+class PostgresShop:
+    """A `Shop` over a pool of connections."""
+
+    def __init__(self, pool: asyncpg.Pool, outbox: Outbox | None, clock: Clock, *, tells: bool) -> None:
+        self._pool = pool
+        self._outbox = outbox
+        self._clock = clock
+        self.tells = tells
+
+    async def read(self, word: int) -> Item:
+        """The row as it is committed now; `LookupError` where there is none."""
+        row = await self._pool.fetchrow(_READ, *name_of(word))
+        if row is None:
+            raise LookupError(f"no row {word}")
+        return {"word": word, "version": row[0], "title": row[1], "price_cents": row[2]}
+
+    async def write(self, word: int) -> Written:
+        """Change the row's price, in the same transaction say so in the outbox if there is one, and commit."""
+        async with self._pool.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                version = await connection.fetchval(_WRITE, *name_of(word))
+                if version is None:
+                    raise LookupError(f"no row {word}")
+                if self._outbox is not None:
+                    data_type, resource_id = name_of(word)
+                    await OutboxProducer(connection, self._outbox).invalidate(data_type, resource_id, TENANT)
+            except BaseException:
+                await transaction.rollback()
+                raise
+            committing_s = self._clock()
+            await transaction.commit()
+            return Written(version, committing_s, self._clock())
+
+
+@asynccontextmanager
+async def opened_shop(job: Job, clock: Clock) -> AsyncIterator[PostgresShop]:
+    """The shop of a job that has a database."""
+    outbox = Outbox(Settings(url=job.url, namespace=job.namespace)) if job.writes == "outbox" else None
+    pool = await asyncpg.create_pool(job.database, min_size=CONNECTIONS, max_size=CONNECTIONS)
+    try:
+        yield PostgresShop(pool, outbox, clock, tells=job.writes != "direct")
+    finally:
+        await pool.close()

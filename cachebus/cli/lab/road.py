@@ -1,0 +1,136 @@
+"""The road from a committed write to the caches: PostgreSQL, workers, Kafka; one worker is killed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cachebus.cli.child import end, spawn
+from cachebus.cli.lab.plan import Plan
+from cachebus.cli.lab.server import Server
+from cachebus.errors import ConfigError
+
+DIRECT: Final = "direct"
+WORKERS: Final = 2
+KILLED_AT, REPLACED_AT = 0.2, 0.3
+"""Shares of the run: before the network incident begins."""
+ROOM_BOUNDS: Final = 4.0
+"""How long a run must be for workers, in staleness bounds."""
+QUIET_BOUNDS: Final = 2.0
+"""For so many bounds at the end nothing is written, so that all that was can arrive."""
+RULES: Final = "rules.toml"
+
+
+@dataclass
+class Road:
+    """What is under way between the database and the caches."""
+
+    database: str | None
+    kafka: str | None
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    killed: bool = False
+    replaced: bool = False
+    command: list[str] = field(default_factory=list)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        parts = [f"Kafka, on {self.kafka}"] if self.kafka else []
+        if self.database:
+            parts += ["PostgreSQL", f"{len(self.workers)} workers"]
+        return ", ".join(parts)
+
+    def due(self, progress: float) -> str | None:
+        """Do to the workers what is due at this share (0-1) of the run; a line for people when something was."""
+        if not self.workers:
+            return None
+        if not self.killed and progress >= KILLED_AT:
+            self.killed = True
+            self.workers[0].kill()
+            return f"worker 1 of {len(self.workers)} is killed (SIGKILL), with whatever it had in hand"
+        if self.killed and not self.replaced and progress >= REPLACED_AT:
+            self.replaced = True
+            self.start()
+            return "another worker takes its place"
+        return None
+
+    def start(self) -> None:
+        """One worker more."""
+        log = self.folder / f"worker-{len(self.workers) + 1}.log"
+        self.workers.append(spawn(self.command, log=log, env=self.environment))
+
+    def check(self) -> None:
+        """`ConfigError` with the end of its log when a worker ended by itself."""
+        for number, worker in enumerate(self.workers, 1):
+            if worker.poll() is not None and not (self.killed and number == 1):
+                log = (self.folder / f"worker-{number}.log").read_text(errors="replace").strip()
+                raise ConfigError(f"worker {number} ended with status {worker.returncode}: {log[-500:]}")
+
+    def stop(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            end(worker)
+
+
+@asynccontextmanager
+async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) -> AsyncIterator[Road | None]:
+    """The road that a run asks for; None where writers tell the caches themselves, by Redis alone. `ConfigError`."""
+    bus, writes, shortest_s = plan.bus, plan.writes, ROOM_BOUNDS * plan.bound_s
+    if bus == "redis" and writes == DIRECT:
+        yield None
+        return
+    if writes != DIRECT and plan.duration_s < shortest_s:
+        raise ConfigError(f"{plan.duration_s:g} s are too short for workers: {shortest_s:g} s would do (--duration)")
+    async with AsyncExitStack() as stack:
+        road = Road(None, None, folder=folder)
+        if bus == "kafka":
+            from cachebus.cli.servers.kafka import KafkaServer
+
+            kafka = await asyncio.to_thread(KafkaServer)
+            stack.callback(kafka.stop)
+            await asyncio.to_thread(kafka.start)
+            road.kafka = kafka.address
+        if writes != DIRECT:
+            from cachebus.cli.lab.database import create, rules
+            from cachebus.cli.servers.postgres import PostgresServer
+
+            postgres = PostgresServer()
+            stack.callback(postgres.stop)
+            await asyncio.to_thread(postgres.start)
+            road.database = postgres.url
+            rows = list(words)
+            await create(postgres.url, rows)
+            (folder / RULES).write_text(rules(rows))
+            await _staffed(road, writes, server)
+            stack.callback(road.stop)
+        yield road
+
+
+async def _staffed(road: Road, writes: str, server: Server) -> None:
+    """With workers, who do their work when this returns."""
+    road.environment = {name: value for name, value in os.environ.items() if not name.startswith("CACHEBUS_")} | {
+        "CACHEBUS_URL": server.url,
+        "CACHEBUS_NAMESPACE": server.namespace,
+        "CACHEBUS_DATABASE_URL": road.database or "",
+        "CACHEBUS_HEALTH_PORT": "0",
+        **({"CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": road.kafka} if road.kafka else {}),
+    }
+    program = [sys.executable, "-P", "-m", "cachebus.cli.main", "worker"]
+    if writes == "outbox":
+        from consumers.outbox import create_tables
+
+        await create_tables(road.database or "")
+        road.command = [*program, "outbox"]
+    else:
+        road.command = [*program, "cdc", "--source", "postgres", "--rules", str(road.folder / RULES)]
+    for _ in range(WORKERS):
+        road.start()

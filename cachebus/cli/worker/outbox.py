@@ -1,0 +1,132 @@
+"""`cachebus worker outbox`: the relay, and its tables."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cachebus.cli.settings import Namespace, Url, settings_for
+from cachebus.cli.worker.running import Cascades, DrainTimeout, HealthHost, HealthPort, cascades_of, run_worker
+from cachebus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from consumers.worker import Worker
+
+HEALTH_PORT: Final = 9108
+MISSING: Final = "the outbox needs {}: pip install 'cachebus[worker,outbox]'"
+NO_DATABASE: Final = "which database? give --database-url or CACHEBUS_DATABASE_URL, as postgresql://user@host:5432/name"
+
+DatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--database-url", metavar="URL", envvar="CACHEBUS_DATABASE_URL", show_default=False, show_envvar=True,
+        help="The PostgreSQL that has the outbox: postgresql://user:password@host:5432/name. Beware: what is given "
+        "here is seen by all users of the machine; the variable is not.",
+    ),
+]  # fmt: skip
+Table = Annotated[
+    str,
+    typer.Option(
+        "--table", metavar="[SCHEMA.]NAME", envvar="CACHEBUS_OUTBOX_TABLE",
+        help="The outbox's table; the dead are in NAME_dead beside it.",
+    ),
+]  # fmt: skip
+
+
+def outbox(
+    database_url: DatabaseUrl = "",
+    url: Url = None,
+    namespace: Namespace = None,
+    table: Table = "cachebus_outbox",
+    batch: Annotated[int, typer.Option(
+        "--batch", min=1, max=10_000, envvar="CACHEBUS_OUTBOX_BATCH", help="Rows in hand at a time, at most.")] = 500,
+    poll_s: Annotated[float, typer.Option(
+        "--poll", min=0.001, max=3600.0, metavar="SECONDS", envvar="CACHEBUS_OUTBOX_POLL_S",
+        help="How often to look for rows unasked; with the table's trigger new ones are notified besides.")] = 0.25,
+    hold_s: Annotated[float, typer.Option(
+        "--hold", min=0.05, max=300.0, metavar="SECONDS", envvar="CACHEBUS_OUTBOX_HOLD_S",
+        help="How long rows may be in hand while Redis does not answer, before they are freed.")] = 5.0,
+    cascades: Cascades = None,
+    health_port: HealthPort = HEALTH_PORT,
+    health_host: HealthHost = "127.0.0.1",
+    drain_timeout_s: DrainTimeout = 25.0,
+    create_table: Annotated[bool, typer.Option(
+        "--create-table", help="Make the tables where they are not there yet, and end.")] = False,
+    print_sql: Annotated[bool, typer.Option(
+        "--print-sql", help="Print the SQL that makes them, and end; nothing is connected to.")] = False,
+    notify: Annotated[bool, typer.Option(
+        "--notify/--no-notify", help="Of the tables made: with a trigger that wakes relays up, or without (one that is "
+        "there is removed). Transactions that notify commit one after the other.")] = True,
+) -> None:  # fmt: skip
+    """Carry on what committed transactions have written into an outbox (see `producers.OutboxProducer`).
+
+    Rows are taken, applied in Redis, and only then removed: killed anywhere it loses nothing. Several may run at once
+    and share the work. What can't be applied is moved to NAME_dead with the reason. SIGTERM: it finishes what it has
+    in hand, and ends.
+
+    Exit status: 0 drained, 1 ended before that, 2 if it could not start.
+    """
+    if print_sql:
+        from producers.outbox import OutboxTable
+
+        for statement in OutboxTable.of(table).statements(notify=notify):
+            sys.stdout.write(f"{statement};\n")
+        return
+    if not database_url:
+        raise ConfigError(NO_DATABASE)
+    try:
+        from consumers.outbox.database import checked_url
+    except ImportError as missing:
+        raise ConfigError(MISSING.format(missing.name)) from None
+    checked_url(database_url)
+    if create_table:
+        _create(database_url, table, notify=notify)
+        return
+    known, followed = settings_for(url, namespace), cascades_of(cascades)
+
+    def make() -> Worker:
+        from consumers.outbox import OutboxRelay, RelayOptions
+
+        options = RelayOptions(table=table, batch=batch, poll_interval_s=poll_s, hold_s=hold_s)
+        return OutboxRelay(database_url, known, followed, options)
+
+    run_worker(make, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
+
+
+def _create(database_url: str, table: str, *, notify: bool) -> None:
+    from consumers.outbox import create_tables
+    from consumers.outbox.database import TROUBLE, told
+
+    try:
+        asyncio.run(create_tables(database_url, table, notify=notify))
+    except TROUBLE as error:
+        raise ConfigError(f"the tables could not be made: {told(error)}") from None
+    sys.stderr.write(f"{table} and {table}_dead are there\n")
+
+
+def replay_outbox(
+    database_url: DatabaseUrl = "",
+    namespace: Namespace = None,
+    table: Table = "cachebus_outbox",
+    limit: Annotated[int | None, typer.Option(
+        "--limit", min=1, show_default=False, help="At most so many, the oldest; all by default.")] = None,
+) -> None:  # fmt: skip
+    """Bring rows that a relay has set aside back into the outbox, to be tried once more.
+
+    Each keeps its time and the count of its attempts; one that is still refused is set aside again.
+    """
+    if not database_url:
+        raise ConfigError(NO_DATABASE)
+    try:
+        from consumers.outbox import replay
+        from consumers.outbox.database import TROUBLE, told
+    except ImportError as missing:
+        raise ConfigError(MISSING.format(missing.name)) from None
+    try:
+        done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
+    except TROUBLE as error:
+        raise ConfigError(f"the rows could not be brought back: {told(error)}") from None
+    typer.echo(f"{done} rows are back in {table}")

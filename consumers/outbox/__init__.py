@@ -1,0 +1,6 @@
+"""The transactional outbox, the reader's end: from committed rows to every cache."""
+
+from consumers.outbox.database import create_tables, replay
+from consumers.outbox.relay import OutboxRelay, RelayOptions
+
+__all__ = ["OutboxRelay", "RelayOptions", "create_tables", "replay"]

@@ -1,0 +1,192 @@
+"""One INSERT over whatever connection the caller's transaction is on, and never a commit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from cachebus.errors import ConfigError
+
+AT_ONCE: Final = 500
+"""Rows of one statement."""
+PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
+Row = tuple[str, str]
+"""Namespace and command."""
+AsyncWrite = Callable[[Any, "Insert", Sequence[Row]], Coroutine[Any, Any, None]]
+Write = Callable[[Any, "Insert", Sequence[Row]], None]
+
+
+class Insert:
+    """The statement, as each kind of driver wants it; that of one row is kept once made."""
+
+    def __init__(self, table: str) -> None:
+        self._head = f"INSERT INTO {table} (namespace, command) VALUES "
+        self._of_one: dict[str, Any] = {}
+
+    def sql(self, style: str, count: int) -> Any:
+        """For so many rows in a paramstyle of the DB-API, in asyncpg's ("dollar"), or as SQLAlchemy's `text`."""
+        if count != 1:
+            return self._made(style, count)
+        if style not in self._of_one:
+            self._of_one[style] = self._made(style, 1)
+        return self._of_one[style]
+
+    def _made(self, style: str, count: int) -> Any:
+        places = [_place(style, number) for number in range(2 * count)]
+        sql = self._head + ", ".join(f"({a}, {b})" for a, b in zip(places[::2], places[1::2], strict=True))
+        return sys.modules["sqlalchemy"].text(sql) if style == "sqlalchemy" else sql
+
+
+def _place(style: str, number: int) -> str:
+    match style:
+        case "qmark":
+            return "?"
+        case "format":
+            return "%s"
+        case "numeric":
+            return f":{number + 1}"
+        case "dollar":
+            return f"${number + 1}"
+        case "pyformat":
+            return f"%(p{number})s"
+        case _:
+            return f":p{number}"
+
+
+def _values(style: str, rows: Sequence[Row]) -> Any:
+    flat = [part for row in rows for part in row]
+    by_name = style in ("named", "pyformat", "sqlalchemy")
+    return {f"p{number}": part for number, part in enumerate(flat)} if by_name else flat
+
+
+def _arguments(style: str, insert: Insert, rows: Sequence[Row]) -> tuple[Any, Any]:
+    return insert.sql(style, len(rows)), _values(style, rows)
+
+
+def in_parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows of each statement."""
+    return [rows[at : at + AT_ONCE] for at in range(0, len(rows), AT_ONCE)]
+
+
+# -- which kind it is ------------------------------------------------------------------------------------------
+
+
+def async_writer(connection: object) -> AsyncWrite:
+    """How to write over this connection; `ConfigError` where it is none of those known."""
+    for kind in _kinds(connection):
+        if kind in _ASYNC:
+            return _ASYNC[kind]
+    raise ConfigError(
+        "OutboxProducer takes an AsyncSession or AsyncConnection of SQLAlchemy's, a connection of asyncpg's or an "
+        f"AsyncConnection of psycopg's, not {type(connection).__name__}; for sync ones there is SyncOutboxProducer"
+    )
+
+
+def writer(connection: Any, paramstyle: str | None) -> Write:
+    """How to write over this connection; `ConfigError` where that can't be told. `paramstyle`: of a DB-API connection
+    whose module does not tell it."""
+    kinds = _kinds(connection)
+    for kind in kinds:
+        if kind in _SYNC:
+            return _SYNC[kind]
+    if any(kind in _ASYNC for kind in kinds) or not callable(getattr(connection, "cursor", None)):
+        raise ConfigError(
+            "SyncOutboxProducer takes a Session or Connection of SQLAlchemy's, or a DB-API connection such as "
+            f"psycopg's, not {type(connection).__name__}; for async ones there is OutboxProducer"
+        )
+    style = paramstyle or _told_paramstyle(type(connection).__module__)
+    if style not in PARAMSTYLES:
+        raise ConfigError(f"paramstyle must be one of {', '.join(PARAMSTYLES)}: give the one of this connection")
+    return _over_dbapi(style)
+
+
+def _kinds(connection: object) -> list[tuple[str, str]]:
+    """Package and name of its class and their bases: told without importing any driver."""
+    return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(connection).__mro__]
+
+
+def _told_paramstyle(module: str) -> str | None:
+    while module:
+        style = getattr(sys.modules.get(module), "paramstyle", None)
+        if isinstance(style, str):
+            return style
+        module = module.rpartition(".")[0]
+    return None
+
+
+# -- ways to write ---------------------------------------------------------------------------------------------
+
+
+def _refuse_autocommit(autocommit: object) -> None:
+    """A row that is committed by itself can be lost, or there without its write: what an outbox is there to prevent."""
+    if autocommit is True:
+        raise ConfigError("no transaction: this connection commits each statement by itself; begin a transaction first")
+
+
+async def _over_async_session(session: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    await _over_async_connection(await session.connection(), insert, rows)
+
+
+async def _over_async_connection(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    statement, values = _arguments("sqlalchemy", insert, rows)
+    _refuse_autocommit(_commits_by_itself(connection.sync_connection))
+    await connection.execute(statement, values)
+
+
+async def _over_asyncpg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _refuse_autocommit(not connection.is_in_transaction())
+    statement, values = _arguments("dollar", insert, rows)
+    await connection.execute(statement, *values)
+
+
+async def _over_async_psycopg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _refuse_autocommit(connection.autocommit and not connection.info.transaction_status)
+    await connection.execute(*_arguments("pyformat", insert, rows))
+
+
+def _over_session(session: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _over_connection(session.connection(), insert, rows)
+
+
+def _over_connection(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _refuse_autocommit(_commits_by_itself(connection))
+    connection.execute(*_arguments("sqlalchemy", insert, rows))
+
+
+def _over_psycopg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _refuse_autocommit(connection.autocommit and not connection.info.transaction_status)
+    connection.execute(*_arguments("pyformat", insert, rows))
+
+
+def _over_dbapi(style: str) -> Write:
+    def write(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+        _refuse_autocommit(getattr(connection, "autocommit", False))
+        cursor = connection.cursor()
+        try:
+            cursor.execute(*_arguments(style, insert, rows))
+        finally:
+            cursor.close()
+
+    return write
+
+
+def _commits_by_itself(connection: Any) -> object:
+    """Whether one of SQLAlchemy's does, which may follow from its engine or its own options: the driver's own knows."""
+    return connection is not None and getattr(connection.connection.dbapi_connection, "autocommit", False)
+
+
+_ASYNC: Final[dict[tuple[str, str], AsyncWrite]] = {
+    ("sqlalchemy", "AsyncSession"): _over_async_session,
+    ("sqlalchemy", "async_scoped_session"): _over_async_session,
+    ("sqlalchemy", "AsyncConnection"): _over_async_connection,
+    ("asyncpg", "Connection"): _over_asyncpg,
+    ("asyncpg", "PoolConnectionProxy"): _over_asyncpg,
+    ("psycopg", "AsyncConnection"): _over_async_psycopg,
+}
+_SYNC: Final[dict[tuple[str, str], Write]] = {
+    ("sqlalchemy", "Session"): _over_session,
+    ("sqlalchemy", "scoped_session"): _over_session,
+    ("sqlalchemy", "Connection"): _over_connection,
+    ("psycopg", "Connection"): _over_psycopg,
+}

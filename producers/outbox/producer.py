@@ -1,0 +1,83 @@
+"""Invalidations as rows of the caller's own transaction: they are there if, and only if, its write is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cachebus.cascade import Cascade
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
+from producers.base import Order, Orders, Producer, handed_on
+from producers.command import encode
+from producers.outbox.connections import Insert, Row, async_writer, in_parts
+from producers.outbox.table import DEFAULT, OutboxTable
+
+
+class Outbox:
+    """What all producers of an outbox share, to be made once: for which caches, which cascades, which table.
+
+    Of the settings (by default the environment's) only `namespace` and `shards` matter; nothing is connected to.
+    `table`: "NAME" or "SCHEMA.NAME"; `ConfigError` where it is no plain name.
+    """
+
+    def __init__(
+        self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, table: str = DEFAULT
+    ) -> None:
+        known = Settings.of(settings)
+        self.namespace = known.namespace
+        self.table = OutboxTable.of(table)
+        self.orders = Orders(known.shards, cascades)
+        self.insert = Insert(self.table.rows)
+
+    def row(self, order: Order) -> Row:
+        """What is written for an order."""
+        return self.namespace, encode(order.command()).decode()
+
+
+class OutboxProducer(Producer):
+    """`await OutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
+
+    `connection`: an AsyncSession or AsyncConnection of SQLAlchemy's, a connection of asyncpg's, an AsyncConnection of
+    psycopg's. Each call is one INSERT in its transaction, which is neither begun nor ended here; `ConfigError` where
+    there is none. What the database says against it is raised as its driver raises it. Receipts are pending: a relay
+    (`cachebus worker outbox`) applies what was committed, so `wait="nodes"` is a `ValueError`.
+
+    `outbox`: made once and shared; without one, the environment's is made, which takes longer than the INSERT.
+    """
+
+    def __init__(self, connection: Any, outbox: Outbox | None = None) -> None:
+        self._outbox = outbox or Outbox()
+        self._orders = self._outbox.orders  # shared: made once, not with every transaction
+        self._connection = connection
+        self._write = async_writer(connection)
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[Producer]:
+        """`async with producer.together() as several:` what is said of `several` becomes one INSERT at the end of the
+        block, and nothing if the block fails."""
+        rows: list[Row] = []
+        yield _Together(self._outbox, rows)
+        await self._written(rows)
+
+    async def _send(self, order: Order, wait: str | None) -> Receipt:
+        receipt = handed_on(order.plan, wait)
+        await self._written([self._outbox.row(order)])
+        return receipt
+
+    async def _written(self, rows: Sequence[Row]) -> None:
+        for part in in_parts(rows):
+            await self._write(self._connection, self._outbox.insert, part)
+
+
+class _Together(Producer):
+    """Gathers the rows."""
+
+    def __init__(self, outbox: Outbox, rows: list[Row]) -> None:
+        self._orders, self._outbox, self._rows = outbox.orders, outbox, rows
+
+    async def _send(self, order: Order, wait: str | None) -> Receipt:
+        receipt = handed_on(order.plan, wait)
+        self._rows.append(self._outbox.row(order))
+        return receipt

@@ -1,0 +1,97 @@
+"""The outbox's tables: their names, and the SQL that makes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple, Self
+
+from cachebus.errors import ConfigError
+
+DEFAULT: Final = "cachebus_outbox"
+# So long that no name made of it is cut off by PostgreSQL (63 bytes), and nothing in it could mean anything in SQL.
+_plain = re.compile(r"[a-z_][a-z0-9_]{0,54}").fullmatch
+
+
+class OutboxTable(NamedTuple):
+    """The table `name` in `schema` (None: where the connection's search_path finds it), and `NAME_dead` beside it."""
+
+    schema: str | None
+    name: str
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """ "cachebus_outbox" or "schema.cachebus_outbox"; `ConfigError` for what is no plain name."""
+        schema, dot, table = str(name).rpartition(".")
+        if not _plain(table) or (dot and not _plain(schema)):
+            raise ConfigError(
+                "the outbox's table must be NAME or SCHEMA.NAME of lower-case letters, digits and _, at most 55 each"
+            )
+        return cls(schema if dot else None, table)
+
+    @property
+    def rows(self) -> str:
+        """The table of rows that wait, as SQL names it."""
+        return self._quoted(self.name)
+
+    @property
+    def dead(self) -> str:
+        """The table of rows that were set aside, as SQL names it."""
+        return self._quoted(f"{self.name}_dead")
+
+    @property
+    def channel(self) -> str:
+        """What is notified when rows have come."""
+        return self.name
+
+    def statements(self, *, notify: bool = True) -> list[str]:
+        """The SQL that makes both tables, a statement each; may be run again. `notify`: with a trigger that wakes the
+        relays up; without it one that is there is removed."""
+        return [_ROWS.format(t=self), _DEAD.format(t=self), *(self._trigger() if notify else self._no_trigger())]
+
+    def _quoted(self, name: str) -> str:
+        return f'"{name}"' if self.schema is None else f'"{self.schema}"."{name}"'
+
+    def _trigger(self) -> list[str]:
+        function, trigger = self._quoted(f"{self.name}_notify"), f'"{self.name}_notify"'
+        wakes_up = (
+            f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS\n"
+            f"$$ BEGIN PERFORM pg_notify('{self.channel}', ''); RETURN NULL; END $$"
+        )
+        is_called = (
+            f"CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT ON {self.rows}\n"
+            f"    FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+        )
+        return [wakes_up, is_called]
+
+    def _no_trigger(self) -> list[str]:
+        return [
+            f'DROP TRIGGER IF EXISTS "{self.name}_notify" ON {self.rows}',
+            f"DROP FUNCTION IF EXISTS {self._quoted(f'{self.name}_notify')}()",
+        ]
+
+
+# `command` is text, not jsonb: a mistake in it must cost no business transaction, and is kept as it was written.
+# `created_at` is when the row was written: now() would be when its transaction began, and count that as the relay's
+# lag. Ids come out of order, since a transaction may commit long after it took one: nothing here relies on them.
+# Such a table is empty most of the time and full of dead rows when it is busy, so it is vacuumed by their number.
+_ROWS: Final = """\
+CREATE TABLE IF NOT EXISTS {t.rows} (
+    namespace text NOT NULL DEFAULT 'cachebus',
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    command text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts integer NOT NULL DEFAULT 0,
+    not_before timestamptz,
+    PRIMARY KEY (namespace, id)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"""
+_DEAD: Final = """\
+CREATE TABLE IF NOT EXISTS {t.dead} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    namespace text NOT NULL,
+    row_id bigint NOT NULL,
+    command text NOT NULL,
+    reason text NOT NULL,
+    attempts integer NOT NULL,
+    created_at timestamptz NOT NULL,
+    died_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""

@@ -1,0 +1,615 @@
+"""From committed rows to every cache: what the relay does with them, and what becomes of it when something is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+import pytest
+
+from cachebus import Cache, Cascade, ConfigError, L2Unavailable, ProtocolMismatch
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.postgres import PostgresServer
+from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from consumers.outbox.database import TROUBLE
+from consumers.outbox.database import connected as relay_connection
+from producers import Outbox, OutboxProducer
+from producers.outbox import OutboxTable
+from tests.conftest import connected
+from tests.support.caches import nodes, until
+from tests.support.command import descendants
+from tests.support.logs import warnings_of
+from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
+
+SELDOM = RelayOptions(poll_interval_s=3600)
+
+
+@pytest.fixture
+async def tables(database: str) -> str:
+    """A database with an outbox."""
+    await create_tables(database)
+    return database
+
+
+@pytest.fixture
+async def caches(redis_url: str) -> AsyncIterator[list[Cache]]:
+    """Three nodes."""
+    async with nodes(redis_url, 3) as opened:
+        yield opened
+
+
+def relay_of(database: str, redis_url: str, options: RelayOptions = QUICKLY, **more: Any) -> OutboxRelay:
+    """A relay for those nodes."""
+    return OutboxRelay(database, settings(redis_url, **more), options=options)
+
+
+async def fill(caches: list[Cache], *ids: str) -> None:
+    """Every node holds these in its memory."""
+    for one in ids:
+        await caches[0].set("config", one, "old", "acme")
+        for cache in caches:
+            assert await cache.get("config", one, "acme") == "old"
+
+
+async def gone(caches: list[Cache], *ids: str) -> None:
+    """Until no node has any of them."""
+    for cache in caches:
+        for one in ids:
+            await until(lambda c=cache, i=one: _absent(c, i))
+
+
+async def _absent(cache: Cache, resource_id: str) -> bool:
+    with suppress(L2Unavailable):
+        return await cache.get("config", resource_id, "acme") is None
+    return False
+
+
+async def applied(relay: OutboxRelay, count: int) -> None:
+    """Until it has applied so many."""
+    await until(lambda: relay.meters.count("applied") >= count)
+
+
+# -- what is committed, and only that --------------------------------------------------------------------------
+
+
+async def test_what_is_committed_reaches_every_node_and_what_is_not_none(
+    tables: str, redis_url: str, caches: list[Cache]
+) -> None:
+    await fill(caches, "written", "undone", "cascaded", "other")
+    outbox = Outbox(settings(redis_url), [Cascade("page", to=[("config", "{resource_id}")])])
+    async with running(relay_of(tables, redis_url)) as relay, connected(tables) as connection:
+        async with connection.transaction():
+            producer = OutboxProducer(connection, outbox)
+            await producer.invalidate("config", "written", "acme")
+            await producer.invalidate("page", "cascaded", "acme")
+        transaction = connection.transaction()
+        await transaction.start()
+        await OutboxProducer(connection, outbox).invalidate("config", "undone", "acme")
+        await transaction.rollback()
+        await gone(caches, "written", "cascaded")
+        await until(lambda: _none(tables))
+        assert relay.meters.count("applied") == 2
+    for cache in caches:
+        assert await cache.get("config", "undone", "acme") == "old"
+        assert await cache.get("config", "other", "acme") == "old"
+
+
+async def test_cascades_of_the_relays_own_are_followed_too(tables: str, redis_url: str, caches: list[Cache]) -> None:
+    await fill(caches, "x")
+    relay = OutboxRelay(tables, settings(redis_url), [Cascade("page", to=[("config", "{resource_id}")])], QUICKLY)
+    async with running(relay), connected(tables) as connection:
+        await put(connection, invalidation("x", data_type="page"))
+        await gone(caches, "x")
+
+
+async def _none(database: str) -> bool:
+    return await waiting(database) == 0
+
+
+async def test_a_transaction_that_commits_long_after_later_ones_is_not_skipped(
+    tables: str, redis_url: str, caches: list[Cache]
+) -> None:
+    await fill(caches, "early", "late")
+    async with running(relay_of(tables, redis_url)) as relay, connected(tables) as slow, connected(tables) as quick:
+        transaction = slow.transaction()
+        await transaction.start()
+        await put(slow, invalidation("early"))  # the lower id
+        for number in range(20):
+            await put(quick, invalidation(f"n{number}"))
+        await put(quick, invalidation("late"))
+        await gone(caches, "late")
+        await applied(relay, 21)
+        assert await caches[1].get("config", "early", "acme") == "old"
+        await transaction.commit()
+        await gone(caches, "early")
+        await until(lambda: _none(tables))
+
+
+async def test_rows_for_other_caches_are_left_alone(tables: str, redis_url: str) -> None:
+    async with connected(tables) as connection:
+        await put(connection, invalidation("x"), "nonsense", namespace="elsewhere")
+        async with running(relay_of(tables, redis_url)) as relay:
+            await put(connection, invalidation("x"))
+            await applied(relay, 1)
+        assert await waiting(tables, "elsewhere") == 2
+        async with running(relay_of(tables, redis_url, namespace="elsewhere")) as other:
+            await applied(other, 1)
+            await until(lambda: other.meters.count("dead") == 1)
+
+
+async def test_a_row_waits_until_it_is_due(tables: str, redis_url: str) -> None:
+    async with running(relay_of(tables, redis_url)) as relay, connected(tables) as connection:
+        await connection.execute(
+            "INSERT INTO cachebus_outbox (command, not_before) VALUES ($1, clock_timestamp() + interval '0.3 s'), "
+            "($1, clock_timestamp() + interval '1 hour'), ($1, clock_timestamp() - interval '1 hour')",
+            invalidation("x"),
+        )
+        await applied(relay, 1)
+        assert await waiting(tables) == 2
+        await applied(relay, 2)
+        assert await waiting(tables) == 1
+        assert (lag := relay.meters.registry.get_sample_value("cachebus_worker_lag_seconds_sum", {"worker": "outbox"}))
+        assert lag < 60  # from when they were due
+
+
+# -- waking up -------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_wakes_it_up(tables: str, redis_url: str) -> None:
+    async with running(relay_of(tables, redis_url, SELDOM)) as relay, connected(tables) as connection:
+        await until(lambda: relay.health.ready)
+        for number in range(1, 4):
+            await put(connection, invalidation("x"))
+            await applied(relay, number)
+
+
+async def test_without_notifications_it_looks_by_itself(tables: str, redis_url: str) -> None:
+    await create_tables(tables, notify=False)
+    async with connected(tables) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0
+        async with running(relay_of(tables, redis_url)) as relay:
+            await until(lambda: relay.health.ready)
+            await put(connection, invalidation("x"))
+            await applied(relay, 1)
+
+
+async def test_the_tables_may_be_made_again_and_by_several_at_once(database: str, redis_url: str) -> None:
+    async with connected(database) as connection:
+        await connection.execute("CREATE SCHEMA app")
+        await asyncio.gather(*[create_tables(database, "app.invalidations") for _ in range(4)])
+        await put_into(connection, '"app"."invalidations"', invalidation("x"), "nonsense")
+        await create_tables(database, "app.invalidations")
+        options = RelayOptions(table="app.invalidations", poll_interval_s=3600)
+        async with running(relay_of(database, redis_url, options)) as relay:
+            await applied(relay, 1)
+            await put_into(connection, '"app"."invalidations"', invalidation("y"))
+            await applied(relay, 2)
+        assert await connection.fetchval('SELECT command FROM "app"."invalidations_dead"') == "nonsense"
+
+
+async def put_into(connection: asyncpg.Connection, table: str, *commands: str) -> None:
+    """Write rows into a table of that name."""
+    await connection.executemany(f"INSERT INTO {table} (command) VALUES ($1)", [(one,) for one in commands])
+
+
+async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, redis_url: str) -> None:
+    with warnings_of("consumers") as told:
+        async with running(relay_of(database, redis_url)) as relay:
+            await until(lambda: told)
+            assert "--create-table" in told[0]
+            part = relay.health.told()["parts"]["database"]
+            assert not part["up"]
+            assert "cachebus_outbox" in part["why"]
+            await create_tables(database)
+            await until(lambda: relay.health.ready)
+            async with connected(database) as connection:
+                await put(connection, invalidation("x"))
+            await applied(relay, 1)
+        assert len(told) == 1
+
+
+async def test_an_address_that_is_none_ends_it(redis_url: str) -> None:
+    for url in ("mysql://localhost/x", "cachebus", ""):
+        with pytest.raises(ConfigError, match="must be a URL like"):
+            relay_of(url, redis_url)
+    for url in ("postgresql://localhost:port/x", "postgresql://localhost/x?sslmode=s3cret"):
+        with pytest.raises(ConfigError, match="database"):
+            await relay_of(url, redis_url).run()
+
+
+async def test_the_address_may_be_as_sqlalchemy_writes_it(tables: str, redis_url: str) -> None:
+    url = tables.replace("postgresql://", "postgresql+asyncpg://")
+    async with running(relay_of(url, redis_url)) as relay:
+        await until(lambda: relay.health.ready)
+
+
+# -- poison ----------------------------------------------------------------------------------------------------
+
+POISON = {
+    "secret": "Invalid JSON",
+    "": "Invalid JSON",
+    '"secret"': "",
+    "{}": "op",
+    '{"op": "secret"}': "op",
+    invalidation("x", secret=1): "secret",
+    invalidation(""): "resource_id is empty",
+    invalidation("secret", tenant_id=None): "tenant_id is needed",
+    invalidation("secret", contexts="all", agent_id="a"): "contexts",
+    invalidation("secret", data_type="needs collection"): "collection_id",
+    '{"op": "tags", "tenant_id": "acme", "tags": []}': "tags",
+    '{"op": "scope", "tenant_id": "acme", "agent_id": "a", "collection_id": "c"}': "at most one",
+    "[" * 100_000: "recursion",
+}
+
+
+async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: str, caches: list[Cache]) -> None:
+    await fill(caches, "a", "b")
+    cascades = [Cascade("needs collection", to=[("config", "{collection_id}")])]
+    relay = OutboxRelay(tables, settings(redis_url), cascades, QUICKLY)
+    async with connected(tables) as connection:
+        await put(connection, invalidation("a"), *POISON, invalidation("b"))
+        with warnings_of("consumers") as told:
+            async with running(relay):
+                await gone(caches, "a", "b")
+                await until(lambda: relay.meters.count("dead") == len(POISON))
+                assert relay.meters.count("applied") == 2
+        rows = await connection.fetch("SELECT * FROM cachebus_outbox_dead ORDER BY row_id")
+    assert [row["command"] for row in rows] == list(POISON)
+    for row in rows:
+        assert POISON[row["command"]] in row["reason"], row["reason"]
+        assert row["attempts"] == 1
+        assert row["created_at"] < row["died_at"]
+    assert len(told) == 6  # some by name, and how many more
+    assert "row 2 " in told[0]
+    assert "secret" not in "".join(told).replace("secret: Extra", "")
+    assert await waiting(tables) == 0
+
+
+async def test_whatever_a_row_does_to_it_the_others_are_applied(
+    tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of(tables, redis_url)
+    real = relay._applier.plan_of
+
+    def plan_of(command: str) -> Any:
+        if "odd" in command:
+            raise ZeroDivisionError("secret")
+        return real(command)
+
+    monkeypatch.setattr(relay._applier, "plan_of", plan_of)
+    async with running(relay), connected(tables) as connection:
+        await put(connection, invalidation("odd"), invalidation("x"))
+        await applied(relay, 1)
+        await until(lambda: relay.meters.count("dead") == 1)
+        assert await connection.fetchval("SELECT reason FROM cachebus_outbox_dead") == (
+            "ZeroDivisionError while it was read"
+        )
+
+
+async def test_the_dead_come_back_with_their_time_and_count(tables: str, redis_url: str) -> None:
+    good = json.dumps({"op": "invalidate", "tenant_id": "acme", "data_type": "page", "resource_id": "x"})
+    refusing = [Cascade("page", to=[("config", "{collection_id}")])]
+    async with connected(tables) as connection:
+        await put(connection, good, "nonsense")
+        await put(connection, "nonsense", namespace="elsewhere")
+        async with running(OutboxRelay(tables, settings(redis_url), refusing, QUICKLY)) as relay:
+            await until(lambda: relay.meters.count("dead") == 2)
+        before = await connection.fetchval("SELECT created_at FROM cachebus_outbox_dead WHERE command = 'nonsense'")
+        assert await replay(tables, "nowhere") == 0
+        assert await replay(tables, "cachebus", limit=1) == 1
+        assert await replay(tables, "cachebus") == 1
+        assert await waiting(tables) == 2
+        async with running(relay_of(tables, redis_url)) as mended:
+            await applied(mended, 1)
+            await until(lambda: mended.meters.count("dead") == 1)
+        (left,) = await connection.fetch("SELECT * FROM cachebus_outbox_dead")
+    assert (left["command"], left["attempts"], left["created_at"]) == ("nonsense", 2, before)
+    assert await waiting(tables, "elsewhere") == 1
+
+
+# -- sharing the work ------------------------------------------------------------------------------------------
+
+
+async def test_several_share_the_work_and_do_none_of_it_twice(tables: str, redis_url: str) -> None:
+    options = RelayOptions(batch=20, poll_interval_s=0.05)
+    relays = [relay_of(tables, redis_url, options) for _ in range(2)]
+    async with connected(tables) as connection, running(relays[0]), running(relays[1]):
+        for relay in relays:
+            await until(lambda r=relay: r.health.ready)
+        await put(connection, *[invalidation(f"n{number}") for number in range(1000)])
+        await until(lambda: sum(relay.meters.count("applied") for relay in relays) == 1000)
+        await until(lambda: _none(tables))
+    assert all(relay.meters.count("applied") > 0 for relay in relays)
+    assert sum(relay.meters.count("applied") for relay in relays) == 1000
+
+
+async def test_what_another_has_in_hand_is_passed_over_until_he_lets_it_go(
+    tables: str, redis_url: str, caches: list[Cache]
+) -> None:
+    await fill(caches, "held", "free")
+    async with connected(tables) as connection, hand_at(tables) as hand:
+        await put(connection, invalidation("held"))
+        await hand.take()
+        async with running(relay_of(tables, redis_url)) as relay:
+            await put(connection, invalidation("free"))
+            await gone(caches, "free")
+            assert await caches[0].get("config", "held", "acme") == "old"
+            assert relay.meters.count("applied") == 1
+            await hand.fail()
+            await gone(caches, "held")
+
+
+class Hand:
+    """Takes rows as a relay does, and fails."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        self._failed = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def take(self) -> None:
+        """Take all that is there."""
+        self._task = asyncio.create_task(self._hold())
+        await self._taken.wait()
+
+    async def _hold(self) -> None:
+        async with self._database.taken(100) as rows:
+            assert rows
+            self._taken.set()
+            await self._failed.wait()
+            raise ZeroDivisionError
+
+    async def fail(self) -> None:
+        """As a relay that is killed."""
+        assert self._task is not None
+        self._failed.set()
+        await asyncio.wait([self._task])
+        assert isinstance(self._task.exception(), ZeroDivisionError)
+
+
+@asynccontextmanager
+async def hand_at(url: str) -> AsyncIterator[Hand]:
+    """A hand that can take rows."""
+    table = OutboxTable.of("cachebus_outbox")
+    async with relay_connection(url, table, "cachebus", idle_limit_s=60, on_rows=lambda: None) as database:
+        yield Hand(database)
+
+
+async def test_rows_in_the_hands_of_one_that_is_frozen_are_freed_by_the_database(tables: str, redis_url: str) -> None:
+    async def frozen() -> None:
+        table = OutboxTable.of("cachebus_outbox")
+        async with (
+            relay_connection(tables, table, "cachebus", idle_limit_s=0.1, on_rows=lambda: None) as connection,
+            connection.taken(10) as rows,
+        ):
+            assert len(rows) == 1
+            async with running(relay_of(tables, redis_url)) as relay:
+                await applied(relay, 1)
+
+    async with connected(tables) as connection:
+        await put(connection, invalidation("x"))
+    with pytest.raises(TROUBLE):
+        await frozen()
+    assert await waiting(tables) == 0
+
+
+# -- what is away ----------------------------------------------------------------------------------------------
+
+
+async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
+    tables: str, redis_url: str, postgres: PostgresServer, caches: list[Cache]
+) -> None:
+    await fill(caches, "before", "after")
+    with warnings_of("consumers") as told:
+        async with running(relay_of(tables, redis_url)) as relay:
+            await until(lambda: relay.health.ready)
+            await asyncio.to_thread(postgres.kill)
+            await until(lambda: not relay.health.is_up("database"))
+            assert not relay.health.ready
+            assert relay.health.live
+            await until(lambda: relay._patience._tries > 3)
+            await asyncio.to_thread(postgres.start)
+            async with connected(tables) as connection:
+                await put(connection, invalidation("after"))
+            await gone(caches, "after")
+            await until(lambda: relay.health.ready)
+    assert len(told) == 1
+
+
+async def test_a_database_that_hangs_is_given_up_and_tried_again(
+    tables: str, redis_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.outbox.database.COMMAND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("consumers.outbox.database.CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("consumers.outbox.database.CLOSE_TIMEOUT_S", 0.1)
+    async with running(relay_of(tables, redis_url)) as relay:
+        await until(lambda: relay.health.ready)
+        # Each connection has a process of its own there.
+        pids = [postgres.pid, *descendants(postgres.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not relay.health.is_up("database"))
+            await until(lambda: relay._patience._tries > 1)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        async with connected(tables) as connection:
+            await put(connection, invalidation("x"))
+        await applied(relay, 1)
+
+
+async def test_while_redis_hangs_no_transaction_stays_open_and_nothing_is_lost(
+    tables: str, own_server: EmbeddedServer
+) -> None:
+    async with nodes(own_server.url, 2) as caches, connected(tables) as connection:
+        await fill(caches, "x")
+        options = RelayOptions(poll_interval_s=0.02, hold_s=0.3)
+        async with running(relay_of(tables, own_server.url, options)) as relay:
+            await until(lambda: relay.health.ready)
+            own_server.pause()
+            await put(connection, invalidation("x"), "nonsense")
+            await until(lambda: in_transaction(connection))  # taken, and not yet known to be in vain
+            await until(lambda: not relay.health.is_up("l2"))
+            await until(lambda: none_in_transaction(connection))
+            for _ in range(20):  # many times as long as it looks for rows
+                await asyncio.sleep(0.01)
+                assert not await in_transaction(connection)
+            assert relay.meters.count("applied") == 0
+            assert await waiting(tables) == 2
+            own_server.resume()
+            await gone(caches, "x")
+            await until(lambda: relay.meters.count("dead") == 1)
+            assert relay.meters.count("applied") == 1
+            await until(lambda: relay.health.ready)
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
+
+
+async def in_transaction(connection: asyncpg.Connection) -> bool:
+    """Whether a relay has a transaction open."""
+    return bool(
+        await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cachebus outbox' "
+            "AND datname = current_database() AND state LIKE 'idle in transaction%'"
+        )
+    )
+
+
+async def none_in_transaction(connection: asyncpg.Connection) -> bool:
+    """Whether none has."""
+    return not await in_transaction(connection)
+
+
+async def test_a_restart_of_redis_that_forgets_everything_loses_no_row(tables: str, own_server: EmbeddedServer) -> None:
+    async with connected(tables) as connection, running(relay_of(tables, own_server.url)) as relay:
+        await until(lambda: relay.health.ready)
+        await asyncio.to_thread(own_server.kill)
+        await put(connection, *[invalidation(f"n{number}") for number in range(100)])
+        await until(lambda: not relay.health.is_up("l2"))
+        await asyncio.to_thread(own_server.start)
+        await applied(relay, 100)
+        await until(lambda: _none(tables))
+
+
+async def test_rows_that_were_applied_and_not_let_go_come_again_and_are_counted(
+    tables: str, redis_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of(tables, redis_url)
+    real, ended = relay._applier.apply, []
+
+    async def apply(plans: Any) -> None:
+        await real(plans)
+        if plans and not ended:
+            ended.append(1)
+            async with connected(postgres.url) as other:
+                await other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cachebus outbox'"
+                )
+
+    monkeypatch.setattr(relay._applier, "apply", apply)
+    async with running(relay), connected(tables) as connection:
+        await until(lambda: relay.health.ready)
+        await put(connection, invalidation("x"))
+        await until(lambda: relay.meters.count("again") == 1)
+    assert relay.meters.count("applied") == 0
+    assert await waiting(tables) == 0
+
+
+# -- the end ---------------------------------------------------------------------------------------------------
+
+
+async def test_draining_finishes_what_is_in_hand_and_takes_no_more(
+    tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = relay_of(tables, redis_url, RelayOptions(batch=3))
+    real, begun, go_on = relay._applier.apply, asyncio.Event(), asyncio.Event()
+
+    async def apply(plans: Any) -> None:
+        if plans:
+            begun.set()
+            await go_on.wait()
+        await real(plans)
+
+    monkeypatch.setattr(relay._applier, "apply", apply)
+    async with connected(tables) as connection:
+        await put(connection, *[invalidation(f"n{number}") for number in range(10)])
+        run = asyncio.create_task(relay.run())
+        await begun.wait()
+        relay.drain()
+        await asyncio.sleep(0)
+        assert not run.done()
+        go_on.set()
+        await run
+    assert relay.meters.count("applied") == 3
+    assert await waiting(tables) == 7
+
+
+async def test_draining_ends_at_once_where_nothing_is_in_hand(tables: str, redis_url: str) -> None:
+    idle = relay_of(tables, redis_url, SELDOM)
+    run = asyncio.create_task(idle.run())
+    await until(lambda: idle.health.ready)
+    idle.drain()
+    async with asyncio.timeout(2):
+        await run
+
+
+async def test_also_while_redis_was_never_there(tables: str) -> None:
+    relay = relay_of(tables, "redis://127.0.0.1:1/0")
+    run = asyncio.create_task(relay.run())
+    await until(lambda: not relay.health.is_up("l2"))
+    relay.drain()
+    async with asyncio.timeout(2):
+        await run
+
+
+async def test_all_that_is_away_is_told_at_once() -> None:
+    relay = relay_of("postgresql://127.0.0.1:1/x", "redis://127.0.0.1:1/0")
+    async with running(relay):
+        for part in ("database", "l2"):
+            await until(lambda p=part: "not connected yet" not in relay.health.told()["parts"][p]["why"])
+
+
+async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str) -> None:
+    async with nodes(redis_url, 1), connected(tables) as connection:
+        await put(connection, invalidation("x"))
+        with pytest.raises(ProtocolMismatch):
+            await relay_of(tables, redis_url, shards=4).run()
+        assert await waiting(tables) == 1
+
+
+# -- figures ---------------------------------------------------------------------------------------------------
+
+
+async def test_backlog_and_lag_are_told(tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.outbox.relay.LOOK_EVERY_S", 0.0)
+    relay = relay_of(tables, redis_url)
+
+    def figure(name: str) -> float:
+        return relay.meters.registry.get_sample_value(f"cachebus_worker_{name}", {"worker": "outbox"}) or 0.0
+
+    async with connected(tables) as connection:
+        async with connection.transaction():
+            # Old ones, held by another: they wait, and are seen to.
+            await connection.execute(
+                "INSERT INTO cachebus_outbox (command, created_at) SELECT $1, clock_timestamp() - interval '90 s' "
+                "FROM generate_series(1, 12000)",
+                invalidation("x"),
+            )
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM cachebus_outbox FOR UPDATE")
+            async with running(relay):
+                await until(lambda: figure("backlog") == 12_000)
+                assert 90 <= figure("oldest_seconds") < 120
+        async with running(relay):
+            await until(lambda: figure("backlog") == 0)
+            assert figure("oldest_seconds") == 0
+    assert figure("lag_seconds_count") == 12_000
+    assert 90 <= figure("lag_seconds_sum") / 12_000 < 120
+    assert figure("batch_size_count") >= 24
