@@ -14,6 +14,10 @@ from consumers.dead import DeadLetter
 TOPIC: Final = "cachebus.cdc.dead"
 
 
+LARGEST_BYTES: Final = 900_000
+"""What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
+
+
 class DeadTopic:
     """Keeps dead letters, as they came, with the reason in a header; a value of None stays None. Open it first."""
 
@@ -25,7 +29,7 @@ class DeadTopic:
     async def put(self, letters: Sequence[DeadLetter]) -> None:
         """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors."""
         if self._producer is None:
-            await self._make()
+            await self.ensure()
             producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
             try:
                 await producer.start()
@@ -36,9 +40,9 @@ class DeadTopic:
         sent = [
             await self._producer.send(
                 self.topic,
-                letter.payload,
+                letter.payload[:LARGEST_BYTES],
                 headers=[
-                    ("reason", letter.reason.encode()),
+                    ("reason", (letter.reason + _cut(letter)).encode()),
                     ("source", letter.source.encode()),
                     ("attempts", str(letter.attempts).encode()),
                 ],
@@ -54,7 +58,8 @@ class DeadTopic:
         if producer is not None:
             await producer.stop()
 
-    async def _make(self) -> None:
+    async def ensure(self) -> None:
+        """Make the topic, where it is not there: one partition, nothing of it ever removed."""
         admin = AIOKafkaAdminClient(**self._clients)
         try:
             await admin.start()
@@ -66,6 +71,11 @@ class DeadTopic:
                     raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
         finally:
             await admin.close()
+
+
+def _cut(letter: DeadLetter) -> str:
+    size_bytes = len(letter.payload)
+    return f" (cut: it is {size_bytes} bytes long, whole at its source)" if size_bytes > LARGEST_BYTES else ""
 
 
 def letter_of(record: Any) -> DeadLetter:

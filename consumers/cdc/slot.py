@@ -114,13 +114,11 @@ class Setup:
         )  # fmt: skip
 
     async def _server(self) -> None:
-        level, standby = await self._connection.fetchrow("SELECT current_setting('wal_level'), pg_is_in_recovery()")
+        level = await self._connection.fetchval("SELECT current_setting('wal_level')")
         if level != "logical":
             raise ConfigError(
                 f"wal_level is {level}, and must be logical: ALTER SYSTEM SET wal_level = 'logical'; then restart it"
             )
-        if standby:
-            raise ConfigError("this server is a standby: give the address of the primary")
 
     async def _published(self, tables: Sequence[Table]) -> None:
         row = await self._connection.fetchrow("SELECT * FROM pg_publication WHERE pubname = $1", self._publication)

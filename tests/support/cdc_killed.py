@@ -121,7 +121,7 @@ async def slot_killed(database: str, redis_url: str, kills: int, seed: int) -> i
             seen,
             kills,
             seed,
-            "--database",
+            "--database-url",
             database,
             "--slot",
             slot,

@@ -56,11 +56,12 @@ Sample = Annotated[
 Database = Annotated[
     str | None,
     typer.Option(
-        "--database",
+        "--database-url",
         metavar="URL",
         envvar="CACHEBUS_DATABASE_URL",
         show_default=False,
-        help="postgresql://user:password@host/database (source postgres).",
+        help="postgresql://user:password@host:5432/name (source postgres). Beware: what is given here is seen by all "
+        "users of the machine; the variable is not.",
     ),
 ]
 SlotName = Annotated[
