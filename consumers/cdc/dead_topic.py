@@ -58,17 +58,20 @@ class DeadTopic:
         if producer is not None:
             await producer.stop()
 
-    async def ensure(self) -> None:
-        """Make the topic, where it is not there: one partition, nothing of it ever removed."""
+    async def ensure(self) -> list[int]:
+        """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""
         admin = AIOKafkaAdminClient(**self._clients)
         try:
             await admin.start()
             if self.topic in await admin.list_topics():
-                return
-            reply = await admin.create_topics([NewTopic(self.topic, 1, -1, topic_configs={"retention.ms": "-1"})])
+                (told,) = await admin.describe_topics([self.topic])
+                return [partition["partition"] for partition in told["partitions"]]
+            copies = min(3, len((await admin.describe_cluster())["brokers"]))
+            reply = await admin.create_topics([NewTopic(self.topic, 1, copies, topic_configs={"retention.ms": "-1"})])
             for _, code, *_ in reply.topic_errors:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
+            return [0]
         finally:
             await admin.close()
 

@@ -27,16 +27,13 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
     Raises aiokafka's errors; what was not committed is tried again by the next.
     """
     dead_topic = DeadTopic(source.client(), source.dead_topic)
-    await dead_topic.ensure()
+    parts = [TopicPartition(source.dead_topic, number) for number in await dead_topic.ensure()]
     consumer = AIOKafkaConsumer(
         **source.client(), group_id=f"{source.group}-replay", enable_auto_commit=False, auto_offset_reset="earliest"
     )
     applied = dead = 0
     try:
         await consumer.start()
-        parts = [
-            TopicPartition(source.dead_topic, one) for one in consumer.partitions_for_topic(source.dead_topic) or ()
-        ]
         consumer.assign(parts)
         ends = await consumer.end_offsets(parts)
         for part in parts:
