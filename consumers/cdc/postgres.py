@@ -18,7 +18,7 @@ from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 from consumers.apply import Applier
 from consumers.cdc.carry import Batch, Carrier
-from consumers.cdc.catalogue import OWN_TABLES
+from consumers.cdc.catalogue import OWN_TABLES, plain_url
 from consumers.cdc.dead import TableOfDead
 from consumers.cdc.pgoutput import Commit, Decoder, PgOutputError
 from consumers.cdc.router import Router
@@ -88,6 +88,7 @@ class SlotWorker(Worker):
 
     def __init__(self, settings: Settings, rules: Rules, source: SlotSource) -> None:
         super().__init__("cdc", ("l2", "database", "slot"))
+        plain_url(source.dsn)
         if source.on_lost_slot == "invalidate" and not rules.tenants and any(r.needs_tenants for r in rules.rule):
             raise ConfigError(
                 "on_lost_slot=invalidate needs the tenants whose caches to invalidate: tenants = [...] at the head of "
@@ -137,8 +138,9 @@ class SlotWorker(Worker):
     async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
         async with asyncio.timeout(10):
             connection = await asyncpg.connect(
-                self.source.dsn.get_secret_value(),
+                plain_url(self.source.dsn),
                 command_timeout=30,
+                target_session_attrs="primary",  # of several hosts: after a failover that is another
                 server_settings={"application_name": f"cachebus-cdc {self.source.slot}"[:63]},
             )
         try:

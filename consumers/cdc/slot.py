@@ -51,7 +51,7 @@ async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
         raise ConfigError(f"the slot {name!r} is of the plugin {row['plugin']}, not pgoutput: name another")
     if row["database"] != row["here"]:
         raise ConfigError(
-            f"the slot {name!r} is of the database {row['database']!r} (slots' names are a whole server's): name another"
+            f"the slot {name!r} is of the database {row['database']!r} (a name is for a whole server): name another"
         )
     lost = row["wal_status"] == "lost" or row["restart_lsn"] is None
     return Slot(lost, row["retained_bytes"] or 0, row["behind_bytes"] or 0)
@@ -114,13 +114,11 @@ class Setup:
         )  # fmt: skip
 
     async def _server(self) -> None:
-        level, standby = await self._connection.fetchrow("SELECT current_setting('wal_level'), pg_is_in_recovery()")
+        level = await self._connection.fetchval("SELECT current_setting('wal_level')")
         if level != "logical":
             raise ConfigError(
                 f"wal_level is {level}, and must be logical: ALTER SYSTEM SET wal_level = 'logical'; then restart it"
             )
-        if standby:
-            raise ConfigError("this server is a standby: give the address of the primary")
 
     async def _published(self, tables: Sequence[Table]) -> None:
         row = await self._connection.fetchrow("SELECT * FROM pg_publication WHERE pubname = $1", self._publication)
