@@ -291,6 +291,8 @@ async def test_what_is_set_up_wrong_is_refused_with_what_mends_it(
         operations = ["insert"]
     """)
     assert "has no primary key: once published" in await refusal(database, redis_url, keyless)
+    await tell(database, ["CREATE PUBLICATION few FOR TABLE shop.orders"])
+    assert "rules with patterns need one for all tables" in await refusal(database, redis_url, publication="few")
     await tell(database, ["CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert')"])
     assert "leaves out delete, truncate, update" in await refusal(database, redis_url, publication="p")
     await tell(database, ["SELECT pg_create_logical_replication_slot('s', 'test_decoding')"])
