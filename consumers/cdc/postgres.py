@@ -256,7 +256,7 @@ class SlotWorker(Worker):
             await self._advance(connection, _lsn_text(peek.end) if limited and peek.end is not None else now)
         if not limited:
             self._seen = now
-        return limited
+        return peek.count > 0  # where there was something, there may be more
 
     def _take(self, row: Any, peek: Peek) -> None:
         peek.count += 1
