@@ -19,6 +19,7 @@ SLOTS_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS cachebus_cdc_slots (
   slot text PRIMARY KEY, made_at timestamptz NOT NULL DEFAULT now(), whole boolean NOT NULL)
 """
+EVERY_TABLE: Final = "ALL TABLES"
 LOOK: Final = """
 SELECT wal_status, restart_lsn, plugin, database, current_database() AS here,
        pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes,
@@ -139,6 +140,13 @@ class Setup:
         missing = [table for table in tables if (table.schema, table.name) not in there]
         if missing:
             self._refuse_unidentified(missing)
+            if self._target(missing) == EVERY_TABLE:
+                raise ConfigError(
+                    f"the publication {self._publication!r} leaves out {', '.join(one.full_name for one in missing)}, "
+                    f"and rules with patterns need one for all tables: DROP PUBLICATION {quoted(self._publication)}; "
+                    f"CREATE PUBLICATION {quoted(self._publication)} FOR ALL TABLES "
+                    "WITH (publish_via_partition_root = true);"
+                )
             await self._make(f"ALTER PUBLICATION {quoted(self._publication)} ADD {self._target(missing)}")
             logger.info("cdc: changes of {} are told from now on", ", ".join(table.full_name for table in missing))
 
@@ -149,7 +157,7 @@ class Setup:
         if not patterns:
             return "TABLE " + ", ".join(table.sql_name for table in tables)
         if any(sign in schema for schema in schemas for sign in "*?["):
-            return "ALL TABLES"
+            return EVERY_TABLE
         return "TABLES IN SCHEMA " + ", ".join(quoted(schema) for schema in sorted(schemas))
 
     def _refuse_unidentified(self, tables: Sequence[Table]) -> None:

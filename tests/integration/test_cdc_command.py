@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from typer.testing import CliRunner
 
 from cachebus.cli.main import app
@@ -132,3 +132,30 @@ async def test_kafka_that_is_not_there_is_waited_for(redis_url: str) -> None:
     await until(lambda: "KafkaConnectionError" in one.health.told()["parts"]["kafka"]["why"])
     one.drain()
     await asyncio.wait_for(task, 20)
+
+
+async def test_messages_that_kafka_has_removed_unread_are_told_and_made_up_for(
+    kafka: KafkaServer, redis_url: str
+) -> None:
+    topic = f"cut-{secrets.token_hex(4)}"
+    part = TopicPartition(topic, 0)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.address)
+    await producer.start()
+    for _ in range(3):
+        await producer.send_and_wait(topic, b"{}")
+    await producer.stop()
+    first = AIOKafkaConsumer(bootstrap_servers=kafka.address, group_id=topic, enable_auto_commit=False)
+    await first.start()
+    first.assign([part])
+    await first.commit({part: 1})
+    await first.stop()
+    await admin.delete_records({part: RecordsToDelete(before_offset=3)})
+    await admin.close()
+    one = TopicsWorker(quick(redis_url), rules(), KafkaSource(kafka.address, topic, topic))
+    heard = Heard(one)
+    async with running(one):
+        await until(lambda: heard.asked["D globex embedding"] == 1)
+    assert one.meters.count("dead") == 0
