@@ -150,7 +150,7 @@ async def _measured(
     make: Callable[[], Worker],
     write: Callable[[int], Awaitable[None]],
     bare: Callable[[int], Awaitable[None]],
-) -> tuple[list[float], list[float], list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float], list[float]]:  # fmt: skip
     """Changes a second and seconds of lag, each of ours and of the bare loop's. Both read all that is written."""
     rates: tuple[list[float], list[float]] = ([], [])
     lags: tuple[list[float], list[float]] = ([], [])
