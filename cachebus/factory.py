@@ -8,6 +8,8 @@ import socket
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from cachebus.bus.kafka import KafkaBus
+from cachebus.bus.kafka_client import kafka_access
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.cascade import CascadeTable
@@ -85,7 +87,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     )
     waiters = Waiters()
     later = _Later()
-    store, bus, world = _backends(settings, clock, later, world)
+    store, bus, world = _backends(settings, clock, later, world, node.counters)
     heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
@@ -118,7 +120,7 @@ class _Later:
 
 
 def _backends(
-    settings: Settings, clock: Clock, listener: Listener, world: World | None
+    settings: Settings, clock: Clock, listener: Listener, world: World | None, counters: Counters
 ) -> tuple[Store, Bus, World | None]:
     url = settings.url.get_secret_value()
     if url.startswith("memory://"):
@@ -126,6 +128,8 @@ def _backends(
         return MemoryStore(world.shards), MemoryBus(world.channels, listener), world
     route = route_of(settings, clock)
     store = redis_store(settings, route, clock)
+    if settings.bus == "kafka":
+        return store, kafka_bus(settings, clock, listener, counters), None
     bus = RedisBus(
         route,
         [ShardNames(settings.namespace, shard).channel for shard in range(settings.shards)],
@@ -135,6 +139,11 @@ def _backends(
         clock=clock,
     )
     return store, bus, None
+
+
+def kafka_bus(settings: Settings, clock: Clock, listener: Listener | None, counters: Counters) -> KafkaBus:
+    """The bus on Kafka, not yet connected (`listener` None: only to publish); `ConfigError`."""
+    return KafkaBus(kafka_access(settings), settings.namespace, settings.shards, listener, counters, clock)
 
 
 def route_of(settings: Settings, clock: Clock) -> Route:
@@ -169,7 +178,7 @@ def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
         route,
         namespace=settings.namespace,
         shards=settings.shards,
-        bus="redis",
+        bus=settings.bus,
         timeout_s=settings.l2_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         clock=clock,

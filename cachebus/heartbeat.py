@@ -83,7 +83,9 @@ class Heartbeat:
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(self._for_ever, self._keep_connected)
+            # Apart: one of the two that hangs must not keep the other from coming back.
+            group.start_soon(self._for_ever, lambda: self._keep_connected(self._store, "L2"))
+            group.start_soon(self._for_ever, lambda: self._keep_connected(self._bus, "bus"))
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
                 group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
@@ -109,20 +111,19 @@ class Heartbeat:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    async def _keep_connected(self) -> None:
+    async def _keep_connected(self, part: Store | Bus, name: str) -> None:
         await asyncio.sleep(self._pause_s() / 2)
-        for part, name in ((self._store, "L2"), (self._bus, "bus")):
-            if part.connected:
-                continue
-            try:
-                await part.connect()
-            except (L2Unavailable, BusUnavailable) as error:
-                self._tell(name, str(error))
-                continue
-            self._tell(name, "")
-            self._node.counters.reconnects += 1
-            for attention in self._attention:
-                attention.set()
+        if part.connected:
+            return
+        try:
+            await part.connect()
+        except (L2Unavailable, BusUnavailable) as error:
+            self._tell(name, str(error))
+            return
+        self._tell(name, "")
+        self._node.counters.reconnects += 1
+        for attention in self._attention:
+            attention.set()
 
     def _tell(self, name: str, trouble: str) -> None:
         """Log a change once, not each attempt."""

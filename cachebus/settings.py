@@ -19,6 +19,7 @@ PREFIX = "CACHEBUS_"
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
 CLUSTER_SHARDS = 64
+_TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
@@ -46,7 +47,20 @@ class Settings(BaseSettings):
     node_name: str | None = Field(None, max_length=64, description="a readable part of the node's id")
     enabled: bool = Field(True, description="0 turns everything into loading from the source")
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
-    bus: Literal["redis"] = Field("redis", description="what carries events")
+    bus: Literal["redis", "kafka"] = Field("redis", description="what carries events; the same on all nodes")
+    kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
+    kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
+    kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
+    kafka_ssl: bool = Field(False, description="whether the brokers are spoken to over TLS")
+    kafka_ssl_ca_certs: str | None = Field(None, description="a file of certificate authorities; else the system's")
+    kafka_ssl_certfile: str | None = Field(None, description="a file with this client's certificate")
+    kafka_ssl_keyfile: str | None = Field(None, description="a file with its key, where that lies apart")
+    kafka_ssl_check_hostname: bool = Field(True, description="whether a broker's certificate must name its host")
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="how this client proves who it is"
+    )
+    kafka_username: SecretStr | None = Field(None, description="for SASL")
+    kafka_password: SecretStr | None = Field(None, description="for SASL")
     shards: int = Field(
         1, ge=1, le=4096, description="slices of the key space, 64 on a Cluster; all nodes of a namespace must agree"
     )
@@ -137,6 +151,23 @@ class Settings(BaseSettings):
                 return {**values, "shards": CLUSTER_SHARDS}
         return values
 
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _some_brokers(cls, servers: str | None) -> str | None:
+        return None if servers is None else brokers(servers)
+
+    @field_validator("kafka_topic")
+    @classmethod
+    def _plain_topic(cls, topic: str) -> str:
+        if not _TOPIC(topic) or topic in (".", ".."):
+            raise ValueError("1-249 letters, digits, '_', '-' or '.'")
+        return topic
+
+    @model_validator(mode="after")
+    def _kafka_fits(self) -> Self:
+        check_kafka(self)
+        return self
+
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
         if self.probe_interval_s > self.staleness_bound_s / 2:
@@ -160,6 +191,42 @@ def _warn_of_misspelt_variables() -> None:
         meant = closest(name, Settings.model_fields)
         if meant:
             warnings.warn(f"{variable} is no setting, did you mean {PREFIX}{meant.upper()}?", stacklevel=4)
+
+
+def brokers(servers: str) -> str:
+    """host:port, separated by commas, as they are to be; `ValueError`."""
+    found = [server.strip() for server in servers.split(",")]
+    for server in found:
+        host, colon, port = server.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
+    return ",".join(found)
+
+
+def check_kafka(settings: Settings) -> None:
+    """`ValueError` for settings of Kafka that contradict each other."""
+    if settings.bus == "kafka":
+        if settings.kafka_bootstrap_servers is None:
+            raise ValueError("bus=kafka needs kafka_bootstrap_servers (CACHEBUS_KAFKA_BOOTSTRAP_SERVERS)")
+        if settings.url.get_secret_value().startswith("memory://"):
+            raise ValueError("bus=kafka (CACHEBUS_BUS) needs a Redis in url (CACHEBUS_URL): memory:// is its own bus")
+    for field in ("kafka_ssl_ca_certs", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
+        if getattr(settings, field) is not None and not settings.kafka_ssl:
+            raise ValueError(f"{field} ({PREFIX}{field.upper()}) is for TLS: set kafka_ssl (CACHEBUS_KAFKA_SSL=1)")
+    if settings.kafka_ssl_keyfile is not None and settings.kafka_ssl_certfile is None:
+        raise ValueError(
+            "kafka_ssl_keyfile (CACHEBUS_KAFKA_SSL_KEYFILE) needs kafka_ssl_certfile (CACHEBUS_KAFKA_SSL_CERTFILE)"
+        )
+    for field in ("kafka_username", "kafka_password"):
+        given = getattr(settings, field) is not None
+        if given and settings.kafka_sasl_mechanism is None:
+            raise ValueError(
+                f"{field} ({PREFIX}{field.upper()}) needs kafka_sasl_mechanism (CACHEBUS_KAFKA_SASL_MECHANISM)"
+            )
+        if not given and settings.kafka_sasl_mechanism is not None:
+            raise ValueError(
+                f"kafka_sasl_mechanism (CACHEBUS_KAFKA_SASL_MECHANISM) needs {field} ({PREFIX}{field.upper()})"
+            )
 
 
 def _safe(url: str) -> str:

@@ -10,13 +10,15 @@ from cachebus.cascade import Cascade
 from cachebus.clock import monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
-from cachebus.factory import redis_store, route_of
+from cachebus.factory import kafka_bus, redis_store, route_of
 from cachebus.journal import Journal
+from cachebus.observe import Counters
 from cachebus.plan import Plan
 from cachebus.ports import Caller, Change, Place, Store
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from producers.base import Order, Producer
+from producers.publishing import Publisher
 
 _NOBODY = Caller("", 0, b"")
 
@@ -30,6 +32,9 @@ class DirectProducer(Producer):
     A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
     the whole staleness bound, which its settings must share with the caches'. One that meets another epoch than before
     (a failover, a restart) repeats there what it said in the last minute.
+
+    With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: what Kafka does not take, the
+    caches find by their probes, within the staleness bound.
     """
 
     def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:
@@ -38,6 +43,7 @@ class DirectProducer(Producer):
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
         super().__init__(self.settings.shards, cascades)
         self._store: Store | None = None
+        self._publisher: Publisher | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
         self._journal = Journal(monotonic)
         self._epochs: dict[int, bytes] = {}
@@ -50,15 +56,22 @@ class DirectProducer(Producer):
 
     async def __aenter__(self) -> Self:
         store = redis_store(self.settings, route_of(self.settings, monotonic), monotonic)
+        publisher = None
+        if self.settings.bus == "kafka":
+            publisher = Publisher(kafka_bus(self.settings, monotonic, None, Counters()), monotonic)
         try:
             await store.connect()
             # Refused here, if at all: where the caches have another number of shards, what this producer says of most
             # tenants would go to shards that nobody reads, which have nothing that could refuse it.
-            await store.probe(0, _NOBODY, marks=False)
+            sent_at_s = monotonic()
+            reply = await store.probe(0, _NOBODY, marks=False)
+            if publisher is not None:
+                publisher.server_clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
+                await publisher.open()
         except BaseException:
-            await store.close()
+            await _closed(store, publisher)
             raise
-        self._store = store
+        self._store, self._publisher = store, publisher
         return self
 
     async def __aexit__(
@@ -69,8 +82,9 @@ class DirectProducer(Producer):
     async def aclose(self) -> None:
         """Give the connection back. Closing twice is harmless."""
         store, self._store = self._store, None
+        publisher, self._publisher = self._publisher, None
         if store is not None:
-            await store.close()
+            await _closed(store, publisher)
 
     async def send(self, plan: Plan, wait: str | None = None) -> Receipt:
         """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
@@ -106,7 +120,10 @@ class DirectProducer(Producer):
 
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
         await store.connect()
-        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, plan.body("", probe=probe))
+        body = plan.body("", probe=probe)
+        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+        if self._publisher is not None:
+            await self._publisher.publish(plan.shard, change, body)
         self._journal.note(plan, change.epoch)
         return change
 
@@ -123,3 +140,11 @@ class DirectProducer(Producer):
         if self._store is None:
             raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
         return self._store
+
+
+async def _closed(store: Store, publisher: Publisher | None) -> None:
+    try:
+        if publisher is not None:
+            await publisher.close()
+    finally:
+        await store.close()

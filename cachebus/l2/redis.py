@@ -71,6 +71,7 @@ class RedisStore:
         self._names = [ShardNames(namespace, shard) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}", str(marks_max), str(log_max)
+        self._publishes = bus == "redis"
         self._tails = self._made_tails("")
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
@@ -103,6 +104,8 @@ class RedisStore:
         self._links.close()
 
     def _made_tails(self, sharded: str) -> list[tuple[str, ...]]:
+        if not self._publishes:
+            return [(*self._facts, "")] * len(self._names)
         return [(*self._facts, sharded + names.channel) for names in self._names]
 
     def _run(

@@ -25,6 +25,8 @@ _BY_TYPE = {
 }
 _COUNTS = {
     "bus_reconnects": ("reconnects", "Connections to L2 or bus opened again"),
+    "bus_publish_failures": ("bus_publish_failures", "Events that the bus did not take, left to the probes"),
+    "bus_positions_lost": ("bus_positions_lost", "Times the bus no longer had what comes next of a partition"),
     "events_applied": ("events_applied", "Events applied"),
     "events_corrupt": ("events_corrupt", "Messages that were no events"),
     "events_flushed": ("events_flushed", "Events never seen, made up for by a flush"),

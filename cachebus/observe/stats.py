@@ -142,6 +142,10 @@ class Stats:
     """Operations on L2 that failed or timed out."""
     l2_connected: bool
     """Whether commands can be sent now."""
+    bus_publish_failures: int
+    """Events that L2 has and the bus did not take (Kafka): nodes find them by their probes."""
+    bus_positions_lost: int
+    """Times the bus no longer had what comes next of a partition (Kafka), and was gone on with at its end."""
     bus_connected: bool
     """Whether events can arrive now."""
     reconnects: int

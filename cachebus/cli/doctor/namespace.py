@@ -198,7 +198,7 @@ def nodes(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield ok("nodes", said)
-    if deaf > 0:
+    if deaf > 0 and settings.bus == "redis":
         yield Finding(
             "subscriptions", Level.ADVICE, f"{deaf} nodes that are alive listen to no channel",
             "They hear of invalidations by their probes only: within the bound, but not within milliseconds.", (G1,),

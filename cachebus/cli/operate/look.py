@@ -20,7 +20,10 @@ from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
+from cachebus.factory import kafka_bus
 from cachebus.l2.names import ShardNames
+from cachebus.observe import Counters
+from cachebus.ports import Bus, Listener
 from cachebus.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
@@ -80,14 +83,7 @@ async def _tail(settings: Settings, count: int, as_json: bool) -> None:
     shards = await shards_of_namespace(settings)
     settings = settings.model_copy(update={"shards": shards})
     heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-    bus = RedisBus(
-        await route_to(settings),
-        [ShardNames(settings.namespace, shard).channel for shard in range(shards)],
-        lambda shard, message: heard.put_nowait((shard, message)),
-        timeout_s=ASK_TIMEOUT_S,
-        connect_timeout_s=settings.connect_timeout_s,
-        clock=monotonic,
-    )
+    bus = await _listening(settings, lambda shard, message: heard.put_nowait((shard, message)))
     try:
         await bus.connect()
         sys.stderr.write(f"listening to {shards} shard{'s' * (shards > 1)} of {settings.namespace}\n")
@@ -103,7 +99,21 @@ async def _tail(settings: Settings, count: int, as_json: bool) -> None:
         await bus.close()
 
 
-async def _next(heard: asyncio.Queue[tuple[int, bytes]], bus: RedisBus) -> tuple[int, bytes]:
+async def _listening(settings: Settings, listener: Listener) -> Bus:
+    """Where the settings say that events go, not yet connected."""
+    if settings.bus == "kafka":
+        return kafka_bus(settings, monotonic, listener, Counters())
+    return RedisBus(
+        await route_to(settings),
+        [ShardNames(settings.namespace, shard).channel for shard in range(settings.shards)],
+        listener,
+        timeout_s=ASK_TIMEOUT_S,
+        connect_timeout_s=settings.connect_timeout_s,
+        clock=monotonic,
+    )
+
+
+async def _next(heard: asyncio.Queue[tuple[int, bytes]], bus: Bus) -> tuple[int, bytes]:
     """What is heard next; `L2Unavailable` once nothing can be."""
     while True:
         try:

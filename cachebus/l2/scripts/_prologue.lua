@@ -2,10 +2,11 @@
 -- begins a new epoch in the same step (takeover). After it `epoch`, `seq`, `floor`, `marked`, `now_us` hold.
 -- KEYS 1 meta, 2 marks, 3 log, 4 nodes. ARGV 1 node, 2 applied, 3 epoch of the caller, 4 an epoch never used before,
 -- 5 facts (protocol, shards, bus), 6 most marks, 7 length of the log, 8 channel, with a
--- '!' in front for sharded pub/sub. The script's own follow at KEYS 5, ARGV 9.
+-- '!' in front for sharded pub/sub, '' where another bus carries the events. The script's own follow at KEYS 5, ARGV 9.
 local META, MARKS, LOG, NODES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local MAGIC = '\203\1'
 local function publish(message)
+  if ARGV[8] == '' then return end
   if string.sub(ARGV[8], 1, 1) == '!' then
     redis.call('SPUBLISH', string.sub(ARGV[8], 2), message)
   else

@@ -1,0 +1,62 @@
+"""The bus on Kafka: the script gives an event its seq, then this publishes it; what gets lost the probe finds.
+
+Partition = shard mod partitions. A message's key names namespace and shard, so that namespaces may share a topic; its
+value is the event. Every node hears all partitions: no group, no commits. The log stays in L2, so that a node that has
+missed an event reads that one there, as with the bus on Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka_ears import KafkaEars
+from cachebus.bus.kafka_sender import KafkaSender
+from cachebus.bus.kafka_topic import topic_there
+from cachebus.clock import Clock
+from cachebus.observe import Counters
+from cachebus.ports import Listener
+
+
+def message_key(namespace: str, shard: int) -> bytes:
+    """The key of a shard's messages."""
+    return f"{namespace}:{shard}".encode()
+
+
+class KafkaBus:
+    """A `Bus` over a topic of Kafka."""
+
+    in_store = False
+
+    def __init__(
+        self, access: KafkaAccess, namespace: str, shards: int, listener: Listener | None, counters: Counters,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        """`listener`: None for who only publishes."""
+        self._access = access
+        self._keys = [message_key(namespace, shard) for shard in range(shards)]
+        by_key = {key: shard for shard, key in enumerate(self._keys)}
+        self._ears = None if listener is None else KafkaEars(access, by_key, listener, counters, clock)
+        self._sender = KafkaSender(access, counters)
+
+    @property
+    def connected(self) -> bool:
+        """Whether events can come and go now."""
+        return (self._ears is None or self._ears.connected) and self._sender.connected
+
+    async def connect(self) -> None:
+        """Listen from the topic's end, and be ready to publish; `BusUnavailable`, `ConfigError`."""
+        if self._ears is not None:
+            await self._ears.connect()
+        elif not self._sender.connected:
+            await topic_there(self._access)
+        await self._sender.connect()
+
+    async def close(self) -> None:
+        """Stop listening; what was published is sent before, as far as the broker takes it in time."""
+        ears = [] if self._ears is None else [self._ears.close()]
+        await asyncio.gather(self._sender.close(), *ears)
+
+    async def publish(self, shard: int, message: bytes) -> None:
+        """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""
+        self._sender.post(shard, self._keys[shard], message)

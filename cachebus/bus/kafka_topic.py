@@ -1,0 +1,117 @@
+"""The events' topic: made where it is missing, looked at where it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from loguru import logger
+
+from cachebus.bus.kafka_client import KafkaAccess, mapped, quietly
+from cachebus.errors import ConfigError
+
+RETENTION_MS: Final = 3_600_000
+"""Of a topic that is made here. An event is wanted for as long as a node may be behind: seconds."""
+LEAST_RETENTION_MS: Final = 60_000
+REPLICAS: Final = 3
+UNKNOWN_TOPIC: Final = 3
+EXISTS: Final = 36
+NOT_ALLOWED: Final = 29
+
+
+async def topic_there(access: KafkaAccess) -> None:
+    """As `ensure`, within `connect_timeout_s`; `BusUnavailable`."""
+    with quietly(), mapped(access):
+        async with asyncio.timeout(access.connect_timeout_s):
+            await ensure(access)
+
+
+async def ensure(access: KafkaAccess) -> None:
+    """Make the topic if it is missing; `ConfigError` where it can't carry events, a warning where it hardly can.
+
+    Raises the driver's errors.
+    """
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    admin = AIOKafkaAdminClient(**access.arguments())
+    try:
+        await admin.start()
+        (found,) = await admin.describe_topics([access.topic])
+        if found["error_code"] == UNKNOWN_TOPIC:
+            await _make(admin, access)
+        elif found["error_code"] == NOT_ALLOWED:
+            raise ConfigError(
+                f"Kafka does not let this user see the topic {access.topic}: allow it by "
+                f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --operation Write "
+                f"--operation Describe --operation DescribeConfigs --topic {access.topic}"
+            )
+        else:
+            _check_partitions(access, len(found["partitions"]))
+            await _check_configuration(admin, access)
+    finally:
+        await admin.close()
+
+
+async def _make(admin: Any, access: KafkaAccess) -> None:
+    from aiokafka.admin import NewTopic
+    from aiokafka.errors import for_code
+
+    brokers = len((await admin.describe_cluster())["brokers"])
+    replicas = min(REPLICAS, max(brokers, 1))
+    topic = NewTopic(
+        access.topic, access.partitions, replicas,
+        topic_configs={"cleanup.policy": "delete", "retention.ms": str(RETENTION_MS)},
+    )  # fmt: skip
+    answer = await admin.create_topics([topic], timeout_ms=int(access.timeout_s * 1000))
+    ((_, code, *said),) = answer.topic_errors
+    if code == EXISTS:  # another node was faster
+        return
+    if code:
+        why = (said and said[0]) or for_code(code).__name__
+        raise ConfigError(
+            f"Kafka has no topic {access.topic}, and does not let this user make it ({why}): kafka-topics.sh --create "
+            f"--topic {access.topic} --partitions {access.partitions} --config cleanup.policy=delete "
+            f"--config retention.ms={RETENTION_MS}"
+        )
+    logger.info("made the Kafka topic {}: {} partitions, {} replicas", access.topic, access.partitions, replicas)
+
+
+def _check_partitions(access: KafkaAccess, partitions: int) -> None:
+    if 0 < partitions < access.partitions:
+        logger.warning(
+            "the Kafka topic {} has {} partitions, {} are wanted (CACHEBUS_KAFKA_PARTITIONS): kafka-topics.sh --alter "
+            "--topic {} --partitions {}", access.topic, partitions, access.partitions, access.topic, access.partitions,
+        )  # fmt: skip
+
+
+async def _check_configuration(admin: Any, access: KafkaAccess) -> None:
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, access.topic)])
+    ((code, _, _, _, entries),) = answer.resources
+    if code:
+        logger.warning(
+            "Kafka does not let this user see how the topic {} is set up: it should have cleanup.policy=delete and "
+            "retention.ms of at least {}", access.topic, LEAST_RETENTION_MS,
+        )  # fmt: skip
+        return
+    check_configuration(access.topic, {name: value for name, value, *_ in entries})
+
+
+def check_configuration(topic: str, configured: Mapping[str, str | None]) -> None:
+    """`ConfigError` where compaction would drop all but a shard's last event; a warning for a short retention."""
+    change = f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config"
+    if "compact" in (configured.get("cleanup.policy") or ""):
+        raise ConfigError(
+            f"the Kafka topic {topic} is compacted, and would keep only the last event of each shard: {change} "
+            "cleanup.policy=delete"
+        )
+    with suppress(ValueError):  # a form that is not known: it is the broker's matter
+        retention_ms = int(configured.get("retention.ms") or -1)
+        if 0 <= retention_ms < LEAST_RETENTION_MS:
+            logger.warning(
+                "the Kafka topic {} keeps events for {} s only; nodes that are behind would lose some and have to read "
+                "them from L2: {} retention.ms={}", topic, retention_ms / 1000, change, RETENTION_MS,
+            )  # fmt: skip

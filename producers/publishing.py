@@ -1,0 +1,63 @@
+"""Events of a producer on a bus that the store does not feed by itself: L2 first, then the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from loguru import logger
+
+from cachebus import event as events
+from cachebus.clock import Clock, OtherClock
+from cachebus.errors import BusUnavailable, CacheBusError
+from cachebus.ports import Bus, Change
+
+TRY_EVERY_S: Final = 1.0
+
+
+class Publisher:
+    """Publishes while it can, and sees to it that it can again. An event that gets lost the nodes' probes find."""
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus = bus
+        self._clock = clock
+        self.server_clock = OtherClock()
+        """That of L2, by which the nodes measure how long an event has been under way."""
+        self._connecting: asyncio.Task[None] | None = None
+        self._tried_at_s = float("-inf")
+
+    async def open(self) -> None:
+        """Connect, or say that it could not be done; `ConfigError` for a bus that can never be."""
+        try:
+            await self._bus.connect()
+        except BusUnavailable as error:
+            logger.warning("producing without the bus, which is tried again: {}", error)
+        self._tried_at_s = self._clock()
+
+    async def publish(self, shard: int, change: Change, body: bytes) -> None:
+        """Send on what L2 has taken; returns at once."""
+        if not self._bus.connected:
+            self._reconnect()
+        now_us = int((self._clock() + self.server_clock.offset_s) * 1e6)
+        await self._bus.publish(shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
+
+    def _reconnect(self) -> None:
+        busy = self._connecting is not None and not self._connecting.done()
+        if not busy and self._clock() - self._tried_at_s >= TRY_EVERY_S:
+            self._tried_at_s = self._clock()
+            self._connecting = asyncio.create_task(self._try(), name="cachebus-publisher")
+
+    async def _try(self) -> None:
+        try:
+            await self._bus.connect()
+        except CacheBusError as error:
+            logger.debug("the bus is still out of reach: {}", error)
+
+    async def close(self) -> None:
+        """Send what waits, as far as the bus takes it in time, and disconnect."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._connecting
+        await self._bus.close()

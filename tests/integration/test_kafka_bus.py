@@ -1,0 +1,201 @@
+"""The Kafka bus as it is set up: settings, the topic's checks, TLS and SASL, `tail`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from loguru import logger
+
+from cachebus import Cache, Settings
+from cachebus.bus import kafka_client
+from cachebus.bus.kafka_topic import check_configuration
+from cachebus.cli.servers.daemon import free_port
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.errors import ConfigError, L2Unavailable
+from tests.support.caches import nodes, quick, until
+from tests.support.command import cachebus
+from tests.support.require import require
+
+KAFKA = {"bus": "kafka", "kafka_bootstrap_servers": "127.0.0.1:9092"}
+SASL = {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "ann", "kafka_password": "s3cret-word"}
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """What is logged meanwhile, from warnings on."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    logger.enable("cachebus")
+    try:
+        yield lines
+    finally:
+        logger.disable("cachebus")
+        logger.remove(sink)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"bus": "kafka"}, r"bus=kafka .*CACHEBUS_KAFKA_BOOTSTRAP_SERVERS"),
+        ({**KAFKA, "url": "memory://x"}, r"CACHEBUS_BUS.*CACHEBUS_URL"),
+        (
+            {**KAFKA, "kafka_bootstrap_servers": "kafka"},
+            r"\(CACHEBUS_KAFKA_BOOTSTRAP_SERVERS\): 'kafka' is not",
+        ),
+        ({**KAFKA, "kafka_bootstrap_servers": "a:1,"}, r"'' is not host:port"),
+        ({**KAFKA, "kafka_bootstrap_servers": "a:65536"}, r"is not host:port"),
+        ({**KAFKA, "kafka_topic": "a b"}, r"kafka_topic \(CACHEBUS_KAFKA_TOPIC\)"),
+        ({**KAFKA, "kafka_ssl_ca_certs": "ca.pem"}, r"CACHEBUS_KAFKA_SSL_CA_CERTS.*CACHEBUS_KAFKA_SSL=1"),
+        ({**KAFKA, "kafka_ssl": True, "kafka_ssl_keyfile": "k"}, r"CACHEBUS_KAFKA_SSL_CERTFILE"),
+        ({**KAFKA, "kafka_username": "ann"}, r"CACHEBUS_KAFKA_USERNAME.*CACHEBUS_KAFKA_SASL_MECHANISM"),
+        ({**KAFKA, "kafka_sasl_mechanism": "PLAIN"}, r"needs kafka_username"),
+        ({**KAFKA, **SASL, "kafka_password": None}, r"needs kafka_password \(CACHEBUS_KAFKA_PASSWORD\)"),
+        ({**KAFKA, **SASL, "kafka_sasl_mechanism": "GSSAPI"}, r"CACHEBUS_KAFKA_SASL_MECHANISM"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_field_and_variable(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        Settings(**given)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_password_is_never_shown() -> None:
+    settings = Settings(**KAFKA, **SASL)
+    assert "s3cret" not in repr(settings)
+    assert "s3cret" not in repr(kafka_client.kafka_access(settings))
+
+
+async def test_without_aiokafka_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_client, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'cachebus\[kafka\]'"):
+        async with Cache(Settings(**KAFKA)):
+            pass
+
+
+async def test_files_of_tls_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    for given in ({"kafka_ssl_ca_certs": "nowhere.pem"}, {"kafka_ssl_certfile": str(tmp_path / "none.pem")}):
+        with pytest.raises(ConfigError, match=next(iter(given))):
+            async with Cache(Settings(**KAFKA, kafka_ssl=True, **given)):
+                pass
+
+
+def test_a_topic_is_judged_by_its_configuration() -> None:
+    for policy in ("compact", "compact,delete"):
+        with pytest.raises(ConfigError, match=r"kafka-configs\.sh --alter .*--entity-name t .*cleanup\.policy=delete"):
+            check_configuration("t", {"cleanup.policy": policy})
+    for fine in ({}, {"retention.ms": "-1"}, {"retention.ms": "60000"}, {"retention.ms": "odd"}):
+        with told() as lines:
+            check_configuration("t", {"cleanup.policy": "delete", **fine})
+        assert not lines
+    with told() as lines:
+        check_configuration("t", {"retention.ms": "5000"})
+    assert len(lines) == 1
+    assert "retention.ms=3600000" in lines[0]
+
+
+async def test_the_topic_is_made_and_a_compacted_one_refused(redis_url: str, kafka: KafkaServer) -> None:
+    made, compacted, narrow = (f"topic-{token_hex(4)}" for _ in range(3))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    try:
+        await admin.create_topics(
+            [NewTopic(compacted, 1, 1, topic_configs={"cleanup.policy": "compact"}), NewTopic(narrow, 1, 1)]
+        )
+        setup = {"url": redis_url, "bus": "kafka", "kafka_bootstrap_servers": kafka.address, "namespace": made}
+        async with Cache(quick(**setup, kafka_topic=made)):
+            (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, made)])
+            ((*_, entries),) = answer.resources
+            told_of = {name: value for name, value, *_ in entries}
+            assert (told_of["cleanup.policy"], told_of["retention.ms"]) == ("delete", "3600000")
+            (described,) = await admin.describe_topics([made])
+            assert len(described["partitions"]) == 4
+        with pytest.raises(ConfigError, match=f"{compacted} is compacted"):
+            async with Cache(quick(**setup, kafka_topic=compacted)):
+                pass
+        with told() as lines:
+            async with Cache(quick(**setup, kafka_topic=narrow)):
+                pass
+        assert any(f"--topic {narrow} --partitions 4" in line for line in lines)
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="module")
+def secure(shared_servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A broker that asks for TLS and a password: its port for that, and the certificate."""
+    require(shutil.which("openssl"), "openssl", "apt-get install openssl")
+    shared_servers.kafka()  # which skips where there is none
+    folder, port = tmp_path_factory.mktemp("kafka-tls"), free_port()
+    request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        ["openssl", *request.split(), "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (folder / "both.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
+    server = KafkaServer()
+    plain = f"PLAINTEXT://127.0.0.1:{server.port}"
+    server._settings |= {
+        "listeners": f"{plain},SASL_SSL://127.0.0.1:{port},CONTROLLER://127.0.0.1:{server._controller}",
+        "advertised.listeners": f"{plain},SASL_SSL://127.0.0.1:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(folder / "both.pem"),
+        "listener.name.sasl_ssl.plain.sasl.jaas.config": (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required "
+            'username="broker" password="broker" user_broker="broker" user_ann="s3cret-word";'
+        ),
+    }
+    with server:
+        yield port, folder / "cert.pem"
+
+
+async def test_tls_and_sasl(secure: tuple[int, Path], redis_url: str) -> None:
+    port, certificate = secure
+    setup = {
+        "bus": "kafka", "kafka_bootstrap_servers": f"127.0.0.1:{port}", "kafka_topic": "secure", "kafka_ssl": True,
+        "kafka_ssl_ca_certs": str(certificate), "namespace": f"tls-{token_hex(4)}", "connect_timeout_s": 5.0,
+    }  # fmt: skip
+    async with nodes(redis_url, **setup, **SASL) as (a, b):
+
+        async def arrived() -> bool:
+            await a.invalidate("config", "k", tenant_id="acme")
+            await asyncio.sleep(0.02)
+            return b.stats().bus_lag.count > 0
+
+        await until(arrived)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({**SASL, "kafka_password": "wr0ng-word"}, "Kafka at"),
+        ({**SASL, "kafka_ssl_ca_certs": None}, "Kafka at"),
+    ]
+    for given, why in refused:
+        with pytest.raises(L2Unavailable, match=why) as error:
+            async with Cache(quick(redis_url, **{**setup, **given})):
+                pass
+        assert "word" not in str(error.value)
+
+
+async def test_tail_listens_where_events_go(redis_url: str, kafka: KafkaServer, tmp_path: Path) -> None:
+    topic = f"tail-{token_hex(4)}"
+    env = {
+        "CACHEBUS_URL": redis_url, "CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": kafka.address,
+        "CACHEBUS_KAFKA_TOPIC": topic, "CACHEBUS_NAMESPACE": topic,
+    }  # fmt: skip
+    setup = {"bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": topic, "namespace": topic}
+    async with Cache(quick(redis_url, **setup)) as cache:
+        with cachebus("tail", "--count", "1", folder=tmp_path, env=env) as command:
+            assert command.process.stderr is not None
+            assert "listening" in await asyncio.to_thread(command.process.stderr.readline)
+            await cache.invalidate("config", "k", tenant_id="acme")
+            out, _ = await asyncio.to_thread(command.process.communicate)
+    assert "acme | config | k" in out
