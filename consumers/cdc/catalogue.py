@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pydantic import SecretStr
+
+from cachebus.errors import ConfigError
 from consumers.cdc.pgoutput import nameable
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rule
@@ -59,6 +63,14 @@ class Table:
     def identified(self) -> bool:
         """Whether PostgreSQL lets rows of it be updated and deleted once they are published."""
         return bool(self.key)
+
+
+def plain_url(url: SecretStr) -> str:
+    """A database's URL, without what SQLAlchemy puts into it; `ConfigError`, which does not show it."""
+    plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url.get_secret_value())
+    if not re.match(r"postgres(ql)?://", plain):
+        raise ConfigError("the database must be a URL like postgresql://user:password@host:5432/name")
+    return plain
 
 
 def quoted(name: str) -> str:

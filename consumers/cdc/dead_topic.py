@@ -14,6 +14,10 @@ from consumers.dead import DeadLetter
 TOPIC: Final = "cachebus.cdc.dead"
 
 
+LARGEST_BYTES: Final = 900_000
+"""What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
+
+
 class DeadTopic:
     """Keeps dead letters, as they came, with the reason in a header; a value of None stays None. Open it first."""
 
@@ -25,7 +29,7 @@ class DeadTopic:
     async def put(self, letters: Sequence[DeadLetter]) -> None:
         """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors."""
         if self._producer is None:
-            await self._make()
+            await self.ensure()
             producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
             try:
                 await producer.start()
@@ -36,9 +40,9 @@ class DeadTopic:
         sent = [
             await self._producer.send(
                 self.topic,
-                letter.payload,
+                letter.payload[:LARGEST_BYTES],
                 headers=[
-                    ("reason", letter.reason.encode()),
+                    ("reason", (letter.reason + _cut(letter)).encode()),
                     ("source", letter.source.encode()),
                     ("attempts", str(letter.attempts).encode()),
                 ],
@@ -54,18 +58,27 @@ class DeadTopic:
         if producer is not None:
             await producer.stop()
 
-    async def _make(self) -> None:
+    async def ensure(self) -> list[int]:
+        """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""
         admin = AIOKafkaAdminClient(**self._clients)
         try:
             await admin.start()
             if self.topic in await admin.list_topics():
-                return
-            reply = await admin.create_topics([NewTopic(self.topic, 1, -1, topic_configs={"retention.ms": "-1"})])
+                (told,) = await admin.describe_topics([self.topic])
+                return [partition["partition"] for partition in told["partitions"]]
+            copies = min(3, len((await admin.describe_cluster())["brokers"]))
+            reply = await admin.create_topics([NewTopic(self.topic, 1, copies, topic_configs={"retention.ms": "-1"})])
             for _, code, *_ in reply.topic_errors:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
+            return [0]
         finally:
             await admin.close()
+
+
+def _cut(letter: DeadLetter) -> str:
+    size_bytes = len(letter.payload)
+    return f" (cut: it is {size_bytes} bytes long, whole at its source)" if size_bytes > LARGEST_BYTES else ""
 
 
 def letter_of(record: Any) -> DeadLetter:

@@ -50,6 +50,8 @@ class KafkaSource:
     group: str = "cachebus-cdc"
     batch: int = 5000
     """Messages that are looked at together."""
+    session_timeout_s: float = 10.0
+    """So long after a worker vanished without a word others take its partitions over."""
     dead_topic: str = DEAD_TOPIC
     clients: Mapping[str, Any] = field(default_factory=dict)
     """More of aiokafka's client settings, such as those of TLS and SASL."""
@@ -101,6 +103,8 @@ class TopicsWorker(Worker):
             isolation_level="read_committed",
             metadata_max_age_ms=int(NEW_TOPICS_S * 1000),
             fetch_max_wait_ms=200,
+            session_timeout_ms=int(self.source.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self.source.session_timeout_s * 300),
         )
         try:
             await consumer.start()

@@ -18,9 +18,9 @@ from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 from consumers.apply import Applier
 from consumers.cdc.carry import Batch, Carrier
-from consumers.cdc.catalogue import OWN_TABLES
+from consumers.cdc.catalogue import OWN_TABLES, plain_url
 from consumers.cdc.dead import TableOfDead
-from consumers.cdc.pgoutput import Commit, Decoder, PgOutputError
+from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
 from consumers.cdc.slot import LostSlot, Setup, look
@@ -42,6 +42,10 @@ IDLE_ADVANCE_BYTES: Final = 1 << 20
 """Of others' WAL: past that the slot moves on, though nothing in it is for these rules."""
 WATCH_EVERY_S: Final = 5.0
 STAND_BY_S: Final = 0.5
+SNAPSHOT: Final = "SELECT pg_current_snapshot()::text"
+XID_BITS: Final = 0xFFFFFFFF
+VISIBLE_FIRST_S: Final = 0.001
+VISIBLE_MAX_S: Final = 0.1
 PEEK_TIMEOUT_S: Final = 60.0
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
 NO_LIMITS: Final = """
@@ -79,6 +83,8 @@ class Peek:
         self.count = 0
         self.end: int | None = None
         """Where the last whole transaction ends."""
+        self.xids: set[int] = set()
+        """Transactions that it has told of, and that others may not see yet."""
         self.whole = True
         """Whether it was heard to its end."""
 
@@ -88,6 +94,7 @@ class SlotWorker(Worker):
 
     def __init__(self, settings: Settings, rules: Rules, source: SlotSource) -> None:
         super().__init__("cdc", ("l2", "database", "slot"))
+        plain_url(source.dsn)
         if source.on_lost_slot == "invalidate" and not rules.tenants and any(r.needs_tenants for r in rules.rule):
             raise ConfigError(
                 "on_lost_slot=invalidate needs the tenants whose caches to invalidate: tenants = [...] at the head of "
@@ -107,6 +114,8 @@ class SlotWorker(Worker):
         self._behind = self._gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied")
         self._active = self._gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
         self._warned_s = 0.0
+        self.waits_for_commits = False
+        """Whether transactions are told of that others do not see yet."""
 
     @property
     def follows(self) -> bool:
@@ -137,8 +146,9 @@ class SlotWorker(Worker):
     async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
         async with asyncio.timeout(10):
             connection = await asyncpg.connect(
-                self.source.dsn.get_secret_value(),
+                plain_url(self.source.dsn),
                 command_timeout=30,
+                target_session_attrs="primary",  # of several hosts: after a failover that is another
                 server_settings={"application_name": f"cachebus-cdc {self.source.slot}"[:63]},
             )
         try:
@@ -223,21 +233,21 @@ class SlotWorker(Worker):
         """Look at what comes next, apply it, and advance the slot behind it. Whether there is more already."""
         peek = Peek()
         try:
-            async with connection.transaction(readonly=True):
+            async with connection.transaction(readonly=True, isolation="read_committed"):
                 cursor = await connection.cursor(
                     PEEK, self.source.slot, self.source.batch, self.source.publication, timeout=self._peek_timeout_s
                 )
                 while rows := await cursor.fetch(AT_ONCE, timeout=self._peek_timeout_s):
                     for row in rows:
                         self._take(row, peek)
-                    if len(peek.batch) >= AT_ONCE and not await self._in_time(peek, dead):
+                    if len(peek.batch) >= AT_ONCE and not await self._in_time(connection, peek, dead):
                         break
         except TimeoutError:
             self._peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._peek_timeout_s * 2)
             raise
         except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
             return False
-        await self._finish(peek.batch, dead)
+        await self._finish(connection, peek, dead)
         if not peek.whole:
             return True  # what came behind it is told once more
         self._peek_timeout_s = PEEK_TIMEOUT_S
@@ -246,7 +256,7 @@ class SlotWorker(Worker):
             await self._advance(connection, _lsn_text(peek.end) if limited and peek.end is not None else now)
         if not limited:
             self._seen = now
-        return limited
+        return peek.count > 0  # where there was something, there may be more
 
     def _take(self, row: Any, peek: Peek) -> None:
         peek.count += 1
@@ -255,25 +265,42 @@ class SlotWorker(Worker):
         except PgOutputError as error:
             self._carrier.refuse(peek.batch, row["data"], str(error), row["lsn"])
             return
-        if isinstance(found, Commit):
+        if isinstance(found, Begin):
+            peek.xids.add(found.xid)
+        elif isinstance(found, Commit):
             peek.end = found.end_lsn
         elif isinstance(found, list):
             for change in found:
                 if change.table not in OWN_TABLES:
                     self._carrier.take(change, peek.batch, source=change.position)
 
-    async def _in_time(self, peek: Peek, dead: TableOfDead) -> bool:
+    async def _in_time(self, connection: asyncpg.Connection, peek: Peek, dead: TableOfDead) -> bool:
         """Finish with what has been told so far; False where L2 makes that wait longer than the transaction may."""
         try:
             async with asyncio.timeout(HOLD_S):
-                await self._finish(peek.batch, dead)
+                await self._finish(connection, peek, dead)
         except TimeoutError:
             peek.whole = False
             return False
         peek.batch = Batch()
         return True
 
-    async def _finish(self, batch: Batch, dead: TableOfDead) -> None:
+    async def _seen_by_all(self, connection: asyncpg.Connection, peek: Peek) -> None:
+        """Wait until whoever begins to read sees what was told of: the log has a commit before that, by far where a
+        synchronous standby is waited for. Who loads in between loads what is old, and would keep it."""
+        patience_s = VISIBLE_FIRST_S
+        while peek.xids:
+            _, end, running = str(await connection.fetchval(SNAPSHOT)).split(":")
+            under_way = {int(one) & XID_BITS for one in running.split(",") if one}
+            peek.xids = {xid for xid in peek.xids if xid in under_way or _is_behind(xid, int(end))}
+            self.waits_for_commits = bool(peek.xids)
+            if peek.xids:
+                await asyncio.sleep(patience_s)
+                patience_s = min(VISIBLE_MAX_S, patience_s * 2)
+
+    async def _finish(self, connection: asyncpg.Connection, peek: Peek, dead: TableOfDead) -> None:
+        batch = peek.batch
+        await self._seen_by_all(connection, peek)
         if batch.dead:
             await dead.put(batch.dead)
             self._carrier.buried(batch.dead)
@@ -304,6 +331,12 @@ class SlotWorker(Worker):
                     self.source.slot, slot.retained_bytes / (1 << 30), slot.behind_bytes,
                 )  # fmt: skip
             await asyncio.sleep(WATCH_EVERY_S)
+
+
+def _is_behind(xid: int, end: int) -> bool:
+    """Whether a transaction, by the 32 bits of its number, is none of those before `end`: nearer behind it than
+    before."""
+    return (xid - end) & XID_BITS < 1 << 31
 
 
 def _lsn(text: str) -> int:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from cachebus.clock import wall_s
 from cachebus.plan import Plan
 from consumers.apply import REFUSED, Applier
+from consumers.cdc.catalogue import plain_url
 from consumers.cdc.change import parse_change
 from consumers.cdc.router import Router
 
@@ -31,7 +32,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
 
     Raises `OSError` or asyncpg's errors where the database can't be reached; what was applied till then is removed.
     """
-    connection = await asyncpg.connect(dsn.get_secret_value())
+    connection = await asyncpg.connect(plain_url(dsn))
     applied = dead = last = 0
     try:
         while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):

@@ -19,6 +19,7 @@ SLOTS_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS cachebus_cdc_slots (
   slot text PRIMARY KEY, made_at timestamptz NOT NULL DEFAULT now(), whole boolean NOT NULL)
 """
+EVERY_TABLE: Final = "ALL TABLES"
 LOOK: Final = """
 SELECT wal_status, restart_lsn, plugin, database, current_database() AS here,
        pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes,
@@ -51,7 +52,7 @@ async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
         raise ConfigError(f"the slot {name!r} is of the plugin {row['plugin']}, not pgoutput: name another")
     if row["database"] != row["here"]:
         raise ConfigError(
-            f"the slot {name!r} is of the database {row['database']!r} (slots' names are a whole server's): name another"
+            f"the slot {name!r} is of the database {row['database']!r} (a name is for a whole server): name another"
         )
     lost = row["wal_status"] == "lost" or row["restart_lsn"] is None
     return Slot(lost, row["retained_bytes"] or 0, row["behind_bytes"] or 0)
@@ -114,13 +115,11 @@ class Setup:
         )  # fmt: skip
 
     async def _server(self) -> None:
-        level, standby = await self._connection.fetchrow("SELECT current_setting('wal_level'), pg_is_in_recovery()")
+        level = await self._connection.fetchval("SELECT current_setting('wal_level')")
         if level != "logical":
             raise ConfigError(
                 f"wal_level is {level}, and must be logical: ALTER SYSTEM SET wal_level = 'logical'; then restart it"
             )
-        if standby:
-            raise ConfigError("this server is a standby: give the address of the primary")
 
     async def _published(self, tables: Sequence[Table]) -> None:
         row = await self._connection.fetchrow("SELECT * FROM pg_publication WHERE pubname = $1", self._publication)
@@ -141,6 +140,13 @@ class Setup:
         missing = [table for table in tables if (table.schema, table.name) not in there]
         if missing:
             self._refuse_unidentified(missing)
+            if self._target(missing) == EVERY_TABLE:
+                raise ConfigError(
+                    f"the publication {self._publication!r} leaves out {', '.join(one.full_name for one in missing)}, "
+                    f"and rules with patterns need one for all tables: DROP PUBLICATION {quoted(self._publication)}; "
+                    f"CREATE PUBLICATION {quoted(self._publication)} FOR ALL TABLES "
+                    "WITH (publish_via_partition_root = true);"
+                )
             await self._make(f"ALTER PUBLICATION {quoted(self._publication)} ADD {self._target(missing)}")
             logger.info("cdc: changes of {} are told from now on", ", ".join(table.full_name for table in missing))
 
@@ -151,7 +157,7 @@ class Setup:
         if not patterns:
             return "TABLE " + ", ".join(table.sql_name for table in tables)
         if any(sign in schema for schema in schemas for sign in "*?["):
-            return "ALL TABLES"
+            return EVERY_TABLE
         return "TABLES IN SCHEMA " + ", ".join(quoted(schema) for schema in sorted(schemas))
 
     def _refuse_unidentified(self, tables: Sequence[Table]) -> None:

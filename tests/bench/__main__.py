@@ -20,7 +20,7 @@ from typing import Any, Final
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import perf_counter
 from cachebus.errors import ConfigError
-from tests.bench import hits, imports, invalidations, kafka_bus, memory, outbox, reads
+from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -55,6 +55,7 @@ GROUPS: Final = (
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
     Group(("kafka",), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
+    Group(("cdc",), "change data capture", cdc.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),
     Group(("memory",), "memory", memory.entry_bytes),

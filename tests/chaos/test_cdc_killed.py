@@ -12,10 +12,12 @@ import sys
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.cli.servers.postgres import PostgresServer
+from tests.conftest import connected
 from tests.support.cdc_killed import killed, slot_killed
 
 KILLS = 3
@@ -42,40 +44,52 @@ async def topics_killed(kafka: str, redis_url: str, kills: int, seed: int) -> in
     await producer.start()
 
     async def write(number: int) -> None:
-        row = {"id": number, "tenant_id": "acme", "customer_id": 1}
-        envelope = {
-            "op": "c",
-            "before": None,
-            "after": row,
-            "source": {"schema": "shop", "table": "orders", "ts_ms": 1},
-        }
+        source, row = {"schema": "shop", "table": "orders"}, {"id": number, "tenant_id": "acme", "customer_id": 1}
+        envelope = {"op": "c", "before": None, "after": row, "source": source}
         await producer.send_and_wait(topic, json.dumps(envelope).encode(), partition=number % 2)
 
     async def seen() -> int:
-        offsets = await admin.list_consumer_group_offsets(group)
+        try:
+            offsets = await admin.list_consumer_group_offsets(group)
+        except GroupCoordinatorNotAvailableError:  # Kafka is about to make a place for it
+            return 0
         return sum(max(0, offsets[one].offset) for one in map(TopicPartition, [topic] * 2, [0, 1]) if one in offsets)
 
     try:
         return await killed(
-            redis_url, write, seen, kills, seed,
+            redis_url, write, lambda: asyncio.sleep(0), seen, kills, seed,
             *("--source", "kafka", "--bootstrap-servers", kafka, "--topics", topic, "--group", group),
+            *("--session-timeout", "1"),
         )  # fmt: skip
     finally:
         await producer.stop()
         await admin.close()
 
 
+ROUND = 20
+
+
 def campaign(kills: int) -> None:
     """Both workers, so many times, on servers of their own."""
-    seed = secrets.randbelow(10**9)
-    print(f"seed {seed}", flush=True)
-    with EmbeddedServer() as redis:
-        with PostgresServer() as postgres:
-            rows = asyncio.run(slot_killed(postgres.url, redis.url, kills, seed))
-            print(f"slot: {kills} kills, {rows} rows, none missed", flush=True)
-        with KafkaServer() as kafka:
-            rows = asyncio.run(topics_killed(kafka.address, redis.url, kills, seed))
-            print(f"topics: {kills} kills, {rows} rows, none missed", flush=True)
+    with EmbeddedServer() as redis, PostgresServer() as postgres, KafkaServer() as kafka:
+        done = {"slot": 0, "topics": 0}
+        while done["topics"] < kills:
+            now = min(ROUND, kills - done["topics"])
+            seed = secrets.randbelow(10**9)
+            rows = asyncio.run(on_a_database(postgres, redis.url, now, seed))
+            done["slot"] += now
+            print(f"slot: killed {done['slot']} times (seed {seed}), {rows} rows, none missed", flush=True)
+            rows = asyncio.run(topics_killed(kafka.address, redis.url, now, seed))
+            done["topics"] += now
+            print(f"topics: killed {done['topics']} times (seed {seed}), {rows} rows, none missed", flush=True)
+
+
+async def on_a_database(postgres: PostgresServer, redis_url: str, kills: int, seed: int) -> int:
+    """The worker of a slot, on a database of its own."""
+    name = f"killed_{secrets.token_hex(4)}"
+    async with connected(postgres.url) as connection:
+        await connection.execute(f"CREATE DATABASE {name}")
+    return await slot_killed(postgres.url_of(name), redis_url, kills, seed)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ async def test_what_no_rule_is_for_does_not_hold_the_log_back(database: str, red
     async with running(idle):
         await tell(database, ["CREATE TABLE others AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 3000)"])
         now = await fetched(database, "SELECT pg_current_wal_lsn()::text")
-        passed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cachebus_cdc' AND database = current_database()"
-        await until(lambda: fetched(database, passed, now))
+        passed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2"
+        await until(lambda: fetched(database, passed, now, idle.source.slot))
 
 
 async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(database: str, redis_url: str) -> None:
@@ -179,7 +179,10 @@ async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
         await tell(
             database, ["INSERT INTO shop.orders SELECT g, 'acme', 1, '' FROM generate_series(1000, 3500) g", THE_END]
         )
-        mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL"
+        mine = """
+            SELECT count(*) FROM pg_stat_activity
+            WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL
+        """
         await until(lambda: fetched(database, mine))
         await until(lambda: _is_zero(database, mine))
         own_server.start()
@@ -236,8 +239,9 @@ async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: s
         await tell(server.url, [SCHEMA])
         async with running(worker(server.url, redis_url)):
             pass
-        fill = "INSERT INTO shop.unruled SELECT g FROM generate_series({0}, {0} + 200000) g; SELECT pg_switch_wal(); CHECKPOINT"
-        await tell(server.url, [part for at in range(2) for part in fill.format(1 + at * 300_000).split("; ")])
+        for first in (1, 300_000):
+            fill = f"INSERT INTO shop.unruled SELECT g FROM generate_series({first}, {first} + 200000) g"
+            await tell(server.url, [fill, "SELECT pg_switch_wal()", "CHECKPOINT"])
         assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
         one = worker(server.url, redis_url)
         task = asyncio.create_task(one.run())
@@ -287,6 +291,8 @@ async def test_what_is_set_up_wrong_is_refused_with_what_mends_it(
         operations = ["insert"]
     """)
     assert "has no primary key: once published" in await refusal(database, redis_url, keyless)
+    await tell(database, ["CREATE PUBLICATION few FOR TABLE shop.orders"])
+    assert "rules with patterns need one for all tables" in await refusal(database, redis_url, publication="few")
     await tell(database, ["CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert')"])
     assert "leaves out delete, truncate, update" in await refusal(database, redis_url, publication="p")
     await tell(database, ["SELECT pg_create_logical_replication_slot('s', 'test_decoding')"])
@@ -337,3 +343,33 @@ async def test_a_table_that_a_rule_was_written_for_later_is_added(database: str,
         await tell(database, ["INSERT INTO shop.notes (code, tenant_id) VALUES (gen_random_uuid(), 'acme')", THE_END])
         await until(lambda: heard.has(*END))
         assert any(name.startswith("K acme:note:") for name in heard.asked)
+
+
+async def test_a_commit_that_others_do_not_see_yet_is_waited_for(redis_url: str) -> None:
+    """The log tells of a commit before it is visible: until a synchronous standby has it, when there is one. A row
+    that is loaded in between is the old one, and nothing would ever invalidate that."""
+    with PostgresServer() as server:
+        await tell(server.url, [SCHEMA])
+        one = worker(server.url, redis_url)
+        heard = Heard(one)
+        async with running(one), connected(server.url) as writer:
+            await tell(server.url, ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"])
+            await until(lambda: _is(writer, "SHOW synchronous_standby_names", "nobody"))
+            committing = asyncio.create_task(writer.execute(THE_END))
+            waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = $1"
+            pid = writer.get_server_pid()
+            await until(lambda: _fetched_is(server.url, "SyncRep", waits, pid))
+            await until(lambda: one.waits_for_commits or heard.has(*END))
+            assert not heard.has(*END)
+            assert await fetched(server.url, "SELECT count(*) FROM shop.orders") == 0
+            await fetched(server.url, "SELECT pg_cancel_backend($1)", pid)
+            await committing
+            await until(lambda: heard.has(*END))
+
+
+async def _is(connection: asyncpg.Connection, sql: str, wanted: Any) -> bool:
+    return bool(await connection.fetchval(sql) == wanted)
+
+
+async def _fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
+    return bool(await fetched(database, sql, *arguments) == wanted)

@@ -11,6 +11,7 @@ import pytest
 
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers import debezium, kafka
+from consumers.cdc.rules import load_rules
 from tests.integration.test_doctor import bad, findings
 from tests.support.require import require
 from tests.support.servers import any_binary
@@ -56,6 +57,10 @@ def test_files_that_are_mounted_or_copied_exist() -> None:
         r"^COPY (?!--from)(.+) \S+$", (COMPOSE / "debezium" / "Dockerfile").read_text(), re.MULTILINE
     ):
         assert all((COMPOSE / "debezium" / source).exists() for source in line.split()), line
+
+
+def test_its_rules_are_right() -> None:
+    assert load_rules(COMPOSE / "rules.toml").rule
 
 
 async def test_the_doctor_has_nothing_against_its_redis() -> None:

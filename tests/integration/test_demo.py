@@ -47,15 +47,16 @@ def test_the_whole_show(tmp_path: Path) -> None:
         assert line in errors
 
 
-def test_the_whole_road_loses_nothing_though_a_worker_is_killed(tmp_path: Path, postgres: PostgresServer) -> None:
+@pytest.mark.parametrize("way", ["outbox", "cdc"])
+def test_the_whole_road_loses_nothing_though_a_worker_is_killed(
+    tmp_path: Path, postgres: PostgresServer, way: str
+) -> None:
     """`postgres` is asked for only to skip where there is none: the demo starts its own."""
-    status, out, errors = ran(
-        "demo", *SMALL, *MANY_WRITES, "--writes", "outbox", "--no-compare", "--json", folder=tmp_path
-    )
+    status, out, errors = ran("demo", *SMALL, *MANY_WRITES, "--writes", way, "--no-compare", "--json", folder=tmp_path)
     assert status == 0, errors
     told = json.loads(out)
     figures = told["cachebus"]
-    assert (told["writes"], told["broken"]) == ("outbox", [])
+    assert (told["writes"], told["broken"]) == (way, [])
     assert figures["writes"] > 50
     assert (figures["lost"], figures["lags"]["unheard"], figures["stale_beyond"]) == (0, 0, 0)
     assert figures["lags"]["pairs"] > figures["writes"]  # on each of the nodes

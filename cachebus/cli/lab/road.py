@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Final
 from cachebus.cli.child import end, spawn
 from cachebus.cli.lab.plan import Plan
 from cachebus.cli.lab.server import Server
+from cachebus.cli.servers.daemon import HOST, free_port
+from cachebus.clock import monotonic
 from cachebus.errors import ConfigError
 
 DIRECT: Final = "direct"
@@ -26,6 +29,9 @@ ROOM_BOUNDS: Final = 4.0
 QUIET_BOUNDS: Final = 2.0
 """For so many bounds at the end nothing is written, so that all that was can arrive."""
 RULES: Final = "rules.toml"
+READY_S: Final = 30.0
+POLL_S: Final = 0.05
+ASK_S: Final = 1.0
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Road:
     database: str | None
     kafka: str | None
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    """Where each tells how it is."""
     killed: bool = False
     replaced: bool = False
     command: list[str] = field(default_factory=list)
@@ -50,9 +58,11 @@ class Road:
         return ", ".join(parts)
 
     def due(self, progress: float) -> str | None:
-        """Do to the workers what is due at this share (0-1) of the run; a line for people when something was."""
+        """Do to the workers what is due at this share (0-1) of the run; a line for people when something was.
+        `ConfigError` when one ended by itself."""
         if not self.workers:
             return None
+        self.check()
         if not self.killed and progress >= KILLED_AT:
             self.killed = True
             self.workers[0].kill()
@@ -65,8 +75,13 @@ class Road:
 
     def start(self) -> None:
         """One worker more."""
-        log = self.folder / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(spawn(self.command, log=log, env=self.environment))
+        log, port = self.folder / f"worker-{len(self.workers) + 1}.log", free_port()
+        self.workers.append(spawn(self.command, log=log, env={**self.environment, "CACHEBUS_HEALTH_PORT": str(port)}))
+        self.ports.append(port)
+
+    def ready(self) -> bool:
+        """Whether one of them does its work (others may stand by)."""
+        return any(map(_is_ready, self.ports))
 
     def check(self) -> None:
         """`ConfigError` with the end of its log when a worker ended by itself."""
@@ -121,7 +136,6 @@ async def _staffed(road: Road, writes: str, server: Server) -> None:
         "CACHEBUS_URL": server.url,
         "CACHEBUS_NAMESPACE": server.namespace,
         "CACHEBUS_DATABASE_URL": road.database or "",
-        "CACHEBUS_HEALTH_PORT": "0",
         **({"CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": road.kafka} if road.kafka else {}),
     }
     program = [sys.executable, "-P", "-m", "cachebus.cli.main", "worker"]
@@ -134,3 +148,17 @@ async def _staffed(road: Road, writes: str, server: Server) -> None:
         road.command = [*program, "cdc", "--source", "postgres", "--rules", str(road.folder / RULES)]
     for _ in range(WORKERS):
         road.start()
+    deadline_s = monotonic() + READY_S
+    while not await asyncio.to_thread(road.ready):
+        road.check()
+        if monotonic() > deadline_s:
+            raise ConfigError(f"no worker is ready after {READY_S:g} s")
+        await asyncio.sleep(POLL_S)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health/ready", timeout=ASK_S):
+            return True
+    except OSError:
+        return False

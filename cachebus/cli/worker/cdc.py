@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -23,7 +24,7 @@ def cdc(
     source: options.From = options.Source.POSTGRES,
     check: options.Check = None,
     sample: options.Sample = None,
-    database: options.Database = None,
+    database_url: options.Database = None,
     slot: options.SlotName = "cachebus_cdc",
     publication: options.Publication = "cachebus_cdc",
     poll_s: options.Poll = 0.02,
@@ -32,6 +33,7 @@ def cdc(
     bootstrap_servers: options.BootstrapServers = None,
     topics: options.Topics = None,
     group: options.Group = "cachebus-cdc",
+    session_timeout_s: options.SessionTimeout = 10.0,
     batch: options.BatchSize = 5000,
     url: Url = None,
     namespace: Namespace = None,
@@ -60,20 +62,18 @@ def cdc(
         from consumers.cdc.postgres import SlotSource, SlotWorker
 
         given = SlotSource(
-            SecretStr(database or ""), slot, publication, batch, poll_s, wal_warning_mb << 20, on_lost_slot.value
+            SecretStr(database_url or ""), slot, publication, batch, poll_s, wal_warning_mb << 20, on_lost_slot.value
         )
         return SlotWorker(settings, loaded, given)
 
     def topics_worker() -> Worker:
         from consumers.cdc.kafka import KafkaSource, TopicsWorker
 
-        return TopicsWorker(settings, loaded, KafkaSource(bootstrap_servers or "", topics or "", group, batch))
+        given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s)
+        return TopicsWorker(settings, loaded, given)
 
+    _complete(source, database_url, bootstrap_servers)
     in_kafka = source is options.Source.KAFKA
-    if not in_kafka and not database:
-        raise ConfigError("--database is missing (CACHEBUS_DATABASE_URL)")
-    if in_kafka and not bootstrap_servers:
-        raise ConfigError("--bootstrap-servers is missing (CACHEBUS_KAFKA_BOOTSTRAP_SERVERS)")
     if in_kafka and not topics:
         raise ConfigError("--topics is missing (CACHEBUS_CDC_TOPICS)")
     run_worker(
@@ -82,3 +82,73 @@ def cdc(
         health_host=health_host,
         drain_timeout_s=drain_timeout_s,
     )
+
+
+def _complete(source: options.Source, database_url: str | None, bootstrap_servers: str | None) -> None:
+    """Whether what is needed to reach the source is given, and installed."""
+    try:
+        if source is options.Source.KAFKA:
+            import consumers.cdc.kafka
+        else:
+            import consumers.cdc.postgres  # noqa: F401 -- looked for, so that one line can say what is missing
+    except ImportError as missing:
+        extra = "kafka" if source is options.Source.KAFKA else "outbox"
+        raise ConfigError(f"this source needs {missing.name}: pip install 'cachebus[worker,{extra}]'") from None
+    if source is options.Source.KAFKA and not bootstrap_servers:
+        raise ConfigError("--bootstrap-servers is missing (CACHEBUS_KAFKA_BOOTSTRAP_SERVERS)")
+    if source is options.Source.POSTGRES and not database_url:
+        raise ConfigError("--database-url is missing (CACHEBUS_DATABASE_URL)")
+
+
+def replay_cdc(
+    rules: options.RulesFile = None,
+    source: options.From = options.Source.POSTGRES,
+    database_url: options.Database = None,
+    slot: options.SlotName = "cachebus_cdc",
+    bootstrap_servers: options.BootstrapServers = None,
+    group: options.Group = "cachebus-cdc",
+    url: Url = None,
+    namespace: Namespace = None,
+) -> None:
+    """Try the changes that were set aside once more, by the rules as they are now: of a slot, or of Debezium's topics.
+
+    What is applied is removed from where it was set aside; what is refused again stays, with the new reason. The exit
+    status is 1 if some stay.
+    """
+    if rules is None:
+        raise ConfigError("--rules is missing (CACHEBUS_CDC_RULES)")
+    from consumers.cdc.rules import load_rules
+
+    loaded, settings = load_rules(rules), settings_for(url, namespace)
+    _complete(source, database_url, bootstrap_servers)
+
+    async def main() -> tuple[int, int]:
+        from consumers.apply import Applier
+        from consumers.cdc.router import Router
+        from consumers.health import Health
+        from consumers.meters import Meters
+
+        health = Health("cdc", ("l2",))
+        async with Applier(settings, health, Meters(health), loaded.cascades).opened() as applier:
+            if source is options.Source.POSTGRES:
+                from consumers.cdc.replay import replay
+
+                return await replay(SecretStr(database_url or ""), slot, Router(loaded), applier)
+            from consumers.cdc.kafka import KafkaSource
+            from consumers.cdc.replay_topic import replay_topic
+
+            return await replay_topic(KafkaSource(bootstrap_servers or "", "", group), Router(loaded), applier)
+
+    try:
+        applied, dead = asyncio.run(main())
+    except Exception as error:
+        if not _is_out_of_reach(error):
+            raise
+        raise ConfigError(f"what was set aside can't be had: {type(error).__name__}: {error}") from None
+    typer.echo(f"{applied} applied, {dead} still set aside")
+    raise typer.Exit(1 if dead else 0)
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    """Whether it is the source that has failed: its drivers are there only where they are used."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("asyncpg", "aiokafka")

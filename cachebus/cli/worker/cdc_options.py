@@ -56,11 +56,12 @@ Sample = Annotated[
 Database = Annotated[
     str | None,
     typer.Option(
-        "--database",
+        "--database-url",
         metavar="URL",
         envvar="CACHEBUS_DATABASE_URL",
         show_default=False,
-        help="postgresql://user:password@host/database (source postgres).",
+        help="postgresql://user:password@host:5432/name (source postgres). Beware: what is given here is seen by all "
+        "users of the machine; the variable is not.",
     ),
 ]
 SlotName = Annotated[
@@ -117,4 +118,14 @@ Topics = Annotated[
 ]
 Group = Annotated[
     str, typer.Option("--group", metavar="NAME", envvar="CACHEBUS_CDC_GROUP", help="The consumer group (source kafka).")
+]
+SessionTimeout = Annotated[
+    float,
+    typer.Option(
+        "--session-timeout",
+        min=1.0,
+        metavar="SECONDS",
+        envvar="CACHEBUS_CDC_SESSION_TIMEOUT_S",
+        help="So long after a worker vanished without a word others take its partitions over (source kafka).",
+    ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cachebus.cli.worker.cdc import cdc
+from cachebus.cli.worker.cdc import cdc, replay_cdc
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
 
@@ -24,5 +24,6 @@ worker = _group("worker", "Run a worker until SIGTERM: it carries committed writ
 replay_dead = _group("replay-dead", "Bring back what a worker has set aside, to be tried once more.")
 worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
 replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
+replay_dead.command("cdc", short_help="Of changes of rows, by the rules as they are now.")(replay_cdc)
 worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
 worker.command(short_help="From the changes of a database's rows, by rules.")(cdc)
