@@ -100,6 +100,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         lease_ms=settings.lease_ms,
         outage_is_miss=settings.on_outage == "miss",
         enabled=settings.enabled,
+        hints=bus.in_store,
     )
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
     writer = Writer(fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled)

@@ -20,14 +20,17 @@ from cachebus.ports import Leased, LeaseReply, Place
 
 BACKOFF_FIRST_S = 0.005
 BACKOFF_MAX_S = 0.1
+BACKOFF_GROWTH = {True: 2.0, False: 1.25}
+"""By whether the end of a lease is told on the store's own channel: where it is not, polling alone must be quick."""
 
 
 class Reader:
     """Reads that L1's fast path did not answer."""
 
     def __init__(
-        self, fetcher: Fetcher, waiters: Waiters, clock: Clock, *, lease_ms: int, outage_is_miss: bool, enabled: bool
-    ) -> None:
+        self, fetcher: Fetcher, waiters: Waiters, clock: Clock, *, lease_ms: int, outage_is_miss: bool, enabled: bool,
+        hints: bool = True,
+    ) -> None:  # fmt: skip
         self._fetch = fetcher
         self._node = fetcher.node
         self._store = fetcher.store
@@ -38,6 +41,7 @@ class Reader:
         self._lease_ms = lease_ms
         self._outage_is_miss = outage_is_miss
         self._enabled = enabled
+        self._growth = BACKOFF_GROWTH[hints]
         self.flights: Flights[Found] = Flights()
 
     # -- get ------------------------------------------------------------------------------------------------------
@@ -320,7 +324,7 @@ class Reader:
             if self._clock() > deadline_s:
                 raise LoadTimeout(f"another node has been loading for {filler.rules.load_timeout_s:g} s")
             await self._waiters.wait(filler.key.l1, min(backoff_s, max(reply.wait_ms, 1) / 1000))
-            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+            backoff_s = min(backoff_s * self._growth, BACKOFF_MAX_S)
 
     async def _load(self, flight: Flight[Found], key: Key, load: Load, rules: Rules) -> Found:
         """Run the source; when it fails, what is expired but was never invalidated stands in for it."""

@@ -16,7 +16,8 @@ from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.clock import monotonic
 from tests.bench.children import Talk, talking
 from tests.bench.invalidations import PAYLOAD_BYTES
-from tests.bench.kafka_other import TOPIC, settings
+from tests.bench.kafka_other import TOPIC, listening, settings
+from tests.bench.other_node import Arrivals
 from tests.bench.rounds import p99
 from tests.bench.rows import Row, at_most
 from tests.bench.run import Bench
@@ -38,6 +39,8 @@ async def rows(bench: Bench) -> list[Row]:
             await bare.start()
             stack.push_async_callback(bare.stop)
             url = bench.server.url
+            # In both processes, as with nodes: each hears its own, too.
+            await stack.enter_async_context(listening(kafka.address, Arrivals()))
             other = await stack.enter_async_context(talking("tests.bench.kafka_other", url, kafka.address))
             over_kafka = await stack.enter_async_context(Cache.open(settings(url, kafka.address)))
             over_redis = await stack.enter_async_context(Cache.open(Settings(url=url, namespace="redis")))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,8 +22,23 @@ def settings(url: str, kafka: str) -> Settings:
     return Settings(url=url, namespace="kafka", bus="kafka", kafka_bootstrap_servers=kafka)
 
 
-async def listen(consumer: Any, heard: Arrivals) -> None:
+@asynccontextmanager
+async def listening(kafka: str, heard: Arrivals) -> AsyncIterator[None]:
     """Note when each message is there, as soon as aiokafka has it."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
+    await consumer.start()
+    consumer.assign([TopicPartition(TOPIC, 0)])
+    await consumer.seek_to_end()
+    hearing = asyncio.create_task(_hear(consumer, heard))
+    try:
+        yield
+    finally:
+        hearing.cancel()
+        await asyncio.wait([hearing])
+        await consumer.stop()
+
+
+async def _hear(consumer: Any, heard: Arrivals) -> None:
     while True:
         for records in (await consumer.getmany(timeout_ms=1000)).values():
             for record in records:
@@ -31,25 +48,16 @@ async def listen(consumer: Any, heard: Arrivals) -> None:
 async def main(url: str, kafka: str) -> None:
     """Answer when what was asked for has arrived, and when each."""
     arrivals = {"kafka": Arrivals(), "redis": Arrivals(), "bare": Arrivals()}
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
-    await consumer.start()
-    consumer.assign([TopicPartition(TOPIC, 0)])
-    await consumer.seek_to_end()
-    listening = asyncio.create_task(listen(consumer, arrivals["bare"]))
-    try:
-        async with (
-            Cache.open(settings(url, kafka)) as over_kafka,
-            Cache.open(Settings(url=url, namespace="redis")) as over_redis,
-        ):
-            over_kafka.on_applied = lambda shard, epoch, seq, at_s: arrivals["kafka"].arrived(seq, at_s)
-            over_redis.on_applied = lambda shard, epoch, seq, at_s: arrivals["redis"].arrived(seq, at_s)
-            said("ready")
-            async for question in questions():
-                said(await arrivals[question["who"]].until(question["until"]))
-    finally:
-        listening.cancel()
-        await asyncio.wait([listening])
-        await consumer.stop()
+    async with (
+        listening(kafka, arrivals["bare"]),
+        Cache.open(settings(url, kafka)) as over_kafka,
+        Cache.open(Settings(url=url, namespace="redis")) as over_redis,
+    ):
+        over_kafka.on_applied = lambda shard, epoch, seq, at_s: arrivals["kafka"].arrived(seq, at_s)
+        over_redis.on_applied = lambda shard, epoch, seq, at_s: arrivals["redis"].arrived(seq, at_s)
+        said("ready")
+        async for question in questions():
+            said(await arrivals[question["who"]].until(question["until"]))
 
 
 if __name__ == "__main__":

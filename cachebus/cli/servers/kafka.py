@@ -77,6 +77,9 @@ class KafkaServer(Daemon):
             "log.retention.check.interval.ms": "1000",
             "log.segment.delete.delay.ms": "1000",
             "controlled.shutdown.enable": "false",
+            # A killed one comes back only when its former self is given up.
+            "broker.session.timeout.ms": "1500",
+            "broker.heartbeat.interval.ms": "300",
             "num.network.threads": "2",
             "num.io.threads": "2",
             "background.threads": "2",
