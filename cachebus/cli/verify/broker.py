@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
+from cachebus.bus.kafka_client import quietly
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
@@ -60,15 +61,14 @@ class Broker:
         from aiokafka.errors import KafkaError
 
         admin = AIOKafkaAdminClient(bootstrap_servers=self._server.address, request_timeout_ms=int(FORGET_S * 1000))
-        try:
-            async with asyncio.timeout(FORGET_S):
-                await admin.start()
-                every = RecordsToDelete(before_offset=-1)
-                await admin.delete_records({TopicPartition(TOPIC, number): every for number in range(PARTITIONS)})
-        except (KafkaError, OSError, TimeoutError):
-            pass  # it is killed or stopped just now: then it forgets nothing
-        finally:
-            await admin.close()
+        with quietly(), suppress(KafkaError, OSError, TimeoutError):  # killed or stopped just now: it forgets nothing
+            try:
+                async with asyncio.timeout(FORGET_S):
+                    await admin.start()
+                    every = RecordsToDelete(before_offset=-1)
+                    await admin.delete_records({TopicPartition(TOPIC, number): every for number in range(PARTITIONS)})
+            finally:
+                await admin.close()
 
     async def _do(self, work: Callable[[], object]) -> None:
         async with self._turn:

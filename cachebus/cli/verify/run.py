@@ -21,7 +21,7 @@ from cachebus.cli.verify.items import Item, keys_of, make_items
 from cachebus.cli.verify.judge import judge
 from cachebus.cli.verify.messages import Job
 from cachebus.cli.verify.plan import Plan
-from cachebus.cli.verify.server import KAFKA, ServerUnderTest, standing
+from cachebus.cli.verify.server import KAFKA, REDIS, ServerUnderTest, standing
 from cachebus.cli.verify.stage import Stage, Strike, strike
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.verdict import Verdict
@@ -74,7 +74,8 @@ class Run:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
                 evidence = await self._lived(server, directory)
-            return await judge(evidence, seed=plan.seed, server=server.name, nodes=plan.nodes, seconds=plan.seconds)
+            name = server.name if plan.bus == REDIS else f"{server.name}, {plan.bus}"
+            return await judge(evidence, seed=plan.seed, server=name, nodes=plan.nodes, seconds=plan.seconds)
 
     async def _lived(self, server: ServerUnderTest, directory: Path) -> Evidence:
         plan = self.plan
