@@ -39,6 +39,7 @@ class KafkaEars:
         self._endings = Endings()
         self._heard: dict[Any, int | None] = {}
         self._silent = 0
+        self._told = ""
         self._looked_at_s = clock()
 
     @property
@@ -96,7 +97,9 @@ class KafkaEars:
             while not self._deaf(consumer):
                 await self._turn(consumer)
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing begins anew, behind what caused it)
-            logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
+            if repr(error) != self._told:  # as where this user may not read: it would come at every attempt
+                self._told = repr(error)
+                logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
 
     async def _turn(self, consumer: Any) -> None:
         from aiokafka.errors import OffsetOutOfRangeError, RecordTooLargeError

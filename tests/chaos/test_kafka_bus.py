@@ -158,6 +158,7 @@ async def test_g1_g9_kafka_retention_loss(fleet: list[Cache], kafka: KafkaServer
     await until(lambda: b.stats().bus_positions_lost == 1)
     await travels(a, b, source)
     assert b.stats().flushes == {"start": 1}
+    assert (b.stats().bus_positions_lost, b.stats().reconnects) == (1, 0)
 
 
 async def test_g1_messages_doubled_and_swapped(fleet: list[Cache]) -> None:
