@@ -44,7 +44,14 @@ class DirectProducer:
 
     async def __aenter__(self) -> Self:
         store = redis_store(self.settings, route_of(self.settings, monotonic), monotonic)
-        await store.connect()
+        try:
+            await store.connect()
+            # Refused here, if at all: where the caches have another number of shards, what this producer says of most
+            # tenants would go to shards that nobody reads, which have nothing that could refuse it.
+            await store.probe(0, _NOBODY, marks=False)
+        except BaseException:
+            await store.close()
+            raise
         self._store = store
         return self
 

@@ -148,9 +148,10 @@ async def test_it_leaves_no_line_among_the_nodes(redis_server: EmbeddedServer, p
 
 
 async def test_a_store_that_is_laid_out_otherwise_is_refused(redis_url: str) -> None:
-    async with nodes(redis_url, 1, shards=3), DirectProducer.open(redis_url) as producer:
+    async with nodes(redis_url, 1, shards=3):
         with pytest.raises(ProtocolMismatch, match="shards=3"):
-            await producer.invalidate("config", "x", "acme")
+            async with DirectProducer.open(redis_url):
+                pass
 
 
 async def test_a_lost_connection_is_told_and_reopened(own_server: EmbeddedServer) -> None:
@@ -221,3 +222,12 @@ asyncio.run(main())
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert await cache.get("config", "x", "acme", after=done.stdout.strip()) is None
+
+
+@pytest.mark.parametrize("tenant", [f"tenant-{at}" for at in range(6)])
+async def test_another_number_of_shards_is_refused_whatever_the_tenant(redis_url: str, tenant: str) -> None:
+    """Else what is said of a tenant may go to a shard that no cache reads."""
+    async with nodes(redis_url, 1):
+        with pytest.raises(ProtocolMismatch, match="shards=1"):
+            async with DirectProducer.open(quick(redis_url, shards=4)) as producer:
+                await producer.invalidate("config", "x", tenant)
