@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka_client import Endings, KafkaAccess
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_sender import KafkaSender
 from cachebus.bus.kafka_topic import topic_there
@@ -34,6 +34,7 @@ class KafkaBus:
     ) -> None:  # fmt: skip
         """`listener`: None for who only publishes."""
         self._access = access
+        self._endings = Endings()
         self._keys = [message_key(namespace, shard) for shard in range(shards)]
         by_key = {key: shard for shard, key in enumerate(self._keys)}
         self._ears = None if listener is None else KafkaEars(access, by_key, listener, counters, clock)
@@ -49,13 +50,14 @@ class KafkaBus:
         if self._ears is not None:
             await self._ears.connect()
         elif not self._sender.connected:
-            await topic_there(self._access)
+            await topic_there(self._access, self._endings)
         await self._sender.connect()
 
     async def close(self) -> None:
         """Stop listening; what was published is sent before, as far as the broker takes it in time."""
         ears = [] if self._ears is None else [self._ears.close()]
         await asyncio.gather(self._sender.close(), *ears)
+        await self._endings.over(self._access.timeout_s)
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""

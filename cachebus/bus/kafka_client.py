@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -93,16 +94,20 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     return context
 
 
-_ours: ContextVar[bool] = ContextVar("cachebus_kafka", default=False)
+_ours: ContextVar[deque[str] | None] = ContextVar("cachebus_kafka", default=None)
 
 
 class _Quiet(logging.Filter):
     """aiokafka tells each attempt of a broker that is away, some twenty a second. Of ours it is told once, by us."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not _ours.get():
+        said = _ours.get()
+        if said is None:
             return True  # somebody else's client in this process
-        logger.trace("{}: {}", record.name, record.getMessage())
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            said.append(text)
+        logger.trace("{}: {}", record.name, text)
         return False
 
 
@@ -110,31 +115,37 @@ _quiet = _Quiet()
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """What is begun in here, tasks too, logs nothing by itself. `ConfigError` where aiokafka is not installed."""
+def quietly() -> Iterator[deque[str]]:
+    """What is begun in here, tasks too, logs nothing by itself; gives the last error that it would have told.
+
+    `ConfigError` where aiokafka is not installed.
+    """
     try:
         import aiokafka.admin  # noqa: F401
     except ImportError as error:
         raise ConfigError(MISSING) from error
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
         logging.getLogger(name).addFilter(_quiet)  # which does so once
-    token = _ours.set(True)
+    said: deque[str] = deque(maxlen=1)
+    token = _ours.set(said)
     try:
-        yield
+        yield said
     finally:
         _ours.reset(token)
 
 
 @contextmanager
-def mapped(access: KafkaAccess) -> Iterator[None]:
-    """Errors of the driver become `BusUnavailable`, with the brokers' addresses."""
-    from aiokafka.errors import KafkaError
+def connecting(access: KafkaAccess) -> Iterator[None]:
+    """Quietly, and errors of the driver become `BusUnavailable`, with the brokers' addresses and the reason."""
+    with quietly() as said:
+        from aiokafka.errors import KafkaError
 
-    try:
-        yield
-    except (KafkaError, OSError, TimeoutError) as error:
-        why = str(error) or type(error).__name__
-        raise BusUnavailable(f"Kafka at {access.servers}: {why}") from error
+        try:
+            yield
+        except (KafkaError, OSError, TimeoutError) as error:
+            # That a user was refused, or a certificate, the driver only logs.
+            why = said[-1] if said else str(error) or type(error).__name__
+            raise BusUnavailable(f"Kafka at {access.servers}: {why}") from error
 
 
 class Endings:

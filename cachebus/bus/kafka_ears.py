@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from loguru import logger
 
-from cachebus.bus.kafka_client import Endings, KafkaAccess, mapped, quietly
+from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
 from cachebus.bus.kafka_topic import ensure
 from cachebus.clock import Clock
 from cachebus.observe import Counters
@@ -52,9 +52,9 @@ class KafkaEars:
         async with self._opening:
             if self.connected:
                 return
-            with quietly(), mapped(self._access):
+            with connecting(self._access):
                 async with asyncio.timeout(self._access.connect_timeout_s):
-                    await ensure(self._access)
+                    await ensure(self._access, self._endings)
                     consumer = await self._started()
                 self._consumer = consumer
                 self._silent, self._heard, self._looked_at_s = 0, {}, self._clock()

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from loguru import logger
 
-from cachebus.bus.kafka_client import Endings, KafkaAccess, mapped, quietly
+from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
 from cachebus.observe import Counters
 
 MOST_WAITING: Final = 10_000
@@ -53,7 +53,7 @@ class KafkaSender:
         async with self._opening:
             if self.connected:
                 return
-            with quietly(), mapped(self._access):
+            with connecting(self._access):
                 producer = await self._started()
                 self._task = asyncio.create_task(self._run(producer), name="cachebus-kafka-sender")
                 self._task.add_done_callback(lambda _: self._ended(producer))

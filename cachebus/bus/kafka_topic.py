@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from loguru import logger
 
-from cachebus.bus.kafka_client import KafkaAccess, mapped, quietly
+from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting
 from cachebus.errors import ConfigError
 
 RETENTION_MS: Final = 3_600_000
@@ -21,14 +21,14 @@ EXISTS: Final = 36
 NOT_ALLOWED: Final = 29
 
 
-async def topic_there(access: KafkaAccess) -> None:
+async def topic_there(access: KafkaAccess, endings: Endings) -> None:
     """As `ensure`, within `connect_timeout_s`; `BusUnavailable`."""
-    with quietly(), mapped(access):
+    with connecting(access):
         async with asyncio.timeout(access.connect_timeout_s):
-            await ensure(access)
+            await ensure(access, endings)
 
 
-async def ensure(access: KafkaAccess) -> None:
+async def ensure(access: KafkaAccess, endings: Endings) -> None:
     """Make the topic if it is missing; `ConfigError` where it can't carry events, a warning where it hardly can.
 
     Raises the driver's errors.
@@ -51,7 +51,7 @@ async def ensure(access: KafkaAccess) -> None:
             _check_partitions(access, len(found["partitions"]))
             await _check_configuration(admin, access)
     finally:
-        await admin.close()
+        endings.add(asyncio.create_task(admin.close()))
 
 
 async def _make(admin: Any, access: KafkaAccess) -> None:

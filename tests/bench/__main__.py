@@ -20,13 +20,24 @@ from typing import Any, Final
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import perf_counter
 from cachebus.errors import ConfigError
-from tests.bench import cdc, hits, imports, invalidations, memory, outbox, reads
+from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
 from tests.bench.scale import Progress, Scale
 
-PEERS: Final = ("redis", "hiredis", "cashews", "aiocache", "async-lru", "cachetools", "moka-py", "theine", "asyncpg")
+PEERS: Final = (
+    "redis",
+    "hiredis",
+    "cashews",
+    "aiocache",
+    "async-lru",
+    "cachetools",
+    "moka-py",
+    "theine",
+    "asyncpg",
+    "aiokafka",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,7 @@ GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("l2",), "reads of L2", reads.rows),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
+    Group(("kafka",), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
     Group(("drop",), "drops of a scope", memory.drops),

@@ -43,8 +43,13 @@ class Talk:
 
     async def ask(self, **question: Any) -> Any:
         """Ask and wait for the answer."""
-        assert self._child.stdin is not None and self._child.stdout is not None
+        assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(question).encode() + b"\n")
+        return await self.hear()
+
+    async def hear(self) -> Any:
+        """What it says next, unasked."""
+        assert self._child.stdout is not None
         line = await self._child.stdout.readline()
         if not line:
             raise RuntimeError("the other process ended; what it complained of stands above")

@@ -68,7 +68,7 @@ class OtherNode:
             node.on_applied = lambda shard, epoch, seq, at_s: applied.arrived(seq, at_s)
             async for question in questions:
                 answer = await self._answer(question, flooded)
-                print(json.dumps(answer), flush=True)
+                said(answer)
 
     async def _answer(self, question: dict[str, Any], flooded: Cache) -> Any:
         match question["do"]:
@@ -120,6 +120,11 @@ def _ours(cache: Cache, count: int) -> asyncio.Future[float]:
 
     cache.on_applied = applied
     return done
+
+
+def said(answer: Any) -> None:
+    """Answer with a line of JSON."""
+    print(json.dumps(answer), flush=True)
 
 
 async def questions() -> AsyncIterator[dict[str, Any]]:

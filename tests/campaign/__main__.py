@@ -29,11 +29,13 @@ class Way(NamedTuple):
     name: str
     server: Kind
     kind: str
+    bus: str = "redis"
 
 
 WAYS = [
     *(Way(kind.name, kind, "standalone") for kind in KINDS),
     Way("sentinel", KINDS[0], "sentinel"), Way("cluster", KINDS[0], "cluster"),
+    Way("kafka", KINDS[0], "standalone", "kafka"),
 ]  # fmt: skip
 
 
@@ -99,7 +101,7 @@ async def _leg(kind: Way, row: Row, goal: Goal, console: Console) -> None:
     title = f"{kind.name}, leg {row.legs + 1}, {min(reached):4.0%} done: "
     plan = Plan(
         seed=goal.seed + row.legs, faults=chosen("all"), nodes=goal.nodes, seconds=goal.leg_s, bound_s=goal.bound_s,
-        rate=goal.rate, write_rate=goal.write_rate, binary=binary, kind=kind.kind,
+        rate=goal.rate, write_rate=goal.write_rate, binary=binary, kind=kind.kind, bus=kind.bus,
     )  # fmt: skip
     with Screen(console, title) as screen:
         try:

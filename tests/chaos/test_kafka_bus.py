@@ -307,6 +307,20 @@ async def test_closing_while_the_broker_hangs_takes_no_longer_than_time_outs(
     assert monotonic() - began_s < 3.0
 
 
+async def test_closing_while_it_reconnects_to_a_broker_that_hangs_leaves_nothing(
+    setup: dict[str, Any], kafka: KafkaServer
+) -> None:
+    """The heartbeat is cancelled in the middle of connecting; the fixtures look for tasks that are left."""
+    cache = Cache(quick(**setup))
+    async with cache:
+        kafka.pause()
+        await until(lambda: not cache.stats().bus_connected)
+        await past(monotonic() + 0.3)
+        began_s = monotonic()
+    kafka.resume()
+    assert monotonic() - began_s < 3.0
+
+
 async def test_nodes_of_another_bus_are_refused(fleet: list[Cache], redis_url: str, setup: dict[str, Any]) -> None:
     from cachebus.errors import ProtocolMismatch
 

@@ -12,18 +12,20 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from loguru import logger
 
 from cachebus import Cache, Settings
 from cachebus.bus import kafka_client
+from cachebus.bus.kafka import message_key
 from cachebus.bus.kafka_topic import check_configuration
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.errors import ConfigError, L2Unavailable
 from tests.support.caches import nodes, quick, until
-from tests.support.command import cachebus
+from tests.support.command import cachebus, ran
 from tests.support.require import require
 
 KAFKA = {"bus": "kafka", "kafka_bootstrap_servers": "127.0.0.1:9092"}
@@ -175,14 +177,46 @@ async def test_tls_and_sasl(secure: tuple[int, Path], redis_url: str) -> None:
 
         await until(arrived)
     refused: list[tuple[dict[str, Any], str]] = [
-        ({**SASL, "kafka_password": "wr0ng-word"}, "Kafka at"),
-        ({**SASL, "kafka_ssl_ca_certs": None}, "Kafka at"),
+        ({**SASL, "kafka_password": "wr0ng-word"}, "Kafka at .*Authentication failed"),
+        ({**SASL, "kafka_ssl_ca_certs": None}, "Kafka at .*CERTIFICATE_VERIFY_FAILED"),
     ]
     for given, why in refused:
         with pytest.raises(L2Unavailable, match=why) as error:
             async with Cache(quick(redis_url, **{**setup, **given})):
                 pass
         assert "word" not in str(error.value)
+
+
+async def test_the_scripts_publish_nothing_and_keep_the_log(redis_url: str, kafka: KafkaServer) -> None:
+    name = f"log-{token_hex(4)}"
+    setup = {"bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": name, "namespace": name}
+    async with (
+        redis.asyncio.Redis.from_url(redis_url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as ears,
+        Cache(quick(redis_url, **setup)) as cache,
+    ):
+        await ears.psubscribe("*")
+        await ears.get_message(timeout=5)
+        await cache.set("config", "k", 1, tenant_id="acme")
+        await cache.invalidate_scope("acme")
+        await client.publish("end", b"end")
+        message = await ears.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == b"end"
+        assert await client.xlen(f"{{{name}:0}}:log") == 2
+        assert b"bus=kafka" in await client.hget(f"{{{name}:0}}:meta", "facts")
+
+
+def test_the_key_of_a_message() -> None:
+    assert message_key("cachebus", 3) == b"cachebus:3"
+
+
+async def test_the_doctor_looks_for_no_channel(redis_url: str, tmp_path: Path) -> None:
+    """With events on Kafka it needs none, and hears nothing on it: no finding."""
+    env = {"CACHEBUS_URL": redis_url, "CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    _, out, _ = await asyncio.to_thread(ran, "doctor", "--probe-writes", "--json", folder=tmp_path, env=env)
+    assert "channel" not in out.lower()
+    assert "an event" not in out
 
 
 async def test_tail_listens_where_events_go(redis_url: str, kafka: KafkaServer, tmp_path: Path) -> None:

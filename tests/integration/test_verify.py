@@ -14,6 +14,7 @@ import pytest
 from cachebus import ConfigError, testing
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.main import run
+from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.cli.verify.faults import FAULTS
 from tests.support.command import all_gone, cachebus, ran
 from tests.support.rules_off import RULES, without
@@ -63,6 +64,23 @@ def test_every_promise_is_kept_under_faults(tmp_path: Path) -> None:
     assert sum(told["ages"]) == told["stale"]
     texts = [element.text or "" for element in ET.fromstring(svg.read_text()).iter()]
     assert any("seed 11" in text for text in texts)
+
+
+def test_every_promise_is_kept_over_kafka(kafka: KafkaServer, tmp_path: Path) -> None:
+    """With a broker of its own: the fixture only tells whether one can be had."""
+    any_binary()
+    folder, figures = tmp_path / "temporary", tmp_path / "figures.json"
+    folder.mkdir()
+    status, out, errors = ran(
+        "verify", "--bus", "kafka", *SMALL, "--seconds", "6", "--seed", "5", "--faults", "bus,broker-pause,drop",
+        "--json", str(figures), folder=folder,
+    )  # fmt: skip
+    assert (status, errors) == (0, ""), out
+    told = json.loads(figures.read_text())
+    assert told["broken"] == []
+    assert told["judged"] > 500
+    assert sum(told["faults"].values()) >= 3
+    assert all(name.startswith(("bus-", "broker-")) for name in told["faults"])
 
 
 def test_without_a_rule_it_finds_what_breaks(tmp_path: Path, subtests: pytest.Subtests) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.cli.servers.postgres import PostgresServer
 from tests.bench.__main__ import NAMES, arguments
 from tests.bench.report import chart, plain
@@ -22,7 +23,7 @@ AIMED = {
     "hit.get", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
     "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
     "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
-    "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99",
+    "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99", "kafka.applied_p50", "kafka.applied_p99",
 }  # fmt: skip
 TIMEOUT_S = 120
 
@@ -30,6 +31,7 @@ TIMEOUT_S = 120
 def test_a_quick_run_has_a_figure_for_every_row(tmp_path: Path) -> None:
     any_binary()
     to_be_had(PostgresServer, "PostgreSQL")
+    to_be_had(KafkaServer, "Kafka")
     found = tmp_path / "found.json"
     without_traces = {name: value for name, value in os.environ.items() if name != "CACHEBUS_TRACES"}
     run = subprocess.run(

@@ -32,7 +32,7 @@ def message(payload: bytes) -> bytes:
 def test_faults_are_chosen_by_name_and_group() -> None:
     assert [fault.name for fault in chosen("hang, kill")] == ["hang", "kill"]
     assert {fault.where for fault in chosen("network")} == {"network"}
-    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,server,group,hang"))
+    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,server,group,bus,broker,hang"))
     assert chosen("none") == ()
 
 
@@ -46,6 +46,12 @@ def test_faults_of_groups_are_for_groups() -> None:
     assert not alone & {f.name for f in faults if f.where == "group"}
     assert "flushall" not in sentinel | cluster, "they are of a server that is alone"
     assert {"kill", "slow"} <= sentinel
+
+
+def test_faults_of_kafka_are_for_runs_with_kafka() -> None:
+    redis, kafka = (possible(chosen("all"), own=True, proxied=True, bus=bus) for bus in ("redis", "kafka"))
+    assert {"bus", "broker"} == {fault.where for fault in kafka} - {fault.where for fault in redis}
+    assert "deaf" in {fault.name for fault in redis} - {fault.name for fault in kafka}, "of a subscription"
 
 
 @pytest.mark.parametrize(("words", "hint"), [("flushal", "did you mean flushall?"), ("xyz", "--list-faults")])
@@ -72,9 +78,9 @@ def test_the_same_seed_makes_the_same_schedule() -> None:
         ends = [blow.at_s + blow.lasts_s for blow in row]
         assert all(end <= blow.at_s for end, blow in zip(ends, row[1:], strict=False))  # one after the other
         assert ends[-1] <= 59.0
-        assert len({blow.fault.name for blow in row}) > 10
+    assert all(len({blow.fault.name for blow in row}) > 10 for row in one[:2])
     assert {blow.node for blow in one[0]} == {1, 2, 3, 4}
-    assert {blow.node for blow in one[1]} == {0}
+    assert {blow.node for blow in one[1]} == {blow.node for blow in one[2]} == {0}
 
 
 # -- frames --------------------------------------------------------------------------------------------------

@@ -48,10 +48,11 @@ _CHANNELS: Final = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "SSUBSCRIBE")
 def needed(settings: Settings) -> list[str]:
     """Every command that a node with this URL sends or that a script of ours calls, in capitals, sorted."""
     called = {name for script in load_scripts().values() for name in _called(script.source)}
+    unused = set() if settings.bus == "redis" else set(_CHANNELS)  # Kafka carries the events
     if places_of(settings).kind == CLUSTER:
-        return sorted({*OUTSIDE, *called, *IN_A_CLUSTER})
+        return sorted({*OUTSIDE, *called, *IN_A_CLUSTER} - unused)
     behind = {"ROLE"} if places_of(settings).kind == SENTINEL else set()
-    return sorted({*OUTSIDE, *called, *behind} - {"SPUBLISH"})
+    return sorted({*OUTSIDE, *called, *behind} - {"SPUBLISH"} - unused)
 
 
 def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, channels: bool = True) -> str:
@@ -61,7 +62,7 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
     """
     found = [f"+{command.lower()}" for command in commands]
     found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
-    found += [f"&{{{settings.namespace}:*}}:events"] if channels else []
+    found += [f"&{{{settings.namespace}:*}}:events"] if channels and settings.bus == "redis" else []
     return " ".join(found)
 
 
@@ -162,14 +163,15 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
     store, (address,) = redis_store(trial, route, monotonic), route.known
     sweeper = await Asker.open(address, ASK_TIMEOUT_S)
     try:
-        subscriber = await Subscriber.open(
-            address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
-            on_push=lambda _channel, _message: heard.set(),
-        )  # fmt: skip
-        await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel, sharded=route.sharded))
+        if settings.bus == "redis":
+            subscriber = await Subscriber.open(
+                address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
+                on_push=lambda _channel, _message: heard.set(),
+            )  # fmt: skip
+            await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel, sharded=route.sharded))
         await store.connect()
         await _step(seen, "a node's operations", _life(store))
-        if not seen.refusals:
+        if subscriber is not None and not seen.refusals:
             await _step(seen, "an event", asyncio.wait_for(heard.wait(), HEARD_WITHIN_S))
     finally:
         if subscriber is not None:

@@ -24,19 +24,22 @@ METADATA_VERSION: Final = 4
 class KafkaServer(Daemon):
     """A Kafka broker in KRaft mode, without TLS or passwords; topics are made only by those who ask for them.
 
-    `settings`: more of `server.properties`, over those here. Restarts keep what was acknowledged.
+    `settings`: more of `server.properties`, over those here. `listeners`: more of them by name, each with its port and
+    the port that clients of it are told, as of a proxy before it. Restarts keep what was acknowledged.
     """
 
     name = "Kafka"
     START_TIMEOUT_S = 90.0
 
     def __init__(
-        self, *, port: int | None = None, directory: Path | None = None, settings: Mapping[str, str] | None = None
-    ) -> None:
+        self, *, port: int | None = None, directory: Path | None = None, settings: Mapping[str, str] | None = None,
+        listeners: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(port=port, directory=directory)
         self._java, self._jars = find_java(), classpath(ARTIFACTS)
         self._controller = free_port()
         self._settings = dict(settings or {})
+        self._more = dict(listeners or {})
 
     @property
     def address(self) -> str:
@@ -52,9 +55,11 @@ class KafkaServer(Daemon):
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.bootstrap.servers": f"{HOST}:{self._controller}",
-            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self._controller}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"CONTROLLER://{HOST}:{self._controller},{self._addresses(bound=True)}",
+            "advertised.listeners": self._addresses(bound=False),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *self._more)
+            ),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(self._data),
@@ -77,6 +82,11 @@ class KafkaServer(Daemon):
             "background.threads": "2",
             **self._settings,
         }
+
+    def _addresses(self, *, bound: bool) -> str:
+        """Of the listeners for clients: as they are, or as clients are told."""
+        ports = {"PLAINTEXT": (self.port, self.port), **self._more}
+        return ",".join(f"{name}://{HOST}:{mine if bound else told}" for name, (mine, told) in ports.items())
 
     def _prepare(self) -> None:
         properties = self.directory / "server.properties"

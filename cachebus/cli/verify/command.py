@@ -25,8 +25,8 @@ def verify(
         "these fall together in time is the machine's doing, and is not replayed.",
     )] = None,
     faults: Annotated[str, typer.Option(
-        "--faults", metavar="NAMES", help='Which faults: "all", "none", or groups (network, node, server) and names, '
-        "with commas between; see --list-faults.",
+        "--faults", metavar="NAMES", help='Which faults: "all", "none", or groups (network, node, server, bus, '
+        "broker) and names, with commas between; see --list-faults.",
     )] = "all",
     bound_s: Annotated[float, typer.Option("--bound-s", min=0.2, max=60.0, help="The staleness bound D.")] = 1.0,
     rate: Annotated[float, typer.Option(
@@ -38,6 +38,9 @@ def verify(
         "--kind", help="Its own server: standalone, sentinel (a primary, two replicas, three Sentinels), or cluster "
         "(three primaries, a replica each). Before the last two there are no proxies, so no faults of the network.",
     )] = "standalone",
+    bus: Annotated[str, typer.Option(
+        "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own.",
+    )] = "redis",
     picture: Annotated[Path | None, typer.Option(
         "--picture", metavar="FILE.svg", show_default=False, help="Draw the ages of stale reads into this file.",
     )] = None,
@@ -65,7 +68,7 @@ def verify(
             raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
     plan = planned(
         url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,
-        write_rate=write_rate, kind=kind,
+        write_rate=write_rate, kind=kind, bus=bus,
     )  # fmt: skip
     raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
 
@@ -78,6 +81,8 @@ def _list() -> None:
         "node": "of one node's process, or of the source behind it",
         "server": "of the server, where that is verify's own and alone",
         "group": "of several servers that are one service (--kind)",
+        "bus": "between one node and Kafka, and of its publishing (--bus kafka)",
+        "broker": "of Kafka itself (--bus kafka)",
     }
     for group in GROUPS:
         sys.stdout.write(f"{group}: {heads[group]}\n")

@@ -6,22 +6,28 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Final
 
+from cachebus.cli.verify.broker_faults import BROKER_FAULTS
 from cachebus.cli.verify.group_faults import GROUP_FAULTS
 from cachebus.cli.verify.network_faults import NETWORK_FAULTS
 from cachebus.cli.verify.node_faults import NODE_FAULTS
-from cachebus.cli.verify.server import ALONE
+from cachebus.cli.verify.server import ALONE, KAFKA, REDIS
 from cachebus.cli.verify.server_faults import SERVER_FAULTS
 from cachebus.cli.verify.stage import Fault, Strike
 from cachebus.errors import ConfigError
 from cachebus.policy import closest
 
-FAULTS: Final = {fault.name: fault for fault in (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS)}
-GROUPS: Final = ("network", "node", "server", "group")
+_ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
+FAULTS: Final = {fault.name: fault for fault in _ALL}
+GROUPS: Final = ("network", "node", "server", "group", "bus", "broker")
+OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "kill-pubsub",
+                   "buffer-kill")  # fmt: skip
+"""Faults of a subscription: there is none where Kafka carries the events."""
+ROWS: Final = {"node": ("network", "node", "bus"), "server": ("server", "group"), "broker": ("broker",)}
 FIRST_BOUNDS: Final = 0.5
 """Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
 LAST_BOUNDS: Final = 1.0
-CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0)}
-"""Between two faults, in bounds: of the server, and of nodes and their network."""
+CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0), "broker": (0.5, 3.0)}
+"""Between two faults, in bounds: of the server, of nodes and their network, and of the broker."""
 
 
 def chosen(words: str) -> tuple[Fault, ...]:
@@ -40,10 +46,17 @@ def chosen(words: str) -> tuple[Fault, ...]:
     return tuple(found.values())
 
 
-def possible(faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = ALONE) -> tuple[Fault, ...]:
-    """Those that can be made where the server is our own or not, with proxies before it or not, on this kind of it."""
+def possible(
+    faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = ALONE, bus: str = REDIS
+) -> tuple[Fault, ...]:  # fmt: skip
+    """Those that can be made where the server is our own or not, with proxies before it or not, on this kind of it, and
+    with what carries the events."""
 
     def may(fault: Fault) -> bool:
+        if fault.where in ("broker", "bus"):
+            return bus == KAFKA
+        if bus == KAFKA and fault.name in OF_REDIS:
+            return False
         if fault.where == "group":
             return kind != ALONE and (kind == "cluster" or fault.name != "move-slot")
         if not proxied and (fault.where == "network" or fault.name == "newborn"):
@@ -54,9 +67,9 @@ def possible(faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = A
 
 
 def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
-    """Two rows of faults, each one after the other: those of nodes and their network, and those of the server."""
+    """Rows of faults, each one after the other: those of nodes and their network, of the server, and of the broker."""
     rows = []
-    for row, wheres in (("node", ("network", "node")), ("server", ("server", "group"))):
+    for row, wheres in ROWS.items():
         some = [fault for fault in faults if fault.where in wheres]
         dice = Random(f"{seed}:{row}")
         rows.append(list(_row(some, dice, nodes, seconds, bound_s, CALM[row])) if some else [])
@@ -71,7 +84,7 @@ def _row(
         dice.shuffle(faults)  # each once before any comes again
         for fault in faults:
             lasts_s = dice.uniform(*fault.lasts) * bound_s
-            node = 0 if fault.where in ("server", "group") else dice.randrange(nodes) + 1
+            node = 0 if fault.where in ("server", "group", "broker") else dice.randrange(nodes) + 1
             at_s += dice.uniform(*calm) * bound_s
             if at_s >= end_s:
                 return

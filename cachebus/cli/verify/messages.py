@@ -18,6 +18,12 @@ SLOW: Final = "slow"
 """For so many seconds take longer over each load than its lease lasts."""
 SOUR: Final = "sour"
 """For so many seconds the source fails this node."""
+MUTE: Final = "mute"
+"""For so many seconds publish nothing (where the node publishes, and not L2)."""
+TWICE: Final = "twice"
+"""For so many seconds publish every event twice."""
+SWAP: Final = "swap"
+"""For so many seconds publish events some at a time, the last one first."""
 STOP: Final = "stop"
 
 
@@ -37,6 +43,8 @@ class Job(msgspec.Struct, frozen=True):
     """Reads a second; 0: as fast as it goes."""
     write_rate: float
     seed: int
+    kafka: str = ""
+    """Where Kafka is, if it carries the events."""
 
     @property
     def name(self) -> str:

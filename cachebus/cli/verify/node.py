@@ -23,6 +23,7 @@ from cachebus.cli.verify import messages
 from cachebus.cli.verify.items import Item, make_items
 from cachebus.cli.verify.loaders import Loaders
 from cachebus.cli.verify.messages import Job, decode_job
+from cachebus.cli.verify.publishing import Publishing
 from cachebus.cli.verify.reading import Readers
 from cachebus.cli.verify.setup import settings_of
 from cachebus.cli.verify.tape import KINDS, Tape
@@ -71,6 +72,7 @@ class _Node:
             applied.add(int(epoch, 16), seq, at_s)
 
         cache.on_applied = note
+        self._publishing = Publishing(cache._live().bus, monotonic)
         # A node's operations are the same for the same seed: only when they come differs.
         name = f"{job.seed}:{job.name}"
         self._loaders = Loaders(items, truth, self._tapes["loads"], Random(f"{name}:loads"), monotonic)
@@ -118,6 +120,8 @@ class _Node:
                 self._loaders.slow_until_s = monotonic() + float(argument)
             elif order == messages.SOUR:
                 self._loaders.sour_until_s = monotonic() + float(argument)
+            elif order in (messages.MUTE, messages.TWICE, messages.SWAP):
+                self._publishing.become(order, float(argument))
             elif order == messages.QUIET:
                 said = await self._be_quiet(load)
             elif order == messages.SETTLE:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Final
 
 from cachebus.cli.server_binaries import ServerBinary
-from cachebus.cli.verify.server import ALONE, KINDS
+from cachebus.cli.verify.server import ALONE, BUSES, KINDS, REDIS
 from cachebus.cli.verify.stage import Fault
 from cachebus.errors import ConfigError
 
@@ -32,6 +32,8 @@ class Plan:
     """Of our own server; None: the best there is."""
     kind: str = ALONE
     """How our own is run, one of `KINDS`."""
+    bus: str = REDIS
+    """What carries the events, one of `BUSES`; Kafka is of our own."""
 
 
 WRITE_RATE: Final = 20.0
@@ -43,11 +45,15 @@ MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
 
 def planned(
     *, url: str | None, seconds: float, seed: int | None, faults: tuple[Fault, ...], nodes: int, bound_s: float,
-    rate: float, write_rate: float | None, kind: str = ALONE,
+    rate: float, write_rate: float | None, kind: str = ALONE, bus: str = REDIS,
 ) -> Plan:  # fmt: skip
     """The plan of these choices, with what is left open filled in; `ConfigError` for one that can't be."""
     if kind not in KINDS:
         raise ConfigError(f"kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
+    if bus not in BUSES:
+        raise ConfigError(f"bus is {' or '.join(BUSES)}, not {bus!r}")
+    if url is not None and bus != REDIS:
+        raise ConfigError("either a URL or a bus: only against a server of its own is one started for the events")
     if url is not None and kind != ALONE:
         raise ConfigError("either a URL or a kind: the server at a URL is what it is")
     if write_rate is None:
@@ -67,4 +73,5 @@ def planned(
         write_rate=write_rate,
         url=url,
         kind=kind,
+        bus=bus,
     )

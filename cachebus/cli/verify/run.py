@@ -12,6 +12,7 @@ from typing import Final
 
 from cachebus.cli.lab.proxy import Proxy
 from cachebus.cli.verify import messages, truth
+from cachebus.cli.verify.broker import Broker, brokered
 from cachebus.cli.verify.crew import Crew
 from cachebus.cli.verify.evidence import Evidence
 from cachebus.cli.verify.faults import FAULTS, possible, schedule
@@ -20,7 +21,7 @@ from cachebus.cli.verify.items import Item, keys_of, make_items
 from cachebus.cli.verify.judge import judge
 from cachebus.cli.verify.messages import Job
 from cachebus.cli.verify.plan import Plan
-from cachebus.cli.verify.server import ServerUnderTest, standing
+from cachebus.cli.verify.server import KAFKA, ServerUnderTest, standing
 from cachebus.cli.verify.stage import Stage, Strike, strike
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.verdict import Verdict
@@ -82,8 +83,9 @@ class Run:
             if server.dial is not None:
                 for node in range(1, plan.nodes + 1):
                     proxies[node] = await stack.enter_async_context(Proxy(server.dial))
-            crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory), plan.nodes))
-            stage = Stage(plan.bound_s, server, proxies, crew)
+            broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
+            crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
+            stage = Stage(plan.bound_s, server, proxies, crew, broker)
             await self._under_load(stage)
             not_ready = await self._to_rest(stage, directory)
             await crew.stop()
@@ -97,7 +99,9 @@ class Run:
             versions, not_ready,
         )  # fmt: skip
 
-    def _jobs(self, server: ServerUnderTest, proxies: dict[int, Proxy], directory: Path) -> Callable[[int, int], Job]:
+    def _jobs(
+        self, server: ServerUnderTest, proxies: dict[int, Proxy], directory: Path, broker: Broker | None
+    ) -> Callable[[int, int], Job]:
         plan = self.plan
 
         def job_of(node: int, life: int) -> Job:
@@ -106,6 +110,7 @@ class Run:
                 node=node, life=life, nodes=plan.nodes, directory=str(directory),
                 url=server.url(None if proxy is None else proxy.port), namespace=server.namespace,
                 bound_s=plan.bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
+                kafka="" if broker is None else broker.address(node),
             )  # fmt: skip
 
         return job_of
@@ -115,7 +120,11 @@ class Run:
     async def _under_load(self, stage: Stage) -> None:
         plan = self.plan
         faults = possible(
-            plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies), kind=plan.kind
+            plan.faults,
+            own=stage.server.machine is not None,
+            proxied=bool(stage.proxies),
+            kind=plan.kind,
+            bus=plan.bus,
         )
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
         stage.crew.go()
@@ -151,6 +160,8 @@ class Run:
             await stage.server.machine.whole()
         if stage.server.group is not None:
             await stage.server.group.whole()
+        if stage.broker is not None:
+            await stage.broker.whole()
         for proxy in stage.proxies.values():
             proxy.restore()
         self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")

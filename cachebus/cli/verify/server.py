@@ -24,6 +24,10 @@ T = TypeVar("T")
 ALONE: Final = "standalone"
 KINDS: Final = (ALONE, "sentinel", "cluster")
 """Ways to run a server of our own."""
+REDIS: Final = "redis"
+KAFKA: Final = "kafka"
+BUSES: Final = (REDIS, KAFKA)
+"""What carries the events."""
 DUMP: Final = "dump.rdb"
 BUSY_MS: Final = 50
 """After it a script that does not end makes the server answer -BUSY."""

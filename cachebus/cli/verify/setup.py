@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachebus import Settings
 from cachebus.cli.verify.items import POLICIES
 from cachebus.cli.verify.messages import Job
@@ -10,6 +12,8 @@ LEASE_MS = 400
 MARKS_MAX = 200
 """Fewer than there are scopes and tags: the floor is raised now and then."""
 LOG_MAX = 2_000
+TOPIC = "cachebus.verify"
+PARTITIONS = 2
 
 
 def probe_interval_s(bound_s: float) -> float:
@@ -40,4 +44,16 @@ def settings_of(job: Job) -> Settings:
         max_marks=MARKS_MAX,
         log_max_len=LOG_MAX,
         policies=POLICIES,
+        **_kafka(job),
     )
+
+
+def _kafka(job: Job) -> dict[str, Any]:
+    if not job.kafka:
+        return {}
+    return {
+        "bus": "kafka",
+        "kafka_bootstrap_servers": job.kafka,
+        "kafka_topic": TOPIC,
+        "kafka_partitions": PARTITIONS,
+    }

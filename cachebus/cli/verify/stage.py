@@ -9,11 +9,12 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from cachebus.cli.lab.proxy import Proxy
+from cachebus.cli.verify.broker import Broker
 from cachebus.cli.verify.crew import Crew
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 
-Where = Literal["network", "server", "node", "group"]
+Where = Literal["network", "server", "node", "group", "broker", "bus"]
 
 
 class Done(NamedTuple):
@@ -34,11 +35,20 @@ class Stage:
     proxies: dict[int, Proxy]
     """By node; empty where nodes reach the server directly."""
     crew: Crew
+    broker: Broker | None = None
+    """What carries the events, where that is not the server."""
     done: list[Done] = field(default_factory=list)
     under_way: dict[str, float] = field(default_factory=dict)
     """Faults of this moment, with when they began."""
     away: list[tuple[float, float]] = field(default_factory=list)
     """When the whole server was out of everybody's reach."""
+
+    @property
+    def the_broker(self) -> Broker:
+        """Kafka, for faults that need it."""
+        if self.broker is None:
+            raise RuntimeError("this run has no broker")
+        return self.broker
 
     @property
     def machine(self) -> Machine:

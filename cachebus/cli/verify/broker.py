@@ -1,0 +1,101 @@
+"""A Kafka broker of our own that carries a run's events, with a listener for each node behind a proxy of that node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from cachebus.cli.lab.proxy import HOST, Proxy, dialer
+from cachebus.cli.servers.daemon import free_port
+from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.verify.setup import PARTITIONS, TOPIC
+from cachebus.resp import Address
+
+FORGET_S: Final = 5.0
+
+
+class Broker:
+    """What may be done to it. What blocks runs in a thread, one after the other."""
+
+    def __init__(self, server: KafkaServer, proxies: Mapping[int, Proxy]) -> None:
+        self._server = server
+        self._turn = asyncio.Lock()
+        self.proxies = proxies
+        """By node: what stands between it and the broker."""
+
+    def address(self, node: int) -> str:
+        """Where a node finds it."""
+        return f"{HOST}:{self.proxies[node].port}"
+
+    async def pause(self) -> None:
+        """SIGSTOP."""
+        await self._do(self._server.pause)
+
+    async def resume(self) -> None:
+        """SIGCONT."""
+        await self._do(self._server.resume)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await self._do(self._server.kill)
+
+    async def start(self) -> None:
+        """Start it, with what its directory holds."""
+        await self._do(self._server.start)
+
+    async def whole(self) -> None:
+        """Running and answering, whatever was done to it."""
+        for proxy in self.proxies.values():
+            proxy.restore()
+        if self._server.running:
+            await self.resume()
+        await self.start()
+
+    async def forget(self) -> None:
+        """Delete every message of the topic, as its retention does with old ones."""
+        from aiokafka import TopicPartition
+        from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+        from aiokafka.errors import KafkaError
+
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._server.address, request_timeout_ms=int(FORGET_S * 1000))
+        try:
+            async with asyncio.timeout(FORGET_S):
+                await admin.start()
+                every = RecordsToDelete(before_offset=-1)
+                await admin.delete_records({TopicPartition(TOPIC, number): every for number in range(PARTITIONS)})
+        except (KafkaError, OSError, TimeoutError):
+            pass  # it is killed or stopped just now: then it forgets nothing
+        finally:
+            await admin.close()
+
+    async def _do(self, work: Callable[[], object]) -> None:
+        async with self._turn:
+            doing = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                await asyncio.shield(doing)
+            except asyncio.CancelledError:
+                await asyncio.wait([doing])  # the thread works on: what comes next must not meet it
+                raise
+
+
+@asynccontextmanager
+async def brokered(nodes: int) -> AsyncIterator[Broker]:
+    """A broker that runs, with so many proxies before it; `ConfigError` where Kafka can't be had."""
+    ports = {node: free_port() for node in range(1, nodes + 1)}
+    async with AsyncExitStack() as stack:
+        proxies = {
+            node: await stack.enter_async_context(Proxy(dialer(Address(host=HOST, port=port))))
+            for node, port in ports.items()
+        }
+        names = {node: f"NODE{node}" for node in ports}
+        server = KafkaServer(
+            listeners={names[node]: (ports[node], proxies[node].port) for node in ports},
+        )
+        broker = Broker(server, proxies)
+        try:
+            await broker.start()
+            yield broker
+        finally:
+            await asyncio.to_thread(server.stop)

@@ -1,0 +1,100 @@
+"""Faults of the Kafka broker that carries the events, and of what lies between it and one node (`--bus kafka`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from cachebus.cli.lab.proxy import Proxy
+from cachebus.cli.verify import messages
+from cachebus.cli.verify.network_faults import DELAY_S
+from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+
+MUTE_S: Final = 0.1
+
+
+async def _pause(stage: Stage, blow: Strike) -> None:
+    await stage.the_broker.pause()
+    try:
+        await rest(blow.lasts_s)
+    finally:
+        await stage.the_broker.resume()
+
+
+async def _crash(stage: Stage, blow: Strike) -> None:
+    await stage.the_broker.kill()
+    try:
+        await rest(blow.lasts_s)
+    finally:
+        await stage.the_broker.start()
+
+
+def _through(change: Callable[[Proxy, Strike], None]) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        proxy = stage.the_broker.proxies[blow.node]
+        try:
+            change(proxy, blow)
+            await rest(blow.lasts_s)
+        finally:
+            proxy.restore()
+
+    return act
+
+
+def _delay(proxy: Proxy, blow: Strike) -> None:
+    dice = blow.dice()
+    proxy.delay(lambda: dice.uniform(*DELAY_S))
+
+
+async def _forget(stage: Stage, blow: Strike) -> None:
+    """The node hears nothing, and when it does again, what it has missed is gone."""
+    proxy = stage.the_broker.proxies[blow.node]
+    try:
+        proxy.hold(directions=("down",))
+        await rest(blow.lasts_s)
+        await stage.the_broker.forget()
+    finally:
+        proxy.restore()
+
+
+def _publishing(how: str) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        stage.crew.order(blow.node, how, blow.lasts_s)
+        await rest(blow.lasts_s)
+
+    return act
+
+
+async def _killed(stage: Stage, blow: Strike) -> None:
+    """What it writes in its last moments L2 has, and Kafka never gets."""
+    stage.crew.order(blow.node, messages.MUTE, 60.0)
+    await rest(MUTE_S)
+    await stage.crew.kill(blow.node)
+    await rest(blow.lasts_s)
+    await stage.crew.start(blow.node)
+
+
+def _fault(name: str, what: str, lasts: tuple[float, float], act: Act) -> Fault:
+    return Fault(name, "bus", what, lasts, act)
+
+
+BROKER_FAULTS: Final = (
+    Fault("broker-pause", "broker", "SIGSTOP, later SIGCONT", (0.2, 4.0), _pause),
+    Fault("broker-crash", "broker", "SIGKILL, and a restart with what it had acknowledged", (0.2, 2.0), _crash),
+    _fault("bus-cut", "all its connections to Kafka break, and new ones are refused", (0.2, 2.0),
+           _through(lambda proxy, _: proxy.cut())),
+    _fault("bus-reset", "its connections to Kafka break once", (0.0, 0.0), _through(lambda proxy, _: proxy.reset())),
+    _fault("bus-hang", "no byte passes between it and Kafka, connections stay", (0.3, 4.0),
+           _through(lambda proxy, _: proxy.hold())),
+    _fault("bus-hang-up", "its requests to Kafka don't pass, answers do", (0.3, 2.0),
+           _through(lambda proxy, _: proxy.hold(directions=("up",)))),
+    _fault("bus-hang-down", "its requests reach Kafka, no answer comes back", (0.3, 2.0),
+           _through(lambda proxy, _: proxy.hold(directions=("down",)))),
+    _fault("bus-delay", "all bytes between it and Kafka come 10 to 200 ms late", (0.3, 1.5), _through(_delay)),
+    _fault("bus-forget", "it hears nothing, and what it missed has left the topic", (0.2, 3.0), _forget),
+    _fault("bus-double", "it publishes every event twice", (0.5, 2.0), _publishing(messages.TWICE)),
+    _fault("bus-swap", "it publishes events in the wrong order, or much later than others do", (0.5, 2.0),
+           _publishing(messages.SWAP)),
+    _fault("bus-mute", "it publishes nothing of what L2 has taken", (0.5, 2.0), _publishing(messages.MUTE)),
+    _fault("bus-killed", "SIGKILL between L2 and Kafka, and a new node in its place", (0.0, 1.0), _killed),
+)  # fmt: skip
