@@ -45,19 +45,25 @@ async def killing(server: EmbeddedServer, kind: str, until_s: float, every_s: fl
 async def test_with_its_subscription_killed_over_and_over_a_node_serves_nothing_older_than_d(
     own_server: EmbeddedServer,
 ) -> None:
+    begun = asyncio.Barrier(len(WRITES) + 1)  # a node that can't subscribe at its start says so, and does not open
+
     async def scenario(write: str) -> None:
         async with nodes(own_server.url, namespace=write) as (a, b):
             receipt = await a.set("config", "x", "old", tenant_id="acme", tags=["t"])
             assert await b.get("config", "x", tenant_id="acme", after=receipt) == "old"
+            await begun.wait()
             await until(lambda: not b.stats().bus_connected)
             await WRITES[write](a)
             await past(monotonic() + D_S)
             assert await b.get("config", "x", tenant_id="acme") == ("new" if write == "set" else None), write
             assert b.stats().l2_errors == 0  # its commands worked all along
 
-    killer = asyncio.create_task(killing(own_server, "pubsub", monotonic() + D_S + 0.2, 0.001))
-    await asyncio.gather(*map(scenario, WRITES))
-    assert await killer > 5
+    async with asyncio.TaskGroup() as group:
+        for write in WRITES:
+            group.create_task(scenario(write))
+        await begun.wait()
+        killer = group.create_task(killing(own_server, "pubsub", monotonic() + D_S + 0.2, 0.001))
+    assert killer.result() > 5
 
 
 async def test_a_subscription_that_dies_is_renewed_and_events_flow_again(
