@@ -247,15 +247,14 @@ class Shard:
                     return True
         return False
 
-    def marks_of(self, names: Iterable[str]) -> tuple[int, dict[str, int]]:
-        """The floor, and the marks of these scopes and tags: to be noted when something begins that others may join."""
+    def marks_of(self, names: Iterable[str]) -> dict[str, int]:
+        """The marks of these scopes and tags: to be noted, with the floor, where something begins that others join."""
         marks = self.marks
-        return self.floor, {name: marks.get(name, 0) for name in names}
+        return {name: marks.get(name, 0) for name in names}
 
-    def unmoved(self, noted: tuple[int, Mapping[str, int]]) -> bool:
+    def unmoved(self, floor: int, marks: Mapping[str, int]) -> bool:
         """Whether floor and marks are as they were noted: nothing that they stand for was invalidated since. A mark
         alone, held against `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
-        floor, marks = noted
         return floor == self.floor and all(self.marks.get(name, 0) == mark for name, mark in marks.items())
 
     def admits(self, reservation: Reservation, key: str, names: Iterable[str], epoch: bytes, seq: int) -> bool:

@@ -78,7 +78,7 @@ class Filler:
 
     @property
     def began_s(self) -> float:
-        """When the lease was asked for."""
+        """When the lease was asked for, or the load without one began."""
         return self._started_s
 
     def not_kept(self, found: Found) -> Found:
@@ -140,7 +140,7 @@ class Filler:
         value = MISSING if record is None else self._fetch.taken(self.key, record, None, self._started_s)
         if record is not None and value is not MISSING:
             flight.stale = Found(value, "l2", stale=True)
-            flight.marks[1].update(self._node.shards[self.key.shard].marks_of(record.tags)[1])
+            flight.marks |= self._node.shards[self.key.shard].marks_of(record.tags)
 
     async def fill(self, found: Found) -> Found:
         """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D."""

@@ -16,14 +16,15 @@ class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
     __slots__ = (
-        "_kept", "marks", "may_stand_in", "reservation", "stale", "started_s", "task", "until_s", "waiting",
+        "_kept", "floor", "marks", "may_stand_in", "reservation", "stale", "started_s", "task", "until_s", "waiting",
     )  # fmt: skip
 
-    def __init__(self, reservation: Reservation, started_s: float, marks: tuple[int, dict[str, int]] = (0, {})) -> None:
+    def __init__(self, reservation: Reservation, started_s: float, floor: int = 0) -> None:
         self.reservation = reservation
-        self.marks = marks
+        self.floor = floor
+        self.marks: dict[str, int] = {}
         """Of the scopes and tags of what is being loaded, and of `stale`, as they were then: nobody joins once one of
-        them was invalidated."""
+        them was invalidated, or the floor has moved."""
         self.started_s = started_s
         self.until_s = float("inf")
         """Until when anybody may join, as far as this alone goes."""

@@ -8,6 +8,7 @@ from functools import partial
 from loguru import logger
 
 from cachebus.clock import Clock
+from cachebus.coherence import Shard
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, needs_script
 from cachebus.fill import Filler, Found, Load
@@ -163,7 +164,7 @@ class Reader:
         """The entry that L1 may serve, absent markers included."""
         if key.l1 not in self._node.l1.entries:
             return None
-        if after is not None and not self._node.shards[key.shard].honours(after.epoch, after.seq):
+        if not _reached(self._shards[key.shard], after):
             return None
         return self._node.peek(key, self._clock())
 
@@ -196,7 +197,8 @@ class Reader:
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
             shard = self._shards[key.shard]
-            flight = Flight(shard.reserve(), self._vouched_s(key), shard.marks_of((*key.names, *tags)))
+            flight = Flight(shard.reserve(), self._vouched_s(key), shard.floor)
+            flight.marks = shard.marks_of((*key.names, *tags))
             self._stand_in(flight, key, after)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
@@ -221,11 +223,11 @@ class Reader:
         lease allow; with a token, only if this node has applied it (then an older flight would be marked)."""
         shard = self._node.shards[key.shard]
         began = flight.reservation
-        if after is not None and not shard.honours(after.epoch, after.seq):
+        if not _reached(shard, after):
             return False
         if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied):
             return False
-        if not shard.unmoved(flight.marks):
+        if not shard.unmoved(flight.floor, flight.marks):
             return False
         now_s = self._clock()
         return now_s < flight.until_s and (now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s)
@@ -238,13 +240,14 @@ class Reader:
     def _stand_in(self, flight: Flight[Found], key: Key, after: Place | None) -> None:
         """Give the flight an expired value from L1, to be served while the source fails or is slow; none to a read with
         a token that this node has yet to reach."""
-        if after is not None and not self._shards[key.shard].honours(after.epoch, after.seq):
+        shard = self._shards[key.shard]
+        if not _reached(shard, after):
             return
         entry = self._node.standing_in(key, self._clock())
         if entry is not None:
             extra = details(entry)
             flight.stale = Found(_handed_out(entry), "l1", stale=True)
-            flight.marks[1].update(self._shards[key.shard].marks_of(() if extra is None else extra.tags)[1])
+            flight.marks |= shard.marks_of(() if extra is None else extra.tags)
 
     async def _fly(
         self, flight: Flight[Found], key: Key, load: Load, rules: Rules, after: Place | None,
@@ -300,10 +303,10 @@ class Reader:
         other = self.flights.alone.get(key.l1)
         if other is not None and self._joinable(key, other, after):
             return await other.join()
-        flight.started_s = self._clock()  # what comes now is the source's
+        filler.reserve_alone()
+        flight.started_s = filler.began_s  # what comes now is the source's
         self.flights.alone[key.l1] = flight
         try:
-            filler.reserve_alone()
             return await filler.keep_alone(await self._load(flight, key, load, filler.rules))
         finally:
             if self.flights.alone.get(key.l1) is flight:
@@ -376,6 +379,11 @@ class Reader:
             return await filler.fill(found)
 
         self.flights.begin(name, flight, fly)
+
+
+def _reached(shard: Shard, after: Place | None) -> bool:
+    """Whether this node has applied what a token stands for, if there is one."""
+    return after is None or shard.honours(after.epoch, after.seq)
 
 
 def _handed_out(entry: Entry) -> object:

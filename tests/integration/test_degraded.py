@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -232,20 +232,33 @@ async def test_without_l2_a_node_that_had_missed_events_loads_once_a_bound_too()
         assert source.calls == 3
 
 
-@pytest.mark.parametrize("heard", ["scope", "tag"])
-async def test_without_l2_a_mark_heard_ahead_of_a_hole_does_not_keep_out_what_is_loaded_after_it(heard: str) -> None:
-    source = Source(x="v")
+@asynccontextmanager
+async def behind_a_hole(heard: str) -> AsyncIterator[tuple[Fleet, Callable[[], Awaitable[None]]]]:
+    """Two nodes of which the first has heard of a scope's or tag's invalidation, and not of what came before it; and
+    what invalidates that once more."""
     async with Fleet(2, clock=FakeClock()) as fleet:
         a, b = fleet.caches
         fleet.faults = Faults(drop=1.0)
         await b.set("config", "other", 1, tenant_id="acme")
         fleet.faults = None
-        if heard == "scope":
-            await b.invalidate_scope("acme", "config")
-        else:
-            await b.invalidate_tags(["t"], tenant_id="acme")
-        await fleet.settle()
+
+        async def invalidate() -> None:
+            if heard == "scope":
+                await b.invalidate_scope("acme", "config")
+            else:
+                await b.invalidate_tags(["t"], tenant_id="acme")
+            await fleet.settle()
+
+        await invalidate()
         assert a.stats().shards[0].gap
+        yield fleet, invalidate
+
+
+@pytest.mark.parametrize("heard", ["scope", "tag"])
+async def test_without_l2_a_mark_heard_ahead_of_a_hole_does_not_keep_out_what_is_loaded_after_it(heard: str) -> None:
+    source = Source(x="v")
+    async with behind_a_hole(heard) as (fleet, _):
+        a = fleet.caches[0]
         fleet.away = True
         for _ in range(3):
             assert await a.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"]) == "v"
@@ -315,24 +328,12 @@ async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_
     heard: str, away: bool
 ) -> None:
     source = Source(x="v")
-    async with Fleet(2, clock=FakeClock()) as fleet:
-        a, b = fleet.caches
-        fleet.faults = Faults(drop=1.0)
-        await b.set("config", "other", 1, tenant_id="acme")
-        fleet.faults = None
-
-        async def invalidate() -> None:
-            if heard == "scope":
-                await b.invalidate_scope("acme", "config")
-            else:
-                await b.invalidate_tags(["t"], tenant_id="acme")
+    async with behind_a_hole(heard) as (fleet, invalidate):
+        a = fleet.caches[0]
 
         async def ask() -> Any:
             return await a.get_or_load("config", "x", source.load, tenant_id="acme", tags=["t"])
 
-        await invalidate()
-        await fleet.settle()
-        assert a.stats().shards[0].gap
         fleet.away = away
         source.hold()
         asking = [asyncio.create_task(ask())]
@@ -342,7 +343,6 @@ async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_
         assert source.calls == 1
         fleet.away = False
         await invalidate()  # this one came after the load began
-        await fleet.settle()
         fleet.away = away
         asking.append(asyncio.create_task(ask()))
         await until(lambda: a.stats().flights == 2)

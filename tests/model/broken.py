@@ -163,8 +163,7 @@ def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable
 def _join_whatever_tags(
     reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
 ) -> bool:
-    own = {name: mark for name, mark in flight.marks[1].items() if name in key.names}
-    with patch.object(flight, "marks", (flight.marks[0], own)):
+    with patch.object(flight, "marks", {name: mark for name, mark in flight.marks.items() if name in key.names}):
         return joinable(reader, key, flight, after)
 
 

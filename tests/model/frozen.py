@@ -66,7 +66,7 @@ class Held(NamedTuple):
 
 
 class Began(NamedTuple):
-    """What a coroutine has taken with it from the moment at which it began: the reservation, and two times."""
+    """What a coroutine has taken with it from the moment at which it began: reservation, two times, floor and marks."""
 
     epoch: bytes
     count: int

@@ -73,9 +73,11 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_test_that_is_named_exists(path: Path) -> None:
-    for file, test in named(path.read_text()):
+    text = path.read_text()
+    for file, test in named(text):
         assert (TESTS / file).is_file(), file
         assert not test or test in names_in(file), f"{file}::{test}"
+    assert "`::" not in text, "a test is named without its file, which is not looked up"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

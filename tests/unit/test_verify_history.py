@@ -15,6 +15,7 @@ from cachebus.cli.verify.items import make_items
 from cachebus.cli.verify.judge import judge
 from cachebus.cli.verify.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.cli.verify.stage import Done
+from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
 from cachebus.cli.verify.trouble import L2_FAILED
 from cachebus.cli.verify.verdict import Verdict
@@ -243,6 +244,22 @@ async def test_two_loads_at_a_time_are_found(past: Past) -> None:
     past.loaded("2.1", 6.4, 6.6)
     verdict = await past.verdict()
     assert (verdict.counts["I13"], verdict.loads_twice) == (1, 1)
+
+
+async def test_two_loads_are_told_with_what_was_around_them_however_much_that_was(past: Past) -> None:
+    past.away = [(104.0, 109.0)]
+    past.loaded("1.1", 6.0, 6.1)
+    past.loaded("1.1", 6.5, 6.6)
+    past.wrote("2.1", 2, 6.2, 6.3, verb=TYPE)
+    for at in range(100):
+        past.note("1.1", "trouble", L2_FAILED, 105.9 + at / 1000, 105.9 + at / 1000)
+    (finding,) = (await past.verdict()).broken
+    assert finding.story[-2:] == (
+        "   +0.200 s node 2.1: invalidate_scope(type) for version 2, until +0.300 s",
+        "   +0.500 s node 1.1 loads, and reads version 1, until +0.600 s",
+    )
+    assert "   +0.000 s node 1.1 loads, and reads version 1, until +0.100 s" in finding.story
+    assert sum("got no answer from L2" in line for line in finding.story) == LINES_MAX - 1
 
 
 def _by_write(past: Past) -> None:

@@ -16,7 +16,7 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, STALLED
+from cachebus.cli.verify.trouble import BEGAN_ANEW
 
 HARMLESS = frozenset({"slow", "sour"})
 """Faults of a node under which its leases must hold all the same."""
@@ -91,12 +91,10 @@ class Evidence:
         return Excuses((d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases)
 
     def forgot(self) -> dict[str, Excuses]:
-        """By node and life: when it dropped all it held, or may have heard of something that replaced a part, or stood
-        still: what it then notes as the beginning of a load may be long after it had looked whether it holds one."""
+        """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
         found = {}
         for node in self.lives:
-            noticed = self.records(node, "trouble")
-            spans = [(from_s, until_s) for kind, from_s, until_s in noticed if kind in (BEGAN_ANEW, STALLED)]
+            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == BEGAN_ANEW]
             spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
             # Messages that were held up arrive late, and some of them before others: these move no seq.
             spans += [(d.from_s, d.until_s + self.bound_s) for d in self.faults if str(d.node) == number_of(node)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from cachebus.cli.verify.evidence import Evidence, own_writes
 from cachebus.cli.verify.history import Check, History, Stale
@@ -29,11 +31,11 @@ class Judgement:
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
 
-    def found(self, promise: str, told: str, story: tuple[str, ...] = ()) -> None:
+    def found(self, promise: str, told: str, story: Callable[[], tuple[str, ...]] = tuple) -> None:
         """A promise that broke."""
         self.counts[promise] += 1
         if self.counts[promise] <= KEPT:
-            self.findings.append(Finding(promise, told, story))
+            self.findings.append(Finding(promise, told, story()))
 
 
 async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, seconds: float) -> Verdict:
@@ -70,7 +72,7 @@ async def _reads(case: Judgement) -> Check:
         ("G1", check.worst, check.beyond), ("G2", check.missed, check.own_missed), ("G5", check.filled, check.fills),
     ):  # fmt: skip
         for stale in stales:
-            case.found(promise, _told(case, stale), case.teller.of_read(stale))
+            case.found(promise, _told(case, stale), partial(case.teller.of_read, stale))
         case.counts[promise] = count
     return check
 
@@ -95,7 +97,7 @@ def _tokens(case: Judgement) -> int:
                 case.found(
                     "I7" if kind == SESSION_TOKEN else "G3",
                     f"node {node} read version {version} of {case.evidence.items[item]} with the token of {least}",
-                    case.teller.of_read(stale),
+                    partial(case.teller.of_read, stale),
                 )
     return seen
 
@@ -118,13 +120,12 @@ def _loads(case: Judgement) -> int:
     ends = {item: Excuses(spans) for item, spans in history.ending_leases().items()}
     wrong = unexplained(pairs, ends, evidence.trouble(), evidence.at_large(), lead_s=lead_s)
     for first, second in wrong:
-        case.found(
-            "I13", f"two loads of {evidence.items[first.item]} at a time", case.teller.of_loads(first, second, lead_s)
-        )
+        what = f"two loads of {evidence.items[first.item]} at a time"
+        case.found("I13", what, partial(case.teller.of_loads, first, second, lead_s))
     often = too_often(loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s)
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
-        case.found("I13", what, case.teller.of_loads(first, second, evidence.bound_s))
+        case.found("I13", what, partial(case.teller.of_loads, first, second, evidence.bound_s))
     return len(pairs)
 
 

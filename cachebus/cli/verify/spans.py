@@ -4,7 +4,7 @@ What is checked, exactly. Two loads of one item overlap. That is a finding unles
 before the second began: a write that names the item was under way; its node stalled, lost L2 or was stopped, so that
 the lease was not extended or the load was begun without one; the same befell the second one's node; or a fault was at
 work that takes leases away or hides them. While the whole server is away there are no leases: then a node may begin a
-load of an item that it has loaded itself less than D ago only if it has written it since, lost all it held, or stalled.
+load of an item that it has loaded itself less than D ago only if it has written it since, or lost all it held.
 """
 
 from __future__ import annotations

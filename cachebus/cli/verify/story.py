@@ -15,6 +15,7 @@ from cachebus.cli.verify.trouble import TROUBLES
 from cachebus.cli.verify.writing import VERBS as WRITE_VERBS
 
 LINES_MAX = 40
+"""Lines of what was around two loads: the latest of them."""
 Known = Sequence[tuple[int, int, float]]
 """A node's knowledge: epoch, seq and since when, in order."""
 
@@ -52,16 +53,16 @@ class Teller:
         """Two loads, a line each, and from `before_s` before the first: what was said of the item, what the node did
         not do as usual, and what was broken; times are seconds from the first load's beginning."""
         zero_s, since_s = first.began_s, first.began_s - before_s
-        told = [*self._of_item(first.item, since_s, second.began_s)]
-        told += [
+        around = [*self._of_item(first.item, since_s, second.began_s)]
+        for node in dict.fromkeys((first.node, second.node)):
+            around += self._of_node(node, since_s, second.began_s)
+        loads = [
             (load.began_s, load.ended_s, f"node {load.node} loads, and reads version {load.version}")
             for load in (first, second)
         ]
-        for node in dict.fromkeys((first.node, second.node)):
-            told += self._of_node(node, since_s, second.began_s)
         lines = [
             _line(from_s - zero_s, f"{what}, until {until_s - zero_s:+.3f} s" if until_s else what)
-            for from_s, until_s, what in sorted(told)[:LINES_MAX]
+            for from_s, until_s, what in sorted([*sorted(around)[-LINES_MAX:], *loads])
         ]
         return (*lines, *self._broken(since_s, second.began_s, zero_s))
 
