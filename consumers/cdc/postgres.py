@@ -253,7 +253,9 @@ class SlotWorker(Worker):
         self._peek_timeout_s = PEEK_TIMEOUT_S
         limited = peek.count >= self.source.batch
         if peek.end is not None or self._is_far(now):
-            await self._advance(connection, _lsn_text(peek.end) if limited and peek.end is not None else now)
+            end = peek.end or 0
+            # What was committed after the look at the log's end, and was told of all the same, is passed as well.
+            await self._advance(connection, _lsn_text(end if limited else max(end, _lsn(now))))
         if not limited:
             self._seen = now
         return peek.count > 0  # where there was something, there may be more

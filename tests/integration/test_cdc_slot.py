@@ -373,3 +373,14 @@ async def _is(connection: asyncpg.Connection, sql: str, wanted: Any) -> bool:
 
 async def _fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
     return bool(await fetched(database, sql, *arguments) == wanted)
+
+
+async def test_what_was_applied_is_not_told_again(database: str, redis_url: str) -> None:
+    """What is committed between the look at the log's end and the look into the slot is passed with the rest."""
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url)
+    heard = Heard(one)
+    async with running(one):
+        await tell(database, [*(ORDER.format(number) for number in range(1000, 1300)), THE_END])
+        await until(lambda: heard.has(*END))
+        assert {heard.asked[f"K acme:order:{number}"] for number in range(1000, 1300)} == {1}
