@@ -21,8 +21,9 @@ help: ## this list
 demo: $(VENV)/.installed ## see it work, with a server of its own: nothing to set up
 	@$(BIN)/cachebus demo
 
-test: $(VENV)/.installed ## all tests; ARGS= goes to pytest, as in ARGS='-k wheel'
-	@$(BIN)/python -m pytest $(ARGS)
+# A process for each core, up to four: each starts the servers that its tests need.
+test: $(VENV)/.installed ## all tests; ARGS= goes to pytest, as in ARGS='-k wheel' or ARGS='-n 0' for one at a time
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -279,7 +279,11 @@ def test_a_hash_does_not_regard_the_order_of_mappings_and_sets() -> None:
     assert generate_resource_id_hash([1, 2]) != generate_resource_id_hash([2, 1])
 
 
-@pytest.mark.parametrize("part", [object(), lambda: 1, 2**70, "\ud800", {"a": object()}], ids=repr)
+@pytest.mark.parametrize(
+    "part",
+    [object(), lambda: 1, 2**70, "\ud800", {"a": object()}],
+    ids=["object", "function", "number", "surrogate", "inside"],
+)
 def test_what_cannot_be_hashed_is_refused(part: Any) -> None:
     with pytest.raises(NotSerializable):
         generate_resource_id_hash(part)
