@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,12 @@ async def test_killed_at_any_step_it_leaves_nothing_stale_behind_the_guards_time
 ) -> None:
     """Loads begin all the time, some of them slow, before the commit too. A flush takes the guard away meanwhile."""
     database = tmp_path / "config.db"
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("CREATE TABLE config (value TEXT)")
         connection.execute("INSERT INTO config VALUES ('old')")
 
     def read() -> str:
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection:
             return str(connection.execute("SELECT value FROM config").fetchone()[0])
 
     async def slow() -> str:

@@ -332,6 +332,7 @@ def test_paramstyles_that_another_database_speaks(style: str) -> None:
     told = SyncOutboxProducer(connection, OUTBOX)  # sqlite3 tells its own
     told.invalidate("config", "'2", "acme")
     found = connection.execute("SELECT json_extract(command, '$.resource_id') FROM cachebus_outbox").fetchall()
+    connection.close()
     assert found == [("'0",), ("'1",), ("'2",)]
     connection.close()
 
