@@ -6,7 +6,7 @@ from cachebus.cli.servers.kafka import KafkaServer
 from tests.campaign.kafka_worker import campaign
 from tests.support.history import seeds
 
-LIVES = 6
+LIVES = 5
 
 
 async def test_killed_at_any_moment_a_worker_loses_no_acknowledged_command(kafka: KafkaServer, redis_url: str) -> None:
