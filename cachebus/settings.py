@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
     kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
     kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
+    kafka_commands_topic: str = Field("cachebus.commands", description="what carries commands; namespaces may share it")
+    kafka_commands_key: SecretStr | None = Field(
+        None, description="signs commands; a worker that has it takes no other. Several by commas: the first signs"
+    )
     kafka_ssl: bool = Field(False, description="whether the brokers are spoken to over TLS")
     kafka_ssl_ca_certs: str | None = Field(None, description="a file of certificate authorities; else the system's")
     kafka_ssl_certfile: str | None = Field(None, description="a file with this client's certificate")
@@ -156,7 +160,7 @@ class Settings(BaseSettings):
     def _some_brokers(cls, servers: str | None) -> str | None:
         return None if servers is None else brokers(servers)
 
-    @field_validator("kafka_topic")
+    @field_validator("kafka_topic", "kafka_commands_topic")
     @classmethod
     def _plain_topic(cls, topic: str) -> str:
         if not _TOPIC(topic) or topic in (".", ".."):

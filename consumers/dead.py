@@ -18,6 +18,10 @@ class DeadLetter(NamedTuple):
     """How often it has come to this end, this time included."""
     at_s: float | None = None
     """When it was made, in Unix seconds, where that is known."""
+    key: bytes | None = None
+    """That of its message, where it had one and it is to be kept."""
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Those of its message that are to be kept."""
 
 
 class DeadLetters(Protocol):

@@ -40,6 +40,11 @@ class KafkaAccess:
     """What the brokers' logs call this client."""
     security: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """aiokafka's arguments for TLS and SASL."""
+    retention_ms: int = 3_600_000
+    """How long the topic keeps messages where it has to be made. Those of a bus are wanted for as long as a node may be
+    behind: seconds. Where it is there, a sixtieth is the least that it is not warned of."""
+    in_sync: int = 1
+    """How many replicas must have a message before it counts, where it has to be made and there are so many."""
 
     def arguments(self) -> dict[str, Any]:
         """Those that all of aiokafka's clients share."""

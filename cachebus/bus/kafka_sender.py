@@ -150,7 +150,7 @@ class KafkaSender:
         if lost:
             self._fail(lost, "the connection was lost")
         self._idle.set()
-        self._endings.add(asyncio.create_task(_end(producer)))
+        self._endings.add(asyncio.create_task(end_producer(producer)))
 
     async def close(self) -> None:
         """Send what waits, for `timeout_s` at most, and give the connection back."""
@@ -169,7 +169,7 @@ def _seen(arrival: asyncio.Future[object]) -> None:
         arrival.exception()
 
 
-async def _end(producer: Any) -> None:
+async def end_producer(producer: Any) -> None:
     """Stop an aiokafka producer. Its own `stop` would try for ever to send what it holds."""
     with quietly():
         producer._closed = True

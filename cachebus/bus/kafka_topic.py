@@ -1,4 +1,4 @@
-"""The events' topic: made where it is missing, looked at where it is there."""
+"""A topic of ours, of events or of commands: made where it is missing, looked at where it is there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from loguru import logger
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting
 from cachebus.errors import ConfigError
 
-RETENTION_MS: Final = 3_600_000
-"""Of a topic that is made here. An event is wanted for as long as a node may be behind: seconds."""
-LEAST_RETENTION_MS: Final = 60_000
 REPLICAS: Final = 3
 UNKNOWN_TOPIC: Final = 3
 EXISTS: Final = 36
@@ -29,7 +26,7 @@ async def topic_there(access: KafkaAccess, endings: Endings) -> None:
 
 
 async def ensure(access: KafkaAccess, endings: Endings) -> None:
-    """Make the topic if it is missing; `ConfigError` where it can't carry events, a warning where it hardly can.
+    """Make the topic if it is missing; `ConfigError` where it can't carry messages, a warning where it hardly can.
 
     Raises the driver's errors.
     """
@@ -60,10 +57,10 @@ async def _make(admin: Any, access: KafkaAccess) -> None:
 
     brokers = len((await admin.describe_cluster())["brokers"])
     replicas = min(REPLICAS, max(brokers, 1))
-    topic = NewTopic(
-        access.topic, access.partitions, replicas,
-        topic_configs={"cleanup.policy": "delete", "retention.ms": str(RETENTION_MS)},
-    )  # fmt: skip
+    configs = {"cleanup.policy": "delete", "retention.ms": str(access.retention_ms)}
+    if access.in_sync > 1:
+        configs["min.insync.replicas"] = str(min(access.in_sync, replicas))
+    topic = NewTopic(access.topic, access.partitions, replicas, topic_configs=configs)
     answer = await admin.create_topics([topic], timeout_ms=int(access.timeout_s * 1000))
     ((_, code, *said),) = answer.topic_errors
     if code == EXISTS:  # another node was faster
@@ -73,7 +70,7 @@ async def _make(admin: Any, access: KafkaAccess) -> None:
         raise ConfigError(
             f"Kafka has no topic {access.topic}, and does not let this user make it ({why}): kafka-topics.sh --create "
             f"--topic {access.topic} --partitions {access.partitions} --config cleanup.policy=delete "
-            f"--config retention.ms={RETENTION_MS}"
+            f"--config retention.ms={access.retention_ms}"
         )
     logger.info("made the Kafka topic {}: {} partitions, {} replicas", access.topic, access.partitions, replicas)
 
@@ -94,24 +91,24 @@ async def _check_configuration(admin: Any, access: KafkaAccess) -> None:
     if code:
         logger.warning(
             "Kafka does not let this user see how the topic {} is set up: it should have cleanup.policy=delete and "
-            "retention.ms of at least {}", access.topic, LEAST_RETENTION_MS,
+            "retention.ms of at least {}", access.topic, access.retention_ms // 60,
         )  # fmt: skip
         return
-    check_configuration(access.topic, {name: value for name, value, *_ in entries})
+    check_configuration(access.topic, {name: value for name, value, *_ in entries}, access.retention_ms)
 
 
-def check_configuration(topic: str, configured: Mapping[str, str | None]) -> None:
-    """`ConfigError` where compaction would drop all but a shard's last event; a warning for a short retention."""
+def check_configuration(topic: str, configured: Mapping[str, str | None], wanted_ms: int = 3_600_000) -> None:
+    """`ConfigError` where compaction would drop all but a key's last message; a warning for a short retention."""
     change = f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config"
     if "compact" in (configured.get("cleanup.policy") or ""):
         raise ConfigError(
-            f"the Kafka topic {topic} is compacted, and would keep only the last event of each shard: {change} "
+            f"the Kafka topic {topic} is compacted, and would keep only the last message of each key: {change} "
             "cleanup.policy=delete"
         )
     with suppress(ValueError):  # a form that is not known: it is the broker's matter
         retention_ms = int(configured.get("retention.ms") or -1)
-        if 0 <= retention_ms < LEAST_RETENTION_MS:
+        if 0 <= retention_ms < wanted_ms // 60:
             logger.warning(
-                "the Kafka topic {} keeps events for {} s only; nodes that are behind would lose some and have to read "
-                "them from L2: {} retention.ms={}", topic, retention_ms / 1000, change, RETENTION_MS,
+                "the Kafka topic {} keeps messages for {} s only; who is behind for longer would miss some: "
+                "{} retention.ms={}", topic, retention_ms / 1000, change, wanted_ms,
             )  # fmt: skip

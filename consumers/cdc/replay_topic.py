@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
 from cachebus.plan import Plan
 from consumers.apply import REFUSED, Applier
-from consumers.cdc.dead_topic import DeadTopic, letter_of
 from consumers.cdc.debezium import parse_envelope
 from consumers.cdc.kafka import KafkaSource
-from consumers.cdc.replay import AT_ONCE, Replayed
+from consumers.cdc.replay import Replayed
 from consumers.cdc.router import Router
 from consumers.dead import DeadLetter
+from consumers.topics.dead_topic import DeadTopic, letter_of
+from consumers.topics.replay import each_letter
 
 UNSURE = b"{}"
 """In the place of the message's key, which the letter has not: nothing of an old row is sure but by a rule's word."""
@@ -27,29 +26,16 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
     Raises aiokafka's errors; what was not committed is tried again by the next.
     """
     dead_topic = DeadTopic(source.client(), source.dead_topic)
-    parts = [TopicPartition(source.dead_topic, number) for number in await dead_topic.ensure()]
-    consumer = AIOKafkaConsumer(
-        **source.client(), group_id=f"{source.group}-replay", enable_auto_commit=False, auto_offset_reset="earliest"
-    )
     applied = dead = 0
-    try:
-        await consumer.start()
-        consumer.assign(parts)
-        ends = await consumer.end_offsets(parts)
-        for part in parts:
-            while (at := await consumer.position(part)) < ends[part]:
-                records = (await consumer.getmany(part, timeout_ms=1000, max_records=AT_ONCE)).get(part, [])
-                records = [record for record in records if record.offset < ends[part]]
-                still = await _tried(records, router, applier)
-                if still:
-                    await dead_topic.put(still)
-                applied, dead = applied + len(records) - len(still), dead + len(still)
-                at = records[-1].offset + 1 if records else at
-                await consumer.commit({part: at})
-                consumer.seek(part, at)
-    finally:
-        await consumer.stop()
-        await dead_topic.aclose()
+
+    async def tried(records: Sequence[Any]) -> None:
+        nonlocal applied, dead
+        still = await _tried(records, router, applier)
+        if still:
+            await dead_topic.put(still)
+        applied, dead = applied + len(records) - len(still), dead + len(still)
+
+    await each_letter(source.membership(), dead_topic, tried)
     return Replayed(applied, dead)
 
 

@@ -53,7 +53,7 @@ GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("l2",), "reads of L2", reads.rows),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
-    Group(("kafka",), "invalidations over Kafka", kafka_bus.rows),
+    Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
     Group(("drop",), "drops of a scope", memory.drops),

@@ -89,7 +89,7 @@ async def _of_the_slot(bench: Bench) -> list[Row]:
                 else:
                     await asyncio.sleep(POLL_S)
 
-        async with _working(make()):
+        async with working(make()):
             pass  # the slot is there from now on
         measured = await _measured(bench, make, write, bare)
         await writer.close()
@@ -138,7 +138,8 @@ def _envelope(number: int) -> bytes:
 
 
 @asynccontextmanager
-async def _working(worker: Worker) -> AsyncIterator[Worker]:
+async def working(worker: Worker) -> AsyncIterator[Worker]:
+    """The worker, once it works; drained at the end."""
     task = asyncio.create_task(worker.run())
     while not all(map(worker.health.is_up, worker.health.parts)):
         await asyncio.wait([task], timeout=0.05)
@@ -161,19 +162,19 @@ async def _measured(
     flood = bench.scale.flood
     for turn in range(max(2, bench.scale.flood_rounds)):
         await write(flood)
-        async with _working(make()) as worker:
+        async with working(make()) as worker:
             started_s = monotonic()
-            await _applied(worker, flood)
+            await applied(worker, flood)
             rates[0].append(flood / (monotonic() - started_s))
         started_s = monotonic()
         await bare(flood)
         rates[1].append(flood / (monotonic() - started_s))
         bench.progress.step(f"flood {turn + 1}")
-    async with _working(make()) as worker:
+    async with working(make()) as worker:
         for count in range(1, bench.scale.messages // 5 + 10):
             await write(1)
             started_s = monotonic()
-            await _applied(worker, count)
+            await applied(worker, count)
             lags[0].append(monotonic() - started_s)
             await bare(1)
     for _ in range(bench.scale.messages // 5 + 10):
@@ -185,7 +186,8 @@ async def _measured(
     return rates[0], rates[1], lags[0][10:], lags[1][10:]
 
 
-async def _applied(worker: Worker, count: int) -> None:
+async def applied(worker: Worker, count: int) -> None:
+    """When it has applied so many."""
     done = asyncio.Event()
     counted = worker.meters.done
 

@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cachebus import Cache, Settings
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.clock import monotonic
+from tests.bench import commands
 from tests.bench.children import Talk, talking
 from tests.bench.invalidations import PAYLOAD_BYTES
 from tests.bench.kafka_other import TOPIC, listening, settings
@@ -31,26 +32,31 @@ began."""
 
 
 async def rows(bench: Bench) -> list[Row]:
-    """All three ways in turn, block by block. Each message is sent when the one before it has arrived."""
+    """What goes over Kafka: the bus, and commands."""
     with KafkaServer() as kafka:
-        async with AsyncExitStack() as stack:
-            await _topic(kafka.address)
-            bare = AIOKafkaProducer(bootstrap_servers=kafka.address, acks="all", enable_idempotence=True)
-            await bare.start()
-            stack.push_async_callback(bare.stop)
-            url = bench.server.url
-            # In both processes, as with nodes: each hears its own, too.
-            await stack.enter_async_context(listening(kafka.address, Arrivals()))
-            other = await stack.enter_async_context(talking("tests.bench.kafka_other", url, kafka.address))
-            over_kafka = await stack.enter_async_context(Cache.open(settings(url, kafka.address)))
-            over_redis = await stack.enter_async_context(Cache.open(Settings(url=url, namespace="redis")))
-            assert await other.hear() == "ready"
-            ways: dict[str, Send] = {
-                "kafka": partial(_invalidated, over_kafka),
-                "redis": partial(_invalidated, over_redis),
-                "bare": partial(_produced, bare),
-            }
-            return _told(await _raced(bench, ways, other))
+        return [*await _of_the_bus(bench, kafka), *await commands.rows(bench, kafka)]
+
+
+async def _of_the_bus(bench: Bench, kafka: KafkaServer) -> list[Row]:
+    """All three ways in turn, block by block. Each message is sent when the one before it has arrived."""
+    async with AsyncExitStack() as stack:
+        await _topic(kafka.address)
+        bare = AIOKafkaProducer(bootstrap_servers=kafka.address, acks="all", enable_idempotence=True)
+        await bare.start()
+        stack.push_async_callback(bare.stop)
+        url = bench.server.url
+        # In both processes, as with nodes: each hears its own, too.
+        await stack.enter_async_context(listening(kafka.address, Arrivals()))
+        other = await stack.enter_async_context(talking("tests.bench.kafka_other", url, kafka.address))
+        over_kafka = await stack.enter_async_context(Cache.open(settings(url, kafka.address)))
+        over_redis = await stack.enter_async_context(Cache.open(Settings(url=url, namespace="redis")))
+        assert await other.hear() == "ready"
+        ways: dict[str, Send] = {
+            "kafka": partial(_invalidated, over_kafka),
+            "redis": partial(_invalidated, over_redis),
+            "bare": partial(_produced, bare),
+        }
+        return _told(await _raced(bench, ways, other))
 
 
 async def _topic(address: str) -> None:

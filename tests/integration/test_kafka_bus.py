@@ -16,6 +16,7 @@ import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from loguru import logger
+from pydantic import SecretStr
 
 from cachebus import Cache, Settings
 from cachebus.bus import kafka_client
@@ -23,9 +24,12 @@ from cachebus.bus.kafka import message_key
 from cachebus.bus.kafka_topic import check_configuration
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.errors import ConfigError, L2Unavailable
+from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
+from producers import KafkaProducer
 from tests.support.caches import nodes, quick, until
+from tests.support.changes import running
 from tests.support.command import cachebus, ran
+from tests.support.commands import worker_of
 from tests.support.require import require
 
 KAFKA = {"bus": "kafka", "kafka_bootstrap_servers": "127.0.0.1:9092"}
@@ -186,6 +190,22 @@ async def test_tls_and_sasl(secure: tuple[int, Path], redis_url: str) -> None:
                 pass
         assert "s3cret" not in str(error.value)
         assert "wr0ng" not in str(error.value)
+
+
+async def test_commands_go_by_tls_and_sasl_too(secure: tuple[int, Path], redis_url: str) -> None:
+    port, certificate = secure
+    settings = quick(
+        redis_url, namespace=f"tls-{token_hex(4)}", kafka_bootstrap_servers=f"127.0.0.1:{port}", kafka_ssl=True,
+        kafka_ssl_ca_certs=str(certificate), kafka_commands_topic="secure-commands", **SASL,
+    )  # fmt: skip
+    async with KafkaProducer.open(settings) as producer:
+        await producer.invalidate("config", "x", "acme")
+    worker = worker_of(settings)
+    async with running(worker):
+        await until(lambda: worker.meters.count("applied") == 1)
+    with pytest.raises(BusUnavailable, match="Authentication failed"):
+        async with KafkaProducer.open(settings.model_copy(update={"kafka_password": SecretStr("wrong")})):
+            pass
 
 
 async def test_the_scripts_publish_nothing_and_keep_the_log(redis_url: str, kafka: KafkaServer) -> None:

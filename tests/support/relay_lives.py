@@ -1,7 +1,8 @@
-"""Relays as processes that are killed: each lives until a signal, or until an await of its own that was chosen for it.
+"""Workers of an outbox or of commands, as processes that are killed: each lives until a signal, or until an await of
+its own that was chosen for it.
 
-Run as a module it is their mother: for each line of its input, a JSON list of arguments, it forks a relay and prints
-its process id. Forked, a relay is at work within milliseconds.
+Run as a module it is their mother: for each line of its input, a JSON list of arguments, it forks one and prints
+its process id. Forked, it is at work within milliseconds.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any, Literal, Self
 
 from loguru import logger
 
+from consumers.kafka import WorkerOptions
 from consumers.outbox import OutboxRelay, RelayOptions
 from tests.support.command import alive
+from tests.support.commands import setup, worker_of
 from tests.support.outbox import settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,9 +66,19 @@ class Relays:
     ) -> int:
         """The process id of a new relay. `last_await`: the await, from 0, at which it kills itself by SIGKILL, of those
         from where it has rows in hand to where it has let them go."""
+        return await self._begin("outbox", database, redis_url, batch, last_await, when)
+
+    async def begin_commands(
+        self, kafka: str, redis_url: str, name: str, *, batch: int = 20, last_await: int | None = None,
+        when: When = "sent",
+    ) -> int:  # fmt: skip
+        """Likewise of a worker of commands, whose topic and namespace have that name."""
+        return await self._begin("kafka", kafka, redis_url, name, batch, last_await, when)
+
+    async def _begin(self, *arguments: Any) -> int:
         assert self._mother.stdin is not None and self._mother.stdout is not None
         async with self._asking:
-            self._mother.stdin.write(json.dumps([database, redis_url, batch, last_await, when]).encode() + b"\n")
+            self._mother.stdin.write(json.dumps(arguments).encode() + b"\n")
             pid = int(await self._mother.stdout.readline())
             self._pids.append(pid)
         return pid
@@ -85,54 +98,64 @@ class _Counted:
         self._coro, self._waits = coro, waits
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        inner = self._coro.__await__()
+        send: Callable[[Any], Any] = self._coro.send
         given: Any = None
         while True:
             try:
-                waits_for = inner.send(given)
+                waits_for = send(given)
             except StopIteration as stop:
                 return stop.value
             self._waits(waits_for)
             try:
-                given = yield waits_for
+                send, given = self._coro.send, (yield waits_for)
             except BaseException as error:  # noqa: BLE001 (thrown in: it is the coroutine's)
-                inner.throw(error)
-                given = None
+                send, given = self._coro.throw, error
 
 
-async def _live(database: str, redis_url: str, batch: int, last_await: int | None, when: When) -> None:
+class _Fate:
+    """Ends this process at an await of a number, of those while it is `armed`."""
+
+    def __init__(self, last_await: int | None, when: When) -> None:
+        self._last_await, self._when = last_await, when
+        self._awaits = 0
+        self.armed = False
+
+    def counted(self, coro: Coroutine[Any, Any, Any]) -> _Counted:
+        """The coroutine, whose awaits are counted."""
+        return _Counted(coro, self._waits)
+
+    def _waits(self, what: Any) -> None:
+        if not self.armed:
+            return
+        if self._awaits == self._last_await:
+            if self._when == "before":
+                _end(None)
+            elif self._when == "answered" and asyncio.isfuture(what):
+                what.add_done_callback(_end)  # before the worker's own
+            else:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(loop.call_soon, _end, None)  # the tasks that it has made begin before that
+        self._awaits += 1
+
+
+def _end(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _relay(database: str, redis_url: str, batch: int, last_await: int | None, when: When) -> None:
     options = RelayOptions(batch=batch, poll_interval_s=0.02)
     relay = OutboxRelay(database, settings(redis_url), options=options)
     batch_of_it: Any = relay._batch
     applied: Any = relay._applied
-    awaits, has_rows = 0, False
-
-    def end(_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def waits(what: Any) -> None:
-        nonlocal awaits
-        if not has_rows:
-            return
-        if awaits == last_await:
-            if when == "before":
-                end(None)
-            elif when == "answered" and asyncio.isfuture(what):
-                what.add_done_callback(end)  # before the relay's own
-            else:
-                loop = asyncio.get_running_loop()
-                loop.call_soon(loop.call_soon, end, None)  # the tasks that it has made begin before that
-        awaits += 1
+    fate = _Fate(last_await, when)
 
     async def counted(connection: Any) -> bool:
-        nonlocal has_rows
-        has_rows = False
-        found: bool = await _Counted(batch_of_it(connection), waits)
+        fate.armed = False
+        found: bool = await fate.counted(batch_of_it(connection))
         return found
 
     async def begins(plans: Any) -> None:
-        nonlocal has_rows
-        has_rows = bool(plans)
+        fate.armed = bool(plans)
         await applied(plans)
 
     relay._batch = counted  # type: ignore[method-assign]
@@ -140,16 +163,36 @@ async def _live(database: str, redis_url: str, batch: int, last_await: int | Non
     await relay.run()
 
 
+async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_await: int | None, when: When) -> None:
+    options = WorkerOptions(batch=batch, session_timeout_s=1.0)
+    worker = worker_of(setup(redis_url, kafka, namespace=name, kafka_commands_topic=name), options)
+    carry: Any = worker._carry
+    commit: Any = worker._commit
+    fate = _Fate(last_await, when)
+
+    async def carries(records: Any) -> None:
+        fate.armed = True
+        await fate.counted(carry(records))
+
+    async def commits(consumer: Any, records: Any) -> None:
+        await fate.counted(commit(consumer, records))
+        fate.armed = False
+
+    worker._carry = carries  # type: ignore[method-assign]
+    worker._commit = commits  # type: ignore[method-assign]
+    await worker.run()
+
+
 def _mother() -> None:
     logger.remove()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody has to wait for them
     print("ready", flush=True)
     for line in sys.stdin:
-        arguments = json.loads(line)
+        kind, *arguments = json.loads(line)
         pid = os.fork()
         if not pid:
             os.close(1)  # who waits for the mother's end waits for that of her output
-            asyncio.run(_live(*arguments))
+            asyncio.run((_relay if kind == "outbox" else _commands)(*arguments))
             os._exit(0)
         print(pid, flush=True)
 

@@ -39,7 +39,7 @@ from cachebus import (
     write_guard,
 )
 from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
-from producers import DirectProducer, Outbox, OutboxProducer, Producer, SyncOutboxProducer, SyncProducer
+from producers import DirectProducer, KafkaProducer, Outbox, OutboxProducer, Producer, SyncOutboxProducer, SyncProducer
 
 
 async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:
@@ -223,6 +223,9 @@ async def write_path(error: L2Unavailable) -> None:
     with sync.together() as them:
         assert_type(them, SyncProducer)
         assert_type(them.invalidate_scope("acme"), Receipt)
+    async with KafkaProducer.open(timeout_s=1.0) as commands:
+        assert_type(commands, KafkaProducer)
+        assert_type(await commands.invalidate_scope("acme"), Receipt)
     caught: CacheBusError = error
     connection: ConnectionError = error
     print(caught, connection)

@@ -24,6 +24,7 @@ AIMED = {
     "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
     "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
     "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99", "kafka.applied_p50", "kafka.applied_p99",
+    "commands.rate", "commands.lag_p50", "commands.lag_p99",
 }  # fmt: skip
 TIMEOUT_S = 120
 

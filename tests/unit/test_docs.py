@@ -27,7 +27,10 @@ Sentinel failover that loses a suffix; fail-back; promotion of a replica; slot m
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
 SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;
 corrupted records; corrupted events; SIGKILL of an outbox relay; SIGSTOP of an outbox relay;
-outbox rows that commit out of order; outbox rows that are no commands; the outbox's database killed, or hanging;
+outbox rows that commit out of order;
+SIGKILL of a worker of commands on Kafka; partitions of commands that move while workers are busy;
+messages on Kafka that are no commands, or wrongly signed; the broker of commands away, or hanging;
+outbox rows that are no commands; the outbox's database killed, or hanging;
 L2 away while rows are in hand; SIGKILL of a worker of change data capture;
 a commit that the log tells of before others see it; a slot that is lost; rows and envelopes that no rule can use;
 a captured database killed, or L2 away; Kafka broker restart; Kafka broker that hangs; Kafka retention loss;

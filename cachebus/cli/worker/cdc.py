@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from pydantic import SecretStr
@@ -12,6 +14,7 @@ from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.cli.worker import cdc_options as options
 from cachebus.cli.worker.running import DrainTimeout, HealthHost, HealthPort, run_worker
 from cachebus.errors import ConfigError
+from cachebus.settings import Settings
 
 if TYPE_CHECKING:
     from consumers.worker import Worker
@@ -70,7 +73,7 @@ def cdc(
         from consumers.cdc.kafka import KafkaSource, TopicsWorker
 
         given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s)
-        return TopicsWorker(settings, loaded, given)
+        return TopicsWorker(settings, loaded, replace(given, clients=_security(settings)))
 
     _complete(source, database_url, bootstrap_servers)
     in_kafka = source is options.Source.KAFKA
@@ -82,6 +85,13 @@ def cdc(
         health_host=health_host,
         drain_timeout_s=drain_timeout_s,
     )
+
+
+def _security(settings: Settings) -> Mapping[str, Any]:
+    """How to be let in by brokers: the settings of TLS and SASL are those of everything that speaks to Kafka."""
+    from cachebus.bus.kafka_client import kafka_access
+
+    return kafka_access(settings).security
 
 
 def _complete(source: options.Source, database_url: str | None, bootstrap_servers: str | None) -> None:
@@ -137,7 +147,8 @@ def replay_cdc(
             from consumers.cdc.kafka import KafkaSource
             from consumers.cdc.replay_topic import replay_topic
 
-            return await replay_topic(KafkaSource(bootstrap_servers or "", "", group), Router(loaded), applier)
+            given = KafkaSource(bootstrap_servers or "", "", group, clients=_security(settings))
+            return await replay_topic(given, Router(loaded), applier)
 
     try:
         applied, dead = asyncio.run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cachebus.cli.worker.cdc import cdc, replay_cdc
+from cachebus.cli.worker.kafka import kafka, replay_kafka
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
 
@@ -24,6 +25,8 @@ worker = _group("worker", "Run a worker until SIGTERM: it carries committed writ
 replay_dead = _group("replay-dead", "Bring back what a worker has set aside, to be tried once more.")
 worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
 replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
+replay_dead.command("kafka", short_help="Of commands on Kafka, into their topic.")(replay_kafka)
 replay_dead.command("cdc", short_help="Of changes of rows, by the rules as they are now.")(replay_cdc)
 worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
+worker.command(short_help="From commands in a topic of Kafka.")(kafka)
 worker.command(short_help="From the changes of a database's rows, by rules.")(cdc)

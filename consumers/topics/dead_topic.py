@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
 from consumers.dead import DeadLetter
 
-TOPIC: Final = "cachebus.cdc.dead"
-
-
 LARGEST_BYTES: Final = 900_000
 """What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
+LEAST_BYTES: Final = 1000
+"""So much of a letter is kept in a topic that takes no more: nothing behind it must have to wait."""
+KEPT_BYTES: Final = 1000
+"""The longest key and header that are kept."""
+OURS: Final = ("reason", "source", "attempts")
 
 
 class DeadTopic:
     """Keeps dead letters, as they came, with the reason in a header; a value of None stays None. Open it first."""
 
-    def __init__(self, clients: Mapping[str, Any], topic: str = TOPIC) -> None:
+    def __init__(self, clients: Mapping[str, Any], topic: str) -> None:
         self.topic = topic
         self._clients = dict(clients)
         self._producer: AIOKafkaProducer | None = None
@@ -37,20 +40,28 @@ class DeadTopic:
                 await producer.stop()
                 raise
             self._producer = producer
-        sent = [
-            await self._producer.send(
-                self.topic,
-                letter.payload[:LARGEST_BYTES],
-                headers=[
-                    ("reason", (letter.reason + _cut(letter)).encode()),
-                    ("source", letter.source.encode()),
-                    ("attempts", str(letter.attempts).encode()),
-                ],
-            )
-            for letter in letters
-        ]
-        for one in sent:
-            await one
+        sent = [await self._sent(self._producer, letter, LARGEST_BYTES) for letter in letters]
+        for letter, one in zip(letters, sent, strict=True):
+            try:
+                await one
+            except MessageSizeTooLargeError:
+                await (await self._sent(self._producer, letter, LEAST_BYTES))
+
+    async def _sent(self, producer: AIOKafkaProducer, letter: DeadLetter, most_bytes: int) -> asyncio.Future[object]:
+        kept = [(name, value) for name, value in letter.headers if name not in OURS and len(value or b"") <= KEPT_BYTES]
+        key = letter.key if letter.key is not None and len(letter.key) <= KEPT_BYTES else None
+        sent: asyncio.Future[object] = await producer.send(
+            self.topic,
+            letter.payload[:most_bytes],
+            key=key,
+            headers=[
+                *kept[:10],
+                ("reason", (letter.reason + _cut(letter, most_bytes)).encode("utf-8", "replace")),
+                ("source", letter.source.encode()),
+                ("attempts", str(letter.attempts).encode()),
+            ],
+        )
+        return sent
 
     async def aclose(self) -> None:
         """Give the connections back."""
@@ -76,16 +87,21 @@ class DeadTopic:
             await admin.close()
 
 
-def _cut(letter: DeadLetter) -> str:
+def _cut(letter: DeadLetter, most_bytes: int) -> str:
     size_bytes = len(letter.payload)
-    return f" (cut: it is {size_bytes} bytes long, whole at its source)" if size_bytes > LARGEST_BYTES else ""
+    return f" (cut: it is {size_bytes} bytes long, whole at its source)" if size_bytes > most_bytes else ""
 
 
 def letter_of(record: Any) -> DeadLetter:
     """The letter that such a message holds."""
-    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-    attempts = headers.get("attempts", "1")
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in OURS}
+    kept = tuple((name, value) for name, value in record.headers if name not in OURS)
     return DeadLetter(
         record.value or b"", headers.get("reason", ""), headers.get("source", ""),
-        int(attempts) if attempts.isdecimal() else 1, record.timestamp / 1000,
+        count_of(headers.get("attempts", "1")), record.timestamp / 1000, record.key, kept,
     )  # fmt: skip
+
+
+def count_of(text: str, otherwise: int = 1) -> int:
+    """A small number that somebody has written into a header."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 7 else otherwise

@@ -1,0 +1,45 @@
+"""Dead letters in a topic, gone through once from where the last time had come to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from consumers.topics.dead_topic import DeadTopic
+from consumers.topics.group import Membership
+
+AT_ONCE: Final = 500
+
+Tried = Callable[[Sequence[Any]], Awaitable[None]]
+
+
+async def each_letter(member: Membership, dead_topic: DeadTopic, tried: Tried, limit: int | None = None) -> None:
+    """Give the messages of all letters that are in the topic now to `tried`, some at a time, and commit behind it. How
+    far it has come is kept as the offsets of the group "NAME-replay". `limit`: at most so many.
+
+    Raises aiokafka's errors; what was not committed is tried again by the next.
+    """
+    parts = [TopicPartition(dead_topic.topic, number) for number in await dead_topic.ensure()]
+    consumer = AIOKafkaConsumer(
+        **member.clients, group_id=f"{member.group}-replay", enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    left = limit
+    try:
+        await consumer.start()
+        consumer.assign(parts)
+        ends = await consumer.end_offsets(parts)
+        for part in parts:
+            while (at := await consumer.position(part)) < ends[part] and left != 0:
+                most = AT_ONCE if left is None else min(AT_ONCE, left)
+                records = (await consumer.getmany(part, timeout_ms=1000, max_records=most)).get(part, [])
+                records = [record for record in records if record.offset < ends[part]]
+                await tried(records)
+                left = None if left is None else left - len(records)
+                at = records[-1].offset + 1 if records else at
+                await consumer.commit({part: at})
+                consumer.seek(part, at)
+    finally:
+        await consumer.stop()
+        await dead_topic.aclose()

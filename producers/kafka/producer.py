@@ -1,0 +1,146 @@
+"""Invalidations as commands in a topic of Kafka, which a worker applies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+from cachebus.bus.kafka_client import Endings, connecting, quietly
+from cachebus.bus.kafka_sender import end_producer
+from cachebus.bus.kafka_topic import ensure
+from cachebus.cascade import Cascade
+from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
+from producers.base import Order, Producer, handed_on
+from producers.command import encode
+from producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
+
+TIMEOUT_S: Final = 5.0
+
+
+class KafkaProducer(Producer):
+    """`async with KafkaProducer.open(settings) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
+
+    A call returns when Kafka has the command (acks=all), or raises `InvalidationFailed` after `timeout_s` at most: then
+    nobody knows, and it is to be called again, as with every invalidation; twice does no harm. A worker (`cachebus
+    worker kafka`) applies it. So receipts are pending, and `wait="nodes"` is a `ValueError`.
+
+    Of the settings it needs those of Kafka, `namespace` and `shards`; no Redis is connected to. The topic is made where
+    it is missing. With `kafka_commands_key` each command is signed.
+    """
+
+    def __init__(
+        self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        if not 0.01 <= timeout_s <= 600:
+            raise ConfigError("a Kafka producer's timeout_s must be 0.01 to 600")
+        self.settings = Settings.of(settings)
+        super().__init__(self.settings.shards, cascades)
+        self._access = commands_access(self.settings, timeout_s)
+        self._seal = Seal(self.settings)
+        self._open = False
+        self._opening = asyncio.Lock()
+        self._link: _Link | None = None
+        self._endings = Endings()
+
+    @classmethod
+    def open(
+        cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, timeout_s: float = TIMEOUT_S
+    ) -> Self:
+        """A producer for the Kafka of these settings, to be entered; `ConfigError`."""
+        return cls(settings, cascades, timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        """`BusUnavailable` where no broker answers; `ConfigError` for a topic that can't carry commands."""
+        await self._linked()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give the connection back. Closing twice is harmless; calls that are under way fail."""
+        self._open = False
+        link, self._link = self._link, None
+        if link is not None:
+            self._end(link)
+        await self._endings.over(4 * self._access.timeout_s)
+
+    async def _send(self, order: Order, wait: str | None) -> Receipt:
+        receipt = handed_on(order.plan, wait)
+        if not self._open:
+            raise ConfigError("this producer is not open: use it inside `async with KafkaProducer.open(...)`")
+        command = order.command()
+        value = encode(command)
+        if len(value) > LARGEST_BYTES:
+            raise ValueTooLarge(f"the command is {len(value)} bytes long, more than {LARGEST_BYTES}")
+        try:
+            async with asyncio.timeout(self._access.timeout_s):
+                await self._sent(value, key_of(command.tenant_id))
+        except (BusUnavailable, TimeoutError) as error:
+            why = str(error) or f"it was not acknowledged in {self._access.timeout_s:g} s"
+            raise InvalidationFailed(
+                f"the command is not sure to be in Kafka at {self._access.servers}, topic {self._access.topic}: {why}"
+            ) from error
+        return receipt
+
+    async def _sent(self, value: bytes, key: bytes) -> None:
+        link = await self._linked()
+        link.uses += 1
+        try:
+            with connecting(self._access):
+                sent = await link.producer.send(
+                    self._access.topic, value, key=key, headers=self._seal.headers(value)
+                )  # fmt: skip
+                await sent
+        except (BusUnavailable, asyncio.CancelledError):
+            # What this one holds it would go on sending in its own time: the next call begins with a fresh one.
+            if self._link is link:
+                self._link = None
+            raise
+        finally:
+            link.uses -= 1
+            if self._link is not link and not link.uses:
+                self._end(link)
+
+    async def _linked(self) -> _Link:
+        """The one that is there, or a new one; `BusUnavailable`."""
+        async with self._opening:
+            if self._link is None:
+                with connecting(self._access):
+                    async with asyncio.timeout(self._access.connect_timeout_s):
+                        await ensure(self._access, self._endings)  # again: it may have been removed
+                        self._link = _Link(await self._started())
+            return self._link
+
+    async def _started(self) -> Any:
+        from aiokafka import AIOKafkaProducer
+
+        producer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=0, **self._access.arguments())
+        try:
+            await producer.start()
+        except BaseException:
+            self._endings.add(asyncio.create_task(end_producer(producer)))
+            raise
+        return producer
+
+    def _end(self, link: _Link) -> None:
+        if not link.ended:
+            link.ended = True
+            with quietly():
+                self._endings.add(asyncio.create_task(end_producer(link.producer)))
+
+
+class _Link:
+    """A producer of aiokafka's, and how many calls are under way with it."""
+
+    def __init__(self, producer: Any) -> None:
+        self.producer = producer
+        self.uses = 0
+        self.ended = False

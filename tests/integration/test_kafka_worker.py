@@ -1,0 +1,368 @@
+"""From commands on Kafka to every cache: what the worker does, and what becomes of it when something is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from cachebus import Cache, Cascade, ConfigError, Settings
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.daemon import free_port
+from cachebus.cli.servers.kafka import KafkaServer
+from consumers.kafka import CommandsWorker, WorkerOptions, replay
+from consumers.topics import group
+from producers import KafkaProducer
+from tests.support.caches import nodes, until
+from tests.support.changes import Heard, running
+from tests.support.commands import QUICKLY, committed, dead, held, invalidation, made, put, setup, worker_of
+from tests.support.logs import warnings_of
+
+
+@pytest.fixture
+def settings(redis_url: str, kafka: KafkaServer) -> Settings:
+    """A topic and a namespace of the test's own."""
+    return setup(redis_url, kafka.address)
+
+
+async def fill(caches: list[Cache], *ids: str) -> None:
+    """Every node holds these in its memory."""
+    for one in ids:
+        await caches[0].set("config", one, "old", "acme")
+        for cache in caches:
+            assert await cache.get("config", one, "acme") == "old"
+
+
+async def gone(caches: list[Cache], *ids: str) -> None:
+    """Until no node has any of them."""
+    for cache in caches:
+        for one in ids:
+            await until(lambda c=cache, i=one: _absent(c, i))  # type: ignore[misc]
+
+
+async def _absent(cache: Cache, resource_id: str) -> bool:
+    return await cache.get("config", resource_id, "acme") is None
+
+
+def figure(worker: CommandsWorker, name: str) -> float:
+    """One of its figures."""
+    return worker.meters.registry.get_sample_value(f"cachebus_worker_{name}", {"worker": "kafka"}) or 0.0
+
+
+async def applied(worker: CommandsWorker, count: int) -> None:
+    """Until it has applied so many."""
+    await until(lambda: worker.meters.count("applied") >= count)
+
+
+@pytest.fixture
+async def caches(settings: Settings) -> AsyncIterator[list[Cache]]:
+    """Three nodes."""
+    async with nodes(settings.url.get_secret_value(), 3, namespace=settings.namespace) as opened:
+        yield opened
+
+
+async def test_commands_reach_every_node_and_are_committed(settings: Settings, caches: list[Cache]) -> None:
+    await fill(caches, "a", "b", "c", "other")
+    worker = worker_of(settings, cascades=[Cascade("page", to=[("config", "{resource_id}")])])
+    async with KafkaProducer.open(settings) as producer, running(worker):
+        await producer.invalidate("config", "a", "acme")
+        await producer.invalidate("page", "b", "acme")
+        await put(settings, invalidation("c"))  # by somebody else, without headers
+        await gone(caches, "a", "b", "c")
+        await applied(worker, 3)
+        await until(lambda: figure(worker, "backlog") == 0)
+        for cache in caches:
+            assert await cache.get("config", "other", "acme") == "old"
+    assert await committed(settings) == 3
+    assert figure(worker, "lag_seconds_count") == 3
+
+
+POISON: list[tuple[bytes | None, str]] = [
+    (b"nonsense", "Invalid JSON"),
+    (b"\xff\xfe", "Invalid JSON"),
+    (None, "it has no value"),
+    (b"{}", "op"),
+    (b'{"op": "drop", "tenant_id": "acme"}', "op: must be one of"),
+    (invalidation("x", more=1), "more: Extra inputs"),
+    (invalidation(""), "resource_id"),
+    (invalidation("x", tenant_id=""), "tenant"),
+    (b'{"op": "tags", "tenant_id": "acme", "tags": []}', "tags"),
+    (b"[" * 100_000, "Invalid JSON"),
+    (invalidation("x" * 300_000), "bytes long, more than"),
+]
+
+
+async def test_poison_is_set_aside_with_the_reason_and_holds_nothing_up(
+    settings: Settings, caches: list[Cache]
+) -> None:
+    await fill(caches, "a", "b")
+    await made(settings)
+    await put(settings, invalidation("a"), *(value for value, _ in POISON), invalidation("b"))
+    await put(settings, b"signed by nobody", key=b"k" * 5000, headers=[("attempts", b"2"), ("x" * 10, b"y" * 5000)])
+    worker = worker_of(settings)
+    with warnings_of("consumers") as told:
+        async with running(worker):
+            await gone(caches, "a", "b")
+            await until(lambda: worker.meters.count("dead") == len(POISON) + 1)
+    letters = [one for one in await dead(settings) if one.key == b"acme"]
+    assert [letter.value for letter in letters] == [value or b"" for value, _ in POISON]
+    for letter, (_, reason) in zip(letters, POISON, strict=True):
+        headers = {name: value.decode() for name, value in letter.headers}
+        assert reason in headers["reason"]
+        assert headers["attempts"] == "1"
+        assert headers["source"].startswith(f"{settings.kafka_commands_topic}/")
+    (big,) = [one for one in await dead(settings) if one.key is None]
+    assert dict(big.headers)["attempts"] == b"3"
+    assert any("so are" in line for line in told)
+    assert await committed(settings) == len(POISON) + 3
+
+
+async def test_only_what_is_signed_is_applied_where_there_is_a_key(redis_url: str, kafka: KafkaServer) -> None:
+    settings = setup(redis_url, kafka.address, kafka_commands_key="new,old")
+    old, other = (settings.model_copy(update={"kafka_commands_key": _secret(key)}) for key in ("old", "other"))
+    for known in (settings, old, other):
+        async with KafkaProducer.open(known) as producer:
+            await producer.invalidate("config", "x", "acme")
+    await put(settings, invalidation("x"))
+    (signed, *_) = await held(settings)
+    await put(settings, invalidation("y"), headers=signed.headers)  # another's signature
+    await put(settings, signed.value, headers=[("signature", signed.headers[1][1])])  # without the namespace
+    worker = worker_of(settings)
+    async with running(worker):
+        await until(lambda: worker.meters.count("dead") == 4 and worker.meters.count("applied") == 2)
+    reasons = [dict(one.headers)["reason"] for one in await dead(settings)]
+    assert sorted(reasons) == [b"it is not signed", *[b"its signature is wrong"] * 3]
+
+
+def _secret(text: str) -> Any:
+    return type(setup("redis://x", "x:1", kafka_commands_key=text).kafka_commands_key)(text)
+
+
+async def test_commands_for_other_caches_are_passed_over(settings: Settings) -> None:
+    async with KafkaProducer.open(settings.model_copy(update={"namespace": "others"})) as producer:
+        await producer.invalidate("config", "x", "acme")
+    await put(settings, invalidation("y"), headers=[("namespace", b"")])
+    worker = worker_of(settings)
+    async with running(worker):
+        await applied(worker, 1)
+        await until(lambda: worker.meters.count("ignored") == 1)
+    assert await committed(settings) == 2
+
+
+async def test_one_tenants_commands_are_applied_in_their_order(settings: Settings) -> None:
+    worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=3))
+    order: list[str] = []
+    apply = worker._applier.apply
+
+    async def noted(plans: Any) -> None:
+        assert len(plans) <= 3
+        order.extend(key.l2 for plan in plans for key in plan.keys)
+        await apply(plans)
+
+    worker._applier.apply = noted  # type: ignore[method-assign]
+    async with KafkaProducer.open(settings) as producer, running(worker):
+        for number in range(20):
+            await producer.invalidate("config", number, "acme" if number % 2 else "globex")
+        await applied(worker, 20)
+    for tenant, first in (("globex", 0), ("acme", 1)):
+        mine = [int(key.rpartition(":")[2]) for key in order if key.startswith(tenant)]
+        assert mine == list(range(first, 20, 2))
+
+
+async def test_two_share_the_partitions_and_hand_them_over_while_they_are_busy(
+    settings: Settings, caches: list[Cache]
+) -> None:
+    ids = [str(number) for number in range(100)]
+    await fill(caches, *ids[:20])
+    first, second = worker_of(settings), worker_of(settings)
+    async with KafkaProducer.open(settings) as producer, running(first):
+        await producer.invalidate("config", ids[0], "acme")
+        await applied(first, 1)
+
+        async def write(some: list[str]) -> None:
+            for one in some:
+                await producer.invalidate("config", one, "acme")
+                await producer.invalidate("config", one, "globex" + one)
+
+        writing = asyncio.create_task(write(ids[:50]))
+        async with running(second):
+            await until(lambda: second.meters.count("applied") > 0)  # in a rebalance while both were busy
+            await write(ids[50:])
+            await writing
+            await until(lambda: first.meters.count("applied") + second.meters.count("applied") >= 201)
+        await producer.invalidate("config", ids[1], "acme")  # second has left: first has all again
+        await until(lambda: _committed_all(settings))
+        await gone(caches, *ids[:20])
+    again = first.meters.count("again") + second.meters.count("again")
+    assert first.meters.count("applied") + second.meters.count("applied") + again >= 202
+    assert await committed(settings) == 202
+
+
+async def _committed_all(settings: Settings) -> bool:
+    return await committed(settings) == 202
+
+
+async def test_draining_ends_with_what_is_in_hand_applied_and_committed(settings: Settings) -> None:
+    await made(settings)
+    await put(settings, *(invalidation(number) for number in range(500)))
+    worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=50))
+    applying, going_on = asyncio.Event(), asyncio.Event()
+    apply = worker._applier.apply
+
+    async def slowly(plans: Any) -> None:
+        applying.set()
+        await going_on.wait()
+        await apply(plans)
+
+    worker._applier.apply = slowly  # type: ignore[method-assign]
+    task = asyncio.create_task(worker.run())
+    await applying.wait()
+    worker.drain()
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    going_on.set()
+    await asyncio.wait_for(task, 10)
+    assert worker.meters.count("applied") == 50 == await committed(settings)
+
+
+async def test_without_l2_it_takes_no_more_than_a_batch_stays_in_the_group_and_goes_on(
+    own_server: EmbeddedServer, kafka: KafkaServer
+) -> None:
+    settings = setup(own_server.url, kafka.address)
+    worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=10))
+    async with running(worker):
+        await put(settings, invalidation("first"))
+        await applied(worker, 1)
+        own_server.pause()
+        await put(settings, *(invalidation(number) for number in range(500)))
+        await until(lambda: not worker.health.is_up("l2"))
+        await until(lambda: figure(worker, "backlog") >= 490)
+        assert 0 < figure(worker, "in_flight") <= 10
+        assert worker.health.is_up("kafka")
+        assert await committed(settings) < 20
+        own_server.resume()
+        await applied(worker, 501)
+        assert worker.meters.count("again") == 0, "it has kept its partitions"
+    assert await committed(settings) == 501
+
+
+async def test_dead_letters_are_there_before_anything_is_committed(settings: Settings) -> None:
+    worker = worker_of(settings)
+    put_dead = worker._dead.put
+    tried = 0
+
+    async def fails_first(letters: Any) -> None:
+        nonlocal tried
+        tried += 1
+        assert await committed(settings) == 0
+        if tried == 1:
+            raise OSError("no broker")
+        await put_dead(letters)
+
+    worker._dead.put = fails_first  # type: ignore[method-assign]
+    await made(settings)
+    await put(settings, b"nonsense", invalidation("x"))
+    async with running(worker):
+        await until(lambda: worker.meters.count("dead") == 1)
+    assert tried == 2 and len(await dead(settings)) == 1
+    assert await committed(settings) == 2
+
+
+async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(redis_url: str) -> None:
+    worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
+    task = asyncio.create_task(worker.run())
+    with warnings_of("consumers") as told:
+        await until(lambda: worker._patience._tries > 2)
+    assert len([line for line in told if "kafka is out of reach" in line]) == 1
+    assert not worker.health.is_up("kafka") and worker.health.is_up("l2")
+    worker.drain()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
+    settings: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "LOOK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(group, "LOOK_EVERY_S", 0.1)
+    worker = worker_of(settings)
+    async with running(worker):
+        await put(settings, invalidation("a"))
+        await applied(worker, 1)
+        await asyncio.to_thread(kafka.pause)
+        try:
+            await until(lambda: not worker.health.is_up("kafka"))
+        finally:
+            await asyncio.to_thread(kafka.resume)
+        await until(lambda: worker.health.is_up("kafka"))
+        await put(settings, invalidation("b"))
+        await applied(worker, 2)
+
+
+async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(settings: Settings) -> None:
+    settings = settings.model_copy(update={"kafka_partitions": 1})
+    async with running(worker_of(settings)):
+        await put(settings, invalidation("a"))
+        await until(lambda: _has_committed(settings, 1))
+    await put(settings, *(invalidation(number) for number in range(10)))
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    try:
+        part = TopicPartition(settings.kafka_commands_topic, 0)
+        await admin.delete_records({part: RecordsToDelete(before_offset=6)})
+    finally:
+        await admin.close()
+    worker = worker_of(settings)
+    with warnings_of("consumers") as told:
+        async with running(worker):
+            await applied(worker, 5)
+    assert any("were removed before they were read" in line for line in told)
+    assert figure(worker, "cut_total") == 1
+
+
+async def _has_committed(settings: Settings, count: int) -> bool:
+    return await committed(settings) == count
+
+
+async def test_letters_come_back_with_their_count_and_their_signature(redis_url: str, kafka: KafkaServer) -> None:
+    settings = setup(redis_url, kafka.address, kafka_commands_key="key")
+    async with KafkaProducer.open(settings) as producer:
+        await producer.invalidate("config", "good", "acme")
+    (good,) = await held(settings)
+    worker = worker_of(settings)
+    heard = Heard(worker)
+    async with running(worker):
+        await put(settings, b"nonsense")
+        await until(lambda: worker.meters.count("dead") == 1)
+        # As a worker with another key would have set it aside.
+        await worker._dead.put([_letter(good)])
+        assert await replay(settings, QUICKLY, limit=1) == 1
+        assert await replay(settings, QUICKLY, limit=1) == 1
+        await until(lambda: worker.meters.count("dead") == 2)
+        await until(lambda: heard.asked["K acme:config:good"] == 2)
+        letters = await dead(settings)
+        assert [dict(one.headers)["attempts"] for one in letters] == [b"1", b"4", b"2"]
+        assert (
+            await replay(settings.model_copy(update={"namespace": "others"}), QUICKLY) == 2
+        )  # of nobody in particular
+
+
+def _letter(record: Any) -> Any:
+    from consumers.kafka.worker import letter
+
+    return letter(record, "its signature is wrong")._replace(attempts=4)
+
+
+def test_what_cannot_be_is_refused(settings: Settings) -> None:
+    for wrong in ({"batch": 0}, {"session_timeout_s": 0.1}):
+        with pytest.raises(ConfigError):
+            WorkerOptions(**wrong)
+    with pytest.raises(ConfigError, match="where commands come from"):
+        worker_of(settings, WorkerOptions(dead_topic=settings.kafka_commands_topic))
+    with pytest.raises(ConfigError, match="CACHEBUS_KAFKA_BOOTSTRAP_SERVERS"):
+        worker_of(settings.model_copy(update={"kafka_bootstrap_servers": None}))
+    assert json.loads(invalidation("x"))["op"] == "invalidate"
