@@ -27,6 +27,7 @@ from cachebus.settings import Settings
 from consumers.apply import Applier
 from consumers.patience import Patience
 from consumers.topics.dead_topic import DeadTopic
+from consumers.topics.unreadable import UNREADABLE, Unreadable, go_back, next_one
 from consumers.worker import Worker
 
 POLL_S: Final = 0.3
@@ -72,6 +73,8 @@ class GroupWorker(Worker):
         self._in_hand = asyncio.Lock()
         """Held from before a batch is looked at until its offsets are committed."""
         self._read: dict[TopicPartition, int] = {}
+        self._one_by_one = False
+        """Whether one of the next messages can't be read, and is looked for."""
 
     async def run(self) -> None:
         """Follow the topics until drained."""
@@ -154,14 +157,34 @@ class GroupWorker(Worker):
 
     async def _next(self, consumer: AIOKafkaConsumer) -> Records:
         try:
+            if self._one_by_one:
+                return await self._next_one(consumer)
             found: Records = await consumer.getmany(
                 timeout_ms=int(POLL_S * 1000), max_records=self.membership.batch
             )  # fmt: skip
             return found
+        except UNREADABLE:
+            self._one_by_one = True
+            await go_back(consumer)
         except NoOffsetForPartitionError as unread:  # nothing of it was ever read: all of it is to be
             await consumer.seek_to_beginning(*_partitions(unread))
         except OffsetOutOfRangeError as cut:
             await self._missed(consumer, _partitions(cut))
+        return {}
+
+    async def _next_one(self, consumer: AIOKafkaConsumer) -> Records:
+        found = await next_one(consumer)
+        if not isinstance(found, Unreadable):
+            self._one_by_one = bool(found)
+            return found
+        self._one_by_one = False
+        letter = found.letter()
+        async with self._in_hand:
+            await self._dead.put([letter])
+            with suppress(*MOVED_ON):
+                await consumer.commit({found.partition: found.behind})
+        self.meters.done("dead", found.behind - found.first)
+        logger.error("{}: {} is set aside: {}", self.name, letter.source, letter.reason)
         return {}
 
     async def _commit(self, consumer: AIOKafkaConsumer, records: Records) -> None:

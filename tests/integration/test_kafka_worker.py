@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,6 +123,52 @@ async def test_poison_is_set_aside_with_the_reason_and_holds_nothing_up(
     assert dict(big.headers)["attempts"] == b"3"
     assert any("so are" in line for line in told)
     assert await committed(settings) == len(POISON) + 3
+
+
+ODD = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Odd(str):
+    def encode(self, *_):
+        return bytes([255, 254])
+
+async def main(servers, topic, *values):
+    producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=200)
+    await producer.start()
+    headers = [[], [(Odd("odd"), b"")], []]
+    sent = [await producer.send(topic, one.encode(), partition=0, headers=h) for one, h in zip(values, headers)]
+    await asyncio.gather(*sent)
+    await producer.stop()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_what_the_driver_cannot_read_is_stepped_over_and_named(settings: Settings, caches: list[Cache]) -> None:
+    """A header's name that is not UTF-8. What is in front of it, behind it and in other partitions is applied."""
+    names = [str(number) for number in range(40)]
+    await fill(caches, "a", "z", *names)
+    await made(settings)
+    one_batch = [invalidation(one).decode() for one in ("a", "odd", "behind")]
+    await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", ODD, str(settings.kafka_bootstrap_servers), settings.kafka_commands_topic, *one_batch],
+        env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}, check=True, timeout=30,
+    )  # fmt: skip
+    await put(settings, *map(invalidation, names))
+    for number in range(8):  # keys for every partition, the first among them
+        await put(settings, invalidation("z"), key=str(number).encode())
+    worker = worker_of(settings)
+    async with running(worker):
+        await gone(caches, "a", "z", *names)
+        await until(lambda: worker.meters.count("dead") == 2)
+        await until(lambda: figure(worker, "backlog") == 0)
+    (letter,) = await dead(settings)
+    headers = dict(letter.headers)
+    assert headers["source"].decode() == f"{settings.kafka_commands_topic}/0@1"
+    assert b"2 messages from here on can't be read" in headers["reason"]
+    assert await committed(settings) == 3 + len(names) + 8
 
 
 async def test_only_what_is_signed_is_applied_where_there_is_a_key(redis_url: str, kafka: KafkaServer) -> None:
