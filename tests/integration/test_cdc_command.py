@@ -60,6 +60,18 @@ def test_what_is_missing_is_told(arguments: tuple[str, ...], says: str, tmp_path
     assert says in said("cdc", *(str(path) if one == "RULES" else one for one in arguments))[1]
 
 
+def test_debeziums_brokers_are_reached_by_the_settings_of_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES)
+    monkeypatch.setenv("CACHEBUS_KAFKA_SSL", "1")
+    monkeypatch.setenv("CACHEBUS_KAFKA_SSL_CA_CERTS", str(tmp_path / "none.pem"))
+    given = ("--rules", str(path), "--source", "kafka", "--bootstrap-servers", f"127.0.0.1:{free_port()}")
+    for command in ("cdc", "--topics", "t", "--health-port", "0"), ("replay-dead", "cdc"):
+        status, errors = said(*command, *given)
+        assert status != 0
+        assert "kafka_ssl_ca_certs" in errors
+
+
 def test_wrong_rules_and_urls_end_it_at_its_start(tmp_path: Path) -> None:
     good, folder = tmp_path / "rules.toml", tmp_path / "folder"
     folder.mkdir()

@@ -322,6 +322,28 @@ async def test_dead_letters_are_there_before_anything_is_committed(settings: Set
     assert await committed(settings) == 2
 
 
+async def test_a_letter_larger_than_its_topic_takes_is_cut_and_holds_nothing_up(settings: Settings) -> None:
+    await made(settings.model_copy(update={"kafka_commands_topic": f"{settings.kafka_commands_topic}.dead"}),
+               **{"max.message.bytes": "5000"})  # fmt: skip
+    await made(settings)
+    await put(settings, b"x" * 100_000, invalidation("behind"))
+    worker = worker_of(settings)
+    async with running(worker):
+        await applied(worker, 1)
+        await until(lambda: worker.meters.count("dead") == 1)
+    (letter,) = await held(settings, f"{settings.kafka_commands_topic}.dead")
+    assert letter.value == b"x" * 1000
+    assert b"it is 100000 bytes long, whole at its source" in dict(letter.headers)["reason"]
+
+
+async def test_it_drains_at_once_while_l2_is_not_there_yet(kafka: KafkaServer) -> None:
+    worker = worker_of(setup(f"redis://127.0.0.1:{free_port()}/0", kafka.address))
+    task = asyncio.create_task(worker.run())
+    await until(lambda: not worker.health.is_up("l2"))
+    worker.drain()
+    await asyncio.wait_for(task, 5)
+
+
 async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(redis_url: str) -> None:
     worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
     task = asyncio.create_task(worker.run())

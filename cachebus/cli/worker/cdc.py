@@ -131,6 +131,7 @@ def replay_cdc(
 
     loaded, settings = load_rules(rules), settings_for(url, namespace)
     _complete(source, database_url, bootstrap_servers)
+    brokers = _security(settings) if source is options.Source.KAFKA else {}
 
     async def main() -> tuple[int, int]:
         from consumers.apply import Applier
@@ -147,7 +148,7 @@ def replay_cdc(
             from consumers.cdc.kafka import KafkaSource
             from consumers.cdc.replay_topic import replay_topic
 
-            given = KafkaSource(bootstrap_servers or "", "", group, clients=_security(settings))
+            given = KafkaSource(bootstrap_servers or "", "", group, clients=brokers)
             return await replay_topic(given, Router(loaded), applier)
 
     try:
