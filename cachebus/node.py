@@ -273,13 +273,17 @@ class Node:
         if withheld or not view.admits(reservation, key.l1, names, record.epoch, record.seq):
             self.counters.entries_refused += 1
             return False
+        read_until = grid(read_started_s + self.bound_s, self.bound_s)
         present = self.l1.entries.get(key.l1)
-        if present is not None and present.seq > record.seq and present.extra is not ABSENT:
-            return False
+        if present is not None and present.extra is not ABSENT:
+            if present.seq > record.seq:
+                return False
+            # Of two loads without L2 the one that began later is the newer, and lives longer, whichever ends first.
+            if not fenced and present.seq == record.seq and present.read_until > read_until and self.trusted(key):
+                return False
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        read_until = grid(read_started_s + self.bound_s, self.bound_s)
         if not fenced:
             expires = min(expires, read_until)
         extra, fast_until = None, expires

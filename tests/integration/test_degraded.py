@@ -322,6 +322,23 @@ async def test_who_waited_for_a_silent_l2_takes_what_this_node_has_loaded_meanwh
         assert source.calls == 1
 
 
+async def test_a_slow_load_does_not_take_the_place_of_one_that_began_after_it() -> None:
+    """Without L2 what was loaded lives until D after its load began: the slow one's time is over when it ends."""
+    slow, quick_one, clock = Source(x="old"), Source(x="new"), FakeClock()
+    async with Fleet(1, clock=clock) as fleet:
+        a = fleet.caches[0]
+        fleet.away = True
+        slow.hold()
+        first = asyncio.create_task(a.get_or_load("config", "x", slow.load, tenant_id="acme"))
+        await slow.asked.wait()
+        clock.advance(a.settings.staleness_bound_s * 1.1)  # nobody may join it any more
+        assert await a.get_or_load("config", "x", quick_one.load, tenant_id="acme") == "new"
+        slow.release()
+        assert await first == "old"
+        assert await a.get_or_load("config", "x", quick_one.load, tenant_id="acme") == "new"
+        assert quick_one.calls == 1
+
+
 @pytest.mark.parametrize("away", [True, False], ids=["without L2", "with L2"])
 @pytest.mark.parametrize("heard", ["scope", "tag"])
 async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_after_it(
