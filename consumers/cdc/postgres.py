@@ -114,6 +114,7 @@ class SlotWorker(Worker):
         self._behind = self._gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied")
         self._active = self._gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
         self._warned_s = 0.0
+        self._has_l2 = False
         self.waits_for_commits = False
         """Whether transactions are told of that others do not see yet."""
 
@@ -124,7 +125,23 @@ class SlotWorker(Worker):
 
     async def run(self) -> None:
         """Follow the slot until drained."""
+        work = asyncio.create_task(self._run(), name="cachebus-cdc")
+        asked = asyncio.create_task(self._draining.wait(), name="cachebus-cdc-drain")
+        try:
+            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not self._has_l2:  # nothing is in hand
+                work.cancel()
+            await asyncio.wait((work,))
+        finally:
+            for task in (work, asked):
+                task.cancel()
+                await asyncio.wait((task,))
+        if not work.cancelled():
+            work.result()
+
+    async def _run(self) -> None:
         async with self._applier.opened():
+            self._has_l2 = True
             while not self.draining:
                 try:
                     async with self._connected() as connection:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from cachebus import Cache, ConfigError
 from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.postgres import PostgresServer
 from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.replay import replay
@@ -75,6 +76,14 @@ async def test_after_a_drain_another_goes_on_where_it_stopped(database: str, red
         assert heard.has("order", "2")
         assert not heard.has("order", "1"), "the slot had moved on"
         assert second.meters.registry.get_sample_value("cachebus_worker_lag_seconds_count", {"worker": "cdc"}) == 2
+
+
+async def test_it_drains_at_once_while_l2_is_not_there_yet(database: str) -> None:
+    one = worker(database, f"redis://127.0.0.1:{free_port()}/0")
+    task = asyncio.create_task(one.run())
+    await until(lambda: not one.health.is_up("l2"))
+    one.drain()
+    await asyncio.wait_for(task, 5)
 
 
 async def test_a_transaction_larger_than_a_peek_is_applied_in_parts_and_passed(database: str, redis_url: str) -> None:
