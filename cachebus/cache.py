@@ -11,7 +11,7 @@ from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.guard import WriteGuard, guard_time_s
-from cachebus.keys import Key
+from cachebus.keys import Key, check_part
 from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
 from cachebus.policy import Rules, check_ttl
@@ -20,6 +20,7 @@ from cachebus.source import Source, bind, call
 
 Id = str | int
 Contexts = tuple[Id | None, Id | None, Id | None]
+INT64 = 1 << 63
 
 
 class Cache(Life):
@@ -295,18 +296,22 @@ class Cache(Life):
     async def increment(
         self, counter_type: str, tenant_id: Id | None = None, value: int = 1, resource_id: Id | None = None,
         agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
-        expires_in_s: float | None = None, request_id: str = "",
+        expires_in_s: float | None = None, request_id: Id | None = None,
     ) -> int:  # fmt: skip
-        """Add to a counter in L2 and give its value. 0 reads it. Never expires unless `expires_in_s` says so.
+        """Add to a counter of 64 bits in L2 and give its value. 0 reads it. Never expires unless `expires_in_s` says so.
 
-        With a `request_id` a repetition within 60 s adds nothing. `L2Unavailable` leaves open whether it counted.
+        With a `request_id` (an id like any other) a repetition within 60 s adds nothing. `L2Unavailable` leaves open
+        whether it counted. `ValueError` for an amount that is no int, or that would carry it beyond 64 bits.
         """
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"a counter takes an int, not {type(value).__name__}")
+        if not -INT64 <= value < INT64:
+            raise ValueError(f"a counter takes amounts of 64 bits, not {value.bit_length()} bits")
         parts = self._live()
         resource = "*" if resource_id is None else resource_id
         key = parts.naming.key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
         expires = None if expires_in_s is None else check_ttl(expires_in_s)
         if not self.settings.enabled:
             return 0
-        return await parts.writer.count(key, value, request_id, expires)
+        request = "" if request_id is None else check_part("request_id", request_id)
+        return await parts.writer.count(key, value, request, expires)

@@ -12,12 +12,18 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from cachebus.event import NO_BUCKET
+from cachebus.keys import ALL_TENANTS, bucket_of_name
+
 NEVER = float("-inf")
 NO_EPOCH = b""
 AHEAD_MAX = 65_536
 BEYOND = 1 << 62
 """A seq above all others, for a drop that no event stands for: nothing under way survives it."""
 OWED_MAX = 16
+EPOCHS_MAX = 64
+"""Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
+PRUNED_AT_ONCE = 64
 
 
 class Heard(Enum):
@@ -26,7 +32,8 @@ class Heard(Enum):
     NEXT = "next in order"
     AHEAD = "behind a hole"
     OLD = "known already"
-    FOREIGN = "of another epoch"
+    LEFT = "of an epoch that is not this shard's any more, or of another store"
+    FOREIGN = "of an epoch that may have begun since"
 
 
 class Probed(Enum):
@@ -48,12 +55,19 @@ class Reservation(NamedTuple):
     applied: int
 
 
+class Standing(NamedTuple):
+    """What was remembered of some scopes and tags when something began that others may join."""
+
+    low: tuple[int, int]
+    marks: dict[str, int]
+
+
 class Shard:
     """One node's view of one shard's history."""
 
     __slots__ = (
-        "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "applied", "bound_s", "count", "epoch",
-        "floor", "foreign", "head", "index", "marks", "valid_until",
+        "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
+        "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
     )  # fmt: skip
 
     def __init__(self, index: int, bound_s: float, journal_max: int = 16_384) -> None:
@@ -64,13 +78,19 @@ class Shard:
         """How far events have been applied without a gap."""
         self.head = 0
         """The highest seq heard of in this epoch."""
-        self.floor = 0
-        self.marks: dict[str, int] = {}
+        self.low: dict[str, int] = {}
+        """By bucket: its low watermark. Nothing older is believed, as its marks are forgotten."""
+        self.marks: dict[str, dict[str, int]] = {}
+        """By bucket: the seq of the last invalidation of each scope and tag, about in the order of their seqs."""
         self.valid_until = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
         self.count = 0
         """Drops applied, of any kind, in the order of this node."""
-        self.foreign: tuple[bytes, int] | None = None
+        self.foreign: dict[bytes, int] = {}
+        """Epochs of events that may have begun since, with the highest seq of each."""
+        self.left: dict[bytes, None] = {}
+        """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of."""
+        self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
         self._journal: dict[str, tuple[int, int]] = {}
@@ -84,9 +104,16 @@ class Shard:
         return epoch == self.epoch and (seq <= self.applied or seq in self._ahead)
 
     def hear(self, epoch: bytes, seq: int) -> Heard:
-        """Place an event in the history. NEXT and AHEAD must then be applied with `drop`."""
+        """Place an event in the history. NEXT and AHEAD must then be applied with `drop`.
+
+        One of another epoch changes nothing, since anybody may have sent it: another store, or a log that is replayed.
+        Only a probe moves a node there, and the lease of this epoch ends by itself.
+        """
         if epoch != self.epoch:
-            self.foreign = (epoch, seq)
+            if epoch in self.left:
+                return Heard.LEFT
+            if epoch in self.foreign or len(self.foreign) < EPOCHS_MAX:
+                self.foreign[epoch] = max(seq, self.foreign.get(epoch, 0))
             return Heard.FOREIGN
         if seq <= self.applied or seq in self._ahead:
             return Heard.OLD
@@ -103,11 +130,18 @@ class Shard:
             self._settle()
         return Heard.NEXT
 
-    def drop(self, seq: int, floor: int, keys: Iterable[str], names: Iterable[str]) -> None:
-        """Apply an event's body: from now on nothing that it replaced is believed."""
+    def drop(
+        self, seq: int, keys: Iterable[str], scopes: Iterable[str], *, passing: Iterable[str] = (),
+        bucket: str = NO_BUCKET, low: int = 0,
+    ) -> None:  # fmt: skip
+        """Apply an event's body: from now on nothing that it replaced is believed.
+
+        `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
+        `low`: a low watermark that it has raised.
+        """
         self.count += 1
         journal = self._journal
-        for key in keys:
+        for key in (*keys, *passing):
             before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
             if before is None or before[1] <= seq or before[1] == BEYOND:
                 # A key that was forgotten (BEYOND) is an ordinary one again with its next event: its seq is real.
@@ -117,12 +151,28 @@ class Shard:
         while len(journal) > self._journal_max:
             oldest = next(iter(journal))
             self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
-        for name in names:
-            if seq > self.marks.get(name, 0):
-                self.marks[name] = seq
-        if floor > self.floor:
-            self.floor = floor
-            self.marks = {name: mark for name, mark in self.marks.items() if mark > floor}
+        for scope in scopes:
+            its = bucket_of_name(scope)
+            marks = self.marks.setdefault(its, {})
+            if seq > marks.get(scope, 0):
+                marks.pop(scope, None)
+                marks[scope] = seq
+            if its in self.low:
+                self._prune(its)
+        if bucket != NO_BUCKET and low > self.low.get(bucket, 0):
+            self.low[bucket] = low
+            self._prune(bucket)
+
+    def _prune(self, bucket: str) -> None:
+        """Forget some of the marks that a bucket's low watermark stands for: more than come, never all at once."""
+        marks, low = self.marks.get(bucket), self.low[bucket]
+        for _ in range(PRUNED_AT_ONCE):
+            oldest = next(iter(marks), None) if marks else None
+            if marks is None or oldest is None or marks[oldest] > low:
+                break
+            del marks[oldest]
+        if not marks:
+            self.marks.pop(bucket, None)
 
     @property
     def hole(self) -> bool:
@@ -145,7 +195,10 @@ class Shard:
         if epoch != self.epoch:
             self.lapse()
             return Probed.FOREIGN
-        self.foreign = None  # L2 itself says that this epoch is the present one
+        for foreign in self._suspects:  # L2 itself says, later than they were heard of, that this epoch is the present one
+            self.foreign.pop(foreign, None)
+            self._leave(foreign)
+        self._suspects = ()
         self.head = max(self.head, seq)
         self._owed.append((seq, sent_at_s))
         self._settle()
@@ -173,15 +226,26 @@ class Shard:
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
+    def sending(self) -> None:
+        """To be called when a probe is sent: epochs heard of before it that it does not find are not this shard's."""
+        self._suspects = tuple(self.foreign)
+
     def asking(self) -> int:
         """To be noted when the question is sent whose answer goes to `enter`: how far this epoch had been heard."""
-        self.foreign = None
+        self.foreign.clear()
         return self.head
 
+    def _leave(self, epoch: bytes) -> None:
+        self.left.pop(epoch, None)
+        self.left[epoch] = None
+        if len(self.left) > EPOCHS_MAX:
+            del self.left[next(iter(self.left))]
+
     def enter(
-        self, epoch: bytes, seq: int, floor: int, marks: Mapping[str, int], sent_at_s: float, asked: int = BEYOND
-    ) -> None:
-        """Begin anew from a probe's reply with floor and marks: at start, in another epoch, or over a trimmed log.
+        self, epoch: bytes, seq: int, marks: Mapping[str, Mapping[str, int]], low: Mapping[str, int], sent_at_s: float,
+        asked: int = BEYOND,
+    ) -> None:  # fmt: skip
+        """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
 
         Nothing held before is believed, and whatever is being read or loaded is marked. Only this moves a node into
         another epoch: an event alone does not, since it says nothing of the marks.
@@ -191,23 +255,24 @@ class Shard:
         heard before, L2 knows better.
         """
         self.void()
-        if epoch == self.epoch and self.head > max(seq, asked):
-            newer = {name: mark for name, mark in self.marks.items() if mark > seq}
+        before, newer = self.epoch, {}
+        if epoch == before and self.head > max(seq, asked):
+            newer = {b: {n: mark for n, mark in its.items() if mark > seq} for b, its in self.marks.items()}
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
             self.applied, self.head = max(seq, self.applied), max(seq, self.head)
-            self.floor = max(floor, self.floor)
+            self.low = {b: max(low.get(b, 0), self.low.get(b, 0)) for b in {*low, *self.low}}
         else:
-            newer = {}
             self._ahead = set()
             self.applied = self.head = seq
-            self.floor = floor
+            self.low = dict(low)
+        if before not in (NO_EPOCH, epoch):
+            self._leave(before)
+        self.left.pop(epoch, None)
         self.epoch = epoch
-        self.marks = {**marks, **newer}
-        lacks = seq
-        if self.foreign is not None and self.foreign[0] == epoch:
-            lacks = max(seq, self.foreign[1])
-            self.head = max(self.head, lacks)
-        self.foreign = None
+        joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
+        self.marks = {b: its for b, its in joined.items() if its}
+        lacks = max(seq, self.foreign.pop(epoch, 0))
+        self.head = max(self.head, lacks)
         while self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
@@ -227,42 +292,57 @@ class Shard:
         """To be taken before a read, load or write begins; see `admits`."""
         return Reservation(self.epoch, self.count, self.applied)
 
-    def marked(self, reservation: Reservation, key: str, seq: int) -> bool:
-        """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken."""
+    def marked(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
+        """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken. `everywhere`:
+        the scope of its id in all contexts, where it has one."""
         if reservation.drops == self.count:
             return False
         if reservation.drops < self._journal_floor:
             return True
-        touched = self._journal.get(key)
-        return touched is not None and touched[0] > reservation.drops and touched[1] > seq
-
-    def hides(self, seq: int, names: Iterable[str]) -> bool:
-        """Whether the floor, or the mark of one of these scopes and tags, is beyond a record's seq."""
-        if seq < self.floor:
-            return True
-        marks = self.marks
-        if marks:
-            for name in names:
-                if marks.get(name, 0) > seq:
-                    return True
+        for name in (key, everywhere) if everywhere else (key,):
+            touched = self._journal.get(name)
+            if touched is not None and touched[0] > reservation.drops and touched[1] > seq:
+                return True
         return False
 
-    def marks_of(self, names: Iterable[str]) -> dict[str, int]:
-        """The marks of these scopes and tags: to be noted, with the floor, where something begins that others join."""
-        marks = self.marks
-        return {name: marks.get(name, 0) for name in names}
+    def hides(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
+        """Whether a low watermark, or the mark of one of these scopes and tags, is beyond the seq of a record in a key
+        of this bucket."""
+        if self.below(seq, bucket):
+            return True
+        for its in (bucket, ALL_TENANTS):
+            marks = self.marks.get(its)
+            if marks:
+                for name in names:
+                    if marks.get(name, 0) > seq:
+                        return True
+        return False
 
-    def unmoved(self, floor: int, marks: Mapping[str, int]) -> bool:
-        """Whether floor and marks are as they were noted: nothing that they stand for was invalidated since. A mark
-        alone, held against `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
-        return floor == self.floor and all(self.marks.get(name, 0) == mark for name, mark in marks.items())
+    def below(self, seq: int, bucket: str) -> bool:
+        """Whether a record's seq is below a low watermark: it may have been replaced, nobody remembers."""
+        low = self.low
+        return bool(low) and (seq < low.get(bucket, 0) or seq < low.get(ALL_TENANTS, 0))
 
-    def admits(self, reservation: Reservation, key: str, names: Iterable[str], epoch: bytes, seq: int) -> bool:
+    def standing(self, bucket: str, names: Iterable[str]) -> Standing:
+        """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
+        own, wide = self.marks.get(bucket, {}), self.marks.get(ALL_TENANTS, {})
+        marks = {name: max(own.get(name, 0), wide.get(name, 0)) for name in names}
+        return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
+
+    def unmoved(self, bucket: str, noted: Standing) -> bool:
+        """Whether all is as it was noted: nothing that it stands for was invalidated since. A mark alone, held against
+        `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
+        return self.standing(bucket, noted.marks) == noted
+
+    def admits(
+        self, reservation: Reservation, key: str, bucket: str, names: Iterable[str], epoch: bytes, seq: int,
+        everywhere: str = "",
+    ) -> bool:  # fmt: skip
         """Whether what was read, loaded or written under the reservation may enter L1."""
         return (
             epoch == self.epoch == reservation.epoch
-            and not self.marked(reservation, key, seq)
-            and not self.hides(seq, names)
+            and not self.marked(reservation, key, seq, everywhere)
+            and not self.hides(seq, bucket, names)
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:

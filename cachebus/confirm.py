@@ -1,14 +1,15 @@
 """Waiting until every node has applied a change, or can't serve its memory any more.
 
-Each question of a node to L2 leaves its line in the shard's register: how far it has applied. A node that has not
-applied a change holds a lease only from a probe that was sent before the change's script had replied: D after that
-reply it has lapsed, whatever became of the node. An earlier end must be proven, by this process's own clock alone:
+Each question of a node to L2 leaves its line there: how far it has applied which epoch. A node that has not applied a
+change serves its memory only under a lease from a probe that was sent before the change's script had replied, or for D
+after a load of its own, which began before it: D after that reply it serves nothing that the change replaced, whatever
+became of it. D is the largest that any node of the fleet has. An earlier end must be proven:
 
-- A node with a live lease has sent a probe within D, so its line is in any register that is older than D. A register
-  that was lost (evicted, flushed, pruned, of another epoch) begins anew under another name. This process has to have
-  known the present name for D.
-- A node whose line has stood still for D has sent no probe in that time, so its lease has lapsed. That is how those
-  who were killed cost one wait of D, and not every wait until their lines are pruned.
+1. Every line has applied the change. A line that stands still proves nothing: its node may be cut off from L2, and load
+   for itself. So who was killed costs each wait D, until its line is removed: by a minute's silence, or by hand.
+2. No line is missing. A node that has asked L2 anything within D has its line in any set of lines that is older than D.
+   A set that was lost (evicted, flushed, of another epoch), or that somebody who may live was taken out of, has another
+   name from then on. This process has to have known the present name for D, by its own clock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from cachebus.clock import Clock
 from cachebus.errors import CacheBusError
-from cachebus.ports import Caller, Place, Register, Store
+from cachebus.ports import Caller, Change, NodesReply, Store
 
 PROMPT_LOOKS = 4
 """Looks without a pause between them: each takes about as long as the event takes to the nodes."""
@@ -29,40 +30,25 @@ NAMES: frozenset[str | None] = frozenset({None, "nodes"})
 
 
 class Confirmed(NamedTuple):
-    """The ids of the nodes that have applied a change, and of those whose lease has lapsed instead."""
+    """The ids of the nodes that have applied a change, and of those that have not, and were waited for."""
 
     confirmed: tuple[str, ...] = ()
     lapsed: tuple[str, ...] = ()
 
 
 class Watch:
-    """What this process has seen of one shard's register, and since when, on its own clock."""
+    """The name of one shard's set of lines, and since when this process knows it, on its own clock."""
 
-    __slots__ = ("_lines", "name", "since_s")
+    __slots__ = ("name", "since_s")
 
     def __init__(self) -> None:
         self.name = b""
         self.since_s = float("inf")
-        self._lines: dict[str, tuple[tuple[int, int], float]] = {}
 
     def saw(self, name: bytes, now_s: float) -> None:
-        """An answer that came now has told the register's name."""
+        """An answer that came now has told the name."""
         if name != self.name:
             self.name, self.since_s = name, now_s if name else float("inf")
-            self._lines = {}
-
-    def looked(self, register: Register, now_s: float) -> None:
-        """An answer that came now has told every line."""
-        self.saw(register.name, now_s)
-        known = self._lines
-        self._lines = {
-            node: known[node] if node in known and known[node][0] == line else (line, now_s)
-            for node, line in register.lines.items()
-        }
-
-    def still_s(self, node: str, now_s: float) -> float:
-        """For how long at least the node's line has not moved."""
-        return now_s - self._lines[node][1]
 
 
 def check_wait(wait: str | None) -> None:
@@ -71,16 +57,22 @@ def check_wait(wait: str | None) -> None:
         raise ValueError('wait must be None or "nodes"')
 
 
-def judged(watch: Watch, register: Register, place: Place, bound_s: float, now_s: float) -> tuple[Confirmed, bool]:
-    """Who has applied the change at `place` by an answer that came now, and whether nobody else can serve what it
-    replaced."""
-    watch.looked(register, now_s)
-    same = register.epoch == place.epoch
-    least = place.seq if same else 1  # who has entered a later epoch has dropped everything; its line begins at 0
-    confirmed = tuple(node for node, (applied, _) in register.lines.items() if applied >= least)
-    lapsed = tuple(node for node, (applied, _) in register.lines.items() if applied < least)
-    complete = same and bool(register.lines) and now_s - watch.since_s >= bound_s
-    return Confirmed(confirmed, lapsed), complete and all(watch.still_s(n, now_s) >= bound_s for n in lapsed)
+def largest_bound_s(reply: NodesReply, own_s: float) -> float:
+    """The largest staleness bound of the fleet: of this process, of every node whose line is there, or ever was."""
+    return max(own_s, reply.bound_ms / 1000, *(line.about.bound_ms / 1000 for line in reply.lines.values()))
+
+
+def judged(watch: Watch, reply: NodesReply, change: Change, bound_s: float, now_s: float) -> tuple[Confirmed, bool]:
+    """Who has applied the change by an answer that came now, and whether nobody else can serve what it replaced."""
+    watch.saw(reply.name, now_s)
+    confirmed: list[str] = []
+    lapsed: list[str] = []
+    for node, line in reply.lines.items():
+        # Who has entered a later epoch than the change's has dropped everything.
+        behind = line.epoch != reply.epoch or (line.epoch == change.epoch and line.applied < change.seq)
+        (lapsed if behind else confirmed).append(node)
+    complete = reply.epoch == change.epoch and bool(reply.lines) and now_s - watch.since_s >= bound_s
+    return Confirmed(tuple(confirmed), tuple(lapsed)), complete and not lapsed
 
 
 class Confirmer:
@@ -92,26 +84,27 @@ class Confirmer:
         self._bound_s = bound_s
         self._watches = watches
 
-    async def wait(self, shard: int, place: Place, caller: Callable[[], Caller]) -> Confirmed:
-        """Return once every node has applied the change at `place`, or D from now, when no other can serve its memory;
-        to be called as soon as the change's script has replied. What becomes of L2 meanwhile changes nothing in that.
-        """
-        until_s = self._clock() + self._bound_s
+    async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
+        """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
+        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2 meanwhile
+        changes nothing in that."""
+        began_s, bound_s = self._clock(), max(self._bound_s, change.bound_ms / 1000, caller().bound_ms / 1000)
         found, looks, pause_s = Confirmed(), 0, PAUSE_FIRST_S
-        while (left_s := until_s - self._clock()) > 0:
+        while (left_s := began_s + bound_s - self._clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    register = await self._store.register(shard, caller())
+                    reply = await self._store.nodes(shard, caller())
             except (CacheBusError, TimeoutError):
                 looks = PROMPT_LOOKS
             else:
-                found, done = judged(self._watches[shard], register, place, self._bound_s, self._clock())
+                bound_s = largest_bound_s(reply, bound_s)
+                found, done = judged(self._watches[shard], reply, change, bound_s, self._clock())
                 if done:
                     break
             looks += 1
             if looks < PROMPT_LOOKS:
                 await asyncio.sleep(0)
             else:
-                await asyncio.sleep(min(pause_s, max(0.0, until_s - self._clock())))
+                await asyncio.sleep(min(pause_s, max(0.0, began_s + bound_s - self._clock())))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
         return found

@@ -41,9 +41,12 @@ from cachebus.write import Writer
 class World:
     """What all caches of a process that open the same `memory://NAME` share."""
 
-    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
+    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
         self.shards = MemoryShards(
-            [MemoryShard(clock, marks_max=marks_max, log_max=log_max, guard_max_s=guard_max_s) for _ in range(shards)]
+            [
+                MemoryShard(clock, marks_max=marks_max, log_max=log_max, log_max_bytes=log_max_bytes)
+                for _ in range(shards)
+            ]
         )
         self.channels = [MemoryChannel() for _ in range(shards)]
         for shard, channel in zip(self.shards, self.channels, strict=True):
@@ -84,6 +87,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         l1=l1,
         clock=clock,
         counters=Counters(),
+        guard_max_s=settings.guard_max_s,
+        keep_alone=settings.keep_alone,
     )
     waiters = Waiters()
     later = _Later()
@@ -133,13 +138,19 @@ def _backends(
         return store, kafka_bus(settings, clock, listener, counters), None
     bus = RedisBus(
         route,
-        [ShardNames(settings.namespace, shard).channel for shard in range(settings.shards)],
+        channels_of(settings),
         listener,
         timeout_s=settings.l2_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         clock=clock,
     )
     return store, bus, None
+
+
+def channels_of(settings: Settings) -> list[str]:
+    """The channels of the settings' shards; `ConfigError`."""
+    database = places_of(settings).template.db
+    return [ShardNames(settings.namespace, shard, database).channel for shard in range(settings.shards)]
 
 
 def kafka_bus(settings: Settings, clock: Clock, listener: Listener | None, counters: Counters) -> KafkaBus:
@@ -185,7 +196,8 @@ def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
         clock=clock,
         marks_max=settings.max_marks,
         log_max=settings.log_max_len,
-        guard_max_s=settings.guard_max_s,
+        log_max_bytes=settings.log_max_bytes,
+        database=places_of(settings).template.db,
     )
 
 
@@ -194,7 +206,7 @@ def _world(name: str, settings: Settings, clock: Clock) -> World:
     if shared is None:
         shared = World(
             settings.shards, clock, marks_max=settings.max_marks, log_max=settings.log_max_len,
-            guard_max_s=settings.guard_max_s,
+            log_max_bytes=settings.log_max_bytes,
         )  # fmt: skip
         if name:
             _worlds[name] = shared

@@ -31,7 +31,7 @@ NOT_FOUND: object = object()
 
 Before = tuple[Reservation, float]
 
-_GIST = Struct(">2sBB16sQ24xQB")
+_GIST = Struct(">2sBB16sQ24xQBH")
 """A record's head less what judging it needs not: its version, and when it was made and grows soft."""
 
 
@@ -129,19 +129,20 @@ class Fetcher:
             return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
-        magic, flags, codec, epoch, seq, expires_ms, tags = _GIST.unpack_from(data)
+        magic, flags, codec, epoch, seq, expires_ms, tags, more = _GIST.unpack_from(data)
         if magic != MAGIC:
             return self._corrupt(key)
-        if epoch != shard.epoch or seq < shard.floor:
+        if epoch != shard.epoch:
             return MISSING
         if 0 < expires_ms <= (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0:
             return MISSING
-        if shard.marks and shard.hides(seq, key.names):
+        if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
+            self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
         rules = self.policies.rules(key.family.data_type)
-        if tags or flags or (enter and rules.l1):
+        if tags or flags or more or (enter and rules.l1):
             record = self.decoded(data)
-            if record is None or (tags and shard.hides(seq, record.tags)):
+            if record is None or (tags and shard.hides(seq, key.family.bucket, record.tags)):
                 return MISSING
             return self.taken(key, record, reservation if enter else None, read_s)
         try:
@@ -169,7 +170,11 @@ class Fetcher:
     def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
         """The value of a record that may be believed; with a reservation it enters L1 where it may."""
         shard = self._shards[key.shard]
-        if record.epoch == shard.epoch and shard.hides(record.seq, (*key.names, *record.tags) if shard.marks else ()):
+        if (
+            record.epoch == shard.epoch
+            and (shard.marks or shard.low)
+            and shard.hides(record.seq, key.family.bucket, (*key.names, *record.tags))
+        ):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
         if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
             return MISSING  # this node knows better, and L2 will

@@ -140,7 +140,7 @@ class Filler:
         value = MISSING if record is None else self._fetch.taken(self.key, record, None, self._started_s)
         if record is not None and value is not MISSING:
             flight.stale = Found(value, "l2", stale=True)
-            flight.marks |= self._node.shards[self.key.shard].marks_of(record.tags)
+            flight.heed(self._node.shards[self.key.shard].standing(self.key.family.bucket, record.tags))
 
     async def fill(self, found: Found) -> Found:
         """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D."""

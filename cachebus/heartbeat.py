@@ -159,6 +159,7 @@ class Heartbeat:
             await self.receiver.begin(shard, "start")
             return
         sent_at_s = self._clock()
+        view.sending()
         reply = await self._store.probe(shard, node.caller(shard), marks=False)
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)

@@ -264,7 +264,7 @@ async def increment_counter(
     collection_id: Id | None = None,
     *,
     expires_in_s: float | None = None,
-    request_id: str = "",
+    request_id: Id | None = None,
 ) -> int:
     """Add to a shared counter and give its new value; see `Cache.increment`."""
     return await current_cache().increment(

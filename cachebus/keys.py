@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import sha1
 from zlib import crc32
 
 from cachebus.errors import InvalidKey, TenantRequired
@@ -21,6 +23,10 @@ GIVEN, ABSENT = "\x1f", "\x1e"
 NO_CONTEXT = ABSENT * 3
 SYSTEM = "system"
 """The one data type that may go without a tenant."""
+ALL_OF_SHARD = "N"
+"""The scope that holds everything in a shard."""
+ALL_TENANTS = "**"
+"""The bucket for the marks of scopes that hold more than one tenant."""
 
 Part = str | int
 
@@ -64,16 +70,32 @@ def tag_name(tenant: str, tag: str) -> str:
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
 
 
-def names_of(l1: str) -> tuple[str, ...]:
-    """The scopes that the key with this L1 name lies in: what `Key.names` says, from the name alone."""
+@lru_cache(maxsize=4096)
+def bucket_of(tenant: str) -> str:
+    """Which of 256 buckets the marks of a tenant's scopes and tags lie in: two hexadecimal digits."""
+    return sha1(tenant.encode(), usedforsecurity=False).hexdigest()[:2]
+
+
+def bucket_of_name(name: str) -> str:
+    """The bucket of a scope's or tag's mark."""
+    if name[:1] in "NY":
+        return ALL_TENANTS
+    return bucket_of(name.split(GIVEN, 2)[1])
+
+
+def names_of(l1: str) -> tuple[str, tuple[str, ...]]:
+    """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.names` says, from the name
+    alone."""
     tenant, data_type, rest = l1.split(GIVEN, 2)
     end = min(i for i in (rest.find(GIVEN), rest.find(ABSENT)) if i >= 0)
     contexts = [field[1:] if field[0] == GIVEN else None for field in _fields(rest[end:])]
-    return _scopes(tenant, data_type, rest[:end], contexts)
+    return bucket_of(tenant), _scopes(tenant, data_type, rest[:end], contexts)
 
 
 def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[str | None]) -> tuple[str, ...]:
     names = (
+        ALL_OF_SHARD,
+        f"Y{GIVEN}{data_type}",
         f"T{GIVEN}{tenant}",
         f"D{GIVEN}{tenant}{GIVEN}{data_type}",
         f"I{GIVEN}{tenant}{GIVEN}{data_type}{GIVEN}{resource_id}",
@@ -91,12 +113,13 @@ def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[st
 class Family:
     """What all keys of one tenant and data type share; made once, so that a miss validates only its resource id."""
 
-    __slots__ = ("data_type", "prefix", "shard", "stem", "tenant")
+    __slots__ = ("bucket", "data_type", "prefix", "shard", "stem", "tenant")
 
     def __init__(self, tenant: str, data_type: str, shards: int) -> None:
         self.tenant = tenant
         self.data_type = data_type
         self.shard = crc32(tenant.encode()) % shards
+        self.bucket = bucket_of(tenant)
         self.prefix = f"{encoded(tenant)}:{encoded(data_type)}:"
         self.stem = f"{tenant}{GIVEN}{data_type}{GIVEN}"
 
@@ -124,8 +147,13 @@ class Key:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The scopes that the key lies in (at most nine), widest first."""
+        """The scopes that the key lies in (at most eleven), widest first: two of all tenants, then the tenant's own."""
         return _scopes(self.family.tenant, self.family.data_type, self.resource_id, self.contexts)
+
+    @property
+    def everywhere(self) -> str:
+        """The scope that holds the resource id in every context, where the key has a context; else ""."""
+        return "" if self.contexts is _NONE else everywhere(self)
 
     def levels(self) -> list[Key]:
         """The keys of a hierarchical search, most specific first: drop collection, then conversation, then agent."""
@@ -216,16 +244,17 @@ class Keyspace:
         shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)
         return family.shard, GIVEN.join([shape, *parts, *(part for _, part in given)])
 
-    def everywhere(self, key: Key) -> str:
-        """Name of the scope that holds the key's resource id in every context."""
-        return f"I{GIVEN}{key.family.tenant}{GIVEN}{key.family.data_type}{GIVEN}{key.resource_id}"
-
     def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
         """Shard and mark names of a tenant's tags."""
         if tenant_id is None:
             raise TenantRequired("tags belong to a tenant: give tenant_id, or run inside a Context")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_name(family.tenant, tag) for tag in tags]
+
+
+def everywhere(key: Key) -> str:
+    """Name of the scope that holds the key's resource id in every context."""
+    return f"I{GIVEN}{key.family.stem}{key.resource_id}"
 
 
 def guard_name(key: Key) -> str:

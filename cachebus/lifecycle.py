@@ -60,9 +60,10 @@ async def stop(parts: Parts) -> None:
         await parts.heartbeat.stop()
         if settings.enabled:
             there = [shard.index for shard in parts.node.shards if shard.epoch]
-            leaving = (parts.store.leave(shard, parts.node.caller(shard)) for shard in there)
+            node = parts.node
+            leaving = (parts.store.forget(shard, node.caller(shard), node.id, lives=False) for shard in there)
             for trouble in await asyncio.gather(*leaving, return_exceptions=True):
-                if trouble is not None:
+                if isinstance(trouble, BaseException):
                     raise trouble
     except CacheBusError as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error)

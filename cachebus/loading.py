@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Generic, TypeVar
 
-from cachebus.coherence import Reservation
+from cachebus.coherence import Reservation, Standing
 from cachebus.errors import L2Unavailable
 
 T = TypeVar("T")
@@ -16,15 +16,14 @@ class Flight(Generic[T]):
     """One load under way. It ends when done, or when nobody waits for it any more."""
 
     __slots__ = (
-        "_kept", "floor", "marks", "may_stand_in", "reservation", "stale", "started_s", "task", "until_s", "waiting",
+        "_kept", "may_stand_in", "reservation", "stale", "standing", "started_s", "task", "until_s", "waiting",
     )  # fmt: skip
 
-    def __init__(self, reservation: Reservation, started_s: float, floor: int = 0) -> None:
+    def __init__(self, reservation: Reservation, started_s: float, standing: Standing | None = None) -> None:
         self.reservation = reservation
-        self.floor = floor
-        self.marks: dict[str, int] = {}
-        """Of the scopes and tags of what is being loaded, and of `stale`, as they were then: nobody joins once one of
-        them was invalidated, or the floor has moved."""
+        self.standing = standing
+        """What was remembered of the scopes and tags of what is being loaded, and of `stale`, as they were then: nobody
+        joins once one of them was invalidated, or a low watermark has moved."""
         self.started_s = started_s
         self.until_s = float("inf")
         """Until when anybody may join, as far as this alone goes."""
@@ -34,6 +33,11 @@ class Flight(Generic[T]):
         self.may_stand_in: Callable[[], bool] = bool
         self.task: asyncio.Task[T]
         self._kept = False
+
+    def heed(self, more: Standing) -> None:
+        """Nobody joins once one of these was invalidated, either."""
+        if self.standing is not None:
+            self.standing = self.standing._replace(marks={**self.standing.marks, **more.marks})
 
     def keep(self) -> None:
         """Go on in the background even when nobody waits."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
 from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
 from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
-from cachebus.keys import Key, names_of
+from cachebus.keys import ALL_OF_SHARD, GIVEN, Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
-from cachebus.ports import Caller, ProbeReply
+from cachebus.ports import About, Caller, Change, Marks, ProbeReply
 from cachebus.record import Record
 from cachebus.withheld import Withheld
 
@@ -59,10 +60,19 @@ def details(entry: Entry) -> Details | None:
 class Node:
     """One node. Its id is unique in the fleet and made anew for every cache."""
 
-    def __init__(self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters) -> None:
+    def __init__(
+        self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters,
+        guard_max_s: float = 0.0, keep_alone: bool = True,
+    ) -> None:  # fmt: skip
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
+        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000))
+        """What this node says of itself."""
+        self.largest = [self.about] * shards
+        """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard."""
+        self.keep_alone = keep_alone
+        """Whether what L2 did not confirm may be kept, for D."""
         self.shards = [Shard(i, bound_s) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
@@ -71,7 +81,7 @@ class Node:
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.watches = [Watch() for _ in range(shards)]
-        """What is known of the register of all nodes, by shard."""
+        """What is known of the nodes' lines, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.untidy = False
@@ -85,7 +95,8 @@ class Node:
     def caller(self, shard: int) -> Caller:
         """How this node introduces itself to L2."""
         view = self.shards[shard]
-        return Caller(self.id, view.applied, view.epoch)
+        largest = self.largest[shard]
+        return Caller(self.id, view.applied, view.epoch, self.about, largest.bound_ms, largest.guard_ms)
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -123,30 +134,52 @@ class Node:
     # -- what arrives --------------------------------------------------------------------------------------------
 
     def hear(self, shard: int, event: events.Event) -> Heard:
-        """Apply an event, wherever it comes from: the bus, the log, or this node's own write.
-
-        One of another epoch drops all that is held of the shard; entering that epoch takes a probe.
-        """
+        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node there."""
         view = self.shards[shard]
         before = view.applied
         heard = view.hear(event.epoch, event.seq)
-        if heard is Heard.FOREIGN:
-            self.void(shard, "epoch")
-            return heard
         if heard is Heard.OLD:
             self.counters.events_repeated += 1
             return heard
+        if heard is Heard.FOREIGN or heard is Heard.LEFT:
+            self.counters.events_foreign += 1
+            return heard
         self.counters.events_applied += 1
         self.counters.holes += heard is Heard.AHEAD
-        old_floor = view.floor
-        view.drop(event.seq, event.floor, event.keys, event.names)
+        low = view.low.get(event.bucket, 0)
+        marking, passing = self._split(shard, event)
+        view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
         self._drop_keys(event.keys, event.seq)
-        if event.names or view.floor > old_floor:
-            self._retire(shard, self._touched(shard, event.names, everything=view.floor > old_floor))
+        raised = view.low.get(event.bucket, 0) > low
+        self.counters.watermarks_raised += raised
+        if event.scopes or raised:
+            self._retire(shard, self._touched(shard, event.scopes, everything=raised))
         self._spread_lease(shard)
         if view.applied != before and self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
         return heard
+
+    def wrote(self, shard: int, change: Change, part: events.Part) -> None:
+        """Apply an own write, of which L2 has just replied, before its caller is told. In another epoch than this
+        node's nothing that it holds of the shard may be believed: the write must hold here at once."""
+        if not change.head:
+            return
+        if change.epoch != self.shards[shard].epoch:
+            self.void(shard, "epoch")
+            return
+        self.hear(shard, events.with_head(change.head, [part]))
+
+    def _split(self, shard: int, event: events.Event) -> tuple[Sequence[str], Sequence[str]]:
+        """The scopes whose marks are to be kept, and those that concern only what is under way: ids in all contexts, of
+        types of which neither L2 nor this node has anything in any."""
+        if not event.left_out:
+            return event.scopes, ()
+        marking: list[str] = []
+        passing: list[str] = []
+        for scope in event.scopes:
+            needless = scope[0] == "I" and (shard, scope.split(GIVEN, 3)[2]) not in self._with_contexts
+            (passing if needless else marking).append(scope)
+        return marking, passing
 
     def _drop_keys(self, keys: Sequence[str], seq: int) -> None:
         entries = self.l1.entries
@@ -163,15 +196,17 @@ class Node:
             return list(groups)
         found: set[str] = set()
         for name in names:
-            shape, _, rest = name.partition("\x1f")
-            if shape == "T":
+            shape, _, rest = name.partition(GIVEN)
+            if shape in ("T", ALL_OF_SHARD):
                 return list(groups)
             if shape == "G":
                 found.update(t for s, t in self._with_tags if s == shard)
             elif shape[:1] == "T":
                 found.update(t for s, t in self._with_contexts if s == shard)
+            elif shape == "Y":
+                found.add(rest)
             else:
-                data_type = rest.split("\x1f", 2)[1] if "\x1f" in rest else rest
+                data_type = rest.split(GIVEN, 2)[1] if GIVEN in rest else rest
                 if shape == "D" or (shard, data_type) in self._with_contexts:
                     found.add(data_type)
         return [data_type for data_type in found if data_type in groups]
@@ -190,7 +225,10 @@ class Node:
         if view.epoch != reply.epoch:
             self.server_clocks[shard] = OtherClock()  # perhaps another machine's now
         self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
-        self.watches[shard].saw(reply.register, now_s)
+        self.watches[shard].saw(reply.nodes_name, now_s)
+        known = self.largest[shard]
+        if reply.bound_ms > known.bound_ms or reply.guard_ms > known.guard_ms:
+            self.largest[shard] = About(max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms))
         self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
 
     def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: int = BEYOND) -> None:
@@ -200,7 +238,8 @@ class Node:
         if view.epoch == reply.epoch:
             self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
-        view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s, asked)
+        marks = reply.marks or Marks({}, {})
+        view.enter(reply.epoch, reply.seq, marks.by_bucket, marks.low, sent_at_s, asked)
         self._spread_lease(shard)
         if self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
@@ -216,7 +255,7 @@ class Node:
     def forget(self, key: Key) -> None:
         """Drop one key of which nothing is known for sure, as after a write whose outcome is unknown."""
         view = self.shards[key.shard]
-        view.drop(BEYOND, view.floor, (key.l1,), ())
+        view.drop(BEYOND, (key.l1,), ())
         self.l1.remove(key.l1)
 
     # -- L1 ------------------------------------------------------------------------------------------------------
@@ -255,9 +294,15 @@ class Node:
         group = entry.group
         if group.generation != self._lives[group.shard]:
             return True
+        view = self.shards[group.shard]
+        if not view.marks and not view.low:
+            return False
         extra = details(entry)
-        names = names_of(entry.key)
-        return self.shards[group.shard].hides(entry.seq, names if extra is None else (*names, *extra.tags))
+        bucket, names = names_of(entry.key)
+        if view.below(entry.seq, bucket):
+            self.counters.lost_to_watermarks += 1
+            return True
+        return view.hides(entry.seq, bucket, names if extra is None else (*names, *extra.tags))
 
     def admit(
         self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
@@ -268,9 +313,9 @@ class Node:
         `fenced=False`: L2 did not confirm it, so it lives until D after its load began, and no longer.
         """
         view = self.shards[key.shard]
-        names = (*key.names, *record.tags) if view.marks else ()
         withheld = self.withheld is not None and self.withheld.covers(key, record.tags)
-        if withheld or not view.admits(reservation, key.l1, names, record.epoch, record.seq):
+        alone = not fenced and not self.keep_alone
+        if alone or withheld or not self._admits(view, key, record, reservation):
             self.counters.entries_refused += 1
             return False
         read_until = grid(read_started_s + self.bound_s, self.bound_s)
@@ -300,6 +345,13 @@ class Node:
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
 
+    @staticmethod
+    def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
+        names = (*key.names, *record.tags) if view.marks else ()
+        return view.admits(
+            reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere
+        )
+
     def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
         """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
         if not server_ms:
@@ -312,7 +364,9 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
-        if view.admits(reservation, key.l1, key.names if view.marks else (), view.epoch, reservation.applied):
+        names = key.names if view.marks else ()
+        bucket, everywhere = key.family.bucket, key.everywhere
+        if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
             until = grid(read_started_s + self.bound_s, self.bound_s)
             self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)
 
@@ -355,6 +409,9 @@ class Node:
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
         return tuple(
-            ShardStats(v.index, v.epoch.decode(), v.applied, v.head, max(0.0, v.valid_until - now_s), len(v.marks))
+            ShardStats(
+                v.index, v.epoch.decode(), v.applied, v.head, max(0.0, v.valid_until - now_s),
+                sum(map(len, v.marks.values())), self.largest[v.index].bound_ms / 1000,
+            )  # fmt: skip
             for v in self.shards
         )

@@ -8,7 +8,7 @@ from typing import Any, Final
 from cachebus import event as events
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
-from cachebus.keys import Key, Keyspace, Part
+from cachebus.keys import Key, Keyspace, Part, everywhere
 
 Contexts = tuple[Part | None, Part | None, Part | None]
 AT_ONCE: Final = 500
@@ -51,7 +51,7 @@ class Plan:
 
     def body(self, origin: str, *, probe: bool = False) -> bytes:
         """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
-        return events.encode_body([key.l1 for key in self.keys], self.names, origin, events.PROBE if probe else 0)
+        return events.encode_body([events.Part([key.l1 for key in self.keys], self.names, origin)], probe=probe)
 
 
 class Planner:
@@ -78,7 +78,7 @@ class Planner:
                 shard = key.shard
                 plan.keys.append(key)
                 if all_contexts and contexts == (None, None, None):
-                    plan.names.append(self._keyspace.everywhere(key))
+                    plan.names.append(everywhere(key))
             if shard != plan.shard:
                 raise InvalidKey("one invalidation can't span tenants")
         return plan

@@ -7,23 +7,35 @@ same step, and everything older is void. A store that cannot answer raises `L2Un
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cachebus.keys import Key
 from cachebus.record import Record
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Number of the layout in L2 and of the wire format; nodes with another one refuse to start."""
 
 
+class About(NamedTuple):
+    """What a node says of itself in its line: its staleness bound and longest guard, in ms, and what else it tells."""
+
+    bound_ms: int = 0
+    guard_ms: int = 0
+    more: tuple[tuple[str, Any], ...] = ()
+
+
 class Caller(NamedTuple):
-    """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch."""
+    """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it says
+    of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms."""
 
     node: str
     applied: int
     epoch: bytes
+    about: About = About()
+    bound_ms: int = 0
+    guard_ms: int = 0
 
 
 class Place(NamedTuple):
@@ -33,33 +45,56 @@ class Place(NamedTuple):
     seq: int
 
 
+class Marks(NamedTuple):
+    """What a shard remembers of scopes and tags: for each bucket of tenants the seq of each name's last invalidation,
+    the oldest first; and its low watermark, where older ones had to be forgotten: no older record is believed."""
+
+    by_bucket: Mapping[str, Mapping[str, int]]
+    low: Mapping[str, int]
+
+
 class ProbeReply(NamedTuple):
     """The shard as it stands; `server_us` is the store's clock, `marks` are there if they were asked for."""
 
     epoch: bytes
     seq: int
-    floor: int
     server_us: int
-    marks: dict[str, int] | None
-    register: bytes = b""
-    """The name of the shard's register of nodes; another one whenever lines may have been lost."""
+    marks: Marks | None = None
+    nodes_name: bytes = b""
+    """The name of the present set of nodes' lines; another one whenever lines may have been lost."""
+    bound_ms: int = 0
+    """The largest staleness bound that any node of the fleet has had."""
+    guard_ms: int = 0
+    """The longest guard that any node of the fleet may have put up."""
+    born_us: int = 0
+    """When this epoch began, by the store's clock."""
 
 
 class ReadReply(NamedTuple):
-    """Records by the keys asked, validated against floor and marks by the store itself; None = no hit."""
+    """Records by the keys asked, validated against marks and low watermarks by the store itself; None = no hit."""
 
     epoch: bytes
     seq: int
     records: list[bytes | None]
 
 
-class Register(NamedTuple):
-    """The nodes' lines as they stand: for each id how far it has applied this epoch (0: nothing), and when by the
-    store's clock (µs) it last asked something, which tells one line from the next."""
+class NodeLine(NamedTuple):
+    """A node's line: how far it has applied which epoch, when by the store's clock (µs) it last asked something, and
+    what it says of itself."""
+
+    applied: int
+    epoch: bytes
+    at_us: int
+    about: About = About()
+
+
+class NodesReply(NamedTuple):
+    """The nodes' lines as they stand, by their ids; the name of the set; and the fleet's largest staleness bound, ms."""
 
     epoch: bytes
     name: bytes
-    lines: dict[str, tuple[int, int]]
+    bound_ms: int
+    lines: Mapping[str, NodeLine]
 
 
 class Leased(Enum):
@@ -69,11 +104,13 @@ class Leased(Enum):
     GRANTED = "granted"
     WAIT = "wait"
     GUARDED = "guarded"
+    RESTING = "resting"
 
 
 class LeaseReply(NamedTuple):
     """A hit's record; or the lease, granted at `seq` (with the expired record, if one is kept for fail-safe); or how
-    long (`wait_ms`) another's lease lasts at most; or for how long the guard stands at least that ends first."""
+    long (`wait_ms`) another's lease lasts at most; or for how long the guard stands at least that ends first; or for how
+    long the source is left alone, after it has failed (with the expired record too)."""
 
     epoch: bytes
     seq: int
@@ -83,14 +120,17 @@ class LeaseReply(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Where a write stands in the history, whether it stored anything, and the shard's floor after it."""
+    """Where a write stands in the history, whether it stored anything, and its event's head."""
 
     epoch: bytes
     seq: int
     stored: bool
-    floor: int
+    head: bytes = b""
+    """With the body behind it: the event, as it lies in the log. Empty where there is none."""
     expires_ms: int = 0
     """When what was stored expires on the store's clock, where that is earlier than asked for."""
+    bound_ms: int = 0
+    """The largest staleness bound that any node of the fleet has had; 0 where it was not asked for."""
 
 
 class LogEntry(NamedTuple):
@@ -120,16 +160,17 @@ class Store(Protocol):
         ...
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
-        """The shard's place, floor and clock; leaves the caller's line among the nodes."""
+        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         ...
 
-    async def register(self, shard: int, caller: Caller) -> Register:
+    async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's line, the caller's own brought up to date first. A node silent for a minute is left out some
         time after."""
         ...
 
-    async def leave(self, shard: int, caller: Caller) -> None:
-        """Take the caller's line away."""
+    async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
+        """Take a node's line away; whether there was one. `lives`: it may still serve its memory, so whoever waits for
+        the nodes must wait for its lease to end."""
         ...
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
@@ -141,10 +182,12 @@ class Store(Protocol):
         ...
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. `tags`:
-        those that the load will give its record. Where a guard stands on any of it, neither."""
+        those that the load will give its record. Where a guard stands on any of it, neither. A lease that rests is
+        granted to who has no `fallback` and finds none in L2."""
         ...
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
@@ -153,6 +196,10 @@ class Store(Protocol):
 
     def release(self, key: Key, token: str) -> None:
         """Give a lease back and wake those who wait for it. Does not wait."""
+        ...
+
+    def rest(self, key: Key, token: str, px_ms: int) -> None:
+        """Leave the source alone for `px_ms`, after it has failed the lease's holder. Does not wait."""
         ...
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
@@ -169,7 +216,8 @@ class Store(Protocol):
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
     ) -> Change:
         """Invalidate, and put a token (16 characters) on all of these for at most `px_ms`; with 0 take it away. While
-        any token stands on a key or on what covers it, no record of it is stored and no lease granted."""
+        any token stands on a key or on what covers it, no record of it is stored and no lease granted. `stored` is
+        False, and nothing is done, where too many names are guarded already."""
         ...
 
     async def write(
@@ -180,8 +228,9 @@ class Store(Protocol):
         guard it only invalidates; with `if_absent` not even that."""
         ...
 
-    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
-        """Add to a counter and give its value. Repeated with the same `request` within 60 s it adds once."""
+    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
+        """Add to a counter and give its value; None where it would leave 64 bits, and was not changed. Repeated with the
+        same `request` within 60 s it adds once."""
         ...
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:

@@ -197,8 +197,7 @@ class Reader:
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
             shard = self._shards[key.shard]
-            flight = Flight(shard.reserve(), self._vouched_s(key), shard.floor)
-            flight.marks = shard.marks_of((*key.names, *tags))
+            flight = Flight(shard.reserve(), self._vouched_s(key), shard.standing(key.family.bucket, (*key.names, *tags)))
             self._stand_in(flight, key, after)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(
@@ -225,9 +224,9 @@ class Reader:
         began = flight.reservation
         if not _reached(shard, after):
             return False
-        if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied):
+        if began.epoch != shard.epoch or shard.marked(began, key.l1, began.applied, key.everywhere):
             return False
-        if not shard.unmoved(flight.floor, flight.marks):
+        if flight.standing is not None and not shard.unmoved(key.family.bucket, flight.standing):
             return False
         now_s = self._clock()
         return now_s < flight.until_s and (now_s < shard.valid_until or now_s < flight.started_s + shard.bound_s)
@@ -247,7 +246,7 @@ class Reader:
         if entry is not None:
             extra = details(entry)
             flight.stale = Found(_handed_out(entry), "l1", stale=True)
-            flight.marks |= shard.marks_of(() if extra is None else extra.tags)
+            flight.heed(shard.standing(key.family.bucket, () if extra is None else extra.tags))
 
     async def _fly(
         self, flight: Flight[Found], key: Key, load: Load, rules: Rules, after: Place | None,

@@ -15,6 +15,7 @@ from cachebus.node import Node
 from cachebus.ports import LogEntry, Store
 
 LOG_BATCH = 1000
+ASK_EVERY_S = 1.0
 
 
 class Receiver:
@@ -35,13 +36,18 @@ class Receiver:
         self._nudge = nudge
         self._prompt = prompt
         self._clock = clock
+        self._asked_s = [float("-inf")] * len(node.shards)
 
     def on_message(self, shard: int, message: bytes) -> None:
         """One message of the bus; whatever its bytes are, this returns."""
-        if message[:3] == events.WAKE:
+        kind = message[:3]
+        if kind == events.WAKE:
             self._waiters.wake(message[3:].decode(errors="replace"))
             return
         counters = self._node.counters
+        if kind != events.MAGIC:
+            counters.messages_unknown += 1  # of a later version, or damaged: then the probe finds the gap
+            return
         if self._node.shards[shard].has_heard(*events.place(message)):
             counters.events_repeated += 1  # as all of this node's own, when the bus brings them
             return
@@ -57,10 +63,20 @@ class Receiver:
             counters.bus_lag.observe(
                 self._clock() + self._node.server_clocks[shard].offset_s - event.published_us / 1e6
             )
-        elif heard is not Heard.OLD:
+        elif heard is Heard.AHEAD:
             self._nudge(shard)
-        if event.flags & events.PROBE:
+        elif heard is Heard.FOREIGN:
+            self._ask(shard)
+        if event.asks_for_probe and heard in (Heard.NEXT, Heard.AHEAD):
             self._prompt(shard)
+
+    def _ask(self, shard: int) -> None:
+        """Have one probe find out whether an epoch that is not known has begun: at most one a second, as others' events
+        may come on the same topic for ever."""
+        now_s = self._clock()
+        if now_s - self._asked_s[shard] >= ASK_EVERY_S:
+            self._asked_s[shard] = now_s
+            self._nudge(shard)
 
     async def catch_up(self, shard: int) -> None:
         """Apply what the bus has not brought, from the log; `L2Unavailable`."""
@@ -92,12 +108,12 @@ class Receiver:
             if event.seq != seq or event.epoch != view.epoch:
                 return False
             self._node.hear(shard, event)
-            if event.flags & events.PROBE:
+            if event.asks_for_probe:
                 self._prompt(shard)
         return True
 
     async def begin(self, shard: int, cause: str) -> None:
-        """Drop what is held of the shard, and begin from where L2 is now, with its floor and marks; `L2Unavailable`."""
+        """Drop what is held of the shard, and begin from where L2 is now, with its marks; `L2Unavailable`."""
         node = self._node
         sent_at_s, asked = self._clock(), node.shards[shard].asking()
         reply = await self._store.probe(shard, node.caller(shard), marks=True)

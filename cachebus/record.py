@@ -2,7 +2,7 @@
 
 ```
 offset  bytes
-0       2     magic 0xCB and format 1
+0       2     magic 0xCB and format 2
 2       1     flags: 1 = the source said "not found"
 3       1     codec of the payload
 4       16    epoch, hexadecimal digits
@@ -11,7 +11,10 @@ offset  bytes
 36      8     created, ms on the L2 server's clock
 44      8     soft expiry, ms on that clock; 0 = none
 52      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
-60      1     number of tags; then for each: 2 bytes of length, its mark's name
+60      1     number of tags
+61      2     bytes of `more`
+63            for each tag: 2 bytes of length, its mark's name
+...           more: a msgpack map of what else is to be said of the record, or nothing
 ...           payload
 ```
 Times are the server's, which every probe relates to the node's monotonic clock: no two machines' clocks are compared.
@@ -23,9 +26,9 @@ import os
 from collections.abc import Sequence
 from struct import Struct
 
-MAGIC = b"\xcb\x01"
+MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
-HEAD = Struct(">2sBB16sQ8sQQQB")
+HEAD = Struct(">2sBB16sQ8sQQQBH")
 _LENGTH = Struct(">H")
 
 
@@ -37,7 +40,7 @@ class Record:
     """One decoded record; `payload` is still encoded."""
 
     __slots__ = (
-        "codec", "created_ms", "epoch", "expires_ms", "flags", "payload", "seq", "soft_ms", "tags", "version",
+        "codec", "created_ms", "epoch", "expires_ms", "flags", "more", "payload", "seq", "soft_ms", "tags", "version",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +53,7 @@ class Record:
         soft_ms: int = 0,
         expires_ms: int = 0,
         tags: Sequence[str] = (),
+        more: bytes = b"",
         epoch: bytes = b"0" * 16,
         seq: int = 0,
         version: bytes | None = None,
@@ -57,6 +61,8 @@ class Record:
         self.flags, self.codec, self.payload = flags, codec, payload
         self.created_ms, self.soft_ms, self.expires_ms = created_ms, soft_ms, expires_ms
         self.tags = tags
+        self.more = more
+        """A msgpack map, or nothing; what a reader does not know in it, it passes over."""
         self.epoch, self.seq = epoch, seq
         self.version = os.urandom(8) if version is None else version
 
@@ -69,28 +75,31 @@ class Record:
         """The bytes that L2 stores."""
         head = HEAD.pack(
             MAGIC, self.flags, self.codec, self.epoch, self.seq, self.version,
-            self.created_ms, self.soft_ms, self.expires_ms, len(self.tags),
+            self.created_ms, self.soft_ms, self.expires_ms, len(self.tags), len(self.more),
         )  # fmt: skip
         if not self.tags:
-            return head + self.payload
+            return head + self.more + self.payload
         names = [tag.encode() for tag in self.tags]
-        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.payload])
+        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.more, self.payload])
 
 
 def decode(data: bytes) -> Record:
     """The record in these bytes, or `CorruptRecord`, whatever they are."""
     if len(data) < HEAD.size:
         raise CorruptRecord("shorter than a record's head")
-    magic, flags, codec, epoch, seq, version, created_ms, soft_ms, expires_ms, count = HEAD.unpack_from(data)
+    magic, flags, codec, epoch, seq, version, created_ms, soft_ms, expires_ms, count, size = HEAD.unpack_from(data)
     if magic != MAGIC:
         raise CorruptRecord("not a record of this format")
     at = HEAD.size
     tags: Sequence[str] = ()
     if count:
         tags, at = _tags(data, at, count)
+    more, at = data[at : at + size], at + size
+    if at > len(data):
+        raise CorruptRecord("it is cut off")
     return Record(
-        flags, codec, data[at:],
-        created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags, epoch=epoch, seq=seq, version=version,
+        flags, codec, data[at:], created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags, more=more,
+        epoch=epoch, seq=seq, version=version,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class Fleet:
         self.settings = Settings(**{"url": "memory://", **settings})
         self.world = World(
             self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len,
-            guard_max_s=self.settings.guard_max_s,
+            log_max_bytes=self.settings.log_max_bytes,
         )  # fmt: skip
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]

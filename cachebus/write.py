@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from cachebus import event as events
@@ -15,7 +16,7 @@ from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Rules
-from cachebus.ports import Bus, Change, Place
+from cachebus.ports import Bus, Change
 from cachebus.receipt import NOTHING_DONE, Receipt
 
 NOBODY_ASKED = Confirmed()
@@ -102,7 +103,7 @@ class Writer:
         self._node.counters.guards += 1
         try:
             await self.pending.make_way(plan.shard)
-            return self._receipt(plan, await self._guarded(plan, token, px_ms))
+            change = await self._guarded(plan, token, px_ms)
         except L2Unavailable as error:
             self._node.counters.l2_errors += 1
             self._forget(plan)
@@ -110,6 +111,12 @@ class Writer:
         except BaseException:
             self._forget(plan)
             raise
+        if not change.stored:
+            raise InvalidationFailed(
+                "the guard does not stand: too many names are guarded already (max_marks, CACHEBUS_MAX_MARKS), as by "
+                "blocks that were left by exceptions; they end by their time-outs"
+            )
+        return self._receipt(plan, change)
 
     async def unguard(self, plan: Plan, token: str, *, wait: bool = False) -> Receipt:
         """Take the guard away, which invalidates once more; what `invalidate` raises, or a pending receipt. The guard
@@ -128,7 +135,8 @@ class Writer:
     async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
         change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
-        await self._happened(plan, change, body)
+        if change.stored:
+            await self._happened(plan, change, body)
         return change
 
     async def set(
@@ -166,13 +174,16 @@ class Writer:
         return await self._told(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
-        """Add to a counter in L2 and give its value; `L2Unavailable`."""
-        expires_ms = 0 if expires_in_s is None else max(1, int(expires_in_s * 1000))
+        """Add to a counter in L2 and give its value; `L2Unavailable`, `ValueError` where it would leave 64 bits."""
+        expires_ms = 0 if expires_in_s in (None, math.inf) else max(1, int(expires_in_s * 1000))
         try:
-            return await self._store.counter(key, self._node.caller(key.shard), amount, request_id, expires_ms)
+            value = await self._store.counter(key, self._node.caller(key.shard), amount, request_id, expires_ms)
         except L2Unavailable:
             self._node.counters.l2_errors += 1
             raise
+        if value is None:
+            raise ValueError(f"a counter has 64 bits: adding {amount} would leave them, and nothing was added")
+        return value
 
     async def _happened(self, plan: Plan, change: Change, body: bytes) -> None:
         """L2 has it: this node applies it, and may say it again; then the bus, where the script did not publish."""
@@ -180,15 +191,11 @@ class Writer:
         self._journal.note(plan, change.epoch)
         if self._bus.in_store:
             return
-        now_us = int((self._clock() + self._node.server_clocks[plan.shard].offset_s) * 1e6)
-        await self._bus.publish(plan.shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
+        await self._bus.publish(plan.shard, change.head + body)
 
     def _apply(self, plan: Plan, change: Change) -> None:
         """Own events count before the call returns."""
-        own = events.Event(
-            change.epoch, change.seq, change.floor, 0, [key.l1 for key in plan.keys], plan.names, self._node.id
-        )
-        self._node.hear(plan.shard, own)
+        self._node.wrote(plan.shard, change, events.Part([key.l1 for key in plan.keys], plan.names))
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
 
@@ -202,8 +209,7 @@ class Writer:
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
         """The receipt, once every other node has applied the change, or can't serve what it replaced."""
-        place = Place(change.epoch, change.seq)
-        nodes = await self._confirmer.wait(plan.shard, place, lambda: self._node.caller(plan.shard))
+        nodes = await self._confirmer.wait(plan.shard, change, lambda: self._node.caller(plan.shard))
         return self._receipt(plan, change, nodes)
 
     @staticmethod

@@ -14,7 +14,7 @@ from cachebus.factory import kafka_bus, redis_store, route_of
 from cachebus.journal import Journal
 from cachebus.observe import Counters
 from cachebus.plan import Plan
-from cachebus.ports import Caller, Change, Place, Store
+from cachebus.ports import Caller, Change, Store
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from producers.base import Order, Producer
@@ -30,7 +30,7 @@ class DirectProducer(Producer):
     or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is reopened by the next call.
 
     A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
-    the whole staleness bound, which its settings must share with the caches'. One that meets another epoch than before
+    the whole staleness bound, the largest that any cache has. One that meets another epoch than before
     (a failover, a restart) repeats there what it said in the last minute.
 
     With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: what Kafka does not take, the
@@ -63,10 +63,8 @@ class DirectProducer(Producer):
             await store.connect()
             # Refused here, if at all: where the caches have another number of shards, what this producer says of most
             # tenants would go to shards that nobody reads, which have nothing that could refuse it.
-            sent_at_s = monotonic()
-            reply = await store.probe(0, _NOBODY, marks=False)
+            await store.probe(0, _NOBODY, marks=False)
             if publisher is not None:
-                publisher.server_clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
                 await publisher.open()
         except BaseException:
             await _closed(store, publisher)
@@ -99,7 +97,7 @@ class DirectProducer(Producer):
         nodes = Confirmed()
         if wait:
             confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
-            nodes = await confirmer.wait(plan.shard, Place(change.epoch, change.seq), lambda: _NOBODY)
+            nodes = await confirmer.wait(plan.shard, change, lambda: _NOBODY)
         return Receipt(
             plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
             confirmed=nodes.confirmed, lapsed=nodes.lapsed,

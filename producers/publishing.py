@@ -8,8 +8,7 @@ from typing import Final
 
 from loguru import logger
 
-from cachebus import event as events
-from cachebus.clock import Clock, OtherClock
+from cachebus.clock import Clock
 from cachebus.errors import BusUnavailable, CacheBusError
 from cachebus.ports import Bus, Change
 
@@ -22,8 +21,6 @@ class Publisher:
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock
-        self.server_clock = OtherClock()
-        """That of L2, by which the nodes measure how long an event has been under way."""
         self._connecting: asyncio.Task[None] | None = None
         self._tried_at_s = float("-inf")
 
@@ -39,8 +36,7 @@ class Publisher:
         """Send on what L2 has taken; returns at once."""
         if not self._bus.connected:
             self._reconnect()
-        now_us = int((self._clock() + self.server_clock.offset_s) * 1e6)
-        await self._bus.publish(shard, events.encode(change.epoch, change.seq, change.floor, now_us, body))
+        await self._bus.publish(shard, change.head + body)
 
     def _reconnect(self) -> None:
         busy = self._connecting is not None and not self._connecting.done()

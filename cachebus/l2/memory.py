@@ -13,25 +13,48 @@ from cachebus import event as events
 from cachebus import record as records
 from cachebus.clock import Clock
 from cachebus.keys import Key, guard_name
-from cachebus.ports import Caller, Change, Leased, LeaseReply, LogEntry, ProbeReply, ReadReply, Register
+from cachebus.l2.memory_marks import MemoryMarks
+from cachebus.ports import (
+    Caller,
+    Change,
+    Leased,
+    LeaseReply,
+    LogEntry,
+    NodeLine,
+    NodesReply,
+    ProbeReply,
+    ReadReply,
+)
 from cachebus.record import Record
 
 REQUEST_S = 60.0
 SILENT_S = 60.0
+INT64 = 1 << 63
+ENTRY_OVERHEAD_BYTES = 64
 
 
 def _no_listener(message: bytes) -> None:
     """What a shard publishes to before anybody listens."""
 
 
+class MemoryLease:
+    """Who may fill a key, until when, whether somebody waits for its end, and whether the source is left alone."""
+
+    __slots__ = ("epoch", "rests", "token", "until_s", "waited")
+
+    def __init__(self, epoch: bytes, token: str, until_s: float) -> None:
+        self.epoch, self.token, self.until_s = epoch, token, until_s
+        self.waited = self.rests = False
+
+
 class MemoryShard:
     """One shard's state, and the operations on it; each is one atomic step."""
 
     def __init__(
-        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, guard_max_s: float = 0.0
+        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, log_max_bytes: int = 1 << 26
     ) -> None:
         self.clock = clock
-        self.marks_max, self.log_max, self.guard_max_s = marks_max, log_max, guard_max_s
+        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
         self.publish: Callable[[bytes], None] = _no_listener
@@ -44,38 +67,52 @@ class MemoryShard:
     def wipe(self) -> None:
         """FLUSHALL."""
         self.is_new = False
-        self.guards: dict[str, dict[str, float]] = {}
         self.meta_server = ""
-        self.epoch, self.seq, self.floor, self.marked = b"", 0, 0, 0
-        self.marks: dict[str, int] = {}
-        self.messages: dict[int, bytes] = {}
-        self.nodes: dict[str, tuple[int, float]] = {}
-        self.register_name = b""
+        self.epoch, self.seq = b"", 0
+        self.bound_ms = self.guard_ms = 0
+        self.marks = MemoryMarks(self.marks_max)
+        self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
-        self.leases: dict[str, tuple[bytes, str, float, bool]] = {}
+        self.leases: dict[str, MemoryLease] = {}
         self.counters: dict[str, tuple[int, float]] = {}
-        self.requests: dict[str, tuple[int, float]] = {}
+        self.requests: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def _empty(self) -> None:
+        """What an epoch begins with."""
+        self.guards: dict[str, dict[str, float]] = {}
+        self.marks = MemoryMarks(self.marks_max)
+        self.messages: dict[int, bytes] = {}
+        self.logged_bytes = 0
+        self.lines: dict[str, NodeLine] = {}
+        self.nodes_name = b""
+        self.in_contexts: set[str] = set()
 
     # -- what every script begins with ------------------------------------------------------------------------------
 
     def arrive(self, caller: Caller) -> None:
-        """Take over where the server is not the one that meta speaks of, and note the caller's line."""
+        """Take over where the server is not the one that meta speaks of."""
         lost = caller.epoch == self.epoch and caller.applied > self.seq
-        if not self.epoch or self.meta_server != self.server or lost or len(self.marks) != self.marked:
+        if not self.epoch or self.meta_server != self.server or lost or self.marks.are_lost:
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
-            self.meta_server, self.floor, self.marked = self.server, 0, 0
-            self.born, self.guards, self.is_new = self.born if self.is_new else self.clock(), {}, False
-            self.marks, self.messages, self.nodes, self.register_name = {}, {}, {}, b""
-        if caller.node:
-            if not self.nodes:
-                self.register_name = self.new_epoch()
-            self.nodes[caller.node] = (caller.applied if caller.epoch == self.epoch else 0, self.clock())
+            self.meta_server = self.server
+            self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+            self.born, self.is_new = float("-inf") if self.is_new else self.clock(), False
+            self._empty()
 
-    def hidden(self, record: Record, names: Sequence[str]) -> bool:
-        """Whether a record may not be believed."""
-        if record.epoch != self.epoch or record.seq < self.floor:
-            return True
-        return any(self.marks.get(name, 0) > record.seq for name in (*names, *record.tags))
+    def attend(self, caller: Caller) -> None:
+        """The same, and note the caller's line."""
+        self.arrive(caller)
+        if caller.node:
+            if not self.lines:
+                self.nodes_name = self.new_epoch()
+            at_us = int(self.clock() * 1_000_000)
+            self.lines[caller.node] = NodeLine(caller.applied, caller.epoch, at_us, caller.about)
+
+    def hidden(self, record: Record, key: Key) -> bool:
+        """Whether a record of the key may not be believed."""
+        return record.epoch != self.epoch or self.marks.hide(
+            record.seq, key.family.bucket, (*key.names, *record.tags)
+        )
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""
@@ -87,45 +124,52 @@ class MemoryShard:
             record = records.decode(data)
         except records.CorruptRecord:
             return None
-        return None if self.hidden(record, key.names) else (data, record)
+        return None if self.hidden(record, key) else (data, record)
 
     def expired(self, record: Record) -> bool:
         """Whether a record's hard expiry is over."""
         return 0 < record.expires_ms <= self.clock() * 1000
 
-    def announce(self, names: Sequence[str], body: bytes) -> None:
-        """Move the marks to the next seq, log, publish."""
+    def announce(self, names: Sequence[str], body: bytes) -> bytes:
+        """Move the marks to the next seq, log, publish; gives the event's head."""
         self.seq += 1
-        if names:
-            for name in names:
-                self.marks.pop(name, None)  # re-inserted last: the oldest come first
-                self.marks[name] = self.seq
-            while len(self.marks) > self.marks_max:
-                oldest = next(iter(self.marks))
-                self.floor = max(self.floor, self.marks.pop(oldest))
-            self.marked = len(self.marks)
-        message = events.encode(self.epoch, self.seq, self.floor, int(self.clock() * 1_000_000), body)
-        self.messages[self.seq] = message
-        while len(self.messages) > self.log_max:
-            del self.messages[next(iter(self.messages))]
-        self.publish(message)
+        ids = [name for name in names if name[0] == "I"]
+        needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
+        raised = self.marks.set([name for name in names if name not in needless], self.seq)
+        head = events.encode_head(
+            self.epoch, self.seq, int(self.clock() * 1_000_000), body,
+            left_out=bool(needless) and len(needless) == len(ids), bucket=raised[0], low=raised[1],
+        )  # fmt: skip
+        self.messages[self.seq] = head + body
+        self.logged_bytes += len(head) + len(body) + ENTRY_OVERHEAD_BYTES
+        while len(self.messages) > self.log_max or self.logged_bytes > self.log_max_bytes:
+            gone = self.messages.pop(next(iter(self.messages)))
+            self.logged_bytes -= len(gone) + ENTRY_OVERHEAD_BYTES
+        self.publish(head + body)
+        return head
 
-    def forget(self, keys: Sequence[Key]) -> None:
+    def forget_keys(self, keys: Sequence[Key]) -> None:
         """Records and leases of these keys go."""
         for key in keys:
             self.records.pop(key.l2, None)
             self.leases.pop(key.l2, None)
 
-    def put(self, key: Key, record: Record, px_ms: int) -> Change:
-        """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have."""
-        now, most_ms, expires_ms = self.clock(), int(self.guard_max_s * 1000), 0
-        if now < self.born + self.guard_max_s:
+    def put(self, key: Key, record: Record, px_ms: int, caller: Caller) -> int:
+        """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have:
+        gives when it expires then, else 0."""
+        now, most_ms, expires_ms = self.clock(), max(self.guard_ms, caller.guard_ms), 0
+        if now < self.born + most_ms / 1000:
             px_ms = min(px_ms or most_ms, most_ms)
             latest_ms = int(now * 1000) + most_ms
             if not 0 < record.expires_ms <= latest_ms:
                 record.expires_ms = expires_ms = latest_ms
         self.records[key.l2] = (record.encode(), now + px_ms / 1000 if px_ms else float("inf"))
-        return Change(self.epoch, self.seq, True, self.floor, expires_ms)
+        return expires_ms
+
+    def note_contexts(self, key: Key) -> None:
+        """From now on there may be records of the key's type in contexts, if it is in any."""
+        if key.everywhere:
+            self.in_contexts.add(key.family.data_type)
 
     def guarded_ms(self, key: Key, tags: Sequence[str]) -> int | None:
         """For how long the guard that ends first still stands on a key, its scopes or these tags; None without one."""
@@ -142,25 +186,31 @@ class MemoryShard:
 
     def probe(self, caller: Caller, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
-        self.arrive(caller)
+        self.attend(caller)
+        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
         now = self.clock()
-        silent = [node for node, (_, at) in self.nodes.items() if at < now - SILENT_S]
-        if silent:
-            self.nodes = {node: line for node, line in self.nodes.items() if node not in silent}
-            self.register_name = self.new_epoch()
-        given = dict(self.marks) if marks else None
-        return ProbeReply(self.epoch, self.seq, self.floor, int(now * 1_000_000), given, self.register_name)
+        silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
+        for node in silent:
+            del self.lines[node]
+            self.nodes_name = self.new_epoch()
+        born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
+        return ProbeReply(
+            self.epoch, self.seq, int(now * 1_000_000), self.marks.given() if marks else None, self.nodes_name,
+            self.bound_ms, self.guard_ms, born_us,
+        )  # fmt: skip
 
-    def register(self, caller: Caller) -> Register:
-        """See `Store.register`."""
-        self.arrive(caller)
-        lines = {node: (applied, int(at * 1_000_000)) for node, (applied, at) in self.nodes.items()}
-        return Register(self.epoch, self.register_name, lines)
+    def nodes(self, caller: Caller) -> NodesReply:
+        """See `Store.nodes`."""
+        self.attend(caller)
+        self.bound_ms = max(self.bound_ms, caller.bound_ms)
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines))
 
-    def leave(self, caller: Caller) -> None:
-        """See `Store.leave`."""
+    def forget(self, caller: Caller, node: str, lives: bool) -> bool:
+        """See `Store.forget`."""
         self.arrive(caller)
-        self.nodes.pop(caller.node, None)
+        if lives:
+            self.nodes_name = self.new_epoch()
+        return self.lines.pop(node, None) is not None
 
     def get(self, key: Key) -> bytes | None:
         """See `Store.get`."""
@@ -169,67 +219,82 @@ class MemoryShard:
 
     def read(self, caller: Caller, keys: Sequence[Key]) -> ReadReply:
         """See `Store.read`."""
-        self.arrive(caller)
+        self.attend(caller)
         found = [self.stored(key) for key in keys]
         return ReadReply(self.epoch, self.seq, [hit[0] if hit else None for hit in found])
 
     def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, tags: Sequence[str] = ()
-    ) -> LeaseReply:
+        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, fallback: bool = False,
+        tags: Sequence[str] = (),
+    ) -> LeaseReply:  # fmt: skip
         """See `Store.lease`."""
-        self.arrive(caller)
+        self.attend(caller)
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
             return LeaseReply(self.epoch, self.seq, Leased.GUARDED, None, left_ms)
         hit = self.stored(key)
         if hit and not refresh and not self.expired(hit[1]):
             return LeaseReply(self.epoch, self.seq, Leased.HIT, hit[0], 0)
-        now = self.clock()
+        now, data = self.clock(), hit[0] if hit else None
         held = self.leases.get(key.l2)
-        if held and held[0] == self.epoch and held[2] > now and held[1] != token:
-            self.leases[key.l2] = (held[0], held[1], held[2], True)
-            return LeaseReply(self.epoch, self.seq, Leased.WAIT, None, int((held[2] - now) * 1000))
-        self.leases[key.l2] = (self.epoch, token, now + px_ms / 1000, False)
-        return LeaseReply(self.epoch, self.seq, Leased.GRANTED, hit[0] if hit else None, 0)
+        if held and held.epoch == self.epoch and held.until_s > now and (held.rests or held.token != token):
+            left_ms = int((held.until_s - now) * 1000)
+            if not held.rests:
+                held.waited = True
+                return LeaseReply(self.epoch, self.seq, Leased.WAIT, None, left_ms)
+            if hit or fallback:
+                return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
+        self.leases[key.l2] = MemoryLease(self.epoch, token, now + px_ms / 1000)
+        self.note_contexts(key)
+        return LeaseReply(self.epoch, self.seq, Leased.GRANTED, data, 0)
 
     def holds(self, key: Key, token: str) -> bool:
         """Whether the token's lease still stands."""
         held = self.leases.get(key.l2)
-        return held is not None and held[:2] == (self.epoch, token) and held[2] > self.clock()
+        return (
+            held is not None
+            and not held.rests
+            and (held.epoch, held.token) == (self.epoch, token)
+            and held.until_s > self.clock()
+        )
 
-    def hold(self, key: Key, token: str, px_ms: int) -> None:
-        """See `Store.extend` and `Store.release` (px 0)."""
+    def hold(self, key: Key, token: str, px_ms: int, *, rests: bool = False) -> None:
+        """See `Store.extend`, `Store.rest` and `Store.release` (px 0)."""
         self.arrive(Caller("", 0, b""))
         if not self.holds(key, token):
             return
-        epoch, _, _, waited = self.leases[key.l2]
-        if px_ms:
-            self.leases[key.l2] = (epoch, token, self.clock() + px_ms / 1000, waited)
+        if rests:
+            self.end_lease(key)
+            self.leases[key.l2] = resting = MemoryLease(self.epoch, token, self.clock() + px_ms / 1000)
+            resting.rests = True
+        elif px_ms:
+            self.leases[key.l2].until_s = self.clock() + px_ms / 1000
         else:
-            self._end_lease(key)
+            self.end_lease(key)
 
-    def _end_lease(self, key: Key) -> None:
-        if self.leases.pop(key.l2)[3]:
+    def end_lease(self, key: Key) -> None:
+        """A lease goes, and who waits for it is woken."""
+        if self.leases.pop(key.l2).waited:
             self.publish(events.WAKE + key.l1.encode())
 
     def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """See `Store.fill`."""
         self.arrive(caller)
         if not self.holds(key, token):
-            return Change(self.epoch, self.seq, False, self.floor)
-        self._end_lease(key)
+            return Change(self.epoch, self.seq, False)
+        self.end_lease(key)
         now = self.stored(key) if over else None
-        refused = self.hidden(record, key.names) or self.guarded_ms(key, record.tags) is not None
+        refused = self.hidden(record, key) or self.guarded_ms(key, record.tags) is not None
         if refused or (over and (now is None or now[1].version != over)):
-            return Change(self.epoch, self.seq, False, self.floor)
-        return self.put(key, record, px_ms)
+            return Change(self.epoch, self.seq, False)
+        return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))
 
     def invalidate(self, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes) -> Change:
         """See `Store.invalidate`."""
         self.arrive(caller)
-        self.forget(keys)
-        self.announce(names, body)
-        return Change(self.epoch, self.seq, True, self.floor)
+        self.forget_keys(keys)
+        head = self.announce(names, body)
+        return Change(self.epoch, self.seq, True, head, bound_ms=self.bound_ms)
 
     def guard(
         self, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
@@ -237,8 +302,16 @@ class MemoryShard:
         """See `Store.guard`."""
         self.arrive(caller)
         now = self.clock()
+        for name, tokens in list(self.guards.items()):
+            kept = {t: end for t, end in tokens.items() if end > now}
+            if kept:
+                self.guards[name] = kept
+            else:
+                del self.guards[name]
+        if px_ms and len(self.guards) + len(keys) + len(names) > self.marks_max:
+            return Change(self.epoch, self.seq, False)
         for name in (*map(guard_name, keys), *names):
-            tokens = {t: end for t, end in self.guards.pop(name, {}).items() if end > now and t != token}
+            tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}
             if px_ms:
                 tokens[token] = now + px_ms / 1000
             if tokens:
@@ -255,19 +328,20 @@ class MemoryShard:
         if if_absent:
             now = self.stored(key)
             if guarded or (now and not self.expired(now[1])):
-                return Change(self.epoch, self.seq, False, self.floor)
-        self.forget([key, *others])
-        self.announce(names, body)
-        if guarded:
-            return Change(self.epoch, self.seq, False, self.floor)
-        record.epoch, record.seq = self.epoch, self.seq
-        return self.put(key, record, px_ms)
+                return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
+        self.forget_keys([key, *others])
+        head = self.announce(names, body)
+        expires_ms = 0
+        if not guarded:
+            record.epoch, record.seq = self.epoch, self.seq
+            expires_ms = self.put(key, record, px_ms, caller)
+            self.note_contexts(key)
+        return Change(self.epoch, self.seq, not guarded, head, expires_ms, self.bound_ms)
 
-    def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
+    def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """See `Store.counter`."""
         self.arrive(caller)
-        now = self.clock()
-        asked = f"{key.l2}:{request}"
+        now, asked = self.clock(), (key.l2, request)
         answered = self.requests.get(asked)
         if request and answered and answered[1] > now:
             return answered[0]
@@ -277,6 +351,8 @@ class MemoryShard:
         if not amount:
             return value
         value += amount
+        if not -INT64 <= value < INT64:
+            return None
         if expires_ms and until == float("inf"):
             until = now + expires_ms / 1000
         self.counters[key.l2] = (value, until)

@@ -8,7 +8,7 @@ from typing import overload
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryShard
-from cachebus.ports import Caller, Change, LeaseReply, LogEntry, ProbeReply, ReadReply, Register
+from cachebus.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply
 from cachebus.record import Record
 
 
@@ -75,13 +75,13 @@ class MemoryStore:
         self.checked[shard] = True
         return reply
 
-    async def register(self, shard: int, caller: Caller) -> Register:
-        """See `Store.register`."""
-        return self._shard(shard).register(caller)
+    async def nodes(self, shard: int, caller: Caller) -> NodesReply:
+        """See `Store.nodes`."""
+        return self._shard(shard).nodes(caller)
 
-    async def leave(self, shard: int, caller: Caller) -> None:
-        """See `Store.leave`."""
-        self._shard(shard).leave(caller)
+    async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
+        """See `Store.forget`."""
+        return self._shard(shard).forget(caller, node, lives)
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """See `Store.get`."""
@@ -93,10 +93,11 @@ class MemoryStore:
         return self._shard(shard).read(caller, keys)
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
-    ) -> LeaseReply:
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        tags: Sequence[str] = (),
+    ) -> LeaseReply:  # fmt: skip
         """See `Store.lease`."""
-        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, tags)
+        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, fallback, tags)
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
         """See `Store.extend`."""
@@ -107,6 +108,11 @@ class MemoryStore:
         """See `Store.release`."""
         if self.connected:
             self._shard(key.shard).hold(key, token, 0)
+
+    def rest(self, key: Key, token: str, px_ms: int) -> None:
+        """See `Store.rest`."""
+        if self.connected:
+            self._shard(key.shard).hold(key, token, px_ms, rests=True)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """See `Store.fill`."""
@@ -131,7 +137,7 @@ class MemoryStore:
         """See `Store.write`."""
         return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
 
-    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
+    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """See `Store.counter`."""
         return self._shard(key.shard).counter(key, caller, amount, request, expires_ms)
 

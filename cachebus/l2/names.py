@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from cachebus.keys import Key
+from cachebus.keys import ALL_TENANTS, Key
 
 
 class ShardNames:
-    """The names of one shard of a namespace."""
+    """The names of one shard of a namespace, in one database of a server."""
 
-    __slots__ = ("channel", "counter_prefix", "lease_prefix", "log", "own", "record_prefix", "request_prefix")
+    __slots__ = (
+        "channel", "counter_prefix", "guards", "lease_prefix", "log", "marks_prefix", "meta", "nodes", "record_prefix",
+    )  # fmt: skip
 
-    def __init__(self, namespace: str, shard: int) -> None:
+    def __init__(self, namespace: str, shard: int, database: int = 0) -> None:
         tag = f"{{{namespace}:{shard}}}"
-        self.own = [f"{tag}:meta", f"{tag}:marks", f"{tag}:log", f"{tag}:nodes"]
-        """meta, marks, log, nodes: the first four KEYS of every script."""
-        self.log = self.own[2]
-        self.channel = f"{tag}:events"
+        self.meta = f"{tag}:meta"
+        self.log = f"{tag}:log"
+        self.nodes = f"{tag}:nodes"
+        self.guards = f"{tag}:guards"
+        self.marks_prefix = f"{tag}:marks:"
+        self.channel = f"{tag}:events:{database}"
+        """Channels know no databases, so its name has the number."""
         self.record_prefix = f"{tag}:r:"
         self.lease_prefix = f"{tag}:l:"
         self.counter_prefix = f"{tag}:c:"
-        self.request_prefix = f"{tag}:q:"
+
+    @property
+    def own(self) -> list[str]:
+        """All but records, leases and counters."""
+        return [self.meta, self.log, self.nodes, self.guards, *self.all_marks]
+
+    @property
+    def all_marks(self) -> list[str]:
+        """Where the marks of every bucket lie."""
+        return [self.marks(bucket) for bucket in (ALL_TENANTS, *(f"{bucket:02x}" for bucket in range(256)))]
 
     def record(self, key: Key) -> str:
         """Where the key's record lies."""
@@ -28,3 +42,7 @@ class ShardNames:
     def lease(self, key: Key) -> str:
         """Where the key's fill lease lies."""
         return self.lease_prefix + key.l2
+
+    def marks(self, bucket: str) -> str:
+        """Where a bucket's marks lie."""
+        return self.marks_prefix + bucket

@@ -2,22 +2,25 @@
 
 Where the servers are is the route's business: one, a primary that Sentinels watch over, or those of a Cluster.
 
-Nothing is retried here: an operation that failed may have happened, and its caller knows best what that means.
+Nothing is retried here but what has surely not happened: an operation that failed may have happened, and its caller
+knows best what that means. A script that finds another history than the one that the shard's meta speaks of does
+nothing and says so; a new epoch is begun then, and it is asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Coroutine, Sequence
-from importlib.resources import files
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redirect import Follower, as_command
+from cachebus.l2.replies import line_rest, log_seq, marks_of, message_of, nodes_of
+from cachebus.l2.scripts import load_scripts
 from cachebus.ports import (
     PROTOCOL,
     Caller,
@@ -25,54 +28,34 @@ from cachebus.ports import (
     Leased,
     LeaseReply,
     LogEntry,
+    NodesReply,
     ProbeReply,
     ReadReply,
-    Register,
 )
 from cachebus.record import Record
-from cachebus.resp import Links, Route, Script, leads_elsewhere
+from cachebus.resp import Links, Route, leads_elsewhere
 
-PRUNE_EVERY_S = 10.0
-SILENT_US = 60_000_000
-_SCRIPTS = ("probe", "register", "leave", "read", "lease", "hold", "fill", "invalidate", "guard", "write", "counter")
-_UNDER_GUARDS = ("lease", "fill", "write")
-
-
-def load_scripts() -> dict[str, Script]:
-    """The scripts by name, each with the common prologue in front."""
-    folder = files("cachebus.l2") / "scripts"
-    prologue, guards = (folder / "_prologue.lua").read_text(), (folder / "_guards.lua").read_text()
-    return {
-        name: Script(prologue + (guards if name in _UNDER_GUARDS else "") + (folder / f"{name}.lua").read_text())
-        for name in _SCRIPTS
-    }
+PRUNE_EVERY_S: Final = 10.0
+SILENT_US: Final = 60_000_000
+TAKEOVERS_MAX: Final = 4
+"""New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
 
 
 class RedisStore:
     """A `Store` over one pipelined connection."""
 
     def __init__(
-        self,
-        route: Route,
-        *,
-        namespace: str,
-        shards: int,
-        bus: str,
-        timeout_s: float,
-        connect_timeout_s: float,
-        clock: Clock,
-        marks_max: int,
-        log_max: int,
-        guard_max_s: float = 0.0,
-    ) -> None:
+        self, route: Route, *, namespace: str, shards: int, bus: str, timeout_s: float, connect_timeout_s: float,
+        clock: Clock, marks_max: int, log_max: int, log_max_bytes: int = 64 * 1024 * 1024, database: int = 0,
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._scripts = load_scripts()
-        self._guard_max_ms = str(int(guard_max_s * 1000))
-        self._names = [ShardNames(namespace, shard) for shard in range(shards)]
+        self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
-        self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}", str(marks_max), str(log_max)
-        self._publishes = bus == "redis"
-        self._tails = self._made_tails("")
+        self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
+        self._marks_max = str(marks_max)
+        self._channels = [names.channel if bus == "redis" else "" for names in self._names]
+        self._events = [(channel, self._marks_max, str(log_max), str(log_max_bytes)) for channel in self._channels]
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self._links = Links(
@@ -92,7 +75,6 @@ class RedisStore:
     async def connect(self) -> None:
         """Connect whatever is not; `L2Unavailable` names host and port of what can't be reached."""
         await self._links.connect()
-        self._tails = self._made_tails("!" if self._links.route.sharded else "")
 
     def _doubt(self, shards: Sequence[int]) -> None:
         for shard in shards:
@@ -103,36 +85,56 @@ class RedisStore:
         self._doubt(range(len(self.checked)))
         self._links.close()
 
-    def _made_tails(self, sharded: str) -> list[tuple[str, ...]]:
-        if not self._publishes:
-            return [(*self._facts, "")] * len(self._names)
-        return [(*self._facts, sharded + names.channel) for names in self._names]
+    # -- scripts ------------------------------------------------------------------------------------------------
 
     def _run(
-        self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """Run a script: the head that all share, then its own keys and arguments."""
-        who = (caller.node, str(caller.applied), caller.epoch, secrets.token_hex(8))
-        script, keys, args = self._scripts[name], (*self._names[shard].own, *keys), (*who, *self._tails[shard], *args)
+        self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any], bucket: str = ""
+    ) -> Awaitable[Any]:
+        """What a script replies: its first key and arguments, which all share, then its own."""
+        keys = self._names[shard].meta, *keys
+        return self._sent(
+            name, shard, caller, keys, (self._facts, str(caller.applied), caller.epoch, bucket, *args)
+        )
+
+    async def _sent(
+        self, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
+    ) -> Any:
+        for _ in range(TAKEOVERS_MAX):
+            reply = await self._once(name, shard, keys, args)
+            if reply is not None:
+                return reply
+            await self._take_over(shard, caller, args[3])
+        raise L2Unavailable("the servers behind this shard change too fast")
+
+    async def _once(self, name: str, shard: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+        script = self._scripts[name]
         if self._follower is None:
-            # No coroutine of its own: each one around an answer costs its caller a frame more to be resumed through.
-            return self._links.of(shard).script(script, keys, args)
-        return self._follower.run(
+            return await self._links.of(shard).script(script, keys, args)
+        return await self._follower.run(
             shard, lambda connection: connection.script(script, keys, args), as_command(script, keys, args)
         )
+
+    async def _take_over(self, shard: int, caller: Caller, bucket: str) -> None:
+        """Begin a new epoch, unless somebody was faster."""
+        mode = "sharded" if self._links.route.sharded else "plain"
+        args = (
+            self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
+            str(caller.guard_ms),
+        )  # fmt: skip
+        await self._once("takeover", shard, (self._names[shard].meta,), args)
 
     # -- operations ---------------------------------------------------------------------------------------------
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
-        """The shard's place, floor and clock; leaves the caller's line among the nodes."""
+        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         connection, hops = self._links.of(shard), self._hops(shard)
         now = self._clock()
         prune = now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
-        args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
+        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), str(SILENT_US) if prune else "0"]
         try:
-            epoch, seq, floor, server_us, flat, register = await self._run("probe", shard, caller, (), args)
+            reply = await self._run("marks" if marks else "probe", shard, caller, (), args)
         except L2Unavailable as error:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
             # (A Cluster that is moving this shard has answered.)
@@ -143,24 +145,22 @@ class RedisStore:
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._hops(shard)  # else another server has answered
-        found = None
-        if marks:
-            flat = flat or ()
-            found = {name.decode(): int(float(mark)) for name, mark in zip(flat[::2], flat[1::2], strict=True)}
-        return ProbeReply(epoch, seq, floor, int(server_us), found, register)
+        epoch, seq, server_us, name, bound_ms, guard_ms, born_us, *rest = reply
+        return ProbeReply(
+            epoch, seq, int(server_us), marks_of(rest[0], rest[1]) if marks else None, name, bound_ms, guard_ms,
+            int(born_us or 0),
+        )  # fmt: skip
 
-    async def register(self, shard: int, caller: Caller) -> Register:
+    async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's line, the caller's own brought up to date first."""
-        epoch, _, name, flat = await self._run("register", shard, caller, (), ())
-        lines = {node.decode(): line.split(b":") for node, line in zip(flat[::2], flat[1::2], strict=True)}
-        return Register(epoch, name, {node: (int(applied), int(at_us)) for node, (applied, at_us) in lines.items()})
+        return nodes_of(await self._run("nodes", shard, caller, (), [*_line(caller), str(caller.bound_ms)]))
 
     def _hops(self, shard: int) -> int:
         return 0 if self._follower is None else self._follower.hops[shard]
 
-    async def leave(self, shard: int, caller: Caller) -> None:
-        """Take the caller's line away."""
-        await self._run("leave", shard, caller, (), ())
+    async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
+        """Take a node's line away; whether there was one."""
+        return bool((await self._run("forget", shard, caller, (), [node, "1" if lives else "0"]))[2])
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """A record's bytes, not validated; those of one loop tick are one MGET."""
@@ -170,22 +170,35 @@ class RedisStore:
         return connection.get(self._record_prefixes[key.shard] + key.l2)
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
-        """Records validated by the store itself."""
-        names = self._names[shard]
-        args: list[str] = []
+        """Records validated by the store itself; those of one bucket are one script."""
+        found: dict[str, bytes | None] = {}
+        groups: dict[str, list[Key]] = {}
         for key in keys:
-            args += [str(len(key.names)), *key.names]
-        reply = await self._run("read", shard, caller, [names.record(key) for key in keys], args)
-        return ReadReply(reply[0], reply[1], reply[2:])
+            groups.setdefault(key.family.bucket, []).append(key)
+        for bucket, some in groups.items():
+            names = self._names[shard]
+            args: list[Any] = [*_line(caller)]
+            for key in some:
+                args += [str(len(key.names)), *key.names]
+            lie = [names.marks(bucket), *map(names.record, some)]
+            reply = await self._run("read", shard, caller, lie, args, bucket)
+            found.update(zip([key.l2 for key in some], reply[2:], strict=True))
+        return ReadReply(reply[0], reply[1], [found[key.l2] for key in keys])
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, tags: Sequence[str] = ()
-    ) -> LeaseReply:
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        tags: Sequence[str] = (),
+    ) -> LeaseReply:  # fmt: skip
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
-        args = [token, str(px_ms), "1" if refresh else "0", key.l1, str(len(key.names)), *key.names, *tags]
+        scopes = key.names
+        args = [
+            *_line(caller), token, str(px_ms), "1" if refresh else "0", "1" if fallback else "0", key.l1,
+            str(len(scopes)), *scopes, *tags,
+        ]  # fmt: skip
+        bucket = key.family.bucket
         epoch, seq, outcome, record, wait_ms = await self._run(
-            "lease", key.shard, caller, [names.record(key), names.lease(key)], args
+            "lease", key.shard, caller, [names.marks(bucket), names.record(key), names.lease(key)], args, bucket
         )
         return LeaseReply(epoch, seq, Leased(outcome.decode()), record, wait_ms)
 
@@ -197,14 +210,19 @@ class RedisStore:
         """Give a lease back and wake those who wait for it. Does not wait."""
         self._hold(key, token, 0)
 
-    def _hold(self, key: Key, token: str, px_ms: int) -> None:
+    def rest(self, key: Key, token: str, px_ms: int) -> None:
+        """Leave the source alone for `px_ms`, after it has failed the lease's holder. Does not wait."""
+        self._hold(key, token, px_ms, "1")
+
+    def _hold(self, key: Key, token: str, px_ms: int, rests: str = "0") -> None:
         connection = self._by_shard[key.shard]
         if connection is None or connection.closed:
             return  # the lease ends by its px
         names = self._names[key.shard]
-        head = ["", "0", "", secrets.token_hex(8), *self._tails[key.shard]]
-        keys = [*names.own, names.lease(key)]
-        args = [str(len(keys)), *keys, *head, token, str(px_ms), key.l1]
+        args = [
+            "2", names.meta, names.lease(key), self._facts, "0", "", "", self._channels[key.shard], token, str(px_ms),
+            rests, key.l1,
+        ]  # fmt: skip
         script = self._scripts["hold"]
 
         def known(answer: asyncio.Future[object]) -> None:
@@ -216,55 +234,58 @@ class RedisStore:
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""
-        names = self._names[key.shard]
-        args = [token, record.encode(), str(px_ms), over, key.l1, self._guard_max_ms, *key.names]
-        epoch, seq, stored, floor, expires_ms = await self._run(
-            "fill", key.shard, caller, [names.record(key), names.lease(key)], args
+        names, bucket = self._names[key.shard], key.family.bucket
+        args = [
+            self._channels[key.shard], token, record.encode(), str(px_ms), over, key.l1, str(caller.guard_ms), *key.names
+        ]  # fmt: skip
+        epoch, seq, stored, expires_ms = await self._run(
+            "fill", key.shard, caller, [names.marks(bucket), names.record(key), names.lease(key)], args, bucket
         )
-        return Change(epoch, seq, bool(stored), floor, expires_ms)
+        return Change(epoch, seq, bool(stored), expires_ms=expires_ms)
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
-        epoch, seq, _, floor = await self._run("invalidate", shard, caller, self._gone(shard, keys), [body, *names])
-        return Change(epoch, seq, True, floor)
+        args = [*self._events[shard], body, *names]
+        epoch, seq, bound_ms, head = await self._run("invalidate", shard, caller, self._gone(shard, keys), args)
+        return Change(epoch, seq, True, head, bound_ms=bound_ms)
 
     async def guard(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
     ) -> Change:
         """Invalidate, and put a token on what is invalidated, or take it away."""
         guarded = [*map(guard_name, keys), *names]
-        args = [body, token, str(px_ms), str(len(names)), *names, *guarded]
-        epoch, seq, _, floor = await self._run("guard", shard, caller, self._gone(shard, keys), args)
-        return Change(epoch, seq, True, floor)
+        args = [
+            *self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded
+        ]  # fmt: skip
+        epoch, seq, bound_ms, head = await self._run("guard", shard, caller, self._gone(shard, keys), args)
+        return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
 
     async def write(
         self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
         names: Sequence[str] = (), if_absent: bool = False,
     ) -> Change:  # fmt: skip
         """Store a record and invalidate all else that holds the key or depends on it."""
-        data = record.encode()
-        own = self._names[key.shard]
-        keys = [own.record(key), own.lease(key), *self._gone(key.shard, others)]
+        data, own, bucket = record.encode(), self._names[key.shard], key.family.bucket
+        keys = [own.marks(bucket), own.record(key), own.lease(key), *self._gone(key.shard, others)]
         scopes = key.names
         args = [
-            "1" if if_absent else "0", str(len(scopes)), data[:4], data[28:], str(px_ms), body, key.l1,
-            self._guard_max_ms, *scopes, *names,
+            *self._events[key.shard], body, "1" if if_absent else "0", str(len(scopes)), data[:4], data[28:],
+            str(px_ms), key.l1, str(caller.guard_ms), *scopes, *names,
         ]  # fmt: skip
-        epoch, seq, stored, floor, expires_ms = await self._run("write", key.shard, caller, keys, args)
-        return Change(epoch, seq, bool(stored), floor, expires_ms)
+        epoch, seq, bound_ms, head, stored, expires_ms = await self._run("write", key.shard, caller, keys, args, bucket)
+        return Change(epoch, seq, bool(stored), head, expires_ms, bound_ms)
 
     def _gone(self, shard: int, keys: Sequence[Key]) -> list[str]:
         names = self._names[shard]
         return [*(names.record(key) for key in keys), *(names.lease(key) for key in keys)]
 
-    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int:
-        """Add to a counter and give its value."""
-        names = self._names[key.shard]
-        keys = [names.counter_prefix + key.l2, f"{names.request_prefix}{key.l2}:{request}"]
-        args = [str(amount), "1" if request else "0", str(expires_ms)]
-        return int(await self._run("counter", key.shard, caller, keys, args))
+    async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
+        """Add to a counter and give its value; None where it would leave 64 bits."""
+        lies = [self._names[key.shard].counter_prefix + key.l2]
+        value = (await self._run("counter", key.shard, caller, lies, [str(amount), request, str(expires_ms)]))[2]
+        return None if value is None else int(value)
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """Up to `count` entries of the log that follow seq `after`."""
@@ -274,17 +295,11 @@ class RedisStore:
             reply = await self._links.of(shard).call(*question)
         else:
             reply = await self._follower.run(shard, lambda connection: connection.call(*question), question)
-        return [LogEntry(_seq(entry_id), _message(fields)) for entry_id, fields in reply]
+        return [LogEntry(log_seq(entry_id), message_of(fields)) for entry_id, fields in reply]
 
 
-def _seq(entry_id: bytes) -> int:
-    """The seq in an entry's id; -1 for an id that is none of ours (no seq is negative, so it can only be a gap)."""
-    seq, _, rest = entry_id.partition(b"-")
-    return int(seq) if rest == b"0" else -1
-
-
-def _message(fields: list[bytes] | None) -> bytes:
-    return fields[1] if fields and len(fields) == 2 and fields[0] == b"e" else b""
+def _line(caller: Caller) -> tuple[str, bytes]:
+    return caller.node, line_rest(caller.about)
 
 
 def _heard(answer: asyncio.Future[object]) -> None:

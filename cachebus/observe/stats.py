@@ -73,6 +73,8 @@ class ShardStats:
     """For how long this node may serve its memory; 0.0 when the lease has lapsed."""
     marks: int
     """Scopes and tags whose last invalidation is remembered."""
+    bound_s: float = 0.0
+    """The largest staleness bound that any node of the fleet has had: so long a wait for the nodes may last."""
 
     @property
     def gap(self) -> int:
@@ -100,6 +102,15 @@ class Stats:
     """Invalidations taken in, from the bus, the log, or this node's own writes."""
     events_repeated: int
     """Events that came again, or that the log had brought already."""
+    events_foreign: int
+    """Events of another epoch: one that this node has left, another store's, or one that has just begun."""
+    messages_unknown: int
+    """Messages of a kind that this version does not know."""
+    watermarks_raised: int
+    """Times L2 had too many scopes and tags to remember, and forgot some of a bucket of tenants: what those tenants had
+    stored before is not believed any more."""
+    lost_to_watermarks: int
+    """Values that this node found not to be believed for that reason alone."""
     events_corrupt: int
     """Messages and log entries that were no events."""
     events_flushed: int

@@ -21,7 +21,8 @@ from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.factory import places_of, redis_store
 from cachebus.keys import Keyspace
 from cachebus.l2.names import ShardNames
-from cachebus.l2.redis import RedisStore, load_scripts
+from cachebus.l2.redis import RedisStore
+from cachebus.l2.scripts import load_scripts
 from cachebus.ports import Caller, Leased
 from cachebus.record import Record
 from cachebus.resp import CLUSTER, SENTINEL, Subscriber
@@ -62,7 +63,7 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
     """
     found = [f"+{command.lower()}" for command in commands]
     found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
-    found += [f"&{{{settings.namespace}:*}}:events"] if channels and settings.bus == "redis" else []
+    found += [f"&{{{settings.namespace}:*}}:events:*"] if channels and settings.bus == "redis" else []
     return " ".join(found)
 
 
@@ -114,8 +115,8 @@ async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_w
 async def _dry_run(asker: Asker, server: Server, settings: Settings) -> Access:
     names = ShardNames(settings.namespace, 0)
     seen = Access("by ACL DRYRUN")
-    own = (*names.own[1:], f"{names.record_prefix}x", f"{names.lease_prefix}x", f"{names.counter_prefix}x")
-    for question in (*(_example(command, names) for command in needed(settings)), *(("DEL", key) for key in own)):
+    own = (names.log, names.nodes, names.guards, names.marks("00"), f"{names.record_prefix}x", f"{names.lease_prefix}x", f"{names.counter_prefix}x")
+    for question in (*(_example(command, names) for command in needed(settings)), *(("UNLINK", key) for key in own)):
         answer, refused = await asker.ask("ACL", "DRYRUN", server.user, *question)
         if refused or answer != b"OK":
             seen.refused(question[0], refused or answer.decode(errors="replace"), question[0])
@@ -134,17 +135,17 @@ def _example(command: str, names: ShardNames) -> tuple[str, ...]:
     if command in _CHANNELS:
         return (command, names.channel, "m") if command.endswith("PUBLISH") else (command, names.channel)
     if command.startswith("EVAL"):
-        return command, "return 1", "1", names.own[0]
+        return command, "return 1", "1", names.meta
     if command in _WITHOUT_KEYS:
         return command, *_WITHOUT_KEYS[command]
-    return command, names.own[0], *_ARGUMENTS.get(command, ())
+    return command, names.meta, *_ARGUMENTS.get(command, ())
 
 
 async def _read_only(asker: Asker, settings: Settings) -> Access:
     """What can be tried without changing anything."""
     names, seen = ShardNames(settings.namespace, 0), Access("by reading")
     record = f"{names.record_prefix}x"
-    script = "EVAL", "return 1", "1", names.own[0]
+    script = "EVAL", "return 1", "1", names.meta
     for question in (("GET", record), ("MGET", record), ("XRANGE", names.log, "+", "-"), script):
         _, refused = await asker.ask(*question)
         if refused.startswith("NOPERM"):
@@ -158,8 +159,9 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
     trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 1})
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
-    names, heard, subscriber = ShardNames(trial.namespace, 0), asyncio.Event(), None
+    heard, subscriber = asyncio.Event(), None
     route = await route_to(trial)
+    names = ShardNames(trial.namespace, 0, places_of(trial).template.db)
     store, (address,) = redis_store(trial, route, monotonic), route.known
     sweeper = await Asker.open(address, ASK_TIMEOUT_S)
     try:
@@ -179,7 +181,7 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
         await store.close()
         key = Keyspace(1).key("doctor", "1", "doctor")
         for left in (*names.own, names.record(key), names.lease(key), f"{names.counter_prefix}{key.l2}"):
-            await sweeper.ask("DEL", left)
+            await sweeper.ask("UNLINK", left)
         sweeper.close()
     return seen
 
@@ -196,9 +198,10 @@ async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
 async def _life(store: RedisStore) -> None:
     """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
-    body = events.encode_body([key.l1], key.names[:2], "doctor")
+    scopes = key.names[2:4]
+    body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
     place = await store.probe(0, caller, marks=False)
-    await store.invalidate(0, caller, [key], key.names[:2], body)
+    await store.invalidate(0, caller, [key], scopes, body)
     again = await store.probe(0, caller, marks=True)
     _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
@@ -210,14 +213,18 @@ async def _life(store: RedisStore) -> None:
     _must((await store.read(0, caller, [key])).records[0] is not None, "judging a record (GET, ZMSCORE)")
     await store.write(key, caller, record, 5000, body)
     await store.lease(key, caller, "doctor-2", 5000, refresh=True)
+    await store.lease(key, caller, "doctor-4", 5000, refresh=True)  # one that waits
     store.extend(key, "doctor-2", 5000)
+    store.rest(key, "doctor-2", 5000)
+    await store.lease(key, caller, "doctor-2", 5000, refresh=True)
     store.release(key, "doctor-2")
-    await store.guard(0, caller, [key], key.names[:1], GUARD, 5000, body)
+    await store.guard(0, caller, [key], scopes[:1], GUARD, 5000, body)
     guarded = await store.lease(key, caller, "doctor-3", 5000)
-    _must(guarded.outcome is Leased.GUARDED, "keeping a write guard (HKEYS, HSET, HMGET)")
-    await store.guard(0, caller, [key], key.names[:1], GUARD, 0, body)
-    _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (INCRBY)")
-    await store.leave(0, caller)
+    _must(guarded.outcome is Leased.GUARDED, "keeping a write guard (HSET, HMGET, HSCAN)")
+    await store.guard(0, caller, [key], scopes[:1], GUARD, 0, body)
+    _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (HINCRBY)")
+    await store.nodes(0, caller)
+    await store.forget(0, caller, "doctor", lives=True)
 
 
 def _must(true: bool, what: str) -> None:

@@ -15,7 +15,7 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
     durability.replication, links.buffers, links.idling, links.clients, links.scripts, links.trimming,
     links.keyspace_events, timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases,
-    namespace.marks, namespace.log, namespace.nodes,
+    namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.ports import NodeLine
 from cachebus.resp import Address, Connection
 from cachebus.settings import Settings
 
@@ -83,7 +84,7 @@ class ShardFacts:
     marks: int | None = None
     log_first: int | None = None
     log_last: int | None = None
-    nodes: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, NodeLine] = field(default_factory=dict)
     subscribers: int | None = None
     now_us: int = 0
 

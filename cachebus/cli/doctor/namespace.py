@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from cachebus.cli.doctor.facts import Asker, Facts, ShardFacts, texts, whole
 from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.factory import places_of
 from cachebus.l2.names import ShardNames
-from cachebus.ports import PROTOCOL
+from cachebus.l2.replies import NAME, node_line
+from cachebus.ports import PROTOCOL, NodeLine
 from cachebus.settings import Settings
 
 SHARDS_MAX: Final = 4096
@@ -21,39 +23,48 @@ async def shards_of(asker: Asker, settings: Settings, which: Sequence[int] | Non
     """These shards of the namespace; None for all: as many as its own meta says there are."""
     if which is None:
         which = range(await shard_count(asker, settings))
-    return [await _shard(asker, settings.namespace, index) for index in which]
+    return [await _shard(asker, settings, index) for index in which]
 
 
 async def shard_count(asker: Asker, settings: Settings) -> int:
     """How many shards the namespace has; what the settings say where its meta does not."""
-    facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).own[0], "facts")
+    facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).meta, "facts")
     stated = _SHARDS(facts[0].decode(errors="replace")) if facts and facts[0] else None
     return min(SHARDS_MAX, int(stated[1])) if stated else settings.shards
 
 
-async def _shard(asker: Asker, namespace: str, index: int) -> ShardFacts:
-    names = ShardNames(namespace, index)
-    meta, marks, log, nodes = names.own
-    flat, refused = await asker.ask("HGETALL", meta)
+async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
+    names = ShardNames(settings.namespace, index, places_of(settings).template.db)
+    flat, refused = await asker.ask("HGETALL", names.meta)
     if refused:
         return ShardFacts(index, {}, refused)
     told = texts(flat)
-    count, _ = await asker.ask("ZCARD", marks)
-    oldest, _ = await asker.ask("XRANGE", log, "-", "+", "COUNT", 1)
+    counts = [(await asker.ask("ZCARD", names.marks(bucket)))[0] for bucket in _marked(told)]
+    oldest, _ = await asker.ask("XRANGE", names.log, "-", "+", "COUNT", 1)
     # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
-    newest, _ = await asker.ask("XRANGE", log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
-    lines, _ = await asker.ask("HGETALL", nodes)
+    newest, _ = await asker.ask("XRANGE", names.log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
+    lines, _ = await asker.ask("HGETALL", names.nodes)
     heard, _ = await asker.ask("PUBSUB", "NUMSUB", names.channel)
     sharded, _ = await asker.ask("PUBSUB", "SHARDNUMSUB", names.channel)  # as in a Cluster; unknown before 7.0
     clock, _ = await asker.ask("TIME")
     return ShardFacts(
         index, told,
-        marks=count,
+        marks=None if None in counts else sum(counts),
         log_first=_seq(oldest), log_last=_seq(newest),
-        nodes=texts(lines),
+        nodes=_lines(lines or ()),
         subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
         now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
     )  # fmt: skip
+
+
+def _marked(meta: Mapping[str, str]) -> dict[str, int]:
+    """How many marks each bucket has, by meta."""
+    return {name[2:]: whole(count) or 0 for name, count in meta.items() if name.startswith("n:") and count != "0"}
+
+
+def _lines(flat: Sequence[bytes]) -> dict[str, NodeLine]:
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {node.decode(errors="replace"): node_line(line) for node, line in pairs if node != NAME}
 
 
 def _seq(entries: list[list[bytes]] | None) -> int | None:
@@ -65,7 +76,7 @@ def _seq(entries: list[list[bytes]] | None) -> int | None:
 
 async def other_databases(asker: Asker, info: dict[str, str], settings: Settings, own: int) -> list[int]:
     """Databases of this server, other than our own, in which the same namespace lies."""
-    meta = ShardNames(settings.namespace, 0).own[0]
+    meta = ShardNames(settings.namespace, 0).meta
     found = []
     for name in info:
         if not name.startswith("db") or not name[2:].isdecimal() or int(name[2:]) == own:
@@ -118,18 +129,17 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
     if not shard.meta:
         return False
     moved = replid is not None and shard.meta.get("server") != replid
-    return moved or (shard.marks is not None and whole(shard.meta.get("marks")) != shard.marks)
+    return moved or (shard.marks is not None and sum(_marked(shard.meta).values()) != shard.marks)
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
-    """Whether another database of the server holds the same namespace: channels know no databases."""
+    """Whether another database of the server holds the same namespace."""
     if facts.other_databases:
         others = ", ".join(map(str, facts.other_databases))
         yield Finding(
-            "databases", Level.PROBLEM, f"namespace {facts.settings.namespace} lies in database {others} too",
-            "Both publish on the same channels, which know no databases: each node takes the other's events for a new "
-            "epoch and drops its memory at every one. Nothing stale is served, but L1 is of no use.",
-            otherwise="give each a CACHEBUS_NAMESPACE of its own",
+            "databases", Level.ADVICE, f"namespace {facts.settings.namespace} lies in database {others} too",
+            "They disturb each other in nothing, and share nothing: an invalidation in one does not reach the other.",
+            otherwise="if they are meant to be one, give all nodes the same number behind the / of CACHEBUS_URL",
         )  # fmt: skip
 
 
@@ -139,15 +149,14 @@ def marks(facts: Facts) -> Iterator[Finding]:
     if not counts:
         return
     most = facts.settings.max_marks
-    floors = sum((whole(s.meta.get("floor")) or 0) > 0 for s in facts.shards)
-    said = (
-        f"at most {max(counts):,} of {most:,} marks in a shard; the floor was raised in {floors} of {len(facts.shards)}"
-    )
-    if max(counts) > NEARLY_ALL * most or floors:
+    trimmed = sum(whole(s.meta.get("trimmed")) or 0 for s in facts.shards)
+    buckets = sum(name.startswith("w:") for s in facts.shards for name in s.meta)
+    said = f"at most {max(counts):,} of {most:,} marks in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
+    if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
             "marks", Level.ADVICE, said,
-            "Past the limit the oldest are forgotten and the floor rises to them, which voids every older record: more "
-            "loads, nothing stale.",
+            "Past the limit the oldest marks of the bucket of tenants that has most are forgotten, and what those tenants "
+            "had stored before them is not believed any more: more loads for them, nothing stale, and nothing for others.",
             otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
         )  # fmt: skip
     else:
@@ -206,19 +215,36 @@ def nodes(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-class NodeLine:
+class Present:
     """One node as its line in a shard tells."""
 
-    __slots__ = ("applied", "behind", "name", "silent_s")
+    __slots__ = ("applied", "behind", "bound_s", "guard_max_s", "name", "silent_s")
 
-    def __init__(self, name: str, line: str, shard: ShardFacts) -> None:
-        applied, _, at_us = line.partition(":")
+    def __init__(self, name: str, line: NodeLine, shard: ShardFacts) -> None:
         self.name = name
-        self.applied = whole(applied) or 0
-        self.silent_s = max(0.0, (shard.now_us - (whole(at_us.partition(":")[0]) or 0)) / 1e6)
+        self.applied = line.applied if line.epoch.decode() == shard.meta.get("epoch") else 0
+        self.silent_s = max(0.0, (shard.now_us - line.at_us) / 1e6)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
+        self.bound_s, self.guard_max_s = line.about.bound_ms / 1000, line.about.guard_ms / 1000
 
 
-def nodes_of(shard: ShardFacts) -> list[NodeLine]:
+def nodes_of(shard: ShardFacts) -> list[Present]:
     """The nodes of a shard, by name."""
-    return [NodeLine(name, line, shard) for name, line in sorted(shard.nodes.items())]
+    return [Present(name, line, shard) for name, line in sorted(shard.nodes.items())]
+
+
+def bounds(facts: Facts) -> Iterator[Finding]:
+    """Whether all nodes have the same staleness bound and longest guard."""
+    there = [node for shard in facts.shards for node in nodes_of(shard)]
+    for what, variable, values in (
+        ("staleness bound", "CACHEBUS_STALENESS_BOUND_S", {node.bound_s for node in there}),
+        ("longest guard", "CACHEBUS_GUARD_MAX_S", {node.guard_max_s for node in there}),
+    ):
+        if len(values) > 1:
+            several = ", ".join(f"{value:g} s" for value in sorted(values))
+            yield Finding(
+                what.split()[-1] + "s", Level.ADVICE, f"the nodes' {what} differs: {several}",
+                "Each keeps its own promise. Waits for the nodes last as the largest that was ever there, and so long "
+                "records are short-lived after a takeover.",
+                otherwise=f"set the same {variable} for every node",
+            )  # fmt: skip

@@ -29,7 +29,7 @@ return {clock[1], clock[2], server or ''}"""
 async def timed(asker: Asker, settings: Settings, rounds: int = ROUNDS, shard: int = 0) -> Timing:
     """Time round trips and compare clocks: about half a second."""
     pings = [await _took_s(asker, "PING") for _ in range(rounds)]
-    meta = ShardNames(settings.namespace, shard).own[0]
+    meta = ShardNames(settings.namespace, shard).meta
     reply, refused = await asker.ask("EVAL", SCRIPT, 1, meta)
     if not refused and not reply[2]:
         refused = "INFO replication names no master_replid to a script"

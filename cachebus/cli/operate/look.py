@@ -20,8 +20,7 @@ from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
-from cachebus.factory import kafka_bus
-from cachebus.l2.names import ShardNames
+from cachebus.factory import channels_of, kafka_bus
 from cachebus.observe import Counters
 from cachebus.ports import Bus, Listener
 from cachebus.settings import Settings
@@ -55,15 +54,15 @@ async def _nodes(settings: Settings, as_json: bool) -> None:
         shards += found
     for shard in sorted(shards, key=lambda shard: shard.index):
         for node in nodes_of(shard):
-            alive = node.silent_s <= settings.staleness_bound_s
+            alive = node.silent_s <= node.bound_s
             told = {
                 "shard": shard.index, "node": node.name, "alive": alive, "applied": node.applied,
-                "behind": node.behind, "silent_s": round(node.silent_s, 3),
+                "behind": node.behind, "silent_s": round(node.silent_s, 3), "bound_s": node.bound_s,
             }  # fmt: skip
             state = "alive" if alive else "silent"
             line = (
                 f"shard {shard.index}  {_shown(node.name):40}  {state:6}  applied {node.applied:,}, "
-                f"{node.behind:,} behind, heard {node.silent_s:.1f} s ago"
+                f"{node.behind:,} behind, heard {node.silent_s:.1f} s ago, bound {node.bound_s:g} s"
             )
             sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
     if not as_json and not any(shard.nodes for shard in shards):
@@ -105,7 +104,7 @@ async def _listening(settings: Settings, listener: Listener) -> Bus:
         return kafka_bus(settings, monotonic, listener, Counters())
     return RedisBus(
         await route_to(settings),
-        [ShardNames(settings.namespace, shard).channel for shard in range(settings.shards)],
+        channels_of(settings),
         listener,
         timeout_s=ASK_TIMEOUT_S,
         connect_timeout_s=settings.connect_timeout_s,
@@ -137,15 +136,22 @@ def _line(shard: int, message: bytes, *, as_json: bool) -> str:
                 "shard": shard,
                 "epoch": event.epoch.decode(errors="replace"),
                 "seq": event.seq,
-                "floor": event.floor,
                 "published_us": event.published_us,
-                "origin": event.origin,
-                "keys": [*map(_parts, event.keys)],
-                "names": [*map(_parts, event.names)],
+                "parts": [
+                    {
+                        "keys": [*map(_parts, part.keys)], "scopes": [*map(_parts, part.scopes)],
+                        "origin": part.origin, "reason": part.reason, "trace": part.trace,
+                    }
+                    for part in event.parts
+                ],
             }
         )
-    what = ", ".join([*map(_shown, event.keys), *map(_shown, event.names)]) or "nothing"
-    return f"shard {shard}  {event.seq:>8}  {_shown(event.origin) or 'a producer'}: {what}"
+    said = []
+    for part in event.parts:
+        what = ", ".join([*map(_shown, part.keys), *map(_shown, part.scopes)]) or "nothing"
+        why = f" ({_shown(part.reason)})" if part.reason else ""
+        said.append(f"{_shown(part.origin) or 'a producer'}: {what}{why}")
+    return f"shard {shard}  {event.seq:>8}  {'; '.join(said)}"
 
 
 def _parts(name: str) -> list[str | None]:

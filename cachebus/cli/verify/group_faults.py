@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Final
 
 from cachebus.cli.verify.group import GroupUnderTest
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 from cachebus.clock import monotonic
+from cachebus.l2.names import ShardNames
 
 
 def _group(stage: Stage) -> GroupUnderTest:
@@ -68,7 +70,7 @@ async def _move(stage: Stage, blow: Strike) -> None:
         stage.away.append((began_s, monotonic()))
 
 
-def _at_primary(*command: str, own: int | None = None) -> Act:
+def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -> Act:
     """A command at the primary of some shard; `own`: with the name of that one of the shard's own keys behind it."""
 
     async def act(stage: Stage, blow: Strike) -> None:
@@ -76,7 +78,7 @@ def _at_primary(*command: str, own: int | None = None) -> Act:
         names = group.some_shard(blow.dice())
         primary = await group.primary(names)
         if primary is not None:
-            await group.command(primary, *command, *(() if own is None else (names.own[own],)))
+            await group.command(primary, *command, *(() if own is None else (own(names),)))
 
     return act
 
@@ -94,7 +96,7 @@ GROUP_FAULTS: Final = (
            _pause, (0.3, 3.0)),
     _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
     _fault("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
-    _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=0)),
+    _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=lambda names: names.meta)),
     _fault("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),
     _fault("primary-clients", "CLIENT KILL TYPE normal at a primary", _at_primary("CLIENT", "KILL", "TYPE", "normal")),
     _fault("primary-pubsub", "CLIENT KILL TYPE pubsub at a primary", _at_primary("CLIENT", "KILL", "TYPE", "pubsub")),

@@ -7,6 +7,7 @@ from typing import Final
 
 from cachebus.cli.verify.server import Machine
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.l2.names import ShardNames
 from cachebus.clock import monotonic
 
 OLD: Final = "old.rdb"
@@ -30,9 +31,9 @@ def _commands(*commands: Sequence[str]) -> Act:
     return act
 
 
-def _del_own(which: int) -> Act:
+def _del_own(which: Callable[[ShardNames], Sequence[str]]) -> Act:
     async def act(stage: Stage, _: Strike) -> None:
-        await stage.machine.command("DEL", stage.machine.names.own[which])
+        await stage.machine.command("UNLINK", *which(stage.machine.names))
 
     return act
 
@@ -114,10 +115,11 @@ def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.
 
 SERVER_FAULTS: Final = (
     _fault("flushall", "FLUSHALL", _commands(("FLUSHALL",))),
-    _fault("del-meta", "the shard's meta is evicted", _del_own(0)),
-    _fault("del-marks", "the marks of scopes and tags are evicted", _del_own(1)),
-    _fault("del-log", "the log is evicted", _del_own(2), mild=True),
-    _fault("del-nodes", "the list of nodes is evicted", _del_own(3), mild=True),
+    _fault("del-meta", "the shard's meta is evicted", _del_own(lambda names: [names.meta])),
+    _fault("del-guards", "the guards are evicted", _del_own(lambda names: [names.guards])),
+    _fault("del-marks", "the marks of scopes and tags are evicted", _del_own(lambda names: names.all_marks)),
+    _fault("del-log", "the log is evicted", _del_own(lambda names: [names.log]), mild=True),
+    _fault("del-nodes", "the list of nodes is evicted", _del_own(lambda names: [names.nodes]), mild=True),
     _fault("del-leases", "all leases of loads are evicted", _del_some(lambda m: m.names.lease_prefix, 1)),
     _fault("del-records", "half of all records are evicted", _del_some(lambda m: m.names.record_prefix, 2), mild=True),
     _fault("xtrim", "the log is trimmed to its last two entries", _trim, mild=True),

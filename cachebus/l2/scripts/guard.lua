@@ -1,27 +1,49 @@
--- Invalidate, and put a token on names, or take it away. KEYS 5.. records and leases; ARGV 9 body, 10 token (16 bytes),
--- 11 for how long it stands at most in ms, 0 to take it away, 12 number of scopes and tags to mark, then these, then the
--- guarded names.
-local px_us, last = tonumber(ARGV[11]) * 1000, 12 + tonumber(ARGV[12])
-if #KEYS > 4 then
-  for i = 5, #KEYS, 1000 do redis.call('DEL', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
+-- after: prologue usual publish events
+-- Invalidate, and put a token on names, or take it away. KEYS 2.. records and leases; ARGV 10 token (16 bytes), 11 for how
+-- long it stands at most in ms, 0 to take it away, 12 most names that may be guarded, 13 number of scopes and tags to mark,
+-- then these, then the guarded names.
+local GUARDS, px_us, last = prefix .. 'guards', tonumber(ARGV[11]) * 1000, 13 + tonumber(ARGV[13])
+local cursor = redis.call('HGET', META, 'sweep') or '0'
+if guarded_until <= now_us then
+  redis.call('UNLINK', GUARDS) -- none stands any more: what those have left who were killed goes at once
+  guarded, cursor = 0, '0'
 end
-local latest = tonumber(redis.call('HGET', META, 'guards') or '0')
-if latest <= now_us then
-  -- None stands any more: what those have left who were killed is swept here, when somebody begins anew.
-  for _, field in ipairs(redis.call('HKEYS', META)) do
-    if string.sub(field, 1, 2) == 'g:' then redis.call('HDEL', META, field) end
-  end
-end
-for i = last + 1, #ARGV do
-  local field, kept = 'g:' .. ARGV[i], ''
-  local tokens = redis.call('HGET', META, field) or ''
+
+local function standing(tokens)
+  local kept = ''
   for at = 1, #tokens, 24 do
     local own = string.sub(tokens, at, at + 15) == ARGV[10]
     if not own and struct.unpack('>I8', tokens, at + 16) > now_us then kept = kept .. string.sub(tokens, at, at + 23) end
   end
-  if px_us > 0 then kept = kept .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
-  if kept == '' then redis.call('HDEL', META, field) else redis.call('HSET', META, field, kept) end
+  return kept
 end
-if px_us > 0 then redis.call('HSET', META, 'guards', int(math.max(latest, now_us + px_us))) end
-announce(13, last, ARGV[9])
-return {epoch, seq, 1, floor}
+
+-- Some of what those have left who were killed while others guard: more than this adds, so it grows no further.
+if guarded > 64 then
+  local found = redis.call('HSCAN', GUARDS, cursor, 'COUNT', 64 + 2 * (#ARGV - last))
+  cursor = found[1]
+  for i = 1, #found[2], 2 do
+    if standing(found[2][i + 1]) == '' and redis.call('HDEL', GUARDS, found[2][i]) == 1 then guarded = guarded - 1 end
+  end
+end
+if px_us > 0 and guarded + #ARGV - last > tonumber(ARGV[12]) then
+  if guarded > 0 then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
+  return {epoch, seq, -1, ''}
+end
+
+for i = last + 1, #ARGV do
+  local tokens = redis.call('HGET', GUARDS, ARGV[i])
+  local kept = standing(tokens or '')
+  if px_us > 0 then kept = kept .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
+  if kept ~= '' then
+    redis.call('HSET', GUARDS, ARGV[i], kept)
+    if not tokens then guarded = guarded + 1 end
+  elseif tokens then
+    redis.call('HDEL', GUARDS, ARGV[i])
+    guarded = guarded - 1
+  end
+end
+redis.call('HSET', META, 'guards', int(math.max(guarded_until, now_us + px_us)), 'guarded', guarded, 'sweep', cursor)
+remove(2)
+local head = announce(14, last)
+return {epoch, seq, bound_ms, head}

@@ -1,10 +1,15 @@
--- Extend (px > 0) or release a lease. KEYS 5 lease; ARGV 9 token, 10 px, 11 the key's name in L1.
-local lease = stored(KEYS[5])
-if not holds(lease, ARGV[9]) then return {epoch, seq, 0} end
-if tonumber(ARGV[10]) > 0 then
-  redis.call('PEXPIRE', KEYS[5], ARGV[10])
+-- after: prologue usual records leases publish
+-- Keep a lease for longer, give it back, or let it rest. KEYS 2 lease; ARGV 6 token, 7 px (0: give it back), 8 '1' to let
+-- it rest for px, 9 the key's name in L1. Whoever waits is woken unless it is kept.
+local lease = stored(KEYS[2])
+if not holds(lease, ARGV[6]) then return {epoch, seq, 0} end
+if ARGV[8] == '1' then
+  redis.call('SET', KEYS[2], 'r' .. epoch .. ARGV[6], 'PX', ARGV[7])
+elseif tonumber(ARGV[7]) > 0 then
+  redis.call('PEXPIRE', KEYS[2], ARGV[7])
+  return {epoch, seq, 1}
 else
-  redis.call('DEL', KEYS[5])
-  wake(lease, ARGV[11])
+  redis.call('DEL', KEYS[2])
 end
+if is_waited_for(lease) then publish('CBW' .. ARGV[9]) end
 return {epoch, seq, 1}

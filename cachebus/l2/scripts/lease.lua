@@ -1,15 +1,22 @@
--- A valid record, or the right to fill. KEYS 5 record, 6 lease. ARGV 9 token, 10 px, 11 '1' to refresh even a valid
--- record, 12 the key's name in L1, 13 number of scopes, then these, then the tags that the load will give its record.
--- Absence never grants a fill: only this lease does, and under a guard there is none.
-local left_ms = guarded_ms(ARGV[12], 14, #ARGV)
+-- after: prologue usual line records guards leases
+-- A valid record, or the right to fill. KEYS 3 record, 4 lease. ARGV 7 token, 8 px, 9 '1' to refresh even a valid record,
+-- 10 '1' if the caller has something to give meanwhile, 11 the key's name in L1, 12 number of scopes, then these, then the
+-- tags that the load will give its record. Absence never grants a fill: only this lease does, and under a guard there is none.
+local first, last = 13, 12 + tonumber(ARGV[12])
+local left_ms = guarded_ms(ARGV[11], first, #ARGV)
 if left_ms then return {epoch, seq, 'guarded', false, left_ms} end
-local record = stored(KEYS[5])
-if record and hidden(record, 14, 13 + tonumber(ARGV[13])) then record = nil end
-if record and ARGV[11] ~= '1' and not expired(record) then return {epoch, seq, 'hit', record, 0} end
-local lease = stored(KEYS[6])
-if lease and string.sub(lease, 1, 16) == epoch and not holds(lease, ARGV[9]) then
-  if string.sub(lease, -2) ~= ':w' then redis.call('SET', KEYS[6], lease .. ':w', 'KEEPTTL') end
-  return {epoch, seq, 'wait', false, redis.call('PTTL', KEYS[6])}
+local record = stored(KEYS[3])
+if record and hidden(record, first, last) then record = nil end
+if record and ARGV[9] ~= '1' and not expired(record) then return {epoch, seq, 'hit', record, 0} end
+local lease = stored(KEYS[4])
+if is_lease(lease) and not holds(lease, ARGV[7]) then
+  local left = redis.call('PTTL', KEYS[4])
+  if not rests(lease) then
+    if not is_waited_for(lease) then redis.call('SETRANGE', KEYS[4], 0, 'w') end
+    return {epoch, seq, 'wait', false, left}
+  end
+  if record or ARGV[10] == '1' then return {epoch, seq, 'resting', record or false, left} end
 end
-redis.call('SET', KEYS[6], epoch .. ':' .. ARGV[9], 'PX', ARGV[10])
+redis.call('SET', KEYS[4], 'h' .. epoch .. ARGV[7], 'PX', ARGV[8])
+in_contexts(first, last)
 return {epoch, seq, 'granted', record or false, 0}

@@ -1,15 +1,21 @@
--- Where the shard stands. ARGV 9 '1': give the marks too; 10: prune the lines of nodes silent for that many µs, 0 none.
-local silent = tonumber(ARGV[10])
+-- after: prologue usual line
+-- Where the shard stands. ARGV 7 the largest staleness bound and 8 the longest guard that the caller has heard of, in
+-- ms: meta keeps the greatest. 9: remove the lines of nodes silent for that many µs, 0 none.
+bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
+local silent = tonumber(ARGV[9])
 if silent > 0 then
   local lines = redis.call('HGETALL', NODES)
   for i = 1, #lines, 2 do
-    local seen = tonumber(string.match(lines[i + 1], ':(%d+)$') or '0')
-    if seen < now_us - silent then
+    local at = string.find(lines[i + 1], '\165at_us\207', 1, true)
+    if lines[i] ~= NAME and (not at or struct.unpack('>I8', lines[i + 1], at + 7) < now_us - silent) then
       redis.call('HDEL', NODES, lines[i])
-      -- By the wall clock, which may have been set: whoever it was may live, so the register is a new one.
-      redis.call('HSET', META, 'register', ARGV[4])
+      -- By the wall clock, which may have been set: whoever it was may live, so the set has another name.
+      redis.call('HSET', NODES, NAME, epoch .. int(now_us) .. '-')
     end
   end
+  if guarded_until > 0 and guarded_until <= now_us then
+    redis.call('UNLINK', prefix .. 'guards')
+    redis.call('HDEL', META, 'guards', 'guarded', 'sweep')
+  end
 end
-local marks = ARGV[9] == '1' and redis.call('ZRANGE', MARKS, 0, -1, 'WITHSCORES') or false
-return {epoch, seq, floor, int(now_us), marks, redis.call('HGET', META, 'register') or ''}
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us}

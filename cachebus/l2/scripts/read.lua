@@ -1,7 +1,8 @@
--- Records validated here, for a node whose own marks may be old. KEYS 5.. records; ARGV 9..: for each the number of
+-- after: prologue usual line records
+-- Records validated here, for a node whose own marks may be old. KEYS 3.. records; ARGV 7..: for each the number of
 -- its scopes, then their names.
-local found, at = {epoch, seq}, 9
-for i = 5, #KEYS do
+local found, at = {epoch, seq}, 7
+for i = 3, #KEYS do
   local count = tonumber(ARGV[at])
   local record = stored(KEYS[i])
   found[#found + 1] = record and not hidden(record, at + 1, at + count) and record or false

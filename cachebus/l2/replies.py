@@ -1,0 +1,76 @@
+"""What the scripts reply, and what nodes say of themselves, from bytes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from cachebus.ports import About, Marks, NodeLine, NodesReply
+
+NAME = b"#"
+"""Under which the name of the present set of lines lies among them."""
+
+_encode = msgspec.msgpack.encode
+
+
+class _Line(msgspec.Struct):
+    applied: int
+    epoch: str
+    at_us: int
+    bound_ms: int = 0
+    guard_ms: int = 0
+    more: dict[str, Any] = {}
+
+
+_decode_line = msgspec.msgpack.Decoder(_Line).decode
+
+
+@lru_cache(maxsize=64)
+def line_rest(about: About) -> bytes:
+    """The part of a node's line that the node packs itself; the script puts the others in front."""
+    pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": dict(about.more)}
+    return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
+
+
+def node_line(data: bytes) -> NodeLine:
+    """A node's line; one that can't be read says that the node has applied nothing."""
+    try:
+        line = _decode_line(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return NodeLine(0, b"", 0)
+    return NodeLine(line.applied, line.epoch.encode(), line.at_us, About(line.bound_ms, line.guard_ms, tuple(line.more.items())))
+
+
+def nodes_of(reply: Sequence[Any]) -> NodesReply:
+    """What the script `nodes` replied."""
+    epoch, _, bound_ms, flat = reply[:4]
+    lines = dict(zip(flat[::2], flat[1::2], strict=True))
+    name = lines.pop(NAME, b"")
+    return NodesReply(
+        epoch, name, bound_ms, {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
+    )
+
+
+def marks_of(marks: Sequence[Any], low: Sequence[bytes]) -> Marks:
+    """Marks by bucket, and low watermarks."""
+    return Marks(
+        {
+            bucket.decode(): {n.decode(): int(float(seq)) for n, seq in zip(flat[::2], flat[1::2], strict=True)}
+            for bucket, flat in zip(marks[::2], marks[1::2], strict=True)
+        },
+        {bucket.decode(): int(float(seq)) for bucket, seq in zip(low[::2], low[1::2], strict=True)},
+    )
+
+
+def log_seq(entry_id: bytes) -> int:
+    """The seq in an entry's id; -1 for an id that is none of ours (no seq is negative, so it can only be a gap)."""
+    seq, dash, total = entry_id.partition(b"-")
+    return int(seq) if dash and total != b"0" else -1
+
+
+def message_of(fields: Sequence[bytes] | None) -> bytes:
+    """The event in an entry; empty where there is none."""
+    return fields[1] if fields and len(fields) == 2 and fields[0] == b"e" else b""

@@ -1,0 +1,119 @@
+-- In front of scripts that make an event: marks, the log, the channel. ARGV 6 most marks, 7 most events of the log, 8 its
+-- most bytes, 9 the event's body.
+
+-- Which bucket's marks a name lies in: those of its tenant, by the first two characters of the tenant's SHA-1; names of
+-- all tenants have one of their own.
+local buckets = {}
+local function bucket_of(name)
+  local shape = string.byte(name)
+  if shape == 78 or shape == 89 then return ALL end -- N, Y
+  local tenant = string.match(name, '^%a+\31([^\31]*)') or ''
+  if not buckets[tenant] then buckets[tenant] = string.sub(redis.sha1hex(tenant), 1, 2) end
+  return buckets[tenant]
+end
+
+-- Whether any record of an id's data type can lie in a context.
+local flags
+local function has_contexts(name)
+  flags = flags or redis.call('HGET', META, 'contexts') or ''
+  if flags == '' then return false end
+  local flag = 1 + tonumber(string.sub(redis.sha1hex(string.match(name, '^I\31[^\31]*\31([^\31]*)') or ''), 1, 2), 16)
+  return string.sub(flags, flag, flag) == '1'
+end
+
+-- Drop the oldest marks of the bucket that has most, and raise its low watermark to them. In batches: it then costs
+-- little, and seldom anything. A tenant loses by its own bucket alone.
+local function trim(excess)
+  local names, fields = {ALL}, {}
+  for i = 0, 255 do names[#names + 1] = string.format('%02x', i) end
+  for i, bucket in ipairs(names) do fields[i] = 's:' .. bucket end
+  local largest, most = ALL, -1
+  for i, size in ipairs(redis.call('HMGET', META, unpack(fields))) do
+    if (tonumber(size) or 0) > most then largest, most = names[i], tonumber(size) or 0 end
+  end
+  local gone = redis.call('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
+  local size, last = 0, 0
+  for i = 1, #gone, 2 do
+    size, last = size + 1 + math.floor(#gone[i] / 256), tonumber(gone[i + 1])
+  end
+  redis.call('HINCRBY', META, 'marks', -size)
+  redis.call('HINCRBY', META, 's:' .. largest, -size)
+  redis.call('HINCRBY', META, 'n:' .. largest, -#gone / 2)
+  redis.call('HINCRBY', META, 'trimmed', #gone / 2)
+  redis.call('HSET', META, 'w:' .. largest, int(last))
+  return largest, last
+end
+
+-- Set the marks of the names ARGV first..last to `seq`. Gives the bucket whose low watermark this has raised, and that; and
+-- whether ids in all contexts were left out, since nothing of their types lies in any. A long name counts for several.
+local function mark(first, last)
+  local counts, sizes, total, left_out, kept = {}, {}, 0, false, false
+  for i = first, last do
+    local name = ARGV[i]
+    if string.byte(name) == 73 and not has_contexts(name) then -- I
+      left_out = true
+    else
+      local bucket = bucket_of(name)
+      kept = kept or string.byte(name) == 73
+      if redis.call('ZADD', prefix .. 'marks:' .. bucket, int(seq), name) == 1 then
+        local size = 1 + math.floor(#name / 256)
+        counts[bucket], sizes[bucket] = (counts[bucket] or 0) + 1, (sizes[bucket] or 0) + size
+        total = total + size
+      end
+    end
+  end
+  left_out = left_out and not kept
+  if total == 0 then return '--', 0, left_out end
+  for bucket, count in pairs(counts) do
+    redis.call('HINCRBY', META, 'n:' .. bucket, count)
+    redis.call('HINCRBY', META, 's:' .. bucket, sizes[bucket])
+  end
+  local excess = redis.call('HINCRBY', META, 'marks', total) - tonumber(ARGV[6])
+  if excess <= 0 then return '--', 0, left_out end
+  local bucket, watermark = trim(excess)
+  return bucket, watermark, left_out
+end
+
+-- Keep the log within its bytes. The second part of an entry's id is what had been logged with it, so the entry from
+-- which on the log fits is found by halves.
+local function shorten(total, most)
+  local log = prefix .. 'log'
+  local first = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+  local from = first and tonumber(string.match(first[1], '^%d+')) or seq
+  local till = seq
+  while from < till do
+    local middle = math.floor((from + till) / 2)
+    local entry = redis.call('XRANGE', log, int(middle), '+', 'COUNT', 1)[1]
+    local before = entry and tonumber(string.match(entry[1], '%-(%d+)$')) or total
+    if total - before > most then from = middle + 1 else till = middle end
+  end
+  redis.call('XTRIM', log, 'MINID', '~', int(from))
+end
+
+-- The next event: names (ARGV first..last) are marked, then it is logged and published, in that order. Gives its head.
+local function announce(first, last)
+  seq = seq + 1
+  local bucket, watermark, left_out = '--', 0, false
+  if last >= first then bucket, watermark, left_out = mark(first, last) end
+  local body = ARGV[9]
+  local head = 'CB2' .. (left_out and '\1' or '\0') .. epoch .. struct.pack('>I8I8', seq, now_us) .. bucket
+    .. struct.pack('>I8', watermark)
+  head = head .. string.sub(redis.sha1hex(head .. string.sub(body, 1, 4)), 1, 8)
+  local size, most = #head + #body + 64, tonumber(ARGV[8])
+  local total = number(logged) + size
+  redis.call('HSET', META, 'seq', int(seq), 'logged', int(total))
+  local id, log = int(seq) .. '-' .. int(total), prefix .. 'log'
+  local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[7], id, 'e', head .. body)
+  if type(added) == 'table' and added.err then
+    -- An entry that is none of ours stands in the way. Nodes that miss what goes with it flush, as after trimming.
+    redis.call('DEL', log)
+    redis.call('XADD', log, id, 'e', head .. body)
+  end
+  if math.floor(total * 16 / most) ~= math.floor((total - size) * 16 / most) then shorten(total, most * 15 / 16) end
+  publish(head .. body)
+  return head
+end
+
+local function remove(first)
+  for i = first, #KEYS, 1000 do redis.call('UNLINK', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
+end

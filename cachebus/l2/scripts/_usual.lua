@@ -1,0 +1,1 @@
+if lost then return false end
