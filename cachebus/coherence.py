@@ -195,7 +195,9 @@ class Shard:
         if epoch != self.epoch:
             self.lapse()
             return Probed.FOREIGN
-        for foreign in self._suspects:  # L2 itself says, later than they were heard of, that this epoch is the present one
+        for (
+            foreign
+        ) in self._suspects:  # L2 itself says, later than they were heard of, that this epoch is the present one
             self.foreign.pop(foreign, None)
             self._leave(foreign)
         self._suspects = ()

@@ -107,7 +107,14 @@ def encode_body(parts: Sequence[Part], *, probe: bool = False) -> bytes:
 
 
 def encode_head(
-    epoch: bytes, seq: int, published_us: int, body: bytes, *, left_out: bool = False, bucket: str = NO_BUCKET, low: int = 0
+    epoch: bytes,
+    seq: int,
+    published_us: int,
+    body: bytes,
+    *,
+    left_out: bool = False,
+    bucket: str = NO_BUCKET,
+    low: int = 0,
 ) -> bytes:
     """The head of an event around a body of `encode_body`: what the script does in L2."""
     fields = _FIELDS.pack(MAGIC, LEFT_OUT if left_out else 0, epoch, seq, published_us, bucket.encode(), low)
@@ -122,9 +129,7 @@ def encode(epoch: bytes, seq: int, published_us: int, body: bytes) -> bytes:
 def with_head(head: bytes, parts: Sequence[Part]) -> Event:
     """The event of a head that a script has just made around these parts."""
     _, flags, epoch, seq, published_us, bucket, low = _FIELDS.unpack_from(head)
-    return Event(
-        epoch, seq, published_us, parts, left_out=bool(flags & LEFT_OUT), bucket=bucket.decode(), low=low
-    )
+    return Event(epoch, seq, published_us, parts, left_out=bool(flags & LEFT_OUT), bucket=bucket.decode(), low=low)
 
 
 def _check(data: bytes) -> bytes:

@@ -41,7 +41,9 @@ from cachebus.write import Writer
 class World:
     """What all caches of a process that open the same `memory://NAME` share."""
 
-    def __init__(self, shards: int, clock: Clock, *, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+    def __init__(
+        self, shards: int, clock: Clock, *, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26
+    ) -> None:
         self.shards = MemoryShards(
             [
                 MemoryShard(clock, marks_max=marks_max, log_max=log_max, log_max_bytes=log_max_bytes)

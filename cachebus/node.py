@@ -348,9 +348,7 @@ class Node:
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
         names = (*key.names, *record.tags) if view.marks else ()
-        return view.admits(
-            reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere
-        )
+        return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
 
     def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
         """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
@@ -410,8 +408,13 @@ class Node:
         """Every shard as this node sees it."""
         return tuple(
             ShardStats(
-                v.index, v.epoch.decode(), v.applied, v.head, max(0.0, v.valid_until - now_s),
-                sum(map(len, v.marks.values())), self.largest[v.index].bound_ms / 1000,
+                v.index,
+                v.epoch.decode(),
+                v.applied,
+                v.head,
+                max(0.0, v.valid_until - now_s),
+                sum(map(len, v.marks.values())),
+                self.largest[v.index].bound_ms / 1000,
             )  # fmt: skip
             for v in self.shards
         )

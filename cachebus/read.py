@@ -197,7 +197,9 @@ class Reader:
         flight = self.flights.find(key.l1)
         if flight is None or flight.task.done() or not self._joinable(key, flight, after):
             shard = self._shards[key.shard]
-            flight = Flight(shard.reserve(), self._vouched_s(key), shard.standing(key.family.bucket, (*key.names, *tags)))
+            flight = Flight(
+                shard.reserve(), self._vouched_s(key), shard.standing(key.family.bucket, (*key.names, *tags))
+            )
             self._stand_in(flight, key, after)
             flight.may_stand_in = partial(self._joinable, key, flight, None)
             self.flights.begin(

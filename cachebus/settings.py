@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     l1_max_entries: int = Field(100_000, ge=0)
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
     lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")
-    max_marks: int = Field(100_000, ge=16, description="scopes and tags remembered a shard; so many names may be guarded")
+    max_marks: int = Field(
+        100_000, ge=16, description="scopes and tags remembered a shard; so many names may be guarded"
+    )
     log_max_len: int = Field(100_000, ge=16, description="events kept a shard for nodes that missed them")
     log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, description="and what they may take in all")
     keep_alone: bool = Field(

@@ -110,9 +110,7 @@ class MemoryShard:
 
     def hidden(self, record: Record, key: Key) -> bool:
         """Whether a record of the key may not be believed."""
-        return record.epoch != self.epoch or self.marks.hide(
-            record.seq, key.family.bucket, (*key.names, *record.tags)
-        )
+        return record.epoch != self.epoch or self.marks.hide(record.seq, key.family.bucket, (*key.names, *record.tags))
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""

@@ -9,7 +9,7 @@ class ShardNames:
     """The names of one shard of a namespace, in one database of a server."""
 
     __slots__ = (
-        "channel", "counter_prefix", "guards", "lease_prefix", "log", "marks_prefix", "meta", "nodes", "record_prefix",
+        "buckets", "channel", "counter_prefix", "guards", "lease_prefix", "log", "marks_prefix", "meta", "nodes", "record_prefix",
     )  # fmt: skip
 
     def __init__(self, namespace: str, shard: int, database: int = 0) -> None:
@@ -18,6 +18,7 @@ class ShardNames:
         self.log = f"{tag}:log"
         self.nodes = f"{tag}:nodes"
         self.guards = f"{tag}:guards"
+        self.buckets = f"{tag}:buckets"
         self.marks_prefix = f"{tag}:marks:"
         self.channel = f"{tag}:events:{database}"
         """Channels know no databases, so its name has the number."""
@@ -28,7 +29,7 @@ class ShardNames:
     @property
     def own(self) -> list[str]:
         """All but records, leases and counters."""
-        return [self.meta, self.log, self.nodes, self.guards, *self.all_marks]
+        return [self.meta, self.log, self.nodes, self.guards, self.buckets, *self.all_marks]
 
     @property
     def all_marks(self) -> list[str]:

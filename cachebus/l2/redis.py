@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from cachebus.clock import Clock
@@ -92,13 +92,9 @@ class RedisStore:
     ) -> Awaitable[Any]:
         """What a script replies: its first key and arguments, which all share, then its own."""
         keys = self._names[shard].meta, *keys
-        return self._sent(
-            name, shard, caller, keys, (self._facts, str(caller.applied), caller.epoch, bucket, *args)
-        )
+        return self._sent(name, shard, caller, keys, (self._facts, str(caller.applied), caller.epoch, bucket, *args))
 
-    async def _sent(
-        self, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
-    ) -> Any:
+    async def _sent(self, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
         for _ in range(TAKEOVERS_MAX):
             reply = await self._once(name, shard, keys, args)
             if reply is not None:

@@ -41,7 +41,9 @@ def node_line(data: bytes) -> NodeLine:
         line = _decode_line(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NodeLine(0, b"", 0)
-    return NodeLine(line.applied, line.epoch.encode(), line.at_us, About(line.bound_ms, line.guard_ms, tuple(line.more.items())))
+    return NodeLine(
+        line.applied, line.epoch.encode(), line.at_us, About(line.bound_ms, line.guard_ms, tuple(line.more.items()))
+    )
 
 
 def nodes_of(reply: Sequence[Any]) -> NodesReply:

@@ -115,7 +115,15 @@ async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_w
 async def _dry_run(asker: Asker, server: Server, settings: Settings) -> Access:
     names = ShardNames(settings.namespace, 0)
     seen = Access("by ACL DRYRUN")
-    own = (names.log, names.nodes, names.guards, names.marks("00"), f"{names.record_prefix}x", f"{names.lease_prefix}x", f"{names.counter_prefix}x")
+    own = (
+        names.log,
+        names.nodes,
+        names.guards,
+        names.marks("00"),
+        f"{names.record_prefix}x",
+        f"{names.lease_prefix}x",
+        f"{names.counter_prefix}x",
+    )
     for question in (*(_example(command, names) for command in needed(settings)), *(("UNLINK", key) for key in own)):
         answer, refused = await asker.ask("ACL", "DRYRUN", server.user, *question)
         if refused or answer != b"OK":

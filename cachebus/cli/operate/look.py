@@ -139,8 +139,11 @@ def _line(shard: int, message: bytes, *, as_json: bool) -> str:
                 "published_us": event.published_us,
                 "parts": [
                     {
-                        "keys": [*map(_parts, part.keys)], "scopes": [*map(_parts, part.scopes)],
-                        "origin": part.origin, "reason": part.reason, "trace": part.trace,
+                        "keys": [*map(_parts, part.keys)],
+                        "scopes": [*map(_parts, part.scopes)],
+                        "origin": part.origin,
+                        "reason": part.reason,
+                        "trace": part.trace,
                     }
                     for part in event.parts
                 ],

@@ -7,8 +7,8 @@ from typing import Final
 
 from cachebus.cli.verify.server import Machine
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
-from cachebus.l2.names import ShardNames
 from cachebus.clock import monotonic
+from cachebus.l2.names import ShardNames
 
 OLD: Final = "old.rdb"
 _DEL: Final = """

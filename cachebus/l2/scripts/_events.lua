@@ -15,47 +15,50 @@ end
 -- Whether any record of an id's data type can lie in a context.
 local flags
 local function has_contexts(name)
-  flags = flags or redis.call('HGET', META, 'contexts') or ''
-  if flags == '' then return false end
+  flags = flags or redis.call('HGET', META, 'contexts')
   local flag = 1 + tonumber(string.sub(redis.sha1hex(string.match(name, '^I\31[^\31]*\31([^\31]*)') or ''), 1, 2), 16)
   return string.sub(flags, flag, flag) == '1'
 end
 
--- Drop the oldest marks of the bucket that has most, and raise its low watermark to them. In batches: it then costs
--- little, and seldom anything. A tenant loses by its own bucket alone.
-local function trim(excess)
-  local names, fields = {ALL}, {}
-  for i = 0, 255 do names[#names + 1] = string.format('%02x', i) end
-  for i, bucket in ipairs(names) do fields[i] = 's:' .. bucket end
-  local largest, most = ALL, -1
-  for i, size in ipairs(redis.call('HMGET', META, unpack(fields))) do
-    if (tonumber(size) or 0) > most then largest, most = names[i], tonumber(size) or 0 end
-  end
-  local gone = redis.call('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
-  local size, last = 0, 0
-  for i = 1, #gone, 2 do
-    size, last = size + 1 + math.floor(#gone[i] / 256), tonumber(gone[i + 1])
-  end
-  redis.call('HINCRBY', META, 'marks', -size)
-  redis.call('HINCRBY', META, 's:' .. largest, -size)
-  redis.call('HINCRBY', META, 'n:' .. largest, -#gone / 2)
-  redis.call('HINCRBY', META, 'trimmed', #gone / 2)
-  redis.call('HSET', META, 'w:' .. largest, int(last))
-  return largest, last
+local function put_bucket(bucket, count, size, watermark)
+  redis.call('HSET', prefix .. 'buckets', '.', '', bucket, struct.pack('>I4I4I8', count, size, watermark))
 end
 
--- Set the marks of the names ARGV first..last to `seq`. Gives the bucket whose low watermark this has raised, and that; and
--- whether ids in all contexts were left out, since nothing of their types lies in any. A long name counts for several.
-local function mark(first, last)
+-- Drop the oldest marks of the bucket that has most, and raise its low watermark to them. In batches: it then costs
+-- little, and seldom anything. A tenant loses by its own bucket alone. Gives the bucket, its watermark, and what went.
+local function trim(excess)
+  local found = redis.call('HGETALL', prefix .. 'buckets')
+  local largest, most, state = ALL, -1, nil
+  for i = 1, #found, 2 do
+    if found[i] ~= '.' then
+      local _, size = bucket_of_text(found[i + 1])
+      if size > most then largest, most, state = found[i], size, found[i + 1] end
+    end
+  end
+  local gone = redis.call('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
+  local gone_size, last = 0, 0
+  for i = 1, #gone, 2 do
+    gone_size, last = gone_size + 1 + math.floor(#gone[i] / 256), tonumber(gone[i + 1])
+  end
+  local count, size = bucket_of_text(state)
+  put_bucket(largest, count - #gone / 2, size - gone_size, last)
+  redis.call('HINCRBY', META, 'trimmed', #gone / 2)
+  return largest, last, gone_size
+end
+
+-- Set the marks of the names ARGV first..last to `seq`. Gives the bucket whose low watermark this has raised, and that;
+-- and whether ids in all contexts were left out, since nothing of their types lies in any. A long name counts for several.
+local function mark(first, last, seq_text)
   local counts, sizes, total, left_out, kept = {}, {}, 0, false, false
   for i = first, last do
     local name = ARGV[i]
-    if string.byte(name) == 73 and not has_contexts(name) then -- I
+    local is_id = string.byte(name) == 73 -- I
+    if is_id and not has_contexts(name) then
       left_out = true
     else
       local bucket = bucket_of(name)
-      kept = kept or string.byte(name) == 73
-      if redis.call('ZADD', prefix .. 'marks:' .. bucket, int(seq), name) == 1 then
+      kept = kept or is_id
+      if redis.call('ZADD', prefix .. 'marks:' .. bucket, seq_text, name) == 1 then
         local size = 1 + math.floor(#name / 256)
         counts[bucket], sizes[bucket] = (counts[bucket] or 0) + 1, (sizes[bucket] or 0) + size
         total = total + size
@@ -64,13 +67,17 @@ local function mark(first, last)
   end
   left_out = left_out and not kept
   if total == 0 then return '--', 0, left_out end
-  for bucket, count in pairs(counts) do
-    redis.call('HINCRBY', META, 'n:' .. bucket, count)
-    redis.call('HINCRBY', META, 's:' .. bucket, sizes[bucket])
+  for bucket, added in pairs(counts) do
+    local count, size, watermark = bucket_of_text(redis.call('HGET', prefix .. 'buckets', bucket))
+    put_bucket(bucket, count + added, size + sizes[bucket], watermark)
   end
-  local excess = redis.call('HINCRBY', META, 'marks', total) - tonumber(ARGV[6])
-  if excess <= 0 then return '--', 0, left_out end
-  local bucket, watermark = trim(excess)
+  local bucket, watermark, excess = '--', 0, number(marks) + total - tonumber(ARGV[6])
+  if excess > 0 then
+    local gone
+    bucket, watermark, gone = trim(excess)
+    total = total - gone
+  end
+  redis.call('HSET', META, 'marks', int(number(marks) + total))
   return bucket, watermark, left_out
 end
 
@@ -93,27 +100,28 @@ end
 -- The next event: names (ARGV first..last) are marked, then it is logged and published, in that order. Gives its head.
 local function announce(first, last)
   seq = seq + 1
-  local bucket, watermark, left_out = '--', 0, false
-  if last >= first then bucket, watermark, left_out = mark(first, last) end
-  local body = ARGV[9]
+  local seq_text, bucket, watermark, left_out, body = int(seq), '--', 0, false, ARGV[9]
+  if last >= first then bucket, watermark, left_out = mark(first, last, seq_text) end
   local head = 'CB2' .. (left_out and '\1' or '\0') .. epoch .. struct.pack('>I8I8', seq, now_us) .. bucket
     .. struct.pack('>I8', watermark)
   head = head .. string.sub(redis.sha1hex(head .. string.sub(body, 1, 4)), 1, 8)
-  local size, most = #head + #body + 64, tonumber(ARGV[8])
-  local total = number(logged) + size
-  redis.call('HSET', META, 'seq', int(seq), 'logged', int(total))
-  local id, log = int(seq) .. '-' .. int(total), prefix .. 'log'
-  local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[7], id, 'e', head .. body)
+  local message, most = head .. body, tonumber(ARGV[8])
+  local total, size = logged + #message + 64, #message + 64
+  local total_text = int(total)
+  redis.call('HSET', META, 'seq', seq_text, 'logged', total_text)
+  local log, id = prefix .. 'log', seq_text .. '-' .. total_text
+  local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[7], id, 'e', message)
   if type(added) == 'table' and added.err then
     -- An entry that is none of ours stands in the way. Nodes that miss what goes with it flush, as after trimming.
     redis.call('DEL', log)
-    redis.call('XADD', log, id, 'e', head .. body)
+    redis.call('XADD', log, id, 'e', message)
   end
-  if math.floor(total * 16 / most) ~= math.floor((total - size) * 16 / most) then shorten(total, most * 15 / 16) end
-  publish(head .. body)
+  local piece = most / 16
+  if total % piece < size then shorten(total, most - piece) end
+  publish(message)
   return head
 end
 
 local function remove(first)
-  for i = first, #KEYS, 1000 do redis.call('UNLINK', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
+  for i = first, #KEYS, 1000 do redis.call('DEL', unpack(KEYS, i, math.min(i + 999, #KEYS))) end
 end

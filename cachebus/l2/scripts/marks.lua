@@ -2,27 +2,26 @@
 -- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 to 9 are its own), then for
 -- each bucket that has any its name and its marks, then for each that has one its name and its low watermark.
 bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
-local buckets, fields = {ALL}, {}
-for bucket = 0, 255 do buckets[#buckets + 1] = string.format('%02x', bucket) end
-for i, bucket in ipairs(buckets) do fields[i] = 'n:' .. bucket end
-local counts = redis.call('HMGET', META, unpack(fields))
-for i, bucket in ipairs(buckets) do fields[i] = 'w:' .. bucket end
-local lows = redis.call('HMGET', META, unpack(fields))
-local marks, watermarks = {}, {}
-for i, bucket in ipairs(buckets) do
-  local count = tonumber(counts[i]) or 0
-  if count > 0 then
+local found, given, watermarks = marks and redis.pcall('HGETALL', prefix .. 'buckets') or {}, {}, {}
+lost = found.err or (marks and #found == 0)
+for i = 1, #found, 2 do
+  local bucket = found[i]
+  if bucket ~= '.' then
+    local count, _, watermark = bucket_of_text(found[i + 1])
     local key = prefix .. 'marks:' .. bucket
-    if lacks(count, 'ZCARD', key) then
-      redis.call('HDEL', META, 'epoch') -- so that the takeover sees what only this script looks at
-      return false
+    lost = lost or lacks(count, 'ZCARD', key)
+    if count > 0 and not lost then
+      given[#given + 1] = bucket
+      given[#given + 1] = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
     end
-    marks[#marks + 1] = bucket
-    marks[#marks + 1] = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  end
-  if lows[i] then
-    watermarks[#watermarks + 1] = bucket
-    watermarks[#watermarks + 1] = lows[i]
+    if watermark > 0 then
+      watermarks[#watermarks + 1] = bucket
+      watermarks[#watermarks + 1] = int(watermark)
+    end
   end
 end
-return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, marks, watermarks}
+if lost then
+  redis.call('HDEL', META, 'epoch') -- so that the takeover sees what only this script looks at
+  return false
+end
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, given, watermarks}

@@ -4,11 +4,11 @@
 -- published ('plain' or 'sharded'), 7 the largest staleness bound and 8 the longest guard that the caller has heard of, in ms.
 if not lost then return {epoch, seq} end
 epoch, seq = ARGV[5], math.max(seq or 0, tonumber(ARGV[2])) + 1
-local gone = {META, prefix .. 'log', prefix .. 'nodes', prefix .. 'guards', prefix .. 'marks:' .. ALL}
+local gone = {META, prefix .. 'log', prefix .. 'nodes', prefix .. 'guards', prefix .. 'buckets', prefix .. 'marks:' .. ALL}
 for bucket = 0, 255 do gone[#gone + 1] = prefix .. 'marks:' .. string.format('%02x', bucket) end
 redis.call('UNLINK', unpack(gone))
-server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 redis.call('HSET', META, 'facts', ARGV[1], 'server', server, 'epoch', epoch, 'seq', int(seq), 'born', int(now_us),
   'mode', ARGV[6], 'bound_ms', int(math.max(bound_ms, tonumber(ARGV[7]))),
-  'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'logged', 0, 'marks', 0)
+  'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'logged', 0, 'contexts', string.rep('0', 256))
 return {epoch, seq}
