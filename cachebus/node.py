@@ -134,7 +134,7 @@ class Node:
     # -- what arrives --------------------------------------------------------------------------------------------
 
     def hear(self, shard: int, event: events.Event) -> Heard:
-        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node there."""
+        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node."""
         view = self.shards[shard]
         before = view.applied
         heard = view.hear(event.epoch, event.seq)
@@ -406,15 +406,9 @@ class Node:
 
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
-        return tuple(
-            ShardStats(
-                v.index,
-                v.epoch.decode(),
-                v.applied,
-                v.head,
-                max(0.0, v.valid_until - now_s),
-                sum(map(len, v.marks.values())),
-                self.largest[v.index].bound_ms / 1000,
-            )  # fmt: skip
-            for v in self.shards
-        )
+        return tuple(self._stats_of(view, now_s) for view in self.shards)
+
+    def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
+        marks, bound_s = sum(map(len, view.marks.values())), self.largest[view.index].bound_ms / 1000
+        left_s = max(0.0, view.valid_until - now_s)
+        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, marks, bound_s)
