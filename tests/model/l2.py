@@ -139,29 +139,29 @@ class L2:
         return self.states.number(self.states.things[state]._replace(**parts))
 
     def _thaw(self, vault: Vault) -> None:
-        shard = self._shard
+        shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
         shard.seq, shard.floor, shard.marked = vault.seq, vault.floor, vault.marked
         shard.marks, shard.messages = dict(vault.marks), dict(vault.messages)
         shard.records = {name: (data, INF) for name, data in vault.records}
-        shard.leases = {name: (epoch, token, NOW + 10, False) for name, epoch, token in vault.leases}
+        shard.leases = {name: (epoch, token, now + 10, False) for name, epoch, token in vault.leases}
         # Where the register does not matter somebody is always in it, so that it never begins anew.
-        shard.nodes = {node: (applied, NOW if moved else 0.0) for node, applied, moved in vault.lines}
+        shard.nodes = {node: (applied, now if moved else 0.0) for node, applied, moved in vault.lines}
         shard.register_name = vault.register
         if not self._lines:
-            shard.nodes = {"": (0, NOW)}
+            shard.nodes = {"": (0, now)}
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
         self._epochs = vault.epochs
         self._sent.clear()
 
     def _freeze(self) -> Vault:
-        shard = self._shard
+        shard, now = self._shard, self._shard.clock()
         return Vault(
             shard.server, shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked,
             tuple(shard.marks.items()), tuple(shard.messages.items()),
             tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
             tuple(sorted((name, epoch, token) for name, (epoch, token, _, _) in shard.leases.items())),
             self._epochs,
-            tuple((node, applied, at == NOW) for node, (applied, at) in shard.nodes.items()) if self._lines else (),
+            tuple((node, applied, at == now) for node, (applied, at) in shard.nodes.items()) if self._lines else (),
             shard.register_name if self._lines else b"",
         )  # fmt: skip
