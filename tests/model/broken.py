@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from cachebus import confirm
 from cachebus import event as events
+from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.keys import ALL_TENANTS
@@ -220,7 +221,7 @@ def _end_at_once(*arguments: Any, judged: Crippled = confirm.judged) -> Any:
 def _end_with_lines_that_stand_still(
     watch: Any, reply: Any, change: Any, bound_s: float, now_s: float, judged: Crippled = confirm.judged
 ) -> Any:
-    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 > now_s - bound_s}
+    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - bound_s}
     applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
     return judged(watch, reply._replace(lines=moving or applied), change, bound_s, now_s)
 

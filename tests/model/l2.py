@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from cachebus import record as records
 from cachebus import values
+from cachebus.clock import WALL_S
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryLease, MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
@@ -141,7 +142,7 @@ class L2:
         return self.states.number(self.states.things[state]._replace(**parts))
 
     def _thaw(self, vault: Vault) -> None:
-        shard = self._shard
+        shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
         shard.seq, shard.bound_ms, shard.guard_ms = vault.seq, vault.bound_ms, 0
         shard.marks = marks = MemoryMarks(shard.marks_max)
@@ -149,7 +150,7 @@ class L2:
         marks._size = sum(map(len, marks.by_bucket.values()))
         shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
-        shard.leases = {name: MemoryLease(epoch, token, NOW + 10) for name, epoch, token in vault.leases}
+        shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
         # Where the lines do not matter somebody always has one, so that the set never begins anew.
         shard.lines = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.lines}
         shard.nodes_name = vault.nodes_name
@@ -178,8 +179,8 @@ class L2:
 
 
 def _line(applied: int, epoch: bytes, age: int) -> NodeLine:
-    return NodeLine(applied, epoch, int(NOW - age) * 1_000_000, About(int(BOUND * 1000)))
+    return NodeLine(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
 
 
 def _age(line: NodeLine) -> int:
-    return int(NOW) - line.at_us // 1_000_000
+    return int(WALL_S + NOW) - line.at_us // 1_000_000
