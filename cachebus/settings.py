@@ -160,6 +160,13 @@ class Settings(BaseSettings):
     def _some_brokers(cls, servers: str | None) -> str | None:
         return None if servers is None else brokers(servers)
 
+    @field_validator("kafka_commands_key")
+    @classmethod
+    def _some_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not keys_of(secret):
+            raise ValueError("is empty: leave it out, or give a key")
+        return secret
+
     @field_validator("kafka_topic", "kafka_commands_topic")
     @classmethod
     def _plain_topic(cls, topic: str) -> str:
@@ -205,6 +212,11 @@ def brokers(servers: str) -> str:
         if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
     return ",".join(found)
+
+
+def keys_of(secret: SecretStr) -> list[str]:
+    """Keys that sign, separated by commas; space around them is none of theirs."""
+    return [key.strip() for key in secret.get_secret_value().split(",") if key.strip()]
 
 
 def check_kafka(settings: Settings) -> None:

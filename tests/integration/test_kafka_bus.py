@@ -67,6 +67,7 @@ def told() -> Iterator[list[str]]:
         ({**KAFKA, "kafka_sasl_mechanism": "PLAIN"}, r"needs kafka_username"),
         ({**KAFKA, **SASL, "kafka_password": None}, r"needs kafka_password \(CACHEBUS_KAFKA_PASSWORD\)"),
         ({**KAFKA, **SASL, "kafka_sasl_mechanism": "GSSAPI"}, r"CACHEBUS_KAFKA_SASL_MECHANISM"),
+        ({"kafka_commands_key": ","}, r"kafka_commands_key \(CACHEBUS_KAFKA_COMMANDS_KEY\): is empty"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_field_and_variable(given: dict[str, Any], said: str) -> None:
