@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
     kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
     kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
+    kafka_events_key: SecretStr | None = Field(
+        None, description="signs events; a node that has it takes no other. Several by commas: the first signs"
+    )
     kafka_commands_topic: str = Field("cachebus.commands", description="what carries commands; namespaces may share it")
     kafka_commands_key: SecretStr | None = Field(
         None, description="signs commands; a worker that has it takes no other. Several by commas: the first signs"
@@ -160,7 +163,7 @@ class Settings(BaseSettings):
     def _some_brokers(cls, servers: str | None) -> str | None:
         return None if servers is None else brokers(servers)
 
-    @field_validator("kafka_commands_key")
+    @field_validator("kafka_events_key", "kafka_commands_key")
     @classmethod
     def _some_key(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None and not keys_of(secret):

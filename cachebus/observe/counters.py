@@ -55,6 +55,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
+        self.events_unsigned = 0
         self.holes = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
         self.invalidations = self.invalidations_failed = self.invalidations_repeated = 0
