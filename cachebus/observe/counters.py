@@ -55,14 +55,13 @@ class Counters:
 
     def __init__(self) -> None:
         self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
-        self.events_unsigned = 0
         self.holes = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
         self.invalidations = self.invalidations_failed = self.invalidations_repeated = 0
         self.guards = self.guards_left = self.guarded_loads = 0
         self.pending_delivered = self.pending_lost = 0
         self.records_corrupt = self.l2_errors = self.reconnects = 0
-        self.bus_publish_failures = self.bus_positions_lost = 0
+        self.bus_publish_failures = self.bus_positions_lost = self.events_unsigned = 0
         self.flushes: dict[str, int] = {}
         self.types: dict[str, TypeCounters] = {}
         self.load_latency, self.l2_latency, self.bus_lag = Latency(), Latency(), Latency()
