@@ -24,6 +24,7 @@ from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
 from producers import DirectProducer
 from tests.support.caches import D_S, Source, nodes, past, quick, until
+from tests.support.events import event_of
 from tests.support.kafka_fleet import QUICK_S, WHERE, bus_of, fresh_by, shared, travels, written
 
 
@@ -195,9 +196,10 @@ async def test_g1_partitions_are_added(setup: dict[str, Any], kafka: KafkaServer
         try:
             assert await sender.partitions_for(setup["kafka_topic"]) == {0, 1, 2}
             corrupt = b.stats().events_corrupt
+            damaged = event_of(b"f" * 16, 1)[:-1]
             for shard in range(3):
                 key = message_key(setup["namespace"], shard, b"")
-                await sender.send_and_wait(setup["kafka_topic"], b"garbage", key, partition=shard)
+                await sender.send_and_wait(setup["kafka_topic"], damaged, key, partition=shard)
         finally:
             await sender.stop()
         await until(lambda: b.stats().events_corrupt == corrupt + 3)
