@@ -61,6 +61,9 @@ async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
         await fresh_by(d, others, "k", "newer", at_s + D_S)
         await fresh_by(b, ones, "k", "new", at_s)
         epochs = [{shard.epoch for shard in cache.stats().shards} for cache in (a, c)]
+        for cache in (a, b, c, d):
+            assert cache.stats().flushes == {"start": 3}, "the other store's events drop nothing"
+            assert cache.stats().events_foreign
     assert sorted(heard) == sorted((receipt.shard, receipt.epoch.encode(), receipt.seq) for receipt in receipts)
     found = await on_topic(setup)
     assert len(epochs[0] | epochs[1]) == 6
