@@ -118,7 +118,7 @@ class Heartbeat:
         try:
             await part.connect()
         except (L2Unavailable, BusUnavailable) as error:
-            self._tell(name, str(error))
+            self._tell(name, f"out of reach: {error}")
             return
         self._tell(name, "")
         self._node.counters.reconnects += 1
@@ -130,9 +130,9 @@ class Heartbeat:
         if trouble != self._told.get(name, ""):
             self._told[name] = trouble
             if trouble:
-                logger.warning("{} is out of reach: {}", name, trouble)
+                logger.warning("{}: {}", name, trouble)
             else:
-                logger.info("{} is back", name)
+                logger.info("{}: all is well again", name)
 
     async def _tend(self, shard: int) -> None:
         """One turn: probe, heal, then rest until the next turn is due or something is missing."""
@@ -164,10 +164,22 @@ class Heartbeat:
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)
+        self._compare_bounds(shard)
         if probed is Probed.FOREIGN:
             await self.receiver.begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
+
+    def _compare_bounds(self, shard: int) -> None:
+        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards."""
+        own, largest = self._node.about, self._node.largest[shard]
+        differs = largest[:2] != own[:2]
+        self._tell(
+            "bounds",
+            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and guard_max_s "
+            f"up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and {own.guard_ms / 1000:g}: waits for "
+            "the nodes last as the largest, which is never lowered" if differs else "",
+        )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:
         epoch = self._node.shards[shard].epoch

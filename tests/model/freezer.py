@@ -6,7 +6,7 @@ from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
-from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, frozen_marks, thawed_marks
+from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
 
 _SLOTS = {
@@ -40,7 +40,7 @@ class Freezer:
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
         shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
-        shard.low, shard.marks, shard.foreign = dict(view.low), thawed_marks(view.marks), dict(view.foreign)
+        shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
