@@ -322,8 +322,8 @@ class Shard:
 
     def standing(self, bucket: str, names: Iterable[str]) -> Standing:
         """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
-        own, wide = self.marks.get(bucket, {}), self.marks.get(ALL_TENANTS, {})
-        marks = {name: max(own.get(name, 0), wide.get(name, 0)) for name in names}
+        found = [its for its in (self.marks.get(bucket), self.marks.get(ALL_TENANTS)) if its]
+        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in names}
         return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
 
     def unmoved(self, bucket: str, noted: Standing) -> bool:

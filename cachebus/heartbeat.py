@@ -176,9 +176,10 @@ class Heartbeat:
         differs = largest[:2] != own[:2]
         self._tell(
             "bounds",
-            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and guard_max_s "
-            f"up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and {own.guard_ms / 1000:g}: waits for "
-            "the nodes last as the largest, which is never lowered" if differs else "",
+            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and "
+            f"guard_max_s up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and "
+            f"{own.guard_ms / 1000:g}: waits for the nodes last as the largest, which is never lowered"
+            if differs else "",
         )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:

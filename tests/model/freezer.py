@@ -10,8 +10,8 @@ from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, bu
 from tests.model.rig import Rig
 
 _SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count", "epoch",
-    "foreign", "head", "index", "left", "low", "marks", "valid_until",
+    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
+    "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
     "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "withheld", "watches", "on_applied",
