@@ -68,6 +68,8 @@ class Node:
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
+        self.born_us = [0] * shards
+        """When the shard's epoch began on its L2 server's clock; 0: unknown."""
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.watches = [Watch() for _ in range(shards)]
@@ -201,6 +203,7 @@ class Node:
             self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
         view.enter(reply.epoch, reply.seq, reply.floor, reply.marks or {}, sent_at_s, asked)
+        self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())

@@ -43,6 +43,8 @@ class ProbeReply(NamedTuple):
     marks: dict[str, int] | None
     register: bytes = b""
     """The name of the shard's register of nodes; another one whenever lines may have been lost."""
+    born_us: int = 0
+    """When the epoch began, on the store's clock; 0: unknown."""
 
 
 class ReadReply(NamedTuple):

@@ -149,7 +149,8 @@ class MemoryShard:
             self.nodes = {node: line for node, line in self.nodes.items() if node not in silent}
             self.register_name = self.new_epoch()
         given = dict(self.marks) if marks else None
-        return ProbeReply(self.epoch, self.seq, self.floor, int(now * 1_000_000), given, self.register_name)
+        born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
+        return ProbeReply(self.epoch, self.seq, self.floor, int(now * 1_000_000), given, self.register_name, born_us)
 
     def register(self, caller: Caller) -> Register:
         """See `Store.register`."""

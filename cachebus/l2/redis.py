@@ -132,7 +132,7 @@ class RedisStore:
             self._pruned_at[shard] = now
         args = ["1" if marks else "0", str(SILENT_US) if prune else "0"]
         try:
-            epoch, seq, floor, server_us, flat, register = await self._run("probe", shard, caller, (), args)
+            epoch, seq, floor, server_us, flat, register, born_us = await self._run("probe", shard, caller, (), args)
         except L2Unavailable as error:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
             # (A Cluster that is moving this shard has answered.)
@@ -147,7 +147,7 @@ class RedisStore:
         if marks:
             flat = flat or ()
             found = {name.decode(): int(float(mark)) for name, mark in zip(flat[::2], flat[1::2], strict=True)}
-        return ProbeReply(epoch, seq, floor, int(server_us), found, register)
+        return ProbeReply(epoch, seq, floor, int(server_us), found, register, int(born_us))
 
     async def register(self, shard: int, caller: Caller) -> Register:
         """Every node's line, the caller's own brought up to date first."""

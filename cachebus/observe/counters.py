@@ -57,7 +57,7 @@ class Counters:
         self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
         self.holes = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
-        self.invalidations = self.invalidations_failed = self.invalidations_repeated = 0
+        self.invalidations = self.invalidations_failed = self.invalidations_repeated = self.resend_dropped = 0
         self.guards = self.guards_left = self.guarded_loads = 0
         self.pending_delivered = self.pending_lost = 0
         self.records_corrupt = self.l2_errors = self.reconnects = 0

@@ -255,7 +255,7 @@ class Side:
                 return where, reply.outcome, self.data(reply.record), round(reply.wait_ms / (2 * NEAR_MS))
             case Change():
                 return (self.number(reply.epoch), *reply[1:])
-            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name):
+            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name, _):
                 live = None if marks is None else {name: mark for name, mark in marks.items() if mark > floor}
                 return self.number(epoch), seq, floor, live, self.register(name)
             case Register():

@@ -12,4 +12,4 @@ if silent > 0 then
   end
 end
 local marks = ARGV[9] == '1' and redis.call('ZRANGE', MARKS, 0, -1, 'WITHSCORES') or false
-return {epoch, seq, floor, int(now_us), marks, redis.call('HGET', META, 'register') or ''}
+return {epoch, seq, floor, int(now_us), marks, redis.call('HGET', META, 'register') or '', int(tonumber(redis.call('HGET', META, 'born')) or 0)}
