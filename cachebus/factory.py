@@ -85,6 +85,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         clock=clock,
         counters=Counters(),
     )
+    for data_type in settings.policies:
+        node.declare(data_type)
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)

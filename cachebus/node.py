@@ -17,7 +17,7 @@ from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
-from cachebus.observe import Counters, ShardStats
+from cachebus.observe import OTHER, Counters, ShardStats
 from cachebus.ports import Caller, ProbeReply
 from cachebus.record import Record
 from cachebus.withheld import Withheld
@@ -95,13 +95,22 @@ class Node:
         """The live group of a shard and data type: of what the lease covers, or of what lives by its own time only."""
         pair = self._groups[shard].get(data_type)
         if pair is None:
-            life = self._lives[shard]
-            pair = (
-                Group(shard, data_type, self._valid_until[shard], life, True),
-                Group(shard, data_type, INF, life, False),
+            name, life = self.counters.name_of(data_type), self._lives[shard]
+            pair = self._groups[shard].get(name) or (
+                Group(shard, name, self._valid_until[shard], life, True),
+                Group(shard, name, INF, life, False),
             )
-            self._groups[shard][data_type] = pair
+            self._groups[shard][name] = pair
         return pair[0] if leased else pair[1]
+
+    def declare(self, data_type: str) -> None:
+        """A type has a policy: it gets a group and counters of its own, however many types there are."""
+        if self.counters.declare(data_type):
+            # Its entries may lie in the others' groups: from there they move over one by one, as after a scope's drop.
+            for shard in range(len(self.shards)):
+                self._retire(shard, [OTHER])
+            for known in (self._with_contexts, self._with_tags):
+                known.update([(shard, data_type) for shard, name in known if name == OTHER])
 
     def _retire(self, shard: int, data_types: Sequence[str]) -> None:
         for data_type in data_types:
@@ -174,6 +183,7 @@ class Node:
                 found.update(t for s, t in self._with_contexts if s == shard)
             else:
                 data_type = rest.split("\x1f", 2)[1] if "\x1f" in rest else rest
+                data_type = data_type if data_type in groups else OTHER
                 if shape == "D" or (shard, data_type) in self._with_contexts:
                     found.add(data_type)
         return [data_type for data_type in found if data_type in groups]
@@ -245,7 +255,7 @@ class Node:
         if entry is None:
             return None
         group = entry.group
-        live = self.group(key.shard, group.data_type, leased=group.leased)
+        live = self.group(key.shard, key.family.data_type, leased=group.leased)
         if group is live:
             return entry
         if self._replaced(entry):
@@ -297,9 +307,6 @@ class Node:
                 version=record.version, decode=decode,
             )  # fmt: skip
             fast_until = 0.0 if record.flags or decode is not None else min(expires, soft)
-        data_type = key.family.data_type
-        if record.tags:
-            self._with_tags.add((key.shard, data_type))
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
 
@@ -325,7 +332,9 @@ class Node:
     ) -> None:  # fmt: skip
         group = self.group(key.shard, key.family.data_type, leased=leased)
         if key.contexts != (None, None, None):
-            self._with_contexts.add((key.shard, key.family.data_type))
+            self._with_contexts.add((key.shard, group.data_type))
+        if extra is not None and extra.tags:
+            self._with_tags.add((key.shard, group.data_type))
         size = size_class(size + ENTRY_OVERHEAD_BYTES)
         self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
 

@@ -1,8 +1,8 @@
 """The figures of `Stats` for Prometheus (extra `metrics`): `registry.register(CacheCollector(cache.stats))`.
 
-Names are `cachebus_*`. Labels are data types, shards and causes; never keys or tenants, of which there are too many. A
-second cache of the same process needs a name, `CacheCollector(other.stats, name="other")`, which becomes the label
-`cache` of all its figures.
+Names are `cachebus_*`. Labels are data types (at most 1 024 beside those that have a policy), shards and causes; never
+keys or tenants, of which there are too many. A second cache of the same process needs a name,
+`CacheCollector(other.stats, name="other")`, which becomes the label `cache` of all its figures.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Stats:
     node: str
     """This node's id, unique in the fleet."""
     types: dict[str, TypeStats]
-    """By data type."""
+    """By data type; beyond 1 024 of them those without a policy are one, "(other)"."""
     shards: tuple[ShardStats, ...]
     """Every shard, in order."""
     l1_entries: int
