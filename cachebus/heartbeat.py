@@ -24,6 +24,8 @@ from cachebus.receive import Receiver
 SWEEP_PAUSE_S = 0.002
 SWEEP_REST_S = 0.02
 """After a sweep, for each of its slices: a flood of scope drops costs at most a twentieth of the loop's time."""
+TIDY_S = 10.0
+"""At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
 
 
@@ -44,7 +46,9 @@ class Heartbeat:
         self._told: dict[str, str] = {}
         self.receiver: Receiver
         self.repeat: Callable[[int], Coroutine[object, object, None]]
-        """Says again in a shard's new epoch what this node has said of it before."""
+        """Repeats in a shard's new epoch what this node has invalidated since that was born."""
+        self.forget_old: Callable[[], None]
+        """Gives back the memory of what need not be repeated any more."""
         self._repeated = [shard.epoch for shard in node.shards]
 
     def nudge(self, shard: int) -> None:
@@ -217,7 +221,8 @@ class Heartbeat:
     async def _keep_tidy(self) -> None:
         """Sweep after drops, and now and then for what has expired, in steps that leave the loop to others."""
         for _ in range(60):
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(min(self._interval_s, TIDY_S))
+            self.forget_old()
             if self._node.untidy:
                 break
         slices = 0

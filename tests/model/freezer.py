@@ -14,8 +14,9 @@ _SLOTS = {
     "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "withheld", "watches", "on_applied",
-    "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until", "about", "largest", "keep_alone",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
+    "on_applied", "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until", "about", "largest",
+    "keep_alone",
 }  # fmt: skip
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
