@@ -94,7 +94,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         keep_alone=settings.keep_alone,
     )
     for data_type in settings.policies:
-        node.declare(data_type)
+        node.groups.declare(data_type)
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)

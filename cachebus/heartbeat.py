@@ -223,7 +223,7 @@ class Heartbeat:
         for _ in range(60):
             await asyncio.sleep(min(self._interval_s, TIDY_S))
             self.forget_old()
-            if self._node.untidy:
+            if self._node.groups.untidy:
                 break
         slices = 0
         for _ in self._node.sweep():

@@ -84,7 +84,7 @@ def is_ready(parts: Parts) -> bool:
 def figures(parts: Parts) -> Stats:
     """All counters, and how things stand now."""
     node, counters = parts.node, parts.node.counters
-    hits = node.l1_hits()
+    hits = node.groups.hits()
     types = {t: counters.of(t).snapshot(hits.get(t, 0)) for t in sorted({*counters.types, *hits})}
     counts = {
         name: getattr(counters, name)
@@ -112,7 +112,7 @@ def figures(parts: Parts) -> Stats:
 
 def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
     parts.policies.register(data_type, policy)
-    parts.node.declare(data_type)
+    parts.node.groups.declare(data_type)
 
 
 class Life:

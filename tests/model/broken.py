@@ -14,6 +14,7 @@ from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
+from cachebus.groups import Groups
 from cachebus.keys import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
@@ -100,9 +101,9 @@ def _drop_what_passes_by(
     drop(shard, seq, keys, scopes, **low)
 
 
-def _pass_all_ids_by(node: Node, shard: int, event: Any) -> Any:
-    ids = [scope for scope in event.scopes if scope[0] == "I"] if event.left_out else []
-    return [scope for scope in event.scopes if scope not in ids], ids
+def _pass_all_ids_by(groups: Groups, shard: int, scopes: Any) -> Any:
+    ids = [scope for scope in scopes if scope[0] == "I"]
+    return [scope for scope in scopes if scope not in ids], ids
 
 
 def _wrote_anywhere(node: Node, shard: int, change: Any, part: Any) -> None:
@@ -278,7 +279,7 @@ RULES = {
         ((Shard, "drop", _drop_what_passes_by),),
     ),
     "ids held in contexts": Rule(
-        "... and what this node alone holds", "CONTEXTS-OWN", "G2", ((Node, "_split", _pass_all_ids_by),)
+        "... and what this node alone holds", "CONTEXTS-OWN", "G2", ((Groups, "split", _pass_all_ids_by),)
     ),
     "scopes of all tenants": Rule(
         "a record lies in scopes of all tenants too", "SHAPE-Y", "I1/G5", ((MemoryMarks, "hide", _hide_by_own_bucket),)
@@ -355,7 +356,7 @@ RULES = {
     ),
     "scopes in L1": Rule(
         "a scope's event makes the entries in it doubtful", "SMALL", "G1",
-        ((Node, "_touched", lambda *_, **__: []),),
+        ((Groups, "touched", lambda *_, **__: []),),
     ),
     "keys in L1": Rule(
         "a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)

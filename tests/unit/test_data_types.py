@@ -58,9 +58,9 @@ async def test_what_is_kept_by_type_is_bounded() -> None:
         assert stats.types["mine"].misses == 1
         assert (stats.l1_hits, stats.misses) == (2 * TYPES_MAX, 2 * TYPES_MAX + 1)
         kept = (
-            node._groups[0],
-            node._with_contexts,
-            node._with_tags,
+            node.groups.live[0],
+            node.groups.with_contexts,
+            node.groups.with_tags,
             node.counters.types,
             parts(cache).policies._rules,
         )
