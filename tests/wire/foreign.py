@@ -130,7 +130,12 @@ def read_record(data: bytes) -> dict[str, Any]:
 
 def write_body(keys: list[str], scopes: list[str], origin: str = "", *, probe: bool = False) -> bytes:
     """CRC and body of an event of one part."""
-    body = pack([[[keys, scopes, origin, "", ""]], {"probe": True} if probe else {}])
+    return write_parts([[keys, scopes, origin, "", ""]], {"probe": True} if probe else {})
+
+
+def write_parts(parts: list[list[Any]], more: dict[str, Any]) -> bytes:
+    """CRC and body of an event."""
+    body = pack([parts, more])
     return struct.pack(">I", crc32(body)) + body
 
 
