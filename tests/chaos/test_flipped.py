@@ -2,7 +2,7 @@
 
 1. A producer replaces `x` (and more): its event comes to the reader with one bit changed.
 2. Whoever took the seq in a damaged head for the truth would then pass over the next event, as one that is known.
-3. So that one replaces `y`. Both must be gone once the reader has probed, and without any probe once its lease has lapsed.
+3. So that one replaces `y`. Both must be gone once the reader has probed; and, without a probe, once its lease is over.
 """
 
 from __future__ import annotations
