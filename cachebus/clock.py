@@ -27,6 +27,11 @@ def boottime_s() -> float:
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
+WALL_S = 1.6e9
+"""About what a server's clock shows where ours shows 0, until it has told: it is a wall clock. So no time on it is
+below zero, whatever our monotonic clock began with."""
+
+
 class OtherClock:
     """What a question and its answer tell of another machine's clock: `offset_s` is that clock less ours.
 
@@ -40,7 +45,7 @@ class OtherClock:
     """How fast what is known grows old, in seconds per second: more than any clock's own drift."""
 
     def __init__(self) -> None:
-        self.offset_s = 0.0
+        self.offset_s = WALL_S
         self._error_s = float("inf")
         self._at_s = 0.0
 

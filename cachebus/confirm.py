@@ -57,6 +57,11 @@ def check_wait(wait: str | None) -> None:
         raise ValueError('wait must be None or "nodes"')
 
 
+def first_bound_s(own_s: float, change: Change, caller: Caller) -> float:
+    """The largest staleness bound of the fleet as far as this process and the change's script have heard."""
+    return max(own_s, change.bound_ms / 1000, caller.bound_ms / 1000)
+
+
 def largest_bound_s(reply: NodesReply, own_s: float) -> float:
     """The largest staleness bound of the fleet: of this process, of every node whose line is there, or ever was."""
     return max(own_s, reply.bound_ms / 1000, *(line.about.bound_ms / 1000 for line in reply.lines.values()))
@@ -86,9 +91,9 @@ class Confirmer:
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
         """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
-        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2 meanwhile
-        changes nothing in that."""
-        began_s, bound_s = self._clock(), max(self._bound_s, change.bound_ms / 1000, caller().bound_ms / 1000)
+        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2
+        meanwhile changes nothing in that."""
+        began_s, bound_s = self._clock(), first_bound_s(self._bound_s, change, caller())
         found, looks, pause_s = Confirmed(), 0, PAUSE_FIRST_S
         while (left_s := began_s + bound_s - self._clock()) > 0:
             try:

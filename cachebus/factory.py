@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.cascade import CascadeTable
@@ -157,7 +158,7 @@ def channels_of(settings: Settings) -> list[str]:
 
 def kafka_bus(settings: Settings, clock: Clock, listener: Listener | None, counters: Counters) -> KafkaBus:
     """The bus on Kafka, not yet connected (`listener` None: only to publish); `ConfigError`."""
-    return KafkaBus(kafka_access(settings), settings.namespace, settings.shards, listener, counters, clock)
+    return KafkaBus(kafka_access(settings), Envelope.of(settings), listener, counters, clock)
 
 
 def route_of(settings: Settings, clock: Clock) -> Route:

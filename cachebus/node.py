@@ -14,7 +14,7 @@ from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
-from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
+from cachebus.coherence import BEYOND, NEVER, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
 from cachebus.keys import ALL_OF_SHARD, GIVEN, Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
@@ -33,7 +33,7 @@ class Details:
     __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
 
     def __init__(
-        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = 0.0,
+        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = NEVER,
         tags: Sequence[str] = (), version: bytes = b"", decode: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         self.absent = absent
@@ -119,7 +119,7 @@ class Node:
                 self.untidy = True
                 counters = self.counters.of(data_type)
                 for group in pair:
-                    group.valid_until = 0.0
+                    group.valid_until = NEVER
                     counters.l1_hits += group.hits
                     group.hits = 0
 
@@ -134,7 +134,7 @@ class Node:
     # -- what arrives --------------------------------------------------------------------------------------------
 
     def hear(self, shard: int, event: events.Event) -> Heard:
-        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node there."""
+        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node."""
         view = self.shards[shard]
         before = view.applied
         heard = view.hear(event.epoch, event.seq)
@@ -338,7 +338,7 @@ class Node:
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
             )  # fmt: skip
-            fast_until = 0.0 if record.flags or decode is not None else min(expires, soft)
+            fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
         data_type = key.family.data_type
         if record.tags:
             self._with_tags.add((key.shard, data_type))
@@ -366,7 +366,7 @@ class Node:
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
             until = grid(read_started_s + self.bound_s, self.bound_s)
-            self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)
+            self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(
         self, key: Key, value: object, fast_until: float, seq: int, read_until: float, expires: float,
@@ -389,7 +389,7 @@ class Node:
             if live is None or group is not live[not group.leased]:
                 return self._replaced(entry)
             extra = details(entry)
-            keep = 0.0 if extra is None else extra.keep_until
+            keep = NEVER if extra is None else extra.keep_until
             return now >= entry.expires and now >= keep
 
         return self.l1.sweep(dead, self.clock)
@@ -406,15 +406,9 @@ class Node:
 
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
-        return tuple(
-            ShardStats(
-                v.index,
-                v.epoch.decode(),
-                v.applied,
-                v.head,
-                max(0.0, v.valid_until - now_s),
-                sum(map(len, v.marks.values())),
-                self.largest[v.index].bound_ms / 1000,
-            )  # fmt: skip
-            for v in self.shards
-        )
+        return tuple(self._stats_of(view, now_s) for view in self.shards)
+
+    def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
+        marks, bound_s = sum(map(len, view.marks.values())), self.largest[view.index].bound_ms / 1000
+        left_s = max(0.0, view.valid_until - now_s)
+        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, marks, bound_s)

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
     kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
     kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
+    kafka_events_key: SecretStr | None = Field(
+        None, description="signs events; a node that has it takes no other. Several by commas: the first signs"
+    )
     kafka_commands_topic: str = Field("cachebus.commands", description="what carries commands; namespaces may share it")
     kafka_commands_key: SecretStr | None = Field(
         None, description="signs commands; a worker that has it takes no other. Several by commas: the first signs"
@@ -166,6 +169,13 @@ class Settings(BaseSettings):
     def _some_brokers(cls, servers: str | None) -> str | None:
         return None if servers is None else brokers(servers)
 
+    @field_validator("kafka_events_key", "kafka_commands_key")
+    @classmethod
+    def _some_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not keys_of(secret):
+            raise ValueError("is empty: leave it out, or give a key")
+        return secret
+
     @field_validator("kafka_topic", "kafka_commands_topic")
     @classmethod
     def _plain_topic(cls, topic: str) -> str:
@@ -211,6 +221,11 @@ def brokers(servers: str) -> str:
         if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
     return ",".join(found)
+
+
+def keys_of(secret: SecretStr) -> list[str]:
+    """Keys that sign, separated by commas; space around them is none of theirs."""
+    return [key.strip() for key in secret.get_secret_value().split(",") if key.strip()]
 
 
 def check_kafka(settings: Settings) -> None:

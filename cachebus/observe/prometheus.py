@@ -29,6 +29,7 @@ _COUNTS = {
     "bus_positions_lost": ("bus_positions_lost", "Times the bus no longer had what comes next of a partition"),
     "events_applied": ("events_applied", "Events applied"),
     "events_corrupt": ("events_corrupt", "Messages that were no events"),
+    "events_unsigned": ("events_unsigned", "Messages that none of this node's keys had signed, passed over"),
     "events_flushed": ("events_flushed", "Events never seen, made up for by a flush"),
     "events_repeated": ("events_repeated", "Events that came again"),
     "events_foreign": ("events_foreign", "Events of another epoch"),

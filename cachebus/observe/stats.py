@@ -113,6 +113,8 @@ class Stats:
     """Values that this node found not to be believed for that reason alone."""
     events_corrupt: int
     """Messages and log entries that were no events."""
+    events_unsigned: int
+    """Messages that none of this node's keys had signed, and that it passed over (Kafka)."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
     holes: int

@@ -154,7 +154,7 @@ class MemoryRig(StoreRig):
         await self.plant(key, b"\x00")
 
     async def leased(self, key: Key) -> bool:
-        return key.l2 in self.shard.leases and self.shard.leases[key.l2][2] > monotonic()
+        return key.l2 in self.shard.leases and self.shard.leases[key.l2][2] > self.shard.clock()
 
     async def lines(self) -> dict[str, int]:
         return {node: applied for node, (applied, _) in self.shard.nodes.items()}

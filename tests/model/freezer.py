@@ -6,19 +6,23 @@ from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
-from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now
+from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, frozen_marks, thawed_marks
 from tests.model.rig import Rig
 
 _SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "applied", "bound_s", "count", "epoch", "floor",
-    "foreign", "head", "index", "marks", "valid_until",
+    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count", "epoch",
+    "foreign", "head", "index", "left", "low", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
     "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "withheld", "watches", "on_applied",
-    "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until",
+    "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until", "about", "largest", "keep_alone",
 }  # fmt: skip
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
+
+
+def _may_come(shard: Shard) -> tuple[tuple[bytes, int], ...]:
+    return tuple(sorted((epoch, seq) for epoch, seq in shard.foreign.items() if epoch > shard.epoch))
 
 
 class Freezer:
@@ -35,8 +39,9 @@ class Freezer:
         """Make the node be in a state, at the moment NOW."""
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
-        shard.epoch, shard.applied, shard.head, shard.floor = view.epoch, view.applied, view.head, view.floor
-        shard.marks, shard.foreign = dict(view.marks), view.foreign
+        shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
+        shard.low, shard.marks, shard.foreign = dict(view.low), thawed_marks(view.marks), dict(view.foreign)
+        shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
         shard._owed.clear()
@@ -70,8 +75,8 @@ class Freezer:
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
             raise AssertionError("applied is beyond head, or an event waits behind no hole")
         view = View(
-            shard.epoch, shard.applied, shard.head, shard.floor, tuple(sorted(shard.marks.items())),
-            ahead_of_now(shard.valid_until), shard.foreign, tuple(sorted(shard._ahead)),
+            shard.epoch, shard.applied, shard.head, tuple(sorted(shard.low.items())), frozen_marks(shard.marks),
+            ahead_of_now(shard.valid_until), _may_come(shard), tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._owed),
             shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
         )  # fmt: skip
