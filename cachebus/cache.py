@@ -299,7 +299,7 @@ class Cache(Life):
         agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
         expires_in_s: float | None = None, request_id: Id | None = None,
     ) -> int:  # fmt: skip
-        """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires only if `expires_in_s` says so.
+        """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires if `expires_in_s` says so.
 
         With a `request_id` (an id like any other) a repetition within 60 s adds nothing. `L2Unavailable` leaves open
         whether it counted. `ValueError` for an amount that is no int, or that would carry it beyond 64 bits.

@@ -93,6 +93,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         guard_max_s=settings.guard_max_s,
         keep_alone=settings.keep_alone,
     )
+    for data_type in settings.policies:
+        node.declare(data_type)
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)
@@ -111,8 +113,11 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         hints=bus.in_store,
     )
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
-    writer = Writer(fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled)
-    heartbeat.repeat = writer.repeat
+    writer = Writer(
+        fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled,
+        resend_max_bytes=settings.resend_max_bytes,
+    )  # fmt: skip
+    heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
     planner = Planner(keyspace, cascades)
     return Parts(
         settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world

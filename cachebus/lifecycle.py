@@ -110,6 +110,11 @@ def figures(parts: Parts) -> Stats:
     )
 
 
+def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
+    parts.policies.register(data_type, policy)
+    parts.node.declare(data_type)
+
+
 class Life:
     """What every cache has beside its verbs: how it is opened, set up, looked at and closed."""
 
@@ -137,7 +142,7 @@ class Life:
         parts = build(self.settings, self._clock, self._world)
         self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
         for data_type, policy in self._policies.items():
-            parts.policies.register(data_type, policy)
+            _declare(parts, data_type, policy)
         for cascade in self._cascades:
             parts.cascades.register(cascade)
         if self.settings.enabled:
@@ -189,7 +194,7 @@ class Life:
             self._cascades.append(cascade)
         for data_type, policy in (policies or {}).items():
             if self._parts is not None:
-                self._parts.policies.register(data_type, policy)
+                _declare(self._parts, data_type, policy)
             self._policies[data_type] = policy
 
     async def probe(self) -> None:

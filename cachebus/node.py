@@ -18,7 +18,7 @@ from cachebus.coherence import BEYOND, NEVER, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
 from cachebus.keys import ALL_OF_SHARD, GIVEN, Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
-from cachebus.observe import Counters, ShardStats
+from cachebus.observe import OTHER, Counters, ShardStats
 from cachebus.ports import About, Caller, Change, Marks, ProbeReply
 from cachebus.record import Record
 from cachebus.withheld import Withheld
@@ -78,6 +78,8 @@ class Node:
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
+        self.born_us = [0] * shards
+        """When the shard's epoch began on its L2 server's clock; 0: unknown."""
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.watches = [Watch() for _ in range(shards)]
@@ -104,13 +106,22 @@ class Node:
         """The live group of a shard and data type: of what the lease covers, or of what lives by its own time only."""
         pair = self._groups[shard].get(data_type)
         if pair is None:
-            life = self._lives[shard]
-            pair = (
-                Group(shard, data_type, self._valid_until[shard], life, True),
-                Group(shard, data_type, INF, life, False),
+            name, life = self.counters.name_of(data_type), self._lives[shard]
+            pair = self._groups[shard].get(name) or (
+                Group(shard, name, self._valid_until[shard], life, True),
+                Group(shard, name, INF, life, False),
             )
-            self._groups[shard][data_type] = pair
+            self._groups[shard][name] = pair
         return pair[0] if leased else pair[1]
+
+    def declare(self, data_type: str) -> None:
+        """A type has a policy: it gets a group and counters of its own, however many types there are."""
+        if self.counters.declare(data_type):
+            # Its entries may lie in the others' groups: from there they move over one by one, as after a scope's drop.
+            for shard in range(len(self.shards)):
+                self._retire(shard, [OTHER])
+            for known in (self._with_contexts, self._with_tags):
+                known.update([(shard, data_type) for shard, name in known if name == OTHER])
 
     def _retire(self, shard: int, data_types: Sequence[str]) -> None:
         for data_type in data_types:
@@ -177,9 +188,13 @@ class Node:
         marking: list[str] = []
         passing: list[str] = []
         for scope in event.scopes:
-            needless = scope[0] == "I" and (shard, scope.split(GIVEN, 3)[2]) not in self._with_contexts
+            needless = scope[0] == "I" and not self._has_contexts(shard, scope.split(GIVEN, 3)[2])
             (passing if needless else marking).append(scope)
         return marking, passing
+
+    def _has_contexts(self, shard: int, data_type: str) -> bool:
+        known = self._with_contexts
+        return (shard, data_type) in known or (shard, OTHER) in known
 
     def _drop_keys(self, keys: Sequence[str], seq: int) -> None:
         entries = self.l1.entries
@@ -204,9 +219,10 @@ class Node:
             elif shape[:1] == "T":
                 found.update(t for s, t in self._with_contexts if s == shard)
             elif shape == "Y":
-                found.add(rest)
+                found.add(rest if rest in groups else OTHER)
             else:
                 data_type = rest.split(GIVEN, 2)[1] if GIVEN in rest else rest
+                data_type = data_type if data_type in groups else OTHER
                 if shape == "D" or (shard, data_type) in self._with_contexts:
                     found.add(data_type)
         return [data_type for data_type in found if data_type in groups]
@@ -240,6 +256,7 @@ class Node:
         self.void(shard, cause)
         marks = reply.marks or Marks({}, {})
         view.enter(reply.epoch, reply.seq, marks.by_bucket, marks.low, sent_at_s, asked)
+        self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
@@ -281,7 +298,7 @@ class Node:
         if entry is None:
             return None
         group = entry.group
-        live = self.group(key.shard, group.data_type, leased=group.leased)
+        live = self.group(key.shard, key.family.data_type, leased=group.leased)
         if group is live:
             return entry
         if self._replaced(entry):
@@ -339,9 +356,6 @@ class Node:
                 version=record.version, decode=decode,
             )  # fmt: skip
             fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
-        data_type = key.family.data_type
-        if record.tags:
-            self._with_tags.add((key.shard, data_type))
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
 
@@ -374,7 +388,9 @@ class Node:
     ) -> None:  # fmt: skip
         group = self.group(key.shard, key.family.data_type, leased=leased)
         if key.contexts != (None, None, None):
-            self._with_contexts.add((key.shard, key.family.data_type))
+            self._with_contexts.add((key.shard, group.data_type))
+        if extra is not None and extra.tags:
+            self._with_tags.add((key.shard, group.data_type))
         size = size_class(size + ENTRY_OVERHEAD_BYTES)
         self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
 

@@ -19,6 +19,7 @@ PREFIX = "CACHEBUS_"
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
 CLUSTER_SHARDS = 64
+RESEND_MAX_BYTES = 8 * 1024 * 1024
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
     )
     db_timeout_s: Seconds | None = Field(None, gt=0, description="how long the database lets a transaction live")
     pending_max: int = Field(0, ge=0, description="invalidations that may wait for L2 to come back; 0: they raise")
+    resend_max_bytes: int = Field(
+        RESEND_MAX_BYTES, ge=0, description="invalidations of the last minute, kept for a failover; 0: none are"
+    )
     l1_max_entries: int = Field(100_000, ge=0)
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
     lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")

@@ -200,9 +200,9 @@ class Side:
         return b"" if number < 0 else self.epochs[number]
 
     def record(self, told: dict[str, Any]) -> Record:
-        age_ms = AGES_MS[told["age"]]
+        age_ms = AGES_MS[told["age"]]  # the twin's clock begins with the machine, which may be younger than that
         return Record(
-            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and self.now_ms + age_ms,
+            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and max(1, self.now_ms + age_ms),
             tags=told["tags"], epoch=self.epoch(told["epoch"]).ljust(16, b"-"), seq=told["seq"],
             version=told["version"],
         )  # fmt: skip
@@ -255,7 +255,7 @@ class Side:
                 return where, reply.outcome, self.data(reply.record), round(reply.wait_ms / (2 * NEAR_MS))
             case Change():
                 return (self.number(reply.epoch), *reply[1:])
-            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name):
+            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name, _):
                 live = None if marks is None else {name: mark for name, mark in marks.items() if mark > floor}
                 return self.number(epoch), seq, floor, live, self.register(name)
             case Register():

@@ -229,7 +229,9 @@ def _end_with_lines_that_stand_still(
 def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
     watch.saw(reply.name, 0.0)
     watch.since_s = -INF
-    return judged(watch, reply._replace(lines=reply.lines or {"nobody": NodeLine(1 << 62, reply.epoch, 0)}), change, *rest)
+    return judged(
+        watch, reply._replace(lines=reply.lines or {"nobody": NodeLine(1 << 62, reply.epoch, 0)}), change, *rest
+    )
 
 
 _no = lambda *_, **__: False  # noqa: E731

@@ -6,16 +6,17 @@ from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
-from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, frozen_marks, thawed_marks
+from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
 
 _SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count", "epoch",
-    "foreign", "head", "index", "left", "low", "marks", "valid_until",
+    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
+    "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "withheld", "watches", "on_applied",
-    "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until", "about", "largest", "keep_alone",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
+    "on_applied", "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until", "about", "largest",
+    "keep_alone",
 }  # fmt: skip
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
@@ -40,7 +41,7 @@ class Freezer:
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
         shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
-        shard.low, shard.marks, shard.foreign = dict(view.low), thawed_marks(view.marks), dict(view.foreign)
+        shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)

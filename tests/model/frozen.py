@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from cachebus.marks import BucketMarks
+
 NOW = 100.0
 """What the clock shows whenever real code runs, in seconds; a tick is a second."""
 INF = float("inf")
@@ -24,13 +26,19 @@ Marked = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 def frozen_marks(marks: Mapping[str, Mapping[str, int]]) -> Marked:
     """The same, to be compared; in the order in which they would be forgotten."""
     return tuple(
-        (bucket, tuple(sorted(its.items(), key=lambda item: (item[1], item[0])))) for bucket, its in sorted(marks.items())
+        (bucket, tuple(sorted(its.items(), key=lambda item: (item[1], item[0]))))
+        for bucket, its in sorted(marks.items())
     )
 
 
 def thawed_marks(marks: Marked) -> dict[str, dict[str, int]]:
     """And back."""
     return {bucket: dict(its) for bucket, its in marks}
+
+
+def bucket_marks(marks: Marked) -> dict[str, BucketMarks]:
+    """As a node has them."""
+    return {bucket: BucketMarks(its) for bucket, its in marks}
 
 
 class Vault(NamedTuple):

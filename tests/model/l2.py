@@ -164,7 +164,11 @@ class L2:
         shard, marks = self._shard, self._shard.marks
         lines = sorted(shard.lines.items()) if self._lines else ()
         return Vault(
-            shard.server, shard.meta_server, shard.epoch, shard.seq, self._epochs,
+            shard.server,
+            shard.meta_server,
+            shard.epoch,
+            shard.seq,
+            self._epochs,
             marks=frozen_marks({bucket: its for bucket, its in marks.by_bucket.items() if its}),
             low=tuple(sorted(marks.low.items())),
             counted=tuple(sorted((bucket, count) for bucket, count in marks.counted.items() if count)),

@@ -31,7 +31,7 @@ from cachebus.ports import Leased, LeaseReply, ReadReply
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
-from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, thawed_marks
+from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
 from tests.model.l2 import OWN, Request, frozen, thawed
 from tests.model.setup import Setup
 
@@ -223,7 +223,7 @@ class Rig:
         shard = self.shard
         shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
-        shard.low, shard.marks = dict(began.low), thawed_marks(began.marks)
+        shard.low, shard.marks = dict(began.low), bucket_marks(began.marks)
         shard.foreign = dict(began.foreign)
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND

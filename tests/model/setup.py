@@ -129,9 +129,7 @@ SETUPS = {
         Setup("STRONG-BOUND", kinds="k", strong=True, waiter_bound=1.0, late=False, tokens=False, loads=()),
         Setup("GARBLED", invs=3, kinds="ks", garbles=1, late=False, tokens=False, loads=()),
         Setup("CONTEXTS", invs=2, kinds="s", shape="I", empty=True, loads=(1,), late=False),
-        Setup(
-            "CONTEXTS-OWN", invs=0, own=1, own_kinds="s", shape="I", empty=True, loads=(1,), outages=1, late=False
-        ),
+        Setup("CONTEXTS-OWN", invs=0, own=1, own_kinds="s", shape="I", empty=True, loads=(1,), outages=1, late=False),
         Setup("HEAL", invs=2, failovers=1, kinds="k", late=False, old=True, tokens=False, loads=(), heals=True),
         Setup("HEAL-LOG", invs=2, trims=1, late=False, tokens=False, loads=(), heals=True),
         *(

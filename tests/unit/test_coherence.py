@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.coherence import AHEAD_MAX, EPOCHS_MAX, NEVER, OWED_MAX, PRUNED_AT_ONCE, Heard, Probed, Reservation, Shard
+from cachebus.coherence import AHEAD_MAX, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
 from cachebus.keys import ALL_TENANTS, bucket_of
+from cachebus.marks import PRUNED_AT_ONCE, BucketMarks
 
 BOUND_S = 2.0
 EPOCH, OTHER = b"a" * 16, b"b" * 16
@@ -138,6 +139,17 @@ def test_marks_below_a_low_watermark_are_forgotten_some_at_a_time() -> None:
     for seq in range(count + 2, count + 7):
         Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
     assert set(shard.marks[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
+
+
+def test_a_scope_marked_over_and_over_takes_no_more_room_than_once() -> None:
+    marks = BucketMarks()
+    for seq in range(1, 5000):
+        marks.note("s", seq)
+        marks.note(f"t{seq % 7}", seq)
+        marks.prune(0, 2)
+        assert len(marks._seqs) == len(marks._names) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
+    marks.prune(4998, 0)
+    assert set(marks.values()) == {4999}
 
 
 def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None:
@@ -317,6 +329,7 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
     shard = entered()
     for drop in delivered:
         drop.into(shard)
+
     def state() -> tuple[object, ...]:
         marks = {bucket: dict(its) for bucket, its in shard.marks.items()}
         return shard.applied, shard.head, dict(shard.low), marks, shard.epoch, shard.valid_until, shard.count

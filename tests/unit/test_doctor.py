@@ -12,6 +12,7 @@ from cachebus.cli.doctor import durability, links, memory, namespace, timing
 from cachebus.cli.doctor.access import needed, rules
 from cachebus.cli.doctor.facts import Facts, Server, ShardFacts, Timing, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
+from cachebus.ports import About, NodeLine
 from cachebus.resp import Address
 
 Check = Callable[[Facts], Iterable[Finding]]

@@ -71,6 +71,16 @@ def test_names_can_be_told_from_the_l1_name_alone(given_parts: tuple[Any, ...]) 
     assert sum(map(key.l1.count, "\x1e\x1f")) == 5
 
 
+@given(inputs | st.tuples(st.just("system"), parts, st.none(), maybe, maybe, maybe))
+def test_a_key_can_be_made_again_from_its_l1_name(given_parts: tuple[Any, ...]) -> None:
+    key = space.key(*given_parts)
+    again = space.named(key.l1)
+    assert (again.l1, again.l2, again.shard, again.names) == (key.l1, key.l2, key.shard, key.names)
+    assert (again.resource_id, again.contexts) == (key.resource_id, key.contexts)
+    assert (again.family.tenant, again.family.data_type) == (key.family.tenant, key.family.data_type)
+    assert [level.l1 for level in again.levels()] == [level.l1 for level in key.levels()]
+
+
 @given(inputs, scopes)
 def test_a_key_lies_in_exactly_the_scopes_of_its_parts(given_parts: tuple[Any, ...], scope: tuple[Any, ...]) -> None:
     tenant, data_type, context, context_id = scope

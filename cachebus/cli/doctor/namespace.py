@@ -155,8 +155,8 @@ def marks(facts: Facts) -> Iterator[Finding]:
     if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
             "marks", Level.ADVICE, said,
-            "Past the limit the oldest marks of the bucket of tenants that has most are forgotten. What those tenants had "
-            "stored before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
+            "Past the limit the bucket of tenants that has most marks loses its oldest. What those tenants had stored "
+            "before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
             otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
         )  # fmt: skip
     else:
