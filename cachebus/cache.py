@@ -286,7 +286,8 @@ class Cache(Life):
             raise ValueError("tags and scopes must be sequences")
         tenant = tenant_of(targets[0][0] if targets else "", tenant_id)
         plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
-        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s)
+        largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
+        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)
         return WriteGuard(
             parts.writer, parts.node, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
         )

@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     close_timeout_s: Seconds = Field(5.0, ge=0, description="closing waits this long for loads under way")
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
     on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
-    guard_max_s: Seconds = Field(60.0, ge=0, description="the longest write guard; the same on all nodes; 0: none")
+    guard_max_s: Seconds = Field(
+        60.0, ge=0, description="the longest write guard; of several nodes' the largest counts; 0: none"
+    )
     db_timeout_s: Seconds | None = Field(None, gt=0, description="how long the database lets a transaction live")
     pending_max: int = Field(0, ge=0, description="invalidations that may wait for L2 to come back; 0: they raise")
     resend_max_bytes: int = Field(
