@@ -13,7 +13,7 @@ from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
-from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
+from cachebus.coherence import BEYOND, NEVER, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
 from cachebus.keys import Key, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
@@ -32,7 +32,7 @@ class Details:
     __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
 
     def __init__(
-        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = 0.0,
+        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = NEVER,
         tags: Sequence[str] = (), version: bytes = b"", decode: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         self.absent = absent
@@ -108,7 +108,7 @@ class Node:
                 self.untidy = True
                 counters = self.counters.of(data_type)
                 for group in pair:
-                    group.valid_until = 0.0
+                    group.valid_until = NEVER
                     counters.l1_hits += group.hits
                     group.hits = 0
 
@@ -293,7 +293,7 @@ class Node:
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
             )  # fmt: skip
-            fast_until = 0.0 if record.flags or decode is not None else min(expires, soft)
+            fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
         data_type = key.family.data_type
         if record.tags:
             self._with_tags.add((key.shard, data_type))
@@ -314,7 +314,7 @@ class Node:
             return
         if view.admits(reservation, key.l1, key.names if view.marks else (), view.epoch, reservation.applied):
             until = grid(read_started_s + self.bound_s, self.bound_s)
-            self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)
+            self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(
         self, key: Key, value: object, fast_until: float, seq: int, read_until: float, expires: float,
@@ -337,7 +337,7 @@ class Node:
             if live is None or group is not live[not group.leased]:
                 return self._replaced(entry)
             extra = details(entry)
-            keep = 0.0 if extra is None else extra.keep_until
+            keep = NEVER if extra is None else extra.keep_until
             return now >= entry.expires and now >= keep
 
         return self.l1.sweep(dead, self.clock)

@@ -152,7 +152,7 @@ class Reader:
             return {}
         for level, value in zip(levels, values, strict=True):
             if value is MISSING and use_memory:
-                self._node.admit_absent(level, reservation, min(started_s, max(shard.vouched_s, 0.0)))
+                self._node.admit_absent(level, reservation, min(started_s, shard.vouched_s))
         return {level.l1: value for level, value in zip(levels, values, strict=True)}
 
     def _tolerated(self) -> bool:

@@ -6,7 +6,7 @@ from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
-from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now
+from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now
 from tests.model.rig import Rig
 
 _SLOTS = {
@@ -57,7 +57,7 @@ class Freezer:
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
-            group = Group(0, data_type, 0.0, LIFE if held.place == 1 else LIFE - 1, held.leased)
+            group = Group(0, data_type, NEVER, LIFE if held.place == 1 else LIFE - 1, held.leased)
         else:
             group = self._rig.node._groups[0][data_type][not held.leased]
         extra = None if held.tags is None else Details(keep_until=INF, tags=held.tags, version=b"\0" * 8)
@@ -91,7 +91,7 @@ class Freezer:
         group, extra = entry.group, details(entry)
         live = self._rig.node._groups[0].get(group.data_type)
         place = 0 if live is not None and group is live[not group.leased] else 1
-        if place and group.valid_until:
+        if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
         if group.generation != self._rig.node._lives[0]:
             place = 2
