@@ -113,19 +113,25 @@ class ResendBuffer:
             raise
 
     def _plans(self, entries: list[Entry]) -> Iterator[Plan]:
-        """As few plans as address the same, each small enough for one step of L2. Keys are made as they are needed: a
-        full buffer holds a quarter of a million, which would stall the loop."""
-        keys: dict[str, None] = {}
-        names: dict[str, None] = {}
+        """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2. All
+        is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop."""
+        told: set[str] = set()  # of both kinds: a scope's name has fewer separators than any key's
+        plan: Plan | None = None
         for entry in entries:
-            its_keys, its_names = _unpack(entry.packed)
-            keys.update(dict.fromkeys(its_keys))
-            names.update(dict.fromkeys(its_names))
-        all_keys, all_names = list(keys), list(names)
-        for at in range(0, max(len(all_keys), len(all_names)), AT_ONCE):
-            plan = Plan(entries[0].shard)
-            plan.keys += map(self._keyspace.named, all_keys[at : at + AT_ONCE])
-            plan.names += all_names[at : at + AT_ONCE]
+            keys, names = _unpack(entry.packed)
+            for at, name in enumerate((*keys, *names)):
+                if name in told:
+                    continue
+                told.add(name)
+                plan = plan or Plan(entry.shard)
+                if at < len(keys):
+                    plan.keys.append(self._keyspace.named(name))
+                else:
+                    plan.names.append(name)
+                if AT_ONCE in (len(plan.keys), len(plan.names)):
+                    yield plan
+                    plan = None
+        if plan is not None:
             yield plan
 
     def _replace(self, entries: list[Entry]) -> None:

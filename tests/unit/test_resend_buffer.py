@@ -135,8 +135,12 @@ def test_much_is_repeated_in_parts() -> None:
         buffer.note(plan(*map(str, range(at, at + 100)), names=[str(at)]), OLD, clock())
     with buffer.lost(0, NEW, EVER) as plans:
         found = list(plans)
-    assert [len(each.keys) for each in found] == [AT_ONCE] * 3
+    assert [len(each.keys) for each in found] == [AT_ONCE] * 3 + [0], "the last has the last name"
     assert [key.resource_id for each in found for key in each.keys] == list(map(str, range(3 * AT_ONCE)))
+    assert [name for each in found for name in each.names] == [str(at) for at in range(0, 3 * AT_ONCE, 100)]
+    buffer.note(plan(*map(str, range(3 * AT_ONCE)), names=map(str, range(AT_ONCE + 1))), OLD, clock())
+    with buffer.lost(0, NEW, EVER) as plans:
+        assert [(len(each.keys), len(each.names)) for each in plans] == [(500, 0)] * 3 + [(0, 500), (0, 1)]
 
 
 def test_too_much_loses_the_oldest_which_is_counted_and_told_once_a_minute() -> None:
