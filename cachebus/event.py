@@ -126,8 +126,10 @@ def encode(epoch: bytes, seq: int, published_us: int, body: bytes) -> bytes:
     return encode_head(epoch, seq, published_us, body) + body
 
 
-def with_head(head: bytes, parts: Sequence[Part]) -> Event:
-    """The event of a head that a script has just made around these parts."""
+def with_head(head: bytes, body: bytes, parts: Sequence[Part]) -> Event:
+    """The event of a head that a script has just made around a body of these parts; `CorruptEvent`."""
+    if len(head) != HEAD_BYTES or _check(head[:_CHECK_AT] + body[: _CRC.size]) != head[_CHECK_AT:]:
+        raise CorruptEvent("its head is damaged")
     _, flags, epoch, seq, published_us, bucket, low = _FIELDS.unpack_from(head)
     return Event(epoch, seq, published_us, parts, left_out=bool(flags & LEFT_OUT), bucket=bucket.decode(), low=low)
 

@@ -129,7 +129,7 @@ class Node:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
         return heard
 
-    def wrote(self, shard: int, change: Change, part: events.Part) -> None:
+    def wrote(self, shard: int, change: Change, body: bytes, part: events.Part) -> None:
         """Apply an own write, of which L2 has just replied, before its caller is told. In another epoch than this
         node's nothing that it holds of the shard may be believed: the write must hold here at once."""
         if not change.head:
@@ -137,7 +137,13 @@ class Node:
         if change.epoch != self.shards[shard].epoch:
             self.void(shard, "epoch")
             return
-        self.hear(shard, events.with_head(change.head, [part]))
+        try:
+            event = events.with_head(change.head, body, [part])
+        except events.CorruptEvent:
+            self.counters.events_corrupt += 1
+            self.void(shard, "corrupt")
+        else:
+            self.hear(shard, event)
 
     def _drop_keys(self, keys: Sequence[str], seq: int) -> None:
         entries = self.l1.entries

@@ -190,15 +190,15 @@ class Writer:
 
     async def _happened(self, plan: Plan, change: Change, body: bytes, called_s: float) -> None:
         """L2 has it: this node applies it, and may repeat it; then the bus, where the script did not publish."""
-        self._apply(plan, change)
+        self._apply(plan, change, body)
         self.resend_buffer.note(plan, change.epoch, called_s)
         if self._bus.in_store:
             return
         await self._bus.publish(plan.shard, change.head + body)
 
-    def _apply(self, plan: Plan, change: Change) -> None:
+    def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
         """Own events count before the call returns."""
-        self._node.wrote(plan.shard, change, events.Part([key.l1 for key in plan.keys], plan.names))
+        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.names))
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
 

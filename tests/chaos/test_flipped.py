@@ -248,3 +248,29 @@ async def _flipped_in_the_log(writer: Cache, reader: Cache, call: Any, log: str,
         del asked.log
     heartbeat.nudge(0)
     return receipt
+
+
+async def test_a_flipped_bit_in_the_head_that_answers_an_own_write_costs_the_shards_memory_and_no_promise() -> None:
+    """The reply to a write has the event's head: damaged, it would stand for another event than the one that is there."""
+    for bit in range(8 * events.HEAD_BYTES):
+        async with Fleet(2) as fleet:
+            a, b = fleet.caches
+            await a.set("config", "other", "kept", "acme")
+            await a.set("config", "x", "old", "acme")
+            shard = fleet.world.shards[0]
+            announced = shard.announce
+
+            def flipped(names: Sequence[str], body: bytes, bit: int = bit, announced: Any = announced) -> bytes:
+                head = bytearray(announced(names, body))
+                head[bit // 8] ^= 1 << bit % 8
+                return bytes(head)
+
+            shard.announce = flipped  # type: ignore[method-assign]
+            await a.invalidate("config", "x", "acme")
+            shard.announce = announced  # type: ignore[method-assign]
+            assert await a.get("config", "x", "acme") is None
+            assert a.stats().events_corrupt == 1
+            await b.set("config", "other", "new", "acme")
+            await fleet.settle()
+            await fleet.probe()
+            assert await a.get("config", "other", "acme") == "new"

@@ -106,8 +106,8 @@ def _pass_all_ids_by(groups: Groups, shard: int, scopes: Any) -> Any:
     return [scope for scope in scopes if scope not in ids], ids
 
 
-def _wrote_anywhere(node: Node, shard: int, change: Any, part: Any) -> None:
-    node.hear(shard, events.with_head(change.head, [part]))
+def _wrote_anywhere(node: Node, shard: int, change: Any, body: bytes, part: Any) -> None:
+    node.hear(shard, events.with_head(change.head, body, [part]))
 
 
 def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:

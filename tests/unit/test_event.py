@@ -49,7 +49,7 @@ def test_a_head_with_its_parts_is_what_others_read(
     """The node that has written builds the event of the script's reply, and nobody has to decode the body."""
     body = events.encode_body(made)
     head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
-    assert fields(events.with_head(head, made)) == fields(events.decode(head + body))
+    assert fields(events.with_head(head, body, made)) == fields(events.decode(head + body))
 
 
 @given(epochs, u64, u64, parts)

@@ -94,7 +94,7 @@ def test_an_event_of_two_parts() -> None:
     assert (event.epoch, event.seq, event.published_us) == (EPOCH, 258, 1_700_000_000_123_456)
     assert (event.bucket, event.low, event.left_out) == ("**", 7, False)
     assert event.asks_for_probe
-    assert parts_of(event) == parts_of(events.with_head(head, [ONE, OTHER]))
+    assert parts_of(event) == parts_of(events.with_head(head, body, [ONE, OTHER]))
     assert (event.keys, event.scopes) == (ONE.keys, [*ONE.scopes, *OTHER.scopes])
     assert (event.origin, OTHER.reason, OTHER.trace) == ("", "nightly import", "4bf9")
     assert events.place(bytes.fromhex(EVENT)) == (EPOCH, 258)
