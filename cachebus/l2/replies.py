@@ -46,12 +46,8 @@ def node_line(data: bytes) -> NodeLine:
         line = _decode_line(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NodeLine(0, b"", 0)
-    return NodeLine(
-        line.applied,
-        line.epoch.encode(),
-        line.at_us,
-        About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items())),
-    )
+    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()))
+    return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
 
 
 def nodes_of(reply: Sequence[Any]) -> NodesReply:
@@ -59,18 +55,14 @@ def nodes_of(reply: Sequence[Any]) -> NodesReply:
     epoch, _, bound_ms, flat = reply[:4]
     lines = dict(zip(flat[::2], flat[1::2], strict=True))
     name = lines.pop(NAME, b"")
-    return NodesReply(
-        epoch,
-        name,
-        min(bound_ms, BOUND_MAX_MS),
-        {node.decode(errors="replace"): node_line(line) for node, line in lines.items()},
-    )
+    known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
+    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known)
 
 
 class BucketState(NamedTuple):
     """What is counted of a bucket's marks: how many there are, the size of their names, and the low watermark."""
 
-    count: int
+    members: int
     size: int
     low: int
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.l2.replies import line_rest, log_seq, marks_of, message_of, node_line, nodes_of
+from cachebus import ConfigError, Settings
+from cachebus.l2.replies import BOUND_MAX_MS, line_rest, log_seq, marks_of, message_of, node_line, nodes_of
 from cachebus.ports import About, NodeLine
 
 u63 = st.integers(0, 2**63 - 1)
 more = st.dictionaries(st.text(max_size=9), st.integers(0, 9) | st.text(max_size=9) | st.booleans(), max_size=4)
-abouts = st.builds(About, u63, u63, more.map(lambda found: tuple(found.items())))
+abouts = st.builds(About, st.integers(0, BOUND_MAX_MS), u63, more.map(lambda found: tuple(found.items())))
 EPOCH = b"0123456789abcdef"
 
 
@@ -29,6 +30,15 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
     line = whole_line(applied, epoch, at_us, line_rest(about))
     assert node_line(line) == NodeLine(applied, epoch, at_us, about)
     assert set(msgspec.msgpack.decode(line)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
+
+
+def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
+    line = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
+    assert node_line(msgspec.msgpack.encode(line)).about.bound_ms == BOUND_MAX_MS
+    assert nodes_of([b"e", 7, 2**50, []]).bound_ms == BOUND_MAX_MS
+    assert Settings(staleness_bound_s=BOUND_MAX_MS / 1000).staleness_bound_s * 1000 == BOUND_MAX_MS
+    with pytest.raises(ConfigError):
+        Settings(staleness_bound_s=BOUND_MAX_MS / 1000 + 1)
 
 
 def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:

@@ -41,7 +41,7 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     told = texts(flat)
     packed, _ = await asker.ask("HGETALL", names.buckets)
     buckets = buckets_of(packed or ())
-    counts = [(await asker.ask("ZCARD", names.marks(bucket)))[0] for bucket, its in buckets.items() if its.count]
+    counts = [(await asker.ask("ZCARD", names.marks(bucket)))[0] for bucket, its in buckets.items() if its.members]
     oldest, _ = await asker.ask("XRANGE", names.log, "-", "+", "COUNT", 1)
     # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
     newest, _ = await asker.ask("XRANGE", names.log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
@@ -126,10 +126,9 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
     if not shard.meta:
         return False
     moved = replid is not None and shard.meta.get("server") != replid
-    counted = sum(bucket.count for bucket in shard.buckets.values())
-    return (
-        moved or (shard.marks is not None and counted != shard.marks) or ("marks" in shard.meta and not shard.buckets)
-    )
+    lost = "marks" in shard.meta and not shard.buckets
+    counted = sum(bucket.members for bucket in shard.buckets.values())
+    return moved or lost or (shard.marks is not None and counted != shard.marks)
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
