@@ -15,7 +15,7 @@ became of it. D is the largest that any node of the fleet has. An earlier end mu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from cachebus.clock import Clock
@@ -26,6 +26,9 @@ PROMPT_LOOKS = 4
 """Looks without a pause between them: each takes about as long as the event takes to the nodes."""
 PAUSE_FIRST_S = 0.001
 PAUSE_MAX_S = 0.05
+FEW = 4
+GAP_S = 0.002
+"""Between two looks at a shard for which more than a few wait: they ask no more than 500 times a second."""
 NAMES: frozenset[str | None] = frozenset({None, "nodes"})
 
 
@@ -80,6 +83,31 @@ def judged(watch: Watch, reply: NodesReply, change: Change, bound_s: float, now_
     return Confirmed(tuple(confirmed), tuple(lapsed)), complete and not lapsed
 
 
+class _Looks:
+    """The looks of one process at one shard's lines: one at a time, shared by all who had asked when it began."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._begun = 0
+        self._found: tuple[int, NodesReply] | None = None
+
+    async def look(self, ask: Callable[[], Awaitable[NodesReply]]) -> NodesReply:
+        """The lines as they are after this call; what `ask` raises."""
+        asked_at = self._begun
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if self._found is None or self._found[0] <= asked_at:
+                    if self._waiting > FEW:
+                        await asyncio.sleep(GAP_S)
+                    self._begun += 1
+                    self._found = self._begun, await ask()
+                return self._found[1]
+        finally:
+            self._waiting -= 1
+
+
 class Confirmer:
     """Waits for the nodes, of a store that somebody else has opened."""
 
@@ -88,6 +116,7 @@ class Confirmer:
         self._clock = clock
         self._bound_s = bound_s
         self._watches = watches
+        self._looks = [_Looks() for _ in watches]
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
         """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
@@ -98,7 +127,7 @@ class Confirmer:
         while (left_s := began_s + bound_s - self._clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    reply = await self._store.nodes(shard, caller())
+                    reply = await self._looks[shard].look(lambda: self._store.nodes(shard, caller()))
             except (CacheBusError, TimeoutError):
                 looks = PROMPT_LOOKS
             else:

@@ -49,6 +49,7 @@ class DirectProducer(Producer):
         self._store: Store | None = None
         self._publisher: Publisher | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
+        self._confirmer: Confirmer | None = None
         self._counters = Counters()
         self._resend_buffer = ResendBuffer(
             monotonic, Keyspace(self.settings.shards), self.settings.resend_max_bytes, self._counters
@@ -87,7 +88,7 @@ class DirectProducer(Producer):
 
     async def aclose(self) -> None:
         """Give the connection back. Closing twice is harmless."""
-        store, self._store = self._store, None
+        store, self._store, self._confirmer = self._store, None, None
         publisher, self._publisher = self._publisher, None
         if self._timer is not None:
             self._timer.cancel()
@@ -107,8 +108,7 @@ class DirectProducer(Producer):
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
         nodes = Confirmed()
         if wait:
-            confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
-            nodes = await confirmer.wait(plan.shard, change, lambda: _NOBODY)
+            nodes = await self._waits(store).wait(plan.shard, change, lambda: _NOBODY)
         return Receipt(
             plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
             confirmed=nodes.confirmed, lapsed=nodes.lapsed,
@@ -164,6 +164,11 @@ class DirectProducer(Producer):
         except BaseException:
             self._epochs[shard] = b""  # none: also for who has called meanwhile, and believed all to be repeated
             raise
+
+    def _waits(self, store: Store) -> Confirmer:
+        if self._confirmer is None:
+            self._confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
+        return self._confirmer
 
     def _live(self) -> Store:
         if self._store is None:

@@ -174,3 +174,30 @@ async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
             clock.advance(D_S)
             await waiting
             fleet.away = False
+
+
+async def test_however_many_wait_they_look_together() -> None:
+    clock = FakeClock()
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+        a = fleet.caches[0]
+        store = fleet.caches[0]._parts.store  # type: ignore[union-attr]
+        looks, nodes = 0, store.nodes
+
+        async def counted(shard: int, caller: Caller) -> NodesReply:
+            nonlocal looks
+            looks += 1
+            await asyncio.sleep(0)
+            return await nodes(shard, caller)
+
+        store.nodes = counted  # type: ignore[method-assign]
+        waiting = [asyncio.create_task(a.invalidate("config", n, "acme", wait="nodes")) for n in range(300)]
+        for _ in range(40):
+            await asyncio.sleep(0.002)
+        assert not any(task.done() for task in waiting), "they wait for those whom nobody has seen"
+        assert 2 <= looks <= 60
+        for task in waiting[:100]:
+            task.cancel()
+        clock.advance(D_S)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in found[:100])
+        assert all(len(one.confirmed) == 2 for one in found[100:])  # type: ignore[union-attr]
