@@ -1,0 +1,140 @@
+"""Single flight: one load a key and node, however many ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from cachebus.clock import Clock
+from cachebus.errors import L2Unavailable
+from cachebus.freshness import Fallback, Freshness
+from cachebus.request import Found, Request
+
+Fly = Callable[["Flight"], Coroutine[object, object, Found]]
+
+
+class Flight:
+    """One load under way, and what those who share it have asked for. It ends when done, or when nobody waits for it any
+    more. It alone says who may join it."""
+
+    __slots__ = ("_clock", "_kept", "_leaving", "_task", "_waiting", "fallback", "fresh", "request", "tags", "ttl_s")
+
+    def __init__(self, request: Request, fresh: Freshness, clock: Clock) -> None:
+        self.request = request
+        """Of whoever began it."""
+        self.fresh = fresh
+        self.fallback: Fallback | None = None
+        """An expired value for when the load fails or is slow."""
+        self.tags = list(dict.fromkeys(request.tags))
+        """Of all who joined before the value was made; so is the shortest time to live, in seconds; None is the type's."""
+        self.ttl_s = request.ttl_s
+        self._clock = clock
+        self._waiting = 0
+        self._kept = self._leaving = False
+        self._task: asyncio.Task[Found]
+
+    def start(self, fly: Fly) -> asyncio.Task[Found]:
+        """Begin, in a task of its own."""
+        self._task = asyncio.create_task(fly(self), name="cachebus-flight")
+        return self._task
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or is ending: whoever comes now is too late."""
+        return self._leaving or self._task.done() or self._task.cancelling() > 0
+
+    def joinable(self, request: Request) -> bool:
+        """Whether a caller that comes now may share it: it goes on, nothing replaced what it loads since, it is no older
+        than D or the lease allow; with a token only if this node has applied it (then an older one does not hold)."""
+        return (
+            not self.over
+            and self.fresh.reaches(request.after)
+            and self.fresh.knows(request.tags)
+            and self.fresh.holds(self._clock())
+        )
+
+    def add(self, request: Request) -> None:
+        """A caller shares it: what it has asked for counts too."""
+        new = [tag for tag in request.tags if tag not in self.tags]
+        if new:
+            self.tags += new
+            self.fresh.heed(new)
+        if request.ttl_s is not None:
+            self.ttl_s = request.ttl_s if self.ttl_s is None else min(self.ttl_s, request.ttl_s)
+
+    def keep(self) -> None:
+        """Go on in the background even when nobody waits."""
+        self._kept = True
+
+    def substitute(self) -> Found | None:
+        """The expired value, if it may be served now."""
+        fallback = self.fallback
+        return fallback.found if fallback is not None and fallback.usable(self._clock()) else None
+
+    async def wait(self, soft_s: float | None = None) -> Found:
+        """The result; or with `soft_s` seconds gone, and a fallback that may be served, that.
+
+        A caller that is cancelled leaves; the last one to leave ends the load.
+        """
+        self._waiting += 1
+        try:
+            if soft_s is not None and self.fallback is not None:
+                await asyncio.wait([self._task], timeout=soft_s)
+                stale = None if self._task.done() else self.substitute()
+                if stale is not None:
+                    self.keep()
+                    return stale
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if self._task.cancelled() and me is not None and not me.cancelling():
+                raise L2Unavailable("the cache was closed while this load was under way") from None
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._kept and not self._task.done():
+                self._leaving = True
+                self._task.cancel()
+
+
+class Flights:
+    """The loads under way on this node, by L1 key."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, Flight] = {}
+        self._tasks: set[asyncio.Task[Found]] = set()
+        self.alone: dict[str, Flight] = {}
+        """Those that go to the source without L2."""
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def find(self, name: str) -> Flight | None:
+        """The flight under way, which the caller may join if it suits it."""
+        return self._flights.get(name)
+
+    def begin(self, name: str, flight: Flight, fly: Fly) -> None:
+        """Start a flight; a newer one of the same name takes its place for those who come later."""
+        task = flight.start(fly)
+        self._flights[name] = flight
+        self._tasks.add(task)
+
+        def landed(task: asyncio.Task[Found]) -> None:
+            self._tasks.discard(task)
+            if self._flights.get(name) is flight:
+                del self._flights[name]
+            if not task.cancelled():
+                task.exception()  # seen: those who waited have it, and a background load has logged it
+
+        task.add_done_callback(landed)
+
+    async def close(self, timeout_s: float) -> None:
+        """Let flights end within `timeout_s`, then cancel what is left; at once if this is itself cancelled."""
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=timeout_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

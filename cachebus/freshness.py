@@ -1,0 +1,73 @@
+"""How fresh a value is that several callers may be given, and until when it may be handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cachebus.coherence import Shard
+from cachebus.keys import Key
+from cachebus.ports import Place
+from cachebus.request import Found
+
+
+class Freshness:
+    """What a shard stood for when a value was asked for. It holds as long as nothing has replaced the value since, and
+    a value of its age could be served from L1: under the coherence lease, or within D of `as_of_s`."""
+
+    __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_standing", "_until_s")
+
+    def __init__(self, shard: Shard, key: Key, tags: Sequence[str], as_of_s: float) -> None:
+        """`as_of_s`: how fresh the value is at least, on this node's clock; `tags`: names of their marks."""
+        self._shard, self._key = shard, key
+        self._reservation = shard.reserve()
+        self._standing = shard.standing(key.family.bucket, (*key.names, *tags))
+        self._as_of_s = as_of_s
+        self._until_s = float("inf")
+
+    def begin_anew(self, as_of_s: float) -> None:
+        """What is asked for from now on is as fresh as this; what was invalidated since the first question still counts."""
+        self._as_of_s = as_of_s
+
+    def end_at(self, until_s: float) -> None:
+        """It holds no longer than that."""
+        self._until_s = until_s
+
+    def heed(self, tags: Sequence[str]) -> None:
+        """The value carries these tags too: it holds no longer once one of them is invalidated."""
+        more = self._shard.standing(self._key.family.bucket, tags)
+        self._standing = self._standing._replace(marks={**self._standing.marks, **more.marks})
+
+    def knows(self, tags: Sequence[str]) -> bool:
+        """Whether it covers these tags, or could: none of them was invalidated since it began."""
+        noted = self._standing.marks
+        new = [tag for tag in tags if tag not in noted]
+        if not new:
+            return True
+        marks = self._shard.standing(self._key.family.bucket, new).marks
+        return all(mark <= self._reservation.applied for mark in marks.values())
+
+    def holds(self, now_s: float) -> bool:
+        """Whether the value may be given to somebody who comes now."""
+        shard, began = self._shard, self._reservation
+        if began.epoch != shard.epoch or shard.marked(began, self._key.l1, began.applied, self._key.everywhere):
+            return False
+        if not shard.unmoved(self._key.family.bucket, self._standing):
+            return False
+        return now_s < self._until_s and (now_s < shard.valid_until or now_s < self._as_of_s + shard.bound_s)
+
+    def reaches(self, after: Place | None) -> bool:
+        """Whether this node has applied what a token stands for; then whatever is older does not hold."""
+        return after is None or self._shard.honours(after.epoch, after.seq)
+
+
+class Fallback(NamedTuple):
+    """An expired value for when the source fails or is slow, with a freshness of its own: however long the load goes
+    on, it is not served for longer than it could be from L1."""
+
+    found: Found
+    fresh: Freshness
+
+    def usable(self, now_s: float) -> bool:
+        """Whether it may be served now."""
+        return self.fresh.holds(now_s)

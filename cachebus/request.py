@@ -1,0 +1,63 @@
+"""What a caller of a load asks for, and what a load gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NamedTuple
+
+from cachebus.keys import Key
+from cachebus.policy import Rules
+from cachebus.ports import Place
+
+
+class Loaded(NamedTuple):
+    """What a source gave: None means not found; `source` says which ("database", "generation"). `refused`: why the
+    value is not to be cached."""
+
+    value: object
+    source: str = "database"
+    db_ms: float = 0.0
+    generation_ms: float = 0.0
+    error: BaseException | None = None
+    refused: Exception | None = None
+
+
+Load = Callable[[], Coroutine[object, object, Loaded]]
+
+
+class Request(NamedTuple):
+    """A read that may load. Tags, ttl and rules count for the load that makes the value; on a hit they are ignored."""
+
+    key: Key
+    load: Load
+    rules: Rules
+    after: Place | None = None
+    """The read must see what a session token stands for."""
+    search: bool = False
+    ttl_s: float | None = None
+    """Seconds; None is the type's."""
+    tags: Sequence[str] = ()
+    """Names of the tags' marks."""
+    use_memory: bool = True
+
+    @property
+    def enters(self) -> bool:
+        """Whether what it reads may enter L1."""
+        return self.use_memory and self.rules.l1
+
+
+class Found(NamedTuple):
+    """What a read gave, and from where: `level` "l1", "l2" or None; `loaded` when it came from the source."""
+
+    value: object
+    level: str | None
+    loaded: Loaded | None = None
+    stale: bool = False
+    serialization_error: bool = False
+    copy: Callable[[], object] | None = None
+    """Makes a value of its own for each caller, where the policy wants that."""
+
+    @property
+    def handed_out(self) -> Found:
+        """The same for one caller of several."""
+        return self if self.copy is None else self._replace(value=self.copy())
