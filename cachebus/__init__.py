@@ -20,10 +20,10 @@ from cachebus.errors import (
 )
 from cachebus.fetch import MISSING
 from cachebus.guard import WriteGuard
+from cachebus.hashing import generate_resource_id_hash
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
-    generate_resource_id_hash,
     get_counter,
     get_with_cache_aside,
     increment_counter,

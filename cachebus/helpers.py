@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import msgspec
-
 from cachebus import context, values
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.errors import L2Unavailable, NotSerializable
+from cachebus.errors import L2Unavailable
 from cachebus.fill import Found, Loaded
+from cachebus.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.manager import CacheManager, current_cache
 from cachebus.naming import Template
 from cachebus.plan import coordinated, target
@@ -288,18 +286,6 @@ async def get_counter(
 
 
 # -- odds and ends ---------------------------------------------------------------------------------------
-
-
-def generate_resource_id_hash(*parts: object) -> str:
-    """A stable resource id (32 hex digits) for any plain values: the same in every process and version.
-
-    Mappings are hashed without regard to order; `1`, `"1"` and `1.0` differ. `NotSerializable` for other things.
-    """
-    try:
-        data = msgspec.msgpack.encode([[type(part).__name__, part] for part in parts], order="deterministic")
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise NotSerializable(f"a part can't be hashed: {error}") from None
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
