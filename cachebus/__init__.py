@@ -44,6 +44,7 @@ from cachebus.policy import (
 )
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.templates import Template
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ __all__ = [
     "Receipt",
     "Settings",
     "Stats",
+    "Template",
     "TenantRequired",
     "ValueTooLarge",
     "WriteGuard",

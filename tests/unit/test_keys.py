@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.errors import InvalidKey, TenantRequired
-from cachebus.keys import KEY_MAX_BYTES, PART_MAX_BYTES, Keyspace, encoded, names_of, tag_name
+from cachebus.ids import PART_MAX_BYTES
+from cachebus.keys import KEY_MAX_BYTES, Keyspace, encoded, names_of, tag_name
 
 space = Keyspace(64)
 NAMES = ("data_type", "resource_id", "tenant_id", "agent_id", "conversation_id", "collection_id")
