@@ -334,6 +334,17 @@ async def test_the_policy_of_a_type_is_found_by_what_the_type_is(cache: Cache) -
             cache.rules(one)
 
 
+async def test_what_is_read_by_a_uuid_or_in_copies_stays_in_memory_as_long(cache: Cache) -> None:
+    """The fast path counts its hits for eviction; so does the other one."""
+    await cache.set("doc", HEX, 1, "acme")
+    await cache.set("copied", "1", [1], "acme")
+    for _ in range(5):
+        assert await cache.get("doc", UUID(HEX), "acme") == 1
+        assert await cache.get("copied", "1", "acme") == [1]
+    entries = cache._live().node.l1.entries
+    assert [entry.freq for entry in entries.values()] == [3, 3]
+
+
 async def test_a_producer_counts_ids_by_what_they_are(redis_url: str) -> None:
     async with nodes(redis_url, 1) as (cache,), DirectProducer.open(quick(redis_url)) as producer:
         for one, text in STAND_FOR:
