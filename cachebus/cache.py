@@ -286,7 +286,8 @@ class Cache(Life):
             raise ValueError("tags and scopes must be sequences")
         tenant = tenant_of(targets[0][0] if targets else "", tenant_id)
         plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
-        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s)
+        largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
+        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)
         return WriteGuard(
             parts.writer, parts.node, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
         )
@@ -298,7 +299,7 @@ class Cache(Life):
         agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
         expires_in_s: float | None = None, request_id: Id | None = None,
     ) -> int:  # fmt: skip
-        """Add to a counter of 64 bits in L2 and give its value. 0 reads it. Never expires unless `expires_in_s` says so.
+        """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires if `expires_in_s` says so.
 
         With a `request_id` (an id like any other) a repetition within 60 s adds nothing. `L2Unavailable` leaves open
         whether it counted. `ValueError` for an amount that is no int, or that would carry it beyond 64 bits.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cachebus.event import NO_BUCKET
 from cachebus.keys import ALL_TENANTS, bucket_of_name
+from cachebus.marks import BucketMarks
 
 NEVER = float("-inf")
 NO_EPOCH = b""
@@ -23,7 +24,6 @@ BEYOND = 1 << 62
 OWED_MAX = 16
 EPOCHS_MAX = 64
 """Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
-PRUNED_AT_ONCE = 64
 
 
 class Heard(Enum):
@@ -80,8 +80,8 @@ class Shard:
         """The highest seq heard of in this epoch."""
         self.low: dict[str, int] = {}
         """By bucket: its low watermark. Nothing older is believed, as its marks are forgotten."""
-        self.marks: dict[str, dict[str, int]] = {}
-        """By bucket: the seq of the last invalidation of each scope and tag, about in the order of their seqs."""
+        self.marks: dict[str, BucketMarks] = {}
+        """By bucket: the seq of the last invalidation of each scope and tag."""
         self.valid_until = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
         self.count = 0
@@ -151,28 +151,23 @@ class Shard:
         while len(journal) > self._journal_max:
             oldest = next(iter(journal))
             self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
+        touched: dict[str, int] = {}
         for scope in scopes:
             its = bucket_of_name(scope)
-            marks = self.marks.setdefault(its, {})
-            if seq > marks.get(scope, 0):
-                marks.pop(scope, None)
-                marks[scope] = seq
-            if its in self.low:
-                self._prune(its)
+            touched[its] = touched.get(its, 0) + 1
+            marks = self.marks.get(its)
+            if marks is None:
+                marks = self.marks[its] = BucketMarks()
+            marks.note(scope, seq)
         if bucket != NO_BUCKET and low > self.low.get(bucket, 0):
             self.low[bucket] = low
-            self._prune(bucket)
-
-    def _prune(self, bucket: str) -> None:
-        """Forget some of the marks that a bucket's low watermark stands for: more than come, never all at once."""
-        marks, low = self.marks.get(bucket), self.low[bucket]
-        for _ in range(PRUNED_AT_ONCE):
-            oldest = next(iter(marks), None) if marks else None
-            if marks is None or oldest is None or marks[oldest] > low:
-                break
-            del marks[oldest]
-        if not marks:
-            self.marks.pop(bucket, None)
+            touched.setdefault(bucket, 0)
+        for its, count in touched.items():
+            marks = self.marks.get(its)
+            if marks is not None:
+                marks.prune(self.low.get(its, 0), count)
+                if not marks:
+                    del self.marks[its]
 
     @property
     def hole(self) -> bool:
@@ -272,7 +267,7 @@ class Shard:
         self.left.pop(epoch, None)
         self.epoch = epoch
         joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
-        self.marks = {b: its for b, its in joined.items() if its}
+        self.marks = {b: BucketMarks(its.items()) for b, its in joined.items() if its}
         lacks = max(seq, self.foreign.pop(epoch, 0))
         self.head = max(self.head, lacks)
         while self.applied + 1 in self._ahead:
@@ -327,8 +322,8 @@ class Shard:
 
     def standing(self, bucket: str, names: Iterable[str]) -> Standing:
         """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
-        own, wide = self.marks.get(bucket, {}), self.marks.get(ALL_TENANTS, {})
-        marks = {name: max(own.get(name, 0), wide.get(name, 0)) for name in names}
+        found = [its for its in (self.marks.get(bucket), self.marks.get(ALL_TENANTS)) if its]
+        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in names}
         return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
 
     def unmoved(self, bucket: str, noted: Standing) -> bool:

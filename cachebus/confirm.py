@@ -15,7 +15,7 @@ became of it. D is the largest that any node of the fleet has. An earlier end mu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from cachebus.clock import Clock
@@ -26,6 +26,9 @@ PROMPT_LOOKS = 4
 """Looks without a pause between them: each takes about as long as the event takes to the nodes."""
 PAUSE_FIRST_S = 0.001
 PAUSE_MAX_S = 0.05
+FEW = 4
+GAP_S = 0.002
+"""Between two looks at a shard for which more than a few wait: they ask no more than 500 times a second."""
 NAMES: frozenset[str | None] = frozenset({None, "nodes"})
 
 
@@ -57,6 +60,11 @@ def check_wait(wait: str | None) -> None:
         raise ValueError('wait must be None or "nodes"')
 
 
+def first_bound_s(own_s: float, change: Change, caller: Caller) -> float:
+    """The largest staleness bound of the fleet as far as this process and the change's script have heard."""
+    return max(own_s, change.bound_ms / 1000, caller.bound_ms / 1000)
+
+
 def largest_bound_s(reply: NodesReply, own_s: float) -> float:
     """The largest staleness bound of the fleet: of this process, of every node whose line is there, or ever was."""
     return max(own_s, reply.bound_ms / 1000, *(line.about.bound_ms / 1000 for line in reply.lines.values()))
@@ -75,6 +83,31 @@ def judged(watch: Watch, reply: NodesReply, change: Change, bound_s: float, now_
     return Confirmed(tuple(confirmed), tuple(lapsed)), complete and not lapsed
 
 
+class _Looks:
+    """The looks of one process at one shard's lines: one at a time, shared by all who had asked when it began."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._begun = 0
+        self._found: tuple[int, NodesReply] | None = None
+
+    async def look(self, ask: Callable[[], Awaitable[NodesReply]]) -> NodesReply:
+        """The lines as they are after this call; what `ask` raises."""
+        asked_at = self._begun
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if self._found is None or self._found[0] <= asked_at:
+                    if self._waiting > FEW:
+                        await asyncio.sleep(GAP_S)
+                    self._begun += 1
+                    self._found = self._begun, await ask()
+                return self._found[1]
+        finally:
+            self._waiting -= 1
+
+
 class Confirmer:
     """Waits for the nodes, of a store that somebody else has opened."""
 
@@ -83,17 +116,18 @@ class Confirmer:
         self._clock = clock
         self._bound_s = bound_s
         self._watches = watches
+        self._looks = [_Looks() for _ in watches]
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
         """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
-        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2 meanwhile
-        changes nothing in that."""
-        began_s, bound_s = self._clock(), max(self._bound_s, change.bound_ms / 1000, caller().bound_ms / 1000)
+        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2
+        meanwhile changes nothing in that."""
+        began_s, bound_s = self._clock(), first_bound_s(self._bound_s, change, caller())
         found, looks, pause_s = Confirmed(), 0, PAUSE_FIRST_S
         while (left_s := began_s + bound_s - self._clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    reply = await self._store.nodes(shard, caller())
+                    reply = await self._looks[shard].look(lambda: self._store.nodes(shard, caller()))
             except (CacheBusError, TimeoutError):
                 looks = PROMPT_LOOKS
             else:

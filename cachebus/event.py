@@ -13,10 +13,10 @@ offset  bytes
 54      4     CRC-32 of the body
 58            body: msgpack [parts, more]
 ```
-The script makes the head; CRC and body are made by the one who invalidates. A part is one write: [keys, scopes, origin,
-reason, trace]. `keys` are names as in L1, `scopes` those of scopes and tags; origin, reason and trace are text, "" where
-nobody said. `more` is a map; `probe` in it asks every node to probe at once, since somebody waits for them. A reader passes
-over what it does not know: in `more`, at the end of a part, and at the end of the body.
+The script makes the head; CRC and body are made by the one who invalidates. A part is one write: [keys, scopes,
+origin, reason, trace]. `keys` are names as in L1, `scopes` those of scopes and tags; origin, reason and trace are text,
+"" where nobody said. `more` is a map; `probe` in it asks every node to probe at once, since somebody waits for them. A
+reader passes over what it does not know: in `more`, at the end of a part, and at the end of the body.
 
 A message is told by its first bytes. On the same channel "CBW" and a key's L1 name say: the fill that you waited for is
 there. Others are passed over.
@@ -69,8 +69,8 @@ class Event:
     __slots__ = ("bucket", "epoch", "keys", "left_out", "low", "more", "parts", "published_us", "scopes", "seq")
 
     def __init__(
-        self, epoch: bytes, seq: int, published_us: int, parts: Sequence[Part], *, more: Mapping[str, Any] | None = None,
-        left_out: bool = False, bucket: str = NO_BUCKET, low: int = 0,
+        self, epoch: bytes, seq: int, published_us: int, parts: Sequence[Part], *,
+        more: Mapping[str, Any] | None = None, left_out: bool = False, bucket: str = NO_BUCKET, low: int = 0,
     ) -> None:  # fmt: skip
         self.epoch, self.seq, self.published_us, self.parts = epoch, seq, published_us, parts
         self.more = more or {}
@@ -126,8 +126,10 @@ def encode(epoch: bytes, seq: int, published_us: int, body: bytes) -> bytes:
     return encode_head(epoch, seq, published_us, body) + body
 
 
-def with_head(head: bytes, parts: Sequence[Part]) -> Event:
-    """The event of a head that a script has just made around these parts."""
+def with_head(head: bytes, body: bytes, parts: Sequence[Part]) -> Event:
+    """The event of a head that a script has just made around a body of these parts; `CorruptEvent`."""
+    if len(head) != HEAD_BYTES or _check(head[:_CHECK_AT] + body[: _CRC.size]) != head[_CHECK_AT:]:
+        raise CorruptEvent("its head is damaged")
     _, flags, epoch, seq, published_us, bucket, low = _FIELDS.unpack_from(head)
     return Event(epoch, seq, published_us, parts, left_out=bool(flags & LEFT_OUT), bucket=bucket.decode(), low=low)
 

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.cascade import CascadeTable
@@ -92,6 +93,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         guard_max_s=settings.guard_max_s,
         keep_alone=settings.keep_alone,
     )
+    for data_type in settings.policies:
+        node.groups.declare(data_type)
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)
@@ -110,8 +113,11 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         hints=bus.in_store,
     )
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
-    writer = Writer(fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled)
-    heartbeat.repeat = writer.repeat
+    writer = Writer(
+        fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled,
+        resend_max_bytes=settings.resend_max_bytes,
+    )  # fmt: skip
+    heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
     planner = Planner(keyspace, cascades)
     return Parts(
         settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world
@@ -157,7 +163,7 @@ def channels_of(settings: Settings) -> list[str]:
 
 def kafka_bus(settings: Settings, clock: Clock, listener: Listener | None, counters: Counters) -> KafkaBus:
     """The bus on Kafka, not yet connected (`listener` None: only to publish); `ConfigError`."""
-    return KafkaBus(kafka_access(settings), settings.namespace, settings.shards, listener, counters, clock)
+    return KafkaBus(kafka_access(settings), Envelope.of(settings), listener, counters, clock)
 
 
 def route_of(settings: Settings, clock: Clock) -> Route:

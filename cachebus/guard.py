@@ -25,21 +25,24 @@ from cachebus.write import Writer
 MARGIN_S = 1.0
 
 
-def guard_time_s(settings: Settings, timeout_s: float | None, db_timeout_s: float | None) -> float:
-    """For how long a guard stands at most; `ConfigError` where that can't keep the promise."""
+def guard_time_s(
+    settings: Settings, timeout_s: float | None, db_timeout_s: float | None, largest_bound_s: float
+) -> float:
+    """For how long a guard stands at most; `ConfigError` where that can't keep the promise. Whichever node has the
+    largest staleness bound may serve its memory for so long before it hears of the guard."""
     db_s = settings.db_timeout_s if db_timeout_s is None else db_timeout_s
     if db_s is None:
         raise ConfigError(
             "a write guard must outlast the transaction: say how long the database lets one live, by db_timeout_s "
             "(CACHEBUS_DB_TIMEOUT_S), and see that the database holds to it (as by transaction_timeout)"
         )
-    bound_s = settings.staleness_bound_s
+    bound_s = max(settings.staleness_bound_s, largest_bound_s)
     wanted_s = db_s + bound_s + MARGIN_S if timeout_s is None else timeout_s
     if not max(db_s, bound_s) < wanted_s <= settings.guard_max_s:
         raise ConfigError(
             f"a write guard of {wanted_s:g} s: timeout_s must exceed db_timeout_s ({db_s:g}) and staleness_bound_s "
-            f"({bound_s:g}), and may not exceed guard_max_s ({settings.guard_max_s:g}, CACHEBUS_GUARD_MAX_S), "
-            "which all nodes must share"
+            f"({bound_s:g}, the largest of the fleet), and may not exceed guard_max_s ({settings.guard_max_s:g}, "
+            "CACHEBUS_GUARD_MAX_S)"
         )
     return wanted_s
 

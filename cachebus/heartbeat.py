@@ -24,6 +24,8 @@ from cachebus.receive import Receiver
 SWEEP_PAUSE_S = 0.002
 SWEEP_REST_S = 0.02
 """After a sweep, for each of its slices: a flood of scope drops costs at most a twentieth of the loop's time."""
+TIDY_S = 10.0
+"""At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
 
 
@@ -44,7 +46,9 @@ class Heartbeat:
         self._told: dict[str, str] = {}
         self.receiver: Receiver
         self.repeat: Callable[[int], Coroutine[object, object, None]]
-        """Says again in a shard's new epoch what this node has said of it before."""
+        """Repeats in a shard's new epoch what this node has invalidated since that was born."""
+        self.forget_old: Callable[[], None]
+        """Gives back the memory of what need not be repeated any more."""
         self._repeated = [shard.epoch for shard in node.shards]
 
     def nudge(self, shard: int) -> None:
@@ -118,7 +122,7 @@ class Heartbeat:
         try:
             await part.connect()
         except (L2Unavailable, BusUnavailable) as error:
-            self._tell(name, str(error))
+            self._tell(name, f"out of reach: {error}")
             return
         self._tell(name, "")
         self._node.counters.reconnects += 1
@@ -130,9 +134,9 @@ class Heartbeat:
         if trouble != self._told.get(name, ""):
             self._told[name] = trouble
             if trouble:
-                logger.warning("{} is out of reach: {}", name, trouble)
+                logger.warning("{}: {}", name, trouble)
             else:
-                logger.info("{} is back", name)
+                logger.info("{}: all is well again", name)
 
     async def _tend(self, shard: int) -> None:
         """One turn: probe, heal, then rest until the next turn is due or something is missing."""
@@ -164,10 +168,23 @@ class Heartbeat:
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)
+        self._compare_bounds(shard)
         if probed is Probed.FOREIGN:
             await self.receiver.begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
+
+    def _compare_bounds(self, shard: int) -> None:
+        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards."""
+        own, largest = self._node.about, self._node.largest[shard]
+        differs = largest[:2] != own[:2]
+        self._tell(
+            "bounds",
+            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and "
+            f"guard_max_s up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and "
+            f"{own.guard_ms / 1000:g}: waits for the nodes last as the largest, which is never lowered"
+            if differs else "",
+        )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:
         epoch = self._node.shards[shard].epoch
@@ -204,8 +221,9 @@ class Heartbeat:
     async def _keep_tidy(self) -> None:
         """Sweep after drops, and now and then for what has expired, in steps that leave the loop to others."""
         for _ in range(60):
-            await asyncio.sleep(self._interval_s)
-            if self._node.untidy:
+            await asyncio.sleep(min(self._interval_s, TIDY_S))
+            self.forget_old()
+            if self._node.groups.untidy:
                 break
         slices = 0
         for _ in self._node.sweep():

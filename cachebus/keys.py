@@ -86,10 +86,16 @@ def bucket_of_name(name: str) -> str:
 def names_of(l1: str) -> tuple[str, tuple[str, ...]]:
     """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.names` says, from the name
     alone."""
+    parts = _parts_of(l1)
+    return bucket_of(parts[0]), _scopes(*parts)
+
+
+def _parts_of(l1: str) -> tuple[str, str, str, tuple[str | None, ...]]:
+    """Tenant, data type, resource id and contexts, as they stand in an L1 name."""
     tenant, data_type, rest = l1.split(GIVEN, 2)
     end = min(i for i in (rest.find(GIVEN), rest.find(ABSENT)) if i >= 0)
-    contexts = [field[1:] if field[0] == GIVEN else None for field in _fields(rest[end:])]
-    return bucket_of(tenant), _scopes(tenant, data_type, rest[:end], contexts)
+    contexts = tuple(field[1:] if field[0] == GIVEN else None for field in _fields(rest[end:]))
+    return tenant, data_type, rest[:end], contexts
 
 
 def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[str | None]) -> tuple[str, ...]:
@@ -220,6 +226,12 @@ class Keyspace:
             for name, part in zip(_CONTEXT_NAMES, (agent_id, conversation_id, collection_id), strict=True)
         )
         return Key(family, resource_id, (agent, conversation, collection))
+
+    def named(self, l1: str) -> Key:
+        """The key that has this L1 name; the name must be one that a key of this keyspace has given."""
+        tenant, data_type, resource_id, (agent, conversation, collection) = _parts_of(l1)
+        contexts = agent, conversation, collection
+        return Key(self.family(tenant or None, data_type), resource_id, _NONE if contexts == _NONE else contexts)
 
     def scope(
         self,

@@ -84,7 +84,7 @@ def is_ready(parts: Parts) -> bool:
 def figures(parts: Parts) -> Stats:
     """All counters, and how things stand now."""
     node, counters = parts.node, parts.node.counters
-    hits = node.l1_hits()
+    hits = node.groups.hits()
     types = {t: counters.of(t).snapshot(hits.get(t, 0)) for t in sorted({*counters.types, *hits})}
     counts = {
         name: getattr(counters, name)
@@ -108,6 +108,11 @@ def figures(parts: Parts) -> Stats:
         bus_lag=counters.bus_lag.snapshot(),
         **counts,
     )
+
+
+def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
+    parts.policies.register(data_type, policy)
+    parts.node.groups.declare(data_type)
 
 
 class Life:
@@ -137,7 +142,7 @@ class Life:
         parts = build(self.settings, self._clock, self._world)
         self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
         for data_type, policy in self._policies.items():
-            parts.policies.register(data_type, policy)
+            _declare(parts, data_type, policy)
         for cascade in self._cascades:
             parts.cascades.register(cascade)
         if self.settings.enabled:
@@ -189,7 +194,7 @@ class Life:
             self._cascades.append(cascade)
         for data_type, policy in (policies or {}).items():
             if self._parts is not None:
-                self._parts.policies.register(data_type, policy)
+                _declare(self._parts, data_type, policy)
             self._policies[data_type] = policy
 
     async def probe(self) -> None:

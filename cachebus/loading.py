@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from cachebus.coherence import Reservation, Standing
 from cachebus.errors import L2Unavailable
 
 T = TypeVar("T")
+
+POLLS_PER_S: Final = 400
+"""How often all who wait for other nodes' loads ask L2, together: forty of them are as quick as one alone."""
+POLLS_AT_ONCE: Final = 16
+"""How many may catch up at once after a pause, or a late timer."""
 
 
 class Flight(Generic[T]):
@@ -116,32 +122,63 @@ class Flights(Generic[T]):
 
 
 class Waiters:
-    """Those on this node who wait for a fill by another; woken by a hint on the bus, else by their own patience."""
+    """Those on this node who wait for a fill by another; woken by a hint on the bus, else by their own patience.
+
+    Whoever is woken by a hint asks at once. The others ask when their pause is over, in that order, and all together
+    at most `POLLS_PER_S` times a second: each of them would be polite alone, and thousands are a flood.
+    """
 
     def __init__(self) -> None:
-        self._events: dict[str, tuple[asyncio.Event, int]] = {}
+        self._waiting: dict[str, set[asyncio.Future[bool]]] = {}
+        self._line: OrderedDict[asyncio.Future[bool], None] = OrderedDict()
+        """Those whose pause is over."""
+        self._next_s = 0.0
+        """When the next of them may ask, by the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
     def wake(self, key: str) -> None:
         """The fill is there, or was given up."""
-        waited = self._events.get(key)
-        if waited is not None:
-            waited[0].set()
+        for waiter in self._waiting.get(key, ()):
+            _settle(waiter, True)
 
-    async def wait(self, key: str, at_most_s: float) -> None:
-        """Until woken, or `at_most_s` seconds."""
-        event, waiting = self._events.get(key, (None, 0))
-        if event is None or event.is_set():
-            event, waiting = asyncio.Event(), 0
-        self._events[key] = (event, waiting + 1)
+    async def wait(self, key: str, pause_s: float, patience_s: float) -> bool:
+        """Until woken, or until it is this one's turn to ask again, `pause_s` seconds from now or later; False when it
+        has had none in `patience_s`."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiting.setdefault(key, set()).add(waiter)
+        pause = loop.call_later(pause_s, self._stand_in_line, waiter)
+        patience = loop.call_later(patience_s, _settle, waiter, False)
         try:
-            async with asyncio.timeout(at_most_s):
-                await event.wait()
-        except TimeoutError:
-            return
+            return await waiter
         finally:
-            present = self._events.get(key)
-            if present is not None and present[0] is event:
-                if present[1] == 1:
-                    del self._events[key]
-                else:
-                    self._events[key] = (event, present[1] - 1)
+            pause.cancel()
+            patience.cancel()
+            self._line.pop(waiter, None)
+            self._waiting[key].discard(waiter)
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    def _stand_in_line(self, waiter: asyncio.Future[bool]) -> None:
+        self._line[waiter] = None
+        if self._timer is None:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Let those ask who may by now, and come back for the next of the line."""
+        loop = asyncio.get_running_loop()
+        self._timer, now_s = None, loop.time()
+        self._next_s = max(self._next_s, now_s - POLLS_AT_ONCE / POLLS_PER_S)
+        while self._line and self._next_s <= now_s:
+            _settle(self._line.popitem(last=False)[0], True)
+            self._next_s += 1 / POLLS_PER_S
+        if self._line:
+            self._timer = loop.call_at(self._next_s, self._serve)
+
+
+def _settle(waiter: asyncio.Future[bool], turn: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(turn)

@@ -14,10 +14,11 @@ from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
-from cachebus.coherence import BEYOND, Heard, Probed, Reservation, Shard
+from cachebus.coherence import BEYOND, NEVER, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
-from cachebus.keys import ALL_OF_SHARD, GIVEN, Key, names_of
-from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, Group, grid, shared_int, size_class
+from cachebus.groups import Groups
+from cachebus.keys import Key, names_of
+from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import About, Caller, Change, Marks, ProbeReply
 from cachebus.record import Record
@@ -33,7 +34,7 @@ class Details:
     __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
 
     def __init__(
-        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = 0.0,
+        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = NEVER,
         tags: Sequence[str] = (), version: bytes = b"", decode: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         self.absent = absent
@@ -78,19 +79,16 @@ class Node:
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
+        self.born_us = [0] * shards
+        """When the shard's epoch began on its L2 server's clock; 0: unknown."""
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.watches = [Watch() for _ in range(shards)]
         """What is known of the nodes' lines, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
-        self.untidy = False
-        """Whether retired entries may lie in L1."""
-        self._groups: list[dict[str, tuple[Group, Group]]] = [{} for _ in range(shards)]
-        self._lives = [0] * shards
-        self._with_contexts: set[tuple[int, str]] = set()
-        self._with_tags: set[tuple[int, str]] = set()
-        self._valid_until = [shard.valid_until for shard in self.shards]
+        self.groups = Groups(shards, counters)
+        """What L1's entries share."""
 
     def caller(self, shard: int) -> Caller:
         """How this node introduces itself to L2."""
@@ -98,43 +96,13 @@ class Node:
         largest = self.largest[shard]
         return Caller(self.id, view.applied, view.epoch, self.about, largest.bound_ms, largest.guard_ms)
 
-    # -- groups -------------------------------------------------------------------------------------------------
-
-    def group(self, shard: int, data_type: str, *, leased: bool = True) -> Group:
-        """The live group of a shard and data type: of what the lease covers, or of what lives by its own time only."""
-        pair = self._groups[shard].get(data_type)
-        if pair is None:
-            life = self._lives[shard]
-            pair = (
-                Group(shard, data_type, self._valid_until[shard], life, True),
-                Group(shard, data_type, INF, life, False),
-            )
-            self._groups[shard][data_type] = pair
-        return pair[0] if leased else pair[1]
-
-    def _retire(self, shard: int, data_types: Sequence[str]) -> None:
-        for data_type in data_types:
-            pair = self._groups[shard].pop(data_type, None)
-            if pair is not None:
-                self.untidy = True
-                counters = self.counters.of(data_type)
-                for group in pair:
-                    group.valid_until = 0.0
-                    counters.l1_hits += group.hits
-                    group.hits = 0
-
     def _spread_lease(self, shard: int) -> None:
-        """Tell the groups, which the hit path looks at, how far the shard's lease reaches now."""
-        valid_until = self.shards[shard].valid_until
-        if valid_until != self._valid_until[shard]:
-            self._valid_until[shard] = valid_until
-            for leased, _ in self._groups[shard].values():
-                leased.valid_until = valid_until
+        self.groups.spread(shard, self.shards[shard].valid_until)
 
     # -- what arrives --------------------------------------------------------------------------------------------
 
     def hear(self, shard: int, event: events.Event) -> Heard:
-        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node there."""
+        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node."""
         view = self.shards[shard]
         before = view.applied
         heard = view.hear(event.epoch, event.seq)
@@ -147,19 +115,21 @@ class Node:
         self.counters.events_applied += 1
         self.counters.holes += heard is Heard.AHEAD
         low = view.low.get(event.bucket, 0)
-        marking, passing = self._split(shard, event)
+        marking, passing = self.groups.split(shard, event.scopes) if event.left_out else (event.scopes, ())
         view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
         self._drop_keys(event.keys, event.seq)
         raised = view.low.get(event.bucket, 0) > low
         self.counters.watermarks_raised += raised
-        if event.scopes or raised:
-            self._retire(shard, self._touched(shard, event.scopes, everything=raised))
+        if raised:
+            self.groups.retire_all(shard)
+        elif event.scopes:
+            self.groups.retire(shard, self.groups.touched(shard, event.scopes))
         self._spread_lease(shard)
         if view.applied != before and self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
         return heard
 
-    def wrote(self, shard: int, change: Change, part: events.Part) -> None:
+    def wrote(self, shard: int, change: Change, body: bytes, part: events.Part) -> None:
         """Apply an own write, of which L2 has just replied, before its caller is told. In another epoch than this
         node's nothing that it holds of the shard may be believed: the write must hold here at once."""
         if not change.head:
@@ -167,19 +137,13 @@ class Node:
         if change.epoch != self.shards[shard].epoch:
             self.void(shard, "epoch")
             return
-        self.hear(shard, events.with_head(change.head, [part]))
-
-    def _split(self, shard: int, event: events.Event) -> tuple[Sequence[str], Sequence[str]]:
-        """The scopes whose marks are to be kept, and those that concern only what is under way: ids in all contexts, of
-        types of which neither L2 nor this node has anything in any."""
-        if not event.left_out:
-            return event.scopes, ()
-        marking: list[str] = []
-        passing: list[str] = []
-        for scope in event.scopes:
-            needless = scope[0] == "I" and (shard, scope.split(GIVEN, 3)[2]) not in self._with_contexts
-            (passing if needless else marking).append(scope)
-        return marking, passing
+        try:
+            event = events.with_head(change.head, body, [part])
+        except events.CorruptEvent:
+            self.counters.events_corrupt += 1
+            self.void(shard, "corrupt")
+        else:
+            self.hear(shard, event)
 
     def _drop_keys(self, keys: Sequence[str], seq: int) -> None:
         entries = self.l1.entries
@@ -187,29 +151,6 @@ class Node:
             entry = entries.get(key)
             if entry is not None and entry.seq < seq:
                 self.l1.remove(key)
-
-    def _touched(self, shard: int, names: Sequence[str], *, everything: bool) -> list[str]:
-        """The data types whose groups these scopes and tags may touch; those of a type without contexts or tags
-        can't be touched by a scope of contexts or a tag, which keeps the invalidation of single resources cheap."""
-        groups = self._groups[shard]
-        if everything:
-            return list(groups)
-        found: set[str] = set()
-        for name in names:
-            shape, _, rest = name.partition(GIVEN)
-            if shape in ("T", ALL_OF_SHARD):
-                return list(groups)
-            if shape == "G":
-                found.update(t for s, t in self._with_tags if s == shard)
-            elif shape[:1] == "T":
-                found.update(t for s, t in self._with_contexts if s == shard)
-            elif shape == "Y":
-                found.add(rest)
-            else:
-                data_type = rest.split(GIVEN, 2)[1] if GIVEN in rest else rest
-                if shape == "D" or (shard, data_type) in self._with_contexts:
-                    found.add(data_type)
-        return [data_type for data_type in found if data_type in groups]
 
     def probed(self, shard: int, reply: ProbeReply, sent_at_s: float, now_s: float) -> Probed:
         """Take in a probe's reply; with marks it also moves the node into the reply's epoch, or over a gap."""
@@ -240,6 +181,7 @@ class Node:
         self.void(shard, cause)
         marks = reply.marks or Marks({}, {})
         view.enter(reply.epoch, reply.seq, marks.by_bucket, marks.low, sent_at_s, asked)
+        self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
@@ -247,8 +189,7 @@ class Node:
     def void(self, shard: int, cause: str) -> None:
         """Drop a shard's L1, mark everything under way, give up the lease."""
         self.shards[shard].void()
-        self._lives[shard] += 1
-        self._retire(shard, list(self._groups[shard]))
+        self.groups.end_life(shard)
         self._spread_lease(shard)
         self.counters.flushed(cause)
 
@@ -281,7 +222,7 @@ class Node:
         if entry is None:
             return None
         group = entry.group
-        live = self.group(key.shard, group.data_type, leased=group.leased)
+        live = self.groups.of(key.shard, key.family.data_type, leased=group.leased)
         if group is live:
             return entry
         if self._replaced(entry):
@@ -292,7 +233,7 @@ class Node:
 
     def _replaced(self, entry: Entry) -> bool:
         group = entry.group
-        if group.generation != self._lives[group.shard]:
+        if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
         if not view.marks and not view.low:
@@ -338,10 +279,7 @@ class Node:
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
             )  # fmt: skip
-            fast_until = 0.0 if record.flags or decode is not None else min(expires, soft)
-        data_type = key.family.data_type
-        if record.tags:
-            self._with_tags.add((key.shard, data_type))
+            fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
         return True
 
@@ -366,55 +304,37 @@ class Node:
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
             until = grid(read_started_s + self.bound_s, self.bound_s)
-            self._put(key, None, 0.0, reservation.applied, until, until, ABSENT, 0, True)
+            self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(
         self, key: Key, value: object, fast_until: float, seq: int, read_until: float, expires: float,
         extra: Details | None, size: int, leased: bool,
     ) -> None:  # fmt: skip
-        group = self.group(key.shard, key.family.data_type, leased=leased)
-        if key.contexts != (None, None, None):
-            self._with_contexts.add((key.shard, key.family.data_type))
+        group = self.groups.joined(key, leased=leased, tags=() if extra is None else extra.tags)
         size = size_class(size + ENTRY_OVERHEAD_BYTES)
         self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
 
     def sweep(self) -> Iterator[int]:
         """Take retired and expired entries out of memory, a millisecond a step."""
-        self.untidy = False
+        self.groups.untidy = False
         now = self.clock()
 
         def dead(entry: Entry) -> bool:
-            group = entry.group
-            live = self._groups[group.shard].get(group.data_type)
-            if live is None or group is not live[not group.leased]:
+            if not self.groups.holds(entry):
                 return self._replaced(entry)
             extra = details(entry)
-            keep = 0.0 if extra is None else extra.keep_until
+            keep = NEVER if extra is None else extra.keep_until
             return now >= entry.expires and now >= keep
 
         return self.l1.sweep(dead, self.clock)
 
     # -- figures -------------------------------------------------------------------------------------------------
 
-    def l1_hits(self) -> dict[str, int]:
-        """Hits that live groups hold, by data type."""
-        found: dict[str, int] = {}
-        for groups in self._groups:
-            for data_type, pair in groups.items():
-                found[data_type] = found.get(data_type, 0) + pair[0].hits + pair[1].hits
-        return found
-
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
-        return tuple(
-            ShardStats(
-                v.index,
-                v.epoch.decode(),
-                v.applied,
-                v.head,
-                max(0.0, v.valid_until - now_s),
-                sum(map(len, v.marks.values())),
-                self.largest[v.index].bound_ms / 1000,
-            )  # fmt: skip
-            for v in self.shards
-        )
+        return tuple(self._stats_of(view, now_s) for view in self.shards)
+
+    def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
+        marks, bound_s = sum(map(len, view.marks.values())), self.largest[view.index].bound_ms / 1000
+        left_s = max(0.0, view.valid_until - now_s)
+        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, marks, bound_s)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cachebus.errors import ConfigError
+from cachebus.observe import TYPES_MAX
 
 TTL_SHORT = 300.0
 """5 minutes, in seconds."""
@@ -35,7 +36,7 @@ DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
 
 TTL_MAX_S = 10.0**10
 """Three centuries. More is refused, since in ms it would not fit the records; what shall never expire says so."""
-RULES_MAX = 10_000
+RULES_MAX = TYPES_MAX
 TAG_FIELDS = ("resource_id", "tenant_id")
 
 

@@ -27,8 +27,8 @@ class About(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it says
-    of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms."""
+    """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it
+    says of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms."""
 
     node: str
     applied: int
@@ -89,7 +89,7 @@ class NodeLine(NamedTuple):
 
 
 class NodesReply(NamedTuple):
-    """The nodes' lines as they stand, by their ids; the name of the set; and the fleet's largest staleness bound, ms."""
+    """The nodes' lines as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms."""
 
     epoch: bytes
     name: bytes
@@ -109,8 +109,8 @@ class Leased(Enum):
 
 class LeaseReply(NamedTuple):
     """A hit's record; or the lease, granted at `seq` (with the expired record, if one is kept for fail-safe); or how
-    long (`wait_ms`) another's lease lasts at most; or for how long the guard stands at least that ends first; or for how
-    long the source is left alone, after it has failed (with the expired record too)."""
+    long (`wait_ms`) another's lease lasts at most; or for how long the guard stands at least that ends first; or for
+    how long the source is left alone, after it has failed (with the expired record too)."""
 
     epoch: bytes
     seq: int
@@ -229,8 +229,8 @@ class Store(Protocol):
         ...
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
-        """Add to a counter and give its value; None where it would leave 64 bits, and was not changed. Repeated with the
-        same `request` within 60 s it adds once."""
+        """Add to a counter and give its value; None where it would leave 64 bits, and was not changed. Repeated with
+        the same `request` within 60 s it adds once."""
         ...
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:

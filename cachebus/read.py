@@ -152,7 +152,7 @@ class Reader:
             return {}
         for level, value in zip(levels, values, strict=True):
             if value is MISSING and use_memory:
-                self._node.admit_absent(level, reservation, min(started_s, max(shard.vouched_s, 0.0)))
+                self._node.admit_absent(level, reservation, min(started_s, shard.vouched_s))
         return {level.l1: value for level, value in zip(levels, values, strict=True)}
 
     def _tolerated(self) -> bool:
@@ -325,9 +325,10 @@ class Reader:
                 if reply.record is not None and reply.outcome is Leased.GRANTED and flight.stale is None:
                     filler.stand_in(flight, reply.record)
                 return reply
-            if self._clock() > deadline_s:
+            pause_s, left_s = min(backoff_s, max(reply.wait_ms, 1) / 1000), deadline_s - self._clock()
+            # Whose pause ends behind the deadline asks once more; who has had no turn by then is too late.
+            if left_s < 0 or not await self._waiters.wait(filler.key.l1, pause_s, left_s + BACKOFF_MAX_S):
                 raise LoadTimeout(f"another node has been loading for {filler.rules.load_timeout_s:g} s")
-            await self._waiters.wait(filler.key.l1, min(backoff_s, max(reply.wait_ms, 1) / 1000))
             backoff_s = min(backoff_s * self._growth, BACKOFF_MAX_S)
 
     async def _load(self, flight: Flight[Found], key: Key, load: Load, rules: Rules) -> Found:

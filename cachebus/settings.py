@@ -19,6 +19,7 @@ PREFIX = "CACHEBUS_"
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
 CLUSTER_SHARDS = 64
+RESEND_MAX_BYTES = 8 * 1024 * 1024
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
@@ -51,6 +52,9 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
     kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
     kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
+    kafka_events_key: SecretStr | None = Field(
+        None, description="signs events; a node that has it takes no other. Several by commas: the first signs"
+    )
     kafka_commands_topic: str = Field("cachebus.commands", description="what carries commands; namespaces may share it")
     kafka_commands_key: SecretStr | None = Field(
         None, description="signs commands; a worker that has it takes no other. Several by commas: the first signs"
@@ -76,9 +80,14 @@ class Settings(BaseSettings):
     close_timeout_s: Seconds = Field(5.0, ge=0, description="closing waits this long for loads under way")
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
     on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
-    guard_max_s: Seconds = Field(60.0, ge=0, description="the longest write guard; the same on all nodes; 0: none")
+    guard_max_s: Seconds = Field(
+        60.0, ge=0, description="the longest write guard; of several nodes' the largest counts; 0: none"
+    )
     db_timeout_s: Seconds | None = Field(None, gt=0, description="how long the database lets a transaction live")
     pending_max: int = Field(0, ge=0, description="invalidations that may wait for L2 to come back; 0: they raise")
+    resend_max_bytes: int = Field(
+        RESEND_MAX_BYTES, ge=0, description="invalidations of the last minute, kept for a failover; 0: none are"
+    )
     l1_max_entries: int = Field(100_000, ge=0)
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
     lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")
@@ -166,6 +175,13 @@ class Settings(BaseSettings):
     def _some_brokers(cls, servers: str | None) -> str | None:
         return None if servers is None else brokers(servers)
 
+    @field_validator("kafka_events_key", "kafka_commands_key")
+    @classmethod
+    def _some_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not keys_of(secret):
+            raise ValueError("is empty: leave it out, or give a key")
+        return secret
+
     @field_validator("kafka_topic", "kafka_commands_topic")
     @classmethod
     def _plain_topic(cls, topic: str) -> str:
@@ -211,6 +227,11 @@ def brokers(servers: str) -> str:
         if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
     return ",".join(found)
+
+
+def keys_of(secret: SecretStr) -> list[str]:
+    """Keys that sign, separated by commas; space around them is none of theirs."""
+    return [key.strip() for key in secret.get_secret_value().split(",") if key.strip()]
 
 
 def check_kafka(settings: Settings) -> None:

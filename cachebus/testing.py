@@ -31,7 +31,7 @@ from cachebus.settings import Settings
 
 
 class FakeClock:
-    """A monotonic clock (seconds) that stands still until `advance` is called."""
+    """A monotonic clock (seconds) that stands still until `advance` is called; it may begin below zero."""
 
     def __init__(self, now_s: float = 1_000.0) -> None:
         self.now_s = now_s

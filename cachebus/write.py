@@ -10,14 +10,15 @@ from cachebus.clock import Clock
 from cachebus.confirm import Confirmed, Confirmer
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
-from cachebus.journal import Journal
-from cachebus.keys import Key
+from cachebus.keys import Key, Keyspace
 from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Rules
 from cachebus.ports import Bus, Change
 from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.resend_buffer import ResendBuffer, born_s
+from cachebus.settings import RESEND_MAX_BYTES
 
 NOBODY_ASKED = Confirmed()
 
@@ -27,7 +28,7 @@ class Writer:
 
     def __init__(
         self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], pending: Pending, *,
-        enabled: bool,
+        enabled: bool, resend_max_bytes: int = RESEND_MAX_BYTES,
     ) -> None:  # fmt: skip
         self._fetch = fetcher
         self._node = fetcher.node
@@ -36,7 +37,8 @@ class Writer:
         self._clock = clock
         self._nudge = nudge
         self._enabled = enabled
-        self._journal = Journal(clock)
+        keyspace = Keyspace(len(self._node.shards))
+        self.resend_buffer = ResendBuffer(clock, keyspace, resend_max_bytes, self._node.counters)
         self.pending = pending
         pending.deliver = self._deliver
         self._confirmer = Confirmer(self._store, clock, self._node.bound_s, self._node.watches)
@@ -71,9 +73,10 @@ class Writer:
 
     async def _deliver(self, plan: Plan, *, probe: bool = False) -> Change:
         """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
+        called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
         change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.names, body)
-        await self._happened(plan, change, body)
+        await self._happened(plan, change, body, called_s)
         return change
 
     async def _queued(self, plan: Plan, error: L2Unavailable | None) -> Change | None:
@@ -88,15 +91,14 @@ class Writer:
         return None if error is not None else await self.pending.delivered(waiting)
 
     async def repeat(self, shard: int) -> None:
-        """Say again what was said of a shard before its present epoch: whoever acknowledged it may have been deposed
-        by then. `L2Unavailable` when that is not sure to have happened; the next try says it all."""
-        epoch, asked_s = self._node.shards[shard].epoch, self._clock()
-        lost = self._journal.lost(shard, epoch)
-        for plan in lost:
-            await self._deliver(plan)
-        if lost:
-            self._node.counters.invalidations_repeated += len(lost)
-            self._journal.repeated(shard, epoch, asked_s)
+        """Repeat what was acknowledged of a shard in other epochs since its present one was born: whoever did that had
+        been deposed by then. `L2Unavailable` when that is not sure to have happened; the next try repeats it all."""
+        node = self._node
+        since_s = born_s(node.born_us[shard], node.server_clocks[shard])
+        with self.resend_buffer.lost(shard, node.shards[shard].epoch, since_s) as plans:
+            for plan in plans:
+                await self._deliver(plan)
+                node.counters.invalidations_repeated += 1
 
     async def guard(self, plan: Plan, token: str, px_ms: int) -> Receipt:
         """Invalidate, and have L2 keep nothing of it for `px_ms`; `InvalidationFailed` when that is not sure."""
@@ -133,10 +135,11 @@ class Writer:
         return await self._told(plan, change, wait=wait)
 
     async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
+        called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
         change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
         if change.stored:
-            await self._happened(plan, change, body)
+            await self._happened(plan, change, body, called_s)
         return change
 
     async def set(
@@ -166,7 +169,7 @@ class Writer:
             raise
         if if_absent and not change.stored:
             return self._receipt(plan, change)
-        await self._happened(plan, change, body)
+        await self._happened(plan, change, body, sent_at_s)
         record.epoch, record.seq = change.epoch, change.seq
         record.expires_ms = change.expires_ms or record.expires_ms
         if rules.l1 and change.stored:
@@ -185,17 +188,17 @@ class Writer:
             raise ValueError(f"a counter has 64 bits: adding {amount} would leave them, and nothing was added")
         return value
 
-    async def _happened(self, plan: Plan, change: Change, body: bytes) -> None:
-        """L2 has it: this node applies it, and may say it again; then the bus, where the script did not publish."""
-        self._apply(plan, change)
-        self._journal.note(plan, change.epoch)
+    async def _happened(self, plan: Plan, change: Change, body: bytes, called_s: float) -> None:
+        """L2 has it: this node applies it, and may repeat it; then the bus, where the script did not publish."""
+        self._apply(plan, change, body)
+        self.resend_buffer.note(plan, change.epoch, called_s)
         if self._bus.in_store:
             return
         await self._bus.publish(plan.shard, change.head + body)
 
-    def _apply(self, plan: Plan, change: Change) -> None:
+    def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
         """Own events count before the call returns."""
-        self._node.wrote(plan.shard, change, events.Part([key.l1 for key in plan.keys], plan.names))
+        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.names))
         if self._node.shards[plan.shard].applied < change.seq:
             self._nudge(plan.shard)
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from cachebus.cascade import Cascade
-from cachebus.clock import monotonic
+from cachebus.clock import OtherClock, monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import kafka_bus, redis_store, route_of
-from cachebus.journal import Journal
+from cachebus.keys import Keyspace
 from cachebus.observe import Counters
 from cachebus.plan import Plan
-from cachebus.ports import Caller, Change, Store
+from cachebus.ports import Caller, Change, ProbeReply, Store
 from cachebus.receipt import Receipt
+from cachebus.resend_buffer import ResendBuffer, born_s
 from cachebus.settings import Settings
 from producers.base import Order, Producer
 from producers.publishing import Publisher
 
 _NOBODY = Caller("", 0, b"")
+_TIDY_S = 10.0
+"""How often what is too old to be repeated goes while nobody calls."""
 
 
 class DirectProducer(Producer):
@@ -30,8 +34,8 @@ class DirectProducer(Producer):
     or raises `InvalidationFailed` when it is not sure to have happened. A lost connection is reopened by the next call.
 
     A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
-    the whole staleness bound, the largest that any cache has. One that meets another epoch than before
-    (a failover, a restart) repeats there what it said in the last minute.
+    the whole staleness bound, the largest that any cache has. One that meets another epoch than before (a failover)
+    repeats there what it was called for since that epoch was born, within the last minute.
 
     With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: what Kafka does not take, the
     caches find by their probes, within the staleness bound.
@@ -45,7 +49,12 @@ class DirectProducer(Producer):
         self._store: Store | None = None
         self._publisher: Publisher | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
-        self._journal = Journal(monotonic)
+        self._confirmer: Confirmer | None = None
+        self._counters = Counters()
+        self._resend_buffer = ResendBuffer(
+            monotonic, Keyspace(self.settings.shards), self.settings.resend_max_bytes, self._counters
+        )
+        self._timer: asyncio.TimerHandle | None = None
         self._epochs: dict[int, bytes] = {}
         """By shard: the epoch in which all that was said of it has been said."""
 
@@ -58,12 +67,12 @@ class DirectProducer(Producer):
         store = redis_store(self.settings, route_of(self.settings, monotonic), monotonic)
         publisher = None
         if self.settings.bus == "kafka":
-            publisher = Publisher(kafka_bus(self.settings, monotonic, None, Counters()), monotonic)
+            publisher = Publisher(kafka_bus(self.settings, monotonic, None, self._counters), monotonic)
         try:
             await store.connect()
             # Refused here, if at all: where the caches have another number of shards, what this producer says of most
             # tenants would go to shards that nobody reads, which have nothing that could refuse it.
-            await store.probe(0, _NOBODY, marks=False)
+            await self._asked(store, 0)
             if publisher is not None:
                 await publisher.open()
         except BaseException:
@@ -79,8 +88,11 @@ class DirectProducer(Producer):
 
     async def aclose(self) -> None:
         """Give the connection back. Closing twice is harmless."""
-        store, self._store = self._store, None
+        store, self._store, self._confirmer = self._store, None, None
         publisher, self._publisher = self._publisher, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if store is not None:
             await _closed(store, publisher)
 
@@ -91,48 +103,72 @@ class DirectProducer(Producer):
         try:
             change = await self._said(store, plan, probe=bool(wait))
             if self._epochs.setdefault(plan.shard, change.epoch) != change.epoch:
-                await self._repeat(store, plan.shard, change.epoch)
+                await self._repeat(store, plan.shard, *await self._asked(store, plan.shard))
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
         nodes = Confirmed()
         if wait:
-            confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
-            nodes = await confirmer.wait(plan.shard, change, lambda: _NOBODY)
+            nodes = await self._waits(store).wait(plan.shard, change, lambda: _NOBODY)
         return Receipt(
             plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
             confirmed=nodes.confirmed, lapsed=nodes.lapsed,
         )  # fmt: skip
 
     async def probe(self) -> None:
-        """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat there what it
-        said lately: for those who may say nothing for a while; `L2Unavailable`."""
+        """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat in others what
+        they may lack: for those who may say nothing for a while; `L2Unavailable`."""
         store = self._live()
         await store.connect()
         for shard in {0, *self._epochs}:  # the first tells whether all are laid out as this producer believes
-            reply = await store.probe(shard, _NOBODY, marks=False)
+            reply, clock = await self._asked(store, shard)
             if reply.epoch != self._epochs.get(shard, reply.epoch):
-                await self._repeat(store, shard, reply.epoch)
+                await self._repeat(store, shard, reply, clock)
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
         return await self.send(order.plan, wait)
 
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
+        called_s = monotonic()
         await store.connect()
         body = plan.body("", probe=probe)
         change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
         if self._publisher is not None:
             await self._publisher.publish(plan.shard, change, body)
-        self._journal.note(plan, change.epoch)
+        self._resend_buffer.note(plan, change.epoch, called_s)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_TIDY_S, self._keep_tidy)
         return change
 
-    async def _repeat(self, store: Store, shard: int, epoch: bytes) -> None:
-        """Say again what was said before this epoch began: what was acknowledged may have been lost with the server
-        that did. `L2Unavailable`: the next call begins it anew."""
-        asked_s = monotonic()
-        for plan in self._journal.lost(shard, epoch):
-            await self._said(store, plan)
-        self._journal.repeated(shard, epoch, asked_s)
-        self._epochs[shard] = epoch
+    def _keep_tidy(self) -> None:
+        """Give memory back while nobody calls; a producer has no heartbeat that would."""
+        self._resend_buffer.forget_old()
+        again = bool(self._resend_buffer) and self._store is not None
+        self._timer = asyncio.get_running_loop().call_later(_TIDY_S, self._keep_tidy) if again else None
+
+    @staticmethod
+    async def _asked(store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
+        """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
+        clock, sent_at_s = OtherClock(), monotonic()
+        reply = await store.probe(shard, _NOBODY, marks=False)
+        clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
+        return reply, clock
+
+    async def _repeat(self, store: Store, shard: int, reply: ProbeReply, clock: OtherClock) -> None:
+        """Repeat what was acknowledged in other epochs since the present one was born: whoever did that had been
+        deposed by then. `L2Unavailable`: the next call begins it anew."""
+        self._epochs[shard] = reply.epoch
+        try:
+            with self._resend_buffer.lost(shard, reply.epoch, born_s(reply.born_us, clock)) as plans:
+                for plan in plans:
+                    await self._said(store, plan)
+        except BaseException:
+            self._epochs[shard] = b""  # none: also for who has called meanwhile, and believed all to be repeated
+            raise
+
+    def _waits(self, store: Store) -> Confirmer:
+        if self._confirmer is None:
+            self._confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
+        return self._confirmer
 
     def _live(self) -> Store:
         if self._store is None:

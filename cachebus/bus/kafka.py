@@ -1,8 +1,8 @@
 """The bus on Kafka: the script gives an event its seq, then this publishes it; what gets lost the probe finds.
 
-Partition = shard mod partitions. A message's key names namespace and shard, so that namespaces may share a topic; its
-value is the event. Every node hears all partitions: no group, no commits. The log stays in L2, so that a node that has
-missed an event reads that one there, as with the bus on Redis.
+Partition = shard mod partitions. A message's key names namespace, shard and epoch, so that namespaces and stores may
+share a topic; its value is the event. Every node hears all partitions: no group, no commits. The log stays in L2, so
+that a node that has missed an event reads that one there, as with the bus on Redis.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ import asyncio
 
 from cachebus.bus.kafka_client import Endings, KafkaAccess
 from cachebus.bus.kafka_ears import KafkaEars
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_sender import KafkaSender
 from cachebus.bus.kafka_topic import topic_there
 from cachebus.clock import Clock
 from cachebus.observe import Counters
 from cachebus.ports import Listener
-
-
-def message_key(namespace: str, shard: int) -> bytes:
-    """The key of a shard's messages."""
-    return f"{namespace}:{shard}".encode()
 
 
 class KafkaBus:
@@ -29,15 +25,13 @@ class KafkaBus:
     in_store = False
 
     def __init__(
-        self, access: KafkaAccess, namespace: str, shards: int, listener: Listener | None, counters: Counters,
-        clock: Clock,
-    ) -> None:  # fmt: skip
+        self, access: KafkaAccess, envelope: Envelope, listener: Listener | None, counters: Counters, clock: Clock
+    ) -> None:
         """`listener`: None for who only publishes."""
         self._access = access
         self._endings = Endings()
-        self._keys = [message_key(namespace, shard) for shard in range(shards)]
-        by_key = {key: shard for shard, key in enumerate(self._keys)}
-        self._ears = None if listener is None else KafkaEars(access, by_key, listener, counters, clock)
+        self._envelope = envelope
+        self._ears = None if listener is None else KafkaEars(access, envelope, listener, counters, clock)
         self._sender = KafkaSender(access, counters)
 
     @property
@@ -61,4 +55,5 @@ class KafkaBus:
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""
-        self._sender.post(shard, self._keys[shard], message)
+        key, headers = self._envelope.around(shard, message)
+        self._sender.post(shard, key, message, headers)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from loguru import logger
 
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_topic import ensure
 from cachebus.clock import Clock
 from cachebus.observe import Counters
@@ -20,16 +21,17 @@ LOOK_EVERY_S: Final = 0.25
 MOST_AT_ONCE: Final = 500
 METADATA_AGE_MS: Final = 5000
 """So old may be what is known of the topic's partitions."""
+WARN_EVERY_S: Final = 60.0
 
 
 class KafkaEars:
-    """Hears every message of these shards (by their keys), and tells the listener."""
+    """Hears every message of this envelope's shards that it trusts, and tells the listener."""
 
     def __init__(
-        self, access: KafkaAccess, shards: Mapping[bytes, int], listener: Listener, counters: Counters, clock: Clock
+        self, access: KafkaAccess, envelope: Envelope, listener: Listener, counters: Counters, clock: Clock
     ) -> None:
         self._access = access
-        self._shards = shards
+        self._envelope = envelope
         self._listener = listener
         self._counters = counters
         self._clock = clock
@@ -41,6 +43,7 @@ class KafkaEars:
         self._silent = 0
         self._told = ""
         self._looked_at_s = clock()
+        self._warn_from_s = float("-inf")
 
     @property
     def connected(self) -> bool:
@@ -112,16 +115,37 @@ class KafkaEars:
         except RecordTooLargeError:  # the driver has stepped over it
             self._counters.events_corrupt += 1
             return
-        shards, listener = self._shards, self._listener
         for records in found.values():
             for record in records:
-                shard = shards.get(record.key)  # None: another namespace's
-                if shard is not None:
-                    listener(shard, record.value or b"")
+                self._take(record)
         if found:
             await asyncio.sleep(0)  # in a flood nothing else here waits
         if len(consumer.partitions_for_topic(self._access.topic) or ()) > len(consumer.assignment()):
             await self._widen(consumer)
+
+    def _take(self, record: Any) -> None:
+        envelope, value = self._envelope, record.value or b""
+        shard = envelope.shard_of(record.key)
+        if shard is None:
+            return
+        if envelope.trusts(record.key, value, record.headers):
+            self._listener(shard, value)
+        else:
+            # No probe is asked for: whoever may write to the topic could have all nodes probe without end. If an event
+            # is missing for it, the next regular probe finds that.
+            self._refuse(record)
+
+    def _refuse(self, record: Any) -> None:
+        self._counters.events_unsigned += 1
+        now_s = self._clock()
+        if now_s < self._warn_from_s:
+            return
+        self._warn_from_s = now_s + WARN_EVERY_S
+        logger.warning(
+            "messages on Kafka that no key of kafka_events_key (CACHEBUS_KAFKA_EVENTS_KEY) has signed are passed over: "
+            "{} so far, the last {}/{}@{}; nodes, producers and workers need the same keys",
+            self._counters.events_unsigned, record.topic, record.partition, record.offset,
+        )  # fmt: skip
 
     async def _lost_positions(self, consumer: Any, partitions: Mapping[Any, int]) -> None:
         """What stood there is gone: go on at the end. The probe finds what was missed, and the log in L2 has it."""

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from loguru import logger
 
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
+from cachebus.bus.kafka_envelope import Headers
 from cachebus.observe import Counters
 
 MOST_WAITING: Final = 10_000
@@ -26,6 +27,7 @@ class Posted(NamedTuple):
     shard: int
     key: bytes
     message: bytes
+    headers: Headers
 
 
 class KafkaSender:
@@ -73,14 +75,14 @@ class KafkaSender:
             raise
         return producer
 
-    def post(self, shard: int, key: bytes, message: bytes) -> None:
+    def post(self, shard: int, key: bytes, message: bytes, headers: Headers) -> None:
         """Have a message sent. Returns at once; what can't be sent is counted."""
         if not self.connected:
             self._fail(1, "no broker is connected")
         elif len(self._waiting) >= MOST_WAITING:
             self._fail(1, f"{MOST_WAITING} wait already")
         else:
-            self._waiting.append(Posted(shard, key, message))
+            self._waiting.append(Posted(shard, key, message, headers))
             self._idle.clear()
             self._posted.set()
 
@@ -133,7 +135,8 @@ class KafkaSender:
     @staticmethod
     def _fits(batch: Any, letter: Posted) -> bool:
         """Whether it went into the batch; one that is larger than a batch goes into an empty one."""
-        return batch.append(key=letter.key, value=letter.message, timestamp=None) is not None
+        taken = batch.append(key=letter.key, value=letter.message, headers=letter.headers, timestamp=None)
+        return taken is not None
 
     async def _arrived(self, count: int, sent: asyncio.Future[object]) -> int:
         from aiokafka.errors import MessageSizeTooLargeError

@@ -91,11 +91,11 @@ class RedisBus:
         )
         channels = [self._channels[shard] for shard in shards]
         try:
+            # Both where there are both: how a shard's events are published is in its meta, and outlives an upgrade.
             if self._route.sharded:
                 for channel in channels:  # of different slots: not in one command
                     await subscriber.subscribe(channel, sharded=True)
-            else:
-                await subscriber.subscribe(*channels)
+            await subscriber.subscribe(*channels)
         except BaseException:  # cancellation too: nobody else knows of the socket yet
             subscriber.close()
             raise

@@ -6,7 +6,7 @@ A node holds a hundred thousand entries, so every slot costs a megabyte: what en
 
 from __future__ import annotations
 
-from math import inf
+from math import isinf
 
 import msgspec
 
@@ -25,9 +25,9 @@ _sizes: dict[int, int] = {}
 class Group:
     """What all entries of one shard and data type share: how long they may be served, and their counters.
 
-    `valid_until` (seconds, monotonic) is the shard's coherence lease; 0.0 retires the group for good, and with it every
-    entry that still points to it. `generation` is the node's own count of retirements. `leased` is False for groups
-    of values loaded without a coherence lease.
+    `valid_until` (seconds, monotonic) is the shard's coherence lease; minus infinity retires the group for good, and
+    with it every entry that still points to it. `generation` is the node's own count of retirements. `leased` is False
+    for groups of values loaded without a coherence lease.
     """
 
     __slots__ = ("data_type", "generation", "hits", "leased", "misses", "shard", "valid_until")
@@ -48,10 +48,10 @@ class Group:
 class Entry(msgspec.Struct, gc=False, eq=False):
     """One cached value. `key` and `size` never change once it is in an `L1`; compared by identity.
 
-    Shapes: all times are seconds on the monotonic clock, best made by `grid`. `fast_until` 0.0 sends every read to the
-    slow path. `read_until` is when the value may no longer be served without a coherence lease. `seq` is the sequence
-    number it was read at. `size` is in bytes, best made by `size_class`. `extra` belongs to the node, which must not
-    let it refer back to the entry. `freq` counts hits, 0 to 3, and is bumped by the reader.
+    Shapes: all times are seconds on the monotonic clock, best made by `grid`. `fast_until` minus infinity sends every
+    read to the slow path. `read_until` is when the value may no longer be served without a coherence lease. `seq` is
+    the sequence number it was read at. `size` is in bytes, best made by `size_class`. `extra` belongs to the node,
+    which must not let it refer back to the entry. `freq` counts hits, 0 to 3, and is bumped by the reader.
     """
 
     key: str
@@ -67,14 +67,14 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
 
 def grid(deadline: float, span_s: float = 0.0) -> float:
-    """Round a deadline (seconds) DOWN to a grid and return the one shared object for it; infinity stays as it is.
+    """Round a deadline (seconds) DOWN to a grid and return the one shared object for it; an infinity stays as it is.
 
     `span_s` (below 2**60) is about the time from now to the deadline: the grid is at most 1/32 of it, or 1/64 s where
     that is more. An hour's TTL ends up to 64 s early, which costs a read of L2; but a hundred thousand entries then
     share a hundred floats.
     """
-    if deadline == inf:
-        return inf
+    if isinf(deadline):
+        return deadline
     rounded = deadline - deadline % _STEPS_S[int(span_s).bit_length()]
     shared = _deadlines.get(rounded)
     if shared is None:

@@ -11,7 +11,7 @@ from math import ceil
 
 from cachebus import event as events
 from cachebus import record as records
-from cachebus.clock import Clock
+from cachebus.clock import WALL_S, Clock
 from cachebus.keys import Key, guard_name
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import (
@@ -53,7 +53,8 @@ class MemoryShard:
     def __init__(
         self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, log_max_bytes: int = 1 << 26
     ) -> None:
-        self.clock = clock
+        self.clock: Clock = lambda: WALL_S + clock()
+        """The server's, a wall clock as every server's is: records hold its times, which are never below zero."""
         self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
@@ -147,6 +148,8 @@ class MemoryShard:
         ids = [name for name in names if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
         raised = self.marks.set([name for name in names if name not in needless], self.seq)
+        if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
+            self.meta_server = ""
         head = events.encode_head(
             self.epoch, self.seq, int(self.clock() * 1_000_000), body,
             left_out=bool(needless) and len(needless) == len(ids), bucket=raised[0], low=raised[1],

@@ -25,8 +25,10 @@ class MemoryMarks:
         self.by_bucket: dict[str, dict[str, int]] = {}
         self.low: dict[str, int] = {}
         self.trimmed = 0
-        self.counted: dict[str, tuple[int, int]] = {}
-        """By bucket: how many there should be, and the size of their names. Fewer, and some were lost."""
+        self.counted: dict[str, int] = {}
+        """How many there should be, by bucket: fewer, and some were lost."""
+        self.sizes: dict[str, int] = {}
+        """The size of their names, by bucket."""
         self.lost = False
         """Whether so much is lost that every script notices."""
 
@@ -34,7 +36,7 @@ class MemoryMarks:
         """Whether marks are missing, as after an eviction, of those by which a record in this bucket is judged; with ""
         of those by which any is."""
         looked_at = (bucket, ALL_TENANTS) if bucket else self.counted
-        return any(len(self.by_bucket.get(b, ())) != self.counted.get(b, (0, 0))[0] for b in looked_at)
+        return any(len(self.by_bucket.get(b, ())) != self.counted.get(b, 0) for b in looked_at)
 
     def lose(self, bucket: str = "") -> None:
         """Play an eviction of one bucket's marks, or of all."""
@@ -44,7 +46,7 @@ class MemoryMarks:
     def lose_counts(self) -> None:
         """Play an eviction of what is known of the buckets."""
         self.lost = bool(self.counted)
-        self.counted, self.low = {}, {}
+        self.counted, self.sizes, self.low = {}, {}, {}
 
     def hide(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
         """Whether a record of this seq, in a key of this bucket with these scopes and tags, was replaced."""
@@ -63,15 +65,15 @@ class MemoryMarks:
                 self._count(bucket, 1, _size(name))
                 added = True
             marks[name] = seq
-        excess = sum(size for _, size in self.counted.values()) - self.most
+        excess = sum(self.sizes.values()) - self.most
         return self._trim(excess) if added and excess > 0 else (NO_BUCKET, 0)
 
     def _count(self, bucket: str, count: int, size: int) -> None:
-        had = self.counted.get(bucket, (0, 0))
-        self.counted[bucket] = had[0] + count, had[1] + size
+        self.counted[bucket] = self.counted.get(bucket, 0) + count
+        self.sizes[bucket] = self.sizes.get(bucket, 0) + size
 
     def _trim(self, excess: int) -> tuple[str, int]:
-        bucket = min(self.counted, key=lambda b: (-self.counted[b][1], b))
+        bucket = min(self.sizes, key=lambda b: (-self.sizes[b], b))
         marks = self.by_bucket.get(bucket, {})
         if not marks:
             self.lost = True

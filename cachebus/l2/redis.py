@@ -234,7 +234,8 @@ class RedisStore:
         """Store a loaded record if its lease still stands and nothing replaced it."""
         names, bucket = self._names[key.shard], key.family.bucket
         args = [
-            self._channels[key.shard], token, record.encode(), str(px_ms), over, key.l1, str(caller.guard_ms), *key.names
+            self._channels[key.shard], token, record.encode(), str(px_ms), over, key.l1, str(caller.guard_ms),
+            *key.names,
         ]  # fmt: skip
         epoch, seq, stored, expires_ms = await self._run(
             "fill", key.shard, caller, [names.marks(bucket), names.record(key), names.lease(key)], args, bucket

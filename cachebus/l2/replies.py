@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +15,10 @@ NAME = b"#"
 """Under which the name of the present set of lines lies among them."""
 
 _encode = msgspec.msgpack.encode
+
+
+BOUND_MAX_MS = 3_600_000
+"""No node may have a larger staleness bound, so a line that says so is damaged, and must not make others wait."""
 
 
 class _Line(msgspec.Struct):
@@ -41,9 +46,8 @@ def node_line(data: bytes) -> NodeLine:
         line = _decode_line(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NodeLine(0, b"", 0)
-    return NodeLine(
-        line.applied, line.epoch.encode(), line.at_us, About(line.bound_ms, line.guard_ms, tuple(line.more.items()))
-    )
+    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()))
+    return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
 
 
 def nodes_of(reply: Sequence[Any]) -> NodesReply:
@@ -51,9 +55,27 @@ def nodes_of(reply: Sequence[Any]) -> NodesReply:
     epoch, _, bound_ms, flat = reply[:4]
     lines = dict(zip(flat[::2], flat[1::2], strict=True))
     name = lines.pop(NAME, b"")
-    return NodesReply(
-        epoch, name, bound_ms, {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
-    )
+    known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
+    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known)
+
+
+class BucketState(NamedTuple):
+    """What is counted of a bucket's marks: how many there are, the size of their names, and the low watermark."""
+
+    members: int
+    size: int
+    low: int
+
+
+_BUCKET = Struct(">IIQ")
+
+
+def buckets_of(flat: Sequence[bytes]) -> dict[str, BucketState]:
+    """The counts of every bucket that has, or had, marks; what is none of ours is left out."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {
+        bucket.decode(): BucketState(*_BUCKET.unpack(state)) for bucket, state in pairs if len(state) == _BUCKET.size
+    }
 
 
 def marks_of(marks: Sequence[Any], low: Sequence[bytes]) -> Marks:

@@ -1,8 +1,8 @@
 """The figures of `Stats` for Prometheus (extra `metrics`): `registry.register(CacheCollector(cache.stats))`.
 
-Names are `cachebus_*`. Labels are data types, shards and causes; never keys or tenants, of which there are too many. A
-second cache of the same process needs a name, `CacheCollector(other.stats, name="other")`, which becomes the label
-`cache` of all its figures.
+Names are `cachebus_*`. Labels are data types (at most 1 024 beside those that have a policy), shards and causes; never
+keys or tenants, of which there are too many. A second cache of the same process needs a name,
+`CacheCollector(other.stats, name="other")`, which becomes the label `cache` of all its figures.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _COUNTS = {
     "bus_positions_lost": ("bus_positions_lost", "Times the bus no longer had what comes next of a partition"),
     "events_applied": ("events_applied", "Events applied"),
     "events_corrupt": ("events_corrupt", "Messages that were no events"),
+    "events_unsigned": ("events_unsigned", "Messages that none of this node's keys had signed, passed over"),
     "events_flushed": ("events_flushed", "Events never seen, made up for by a flush"),
     "events_repeated": ("events_repeated", "Events that came again"),
     "events_foreign": ("events_foreign", "Events of another epoch"),
@@ -43,7 +44,8 @@ _COUNTS = {
     "entries_refused": ("entries_refused", "Values that this node's L1 refused as replaced"),
     "invalidations": ("invalidations", "Invalidations asked of L2"),
     "invalidations_failed": ("invalidations_failed", "Invalidations that were not sure to have happened"),
-    "invalidations_repeated": ("invalidations_repeated", "Invalidations said again after a failover or loss of L2"),
+    "invalidations_repeated": ("invalidations_repeated", "Invalidations repeated after a failover or loss of L2"),
+    "resend_dropped": ("resend_dropped", "Invalidations that left the resend buffer early, for want of room"),
     "guards": ("guards", "Write guards put up"),
     "guards_left": ("guards_left", "Write guards that stood to their time-out"),
     "guarded_loads": ("guarded_loads", "Loads whose value was not kept, for a write guard"),

@@ -89,7 +89,7 @@ class Stats:
     node: str
     """This node's id, unique in the fleet."""
     types: dict[str, TypeStats]
-    """By data type."""
+    """By data type; beyond 1 024 of them those without a policy are one, "(other)"."""
     shards: tuple[ShardStats, ...]
     """Every shard, in order."""
     l1_entries: int
@@ -113,6 +113,8 @@ class Stats:
     """Values that this node found not to be believed for that reason alone."""
     events_corrupt: int
     """Messages and log entries that were no events."""
+    events_unsigned: int
+    """Messages that none of this node's keys had signed, and that it passed over (Kafka)."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
     holes: int
@@ -134,7 +136,9 @@ class Stats:
     invalidations_failed: int
     """Those of them that are not sure to have happened: the call raised."""
     invalidations_repeated: int
-    """Said again to L2 after it began another epoch, since what acknowledged them may have been deposed by then."""
+    """Repeated in another epoch of L2 that had begun before they were called: what acknowledged them was deposed."""
+    resend_dropped: int
+    """Pushed out of the resend buffer by its bound in bytes before their minute was over: not repeated if need be."""
     guards: int
     """Write guards put up."""
     guards_left: int

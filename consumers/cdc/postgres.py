@@ -113,7 +113,7 @@ class SlotWorker(Worker):
         self._retained = self._gauge("cachebus_cdc_wal_retained_bytes", "WAL that the server keeps for the slot")
         self._behind = self._gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied")
         self._active = self._gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
-        self._warned_s = 0.0
+        self._warned_s = float("-inf")
         self._has_l2 = False
         self.waits_for_commits = False
         """Whether transactions are told of that others do not see yet."""
@@ -219,7 +219,7 @@ class SlotWorker(Worker):
             self.health.down("slot", f"lost: {lost}")
             what = f"cdc: the slot {self.source.slot} is lost: {lost}. Changes were missed, so caches may hold old rows"
             if self.source.on_lost_slot != "invalidate":
-                if monotonic() - self._warned_s > 60 or not self._warned_s:
+                if monotonic() - self._warned_s > 60:
                     self._warned_s = monotonic()
                     logger.error(
                         "{} until they expire. Start with --on-lost-slot=invalidate to make a new slot and invalidate "
@@ -335,7 +335,7 @@ class SlotWorker(Worker):
 
     async def _watch(self, connection: asyncpg.Connection, busy: asyncio.Lock) -> None:
         """How much the slot holds back, for those who watch; raises `LostSlot` when it is no more."""
-        told_s = 0.0
+        told_s = float("-inf")
         while True:
             async with busy:
                 slot = await look(connection, self.source.slot)
@@ -343,7 +343,7 @@ class SlotWorker(Worker):
                 raise LostSlot("it is gone" if slot is None else "the server has removed WAL that it was to keep")
             self._retained.set(slot.retained_bytes)
             self._behind.set(slot.behind_bytes)
-            if slot.retained_bytes > self.source.wal_warning_bytes and (not told_s or monotonic() - told_s > 60):
+            if slot.retained_bytes > self.source.wal_warning_bytes and monotonic() - told_s > 60:
                 told_s = monotonic()
                 logger.warning(
                     "cdc: the slot {} makes the server keep {:.1f} GiB of WAL ({} bytes not applied yet)",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from cachebus.bus.kafka_client import KafkaAccess, kafka_access
+from cachebus.bus.kafka_signature import SIGNATURE, Keyring
 from cachebus.errors import ConfigError
 from cachebus.settings import PREFIX, Settings
 from producers.command import InvalidCommand
 
 NAMESPACE: Final = "namespace"
 """The header that says for which caches a command is; without it, for those of whoever reads it."""
-SIGNATURE: Final = "signature"
-"""The header with the HMAC-SHA256, in hex, of the namespace's header, a zero byte, and the value."""
 ATTEMPTS: Final = "attempts"
 """The header that says how often it was set aside before."""
 LARGEST_BYTES: Final = 256 * 1024
@@ -40,20 +38,17 @@ def commands_access(settings: Settings, timeout_s: float) -> KafkaAccess:
 
 
 class Seal:
-    """Writes and checks what goes with a command of these settings."""
+    """Writes and checks what goes with a command of these settings: for which caches it is, and who says so."""
 
     def __init__(self, settings: Settings) -> None:
         self.namespace = settings.namespace.encode()
-        secret = settings.kafka_commands_key
-        self._keys = [key.encode() for key in (secret.get_secret_value().split(",") if secret else ()) if key]
-        if secret is not None and not self._keys:
-            raise ConfigError(f"kafka_commands_key ({PREFIX}KAFKA_COMMANDS_KEY) is empty: leave it out, or give a key")
+        self._keyring = Keyring.of(settings.kafka_commands_key)
 
     def headers(self, value: bytes) -> list[tuple[str, bytes]]:
         """Of a command's message."""
         found = [(NAMESPACE, self.namespace)]
-        if self._keys:
-            found.append((SIGNATURE, _signature(self._keys[0], self.namespace, value)))
+        if self._keyring is not None:
+            found.append((SIGNATURE, self._keyring.sign(self.namespace, value)))
         return found
 
     def is_for_others(self, headers: Mapping[str, bytes]) -> bool:
@@ -62,19 +57,13 @@ class Seal:
 
     def check(self, value: bytes, headers: Mapping[str, bytes]) -> None:
         """`InvalidCommand` for a message that does not come from where the key is known; without a key all do."""
-        if not self._keys:
+        if self._keyring is None:
             return
         signature = headers.get(SIGNATURE)
         if not signature:
             raise InvalidCommand("it is not signed")
-        namespace = headers.get(NAMESPACE) or b""
-        right = [hmac.compare_digest(_signature(key, namespace, value), signature) for key in self._keys]
-        if not any(right):
+        if not self._keyring.accepts(headers.get(NAMESPACE) or b"", value, signature):
             raise InvalidCommand("its signature is wrong")
-
-
-def _signature(key: bytes, namespace: bytes, value: bytes) -> bytes:
-    return hmac.new(key, namespace + b"\0" + value, "sha256").hexdigest().encode()
 
 
 def key_of(tenant_id: Any) -> bytes:

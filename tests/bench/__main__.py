@@ -20,7 +20,7 @@ from typing import Any, Final
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import perf_counter
 from cachebus.errors import ConfigError
-from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads
+from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -56,6 +56,7 @@ GROUPS: Final = (
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
+    Group(("server",), "server CPU per operation", server_cpu.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),
     Group(("memory",), "memory", memory.entry_bytes),

@@ -126,12 +126,12 @@ def ours(cache: Cache) -> list[Contender]:  # noqa: C901 (one round a subject, s
 def only_fast_hits(cache: Cache) -> Callable[[int], None]:
     """Asserts after each round that every call was answered by the fast path, by the counters that only it moves."""
     node = cache._live().node
-    seen = sum(node.l1_hits().values())
+    seen = sum(node.groups.hits().values())
     before = cache.stats()
 
     def check(calls: int) -> None:
         nonlocal seen, before
-        now, stats = sum(node.l1_hits().values()), cache.stats()
+        now, stats = sum(node.groups.hits().values()), cache.stats()
         assert now - seen == stats.l1_hits - before.l1_hits == calls, f"{now - seen} fast hits in {calls} calls"
         assert stats.l2_hits == before.l2_hits and stats.misses == before.misses
         seen, before = now, stats

@@ -13,6 +13,7 @@ import redis.asyncio
 from cachebus import Cache, Settings
 from cachebus import event as events
 from cachebus.clock import monotonic, perf_counter
+from cachebus.l2.names import ShardNames
 from tests.bench.children import Talk, talking
 from tests.bench.other_node import left_alone
 from tests.bench.rounds import Contender, p99, race
@@ -157,11 +158,11 @@ async def the_flood(bench: Bench, other: Talk) -> list[Row]:
     theirs: list[float] = []
     count = bench.scale.flood
     epoch, seq = await other.ask(do="place")
-    body = events.encode_body(["acme\x1fagent_config\x1fagent-1\x1e\x1e\x1e"], [], "somebody")
+    body = events.encode_body([events.Part(["acme\x1fagent_config\x1fagent-1\x1e\x1e\x1e"], [], "somebody")])
     for turn in range(bench.scale.flood_rounds):
         first = seq + 1 + turn * count
-        messages = [events.encode(epoch.encode(), first + n, 0, 0, body) for n in range(count)]
-        for who, channel, rates in (("ours", "{flood:0}:events", ours), ("redis-py", "flood", theirs)):
+        messages = [events.encode(epoch.encode(), first + n, 0, body) for n in range(count)]
+        for who, channel, rates in (("ours", ShardNames("flood", 0).channel, ours), ("redis-py", "flood", theirs)):
             await other.ask(do="watch", who=who, count=count)
             await _publish(bench.server.port, channel, messages)
             rates.append(await other.ask(do="rate"))

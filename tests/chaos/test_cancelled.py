@@ -107,7 +107,7 @@ def played(name: str, at: int, how: How, *, inner: bool) -> bool:
             with numbered(stage, steps):
                 try:
                     came_so_far = await cancelled(stage, name, Cancelling(at, how, inner=inner), loop.time)
-                    left = {k: v for k, v in world.shards[0].leases.items() if v[2] > loop.time()}
+                    left = {k: v for k, v in world.shards[0].leases.items() if v[2] > world.shards[0].clock()}
                     assert not left, "a lease is left"
                 except BaseException as error:
                     error.add_note(f"{name}, cancelled at await {at} ({how}, {inner=}) of {steps.taken}")

@@ -68,6 +68,17 @@ async def test_everything_works_on_every_kind(kind: Kind) -> None:
         assert [await a.get("config", "x", tenant_id=tenant) for tenant in tenants] == [None] * 30
 
 
+async def test_events_are_heard_however_the_shard_publishes_them(group: ClusterGroup) -> None:
+    """How it does lies in its meta, and outlives the version of the server, and of the nodes, that has set it."""
+    async with nodes(group.url, 2, staleness_bound_s=600.0, probe_interval_s=300.0) as (a, b):
+        names = names_of(a)
+        primary = await group.primary_of(names.log)
+        for mode in ("sharded", "plain", "sharded"):
+            await ask(primary, "HSET", names.meta, "mode", mode)
+            await heard([b], await a.invalidate("config", "x", TENANT))  # no probe is due that could tell of it
+            assert b.stats().catch_ups == 0
+
+
 async def test_failover_of_a_primary_keeps_bounded_staleness_and_own_writes(group: ClusterGroup) -> None:
     async with nodes(group.url, 3) as caches:
         name = names_of(caches[0]).log

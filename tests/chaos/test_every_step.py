@@ -144,7 +144,8 @@ class Play:
             assert await stage.read(cache) in (None, self._in_l2()), "L1 has what L2 has not"
             assert not cache.stats().flights
         if self.may_linger:
-            assert all(lease[2] <= self.returned_s + LEASE_MS / 1000 for lease in self._leases().values())
+            latest_s = self.shard.clock() - self.loop.time() + self.returned_s + LEASE_MS / 1000
+            assert all(lease[2] <= latest_s for lease in self._leases().values())
             self.loop.stall(LEASE_MS / 1000)
             for cache in (stage.a, stage.b):
                 await cache.probe()

@@ -17,17 +17,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from loguru import logger
 
 from cachebus import Cache
-from cachebus.bus.kafka import KafkaBus, message_key
+from cachebus.bus.kafka_envelope import message_key
 from cachebus.cli.embedded import free_port
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
 from producers import DirectProducer
-from tests.support.caches import D_S, Source, nodes, parts, past, quick, until
-
-WHERE = {"tenant_id": "acme"}
-QUICK_S = 0.25
-"""An invalidation that waited for a broker would take longer."""
+from tests.support.caches import D_S, Source, nodes, past, quick, until
+from tests.support.events import event_of
+from tests.support.kafka_fleet import QUICK_S, WHERE, bus_of, fresh_by, shared, travels, written
 
 
 @pytest.fixture
@@ -45,49 +43,6 @@ async def fleet(setup: dict[str, Any]) -> AsyncIterator[list[Cache]]:
     """Two nodes."""
     async with nodes(setup.pop("url"), **setup) as caches:
         yield caches
-
-
-def bus_of(cache: Cache) -> KafkaBus:
-    """Its bus."""
-    bus = parts(cache).bus
-    assert isinstance(bus, KafkaBus)
-    return bus
-
-
-async def shared(a: Cache, b: Cache, *ids: str) -> Source:
-    """Both nodes hold these of a source in their memory."""
-    source = Source(**dict.fromkeys(ids, "old"))
-    for cache in (a, b):
-        for one in ids:
-            assert await cache.get_or_load("config", one, source.load, **WHERE) == "old"
-    return source
-
-
-async def written(cache: Cache, source: Source, resource_id: str, value: str) -> float:
-    """Write to the source and invalidate; when that had returned. It must not have waited for a broker."""
-    source.values[resource_id] = value
-    began_s = monotonic()
-    await cache.invalidate("config", resource_id, **WHERE)
-    assert monotonic() - began_s < QUICK_S
-    return monotonic()
-
-
-async def fresh_by(cache: Cache, source: Source, resource_id: str, value: str, at_s: float) -> None:
-    """From that time on the node serves this value."""
-    await past(at_s)
-    assert await cache.get_or_load("config", resource_id, source.load, **WHERE) == value
-
-
-async def travels(a: Cache, b: Cache, source: Source) -> None:
-    """An invalidation of a reaches b by the bus, not by a probe."""
-    observed = b.stats().bus_lag.count
-
-    async def arrived() -> bool:
-        await written(a, source, "k", "told")
-        await asyncio.sleep(0.02)
-        return b.stats().bus_lag.count > observed
-
-    await until(arrived)
 
 
 async def test_g1_g9_kafka_broker_killed_and_restarted(fleet: list[Cache], kafka: KafkaServer) -> None:
@@ -205,19 +160,22 @@ async def test_g1_g9_garbage_on_the_topic(fleet: list[Cache], kafka: KafkaServer
     """None of it stops a partition; what claims to be one of ours is counted."""
     a, b = fleet
     source = await shared(a, b, "k")
-    topic, ours = setup["kafka_topic"], message_key(setup["namespace"], 0)
+    topic, namespace, epoch = setup["kafka_topic"], setup["namespace"], b"0123456789abcdef"
+    ours = message_key(namespace, 0, epoch)
     producer = AIOKafkaProducer(bootstrap_servers=kafka.address)
     await producer.start()
     try:
         for key, value in [
             (ours, b"garbage"), (ours, None), (ours, b"x" * 500_000), (ours, b"CBW\xff"), (b"\xff", b"?"), (b"k", None),
-            (message_key("another", 0), b"theirs"), (message_key(setup["namespace"], 7), b"no shard of ours"),
+            (message_key("another", 0, epoch), b"theirs"), (message_key(namespace, 7, epoch), b"no shard of ours"),
+            (f"{namespace}:0".encode(), b"no epoch"), (b"x" + ours, b"theirs"), (ours + b":", b"one colon more"),
+            (None, b"no key"), (b"", b"no key"),
         ]:  # fmt: skip
             await producer.send_and_wait(topic, value, key)
     finally:
         await producer.stop()
     await travels(a, b, source)
-    assert b.stats().events_corrupt == 3
+    assert b.stats().messages_unknown == 3
     assert b.stats().bus_connected
 
 
@@ -238,9 +196,10 @@ async def test_g1_partitions_are_added(setup: dict[str, Any], kafka: KafkaServer
         try:
             assert await sender.partitions_for(setup["kafka_topic"]) == {0, 1, 2}
             corrupt = b.stats().events_corrupt
+            damaged = event_of(b"f" * 16, 1)[:-1]
             for shard in range(3):
-                key = message_key(setup["namespace"], shard)
-                await sender.send_and_wait(setup["kafka_topic"], b"garbage", key, partition=shard)
+                key = message_key(setup["namespace"], shard, b"")
+                await sender.send_and_wait(setup["kafka_topic"], damaged, key, partition=shard)
         finally:
             await sender.stop()
         await until(lambda: b.stats().events_corrupt == corrupt + 3)

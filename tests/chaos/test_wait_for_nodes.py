@@ -136,10 +136,18 @@ async def test_who_does_not_answer_is_waited_for_until_its_lease_has_lapsed_and_
             assert D_S * 0.98 < took_s < D_S + SOON_S
             assert name_in(receipt.lapsed) == ["one"]
             assert "two" in name_in(receipt.confirmed)
-            # It has stood still for D by now, so that it is not waited for again.
+            # Its line stands still, which proves nothing: it may load for itself. So each wait takes D.
             receipt, took_s = await s.invalidate()
-            assert took_s < SOON_S
+            assert D_S * 0.98 < took_s < D_S + SOON_S
             assert name_in(receipt.lapsed) == ["one"]
+            if ending == "killed":
+                (gone,) = receipt.lapsed
+                store, caller = parts(s.writer).store, parts(s.writer).node.caller(0)
+                assert await store.forget(0, caller, gone, lives=True)
+                assert (await s.invalidate())[1] > D_S * 0.98, "it may have lived when it was forgotten"
+                receipt, took_s = await s.invalidate()
+                assert took_s < SOON_S
+                assert receipt.lapsed == ()
             if ending == "stopped":
                 one.process.send_signal(signal.SIGCONT)
                 continued_s = monotonic()
@@ -170,6 +178,45 @@ async def test_a_node_that_is_cut_off_is_waited_for_likewise(redis_url: str, tmp
             proxy.restore()
             await until(lambda: len(one.reads) and one.reads[-1][0] > returned_s + 0.5)
         assert s.stale(one) == []
+
+
+@pytest.mark.parametrize("fault", ["hold", "cut"])
+@pytest.mark.parametrize("attached", [True, False], ids=["attached", "started degraded"])
+async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_time(
+    redis_url: str, tmp_path: Path, fault: str, attached: bool
+) -> None:
+    """One that never attached has no line, and nobody can wait for it: it keeps nothing then, if its settings say so."""
+    more = {} if attached else {"keep_alone": False}
+    async with site(redis_url, tmp_path) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
+        if not attached:
+            getattr(proxy, fault)()
+        settings = quick(
+            f"redis://127.0.0.1:{proxy.port}", node_name="cut", l2_timeout_s=0.2, connect_timeout_s=0.2,
+            start_degraded=True, **more,
+        )  # fmt: skip
+        async with Cache.open(settings) as cut:
+            getattr(proxy, fault)()
+            await past(monotonic() + D_S)
+            await s.invalidate()
+            loads = 0
+
+            def load() -> str:
+                nonlocal loads
+                loads += 1
+                return s.source.read_text()
+
+            for _ in range(3):
+                await past(monotonic() + D_S / 3)
+                before = await cut.get_or_load("config", "x", load, "acme")
+                assert before == f"{s.version:08}"
+                receipt, _ = await s.change(lambda: s.writer.invalidate("config", "x", "acme", wait="nodes"))
+                assert name_in(receipt.lapsed) == (["cut"] if attached else [])
+                assert await cut.get_or_load("config", "x", load, "acme") == f"{s.version:08}"
+            if not attached:
+                before_loads = loads
+                await cut.get_or_load("config", "x", load, "acme")
+                assert loads == before_loads + 1, "nothing is kept, though flights are shared"
+            proxy.restore()
 
 
 async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:

@@ -63,8 +63,12 @@ def where(change: Change) -> tuple[bytes, int, bool]:
 
 def raised(change: Change) -> tuple[str, int]:
     """The bucket of marks whose low watermark a change has raised, and that, as its event's head says."""
-    event = events.with_head(change.head, [])
-    return event.bucket, event.low
+    return change.head[36:38].decode(), int.from_bytes(change.head[38:46], "big")
+
+
+def leaves_out(change: Change) -> bool:
+    """Whether a change's event says in its head that ids were left out of the marks."""
+    return bool(change.head[3] & events.LEFT_OUT)
 
 
 class Person:

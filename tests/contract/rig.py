@@ -181,7 +181,7 @@ class MemoryRig(StoreRig):
         await self.plant(key, b"\x00")
 
     async def leased(self, key: Key) -> bool:
-        return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > monotonic()
+        return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > self.shard.clock()
 
     async def lines(self) -> dict[str, NodeLine]:
         return dict(self.shard.lines)

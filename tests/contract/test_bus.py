@@ -12,6 +12,7 @@ import pytest
 from cachebus import event as events
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.cli.embedded import EmbeddedServer, free_port
@@ -133,7 +134,7 @@ class KafkaBusRig(BusRig):
         self.sender = await self.bus(Ears())
 
     def unconnected(self, listener: Listener) -> KafkaBus:
-        return KafkaBus(kafka_access(self.settings), NAMESPACE, SHARDS, listener, Counters(), monotonic)
+        return KafkaBus(kafka_access(self.settings), Envelope(NAMESPACE, SHARDS), listener, Counters(), monotonic)
 
     async def send(self, shard: int, message: bytes) -> None:
         await self.sender.publish(shard, message)

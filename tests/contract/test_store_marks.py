@@ -7,7 +7,19 @@ import pytest
 from cachebus import event as events
 from cachebus.keys import ALL_OF_SHARD, ALL_TENANTS, everywhere
 from cachebus.ports import Leased, Marks
-from tests.contract.people import BUCKET, NEIGHBOUR, NEXT_DOOR, Person, joined, key, raised, scope, tag, where
+from tests.contract.people import (
+    BUCKET,
+    NEIGHBOUR,
+    NEXT_DOOR,
+    Person,
+    joined,
+    key,
+    leaves_out,
+    raised,
+    scope,
+    tag,
+    where,
+)
 from tests.contract.rig import RedisRig, StoreRig, until
 
 NOTHING = events.NO_BUCKET, 0
@@ -257,7 +269,7 @@ async def left_out(rig: StoreRig, ann: Person, names: list[str]) -> tuple[bool, 
     change = await ann.invalidate(key("r"), names=names)
     logged = (await ann.store.log(0, change.seq - 1, 1))[0].message
     event = events.decode(logged)
-    assert event.left_out == events.with_head(change.head, []).left_out
+    assert event.left_out == leaves_out(change)
 
     async def heard() -> bool:
         return logged in rig.messages
@@ -318,9 +330,9 @@ async def test_other_scopes_are_marked_beside_ids_that_are_not(rig: StoreRig, an
 
 async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Person, bob: Person) -> None:
     change = await ann.write(key("r"), names=[ID])
-    assert events.with_head(change.head, []).left_out
+    assert leaves_out(change)
     change = await ann.guard(names=[ID])
-    assert events.with_head(change.head, []).left_out
+    assert leaves_out(change)
     assert await ann.marks() == {}
     assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GUARDED, "the guard itself stands"
     await ann.guard(names=[ID], px_ms=0)

@@ -123,6 +123,18 @@ async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
 
 
 @losses
+async def test_a_probe_tells_when_the_epoch_began(rig: StoreRig, ann: Person, lose: Loss) -> None:
+    await ann.guard(key("guarded"), names=[scope("other")])  # so that there are guards and marks to lose
+    before = await ann.probe()
+    await lose(rig)
+    reply = await ann.store.read(0, ann.caller, [key()])
+    after = await ann.probe()
+    assert after.epoch == reply.epoch != before.epoch
+    assert before.server_us <= after.born_us <= after.server_us
+    assert (await ann.probe()).born_us == after.born_us
+
+
+@losses
 async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) -> None:
     async def lost() -> None:
         await ann.invalidate(names=[scope("other")])

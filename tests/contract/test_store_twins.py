@@ -18,7 +18,7 @@ from cachebus.keys import ALL_OF_SHARD, Key
 from cachebus.ports import About, Caller, Change, Leased, LeaseReply, NodeLine, NodesReply, ProbeReply, ReadReply
 from cachebus.record import Record
 from tests.contract.conftest import program
-from tests.contract.people import BUCKET, NEIGHBOUR, body, key, tag
+from tests.contract.people import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
 from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers
 
@@ -215,7 +215,7 @@ class Side:
     def record(self, told: dict[str, Any]) -> Record:
         age_ms = AGES_MS[told["age"]]
         return Record(
-            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and max(1, self.now_ms + age_ms),
+            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and self.now_ms + age_ms,
             tags=told["tags"], epoch=self.epoch(told["epoch"]).ljust(16, b"-"), seq=told["seq"],
             version=told["version"],
         )  # fmt: skip
@@ -272,7 +272,7 @@ class Side:
                 left = round(reply.wait_ms / (2 * NEAR_MS))
                 return self.number(reply.epoch), reply.seq, reply.outcome, self.data(reply.record), left
             case Change():
-                head = reply.head and self.event(events.with_head(reply.head, []))
+                head = reply.head and (self.number(reply.head[4:20]), raised(reply), leaves_out(reply))
                 early = self.age(reply.expires_ms)
                 return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
             case ProbeReply():

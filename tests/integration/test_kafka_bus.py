@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -15,12 +14,11 @@ import pytest
 import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from loguru import logger
 from pydantic import SecretStr
 
 from cachebus import Cache, Settings
 from cachebus.bus import kafka_client
-from cachebus.bus.kafka import message_key
+from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_topic import check_configuration
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
@@ -30,23 +28,11 @@ from tests.support.caches import nodes, quick, until
 from tests.support.changes import running
 from tests.support.command import cachebus, ran
 from tests.support.commands import worker_of
+from tests.support.logs import warnings_of
 from tests.support.require import require
 
 KAFKA = {"bus": "kafka", "kafka_bootstrap_servers": "127.0.0.1:9092"}
 SASL = {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "ann", "kafka_password": "s3cret-word"}
-
-
-@contextmanager
-def told() -> Iterator[list[str]]:
-    """What is logged meanwhile, from warnings on."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    logger.enable("cachebus")
-    try:
-        yield lines
-    finally:
-        logger.disable("cachebus")
-        logger.remove(sink)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +53,9 @@ def told() -> Iterator[list[str]]:
         ({**KAFKA, "kafka_sasl_mechanism": "PLAIN"}, r"needs kafka_username"),
         ({**KAFKA, **SASL, "kafka_password": None}, r"needs kafka_password \(CACHEBUS_KAFKA_PASSWORD\)"),
         ({**KAFKA, **SASL, "kafka_sasl_mechanism": "GSSAPI"}, r"CACHEBUS_KAFKA_SASL_MECHANISM"),
+        ({**KAFKA, "kafka_events_key": ""}, r"kafka_events_key \(CACHEBUS_KAFKA_EVENTS_KEY\): is empty"),
+        ({"kafka_events_key": " ,\n"}, r"CACHEBUS_KAFKA_EVENTS_KEY\): is empty"),
+        ({"kafka_commands_key": ","}, r"kafka_commands_key \(CACHEBUS_KAFKA_COMMANDS_KEY\): is empty"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_field_and_variable(given: dict[str, Any], said: str) -> None:
@@ -75,10 +64,17 @@ def test_settings_that_do_not_fit_are_refused_by_field_and_variable(given: dict[
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_password_is_never_shown() -> None:
-    settings = Settings(**KAFKA, **SASL)
+def test_a_password_or_key_is_never_shown() -> None:
+    settings = Settings(**KAFKA, **SASL, kafka_events_key="s3cret-key")
     assert "s3cret" not in repr(settings)
     assert "s3cret" not in repr(kafka_client.kafka_access(settings))
+    assert "s3cret" not in repr(vars(Envelope.of(settings)))
+
+
+def test_a_key_for_events_may_be_set_where_they_go_by_redis() -> None:
+    """As all of Kafka's settings may: one environment for services of both kinds."""
+    settings = Settings(url="redis://x", kafka_events_key="s3cret-key")
+    assert settings.bus == "redis"
 
 
 async def test_without_aiokafka_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +96,10 @@ def test_a_topic_is_judged_by_its_configuration() -> None:
         with pytest.raises(ConfigError, match=r"kafka-configs\.sh --alter .*--entity-name t .*cleanup\.policy=delete"):
             check_configuration("t", {"cleanup.policy": policy})
     for fine in ({}, {"retention.ms": "-1"}, {"retention.ms": "60000"}, {"retention.ms": "odd"}):
-        with told() as lines:
+        with warnings_of("cachebus") as lines:
             check_configuration("t", {"cleanup.policy": "delete", **fine})
         assert not lines
-    with told() as lines:
+    with warnings_of("cachebus") as lines:
         check_configuration("t", {"retention.ms": "5000"})
     assert len(lines) == 1
     assert "retention.ms=3600000" in lines[0]
@@ -128,7 +124,7 @@ async def test_the_topic_is_made_and_a_compacted_one_refused(redis_url: str, kaf
         with pytest.raises(ConfigError, match=f"{compacted} is compacted"):
             async with Cache(quick(**setup, kafka_topic=compacted)):
                 pass
-        with told() as lines:
+        with warnings_of("cachebus") as lines:
             async with Cache(quick(**setup, kafka_topic=narrow)):
                 pass
         assert any(f"--topic {narrow} --partitions 4" in line for line in lines)
@@ -226,10 +222,6 @@ async def test_the_scripts_publish_nothing_and_keep_the_log(redis_url: str, kafk
         assert message["data"] == b"end"
         assert await client.xlen(f"{{{name}:0}}:log") == 2
         assert b"bus=kafka" in await client.hget(f"{{{name}:0}}:meta", "facts")
-
-
-def test_the_key_of_a_message() -> None:
-    assert message_key("cachebus", 3) == b"cachebus:3"
 
 
 async def test_the_doctor_looks_for_no_channel(redis_url: str, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from consumers.health import STUCK_S, Health
 from consumers.meters import Meters
 from consumers.patience import TELL_EVERY_S, Patience
 from consumers.worker import Worker, serve
-from producers import DirectProducer
 from tests.support.caches import nodes, quick, until
 
 ROOT = Path(__file__).parents[2]
@@ -131,28 +130,6 @@ async def test_l2_laid_out_anew_meanwhile_is_told_and_not_tried_again(redis_serv
         async with nodes(redis_server.url, 1, shards=4):
             with pytest.raises(ProtocolMismatch, match="shards=4"):
                 await one.apply([plan(one, 1)])
-
-
-async def test_what_was_said_before_a_new_epoch_is_said_again_in_it(own_server: EmbeddedServer) -> None:
-    """A primary that was deposed acknowledges what is lost with it."""
-    async with DirectProducer.open(quick(own_server.url)) as producer:
-        first = await producer.invalidate("config", "x", "acme")
-        await producer.invalidate_tags(["t"], "acme")
-        assert own_server.command("FLUSHALL") == "+OK"
-        await producer.probe()
-        again = await producer.invalidate("config", "y", "acme")
-        assert (again.epoch, again.seq) != (first.epoch, first.seq)
-        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2", "both of them in one event, and the one after"
-        await producer.probe()
-        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2"
-
-
-async def test_the_next_call_repeats_as_well(own_server: EmbeddedServer) -> None:
-    async with DirectProducer.open(quick(own_server.url)) as producer:
-        await producer.invalidate("config", "x", "acme")
-        assert own_server.command("FLUSHALL") == "+OK"
-        await producer.invalidate("config", "y", "acme")
-        assert own_server.command("XLEN", "{cachebus:0}:log") == ":2"
 
 
 class Clock:

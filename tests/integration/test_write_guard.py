@@ -198,6 +198,20 @@ async def test_times_that_can_not_keep_the_promise_are_refused(
             a.write_guard([("config", "x")], "acme", **arguments)
 
 
+async def test_it_outlasts_the_largest_staleness_bound_of_the_fleet(redis_url: str) -> None:
+    """Another node may serve its memory for its own D, which may be more than ours: also once that one has gone."""
+    async with nodes(redis_url, 1, staleness_bound_s=3.0):
+        pass
+    async with nodes(redis_url, 1, db_timeout_s=1.0) as (a,):
+        with pytest.raises(ConfigError, match=r"staleness_bound_s \(3, the largest of the fleet\)"):
+            a.write_guard([("config", "x")], "acme", timeout_s=2.9)
+        async with a.write_guard([("config", "x")], "acme"):
+            link: Any = parts(a).store
+            ends_us = int(await link._links.of(0).call("HGET", "{cachebus:0}:meta", "guards"))
+            seconds, us = map(int, await link._links.of(0).call("TIME"))
+            assert ends_us > (seconds + 1) * 1_000_000 + us + 3_000_000, "after D and the transaction"
+
+
 async def test_what_it_covers_is_checked_at_once() -> None:
     async with pair() as (_, a, _):
         for bad in ({}, {"tags": "t"}, {"scopes": "config"}, {"scopes": [{"resource_id": "x"}]}):

@@ -4,16 +4,22 @@ without it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 from cachebus import confirm
+from cachebus import event as events
+from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
+from cachebus.groups import Groups
+from cachebus.keys import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.node import Node
+from cachebus.ports import NodeLine
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
@@ -39,7 +45,7 @@ def _takeover_off(*operations: str) -> tuple[tuple[type, str, Crippled], ...]:
         real = getattr(MemoryShard, operation)
 
         def crippled(shard: MemoryShard, *arguments: Any) -> Any:
-            with patch.object(shard, "arrive", lambda caller: None, create=True):
+            with patch.object(shard, "arrive", lambda caller, bucket=None: None, create=True):
                 return real(shard, *arguments)
 
         return crippled
@@ -78,19 +84,34 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
     view = node.shards[shard]
     if event.epoch > view.epoch:
         node.void(shard, "epoch")
-        view.enter(event.epoch, event.seq - 1, 0, {}, NEVER)
+        view.enter(event.epoch, event.seq - 1, {}, {}, NEVER)
     return hear(node, shard, event)
 
 
-def _enter_without_floor(
-    shard: Shard, epoch: bytes, seq: int, floor: int, marks: Any, sent_s: float, asked: int,
+def _enter_without_low(
+    shard: Shard, epoch: bytes, seq: int, marks: Any, low: Any, sent_s: float, asked: int,
     enter: Crippled = Shard.enter,
 ) -> None:  # fmt: skip
-    enter(shard, epoch, seq, 0, marks, sent_s, asked)
+    enter(shard, epoch, seq, marks, {}, sent_s, asked)
 
 
-def _drop_without_floor(shard: Shard, seq: int, floor: int, keys: Any, names: Any, drop: Crippled = Shard.drop) -> None:
-    drop(shard, seq, shard.floor, keys, names)
+def _drop_what_passes_by(
+    shard: Shard, seq: int, keys: Any, scopes: Any, *, passing: Any = (), drop: Crippled = Shard.drop, **low: Any
+) -> None:
+    drop(shard, seq, keys, scopes, **low)
+
+
+def _pass_all_ids_by(groups: Groups, shard: int, scopes: Any) -> Any:
+    ids = [scope for scope in scopes if scope[0] == "I"]
+    return [scope for scope in scopes if scope not in ids], ids
+
+
+def _wrote_anywhere(node: Node, shard: int, change: Any, body: bytes, part: Any) -> None:
+    node.hear(shard, events.with_head(change.head, body, [part]))
+
+
+def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:
+    return decode(data[:46] + events._check(data[:46] + data[54:58]) + data[54:])
 
 
 def _settle_all(shard: Shard) -> None:
@@ -104,14 +125,16 @@ def _probed_on_reply(
     return probed(node, shard, reply, now_s, now_s)
 
 
-def _arrive_counting_no_marks(shard: MemoryShard, caller: Any, arrive: Crippled = MemoryShard.arrive) -> None:
-    shard.marked = len(shard.marks)
-    arrive(shard, caller)
+def _arrive_counting_no_marks(
+    shard: MemoryShard, caller: Any, *rest: Any, arrive: Crippled = MemoryShard.arrive
+) -> None:
+    shard.marks.counted = {bucket: len(its) for bucket, its in shard.marks.by_bucket.items()}
+    arrive(shard, caller, *rest)
 
 
-def _hidden_in_any_epoch(shard: MemoryShard, record: Any, names: Any, hidden: Crippled = MemoryShard.hidden) -> bool:
+def _hidden_in_any_epoch(shard: MemoryShard, record: Any, key: Any, hidden: Crippled = MemoryShard.hidden) -> bool:
     with patch.object(shard, "epoch", record.epoch):
-        return hidden(shard, record, names)
+        return hidden(shard, record, key)
 
 
 def _end_any_lease(shard: MemoryShard, key: Any) -> None:
@@ -130,11 +153,17 @@ def _fill_as_of_now(
     return fill(shard, key, caller, token, record, *rest)
 
 
-def _announce_without_floor(
-    shard: MemoryShard, names: Any, body: bytes, announce: Crippled = MemoryShard.announce
-) -> None:
-    announce(shard, names, body)
-    shard.floor = 0
+def _trim_silently(marks: MemoryMarks, excess: int, trim: Crippled = MemoryMarks._trim) -> Any:
+    trim(marks, excess)
+    marks.low.clear()
+    return events.NO_BUCKET, 0
+
+
+def _hide_by_own_bucket(
+    marks: MemoryMarks, seq: int, bucket: str, names: Any, hide: Crippled = MemoryMarks.hide
+) -> bool:
+    with patch.dict(marks.by_bucket, {ALL_TENANTS: {}}):
+        return hide(marks, seq, bucket, names)
 
 
 def _judged_in_any_epoch(
@@ -163,7 +192,8 @@ def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable
 def _join_whatever_tags(
     reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
 ) -> bool:
-    with patch.object(flight, "marks", {name: mark for name, mark in flight.marks.items() if name in key.names}):
+    marks = {name: mark for name, mark in flight.standing.marks.items() if name in key.names}
+    with patch.object(flight, "standing", flight.standing._replace(marks=marks)):
         return joinable(reader, key, flight, after)
 
 
@@ -191,14 +221,20 @@ def _end_at_once(*arguments: Any, judged: Crippled = confirm.judged) -> Any:
     return judged(*arguments)[0], True
 
 
-def _still_a_tick_longer(watch: Any, node: str, now_s: float, still_s: Crippled = confirm.Watch.still_s) -> float:
-    return still_s(watch, node, now_s) + 1
+def _end_with_lines_that_stand_still(
+    watch: Any, reply: Any, change: Any, bound_s: float, now_s: float, judged: Crippled = confirm.judged
+) -> Any:
+    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - bound_s}
+    applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
+    return judged(watch, reply._replace(lines=moving or applied), change, bound_s, now_s)
 
 
-def _trust_any_register(watch: Any, register: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
-    watch.saw(register.name, 0.0)
+def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
+    watch.saw(reply.name, 0.0)
     watch.since_s = -INF
-    return judged(watch, register._replace(lines=register.lines or {"nobody": (1 << 62, 0)}), *rest)
+    return judged(
+        watch, reply._replace(lines=reply.lines or {"nobody": NodeLine(1 << 62, reply.epoch, 0)}), change, *rest
+    )
 
 
 _no = lambda *_, **__: False  # noqa: E731
@@ -218,13 +254,37 @@ RULES = {
     "every line": Rule(
         "who waits for the nodes waits for each of them", "STRONG", "G4", ((confirm, "judged", _end_at_once),)
     ),
-    "lines that move": Rule(
-        "... unless its line has stood still for all of D", "STRONG", "G4",
-        ((confirm.Watch, "still_s", _still_a_tick_longer),),
+    "lines that stand still": Rule(
+        "... also for one whose line stands still: it may load for itself", "STRONG-ALONE", "G4",
+        ((confirm, "judged", _end_with_lines_that_stand_still),),
     ),
-    "register of nodes": Rule(
-        "... and for D, where lines may have been lost", "STRONG-LOST", "G4",
-        ((confirm, "judged", _trust_any_register),),
+    "name of the set": Rule(
+        "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((confirm, "judged", _trust_any_set),)
+    ),
+    "largest bound": Rule(
+        "D is the largest of the fleet", "STRONG-BOUND", "G4",
+        ((confirm, "first_bound_s", lambda own_s, *_: own_s), (confirm, "largest_bound_s", lambda _, own_s: own_s)),
+    ),
+    "event's check": Rule(
+        "an event with a changed head is none", "GARBLED", "G1", ((events, "decode", _decoded_unchecked),)
+    ),
+    "own reply of another epoch": Rule(
+        "a reply of another epoch to an own write drops all that the node holds", "OWN-FAILOVER", "G2",
+        ((Node, "wrote", _wrote_anywhere),),
+    ),
+    "types in contexts": Rule(
+        "an id in all contexts needs its mark once a lease or record of its type lies in one", "CONTEXTS", "I1/G5",
+        ((MemoryShard, "note_contexts", lambda *_: None),),
+    ),
+    "ids that pass by": Rule(
+        "an id that has no mark concerns what is under way all the same", "CONTEXTS-OWN", "G2",
+        ((Shard, "drop", _drop_what_passes_by),),
+    ),
+    "ids held in contexts": Rule(
+        "... and what this node alone holds", "CONTEXTS-OWN", "G2", ((Groups, "split", _pass_all_ids_by),)
+    ),
+    "scopes of all tenants": Rule(
+        "a record lies in scopes of all tenants too", "SHAPE-Y", "I1/G5", ((MemoryMarks, "hide", _hide_by_own_bucket),)
     ),
     "reservation": Rule(
         "what was read, loaded or written while its key was invalidated does not enter L1", "SMALL",
@@ -267,7 +327,7 @@ RULES = {
     ),
     "lease token": Rule(
         "a fill without its live lease is refused", "SMALL", "I1/G5",
-        ((MemoryShard, "holds", _yes), (MemoryShard, "_end_lease", _end_any_lease)),
+        ((MemoryShard, "holds", _yes), (MemoryShard, "end_lease", _end_any_lease)),
     ),
     "whose lease": Rule(
         "a fill needs its own lease, not anyone's", "SECOND", "I1/G5",
@@ -275,7 +335,7 @@ RULES = {
     ),
     "the lease goes too": Rule(
         "an invalidation of a key ends its lease", "SMALL", "I1/G5",
-        ((MemoryShard, "forget", _forget_only_records),),
+        ((MemoryShard, "forget_keys", _forget_only_records),),
     ),
     "seq of the lease": Rule(
         "a record carries the seq of its lease, not that of its fill", "SMALL", "I1/G5",
@@ -298,17 +358,17 @@ RULES = {
     ),
     "scopes in L1": Rule(
         "a scope's event makes the entries in it doubtful", "SMALL", "G1",
-        ((Node, "_touched", lambda *_, **__: []),),
+        ((Groups, "touched", lambda *_, **__: []),),
     ),
     "keys in L1": Rule(
         "a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)
     ),
-    "floor": Rule(
-        "a node takes the floor over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_floor),)
+    "low watermarks": Rule(
+        "a node takes the low watermarks over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_low),)
     ),
-    "floor in L2": Rule(
-        "a mark that had to go raises the floor", "FLOOR", "I1/G5",
-        ((MemoryShard, "announce", _announce_without_floor),),
+    "low watermarks in L2": Rule(
+        "a mark that had to go raises its bucket's low watermark", "FLOOR", "I1/G5",
+        ((MemoryMarks, "_trim", _trim_silently),),
     ),
     "known server": Rule(
         "plain gets only from a server that has answered a probe", "SMALL", "G1",
@@ -352,11 +412,7 @@ RULES = {
 def without(name: str) -> Iterator[None]:
     """The library without the rule of this name; "" and "-" take none away."""
     parts = RULES[name].without if name.strip("-") else ()
-    patches = [patch.object(owner, attribute, crippled) for owner, attribute, crippled in parts]
-    for one in patches:
-        one.start()
-    try:
+    with ExitStack() as stack:
+        for owner, attribute, crippled in parts:
+            stack.enter_context(patch.object(owner, attribute, crippled))
         yield
-    finally:
-        for one in patches:
-            one.stop()

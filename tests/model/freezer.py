@@ -6,19 +6,24 @@ from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
-from tests.model.frozen import INF, NOW, Core, Held, View, ago, ahead_of_now
+from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
 
 _SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "applied", "bound_s", "count", "epoch", "floor",
-    "foreign", "head", "index", "marks", "valid_until",
+    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
+    "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "withheld", "watches", "on_applied",
-    "untidy", "_groups", "_lives", "_with_contexts", "_with_tags", "_valid_until",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
+    "on_applied", "groups", "about", "largest", "keep_alone",
 }  # fmt: skip
+_GROUPS = {"_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
+
+
+def _may_come(shard: Shard) -> tuple[tuple[bytes, int], ...]:
+    return tuple(sorted((epoch, seq) for epoch, seq in shard.foreign.items() if epoch > shard.epoch))
 
 
 class Freezer:
@@ -28,26 +33,27 @@ class Freezer:
         self._rig = rig
         self._keys = rig.setup.keys
         self.types = tuple(sorted({key.family.data_type for key in self._keys}))
-        if set(Shard.__slots__) != _SLOTS or vars(rig.node).keys() != _NODE:
-            raise AssertionError("Shard or Node has other parts now: teach the model to freeze them")
+        if (set(Shard.__slots__), vars(rig.node).keys(), vars(rig.node.groups).keys()) != (_SLOTS, _NODE, _GROUPS):
+            raise AssertionError("Shard, Node or Groups has other parts now: teach the model to freeze them")
 
     def thaw(self, state: Core) -> None:
         """Make the node be in a state, at the moment NOW."""
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
-        shard.epoch, shard.applied, shard.head, shard.floor = view.epoch, view.applied, view.head, view.floor
-        shard.marks, shard.foreign = dict(view.marks), view.foreign
+        shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
+        shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
+        shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
         shard._owed.clear()
         shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
         shard.count, shard._journal, shard._journal_floor = view.count, dict(view.journal), view.journal_floor
         node.server_clocks = [OtherClock()]
-        node._lives[0] = LIFE
-        node._valid_until[0] = NOW + state.spread
-        node._with_contexts = {(0, t) for t in self.types} if state.with_contexts else set()
-        node._with_tags = {(0, t) for t in self.types} if state.with_tags else set()
-        node._groups[0] = {
+        node.groups.lives[0] = LIFE
+        node.groups.valid_until[0] = NOW + state.spread
+        node.groups.with_contexts = {(0, t) for t in self.types} if state.with_contexts else set()
+        node.groups.with_tags = {(0, t) for t in self.types} if state.with_tags else set()
+        node.groups.live[0] = {
             t: (Group(0, t, NOW + valid, LIFE, True), Group(0, t, INF, LIFE, False)) for t, valid in state.groups
         }
         node.l1.clear()
@@ -57,9 +63,9 @@ class Freezer:
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
-            group = Group(0, data_type, 0.0, LIFE if held.place == 1 else LIFE - 1, held.leased)
+            group = Group(0, data_type, NEVER, LIFE if held.place == 1 else LIFE - 1, held.leased)
         else:
-            group = self._rig.node._groups[0][data_type][not held.leased]
+            group = self._rig.node.groups.live[0][data_type][not held.leased]
         extra = None if held.tags is None else Details(keep_until=INF, tags=held.tags, version=b"\0" * 8)
         times = (NOW + held.read_until, NOW + held.expires)
         return Entry(name, held.value, group, NOW + held.fast_until, held.seq, *times, 1, extra)
@@ -70,18 +76,18 @@ class Freezer:
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
             raise AssertionError("applied is beyond head, or an event waits behind no hole")
         view = View(
-            shard.epoch, shard.applied, shard.head, shard.floor, tuple(sorted(shard.marks.items())),
-            ahead_of_now(shard.valid_until), shard.foreign, tuple(sorted(shard._ahead)),
+            shard.epoch, shard.applied, shard.head, tuple(sorted(shard.low.items())), frozen_marks(shard.marks),
+            ahead_of_now(shard.valid_until), _may_come(shard), tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._owed),
             shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
         )  # fmt: skip
-        groups = node._groups[0]
+        groups = node.groups.live[0]
         return Core(
             view,
             tuple((t, ahead_of_now(groups[t][0].valid_until)) for t in sorted(groups)),
-            ahead_of_now(node._valid_until[0]),
-            bool(node._with_contexts),
-            bool(node._with_tags),
+            ahead_of_now(node.groups.valid_until[0]),
+            bool(node.groups.with_contexts),
+            bool(node.groups.with_tags),
             tuple(self._held(node.l1.entries.get(key.l1)) for key in self._keys),
         )
 
@@ -89,11 +95,11 @@ class Freezer:
         if entry is None:
             return None
         group, extra = entry.group, details(entry)
-        live = self._rig.node._groups[0].get(group.data_type)
+        live = self._rig.node.groups.live[0].get(group.data_type)
         place = 0 if live is not None and group is live[not group.leased] else 1
-        if place and group.valid_until:
+        if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
-        if group.generation != self._rig.node._lives[0]:
+        if group.generation != self._rig.node.groups.lives[0]:
             place = 2
         return Held(
             entry.value, entry.seq, ahead_of_now(entry.read_until), ahead_of_now(entry.expires),

@@ -6,7 +6,10 @@ matter is left out the same way: times that have passed, and how far apart the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from cachebus.marks import BucketMarks
 
 NOW = 100.0
 """What the clock shows whenever real code runs, in seconds; a tick is a second."""
@@ -16,6 +19,28 @@ BOUND = 2.0
 """D, in ticks."""
 
 
+Marked = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+"""Marks by bucket."""
+
+
+def frozen_marks(marks: Mapping[str, Mapping[str, int]]) -> Marked:
+    """The same, to be compared; in the order in which they would be forgotten."""
+    return tuple(
+        (bucket, tuple(sorted(its.items(), key=lambda item: (item[1], item[0]))))
+        for bucket, its in sorted(marks.items())
+    )
+
+
+def thawed_marks(marks: Marked) -> dict[str, dict[str, int]]:
+    """And back."""
+    return {bucket: dict(its) for bucket, its in marks}
+
+
+def bucket_marks(marks: Marked) -> dict[str, BucketMarks]:
+    """As a node has them."""
+    return {bucket: BucketMarks(its) for bucket, its in marks}
+
+
 class Vault(NamedTuple):
     """L2: one `MemoryShard`. `epochs` counts those ever begun, which no failover takes back."""
 
@@ -23,16 +48,18 @@ class Vault(NamedTuple):
     meta_server: str
     epoch: bytes
     seq: int
-    floor: int
-    marked: int
-    marks: tuple[tuple[str, int], ...]
-    messages: tuple[tuple[int, bytes], ...]
-    records: tuple[tuple[str, bytes], ...]
-    leases: tuple[tuple[str, bytes, str], ...]
     epochs: int
-    lines: tuple[tuple[str, int, bool], ...] = ()
-    """Of each node how far it is, and whether it has asked anything since somebody last looked."""
-    register: bytes = b""
+    marks: Marked = ()
+    low: tuple[tuple[str, int], ...] = ()
+    counted: tuple[tuple[str, int], ...] = ()
+    messages: tuple[tuple[int, bytes], ...] = ()
+    records: tuple[tuple[str, bytes], ...] = ()
+    leases: tuple[tuple[str, bytes, str], ...] = ()
+    in_contexts: tuple[str, ...] = ()
+    lines: tuple[tuple[str, int, bytes, int], ...] = ()
+    """Of each node how far it has applied which epoch, and how many ticks ago it has said so."""
+    nodes_name: bytes = b""
+    bound_ms: int = 0
 
 
 class View(NamedTuple):
@@ -41,10 +68,11 @@ class View(NamedTuple):
     epoch: bytes
     applied: int
     head: int
-    floor: int
-    marks: tuple[tuple[str, int], ...]
+    low: tuple[tuple[str, int], ...]
+    marks: Marked
     valid: float
-    foreign: tuple[bytes, int] | None
+    foreign: tuple[tuple[bytes, int], ...]
+    """Only of epochs that may yet be entered: those before are no more than noise."""
     ahead: tuple[int, ...]
     owed: tuple[tuple[int, float], ...]
     count: int
@@ -66,7 +94,8 @@ class Held(NamedTuple):
 
 
 class Began(NamedTuple):
-    """What a coroutine has taken with it from the moment at which it began: reservation, two times, floor and marks."""
+    """What a coroutine has taken with it from the moment at which it began: reservation, two times, marks, and the
+    epochs that it had heard of."""
 
     epoch: bytes
     count: int
@@ -74,8 +103,9 @@ class Began(NamedTuple):
     at: float
     vouched: float | None
     """When the probe behind its coherence lease was sent; None = it had none."""
-    floor: int
-    marks: tuple[tuple[str, int], ...]
+    low: tuple[tuple[str, int], ...]
+    marks: Marked
+    foreign: tuple[tuple[bytes, int], ...]
 
 
 class Flight(NamedTuple):

@@ -7,11 +7,13 @@ from typing import Generic, TypeVar
 
 from cachebus import record as records
 from cachebus import values
+from cachebus.clock import WALL_S
 from cachebus.keys import Key
-from cachebus.l2.memory import MemoryShard
-from cachebus.ports import Caller, LogEntry, ProbeReply
+from cachebus.l2.memory import MemoryLease, MemoryShard
+from cachebus.l2.memory_marks import MemoryMarks
+from cachebus.ports import About, Caller, LogEntry, Marks, NodeLine, ProbeReply
 from cachebus.record import Record
-from tests.model.frozen import INF, NOW, Vault
+from tests.model.frozen import BOUND, INF, NOW, Vault, frozen_marks, thawed_marks
 
 Request = tuple[object, ...]
 T = TypeVar("T", bound=Hashable)
@@ -20,9 +22,9 @@ OWN = "B"
 ELSEWHERE = Caller("", 0, b"")
 """Somebody who is no node: a producer."""
 _PARTS = {
-    "clock", "marks_max", "log_max", "server", "publish", "new_epoch", "meta_server", "epoch", "seq", "floor", "marked",
-    "marks", "messages", "nodes", "register_name", "records", "leases", "counters", "requests", "guards",
-    "born", "is_new", "guard_max_s",
+    "clock", "marks_max", "log_max", "log_max_bytes", "server", "publish", "new_epoch", "meta_server", "epoch", "seq",
+    "marks", "messages", "logged_bytes", "lines", "nodes_name", "in_contexts", "records", "leases", "counters",
+    "requests", "guards", "guarded", "guarded_until_s", "born", "is_new", "bound_ms", "guard_ms",
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def frozen(thing: object) -> object:
             tags=thing.tags, epoch=thing.epoch, seq=thing.seq, version=b"\0" * 8,
         ).encode()  # fmt: skip
     if isinstance(thing, dict):
-        return tuple(sorted(thing.items()))
+        return tuple(sorted((key, frozen(value)) for key, value in thing.items()))
     if isinstance(thing, str) and thing.startswith(OWN + "-"):
         return OWN  # ids and tokens are made anew for every node and flight: of each, one at a time is alive
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):
@@ -65,7 +67,8 @@ def frozen(thing: object) -> object:
 def thawed(reply: object) -> object:
     """A reply as the store would give it."""
     if isinstance(reply, ProbeReply):
-        return reply._replace(marks=None if reply.marks is None else dict(reply.marks))
+        marks = reply.marks and Marks(*(dict(part) for part in reply.marks))
+        return reply._replace(marks=marks and marks._replace(by_bucket=thawed_marks(reply.marks.by_bucket)))
     if isinstance(reply, tuple) and (not reply or isinstance(reply[0], LogEntry)):
         return list(reply)
     return reply
@@ -95,7 +98,7 @@ class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
     def __init__(self, marks_max: int, *, lines: bool = False) -> None:
-        """`lines`: whether the register of nodes matters."""
+        """`lines`: whether the nodes' lines matter."""
         self._lines = lines
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []
@@ -139,29 +142,48 @@ class L2:
         return self.states.number(self.states.things[state]._replace(**parts))
 
     def _thaw(self, vault: Vault) -> None:
-        shard = self._shard
+        shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
-        shard.seq, shard.floor, shard.marked = vault.seq, vault.floor, vault.marked
-        shard.marks, shard.messages = dict(vault.marks), dict(vault.messages)
+        shard.seq, shard.bound_ms, shard.guard_ms = vault.seq, vault.bound_ms, 0
+        shard.marks = marks = MemoryMarks(shard.marks_max)
+        marks.by_bucket, marks.low, marks.counted = thawed_marks(vault.marks), dict(vault.low), dict(vault.counted)
+        marks.sizes = dict(vault.counted)  # every name is short
+        shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
-        shard.leases = {name: (epoch, token, NOW + 10, False) for name, epoch, token in vault.leases}
-        # Where the register does not matter somebody is always in it, so that it never begins anew.
-        shard.nodes = {node: (applied, NOW if moved else 0.0) for node, applied, moved in vault.lines}
-        shard.register_name = vault.register
-        if not self._lines:
-            shard.nodes = {"": (0, NOW)}
+        shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
+        shard.lines = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.lines}
+        # Where the lines do not matter their set has a name, so that it never begins anew.
+        shard.nodes_name = vault.nodes_name if self._lines else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
+        shard.guarded, shard.guarded_until_s = 0, 0.0
         self._epochs = vault.epochs
         self._sent.clear()
 
     def _freeze(self) -> Vault:
-        shard = self._shard
+        shard, marks = self._shard, self._shard.marks
+        lines = sorted(shard.lines.items()) if self._lines else ()
         return Vault(
-            shard.server, shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked,
-            tuple(shard.marks.items()), tuple(shard.messages.items()),
-            tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
-            tuple(sorted((name, epoch, token) for name, (epoch, token, _, _) in shard.leases.items())),
+            shard.server,
+            shard.meta_server,
+            shard.epoch,
+            shard.seq,
             self._epochs,
-            tuple((node, applied, at == NOW) for node, (applied, at) in shard.nodes.items()) if self._lines else (),
-            shard.register_name if self._lines else b"",
-        )  # fmt: skip
+            marks=frozen_marks({bucket: its for bucket, its in marks.by_bucket.items() if its}),
+            low=tuple(sorted(marks.low.items())),
+            counted=tuple(sorted((bucket, count) for bucket, count in marks.counted.items() if count)),
+            messages=tuple(shard.messages.items()),
+            records=tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
+            leases=tuple(sorted((name, lease.epoch, lease.token) for name, lease in shard.leases.items())),
+            in_contexts=tuple(sorted(shard.in_contexts)),
+            lines=tuple((node, line.applied, line.epoch, _age(line)) for node, line in lines),
+            nodes_name=shard.nodes_name if self._lines else b"",
+            bound_ms=shard.bound_ms if self._lines else 0,
+        )
+
+
+def _line(applied: int, epoch: bytes, age: int) -> NodeLine:
+    return NodeLine(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
+
+
+def _age(line: NodeLine) -> int:
+    return int(WALL_S + NOW) - line.at_us // 1_000_000

@@ -48,7 +48,7 @@ class Nodes:
 
     def attached(self, epoch: bytes) -> int:
         """A node that has just begun in an epoch and, where there is something to read, read both keys."""
-        view = View(epoch, 0, 0, 0, (), BOUND, None, (), (), 0, (), 0)
+        view = View(epoch, 0, 0, (), (), BOUND, (), (), (), 0, (), 0)
         if self._rig.setup.empty:
             return self.cores.number(Core(view, (), BOUND, False, False, (None, None)))
         held = Held(0, 0, BOUND, INF, INF, 0, True, self._rig.setup.tags or None)
@@ -130,7 +130,7 @@ class Nodes:
         shard.valid_until = INF  # in the best case
         names = (*key.names, *self._rig.setup.tags)
         epoch, seq = _place_of(flight)
-        enters = shard.admits(real.reservation, key.l1, names, epoch, seq)
+        enters = shard.admits(real.reservation, key.l1, key.family.bucket, names, epoch, seq, key.everywhere)
         return not enters and not self._rig.reader._joinable(key, real, None)
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Nodes:
         """What a coroutine that begins now takes with it."""
         view = self.cores.things[core].view
         vouched = view.valid - BOUND if view.valid > 0 else None
-        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.floor, view.marks)
+        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.low, view.marks, view.foreign)
 
     def called(self, core: int, key: int) -> int:
         """The seq by which a load that begins now without L2 goes: as new as all that this node knows of its key."""
@@ -248,7 +248,12 @@ class Nodes:
             part = self.tendings.things[tending]
             self._rig.go_back(part.began)
             coro = self._rig.turn(part.what)
-            end = self._rig.resumed(coro, lambda: self._thaw(core), part.reply)
+
+            def back_to_now() -> None:
+                self._thaw(core)
+                self._rig.shard._suspects = tuple(epoch for epoch, _ in part.began.foreign)
+
+            end = self._rig.resumed(coro, back_to_now, part.reply)
             then = self._freeze()
             coro.close()
             if isinstance(end, Done):

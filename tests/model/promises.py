@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cachebus.keys import ALL_TENANTS
 from cachebus.ports import Place
 from tests.model.frozen import Core
 from tests.model.world import State, World
@@ -78,7 +79,9 @@ def _in_l1(world: World, state: State) -> Iterator[Broken]:
 
 def _mark(world: World, node: Core, key: int) -> int:
     names = (*world.setup.keys[key].names, *world.setup.tags)
-    return max(node.view.floor, *(mark for name, mark in (("", 0), *node.view.marks) if not name or name in names))
+    bucket, low = world.setup.keys[key].family.bucket, dict(node.view.low)
+    marks = [mark for _, its in node.view.marks for name, mark in its if name in names]
+    return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *marks, 0)
 
 
 def _too_old(promise: str, what: str, found: tuple[int | None, ...], least: tuple[int, ...]) -> Iterator[Broken]:

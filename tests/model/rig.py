@@ -31,7 +31,7 @@ from cachebus.ports import Leased, LeaseReply, ReadReply
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
-from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight
+from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
 from tests.model.l2 import OWN, Request, frozen, thawed
 from tests.model.setup import Setup
 
@@ -92,8 +92,8 @@ class HandStore:
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
 
-    async def lease(self, key, caller, token, px_ms, *, refresh=False, tags=()):
-        return await Ask("lease", key, caller, token, px_ms, refresh, tuple(tags))
+    async def lease(self, key, caller, token, px_ms, *, refresh=False, fallback=False, tags=()):
+        return await Ask("lease", key, caller, token, px_ms, refresh, fallback, tuple(tags))
 
     async def fill(self, key, caller, token, record, px_ms, over):
         return await Ask("fill", key, caller, token, record, px_ms, over)
@@ -223,7 +223,8 @@ class Rig:
         shard = self.shard
         shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
-        shard.floor, shard.marks = began.floor, dict(began.marks)
+        shard.low, shard.marks = dict(began.low), bucket_marks(began.marks)
+        shard.foreign = dict(began.foreign)
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
         self.store.checked = [True]
@@ -289,7 +290,13 @@ def message_place(message: bytes) -> tuple[bytes, int]:
 def body_of(setup: Setup, kind: str) -> bytes:
     """The body of an invalidation by somebody elsewhere."""
     keys, names = setup.target(kind)
-    return events.encode_body([key.l1 for key in keys], names, "")
+    return events.encode_body([events.Part([key.l1 for key in keys], list(names))])
 
 
-__all__ = ["LOST", "Ask", "Done", "Rig", "body_of", "drive", "frozen", "message_place", "missing"]
+def garbled(message: bytes) -> bytes:
+    """The event with another seq in its head: the next one's."""
+    seq = int.from_bytes(message[20:28], "big") + 1
+    return message[:20] + seq.to_bytes(8, "big") + message[28:]
+
+
+__all__ = ["LOST", "Ask", "Done", "Rig", "body_of", "drive", "frozen", "garbled", "message_place", "missing"]

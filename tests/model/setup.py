@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from cachebus.keys import Key, Keyspace, tag_name
+from cachebus.keys import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_name
+from tests.model.frozen import BOUND
 
-BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses")
+BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses", "garbles")
 _CONTEXTS = {"A": "agent_id", "V": "conversation_id", "C": "collection_id"}
 
 
@@ -22,7 +23,7 @@ class Setup:
     own_kinds: str = ""
     """What the node's own callers do: k, s and w."""
     shape: str = "D"
-    """The scope's shape; G is a tag."""
+    """The scope's shape; G is a tag, N everything in the shard."""
     marks_max: int = 100
     late: bool = True
     """Whether the replies to probes and log reads may come late."""
@@ -46,6 +47,8 @@ class Setup:
     """Whether a lease may meet a record that has come just before."""
     strong: bool = False
     """Whether writers elsewhere wait for the nodes (G4), one at a time."""
+    waiter_bound: float = BOUND
+    """Their own staleness bound, in ticks."""
     heals: bool = False
     """Whether to check in every state that probes alone bring the node back to a live lease."""
     invs: int = 1
@@ -56,6 +59,8 @@ class Setup:
     own: int = 0
     outages: int = 0
     lapses: int = 0
+    garbles: int = 0
+    """How often an event may arrive as another one's."""
 
     def budgets(self) -> tuple[int, ...]:
         """How often each of `BUDGETS` may still happen."""
@@ -70,7 +75,7 @@ class Setup:
             return space.key("d", "0", "t", **context), space.key("d", "1", "t", **context)
         if self.shape == "I":
             return space.key("d", "0", "t"), space.key("d", "0", "t", agent_id="a")
-        return space.key("d", "0", "t"), space.key("e" if self.shape == "T" else "d", "1", "t")
+        return space.key("d", "0", "t"), space.key("e" if self.shape in "TN" else "d", "1", "t")
 
     @cached_property
     def scope(self) -> str:
@@ -79,7 +84,9 @@ class Setup:
         if self.shape == "G":
             return tag_name("t", "tag")
         if self.shape == "I":
-            return space.everywhere(self.keys[0])
+            return everywhere(self.keys[0])
+        if self.shape in "NY":
+            return ALL_OF_SHARD if self.shape == "N" else "Y\x1fd"
         context = {_CONTEXTS[c]: "c" for c in self.shape[1:]}
         return space.scope("t", "d" if self.shape[0] == "D" else None, **context)[1]
 
@@ -118,11 +125,16 @@ SETUPS = {
         Setup("STRONG-LATE", strong=True, tokens=False, kinds="k", loads=()),
         Setup("STRONG-LOST", kinds="s", strong=True, evictions=1, wipes=1, late=False, tokens=False, loads=()),
         Setup("STRONG-FAILOVER", kinds="k", strong=True, failovers=1, late=False, tokens=False, loads=()),
+        Setup("STRONG-ALONE", invs=2, kinds="k", strong=True, outages=1, late=False, tokens=False),
+        Setup("STRONG-BOUND", kinds="k", strong=True, waiter_bound=1.0, late=False, tokens=False, loads=()),
+        Setup("GARBLED", invs=3, kinds="ks", garbles=1, late=False, tokens=False, loads=()),
+        Setup("CONTEXTS", invs=2, kinds="s", shape="I", empty=True, loads=(1,), late=False),
+        Setup("CONTEXTS-OWN", invs=0, own=1, own_kinds="s", shape="I", empty=True, loads=(1,), outages=1, late=False),
         Setup("HEAL", invs=2, failovers=1, kinds="k", late=False, old=True, tokens=False, loads=(), heals=True),
         Setup("HEAL-LOG", invs=2, trims=1, late=False, tokens=False, loads=(), heals=True),
         *(
             Setup(f"SHAPE-{shape}", invs=2, kinds="s", shape=shape, late=False, tokens=False)
-            for shape in ("T", "I", "TA", "TV", "TC", "DA", "DV", "DC")
+            for shape in ("T", "I", "N", "Y", "TA", "TV", "TC", "DA", "DV", "DC")
         ),
     )
 }

@@ -18,7 +18,7 @@ from cachebus.ports import Leased, Place
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
-from tests.model.rig import LOST, body_of, message_place
+from tests.model.rig import LOST, body_of, garbled, message_place
 from tests.model.setup import BUDGETS, Setup
 
 Label = tuple[object, ...]
@@ -26,7 +26,7 @@ D = 2
 NO_SNAP = -1
 OTHER = "R"
 """The token of the loader elsewhere."""
-_INVS, _FAILOVERS, _WIPES, _EVICTIONS, _TRIMS, _OWN, _OUTAGES, _LAPSES = range(len(BUDGETS))
+_INVS, _FAILOVERS, _WIPES, _EVICTIONS, _TRIMS, _OWN, _OUTAGES, _LAPSES, _GARBLES = range(len(BUDGETS))
 
 
 class Token(NamedTuple):
@@ -72,10 +72,10 @@ class State(NamedTuple):
     elsewhere: tuple[int, bytes, int, int] | None
     """What the loader elsewhere has loaded: key, epoch and seq of its lease, value."""
     left: tuple[int, ...]
-    waiting: tuple[Token, int] | None = None
-    """Who waits for the nodes: for which write, and since when, in ticks."""
-    watched: tuple[bytes, float, float] | None = None
-    """What that process knows of the register: its name, since when, and since when the node's line stands still."""
+    waiting: tuple[Token, int, float] | None = None
+    """Who waits for the nodes: for which write, since when, and for how long at most, in ticks."""
+    watched: tuple[bytes, float] | None = None
+    """What that process knows of the set of lines: its name, and since when."""
 
 
 Step = tuple[Label, State]
@@ -99,8 +99,11 @@ class World:
         first = epoch_name(1)
         data = new_record(0, self.setup.tags, first)
         stored = () if self.setup.empty else tuple(sorted((key.l2, data) for key in self.setup.keys))
-        register = ((OWN, 0, False),), epoch_name(0)
-        vault = Vault("s0", "s0", first, 0, 0, 0, (), (), stored, (), 1, *(register if self.setup.strong else ()))
+        contexts = () if self.setup.empty else {k.family.data_type for k in self.setup.keys if k.everywhere}
+        vault = Vault("s0", "s0", first, 0, 1, records=stored, in_contexts=tuple(sorted(contexts)))
+        if self.setup.strong:
+            bound_ms = int(BOUND * 1000)
+            vault = vault._replace(lines=((OWN, 0, first, 0),), nodes_name=epoch_name(0), bound_ms=bound_ms)
         truth = Truth((0, 0), (), (), (0, 0))
         core, l2, left = self.nodes.attached(first), self.l2.states.number(vault), self.setup.budgets()
         return State(
@@ -117,7 +120,7 @@ class World:
             None,
             left,
             None,
-            (epoch_name(0), BOUND, 0.0) if self.setup.strong else None,
+            (epoch_name(0), BOUND) if self.setup.strong else None,
         )
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -209,7 +212,8 @@ class World:
             after = after._replace(truth=self._acknowledged(truth, reply))
             if self.setup.strong and state.waiting is None:
                 token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
-                after = after._replace(waiting=(token, 0))
+                bound = confirm.first_bound_s(self.setup.waiter_bound, reply, ELSEWHERE)  # type: ignore[arg-type]
+                after = after._replace(waiting=(token, 0, bound))
             yield ("write" if kind == "w" else "invalidate", kind), after
             if self.setup.rollback and state.left[_FAILOVERS] and state.snap == NO_SNAP:
                 yield ("keep L2, then", "write" if kind == "w" else "invalidate", kind), after._replace(snap=state.l2)
@@ -223,14 +227,14 @@ class World:
             label = ("failover",) if state.snap < 0 else ("failover to the kept L2",)
             yield label, state._replace(l2=l2, snap=NO_SNAP, checked=False, probed_here=False, left=left)
         if state.left[_WIPES]:
-            wiped = Vault(vault.server, "", b"", 0, 0, 0, (), (), (), (), vault.epochs)
+            wiped = Vault(vault.server, "", b"", 0, vault.epochs)
             yield ("wipe",), state._replace(l2=self.l2.states.number(wiped), left=self._spent(state, _WIPES))
         if state.left[_EVICTIONS]:
             left = self._spent(state, _EVICTIONS)
-            gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, floor=0, marked=0)
+            gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, bound_ms=0)
             yield ("evict meta",), state._replace(l2=gone, left=left)
             if vault.lines:
-                yield ("evict nodes",), state._replace(l2=self.l2.changed(state.l2, lines=()), left=left)
+                yield ("evict nodes",), state._replace(l2=self.l2.changed(state.l2, lines=(), nodes_name=b""), left=left)
             if vault.marks:
                 yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
         if state.left[_TRIMS] and vault.messages:
@@ -243,23 +247,19 @@ class World:
                 yield ("lapse", name, token), state._replace(l2=l2, left=self._spent(state, _LAPSES))
 
     def _looked_around(self, state: State) -> State:
-        """The writer that waits has looked at the register, and may have heard enough."""
-        after, reply = self._ask(state, ("register", ELSEWHERE))
+        """The writer that waits has looked at the nodes' lines, and may have heard enough."""
+        after, reply = self._ask(state, ("nodes", ELSEWHERE))
         assert state.waiting is not None
         assert state.watched is not None
-        token, _ = state.waiting
-        name, age, still = state.watched
+        token, since, bound = state.waiting
+        name, age = state.watched
         watch = confirm.Watch()
         watch.saw(name, NOW - age)
         reply = reply._replace(lines=dict(reply.lines))  # type: ignore[attr-defined]
-        line = reply.lines.get(OWN)
-        if line and not line[1]:
-            watch._lines[OWN] = line, NOW - still
-        _, done = confirm.judged(watch, reply, token.place, BOUND, NOW)  # type: ignore[arg-type]
-        lines = tuple((node, applied, False) for node, applied, _ in self.l2.states.things[after.l2].lines)
-        still = NOW - watch._lines[OWN][1] if OWN in watch._lines else 0.0
-        watched = (watch.name, min(BOUND, NOW - watch.since_s) if watch.name else 0.0, still)
-        after = after._replace(l2=self.l2.changed(after.l2, lines=lines), watched=watched)
+        bound = confirm.largest_bound_s(reply, bound)
+        _, done = confirm.judged(watch, reply, token.place, bound, NOW)  # type: ignore[arg-type]
+        watched = (watch.name, min(BOUND, NOW - watch.since_s) if watch.name else 0.0)
+        after = after._replace(watched=watched, waiting=(token, since, bound))
         if not done:
             return after
         truth = self.truths.things[state.truth]
@@ -304,20 +304,33 @@ class World:
             core = self.nodes.heard(state.core, self.messages.things[message])
             rest = state.bag if self.setup.repeats else tuple(m for m in state.bag if m != message)
             yield ("event", f"{int(epoch, 16)}:{seq}"), self._with_core(state, core, bag=rest)
+            if state.left[_GARBLES]:
+                core = self.nodes.heard(state.core, garbled(self.messages.things[message]))
+                left = self._spent(state, _GARBLES)
+                yield ("garbled event", f"{int(epoch, 16)}:{seq}"), self._with_core(state, core, bag=rest, left=left)
         for key, held in enumerate(self.nodes.cores.things[state.core].held):
             if held is not None and held.place:
                 yield ("look", key), self._with_core(state, self.nodes.looked(state.core, key))
 
-    @staticmethod
-    def _patience(state: State) -> dict[str, Any]:
-        """Who waits, and what it knows, a tick later; one that has waited for D has waited enough."""
-        waiting = state.waiting and (state.waiting[0], state.waiting[1] + 1)
-        if waiting and waiting[1] >= D:
-            waiting = None
-        watched = state.watched
+    def _patience(self, state: State) -> dict[str, Any]:
+        """Who waits, and what it knows, a tick later; one that has waited for its bound has waited enough."""
+        waiting, truth, watched = state.waiting, self._aged(state.truth), state.watched
+        if waiting:
+            token, since, bound = waiting
+            waiting = (token, since + 1, bound)
+            if since + 1 >= bound:
+                # Whoever waited so long counts on it, as on an earlier answer.
+                known = self.truths.things[truth]
+                strong = tuple(seen if seen > d else 0 for seen, d in zip(token.seen, known.due(), strict=True))
+                truth = self.truths.number(known._replace(strong=tuple(map(max, known.strong, strong))))
+                waiting = None
         if watched is not None:
-            watched = watched[0], min(BOUND, watched[1] + 1), min(BOUND, watched[2] + 1)
-        return {"waiting": waiting, "watched": watched}
+            watched = watched[0], min(BOUND, watched[1] + 1)
+        lines = self.l2.states.things[state.l2].lines
+        older = tuple((node, applied, epoch, min(int(BOUND), age + 1)) for node, applied, epoch, age in lines)
+        return {
+            "waiting": waiting, "watched": watched, "truth": truth, "l2": self.l2.changed(state.l2, lines=older)
+        }  # fmt: skip
 
     def _aged(self, number: int) -> int:
         known = self._older.get(number)

@@ -17,4 +17,5 @@ def warnings_of(package: str) -> Iterator[list[str]]:
     try:
         yield said
     finally:
+        logger.disable(package)
         logger.remove(sink)

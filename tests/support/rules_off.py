@@ -30,24 +30,24 @@ def take_away() -> None:
 def _without_coherence_lease() -> None:
     """Memory is served whether or not the lease has lapsed."""
     from cachebus.coherence import Shard
-    from cachebus.node import INF, Node
+    from cachebus.groups import INF, Groups
 
-    spread: Callable[..., None] = Node._spread_lease
+    spread: Callable[..., None] = Groups.spread
 
-    def spread_for_ever(node: Node, shard: int) -> None:
-        spread(node, shard)
-        for leased, _ in node._groups[shard].values():
+    def spread_for_ever(groups: Groups, shard: int, valid_until: float) -> None:
+        spread(groups, shard, valid_until)
+        for leased, _ in groups.live[shard].values():
             leased.valid_until = INF
 
-    group: Callable[..., Any] = Node.group
+    of: Callable[..., Any] = Groups.of
 
-    def group_for_ever(node: Node, shard: int, data_type: str, *, leased: bool = True) -> Any:
-        found = group(node, shard, data_type, leased=leased)
+    def group_for_ever(groups: Groups, shard: int, data_type: str, *, leased: bool = True) -> Any:
+        found = of(groups, shard, data_type, leased=leased)
         found.valid_until = INF
         return found
 
-    Node._spread_lease = spread_for_ever  # type: ignore[method-assign]
-    Node.group = group_for_ever  # type: ignore[method-assign]
+    Groups.spread = spread_for_ever  # type: ignore[method-assign]
+    Groups.of = group_for_ever  # type: ignore[method-assign]
     Shard.serves = lambda shard, now_s, expires_s, read_until_s: now_s < expires_s  # type: ignore[method-assign]
 
 
@@ -84,10 +84,8 @@ def _without_record_fence() -> None:
 def _without_lease_token() -> None:
     """A load is stored in L2 though its lease is gone."""
     _rewrite_scripts(
-        "return lease == epoch .. ':' .. token", "return true",
-        "if not lease then return false end", "",
-        "  if string.sub(lease, -2) == ':w' then lease", "  if lease and string.sub(lease, -2) == ':w' then lease",
-        "  if string.sub(lease, -2) == ':w' then publish", "  if lease and string.sub(lease, -2) == ':w' then publish",
+        "return is_lease(lease) and not rests(lease) and string.sub(lease, 18) == token", "return true",
+        "return string.byte(lease) == 119", "return lease and string.byte(lease) == 119",
     )  # fmt: skip
 
 
@@ -108,19 +106,15 @@ def _without_catch_up() -> None:
 
 
 def _rewrite_scripts(*pairs: str) -> None:
-    """Replace lines of the scripts; each must be there."""
+    """Replace lines of the scripts; each must be in some."""
     from cachebus.l2 import redis as store
     from cachebus.resp import Script
 
-    load_scripts = store.load_scripts
-
-    def rewritten(source: str) -> str:
-        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
-            assert old in source
-            source = source.replace(old, new)
-        return source
-
-    store.load_scripts = lambda: {name: Script(rewritten(script.source)) for name, script in load_scripts().items()}
+    sources = {name: script.source for name, script in store.load_scripts().items()}
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert any(old in source for source in sources.values()), old
+        sources = {name: source.replace(old, new) for name, source in sources.items()}
+    store.load_scripts = lambda: {name: Script(source) for name, source in sources.items()}
 
 
 RULES: dict[str, Callable[[], None]] = {

@@ -16,6 +16,7 @@ from cachebus.cli.servers.postgres import PostgresServer
 from tests.bench.__main__ import NAMES, arguments
 from tests.bench.report import chart, plain
 from tests.bench.rows import Goal, Row, at_least, at_most, shown
+from tests.bench.server_info import SCRIPTED, Cost, Work, compared, cost, work
 from tests.support.servers import any_binary, to_be_had
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,38 @@ def test_only_known_names_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         arguments(["--only", "no such"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+# -- the server's CPU ------------------------------------------------------------------------------------
+
+REDIS_6_CPU = (
+    b"# CPU\r\nused_cpu_sys:1.500000\r\nused_cpu_user:2.250000\r\n"
+    b"used_cpu_sys_children:9.000000\r\nused_cpu_user_children:9.000000\r\n"
+)
+REDIS_7_CPU = REDIS_6_CPU + b"used_cpu_sys_main_thread:1.250000\r\nused_cpu_user_main_thread:2.000000\r\n"
+COMMANDS = (
+    b"# Commandstats\r\n"
+    b"cmdstat_evalsha:calls=30,usec=900,usec_per_call=30.00,rejected_calls=0,failed_calls=0\r\n"
+    b"cmdstat_config|get:calls=1,usec=7,usec_per_call=7.00\r\n"
+)
+
+
+def test_a_servers_work_is_its_main_threads_where_it_tells_that() -> None:
+    assert work(REDIS_6_CPU, b"# Commandstats\r\n") == Work(3_750_000.0, {})
+    assert work(REDIS_7_CPU, COMMANDS) == Work(3_250_000.0, {"evalsha": (30, 900.0), "config|get": (1, 7.0)})
+
+
+def test_an_operation_costs_what_was_spent_meanwhile_by_the_commands_that_do_it() -> None:
+    before = Work(1_000.0, {"evalsha": (10, 200.0), "set": (50, 5_000.0)})
+    after = Work(1_900.0, {"evalsha": (28, 380.0), "eval": (2, 20.0), "set": (90, 9_000.0)})
+    assert cost(before, after, 10, SCRIPTED) == Cost(90.0, 20.0)
+    with pytest.raises(ValueError, match="30 operations, and only 20 calls of eval"):
+        cost(before, after, 30, SCRIPTED)
+
+
+def test_a_cost_is_told_by_medians_beside_plain_commands_of_the_same_rounds() -> None:
+    costs = [Cost(20.0, 8.0), Cost(30.0, 9.0), Cost(24.0, 7.0), Cost(22.0, 8.0)]
+    plain = [Cost(10.0, 1.0), Cost(15.0, 1.0), Cost(8.0, 1.0), Cost(11.0, 1.0)]
+    found = compared("server.probe.path", "a probe", costs, {"SET": plain, "PUBLISH": plain[::-1]})
+    assert (found.ours, found.unit, found.peers) == (23.0, "us", {"SET": 10.5, "PUBLISH": 10.5})
+    assert found.detail == "2.00 x SET, 8.00 us in the command, ±17%"

@@ -27,6 +27,17 @@ def test_an_answer_that_lay_about_changes_nothing_however_good_the_known_one_is(
     assert clock.offset_s == known_s
 
 
+def test_how_wrong_it_may_be_grows_with_the_distance_in_time_either_way() -> None:
+    clock = OtherClock()
+    assert clock.error_s(0.0) == float("inf")
+    assert clock.earliest_s(0.0) == float("-inf")
+    clock.heard(1000.0, 9.0, 11.0)
+    assert clock.error_s(11.0) == 1.0
+    assert clock.error_s(71.0) == clock.error_s(-49.0) == pytest.approx(1.0 + 60 * OtherClock.DRIFT)
+    assert clock.earliest_s(1001.0) == pytest.approx(11.0 - 1.0)
+    assert clock.earliest_s(941.0) == pytest.approx(-49.0 - 1.0 - 60 * OtherClock.DRIFT)
+
+
 def test_a_clock_that_was_set_is_followed() -> None:
     clock = OtherClock()
     clock.heard(1000.0, 0.0, 0.0002)

@@ -9,20 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.coherence import AHEAD_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.coherence import AHEAD_MAX, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.keys import ALL_TENANTS, bucket_of
+from cachebus.marks import PRUNED_AT_ONCE, BucketMarks
 
 BOUND_S = 2.0
 EPOCH, OTHER = b"a" * 16, b"b" * 16
 unhurried = settings(deadline=None)
 """These tests share a machine with others, and are not about time."""
 KEYS = ("k0", "k1", "k2")
-NAMES = ("s0", "s1")
+BUCKET = bucket_of("acme")
+NAMES = ("T\x1facme", "G\x1facme\x1ftag")
+WIDE = "N"
+ELSEWHERE = "T\x1fother"
+PASSING = "I\x1facme\x1fdoc\x1f7"
 
 
 def entered(seq: int = 0, *, journal_max: int = 16_384) -> Shard:
     """A shard whose node has begun at `seq`, at time 0."""
     shard = Shard(0, BOUND_S, journal_max)
-    shard.enter(EPOCH, seq, 0, {}, 0.0)
+    shard.enter(EPOCH, seq, {}, {}, 0.0)
     return shard
 
 
@@ -33,13 +39,14 @@ class Drop:
     seq: int
     keys: Sequence[str] = ()
     names: Sequence[str] = ()
-    floor: int = 0
+    low: int = 0
+    """The low watermark of the bucket, raised by it."""
 
     def into(self, shard: Shard) -> Heard:
         """Hear it, and apply it if it is new: what a node does."""
         heard = shard.hear(EPOCH, self.seq)
         if heard in (Heard.NEXT, Heard.AHEAD):
-            shard.drop(self.seq, self.floor, self.keys, self.names)
+            shard.drop(self.seq, self.keys, self.names, bucket=BUCKET if self.low else "--", low=self.low)
         return heard
 
 
@@ -49,13 +56,13 @@ _bodies = st.lists(st.integers(0, 63), min_size=LONGEST, max_size=LONGEST)
 
 
 def history(bodies: Sequence[int]) -> list[Drop]:
-    """Consecutive events, one a number, whose bits say what is in it. The floor rises now and then, as L2 raises it:
-    never to a seq that is not given out yet."""
-    floor, drops = 0, []
+    """Consecutive events, one a number, whose bits say what is in it. The low watermark rises now and then, as L2
+    raises it: never to a seq that is not given out yet."""
+    drops = []
     for seq, bits in enumerate(bodies, 1):
-        floor = seq - 1 if bits >= 48 else floor
         keys = [key for i, key in enumerate(KEYS) if bits >> i & 1]
-        drops.append(Drop(seq, keys, [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1], floor))
+        names = [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1]
+        drops.append(Drop(seq, keys, names, seq - 1 if bits >= 48 else 0))
     return drops
 
 
@@ -88,27 +95,75 @@ def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bo
         drops[seq - 1].into(shard)
     for drop in drops:
         drop.into(in_order)
-    assert (shard.applied, shard.head, shard.floor) == (in_order.applied, in_order.head, in_order.floor)
+    assert (shard.applied, shard.head, shard.low) == (in_order.applied, in_order.head, in_order.low)
     assert not shard.hole
     for seq in range(shard.head + 1):
         for name in NAMES:
-            assert shard.hides(seq, [name]) == in_order.hides(seq, [name])
+            assert shard.hides(seq, BUCKET, [name]) == in_order.hides(seq, BUCKET, [name])
 
 
 @unhurried
 @given(deliveries())
-def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_floor(delivered: list[Drop]) -> None:
-    shard, marks, floor = entered(), dict.fromkeys(NAMES, 0), 0
+def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_low_watermark(delivered: list[Drop]) -> None:
+    shard, marks, low = entered(), dict.fromkeys(NAMES, 0), 0
     for drop in delivered:
         drop.into(shard)
-        assert shard.floor >= floor
-        floor = max(floor, drop.floor)
+        low = max(low, drop.low)
         for name in drop.names:
             marks[name] = max(marks[name], drop.seq)
-        assert shard.floor == floor
+        assert shard.low.get(BUCKET, 0) == low
         for seq in range(LONGEST + 2):
-            for names in ([], ["s0"], ["s1"], list(NAMES)):
-                assert shard.hides(seq, names) == (seq < floor or any(marks[name] > seq for name in names))
+            for names in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
+                assert shard.hides(seq, BUCKET, names) == (seq < low or any(marks[name] > seq for name in names))
+                assert not shard.hides(seq, bucket_of("other"), [ELSEWHERE]), "nor does it touch another tenant's"
+
+
+def test_scopes_of_all_tenants_and_their_watermark_hide_records_of_every_bucket() -> None:
+    shard = entered()
+    Drop(1, names=[WIDE]).into(shard)
+    for tenant in ("acme", "other"):
+        assert shard.hides(0, bucket_of(tenant), [WIDE])
+        assert not shard.hides(1, bucket_of(tenant), [WIDE])
+    shard.hear(EPOCH, 2)
+    shard.drop(2, (), (), bucket=ALL_TENANTS, low=2)
+    assert all(shard.hides(1, bucket_of(tenant), ()) for tenant in ("acme", "other"))
+
+
+def test_marks_below_a_low_watermark_are_forgotten_some_at_a_time() -> None:
+    shard, count = entered(), 5 * PRUNED_AT_ONCE
+    for seq in range(1, count + 1):
+        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
+    assert len(shard.marks[BUCKET]) == count
+    Drop(count + 1, low=count).into(shard)
+    assert len(shard.marks[BUCKET]) == count - PRUNED_AT_ONCE
+    for seq in range(count + 2, count + 7):
+        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
+    assert set(shard.marks[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
+
+
+def test_a_scope_marked_over_and_over_takes_no_more_room_than_once() -> None:
+    marks = BucketMarks()
+    for seq in range(1, 5000):
+        marks.note("s", seq)
+        marks.note(f"t{seq % 7}", seq)
+        marks.prune(0, 2)
+        assert len(marks._seqs) == len(marks._names) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
+    marks.prune(4998, 0)
+    assert set(marks.values()) == {4999}
+
+
+def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None:
+    shard = entered()
+    before = shard.reserve()
+    shard.hear(EPOCH, 1)
+    shard.drop(1, (), (), passing=[PASSING])
+    assert shard.marked(before, "k0", 0, PASSING)
+    assert not shard.marked(before, "k0", 0, "I\x1facme\x1fdoc\x1f8")
+    assert not shard.marked(before, "k0", 0)
+    assert not shard.marked(shard.reserve(), "k0", 0, PASSING)
+    assert not shard.marks
+    assert not shard.admits(before, "k0", BUCKET, (), EPOCH, 0, PASSING)
+    assert shard.admits(before, "k0", BUCKET, (), EPOCH, 0)
 
 
 @unhurried
@@ -168,7 +223,7 @@ def test_a_full_journal_marks_what_it_has_forgotten() -> None:
 def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
     shard = entered()
     Drop(5).into(shard)
-    shard.enter(EPOCH, 2, 0, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
+    shard.enter(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
     for seq in (3, 4, 5):
         assert Drop(seq).into(shard) is Heard.NEXT
         assert shard.applied == seq
@@ -179,10 +234,10 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     shard = entered()
     asked = shard.asking()
     for seq in (1, 2, 3, 5):
-        Drop(seq, names=["s1"] if seq == 3 else ["s0"]).into(shard)
-    shard.enter(EPOCH, 2, 0, {"s0": 2}, 7.0, asked)
+        Drop(seq, names=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
+    shard.enter(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
     assert (shard.applied, shard.head) == (3, 5)
-    assert shard.marks == {"s0": 5, "s1": 3}
+    assert shard.marks == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
     assert shard.valid_until == 7.0 + BOUND_S, "the probe found 2, and that is applied"
     assert Drop(4).into(shard) is Heard.NEXT
     assert shard.applied == 5
@@ -194,12 +249,12 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     Drop(1_000_000).into(shard)
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(EPOCH, 2, 0, {}, 7.0, asked)
+    shard.enter(EPOCH, 2, {}, {}, 7.0, asked)
     assert not shard.hole
     assert shard.valid_until == 7.0 + BOUND_S
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(OTHER, 3, 0, {}, 8.0, asked)
+    shard.enter(OTHER, 3, {}, {}, 8.0, asked)
     assert not shard.hole
 
 
@@ -208,7 +263,7 @@ def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> N
     shard = entered()
     asked = shard.asking()
     assert shard.hear(OTHER, 6) is Heard.FOREIGN
-    shard.enter(OTHER, 5, 0, {}, 7.0, asked)
+    shard.enter(OTHER, 5, {}, {}, 7.0, asked)
     assert shard.hole
     assert shard.valid_until == NEVER
     assert shard.hear(OTHER, 6) is Heard.NEXT
@@ -230,8 +285,9 @@ def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
         shard.void()
         assert shard.valid_until == NEVER
     else:
-        shard.enter(EPOCH if begin == "enter" else OTHER, 30, 7, {"s0": 9}, 100.0)
-        assert (shard.applied, shard.head, shard.floor, shard.marks) == (30, 30, 7, {"s0": 9})
+        marks, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
+        shard.enter(EPOCH if begin == "enter" else OTHER, 30, marks, low, 100.0)
+        assert (shard.applied, shard.head, shard.low, shard.marks) == (30, 30, low, marks)
         assert shard.valid_until == 100.0 + BOUND_S
         assert not shard.hole
     assert all(shard.marked(reservation, key, seq) for reservation in reservations)
@@ -273,20 +329,43 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
     shard = entered()
     for drop in delivered:
         drop.into(shard)
-    before = shard.applied, shard.head, shard.floor, dict(shard.marks), shard.epoch, shard.valid_until
+
+    def state() -> tuple[object, ...]:
+        marks = {bucket: dict(its) for bucket, its in shard.marks.items()}
+        return shard.applied, shard.head, dict(shard.low), marks, shard.epoch, shard.valid_until, shard.count
+
+    before = state()
     assert shard.hear(OTHER, seq) is Heard.FOREIGN
-    assert before == (shard.applied, shard.head, shard.floor, shard.marks, shard.epoch, shard.valid_until)
-    shard.enter(OTHER, 5, 0, {}, 0.0)
+    assert state() == before
+    shard.enter(OTHER, 5, {}, {}, 0.0)
     assert shard.applied == 5
     assert shard.hole == (seq > 5), "what was heard before the probe's reply came was not applied"
-    assert shard.foreign is None
+    assert not shard.foreign
 
 
-def test_a_probe_of_this_epoch_settles_that_another_is_over() -> None:
+def test_an_epoch_that_a_later_probe_did_not_find_is_another_stores_and_so_is_one_that_was_left() -> None:
     shard = entered()
-    shard.hear(OTHER, 3)
+    assert shard.hear(OTHER, 3) is Heard.FOREIGN
+    shard.sending()
+    assert shard.hear(b"c" * 16, 3) is Heard.FOREIGN
     assert shard.probed(EPOCH, 0, 1.0) is Probed.RENEWED
-    assert shard.foreign is None
+    assert shard.hear(OTHER, 4) is Heard.LEFT
+    assert shard.hear(b"c" * 16, 4) is Heard.FOREIGN, "it was heard of after the probe was sent"
+    shard.enter(OTHER, 5, {}, {}, 2.0)
+    assert shard.hear(OTHER, 6) is Heard.NEXT, "it has begun all the same: the probe that found none went elsewhere"
+    assert shard.hear(EPOCH, 9) is Heard.LEFT
+    assert shard.epoch == OTHER
+
+
+def test_epochs_that_are_known_are_bounded() -> None:
+    shard = entered()
+    for number in range(3 * EPOCHS_MAX):
+        assert shard.hear(b"%016x" % number, number) is Heard.FOREIGN
+        if number % 3 == 0:
+            shard.sending()
+            shard.probed(EPOCH, 0, float(number))
+        assert len(shard.foreign) <= EPOCHS_MAX
+        assert len(shard.left) <= EPOCHS_MAX
 
 
 def test_a_probe_of_another_epoch_ends_the_lease() -> None:
@@ -310,14 +389,14 @@ def test_what_enters_l1_is_of_this_epoch_unmarked_and_not_hidden(
     for drop in delivered:
         drop.into(shard)
     for key in KEYS:
-        admitted = shard.admits(reservation, key, NAMES, read_in * 16, seq)
+        admitted = shard.admits(reservation, key, BUCKET, NAMES, read_in * 16, seq)
         assert not admitted or (reserved_in * 16 == EPOCH == read_in * 16)
     own = Reservation(EPOCH, *reservation[1:])
     for key in KEYS:
-        expected = not shard.marked(own, key, seq) and not shard.hides(seq, NAMES)
-        assert shard.admits(own, key, NAMES, EPOCH, seq) == expected
-        assert not shard.admits(own, key, NAMES, OTHER, seq)
-        assert not shard.admits(Reservation(OTHER, *own[1:]), key, NAMES, EPOCH, seq)
+        expected = not shard.marked(own, key, seq) and not shard.hides(seq, BUCKET, NAMES)
+        assert shard.admits(own, key, BUCKET, NAMES, EPOCH, seq) == expected
+        assert not shard.admits(own, key, BUCKET, NAMES, OTHER, seq)
+        assert not shard.admits(Reservation(OTHER, *own[1:]), key, BUCKET, NAMES, EPOCH, seq)
 
 
 @unhurried
@@ -358,5 +437,5 @@ def test_a_node_that_has_never_asked_believes_nothing() -> None:
     assert shard.hear(EPOCH, 1) is Heard.FOREIGN
     assert shard.probed(EPOCH, 1, 0.0) is Probed.FOREIGN
     assert not shard.serves(0.0, 1.0, 0.0)
-    assert not shard.admits(shard.reserve(), "k0", (), EPOCH, 1)
+    assert not shard.admits(shard.reserve(), "k0", BUCKET, (), EPOCH, 1)
     assert not shard.honours(EPOCH, 0)

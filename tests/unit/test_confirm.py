@@ -6,66 +6,74 @@ import asyncio
 
 import pytest
 
-from cachebus import InvalidationFailed
-from cachebus.confirm import Confirmed, Watch, check_wait, judged
-from cachebus.ports import Place, Register
+from cachebus import Cache, InvalidationFailed
+from cachebus.confirm import Confirmed, Watch, check_wait, first_bound_s, judged, largest_bound_s
+from cachebus.ports import About, Caller, Change, NodeLine, NodesReply
 from cachebus.testing import FakeClock, Fleet
 
 D_S = 2.0
-PLACE = Place(b"e", 5)
+CHANGE = Change(b"e", 5, True)
 
 
-def register(name: bytes = b"first", epoch: bytes = b"e", **lines: tuple[int, int]) -> Register:
-    return Register(epoch, name, lines)
+def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeLine) -> NodesReply:
+    lines = {n: line if isinstance(line, NodeLine) else NodeLine(line, epoch, 1) for n, line in applied.items()}
+    return NodesReply(epoch, name, 0, lines)
 
 
 def known(name: bytes = b"first", since_s: float = 0.0) -> Watch:
-    """A watch that has known this register since then."""
+    """A watch that has known this set of lines since then."""
     watch = Watch()
     watch.saw(name, since_s)
     return watch
 
 
 def test_it_ends_when_every_line_has_reached_the_change() -> None:
-    found = judged(known(), register(a=(5, 1), b=(7, 1)), PLACE, D_S, 10.0)
-    assert found == (Confirmed(("a", "b"), ()), True)
+    assert judged(known(), reply(a=5, b=7), CHANGE, D_S, 10.0) == (Confirmed(("a", "b"), ()), True)
 
 
-def test_it_goes_on_while_one_has_not() -> None:
-    found = judged(known(), register(a=(5, 1), b=(4, 1)), PLACE, D_S, 10.0)
-    assert found == (Confirmed(("a",), ("b",)), False)
-
-
-def test_a_line_that_stands_still_for_d_is_of_no_live_node() -> None:
+def test_it_goes_on_while_one_has_not_however_long_its_line_stands_still() -> None:
+    """It may be cut off from L2, and load for itself what the change has replaced."""
     watch = known()
-    assert not judged(watch, register(a=(5, 1), b=(4, 1)), PLACE, D_S, 10.0)[1]
-    assert not judged(watch, register(a=(6, 2), b=(4, 1)), PLACE, D_S, 11.99)[1]
-    assert judged(watch, register(a=(6, 2), b=(4, 1)), PLACE, D_S, 12.0) == (Confirmed(("a",), ("b",)), True)
-    assert not judged(watch, register(a=(6, 2), b=(4, 2)), PLACE, D_S, 12.1)[1], "it has asked something: it lives"
+    for now_s in (10.0, 12.0, 60.0):
+        assert judged(watch, reply(a=5, b=4), CHANGE, D_S, now_s) == (Confirmed(("a",), ("b",)), False)
 
 
 @pytest.mark.parametrize("watch", [Watch(), known(since_s=8.01), known(b"another")])
-def test_a_register_must_have_been_known_for_d(watch: Watch) -> None:
+def test_a_set_of_lines_must_have_been_known_for_d(watch: Watch) -> None:
     """Else a node that lives may be missing from it."""
-    assert not judged(watch, register(a=(5, 1)), PLACE, D_S, 10.0)[1]
+    assert not judged(watch, reply(a=5), CHANGE, D_S, 10.0)[1]
 
 
-def test_a_register_that_begins_anew_is_not_known() -> None:
+def test_a_set_that_begins_anew_is_not_known() -> None:
     watch = known()
-    assert judged(watch, register(a=(5, 1)), PLACE, D_S, 10.0)[1]
-    assert not judged(watch, register(b"second", a=(5, 1)), PLACE, D_S, 10.1)[1]
-    assert not judged(watch, register(b"first", a=(5, 1)), PLACE, D_S, 10.2)[1]
-    assert judged(watch, register(b"first", a=(5, 1)), PLACE, D_S, 12.2)[1]
+    assert judged(watch, reply(a=5), CHANGE, D_S, 10.0)[1]
+    assert not judged(watch, reply(b"second", a=5), CHANGE, D_S, 10.1)[1]
+    assert not judged(watch, reply(b"first", a=5), CHANGE, D_S, 10.2)[1]
+    assert judged(watch, reply(b"first", a=5), CHANGE, D_S, 12.2)[1]
 
 
 @pytest.mark.parametrize("name", [b"", b"first"])
 def test_nobody_at_all_proves_nothing(name: bytes) -> None:
-    assert not judged(known(name), register(name), PLACE, D_S, 10.0)[1]
+    assert not judged(known(name), reply(name), CHANGE, D_S, 10.0)[1]
 
 
 def test_in_another_epoch_nothing_is_proven_but_who_has_entered_it_has_applied_the_change() -> None:
-    found = judged(known(), register(epoch=b"f", a=(3, 1), b=(0, 1)), PLACE, D_S, 10.0)
+    found = judged(known(), reply(epoch=b"f", a=3, b=NodeLine(9, b"e", 1)), CHANGE, D_S, 10.0)
     assert found == (Confirmed(("a",), ("b",)), False)
+
+
+def test_who_stands_in_another_epoch_than_the_present_one_has_applied_nothing() -> None:
+    assert judged(known(), reply(a=NodeLine(9, b"d", 1)), CHANGE, D_S, 10.0) == (Confirmed((), ("a",)), False)
+
+
+def test_the_bound_is_the_largest_that_anybody_has_heard_of() -> None:
+    assert first_bound_s(D_S, CHANGE, Caller("", 0, b"")) == D_S
+    assert first_bound_s(D_S, CHANGE._replace(bound_ms=7000), Caller("", 0, b"")) == 7.0
+    assert first_bound_s(D_S, CHANGE, Caller("n", 0, b"", About(2000), 9000)) == 9.0
+    line = NodeLine(5, b"e", 1, About(8000))
+    assert largest_bound_s(reply(a=5), D_S) == D_S
+    assert largest_bound_s(reply(a=5, b=line), D_S) == 8.0
+    assert largest_bound_s(reply(a=5)._replace(bound_ms=9000), D_S) == 9.0
 
 
 def test_what_may_be_waited_for() -> None:
@@ -145,3 +153,51 @@ async def test_who_is_cancelled_while_waiting_has_invalidated_and_leaves_nothing
 async def test_a_disabled_cache_waits_for_nobody() -> None:
     async with Fleet(1, enabled=False) as fleet:
         assert (await fleet.caches[0].invalidate("config", "x", "acme", wait="nodes")).confirmed == ()
+
+
+async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
+    clock = FakeClock()
+    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+        slower = fleet.settings.model_copy(update={"staleness_bound_s": 5 * D_S})
+        async with Cache(slower, world=fleet.world, clock=clock):
+            a = fleet.caches[0]
+            await fleet.probe()
+            assert a.stats().shards[0].bound_s == 5 * D_S
+            waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
+            await fleet.settle()
+            fleet.away = True
+            for _ in range(4):
+                clock.advance(D_S)
+                for _ in range(20):
+                    await asyncio.sleep(0.002)
+                assert not waiting.done()
+            clock.advance(D_S)
+            await waiting
+            fleet.away = False
+
+
+async def test_however_many_wait_they_look_together() -> None:
+    clock = FakeClock()
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+        a = fleet.caches[0]
+        store = fleet.caches[0]._parts.store  # type: ignore[union-attr]
+        looks, nodes = 0, store.nodes
+
+        async def counted(shard: int, caller: Caller) -> NodesReply:
+            nonlocal looks
+            looks += 1
+            await asyncio.sleep(0)
+            return await nodes(shard, caller)
+
+        store.nodes = counted  # type: ignore[method-assign]
+        waiting = [asyncio.create_task(a.invalidate("config", n, "acme", wait="nodes")) for n in range(300)]
+        for _ in range(40):
+            await asyncio.sleep(0.002)
+        assert not any(task.done() for task in waiting), "they wait for those whom nobody has seen"
+        assert 2 <= looks <= 60
+        for task in waiting[:100]:
+            task.cancel()
+        clock.advance(D_S)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in found[:100])
+        assert all(len(one.confirmed) == 2 for one in found[100:])  # type: ignore[union-attr]

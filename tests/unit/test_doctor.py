@@ -12,6 +12,7 @@ from cachebus.cli.doctor import durability, links, memory, namespace, timing
 from cachebus.cli.doctor.access import needed, rules
 from cachebus.cli.doctor.facts import Facts, Server, ShardFacts, Timing, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
+from cachebus.ports import About, NodeLine
 from cachebus.resp import Address
 
 Check = Callable[[Facts], Iterable[Finding]]
@@ -73,15 +74,29 @@ def test_a_machine_that_was_suspended() -> None:
 
 
 def test_a_node_further_behind_than_the_log_reaches() -> None:
-    now_us = 10_000_000
+    now_us, bound = 10_000_000, About(2000)
     shard = ShardFacts(
         0, {"epoch": "e", "seq": "9000"}, log_first=8500, log_last=9000, now_us=now_us, subscribers=2,
-        nodes={"slow": f"7000:{now_us}", "gone": "1:1", "good": f"9000:{now_us}"},
+        nodes={
+            "slow": NodeLine(7000, b"e", now_us, bound), "gone": NodeLine(1, b"e", 1, bound),
+            "good": NodeLine(9000, b"e", now_us, bound),
+        },
     )  # fmt: skip
     (finding,) = namespace.nodes(facts(shards=(shard,)))
     assert finding.level is Level.ADVICE
     assert "2 alive, 1 silent" in finding.says
     assert "slow, by 2,000" in finding.says
+
+
+def test_nodes_with_other_bounds_are_told() -> None:
+    def shard(*bounds: tuple[int, int]) -> ShardFacts:
+        return ShardFacts(0, {}, nodes={str(i): NodeLine(0, b"", 0, About(*each)) for i, each in enumerate(bounds)})
+
+    assert not [*namespace.bounds(facts(shards=(shard((2000, 60_000), (2000, 60_000)),)))]
+    found = [*namespace.bounds(facts(shards=(shard((2000, 60_000), (10_000, 90_000)),)))]
+    assert [finding.level for finding in found] == [Level.ADVICE] * 2
+    assert "2 s, 10 s" in found[0].says
+    assert "60 s, 90 s" in found[1].says
 
 
 def test_exit_status() -> None:
@@ -94,7 +109,7 @@ def test_exit_status() -> None:
 
 def test_every_command_that_a_script_calls_is_asked_for() -> None:
     assert {"EVALSHA", "HGETALL", "XADD", "PUBLISH", "SUBSCRIBE", "ZPOPMIN", "INFO"} <= set(needed(Settings()))
-    assert rules(Settings(namespace="prod"), ["GET"]) == "+get ~{prod:*}:* &{prod:*}:events"
+    assert rules(Settings(namespace="prod"), ["GET"]) == "+get ~{prod:*}:* &{prod:*}:events:*"
 
 
 def test_sizes_for_people() -> None:

@@ -7,48 +7,101 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import event as events
-from cachebus.event import CorruptEvent
+from cachebus.event import CorruptEvent, Event, Part
 from cachebus.keys import Keyspace
 
 u64 = st.integers(0, 2**64 - 1)
 names = st.lists(st.text(max_size=30), max_size=20)
+text = st.text(max_size=30)
+parts = st.lists(st.builds(Part, names, names, text, text, text), max_size=5)
+epochs = st.binary(min_size=16, max_size=16)
+buckets = st.sampled_from(["--", "**", "00", "a7"])
 space = Keyspace(1)
 
 
-@given(st.binary(min_size=16, max_size=16), u64, u64, u64, names, names, st.text(max_size=30))
+def fields(event: Event) -> tuple[object, ...]:
+    made = [(part.keys, part.scopes, part.origin, part.reason, part.trace) for part in event.parts]
+    return (
+        event.epoch, event.seq, event.published_us, made, event.left_out, event.bucket, event.low, event.asks_for_probe,
+        list(event.keys), list(event.scopes), event.origin,
+    )  # fmt: skip
+
+
+@given(epochs, u64, u64, parts, st.booleans(), st.booleans(), buckets, u64)
 def test_it_comes_back_as_it_went(
-    epoch: bytes, seq: int, floor: int, published_us: int, keys: list[str], marks: list[str], origin: str
+    epoch: bytes, seq: int, us: int, made: list[Part], probe: bool, left_out: bool, bucket: str, low: int
 ) -> None:
-    event = events.decode(events.encode(epoch, seq, floor, published_us, events.encode_body(keys, marks, origin)))
-    assert (event.epoch, event.seq, event.floor, event.published_us) == (epoch, seq, floor, published_us)
-    assert (event.keys, event.names, event.origin) == (keys, marks, origin)
+    body = events.encode_body(made, probe=probe)
+    head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
+    assert len(head) == events.HEAD_BYTES
+    event = events.decode(head + body)
+    assert fields(event)[:3] == (epoch, seq, us)
+    more = {"probe": True} if probe else None
+    want = Event(epoch, seq, us, made, more=more, left_out=left_out, bucket=bucket, low=low)
+    assert fields(event) == fields(want)
+    assert events.place(head + body) == (epoch, seq)
+
+
+@given(epochs, u64, u64, parts, st.booleans(), buckets, u64)
+def test_a_head_with_its_parts_is_what_others_read(
+    epoch: bytes, seq: int, us: int, made: list[Part], left_out: bool, bucket: str, low: int
+) -> None:
+    """The node that has written builds the event of the script's reply, and nobody has to decode the body."""
+    body = events.encode_body(made)
+    head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
+    assert fields(events.with_head(head, body, made)) == fields(events.decode(head + body))
+
+
+@given(epochs, u64, u64, parts)
+def test_a_plain_one_raises_no_watermark(epoch: bytes, seq: int, us: int, made: list[Part]) -> None:
+    body = events.encode_body(made)
+    assert events.encode(epoch, seq, us, body) == events.encode_head(epoch, seq, us, body) + body
+    event = events.decode(events.encode(epoch, seq, us, body))
+    assert (event.bucket, event.low, event.left_out) == (events.NO_BUCKET, 0, False)
 
 
 def test_any_sequence_of_names_will_do() -> None:
-    body = events.encode_body(("a",), ("b", "c"), "")
-    assert body == events.encode_body(["a"], ["b", "c"], "")
+    assert events.encode_body([Part(("a",), ("b", "c"))]) == events.encode_body((Part(["a"], ["b", "c"]),))  # type: ignore[arg-type]
 
 
 def test_keys_and_scopes_of_a_real_invalidation() -> None:
     keys = [space.key("doc", "größe:1", "acme", agent_id=7).l1, space.key("system", 1, None).l1]
     scopes = [space.scope("acme")[1], space.tags("acme", ["plan:pro"])[1][0]]
-    event = events.decode(events.encode(b"f" * 16, 2, 0, 0, events.encode_body(keys, scopes, "host-1")))
-    assert (event.keys, event.names) == (keys, scopes)
+    body = events.encode_body([Part(keys, scopes, "host-1")])
+    event = events.decode(events.encode(b"f" * 16, 2, 0, body))
+    assert (event.keys, event.scopes, event.origin) == (keys, scopes, "host-1")
 
 
-GOOD = events.encode(b"f" * 16, 2, 0, 0, events.encode_body(["a"], [], ""))
+def test_of_several_parts_nobody_alone_is_the_origin() -> None:
+    one, other = Part(["a"], ["b"], "n"), Part(["c"], [], "n")
+    event = Event(b"f" * 16, 2, 0, [one, other])
+    assert (event.keys, event.scopes, event.origin) == (["a", "c"], ["b"], "")
 
 
-@pytest.mark.parametrize("size", [0, 2, 3, events.HEAD.size - 1, events.HEAD.size, len(GOOD) - 1])
+GOOD = events.encode(b"f" * 16, 2, 0, events.encode_body([Part(["a"], [])]))
+HEAD_SIZE = events.HEAD_BYTES + 4
+
+
+@pytest.mark.parametrize("size", [0, 2, 3, events.HEAD_BYTES, HEAD_SIZE - 1, HEAD_SIZE, len(GOOD) - 1])
 def test_one_cut_off_is_corrupt(size: int) -> None:
     with pytest.raises(CorruptEvent):
         events.decode(GOOD[:size])
+    epoch, seq = events.place(GOOD[:size])
+    assert len(epoch) <= 16
+    assert seq <= 2
 
 
-@pytest.mark.parametrize("data", [GOOD + b"\x00", b"CB2" + GOOD[3:], events.WAKE + GOOD[3:], GOOD[:-1] + b"\x01"])
+@pytest.mark.parametrize("data", [GOOD + b"\x00", b"CB1" + GOOD[3:], events.WAKE + GOOD[3:], GOOD[:-1] + b"\x01"])
 def test_these_are_none(data: bytes) -> None:
     with pytest.raises(CorruptEvent):
         events.decode(data)
+
+
+def test_a_head_whose_check_is_anothers_is_damaged() -> None:
+    """The seq alone is another: whoever believed it would take the next event for known."""
+    other = events.encode(b"f" * 16, 3, 0, events.encode_body([Part(["a"], [])]))
+    with pytest.raises(CorruptEvent, match="head"):
+        events.decode(GOOD[:20] + other[20:28] + GOOD[28:])
 
 
 def test_corrupt_is_a_value_error() -> None:

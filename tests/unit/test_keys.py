@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, IntEnum, StrEnum
+from hashlib import sha1
 from typing import Any
 from zlib import crc32
 
@@ -11,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.errors import InvalidKey, TenantRequired
-from cachebus.keys import KEY_MAX_BYTES, PART_MAX_BYTES, Keyspace, encoded, names_of, tag_name
+from cachebus.keys import (
+    ALL_TENANTS,
+    KEY_MAX_BYTES,
+    PART_MAX_BYTES,
+    Keyspace,
+    bucket_of,
+    bucket_of_name,
+    encoded,
+    everywhere,
+    guard_name,
+    names_of,
+    tag_name,
+)
 
 space = Keyspace(64)
 NAMES = ("data_type", "resource_id", "tenant_id", "agent_id", "conversation_id", "collection_id")
@@ -53,9 +66,19 @@ def test_the_same_parts_in_other_places_are_another_key(tenant: str, kind: str, 
 @given(inputs)
 def test_names_can_be_told_from_the_l1_name_alone(given_parts: tuple[Any, ...]) -> None:
     key = space.key(*given_parts)
-    assert names_of(key.l1) == key.names
-    assert len(set(key.names)) == len(key.names) == 3 + 2 * sum(part is not None for part in given_parts[3:])
+    assert names_of(key.l1) == (key.family.bucket, key.names)
+    assert len(set(key.names)) == len(key.names) == 5 + 2 * sum(part is not None for part in given_parts[3:])
     assert sum(map(key.l1.count, "\x1e\x1f")) == 5
+
+
+@given(inputs | st.tuples(st.just("system"), parts, st.none(), maybe, maybe, maybe))
+def test_a_key_can_be_made_again_from_its_l1_name(given_parts: tuple[Any, ...]) -> None:
+    key = space.key(*given_parts)
+    again = space.named(key.l1)
+    assert (again.l1, again.l2, again.shard, again.names) == (key.l1, key.l2, key.shard, key.names)
+    assert (again.resource_id, again.contexts) == (key.resource_id, key.contexts)
+    assert (again.family.tenant, again.family.data_type) == (key.family.tenant, key.family.data_type)
+    assert [level.l1 for level in again.levels()] == [level.l1 for level in key.levels()]
 
 
 @given(inputs, scopes)
@@ -261,11 +284,46 @@ def test_a_scope_takes_one_context_id(given_ids: set[str]) -> None:
 
 
 def test_everywhere_is_the_id_in_every_context() -> None:
-    name = space.everywhere(space.key("doc", 7, "acme"))
-    assert name == space.everywhere(space.key("doc", "7", "acme", "a"))
+    plain, deep = space.key("doc", 7, "acme"), space.key("doc", "7", "acme", "a")
+    name = everywhere(plain)
+    assert name == everywhere(deep) == deep.everywhere
+    assert plain.everywhere == "", "without contexts there is nothing beside the key itself"
     assert name in space.key("doc", 7, "acme", None, None, "c").names
     assert name not in space.key("doc", 8, "acme").names
     assert name not in space.key("other", 7, "acme").names
+
+
+@given(inputs)
+def test_a_tenants_marks_lie_in_its_bucket_and_those_of_all_tenants_in_one_of_their_own(
+    given_parts: tuple[Any, ...],
+) -> None:
+    key = space.key(*given_parts)
+    bucket = key.family.bucket
+    assert bucket == bucket_of(key.family.tenant) == sha1(key.family.tenant.encode()).hexdigest()[:2]
+    assert [bucket_of_name(name) for name in key.names[:2]] == [ALL_TENANTS] * 2
+    assert {bucket_of_name(name) for name in key.names[2:]} == {bucket}
+    assert {bucket_of_name(name) for name in space.tags(key.family.tenant or "x", ["a", "b"])[1]} == {
+        bucket_of(key.family.tenant or "x")
+    }
+
+
+@given(inputs, inputs)
+def test_a_scope_of_all_tenants_holds_a_type_and_nothing_else(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
+    one, other = space.key(*a), space.key(*b)
+    everything, data_type = one.names[:2]
+    assert everything in other.names
+    assert (data_type in other.names) is (one.family.data_type == other.family.data_type)
+
+
+def test_buckets_are_spread() -> None:
+    assert len({bucket_of(f"tenant-{i}") for i in range(10_000)}) == 256
+
+
+@given(inputs)
+def test_a_guard_of_a_key_is_no_scope_and_no_tag(given_parts: tuple[Any, ...]) -> None:
+    key = space.key(*given_parts)
+    assert guard_name(key) == f"K\x1f{key.l1}"
+    assert guard_name(key) not in key.names
 
 
 def test_tags_need_a_tenant() -> None:

@@ -13,7 +13,8 @@ u64 = st.integers(0, 2**64 - 1)
 fields = st.fixed_dictionaries({
     "created_ms": u64, "soft_ms": u64, "expires_ms": u64, "seq": u64,
     "tags": st.lists(st.text(max_size=30), max_size=255),
-    "epoch": st.binary(min_size=16, max_size=16), "version": st.binary(min_size=8, max_size=8),
+    "more": st.binary(max_size=100), "epoch": st.binary(min_size=16, max_size=16),
+    "version": st.binary(min_size=8, max_size=8),
 })  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def test_a_record_without_tags_makes_no_list() -> None:
     assert records.decode(Record(0, 0, b"x", created_ms=0).encode()).tags == ()
 
 
-@pytest.mark.parametrize("data", [b"", MAGIC, MAGIC + bytes(HEAD.size - 3), b"\xcb\x02" + bytes(HEAD.size)])
+@pytest.mark.parametrize("data", [b"", MAGIC, MAGIC + bytes(HEAD.size - 3), b"\xcb\x01" + bytes(HEAD.size)])
 def test_these_are_none(data: bytes) -> None:
     with pytest.raises(CorruptRecord):
         records.decode(data)
@@ -46,9 +47,24 @@ def test_these_are_none(data: bytes) -> None:
 
 @pytest.mark.parametrize("tail", [b"", b"\x00", b"\x00\x02a", b"\x00\x01\xff", b"\xff\xff" + b"a" * 65534])
 def test_tags_that_are_none_are_corrupt(tail: bytes) -> None:
-    head = Record(0, 0, b"", created_ms=0).encode()[:-1] + b"\x01"
+    head = Record(0, 0, b"", created_ms=0).encode()[:-3] + b"\x01\x00\x00"
     with pytest.raises(CorruptRecord, match="tag"):
         records.decode(head + tail)
+
+
+@pytest.mark.parametrize("tags", [(), ("t",)])
+def test_one_cut_off_in_more_is_corrupt(tags: tuple[str, ...]) -> None:
+    data = Record(0, 0, b"", created_ms=0, tags=tags, more=b"\x81\xa1a\x01").encode()
+    assert records.decode(data).more == b"\x81\xa1a\x01"
+    for missing in (1, 4):
+        with pytest.raises(CorruptRecord, match="cut off"):
+            records.decode(data[:-missing])
+
+
+def test_what_more_says_is_no_part_of_the_payload() -> None:
+    """A reader that knows nothing of it passes over it."""
+    back = records.decode(Record(0, 0, b"payload", created_ms=0, tags=["t"], more=b"\x80").encode())
+    assert (back.tags, back.more, back.payload) == (["t"], b"\x80", b"payload")
 
 
 def test_corrupt_is_a_value_error() -> None:

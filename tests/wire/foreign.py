@@ -5,11 +5,11 @@ It speaks RESP over a blocking socket and packs its own msgpack; of the library 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import socket
 import struct
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from zlib import crc32
 
 SCRIPTS = Path(__file__).parents[2] / "cachebus" / "l2" / "scripts"
 TIMEOUT_S = 10.0
+ASKED_MAX = 4
 Contexts = tuple[str | None, str | None, str | None]
 
 
@@ -30,7 +31,8 @@ class Key:
         self.key = ":".join([_percent(tenant), _percent(data_type), *middle, _percent(resource_id)])
         tail = "".join("\x1e" if context is None else "\x1f" + context for context in contexts)
         self.l1 = f"{tenant}\x1f{data_type}\x1f{resource_id}" + tail
-        self.names = [f"T\x1f{tenant}", f"D\x1f{tenant}\x1f{data_type}"]
+        self.bucket = sha1(tenant.encode()).hexdigest()[:2]
+        self.names = ["N", f"Y\x1f{data_type}", f"T\x1f{tenant}", f"D\x1f{tenant}\x1f{data_type}"]
         self.names.append(f"I\x1f{tenant}\x1f{data_type}\x1f{resource_id}")
         self.names += ["\x1f".join(["T" + shape, tenant, context]) for _, shape, context in given]
         self.names += ["\x1f".join(["D" + shape, tenant, data_type, context]) for _, shape, context in given]
@@ -47,9 +49,11 @@ def _percent(part: str) -> str:
 
 
 def pack(value: Any) -> bytes:
-    """None, small ints, text and lists and dicts of them."""
+    """None, truth, ints, text and lists and dicts of them."""
     if value is None:
         return b"\xc0"
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
         return bytes([value]) if 0 <= value < 128 else b"\xd3" + struct.pack(">q", value)
     if isinstance(value, str):
@@ -97,48 +101,73 @@ def _unpack(data: bytes, at: int) -> tuple[Any, int]:
     return (dict(zip(items[::2], items[1::2], strict=True)) if kind == 0x80 else items), at
 
 
-# -- records and events -----------------------------------------------------------------------------------------------
+# -- records, events, lines -------------------------------------------------------------------------------------------
 
 
 def write_record(value: Any, epoch: bytes, seq: int, *, expires_ms: int = 0, tags: tuple[str, ...] = ()) -> bytes:
     """A record by the table in "A record", its payload msgpack."""
-    head = b"\xcb\x01\x00\x01" + epoch + struct.pack(">Q", seq) + secrets.token_bytes(8)
-    head += struct.pack(">QQQB", 1, 0, expires_ms, len(tags))
+    head = b"\xcb\x02\x00\x01" + epoch + struct.pack(">Q", seq) + secrets.token_bytes(8)
+    head += struct.pack(">QQQBH", 1, 0, expires_ms, len(tags), 0)
     return head + b"".join(struct.pack(">H", len(tag.encode())) + tag.encode() for tag in tags) + pack(value)
 
 
 def read_record(data: bytes) -> dict[str, Any]:
     """What a record says."""
-    assert data[:2] == b"\xcb\x01"
-    seq, version, created, soft, expires, count = struct.unpack(">Q8sQQQB", data[20:61])
-    tags, at = [], 61
+    assert data[:2] == b"\xcb\x02"
+    seq, version, created, soft, expires, count, more = struct.unpack(">Q8sQQQBH", data[20:63])
+    tags, at = [], 63
     for _ in range(count):
         (size,) = struct.unpack_from(">H", data, at)
         tags.append(data[at + 2 : at + 2 + size].decode())
         at += 2 + size
+    payload = data[at + more :]
     return {
         "flags": data[2], "codec": data[3], "epoch": data[4:20].decode(), "seq": seq, "version": version.hex(),
         "created_ms": created, "soft_ms": soft, "expires_ms": expires, "tags": tags,
-        "value": unpack(data[at:]) if data[3] == 1 else data[at:],
+        "more": unpack(data[at : at + more]) if more else {}, "value": unpack(payload) if data[3] == 1 else payload,
     }  # fmt: skip
 
 
-def write_body(keys: list[str], names: list[str], origin: str = "") -> bytes:
+def write_body(keys: list[str], scopes: list[str], origin: str = "", *, probe: bool = False) -> bytes:
+    """CRC and body of an event of one part."""
+    return write_parts([[keys, scopes, origin, "", ""]], {"probe": True} if probe else {})
+
+
+def write_parts(parts: list[list[Any]], more: dict[str, Any]) -> bytes:
     """CRC and body of an event."""
-    body = pack([keys, names, origin, 0])
+    body = pack([parts, more])
     return struct.pack(">I", crc32(body)) + body
 
 
 def read_event(data: bytes) -> dict[str, Any]:
     """What an event says."""
-    assert data[:3] == b"CB1"
-    seq, floor, published_us, crc = struct.unpack(">QQQI", data[19:47])
-    assert crc32(data[47:]) == crc
-    keys, names, origin, flags = unpack(data[47:])[:4]
+    assert data[:3] == b"CB2"
+    seq, published_us, bucket, low, check, crc = struct.unpack(">QQ2sQ8sI", data[20:58])
+    assert sha1(data[:46] + data[54:58]).hexdigest()[:8] == check.decode()
+    assert crc32(data[58:]) == crc
+    parts, more = unpack(data[58:])[:2]
+    names = ("keys", "scopes", "origin", "reason", "trace")
     return {
-        "epoch": data[3:19].decode(), "seq": seq, "floor": floor, "published_us": published_us,
-        "keys": keys, "names": names, "origin": origin, "flags": flags,
+        "left_out": bool(data[3] & 1), "epoch": data[4:20].decode(), "seq": seq, "published_us": published_us,
+        "bucket": bucket.decode(), "low": low, "parts": [dict(zip(names, part, strict=False)) for part in parts],
+        "more": more,
     }  # fmt: skip
+
+
+def rest_of_line(bound_ms: int, guard_ms: int) -> bytes:
+    """The part of a node's line that the node itself packs."""
+    pairs = {"bound_ms": bound_ms, "guard_ms": guard_ms, "more": {}}
+    return b"".join(pack(name) + pack(value) for name, value in pairs.items())
+
+
+def read_bucket(data: bytes) -> dict[str, int]:
+    """How many marks a bucket has, their size, its low watermark."""
+    return dict(zip(("count", "size", "low"), struct.unpack(">IIQ", data), strict=True))
+
+
+def mapping(flat: list[Any]) -> dict[str, Any]:
+    """A flat list of names and what goes with them."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -184,108 +213,137 @@ class Foreign:
     """A node of one shard that keeps where it stands, and a producer where it is given no name."""
 
     def __init__(
-        self, url: str, name: str = "", *, namespace: str = "cachebus", shard: int = 0, shards: int = 1
-    ) -> None:
-        self.wire, self.name = Wire(url), name
+        self, url: str, name: str = "", *, namespace: str = "cachebus", shard: int = 0, shards: int = 1,
+        bound_ms: int = 600,
+    ) -> None:  # fmt: skip
+        self.wire, self.name, self.bound_ms = Wire(url), name, bound_ms
         self.tag = f"{{{namespace}:{shard}}}"
-        self.channel = f"{self.tag}:events"
-        self.facts = f"protocol=1 shards={shards} bus=redis"
+        self.channel = f"{self.tag}:events:{urlsplit(url).path.strip('/') or 0}"
+        self.facts = f"protocol=2 shards={shards} bus=redis"
         self.shard, self.epoch, self.applied = shard, b"", 0
-        self._own = [f"{self.tag}:{part}" for part in ("meta", "marks", "log", "nodes")]
+        self.line = (name, rest_of_line(bound_ms, 0))
+        self.events = (self.channel, 100_000, 100_000, 1 << 26)
 
     def close(self) -> None:
         self.wire.close()
 
-    def run(self, script: str, keys: list[str], *args: bytes | str | int) -> Any:
+    def run(self, script: str, keys: list[str], *args: bytes | str | int, bucket: str = "") -> Any:
+        """What a script replies; where it finds another history, after a takeover."""
+        common = (self.facts, self.applied, self.epoch, bucket)
+        for _ in range(ASKED_MAX):
+            reply = self.once(script, keys, *common, *args)
+            if reply is not None:
+                return reply
+            self.once("takeover", [], *common, secrets.token_hex(8), "plain", self.bound_ms, 0)
+        raise Refused("the servers change too fast")
+
+    def once(self, script: str, keys: list[str], *args: bytes | str | int) -> Any:
         """A script by its SHA-1, and by its source where the server does not know it."""
-        guards = (SCRIPTS / "_guards.lua").read_bytes() if script in ("lease", "fill", "write") else b""
-        source = (SCRIPTS / "_prologue.lua").read_bytes() + guards + (SCRIPTS / f"{script}.lua").read_bytes()
-        head = (self.name, self.applied, self.epoch, secrets.token_hex(8), self.facts, 100_000, 100_000, self.channel)
-        rest = (len(keys) + 4, *self._own, *keys, *head, *args)
+        own = (SCRIPTS / f"{script}.lua").read_bytes()
+        parts = own.split(b"\n")[0].decode().removeprefix("-- after: ").split()
+        source = b"".join((SCRIPTS / f"_{part}.lua").read_bytes() for part in parts) + own
+        rest = (len(keys) + 1, f"{self.tag}:meta", *keys, *args)
         try:
-            return self.wire.call("EVALSHA", hashlib.sha1(source).hexdigest(), *rest)
+            return self.wire.call("EVALSHA", sha1(source).hexdigest(), *rest)
         except Refused as refused:
             if not str(refused).startswith("NOSCRIPT"):
                 raise
             return self.wire.call("EVAL", source, *rest)
 
-    def record(self, key: Key) -> str:
-        return f"{self.tag}:r:{key.key}"
+    def lies(self, key: Key) -> list[str]:
+        """Where the marks of the key's bucket, its record and its lease lie."""
+        return [f"{self.tag}:marks:{key.bucket}", f"{self.tag}:r:{key.key}", f"{self.tag}:l:{key.key}"]
 
-    def lease_of(self, key: Key) -> str:
-        return f"{self.tag}:l:{key.key}"
-
-    def attach(self) -> dict[str, int]:
-        """The marks; from now on this node stands where the shard does."""
-        self.epoch, self.applied, _floor, _time, marks = self.run("probe", [], "1", "0")[:5]
-        return {name.decode(): int(float(seq)) for name, seq in zip(marks[::2], marks[1::2], strict=True)}
+    def attach(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Marks and low watermarks; from now on this node stands where the shard does."""
+        reply = self.run("marks", [], *self.line, self.bound_ms, 0)
+        self.epoch, self.applied = reply[:2]
+        marks, low = reply[7:9]
+        own = [(name, seq) for its in marks[1::2] for name, seq in mapping(its).items()]
+        return {name: int(seq) for name, seq in own}, {bucket: int(seq) for bucket, seq in mapping(low).items()}
 
     def probe(self) -> tuple[bytes, int]:
-        epoch, seq = self.run("probe", [], "0", "0")[:2]
+        epoch, seq = self.run("probe", [], *self.line, self.bound_ms, 0, 0)[:2]
         return epoch, seq
 
-    def invalidate(self, keys: list[Key], names: tuple[str, ...] = ()) -> str:
-        """The receipt."""
-        gone = [self.record(key) for key in keys] + [self.lease_of(key) for key in keys]
-        body = write_body([key.l1 for key in keys], list(names), self.name)
-        epoch, seq = self.run("invalidate", gone, body, *names)[:2]
+    def nodes(self) -> tuple[bytes, dict[str, dict[str, Any]]]:
+        """The name of the set of lines, and these."""
+        lines = mapping(self.run("nodes", [], *self.line, self.bound_ms)[3])
+        name = lines.pop("#", b"")
+        return name, {node: unpack(line) for node, line in lines.items()}
+
+    def waited(self, receipt: str) -> bool:
+        """Whether every line has applied what a receipt stands for; how old the set of lines is, is not asked."""
+        _, epoch, seq = receipt.split(".")
+        return all(line["epoch"] == epoch and line["applied"] >= int(seq) for line in self.nodes()[1].values())
+
+    def receipt(self, epoch: bytes, seq: int) -> str:
         return f"{self.shard}.{epoch.decode()}.{seq}"
+
+    def invalidate(self, keys: list[Key], names: tuple[str, ...] = (), *, probe: bool = False) -> str:
+        """The receipt."""
+        body = write_body([key.l1 for key in keys], list(names), self.name, probe=probe)
+        return self.receipt(*self.run("invalidate", self._gone(keys), *self.events, body, *names)[:2])
+
+    def _gone(self, keys: list[Key]) -> list[str]:
+        return [self.lies(key)[1] for key in keys] + [self.lies(key)[2] for key in keys]
+
+    def guard(self, key: Key, token: bytes, ms: int) -> str:
+        """Put a guard on a key, or take it away (0 ms). The receipt."""
+        body = write_body([key.l1], [], self.name)
+        args = (body, token, ms, 100_000, 0, f"K\x1f{key.l1}")
+        return self.receipt(*self.run("guard", self._gone([key]), *self.events, *args)[:2])
 
     def write(self, key: Key, value: Any, *, only_if_absent: bool = False, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(value, b"0" * 16, 0, tags=tags)
-        body = write_body([key.l1], [], self.name)
         args = (
-            "1" if only_if_absent else "0",
-            len(key.names),
-            record[:4],
-            record[28:],
-            0,
-            body,
-            key.l1,
-            60_000,
-            *key.names,
-        )
-        return bool(self.run("write", [self.record(key), self.lease_of(key)], *args)[2])
+            write_body([key.l1], [], self.name), "1" if only_if_absent else "0", len(key.names), record[:4],
+            record[28:], 0, key.l1, 60_000, *key.names,
+        )  # fmt: skip
+        return bool(self.run("write", self.lies(key), *self.events, *args, bucket=key.bucket)[4])
 
     def read(self, key: Key) -> dict[str, Any] | None:
-        found = self.run("read", [self.record(key)], len(key.names), *key.names)[2]
+        keys = self.lies(key)[:2]
+        found = self.run("read", keys, *self.line, len(key.names), *key.names, bucket=key.bucket)[2]
         return None if found is None else read_record(found)
 
-    def lease(self, key: Key, token: str, ms: int = 10_000) -> tuple[str, bytes, int, Any]:
+    def lease(
+        self, key: Key, token: str, ms: int = 10_000, *, has_fallback: bool = False
+    ) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
+        args = (token, ms, "0", "1" if has_fallback else "0", key.l1, len(key.names), *key.names)
         epoch, seq, outcome, record, wait_ms = self.run(
-            "lease", [self.record(key), self.lease_of(key)], token, ms, "0", key.l1, len(key.names), *key.names
-        )[:5]
-        return outcome.decode(), epoch, seq, wait_ms if outcome == b"wait" else record
+            "lease", self.lies(key), *self.line, *args, bucket=key.bucket
+        )[:5]  # fmt: skip
+        return outcome.decode(), epoch, seq, record if outcome in (b"hit", b"granted") else wait_ms
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(value, epoch, seq, tags=tags)
-        keys = [self.record(key), self.lease_of(key)]
-        return bool(self.run("fill", keys, token, record, 60_000, "", key.l1, 60_000, *key.names)[2])
+        args = (self.channel, token, record, 60_000, "", key.l1, 60_000, *key.names)
+        return bool(self.run("fill", self.lies(key), *args, bucket=key.bucket)[2])
 
-    def hold(self, key: Key, token: str, ms: int) -> bool:
-        return bool(self.run("hold", [self.lease_of(key)], token, ms, key.l1)[2])
+    def hold(self, key: Key, token: str, ms: int, *, rests: bool = False) -> bool:
+        args = (self.channel, token, ms, "1" if rests else "0", key.l1)
+        return bool(self.run("hold", self.lies(key)[2:], *args)[2])
 
-    def count(self, key: Key, amount: int, request: str = "") -> int:
-        keys = [f"{self.tag}:c:{key.key}", f"{self.tag}:q:{key.key}:{request}"]
-        return int(self.run("counter", keys, amount, "1" if request else "0", 0))
+    def count(self, key: Key, amount: int, request: str = "") -> int | None:
+        value = self.run("counter", [f"{self.tag}:c:{key.key}"], amount, request, 0)[2]
+        return None if value is None else int(value)
 
     def log(self) -> list[dict[str, Any]]:
-        """The events after those applied, as the rule for holes wants them: without a gap."""
+        """The events after those applied, as the rule for gaps wants them: without one."""
         found = []
         for entry_id, fields in self.wire.call(
             "XRANGE", f"{self.tag}:log", f"{self.applied + 1}-0", "+", "COUNT", 1000
         ):
-            seq, _, zero = entry_id.partition(b"-")
-            assert zero == b"0"
-            assert int(seq) == self.applied + 1
+            assert int(entry_id.split(b"-")[0]) == self.applied + 1
             assert fields[0] == b"e"
             found.append(read_event(fields[1]))
             self.applied += 1
         return found
 
-    def leave(self) -> None:
-        self.run("leave", [])
+    def forget(self, node: str, *, lives: bool) -> bool:
+        return bool(self.run("forget", [], node, "1" if lives else "0")[2])
 
 
 def from_document(text: str) -> Any:

@@ -1,7 +1,8 @@
-"""Whatever bytes arrive: a record or an event of this format, or the one error that says it is none."""
+"""Whatever bytes arrive: a record, an event or a node's line of this format, or what says that it is none."""
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 from zlib import crc32
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from cachebus import event as events
 from cachebus import record as records
-from cachebus.event import CorruptEvent
+from cachebus.event import CorruptEvent, Part
+from cachebus.l2.replies import line_rest, node_line
+from cachebus.ports import About, NodeLine
 from cachebus.record import CorruptRecord, Record
 
 u64 = st.integers(0, 2**64 - 1)
@@ -20,14 +23,20 @@ texts = st.lists(st.text(max_size=20), max_size=5)
 record_bytes = st.builds(
     lambda flags, codec, payload, **rest: Record(flags, codec, payload, **rest).encode(),
     st.integers(0, 255), st.integers(0, 255), st.binary(max_size=50), created_ms=u64, soft_ms=u64, expires_ms=u64,
-    tags=texts, epoch=epochs, seq=u64, version=st.binary(min_size=8, max_size=8),
+    tags=texts, more=st.binary(max_size=20), epoch=epochs, seq=u64, version=st.binary(min_size=8, max_size=8),
 )  # fmt: skip
-event_bytes = st.builds(
-    lambda epoch, seq, floor, us, keys, names, origin: events.encode(
-        epoch, seq, floor, us, events.encode_body(keys, names, origin)
-    ),
-    epochs, u64, u64, u64, texts, texts, st.text(max_size=20),
-)  # fmt: skip
+parts = st.lists(st.builds(Part, texts, texts, st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)))
+buckets = st.sampled_from(["--", "**", "00", "ff", "a1"])
+
+
+def event_of(
+    epoch: bytes, seq: int, us: int, made: list[Part], probe: bool, left_out: bool, bucket: str, low: int
+) -> bytes:
+    body = events.encode_body(made, probe=probe)
+    return events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low) + body
+
+
+event_bytes = st.builds(event_of, epochs, u64, u64, parts, st.booleans(), st.booleans(), buckets, u64)
 packed: st.SearchStrategy[object] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary() | st.floats(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -68,27 +77,44 @@ def test_a_record_cut_off_in_head_or_tags_is_corrupt(data: bytes, draw: st.DataO
     raise AssertionError("it was read")
 
 
+def test_a_record_cut_off_in_more_is_corrupt() -> None:
+    data = Record(0, 0, b"", created_ms=0, more=b"\x81\xa1a\x01").encode()
+    with suppress(CorruptRecord):
+        records.decode(data[:-1])
+        raise AssertionError("it was read")
+
+
+def said(event: events.Event) -> list[str]:
+    """All text in it, which must be text."""
+    found = [event.bucket, *event.keys, *event.scopes, event.origin]
+    for part in event.parts:
+        found += [*part.keys, *part.scopes, part.origin, part.reason, part.trace]
+    return found
+
+
 @given(st.binary() | st.binary(max_size=100).map(lambda tail: events.MAGIC + tail) | damaged(event_bytes))
 def test_an_event_or_corrupt(data: bytes) -> None:
     with suppress(CorruptEvent):
         event = events.decode(data)
-        assert all(isinstance(name, str) for name in (*event.keys, *event.names, event.origin))
+        assert all(isinstance(text, str) for text in said(event))
+        assert event.asks_for_probe in (True, False)
 
 
 def with_crc(body: bytes) -> bytes:
-    """An event whose CRC is right, whatever its body is."""
-    return events.encode(b"0" * 16, 1, 0, 0, events.CRC.pack(crc32(body)) + body)
+    """An event whose head's check and CRC are right, whatever its body is."""
+    return events.encode(b"0" * 16, 1, 0, struct.pack(">I", crc32(body)) + body)
 
 
 @given(st.binary() | packed.map(msgspec.msgpack.encode))
 def test_a_body_with_the_right_crc_is_an_event_or_corrupt(body: bytes) -> None:
     with suppress(CorruptEvent):
         event = events.decode(with_crc(body))
-        assert all(isinstance(name, str) for name in (*event.keys, *event.names, event.origin))
+        assert all(isinstance(text, str) for text in said(event))
+        assert event.asks_for_probe in (True, False)
 
 
 def test_a_body_nested_deeply_is_corrupt() -> None:
-    for nested in (b"\x91" * 100_000, b"\x81\xa0" * 100_000):
+    for nested in (b"\x91" * 100_000, b"\x81\xa0" * 100_000, b"\x92\x90\x81\xa0" + b"\x91" * 100_000):
         with suppress(CorruptEvent):
             events.decode(with_crc(nested))
             raise AssertionError("it was read")
@@ -97,17 +123,46 @@ def test_a_body_nested_deeply_is_corrupt() -> None:
 @given(event_bytes)
 def test_an_event_comes_back_whole(data: bytes) -> None:
     event = events.decode(data)
-    body = events.encode_body(event.keys, event.names, event.origin)
-    assert events.encode(event.epoch, event.seq, event.floor, event.published_us, body) == data
+    made, probe = list(event.parts), event.asks_for_probe
+    again = event_of(event.epoch, event.seq, event.published_us, made, probe, event.left_out, event.bucket, event.low)
+    assert again == data
 
 
 @given(event_bytes, st.integers(0, 10**6), st.integers(1, 255))
-def test_a_changed_body_is_corrupt(data: bytes, where: int, by: int) -> None:
-    """CRC-32 finds any change of up to 32 bits in a row."""
-    at = events.HEAD.size - 4 + where % (len(data) - events.HEAD.size + 4)
+def test_a_changed_byte_is_corrupt(data: bytes, where: int, by: int) -> None:
+    """CRC-32 finds any change of up to 32 bits in a row; what is before it lies under the head's check."""
+    at = where % len(data)
     changed = data[:at] + bytes([data[at] ^ by]) + data[at + 1 :]
     try:
         events.decode(changed)
     except CorruptEvent:
         return
     raise AssertionError("it was read")
+
+
+abouts = st.builds(
+    About, st.integers(0, 2**63), st.integers(0, 2**63),
+    st.dictionaries(st.text(max_size=9), st.integers(0, 9), max_size=3).map(lambda more: tuple(more.items())),
+)  # fmt: skip
+line_bytes = st.builds(
+    lambda applied, at_us, about: (
+        b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
+        + struct.pack(">Q", at_us) + line_rest(about)
+    ),
+    u64, u64, abouts,
+)  # fmt: skip
+
+
+@given(st.binary() | packed.map(msgspec.msgpack.encode) | damaged(line_bytes))
+def test_a_line_or_one_that_has_applied_nothing(data: bytes) -> None:
+    line = node_line(data)
+    assert isinstance(line.applied, int)
+    assert isinstance(line.epoch, bytes)
+    assert isinstance(line.about.bound_ms, int)
+
+
+@given(u64, u64, abouts)
+def test_a_line_comes_back_whole(applied: int, at_us: int, about: About) -> None:
+    data = b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
+    line = node_line(data + struct.pack(">Q", at_us) + line_rest(about))
+    assert line == NodeLine(applied, b"0123456789abcdef", at_us, about)

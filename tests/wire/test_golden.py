@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+from hashlib import sha1
 from zlib import crc32
 
 import pytest
 
 from cachebus import event as events
 from cachebus import record as records
+from cachebus.event import Part
 from cachebus.helpers import generate_resource_id_hash
-from cachebus.keys import Key, Keyspace, tag_name
+from cachebus.keys import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_name, guard_name, tag_name
 from cachebus.l2.names import ShardNames
-from cachebus.ports import PROTOCOL
+from cachebus.l2.replies import NAME, line_rest, log_seq, node_line
+from cachebus.ports import PROTOCOL, About, NodeLine
 from cachebus.receipt import Receipt
 from cachebus.record import Record
 
@@ -23,26 +27,47 @@ RECORDS = {
             0, 1, b"payload", created_ms=1_700_000_000_123, soft_ms=1_700_000_060_123, expires_ms=1_700_003_600_123,
             tags=["G\x1facme\x1fplan:pro"], epoch=EPOCH, seq=258, version=bytes(range(8)),
         ),
-        ("cb01 00 01 30313233343536373839616263646566 0000000000000102 0001020304050607 "
-        "0000018bcfe5687b 0000018bcfe652db 0000018bd01c56fb 01 000f 471f61636d651f706c616e3a70726f 7061796c6f6164"),
+        ("cb02 00 01 30313233343536373839616263646566 0000000000000102 0001020304050607 "
+        "0000018bcfe5687b 0000018bcfe652db 0000018bd01c56fb 01 0000 "
+        "000f 471f61636d651f706c616e3a70726f 7061796c6f6164"),
     ),
     "not found": (
         Record(records.NOT_FOUND, 0, b"", created_ms=1, epoch=b"f" * 16, seq=0, version=b"\xff" * 8),
-        ("cb01 01 00 66666666666666666666666666666666 0000000000000000 ffffffffffffffff "
-        "0000000000000001 0000000000000000 0000000000000000 00"),
+        ("cb02 01 00 66666666666666666666666666666666 0000000000000000 ffffffffffffffff "
+        "0000000000000001 0000000000000000 0000000000000000 00 0000"),
     ),
-    "two tags": (
-        Record(2, 255, b"\x00", created_ms=0, tags=["", "é"], epoch=EPOCH, seq=2**53, version=b"VERSION!"),
-        ("cb01 02 ff 30313233343536373839616263646566 0020000000000000 56455253494f4e21 "
-        "0000000000000000 0000000000000000 0000000000000000 02 0000 0002c3a9 00"),
+    "two tags, and more": (
+        Record(
+            2, 255, b"\x00", created_ms=0, tags=["", "é"], more=b"\x81\xa1a\x01", epoch=EPOCH, seq=2**53,
+            version=b"VERSION!",
+        ),
+        ("cb02 02 ff 30313233343536373839616263646566 0020000000000000 56455253494f4e21 "
+        "0000000000000000 0000000000000000 0000000000000000 02 0004 0000 0002c3a9 81a16101 00"),
     ),
 }  # fmt: skip
-BODY = "492b10df 94 91ad61636d651f646f631f371e1e1e 91aa441f61636d651f646f63 a66e6f64652d31 00"
-EVENT = "434231 30313233343536373839616263646566 0000000000000102 0000000000000007 00060a2418202240" + BODY
+ONE, OTHER = (
+    Part(["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["I\x1facme\x1fdoc\x1f7"], "node-1"),
+    Part([], ["D\x1facme\x1fdoc"], "node-1", "nightly import", "4bf9"),
+)
+BODY = (
+    "af247052 92 92"
+    "95 91ad61636d651f646f631f371e1e1e 91ac491f61636d651f646f631f37 a66e6f64652d31 a0 a0"
+    "95 90 91aa441f61636d651f646f63 a66e6f64652d31 ae6e696768746c7920696d706f7274 a434626639"
+    "81 a570726f6265 c3"
+)
+HEAD = (
+    "434232 00 30313233343536373839616263646566 0000000000000102 00060a24182022402a2a 0000000000000007 3836636537323837"
+)
+EVENT = HEAD + BODY
+PLAIN = (
+    "434232 01 30313233343536373839616263646566 0000000000000103 00060a2418202241"
+    "2d2d 0000000000000000 6232636630326133"
+    "22f8d24f 92 91 95 91a16b 90 a0 a0 a0 80"
+)
 
 
 def test_the_protocol_number_goes_with_these_formats() -> None:
-    assert PROTOCOL == 1
+    assert PROTOCOL == 2
 
 
 @pytest.mark.parametrize(("record", "golden"), RECORDS.values(), ids=RECORDS.keys())
@@ -55,29 +80,53 @@ def test_records(record: Record, golden: str) -> None:
         assert (list(is_) if field == "tags" else is_) == (list(was) if field == "tags" else was)
 
 
-def test_events() -> None:
-    body = events.encode_body(["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["D\x1facme\x1fdoc"], "node-1")
+def parts_of(event: events.Event) -> list[tuple[list[str], list[str], str, str, str]]:
+    return [(part.keys, part.scopes, part.origin, part.reason, part.trace) for part in event.parts]
+
+
+def test_an_event_of_two_parts() -> None:
+    body = events.encode_body([ONE, OTHER], probe=True)
     assert body == bytes.fromhex(BODY)
-    assert events.encode(EPOCH, 258, 7, 1_700_000_000_123_456, body) == bytes.fromhex(EVENT)
+    head = events.encode_head(EPOCH, 258, 1_700_000_000_123_456, body, bucket="**", low=7)
+    assert head == bytes.fromhex(HEAD)
+    assert len(head) == events.HEAD_BYTES == 54
     event = events.decode(bytes.fromhex(EVENT))
-    assert (event.epoch, event.seq, event.floor, event.published_us) == (EPOCH, 258, 7, 1_700_000_000_123_456)
-    assert (event.keys, event.names) == (["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["D\x1facme\x1fdoc"])
-    assert event.origin == "node-1"
+    assert (event.epoch, event.seq, event.published_us) == (EPOCH, 258, 1_700_000_000_123_456)
+    assert (event.bucket, event.low, event.left_out) == ("**", 7, False)
+    assert event.asks_for_probe
+    assert parts_of(event) == parts_of(events.with_head(head, body, [ONE, OTHER]))
+    assert (event.keys, event.scopes) == (ONE.keys, [*ONE.scopes, *OTHER.scopes])
+    assert (event.origin, OTHER.reason, OTHER.trace) == ("", "nightly import", "4bf9")
+    assert events.place(bytes.fromhex(EVENT)) == (EPOCH, 258)
 
 
-def test_an_event_of_a_later_minor_version_is_read() -> None:
-    """A field more at the end of the body is for those who know it."""
-    body = bytes.fromhex("95 91a161 91a162 a0 00 c3")
-    event = events.decode(events.encode(EPOCH, 1, 0, 0, events.CRC.pack(crc32(body)) + body))
-    assert (event.keys, event.names, event.origin) == (["a"], ["b"], "")
+def test_an_event_of_one_part_that_leaves_ids_out() -> None:
+    body = events.encode_body([Part(["k"], [])])
+    data = events.encode_head(EPOCH, 259, 1_700_000_000_123_457, body, left_out=True) + body
+    assert data == bytes.fromhex(PLAIN)
+    event = events.decode(data)
+    assert (event.bucket, event.low, event.left_out, event.asks_for_probe) == ("--", 0, True, False)
+    assert parts_of(event) == [(["k"], [], "", "", "")]
 
 
-def test_an_event_may_ask_the_nodes_to_probe_and_those_who_know_no_flags_read_the_rest() -> None:
-    asking = events.encode_body(["a"], ["b"], "n", events.PROBE)
-    assert asking == bytes.fromhex("e393bb7b 94 91a161 91a162 a16e 01")
-    for flags in (events.PROBE, 64 + events.PROBE):
-        event = events.decode(events.encode(EPOCH, 1, 0, 0, events.encode_body(["a"], ["b"], "n", flags)))
-        assert (event.keys, event.names, event.origin, event.flags) == (["a"], ["b"], "n", flags)
+def with_body(body: str) -> events.Event:
+    """The event around these bytes."""
+    data = bytes.fromhex(body)
+    return events.decode(events.encode(EPOCH, 1, 0, struct.pack(">I", crc32(data)) + data))
+
+
+def test_what_a_later_version_puts_into_an_event_is_passed_over() -> None:
+    """At the end of the body and of a part, names in `more`, and flags."""
+    event = with_body("93 92 96 91a161 91a162 a16e a0 a0 c3 95 90 91a163 a0 a0 a0 82 a174 01 a570726f6265 c3 c0")
+    assert (event.keys, event.scopes) == (["a"], ["b", "c"])
+    assert event.asks_for_probe
+    assert event.more == {"t": 1, "probe": True}
+    few = with_body("91 91 92 91a161 91a162")
+    assert parts_of(few) == [(["a"], ["b"], "", "", "")]
+    fields = bytes.fromhex(PLAIN)[:46].replace(b"CB2\x01", b"CB2\x82")
+    body = bytes.fromhex(PLAIN)[54:]
+    check = sha1(fields + body[:4]).hexdigest()[:8].encode()
+    assert not events.decode(fields + check + body).left_out
 
 
 def test_the_hint_for_those_who_wait() -> None:
@@ -106,6 +155,8 @@ def test_keys(key: Key, l1: str, l2: str, shard: int) -> None:
 
 def test_scopes_and_tags() -> None:
     assert KEYS[3][0].names == (
+        "N",
+        "Y\x1fquery:result",
         "T\x1facme:eu",
         "D\x1facme:eu\x1fquery:result",
         "I\x1facme:eu\x1fquery:result\x1fa*b%/é 1",
@@ -117,15 +168,44 @@ def test_scopes_and_tags() -> None:
         "DC\x1facme:eu\x1fquery:result\x1f42",
     )
     assert tag_name("acme", "plan:pro") == "G\x1facme\x1fplan:pro"
+    assert guard_name(KEYS[0][0]) == "K\x1facme\x1fdoc\x1f7\x1e\x1e\x1e"
+
+
+def test_buckets() -> None:
+    assert [bucket_of(tenant) for tenant in ("acme", "", "acme:eu", "größe")] == ["29", "da", "ed", "93"]
+    assert ALL_TENANTS == "**"
+    assert events.NO_BUCKET == "--"
+    assert {bucket_of_name(name) for name in ("N", "Y\x1fdoc")} == {"**"}
+    assert {bucket_of_name(name) for name in (*KEYS[0][0].names[2:], "G\x1facme\x1ft", "TA\x1facme\x1f7")} == {"29"}
 
 
 def test_names_in_redis() -> None:
     names = ShardNames("prod", 3)
-    assert names.own == ["{prod:3}:meta", "{prod:3}:marks", "{prod:3}:log", "{prod:3}:nodes"]
-    assert (names.log, names.channel) == ("{prod:3}:log", "{prod:3}:events")
+    assert names.own[:6] == [
+        "{prod:3}:meta", "{prod:3}:log", "{prod:3}:nodes", "{prod:3}:guards", "{prod:3}:buckets", "{prod:3}:marks:**",
+    ]  # fmt: skip
+    assert names.own[6:] == [f"{{prod:3}}:marks:{bucket:02x}" for bucket in range(256)]
+    assert names.marks(bucket_of("acme")) == "{prod:3}:marks:29"
+    assert (names.log, names.channel) == ("{prod:3}:log", "{prod:3}:events:0")
+    assert ShardNames("prod", 3, 15).channel == "{prod:3}:events:15"
+    assert ShardNames("prod", 3, 15).own == names.own
     assert names.record(KEYS[0][0]) == "{prod:3}:r:acme:doc:7"
     assert names.lease(KEYS[0][0]) == "{prod:3}:l:acme:doc:7"
-    assert (names.counter_prefix, names.request_prefix) == ("{prod:3}:c:", "{prod:3}:q:")
+    assert names.counter_prefix == "{prod:3}:c:"
+
+
+def test_a_nodes_line() -> None:
+    rest = "a8626f756e645f6d73 cd07d0 a867756172645f6d73 cdea60 a46d6f7265 81a161c3"
+    about = About(2000, 60_000, (("a", True),))
+    assert line_rest(about) == bytes.fromhex(rest)
+    line = "86 a76170706c696564 cf0000000000000102 a565706f6368 b030313233343536373839616263646566"
+    line += "a561745f7573 cf00060a2418202240" + rest
+    assert node_line(bytes.fromhex(line)) == NodeLine(258, EPOCH, 1_700_000_000_123_456, about)
+    assert NAME == b"#"
+
+
+def test_ids_in_the_log() -> None:
+    assert [log_seq(entry) for entry in (b"258-40000", b"1-1", b"2-0", b"3")] == [258, 1, -1, -1]
 
 
 def test_receipts() -> None:

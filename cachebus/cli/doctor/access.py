@@ -19,7 +19,7 @@ from cachebus.cli.doctor.primaries import route_to
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.factory import places_of, redis_store
-from cachebus.keys import Keyspace
+from cachebus.keys import Keyspace, tag_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.l2.scripts import load_scripts
@@ -162,9 +162,9 @@ async def _read_only(asker: Asker, settings: Settings) -> Access:
 
 
 async def _tried(asker: Asker, settings: Settings) -> Access:
-    # One mark at most, so that two names make the script forget one, which takes a command of its own.
+    # Two marks at most, so that three names make the script forget one, which takes a command of its own.
     space = f"{settings.namespace}:doctor-{secrets.token_hex(4)}"
-    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 1})
+    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2})
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
     heard, subscriber = asyncio.Event(), None
@@ -206,7 +206,7 @@ async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
 async def _life(store: RedisStore) -> None:
     """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
-    scopes = key.names[2:4]
+    scopes = (*key.names[2:4], tag_name("doctor", "1"))
     body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
     place = await store.probe(0, caller, marks=False)
     await store.invalidate(0, caller, [key], scopes, body)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.l2.replies import BucketState
 from cachebus.ports import NodeLine
 from cachebus.resp import Address, Connection
 from cachebus.settings import Settings
@@ -82,6 +83,7 @@ class ShardFacts:
     meta: Mapping[str, str]
     refused: str = ""
     marks: int | None = None
+    buckets: Mapping[str, BucketState] = field(default_factory=dict)
     log_first: int | None = None
     log_last: int | None = None
     nodes: Mapping[str, NodeLine] = field(default_factory=dict)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cachebus.cli.doctor.facts import Asker, Facts, ShardFacts, texts, whole
 from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
 from cachebus.factory import places_of
 from cachebus.l2.names import ShardNames
-from cachebus.l2.replies import NAME, node_line
+from cachebus.l2.replies import NAME, buckets_of, node_line
 from cachebus.ports import PROTOCOL, NodeLine
 from cachebus.settings import Settings
 
@@ -39,7 +39,9 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     if refused:
         return ShardFacts(index, {}, refused)
     told = texts(flat)
-    counts = [(await asker.ask("ZCARD", names.marks(bucket)))[0] for bucket in _marked(told)]
+    packed, _ = await asker.ask("HGETALL", names.buckets)
+    buckets = buckets_of(packed or ())
+    counts = [(await asker.ask("ZCARD", names.marks(bucket)))[0] for bucket, its in buckets.items() if its.members]
     oldest, _ = await asker.ask("XRANGE", names.log, "-", "+", "COUNT", 1)
     # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
     newest, _ = await asker.ask("XRANGE", names.log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
@@ -49,17 +51,12 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     clock, _ = await asker.ask("TIME")
     return ShardFacts(
         index, told,
-        marks=None if None in counts else sum(counts),
+        marks=None if None in counts else sum(counts), buckets=buckets,
         log_first=_seq(oldest), log_last=_seq(newest),
         nodes=_lines(lines or ()),
         subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
         now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
     )  # fmt: skip
-
-
-def _marked(meta: Mapping[str, str]) -> dict[str, int]:
-    """How many marks each bucket has, by meta."""
-    return {name[2:]: whole(count) or 0 for name, count in meta.items() if name.startswith("n:") and count != "0"}
 
 
 def _lines(flat: Sequence[bytes]) -> dict[str, NodeLine]:
@@ -129,7 +126,9 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
     if not shard.meta:
         return False
     moved = replid is not None and shard.meta.get("server") != replid
-    return moved or (shard.marks is not None and sum(_marked(shard.meta).values()) != shard.marks)
+    lost = "marks" in shard.meta and not shard.buckets
+    counted = sum(bucket.members for bucket in shard.buckets.values())
+    return moved or lost or (shard.marks is not None and counted != shard.marks)
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
@@ -150,13 +149,13 @@ def marks(facts: Facts) -> Iterator[Finding]:
         return
     most = facts.settings.max_marks
     trimmed = sum(whole(s.meta.get("trimmed")) or 0 for s in facts.shards)
-    buckets = sum(name.startswith("w:") for s in facts.shards for name in s.meta)
+    buckets = sum(bucket.low > 0 for s in facts.shards for bucket in s.buckets.values())
     said = f"at most {max(counts):,} of {most:,} marks in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
     if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
             "marks", Level.ADVICE, said,
-            "Past the limit the oldest marks of the bucket of tenants that has most are forgotten, and what those tenants "
-            "had stored before them is not believed any more: more loads for them, nothing stale, and nothing for others.",
+            "Past the limit the bucket of tenants that has most marks loses its oldest. What those tenants had stored "
+            "before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
             otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
         )  # fmt: skip
     else:

@@ -26,7 +26,7 @@ class Loaders:
 
     def __init__(self, items: Sequence[Item], truth: Truth, tape: Tape, dice: Random, clock: Clock) -> None:
         self._truth, self._tape, self._dice, self._clock = truth, tape, dice, clock
-        self.slow_until_s = self.sour_until_s = 0.0
+        self.slow_until_s = self.sour_until_s = float("-inf")
         self.loads = 0
         self.ordinary: list[Any] = [item and self._loader(item, 1) for item in items]
         """For reads that may share what another read loads."""

@@ -20,7 +20,7 @@ class Publishing:
     def __init__(self, bus: Any, clock: Clock) -> None:
         self._publish: Publish = bus.publish
         self._clock = clock
-        self._how, self._until_s = "", 0.0
+        self._how, self._until_s = "", float("-inf")
         self._kept: list[tuple[int, bytes]] = []
         self._late: set[asyncio.Future[None]] = set()
         bus.publish = self

@@ -8,11 +8,10 @@ for i = 1, #found, 2 do
   local bucket = found[i]
   if bucket ~= '.' then
     local count, _, watermark = bucket_of_text(found[i + 1])
-    local key = prefix .. 'marks:' .. bucket
-    lost = lost or lacks(count, 'ZCARD', key)
+    lost = lost or lacks_marks(bucket, count)
     if count > 0 and not lost then
       given[#given + 1] = bucket
-      given[#given + 1] = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+      given[#given + 1] = redis.call('ZRANGE', prefix .. 'marks:' .. bucket, 0, -1, 'WITHSCORES')
     end
     if watermark > 0 then
       watermarks[#watermarks + 1] = bucket

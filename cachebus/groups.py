@@ -1,0 +1,141 @@
+"""What entries of L1 share by shard and data type, and which of them an invalidation of scopes and tags may touch.
+
+Retiring a group sends its entries through the slow path once, where they are checked against the marks and move over to
+the group's successor, or go. So dropping a scope costs the same at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cachebus.coherence import NEVER
+from cachebus.keys import ALL_OF_SHARD, GIVEN, Key
+from cachebus.l1 import Entry, Group
+from cachebus.observe import OTHER, Counters
+
+INF = float("inf")
+
+
+class Groups:
+    """The live groups of one node."""
+
+    def __init__(self, shards: int, counters: Counters) -> None:
+        self._counters = counters
+        self.live: list[dict[str, tuple[Group, Group]]] = [{} for _ in range(shards)]
+        """By shard and data type: of what the lease covers, and of what lives by its own time only."""
+        self.lives = [0] * shards
+        """By shard how often all was dropped: what is of an earlier life is not believed."""
+        self.valid_until = [NEVER] * shards
+        """By shard how far the lease reaches that live groups know of."""
+        self.with_contexts: set[tuple[int, str]] = set()
+        self.with_tags: set[tuple[int, str]] = set()
+        self.untidy = False
+        """Whether retired entries may lie in L1."""
+
+    def of(self, shard: int, data_type: str, *, leased: bool = True) -> Group:
+        """The live group of a shard and data type."""
+        live = self.live[shard]
+        pair = live.get(data_type)
+        if pair is None:
+            name, life = self._counters.name_of(data_type), self.lives[shard]
+            pair = live.get(name)
+            if pair is None:
+                of_lease = Group(shard, name, self.valid_until[shard], life, True)
+                pair = live[name] = of_lease, Group(shard, name, INF, life, False)
+        return pair[0] if leased else pair[1]
+
+    def joined(self, key: Key, *, leased: bool, tags: Sequence[str]) -> Group:
+        """The live group for a new entry of the key, with these tags."""
+        group = self.of(key.shard, key.family.data_type, leased=leased)
+        if key.everywhere:
+            self.with_contexts.add((key.shard, group.data_type))
+        if tags:
+            self.with_tags.add((key.shard, group.data_type))
+        return group
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether an entry is in a live group."""
+        group = entry.group
+        pair = self.live[group.shard].get(group.data_type)
+        return pair is not None and group is pair[not group.leased]
+
+    def declare(self, data_type: str) -> None:
+        """A type has a policy: it gets a group and counters of its own, however many types there are."""
+        if self._counters.declare(data_type):
+            # Its entries may lie in the others' groups: from there they move over one by one, as after a scope's drop.
+            for shard in range(len(self.live)):
+                self.retire(shard, [OTHER])
+            for known in (self.with_contexts, self.with_tags):
+                known.update([(shard, data_type) for shard, name in known if name == OTHER])
+
+    def retire(self, shard: int, data_types: Sequence[str]) -> None:
+        """Have the entries of these types looked at before they are served again."""
+        for data_type in data_types:
+            pair = self.live[shard].pop(data_type, None)
+            if pair is not None:
+                self.untidy = True
+                counters = self._counters.of(data_type)
+                for group in pair:
+                    group.valid_until = NEVER
+                    counters.l1_hits += group.hits
+                    group.hits = 0
+
+    def retire_all(self, shard: int) -> None:
+        """Have all entries of a shard looked at before they are served again."""
+        self.retire(shard, list(self.live[shard]))
+
+    def end_life(self, shard: int) -> None:
+        """Believe no entry of a shard any more."""
+        self.lives[shard] += 1
+        self.retire_all(shard)
+
+    def spread(self, shard: int, valid_until: float) -> None:
+        """Tell the groups, which the hit path looks at, how far the shard's lease reaches now."""
+        if valid_until != self.valid_until[shard]:
+            self.valid_until[shard] = valid_until
+            for leased, _ in self.live[shard].values():
+                leased.valid_until = valid_until
+
+    # -- which of them an invalidation touches ----------------------------------------------------------------------
+
+    def touched(self, shard: int, scopes: Sequence[str]) -> list[str]:
+        """The data types that these scopes and tags may touch; those of a type without contexts or tags can't be
+        touched by a scope of contexts or a tag, which keeps the invalidation of single resources cheap."""
+        live = self.live[shard]
+        found: set[str] = set()
+        for scope in scopes:
+            shape, _, rest = scope.partition(GIVEN)
+            if shape in ("T", ALL_OF_SHARD):
+                return list(live)
+            if shape == "G":
+                found.update(t for s, t in self.with_tags if s == shard)
+            elif shape[:1] == "T":
+                found.update(t for s, t in self.with_contexts if s == shard)
+            else:
+                data_type = rest if shape == "Y" else rest.split(GIVEN, 2)[1]
+                data_type = data_type if data_type in live else OTHER
+                if shape in "DY" or (shard, data_type) in self.with_contexts:
+                    found.add(data_type)
+        return [data_type for data_type in found if data_type in live]
+
+    def split(self, shard: int, scopes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Of scopes of which L2 holds nothing in any context: those whose marks this node is to keep, and those that
+        concern only what is under way, ids in all contexts of types that this node too has in none."""
+        marking: list[str] = []
+        passing: list[str] = []
+        for scope in scopes:
+            passes = scope[0] == "I" and not self._has_contexts(shard, scope.split(GIVEN, 3)[2])
+            (passing if passes else marking).append(scope)
+        return marking, passing
+
+    def _has_contexts(self, shard: int, data_type: str) -> bool:
+        known = self.with_contexts
+        return (shard, data_type) in known or (shard, OTHER) in known
+
+    def hits(self) -> dict[str, int]:
+        """Hits that live groups hold, by data type."""
+        found: dict[str, int] = {}
+        for groups in self.live:
+            for data_type, pair in groups.items():
+                found[data_type] = found.get(data_type, 0) + pair[0].hits + pair[1].hits
+        return found

@@ -1,0 +1,45 @@
+"""The marks of one bucket of tenants as a node remembers them: the last invalidation of each scope and tag."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+PRUNED_AT_ONCE = 64
+
+
+class BucketMarks(dict[str, int]):
+    """The seq of each scope's last invalidation; change it by `note` alone.
+
+    Beside it goes the order in which they came, about that of their seqs, with some that are outdated: to look for the
+    first of a dictionary from which the first were taken walks over all that went.
+    """
+
+    __slots__ = ("_names", "_seqs")
+
+    def __init__(self, marks: Iterable[tuple[str, int]] = ()) -> None:
+        super().__init__()
+        self._names: deque[str] = deque()
+        self._seqs: deque[int] = deque()
+        for name, seq in marks:
+            self.note(name, seq)
+
+    def note(self, name: str, seq: int) -> None:
+        """An invalidation at this seq; one that is known already, or older, changes nothing."""
+        if seq > self.get(name, 0):
+            self[name] = seq
+            self._names.append(name)
+            self._seqs.append(seq)
+
+    def prune(self, low: int, more: int) -> None:
+        """Forget some of those up to `low`: more than the `more` that have just come, and never all at once."""
+        names, seqs = self._names, self._seqs
+        for _ in range(more + PRUNED_AT_ONCE):
+            if not seqs or seqs[0] > low:
+                break
+            name, seq = names.popleft(), seqs.popleft()
+            if self.get(name) == seq:
+                del self[name]
+        if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were marked over and over
+            kept = [(name, seq) for name, seq in zip(names, seqs, strict=True) if self.get(name) == seq]
+            self._names, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)

@@ -1,0 +1,159 @@
+"""What a publisher invalidated lately, to be repeated where another epoch has begun.
+
+Replication is asynchronous: a primary that has been deposed without knowing it acknowledges what is lost with it.
+Whoever then meets the new epoch repeats there what it has called since that epoch was born:
+
+1. A call that began before the birth needs no repeating. The source was changed before the call; all that the new epoch
+   holds was loaded or set after the birth, so it shows that change. A repeat would remove it, and help nobody.
+2. A call that began after the birth reached the deposed primary while the new one served already: a load of the new
+   epoch may have read the source before the change. Only a repeat removes it, whatever newer value lies there by now.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from loguru import logger
+
+from cachebus.clock import Clock, OtherClock
+from cachebus.keys import Keyspace
+from cachebus.observe import Counters
+from cachebus.plan import AT_ONCE, Plan
+
+KEEP_S = 60.0
+"""How far back: longer than any failover should take."""
+ENTRY_OVERHEAD_BYTES = 200
+"""Upper estimate of what an entry costs beside its packed bytes."""
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(tuple[list[str], list[str]]).decode
+
+
+def packed(plan: Plan) -> bytes:
+    """What a plan addresses, as one small object: the L1 names of its keys, and its scopes and tags."""
+    return _pack(([key.l1 for key in plan.keys], plan.names))
+
+
+def born_s(born_us: int, clock: OtherClock) -> float:
+    """When an epoch was born at the earliest, on our clock (seconds), from its birth on the server's (µs; 0: unknown,
+    and then -infinity)."""
+    return clock.earliest_s(born_us / 1e6) if born_us else float("-inf")
+
+
+class Entry(msgspec.Struct, gc=False, eq=False):
+    """One invalidation: when its call began, the epoch in which it was acknowledged, and what it addresses."""
+
+    shard: int
+    epoch: bytes
+    called_s: float
+    packed: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return len(self.packed) + ENTRY_OVERHEAD_BYTES
+
+
+class ResendBuffer:
+    """A publisher's invalidations of the last minute, at most `max_bytes` of them (0: none are kept)."""
+
+    def __init__(self, clock: Clock, keyspace: Keyspace, max_bytes: int, counters: Counters) -> None:
+        self._clock = clock
+        self._keyspace = keyspace
+        self._max_bytes = max_bytes
+        self._counters = counters
+        self._entries: deque[Entry] = deque()
+        self._warned_s = float("-inf")
+        self.size_bytes = 0
+        """About what all entries take in memory."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def note(self, plan: Plan, epoch: bytes, called_s: float) -> None:
+        """L2 has acknowledged a plan in this epoch; its call began at `called_s`."""
+        if self._max_bytes:
+            entry = Entry(plan.shard, epoch, called_s, packed(plan))
+            self._entries.append(entry)
+            self.size_bytes += entry.size_bytes
+            self._bound()
+
+    def forget_old(self) -> None:
+        """Give back the memory of what is older than a minute; to be called now and then while nothing is noted."""
+        since_s = self._clock() - KEEP_S
+        while self._entries and self._entries[0].called_s < since_s:
+            self._pop()
+
+    @contextmanager
+    def lost(self, shard: int, epoch: bytes, since_s: float) -> Iterator[Iterator[Plan]]:
+        """To be entered: what was called of a shard since `since_s`, and acknowledged in other epochs than its present
+        one. Each plan is to be repeated, which notes it anew; where the block raises, all of them are kept.
+
+        `since_s`: when that epoch was born (`born_s`). A birth in the future says that the server's clock was set back
+        since; nothing is known of it then, and all is lost.
+        """
+        self.forget_old()
+        if since_s > self._clock():
+            since_s = float("-inf")
+        lost: list[Entry] = []
+        others: list[Entry] = []
+        for entry in self._entries:
+            its = entry.shard == shard and entry.epoch != epoch and entry.called_s >= since_s
+            (lost if its else others).append(entry)
+        if lost:
+            self._replace(others)
+        try:
+            yield self._plans(lost)
+        except BaseException:
+            self._replace([*lost, *self._entries])
+            self._bound()
+            raise
+
+    def _plans(self, entries: list[Entry]) -> Iterator[Plan]:
+        """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2. All
+        is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop."""
+        told: set[str] = set()  # of both kinds: a scope's name has fewer separators than any key's
+        plan: Plan | None = None
+        for entry in entries:
+            keys, names = _unpack(entry.packed)
+            for at, name in enumerate((*keys, *names)):
+                if name in told:
+                    continue
+                told.add(name)
+                plan = plan or Plan(entry.shard)
+                if at < len(keys):
+                    plan.keys.append(self._keyspace.named(name))
+                else:
+                    plan.names.append(name)
+                if AT_ONCE in (len(plan.keys), len(plan.names)):
+                    yield plan
+                    plan = None
+        if plan is not None:
+            yield plan
+
+    def _replace(self, entries: list[Entry]) -> None:
+        self._entries = deque(entries)
+        self.size_bytes = sum(entry.size_bytes for entry in entries)
+
+    def _pop(self) -> None:
+        self.size_bytes -= self._entries.popleft().size_bytes
+
+    def _bound(self) -> None:
+        """Let go of what is too old, then of the oldest as long as the rest takes too much."""
+        self.forget_old()
+        dropped = 0
+        while self.size_bytes > self._max_bytes:
+            self._pop()
+            dropped += 1
+        self._counters.resend_dropped += dropped
+        now_s = self._clock()
+        if dropped and now_s - self._warned_s >= KEEP_S:
+            self._warned_s = now_s
+            logger.warning(
+                "invalidations of the last {:g} s take more than resend_max_bytes ({}): after a failover the oldest of "
+                "them would not be repeated",
+                KEEP_S, self._max_bytes,
+            )  # fmt: skip

@@ -1,0 +1,89 @@
+"""What scripts reply and nodes say of themselves, from bytes and back; the bytes are pinned in tests/wire."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachebus import ConfigError, Settings
+from cachebus.l2.replies import BOUND_MAX_MS, line_rest, log_seq, marks_of, message_of, node_line, nodes_of
+from cachebus.ports import About, NodeLine
+
+u63 = st.integers(0, 2**63 - 1)
+more = st.dictionaries(st.text(max_size=9), st.integers(0, 9) | st.text(max_size=9) | st.booleans(), max_size=4)
+abouts = st.builds(About, st.integers(0, BOUND_MAX_MS), u63, more.map(lambda found: tuple(found.items())))
+EPOCH = b"0123456789abcdef"
+
+
+def whole_line(applied: int, epoch: bytes, at_us: int, rest: bytes) -> bytes:
+    """As the script puts it together."""
+    front = b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch" + bytes([160 + len(epoch)]) + epoch
+    return front + b"\xa5at_us\xcf" + struct.pack(">Q", at_us) + rest
+
+
+@given(u63, st.sampled_from([b"", EPOCH]), u63, abouts)
+def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, about: About) -> None:
+    line = whole_line(applied, epoch, at_us, line_rest(about))
+    assert node_line(line) == NodeLine(applied, epoch, at_us, about)
+    assert set(msgspec.msgpack.decode(line)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
+
+
+def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
+    line = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
+    assert node_line(msgspec.msgpack.encode(line)).about.bound_ms == BOUND_MAX_MS
+    assert nodes_of([b"e", 7, 2**50, []]).bound_ms == BOUND_MAX_MS
+    assert Settings(staleness_bound_s=BOUND_MAX_MS / 1000).staleness_bound_s * 1000 == BOUND_MAX_MS
+    with pytest.raises(ConfigError):
+        Settings(staleness_bound_s=BOUND_MAX_MS / 1000 + 1)
+
+
+def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
+    line = {"applied": 7, "epoch": "e", "at_us": 9, "later": [1]}
+    assert node_line(msgspec.msgpack.encode(line)) == NodeLine(7, b"e", 9)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"junk", b"7:1700000000000000", b"\x80", b"\xc0", b"\x86\xa7applied\xa1x", b"\x81\xa7applied\x07",
+        whole_line(7, EPOCH, 9, line_rest(About()))[:-1], whole_line(7, b"\xff", 9, line_rest(About())),
+        whole_line(7, EPOCH, 9, line_rest(About())) + b"\x00", b"\x91" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
+    """So it is waited for: whoever it is may live."""
+    assert node_line(data) == NodeLine(0, b"", 0)
+
+
+def test_nodes_and_the_name_of_their_set() -> None:
+    line = whole_line(7, EPOCH, 9, line_rest(About(2000, 0)))
+    reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", line, b"broken", b""]])
+    assert (reply.epoch, reply.name, reply.bound_ms) == (EPOCH, b"set-1", 3000)
+    assert reply.lines == {"n\ufffd": NodeLine(7, EPOCH, 9, About(2000, 0)), "broken": NodeLine(0, b"", 0)}
+    assert nodes_of([EPOCH, 9, 0, []]).name == b""
+
+
+def test_marks_by_bucket_and_low_watermarks() -> None:
+    found = marks_of([b"29", [b"T\x1facme", b"7", b"G\x1facme\x1ft", b"9007199254740992"], b"**", []], [b"29", b"5"])
+    assert found.by_bucket == {"29": {"T\x1facme": 7, "G\x1facme\x1ft": 2**53}, "**": {}}
+    assert found.low == {"29": 5}
+
+
+def test_marks_come_the_oldest_first() -> None:
+    flat = [b"a", b"3", b"b", b"5", b"c", b"5"]
+    assert list(marks_of([b"29", flat], []).by_bucket["29"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("entry", "seq"), [(b"258-4000", 258), (b"0-1", 0), (b"258-0", -1), (b"258", -1)])
+def test_only_ids_that_scripts_make_stand_for_a_seq(entry: bytes, seq: int) -> None:
+    assert log_seq(entry) == seq
+
+
+@pytest.mark.parametrize("fields", [None, [], [b"x", b"y"], [b"e"], [b"e", b"1", b"f", b"2"]])
+def test_an_entry_without_an_event_is_empty(fields: list[bytes] | None) -> None:
+    assert message_of(fields) == b""
+    assert message_of([b"e", b"the event"]) == b"the event"
