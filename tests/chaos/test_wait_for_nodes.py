@@ -185,7 +185,7 @@ async def test_a_node_that_is_cut_off_is_waited_for_likewise(redis_url: str, tmp
 async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_time(
     redis_url: str, tmp_path: Path, fault: str, attached: bool
 ) -> None:
-    """One that never attached has no line, and nobody can wait for it: it keeps nothing then, if its settings say so."""
+    """One that never attached has no line, so nobody can wait for it: it keeps nothing, if its settings say so."""
     more = {} if attached else {"keep_alone": False}
     async with site(redis_url, tmp_path) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
         if not attached:
