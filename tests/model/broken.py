@@ -213,7 +213,7 @@ def _take_as_answered(
         return taken(fetcher, key, record, None, read_s)
 
 
-def _keep_from_itself(writer: Writer, plan: Any, change: Any) -> None:
+def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
     pass
 
 
