@@ -125,7 +125,7 @@ class RedisStore:
         """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         connection, hops = self._links.of(shard), self._hops(shard)
         now = self._clock()
-        prune = now - self._pruned_at[shard] > PRUNE_EVERY_S
+        prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
         args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), str(SILENT_US) if prune else "0"]
@@ -171,6 +171,8 @@ class RedisStore:
         groups: dict[str, list[Key]] = {}
         for key in keys:
             groups.setdefault(key.family.bucket, []).append(key)
+        if not keys:
+            groups[""] = []
         for bucket, some in groups.items():
             names = self._names[shard]
             args: list[Any] = [*_line(caller)]
