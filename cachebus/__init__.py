@@ -20,10 +20,10 @@ from cachebus.errors import (
 )
 from cachebus.fetch import MISSING
 from cachebus.guard import WriteGuard
+from cachebus.hashing import generate_resource_id_hash
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
-    generate_resource_id_hash,
     get_counter,
     get_with_cache_aside,
     increment_counter,
@@ -44,6 +44,7 @@ from cachebus.policy import (
 )
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.templates import Template
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ __all__ = [
     "Receipt",
     "Settings",
     "Stats",
+    "Template",
     "TenantRequired",
     "ValueTooLarge",
     "WriteGuard",

@@ -11,14 +11,14 @@ from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
 from cachebus.fill import Found, Load, Loaded
 from cachebus.guard import WriteGuard, guard_time_s
-from cachebus.keys import Key, check_part
+from cachebus.ids import Id, check_part
+from cachebus.keys import Key
 from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt, place_of
 from cachebus.source import Source, bind, call
 
-Id = str | int
 Contexts = tuple[Id | None, Id | None, Id | None]
 INT64 = 1 << 63
 
@@ -26,8 +26,8 @@ INT64 = 1 << 63
 class Cache(Life):
     """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
 
-    Ids are str or int. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong to
-    the event loop in which the cache was opened.
+    Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong
+    to the event loop in which the cache was opened.
     """
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -43,29 +43,42 @@ class Cache(Life):
         the agent. `use_memory=False` skips L1. `after`: a receipt whose write must be seen. Raises `InvalidKey`,
         `TenantRequired`, `L2Unavailable`, and `ValueError` for a bad receipt.
         """
-        name = None
-        if tenant_id:  # "" is no tenant: it must not meet the data of `system`, which has none
-            # The hit, inlined: no validation, since no invalid part can have made an entry of this name.
-            if agent_id is None and conversation_id is None and collection_id is None:
-                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
-            else:
-                a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
-                c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
-                o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
-                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
-            entry = self._entries.get(name)
-            if entry is not None and use_memory and after is None:
-                now = self._clock()
-                group = entry.group
-                if now < entry.fast_until and now < group.valid_until:
-                    group.hits += 1
-                    if entry.freq < 3:
-                        entry.freq += 1
-                    return entry.value
+        # The hit, inlined. Only what is exactly str or int is joined to a name: anything else might write itself as
+        # another's id, and of these no invalid one can have made an entry of that name. "" is no tenant: it must not
+        # meet the data of `system`, which has none.
+        name = ""
+        if (
+            ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
+            and type(data_type) is str
+            and (type(resource_id) is str or type(resource_id) is int)
+        ):
+            try:
+                if agent_id is None and conversation_id is None and collection_id is None:
+                    name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
+                elif (
+                    (agent_id is None or type(agent_id) is str or type(agent_id) is int)
+                    and (conversation_id is None or type(conversation_id) is str or type(conversation_id) is int)
+                    and (collection_id is None or type(collection_id) is str or type(collection_id) is int)
+                ):
+                    a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+                    c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+                    o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+                    name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
+            except ValueError:
+                name = ""  # an int of more digits than Python writes: no id
+        entry = self._entries.get(name)
+        if entry is not None and use_memory and after is None:
+            now = self._clock()
+            group = entry.group
+            if now < entry.fast_until and now < group.valid_until:
+                group.hits += 1
+                if entry.freq < 3:
+                    entry.freq += 1
+                return entry.value
         parts = self._live()
-        key = None if name is None else parts.naming.known.get(name)
-        if key is None:
-            key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        key = parts.naming.key(
+            data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
+        )  # fmt: skip
         place = None if after is None else place_of(after)
         if search_hierarchy:
             value = (await parts.reader.search(key, place, use_memory)).value
@@ -79,11 +92,13 @@ class Cache(Life):
     ) -> dict[Id, Any]:  # fmt: skip
         """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks."""
         parts = self._live()
-        ids = list(dict.fromkeys(resource_ids))
-        keys = [parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in ids]
-        values = await parts.reader.get_many(keys, place_of(after)) if keys else []
+        # Each is looked at before they are told apart: True would else pass for the 1 beside it.
+        keys = {
+            i: parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in resource_ids
+        }
+        values = await parts.reader.get_many(list(keys.values()), place_of(after)) if keys else []
         return {
-            i: value for i, value in zip(ids, values, strict=True) if value is not MISSING and value is not NOT_FOUND
+            i: value for i, value in zip(keys, values, strict=True) if value is not MISSING and value is not NOT_FOUND
         }
 
     async def get_or_load(
@@ -98,29 +113,41 @@ class Cache(Life):
         seconds; None is the type's. What the loader raises after its retries is raised here; `LoadTimeout` when it
         takes too long. Without L2 the source is asked, and its answer kept for the staleness bound.
         """
-        name = None
-        if tenant_id:  # "" is no tenant: it must not meet the data of `system`, which has none
-            if agent_id is None and conversation_id is None and collection_id is None:
-                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
-            else:
-                a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
-                c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
-                o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
-                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
-            entry = self._entries.get(name)
-            if entry is not None and use_memory and after is None:
-                now = self._clock()
-                group = entry.group
-                if now < entry.fast_until and now < group.valid_until:
-                    group.hits += 1
-                    if entry.freq < 3:
-                        entry.freq += 1
-                    return entry.value
+        # As in `get`.
+        name = ""
+        if (
+            ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
+            and type(data_type) is str
+            and (type(resource_id) is str or type(resource_id) is int)
+        ):
+            try:
+                if agent_id is None and conversation_id is None and collection_id is None:
+                    name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
+                elif (
+                    (agent_id is None or type(agent_id) is str or type(agent_id) is int)
+                    and (conversation_id is None or type(conversation_id) is str or type(conversation_id) is int)
+                    and (collection_id is None or type(collection_id) is str or type(collection_id) is int)
+                ):
+                    a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+                    c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+                    o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+                    name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
+            except ValueError:
+                name = ""  # an int of more digits than Python writes: no id
+        entry = self._entries.get(name)
+        if entry is not None and use_memory and after is None:
+            now = self._clock()
+            group = entry.group
+            if now < entry.fast_until and now < group.valid_until:
+                group.hits += 1
+                if entry.freq < 3:
+                    entry.freq += 1
+                return entry.value
         parts = self._live()
-        key = None if name is None else parts.naming.known.get(name)
-        if key is None:
-            key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        rules = self.rules(data_type)
+        key = parts.naming.key(
+            data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
+        )  # fmt: skip
+        rules = parts.policies.rules(key.family.data_type)
         load = self._load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
         found = await self.load(
             key, load, rules, after=after, search=search_hierarchy, ttl=ttl, tags=tags, use_memory=use_memory
@@ -194,9 +221,11 @@ class Cache(Life):
         parts = self._live()
         ttl_s = None if ttl is None else check_ttl(ttl)
         key = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
-        rules = self.rules(data_type)
-        tenant = tenant_of(data_type, tenant_id)
-        plan = parts.planner.targets([Target(data_type, resource_id, *contexts)], tenant, on_set=True)
+        family = key.family
+        rules = parts.policies.rules(family.data_type)
+        plan = parts.planner.targets(
+            [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
+        )
         return await parts.writer.set(
             key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent,
             wait=bool(wait),
@@ -244,7 +273,7 @@ class Cache(Life):
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
         check_wait(wait)
         parts = self._live()
-        tenant = tenant_of(data_type or "", tenant_id)
+        tenant = tenant_of(data_type, tenant_id)
         contexts = agent_id, conversation_id, collection_id
         return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
 
@@ -256,7 +285,7 @@ class Cache(Life):
         parts = self._live()
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        plan = parts.planner.tags(tenant_of("", tenant_id), tags)
+        plan = parts.planner.tags(tenant_of(None, tenant_id), tags)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     def write_guard(
@@ -284,7 +313,7 @@ class Cache(Life):
             raise ValueError("nothing to guard: no targets, scopes or tags")
         if isinstance(tags, str) or isinstance(scopes, str | Mapping):
             raise ValueError("tags and scopes must be sequences")
-        tenant = tenant_of(targets[0][0] if targets else "", tenant_id)
+        tenant = tenant_of(targets[0][0] if targets else None, tenant_id)
         plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
         largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
         time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)

@@ -1,31 +1,42 @@
 """Declared cascades: what else is replaced when a resource of some type is.
 
 Registered once, followed by every invalidation of that type from any path. The targets inherit the context ids of
-the invalidation; the last part of a target is a template of its resource id, or "*" for the whole scope.
+the invalidation; the last part of a target is a template of its resource id (see `cachebus.templates`), or "*" for the
+whole scope.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from string import Formatter
 from typing import NamedTuple
 
 from cachebus.errors import ConfigError, InvalidKey
+from cachebus.ids import Id, check_part, text_of
+from cachebus.templates import Template
 
 FAN_OUT_MAX = 256
 PLACEHOLDERS = ("resource_id", "tenant_id", "agent_id", "conversation_id", "collection_id")
 WHOLE_SCOPE = "*"
+_CONTEXTS = PLACEHOLDERS[2:]
 
 
 class Target(NamedTuple):
     """One thing that an invalidation addresses; `resource_id` "*" with `whole` set is a scope."""
 
     data_type: str
-    resource_id: str | int
-    agent_id: str | int | None = None
-    conversation_id: str | int | None = None
-    collection_id: str | int | None = None
+    resource_id: Id
+    agent_id: Id | None = None
+    conversation_id: Id | None = None
+    collection_id: Id | None = None
     whole: bool = False
+
+    def in_text(self) -> Target:
+        """The same with each id as the text that stands for it; `InvalidKey` for what is no id."""
+        agent, conversation, collection = (
+            None if part is None else text_of(name, part) for name, part in zip(_CONTEXTS, self[2:5], strict=True)
+        )
+        data_type, resource_id = text_of("data_type", self.data_type), text_of("resource_id", self.resource_id)
+        return Target(data_type, resource_id, agent, conversation, collection, self.whole)
 
 
 class Cascade:
@@ -37,31 +48,25 @@ class Cascade:
     __slots__ = ("data_type", "on_set", "to")
 
     def __init__(self, data_type: str, to: Iterable[tuple[str, str]], *, on_set: bool = False) -> None:
-        self.data_type = data_type
+        try:
+            self.data_type = data_type = check_part("data_type", data_type)
+        except InvalidKey as error:
+            raise ConfigError(f"cascade: {error}") from None
         pairs = tuple(to)
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise ConfigError(f"cascade of {data_type!r}: `to` takes pairs of data type and resource id, not {pairs!r}")
-        self.to = tuple((str(t), str(template)) for t, template in pairs)
+        try:
+            self.to = tuple((check_part("data_type", t), Template(template)) for t, template in pairs)
+        except (InvalidKey, ConfigError) as error:
+            raise ConfigError(f"cascade of {data_type!r}: {error}") from None
         self.on_set = on_set
         for _, template in self.to:
-            _check_template(data_type, template)
-
-
-def _check_template(data_type: str, template: str) -> None:
-    if not template:
-        raise ConfigError(f"cascade of {data_type!r}: a target's resource id is empty")
-    try:
-        parsed = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
-    except ValueError as error:
-        raise ConfigError(f"cascade of {data_type!r}: {template!r}: {error}") from None
-    for name, spec, conversion in parsed:
-        if spec or conversion:
-            raise ConfigError(f"cascade of {data_type!r}: {template!r}: a placeholder takes no format, only its name")
-        if name not in PLACEHOLDERS:
-            raise ConfigError(
-                f"cascade of {data_type!r}: {template!r} has the unknown placeholder {{{name}}}; "
-                f"known are {', '.join(PLACEHOLDERS)}"
-            )
+            for name in template.fields:
+                if name not in PLACEHOLDERS:
+                    raise ConfigError(
+                        f"cascade of {data_type!r}: {template.text!r} has the unknown placeholder {{{name}}}; "
+                        f"known are {', '.join(PLACEHOLDERS)}"
+                    )
 
 
 class CascadeTable:
@@ -106,9 +111,10 @@ class CascadeTable:
         return data_type in self._by_type
 
     def expand(self, targets: Sequence[Target], tenant_id: object, *, on_set: bool = False) -> list[Target]:
-        """The targets and all that they entail, each once, in order. Whole scopes entail nothing."""
-        found = dict.fromkeys(targets)
-        todo = list(targets) if self._by_type else []
+        """The targets and all that they entail, each once, in order, with ids in text. Whole scopes entail nothing."""
+        found = dict.fromkeys(target.in_text() for target in targets)
+        todo = list(found) if self._by_type else []
+        tenant = None if tenant_id is None else text_of("tenant_id", tenant_id)
         while todo:
             target = todo.pop()
             if target.whole:
@@ -117,20 +123,20 @@ class CascadeTable:
                 if on_set and not cascade.on_set:
                     continue
                 for data_type, template in cascade.to:
-                    entailed = _fill_in(cascade, data_type, template, target, tenant_id)
+                    entailed = _fill_in(cascade, data_type, template, target, tenant)
                     if entailed not in found:
                         found[entailed] = None
                         todo.append(entailed)
         return list(found)
 
 
-def _fill_in(cascade: Cascade, data_type: str, template: str, source: Target, tenant_id: object) -> Target:
-    if template == WHOLE_SCOPE:
+def _fill_in(cascade: Cascade, data_type: str, template: Template, source: Target, tenant: str | None) -> Target:
+    if template.text == WHOLE_SCOPE:
         return source._replace(data_type=data_type, resource_id=WHOLE_SCOPE, whole=True)
-    values = {**source._asdict(), "tenant_id": tenant_id}
-    for _, name, _, _ in Formatter().parse(template):
-        if name is not None and values[name] is None:
+    values = {**source._asdict(), "tenant_id": tenant}
+    for name in template.fields:
+        if values[name] is None:
             raise InvalidKey(
-                f"the cascade of {cascade.data_type!r} needs {name} for {data_type!r} ({template!r}): give it"
+                f"the cascade of {cascade.data_type!r} needs {name} for {data_type!r} ({template.text!r}): give it"
             )
-    return source._replace(data_type=data_type, resource_id=template.format(**values))
+    return source._replace(data_type=data_type, resource_id=template.fill(values))

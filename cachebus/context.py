@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
+from cachebus.ids import Id, check_part, text_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Id = str | int
 IDS = ("tenant_id", "agent_id", "conversation_id", "collection_id")
 Wanted = tuple[tuple[str, bool], ...]
 Ids = tuple[Id | None, Id | None, Id | None, Id | None]
@@ -25,7 +25,8 @@ class Context:
 
     Inside another context of the same tenant, ids that are not given are those of the surrounding one, in what `as` and
     `current()` give; this object stays as it was made, so it may be entered again, anywhere and in several tasks at
-    once. Ids of another tenant are never taken over. `metrics` is a plain dict that belongs to this context.
+    once. Ids of another tenant are never taken over. `metrics` is a plain dict that belongs to this context. What is no
+    id raises `InvalidKey`; None is not given.
     """
 
     __slots__ = ("agent_id", "collection_id", "conversation_id", "metrics", "tenant_id")
@@ -41,6 +42,9 @@ class Context:
         self.agent_id = agent_id
         self.conversation_id = conversation_id
         self.collection_id = collection_id
+        for name, part in zip(IDS, self.ids, strict=True):
+            if part is not None:
+                check_part(name, part)
         self.metrics: dict[str, Any] = {}
 
     def add_metric(self, name: str, value: Any) -> None:
@@ -121,7 +125,12 @@ def _inherited(given: Ids, around: Ids) -> Ids:
 
 
 def _contradict(one: Id | None, other: Id | None) -> bool:
-    return one is not None and other is not None and str(one) != str(other)
+    """Whether both are given and are not one and the same tenant, as 7 and "7" are."""
+    return one is not None and other is not None and text_of("tenant_id", one) != text_of("tenant_id", other)
+
+
+def _in_text(ids: Ids) -> list[str | None]:
+    return [None if part is None else text_of(name, part) for name, part in zip(IDS, ids, strict=True)]
 
 
 def with_context(
@@ -137,9 +146,8 @@ def with_context(
     from the surrounding context; it is required: `TenantRequired` or `InvalidKey`. The other ids are those of the
     surrounding context, and where nothing differs from it the function runs in that one itself. A parameter `ctx` gets
     the context if none was given; a `Context` given there counts as surrounding.
-    `validate_tenant`: a tenant argument that is neither str nor int or contradicts the surrounding one raises
-    `InvalidKey`; without it such an argument is a change of tenant. Generators raise `ConfigError`: they would run
-    outside.
+    An argument that is no id raises `InvalidKey`. `validate_tenant`: so does a tenant that contradicts the surrounding
+    one; without it that is a change of tenant. Generators raise `ConfigError`: they would run outside.
     """
     wanted = tuple(zip(IDS, (tenant, agent, conversation, collection), strict=True))
 
@@ -194,7 +202,8 @@ class _Shape:
             around = _inherited(context.ids, around)
         ids = self._ids(arguments, around)
         # A surrounding one itself where it says the same: what is measured inside belongs to the request.
-        context = next((c for c in surrounding if c.ids == ids), None) or Context(*ids)
+        text = _in_text(ids)
+        context = next((c for c in surrounding if _in_text(c.ids) == text), None) or Context(*ids)
         if self._takes_ctx and given is None:
             bound.arguments["ctx"] = context
         return context, bound
@@ -203,11 +212,11 @@ class _Shape:
         tenant, agent, conversation, collection = (
             arguments.get(name) if asked else None for name, asked in self._wanted
         )
-        if self._validate and tenant is not None:
-            if isinstance(tenant, bool) or not isinstance(tenant, str | int) or tenant == "":
-                raise InvalidKey(f"tenant_id of {self._name} must be a str that is not empty, or an int")
-            if _contradict(tenant, around[0]):
-                raise InvalidKey(f"tenant_id of {self._name} contradicts the surrounding context")
+        for name, part in zip(IDS, (tenant, agent, conversation, collection), strict=True):
+            if part is not None:
+                check_part(f"{name} of {self._name}", part)
+        if self._validate and _contradict(tenant, around[0]):
+            raise InvalidKey(f"tenant_id of {self._name} contradicts the surrounding context")
         ids = _inherited((tenant, agent, conversation, collection), around)
         for (name, asked), found in zip(self._wanted, ids, strict=True):
             if asked and found is None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import msgspec
-
 from cachebus import context, values
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.errors import L2Unavailable, NotSerializable
+from cachebus.errors import L2Unavailable
 from cachebus.fill import Found, Loaded
+from cachebus.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
+from cachebus.ids import Id, check_part
+from cachebus.keys import Key
 from cachebus.manager import CacheManager, current_cache
-from cachebus.naming import Template
+from cachebus.naming import ArgumentTemplate
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
@@ -24,7 +24,6 @@ from cachebus.source import Source, bind
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Id = str | int
 Metrics = dict[str, Any]
 
 _TEMPLATE: Metrics = {
@@ -70,85 +69,100 @@ async def get_with_cache_aside(
     the wider contexts are searched too. `serializer` is applied before a value is stored, `deserializer` to what is
     read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), `ConfigError`.
     """
-    cache = CacheManager._cache or current_cache()
+    cache = CacheManager._cache
+    if cache is None:
+        cache = current_cache()
     clock = cache._clock
     started = clock()
-    if tenant_id and deserializer is None:
-        if agent_id is None and conversation_id is None and collection_id is None:
-            entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e")
-        else:
-            a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
-            c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
-            o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
-            entry = cache._entries.get(f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}")
-        if entry is not None:
-            group = entry.group
-            if started < entry.fast_until and started < group.valid_until:
-                group.hits += 1
-                if entry.freq < 3:
-                    entry.freq += 1
-                metrics = _TEMPLATE.copy()
-                metrics["data_type"] = data_type
-                metrics["resource_id"] = resource_id
-                took = (clock() - started) * 1000.0
-                metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
-                return entry.value, metrics
-    aside = _Aside(cache, data_type, fetch_from_db_func, generate_func, serializer)
-    return await aside.run(
-        resource_id, tenant_id, (agent_id, conversation_id, collection_id), ctx, ttl, deserializer, started
-    )
+    # As in `Cache.get`.
+    name = ""
+    if (
+        ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
+        and type(data_type) is str
+        and (type(resource_id) is str or type(resource_id) is int)
+    ):
+        try:
+            if agent_id is None and conversation_id is None and collection_id is None:
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}\x1e\x1e\x1e"
+            elif (
+                (agent_id is None or type(agent_id) is str or type(agent_id) is int)
+                and (conversation_id is None or type(conversation_id) is str or type(conversation_id) is int)
+                and (collection_id is None or type(collection_id) is str or type(collection_id) is int)
+            ):
+                a = "\x1e" if agent_id is None else f"\x1f{agent_id}"
+                c = "\x1e" if conversation_id is None else f"\x1f{conversation_id}"
+                o = "\x1e" if collection_id is None else f"\x1f{collection_id}"
+                name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
+        except ValueError:
+            name = ""  # an int of more digits than Python writes: no id
+    entry = cache._entries.get(name)
+    if entry is not None and deserializer is None:
+        group = entry.group
+        if started < entry.fast_until and started < group.valid_until:
+            group.hits += 1
+            if entry.freq < 3:
+                entry.freq += 1
+            metrics = _TEMPLATE.copy()
+            metrics["data_type"] = data_type
+            metrics["resource_id"] = resource_id
+            took = (clock() - started) * 1000.0
+            metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
+            return entry.value, metrics
+    tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
+    key = cache._live().naming.key(
+        data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
+    )  # fmt: skip
+    aside = _Aside(cache, key, data_type, resource_id, fetch_from_db_func, generate_func, serializer)
+    return await aside.run(ctx, ttl, deserializer, started)
 
 
 class _Aside:
     """One call of cache-aside that L1's fast path did not answer."""
 
     def __init__(
-        self, cache: Cache, data_type: str, fetch: Source | None, generate: Source | None,
+        self, cache: Cache, key: Key, data_type: str, resource_id: Id, fetch: Source | None, generate: Source | None,
         serializer: Callable[[Any], Any] | None,
     ) -> None:  # fmt: skip
-        self._cache, self._data_type = cache, data_type
+        self._cache, self._key = cache, key
+        self._asked = data_type, resource_id
         self._fetch, self._generate, self._serializer = fetch, generate, serializer
-        self._rules: Rules = cache.rules(data_type)
+        self._rules: Rules = cache.rules(key.family.data_type)
         self._clock = cache._clock
 
     async def run(
-        self, resource_id: Id, tenant_id: Id | None, contexts: tuple[Id | None, Id | None, Id | None],
-        ctx: Context | None, ttl: float | None, deserializer: Callable[[Any], Any] | None, started: float,
-    ) -> tuple[Any, Metrics]:  # fmt: skip
+        self, ctx: Context | None, ttl: float | None, deserializer: Callable[[Any], Any] | None, started: float
+    ) -> tuple[Any, Metrics]:
         """Look, load, and say how it went."""
-        if tenant_id is None and ctx is not None and ctx.has_tenant_id():
-            tenant_id = ctx.get_tenant_id()
-        key = self._cache.key(self._data_type, resource_id, tenant_id, *contexts)
         around = ctx if ctx is not None else context.current()
-        tenant = key.family.tenant or None
         ttl = None if ttl is None else check_ttl(ttl)
         error: BaseException | None = None
         found = Found(None, None)
         try:
             found = await self._cache.load(
-                key, lambda: self._load(resource_id, tenant, around), self._rules,
-                search=contexts != (None, None, None), ttl=ttl,
+                self._key, lambda: self._load(around), self._rules, search=True, ttl=ttl
             )  # fmt: skip
         except Exception as failed:  # noqa: BLE001 (bad input has been refused above: this is the source's, or L2's)
             error = failed
         value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
         if value is not None and deserializer is not None and not refused:
             value, error = _deserialized(deserializer, value)
-        metrics = self._metrics(found, error, resource_id, (self._clock() - started) * 1000.0)
+        metrics = self._metrics(found, error, (self._clock() - started) * 1000.0)
         if around is not None:
             around.add_metric("cache_hit", metrics["cache_hit"])
         return value, metrics
 
-    async def _load(self, resource_id: Id, tenant_id: str | None, ctx: Context | None) -> Loaded:
+    async def _load(self, ctx: Context | None) -> Loaded:
         """Database, then generation."""
         error: BaseException | None = None
         value, db_ms, generation_ms, source = None, 0.0, 0.0, "database"
+        tenant_id = self._key.family.tenant or None
         for name, function in (("database", self._fetch), ("generation", self._generate)):
             if function is None or value is not None:
                 continue
             began = self._clock()
             try:
-                value = await self._cache.call_source(bind(function, resource_id, tenant_id, ctx), self._rules)
+                bound = bind(function, self._asked[1], tenant_id, ctx)
+                value = await self._cache.call_source(bound, self._rules)
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 error = failed
             took_ms = (self._clock() - began) * 1000.0
@@ -167,11 +181,11 @@ class _Aside:
                 refused = failed
         return Loaded(value, source, db_ms, generation_ms, error, refused)
 
-    def _metrics(self, found: Found, error: BaseException | None, resource_id: Id, took_ms: float) -> Metrics:
+    def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:
         metrics = _TEMPLATE.copy()
         loaded = found.loaded
         hit = found.level is not None and not found.stale
-        metrics["data_type"], metrics["resource_id"] = self._data_type, resource_id
+        metrics["data_type"], metrics["resource_id"] = self._asked
         metrics["cache_hit"], metrics["level"] = hit, found.level if hit else None
         metrics["serialization_error"] = found.serialization_error
         metrics["error"] = error if loaded is None or error is not None else loaded.error
@@ -290,18 +304,6 @@ async def get_counter(
 # -- odds and ends ---------------------------------------------------------------------------------------
 
 
-def generate_resource_id_hash(*parts: object) -> str:
-    """A stable resource id (32 hex digits) for any plain values: the same in every process and version.
-
-    Mappings are hashed without regard to order; `1`, `"1"` and `1.0` differ. `NotSerializable` for other things.
-    """
-    try:
-        data = msgspec.msgpack.encode([[type(part).__name__, part] for part in parts], order="deterministic")
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise NotSerializable(f"a part can't be hashed: {error}") from None
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
     """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`."""
     rules = current_cache().rules(data_type)
@@ -325,6 +327,7 @@ async def track_cache_metrics(
     without L2 it is not counted.
     """
     around = context.current()
+    data_type, metric_type = check_part("data_type", data_type), check_part("metric_type", metric_type)
     if around is not None:
         around.add_metric(f"{data_type}.{metric_type}", value if metadata is None else {"value": value, **metadata})
     try:
@@ -347,9 +350,9 @@ def cached(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
-    The ids are templates over the function's arguments; one that is an argument alone, and that is None, is not given.
-    The process-wide cache is found when the function is called, unless `cache` is given. `ConfigError` for a template
-    of what is no argument.
+    The ids are templates over the function's arguments, escaped where they have several (see `Template`); one that is
+    an argument alone, and that is None, is not given. The process-wide cache is found when the function is called,
+    unless `cache` is given. `ConfigError` for a template of what is no argument, or that is none.
     """
     templates = {
         "resource_id": resource_id, "tenant_id": tenant_id, "agent_id": agent_id,
@@ -360,7 +363,7 @@ def cached(
         signature = inspect.signature(function)
         rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
         known = None if rest else signature.parameters
-        ids_of = {n: Template(t, known, function.__qualname__) for n, t in templates.items() if t is not None}
+        ids_of = {n: ArgumentTemplate(t, known, function.__qualname__) for n, t in templates.items() if t is not None}
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:

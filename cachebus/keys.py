@@ -2,8 +2,8 @@
 
 A key is made of a tenant, a data type, a resource id and up to three context ids. In L1 its name is the raw parts
 joined by control characters, always exactly five of them, which no part may contain: so no two inputs share a name,
-and the hit path builds it without validating anything (an invalid part can only miss). Here, on the miss, parts are
-validated and percent-encoded for L2.
+and the hit path joins what is exactly str or int without validating it (an invalid part can only miss). Here, on the
+miss, parts are validated and percent-encoded for L2.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hashlib import sha1
 from zlib import crc32
 
 from cachebus.errors import InvalidKey, TenantRequired
+from cachebus.ids import check_part
 
-PART_MAX_BYTES = 512
 KEY_MAX_BYTES = 1024
 GIVEN, ABSENT = "\x1f", "\x1e"
 """Before a context id that is given, and in place of one that is not: an empty id is therefore never an absent one."""
@@ -28,36 +28,10 @@ ALL_OF_SHARD = "N"
 ALL_TENANTS = "**"
 """The bucket for the marks of scopes that hold more than one tenant."""
 
-Part = str | int
-
-_INT_END = 10**PART_MAX_BYTES
 _NONE: tuple[str | None, str | None, str | None] = (None, None, None)
-_control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 _plain = re.compile(r"[!-$&-)+-9;-~]{1,512}").fullmatch  # printable ASCII that needs no encoding and no further look
 _fields = re.compile(f"[{GIVEN}{ABSENT}][^{GIVEN}{ABSENT}]*").findall
 _CODES = str.maketrans({"%": "%25", ":": "%3A", "*": "%2A"})
-
-
-def check_part(name: str, part: object) -> str:
-    """The part as a string, or `InvalidKey` that names it: str or int, 1–512 UTF-8 bytes, no control characters."""
-    if isinstance(part, int) and not isinstance(part, bool):
-        if not -_INT_END // 10 < part < _INT_END:
-            raise InvalidKey(f"{name} is too long: an int of {part.bit_length()} bits, at most {PART_MAX_BYTES} digits")
-        return int.__repr__(part)
-    if not isinstance(part, str):
-        raise InvalidKey(f"{name} must be str or int, not {type(part).__name__}")
-    part = str.__str__(part)  # of a subclass, as an Enum, the text itself: what its own __str__ says may differ
-    if not part:
-        raise InvalidKey(f"{name} is empty")
-    try:
-        size_bytes = len(part.encode())
-    except UnicodeEncodeError:
-        raise InvalidKey(f"{name} is not valid Unicode: it has a lone surrogate") from None
-    if size_bytes > PART_MAX_BYTES:
-        raise InvalidKey(f"{name} is too long: {size_bytes} bytes, at most {PART_MAX_BYTES}")
-    if found := _control(part):
-        raise InvalidKey(f"{name} has a control character ({found.group()!r})")
-    return part
 
 
 def encoded(part: str) -> str:

@@ -14,7 +14,8 @@ from cachebus.cascade import Cascade, CascadeTable
 from cachebus.clock import Clock, monotonic
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
 from cachebus.factory import Parts, World, build
-from cachebus.keys import Key, Part
+from cachebus.ids import Id, check_part
+from cachebus.keys import Key
 from cachebus.node import OnApplied
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules
@@ -221,9 +222,9 @@ class Life:
         self._live().node.on_applied = hook
 
     def rules(self, data_type: str) -> Rules:
-        """The rules of a data type."""
-        return self._live().policies.rules(data_type)
+        """The rules of a data type; `InvalidKey`."""
+        return self._live().policies.rules(check_part("data_type", data_type))
 
-    def key(self, data_type: str, resource_id: Part, tenant_id: Part | None, *contexts: Part | None) -> Key:
+    def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
         """The validated key of these parts, with the ambient tenant where none is given."""
         return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)

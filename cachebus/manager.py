@@ -10,6 +10,7 @@ from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
 from cachebus.guard import WriteGuard
+from cachebus.ids import Id
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings
 
@@ -140,7 +141,7 @@ def current_cache() -> Cache:
 
 def write_guard(
     targets: Sequence[Sequence[Any]] = (),
-    tenant_id: str | int | None = None,
+    tenant_id: Id | None = None,
     *,
     scopes: Sequence[str | Mapping[str, Any]] = (),
     tags: Sequence[str] = (),

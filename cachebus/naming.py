@@ -8,22 +8,24 @@ from typing import Any
 
 from cachebus import context
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
-from cachebus.keys import SYSTEM, Key, Keyspace, Part, tag_name
+from cachebus.ids import Id, check_part, text_of
+from cachebus.keys import SYSTEM, Key, Keyspace, tag_name
 from cachebus.policy import Rules
+from cachebus.templates import Template
 
 KEYS_MAX = 8192
 TAGS_MAX = 255
 
 
-def tenant_of(data_type: str, tenant_id: Part | None) -> Part | None:
-    """The argument's tenant, else the ambient one; `system` has none unless it is given."""
-    if tenant_id is not None or data_type == SYSTEM:
-        return tenant_id
-    around = context.current()
-    return around.get_tenant_id() if around is not None and around.has_tenant_id() else None
+def tenant_of(data_type: object, tenant_id: Id | None) -> str | None:
+    """The argument's tenant, else the ambient one, as text; `system` has none unless it is given. `InvalidKey`."""
+    if tenant_id is None and (data_type is None or text_of("data_type", data_type) != SYSTEM):
+        around = context.current()
+        tenant_id = None if around is None else around.tenant_id
+    return None if tenant_id is None else check_part("tenant_id", tenant_id)
 
 
-def check_contexts(contexts: str, *ids: Part | None) -> None:
+def check_contexts(contexts: str, *ids: Id | None) -> None:
     """The argument `contexts` of an invalidation; `ValueError`, and `InvalidKey` for "all" contexts of one context,
     which is no scope: better refused than done by half."""
     if contexts not in ("exact", "all"):
@@ -32,39 +34,41 @@ def check_contexts(contexts: str, *ids: Part | None) -> None:
         raise InvalidKey('contexts="all" takes no context ids: it means the resource id in every context')
 
 
-class Template:
+class ArgumentTemplate:
     """An id written out of a function's arguments, such as "doc:{doc_id}"; `ConfigError` where it can't be."""
 
-    __slots__ = ("_fields", "_text", "_where", "_whole")
+    __slots__ = ("_alone", "_template", "_where")
 
     def __init__(self, text: str, known: Collection[str] | None, where: str) -> None:
         """`known`: the arguments that there are, None for any; `where`: the function's name, for messages."""
-        self._text, self._where = text, where
+        self._where = where
         try:
-            parsed = list(Formatter().parse(text))
-        except ValueError as error:
-            raise ConfigError(f"{where}: {text!r}: {error}") from None
-        self._fields = [field for _, field, _, _ in parsed if field is not None]
-        self._whole = [(before, spec, how) for before, _, spec, how in parsed] == [("", "", None)]
-        for field in self._fields:
+            self._template = Template(text)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        fields = self._template.fields
+        self._alone = text == f"{{{fields[0]}}}" if fields else False
+        for field in fields:
             name = field.replace("[", ".").partition(".")[0]
             if not name or (known is not None and name not in known):
                 raise ConfigError(f"{where}: {text!r} has the placeholder {{{field}}}, but there is no such argument")
 
     def filled_in(self, arguments: Mapping[str, Any]) -> Any:
         """The id for these arguments; of a template that is one argument alone, that argument as it is, so that None is
-        no id rather than one called "None". `InvalidKey` where something else than str or int would be written into a
-        longer one."""
-        for field in self._fields:
-            try:
-                found, _ = Formatter().get_field(field, (), arguments)
-            except (KeyError, AttributeError, IndexError):
-                raise InvalidKey(f"{self._where}: nothing for {{{field}}} in {self._text!r}") from None
-            if self._whole:
-                return found
-            if isinstance(found, bool) or not isinstance(found, str | int):
-                raise InvalidKey(f"{self._where}: {field} is {found!r:.40}, and {self._text!r} takes str or int")
-        return self._text.format_map(arguments)
+        no id rather than one called "None". `InvalidKey` where what is no id would be written into a longer one."""
+        values = {field: self._argument(field, arguments) for field in self._template.fields}
+        if self._alone:
+            return values[self._template.fields[0]]
+        try:
+            return self._template.fill(values)
+        except InvalidKey as error:
+            raise InvalidKey(f"{self._where}: {error}, in {self._template.text!r}") from None
+
+    def _argument(self, field: str, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return Formatter().get_field(field, (), arguments)[0]
+        except (KeyError, AttributeError, IndexError):
+            raise InvalidKey(f"{self._where}: nothing for {{{field}}} in {self._template.text!r}") from None
 
 
 class Naming:
@@ -78,12 +82,20 @@ class Naming:
         self.known: dict[str, Key] = {}
 
     def key(
-        self, data_type: str, resource_id: Part, tenant_id: Part | None, agent_id: Part | None = None,
-        conversation_id: Part | None = None, collection_id: Part | None = None,
+        self, data_type: str, resource_id: Id, tenant_id: Id | None, agent_id: Id | None = None,
+        conversation_id: Id | None = None, collection_id: Id | None = None, *, name: str = "",
     ) -> Key:  # fmt: skip
-        """The validated key of these ids; `InvalidKey`, `TenantRequired`."""
-        tenant = tenant_of(data_type, tenant_id) if tenant_id is None else tenant_id
-        key = self._keyspace.key(data_type, resource_id, tenant, agent_id, conversation_id, collection_id)
+        """The validated key of these ids; `InvalidKey`, `TenantRequired`.
+
+        `name`: its L1 name, where the caller has joined it of what is exactly str or int; "" where an id is anything
+        else. Only such a name may be looked up: one that is made by an id's own `__format__` may be another tenant's.
+        """
+        key = self.known.get(name)
+        if key is not None:
+            return key
+        if tenant_id is None:
+            tenant_id = tenant_of(data_type, None)
+        key = self._keyspace.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         if len(self.known) >= KEYS_MAX:
             self.known.clear()
         self.known[key.l1] = key
@@ -96,9 +108,10 @@ def tag_names(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
         raise ValueError("tags must be a sequence of strings")
     if not tags and not rules.tags:
         return []
-    if not key.family.tenant:
+    tenant = key.family.tenant
+    if not tenant:
         raise TenantRequired("tags belong to a tenant: a value without one can't have any")
-    own = [template.format(resource_id=key.resource_id, tenant_id=key.family.tenant) for template in rules.tags]
+    own = [template.fill({"resource_id": key.resource_id, "tenant_id": tenant}) for template in rules.tags]
     if len(tags) + len(own) > TAGS_MAX:
         raise ValueError(f"a value takes at most {TAGS_MAX} tags")
-    return [tag_name(key.family.tenant, tag) for tag in dict.fromkeys([*tags, *own])]
+    return list(dict.fromkeys(tag_name(tenant, tag) for tag in (*tags, *own)))

@@ -8,17 +8,18 @@ from typing import Any, Final
 from cachebus import event as events
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
-from cachebus.keys import Key, Keyspace, Part, everywhere
+from cachebus.ids import Id, check_part, text_of
+from cachebus.keys import Key, Keyspace, everywhere
 
-Contexts = tuple[Part | None, Part | None, Part | None]
+Contexts = tuple[Id | None, Id | None, Id | None]
 AT_ONCE: Final = 500
 """Keys, and scopes and tags, of several invalidations that are joined into one."""
 _RELATED = ("agent_id", "conversation_id", "collection_id")
 
 
-def target(data_type: str, resource_id: Part, contexts: Contexts) -> Target:
-    """A target of these ids; the resource id "*" is the whole scope."""
-    return Target(data_type, resource_id, *contexts, resource_id == WHOLE_SCOPE)
+def target(data_type: str, resource_id: Id, contexts: Contexts) -> Target:
+    """A target of these ids; the resource id "*" is the whole scope. `InvalidKey`."""
+    return Target(data_type, resource_id, *contexts, text_of("resource_id", resource_id) == WHOLE_SCOPE)
 
 
 def _related(related: Mapping[str, Any], around: Contexts) -> Target:
@@ -77,7 +78,7 @@ class Planner:
                 key = self._keyspace.key(target.data_type, target.resource_id, tenant_id, *contexts)
                 shard = key.shard
                 plan.keys.append(key)
-                if all_contexts and contexts == (None, None, None):
+                if all_contexts and key.contexts == (None, None, None):
                     plan.names.append(everywhere(key))
             if shard != plan.shard:
                 raise InvalidKey("one invalidation can't span tenants")
@@ -88,7 +89,7 @@ class Planner:
         return self._cascades.expand(targets, tenant_id)
 
     def resource(
-        self, data_type: str, resource_id: Part, tenant_id: object, contexts: Contexts, *, all_contexts: bool = False
+        self, data_type: str, resource_id: Id, tenant_id: object, contexts: Contexts, *, all_contexts: bool = False
     ) -> Plan:
         """What `targets` gives for one resource, in less time where nothing else goes with it; `InvalidKey`."""
         return self.one(self._keyspace.key(data_type, resource_id, tenant_id, *contexts), all_contexts=all_contexts)
@@ -111,7 +112,7 @@ class Planner:
         """What a write guard covers: resources with their cascades, scopes (a data type, or a mapping with it and
         a context id) and tags."""
         several = [target(t[0], t[1], (*t[2:], None, None, None)[:3]) for t in targets]
-        several += [_related({"data_type": s} if isinstance(s, str) else s, (None, None, None)) for s in scopes]
+        several += [_related(s if isinstance(s, Mapping) else {"data_type": s}, (None, None, None)) for s in scopes]
         if several:
             plan = self.targets(several, tenant_id, all_contexts=all_contexts)
         else:
@@ -127,7 +128,7 @@ class Planner:
         shard, name = self._keyspace.scope(tenant_id, data_type, *contexts)
         plan = Plan(shard)
         plan.names.append(name)
-        plan.targets[data_type or "*"] = 1
+        plan.targets["*" if data_type is None else check_part("data_type", data_type)] = 1
         return plan
 
     def tags(self, tenant_id: object, tags: Sequence[str]) -> Plan:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from string import Formatter
 from types import MappingProxyType
 from typing import Annotated, Any, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cachebus.errors import ConfigError
+from cachebus.errors import ConfigError, InvalidKey
+from cachebus.ids import check_part
 from cachebus.observe import TYPES_MAX
+from cachebus.templates import Template
 
 TTL_SHORT = 300.0
 """5 minutes, in seconds."""
@@ -99,7 +100,7 @@ class Policy(BaseModel):
     copy_values: bool = Field(
         False, alias="copy", description="give each caller a copy; else all share one object, which none may change"
     )
-    tags: tuple[str, ...] = Field((), description="tags of every value; {resource_id} and {tenant_id} are filled in")
+    tags: tuple[str, ...] = Field((), description="tags of every value: templates of {resource_id} and {tenant_id}")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -123,17 +124,15 @@ class Policy(BaseModel):
     @classmethod
     def _known_fields(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         for tag in tags:
-            if not tag:
-                raise ValueError("a tag is empty")
-            for _, name, spec, conversion in Formatter().parse(tag):
-                if name is None:
-                    continue
+            try:
+                fields = Template(tag).fields
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+            for name in fields:
                 if name not in TAG_FIELDS:
                     raise ValueError(
                         f"{tag!r} has the unknown placeholder {{{name}}}; known are {', '.join(TAG_FIELDS)}"
                     )
-                if spec or conversion:
-                    raise ValueError(f"{tag!r}: the placeholder {{{name}}} takes neither format nor conversion")
         return tags
 
     @model_validator(mode="after")
@@ -162,7 +161,7 @@ def _lines(what: str, error: ValidationError) -> str:
 
 
 class Rules:
-    """A policy as the data path reads it: plain attributes, the TTL resolved."""
+    """A policy as the data path reads it: plain attributes, the TTL resolved, tags as templates; `ConfigError`."""
 
     __slots__ = (
         "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "l1", "l1_ttl_s", "load_soft_timeout_s",
@@ -171,7 +170,10 @@ class Rules:
     )  # fmt: skip
 
     def __init__(self, data_type: str, policy: Policy) -> None:
-        self.data_type = data_type
+        try:
+            self.data_type = data_type = check_part("data_type", data_type)
+        except InvalidKey as error:
+            raise ConfigError(f"policy: {error}") from None
         self.ttl_s = DEFAULT_TTL_MAPPING.get(data_type, TTL_STANDARD) if policy.ttl_s is None else policy.ttl_s
         self.ttl_jitter = policy.ttl_jitter
         self.l1 = policy.l1
@@ -189,7 +191,7 @@ class Rules:
         self.compress_over_bytes = policy.compress_over_bytes
         self.max_value_bytes = policy.max_value_bytes
         self.copy = policy.copy_values
-        self.tags = policy.tags
+        self.tags = tuple(Template(tag) for tag in policy.tags)
         if self.soft_ttl_s is not None and self.soft_ttl_s >= self.ttl_s:
             raise ConfigError(f"policy of {data_type!r}: soft_ttl_s must be below ttl_s ({self.ttl_s:g} s)")
 
@@ -208,7 +210,8 @@ class PolicyTable:
 
     def register(self, data_type: str, policy: Policy) -> None:
         """Set a type's policy, in place of an earlier one; `ConfigError`."""
-        self._rules[data_type] = self._registered[data_type] = Rules(data_type, policy)
+        rules = Rules(data_type, policy)
+        self._rules[rules.data_type] = self._registered[rules.data_type] = rules
 
     def rules(self, data_type: str) -> Rules:
         """The rules of a data type."""

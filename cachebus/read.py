@@ -389,6 +389,8 @@ def _reached(shard: Shard, after: Place | None) -> bool:
 
 
 def _handed_out(entry: Entry) -> object:
+    if entry.freq < 3:  # as the fast path does: what is asked for by UUIDs, or is handed out in copies, is no less hot
+        entry.freq += 1
     extra = details(entry)
     if extra is None:
         return entry.value

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.confirm import check_wait
+from cachebus.ids import Id, text_of
 from cachebus.keys import Keyspace
 from cachebus.naming import check_contexts, tenant_of
 from cachebus.plan import Plan, Planner, coordinated, target
@@ -21,7 +22,7 @@ from producers.command import (
     related_of,
 )
 
-Part = str | int
+_NAMES = ("tenant_id", "data_type", "resource_id", "agent_id", "conversation_id", "collection_id")
 
 
 class Order(NamedTuple):
@@ -38,8 +39,8 @@ class Orders:
         self.planner = Planner(Keyspace(shards), CascadeTable(cascades))
 
     def invalidate(
-        self, data_type: str, resource_id: Part, tenant_id: Part | None, contexts: str,
-        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+        self, data_type: str, resource_id: Id, tenant_id: Id | None, contexts: str,
+        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
     ) -> Order:  # fmt: skip
         """One resource and its cascades."""
         ids = agent_id, conversation_id, collection_id
@@ -49,32 +50,33 @@ class Orders:
         return Order(
             plan,
             lambda: Invalidate(
-                op="invalidate", data_type=data_type, resource_id=resource_id, contexts=contexts,  # type: ignore[arg-type]
-                related=related_of(self.planner.expand([one], tenant)[1:]), **_ids(tenant, *ids),
+                op="invalidate", related=related_of(self.planner.expand([one], tenant)[1:]),
+                contexts=contexts,  # type: ignore[arg-type]
+                **_given(tenant, data_type, resource_id, *ids),
             ),
         )  # fmt: skip
 
     def scope(
-        self, tenant_id: Part | None, data_type: str | None,
-        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+        self, tenant_id: Id | None, data_type: str | None,
+        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
     ) -> Order:  # fmt: skip
         """A tenant or one of its types, narrowed by at most one context id."""
-        ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type or "", tenant_id)
+        ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type, tenant_id)
         plan = self.planner.scope(tenant, data_type, ids)
-        given: dict[str, Any] = {} if data_type is None else {"data_type": data_type}
-        return Order(plan, lambda: InvalidateScope(op="scope", **given, **_ids(tenant, *ids)))
+        return Order(plan, lambda: InvalidateScope(op="scope", **_given(tenant, data_type, None, *ids)))
 
-    def tags(self, tags: Sequence[str], tenant_id: Part | None) -> Order:
+    def tags(self, tags: Sequence[str], tenant_id: Id | None) -> Order:
         """All that carries one of these tags."""
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        tenant = tenant_of("", tenant_id)
+        tenant = tenant_of(None, tenant_id)
         plan = self.planner.tags(tenant, tags)
-        return Order(plan, lambda: InvalidateTags(op="tags", tags=tuple(tags), **_ids(tenant)))
+        text = tuple(text_of("tag", tag) for tag in tags)
+        return Order(plan, lambda: InvalidateTags(op="tags", tags=text, **_given(tenant)))
 
     def coordinated(
-        self, tenant_id: Part, data_type: str, resource_id: Part, related: Sequence[Mapping[str, Any]] | None,
-        agent_id: Part | None, conversation_id: Part | None, collection_id: Part | None,
+        self, tenant_id: Id, data_type: str, resource_id: Id, related: Sequence[Mapping[str, Any]] | None,
+        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
     ) -> Order:  # fmt: skip
         """A resource and what is related to it, in one step."""
         ids = agent_id, conversation_id, collection_id
@@ -83,16 +85,15 @@ class Orders:
         return Order(
             plan,
             lambda: InvalidateCoordinated(
-                op="coordinated", data_type=data_type, resource_id=resource_id,
-                related=related_of(self.planner.expand(targets, tenant_id)[1:]), **_ids(tenant_id, *ids),
+                op="coordinated", related=related_of(self.planner.expand(targets, tenant_id)[1:]),
+                **_given(tenant_id, data_type, resource_id, *ids),
             ),
         )  # fmt: skip
 
 
-def _ids(tenant_id: Part | None, *contexts: Part | None) -> dict[str, Any]:
-    """Those that are given: what is not set is left out of the JSON."""
-    names = "tenant_id", "agent_id", "conversation_id", "collection_id"
-    return {name: given for name, given in zip(names, (tenant_id, *contexts), strict=False) if given is not None}
+def _given(*ids: Id | None) -> dict[str, Any]:
+    """Those that are given, in text: what is not set is left out of the JSON."""
+    return {name: text_of(name, part) for name, part in zip(_NAMES, ids, strict=False) if part is not None}
 
 
 class Producer(ABC):
@@ -107,11 +108,11 @@ class Producer(ABC):
     async def invalidate(
         self,
         data_type: str,
-        resource_id: Part,
-        tenant_id: Part | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         contexts: str = "exact",
         wait: str | None = None,
@@ -124,11 +125,11 @@ class Producer(ABC):
 
     async def invalidate_scope(
         self,
-        tenant_id: Part | None = None,
+        tenant_id: Id | None = None,
         data_type: str | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         wait: str | None = None,
     ) -> Receipt:
@@ -137,20 +138,20 @@ class Producer(ABC):
         return await self._send(order, wait)
 
     async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Part | None = None, *, wait: str | None = None
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
     ) -> Receipt:
         """As `Cache.invalidate_tags`."""
         return await self._send(self._orders.tags(tags, tenant_id), wait)
 
     async def invalidate_coordinated(
         self,
-        tenant_id: Part,
+        tenant_id: Id,
         primary_data_type: str,
-        primary_resource_id: Part,
+        primary_resource_id: Id,
         related_invalidations: Sequence[Mapping[str, Any]] | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         wait: str | None = None,
     ) -> Receipt:

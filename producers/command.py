@@ -152,16 +152,14 @@ def parse(data: bytes | str) -> Command:
 
 def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
     """Targets as they go into a command: every id given, so that none is inherited."""
-    return tuple(
-        Related(
-            data_type=one.data_type,
-            resource_id=WHOLE_SCOPE if one.whole else one.resource_id,
-            agent_id=one.agent_id,
-            conversation_id=one.conversation_id,
-            collection_id=one.collection_id,
-        )
-        for one in targets
-    )
+    return tuple(_related(one.in_text()) for one in targets)
+
+
+def _related(one: Target) -> Related:
+    fields = one._asdict()
+    if fields.pop("whole"):
+        fields["resource_id"] = WHOLE_SCOPE
+    return Related(**fields)
 
 
 def _clause(problem: Any) -> str:

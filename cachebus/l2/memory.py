@@ -24,6 +24,7 @@ from cachebus.ports import (
     NodesReply,
     ProbeReply,
     ReadReply,
+    Stale,
 )
 from cachebus.record import Record
 
@@ -81,6 +82,8 @@ class MemoryShard:
     def _empty(self) -> None:
         """What an epoch begins with."""
         self.guards: dict[str, dict[str, float]] = {}
+        self.guarded, self.guarded_until_s = 0, 0.0
+        """How many names are guarded, so that a loss is noticed, and until when any can be."""
         self.marks = MemoryMarks(self.marks_max)
         self.messages: dict[int, bytes] = {}
         self.logged_bytes = 0
@@ -90,21 +93,32 @@ class MemoryShard:
 
     # -- what every script begins with ------------------------------------------------------------------------------
 
-    def arrive(self, caller: Caller) -> None:
-        """Take over where the server is not the one that meta speaks of."""
-        lost = caller.epoch == self.epoch and caller.applied > self.seq
-        if not self.epoch or self.meta_server != self.server or lost or self.marks.are_lost:
+    def is_lost(self, caller: Caller, bucket: str | None) -> bool:
+        """Whether this is another history than the one that meta speaks of. `bucket`: whose marks are judged by, "" for
+        all; None where none are."""
+        return (
+            not self.epoch
+            or self.meta_server != self.server
+            or (caller.epoch == self.epoch and caller.applied > self.seq)
+            or self.marks.lost
+            or (bucket is not None and self.marks.lacks(bucket))
+            or (self.guarded_until_s > self.clock() and len(self.guards) != self.guarded)
+        )
+
+    def arrive(self, caller: Caller, bucket: str | None = None) -> None:
+        """Take over where the history is another one."""
+        if self.is_lost(caller, bucket):
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server = self.server
             self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
             self.born, self.is_new = float("-inf") if self.is_new else self.clock(), False
             self._empty()
 
-    def attend(self, caller: Caller) -> None:
+    def attend(self, caller: Caller, bucket: str | None = None) -> None:
         """The same, and note the caller's line."""
-        self.arrive(caller)
+        self.arrive(caller, bucket)
         if caller.node:
-            if not self.lines:
+            if not self.nodes_name:
                 self.nodes_name = self.new_epoch()
             at_us = int(self.clock() * 1_000_000)
             self.lines[caller.node] = NodeLine(caller.applied, caller.epoch, at_us, caller.about)
@@ -135,13 +149,15 @@ class MemoryShard:
         ids = [name for name in names if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
         raised = self.marks.set([name for name in names if name not in needless], self.seq)
+        if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
+            self.meta_server = ""
         head = events.encode_head(
             self.epoch, self.seq, int(self.clock() * 1_000_000), body,
             left_out=bool(needless) and len(needless) == len(ids), bucket=raised[0], low=raised[1],
         )  # fmt: skip
         self.messages[self.seq] = head + body
         self.logged_bytes += len(head) + len(body) + ENTRY_OVERHEAD_BYTES
-        while len(self.messages) > self.log_max or self.logged_bytes > self.log_max_bytes:
+        while len(self.messages) > 1 and (len(self.messages) > self.log_max or self.logged_bytes > self.log_max_bytes):
             gone = self.messages.pop(next(iter(self.messages)))
             self.logged_bytes -= len(gone) + ENTRY_OVERHEAD_BYTES
         self.publish(head + body)
@@ -185,11 +201,11 @@ class MemoryShard:
 
     def probe(self, caller: Caller, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
-        self.attend(caller)
+        self.attend(caller, "" if marks else None)
         self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
         now = self.clock()
         silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
-        for node in silent:
+        for node in () if marks else silent:
             del self.lines[node]
             self.nodes_name = self.new_epoch()
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
@@ -218,16 +234,19 @@ class MemoryShard:
 
     def read(self, caller: Caller, keys: Sequence[Key]) -> ReadReply:
         """See `Store.read`."""
-        self.attend(caller)
-        found = [self.stored(key) for key in keys]
-        return ReadReply(self.epoch, self.seq, [hit[0] if hit else None for hit in found])
+        found: dict[str, bytes | None] = {}
+        for bucket in dict.fromkeys(key.family.bucket for key in keys) or [None]:
+            self.attend(caller, bucket)
+            hits = {key.l2: self.stored(key) for key in keys if key.family.bucket == bucket}
+            found.update((name, hit[0] if hit else None) for name, hit in hits.items())
+        return ReadReply(self.epoch, self.seq, [found[key.l2] for key in keys])
 
     def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """See `Store.lease`."""
-        self.attend(caller)
+        self.attend(caller, key.family.bucket)
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
             return LeaseReply(self.epoch, self.seq, Leased.GUARDED, None, left_ms)
@@ -241,7 +260,7 @@ class MemoryShard:
             if not held.rests:
                 held.waited = True
                 return LeaseReply(self.epoch, self.seq, Leased.WAIT, None, left_ms)
-            if hit or fallback:
+            if stale is Stale.OWN or (stale is Stale.RECORD and hit):
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
         self.leases[key.l2] = MemoryLease(self.epoch, token, now + px_ms / 1000)
         self.note_contexts(key)
@@ -259,8 +278,7 @@ class MemoryShard:
 
     def hold(self, key: Key, token: str, px_ms: int, *, rests: bool = False) -> None:
         """See `Store.extend`, `Store.rest` and `Store.release` (px 0)."""
-        self.arrive(Caller("", 0, b""))
-        if not self.holds(key, token):
+        if self.is_lost(Caller("", 0, b""), None) or not self.holds(key, token):
             return
         if rests:
             self.end_lease(key)
@@ -278,7 +296,7 @@ class MemoryShard:
 
     def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """See `Store.fill`."""
-        self.arrive(caller)
+        self.arrive(caller, key.family.bucket)
         if not self.holds(key, token):
             return Change(self.epoch, self.seq, False)
         self.end_lease(key)
@@ -307,6 +325,7 @@ class MemoryShard:
                 self.guards[name] = kept
             else:
                 del self.guards[name]
+        self.guarded = len(self.guards)
         if px_ms and len(self.guards) + len(keys) + len(names) > self.marks_max:
             return Change(self.epoch, self.seq, False)
         for name in (*map(guard_name, keys), *names):
@@ -315,6 +334,7 @@ class MemoryShard:
                 tokens[token] = now + px_ms / 1000
             if tokens:
                 self.guards[name] = tokens
+        self.guarded, self.guarded_until_s = len(self.guards), max(self.guarded_until_s, now + px_ms / 1000)
         return self.invalidate(caller, keys, names, body)
 
     def write(
@@ -322,7 +342,7 @@ class MemoryShard:
         others: Sequence[Key], names: Sequence[str], if_absent: bool,
     ) -> Change:  # fmt: skip
         """See `Store.write`."""
-        self.arrive(caller)
+        self.arrive(caller, key.family.bucket)
         guarded = self.guarded_ms(key, record.tags) is not None
         if if_absent:
             now = self.stored(key)
@@ -341,12 +361,13 @@ class MemoryShard:
         """See `Store.counter`."""
         self.arrive(caller)
         now, asked = self.clock(), (key.l2, request)
+        value, until = self.counters.get(key.l2, (0, float("inf")))
+        if until <= now:  # what its requests were answered goes with it
+            value, until = 0, float("inf")
+            self.requests = {name: r for name, r in self.requests.items() if name[0] != key.l2}
         answered = self.requests.get(asked)
         if request and answered and answered[1] > now:
             return answered[0]
-        value, until = self.counters.get(key.l2, (0, float("inf")))
-        if until <= now:
-            value, until = 0, float("inf")
         if not amount:
             return value
         value += amount

@@ -25,18 +25,28 @@ class MemoryMarks:
         self.by_bucket: dict[str, dict[str, int]] = {}
         self.low: dict[str, int] = {}
         self.trimmed = 0
-        self._size = 0
         self.counted: dict[str, int] = {}
         """How many there should be, by bucket: fewer, and some were lost."""
+        self.sizes: dict[str, int] = {}
+        """The size of their names, by bucket."""
+        self.lost = False
+        """Whether so much is lost that every script notices."""
 
-    @property
-    def are_lost(self) -> bool:
-        """Whether marks are missing, as after an eviction."""
-        return any(len(self.by_bucket.get(bucket, ())) != count for bucket, count in self.counted.items())
+    def lacks(self, bucket: str) -> bool:
+        """Whether marks are missing, as after an eviction, of those by which a record in this bucket is judged; with ""
+        of those by which any is."""
+        looked_at = (bucket, ALL_TENANTS) if bucket else self.counted
+        return any(len(self.by_bucket.get(b, ())) != self.counted.get(b, 0) for b in looked_at)
 
-    def lose(self) -> None:
-        """Play an eviction of all marks."""
-        self.by_bucket.clear()
+    def lose(self, bucket: str = "") -> None:
+        """Play an eviction of one bucket's marks, or of all."""
+        for lost in [bucket] if bucket else list(self.by_bucket):
+            self.by_bucket.pop(lost, None)
+
+    def lose_counts(self) -> None:
+        """Play an eviction of what is known of the buckets."""
+        self.lost = bool(self.counted)
+        self.counted, self.sizes, self.low = {}, {}, {}
 
     def hide(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
         """Whether a record of this seq, in a key of this bucket with these scopes and tags, was replaced."""
@@ -49,23 +59,29 @@ class MemoryMarks:
         """Move these to `seq`. Gives the bucket whose low watermark this has raised, and that."""
         added = False
         for name in names:
-            marks = self.by_bucket.setdefault(bucket_of_name(name), {})
+            bucket = bucket_of_name(name)
+            marks = self.by_bucket.setdefault(bucket, {})
             if marks.pop(name, None) is None:  # re-inserted last: the oldest come first
-                self._size += _size(name)
+                self._count(bucket, 1, _size(name))
                 added = True
             marks[name] = seq
-        raised = NO_BUCKET, 0
-        if added and self._size > self.most:
-            raised = self._trim(self._size - self.most)
-        self.counted = {bucket: len(marks) for bucket, marks in self.by_bucket.items()}
-        return raised
+        excess = sum(self.sizes.values()) - self.most
+        return self._trim(excess) if added and excess > 0 else (NO_BUCKET, 0)
+
+    def _count(self, bucket: str, count: int, size: int) -> None:
+        self.counted[bucket] = self.counted.get(bucket, 0) + count
+        self.sizes[bucket] = self.sizes.get(bucket, 0) + size
 
     def _trim(self, excess: int) -> tuple[str, int]:
-        bucket = max(self.by_bucket, key=lambda b: sum(map(_size, self.by_bucket[b])))
-        marks = self.by_bucket[bucket]
-        for name in list(marks)[: max(excess, ceil(self.most / BATCH_PART))]:
+        bucket = min(self.sizes, key=lambda b: (-self.sizes[b], b))
+        marks = self.by_bucket.get(bucket, {})
+        if not marks:
+            self.lost = True
+            return NO_BUCKET, 0
+        oldest = sorted(marks, key=lambda name: (marks[name], name.encode()))
+        for name in oldest[: max(excess, ceil(self.most / BATCH_PART))]:
             self.low[bucket] = marks.pop(name)
-            self._size -= _size(name)
+            self._count(bucket, -1, -_size(name))
             self.trimmed += 1
         return bucket, self.low[bucket]
 

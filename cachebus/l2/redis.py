@@ -31,6 +31,7 @@ from cachebus.ports import (
     NodesReply,
     ProbeReply,
     ReadReply,
+    Stale,
 )
 from cachebus.record import Record
 from cachebus.resp import Links, Route, leads_elsewhere
@@ -125,7 +126,7 @@ class RedisStore:
         """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         connection, hops = self._links.of(shard), self._hops(shard)
         now = self._clock()
-        prune = now - self._pruned_at[shard] > PRUNE_EVERY_S
+        prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
         args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), str(SILENT_US) if prune else "0"]
@@ -171,6 +172,8 @@ class RedisStore:
         groups: dict[str, list[Key]] = {}
         for key in keys:
             groups.setdefault(key.family.bucket, []).append(key)
+        if not keys:
+            groups[""] = []
         for bucket, some in groups.items():
             names = self._names[shard]
             args: list[Any] = [*_line(caller)]
@@ -182,14 +185,14 @@ class RedisStore:
         return ReadReply(reply[0], reply[1], [found[key.l2] for key in keys])
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
         scopes = key.names
         args = [
-            *_line(caller), token, str(px_ms), "1" if refresh else "0", "1" if fallback else "0", key.l1,
+            *_line(caller), token, str(px_ms), "1" if refresh else "0", str(int(stale)), key.l1,
             str(len(scopes)), *scopes, *tags,
         ]  # fmt: skip
         bucket = key.family.bucket

@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from string import Formatter
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from cachebus import templates
+from cachebus.errors import ConfigError
 from consumers.cdc.change import Row, UnusableChange
 
 
 class Template:
     """`Template("doc:{id}")`: `{id}` stands for the row's column `id`. `ValueError` for what is none.
 
-    Only text and whole numbers can be part of a name: what else a column holds is written differently by each source.
+    Filled in as the library's own templates are. Only text and whole numbers can be part of a name: what else a column
+    holds is written differently by each source.
     """
 
-    __slots__ = ("_parts", "columns", "text")
+    __slots__ = ("_template", "columns", "text")
 
     def __init__(self, text: str) -> None:
-        if not text:
-            raise ValueError("is empty")
-        self.text = text
         try:
-            parsed = list(Formatter().parse(text))
-        except ValueError as error:
-            raise ValueError(f"{text!r}: {error}; a brace itself is written twice") from None
-        for _, name, spec, conversion in parsed:
-            if spec or conversion:
-                raise ValueError(f"{text!r}: a column takes no format, only its name")
-            if name == "":
-                raise ValueError(f"{text!r}: name a column between the braces")
-        self._parts = [(literal, name) for literal, name, _, _ in parsed]
-        self.columns = frozenset(name for _, name in self._parts if name is not None)
+            self._template = templates.Template(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        self.text = self._template.text
+        self.columns = frozenset(self._template.fields)
 
     def fill(self, row: Row) -> str | None:
         """The text for this row; None where a column is null; `UnusableChange` where one is unknown or no text."""
-        if len(self._parts) == 1 and not self._parts[0][0]:  # a column alone, the usual case
-            return _text(row, self._parts[0][1] or "")
-        made = []
-        for literal, name in self._parts:
-            made.append(literal)
-            if name is not None:
-                value = _text(row, name)
-                if value is None:
-                    return None
-                made.append(value)
-        return "".join(made)
+        values: dict[str, str | int] = {}
+        for name in self._template.fields:
+            value = _value(row, name)
+            if value is None:
+                return None
+            values[name] = value
+        return self._template.fill(values)
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
@@ -57,15 +47,13 @@ class Template:
         return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
 
 
-def _text(row: Row, name: str) -> str | None:
+def _value(row: Row, name: str) -> str | int | None:
     try:
         value = row[name]
     except KeyError:
         raise UnusableChange(f"the column {name!r} is not known: {_remedy(name)}") from None
-    if value is None or type(value) is str:
+    if value is None or type(value) is str or type(value) is int:
         return value
-    if type(value) is int:
-        return str(value)
     raise UnusableChange(f"the column {name!r} holds neither text nor a whole number")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from cachebus.bus.kafka_client import KafkaAccess, kafka_access
 from cachebus.bus.kafka_signature import SIGNATURE, Keyring
 from cachebus.errors import ConfigError
+from cachebus.ids import text_of
 from cachebus.settings import PREFIX, Settings
 from producers.command import InvalidCommand
 
@@ -68,4 +69,4 @@ class Seal:
 
 def key_of(tenant_id: Any) -> bytes:
     """The message's key: commands of one tenant stay in one partition, in order."""
-    return b"" if tenant_id is None else str(tenant_id).encode()
+    return b"" if tenant_id is None else text_of("tenant_id", tenant_id).encode()

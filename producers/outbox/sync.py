@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cachebus.ids import Id
 from cachebus.receipt import Receipt
-from producers.base import Order, Orders, Part, handed_on
+from producers.base import Order, Orders, handed_on
 from producers.outbox.connections import Row, in_parts, writer
 from producers.outbox.producer import Outbox
 
@@ -21,11 +22,11 @@ class SyncProducer(ABC):
     def invalidate(
         self,
         data_type: str,
-        resource_id: Part,
-        tenant_id: Part | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         contexts: str = "exact",
         wait: str | None = None,
@@ -40,11 +41,11 @@ class SyncProducer(ABC):
 
     def invalidate_scope(
         self,
-        tenant_id: Part | None = None,
+        tenant_id: Id | None = None,
         data_type: str | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         wait: str | None = None,
     ) -> Receipt:
@@ -52,21 +53,19 @@ class SyncProducer(ABC):
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
         return self._send(order, wait)
 
-    def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Part | None = None, *, wait: str | None = None
-    ) -> Receipt:
+    def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None) -> Receipt:
         """As `Cache.invalidate_tags`."""
         return self._send(self._orders.tags(tags, tenant_id), wait)
 
     def invalidate_coordinated(
         self,
-        tenant_id: Part,
+        tenant_id: Id,
         primary_data_type: str,
-        primary_resource_id: Part,
+        primary_resource_id: Id,
         related_invalidations: Sequence[Mapping[str, Any]] | None = None,
-        agent_id: Part | None = None,
-        conversation_id: Part | None = None,
-        collection_id: Part | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
         *,
         wait: str | None = None,
     ) -> Receipt:

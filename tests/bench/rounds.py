@@ -7,15 +7,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Final
+from uuid import UUID
 
 from cachebus.clock import Clock, perf_counter
 from tests.bench.scale import SILENT, Progress
 
 IDS: Final = [f"agent-{number}" for number in range(100)]
 """What is asked for: few enough to be hot, as more would measure the CPU's caches and not the code."""
+NUMBERS: Final = {one: 100_000 + number for number, one in enumerate(IDS)}
+"""For each of them an int that may be asked for in its place."""
+UUIDS: Final = {one: UUID(int=number) for one, number in NUMBERS.items()}
+"""And a UUID."""
 CALLS_MAX: Final = 20_000
 """A loop of hits never lets the event loop go: past this many calls a lease could lapse in a round."""
-_ASKED: Final = [IDS[number * 7 % len(IDS)] for number in range(CALLS_MAX)]
+ASKED: Final = [IDS[number * 7 % len(IDS)] for number in range(CALLS_MAX)]
 
 Run = Callable[[Sequence[str]], Awaitable[None]]
 
@@ -55,12 +60,12 @@ async def race(
 
 
 async def _round(contender: Contender, calls: int, clock: Clock, *, warm: bool) -> float:
-    ids = _ASKED[:calls]
+    ids = ASKED[:calls]
     before = calls // 8 if warm else 0
     await asyncio.sleep(0)
     if before:
         # The CPU's caches are full of what the one before needed: not this one's doing.
-        await contender.run(_ASKED[:before])
+        await contender.run(ASKED[:before])
     started = clock()
     await contender.run(ids)
     took_s = clock() - started

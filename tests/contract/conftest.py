@@ -21,7 +21,7 @@ program = cache(binary_of)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tell of the mark."""
-    config.addinivalue_line("markers", "limits(marks_max=..., log_max=...): the sizes of the store that a test gets")
+    config.addinivalue_line("markers", "limits(marks_max=..., log_max=..., log_max_bytes=...): a test's store's sizes")
 
 
 @asynccontextmanager

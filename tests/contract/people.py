@@ -6,31 +6,38 @@ from collections.abc import Sequence
 from typing import Self
 
 from cachebus import event as events
-from cachebus.keys import Key, Keyspace, tag_name
-from cachebus.ports import Caller, Change, Leased, LeaseReply, ProbeReply, Store
+from cachebus.keys import Key, Keyspace, bucket_of, tag_name
+from cachebus.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
 from cachebus.record import Record
 from tests.contract.rig import SHARDS
 
 TENANT = "acme"
 """One whose shard, of the two there are, is 0."""
+NEIGHBOUR = "globex"
+"""Another one of shard 0, in a bucket of its own."""
+BUCKET = bucket_of(TENANT)
+NEXT_DOOR = bucket_of(NEIGHBOUR)
 NOBODY = Caller("", 0, b"")
 """A producer: no node."""
+SAYS_NOTHING = About()
 LONG_MS = 60_000
 SHORT_MS = 20
 
 space = Keyspace(SHARDS)
 
 
-def key(resource_id: str = "r", data_type: str = "doc", **contexts: str) -> Key:
+def key(resource_id: str = "r", data_type: str = "doc", tenant: str = TENANT, **contexts: str) -> Key:
     """A key in shard 0."""
-    made = space.key(data_type, resource_id, TENANT, **contexts)
+    made = space.key(data_type, resource_id, tenant, **contexts)
     assert made.shard == 0
     return made
 
 
-def scope(data_type: str | None = None, **contexts: str) -> str:
+def scope(data_type: str | None = None, tenant: str = TENANT, **contexts: str) -> str:
     """The name of a scope in shard 0."""
-    return space.scope(TENANT, data_type, **contexts)[1]
+    shard, name = space.scope(tenant, data_type, **contexts)
+    assert shard == 0
+    return name
 
 
 def tag(name: str) -> str:
@@ -40,15 +47,39 @@ def tag(name: str) -> str:
 
 def body(keys: Sequence[Key] = (), names: Sequence[str] = (), origin: str = "") -> bytes:
     """An event's body."""
-    return events.encode_body([k.l1 for k in keys], names, origin)
+    return events.encode_body([events.Part([k.l1 for k in keys], list(names), origin)])
+
+
+def joined(marks: Marks | None) -> dict[str, int]:
+    """The marks of all buckets."""
+    assert marks is not None
+    return {name: seq for of_bucket in marks.by_bucket.values() for name, seq in of_bucket.items()}
+
+
+def where(change: Change) -> tuple[bytes, int, bool]:
+    """A change's place in the history, and whether it stored anything."""
+    return change.epoch, change.seq, change.stored
+
+
+def raised(change: Change) -> tuple[str, int]:
+    """The bucket of marks whose low watermark a change has raised, and that, as its event's head says."""
+    return change.head[36:38].decode(), int.from_bytes(change.head[38:46], "big")
+
+
+def leaves_out(change: Change) -> bool:
+    """Whether a change's event says in its head that ids were left out of the marks."""
+    return bool(change.head[3] & events.LEFT_OUT)
 
 
 class Person:
     """A node with a store of its own."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(
+        self, store: Store, name: str, about: About = SAYS_NOTHING, *, bound_ms: int = 0, guard_ms: int = 0
+    ) -> None:
+        """`bound_ms`, `guard_ms`: the largest of the fleet that it has heard of."""
         self.store = store
-        self.caller = Caller(name, 0, b"")
+        self.caller = Caller(name, 0, b"", about, bound_ms, guard_ms)
         self.now_ms = 0
 
     async def attach(self) -> Self:
@@ -59,9 +90,19 @@ class Person:
     async def probe(self) -> ProbeReply:
         """Ask where the shard is, with its marks, and stand there from now on."""
         reply = await self.store.probe(0, self.caller, marks=True)
-        self.caller = Caller(self.caller.node, reply.seq, reply.epoch)
+        self.caller = self.caller._replace(applied=reply.seq, epoch=reply.epoch)
         self.now_ms = reply.server_us // 1000
         return reply
+
+    async def marks(self) -> dict[str, int]:
+        """The marks of all buckets, by a probe."""
+        return joined((await self.probe()).marks)
+
+    async def low(self) -> dict[str, int]:
+        """The low watermarks by bucket, by a probe."""
+        marks = (await self.probe()).marks
+        assert marks is not None
+        return dict(marks.low)
 
     def record(
         self, payload: bytes, lease: LeaseReply | None = None, *, lives_ms: int | None = None, tags: Sequence[str] = ()
@@ -74,10 +115,11 @@ class Person:
         )  # fmt: skip
 
     async def lease(
-        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, tags: Sequence[str] = ()
-    ) -> LeaseReply:
+        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, stale: Stale = Stale.NONE,
+        tags: Sequence[str] = (),
+    ) -> LeaseReply:  # fmt: skip
         """Ask to fill a key."""
-        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, tags=tags)
+        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, stale=stale, tags=tags)
 
     async def guard(self, *keys: Key, names: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS) -> Change:
         """Put a guard up; with `px_ms` 0 take it away."""

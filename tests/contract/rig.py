@@ -14,7 +14,8 @@ from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import Store
+from cachebus.l2.replies import NAME, node_line
+from cachebus.ports import NodeLine, Store
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
 
 PATIENCE_S = 10.0
@@ -35,11 +36,18 @@ async def until(met: Callable[[], Awaitable[object]]) -> object:
         await asyncio.sleep(POLL_S)
 
 
+def aged(line: bytes, by_s: int) -> bytes:
+    """A node's line as it lies in L2, written so much earlier."""
+    at = line.index(b"\xa5at_us\xcf") + 7
+    at_us = int.from_bytes(line[at : at + 8], "big") - by_s * 1_000_000
+    return line[:at] + at_us.to_bytes(8, "big") + line[at + 8 :]
+
+
 class StoreRig(ABC):
     """A store's data, and as many stores over it as there are nodes."""
 
-    def __init__(self, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
-        self.marks_max, self.log_max, self.guard_max_s = marks_max, log_max, guard_max_s
+    def __init__(self, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
         self.messages: list[bytes] = []
         """What shard 0 has published, in order of arrival."""
         self.stores: list[Store] = []
@@ -82,12 +90,20 @@ class StoreRig(ABC):
         """The hash of shard 0 is gone, as by eviction; all else is there."""
 
     @abstractmethod
-    async def lose_marks(self) -> None:
-        """The marks of shard 0 are gone, as by eviction; all else is there."""
+    async def lose_marks(self, bucket: str = "") -> None:
+        """The marks of shard 0 are gone, as by eviction, of one bucket or of all; all else is there."""
+
+    @abstractmethod
+    async def lose_buckets(self) -> None:
+        """What shard 0 knows of its buckets of marks is gone, as by eviction; the marks are there."""
+
+    @abstractmethod
+    async def lose_guards(self) -> None:
+        """The guards of shard 0 are gone, as by eviction; all else is there."""
 
     @abstractmethod
     async def lose_nodes(self) -> None:
-        """The register of shard 0's nodes is gone, as by eviction; all else is there."""
+        """The lines of shard 0's nodes are gone, as by eviction; all else is there."""
 
     @abstractmethod
     async def silence(self, node: str) -> None:
@@ -110,18 +126,23 @@ class StoreRig(ABC):
         """Whether there is a lease on the key."""
 
     @abstractmethod
-    async def lines(self) -> dict[str, int]:
-        """The lines of shard 0's nodes, with what each has applied."""
+    async def lines(self) -> dict[str, NodeLine]:
+        """The lines of shard 0's nodes."""
+
+    async def applied(self) -> dict[str, int]:
+        """How far each node with a line in shard 0 is."""
+        return {node: line.applied for node, line in (await self.lines()).items()}
 
 
 class MemoryRig(StoreRig):
     """The twin."""
 
     async def begin(self) -> None:
-        limits = {"marks_max": self.marks_max, "log_max": self.log_max, "guard_max_s": self.guard_max_s}
+        limits = {"marks_max": self.marks_max, "log_max": self.log_max, "log_max_bytes": self.log_max_bytes}
         self.shards = [MemoryShard(monotonic, **limits) for _ in range(SHARDS)]
         self.shard = self.shards[0]
         self.shard.publish = self.messages.append
+        self.shard.is_new = False  # a server never knows that it is
 
     def unconnected(self) -> Store:
         return MemoryStore(MemoryShards(self.shards))
@@ -132,17 +153,23 @@ class MemoryRig(StoreRig):
 
     async def lose_meta(self) -> None:
         shard = self.shard
-        shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked = "", b"", 0, 0, 0
+        shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
 
-    async def lose_marks(self) -> None:
-        self.shard.marks = {}
+    async def lose_marks(self, bucket: str = "") -> None:
+        self.shard.marks.lose(bucket)
+
+    async def lose_buckets(self) -> None:
+        self.shard.marks.lose_counts()
+
+    async def lose_guards(self) -> None:
+        self.shard.guards = {}
 
     async def lose_nodes(self) -> None:
-        self.shard.nodes = {}
+        self.shard.lines, self.shard.nodes_name = {}, b""
 
     async def silence(self, node: str) -> None:
-        applied, at_s = self.shard.nodes[node]
-        self.shard.nodes[node] = (applied, at_s - 120)
+        line = self.shard.lines[node]
+        self.shard.lines[node] = line._replace(at_us=line.at_us - 120_000_000)
 
     async def another_server(self) -> None:
         self.shard.server += "'"
@@ -154,10 +181,10 @@ class MemoryRig(StoreRig):
         await self.plant(key, b"\x00")
 
     async def leased(self, key: Key) -> bool:
-        return key.l2 in self.shard.leases and self.shard.leases[key.l2][2] > self.shard.clock()
+        return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > self.shard.clock()
 
-    async def lines(self) -> dict[str, int]:
-        return {node: applied for node, (applied, _) in self.shard.nodes.items()}
+    async def lines(self) -> dict[str, NodeLine]:
+        return dict(self.shard.lines)
 
 
 class RedisRig(StoreRig):
@@ -165,8 +192,8 @@ class RedisRig(StoreRig):
 
     names = ShardNames(NAMESPACE, 0)
 
-    def __init__(self, url: str, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
-        super().__init__(marks_max, log_max, guard_max_s)
+    def __init__(self, url: str, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        super().__init__(marks_max, log_max, log_max_bytes)
         self.address: Address = parse_address(url)
         self.redis: Connection
         """For commands of the test's own."""
@@ -195,7 +222,7 @@ class RedisRig(StoreRig):
         return RedisStore(
             self.route(shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
-            guard_max_s=self.guard_max_s,
+            log_max_bytes=self.log_max_bytes,
         )  # fmt: skip
 
     async def end(self) -> None:
@@ -207,20 +234,26 @@ class RedisRig(StoreRig):
         await self.redis.call("FLUSHALL")
 
     async def lose_meta(self) -> None:
-        await self.redis.call("DEL", self.names.own[0])
+        await self.redis.call("DEL", self.names.meta)
 
-    async def lose_marks(self) -> None:
-        await self.redis.call("DEL", self.names.own[1])
+    async def lose_marks(self, bucket: str = "") -> None:
+        await self.redis.call("DEL", *([self.names.marks(bucket)] if bucket else self.names.all_marks))
+
+    async def lose_buckets(self) -> None:
+        await self.redis.call("DEL", self.names.buckets)
+
+    async def lose_guards(self) -> None:
+        await self.redis.call("DEL", self.names.guards)
 
     async def lose_nodes(self) -> None:
-        await self.redis.call("DEL", self.names.own[3])
+        await self.redis.call("DEL", self.names.nodes)
 
     async def silence(self, node: str) -> None:
-        applied, _, at_us = (await self.redis.call("HGET", self.names.own[3], node)).partition(b":")
-        await self.redis.call("HSET", self.names.own[3], node, b"%s:%d" % (applied, int(at_us) - 120_000_000))
+        line = await self.redis.call("HGET", self.names.nodes, node)
+        await self.redis.call("HSET", self.names.nodes, node, aged(line, 120))
 
     async def another_server(self) -> None:
-        await self.redis.call("HSET", self.names.own[0], "server", "another")
+        await self.redis.call("HSET", self.names.meta, "server", "another")
 
     async def plant(self, key: Key, data: bytes) -> None:
         await self.redis.call("SET", self.names.record(key), data)
@@ -232,16 +265,17 @@ class RedisRig(StoreRig):
     async def leased(self, key: Key) -> bool:
         return bool(await self.redis.call("EXISTS", self.names.lease(key)))
 
-    async def lines(self) -> dict[str, int]:
-        flat = await self.redis.call("HGETALL", self.names.own[3])
-        return {node.decode(): int(line.partition(b":")[0]) for node, line in zip(flat[::2], flat[1::2], strict=True)}
+    async def lines(self) -> dict[str, NodeLine]:
+        flat = await self.redis.call("HGETALL", self.names.nodes)
+        found = zip(flat[::2], flat[1::2], strict=True)
+        return {node.decode(): node_line(line) for node, line in found if node != NAME}
 
 
 class ClusterRig(RedisRig):
     """A Cluster; what the suites do to the server, they do to the one that has shard 0."""
 
-    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int, guard_max_s: float = 0.0) -> None:
-        super().__init__(group.servers[0].url, marks_max, log_max, guard_max_s)
+    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        super().__init__(group.servers[0].url, marks_max, log_max, log_max_bytes)
         self.group = group
 
     async def begin(self) -> None:

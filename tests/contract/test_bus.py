@@ -9,6 +9,7 @@ from secrets import token_hex
 
 import pytest
 
+from cachebus import event as events
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
 from cachebus.bus.kafka_envelope import Envelope
@@ -18,9 +19,10 @@ from cachebus.cli.embedded import EmbeddedServer, free_port
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.clock import monotonic
 from cachebus.errors import BusUnavailable
+from cachebus.factory import channels_of, redis_store, route_of
 from cachebus.l2.names import ShardNames
 from cachebus.observe import Counters
-from cachebus.ports import Bus, Listener
+from cachebus.ports import Bus, Caller, Change, Listener, LogEntry
 from cachebus.resp import Connection, Fixed, parse_address
 from cachebus.settings import Settings
 from tests.contract.conftest import MEMORY, program
@@ -303,6 +305,54 @@ async def test_a_user_who_may_not_subscribe_is_told_so(server: EmbeddedServer) -
         await bus.connect()
     assert not bus.connected
     await bus.close()
+
+
+class Tenancy:
+    """A namespace in one database of a server that others share: its store and its bus, as a cache has them."""
+
+    def __init__(self, server: EmbeddedServer, database: int) -> None:
+        settings = Settings(url=f"redis://127.0.0.1:{server.port}/{database}", namespace=NAMESPACE, shards=2)
+        route = route_of(settings, monotonic)
+        self.ears = Ears()
+        self.store = redis_store(settings, route, monotonic)
+        self.channels = channels_of(settings)
+        self.bus = RedisBus(
+            route, self.channels, self.ears, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
+        )
+
+    async def open(self) -> None:
+        await self.store.connect()
+        await self.bus.connect()
+
+    async def close(self) -> None:
+        await self.bus.close()
+        await self.store.close()
+
+    async def invalidate(self, name: str) -> Change:
+        body = events.encode_body([events.Part([], [name])])
+        return await self.store.invalidate(1, Caller("", 0, b""), [], [name], body)
+
+
+async def test_nothing_crosses_between_two_databases_of_one_server(server: EmbeddedServer) -> None:
+    """Channels know no databases: what is published in one is heard in all, unless its channel has another name."""
+    both = [Tenancy(server, 0), Tenancy(server, 9)]
+    assert set(both[0].channels).isdisjoint(both[1].channels)
+    for one in both:
+        await one.open()
+    changes = [await one.invalidate(f"T\x1facme-{number}") for number in range(10) for one in both]
+    await asyncio.gather(*(one.ears.wait(10) for one in both))
+    for index, one in enumerate(both):
+        heard = [events.decode(message) for _, message in one.ears.heard]
+        assert [(event.epoch, event.seq) for event in heard] == [change[:2] for change in changes[index::2]]
+        assert {shard for shard, _ in one.ears.heard} == {1}
+        probe = await one.store.probe(1, Caller("", 0, b""), marks=True)
+        assert probe.epoch == changes[index].epoch
+        assert await one.store.log(1, 0, 100) == [
+            LogEntry(event.seq, message) for event, (_, message) in zip(heard, one.ears.heard, strict=True)
+        ]
+    assert changes[0].epoch != changes[1].epoch
+    for one in both:
+        await one.close()
 
 
 # -- what only memory could do ---------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 
 from cachebus import event as events
 from cachebus import record as records
-from cachebus.ports import Change, Leased
-from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag
+from cachebus.ports import Change, Leased, Marks
+from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
 from tests.contract.rig import StoreRig, until
 
 
@@ -17,7 +17,7 @@ async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Pe
         await ann.loaded(what)
         await ann.granted(what, "refresh", refresh=True)
     kept = await ann.loaded(key("r2"))
-    assert await bob.invalidate(*gone) == Change(ann.caller.epoch, 2, True, 0)
+    assert where(await bob.invalidate(*gone)) == (ann.caller.epoch, 2, True)
     for what in gone:
         assert await ann.store.get(what) is None
         assert not await rig.leased(what)
@@ -40,36 +40,40 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
     entries = await ann.store.log(0, 0, 10)
     assert entries == [(2, messages[0]), (3, messages[1])]
 
+    told = body([key("a"), key("b", agent_id="x")], [scope("doc"), tag("plan")], "ann")
+    assert messages[0] == change.head + told, "its head, and what its publisher said"
     event = events.decode(messages[0])
-    assert (event.epoch, event.seq, event.floor) == (*change[:2], 0)
-    assert (event.keys, event.names) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
+    assert (event.epoch, event.seq, event.bucket, event.low) == (*change[:2], events.NO_BUCKET, 0)
+    assert (event.keys, event.scopes) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
     assert event.origin == "ann"
     assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, marks=False)).server_us
 
     event = events.decode(messages[1])
-    assert (event.epoch, event.seq, event.floor) == (*written[:2], 0)
-    assert (event.keys, event.names, event.origin) == ([key("c").l1, key("d").l1], [scope("other")], "bob")
+    assert (event.epoch, event.seq, event.bucket, event.low) == (*written[:2], events.NO_BUCKET, 0)
+    assert (event.keys, event.scopes, event.origin) == ([key("c").l1, key("d").l1], [scope("other")], "bob")
 
 
 async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
     await ann.invalidate(names=[scope(), scope(), scope("doc")])
-    assert (await ann.probe()).marks == {scope(): 2, scope("doc"): 2}
+    assert await ann.marks() == {scope(): 2, scope("doc"): 2}
     await ann.invalidate(names=[scope()])
-    assert (await ann.probe()).marks == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
+    assert await ann.marks() == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
 
 
 @pytest.mark.limits(marks_max=3)
-async def test_marks_are_bounded_by_raising_the_floor(rig: StoreRig, ann: Person) -> None:
+async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: Person) -> None:
     record = await ann.loaded(key())
     names = [scope(f"t{number}") for number in range(5)]
     changes = [await ann.invalidate(names=[name]) for name in names]
-    assert [change.floor for change in changes] == [0, 0, 0, 2, 3]
-    assert [events.decode(message).floor for message in await rig.heard(5)] == [0, 0, 0, 2, 3]
-    reply = await ann.probe()
-    assert (reply.floor, reply.marks) == (3, {names[2]: 4, names[3]: 5, names[4]: 6})
-    assert await ann.read(key()) == [None], f"{record.seq} lies below the floor: too much may go, never too little"
+    nothing = events.NO_BUCKET, 0
+    assert [raised(change) for change in changes] == [nothing, nothing, nothing, (BUCKET, 2), (BUCKET, 3)]
+    told = [events.decode(message) for message in await rig.heard(5)]
+    assert [(event.bucket, event.low) for event in told] == [raised(change) for change in changes]
+    marks = (await ann.probe()).marks
+    assert marks == Marks({BUCKET: {names[2]: 4, names[3]: 5, names[4]: 6}}, {BUCKET: 3})
+    assert await ann.read(key()) == [None], f"{record.seq} lies below it: too much may go, never too little"
     await ann.invalidate(names=[names[2]])
-    assert (await ann.invalidate(names=[names[0]])).floor == 5, "the oldest, not the first ever named"
+    assert raised(await ann.invalidate(names=[names[0]])) == (BUCKET, 5), "the oldest, not the first ever named"
     newer = await ann.loaded(key())
     assert await ann.read(key()) == [newer.encode()]
 
@@ -78,10 +82,8 @@ async def test_marks_are_bounded_by_raising_the_floor(rig: StoreRig, ann: Person
 async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
     record = await ann.loaded(key())
     change = await ann.invalidate(names=[scope(f"t{number}") for number in range(7)])
-    assert change == Change(ann.caller.epoch, 2, True, 2)
-    marks = (await ann.probe()).marks
-    assert marks is not None
-    assert len(marks) == 3
+    assert (where(change), raised(change)) == ((ann.caller.epoch, 2, True), (BUCKET, 2))
+    assert len(await ann.marks()) == 3
     assert await ann.read(key()) == [None] != [record]
     assert (await ann.probe()).epoch == change.epoch
 
@@ -89,7 +91,7 @@ async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
 async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person, bob: Person) -> None:
     await bob.invalidate(names=[scope("doc")])
     change = await ann.write(key(), b"written", tags=[tag("plan")])
-    assert change == Change(ann.caller.epoch, 3, True, 0)
+    assert where(change) == (ann.caller.epoch, 3, True)
     data = await bob.store.get(key())
     assert data is not None
     record = records.decode(data)
@@ -123,7 +125,7 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
     assert [data is None for data in await ann.read(key("a"), key("b"), key("c", data_type="query"))] == [
         False, True, True,
     ]  # fmt: skip
-    assert (await ann.probe()).marks == {scope("query"): 2}
+    assert await ann.marks() == {scope("query"): 2}
 
 
 async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
@@ -144,14 +146,14 @@ async def test_a_written_record_lives_as_long_as_it_is_told(ann: Person) -> None
 
 
 async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) -> None:
-    assert await ann.write(key(), b"first", if_absent=True) == Change(ann.caller.epoch, 2, True, 0)
+    assert where(await ann.write(key(), b"first", if_absent=True)) == (ann.caller.epoch, 2, True)
     refused = await bob.write(key(), b"second", others=[key("o")], names=[scope()], if_absent=True)
-    assert refused == Change(ann.caller.epoch, 2, False, 0), "and says where it stands"
+    assert refused == Change(ann.caller.epoch, 2, False), "and says where it stands"
     (data,) = await bob.read(key())
     assert data is not None
     assert data.endswith(b"first")
     assert len(await bob.store.log(0, 0, 10)) == 1
-    assert (await bob.probe()).marks == {}
+    assert await bob.marks() == {}
     assert (await bob.write(key(), b"third")).stored, "plain writes still replace it"
 
 
@@ -210,7 +212,7 @@ async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) 
     assert [await ann.store.get(what) for what in keys[::100]] == [None] * 15
     event = events.decode((await rig.heard(1))[0])
     assert event.keys == [what.l1 for what in keys]
-    assert len((await ann.probe()).marks or ()) == len(event.names) == 600
+    assert len(await ann.marks()) == len(event.scopes) == 600
 
 
 async def test_hundreds_of_keys_beside_one_write(ann: Person) -> None:

@@ -13,7 +13,7 @@ from cachebus.l2.redis import RedisStore
 from cachebus.ports import Caller, Store
 from cachebus.resp import Fixed
 from tests.contract.conftest import program
-from tests.contract.people import LONG_MS, NOBODY, Person, body, key
+from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import RedisRig, StoreRig, until
 from tests.support.servers import KINDS, Kind
 
@@ -24,7 +24,9 @@ WRITES: dict[str, Operation] = {
     "invalidate": lambda p: p.invalidate(key()),
     "write": lambda p: p.write(key()),
     "counter": lambda p: p.store.counter(key(), p.caller, 1, "", 0),
-    "leave": lambda p: p.store.leave(0, p.caller),
+    "guard": lambda p: p.guard(key("guarded")),
+    "forget": lambda p: p.store.forget(0, p.caller, "nobody", lives=True),
+    "nodes": lambda p: p.store.nodes(0, p.caller),
     "read": lambda p: p.read(key()),
     "probe": lambda p: p.store.probe(0, p.caller, marks=True),
 }
@@ -92,11 +94,39 @@ async def test_other_facts_are_refused_naming_both_sides(redis: RedisRig) -> Non
         assert not store.checked[0]
         store.release(key(), "t")
     assert await ann.read(key()) == [record.encode()], "nothing happened"
-    assert await redis.lines() == {"ann": 1}
+    assert await redis.applied() == {"ann": 1}, "who had read before; and nobody else"
     await redis.flush()
     await bob.attach()
     with pytest.raises(ProtocolMismatch):
         await ann.probe()
+
+
+async def test_protocols_refuse_each_other_by_name(redis: RedisRig) -> None:
+    """What the library before this one has left, on the very server that it wrote on; it asks the same field."""
+    facts = "protocol=1 shards=2 bus=redis"
+    server = (await redis.redis.call("INFO", "replication")).decode().partition("master_replid:")[2][:40]
+    meta = {"facts": facts, "server": server, "epoch": "0" * 16, "seq": "7", "floor": "0", "marks": "1"}
+    await redis.redis.call("HSET", redis.names.meta, *[part for pair in meta.items() for part in pair])
+    await redis.redis.call("ZADD", redis.names.meta[: -len("meta")] + "marks", "7", scope())
+    store = redis.of_facts(2, "redis")
+    redis.stores.append(store)
+    await store.connect()
+    ann = Person(store, "ann")
+    for operation in WRITES.values():
+        with pytest.raises(ProtocolMismatch) as raised:
+            await operation(ann)
+        assert facts in str(raised.value)
+        assert "protocol=2 shards=2 bus=redis" in str(raised.value)
+    store.release(key(), "t")
+    with pytest.raises(ProtocolMismatch):
+        await store.probe(0, NOBODY, marks=False)
+    assert not store.checked[0]
+    found = await redis.redis.call("HGETALL", redis.names.meta)
+    assert found == [part.encode() for pair in meta.items() for part in pair], "nothing happened"
+    assert len(await redis.redis.call("KEYS", "*")) == 2
+    await redis.flush()
+    await ann.attach()
+    assert await redis.redis.call("HGET", redis.names.meta, "facts") == b"protocol=2 shards=2 bus=redis"
 
 
 async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRig) -> None:
@@ -124,25 +154,51 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
     ann = await Person(await own.store(), "ann").attach()
     await ann.granted(key())
     await ann.store.probe(0, Caller("bob", 5, b""), marks=False)
-    for deny, allow in (
-        (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
-        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
-        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    # A full one takes invalidations that have something to remove: see below.
+    when_full = {name: operation for name, operation in WRITES.items() if name not in ("forget", "guard")}
+    when_full["invalidate"] = lambda p: p.invalidate(names=[scope()])
+    for deny, allow, writes in (
+        (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"), WRITES),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), when_full),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), WRITES),
     ):
         assert own.server.command(*deny).startswith("+OK")
-        await all_refuse(ann, {name: operation for name, operation in WRITES.items() if name != "probe"})
+        await all_refuse(ann, {name: operation for name, operation in writes.items() if name != "probe"})
         assert ann.store.checked[0]
         await all_refuse(ann, {"probe": WRITES["probe"]})
         assert not ann.store.connected, "a probe that is refused gives up the connection"
         await ann.store.connect()
-        await all_refuse(ann, WRITES)
-        assert own.server.command("HEXISTS", own.names.own[3], "bob") == ":1", "and nothing was changed"
+        await all_refuse(ann, writes)
+        assert own.server.command("HEXISTS", own.names.nodes, "bob") == ":1", "and nothing was changed"
         assert own.server.command("EXISTS", own.names.lease(key())) == ":1"
         assert own.server.command(*allow).startswith("+OK")
         await ann.store.connect()
         await ann.probe()
         assert await ann.read(key()) == [None]
     await ann.store.close()
+
+
+async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRig) -> None:
+    await own.begin()
+    ann = await Person(await own.store(), "ann").attach()
+    await ann.loaded(key())
+    await ann.invalidate(names=[scope("other")])
+    lease = await ann.granted(key("leased"))
+    assert own.server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
+    for refused in (
+        ann.write(key()), ann.write(key("added"), if_absent=True), ann.fill(key("leased"), ann.record(b"v", lease)),
+    ):  # fmt: skip
+        with pytest.raises(L2Unavailable):
+            await refused
+    assert await own.leased(key("leased")), "nothing at all was done"
+    assert await ann.store.get(key()) is not None
+    assert (await ann.guard(key("guarded"))).stored
+    change = await ann.invalidate(key(), names=[scope("doc")])
+    assert await ann.store.get(key()) is None
+    assert own.server.command("CONFIG", "SET", "maxmemory", "0") == "+OK"
+    assert [entry.seq for entry in await ann.store.log(0, 0, 10)] == [2, 3, change.seq] == [2, 3, 4]
+    assert await ann.marks() == {scope("other"): 2, scope("doc"): change.seq}
+    await own.end()
 
 
 async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: RedisRig) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cachebus.errors import L2Unavailable
-from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope
+from cachebus.l2.memory import MemoryShard
+from tests.contract.people import LONG_MS, NOBODY, SHORT_MS, Person, key, scope
 from tests.contract.rig import RedisRig, StoreRig, until
 
 
-async def count(person: Person, amount: int, what: str = "n", request: str = "", expires_ms: int = 0) -> int:
+async def count(person: Person, amount: int, what: str = "n", request: str = "", expires_ms: int = 0) -> int | None:
     return await person.store.counter(key(what), person.caller, amount, request, expires_ms)
 
 
@@ -81,15 +82,125 @@ async def test_it_is_no_part_of_records_scopes_and_epochs(rig: StoreRig, ann: Pe
     assert await ann.store.log(0, 0, 10) == [], "and no event tells of it"
 
 
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63 - 1, -(2**53) - 1, -(2**63)])
+async def test_it_is_exact_to_the_last_of_its_64_bits(ann: Person, bob: Person, value: int) -> None:
+    assert await count(ann, value, request="a") == value
+    assert await count(bob, 0) == value
+    assert await count(bob, value, request="a") == value, "what it answered then"
+    step = -1 if value > 0 else 1
+    assert await count(bob, step) == value + step
+    assert await count(bob, -value - step) == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+async def test_what_would_leave_64_bits_is_not_added(ann: Person, sign: int) -> None:
+    last = 2**63 - 1 if sign > 0 else -(2**63)
+    assert await count(ann, last, expires_ms=LONG_MS) == last
+    assert await count(ann, sign) is None
+    assert await count(ann, sign, request="a") is None
+    assert await count(ann, last) is None
+    assert await count(ann, 0) == last
+    assert await count(ann, -sign) == last - sign
+    assert await count(ann, sign, request="a") == last, "a request that was refused may be made again"
+    assert await count(ann, sign, request="a") == last
+
+
+async def test_a_request_goes_with_its_counter(ann: Person) -> None:
+    """Once the counter has expired, or was evicted, what it answered is void: the count begins anew."""
+    assert await count(ann, 5, request="a", expires_ms=SHORT_MS) == 5
+
+    async def expired() -> bool:
+        return await count(ann, 0) == 0
+
+    await until(expired)
+    assert await count(ann, 2, request="a") == 2
+
+
+async def test_an_evicted_counter_takes_its_requests_along(redis: RedisRig) -> None:
+    ann = await Person(await redis.store(), "ann").attach()
+    assert await count(ann, 5, request="a") == 5
+    assert await redis.redis.call("DEL", redis.names.counter_prefix + key("n").l2) == 1
+    assert await redis.redis.call("KEYS", "*:c:*") == [], "there is nothing else of it"
+    assert await count(ann, 2, request="a") == 2
+
+
+ODD_REQUESTS = ["value", "sweep", "rvalue", "r", "a", "a:b", ":", "::", "ra", "1:2", "99999999999999999999:7", " ", "é"]
+
+
+async def test_requests_of_any_name_are_told_apart(ann: Person) -> None:
+    for number, request in enumerate(ODD_REQUESTS, 1):
+        assert await count(ann, 1, request=request) == number
+    for number, request in enumerate(ODD_REQUESTS, 1):
+        assert await count(ann, 1, request=request) == number
+    assert await count(ann, 0) == len(ODD_REQUESTS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(("a:b", "c"), ("a", "b:c")), (("a", "value"), ("a:value", "x")), (("n:ra", "b"), ("n", "ra:b"))],
+)
+async def test_a_request_of_one_counter_is_none_of_another(
+    ann: Person, one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    """Whatever colons there are in the counter's id and in the request's."""
+    assert await count(ann, 1, one[0], request=one[1]) == 1
+    assert await count(ann, 10, other[0], request=other[1]) == 10
+    assert await count(ann, 1, one[0], request=one[1]) == 1
+
+
 async def test_a_request_is_remembered_for_a_minute(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
+    name = redis.names.counter_prefix + key("n").l2
     assert await count(ann, 1, request="a") == 1
-    left_ms = await redis.redis.call("PTTL", f"{redis.names.request_prefix}{key('n').l2}:a")
-    assert 50_000 < left_ms <= 60_000
-    assert await redis.redis.call("PTTL", redis.names.counter_prefix + key("n").l2) == -1
+    until_us = int((await redis.redis.call("HGET", name, "ra")).partition(b":")[0])
+    seconds, micros = map(int, await redis.redis.call("TIME"))
+    assert 50_000_000 < until_us - (seconds * 1_000_000 + micros) <= 60_000_000
+    assert await redis.redis.call("PTTL", name) == -1
+    await redis.redis.call("HSET", name, "ra", f"{until_us - 60_000_001}:1")
+    assert await count(ann, 1, request="a") == 2, "and no longer"
 
 
-@pytest.mark.parametrize("plant", [("SET", "{}", "no number"), ("RPUSH", "{}", "a list")])
+async def test_in_memory_a_request_is_remembered_for_a_minute() -> None:
+    now_s = [1_000.0]
+    shard = MemoryShard(lambda: now_s[0])
+
+    def counted(request: str) -> int | None:
+        return shard.counter(key("n"), NOBODY, 1, request, 0)
+
+    assert [counted("a"), counted("b"), counted("a")] == [1, 2, 1]
+    now_s[0] += 59.9
+    assert counted("a") == 1
+    now_s[0] += 0.2
+    assert counted("c") == 3
+    assert len(shard.requests) == 1, "those that are over are forgotten"
+    assert counted("a") == 4
+
+
+@pytest.mark.parametrize("many", [200, 3_000])
+async def test_requests_that_are_over_are_swept(redis: RedisRig, many: int) -> None:
+    """Some at a time, more than come: however many there were, few are left."""
+    ann = await Person(await redis.store(), "ann").attach()
+    name = redis.names.counter_prefix + key("n").l2
+    for at in range(0, many, 100):
+        await redis.redis.call("HSET", name, *[part for n in range(at, at + 100) for part in (f"rold-{n}", "1:7")])
+    assert await count(ann, 1, request="kept") == 1
+    for number in range(2, 2_000):
+        before = await redis.redis.call("HLEN", name)
+        assert await count(ann, 1, request=f"new-{number}") == number
+        gone = before + 1 - await redis.redis.call("HLEN", name)
+        assert gone <= 600, "one call does not sweep them all"
+        left = await redis.redis.call("HLEN", name) - number
+        if left <= 2:
+            break
+    assert left <= 2, "the value, and how far the sweep has come"
+    assert await count(ann, 1, request="kept") == 1, "those that are not over stay"
+    assert await count(ann, 0) == number
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [("SET", "{}", "no number"), ("SET", "{}", "7"), ("RPUSH", "{}", "a list"), ("HSET", "{}", "ra", "no deadline")],
+)
 async def test_nonsense_under_a_counter_reads_as_zero_and_is_not_counted_on(
     redis: RedisRig, plant: tuple[str, ...]
 ) -> None:
@@ -97,5 +208,10 @@ async def test_nonsense_under_a_counter_reads_as_zero_and_is_not_counted_on(
     name = redis.names.counter_prefix + key("n").l2
     await redis.redis.call(*[part.format(name) for part in plant])
     assert await count(ann, 0) == 0
-    with pytest.raises(L2Unavailable):
-        await count(ann, 1)
+    assert await count(ann, 0, request="a") == 0
+    if plant[0] == "HSET":
+        assert await count(ann, 1, request="a") == 1
+        return
+    for request in ("", "a"):
+        with pytest.raises(L2Unavailable):
+            await count(ann, 1, request=request)

@@ -6,7 +6,7 @@ import pytest
 
 from cachebus.keys import Key
 from cachebus.ports import Change, Leased
-from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag
+from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
 from tests.contract.rig import RedisRig, StoreRig, until
 
 OTHER = "h" * 16
@@ -24,10 +24,10 @@ async def allows(person: Person, what: Key, *, tags: tuple[str, ...] = ()) -> bo
 async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Person) -> None:
     await bob.loaded(key())
     await bob.loaded(key("s"), tags=[tag("t")])
-    assert await ann.guard(key(), names=[tag("t")]) == Change(ann.caller.epoch, 2, True, 0)
+    assert where(await ann.guard(key(), names=[tag("t")])) == (ann.caller.epoch, 2, True)
     assert await bob.read(key(), key("s")) == [None, None]
     assert len(await rig.heard(1)) == 1
-    assert (await bob.probe()).marks == {tag("t"): 2}
+    assert await bob.marks() == {tag("t"): 2}
     assert [entry.seq for entry in await bob.store.log(0, 0, 9)] == [2]
 
 
@@ -72,10 +72,11 @@ async def test_a_write_under_a_guard_stores_nothing_and_invalidates(rig: StoreRi
     await ann.guard(key())
     await bob.loaded(key("dependent"))
     change = await bob.write(key(), others=[key("dependent")], names=[scope("page")])
-    assert change == Change(ann.caller.epoch, 3, False, 0)
+    assert where(change) == (ann.caller.epoch, 3, False)
+    assert change.head
     assert await bob.read(key(), key("dependent")) == [None, None]
     assert len(await rig.heard(2)) == 2
-    assert (await ann.probe()).marks == {scope("page"): 3}
+    assert await ann.marks() == {scope("page"): 3}
     await ann.guard(key(), px_ms=0)
     assert (await bob.write(key())).stored
 
@@ -88,7 +89,7 @@ async def test_a_write_with_a_guarded_tag_stores_nothing(ann: Person, bob: Perso
 
 async def test_adding_under_a_guard_does_nothing_at_all(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.guard(key())
-    assert await bob.write(key(), if_absent=True) == Change(ann.caller.epoch, 2, False, 0)
+    assert await bob.write(key(), if_absent=True) == Change(ann.caller.epoch, 2, False)
     assert len(await rig.heard(1)) == 1
 
 
@@ -116,7 +117,7 @@ async def test_a_guard_of_a_scope_and_one_of_a_key_in_it(ann: Person, bob: Perso
 
 async def test_taking_it_away_invalidates_in_any_case(rig: StoreRig, ann: Person, bob: Person) -> None:
     await bob.loaded(key())
-    assert await ann.guard(key(), px_ms=0) == Change(ann.caller.epoch, 2, True, 0)
+    assert where(await ann.guard(key(), px_ms=0)) == (ann.caller.epoch, 2, True)
     assert await bob.read(key()) == [None]
 
 
@@ -133,27 +134,12 @@ async def test_it_ends_by_itself_and_the_first_to_end_is_told(ann: Person, bob: 
     assert (await bob.lease(key())).wait_ms > SHORT_MS * 10, "the other one stands"
 
 
-async def test_what_guards_leave_behind_is_swept(redis: RedisRig) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
-    before = await redis.redis.call("HLEN", redis.names.own[0])
-    for n in range(20):
-        await ann.guard(key(str(n)), names=[scope("doc")], px_ms=SHORT_MS)
-
-    async def over() -> bool:
-        return await allows(ann, key())
-
-    await until(over)
-    await ann.guard(key("last"))
-    assert await redis.redis.call("HLEN", redis.names.own[0]) == before + 2, "the one, and until when there are any"
-    await ann.guard(key("last"), px_ms=0)
-    assert await redis.redis.call("HLEN", redis.names.own[0]) == before + 1
-
-
-@pytest.mark.parametrize("loss", ["flush", "lose_meta", "another_server"])
-@pytest.mark.limits(guard_max_s=60.0)
+@pytest.mark.parametrize("loss", ["flush", "lose_meta", "another_server", "lose_guards"])
 async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_than_they_might_have(
-    rig: StoreRig, ann: Person, bob: Person, loss: str
+    rig: StoreRig, loss: str
 ) -> None:
+    ann = await Person(await rig.store(), "ann", guard_ms=60_000).attach()
+    bob = await Person(await rig.store(), "bob", guard_ms=60_000).attach()
     await ann.guard(key())
     await getattr(rig, loss)()
     await bob.probe()
@@ -172,10 +158,8 @@ async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_t
             assert 50_000 < await rig.redis.call("PTTL", rig.names.record(key(one))) <= 60_000
 
 
-@pytest.mark.limits(guard_max_s=0.05)
-async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(
-    rig: StoreRig, ann: Person
-) -> None:
+async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(rig: StoreRig) -> None:
+    ann = await Person(await rig.store(), "ann", guard_ms=50).attach()
     await rig.another_server()
     await ann.probe()
 
@@ -183,3 +167,12 @@ async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_the
         return not (await ann.write(key())).expires_ms
 
     await until(unbounded)
+
+
+@pytest.mark.parametrize("who", ["the one who stores", "a node that has probed before"])
+async def test_whoever_knows_of_a_longer_guard_has_records_live_shorter(rig: StoreRig, who: str) -> None:
+    knows = await Person(await rig.store(), "knows", guard_ms=60_000).attach()
+    stores = knows if who == "the one who stores" else await Person(await rig.store(), "stores").attach()
+    assert (await stores.write(key())).expires_ms
+    lease = await stores.granted(key("filled"))
+    assert (await stores.fill(key("filled"), stores.record(b"v", lease))).expires_ms

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from cachebus import record as records
-from cachebus.keys import Key, names_of
+from cachebus.keys import ALL_OF_SHARD, Key, everywhere, names_of
 from cachebus.ports import Leased
-from tests.contract.people import LONG_MS, Person, key, scope, tag
+from tests.contract.people import BUCKET, LONG_MS, NEIGHBOUR, Person, key, raised, scope, tag
 from tests.contract.rig import StoreRig
 
 EVERYWHERE = key(agent_id="a", conversation_id="v", collection_id="c")
@@ -23,12 +23,15 @@ SHAPES = {
     "type and agent": scope("doc", agent_id="a"),
     "type and conversation": scope("doc", conversation_id="v"),
     "type and collection": scope("doc", collection_id="c"),
-    "id in all contexts": EVERYWHERE.names[2],
+    "id in all contexts": everywhere(EVERYWHERE),
+    "all of the shard": ALL_OF_SHARD,
+    "type of all tenants": "Y\x1fdoc",
 }
 
 
 def test_these_are_all_shapes() -> None:
-    assert set(SHAPES.values()) == set(EVERYWHERE.names) == set(names_of(EVERYWHERE.l1))
+    assert set(SHAPES.values()) == set(EVERYWHERE.names) == set(names_of(EVERYWHERE.l1)[1])
+    assert names_of(EVERYWHERE.l1)[0] == EVERYWHERE.family.bucket == BUCKET
 
 
 @pytest.mark.parametrize("name", SHAPES.values(), ids=SHAPES.keys())
@@ -36,6 +39,7 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
     keys = [
         EVERYWHERE, key(agent_id="a"), key(conversation_id="v"), key(collection_id="c"), key(),
         key("r2", agent_id="a"), key(data_type="other", collection_id="c"), key(agent_id="b", conversation_id="w"),
+        key(tenant=NEIGHBOUR), key(data_type="other", tenant=NEIGHBOUR, agent_id="a"),
     ]  # fmt: skip
     kept = [(await ann.loaded(what)).encode() for what in keys]
     assert await bob.read(*keys) == kept
@@ -43,7 +47,7 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
     expected = [None if name in what.names else data for what, data in zip(keys, kept, strict=True)]
     assert await bob.read(*keys) == expected
     assert expected[0] is None
-    assert name == scope() or any(expected)
+    assert name == ALL_OF_SHARD or any(expected)
     for what, data in zip(keys, expected, strict=True):
         assert ((await bob.lease(what)).outcome is Leased.HIT) == (data is not None)
         assert await bob.store.get(what) is not None, "a plain get is not judged"
@@ -68,13 +72,13 @@ async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Per
 
 
 @pytest.mark.limits(marks_max=1)
-async def test_the_floor_hides_everything_older(ann: Person, bob: Person) -> None:
+async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key())
     await ann.invalidate(names=[scope("x")])
     assert await bob.read(key()) == [record.encode()]
     newer = await ann.loaded(key("newer"))
     change = await ann.invalidate(names=[scope("y")])
-    assert change.floor == 2
+    assert raised(change) == (BUCKET, 2)
     assert await bob.read(key(), key("newer")) == [None, newer.encode()]
     assert (await bob.lease(key())).outcome is Leased.GRANTED
 
@@ -105,9 +109,9 @@ def nonsense(epoch: bytes) -> list[bytes]:
     good = records.Record(0, 0, b"payload", created_ms=1, epoch=epoch, seq=1).encode()
     tagged = records.Record(0, 0, b"", created_ms=1, tags=["G\x1facme\x1fplan"], epoch=epoch, seq=1).encode()
     return [
-        b"", b"\x00", b"0", b"-1", b"nil", MAGIC[:1], MAGIC, b"\xff" * 61,
-        *[good[:size] for size in (2, 20, 28, 60)], *[MAGIC + bytes(size) for size in (58, 59, 200)],
-        *[tagged[:size] for size in (61, 62, 63, len(tagged) - 1)], good[:60] + b"\xff", b"\xcb\x02" + good[2:],
+        b"", b"\x00", b"0", b"-1", b"nil", MAGIC[:1], MAGIC, b"\xff" * 63,
+        *[good[:size] for size in (2, 20, 28, 62)], *[MAGIC + bytes(size) for size in (60, 61, 200)],
+        *[tagged[:size] for size in (63, 64, 65, len(tagged) - 1)], good[:60] + b"\xff\0\0", b"\xcb\x01" + good[2:],
         good[:4] + epoch[::-1] + good[20:], good[:20] + bytes(8) + good[28:-1],
         *[dice.randbytes(dice.randrange(200)) for _ in range(20)],
     ]  # fmt: skip

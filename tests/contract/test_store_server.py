@@ -10,11 +10,13 @@ import pytest
 
 from cachebus import event as events
 from cachebus.cli.embedded import EmbeddedServer
+from cachebus.keys import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
-from cachebus.ports import Caller, Leased
+from cachebus.l2.replies import NAME
+from cachebus.ports import Caller, Leased, Marks, NodeLine
 from tests.contract.conftest import program
-from tests.contract.people import Person, body, key, scope, tag
-from tests.contract.rig import NAMESPACE, PATIENCE_S, SHARDS, RedisRig, until
+from tests.contract.people import BUCKET, NOBODY, Person, body, key, scope, tag
+from tests.contract.rig import NAMESPACE, PATIENCE_S, SHARDS, RedisRig, aged, until
 from tests.support.servers import KINDS, Kind
 
 Serve = Callable[..., RedisRig]
@@ -72,7 +74,7 @@ async def all_is_void(ann: Person) -> None:
     assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
     assert await bob.store.log(0, 0, 100) == []
     reply = await ann.probe()
-    assert (reply.epoch, reply.floor, reply.marks) == (bob.caller.epoch, 0, {})
+    assert (reply.epoch, reply.marks) == (bob.caller.epoch, Marks({}, {}))
     await ann.store.close()
 
 
@@ -125,7 +127,7 @@ async def test_a_reload_keeps_the_incarnation_and_all_data(serve: Serve) -> None
     record = await ann.store.get(key("kept"))
     assert rig.server.command("DEBUG", "RELOAD") == "+OK"
     bob = await Person(ann.store, "bob").attach()
-    assert bob.caller == Caller("bob", *ann.caller[1:])
+    assert bob.caller == ann.caller._replace(node="bob")
     assert await bob.read(key("kept")) == [record]
     assert (await ann.lease(key("loading"), "t")).outcome is Leased.GRANTED
     await ann.store.close()
@@ -189,28 +191,28 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
         while b'"the end"' not in (line := said.readline()):
             if b" lua]" in line:
                 commands.append(line.split(b'"')[1].upper().decode())
-    for command in ("HINCRBY", "ZADD", "XADD", "PUBLISH"):
-        assert commands.count(command) == 2
-    order = [command for command in commands if command in ("DEL", "HINCRBY", "ZADD", "XADD", "PUBLISH")]
-    assert order == ["DEL", "HINCRBY", "ZADD", "XADD", "PUBLISH"] * 2
+    order = [command for command in commands if command in ("DEL", "ZADD", "XADD", "PUBLISH", "SET")]
+    assert order == ["DEL", "ZADD", "XADD", "PUBLISH", "SET", "DEL", "ZADD", "XADD", "PUBLISH"]
 
 
 async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
+    await ann.store.probe(0, ann.caller, marks=False)
     now_us = (await ann.store.probe(1, Caller("ann", 0, b""), marks=False)).server_us
     for shard in range(SHARDS):
-        nodes = ShardNames(NAMESPACE, shard).own[3]
-        await redis.redis.call(
-            "HSET", nodes, "silent", f"7:{now_us - 61_000_000}", "quiet", f"7:{now_us - 30_000_000}", "garbage", "9:x"
-        )
-    await ann.probe()
-    assert set(await redis.lines()) == {"ann", "silent", "quiet", "garbage"}, "not by every probe"
-    bob = Person(await redis.store(), "bob")
-    await bob.attach()
-    await bob.store.probe(1, Caller("bob", 0, b""), marks=False)
+        nodes = ShardNames(NAMESPACE, shard).nodes
+        line = await redis.redis.call("HGET", nodes, "ann")
+        odd = {"silent": aged(line, 61), "quiet": aged(line, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
+        await redis.redis.call("HSET", nodes, *[part for pair in odd.items() for part in pair])
+    await ann.store.probe(0, ann.caller, marks=False)
+    assert set(await redis.lines()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
+    assert (await ann.store.nodes(0, NOBODY)).lines["garbage"] == NodeLine(0, b"", 0), "it has applied nothing"
+    bob = await Person(await redis.store(), "bob").attach()
+    for shard in range(SHARDS):
+        await bob.store.probe(shard, Caller("bob", 0, b""), marks=False)
     assert set(await redis.lines()) == {"ann", "quiet", "bob"}
-    flat = await redis.redis.call("HKEYS", ShardNames(NAMESPACE, 1).own[3])
-    assert set(flat) == {b"ann", b"quiet", b"bob"}, "in every shard"
+    flat = await redis.redis.call("HKEYS", ShardNames(NAMESPACE, 1).nodes)
+    assert set(flat) - {NAME} == {b"ann", b"quiet", b"bob"}, "in every shard"
 
 
 async def test_events_go_to_the_channel_of_their_shard(redis: RedisRig) -> None:
@@ -229,21 +231,26 @@ async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
     await ann.invalidate(names=[scope()])
-    found = await redis.redis.call("KEYS", "*")
-    kinds = ["c:acme:doc:c", "l:acme:doc:l", "log", "marks", "meta", "nodes", "q:acme:doc:c:request", "r:acme:doc:r"]
-    assert sorted(name.decode() for name in found) == [f"{{{NAMESPACE}:0}}:{kind}" for kind in kinds]
+    await ann.invalidate(names=[ALL_OF_SHARD])
+    await ann.guard(key("g"))
+    found = {name.decode() for name in await redis.redis.call("KEYS", "*")}
+    one = {f"{{{NAMESPACE}:0}}:{kind}" for kind in ("c:acme:doc:c", "l:acme:doc:l", "r:acme:doc:r")}
+    assert found == one | {name for name in redis.names.own if name not in redis.names.all_marks} | {
+        redis.names.marks(BUCKET), redis.names.marks(ALL_TENANTS)
+    }  # fmt: skip
+    assert {name.partition("}:")[0] for name in redis.names.own} == {f"{{{NAMESPACE}:0"}
 
 
-async def test_only_leases_requests_and_what_was_told_to_expires(redis: RedisRig) -> None:
+async def test_only_leases_and_what_was_told_to_expires(redis: RedisRig) -> None:
     """What must not be evicted has no time to live, so that a `volatile-` policy of the server spares it."""
     ann = await Person(await redis.store(), "ann").attach()
     await ann.write(key("kept"))
     await ann.write(key("mortal"), px_ms=50_000)
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
-    await ann.invalidate(names=[scope()])
+    await ann.guard(key("g"), names=[scope()])
     mortal = set()
     for name in await redis.redis.call("KEYS", "*"):
         if await redis.redis.call("PTTL", name) >= 0:
             mortal.add(name.decode().split("}:")[1])
-    assert mortal == {"r:acme:doc:mortal", "l:acme:doc:l", "q:acme:doc:c:request"}
+    assert mortal == {"r:acme:doc:mortal", "l:acme:doc:l"}

@@ -14,22 +14,29 @@ import pytest
 
 from cachebus import event as events
 from cachebus import record as records
-from cachebus.keys import Key
-from cachebus.ports import Caller, Change, Leased, LeaseReply, Place, Register
+from cachebus.keys import ALL_OF_SHARD, Key
+from cachebus.ports import About, Caller, Change, Leased, LeaseReply, NodeLine, NodesReply, ProbeReply, ReadReply, Stale
 from cachebus.record import Record
 from tests.contract.conftest import program
-from tests.contract.people import body, key, tag
+from tests.contract.people import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
 from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers
 
 STEPS = 400
-MARKS_MAX = 6
+MARKS_MAX = 8
+GUARD_MS = 200_000
 AGES_MS = {"none": 0, "past": -3_600_000, "future": 3_600_000}
 NEAR_MS = 5_000
 KEYS = [
     key("a"), key("b:%*"), key("a", agent_id="x", collection_id="z"), key("a", data_type="other", conversation_id="y"),
+    key("a", tenant=NEIGHBOUR), key("a", data_type="third", tenant=NEIGHBOUR),
 ]  # fmt: skip
-NAMES = [*dict.fromkeys(name for k in KEYS for name in k.names), *[tag(t) for t in "pqr"]]
+TAGS = [tag("p"), tag("q"), tag("r" * 300)]
+NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.names) if n != ALL_OF_SHARD), *TAGS]
+LOSSES = [
+    "flush", "lose_meta", "lose_marks", "lose_bucket", "lose_buckets", "lose_guards", "lose_nodes", "another_server",
+    "forget",
+]  # fmt: skip
 TOKENS = ["t", "t2", "u"]
 NODES = ["", "ann", "bob"]
 
@@ -65,8 +72,8 @@ class Author:
         """The next one."""
         verbs = {
             self.probe: 6, self.read: 10, self.get: 4, self.lease: 20, self.fill: 20, self.hold: 5, self.invalidate: 9,
-            self.write: 10, self.counter: 5, self.log: 3, self.leave: 2, self.plant: 4, self.lose: 1, self.register: 3,
-            self.guard: 4,
+            self.write: 10, self.counter: 5, self.log: 3, self.forget: 2, self.plant: 4, self.lose: 1, self.nodes: 3,
+            self.guard: 4, self.everything: 0.3,
         }  # fmt: skip
         (verb,) = self.dice.choices(list(verbs), list(verbs.values()))
         return verb()
@@ -81,12 +88,15 @@ class Author:
         epoch = self.epochs - 1 if self.dice.random() < 0.9 else self.dice.randrange(-1, self.epochs)
         ahead = self.dice.random() < 0.01
         applied = self.seq + 3 if ahead else max(0, self.seq - self.dice.randrange(4))
-        return {"node": self.dice.choice(NODES), "applied": applied, "epoch": epoch}
+        return {
+            "node": self.dice.choice(NODES), "applied": applied, "epoch": epoch,
+            "bound_ms": self.dice.choice([0, 0, 0, 2_000, 5_000]), "guard_ms": self.dice.choice([0] * 9 + [GUARD_MS]),
+        }  # fmt: skip
 
     def record(self, epoch: int, seq: int) -> dict[str, Any]:
         return {
             "flags": self.dice.choice([0, records.NOT_FOUND]), "payload": self.dice.randbytes(self.dice.randrange(9)),
-            "tags": self.dice.sample(NAMES[-3:], self.dice.choice([0, 0, 1, 2])), "version": self.dice.randbytes(8),
+            "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])), "version": self.dice.randbytes(8),
             "age": self.dice.choice([*AGES_MS, "none", "future"]), "epoch": epoch, "seq": seq,
         }  # fmt: skip
 
@@ -98,11 +108,13 @@ class Author:
     def probe(self) -> Step:
         return Step("probe", {"caller": self.caller(), "marks": self.dice.random() < 0.7})
 
-    def register(self) -> Step:
-        return Step("register", {"caller": self.caller()})
+    def nodes(self) -> Step:
+        return Step("nodes", {"caller": self.caller()})
 
-    def leave(self) -> Step:
-        return Step("leave", {"caller": self.caller()})
+    def forget(self) -> Step:
+        return Step(
+            "forget", {"caller": self.caller(), "node": self.dice.choice(NODES), "lives": self.dice.random() < 0.5}
+        )
 
     def read(self) -> Step:
         return Step("read", {"caller": self.caller(), "keys": self.some(KEYS, 4)})
@@ -114,7 +126,7 @@ class Author:
         return Step("lease", {
             "key": self.dice.choice(KEYS), "caller": self.caller(), "token": self.dice.choice(TOKENS),
             "px_ms": self.dice.choice([40_000, 80_000]), "refresh": self.dice.random() < 0.5,
-            "tags": self.some(NAMES[-3:], 1),
+            "tags": self.some(TAGS, 1), "stale": self.dice.choice(list(Stale)),
         })  # fmt: skip
 
     def fill(self) -> Step:
@@ -132,10 +144,13 @@ class Author:
         what, token = self.grants[-1][:2] if self.grants else (KEYS[0], "t")
         if self.dice.random() < 0.3:
             token = self.dice.choice(TOKENS)
-        return Step("hold", {"key": what, "token": token, "px_ms": self.dice.choice([0, 120_000])})
+        return Step("hold", {"key": what, "token": token, "how": self.dice.choice(["extend", "release", "rest"])})
 
     def invalidate(self) -> Step:
         return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "names": self.some(NAMES, 3)})
+
+    def everything(self) -> Step:
+        return Step("invalidate", {"caller": self.caller(), "keys": [], "names": [ALL_OF_SHARD]})
 
     def write(self) -> Step:
         return Step("write", {
@@ -152,7 +167,8 @@ class Author:
 
     def counter(self) -> Step:
         return Step("counter", {
-            "key": self.dice.choice(KEYS), "caller": self.caller(), "amount": self.dice.choice([0, 1, 5, -3]),
+            "key": self.dice.choice(KEYS), "caller": self.caller(),
+            "amount": self.dice.choice([0, 1, 5, -3, 2**53 + 1, 2**62, -(2**62)]),
             "request": self.dice.choice(["", "", "q1", "q2"]), "expires_ms": self.dice.choice([0, 100_000]),
         })  # fmt: skip
 
@@ -169,10 +185,7 @@ class Author:
         )
 
     def lose(self) -> Step:
-        return Step(
-            "lose",
-            {"what": self.dice.choice(["flush", "lose_meta", "lose_marks", "lose_nodes", "another_server", "forget"])},
-        )
+        return Step("lose", {"what": self.dice.choice(LOSSES)})
 
 
 class Side:
@@ -181,7 +194,7 @@ class Side:
     def __init__(self, rig: StoreRig) -> None:
         self.rig = rig
         self.epochs: list[bytes] = []
-        self.registers = [b""]
+        self.names = [b""]
 
     async def begin(self) -> None:
         await self.rig.begin()
@@ -200,9 +213,9 @@ class Side:
         return b"" if number < 0 else self.epochs[number]
 
     def record(self, told: dict[str, Any]) -> Record:
-        age_ms = AGES_MS[told["age"]]  # the twin's clock begins with the machine, which may be younger than that
+        age_ms = AGES_MS[told["age"]]
         return Record(
-            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and max(1, self.now_ms + age_ms),
+            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and self.now_ms + age_ms,
             tags=told["tags"], epoch=self.epoch(told["epoch"]).ljust(16, b"-"), seq=told["seq"],
             version=told["version"],
         )  # fmt: skip
@@ -216,7 +229,10 @@ class Side:
             return await getattr(self, step.verb)(**args)
         if "caller" in args:
             told = args["caller"]
-            args["caller"] = Caller(told["node"], told["applied"], self.epoch(told["epoch"]))
+            args["caller"] = Caller(
+                told["node"], told["applied"], self.epoch(told["epoch"]), About(told["bound_ms"], told["guard_ms"]),
+                told["bound_ms"], told["guard_ms"],
+            )  # fmt: skip
         if "record" in args:
             args["record"] = self.record(args["record"])
         if step.verb in ("invalidate", "guard"):
@@ -228,7 +244,9 @@ class Side:
         return await getattr(self.store, step.verb)(**args)
 
     async def lose(self, what: str) -> None:
-        if what != "forget":
+        if what == "lose_bucket":
+            await self.rig.lose_marks(BUCKET)
+        elif what != "forget":
             await getattr(self.rig, what)()
         elif isinstance(self.rig, RedisRig):
             await self.rig.redis.call("SCRIPT", "FLUSH")
@@ -237,11 +255,11 @@ class Side:
         data = self.record(record).encode()
         await self.rig.plant(key, data[: len(data) - cut])
 
-    async def hold(self, key: Key, token: str, px_ms: int) -> None:
-        if px_ms:
-            self.store.extend(key, token, px_ms)
-        else:
+    async def hold(self, key: Key, token: str, how: str) -> None:
+        if how == "release":
             self.store.release(key, token)
+        else:
+            getattr(self.store, how)(key, token, 120_000)
         for _ in range(2):  # two round trips: it may have had to send the script
             await self.store.log(0, 10**9, 1)
 
@@ -251,29 +269,41 @@ class Side:
         """A reply without what may differ."""
         match reply:
             case LeaseReply():
-                where = Place(self.number(reply.epoch), reply.seq)  # type: ignore[arg-type]
-                return where, reply.outcome, self.data(reply.record), round(reply.wait_ms / (2 * NEAR_MS))
+                left = round(reply.wait_ms / (2 * NEAR_MS))
+                return self.number(reply.epoch), reply.seq, reply.outcome, self.data(reply.record), left
             case Change():
-                return (self.number(reply.epoch), *reply[1:])
-            case (bytes() as epoch, int() as seq, int() as floor, int(), marks, name, _):
-                live = None if marks is None else {name: mark for name, mark in marks.items() if mark > floor}
-                return self.number(epoch), seq, floor, live, self.register(name)
-            case Register():
-                lines = {node: applied for node, (applied, _) in reply.lines.items()}
-                return self.number(reply.epoch), self.register(reply.name), lines
-            case (bytes() as epoch, int() as seq, list() as found):
-                return self.number(epoch), seq, [self.data(data) for data in found]
+                head = reply.head and (self.number(reply.head[4:20]), raised(reply), leaves_out(reply))
+                early = self.age(reply.expires_ms)
+                return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
+            case ProbeReply():
+                largest = reply.bound_ms, reply.guard_ms
+                return self.number(reply.epoch), reply.seq, reply.marks, self.name(reply.nodes_name), largest
+            case NodesReply():
+                lines = {node: self.line(line) for node, line in reply.lines.items()}
+                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, lines
+            case ReadReply():
+                return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
             case list():
                 return [(entry.seq, self.message(entry.message)) for entry in reply]
             case bytes():
                 return self.data(reply)
         return reply
 
-    def register(self, name: bytes) -> int:
-        """Which register of this store that is, by their order."""
-        if name not in self.registers:
-            self.registers.append(name)
-        return self.registers.index(name)
+    def name(self, name: bytes) -> int:
+        """Which set of lines of this store that is, by their order."""
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    def line(self, line: NodeLine) -> Any:
+        return line.applied, self.number(line.epoch) if line.epoch else None, line.about
+
+    def age(self, expires_ms: int) -> str:
+        """An expiry by name."""
+        left_ms = expires_ms - self.now_ms
+        if not expires_ms or left_ms < 0:
+            return "past" if expires_ms else "none"
+        return "cut short" if left_ms < 2 * GUARD_MS else "future"
 
     def data(self, data: bytes | None) -> Any:
         """A record, its epoch by number and its expiry by name."""
@@ -283,15 +313,18 @@ class Side:
             record = records.decode(data)
         except records.CorruptRecord:
             return len(data)
-        age = {0: "none"}.get(record.expires_ms) or ("past" if record.expires_ms < self.now_ms else "future")
         epoch = self.number(record.epoch) if record.epoch in self.epochs else None
+        age = self.age(record.expires_ms)
         return record.flags, record.payload, list(record.tags), record.version, age, epoch, record.seq
 
     def message(self, message: bytes) -> Any:
         if message.startswith(events.WAKE):
             return message
-        event = events.decode(message)
-        return self.number(event.epoch), event.seq, event.floor, event.keys, event.names
+        return self.event(events.decode(message))
+
+    def event(self, event: events.Event) -> Any:
+        marks = event.bucket, event.low, event.left_out
+        return self.number(event.epoch), event.seq, marks, event.keys, event.scopes
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -327,7 +360,7 @@ async def test_twins_answer_alike(sides: list[Side], index: int) -> None:
         assert told[0] == told[1], tale(seed, history)
         author.heard(step, replies[0], len(sides[0].epochs) - 1)
         if len(history) % 20 == 0:
-            lines = [await side.rig.lines() for side in sides]
+            lines = [{n: side.line(line) for n, line in (await side.rig.lines()).items()} for side in sides]
             assert lines[0] == lines[1], tale(seed, history)
     await sides[1].rig.heard(len(sides[0].rig.messages))
     heard = [[side.message(message) for message in side.rig.messages] for side in sides]

@@ -41,7 +41,10 @@ def test_check_is_an_exit_status(tmp_path: Path) -> None:
     path.write_text(RULES.replace("{id}", "{id:x}"))
     status, errors = said("cdc", "--check", str(path))
     assert status != 0
-    assert "rules.toml:7: rule 1: resource_id: '{id:x}': a column takes no format, only its name" in errors
+    assert (
+        "rules.toml:7: rule 1: resource_id: '{id:x}': the placeholder {id} takes neither format nor conversion"
+        in errors
+    )
 
 
 @pytest.mark.parametrize(

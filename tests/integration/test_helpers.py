@@ -258,7 +258,7 @@ def test_a_hash_is_the_same_in_every_process() -> None:
 
 def test_a_hash_is_the_same_in_every_version() -> None:
     assert generate_resource_id_hash("a", 1) == "51ac3d42ddc36ed0e3b351d65b47a60a"
-    assert generate_resource_id_hash({"q": "x", "limit": [1, 2.5]}) == "d272472aa465f32a13d061b71c5c75e2"
+    assert generate_resource_id_hash({"q": "x", "limit": [1, 2.5]}) == "90b303cf8226c5582a5ae7a8db06d1e3"
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_a_hash_does_not_regard_the_order_of_mappings_and_sets() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [object(), lambda: 1, 2**70, "\ud800", {"a": object()}],
-    ids=["object", "function", "number", "surrogate", "inside"],
+    [object(), lambda: 1, 1j, "\ud800", {"a": object()}],
+    ids=["object", "function", "complex", "surrogate", "inside"],
 )
 def test_what_cannot_be_hashed_is_refused(part: Any) -> None:
     with pytest.raises(NotSerializable):

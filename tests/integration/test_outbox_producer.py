@@ -209,7 +209,7 @@ async def test_every_verb_becomes_its_command_with_all_that_it_entails(tables: s
     once = await commands(tables)
     assert once[:5] == once[5:]
     exact, scope, tags, coordinated, cascaded = once[:5]
-    assert exact == Invalidate(tenant_id="acme", data_type="config", resource_id=7, contexts="all")
+    assert exact == Invalidate(tenant_id="acme", data_type="config", resource_id="7", contexts="all")
     assert scope == InvalidateScope(tenant_id="acme", data_type="config", collection_id="c1")
     assert tags == InvalidateTags(tenant_id="acme", tags=("plan:pro",))
     assert isinstance(coordinated, InvalidateCoordinated)
@@ -260,7 +260,7 @@ async def test_several_rows_are_few_statements_and_need_no_many_round_trips(tabl
             for number in range(1200):
                 await several.invalidate("config", number, "acme")
     assert len([one for one in statements if one.startswith("INSERT")]) == 3
-    assert [one.resource_id for one in await commands(tables)] == list(range(1200))
+    assert [one.resource_id for one in await commands(tables)] == [str(number) for number in range(1200)]
 
 
 # -- where there is no transaction, or no connection ---------------------------------------------------------------

@@ -45,7 +45,7 @@ def _takeover_off(*operations: str) -> tuple[tuple[type, str, Crippled], ...]:
         real = getattr(MemoryShard, operation)
 
         def crippled(shard: MemoryShard, *arguments: Any) -> Any:
-            with patch.object(shard, "arrive", lambda caller: None, create=True):
+            with patch.object(shard, "arrive", lambda caller, bucket=None: None, create=True):
                 return real(shard, *arguments)
 
         return crippled
@@ -125,9 +125,11 @@ def _probed_on_reply(
     return probed(node, shard, reply, now_s, now_s)
 
 
-def _arrive_counting_no_marks(shard: MemoryShard, caller: Any, arrive: Crippled = MemoryShard.arrive) -> None:
+def _arrive_counting_no_marks(
+    shard: MemoryShard, caller: Any, *rest: Any, arrive: Crippled = MemoryShard.arrive
+) -> None:
     shard.marks.counted = {bucket: len(its) for bucket, its in shard.marks.by_bucket.items()}
-    arrive(shard, caller)
+    arrive(shard, caller, *rest)
 
 
 def _hidden_in_any_epoch(shard: MemoryShard, record: Any, key: Any, hidden: Crippled = MemoryShard.hidden) -> bool:
@@ -211,7 +213,7 @@ def _take_as_answered(
         return taken(fetcher, key, record, None, read_s)
 
 
-def _keep_from_itself(writer: Writer, plan: Any, change: Any) -> None:
+def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
     pass
 
 

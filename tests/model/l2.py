@@ -24,7 +24,7 @@ ELSEWHERE = Caller("", 0, b"")
 _PARTS = {
     "clock", "marks_max", "log_max", "log_max_bytes", "server", "publish", "new_epoch", "meta_server", "epoch", "seq",
     "marks", "messages", "logged_bytes", "lines", "nodes_name", "in_contexts", "records", "leases", "counters",
-    "requests", "guards", "born", "is_new", "bound_ms", "guard_ms",
+    "requests", "guards", "guarded", "guarded_until_s", "born", "is_new", "bound_ms", "guard_ms",
 }  # fmt: skip
 
 
@@ -147,16 +147,15 @@ class L2:
         shard.seq, shard.bound_ms, shard.guard_ms = vault.seq, vault.bound_ms, 0
         shard.marks = marks = MemoryMarks(shard.marks_max)
         marks.by_bucket, marks.low, marks.counted = thawed_marks(vault.marks), dict(vault.low), dict(vault.counted)
-        marks._size = sum(map(len, marks.by_bucket.values()))
+        marks.sizes = dict(vault.counted)  # every name is short
         shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
         shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
-        # Where the lines do not matter somebody always has one, so that the set never begins anew.
         shard.lines = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.lines}
-        shard.nodes_name = vault.nodes_name
-        if not self._lines:
-            shard.lines = {"": _line(0, b"", 0)}
+        # Where the lines do not matter their set has a name, so that it never begins anew.
+        shard.nodes_name = vault.nodes_name if self._lines else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
+        shard.guarded, shard.guarded_until_s = 0, 0.0
         self._epochs = vault.epochs
         self._sent.clear()
 

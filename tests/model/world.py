@@ -234,7 +234,8 @@ class World:
             gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, bound_ms=0)
             yield ("evict meta",), state._replace(l2=gone, left=left)
             if vault.lines:
-                yield ("evict nodes",), state._replace(l2=self.l2.changed(state.l2, lines=()), left=left)
+                gone = self.l2.changed(state.l2, lines=(), nodes_name=b"")
+                yield ("evict nodes",), state._replace(l2=gone, left=left)
             if vault.marks:
                 yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
         if state.left[_TRIMS] and vault.messages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, assert_type
+from uuid import UUID, uuid4
 
 from cachebus import (
     DEFAULT_TTL_MAPPING,
@@ -20,6 +21,7 @@ from cachebus import (
     Receipt,
     Settings,
     Stats,
+    Template,
     WriteGuard,
     cached,
     configure,
@@ -87,8 +89,9 @@ async def verbs(settings: Settings) -> None:
         value = await cache.get_or_load("config", "x", load_all, tenant_id="acme", search_hierarchy=True)
         value = await cache.get_or_load("config", "x", load_sync, tenant_id="acme", ttl=1.5, tags=("t",))
         value = await cache.get_or_load("config", "x", lambda: 1, tenant_id="acme", use_memory=False)
-        found = await cache.get_many("config", ["x", 7], tenant_id="acme")
-        assert_type(found, dict[str | int, Any])
+        value = await cache.get("config", uuid4(), tenant_id=uuid4(), agent_id=uuid4())
+        found = await cache.get_many("config", ["x", 7, uuid4()], tenant_id="acme")
+        assert_type(found, dict[str | int | UUID, Any])
         assert_type(await cache.add("job", "x", value, 60, "acme"), bool)
         assert_type(await cache.delete("config", "x", tenant_id="acme"), Receipt)
         assert_type(await cache.invalidate("config", "x", tenant_id="acme", contexts="all"), Receipt)
@@ -159,6 +162,7 @@ async def process_wide() -> None:
         assert_type(serialize_for_cache({"a": 1}, "config"), bytes)
         print(deserialize_from_cache(b"", "config"))
         assert_type(generate_resource_id_hash("a", 1, {"b": 2}), str)
+        assert_type(Template("{a}:{b}").fill({"a": "x", "b": uuid4()}), str)
         assert_type(DEFAULT_TTL_MAPPING["embedding"], float)
 
 
@@ -175,7 +179,7 @@ async def contexts() -> None:
     """A context, both ways."""
     with Context(tenant_id="acme", agent_id=7) as ctx:
         ctx.add_metric("a", 1)
-        assert_type(ctx.get_tenant_id(), str | int)
+        assert_type(ctx.get_tenant_id(), str | int | UUID)
         assert_type(ctx.has_tenant_id(), bool)
     async with Context("acme") as other:
         assert_type(other, Context)
@@ -209,6 +213,7 @@ async def write_path(error: L2Unavailable) -> None:
     """A producer; and what an error is."""
     async with DirectProducer.open("redis://localhost", [Cascade("a", to=[("b", "*")])]) as producer:
         assert_type(await producer.invalidate("config", "x", "acme", contexts="all"), Receipt)
+        assert_type(await producer.invalidate("config", uuid4(), uuid4()), Receipt)
         assert_type(await producer.invalidate_scope("acme", "config"), Receipt)
         assert_type(await producer.invalidate_tags(["t"], "acme"), Receipt)
         assert_type(await producer.invalidate_coordinated("acme", "config", "x", wait="nodes"), Receipt)

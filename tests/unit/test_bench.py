@@ -21,7 +21,7 @@ from tests.support.servers import any_binary, to_be_had
 
 ROOT = Path(__file__).parents[2]
 AIMED = {
-    "hit.get", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
+    "hit.get", "hit.get_int", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
     "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
     "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
     "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99", "kafka.applied_p50", "kafka.applied_p99",

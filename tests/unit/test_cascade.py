@@ -26,7 +26,7 @@ def expanded(table: CascadeTable, *targets: Target, **how: Any) -> list[Target]:
 def test_targets_inherit_the_contexts() -> None:
     found = expanded(CascadeTable([DOCUMENT]), Target("document", 7, "a", None, "c"))
     assert found == [
-        Target("document", 7, "a", None, "c"),
+        Target("document", "7", "a", None, "c"),
         Target("embedding", "doc:7", "a", None, "c"),
         Target("vector_store", "c", "a", None, "c"),
         Target("query_result", "*", "a", None, "c", whole=True),
@@ -36,7 +36,7 @@ def test_targets_inherit_the_contexts() -> None:
 def test_every_placeholder_is_filled_in() -> None:
     template = "{tenant_id}/{resource_id}/{agent_id}/{conversation_id}/{collection_id}/{{}}"
     table = CascadeTable([Cascade("a", [("b", template)])])
-    assert expanded(table, Target("a", 1, 2, "v", "c"))[1] == Target("b", "acme/1/2/v/c/{}", 2, "v", "c")
+    assert expanded(table, Target("a", 1, 2, "v", "c"))[1] == Target("b", "acme/1/2/v/c/{}", "2", "v", "c")
 
 
 def test_what_is_entailed_entails_more_and_comes_once() -> None:
@@ -58,8 +58,8 @@ def test_a_whole_scope_entails_nothing() -> None:
 
 
 def test_no_cascade_entails_nothing() -> None:
-    targets = [Target("a", 1), Target("b", 2), Target("a", 1)]
-    assert CascadeTable().expand(targets, None) == [Target("a", 1), Target("b", 2)]
+    targets = [Target("a", 1), Target("b", 2), Target("a", "1")]
+    assert CascadeTable().expand(targets, None) == [Target("a", "1"), Target("b", "2")]
 
 
 def test_several_cascades_of_one_type_are_all_followed() -> None:
@@ -87,14 +87,15 @@ def test_a_placeholder_without_a_value_is_told() -> None:
     ("template", "told"),
     [
         ("{resource}", "unknown placeholder {resource}"),
-        ("{}", "unknown placeholder {}"),
+        ("{}", "a placeholder has a name between its braces"),
         ("{0}", "unknown placeholder {0}"),
         ("{resource_id.__class__}", "unknown placeholder"),
         ("{resource_id[0]}", "unknown placeholder"),
         ("{data_type}", "unknown placeholder"),
-        ("{resource_id:>10}", "takes no format"),
-        ("{resource_id:{agent_id}}", "takes no format"),
-        ("{resource_id:}{agent_id!r}", "takes no format"),
+        ("{resource_id:>10}", "takes neither format"),
+        ("{resource_id:{agent_id}}", "takes neither format"),
+        ("{resource_id:}{agent_id!r}", "takes neither format"),
+        ("doc:{resource_id}{agent_id}", "nothing parts {resource_id} and {agent_id}"),
         ("{resource_id", "expected '}'"),
         ("a}", "Single '}'"),
         ("", "empty"),

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.errors import InvalidKey, TenantRequired
+from cachebus.ids import PART_MAX_BYTES
 from cachebus.keys import (
     ALL_TENANTS,
     KEY_MAX_BYTES,
-    PART_MAX_BYTES,
     Keyspace,
     bucket_of,
     bucket_of_name,

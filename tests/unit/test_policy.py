@@ -85,11 +85,12 @@ def test_frozen() -> None:
         ({"model": Item, "codec": "raw"}, "model needs codec msgpack: what codec raw gives fits no model"),
         ({"tags": ["doc:{doc_id}"]}, "has the unknown placeholder {doc_id}; known are resource_id, tenant_id"),
         ({"tags": ["{resource_id.__class__}"]}, "unknown placeholder"),
-        ({"tags": ["{}"]}, "unknown placeholder {}"),
+        ({"tags": ["{}"]}, "a placeholder has a name between its braces"),
         ({"tags": ["{resource_id!r}"]}, "takes neither format nor conversion"),
         ({"tags": ["{resource_id:{tenant_id}}"]}, "takes neither format nor conversion"),
         ({"tags": ["{resource_id"]}, "policy tags: "),
-        ({"tags": [""]}, "policy tags: a tag is empty"),
+        ({"tags": ["t:{tenant_id}{resource_id}"]}, "policy tags: .*nothing parts {tenant_id} and {resource_id}"),
+        ({"tags": [""]}, "policy tags: a template is empty"),
         ({"soft_ttl_s": 10, "ttl_s": 10}, "policy: soft_ttl_s must be below ttl_s"),
         ({"load_soft_timeout_s": 30, "fail_safe_s": 1}, "load_soft_timeout_s must be below load_timeout_s"),
         ({"load_soft_timeout_s": 1}, "load_soft_timeout_s needs fail_safe_s"),
@@ -116,7 +117,8 @@ def test_what_is_accepted() -> None:
     rules = Rules("thing", full)
     for name in Rules.__slots__:
         expected = {"data_type": "thing", "copy": True}.get(name, getattr(full, name, None))
-        assert getattr(rules, name) == expected, name
+        is_ = getattr(rules, name)
+        assert (tuple(tag.text for tag in is_) if name == "tags" else is_) == expected, name
     assert not hasattr(rules, "__dict__")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cachebus import event as events
 from cachebus import record as records
 from cachebus.event import CorruptEvent, Part
-from cachebus.l2.replies import line_rest, node_line
+from cachebus.l2.replies import BOUND_MAX_MS, line_rest, node_line
 from cachebus.ports import About, NodeLine
 from cachebus.record import CorruptRecord, Record
 
@@ -141,7 +141,7 @@ def test_a_changed_byte_is_corrupt(data: bytes, where: int, by: int) -> None:
 
 
 abouts = st.builds(
-    About, st.integers(0, 2**63), st.integers(0, 2**63),
+    About, st.integers(0, BOUND_MAX_MS), st.integers(0, 2**63),
     st.dictionaries(st.text(max_size=9), st.integers(0, 9), max_size=3).map(lambda more: tuple(more.items())),
 )  # fmt: skip
 line_bytes = st.builds(

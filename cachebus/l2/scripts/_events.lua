@@ -20,22 +20,35 @@ local function has_contexts(name)
   return string.sub(flags, flag, flag) == '1'
 end
 
+-- A command that writes to one of our keys. What somebody else put in its place goes first; what lay there before is
+-- missed by its number.
+local function write(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) == 'table' and string.find(reply.err, 'WRONGTYPE', 1, true) then redis.call('DEL', key) end
+  return type(reply) == 'table' and redis.call(command, key, ...) or reply
+end
+
 local function put_bucket(bucket, count, size, watermark)
-  redis.call('HSET', prefix .. 'buckets', '.', '', bucket, struct.pack('>I4I4I8', count, size, watermark))
+  write('HSET', prefix .. 'buckets', '.', '', bucket, struct.pack('>I4I4I8', count, size, watermark))
 end
 
 -- Drop the oldest marks of the bucket that has most, and raise its low watermark to them. In batches: it then costs
 -- little, and seldom anything. A tenant loses by its own bucket alone. Gives the bucket, its watermark, and what went.
+-- Where they are not there (evicted, and nobody has asked for them since), the next script is to begin a new epoch.
 local function trim(excess)
   local found = redis.call('HGETALL', prefix .. 'buckets')
   local largest, most, state = ALL, -1, nil
   for i = 1, #found, 2 do
     if found[i] ~= '.' then
       local _, size = bucket_of_text(found[i + 1])
-      if size > most then largest, most, state = found[i], size, found[i + 1] end
+      if size > most or (size == most and found[i] < largest) then largest, most, state = found[i], size, found[i + 1] end
     end
   end
-  local gone = redis.call('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
+  local gone = redis.pcall('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
+  if #gone == 0 then
+    redis.call('HDEL', META, 'epoch')
+    return '--', 0, 0
+  end
   local gone_size, last = 0, 0
   for i = 1, #gone, 2 do
     gone_size, last = gone_size + 1 + math.floor(#gone[i] / 256), tonumber(gone[i + 1])
@@ -58,7 +71,7 @@ local function mark(first, last, seq_text)
     else
       local bucket = bucket_of(name)
       kept = kept or is_id
-      if redis.call('ZADD', prefix .. 'marks:' .. bucket, seq_text, name) == 1 then
+      if write('ZADD', prefix .. 'marks:' .. bucket, seq_text, name) == 1 then
         local size = 1 + math.floor(#name / 256)
         counts[bucket], sizes[bucket] = (counts[bucket] or 0) + 1, (sizes[bucket] or 0) + size
         total = total + size
@@ -68,7 +81,7 @@ local function mark(first, last, seq_text)
   left_out = left_out and not kept
   if total == 0 then return '--', 0, left_out end
   for bucket, added in pairs(counts) do
-    local count, size, watermark = bucket_of_text(redis.call('HGET', prefix .. 'buckets', bucket))
+    local count, size, watermark = bucket_of_text(redis.pcall('HGET', prefix .. 'buckets', bucket))
     put_bucket(bucket, count + added, size + sizes[bucket], watermark)
   end
   local bucket, watermark, excess = '--', 0, number(marks) + total - tonumber(ARGV[6])

@@ -24,21 +24,22 @@ local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumb
   or not string.find(redis.call('INFO', 'replication'), 'master_replid:' .. meta[2], 1, true)
 
 -- Marks and guards lie in keys of their own, which can be evicted. Their numbers lie elsewhere, so that this is noticed:
--- those of marks by bucket in `buckets`, each with the size of its names and the low watermark.
+-- those of marks by bucket in `buckets`, each with the size of its names and the low watermark. Whether `buckets` is there
+-- every script asks: the next mark would begin it anew, and then nothing would tell of the other buckets' marks.
 local function lacks_marks(bucket, count) return count > 0 and redis.pcall('ZCARD', prefix .. 'marks:' .. bucket) ~= count end
 local function bucket_of_text(text)
-  if text then return struct.unpack('>I4I4I8', text) end
+  if type(text) == 'string' then return struct.unpack('>I4I4I8', text) end
   return 0, 0, 0
 end
 local low, low_all, marked, marked_all, _ = 0, 0, 0, 0, nil
-if marks and BUCKET ~= '' and not lost then
+if marks and not lost then
   local found = redis.pcall('HMGET', prefix .. 'buckets', '.', BUCKET, ALL)
   lost = found.err or not found[1]
-  if not lost then
+  if BUCKET ~= '' and not lost then
     marked, _, low = bucket_of_text(found[2])
     marked_all, _, low_all = bucket_of_text(found[3])
     low = math.max(low, low_all)
     lost = lacks_marks(BUCKET, marked) or lacks_marks(ALL, marked_all)
   end
 end
-if guarded_until > now_us and guarded > 0 and not lost then lost = redis.pcall('HLEN', prefix .. 'guards') ~= guarded end
+if guarded_until > now_us and not lost then lost = redis.pcall('HLEN', prefix .. 'guards') ~= guarded end

@@ -3,24 +3,28 @@
 -- the last minute were answered (`r` and the request's id: deadline in µs, a colon, the value), so that a counter is never
 -- evicted without them. ARGV 5 amount, 6 request ('' none), 7 px (0 none). Numbers travel as text: Lua's have 53 bits.
 local COUNTER, request = KEYS[2], 'r' .. ARGV[6]
+local function field(name) -- pcall: what somebody else wrote there counts as nothing
+  local found = redis.pcall('HGET', COUNTER, name)
+  return type(found) == 'string' and found or nil
+end
 local REMEMBERED_US, MANY = 60000000, 32
 if ARGV[6] ~= '' then
-  local deadline, answered = string.match(redis.call('HGET', COUNTER, request) or '', '^(%d+):(.*)$')
+  local deadline, answered = string.match(field(request) or '', '^(%d+):(.*)$')
   if deadline and tonumber(deadline) > now_us then return {epoch, seq, answered} end
 end
-if ARGV[5] == '0' then return {epoch, seq, redis.call('HGET', COUNTER, 'value') or '0'} end
+if ARGV[5] == '0' then return {epoch, seq, field('value') or '0'} end
 local counted = redis.pcall('HINCRBY', COUNTER, 'value', ARGV[5])
 if type(counted) == 'table' then
   if string.find(counted.err, 'overflow', 1, true) then return {epoch, seq, false} end
   return counted
 end
-local value = redis.call('HGET', COUNTER, 'value')
+local value = field('value')
 if ARGV[7] ~= '0' and redis.call('PTTL', COUNTER) < 0 then redis.call('PEXPIRE', COUNTER, ARGV[7]) end
 if ARGV[6] ~= '' then
   redis.call('HSET', COUNTER, request, int(now_us + REMEMBERED_US) .. ':' .. value)
   -- Now and then some of those that are over go, more than have come since.
   if redis.call('HLEN', COUNTER) > MANY and now_us % 8 == 0 then
-    local found = redis.call('HSCAN', COUNTER, redis.call('HGET', COUNTER, 'sweep') or '0', 'COUNT', 256)
+    local found = redis.call('HSCAN', COUNTER, field('sweep') or '0', 'COUNT', 256)
     for i = 1, #found[2], 2 do
       local name, over = found[2][i], tonumber(string.match(found[2][i + 1], '^(%d+):') or '')
       if string.byte(name) == 114 and over and over <= now_us then redis.call('HDEL', COUNTER, name) end

@@ -4,13 +4,16 @@
 -- 12.. scopes.
 local lease = stored(KEYS[4])
 if not holds(lease, ARGV[6]) then return {epoch, seq, 0, 0} end
+local fits, expires_ms = not hidden(ARGV[7], 12, #ARGV) and not guarded_ms(ARGV[10], 12, #ARGV, ARGV[7]), 0
+if fits and ARGV[9] ~= '' then
+  local now = stored(KEYS[3])
+  fits = now and string.sub(now, 29, 36) == ARGV[9] and not hidden(now, 12, #ARGV)
+end
+if fits then
+  local record, px
+  record, px, expires_ms = kept_short(ARGV[7], ARGV[8], ARGV[11])
+  store(KEYS[3], record, px) -- before the DEL: once that had gone through, a full server would let this pass
+end
 redis.call('DEL', KEYS[4])
 if is_waited_for(lease) then publish('CBW' .. ARGV[10]) end
-if hidden(ARGV[7], 12, #ARGV) or guarded_ms(ARGV[10], 12, #ARGV, ARGV[7]) then return {epoch, seq, 0, 0} end
-if ARGV[9] ~= '' then
-  local now = stored(KEYS[3])
-  if not now or string.sub(now, 29, 36) ~= ARGV[9] or hidden(now, 12, #ARGV) then return {epoch, seq, 0, 0} end
-end
-local record, px, expires_ms = kept_short(ARGV[7], ARGV[8], ARGV[11])
-store(KEYS[3], record, px)
-return {epoch, seq, 1, expires_ms}
+return {epoch, seq, fits and 1 or 0, expires_ms}

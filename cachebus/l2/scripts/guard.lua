@@ -9,11 +9,12 @@ if guarded_until <= now_us then
   guarded, cursor = 0, '0'
 end
 
-local function standing(tokens)
+-- Those of a name's tokens that stand; without one of them, if that is given.
+local function standing(tokens, without)
   local kept = ''
   for at = 1, #tokens, 24 do
-    local own = string.sub(tokens, at, at + 15) == ARGV[10]
-    if not own and struct.unpack('>I8', tokens, at + 16) > now_us then kept = kept .. string.sub(tokens, at, at + 23) end
+    local stands = struct.unpack('>I8', tokens, at + 16) > now_us and string.sub(tokens, at, at + 15) ~= without
+    if stands then kept = kept .. string.sub(tokens, at, at + 23) end
   end
   return kept
 end
@@ -33,7 +34,7 @@ end
 
 for i = last + 1, #ARGV do
   local tokens = redis.call('HGET', GUARDS, ARGV[i])
-  local kept = standing(tokens or '')
+  local kept = standing(tokens or '', ARGV[10])
   if px_us > 0 then kept = kept .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
   if kept ~= '' then
     redis.call('HSET', GUARDS, ARGV[i], kept)

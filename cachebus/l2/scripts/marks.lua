@@ -1,5 +1,5 @@
 -- after: prologue usual line
--- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 to 9 are its own), then for
+-- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 and 8 are its own), then for
 -- each bucket that has any its name and its marks, then for each that has one its name and its low watermark.
 bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
 local found, given, watermarks = marks and redis.pcall('HGETALL', prefix .. 'buckets') or {}, {}, {}

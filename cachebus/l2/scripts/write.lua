@@ -12,6 +12,8 @@ if ARGV[10] == '1' then
     return {epoch, seq, bound_ms, '', 0, 0}
   end
 end
+-- A full server refuses this, and so all: once a DEL had gone through, it would let the script store without end.
+redis.call('HSET', META, 'seq', int(seq))
 remove(guarded and 3 or 4)
 local head = announce(last + 1, #ARGV)
 if guarded then return {epoch, seq, bound_ms, head, 0, 0} end

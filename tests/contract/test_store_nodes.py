@@ -1,0 +1,175 @@
+"""The lines of nodes: who is there, how far each is, what each says of itself, and whether lines may be missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus.ports import About, Caller, NodeLine
+from tests.contract.people import NOBODY, SHORT_MS, Person, key, scope
+from tests.contract.rig import StoreRig
+
+
+async def applied(person: Person) -> dict[str, int]:
+    """How far each node is, by what a producer is told."""
+    reply = await person.store.nodes(0, NOBODY)
+    return {node: line.applied for node, line in reply.lines.items()}
+
+
+async def test_they_tell_how_far_everybody_is(ann: Person, bob: Person) -> None:
+    await ann.invalidate(key())
+    await ann.probe()
+    await ann.probe()
+    assert await applied(ann) == {"ann": 2, "bob": 0}
+    bob.caller = bob.caller._replace(applied=1)
+    reply = await bob.store.nodes(0, bob.caller)
+    assert {node: line.applied for node, line in reply.lines.items()} == {"ann": 2, "bob": 1}, "the caller's own too"
+    assert reply.epoch == bob.caller.epoch
+
+
+async def test_a_line_moves_with_every_question(ann: Person, bob: Person) -> None:
+    before = (await ann.store.nodes(0, NOBODY)).lines
+    await bob.lease(key(), px_ms=SHORT_MS)
+    after = (await ann.store.nodes(0, NOBODY)).lines
+    assert before["ann"] == after["ann"]
+    assert before["bob"].at_us < after["bob"].at_us
+    await bob.read(key())
+    assert after["bob"].at_us < (await ann.store.nodes(0, NOBODY)).lines["bob"].at_us
+
+
+async def test_a_line_says_what_its_node_says_of_itself(rig: StoreRig, ann: Person) -> None:
+    about = About(2_000, 70_000, (("host", "größe"), ("since", -3.5), ("version", 2**60), ("x", None)))
+    carl = await Person(await rig.store(), "carl · 2", about).attach()
+    await carl.probe()
+    reply = await ann.store.nodes(0, ann.caller)
+    line = reply.lines["carl · 2"]
+    assert line == NodeLine(carl.caller.applied, carl.caller.epoch, line.at_us, about)
+    assert abs(line.at_us // 1000 - carl.now_ms) < 10_000
+    assert reply.lines["ann"].about == About()
+
+
+async def test_who_stands_in_another_epoch_says_so(rig: StoreRig, ann: Person) -> None:
+    """A node that a failover took by surprise has applied more, of what is now void."""
+    await ann.store.probe(0, Caller("bob", 70, b"0" * 16), marks=False)
+    assert (await ann.store.nodes(0, ann.caller)).lines["bob"][:2] == (70, b"0" * 16)
+
+
+@pytest.mark.parametrize("lives", [False, True])
+async def test_who_is_forgotten_is_gone_from_them(ann: Person, bob: Person, lives: bool) -> None:
+    assert await ann.store.forget(0, ann.caller, "bob", lives=lives)
+    assert set(await applied(ann)) == {"ann"}
+    assert not await ann.store.forget(0, ann.caller, "bob", lives=lives)
+    assert not await ann.store.forget(0, NOBODY, "nobody", lives=lives)
+
+
+async def test_their_name_stays_while_nodes_come_and_go(rig: StoreRig, ann: Person) -> None:
+    name = (await ann.probe()).nodes_name
+    assert name
+    carl = await Person(await rig.store(), "carl").attach()
+    await ann.invalidate(key())
+    assert await carl.store.forget(0, carl.caller, "carl", lives=False)
+    assert (await ann.probe()).nodes_name == name == (await ann.store.nodes(0, NOBODY)).name
+    await ann.store.forget(0, NOBODY, "ann", lives=False)
+    assert (await ann.store.nodes(0, NOBODY)).lines == {}
+    assert (await ann.probe()).nodes_name == name, "all have said that they go: none is missing"
+
+
+async def test_taking_somebody_out_who_may_live_makes_another_set(ann: Person, bob: Person) -> None:
+    name = (await ann.probe()).nodes_name
+    await ann.store.forget(0, ann.caller, "bob", lives=True)
+    again = (await ann.probe()).nodes_name
+    assert again not in (name, b"")
+    await bob.probe()
+    assert (await ann.probe()).nodes_name == again
+    assert set(await applied(ann)) == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("loss", ["flush", "lose_meta", "lose_buckets", "lose_guards", "lose_nodes", "another_server"])
+async def test_a_set_in_which_lines_may_be_missing_has_another_name(
+    rig: StoreRig, ann: Person, bob: Person, loss: str
+) -> None:
+    await ann.guard(key(), names=[scope()])
+    name = (await ann.probe()).nodes_name
+    await getattr(rig, loss)()
+    empty = await bob.store.nodes(0, NOBODY)
+    assert not empty.lines or empty.name != name, "nobody may take it for a whole one"
+    reply = await ann.store.nodes(0, ann.caller)
+    assert set(reply.lines) == {"ann"}
+    assert reply.name not in (name, b"")
+
+
+async def test_who_has_been_silent_for_a_minute_is_left_out_and_that_makes_another_set(
+    rig: StoreRig, ann: Person, bob: Person
+) -> None:
+    """By the server's clock, which may have been set: whoever it was may still be there."""
+    name = (await ann.probe()).nodes_name
+    await rig.silence("bob")
+    assert set(await applied(ann)) == {"ann", "bob"}
+    carl = await Person(await rig.store(), "carl").attach()
+    await carl.store.probe(0, carl.caller, marks=False)  # a store's first of this kind looks for such lines
+    assert set(await applied(carl)) == {"ann", "carl"}
+    again = (await carl.probe()).nodes_name
+    assert again not in (name, b"")
+    await bob.probe()
+    assert set(await applied(ann)) == {"ann", "bob", "carl"}
+    assert (await carl.probe()).nodes_name == again
+
+
+# -- the largest of the fleet -------------------------------------------------------------------------------------
+
+
+async def largest(person: Person) -> tuple[int, int]:
+    """The largest staleness bound and the longest guard of the fleet, in ms, as a probe's reply says."""
+    reply = await person.probe()
+    return reply.bound_ms, reply.guard_ms
+
+
+async def test_the_largest_bound_and_guard_of_the_fleet_are_kept(rig: StoreRig, ann: Person) -> None:
+    assert await largest(ann) == (0, 0)
+    wide = await Person(await rig.store(), "wide", bound_ms=5_000, guard_ms=10_000).attach()
+    long = await Person(await rig.store(), "long", bound_ms=2_000, guard_ms=60_000).attach()
+    for person in (ann, wide, long):
+        assert await largest(person) == (5_000, 60_000)
+    await ann.store.forget(0, ann.caller, "wide", lives=False)
+    assert await largest(ann) == (5_000, 60_000), "who is gone may have left what outlives him"
+
+
+async def test_every_write_tells_the_largest_bound(rig: StoreRig, ann: Person) -> None:
+    await Person(await rig.store(), "wide", bound_ms=5_000).attach()
+    assert (await ann.invalidate(key())).bound_ms == 5_000
+    assert (await ann.write(key())).bound_ms == 5_000
+    assert (await ann.write(key(), if_absent=True)).bound_ms == 5_000
+    assert (await ann.guard(key())).bound_ms == 5_000
+    assert (await ann.store.nodes(0, NOBODY)).bound_ms == 5_000
+
+
+async def test_asking_for_the_nodes_tells_ones_own_bound(ann: Person) -> None:
+    reply = await ann.store.nodes(0, ann.caller._replace(bound_ms=7_000))
+    assert reply.bound_ms == 7_000
+    assert (await largest(ann))[0] == 7_000
+
+
+async def test_a_probe_without_marks_tells_and_keeps_them_too(ann: Person) -> None:
+    reply = await ann.store.probe(0, NOBODY._replace(bound_ms=3_000, guard_ms=4_000), marks=False)
+    assert (reply.bound_ms, reply.guard_ms) == (3_000, 4_000)
+    assert await largest(ann) == (3_000, 4_000)
+
+
+@pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])
+async def test_a_takeover_that_finds_meta_carries_them_on(rig: StoreRig, ann: Person, loss: str) -> None:
+    await Person(await rig.store(), "wide", bound_ms=5_000, guard_ms=60_000).attach()
+    await ann.guard(key(), names=[scope()])
+    await getattr(rig, loss)()
+    assert await largest(ann) == (5_000, 60_000)
+    assert (await ann.probe()).epoch != b""
+
+
+@pytest.mark.parametrize("loss", ["flush", "lose_meta"])
+async def test_where_meta_is_lost_who_has_heard_of_them_brings_them_back(rig: StoreRig, ann: Person, loss: str) -> None:
+    knows = await Person(await rig.store(), "knows", bound_ms=5_000, guard_ms=60_000).attach()
+    await getattr(rig, loss)()
+    assert (await ann.invalidate(key())).bound_ms == 0, "who has not heard of them can't"
+    assert await largest(knows) == (5_000, 60_000)
+    assert await largest(ann) == (5_000, 60_000)
+    await getattr(rig, loss)()
+    assert (await knows.invalidate(key())).bound_ms == 5_000, "in the takeover itself"
+    assert (await ann.write(key())).expires_ms, "so nobody keeps for long what a lost guard may have stood before"
