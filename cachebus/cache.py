@@ -9,7 +9,6 @@ from cachebus import context
 from cachebus.cascade import Target
 from cachebus.confirm import check_wait
 from cachebus.fetch import MISSING, NOT_FOUND
-from cachebus.fill import Found, Load, Loaded
 from cachebus.guard import WriteGuard, guard_time_s
 from cachebus.ids import Id, check_part
 from cachebus.keys import Key
@@ -17,6 +16,7 @@ from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt, place_of
+from cachebus.request import Found, Load, Loaded, Request
 from cachebus.source import Source, bind, call
 
 Contexts = tuple[Id | None, Id | None, Id | None]
@@ -166,10 +166,9 @@ class Cache(Life):
         ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True,
     ) -> Found:  # fmt: skip
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
-        found = await self._live().reader.get_or_load(
-            key, load, rules, after=place_of(after), search=search, ttl_s=None if ttl is None else check_ttl(ttl),
-            tags=tag_names(key, tags, rules), use_memory=use_memory,
-        )  # fmt: skip
+        ttl_s = None if ttl is None else check_ttl(ttl)
+        request = Request(key, load, rules, place_of(after), search, ttl_s, tag_names(key, tags, rules), use_memory)
+        found = await self._live().loads.get_or_load(request)
         return found._replace(value=None) if found.value is NOT_FOUND else found
 
     @staticmethod

@@ -24,7 +24,7 @@ from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
-from cachebus.loading import Waiters
+from cachebus.load import Loads
 from cachebus.naming import Naming
 from cachebus.node import Node
 from cachebus.observe import Counters
@@ -36,6 +36,7 @@ from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Places, Route, Sentinels, parse_places
 from cachebus.settings import Settings
+from cachebus.waiting import Waiters
 from cachebus.write import Writer
 
 
@@ -72,6 +73,7 @@ class Parts:
     naming: Naming
     planner: Planner
     reader: Reader
+    loads: Loads
     writer: Writer
     heartbeat: Heartbeat
     world: World | None
@@ -103,14 +105,9 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)
     keyspace = Keyspace(settings.shards)
-    reader = Reader(
-        fetcher,
-        waiters,
-        clock,
-        lease_ms=settings.lease_ms,
-        outage_is_miss=settings.on_outage == "miss",
-        enabled=settings.enabled,
-        hints=bus.in_store,
+    reader = Reader(fetcher, clock, outage_is_miss=settings.on_outage == "miss", enabled=settings.enabled)
+    loads = Loads(
+        reader, fetcher, waiters, clock, lease_ms=settings.lease_ms, enabled=settings.enabled, hints=bus.in_store
     )
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
     writer = Writer(
@@ -120,7 +117,19 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
     planner = Planner(keyspace, cascades)
     return Parts(
-        settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, writer, heartbeat, world
+        settings,
+        node,
+        store,
+        bus,
+        policies,
+        cascades,
+        Naming(keyspace),
+        planner,
+        reader,
+        loads,
+        writer,
+        heartbeat,
+        world,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
+from typing import NamedTuple
 
 from cachebus import record as records
 from cachebus.clock import Clock
@@ -30,6 +31,19 @@ NOT_FOUND: object = object()
 """Stands for "the source has nothing": what a `get` takes for absent, unlike a None that was stored."""
 
 Before = tuple[Reservation, float]
+Answer = tuple[object, bytes | None]
+"""A value, NOT_FOUND or MISSING, and the record that it was read from."""
+
+
+class Seen(NamedTuple):
+    """What L2 has under a key: its value, NOT_FOUND or MISSING, the record's version, whether it is past its soft expiry,
+    and what makes a copy of the value for each caller."""
+
+    value: object
+    version: bytes = b""
+    soft: bool = False
+    copy: Callable[[], object] | None = None
+
 
 _GIST = Struct(">2sBB16sQ24xQBH")
 """A record's head less what judging it needs not: its version, and when it was made and grows soft."""
@@ -59,45 +73,60 @@ class Fetcher:
         """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
         return (await self.many([key], after, enter=enter))[0]
 
+    async def found(self, key: Key, after: Place | None, *, enter: bool = True) -> Seen:
+        """What `one` gives, and what a load must know of the record."""
+        ((value, data),) = await self._asked([key], after, enter)
+        if value is MISSING or data is None:
+            return Seen(value)
+        record = records.decode(data)
+        return Seen(value, record.version, self.grown_soft(key.shard, record), copier(record, self._rules(key)))
+
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
+        return [value for value, _ in await self._asked(keys, after, enter)]
+
+    async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+        """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
+        return [value for value, _ in await self._validated(keys, enter)]
+
+    async def _asked(self, keys: Sequence[Key], after: Place | None, enter: bool) -> list[Answer]:
         if not keys:
             return []
         if self.node.withheld is not None:
             asked = [key for key in keys if not self.node.withheld.covers(key)]
             if len(asked) < len(keys):
-                values = dict(zip([key.l1 for key in asked], await self.many(asked, after, enter=enter), strict=True))
-                return [values.get(key.l1, MISSING) for key in keys]
+                answers = dict(zip([key.l1 for key in asked], await self._asked(asked, after, enter), strict=True))
+                return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
-            return await self.validated(keys, after, enter=enter)
+            return await self._validated(keys, enter)
         before = self.before(keys[0])
-        answers = [self.store.get(key) for key in keys]
+        replies = [self.store.get(key) for key in keys]
         try:
-            data = [await answer for answer in answers]
+            data = [await reply for reply in replies]
         except L2Unavailable as error:
             if not needs_script(error):
                 raise
-            return await self.validated(keys, after, enter=enter)
+            return await self._validated(keys, enter)
         found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
-            return await self.validated(keys, after, enter=enter)
-        return found
+            return await self._validated(keys, enter)
+        return list(zip(found, data, strict=True))
 
-    async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
-        """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
+    async def _validated(self, keys: Sequence[Key], enter: bool) -> list[Answer]:
         index = keys[0].shard
         shard = self._shards[index]
         reservation, started_s = shard.reserve(), self.clock()
         reply = await self.store.read(index, self.node.caller(index), keys)
         self.node.counters.l2_latency.observe(self.clock() - started_s)
         self.notice(index, reply.epoch)
-        found: list[object] = []
+        found: list[Answer] = []
         for key, data in zip(keys, reply.records, strict=True):
             record = None if data is None else self.decoded(data)
             believed = record is not None and not self.expired(index, record)
-            found.append(
-                self.taken(key, record, reservation if enter else None, started_s) if record and believed else MISSING
-            )
+            value = MISSING
+            if record is not None and believed:
+                value = self.taken(key, record, reservation if enter else None, started_s)
+            found.append((value, data))
         return found
 
     def may_judge(self, shard: Shard, after: Place | None) -> bool:
@@ -139,7 +168,7 @@ class Fetcher:
         if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
-        rules = self.policies.rules(key.family.data_type)
+        rules = self._rules(key)
         if tags or flags or more or (enter and rules.l1):
             record = self.decoded(data)
             if record is None or (tags and shard.hides(seq, key.family.bucket, record.tags)):
@@ -167,6 +196,13 @@ class Fetcher:
         """Whether the record's hard expiry is over, by the L2 server's clock."""
         return 0 < record.expires_ms <= (self.clock() + self.node.server_clocks[shard].offset_s) * 1000
 
+    def grown_soft(self, shard: int, record: Record) -> bool:
+        """Whether the record's soft expiry is over: it may be served, and is to be refreshed."""
+        return 0 < record.soft_ms <= (self.clock() + self.node.server_clocks[shard].offset_s) * 1000
+
+    def _rules(self, key: Key) -> Rules:
+        return self.policies.rules(key.family.data_type)
+
     def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
         """The value of a record that may be believed; with a reservation it enters L1 where it may."""
         shard = self._shards[key.shard]
@@ -178,7 +214,7 @@ class Fetcher:
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
         if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
             return MISSING  # this node knows better, and L2 will
-        rules = self.policies.rules(key.family.data_type)
+        rules = self._rules(key)
         try:
             value = unpack(record, rules)
         except CorruptValue:

@@ -186,7 +186,7 @@ class Filler:
         flight.make()
         try:
             if found.loaded is not None and found.loaded.refused is not None:
-                raise found.loaded.refused  # noqa: TRY301 (told below, with all that can't be cached)
+                raise found.loaded.refused
             now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
             record = pack(
                 found.value, self.rules, now_s, ttl_s=flight.ttl_s, tags=flight.tags, not_found=found.value is None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from cachebus.clock import Clock
-from cachebus.errors import L2Unavailable
+from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.freshness import Fallback, Freshness
 from cachebus.request import Found, Request
 
@@ -17,7 +17,10 @@ class Flight:
     """One load under way, and what those who share it have asked for. It ends when done, or when nobody waits for it any
     more. It alone says who may join it."""
 
-    __slots__ = ("_clock", "_kept", "_leaving", "_task", "_waiting", "fallback", "fresh", "request", "tags", "ttl_s")
+    __slots__ = (
+        "_clock", "_closed", "_kept", "_leaving", "_made", "_task", "_waiting", "fallback", "fresh", "must_load", "request", "tags",
+        "ttl_s",
+    )  # fmt: skip
 
     def __init__(self, request: Request, fresh: Freshness, clock: Clock) -> None:
         self.request = request
@@ -28,6 +31,9 @@ class Flight:
         self.tags = list(dict.fromkeys(request.tags))
         """Of all who joined before the value was made; so is the shortest time to live, in seconds; None is the type's."""
         self.ttl_s = request.ttl_s
+        self.must_load = False
+        """Whether what L2 has may lack what this load's callers must see."""
+        self._made = self._closed = False
         self._clock = clock
         self._waiting = 0
         self._kept = self._leaving = False
@@ -45,13 +51,23 @@ class Flight:
 
     def joinable(self, request: Request) -> bool:
         """Whether a caller that comes now may share it: it goes on, nothing replaced what it loads since, it is no older
-        than D or the lease allow; with a token only if this node has applied it (then an older one does not hold)."""
+        than D or the lease allow; with a token only if this node has applied it (then an older one does not hold). Once
+        the value is made, only if it is made as this caller wants it."""
         return (
             not self.over
+            and (not self._made or self._made_for(request))
             and self.fresh.reaches(request.after)
             and self.fresh.knows(request.tags)
             and self.fresh.holds(self._clock())
         )
+
+    def _made_for(self, request: Request) -> bool:
+        longest_s = request.rules.ttl_s if self.ttl_s is None else self.ttl_s
+        return set(request.tags) <= set(self.tags) and (request.ttl_s is None or longest_s <= request.ttl_s)
+
+    def make(self) -> None:
+        """The value is being made now, with the tags and the time to live that its callers have asked for so far."""
+        self._made = True
 
     def add(self, request: Request) -> None:
         """A caller shares it: what it has asked for counts too."""
@@ -71,6 +87,11 @@ class Flight:
         fallback = self.fallback
         return fallback.found if fallback is not None and fallback.usable(self._clock()) else None
 
+    def close(self) -> None:
+        """The cache is closed: no more than this is waited for."""
+        self._closed = True
+        self._task.cancel()
+
     async def wait(self, soft_s: float | None = None) -> Found:
         """The result; or with `soft_s` seconds gone, and a fallback that may be served, that.
 
@@ -87,9 +108,11 @@ class Flight:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
             me = asyncio.current_task()
-            if self._task.cancelled() and me is not None and not me.cancelling():
+            if not self._task.cancelled() or me is None or me.cancelling():
+                raise
+            if self._closed:
                 raise L2Unavailable("the cache was closed while this load was under way") from None
-            raise
+            raise LoadTimeout("the load was cancelled, though others waited for it") from None
         finally:
             self._waiting -= 1
             if not self._waiting and not self._kept and not self._task.done():
@@ -102,7 +125,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
-        self._tasks: set[asyncio.Task[Found]] = set()
+        self._tasks: dict[asyncio.Task[Found], Flight] = {}
         self.alone: dict[str, Flight] = {}
         """Those that go to the source without L2."""
 
@@ -117,10 +140,10 @@ class Flights:
         """Start a flight; a newer one of the same name takes its place for those who come later."""
         task = flight.start(fly)
         self._flights[name] = flight
-        self._tasks.add(task)
+        self._tasks[task] = flight
 
         def landed(task: asyncio.Task[Found]) -> None:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
             if self._flights.get(name) is flight:
                 del self._flights[name]
             if not task.cancelled():
@@ -134,7 +157,7 @@ class Flights:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=timeout_s)
         finally:
-            for task in self._tasks:
-                task.cancel()
+            for flight in list(self._tasks.values()):
+                flight.close()
         if self._tasks:
             await asyncio.wait(self._tasks)

@@ -11,7 +11,6 @@ from cachebus import context, values
 from cachebus.cache import Cache
 from cachebus.context import Context
 from cachebus.errors import L2Unavailable
-from cachebus.fill import Found, Loaded
 from cachebus.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.ids import Id, check_part
 from cachebus.keys import Key
@@ -20,6 +19,7 @@ from cachebus.naming import ArgumentTemplate
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
+from cachebus.request import Found, Loaded
 from cachebus.source import Source, bind
 
 P = ParamSpec("P")

@@ -55,7 +55,7 @@ async def stop(parts: Parts) -> None:
     settings = parts.settings
     try:
         await asyncio.gather(
-            parts.reader.flights.close(settings.close_timeout_s),
+            parts.loads.flights.close(settings.close_timeout_s),
             parts.writer.pending.close(settings.close_timeout_s),
         )
         await parts.heartbeat.stop()
@@ -102,7 +102,7 @@ def figures(parts: Parts) -> Stats:
         flushes=dict(counters.flushes),
         l2_connected=parts.store.connected,
         bus_connected=parts.bus.connected,
-        flights=len(parts.reader.flights),
+        flights=len(parts.loads.flights),
         pending=parts.writer.pending.depth,
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),

@@ -12,10 +12,10 @@ from cachebus.fetch import MISSING, Fetcher
 from cachebus.fill import Filler
 from cachebus.flight import Flight, Flights
 from cachebus.freshness import Fallback, Freshness
-from cachebus.node import INF, details
+from cachebus.node import details
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.read import Reader, handed_out
-from cachebus.request import Found, Request
+from cachebus.request import Found, Loaded, Request
 from cachebus.resting import Rest, Rests
 from cachebus.waiting import Waiters
 
@@ -55,7 +55,7 @@ class Loads:
                 if extra is not None and extra.soft_until <= self._clock():
                     self._refresh(request, extra.version)
                 return Found(handed_out(entry), "l1")
-        if request.search and key.everywhere_or_context:
+        if request.search and key.contexts != (None, None, None):
             found = await self._searched(request)
             if found.level is not None:
                 return found
@@ -64,7 +64,9 @@ class Loads:
         flight = self._joined(request)
         if fallback is not None and rest is not Rest.NONE:
             if rest is Rest.OVER and flight is None:
-                self._begun(request, fallback).keep()  # by one, in the background: no reader waits for a source that hangs
+                self._begun(
+                    request, fallback
+                ).keep()  # by one, in the background: no reader waits for a source that hangs
             return self._counted(request, fallback.found)
         flight = flight or self._begun(request, fallback)
         return self._counted(request, await flight.wait(request.rules.load_soft_timeout_s))
@@ -158,10 +160,10 @@ class Loads:
     async def _asked(self, flight: Flight) -> Found:
         """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded anew meanwhile."""
         request = flight.request
-        found = (await self._fetch.found([request.key], request.after, enter=request.use_memory))[0]
-        if found.value is not MISSING and found.soft_version:
-            self._refresh(request, found.soft_version)
-        return Found(found.value, "l2", copy=found.copy)
+        seen = await self._fetch.found(request.key, request.after, enter=request.use_memory)
+        if seen.soft:
+            self._refresh(request, seen.version)
+        return Found(seen.value, "l2", copy=seen.copy)
 
     async def _lease(self, flight: Flight, filler: Filler) -> LeaseReply:
         """The right to load, or the record that another node filled meanwhile; waits as long as a load may take."""
@@ -303,7 +305,7 @@ class Loads:
     async def _refreshed(self, flight: Flight, version: bytes) -> Found:
         request = flight.request
         # Another node's refresh, if there was one, enters L1 by this.
-        (there,) = await self._fetch.found([request.key], None, enter=request.enters)
+        there = await self._fetch.found(request.key, None, enter=request.enters)
         if there.value is not MISSING and there.version != version:
             return Found(there.value, "l2")
         filler = Filler(self._fetch, request, self._lease_ms)
@@ -315,7 +317,7 @@ class Loads:
         return await self._granted(flight, filler, version if reply.record is not None else b"")
 
 
-async def _uncancelled(request: Request) -> object:
+async def _uncancelled(request: Request) -> Loaded:
     """What the source gives. One that was cancelled from within has failed; only the flight's own end is a cancellation."""
     try:
         return await request.load()

@@ -209,10 +209,10 @@ class Node:
         return entry
 
     def standing_in(self, key: Key, now_s: float) -> Entry | None:
-        """An expired entry that may still be served while the source fails."""
+        """An expired entry that may still be served while the source fails. "Not found" is no value."""
         entry = self.trusted(key)
         extra = None if entry is None else details(entry)
-        if entry is None or extra is None or now_s >= extra.keep_until:
+        if entry is None or extra is None or extra.not_found or now_s >= extra.keep_until:
             return None
         return entry if self.shards[key.shard].serves(now_s, INF, entry.read_until) else None
 

@@ -31,8 +31,9 @@ def pack(
         codec, payload, ttl_s, soft_s = 0, b"", rules.negative_ttl_s or 0.0, None
     else:
         codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
-        soft_s = rules.soft_ttl_s if ttl_s is None else None
         ttl_s = rules.ttl_s if ttl_s is None else ttl_s
+        # A ttl of the call's own that is as short leaves nothing to refresh.
+        soft_s = rules.soft_ttl_s if rules.soft_ttl_s is not None and rules.soft_ttl_s < ttl_s else None
     if len(payload) > rules.max_value_bytes:
         raise ValueTooLarge(f"the value takes {len(payload)} bytes, at most {rules.max_value_bytes} are allowed")
     if rules.ttl_jitter and ttl_s != math.inf:

@@ -86,6 +86,10 @@ class Policy(BaseModel):
     negative_ttl_s: Seconds | None = Field(None, description='how long "not found" is cached; None: not at all')
     soft_ttl_s: Seconds | None = Field(None, description="past this age a value is refreshed in the background")
     fail_safe_s: Seconds | None = Field(None, description="how long an expired value may stand in for a failing source")
+    fail_safe_throttle_s: Seconds = Field(
+        10.0,
+        description="how long about a source that has failed a key is left alone by whoever can serve an older value",
+    )
     load_soft_timeout_s: Seconds | None = Field(None, description="after this an expired value is served meanwhile")
     load_timeout_s: Seconds = Field(30.0, description="after this a load is given up, with all its retries")
     retries: int = Field(2, ge=0, le=20, description="attempts after the first")
@@ -164,7 +168,7 @@ class Rules:
     """A policy as the data path reads it: plain attributes, the TTL resolved, tags as templates; `ConfigError`."""
 
     __slots__ = (
-        "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "l1", "l1_ttl_s", "load_soft_timeout_s",
+        "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "fail_safe_throttle_s", "l1", "l1_ttl_s", "load_soft_timeout_s",
         "load_timeout_s", "max_value_bytes", "model", "negative_ttl_s", "retries", "retry_backoff_s", "retry_on",
         "soft_ttl_s", "tags", "ttl_jitter", "ttl_s",
     )  # fmt: skip
@@ -181,6 +185,7 @@ class Rules:
         self.negative_ttl_s = policy.negative_ttl_s
         self.soft_ttl_s = policy.soft_ttl_s
         self.fail_safe_s = policy.fail_safe_s
+        self.fail_safe_throttle_s = policy.fail_safe_throttle_s
         self.load_soft_timeout_s = policy.load_soft_timeout_s
         self.load_timeout_s = policy.load_timeout_s
         self.retries = policy.retries

@@ -10,9 +10,9 @@ from loguru import logger
 from cachebus import event as events
 from cachebus.clock import Clock
 from cachebus.coherence import Heard
-from cachebus.loading import Waiters
 from cachebus.node import Node
 from cachebus.ports import LogEntry, Store
+from cachebus.waiting import Waiters
 
 LOG_BATCH = 1000
 ASK_EVERY_S = 1.0

@@ -28,6 +28,7 @@ from struct import Struct
 
 MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
+FLAGS_AT = 2
 HEAD = Struct(">2sBB16sQ8sQQQBH")
 _LENGTH = Struct(">H")
 

@@ -26,7 +26,7 @@ from cachebus.ports import (
     ReadReply,
     Stale,
 )
-from cachebus.record import Record
+from cachebus.record import FLAGS_AT, NOT_FOUND, Record
 
 REQUEST_S = 60.0
 SILENT_S = 60.0
@@ -346,7 +346,7 @@ class MemoryShard:
         guarded = self.guarded_ms(key, record.tags) is not None
         if if_absent:
             now = self.stored(key)
-            if guarded or (now and not self.expired(now[1])):
+            if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & NOT_FOUND):
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
         head = self.announce(names, body)

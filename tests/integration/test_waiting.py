@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from cachebus.loading import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 
 from cachebus import Cache, LoadTimeout, Policy
-from cachebus.loading import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 from cachebus.read import BACKOFF_MAX_S
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import Source, parts

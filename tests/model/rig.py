@@ -12,6 +12,9 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 
+from cachebus.loading import Flight as RealFlight
+from cachebus.loading import Waiters
+
 from cachebus import event as events
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError, L2Unavailable
@@ -20,8 +23,6 @@ from cachebus.fill import Filler, Found, Loaded
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Key
 from cachebus.l1 import L1
-from cachebus.loading import Flight as RealFlight
-from cachebus.loading import Waiters
 from cachebus.node import Node
 from cachebus.observe import Counters
 from cachebus.pending import Pending

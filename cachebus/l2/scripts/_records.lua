@@ -41,6 +41,9 @@ local function expired(record)
   return at_ms ~= 0 and at_ms * 1000 <= now_us
 end
 
+-- Whether it says that the source has nothing.
+local function says_nothing(record) return string.byte(record, 3) % 2 == 1 end
+
 local function stored(key)
   local found = redis.pcall('GET', key)
   return type(found) == 'string' and found or nil
