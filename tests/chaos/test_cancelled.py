@@ -39,7 +39,7 @@ async def undisturbed(stage: Stage, clock: Any, *, closed: bool = False) -> None
     for task in stage.others:
         with suppress(CacheBusError, asyncio.CancelledError):
             await task
-    await until(lambda: not any(parts(cache).reader.flights for cache in (a, b)))
+    await until(lambda: not any(parts(cache).loads.flights for cache in (a, b)))
     for cache in (a, b):
         await cache.probe()
         stats = cache.stats()
@@ -84,7 +84,7 @@ async def cancelled(stage: Stage, name: str, cancelling: Cancelling, clock: Any)
         task.exception()
     if cancelling.how == "caller" and cancelling.happened and name not in ("a load for two", "a refresh ahead"):
         await stage.settle()
-        assert not parts(stage.a).reader.flights, "a load goes on that nobody waits for"
+        assert not parts(stage.a).loads.flights, "a load goes on that nobody waits for"
     await undisturbed(stage, clock, closed=name == "close and open")
     for started in cancelling.tasks:
         assert started.done(), f"{started} goes on"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from cachebus.loading import POLLS_AT_ONCE, POLLS_PER_S, Waiters
+from cachebus.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 
 from cachebus import Cache, LoadTimeout, Policy
 from cachebus.read import BACKOFF_MAX_S
@@ -75,7 +75,7 @@ def staged(play: Play, count: int, faults: Faults | None = None) -> None:
 
 
 def assert_nothing_left(cache: Cache) -> None:
-    waiters = parts(cache).reader._waiters
+    waiters = parts(cache).loads._waiters
     assert not len(waiters)
     assert not waiters._waiting
     assert not waiters._line

@@ -12,8 +12,8 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 
-from cachebus.loading import Flight as RealFlight
-from cachebus.loading import Waiters
+from cachebus.waiting import Flight as RealFlight
+from cachebus.waiting import Waiters
 
 from cachebus import event as events
 from cachebus.cache import Cache

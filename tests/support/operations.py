@@ -229,7 +229,7 @@ async def _joined(stage: Stage) -> Any:
 
 async def _refreshed(stage: Stage) -> Any:
     value = await stage.get_or_load(stage.a)
-    await until(lambda: not parts(stage.a).reader.flights)
+    await until(lambda: not parts(stage.a).loads.flights)
     return value
 
 
