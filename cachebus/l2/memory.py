@@ -222,9 +222,10 @@ class MemoryShard:
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
         self.arrive(caller)
-        if lives:
+        gone = self.lines.pop(node, None) is not None
+        if gone and lives:
             self.nodes_name = self.new_epoch()
-        return self.lines.pop(node, None) is not None
+        return gone
 
     def get(self, key: Key) -> bytes | None:
         """See `Store.get`."""
