@@ -8,7 +8,7 @@ same step, and everything older is void. A store that cannot answer raises `L2Un
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from cachebus.keys import Key
@@ -24,6 +24,15 @@ class About(NamedTuple):
     bound_ms: int = 0
     guard_ms: int = 0
     more: tuple[tuple[str, Any], ...] = ()
+
+
+class Stale(IntEnum):
+    """What would do for a caller while the source rests, rather than a load: `NONE`, an expired `RECORD` of L2, or
+    what it holds of its `OWN`."""
+
+    NONE = 0
+    RECORD = 1
+    OWN = 2
 
 
 class Caller(NamedTuple):
@@ -182,12 +191,12 @@ class Store(Protocol):
         ...
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. `tags`:
         those that the load will give its record. Where a guard stands on any of it, neither. A lease that rests is
-        granted to who has no `fallback` and finds none in L2."""
+        granted to whom nothing `stale` would do."""
         ...
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:

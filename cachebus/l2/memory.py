@@ -24,6 +24,7 @@ from cachebus.ports import (
     NodesReply,
     ProbeReply,
     ReadReply,
+    Stale,
 )
 from cachebus.record import Record
 
@@ -242,7 +243,7 @@ class MemoryShard:
         return ReadReply(self.epoch, self.seq, [found[key.l2] for key in keys])
 
     def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """See `Store.lease`."""
@@ -260,7 +261,7 @@ class MemoryShard:
             if not held.rests:
                 held.waited = True
                 return LeaseReply(self.epoch, self.seq, Leased.WAIT, None, left_ms)
-            if hit or fallback:
+            if stale is Stale.OWN or (stale is Stale.RECORD and hit):
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
         self.leases[key.l2] = MemoryLease(self.epoch, token, now + px_ms / 1000)
         self.note_contexts(key)

@@ -8,7 +8,7 @@ from typing import overload
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryShard
-from cachebus.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply
+from cachebus.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply, Stale
 from cachebus.record import Record
 
 
@@ -93,11 +93,11 @@ class MemoryStore:
         return self._shard(shard).read(caller, keys)
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """See `Store.lease`."""
-        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, fallback, tags)
+        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, stale, tags)
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
         """See `Store.extend`."""

@@ -31,6 +31,7 @@ from cachebus.ports import (
     NodesReply,
     ProbeReply,
     ReadReply,
+    Stale,
 )
 from cachebus.record import Record
 from cachebus.resp import Links, Route, leads_elsewhere
@@ -184,14 +185,14 @@ class RedisStore:
         return ReadReply(reply[0], reply[1], [found[key.l2] for key in keys])
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, fallback: bool = False,
+        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
         scopes = key.names
         args = [
-            *_line(caller), token, str(px_ms), "1" if refresh else "0", "1" if fallback else "0", key.l1,
+            *_line(caller), token, str(px_ms), "1" if refresh else "0", str(int(stale)), key.l1,
             str(len(scopes)), *scopes, *tags,
         ]  # fmt: skip
         bucket = key.family.bucket

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -104,6 +106,24 @@ class Link(asyncio.BufferedProtocol):
         """Drop the socket now; what is pending fails, `on_lost` is not called. May be repeated."""
         self._end(f"the connection to {self._where} was closed")
 
+    def forsake(self) -> None:
+        """In a forked child: the socket is its parent's. Neither a byte out of this process nor one into it.
+
+        A child that ran only one turn more of the loop it was forked in would ask what its parent asks too, and the
+        parent would take the first answer twice: the value of one key for another's. The descriptor is what both
+        share, so here it becomes nobody's, whatever the loop still holds for it; the parent's is left alone.
+        """
+        self.closed = True
+        self._watchdog.stop()
+        self._out.clear()
+        self._flushing = False
+        transport, self._transport = self._transport, None
+        socket = None if transport is None else transport.get_extra_info("socket")
+        if socket is not None and (descriptor := socket.fileno()) >= 0:
+            nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nowhere, descriptor, inheritable=False)
+            os.close(nowhere)
+
     def _admit(self, future: asyncio.Future[Any]) -> bool:
         """Have a flush at the end of this tick, unless nobody is expected to join; False if the future was failed."""
         if self.closed:
@@ -175,6 +195,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; a link closed while it was being connected drops it."""
         self._transport = cast("asyncio.Transport", transport)
+        _open.add(self)
         if self.closed:
             self._transport.abort()
 
@@ -194,6 +215,17 @@ class Link(asyncio.BufferedProtocol):
         """The socket takes bytes again."""
         self._paused = False
         self._flush()
+
+
+_open: Final[weakref.WeakSet[Link]] = weakref.WeakSet()
+
+
+def _forsake_all() -> None:
+    for link in list(_open):
+        link.forsake()
+
+
+os.register_at_fork(after_in_child=_forsake_all)
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

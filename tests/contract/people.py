@@ -7,7 +7,7 @@ from typing import Self
 
 from cachebus import event as events
 from cachebus.keys import Key, Keyspace, bucket_of, tag_name
-from cachebus.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Store
+from cachebus.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
 from cachebus.record import Record
 from tests.contract.rig import SHARDS
 
@@ -115,11 +115,11 @@ class Person:
         )  # fmt: skip
 
     async def lease(
-        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, fallback: bool = False,
+        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
     ) -> LeaseReply:  # fmt: skip
         """Ask to fill a key."""
-        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, fallback=fallback, tags=tags)
+        return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, stale=stale, tags=tags)
 
     async def guard(self, *keys: Key, names: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS) -> Change:
         """Put a guard up; with `px_ms` 0 take it away."""

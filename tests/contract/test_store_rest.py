@@ -6,7 +6,7 @@ import pytest
 
 from cachebus import event as events
 from cachebus.keys import everywhere
-from cachebus.ports import Leased
+from cachebus.ports import Leased, Stale
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope
 from tests.contract.rig import StoreRig, until
 
@@ -20,16 +20,16 @@ async def resting(person: Person, px_ms: int = LONG_MS, *, refresh: bool = False
 
 async def test_who_has_something_to_give_leaves_the_source_alone(ann: Person, bob: Person) -> None:
     await resting(ann)
-    reply = await bob.lease(key(), "b", fallback=True)
+    reply = await bob.lease(key(), "b", stale=Stale.OWN)
     assert reply[:4] == (ann.caller.epoch, 1, Leased.RESTING, None)
     assert LONG_MS - 10_000 < reply.wait_ms <= LONG_MS
-    assert (await bob.lease(key("other"), "b", fallback=True)).outcome is Leased.GRANTED
+    assert (await bob.lease(key("other"), "b", stale=Stale.OWN)).outcome is Leased.GRANTED
 
 
 async def test_who_has_nothing_asks_the_source_all_the_same(ann: Person, bob: Person) -> None:
     await resting(ann)
     lease = await bob.granted(key(), "b")
-    assert (await ann.lease(key(), "a", fallback=True)).outcome is Leased.WAIT, "it is held again"
+    assert (await ann.lease(key(), "a", stale=Stale.OWN)).outcome is Leased.WAIT, "it is held again"
     record = bob.record(b"v", lease)
     assert (await bob.fill(key(), record, "b")).stored
     assert await ann.read(key()) == [record.encode()]
@@ -39,16 +39,17 @@ async def test_a_kept_record_is_given_along(ann: Person, bob: Person) -> None:
     """It has expired, and L2 keeps it for just that: nobody has to have anything of his own."""
     kept = await ann.loaded(key(), lives_ms=-1)
     await resting(ann)
-    for fallback in (False, True):
-        reply = await bob.lease(key(), "b", fallback=fallback)
+    for stale in (Stale.RECORD, Stale.OWN):
+        reply = await bob.lease(key(), "b", stale=stale)
         assert (reply.outcome, reply.record) == (Leased.RESTING, kept.encode())
+    assert (await bob.lease(key(), "b", stale=Stale.NONE)).outcome is Leased.GRANTED, "who wants nothing stale may load"
 
 
 async def test_a_valid_record_is_a_hit_and_its_refresh_rests(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key())
     await resting(ann, refresh=True)
     assert (await bob.lease(key(), "b")).outcome is Leased.HIT
-    reply = await bob.lease(key(), "b", refresh=True)
+    reply = await bob.lease(key(), "b", refresh=True, stale=Stale.RECORD)
     assert (reply.outcome, reply.record) == (Leased.RESTING, record.encode())
 
 
@@ -56,16 +57,16 @@ async def test_a_record_that_was_replaced_is_nothing_to_give(ann: Person, bob: P
     await ann.loaded(key(), lives_ms=-1)
     await resting(ann)
     await ann.invalidate(names=[scope("doc")])
-    reply = await bob.lease(key(), "b")
+    reply = await bob.lease(key(), "b", stale=Stale.RECORD)
     assert (reply.outcome, reply.record) == (Leased.GRANTED, None)
 
 
 async def test_who_waits_is_woken_when_it_begins_to_rest(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.granted(key(), "failed")
-    assert (await bob.lease(key(), "b", fallback=True)).outcome is Leased.WAIT
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.WAIT
     ann.store.rest(key(), "failed", LONG_MS)
     assert await rig.heard(1) == [events.WAKE + key().l1.encode()]
-    assert (await bob.lease(key(), "b", fallback=True)).outcome is Leased.RESTING
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.RESTING
     await bob.granted(key(), "b")
     await bob.fill(key(), bob.record(b"v"), "b")
     await ann.invalidate()
@@ -86,9 +87,9 @@ async def test_its_token_can_do_nothing_any_more(rig: StoreRig, ann: Person, bob
     ann.store.rest(key(), "failed", 2 * LONG_MS)
     ann.store.release(key(), "failed")
     await ann.probe()
-    reply = await bob.lease(key(), "b", fallback=True)
+    reply = await bob.lease(key(), "b", stale=Stale.OWN)
     assert (reply.outcome, reply.wait_ms <= LONG_MS) == (Leased.RESTING, True)
-    assert (await ann.lease(key(), "failed", fallback=True)).outcome is Leased.RESTING, "not even for its own"
+    assert (await ann.lease(key(), "failed", stale=Stale.OWN)).outcome is Leased.RESTING, "not even for its own"
     assert await rig.leased(key())
 
 
@@ -98,8 +99,8 @@ async def test_only_its_holder_lets_a_lease_rest(ann: Person, bob: Person, token
     bob.store.rest(key(), token, LONG_MS)
     bob.store.rest(key("never leased"), token, LONG_MS)
     await bob.probe()
-    assert (await bob.lease(key(), "b", fallback=True)).outcome is Leased.WAIT
-    assert (await bob.lease(key("never leased"), "b", fallback=True)).outcome is Leased.GRANTED
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.WAIT
+    assert (await bob.lease(key("never leased"), "b", stale=Stale.OWN)).outcome is Leased.GRANTED
     assert (await ann.fill(key(), ann.record(b"v", lease), "failed")).stored
 
 
@@ -107,7 +108,7 @@ async def test_rest_ends_by_itself(ann: Person, bob: Person) -> None:
     await resting(ann, SHORT_MS)
 
     async def over() -> bool:
-        return (await bob.lease(key(), "b", fallback=True)).outcome is Leased.GRANTED
+        return (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.GRANTED
 
     await until(over)
 
@@ -123,10 +124,10 @@ async def test_a_change_of_the_key_ends_its_rest(ann: Person, bob: Person, how: 
     else:
         await bob.guard(key(), names=[everywhere(key())])
     expected = {"the key": Leased.GRANTED, "a write": Leased.HIT, "a guard on its id": Leased.GUARDED}[how]
-    assert (await bob.lease(key(), "b", fallback=True)).outcome is expected
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is expected
 
 
 async def test_rest_of_an_older_epoch_is_over(rig: StoreRig, ann: Person, bob: Person) -> None:
     await resting(ann)
     await rig.another_server()
-    assert (await bob.lease(key(), "b", fallback=True)).outcome is Leased.GRANTED
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.GRANTED

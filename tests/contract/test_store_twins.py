@@ -15,7 +15,7 @@ import pytest
 from cachebus import event as events
 from cachebus import record as records
 from cachebus.keys import ALL_OF_SHARD, Key
-from cachebus.ports import About, Caller, Change, Leased, LeaseReply, NodeLine, NodesReply, ProbeReply, ReadReply
+from cachebus.ports import About, Caller, Change, Leased, LeaseReply, NodeLine, NodesReply, ProbeReply, ReadReply, Stale
 from cachebus.record import Record
 from tests.contract.conftest import program
 from tests.contract.people import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
@@ -126,7 +126,7 @@ class Author:
         return Step("lease", {
             "key": self.dice.choice(KEYS), "caller": self.caller(), "token": self.dice.choice(TOKENS),
             "px_ms": self.dice.choice([40_000, 80_000]), "refresh": self.dice.random() < 0.5,
-            "tags": self.some(TAGS, 1), "fallback": self.dice.random() < 0.5,
+            "tags": self.some(TAGS, 1), "stale": self.dice.choice(list(Stale)),
         })  # fmt: skip
 
     def fill(self) -> Step:

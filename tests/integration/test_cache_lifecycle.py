@@ -39,8 +39,9 @@ def keys(server: EmbeddedServer, pattern: str) -> list[bytes]:
 
 
 def nodes_known(server: EmbeddedServer) -> int:
-    """How many nodes have left their line in the first shard."""
-    return int(server.command("HLEN", "{cachebus:0}:nodes")[1:])
+    """How many nodes have left their line in the first shard, beside the name of the set."""
+    fields, name = (server.command(word, "{cachebus:0}:nodes", *rest) for word, *rest in (("HLEN",), ("HEXISTS", "#")))
+    return int(fields[1:]) - int(name[1:])
 
 
 @asynccontextmanager

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from cachebus.resp import Address, Connection, parse_address
 from tests.support.servers import KINDS, Kind, binary_of
 
 TIMEOUT_S = 0.8
+ROOT = Path(__file__).parents[2]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -250,3 +255,44 @@ async def test_random_bytes(seed: int) -> None:
         errors = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(error) for error in errors} == {L2Unavailable}
         assert "no RESP2" in str(lost.told[0])
+
+
+FORKED = """
+import asyncio, os, sys
+from cachebus.clock import monotonic
+from cachebus.resp import Connection, Subscriber, parse_address
+
+async def main():
+    loop = asyncio.get_running_loop()
+    limits = {"timeout_s": 5.0, "connect_timeout_s": 5.0, "clock": monotonic}
+    connection = await Connection.open(parse_address(sys.argv[1]), **limits)
+    heard = []
+    subscriber = await Subscriber.open(
+        parse_address(sys.argv[1]), on_push=lambda channel, payload: heard.append(payload), **limits
+    )
+    await subscriber.subscribe("news")
+    asked = [connection.call("ECHO", "first")]
+    asked += [connection.call("PUBLISH", "news", "it is out")]
+    pid = os.fork()
+    if pid == 0:  # the child goes on with the loop for a turn, as one does that was forked in a handler
+        loop.call_soon(os._exit, 0)  # once what this turn had to send is sent
+        await loop.create_future()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert await asked[0] == b"first"
+    for n in range(5):
+        assert await connection.call("ECHO", str(n)) == str(n).encode(), n
+    await subscriber.ping()
+    assert heard == [b"it is out"], heard
+    print(await asked[1])
+
+asyncio.run(main())
+"""
+
+
+async def test_a_forked_child_says_nothing_on_its_parents_socket(doomed: EmbeddedServer) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore", "-c", FORKED, doomed.url],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr

@@ -27,7 +27,7 @@ from cachebus.observe import Counters
 from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Policy, PolicyTable
-from cachebus.ports import Leased, LeaseReply, ReadReply
+from cachebus.ports import Leased, LeaseReply, ReadReply, Stale
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
@@ -92,8 +92,8 @@ class HandStore:
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
 
-    async def lease(self, key, caller, token, px_ms, *, refresh=False, fallback=False, tags=()):
-        return await Ask("lease", key, caller, token, px_ms, refresh, fallback, tuple(tags))
+    async def lease(self, key, caller, token, px_ms, *, refresh=False, stale=Stale.NONE, tags=()):
+        return await Ask("lease", key, caller, token, px_ms, refresh, stale, tuple(tags))
 
     async def fill(self, key, caller, token, record, px_ms, over):
         return await Ask("fill", key, caller, token, record, px_ms, over)

@@ -307,11 +307,9 @@ class Foreign:
         found = self.run("read", keys, *self.line, len(key.names), *key.names, bucket=key.bucket)[2]
         return None if found is None else read_record(found)
 
-    def lease(
-        self, key: Key, token: str, ms: int = 10_000, *, has_fallback: bool = False
-    ) -> tuple[str, bytes, int, Any]:
+    def lease(self, key: Key, token: str, ms: int = 10_000, *, stale: int = 0) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
-        args = (token, ms, "0", "1" if has_fallback else "0", key.l1, len(key.names), *key.names)
+        args = (token, ms, "0", stale, key.l1, len(key.names), *key.names)
         epoch, seq, outcome, record, wait_ms = self.run(
             "lease", self.lies(key), *self.line, *args, bucket=key.bucket
         )[:5]  # fmt: skip

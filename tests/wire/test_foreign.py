@@ -290,7 +290,7 @@ async def test_a_lease_of_its_own_that_rests(cache: Cache, foreign: Foreign) -> 
     foreign.attach()
     assert foreign.lease(DOC, "foreign-1-0")[0] == "granted"
     assert foreign.hold(DOC, "foreign-1-0", 60_000, rests=True)
-    outcome, _, _, left_ms = foreign.lease(DOC, "foreign-1-1", has_fallback=True)
+    outcome, _, _, left_ms = foreign.lease(DOC, "foreign-1-1", stale=2)
     assert outcome == "resting"
     assert 0 < left_ms <= 60_000
     assert not foreign.hold(DOC, "foreign-1-0", 60_000), "who lets it rest holds it no more"

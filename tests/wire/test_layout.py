@@ -15,7 +15,7 @@ from cachebus.clock import monotonic
 from cachebus.event import Part
 from cachebus.keys import Keyspace, bucket_of
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import About, Caller, Leased
+from cachebus.ports import About, Caller, Leased, Stale
 from cachebus.record import Record
 from cachebus.resp import Connection, Fixed, parse_address
 from tests.support.caches import until
@@ -159,7 +159,7 @@ async def test_a_lease_that_rests(store: RedisStore, redis: Connection) -> None:
         return bytes(await redis.call("GET", LEASE))[:1] == b"r"
 
     await until(rests)
-    reply = await store.lease(key, bob, "bob-0", 60_000, fallback=True)
+    reply = await store.lease(key, bob, "bob-0", 60_000, stale=Stale.OWN)
     assert reply.outcome is Leased.RESTING
     assert await redis.call("GET", LEASE) == b"r" + granted.epoch + b"ann-1f"
     assert 0 < reply.wait_ms <= 5_000

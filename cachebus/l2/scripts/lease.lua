@@ -1,6 +1,6 @@
 -- after: prologue usual line records guards leases
 -- A valid record, or the right to fill. KEYS 3 record, 4 lease. ARGV 7 token, 8 px, 9 '1' to refresh even a valid record,
--- 10 '1' if the caller has something to give meanwhile, 11 the key's name in L1, 12 number of scopes, then these, then the
+-- 10 what would do for the caller while the source rests: '0' nothing, '1' a record that has expired, '2' what it holds, 11 the key's name in L1, 12 number of scopes, then these, then the
 -- tags that the load will give its record. Absence never grants a fill: only this lease does, and under a guard there is none.
 local first, last = 13, 12 + tonumber(ARGV[12])
 local left_ms = guarded_ms(ARGV[11], first, #ARGV)
@@ -15,7 +15,7 @@ if is_lease(lease) and not holds(lease, ARGV[7]) then
     if not is_waited_for(lease) then redis.call('SETRANGE', KEYS[4], 0, 'w') end
     return {epoch, seq, 'wait', false, left}
   end
-  if record or ARGV[10] == '1' then return {epoch, seq, 'resting', record or false, left} end
+  if ARGV[10] == '2' or (ARGV[10] == '1' and record) then return {epoch, seq, 'resting', record or false, left} end
 end
 redis.call('SET', KEYS[4], 'h' .. epoch .. ARGV[7], 'PX', ARGV[8])
 in_contexts(first, last)
