@@ -104,8 +104,8 @@ class Node:
     def hear(self, shard: int, event: events.Event) -> Heard:
         """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node.
 
-        `CorruptEvent`, and nothing is changed, for one that names scopes of no known shape: counted as applied, it would
-        hide that what it replaced is still served."""
+        `CorruptEvent`, and nothing is changed, for one that names scopes of no known shape: counted as applied, it
+        would hide that what it replaced is still served."""
         if not all(map(is_name, event.scopes)):
             raise events.CorruptEvent("it names a scope of no known shape")
         view = self.shards[shard]

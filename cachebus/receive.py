@@ -71,8 +71,8 @@ class Receiver:
             self._prompt(shard)
 
     def _ask(self, shard: int) -> None:
-        """Have one probe find out what a message that can't be applied stands for, as one of an epoch that is not known:
-        at most one a second, as such messages may come for ever."""
+        """Have one probe find out what a message that can't be applied stands for, as one of an unknown epoch: at most
+        one a second, as such messages may come for ever."""
         now_s = self._clock()
         if now_s - self._asked_s[shard] >= ASK_EVERY_S:
             self._asked_s[shard] = now_s

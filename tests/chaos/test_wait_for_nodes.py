@@ -239,12 +239,16 @@ async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
         await past(monotonic() + D_S / 2)
         proxy.cut()
         await parts(s.writer).store._links.of(0).call(*command)  # type: ignore[attr-defined]
+
+        def load() -> str:
+            return s.source.read_text()
+
         for _ in range(3):
             await past(monotonic() + D_S * 1.2)
-            assert await cut.get_or_load("config", "x", lambda: s.source.read_text(), "acme") == f"{s.version:08}"
+            assert await cut.get_or_load("config", "x", load, "acme") == f"{s.version:08}"
             receipt, _ = await s.change(lambda: s.writer.invalidate("config", "x", "acme", wait="nodes"))
             assert receipt.confirmed, "others are there"
-            assert await cut.get_or_load("config", "x", lambda: s.source.read_text(), "acme") == f"{s.version:08}"
+            assert await cut.get_or_load("config", "x", load, "acme") == f"{s.version:08}"
         proxy.restore()
 
 

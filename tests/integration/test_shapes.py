@@ -1,4 +1,4 @@
-"""What another client sends, or has left, that is in the right format and makes no sense: nothing old is served for it."""
+"""What another client sends, or has left, that is in the right format and makes no sense: nothing old is served."""
 
 from __future__ import annotations
 
