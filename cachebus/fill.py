@@ -16,7 +16,7 @@ from cachebus.keys import Key
 from cachebus.loading import Flight
 from cachebus.packing import as_others_see_it, keep_ms, pack
 from cachebus.policy import Rules
-from cachebus.ports import Leased, LeaseReply, Stale
+from cachebus.ports import Leased, LeaseReply
 from cachebus.record import Record
 
 _tokens = itertools.count()
@@ -97,7 +97,7 @@ class Filler:
         try:
             reply = await self._store.lease(
                 self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh,
-                stale=Stale.RECORD, tags=self._tags,
+                tags=self._tags,
             )  # fmt: skip
         except BaseException:
             self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
