@@ -19,7 +19,8 @@ from cachebus import __version__
 from cachebus.cli.demo import demo
 from cachebus.cli.doctor.command import doctor
 from cachebus.cli.operate.act import get, invalidate
-from cachebus.cli.operate.look import nodes, tail
+from cachebus.cli.operate.look import tail
+from cachebus.cli.operate.membership import nodes
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
 from cachebus.cli.verify.command import verify
@@ -44,7 +45,7 @@ app.command(short_help="The same on a recorded access trace.")(replay)
 app.command(short_help="Put its promises to the test, under faults.")(verify)
 app.command()(server)
 app.command(short_help="What a server's set-up means for the promises, and how to mend it.")(doctor)
-app.command(short_help="Who is alive in a namespace, and how far.")(nodes)
+app.add_typer(nodes, short_help="Who is alive in a namespace, and how far.")
 app.command(short_help="Show invalidations and writes as they happen.")(tail)
 app.command(short_help="Show what the shared store has for a key.")(get)
 app.command(short_help="Replace a resource everywhere, and print the receipt.")(invalidate)

@@ -15,6 +15,7 @@ from cachebus.clock import WALL_S, Clock
 from cachebus.keys import Key, guard_name
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import (
+    SILENT_S,
     Caller,
     Change,
     Leased,
@@ -29,7 +30,6 @@ from cachebus.ports import (
 from cachebus.record import FLAGS_AT, NOT_FOUND, Record
 
 REQUEST_S = 60.0
-SILENT_S = 60.0
 INT64 = 1 << 63
 ENTRY_OVERHEAD_BYTES = 64
 
@@ -223,9 +223,10 @@ class MemoryShard:
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
         self.arrive(caller)
-        if lives:
+        gone = self.lines.pop(node, None) is not None
+        if gone and lives:
             self.nodes_name = self.new_epoch()
-        return self.lines.pop(node, None) is not None
+        return gone
 
     def get(self, key: Key) -> bytes | None:
         """See `Store.get`."""

@@ -19,6 +19,7 @@ import pytest
 from cachebus import Cache, CacheBusError, ConfigError, InvalidationFailed, L2Unavailable, Receipt, Settings
 from cachebus.factory import World
 from cachebus.l2.memory import MemoryShard
+from cachebus.ports import Caller
 from tests.support.caches import parts
 from tests.support.operations import LEASE_MS, OLD, OPERATIONS, POLICIES, REPLACING, WHERE, WRITES, Operation, Stage
 from tests.support.simulation import VirtualLoop, live
@@ -29,7 +30,10 @@ SETTINGS = Settings(
     url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, hole_grace_s=0.02, lease_ms=LEASE_MS,
     policies=POLICIES, close_timeout_s=1.0,
 )  # fmt: skip
-_STATE = ("meta_server", "epoch", "seq", "floor", "marked", "marks", "messages", "nodes", "records", "leases")
+_STATE = (
+    "meta_server", "epoch", "seq", "born", "bound_ms", "guard_ms", "marks", "messages", "logged_bytes", "lines",
+    "nodes_name", "records", "leases", "in_contexts", "guards", "guarded", "guarded_until_s",
+)  # fmt: skip
 Befall = Callable[["Play"], Awaitable[None]]
 
 
@@ -69,7 +73,7 @@ class Play:
 
     def remember(self) -> None:
         """A copy of all that the server has, as a snapshot would."""
-        self.before = {name: copy.copy(getattr(self.shard, name)) for name in _STATE}
+        self.before = {name: copy.deepcopy(getattr(self.shard, name)) for name in _STATE}
 
     async def replace(self, how: str = "key") -> None:
         """B writes, and is told so."""
@@ -123,10 +127,10 @@ class Play:
 
     def _in_l2(self) -> Any:
         """The version that L2 itself would give, if it were asked; asking it would make it notice what befell it."""
-        shard = self.shard
-        if shard.meta_server != shard.server or len(shard.marks) != shard.marked:
+        shard, key = self.shard, self.stage.key()
+        if shard.is_lost(Caller("", 0, b""), key.family.bucket):
             return None
-        found = shard.stored(self.stage.key())
+        found = shard.stored(key)
         return None if found is None else found[1].payload[-1]
 
     async def rest(self) -> None:
@@ -145,7 +149,7 @@ class Play:
             assert not cache.stats().flights
         if self.may_linger:
             latest_s = self.shard.clock() - self.loop.time() + self.returned_s + LEASE_MS / 1000
-            assert all(lease[2] <= latest_s for lease in self._leases().values())
+            assert all(lease.until_s <= latest_s for lease in self._leases().values())
             self.loop.stall(LEASE_MS / 1000)
             for cache in (stage.a, stage.b):
                 await cache.probe()
@@ -160,7 +164,9 @@ class Play:
             assert await stage.read(other, after=receipt) == stage.version
 
     def _leases(self) -> dict[str, Any]:
-        return {key: lease for key, lease in self.shard.leases.items() if lease[0] == self.shard.epoch}
+        """Those that are held: one that rests, since the source has failed its holder, ends by itself."""
+        leases = self.shard.leases.items()
+        return {key: lease for key, lease in leases if lease.epoch == self.shard.epoch and not lease.rests}
 
 
 def played(name: str, befall: Befall, at: int, when: When, after: Befall | None = None) -> bool:
@@ -258,7 +264,7 @@ def test_an_event_loop_that_stalls_at_any_step_for_longer_than_d_serves_nothing_
 
 def _older(play: Play) -> None:
     for name, value in play.before.items():
-        setattr(play.shard, name, copy.copy(value))
+        setattr(play.shard, name, copy.deepcopy(value))
     play.may_linger = True
 
 
@@ -279,7 +285,11 @@ def _restarted_older(play: Play) -> None:
 
 def _meta(play: Play) -> None:
     shard = play.shard
-    shard.meta_server, shard.epoch, shard.seq, shard.floor, shard.marked = "", b"", 0, 0, 0
+    shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
+
+
+def _nodes(play: Play) -> None:
+    play.shard.lines, play.shard.nodes_name = {}, b""
 
 
 LOSSES: dict[str, Callable[[Play], None]] = {
@@ -287,11 +297,12 @@ LOSSES: dict[str, Callable[[Play], None]] = {
     "restart with an older copy": _restarted_older,
     "FLUSHALL": lambda play: play.shard.wipe(),
     "meta evicted": _meta,
-    "marks evicted": lambda play: play.shard.marks.clear(),
+    "marks evicted": lambda play: play.shard.marks.lose(),
+    "counts of marks evicted": lambda play: play.shard.marks.lose_counts(),
     "log evicted": lambda play: play.shard.messages.clear(),
     "leases evicted": lambda play: play.shard.leases.clear(),
     "records evicted": lambda play: play.shard.records.clear(),
-    "nodes evicted": lambda play: play.shard.nodes.clear(),
+    "nodes evicted": _nodes,
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from cachebus import Cache, Settings
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
+from cachebus.keys import bucket_of
 from cachebus.resp import Connection, parse_address
 from tests.support.poll import eventually
 
@@ -22,14 +23,19 @@ async def closing(connection: Connection) -> AsyncIterator[None]:
         connection.close()
 
 
+MARKS = f"{{cachebus:0}}:marks:{bucket_of('acme')}"
 SETTINGS = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1}
 GARBAGE = {
     "an id from the clock in the log": ("XADD", "{cachebus:0}:log", "*", "x", "y"),
     "a string for the log": ("SET", "{cachebus:0}:log", "x"),
-    "a string for the marks": ("SET", "{cachebus:0}:marks", "x"),
+    "a string for the marks": ("SET", MARKS, "x"),
+    "a string for the marks of all tenants": ("SET", "{cachebus:0}:marks:**", "x"),
+    "a string for the counts of marks": ("SET", "{cachebus:0}:buckets", "x"),
+    "a string for the guards": ("SET", "{cachebus:0}:guards", "x"),
     "a string for meta": ("SET", "{cachebus:0}:meta", "x"),
     "a string for the nodes": ("SET", "{cachebus:0}:nodes", "x"),
-    "a stray mark": ("ZADD", "{cachebus:0}:marks", "7", "x"),
+    "a stray mark": ("ZADD", MARKS, "7", "x"),
+    "a stray guard": ("HSET", "{cachebus:0}:guards", "x", "y"),
     "a word for the seq": ("HSET", "{cachebus:0}:meta", "seq", "x"),
 }
 
@@ -43,6 +49,8 @@ async def test_an_invalidation_still_reaches_every_node(server_kinds: EmbeddedSe
     async with closing(connection), Cache.open(settings) as a, Cache.open(settings) as b:
         await a.set("config", "x", 1, tenant_id="acme")
         await a.invalidate_scope(tenant_id="acme", data_type="other")  # so that there are marks
+        async with a.write_guard([("guarded", "x")], tenant_id="acme", db_timeout_s=5):
+            pass
         assert await b.get("config", "x", tenant_id="acme") == 1
         if command[0] == "SET":
             await connection.call("DEL", command[1])
@@ -54,6 +62,11 @@ async def test_an_invalidation_still_reaches_every_node(server_kinds: EmbeddedSe
             return await b.get("config", "x", tenant_id="acme") is None
 
         await eventually(gone, within_s=0.7)
+        await a.set("config", "x", 1, tenant_id="acme")
+        await a.invalidate_scope(tenant_id="acme", data_type="config")
+        await eventually(gone, within_s=0.7)
+        async with a.write_guard([("config", "x")], tenant_id="acme", db_timeout_s=5):
+            assert not (await b.set("config", "x", 1, tenant_id="acme")).stored
         await a.set("config", "x", 2, tenant_id="acme")
         await a.invalidate("config", "x", tenant_id="acme")
         await eventually(gone, within_s=0.7)

@@ -12,6 +12,7 @@ import pytest
 from cachebus import Cache, InvalidationFailed
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
+from cachebus.keys import bucket_of
 from tests.support.caches import D_S, Source, deaf, heard, nodes, past, until
 from tests.support.servers import any_binary
 
@@ -241,12 +242,13 @@ async def test_a_write_right_after_flushall_is_seen_at_once(own_server: Embedded
 @pytest.mark.parametrize("hears", [True, False], ids=["hearing", "deaf"])
 async def test_a_lost_key_of_cachebuss_own_brings_nothing_back(own_server: EmbeddedServer, hears: bool) -> None:
     async def scenario(key: str) -> None:
-        async with nodes(own_server.url, namespace=key) as pair:
+        namespace = key.replace(":", "-")
+        async with nodes(own_server.url, namespace=namespace) as pair:
             a, b = pair
             await filled(pair)
             with nullcontext() if hears else deaf(b):
                 await invalidated(a)
-                assert own_server.command("DEL", f"{{{key}:0}}:{key}") == ":1"
+                assert own_server.command("DEL", f"{{{namespace}:0}}:{key}") == ":1"
                 await past(monotonic() + D_S)
                 await none_came_back([b])
             await none_came_back(pair)
@@ -256,7 +258,7 @@ async def test_a_lost_key_of_cachebuss_own_brings_nothing_back(own_server: Embed
                 await heard(pair, receipt)
                 assert await everywhere(pair, "kept") == {"new"}
 
-    await asyncio.gather(*map(scenario, ("meta", "marks", "log", "nodes")))
+    await asyncio.gather(*map(scenario, ("meta", "log", "nodes", "buckets", f"marks:{bucket_of('acme')}")))
 
 
 async def test_a_node_that_attaches_after_the_marks_were_lost_sees_nothing_old(
@@ -264,7 +266,7 @@ async def test_a_node_that_attaches_after_the_marks_were_lost_sees_nothing_old(
 ) -> None:
     await filled(pair)
     await invalidated(pair[0])
-    own_server.command("DEL", "{cachebus:0}:marks")
+    assert own_server.command("DEL", f"{{cachebus:0}}:marks:{bucket_of('acme')}") == ":1"
     async with nodes(own_server.url, 1) as late:
         await none_came_back(late)
     await none_came_back(pair)
@@ -288,6 +290,27 @@ async def test_a_log_trimmed_past_a_deaf_node_is_a_flush_and_counted(
         assert stats.events_flushed == 23 - (stats.events_applied - before.events_applied)
         assert (stats.shards[0].gap, stats.shards[0].applied) == (0, before.shards[0].applied + 23)
         assert await b.get("config", "kept", tenant_id="acme") == "old"  # from L2 again
+
+
+async def test_a_log_that_is_full_of_bytes_leaves_a_deaf_node_behind_which_flushes(own_server: EmbeddedServer) -> None:
+    async with nodes(own_server.url, 2, log_max_bytes=65_536, namespace="bytes") as pair:
+        a, b = pair
+        await filled(pair)
+        with deaf(b):
+            await invalidated(a)
+            for i in range(40):
+                await a.invalidate_tags([f"{i}-{n}-{'t' * 500}" for n in range(10)], tenant_id="acme")
+            await past(monotonic() + D_S)
+            await none_came_back([b])
+            assert b.stats().flushes == {"start": 1, "gap": 1}
+        assert int(own_server.command("MEMORY", "USAGE", "{bytes:0}:log", "SAMPLES", "0").removeprefix(":")) < 100_000
+        await back(pair)
+        with deaf(b):
+            for i in range(5):
+                await a.set("other", i, i, tenant_id="acme")
+            await past(monotonic() + D_S)
+            assert b.stats().shards[0].applied == a.stats().shards[0].applied
+        assert b.stats().flushes == {"start": 1, "gap": 1}, "what is still in the log it catches up on"
 
 
 async def test_a_short_log_in_a_flood_costs_flushes_not_wrong_answers(own_server: EmbeddedServer) -> None:

@@ -78,6 +78,8 @@ async def test_taking_somebody_out_who_may_live_makes_another_set(ann: Person, b
     await ann.store.forget(0, ann.caller, "bob", lives=True)
     again = (await ann.probe()).nodes_name
     assert again not in (name, b"")
+    await ann.store.forget(0, ann.caller, "bob", lives=True)
+    assert (await ann.probe()).nodes_name == again, "who was not there is not missing"
     await bob.probe()
     assert (await ann.probe()).nodes_name == again
     assert set(await applied(ann)) == {"ann", "bob"}

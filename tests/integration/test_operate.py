@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, Receipt, Settings
+from cachebus.clock import monotonic
+from cachebus.factory import redis_store, route_of
+from cachebus.ports import Caller
+from cachebus.resp import Connection, parse_address
 from tests.support.caches import QUICK
 from tests.support.command import cachebus, ran
 
@@ -62,6 +66,51 @@ async def test_nodes_tells_who_is_alive(cache: Cache, tmp_path: Path) -> None:
     assert (await run(cache, tmp_path, "nodes", "--namespace", "other"))[1] == "no node\n"
 
 
+async def killed(cache: Cache, node: str, shards: list[int]) -> None:
+    """As if a node of that id had been killed just now: its lines in these shards are what it leaves."""
+    store = redis_store(cache.settings, route_of(cache.settings, monotonic), monotonic)
+    await store.connect()
+    for shard in shards:
+        await store.probe(shard, Caller(node, 0, b""), marks=False)
+    await store.close()
+
+
+async def test_who_was_killed_is_forgotten_by_hand(cache: Cache, tmp_path: Path) -> None:
+    shard = (await cache.invalidate("config", "x", tenant_id="acme")).shard
+    await killed(cache, "killed: 1", [0, 1, 2])
+    await killed(cache, "elsewhere", [(shard + 1) % 3])
+    receipt = await cache.invalidate("config", "x", tenant_id="acme", wait="nodes")
+    assert receipt.lapsed == ("killed: 1",), "every wait waits for it"
+    assert await run(cache, tmp_path, "nodes", "forget", "killed: 1") == (0, "3 of 3 shards had it\n", "")
+    assert await run(cache, tmp_path, "nodes", "forget", "elsewhere") == (0, "1 of 3 shards had it\n", "")
+    receipt = await cache.invalidate("config", "x", tenant_id="acme", wait="nodes")
+    assert (receipt.lapsed, len(receipt.confirmed)) == ((), 1)
+    _, out, _ = await run(cache, tmp_path, "nodes")
+    assert "killed" not in out
+    assert out.count("reader-") == 3
+    assert await run(cache, tmp_path, "nodes", "forget", "killed: 1") == (1, "0 of 3 shards had it\n", "")
+
+
+async def test_forgetting_where_nobody_is_leaves_nothing_behind(cache: Cache, tmp_path: Path) -> None:
+    before = await keys(cache)
+    url = cache.settings.url.get_secret_value()
+    status, out, _ = await asyncio.to_thread(
+        ran, "nodes", "--url", url, "--namespace", "other", "forget", "reader", folder=tmp_path
+    )
+    assert (status, out.partition(" of ")[0]) == (1, "0")
+    assert await keys(cache) == before
+
+
+async def keys(cache: Cache) -> set[bytes]:
+    """The names of all keys on the cache's server."""
+    connection = await Connection.open(
+        parse_address(cache.settings.url.get_secret_value()), timeout_s=5, connect_timeout_s=5, clock=monotonic
+    )
+    found = set(await connection.call("KEYS", "*"))
+    connection.close()
+    return found
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as_json: bool) -> None:
     url = cache.settings.url.get_secret_value()
@@ -75,9 +124,11 @@ async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as
         assert command.process.returncode == 0
     first, second = out.splitlines()
     if as_json:
-        assert json.loads(first)["keys"] == [["acme", "config", "x", "a7", None, None]]
-        assert json.loads(second)["names"] == [["G", "acme", "plan:pro"]]
-        assert json.loads(first)["origin"].startswith("reader-")
+        (part,) = json.loads(first)["parts"]
+        assert part["keys"] == [["acme", "config", "x", "a7", None, None]]
+        assert part["origin"].startswith("reader-")
+        (part,) = json.loads(second)["parts"]
+        assert (part["keys"], part["scopes"]) == ([], [["G", "acme", "plan:pro"]])
     else:
         assert "acme | config | x | a7" in first
         assert re.search(r"reader-\S+: G \| acme \| plan:pro$", second)
@@ -86,6 +137,7 @@ async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as
 async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     for arguments in (
         ("nodes",),
+        ("nodes", "forget", "x"),
         ("tail",),
         ("get", "t", "i", "--tenant", "a"),
         ("invalidate", "t", "i", "--tenant", "a"),

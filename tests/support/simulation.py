@@ -16,7 +16,7 @@ from cachebus.testing import Fleet
 from tests.support.caches import parts
 
 TICK_S = 1e-7
-_WIRED = ("probe", "leave", "read", "lease", "fill", "invalidate", "write", "counter", "log")
+_WIRED = ("probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log")
 
 
 class _Jump(selectors.SelectSelector):
@@ -73,7 +73,7 @@ class Wire:
         for name in _WIRED:
             setattr(self._store, name, self._over(getattr(self._store, name), probe=name == "probe"))
         self._store.get = self._over(self._store.get)
-        for name in ("extend", "release"):
+        for name in ("extend", "release", "rest"):
             setattr(self._store, name, self._posted(getattr(self._store, name)))
         bus: Any = parts(cache).bus
         listener = bus._listener

@@ -16,7 +16,9 @@ T = TypeVar("T")
 When = Literal["before", "after"]
 How = Literal["waiting", "answered", "scope", "caller"]
 WHENS: tuple[When, ...] = ("before", "after")
-_CALLS = ("connect", "probe", "leave", "read", "lease", "fill", "invalidate", "write", "counter", "log")
+_CALLS = (
+    "connect", "probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log",
+)  # fmt: skip
 _watched: ContextVar[object] = ContextVar("watched", default=None)
 """Set around the operation, and so in the tasks that it starts, but not in a heartbeat that runs beside it."""
 
@@ -53,7 +55,7 @@ class Steps:
             setattr(store, name, self._stepped(name, getattr(store, name)))
         store.get = self._gathered(store.get)
         bus.connect = self._stepped("listen", bus.connect)
-        for name in ("extend", "release"):
+        for name in ("extend", "release", "rest"):
             setattr(store, name, self._posted(getattr(store, name)))
 
     async def watch(self, operation: Awaitable[T]) -> T:

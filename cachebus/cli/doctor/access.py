@@ -36,9 +36,9 @@ GUARD: Final = "doctor-guard-one"
 _of_keys = re.compile(r"\bkeys?\b").search
 _called = re.compile(r"redis\.p?call\('(\w+)'").findall
 _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
-    "EXPIRE": ("1",), "HDEL": ("f",), "HGET": ("f",), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "1"),
-    "INCRBY": ("1",), "PEXPIRE": ("1",), "SET": ("1",), "XADD": ("*", "e", "1"), "XRANGE": ("-", "+"),
-    "ZADD": ("1", "m"), "ZMSCORE": ("m",), "ZRANGE": ("0", "-1"),
+    "HDEL": ("f",), "HGET": ("f",), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSCAN": ("0",), "HSET": ("f", "1"),
+    "HSETNX": ("f", "1"), "PEXPIRE": ("1",), "SET": ("1",), "SETRANGE": ("0", "1"), "XADD": ("*", "e", "1"),
+    "XRANGE": ("-", "+"), "XTRIM": ("MAXLEN", "1"), "ZADD": ("1", "m"), "ZMSCORE": ("m",), "ZRANGE": ("0", "-1"),
 }  # fmt: skip
 _WITHOUT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "PING": (), "TIME": (), "INFO": ("replication",), "ROLE": (), "ASKING": (), "CLUSTER": ("SLOTS",), "COMMAND": (),
@@ -153,8 +153,8 @@ async def _read_only(asker: Asker, settings: Settings) -> Access:
     """What can be tried without changing anything."""
     names, seen = ShardNames(settings.namespace, 0), Access("by reading")
     record = f"{names.record_prefix}x"
-    script = "EVAL", "return 1", "1", names.meta
-    for question in (("GET", record), ("MGET", record), ("XRANGE", names.log, "+", "-"), script):
+    script, sweep = ("EVAL", "return 1", "1", names.meta), ("HSCAN", names.guards, "0")
+    for question in (("GET", record), ("MGET", record), ("XRANGE", names.log, "+", "-"), sweep, script):
         _, refused = await asker.ask(*question)
         if refused.startswith("NOPERM"):
             seen.refused(question[0], refused, question[0])
@@ -162,9 +162,10 @@ async def _read_only(asker: Asker, settings: Settings) -> Access:
 
 
 async def _tried(asker: Asker, settings: Settings) -> Access:
-    # Two marks at most, so that three names make the script forget one, which takes a command of its own.
+    # Two marks at most, so that three names make the script forget one, and so few bytes of the log that each event has
+    # it look for the first that stays: either takes a command of its own. (Sweeping guards takes more than may stand.)
     space = f"{settings.namespace}:doctor-{secrets.token_hex(4)}"
-    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2})
+    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2, "log_max_bytes": 1_024})
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
     heard, subscriber = asyncio.Event(), None

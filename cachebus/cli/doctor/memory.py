@@ -63,8 +63,8 @@ def _policy(policy: str, limit: int) -> Finding:
     commands, conf = config_set(maxmemory_policy="volatile-lru")
     if policy == "noeviction":
         means = (
-            "Once memory is full every write is refused, probes among them: L2 counts as lost, leases lapse, reads go "
-            "to the source, invalidations raise. Nothing stale is served."
+            "Once memory is full nothing is stored, and probes are refused: L2 counts as lost, leases lapse, reads go "
+            "to the source, invalidations of scopes and tags raise. Nothing stale is served."
         )
         level = Level.PROBLEM if limit else Level.ADVICE
         return Finding("eviction", level, said, means, mend=commands, conf=conf)

@@ -1,4 +1,4 @@
-"""`cachebus nodes` and `cachebus tail`."""
+"""A look at the nodes of a namespace, and `cachebus tail`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from cachebus import event as events
 from cachebus.bus.redis import RedisBus
-from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
 from cachebus.cli.doctor.namespace import nodes_of, shards_of
 from cachebus.cli.doctor.primaries import primaries_of, route_to
 from cachebus.cli.operate.shards import shards_of_namespace
@@ -31,17 +31,9 @@ LOOK_S = 0.2
 _control = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def nodes(url: Url = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
-    """Who is alive in a namespace, how far each has applied events, and when it was last heard.
-
-    A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
-    Exit status: 0, 2 if the server could not be reached.
-    """
-    until_signalled(_nodes(settings_for(url, namespace), as_json))
-
-
-async def _nodes(settings: Settings, as_json: bool) -> None:
-    shards = []
+async def shards_looked_at(settings: Settings) -> list[ShardFacts]:
+    """Every shard of the namespace, with the lines of its nodes; `L2Unavailable`."""
+    shards: list[ShardFacts] = []
     for primary in await primaries_of(settings):
         asker = await Asker.open(primary.address, settings.connect_timeout_s)
         try:
@@ -52,6 +44,12 @@ async def _nodes(settings: Settings, as_json: bool) -> None:
             if shard.refused:
                 raise L2Unavailable(f"{primary.address}: {shard.refused}")
         shards += found
+    return shards
+
+
+async def list_nodes(settings: Settings, as_json: bool) -> None:
+    """Write a line for each node of each shard."""
+    shards = await shards_looked_at(settings)
     for shard in sorted(shards, key=lambda shard: shard.index):
         for node in nodes_of(shard):
             alive = node.silent_s <= node.bound_s

@@ -12,24 +12,25 @@ local function bucket_of(name)
   return buckets[tenant]
 end
 
--- Whether any record of an id's data type can lie in a context.
+-- Whether any record of an id's data type can lie in a context; where nobody knows any more, it can.
 local flags
 local function has_contexts(name)
-  flags = flags or redis.call('HGET', META, 'contexts')
+  flags = flags or redis.call('HGET', META, 'contexts') or string.rep('1', 256)
   local flag = 1 + tonumber(string.sub(redis.sha1hex(string.match(name, '^I\31[^\31]*\31([^\31]*)') or ''), 1, 2), 16)
   return string.sub(flags, flag, flag) == '1'
 end
 
--- A command that writes to one of our keys. What somebody else put in its place goes first; what lay there before is
+-- Whether a command was refused. What somebody else put in the place of a key of ours goes then; what lay there before is
 -- missed by its number.
-local function write(command, key, ...)
-  local reply = redis.pcall(command, key, ...)
-  if type(reply) == 'table' and string.find(reply.err, 'WRONGTYPE', 1, true) then redis.call('DEL', key) end
-  return type(reply) == 'table' and redis.call(command, key, ...) or reply
+local function refused(reply, key)
+  if type(reply) ~= 'table' then return false end
+  if string.find(reply.err, 'WRONGTYPE', 1, true) then redis.call('DEL', key) end
+  return true
 end
 
 local function put_bucket(bucket, count, size, watermark)
-  write('HSET', prefix .. 'buckets', '.', '', bucket, struct.pack('>I4I4I8', count, size, watermark))
+  local key, state = prefix .. 'buckets', struct.pack('>I4I4I8', count, size, watermark)
+  if refused(redis.pcall('HSET', key, '.', '', bucket, state), key) then redis.call('HSET', key, '.', '', bucket, state) end
 end
 
 -- Drop the oldest marks of the bucket that has most, and raise its low watermark to them. In batches: it then costs
@@ -71,7 +72,10 @@ local function mark(first, last, seq_text)
     else
       local bucket = bucket_of(name)
       kept = kept or is_id
-      if write('ZADD', prefix .. 'marks:' .. bucket, seq_text, name) == 1 then
+      local key = prefix .. 'marks:' .. bucket
+      local added = redis.pcall('ZADD', key, seq_text, name)
+      if refused(added, key) then added = redis.call('ZADD', key, seq_text, name) end
+      if added == 1 then
         local size = 1 + math.floor(#name / 256)
         counts[bucket], sizes[bucket] = (counts[bucket] or 0) + 1, (sizes[bucket] or 0) + size
         total = total + size

@@ -3,5 +3,5 @@
 -- waits for the nodes waits for its lease to end.
 local NODES = prefix .. 'nodes'
 local gone = redis.call('HDEL', NODES, ARGV[5])
-if ARGV[6] == '1' then redis.call('HSET', NODES, '#', epoch .. int(now_us) .. '!') end
+if gone == 1 and ARGV[6] == '1' then redis.call('HSET', NODES, '#', epoch .. int(now_us) .. '!') end
 return {epoch, seq, gone}
