@@ -14,13 +14,14 @@ from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
+from cachebus.flight import Flight
+from cachebus.freshness import Freshness
 from cachebus.groups import Groups
 from cachebus.keys import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.node import Node
 from cachebus.ports import NodeLine
-from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
 from tests.model.frozen import BOUND, INF
@@ -184,23 +185,20 @@ def _fresh_when_read(fetcher: Fetcher, key: Any, before: Crippled = Fetcher.befo
     return before(fetcher, key)[0], fetcher.clock()
 
 
-def _join_at_any_age(reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable) -> bool:
-    with patch.object(reader._node.shards[0], "valid_until", INF):
-        return joinable(reader, key, flight, after)
+def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
+    with patch.object(flight.fresh._shard, "valid_until", INF):
+        return joinable(flight, request)
 
 
-def _join_whatever_tags(
-    reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
-) -> bool:
-    marks = {name: mark for name, mark in flight.standing.marks.items() if name in key.names}
-    with patch.object(flight, "standing", flight.standing._replace(marks=marks)):
-        return joinable(reader, key, flight, after)
+def _join_whatever_tags(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
+    noted = flight.fresh._standing
+    marks = {name: mark for name, mark in noted.marks.items() if name in request.key.names}
+    with patch.object(flight.fresh, "_standing", noted._replace(marks=marks)), patch.object(Freshness, "knows", _yes):
+        return joinable(flight, request)
 
 
-def _join_with_any_token(
-    reader: Reader, key: Any, flight: Any, after: Any, joinable: Crippled = Reader._joinable
-) -> bool:
-    return joinable(reader, key, flight, None)
+def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
+    return joinable(flight, request._replace(after=None))
 
 
 def _take_as_answered(
@@ -392,19 +390,19 @@ RULES = {
     ),
     "joining": Rule(
         "a flight is joined only while a value of its age could be served", "SMALL", "G1",
-        ((Reader, "_joinable", _yes),),
+        ((Flight, "joinable", _yes),),
     ),
     "joining in time": Rule(
         "... and only within D of its beginning, or under the lease", "SMALL", "G1",
-        ((Reader, "_joinable", _join_at_any_age),),
+        ((Flight, "joinable", _join_at_any_age),),
     ),
     "joining with tags": Rule(
         "... and only while none of its tags was invalidated", "TAG", "G1",
-        ((Reader, "_joinable", _join_whatever_tags),),
+        ((Flight, "joinable", _join_whatever_tags),),
     ),
     "joining with tokens": Rule(
         "... and only by those whose token this node has applied", "SMALL", "G3",
-        ((Reader, "_joinable", _join_with_any_token),),
+        ((Flight, "joinable", _join_with_any_token),),
     ),
     "token": Rule(
         "a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)

@@ -130,8 +130,8 @@ class Nodes:
         shard.valid_until = INF  # in the best case
         names = (*key.names, *self._rig.setup.tags)
         epoch, seq = _place_of(flight)
-        enters = shard.admits(real.reservation, key.l1, key.family.bucket, names, epoch, seq, key.everywhere)
-        return not enters and not self._rig.reader._joinable(key, real, None)
+        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, names, epoch, seq, key.everywhere)
+        return not enters and not real.joinable(self._rig.asking(key))
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Nodes:
 
         def step() -> int:
             self._thaw(core)
-            self._rig.reader._remembered(self._keys[key], None)
+            self._rig.reader.remembered(self._keys[key], None)
             return self._freeze()
 
         return self._once("looked", step, core, key)
@@ -269,7 +269,7 @@ class Nodes:
 
         def step() -> tuple[int | None, ...]:
             self._thaw(core)
-            entries = [self._rig.reader._remembered(key, after) for key in self._keys]
+            entries = [self._rig.reader.remembered(key, after) for key in self._keys]
             return tuple(None if entry is None else entry.value for entry in entries)
 
         return self._once("serves", step, core, after)
@@ -300,7 +300,7 @@ class Nodes:
             part = self.flights.things[flight]
             real, coro = self._rig.again(part)
             self._thaw(core)
-            joins = self._rig.reader._joinable(self._keys[part.key], real, after)
+            joins = real.joinable(self._rig.asking(self._keys[part.key], after))
             coro.close()
             if not joins:
                 return None

@@ -12,28 +12,30 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 
-from cachebus.waiting import Flight as RealFlight
-from cachebus.waiting import Waiters
-
 from cachebus import event as events
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler, Found, Loaded
+from cachebus.fill import Filler
+from cachebus.flight import Flight as RealFlight
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Key
 from cachebus.l1 import L1
+from cachebus.load import Loads
 from cachebus.node import Node
 from cachebus.observe import Counters
 from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Policy, PolicyTable
-from cachebus.ports import Leased, LeaseReply, ReadReply, Stale
+from cachebus.ports import Leased, LeaseReply, Place, ReadReply, Stale
 from cachebus.read import Reader
 from cachebus.receive import Receiver
+from cachebus.request import Found, Loaded, Request
+from cachebus.waiting import Waiters
 from cachebus.write import Writer
 from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
-from tests.model.l2 import OWN, Request, frozen, thawed
+from tests.model.l2 import OWN, frozen, thawed
+from tests.model.l2 import Request as Question
 from tests.model.setup import Setup
 
 Coro = Coroutine[object, object, object]
@@ -45,7 +47,7 @@ class Ask(Awaitable[object]):
     """A coroutine's question to L2."""
 
     def __init__(self, *request: object) -> None:
-        self.request: Request = request
+        self.request: Question = request
 
     def __await__(self) -> Generator[object, object, object]:
         return (yield self)
@@ -132,7 +134,7 @@ class HandLoop:
 class Begun(Exception):
     """A flight that the library wanted to start as a task."""
 
-    def __init__(self, flight: RealFlight[Found], coro: Coro) -> None:
+    def __init__(self, flight: RealFlight, coro: Coro) -> None:
         super().__init__()
         self.flight, self.coro = flight, coro
 
@@ -141,13 +143,26 @@ class NoFlights:
     """In place of the node's flights: none is under way, and one that begins is the model's."""
 
     def __init__(self) -> None:
-        self.alone: dict[str, RealFlight[Found]] = {}
+        self.alone: dict[str, RealFlight] = {}
 
     def find(self, name: str) -> None:
         return None
 
-    def begin(self, name: str, flight: RealFlight[Found], load: Callable[[RealFlight[Found]], Coro]) -> None:
-        raise Begun(flight, load(flight))
+    def begin(self, name: str, flight: RealFlight, fly: Callable[[RealFlight], Coro]) -> None:
+        flight._task = Underway()  # type: ignore[assignment]
+        raise Begun(flight, fly(flight))
+
+
+class Underway:
+    """In place of a flight's task: it goes on."""
+
+    @staticmethod
+    def done() -> bool:
+        return False
+
+    @staticmethod
+    def cancelling() -> int:
+        return 0
 
 
 async def load() -> Loaded:
@@ -170,8 +185,9 @@ class Rig:
         self.rules = policies.rules("d")
         waiters = Waiters()
         self.fetch = Fetcher(self.node, self.store, policies, clock, self._nudge)
-        self.reader = Reader(self.fetch, waiters, clock, lease_ms=PX_MS, outage_is_miss=False, enabled=True)
-        self.reader.flights = NoFlights()  # type: ignore[assignment]
+        self.reader = Reader(self.fetch, clock, outage_is_miss=False, enabled=True)
+        self.loads = Loads(self.reader, self.fetch, waiters, clock, lease_ms=PX_MS, enabled=True)
+        self.loads.flights = NoFlights()  # type: ignore[assignment]
         self.writer = Writer(
             self.fetch, StoreBus(), clock, self._nudge, Pending(self.node, self.store, 0, 0.0), enabled=True
         )
@@ -185,11 +201,15 @@ class Rig:
     def _nudge(shard: int) -> None:
         """The model probes whenever it likes."""
 
-    def flight(self, key: int) -> tuple[RealFlight[Found], Coro]:
+    def asking(self, key: Key, after: Place | None = None) -> Request:
+        """What a caller on this node asks for."""
+        tags = self.setup.tags if self.setup.fills else ()
+        return Request(key, load, self.rules, after, tags=tags)
+
+    def flight(self, key: int) -> tuple[RealFlight, Coro]:
         """A flight for a caller who finds nothing in L1: what is in there is not looked at."""
         self.node.l1.clear()
-        tags = self.setup.tags if self.setup.fills else ()
-        caller = self.reader.get_or_load(self.setup.keys[key], load, self.rules, tags=tags)
+        caller = self.loads.get_or_load(self.asking(self.setup.keys[key]))
         try:
             drive(caller)
         except Begun as begun:
@@ -198,8 +218,8 @@ class Rig:
 
     def called(self, key: int) -> int:
         """The seq by which a load without L2 goes that begins now."""
-        filler = Filler(self.fetch, self.setup.keys[key], self.rules, PX_MS, ttl_s=None, tags=(), enter=True)
-        filler.reserve_alone()
+        filler = Filler(self.fetch, self.asking(self.setup.keys[key]), PX_MS)
+        filler.begin_alone()
         return filler._seq
 
     def writing(self, kind: str, version: int) -> Coro:
@@ -238,7 +258,7 @@ class Rig:
         back_to_now()
         return drive(coro, thawed(answer))
 
-    def again(self, flight: Flight) -> tuple[RealFlight[Found], Coro]:
+    def again(self, flight: Flight) -> tuple[RealFlight, Coro]:
         """A flight made again: it waits for the answer to its last question, and the node looks as it did when it
         began. One that leases has found nothing in L2 just before; one that is alone had no answer from L2."""
         self.go_back(flight.began)
