@@ -36,8 +36,8 @@ Answer = tuple[object, bytes | None]
 
 
 class Seen(NamedTuple):
-    """What L2 has under a key: its value, NOT_FOUND or MISSING, the record's version, whether it is past its soft expiry,
-    and what makes a copy of the value for each caller."""
+    """What L2 has under a key: its value, NOT_FOUND or MISSING, the record's version, whether it is past its soft
+    expiry, and what makes a copy of the value for each caller."""
 
     value: object
     version: bytes = b""

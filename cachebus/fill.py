@@ -92,7 +92,7 @@ class Filler:
             self._store.release(self.key, self._token)
 
     def rest(self, rest_s: float) -> None:
-        """Give the lease back after the source has failed: whoever has something to serve leaves it alone for so long."""
+        """Give the lease back after the source has failed: who has something to serve leaves it alone for so long."""
         self._stop_extending()
         if self._granted is not None:
             self._store.rest(self.key, self._token, max(1, int(rest_s * 1000)))
@@ -126,8 +126,8 @@ class Filler:
     # -- what was loaded ------------------------------------------------------------------------------------------
 
     async def fill(self, found: Found, flight: Flight, over: bytes = b"") -> Found:
-        """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D. `over`: the version that it may
-        replace, b"" for any. Whatever becomes of it, the lease is given back."""
+        """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D. `over`: the version that it
+        may replace, b"" for any. Whatever becomes of it, the lease is given back."""
         granted = self._granted
         if granted is None:
             raise RuntimeError("a fill without a lease")

@@ -14,12 +14,12 @@ Fly = Callable[["Flight"], Coroutine[object, object, Found]]
 
 
 class Flight:
-    """One load under way, and what those who share it have asked for. It ends when done, or when nobody waits for it any
-    more. It alone says who may join it."""
+    """One load under way, and what those who share it have asked for. It ends when done, or when nobody waits for it
+    any more. It alone says who may join it."""
 
     __slots__ = (
-        "_clock", "_closed", "_kept", "_leaving", "_made", "_task", "_waiting", "fallback", "fresh", "must_load", "request", "tags",
-        "ttl_s",
+        "_clock", "_closed", "_kept", "_leaving", "_made", "_task", "_waiting", "fallback", "fresh", "must_load",
+        "request", "tags", "ttl_s",
     )  # fmt: skip
 
     def __init__(self, request: Request, fresh: Freshness, clock: Clock) -> None:
@@ -29,7 +29,7 @@ class Flight:
         self.fallback: Fallback | None = None
         """An expired value for when the load fails or is slow."""
         self.tags = list(dict.fromkeys(request.tags))
-        """Of all who joined before the value was made; so is the shortest time to live, in seconds; None is the type's."""
+        """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
         self.ttl_s = request.ttl_s
         self.must_load = False
         """Whether what L2 has may lack what this load's callers must see."""
@@ -50,9 +50,9 @@ class Flight:
         return self._leaving or self._task.done() or self._task.cancelling() > 0
 
     def joinable(self, request: Request) -> bool:
-        """Whether a caller that comes now may share it: it goes on, nothing replaced what it loads since, it is no older
-        than D or the lease allow; with a token only if this node has applied it (then an older one does not hold). Once
-        the value is made, only if it is made as this caller wants it."""
+        """Whether a caller that comes now may share it: it goes on, nothing replaced what it loads since, it is no
+        older than D or the lease allow; with a token only if this node has applied it (then an older one does not
+        hold). Once the value is made, only if it is made as this caller wants it."""
         return (
             not self.over
             and (not self._made or self._made_for(request))

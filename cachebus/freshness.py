@@ -26,7 +26,7 @@ class Freshness:
         self._until_s = float("inf")
 
     def begin_anew(self, as_of_s: float) -> None:
-        """What is asked for from now on is as fresh as this; what was invalidated since the first question still counts."""
+        """What is asked for from now on is as fresh as this; what was invalidated since the beginning still counts."""
         self._as_of_s = as_of_s
 
     def end_at(self, until_s: float) -> None:

@@ -24,6 +24,8 @@ BACKOFF_MAX_S = 0.1
 BACKOFF_GROWTH = {True: 2.0, False: 1.25}
 """By whether the end of a lease is told on the store's own channel: where it is not, polling alone must be quick."""
 REFRESH = "\x1frefresh"
+REFRESH_AGAIN_S = 1.0
+"""About so long nobody on this node tries to refresh what another node refreshes just now."""
 NOTHING = Found(MISSING, None)
 
 
@@ -47,15 +49,15 @@ class Loads:
     async def get_or_load(self, request: Request) -> Found:
         """What L1 or L2 holds, else what the source gives; one load a key and node, and one over all nodes."""
         key = request.key
-        if request.use_memory:
-            entry = self._reader.remembered(key, request.after)
-            if entry is not None:
-                self._node.counters.of(key.family.data_type).l1_hits += 1
-                extra = details(entry)
-                if extra is not None and extra.soft_until <= self._clock():
-                    self._refresh(request, extra.version)
-                return Found(handed_out(entry), "l1")
-        if request.search and key.contexts != (None, None, None):
+        searches = request.search and key.contexts != (None, None, None)
+        entry = self._reader.remembered(key, request.after) if request.use_memory else None
+        extra = None if entry is None else details(entry)
+        if entry is not None and not (searches and extra is not None and extra.not_found):  # else a wider one may know
+            self._node.counters.of(key.family.data_type).l1_hits += 1
+            if extra is not None and extra.soft_until <= self._clock():
+                self._refresh(request, extra.version)
+            return Found(handed_out(entry), "l1")
+        if searches:
             found = await self._searched(request)
             if found.level is not None:
                 return found
@@ -64,9 +66,7 @@ class Loads:
         flight = self._joined(request)
         if fallback is not None and rest is not Rest.NONE:
             if rest is Rest.OVER and flight is None:
-                self._begun(
-                    request, fallback
-                ).keep()  # by one, in the background: no reader waits for a source that hangs
+                self._begun(request, fallback).keep()  # by one: no reader waits for a source that hangs
             return self._counted(request, fallback.found)
         flight = flight or self._begun(request, fallback)
         return self._counted(request, await flight.wait(request.rules.load_soft_timeout_s))
@@ -158,7 +158,7 @@ class Loads:
                 return await self._granted(flight, filler)
 
     async def _asked(self, flight: Flight) -> Found:
-        """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded anew meanwhile."""
+        """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded meanwhile."""
         request = flight.request
         seen = await self._fetch.found(request.key, request.after, enter=request.use_memory)
         if seen.soft:
@@ -177,7 +177,7 @@ class Loads:
                 continue
             if reply.outcome is not Leased.WAIT:
                 if reply.outcome is Leased.GRANTED:
-                    # L2 has just told what is kept of the key: where it is nothing, what this node holds is no fallback.
+                    # L2 has just told what is kept of the key: where that is nothing, what is held here is no fallback.
                     flight.fallback = filler.fallback(reply.record) or (flight.fallback if reply.record else None)
                 return reply
             pause_s, left_s = min(backoff_s, max(reply.wait_ms, 1) / 1000), deadline_s - self._clock()
@@ -210,15 +210,15 @@ class Loads:
         return await filler.fill(found, flight, over)
 
     async def _guarded(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found:
-        """What a guard covers may change at the source at any moment: no level may keep it, and who comes when the guard
-        may be over must not join."""
+        """What a guard covers may change at the source at any moment: no level may keep it, and who comes when the
+        guard may be over must not join."""
         flight.fresh.end_at(filler.began_s + reply.wait_ms / 1000)
         self._node.counters.guarded_loads += 1
         return filler.not_kept(await self._source(flight), flight)
 
     async def _resting(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found:
-        """The source has failed somebody just now: what is expired is served, and it is left alone; where nothing can be,
-        it is asked all the same."""
+        """The source has failed somebody just now: what is expired is served, and it is left alone; where nothing can
+        be, it is asked all the same."""
         flight.fallback = flight.fallback or filler.fallback(reply.record)
         stale = flight.substitute()
         if stale is not None:
@@ -288,19 +288,9 @@ class Loads:
         if not self._enabled or self.flights.find(name) is not None or self.rests.of(request.key.l1) is Rest.RESTS:
             return
 
-        async def fly(flight: Flight) -> Found:
-            try:
-                found = await self._refreshed(flight, version)
-            except BaseException:
-                self._rest(flight)
-                raise
-            if found.value is MISSING:
-                self._rest(flight)
-            return found
-
         flight = Flight(request, self._freshness(request), self._clock)
         flight.keep()
-        self.flights.begin(name, flight, fly)
+        self.flights.begin(name, flight, lambda flight: self._refreshed(flight, version))
 
     async def _refreshed(self, flight: Flight, version: bytes) -> Found:
         request = flight.request
@@ -310,7 +300,9 @@ class Loads:
             return Found(there.value, "l2")
         filler = Filler(self._fetch, request, self._lease_ms)
         reply = await filler.lease(flight.tags, refresh=True, stale=Stale.OWN)
-        if reply.outcome is not Leased.GRANTED:
+        if reply.outcome is not Leased.GRANTED:  # somebody else is at it, or it is to be left alone
+            rest_s = reply.wait_ms / 1000 if reply.outcome is Leased.RESTING else REFRESH_AGAIN_S
+            self.rests.begin(request.key.l1, min(rest_s, request.rules.fail_safe_throttle_s))
             return NOTHING
         self._node.counters.of(request.key.family.data_type).refreshes += 1
         # Where L2 has lost the record, it is stored anew.
@@ -318,7 +310,7 @@ class Loads:
 
 
 async def _uncancelled(request: Request) -> Loaded:
-    """What the source gives. One that was cancelled from within has failed; only the flight's own end is a cancellation."""
+    """What the source gives. One that was cancelled from within has failed; only the flight's end is a cancellation."""
     try:
         return await request.load()
     except asyncio.CancelledError:

@@ -168,6 +168,7 @@ async def test_past_its_soft_ttl_one_node_refreshes_and_all_serve_on() -> None:
         source.release()
 
         async def fresh() -> bool:
+            await world.pass_s(0.5)  # who has found another one at it looks again in about a second
             return await everybody() == [2] * 6
 
         await until(fresh)
@@ -230,8 +231,15 @@ async def test_an_expired_value_stands_in_for_a_failing_source() -> None:
             assert await cache.get_or_load("safe", "x", source.load, tenant_id="acme") == 1
             assert cache.stats().types["safe"].stale_served == 1
         source.error, source.values["x"] = None, 2
-        assert await a.get_or_load("safe", "x", source.load, tenant_id="acme") == 2
-        assert await b.get_or_load("safe", "x", source.load, tenant_id="acme") == 2
+        assert await a.get_or_load("safe", "x", source.load, tenant_id="acme") == 1, "its source rests"
+        assert source.calls == 2, "one has asked it since it failed, over all nodes"
+        await world.pass_s(15)
+
+        async def again() -> bool:
+            return [await c.get_or_load("safe", "x", source.load, tenant_id="acme") for c in (a, b)] == [2, 2]
+
+        await until(again)
+        assert source.calls == 3
 
 
 async def test_fail_safe_ends() -> None:
@@ -277,7 +285,6 @@ async def test_fail_safe_does_not_serve_what_is_invalidated_while_the_load_runs(
         await world.nodes[0].set("safe", "x", 1, tenant_id="acme", tags=["t"])
         await world.pass_s(20)
         source.error = RuntimeError("down")
-        assert await a.get_or_load("safe", "x", source.load, tenant_id="acme") == 1
         source.hold()
 
         async def read() -> Any:

@@ -23,7 +23,7 @@ LEVELS: list[dict[str, Any]] = [
 @pytest.fixture
 async def pair(redis_url: str) -> AsyncIterator[list[Cache]]:
     """Two nodes over one server."""
-    async with nodes(redis_url, policies={"negative": Policy(negative_ttl_s=60)}) as caches:
+    async with nodes(redis_url, policies={"negative": Policy(negative_ttl_s=60), "far": Policy(l1=False)}) as caches:
         yield caches
 
 
@@ -132,14 +132,29 @@ async def test_a_more_specific_value_that_was_invalidated_gives_way_to_the_wider
         assert await b.get("config", "x", search_hierarchy=True, after=receipt, **FULL) == expected
 
 
-async def test_not_found_at_a_narrow_level_hides_the_wider(pair: list[Cache]) -> None:
-    """A source that was asked for this very context, and has nothing, is believed."""
+async def test_not_found_at_a_narrow_level_does_not_hide_the_wider(pair: list[Cache]) -> None:
+    """It says that the source has nothing for this very context, which is no value."""
     a, b = pair
     await a.set("negative", "x", "wide", **LEVELS[3])
     assert await a.get_or_load("negative", "x", lambda: None, **FULL) is None
     for cache in (a, b, a, b):
-        assert await search(cache, "negative", **FULL) is MISSING
+        assert await search(cache, "negative", **FULL) == "wide"
         assert await search(cache, "negative", **LEVELS[1]) == "wide"
+        assert await cache.get_or_load("negative", "x", lambda: None, search_hierarchy=True, **FULL) == "wide"
+
+
+async def test_not_found_without_a_wider_value_is_found_by_a_search(pair: list[Cache]) -> None:
+    source = Source()
+    for cache in (*pair, *pair):
+        assert await cache.get_or_load("negative", "x", source.load, search_hierarchy=True, **FULL) is None
+        assert await search(cache, "negative", **FULL) is MISSING
+    assert source.calls == 1
+
+
+async def test_a_type_that_does_not_enter_memory_leaves_no_absence_there_either(pair: list[Cache]) -> None:
+    a, _ = pair
+    assert await search(a, "far", **FULL) is MISSING
+    assert a.stats().l1_entries == 0
 
 
 async def test_use_memory_false_searches_in_l2(pair: list[Cache]) -> None:

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from cachebus.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 
 from cachebus import Cache, LoadTimeout, Policy
-from cachebus.read import BACKOFF_MAX_S
+from cachebus.load import BACKOFF_MAX_S
 from cachebus.testing import Faults, Fleet
+from cachebus.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 from tests.support.caches import Source, parts
 from tests.support.simulation import VirtualLoop, live
 

@@ -30,7 +30,7 @@ from cachebus.policy import Policy, PolicyTable
 from cachebus.ports import Leased, LeaseReply, Place, ReadReply, Stale
 from cachebus.read import Reader
 from cachebus.receive import Receiver
-from cachebus.request import Found, Loaded, Request
+from cachebus.request import Loaded, Request
 from cachebus.waiting import Waiters
 from cachebus.write import Writer
 from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks

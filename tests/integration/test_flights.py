@@ -1,0 +1,278 @@
+"""Loads that are shared: who may join, what becomes of those who wait, and what a source that fails is spared."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
+from cachebus.clock import monotonic
+from tests.integration.test_cache_expiry import aging
+from tests.support.caches import D_S, Source, nodes, parts, past, until
+
+SAFE = Policy(ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)
+COPIED = Policy(copy=True, ttl_s=10, fail_safe_s=1000, retries=0)
+
+
+def reading(cache: Cache, source: Source, data_type: str = "config", **more: Any) -> asyncio.Task[Any]:
+    return asyncio.create_task(cache.get_or_load(data_type, "x", source.load, tenant_id="acme", **more))
+
+
+# -- who joins, and who is told what ------------------------------------------------------------------------------
+
+
+async def test_who_comes_while_a_load_is_being_cancelled_loads_anew(redis_url: str) -> None:
+    async with nodes(redis_url, 1) as (a,):
+        source = Source(x=1)
+        source.hold()
+        first = reading(a, source)
+        await source.asked.wait()
+        first.cancel()
+        await asyncio.sleep(0)  # it is cancelled, and the load with it; both are yet to end
+        source.release()
+        assert await asyncio.gather(*(reading(a, source) for _ in range(4))) == [1] * 4
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert source.calls == 2
+
+
+async def test_a_loader_that_cancels_itself_has_failed_and_the_cache_is_not_closed(redis_url: str) -> None:
+    async with nodes(redis_url, 1) as (a,):
+
+        async def load() -> Any:
+            raise asyncio.CancelledError
+
+        for _ in range(2):
+            with pytest.raises(LoadTimeout, match="cancelled from within"):
+                await a.get_or_load("config", "x", load, tenant_id="acme")
+        assert await a.get_or_load("config", "x", Source(x=1).load, tenant_id="acme") == 1
+
+
+async def test_closed_is_said_when_it_is_closed(redis_url: str) -> None:
+    async with nodes(redis_url, 1, close_timeout_s=0.01) as (a,):
+        source = Source(x=1)
+        source.hold()
+        waiting = reading(a, source)
+        await source.asked.wait()
+        await a.aclose()
+        with pytest.raises(L2Unavailable, match="was closed"):
+            await waiting
+
+
+async def test_a_joiners_tag_and_shorter_ttl_count() -> None:
+    async with aging() as world:
+        a, b = world.nodes
+        source = Source(x=1)
+        source.hold()
+        first, second = reading(a, source), reading(a, source, tags=["t"], ttl=5)
+        await source.asked.wait()
+        source.release()
+        assert [await first, await second] == [1, 1]
+        assert source.calls == 1
+        await b.invalidate_tags(["t"], tenant_id="acme")
+        await world.fleet.settle()
+        source.values["x"] = 2
+        assert await reading(a, source) == 2
+        await world.pass_s(6)
+        assert await a.get("config", "x", tenant_id="acme") == 2, "who has not asked for a shorter life"
+        third, fourth = reading(b, source), reading(b, source, ttl=5)
+        assert [await third, await fourth] == [2, 2]
+
+
+async def test_a_shorter_ttl_of_one_who_joins_ends_it_for_all() -> None:
+    async with aging() as world:
+        a, _ = world.nodes
+        source = Source(x=1)
+        source.hold()
+        first, second = reading(a, source), reading(a, source, ttl=5)
+        await source.asked.wait()
+        source.release()
+        await asyncio.gather(first, second)
+        await world.pass_s(6)
+        assert await a.get("config", "x", tenant_id="acme") is None
+
+
+async def test_who_brings_a_tag_that_was_invalidated_since_it_began_does_not_join() -> None:
+    async with aging() as world:
+        a, b = world.nodes
+        source = Source(x=1)
+        source.hold()
+        first = reading(a, source)
+        await source.asked.wait()
+        source.values["x"] = 2
+        await b.invalidate_tags(["t"], tenant_id="acme")
+        await world.fleet.settle()
+        second = reading(a, source, tags=["t"])
+        await until(lambda: len(parts(a).loads.flights) == 2)
+        source.release()
+        assert await second == 2
+        await first
+
+
+# -- what comes back --------------------------------------------------------------------------------------------
+
+
+async def test_each_caller_of_a_shared_load_has_a_copy_of_its_own() -> None:
+    async with aging(copied=COPIED) as world:
+        a, b = world.nodes
+        source = Source(x={"items": [1]})
+        source.hold()
+        waiting = [reading(cache, source, "copied") for cache in (a, a, b, b)]
+        await source.asked.wait()
+        source.release()
+        values = await asyncio.gather(*waiting)
+        values[0]["items"].append("mine")
+        assert values[1:] == [{"items": [1]}] * 3
+        assert await reading(a, source, "copied") == {"items": [1]}
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        stale = [await reading(cache, source, "copied") for cache in (a, a, b, b)]
+        stale[0]["items"].append("mine")
+        assert stale[1:] == [{"items": [1]}] * 3
+
+
+@dataclasses.dataclass
+class Row:
+    """One whose field was never set: its own repr and encoding raise."""
+
+    id: int
+    total: float = dataclasses.field(init=False)
+
+
+MADE = {"unset": lambda: Row(1), "object": object, "set": lambda: {1, object()}}
+
+
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE.keys())
+async def test_whatever_a_loader_returns_the_lease_is_released(redis_url: str, made: Callable[[], Any]) -> None:
+    value = made()
+    async with nodes(redis_url, 2, lease_ms=60_000) as (a, b):
+        assert await a.get_or_load("config", "x", lambda: value, tenant_id="acme") is value
+        assert a.stats().types["config"].serialization_errors == 1
+        began_s = monotonic()
+        assert await b.get_or_load("config", "x", Source(x=1).load, tenant_id="acme") == 1
+        assert monotonic() - began_s < 30, "the lease lasts a minute"
+
+
+# -- sources that fail --------------------------------------------------------------------------------------------
+
+
+async def test_a_source_that_fails_is_asked_once_in_a_while_and_by_one_node() -> None:
+    async with aging(3, safe=SAFE) as world:
+        source = Source(x=1)
+        await reading(world.nodes[0], source, "safe")
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        for _ in range(20):
+            for cache in world.nodes:
+                assert await reading(cache, source, "safe") == 1
+        assert source.calls == 2
+        await world.pass_s(15)
+        for _ in range(20):
+            for cache in world.nodes:
+                assert await reading(cache, source, "safe") == 1
+        await until(lambda: not any(len(parts(cache).loads.flights) for cache in world.nodes))
+        assert source.calls == 3
+
+
+async def test_a_source_that_hangs_after_it_has_failed_holds_no_reader() -> None:
+    async with aging(1, safe=SAFE) as world:
+        (a,) = world.nodes
+        source = Source(x=1)
+        await reading(a, source, "safe")
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        assert await reading(a, source, "safe") == 1
+        await world.pass_s(15)
+        source.hold()
+        for _ in range(5):
+            assert await reading(a, source, "safe") == 1
+        await source.asked.wait()
+        assert source.calls == 3, "one waits for it, in the background"
+        source.release()
+
+
+async def test_without_anything_to_serve_the_next_caller_tries() -> None:
+    async with aging(1, plain=Policy(retries=0)) as world:
+        source = Source(x=1)
+        source.error = RuntimeError("down")
+        for calls in (1, 2, 3):
+            with pytest.raises(RuntimeError, match="down"):
+                await reading(world.nodes[0], source, "plain")
+            assert source.calls == calls
+
+
+async def test_a_refresh_that_fails_is_not_tried_again_at_once() -> None:
+    async with aging(2, soft=Policy(ttl_s=1000, soft_ttl_s=10, retries=0)) as world:
+        source = Source(x=1)
+        for cache in world.nodes:
+            await reading(cache, source, "soft")
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        for _ in range(20):
+            for cache in world.nodes:
+                assert await reading(cache, source, "soft") == 1
+                await until(lambda cache=cache: not len(parts(cache).loads.flights))
+        assert source.calls == 2
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_ttl_of_the_calls_own_leaves_refreshing_in_force_with_and_without_l1(in_memory: bool) -> None:
+    async with aging(1, soft=Policy(ttl_s=1000, soft_ttl_s=10, l1=in_memory)) as world:
+        (a,) = world.nodes
+        source = Source(x=1)
+        await reading(a, source, "soft", ttl=500)
+        await world.pass_s(11)
+        source.values["x"] = 2
+        assert await reading(a, source, "soft", ttl=500) == 1
+
+        async def fresh() -> bool:
+            return bool(await reading(a, source, "soft", ttl=500) == 2)
+
+        await until(fresh)
+        assert source.calls == 2
+
+
+async def test_not_found_never_stands_in_for_a_failing_source() -> None:
+    negative = Policy(negative_ttl_s=10, fail_safe_s=1000, retries=0)
+    async with aging(2, negative=negative) as world:
+        source = Source()
+        assert await reading(world.nodes[0], source, "negative") is None
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        for cache in world.nodes:
+            with pytest.raises(RuntimeError, match="down"):
+                await reading(cache, source, "negative")
+
+
+async def test_add_succeeds_over_a_cached_not_found(redis_url: str) -> None:
+    async with nodes(redis_url, 2, policies={"negative": Policy(negative_ttl_s=60)}) as (a, b):
+        assert await reading(a, Source(), "negative") is None
+        assert await b.add("negative", "x", 1, tenant_id="acme") is True
+        assert await a.add("negative", "x", 2, tenant_id="acme") is False
+        assert await b.get("negative", "x", tenant_id="acme") == 1
+
+
+async def test_a_node_that_is_cut_off_serves_no_expired_value_for_longer_than_any_other(redis_url: str) -> None:
+    """Fail-safe is no way around D: neither at once, nor at the end of a load that has begun in time."""
+    policy = Policy(ttl_s=0.2, fail_safe_s=1000, retries=0, fail_safe_throttle_s=0.05)
+    async with nodes(redis_url, 2, policies={"safe": policy}) as (a, b):
+        source = Source(x="old")
+        assert await reading(b, source, "safe") == "old"
+        await past(monotonic() + 0.3)
+        parts(b).heartbeat.cancel()
+        parts(b).store._links.of(0).close()  # type: ignore[attr-defined]
+        source.error = RuntimeError("down")
+        await a.invalidate("safe", "x", tenant_id="acme")
+        invalidated_s = monotonic()
+        source.hold()
+        begun_in_time = reading(b, source, "safe")
+        await past(invalidated_s + D_S)
+        source.release()
+        with pytest.raises(RuntimeError, match="down"):
+            await begun_in_time
+        with pytest.raises(RuntimeError, match="down"):
+            await reading(b, source, "safe")
