@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cachebus.event import NO_BUCKET
 from cachebus.keys import ALL_TENANTS, bucket_of_name
-from cachebus.marks import BucketMarks
+from cachebus.marks import BucketMarks, forget_older_half
 
 NEVER = float("-inf")
 NO_EPOCH = b""
@@ -203,22 +203,10 @@ class Shard:
                 if not marks:
                     del self.marks[its]
         if self._marked > self.marks_max:
-            self._forget_older_half()
+            forget_older_half(self.marks, self.low)
+            self._marked = sum(map(len, self.marks.values()))
             return True
         return raised
-
-    def _forget_older_half(self) -> None:
-        """Too many marks: what is older than half of them is not believed any more, instead."""
-        seqs = sorted(seq for marks in self.marks.values() for seq in marks.values())
-        last = seqs[len(seqs) // 2]
-        for bucket, marks in list(self.marks.items()):
-            gone = [seq for seq in marks.values() if seq <= last]
-            if gone:
-                self.low[bucket] = max(self.low.get(bucket, 0), *gone)
-                kept = self.marks[bucket] = BucketMarks((name, seq) for name, seq in marks.items() if seq > last)
-                if not kept:
-                    del self.marks[bucket]
-        self._marked = sum(map(len, self.marks.values()))
 
     @property
     def hole(self) -> bool:
