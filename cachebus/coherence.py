@@ -62,16 +62,47 @@ class Standing(NamedTuple):
     marks: dict[str, int]
 
 
+MARKS_MAX = 500_000
+
+
+class Asked(NamedTuple):
+    """How far which epoch had been heard when a question was sent."""
+
+    epoch: bytes
+    head: int
+
+
 class Shard:
     """One node's view of one shard's history."""
 
     __slots__ = (
-        "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
-        "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
+        "_ahead",
+        "_journal",
+        "_journal_floor",
+        "_journal_max",
+        "_marked",
+        "_owed",
+        "_suspects",
+        "applied",
+        "bound_s",
+        "count",
+        "epoch",
+        "foreign",
+        "head",
+        "index",
+        "left",
+        "low",
+        "marks",
+        "marks_max",
+        "valid_until",
     )  # fmt: skip
 
-    def __init__(self, index: int, bound_s: float, journal_max: int = 16_384) -> None:
+    def __init__(self, index: int, bound_s: float, journal_max: int = 16_384, marks_max: int = MARKS_MAX) -> None:
         self.index = index
+        self.marks_max = marks_max
+        """How many marks are kept at most: L2 does not keep those that it can do without, a node does, where it can't
+        know which they are."""
+        self._marked = 0
         self.bound_s = bound_s
         self.epoch = NO_EPOCH
         self.applied = 0
@@ -93,7 +124,8 @@ class Shard:
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
-        self._journal: dict[str, tuple[int, int]] = {}
+        self._journal: dict[str, tuple[int, int, int]] = {}
+        """By name: the count of its latest drop, the highest seq that dropped it, and when it was last forgotten."""
         self._journal_floor = 0
         self._journal_max = journal_max
 
@@ -133,21 +165,22 @@ class Shard:
     def drop(
         self, seq: int, keys: Iterable[str], scopes: Iterable[str], *, passing: Iterable[str] = (),
         bucket: str = NO_BUCKET, low: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
         """Apply an event's body: from now on nothing that it replaced is believed.
 
         `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
-        `low`: a low watermark that it has raised.
+        `low`: a low watermark that it has raised. Gives whether any low watermark was raised.
         """
         self.count += 1
         journal = self._journal
         for key in (*keys, *passing):
             before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
-            if before is None or before[1] <= seq or before[1] == BEYOND:
-                # A key that was forgotten (BEYOND) is an ordinary one again with its next event: its seq is real.
-                journal[key] = (self.count, seq)
-            else:
-                journal[key] = (self.count, before[1])
+            highest, forgotten = (0, 0) if before is None else before[1:]
+            if seq == BEYOND:  # whatever is under way is void; what begins later is not
+                forgotten = self.count
+            elif seq > highest:
+                highest = seq
+            journal[key] = (self.count, highest, forgotten)
         while len(journal) > self._journal_max:
             oldest = next(iter(journal))
             self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
@@ -158,16 +191,34 @@ class Shard:
             marks = self.marks.get(its)
             if marks is None:
                 marks = self.marks[its] = BucketMarks()
-            marks.note(scope, seq)
-        if bucket != NO_BUCKET and low > self.low.get(bucket, 0):
+            self._marked += marks.note(scope, seq)
+        raised = bucket != NO_BUCKET and low > self.low.get(bucket, 0)
+        if raised:
             self.low[bucket] = low
             touched.setdefault(bucket, 0)
         for its, count in touched.items():
             marks = self.marks.get(its)
             if marks is not None:
-                marks.prune(self.low.get(its, 0), count)
+                self._marked -= marks.prune(self.low.get(its, 0), count)
                 if not marks:
                     del self.marks[its]
+        if self._marked > self.marks_max:
+            self._forget_older_half()
+            return True
+        return raised
+
+    def _forget_older_half(self) -> None:
+        """Too many marks: what is older than half of them is not believed any more, instead."""
+        seqs = sorted(seq for marks in self.marks.values() for seq in marks.values())
+        last = seqs[len(seqs) // 2]
+        for bucket, marks in list(self.marks.items()):
+            gone = [seq for seq in marks.values() if seq <= last]
+            if gone:
+                self.low[bucket] = max(self.low.get(bucket, 0), *gone)
+                kept = self.marks[bucket] = BucketMarks((name, seq) for name, seq in marks.items() if seq > last)
+                if not kept:
+                    del self.marks[bucket]
+        self._marked = sum(map(len, self.marks.values()))
 
     @property
     def hole(self) -> bool:
@@ -227,10 +278,10 @@ class Shard:
         """To be called when a probe is sent: epochs heard of before it that it does not find are not this shard's."""
         self._suspects = tuple(self.foreign)
 
-    def asking(self) -> int:
+    def asking(self) -> Asked:
         """To be noted when the question is sent whose answer goes to `enter`: how far this epoch had been heard."""
         self.foreign.clear()
-        return self.head
+        return Asked(self.epoch, self.head)
 
     def _leave(self, epoch: bytes) -> None:
         self.left.pop(epoch, None)
@@ -240,7 +291,7 @@ class Shard:
 
     def enter(
         self, epoch: bytes, seq: int, marks: Mapping[str, Mapping[str, int]], low: Mapping[str, int], sent_at_s: float,
-        asked: int = BEYOND,
+        asked: Asked | None = None,
     ) -> None:  # fmt: skip
         """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
 
@@ -253,7 +304,10 @@ class Shard:
         """
         self.void()
         before, newer = self.epoch, {}
-        if epoch == before and self.head > max(seq, asked):
+        if asked is None:
+            asked = Asked(before, BEYOND)
+        # Who has come to this epoch only since the question was sent has heard all of it since.
+        if epoch == before and self.head > max(seq, asked.head if asked.epoch == before else 0):
             newer = {b: {n: mark for n, mark in its.items() if mark > seq} for b, its in self.marks.items()}
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
             self.applied, self.head = max(seq, self.applied), max(seq, self.head)
@@ -268,6 +322,7 @@ class Shard:
         self.epoch = epoch
         joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
         self.marks = {b: BucketMarks(its.items()) for b, its in joined.items() if its}
+        self._marked = sum(map(len, self.marks.values()))
         lacks = max(seq, self.foreign.pop(epoch, 0))
         self.head = max(self.head, lacks)
         while self.applied + 1 in self._ahead:
@@ -298,7 +353,9 @@ class Shard:
             return True
         for name in (key, everywhere) if everywhere else (key,):
             touched = self._journal.get(name)
-            if touched is not None and touched[0] > reservation.drops and touched[1] > seq:
+            if touched is None or touched[0] <= reservation.drops:
+                continue
+            if touched[1] > seq or touched[2] > reservation.drops:
                 return True
         return False
 

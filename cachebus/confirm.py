@@ -7,9 +7,11 @@ became of it. D is the largest that any node of the fleet has. An earlier end mu
 
 1. Every line has applied the change. A line that stands still proves nothing: its node may be cut off from L2, and load
    for itself. So who was killed costs each wait D, until its line is removed: by a minute's silence, or by hand.
-2. No line is missing. A node that has asked L2 anything within D has its line in any set of lines that is older than D.
-   A set that was lost (evicted, flushed, of another epoch), or that somebody who may live was taken out of, has another
-   name from then on. This process has to have known the present name for D, by its own clock.
+2. No line is missing. A set that was lost (evicted, flushed, of another epoch), or that somebody who may live was taken
+   out of, has another name from then on. A node with a lease has asked L2 within D, so its line is in any set that is
+   older. One without, since it is cut off, may still load for itself: only after `SILENT_S` more has it not reached L2
+   for so long that nobody waits for it, unless no node keeps what it loads alone. This process has to have known the
+   present name for that long, by its own clock.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 from cachebus.clock import Clock
 from cachebus.errors import CacheBusError
-from cachebus.ports import Caller, Change, NodesReply, Store
+from cachebus.ports import SILENT_S, Caller, Change, NodesReply, Store
 
 PROMPT_LOOKS = 4
 """Looks without a pause between them: each takes about as long as the event takes to the nodes."""
@@ -70,8 +72,15 @@ def largest_bound_s(reply: NodesReply, own_s: float) -> float:
     return max(own_s, reply.bound_ms / 1000, *(line.about.bound_ms / 1000 for line in reply.lines.values()))
 
 
-def judged(watch: Watch, reply: NodesReply, change: Change, bound_s: float, now_s: float) -> tuple[Confirmed, bool]:
-    """Who has applied the change by an answer that came now, and whether nobody else can serve what it replaced."""
+def complete_after_s(bound_s: float, *, keep_alone: bool) -> float:
+    """How long a set of lines must have had its name to lack no node that counts. `keep_alone`: whether nodes keep what
+    they load while L2 is out of reach."""
+    return bound_s + (SILENT_S if keep_alone else 0.0)
+
+
+def judged(watch: Watch, reply: NodesReply, change: Change, after_s: float, now_s: float) -> tuple[Confirmed, bool]:
+    """Who has applied the change by an answer that came now, and whether nobody else can serve what it replaced.
+    `after_s`: as `complete_after_s` says."""
     watch.saw(reply.name, now_s)
     confirmed: list[str] = []
     lapsed: list[str] = []
@@ -79,7 +88,7 @@ def judged(watch: Watch, reply: NodesReply, change: Change, bound_s: float, now_
         # Who has entered a later epoch than the change's has dropped everything.
         behind = line.epoch != reply.epoch or (line.epoch == change.epoch and line.applied < change.seq)
         (lapsed if behind else confirmed).append(node)
-    complete = reply.epoch == change.epoch and bool(reply.lines) and now_s - watch.since_s >= bound_s
+    complete = reply.epoch == change.epoch and bool(reply.lines) and now_s - watch.since_s >= after_s
     return Confirmed(tuple(confirmed), tuple(lapsed)), complete and not lapsed
 
 
@@ -111,11 +120,15 @@ class _Looks:
 class Confirmer:
     """Waits for the nodes, of a store that somebody else has opened."""
 
-    def __init__(self, store: Store, clock: Clock, bound_s: float, watches: Sequence[Watch]) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, bound_s: float, watches: Sequence[Watch], *, keep_alone: bool
+    ) -> None:
+        """`keep_alone`: whether any node of the fleet keeps what it loads while L2 is out of reach."""
         self._store = store
         self._clock = clock
         self._bound_s = bound_s
         self._watches = watches
+        self._keep_alone = keep_alone
         self._looks = [_Looks() for _ in watches]
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
@@ -132,7 +145,8 @@ class Confirmer:
                 looks = PROMPT_LOOKS
             else:
                 bound_s = largest_bound_s(reply, bound_s)
-                found, done = judged(self._watches[shard], reply, change, bound_s, self._clock())
+                after_s = complete_after_s(bound_s, keep_alone=self._keep_alone)
+                found, done = judged(self._watches[shard], reply, change, after_s, self._clock())
                 if done:
                     break
             looks += 1

@@ -92,6 +92,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         counters=Counters(),
         guard_max_s=settings.guard_max_s,
         keep_alone=settings.keep_alone,
+        marks_max=2 * settings.max_marks,
     )
     for data_type in settings.policies:
         node.groups.declare(data_type)

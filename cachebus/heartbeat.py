@@ -41,6 +41,8 @@ class Heartbeat:
         self._grace_s = grace_s
         self._attention = [asyncio.Event() for _ in node.shards]
         self._asked = [False] * len(node.shards)
+        self._turns = [asyncio.Lock() for _ in node.shards]
+        """Never two questions about a shard at once: the older answer would lead it back."""
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
@@ -61,13 +63,22 @@ class Heartbeat:
         self._attention[shard].set()
 
     async def attach(self) -> None:
-        """Connect, listen, and only then read where every shard is, so that no event falls in between."""
+        """Connect, listen, and only then read where every shard is, so that no event falls in between. Goes on where a
+        server accepts and then is silent, as one that many nodes come to at once: the caller bounds it."""
         await self._store.connect()
         await self._bus.connect()
-        begun = (self.receiver.begin(shard, "start") for shard in range(len(self._node.shards)))
-        for trouble in await asyncio.gather(*begun, return_exceptions=True):
-            if trouble is not None:
-                raise trouble
+        lacking = list(range(len(self._node.shards)))
+        while lacking:
+            begun = (self.receiver.begin(shard, "start") for shard in lacking)
+            troubles = await asyncio.gather(*begun, return_exceptions=True)
+            failed = [trouble for trouble in troubles if trouble is not None]
+            for trouble in failed:
+                if not isinstance(trouble, L2Unavailable) or self._store.connected:
+                    raise trouble
+            lacking = [shard for shard, trouble in zip(lacking, troubles, strict=True) if trouble is not None]
+            if lacking:
+                await asyncio.sleep(self._pause_s())
+                await self._store.connect()
 
     def start(self) -> None:
         """Begin to tend, in a task of its own."""
@@ -152,10 +163,15 @@ class Heartbeat:
                 await attention.wait()
         except TimeoutError:
             return
-        await self._heal(shard)
+        async with self._turns[shard]:
+            await self._heal(shard)
 
     async def probe(self, shard: int) -> None:
         """Ask where the shard stands, renew the lease or heal; `L2Unavailable`."""
+        async with self._turns[shard]:
+            await self._probe(shard)
+
+    async def _probe(self, shard: int) -> None:
         self._notice_suspension()
         node = self._node
         view = node.shards[shard]

@@ -57,6 +57,20 @@ def bucket_of_name(name: str) -> str:
     return bucket_of(name.split(GIVEN, 2)[1])
 
 
+_NAME_PARTS = {
+    shape: parts
+    for parts, shapes in {1: "N", 2: "T Y", 3: "D G TA TV TC", 4: "I DA DV DC"}.items()
+    for shape in shapes.split()
+}
+"""By its shape: of how many parts a scope's or tag's name is made."""
+
+
+def is_name(name: str) -> bool:
+    """Whether it is a name of a scope or tag of this format."""
+    parts = name.split(GIVEN)
+    return _NAME_PARTS.get(parts[0]) == len(parts)
+
+
 def names_of(l1: str) -> tuple[str, tuple[str, ...]]:
     """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.names` says, from the name
     alone."""

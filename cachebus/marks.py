@@ -24,16 +24,20 @@ class BucketMarks(dict[str, int]):
         for name, seq in marks:
             self.note(name, seq)
 
-    def note(self, name: str, seq: int) -> None:
-        """An invalidation at this seq; one that is known already, or older, changes nothing."""
-        if seq > self.get(name, 0):
+    def note(self, name: str, seq: int) -> bool:
+        """An invalidation at this seq; one that is known already, or older, changes nothing. Gives whether the name is
+        new."""
+        known = self.get(name, 0)
+        if seq > known:
             self[name] = seq
             self._names.append(name)
             self._seqs.append(seq)
+        return not known
 
-    def prune(self, low: int, more: int) -> None:
-        """Forget some of those up to `low`: more than the `more` that have just come, and never all at once."""
-        names, seqs = self._names, self._seqs
+    def prune(self, low: int, more: int) -> int:
+        """Forget some of those up to `low`: more than the `more` that have just come, and never all at once. Gives how
+        many."""
+        names, seqs, before = self._names, self._seqs, len(self)
         for _ in range(more + PRUNED_AT_ONCE):
             if not seqs or seqs[0] > low:
                 break
@@ -43,3 +47,4 @@ class BucketMarks(dict[str, int]):
         if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were marked over and over
             kept = [(name, seq) for name, seq in zip(names, seqs, strict=True) if self.get(name) == seq]
             self._names, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
+        return before - len(self)

@@ -14,10 +14,10 @@ from typing import cast
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
-from cachebus.coherence import BEYOND, NEVER, Heard, Probed, Reservation, Shard
+from cachebus.coherence import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
 from cachebus.groups import Groups
-from cachebus.keys import Key, names_of
+from cachebus.keys import Key, is_name, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import About, Caller, Change, Marks, ProbeReply
@@ -63,7 +63,7 @@ class Node:
 
     def __init__(
         self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters,
-        guard_max_s: float = 0.0, keep_alone: bool = True,
+        guard_max_s: float = 0.0, keep_alone: bool = True, marks_max: int = MARKS_MAX,
     ) -> None:  # fmt: skip
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
@@ -74,7 +74,7 @@ class Node:
         """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard."""
         self.keep_alone = keep_alone
         """Whether what L2 did not confirm may be kept, for D."""
-        self.shards = [Shard(i, bound_s) for i in range(shards)]
+        self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
@@ -102,7 +102,12 @@ class Node:
     # -- what arrives --------------------------------------------------------------------------------------------
 
     def hear(self, shard: int, event: events.Event) -> Heard:
-        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node."""
+        """Apply an event of the bus or the log. One of another epoch changes nothing: only a probe moves a node.
+
+        `CorruptEvent`, and nothing is changed, for one that names scopes of no known shape: counted as applied, it
+        would hide that what it replaced is still served."""
+        if not all(map(is_name, event.scopes)):
+            raise events.CorruptEvent("it names a scope of no known shape")
         view = self.shards[shard]
         before = view.applied
         heard = view.hear(event.epoch, event.seq)
@@ -114,11 +119,9 @@ class Node:
             return heard
         self.counters.events_applied += 1
         self.counters.holes += heard is Heard.AHEAD
-        low = view.low.get(event.bucket, 0)
         marking, passing = self.groups.split(shard, event.scopes) if event.left_out else (event.scopes, ())
-        view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
+        raised = view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
         self._drop_keys(event.keys, event.seq)
-        raised = view.low.get(event.bucket, 0) > low
         self.counters.watermarks_raised += raised
         if raised:
             self.groups.retire_all(shard)
@@ -172,7 +175,7 @@ class Node:
             self.largest[shard] = About(max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms))
         self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
 
-    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: int = BEYOND) -> None:
+    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:
         """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
         `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from cachebus.keys import Key
 from cachebus.record import Record
@@ -24,6 +24,10 @@ class About(NamedTuple):
     bound_ms: int = 0
     guard_ms: int = 0
     more: tuple[tuple[str, Any], ...] = ()
+
+
+SILENT_S: Final = 60.0
+"""Who has not reached L2 for so long, in seconds, has no line any more, and is waited for by nobody."""
 
 
 class Stale(IntEnum):

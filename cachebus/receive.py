@@ -53,12 +53,12 @@ class Receiver:
             return
         try:
             event = events.decode(message)
+            heard = self._node.hear(shard, event)
         except events.CorruptEvent:
             # It took the place of an event that the counter in L2 knows of: the probe finds the gap.
             counters.events_corrupt += 1
-            self._nudge(shard)
+            self._ask(shard)
             return
-        heard = self._node.hear(shard, event)
         if heard is Heard.NEXT:
             counters.bus_lag.observe(
                 self._clock() + self._node.server_clocks[shard].offset_s - event.published_us / 1e6
@@ -71,8 +71,8 @@ class Receiver:
             self._prompt(shard)
 
     def _ask(self, shard: int) -> None:
-        """Have one probe find out whether an epoch that is not known has begun: at most one a second, as others' events
-        may come on the same topic for ever."""
+        """Have one probe find out what a message that can't be applied stands for, as one of an unknown epoch: at most
+        one a second, as such messages may come for ever."""
         now_s = self._clock()
         if now_s - self._asked_s[shard] >= ASK_EVERY_S:
             self._asked_s[shard] = now_s
@@ -102,12 +102,12 @@ class Receiver:
                 return False  # trimmed: the stream skips silently, so contiguity is ours to check
             try:
                 event = events.decode(message)
+                if event.seq != seq or event.epoch != view.epoch:
+                    return False
+                self._node.hear(shard, event)
             except events.CorruptEvent:
                 self._node.counters.events_corrupt += 1
                 return False
-            if event.seq != seq or event.epoch != view.epoch:
-                return False
-            self._node.hear(shard, event)
             if event.asks_for_probe:
                 self._prompt(shard)
         return True

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
     on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
     guard_max_s: Seconds = Field(
-        60.0, ge=0, description="the longest write guard; of several nodes' the largest counts; 0: none"
+        60.0, ge=0, le=86_400, description="the longest write guard; of several nodes' the largest counts; 0: none"
     )
     db_timeout_s: Seconds | None = Field(None, gt=0, description="how long the database lets a transaction live")
     pending_max: int = Field(0, ge=0, description="invalidations that may wait for L2 to come back; 0: they raise")
@@ -92,7 +92,10 @@ class Settings(BaseSettings):
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
     lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")
     max_marks: int = Field(
-        100_000, ge=16, description="scopes and tags remembered a shard; so many names may be guarded"
+        100_000,
+        ge=16,
+        le=250_000,
+        description="scopes and tags remembered a shard, all read by a node that starts; so many names may be guarded",
     )
     log_max_len: int = Field(100_000, ge=16, description="events kept a shard for nodes that missed them")
     log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, description="and what they may take in all")

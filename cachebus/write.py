@@ -41,7 +41,9 @@ class Writer:
         self.resend_buffer = ResendBuffer(clock, keyspace, resend_max_bytes, self._node.counters)
         self.pending = pending
         pending.deliver = self._deliver
-        self._confirmer = Confirmer(self._store, clock, self._node.bound_s, self._node.watches)
+        self._confirmer = Confirmer(
+            self._store, clock, self._node.bound_s, self._node.watches, keep_alone=self._node.keep_alone
+        )
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +201,8 @@ class Writer:
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
         """Own events count before the call returns."""
         self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.names))
-        if self._node.shards[plan.shard].applied < change.seq:
+        shard = self._node.shards[plan.shard]
+        if shard.epoch != change.epoch or shard.applied < change.seq:
             self._nudge(plan.shard)
 
     def _forget(self, plan: Plan) -> None:

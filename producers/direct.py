@@ -167,7 +167,9 @@ class DirectProducer(Producer):
 
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:
-            self._confirmer = Confirmer(store, monotonic, self.settings.staleness_bound_s, self._watches)
+            self._confirmer = Confirmer(
+                store, monotonic, self.settings.staleness_bound_s, self._watches, keep_alone=self.settings.keep_alone
+            )
         return self._confirmer
 
     def _live(self) -> Store:

@@ -15,6 +15,7 @@ from cachebus.clock import WALL_S, Clock
 from cachebus.keys import Key, guard_name
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import (
+    SILENT_S,
     Caller,
     Change,
     Leased,
@@ -29,7 +30,6 @@ from cachebus.ports import (
 from cachebus.record import Record
 
 REQUEST_S = 60.0
-SILENT_S = 60.0
 INT64 = 1 << 63
 ENTRY_OVERHEAD_BYTES = 64
 

@@ -23,6 +23,7 @@ from cachebus.l2.replies import line_rest, log_seq, marks_of, message_of, nodes_
 from cachebus.l2.scripts import load_scripts
 from cachebus.ports import (
     PROTOCOL,
+    SILENT_S,
     Caller,
     Change,
     Leased,
@@ -37,7 +38,7 @@ from cachebus.record import Record
 from cachebus.resp import Links, Route, leads_elsewhere
 
 PRUNE_EVERY_S: Final = 10.0
-SILENT_US: Final = 60_000_000
+SILENT_US: Final = int(SILENT_S * 1_000_000)
 TAKEOVERS_MAX: Final = 4
 """New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
 

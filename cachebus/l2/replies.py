@@ -82,7 +82,10 @@ def marks_of(marks: Sequence[Any], low: Sequence[bytes]) -> Marks:
     """Marks by bucket, and low watermarks."""
     return Marks(
         {
-            bucket.decode(): {n.decode(): int(float(seq)) for n, seq in zip(flat[::2], flat[1::2], strict=True)}
+            # A name that is no text is none of ours, and takes a place until it is trimmed.
+            bucket.decode(): {
+                n.decode(errors="replace"): int(float(seq)) for n, seq in zip(flat[::2], flat[1::2], strict=True)
+            }
             for bucket, flat in zip(marks[::2], marks[1::2], strict=True)
         },
         {bucket.decode(): int(float(seq)) for bucket, seq in zip(low[::2], low[1::2], strict=True)},

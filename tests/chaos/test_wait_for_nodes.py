@@ -81,11 +81,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(url: str, folder: Path) -> AsyncIterator[Site]:
-    """A writer that has watched the register of nodes for long enough."""
+async def site(url: str, folder: Path, *, keep_alone: bool = False) -> AsyncIterator[Site]:
+    """A writer that has watched the register of nodes for long enough, where no node keeps what it loads alone."""
     source = folder / "source"
     source.write_text("00000000")
-    async with nodes(url, 1) as (writer,):
+    async with nodes(url, 1, keep_alone=keep_alone) as (writer,):
         made = Site(url, source, writer)
         await past(monotonic() + D_S)
         yield made
@@ -187,7 +187,7 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
 ) -> None:
     """One that never attached has no line, so nobody can wait for it: it keeps nothing, if its settings say so."""
     more = {} if attached else {"keep_alone": False}
-    async with site(redis_url, tmp_path) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
+    async with site(redis_url, tmp_path, keep_alone=attached) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
         if not attached:
             getattr(proxy, fault)()
         settings = quick(
@@ -219,6 +219,39 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
             proxy.restore()
 
 
+LOSSES = {
+    "the lines": ("DEL", "{cachebus:0}:nodes"),
+    "everything": ("FLUSHALL",),
+    "meta": ("DEL", "{cachebus:0}:meta"),
+}
+
+
+@pytest.mark.parametrize("command", LOSSES.values(), ids=LOSSES.keys())
+async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
+    redis_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Longer than D after the loss, when no lease is left of before it, and others' lines are there again."""
+    async with (
+        site(redis_url, tmp_path, keep_alone=True) as s,
+        Proxy(dialer(parse_address(redis_url))) as proxy,
+        nodes(f"redis://127.0.0.1:{proxy.port}", 1, node_name="cut", l2_timeout_s=0.2) as (cut,),
+    ):
+        await past(monotonic() + D_S / 2)
+        proxy.cut()
+        await parts(s.writer).store._links.of(0).call(*command)  # type: ignore[attr-defined]
+
+        def load() -> str:
+            return s.source.read_text()
+
+        for _ in range(3):
+            await past(monotonic() + D_S * 1.2)
+            assert await cut.get_or_load("config", "x", load, "acme") == f"{s.version:08}"
+            receipt, _ = await s.change(lambda: s.writer.invalidate("config", "x", "acme", wait="nodes"))
+            assert receipt.confirmed, "others are there"
+            assert await cut.get_or_load("config", "x", load, "acme") == f"{s.version:08}"
+        proxy.restore()
+
+
 async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
     async with site(redis_url, tmp_path) as s:
         async with nodes(redis_url, 1, node_name="guest"):
@@ -239,7 +272,7 @@ async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_ur
 
 
 async def test_a_producer_waits_too(redis_url: str, tmp_path: Path) -> None:
-    async with site(redis_url, tmp_path) as s, DirectProducer.open(quick(redis_url)) as producer:
+    async with site(redis_url, tmp_path) as s, DirectProducer.open(quick(redis_url, keep_alone=False)) as producer:
         with running(NODE, redis_url, str(s.source), "one") as one:
             await ready(one)
             for turn in range(5):

@@ -23,7 +23,7 @@ from cachebus.ports import NodeLine
 from cachebus.read import Reader
 from cachebus.receive import Receiver
 from cachebus.write import Writer
-from tests.model.frozen import INF
+from tests.model.frozen import BOUND, INF
 
 Crippled = Callable[..., Any]
 
@@ -97,8 +97,8 @@ def _enter_without_low(
 
 def _drop_what_passes_by(
     shard: Shard, seq: int, keys: Any, scopes: Any, *, passing: Any = (), drop: Crippled = Shard.drop, **low: Any
-) -> None:
-    drop(shard, seq, keys, scopes, **low)
+) -> bool:
+    return drop(shard, seq, keys, scopes, **low)
 
 
 def _pass_all_ids_by(groups: Groups, shard: int, scopes: Any) -> Any:
@@ -222,11 +222,11 @@ def _end_at_once(*arguments: Any, judged: Crippled = confirm.judged) -> Any:
 
 
 def _end_with_lines_that_stand_still(
-    watch: Any, reply: Any, change: Any, bound_s: float, now_s: float, judged: Crippled = confirm.judged
+    watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = confirm.judged
 ) -> Any:
-    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - bound_s}
+    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
     applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
-    return judged(watch, reply._replace(lines=moving or applied), change, bound_s, now_s)
+    return judged(watch, reply._replace(lines=moving or applied), change, after_s, now_s)
 
 
 def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
@@ -257,6 +257,10 @@ RULES = {
     "lines that stand still": Rule(
         "... also for one whose line stands still: it may load for itself", "STRONG-ALONE", "G4",
         ((confirm, "judged", _end_with_lines_that_stand_still),),
+    ),
+    "who may load alone": Rule(
+        "... and longer, where nodes keep what they load alone", "STRONG-LOST-ALONE", "G4",
+        ((confirm, "complete_after_s", lambda bound_s, **_: bound_s),),
     ),
     "name of the set": Rule(
         "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((confirm, "judged", _trust_any_set),)

@@ -11,7 +11,7 @@ from tests.model.rig import Rig
 
 _SLOTS = {
     "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
-    "epoch", "foreign", "head", "index", "left", "low", "marks", "valid_until",
+    "epoch", "foreign", "head", "index", "left", "low", "marks", "marks_max", "valid_until", "_marked",
 }  # fmt: skip
 _NODE = {
     "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
@@ -42,6 +42,7 @@ class Freezer:
         rig.now = NOW
         shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
         shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
+        shard._marked = sum(map(len, shard.marks.values()))
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)

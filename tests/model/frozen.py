@@ -76,7 +76,7 @@ class View(NamedTuple):
     ahead: tuple[int, ...]
     owed: tuple[tuple[int, float], ...]
     count: int
-    journal: tuple[tuple[str, tuple[int, int]], ...]
+    journal: tuple[tuple[str, tuple[int, int, int]], ...]
     journal_floor: int
 
 
@@ -203,7 +203,9 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
         return sum(count < position for count in taken)
 
     journal = tuple(
-        (key, (rank(position), seq)) for key, (position, seq) in view.journal if rank(position) or seq > view.applied
+        (key, (rank(position), seq, rank(forgotten)))
+        for key, (position, seq, forgotten) in view.journal
+        if rank(position) or seq > view.applied
     )
     view = view._replace(count=rank(view.count), journal=journal, journal_floor=rank(view.journal_floor))
     return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

@@ -49,6 +49,8 @@ class Setup:
     """Whether writers elsewhere wait for the nodes (G4), one at a time."""
     waiter_bound: float = BOUND
     """Their own staleness bound, in ticks."""
+    waiter_is_node: bool = False
+    """Whether they are nodes, whose lines are there."""
     heals: bool = False
     """Whether to check in every state that probes alone bring the node back to a live lease."""
     invs: int = 1
@@ -126,6 +128,16 @@ SETUPS = {
         Setup("STRONG-LOST", kinds="s", strong=True, evictions=1, wipes=1, late=False, tokens=False, loads=()),
         Setup("STRONG-FAILOVER", kinds="k", strong=True, failovers=1, late=False, tokens=False, loads=()),
         Setup("STRONG-ALONE", invs=2, kinds="k", strong=True, outages=1, late=False, tokens=False),
+        Setup(
+            "STRONG-LOST-ALONE",
+            kinds="k",
+            strong=True,
+            outages=1,
+            evictions=1,
+            waiter_is_node=True,
+            late=False,
+            tokens=False,
+        ),
         Setup("STRONG-BOUND", kinds="k", strong=True, waiter_bound=1.0, late=False, tokens=False, loads=()),
         Setup("GARBLED", invs=3, kinds="ks", garbles=1, late=False, tokens=False, loads=()),
         Setup("CONTEXTS", invs=2, kinds="s", shape="I", empty=True, loads=(1,), late=False),

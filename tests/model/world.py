@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cachebus import confirm
-from cachebus.ports import Leased, Place
+from cachebus.ports import Caller, Leased, Place
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
@@ -78,6 +78,8 @@ class State(NamedTuple):
     """What that process knows of the set of lines: its name, and since when."""
 
 
+FOR_EVER = 2 * BOUND
+"""For how long a name is known that was known from the beginning, in ticks."""
 Step = tuple[Label, State]
 
 
@@ -120,7 +122,7 @@ class World:
             None,
             left,
             None,
-            (epoch_name(0), BOUND) if self.setup.strong else None,
+            (epoch_name(0), FOR_EVER) if self.setup.strong else None,
         )
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -136,6 +138,8 @@ class World:
             yield from self._other_loader(state)
         if state.waiting:
             yield ("look at the nodes",), self._looked_around(state)
+        elif self.setup.waiter_is_node:
+            yield ("probe elsewhere",), self._probed_elsewhere(state)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -247,20 +251,36 @@ class World:
                 l2 = self.l2.changed(state.l2, leases=rest)
                 yield ("lapse", name, token), state._replace(l2=l2, left=self._spent(state, _LAPSES))
 
+    def _waiter(self, state: State) -> Caller:
+        """Who waits: a producer, or a node that has applied everything, as its line says."""
+        if not self.setup.waiter_is_node:
+            return ELSEWHERE
+        vault = self.l2.states.things[state.l2]
+        return Caller(OTHER, vault.seq, vault.epoch)
+
+    def _probed_elsewhere(self, state: State) -> State:
+        """The node that will wait leaves its line, and hears of the set's name."""
+        after, reply = self._ask(state, ("nodes", self._waiter(state)))
+        known = state.watched if state.watched and state.watched[0] == reply.name else (reply.name, 0.0)  # type: ignore[attr-defined]
+        return after._replace(watched=known)
+
     def _looked_around(self, state: State) -> State:
         """The writer that waits has looked at the nodes' lines, and may have heard enough."""
-        after, reply = self._ask(state, ("nodes", ELSEWHERE))
+        after, reply = self._ask(state, ("nodes", self._waiter(state)))
         assert state.waiting is not None
         assert state.watched is not None
-        token, since, bound = state.waiting
+        token, _, bound = state.waiting
         name, age = state.watched
         watch = confirm.Watch()
         watch.saw(name, NOW - age)
         reply = reply._replace(lines=dict(reply.lines))  # type: ignore[attr-defined]
         bound = confirm.largest_bound_s(reply, bound)
-        _, done = confirm.judged(watch, reply, token.place, bound, NOW)  # type: ignore[arg-type]
-        watched = (watch.name, min(BOUND, NOW - watch.since_s) if watch.name else 0.0)
-        after = after._replace(watched=watched, waiting=(token, since, bound))
+        # A tick is no minute: what is to be known for longer than D, is known from the beginning or never.
+        after_s = min(FOR_EVER, confirm.complete_after_s(bound, keep_alone=bool(self.setup.outages)))
+        _, done = confirm.judged(watch, reply, token.place, after_s, NOW)  # type: ignore[arg-type]
+        since = NOW - watch.since_s
+        watched = (watch.name, (since if since >= FOR_EVER else min(BOUND, since)) if watch.name else 0.0)
+        after = after._replace(watched=watched, waiting=(token, state.waiting[1], bound))
         if not done:
             return after
         truth = self.truths.things[state.truth]
@@ -326,7 +346,7 @@ class World:
                 truth = self.truths.number(known._replace(strong=tuple(map(max, known.strong, strong))))
                 waiting = None
         if watched is not None:
-            watched = watched[0], min(BOUND, watched[1] + 1)
+            watched = watched[0], watched[1] if watched[1] >= BOUND else watched[1] + 1
         lines = self.l2.states.things[state.l2].lines
         older = tuple((node, applied, epoch, min(int(BOUND), age + 1)) for node, applied, epoch, age in lines)
         return {

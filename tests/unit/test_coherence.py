@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.coherence import AHEAD_MAX, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.coherence import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
 from cachebus.keys import ALL_TENANTS, bucket_of
 from cachebus.marks import PRUNED_AT_ONCE, BucketMarks
 
@@ -256,6 +256,47 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     asked = shard.asking()
     shard.enter(OTHER, 3, {}, {}, 8.0, asked)
     assert not shard.hole
+
+
+def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> None:
+    """Asked in another epoch, of which more was heard: a number of that one says nothing of this one."""
+    shard = entered()
+    for seq in range(1, 21):
+        Drop(seq).into(shard)
+    asked = shard.asking()
+    shard.enter(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
+    shard.hear(OTHER, 13)
+    shard.drop(13, (), NAMES)
+    shard.enter(OTHER, 12, {}, {}, 7.0, asked)
+    assert shard.applied == 13
+    assert shard.hides(12, BUCKET, NAMES)
+
+
+def test_what_was_forgotten_stays_so_for_what_is_under_way_whatever_older_event_comes() -> None:
+    """A write of unknown outcome voids it: an older event of the key says nothing of that write."""
+    shard = entered()
+    under_way = shard.reserve()
+    shard.drop(BEYOND, ("k0",), ())
+    after = shard.reserve()
+    Drop(1, ("k0",)).into(shard)
+    assert shard.marked(under_way, "k0", 1)
+    assert shard.marked(under_way, "k0", 1_000_000)
+    assert not shard.marked(after, "k0", 1), "what began later is judged by the event"
+    assert shard.marked(after, "k0", 0)
+    assert not shard.marked(shard.reserve(), "k0", 0)
+
+
+def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> None:
+    shard = Shard(0, BOUND_S, marks_max=10)
+    shard.enter(EPOCH, 0, {}, {}, 0.0)
+    for seq in range(1, 200):
+        raised = Drop(seq, names=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
+        assert sum(map(len, shard.marks.values())) <= 10
+        for record in range(seq):  # what was replaced is never believed, what came after the event is
+            assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{seq}"])
+            assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{record + 1}"])
+        assert not shard.hides(seq, BUCKET, [f"I\x1facme\x1fdoc\x1f{seq}"])
+    assert raised
 
 
 def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> None:

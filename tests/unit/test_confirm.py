@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from cachebus import Cache, InvalidationFailed
-from cachebus.confirm import Confirmed, Watch, check_wait, first_bound_s, judged, largest_bound_s
-from cachebus.ports import About, Caller, Change, NodeLine, NodesReply
+from cachebus.confirm import Confirmed, Watch, check_wait, complete_after_s, first_bound_s, judged, largest_bound_s
+from cachebus.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
 from cachebus.testing import FakeClock, Fleet
 
 D_S = 2.0
@@ -42,6 +42,12 @@ def test_it_goes_on_while_one_has_not_however_long_its_line_stands_still() -> No
 def test_a_set_of_lines_must_have_been_known_for_d(watch: Watch) -> None:
     """Else a node that lives may be missing from it."""
     assert not judged(watch, reply(a=5), CHANGE, D_S, 10.0)[1]
+
+
+def test_where_nodes_keep_what_they_load_alone_it_must_have_been_known_for_a_minute_more() -> None:
+    """One whose line was lost may be cut off, and load for itself as long as it counts."""
+    assert complete_after_s(D_S, keep_alone=True) == D_S + SILENT_S
+    assert complete_after_s(D_S, keep_alone=False) == D_S
 
 
 def test_a_set_that_begins_anew_is_not_known() -> None:
@@ -88,7 +94,7 @@ def test_what_may_be_waited_for() -> None:
 
 async def test_all_verbs_wait_and_say_for_whom() -> None:
     clock = FakeClock()
-    async with Fleet(3, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(3, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         a = fleet.caches[0]
         ids = {cache.stats().node for cache in fleet.caches}
         clock.advance(D_S)
@@ -112,7 +118,7 @@ async def test_all_verbs_wait_and_say_for_whom() -> None:
 
 async def test_within_d_of_the_start_it_waits_for_those_whom_nobody_has_seen() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         waiting = asyncio.create_task(fleet.caches[0].invalidate("config", "x", "acme", wait="nodes"))
         for _ in range(20):
             await asyncio.sleep(0.002)
@@ -123,7 +129,7 @@ async def test_within_d_of_the_start_it_waits_for_those_whom_nobody_has_seen() -
 
 async def test_l2_may_go_away_meanwhile() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         a = fleet.caches[0]
         waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
         await fleet.settle()
@@ -139,7 +145,7 @@ async def test_l2_may_go_away_meanwhile() -> None:
 
 async def test_who_is_cancelled_while_waiting_has_invalidated_and_leaves_nothing_behind() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         a, b = fleet.caches
         await a.set("config", "x", 1, "acme")
         waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
@@ -157,7 +163,7 @@ async def test_a_disabled_cache_waits_for_nobody() -> None:
 
 async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
     clock = FakeClock()
-    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         slower = fleet.settings.model_copy(update={"staleness_bound_s": 5 * D_S})
         async with Cache(slower, world=fleet.world, clock=clock):
             a = fleet.caches[0]
@@ -178,7 +184,7 @@ async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
 
 async def test_however_many_wait_they_look_together() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
         a = fleet.caches[0]
         store = fleet.caches[0]._parts.store  # type: ignore[union-attr]
         looks, nodes = 0, store.nodes

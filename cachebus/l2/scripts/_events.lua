@@ -12,10 +12,10 @@ local function bucket_of(name)
   return buckets[tenant]
 end
 
--- Whether any record of an id's data type can lie in a context.
+-- Whether any record of an id's data type can lie in a context; where nobody knows any more, it can.
 local flags
 local function has_contexts(name)
-  flags = flags or redis.call('HGET', META, 'contexts')
+  flags = flags or redis.call('HGET', META, 'contexts') or string.rep('1', 256)
   local flag = 1 + tonumber(string.sub(redis.sha1hex(string.match(name, '^I\31[^\31]*\31([^\31]*)') or ''), 1, 2), 16)
   return string.sub(flags, flag, flag) == '1'
 end

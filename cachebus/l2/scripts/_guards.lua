@@ -43,7 +43,7 @@ local function in_contexts(first, last)
   if last - first < 5 then return end
   local flag = 1 + tonumber(string.sub(redis.sha1hex(string.sub(ARGV[first + 1], 3)), 1, 2), 16)
   local flags = redis.call('HGET', META, 'contexts')
-  if string.sub(flags, flag, flag) == '0' then
+  if flags and string.sub(flags, flag, flag) == '0' then
     redis.call('HSET', META, 'contexts', string.sub(flags, 1, flag - 1) .. '1' .. string.sub(flags, flag + 1))
   end
 end
