@@ -41,8 +41,8 @@ async def main(url, source):
 
 asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
-SOON_S = D_S / 2
-"""Far less than it takes when somebody does not answer, on a machine that does other things too."""
+SOON_S = D_S * 0.9
+"""Less than it takes when somebody does not answer, also on a machine that does other things."""
 
 
 class Site:
