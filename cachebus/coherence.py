@@ -7,7 +7,7 @@ it has reached gives it a lease of `bound_s` on its own memory, from when the pr
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -124,7 +124,7 @@ class Shard:
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
-        self._journal: dict[str, tuple[int, int, int]] = {}
+        self._journal: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         """By name: the count of its latest drop, the highest seq that dropped it, and when it was last forgotten."""
         self._journal_floor = 0
         self._journal_max = journal_max
@@ -182,8 +182,7 @@ class Shard:
                 highest = seq
             journal[key] = (self.count, highest, forgotten)
         while len(journal) > self._journal_max:
-            oldest = next(iter(journal))
-            self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
+            self._journal_floor = max(self._journal_floor, journal.popitem(last=False)[1][0])
         touched: dict[str, int] = {}
         for scope in scopes:
             its = bucket_of_name(scope)
