@@ -252,6 +252,24 @@ async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
         proxy.restore()
 
 
+async def test_a_producer_remembers_the_largest_bound_when_l2_has_lost_it(redis_url: str) -> None:
+    larger_s = 2 * D_S
+    async with (
+        Proxy(dialer(parse_address(redis_url))) as proxy,
+        nodes(f"redis://127.0.0.1:{proxy.port}", 1, staleness_bound_s=larger_s, l2_timeout_s=0.2) as (cut,),
+        DirectProducer.open(quick(redis_url)) as producer,
+    ):
+        await cut.set("config", "x", "old", "acme")
+        await producer.invalidate("config", "y", "acme", wait="nodes")
+        await cut.probe()
+        assert await cut.get("config", "x", "acme") == "old"
+        proxy.cut()
+        await producer._live()._links.of(0).call("FLUSHALL")  # type: ignore[attr-defined]
+        began_s = monotonic()
+        await producer.invalidate("config", "x", "acme", wait="nodes")
+        assert monotonic() - began_s >= larger_s * 0.98
+
+
 async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
     async with site(redis_url, tmp_path) as s:
         async with nodes(redis_url, 1, node_name="guest"):
