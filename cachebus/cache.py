@@ -329,8 +329,9 @@ class Cache(Life):
     ) -> int:  # fmt: skip
         """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires if `expires_in_s` says so.
 
-        With a `request_id` (an id like any other) a repetition within 60 s adds nothing. `L2Unavailable` leaves open
-        whether it counted. `ValueError` for an amount that is no int, or that would carry it beyond 64 bits.
+        With a `request_id` (an id like any other) a repetition within 60 s, and while the counter lives, adds nothing.
+        `L2Unavailable` leaves open whether it counted. `ValueError` for an amount that is no int, or that would carry
+        it beyond 64 bits.
         """
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"a counter takes an int, not {type(value).__name__}")

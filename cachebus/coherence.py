@@ -7,14 +7,14 @@ it has reached gives it a lease of `bound_s` on its own memory, from when the pr
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from cachebus.event import NO_BUCKET
 from cachebus.keys import ALL_TENANTS, bucket_of_name
-from cachebus.marks import BucketMarks
+from cachebus.marks import BucketMarks, forget_older_half
 
 NEVER = float("-inf")
 NO_EPOCH = b""
@@ -124,7 +124,7 @@ class Shard:
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
-        self._journal: dict[str, tuple[int, int, int]] = {}
+        self._journal: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         """By name: the count of its latest drop, the highest seq that dropped it, and when it was last forgotten."""
         self._journal_floor = 0
         self._journal_max = journal_max
@@ -182,8 +182,7 @@ class Shard:
                 highest = seq
             journal[key] = (self.count, highest, forgotten)
         while len(journal) > self._journal_max:
-            oldest = next(iter(journal))
-            self._journal_floor = max(self._journal_floor, journal.pop(oldest)[0])
+            self._journal_floor = max(self._journal_floor, journal.popitem(last=False)[1][0])
         touched: dict[str, int] = {}
         for scope in scopes:
             its = bucket_of_name(scope)
@@ -203,22 +202,10 @@ class Shard:
                 if not marks:
                     del self.marks[its]
         if self._marked > self.marks_max:
-            self._forget_older_half()
+            forget_older_half(self.marks, self.low)
+            self._marked = sum(map(len, self.marks.values()))
             return True
         return raised
-
-    def _forget_older_half(self) -> None:
-        """Too many marks: what is older than half of them is not believed any more, instead."""
-        seqs = sorted(seq for marks in self.marks.values() for seq in marks.values())
-        last = seqs[len(seqs) // 2]
-        for bucket, marks in list(self.marks.items()):
-            gone = [seq for seq in marks.values() if seq <= last]
-            if gone:
-                self.low[bucket] = max(self.low.get(bucket, 0), *gone)
-                kept = self.marks[bucket] = BucketMarks((name, seq) for name, seq in marks.items() if seq > last)
-                if not kept:
-                    del self.marks[bucket]
-        self._marked = sum(map(len, self.marks.values()))
 
     @property
     def hole(self) -> bool:

@@ -130,12 +130,14 @@ class Confirmer:
         self._watches = watches
         self._keep_alone = keep_alone
         self._looks = [_Looks() for _ in watches]
+        self._heard_s = bound_s
+        """The largest staleness bound that this process has ever heard of: what L2 says of it is lost with L2."""
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
         """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
         can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2
         meanwhile changes nothing in that."""
-        began_s, bound_s = self._clock(), first_bound_s(self._bound_s, change, caller())
+        began_s, bound_s = self._clock(), first_bound_s(self._heard_s, change, caller())
         found, looks, pause_s = Confirmed(), 0, PAUSE_FIRST_S
         while (left_s := began_s + bound_s - self._clock()) > 0:
             try:
@@ -144,7 +146,7 @@ class Confirmer:
             except (CacheBusError, TimeoutError):
                 looks = PROMPT_LOOKS
             else:
-                bound_s = largest_bound_s(reply, bound_s)
+                bound_s = self._heard_s = largest_bound_s(reply, bound_s)
                 after_s = complete_after_s(bound_s, keep_alone=self._keep_alone)
                 found, done = judged(self._watches[shard], reply, change, after_s, self._clock())
                 if done:

@@ -48,3 +48,16 @@ class BucketMarks(dict[str, int]):
             kept = [(name, seq) for name, seq in zip(names, seqs, strict=True) if self.get(name) == seq]
             self._names, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
         return before - len(self)
+
+
+def forget_older_half(marks: dict[str, BucketMarks], low: dict[str, int]) -> None:
+    """There are too many marks, by bucket: instead of the older half, nothing so old is believed any more (`low`)."""
+    seqs = sorted(seq for its in marks.values() for seq in its.values())
+    last = seqs[len(seqs) // 2]
+    for bucket, its in list(marks.items()):
+        gone = [seq for seq in its.values() if seq <= last]
+        if gone:
+            low[bucket] = max(low.get(bucket, 0), *gone)
+            kept = marks[bucket] = BucketMarks((name, seq) for name, seq in its.items() if seq > last)
+            if not kept:
+                del marks[bucket]

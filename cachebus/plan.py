@@ -42,12 +42,14 @@ def coordinated(primary: Target, related: Sequence[Mapping[str, Any]], around: C
 class Plan:
     """What one invalidation addresses: keys, and marks of scopes and tags, all in one shard."""
 
-    __slots__ = ("keys", "names", "shard", "targets")
+    __slots__ = ("called_s", "keys", "names", "shard", "targets")
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
         self.keys: list[Key] = []
         self.names: list[str] = []
+        self.called_s: float | None = None
+        """When it was first called, where it is repeated, so that it grows no younger by that."""
         self.targets: dict[str, int] = {}
 
     def body(self, origin: str, *, probe: bool = False) -> bytes:

@@ -76,7 +76,7 @@ class ResendBuffer:
     def note(self, plan: Plan, epoch: bytes, called_s: float) -> None:
         """L2 has acknowledged a plan in this epoch; its call began at `called_s`."""
         if self._max_bytes:
-            entry = Entry(plan.shard, epoch, called_s, packed(plan))
+            entry = Entry(plan.shard, epoch, called_s if plan.called_s is None else plan.called_s, packed(plan))
             self._entries.append(entry)
             self.size_bytes += entry.size_bytes
             self._bound()
@@ -124,6 +124,7 @@ class ResendBuffer:
                     continue
                 told.add(name)
                 plan = plan or Plan(entry.shard)
+                plan.called_s = max(entry.called_s, plan.called_s or 0.0)
                 if at < len(keys):
                     plan.keys.append(self._keyspace.named(name))
                 else:

@@ -24,6 +24,7 @@ from producers.outbox.table import DEFAULT, OutboxTable
 
 IDLE_GRACE_S: Final = 5.0
 LOOK_EVERY_S: Final = 5.0
+WITHOUT_L2_S: Final = 0.25
 NAMED: Final = 5
 """Rows that are named in the log when a batch has more of them that can't be applied."""
 REASON_MAX: Final = 500
@@ -127,9 +128,10 @@ class OutboxRelay(Worker):
                     await self._rest()
 
     async def _rest(self) -> None:
-        """Until rows may have come."""
+        """Until rows may have come; or a little, where there may be some that lie only while L2 is not there."""
+        pause_s = self._options.poll_interval_s
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._options.poll_interval_s):
+            async with asyncio.timeout(pause_s if self.health.is_up("l2") else min(pause_s, WITHOUT_L2_S)):
                 await self._woken.wait()
 
     async def _look(self, database: RelayConnection) -> None:

@@ -8,7 +8,6 @@ be seen: at once with the write's receipt, D after it on any node, and at rest L
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,6 +21,7 @@ from cachebus.l2.memory import MemoryShard
 from cachebus.ports import Caller
 from tests.support.caches import parts
 from tests.support.operations import LEASE_MS, OLD, OPERATIONS, POLICIES, REPLACING, WHERE, WRITES, Operation, Stage
+from tests.support.shard_state import copied, lose_meta, lose_nodes, put_back
 from tests.support.simulation import VirtualLoop, live
 from tests.support.steps import WHENS, Steps, When
 
@@ -29,10 +29,6 @@ D_S = 1.0
 SETTINGS = Settings(
     url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, hole_grace_s=0.02, lease_ms=LEASE_MS,
     policies=POLICIES, close_timeout_s=1.0,
-)  # fmt: skip
-_STATE = (
-    "meta_server", "epoch", "seq", "born", "bound_ms", "guard_ms", "marks", "messages", "logged_bytes", "lines",
-    "nodes_name", "records", "leases", "in_contexts", "guards", "guarded", "guarded_until_s",
 )  # fmt: skip
 Befall = Callable[["Play"], Awaitable[None]]
 
@@ -73,7 +69,7 @@ class Play:
 
     def remember(self) -> None:
         """A copy of all that the server has, as a snapshot would."""
-        self.before = {name: copy.deepcopy(getattr(self.shard, name)) for name in _STATE}
+        self.before = copied(self.shard)
 
     async def replace(self, how: str = "key") -> None:
         """B writes, and is told so."""
@@ -263,8 +259,7 @@ def test_an_event_loop_that_stalls_at_any_step_for_longer_than_d_serves_nothing_
 
 
 def _older(play: Play) -> None:
-    for name, value in play.before.items():
-        setattr(play.shard, name, copy.deepcopy(value))
+    put_back(play.shard, play.before)
     play.may_linger = True
 
 
@@ -283,26 +278,17 @@ def _restarted_older(play: Play) -> None:
     _restarted(play)
 
 
-def _meta(play: Play) -> None:
-    shard = play.shard
-    shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
-
-
-def _nodes(play: Play) -> None:
-    play.shard.lines, play.shard.nodes_name = {}, b""
-
-
 LOSSES: dict[str, Callable[[Play], None]] = {
     "restart with all data": _restarted,
     "restart with an older copy": _restarted_older,
     "FLUSHALL": lambda play: play.shard.wipe(),
-    "meta evicted": _meta,
+    "meta evicted": lambda play: lose_meta(play.shard),
     "marks evicted": lambda play: play.shard.marks.lose(),
     "counts of marks evicted": lambda play: play.shard.marks.lose_counts(),
     "log evicted": lambda play: play.shard.messages.clear(),
     "leases evicted": lambda play: play.shard.leases.clear(),
     "records evicted": lambda play: play.shard.records.clear(),
-    "nodes evicted": _nodes,
+    "nodes evicted": lambda play: lose_nodes(play.shard),
 }
 
 

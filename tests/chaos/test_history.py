@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from cachebus.l2.memory import MemoryShard
 from cachebus.testing import Faults, Fleet
 from tests.support.history import Moods, Town, replay_of, seeds
+from tests.support.shard_state import copied, lose_nodes, put_back
 from tests.support.simulation import VirtualLoop, Wire, live
 
 FILE = "tests/chaos/test_history.py"
 D_S = 1.0
 LIFE_S = 20.0
 NODES = 3
-_STATE = (
-    "meta_server", "epoch", "seq", "floor", "marked", "marks", "messages", "nodes", "records", "leases", "counters",
-)  # fmt: skip
 
 
 class Trouble:
@@ -30,10 +26,7 @@ class Trouble:
     def __init__(self, fleet: Fleet, wires: list[Wire], dice: random.Random) -> None:
         self.fleet, self.wires, self.dice = fleet, wires, dice
         self.shard: MemoryShard = fleet.world.shards[0]
-        self._backup = self._copied()
-
-    def _copied(self) -> dict[str, Any]:
-        return {name: copy.copy(getattr(self.shard, name)) for name in _STATE}
+        self._backup = copied(self.shard)
 
     async def outage(self) -> None:
         """The store is out of everybody's reach."""
@@ -65,8 +58,7 @@ class Trouble:
         self.shard.server = f"{self.dice.getrandbits(160):040x}"
         then = self.dice.choice(("same", "older", "older", "nothing"))
         if then == "older":
-            for name, value in self._backup.items():
-                setattr(self.shard, name, copy.copy(value))
+            put_back(self.shard, self._backup)
         elif then == "nothing":
             self.shard.wipe()
         for wire in self.wires:
@@ -74,7 +66,7 @@ class Trouble:
 
     async def backup(self) -> None:
         """A copy of all that the server has."""
-        self._backup = self._copied()
+        self._backup = copied(self.shard)
 
     async def flush(self) -> None:
         """FLUSHALL."""
@@ -82,9 +74,17 @@ class Trouble:
 
     async def lost_marks(self) -> None:
         """The marks are evicted, and perhaps the log too."""
-        self.shard.marks.clear()
+        self.shard.marks.lose()
         if self.dice.random() < 0.5:
             self.shard.messages.clear()
+
+    async def lost_counts(self) -> None:
+        """What is known of the marks is evicted, and they are there."""
+        self.shard.marks.lose_counts()
+
+    async def lost_nodes(self) -> None:
+        """The nodes' lines are evicted."""
+        lose_nodes(self.shard)
 
     async def lost_log(self) -> None:
         """The log is evicted, while somebody does not listen."""
@@ -98,7 +98,7 @@ class Trouble:
             await asyncio.sleep(self.dice.uniform(0, moods.calm_s * D_S))
             kinds: tuple[Callable[[Trouble], Awaitable[None]], ...] = (
                 Trouble.outage, Trouble.cut, Trouble.exile, Trouble.deafness, Trouble.restart, Trouble.flush,
-                Trouble.lost_marks, Trouble.lost_log,
+                Trouble.lost_marks, Trouble.lost_counts, Trouble.lost_nodes, Trouble.lost_log,
             )  # fmt: skip
             await moods.pick(kinds)(self)
             if self.dice.random() < 0.3:

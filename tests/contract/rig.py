@@ -17,6 +17,7 @@ from cachebus.l2.redis import RedisStore
 from cachebus.l2.replies import NAME, node_line
 from cachebus.ports import NodeLine, Store
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
+from tests.support import shard_state
 
 PATIENCE_S = 10.0
 POLL_S = 0.004
@@ -152,8 +153,7 @@ class MemoryRig(StoreRig):
             shard.wipe()
 
     async def lose_meta(self) -> None:
-        shard = self.shard
-        shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
+        shard_state.lose_meta(self.shard)
 
     async def lose_marks(self, bucket: str = "") -> None:
         self.shard.marks.lose(bucket)
@@ -165,7 +165,7 @@ class MemoryRig(StoreRig):
         self.shard.guards = {}
 
     async def lose_nodes(self) -> None:
-        self.shard.lines, self.shard.nodes_name = {}, b""
+        shard_state.lose_nodes(self.shard)
 
     async def silence(self, node: str) -> None:
         line = self.shard.lines[node]

@@ -183,6 +183,18 @@ async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: Redis
     assert (await ann.lease(key("standing"))).outcome is Leased.GUARDED
 
 
+@pytest.mark.limits(marks_max=16)
+async def test_a_refused_guard_that_has_swept_the_last_has_counted_that(redis: RedisRig) -> None:
+    """Else guards seem to be lost, which costs all nodes their memory."""
+    ann = await Person(await redis.store(), "ann").attach()
+    await ann.guard(key("ended"))
+    await ann.guard(key("ended"), px_ms=0)
+    await leave(redis, 70)
+    assert not (await ann.guard(names=[tag(f"{number}") for number in range(20)])).stored
+    assert await left(redis) == 0
+    assert (await ann.probe()).epoch == ann.caller.epoch
+
+
 @pytest.mark.limits(marks_max=10)
 async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     rig: StoreRig, ann: Person, bob: Person

@@ -193,6 +193,22 @@ async def test_the_tables_may_be_made_again_and_by_several_at_once(database: str
         assert await connection.fetchval('SELECT command FROM "app"."invalidations_dead"') == "nonsense"
 
 
+async def test_rows_that_lie_while_l2_is_away_need_no_poll_to_be_applied(database: str) -> None:
+    await create_tables(database)
+    server = EmbeddedServer()
+    port = server.port
+    async with connected(database) as connection:
+        await put(connection, invalidation("x"))
+        options = RelayOptions(poll_interval_s=3600)
+        async with running(relay_of(database, f"redis://127.0.0.1:{port}/0", options)) as relay:
+            await until(lambda: relay.health.is_up("database"))
+            await asyncio.to_thread(server.start)
+            try:
+                await applied(relay, 1)
+            finally:
+                await asyncio.to_thread(server.stop)
+
+
 async def put_into(connection: asyncpg.Connection, table: str, *commands: str) -> None:
     """Write rows into a table of that name."""
     await connection.executemany(f"INSERT INTO {table} (command) VALUES ($1)", [(one,) for one in commands])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
 from cachebus.l1 import Entry, Group
@@ -48,7 +50,7 @@ class Freezer:
         shard._ahead = set(view.ahead)
         shard._owed.clear()
         shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
-        shard.count, shard._journal, shard._journal_floor = view.count, dict(view.journal), view.journal_floor
+        shard.count, shard._journal, shard._journal_floor = view.count, OrderedDict(view.journal), view.journal_floor
         node.server_clocks = [OtherClock()]
         node.groups.lives[0] = LIFE
         node.groups.valid_until[0] = NOW + state.spread

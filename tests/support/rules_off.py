@@ -59,9 +59,14 @@ def _without_reservation() -> None:
 
 
 def _without_epoch() -> None:
-    """Events and probes of another epoch are taken for one's own."""
+    """Events, probes and replies to own writes of another epoch are taken for one's own."""
     from cachebus.coherence import Shard
+    from cachebus.node import Node
 
+    wrote = Node.wrote
+    Node.wrote = lambda node, shard, change, *rest: wrote(  # type: ignore[method-assign]
+        node, shard, change._replace(epoch=node.shards[shard].epoch), *rest
+    )
     hear, probed, has_heard = Shard.hear, Shard.probed, Shard.has_heard
     Shard.hear = lambda s, epoch, seq: hear(s, s.epoch, seq)  # type: ignore[method-assign]
     Shard.has_heard = lambda s, epoch, seq: has_heard(s, s.epoch, seq)  # type: ignore[method-assign]

@@ -215,3 +215,16 @@ def test_what_is_kept_small_comes_back_as_it_was(keys: list[tuple[Any, ...]], na
     assert told == list(dict.fromkeys((key.l1, key.l2, key.names, key.shard) for key in made.keys))
     assert [name for each in found for name in each.names] == list(dict.fromkeys(names))
     assert msgspec.msgpack.decode(packed(made)) == [[key.l1 for key in made.keys], names]
+
+
+def test_what_is_repeated_again_and_again_grows_no_younger() -> None:
+    """A failover that goes back and forth would have one repeated for ever, which removes what was set since."""
+    clock = FakeClock()
+    buffer = filled(clock)
+    buffer.note(plan("a"), OLD, clock())
+    for epoch in (NEW, OLD) * 10:
+        clock.advance(KEEP_S / 4)
+        with buffer.lost(0, epoch, EVER) as plans:
+            for each in plans:
+                buffer.note(each, epoch, clock())
+    assert not len(buffer)

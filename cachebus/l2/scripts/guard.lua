@@ -3,7 +3,7 @@
 -- long it stands at most in ms, 0 to take it away, 12 most names that may be guarded, 13 number of scopes and tags to mark,
 -- then these, then the guarded names.
 local GUARDS, px_us, last = prefix .. 'guards', tonumber(ARGV[11]) * 1000, 13 + tonumber(ARGV[13])
-local cursor = redis.call('HGET', META, 'sweep') or '0'
+local cursor, noted = redis.call('HGET', META, 'sweep') or '0', guarded
 if guarded_until <= now_us then
   redis.call('UNLINK', GUARDS) -- none stands any more: what those have left who were killed goes at once
   guarded, cursor = 0, '0'
@@ -28,7 +28,7 @@ if guarded > 64 then
   end
 end
 if px_us > 0 and guarded + #ARGV - last > tonumber(ARGV[12]) then
-  if guarded > 0 then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
+  if guarded ~= noted then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
   return {epoch, seq, -1, ''}
 end
 
