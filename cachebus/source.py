@@ -63,16 +63,20 @@ async def _attempts(bound: Bound, retries: int, retry_on: tuple[type[Exception],
         try:
             result = bound()
             return await result if inspect.isawaitable(result) else result
-        except ConfigError:
-            raise  # another attempt does not mend the program
         except retry_on as error:
-            if not left:
+            if not left or _final(error):
                 raise
             # Its class alone: the text of a driver's error may hold a password.
             logger.debug("{} failed with {}, {} more attempts", name_of(bound), type(error).__name__, left)
         await asyncio.sleep(pause_s + random.uniform(0, backoff_s))
         pause_s = min(2 * pause_s, max(PAUSE_MAX_S, backoff_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _final(error: Exception) -> bool:
+    """Whether it says that the program is wrong, alone or among a task group's: another attempt does not mend that."""
+    among = error.subgroup(ConfigError) if isinstance(error, ExceptionGroup) else None
+    return isinstance(error, ConfigError) or among is not None
 
 
 async def awaited(result: object, source: Source) -> Any:

@@ -385,11 +385,14 @@ async def test_attempts_are_as_many_as_the_policy_says() -> None:
     assert source.attempts == 1
 
 
-async def test_an_error_of_the_programs_is_not_tried_again() -> None:
-    source = Failing(ConfigError("x"))
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize("error", [ConfigError("x"), ExceptionGroup("x", [KeyError("x"), ConfigError("x")])])
+async def test_an_error_of_the_programs_is_not_tried_again(error: Exception) -> None:
+    source = Failing(error)
+    with pytest.raises(type(error)):
         await run(source.load, retries=2, retry_on=(Exception,))
     assert source.attempts == 1
+    source = Failing(ExceptionGroup("x", [KeyError("x")]))
+    assert await run(source.load, retries=2, retry_on=(Exception,)) == 2
 
 
 async def test_pauses_double_with_jitter_and_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
