@@ -145,7 +145,6 @@ def _made(source: Source) -> Plan:
             if not by_name:
                 positional += left
                 left.clear()
-            by_name = True
         elif p.kind is _KWARGS:
             named.update((_NAMES[i], i) for i in left)
         elif p.name in _NAMES and p.name not in settled:

@@ -71,6 +71,10 @@ def wrapped(*args: Any) -> Any:
     return two(*args)
 
 
+def three(a: Any, b: Any, c: Any) -> Any:
+    return a, b, c
+
+
 def by_name(resource_id: str, *, ctx: Any, other: int = 5) -> Any:
     return resource_id, ctx, other
 
@@ -111,6 +115,7 @@ SHAPES = [
     (list, []),
     # the rest of the three
     (lambda a, *rest: (a, rest), ("r", ("t", "c"))),
+    (lambda *rest, **more: (rest, more), (("r", "t", "c"), {})),
     (lambda ctx, *rest: (ctx, rest), ("c", ("r", "t"))),
     (lambda *rest, ctx: (rest, ctx), (("r", "t"), "c")),
     (lambda tenant_id, **rest: (tenant_id, rest), ("t", {"resource_id": "r", "ctx": "c"})),
@@ -153,10 +158,21 @@ def test_a_default_belongs_to_the_function_and_not_to_its_code() -> None:
     assert bind(made(False), "r", "t", "c")() == ("r", "t")
 
 
+def test_ways_to_hold_one_function_are_told_apart() -> None:
+    method = Method()
+    for _ in range(2):
+        assert bind(method.load, "r", "t", "c")() == ("r", "t")
+        assert bind(Method.load, "r", "t", "c").args == ("c", "r", "t"), "a parameter like any other"
+        for args, given in (((), ("r", "t", "c")), (("x",), ("x", "r", "t")), (("x", "y"), ("x", "y", "r"))):
+            assert bind(functools.partial(lambda a, b, c: (a, b, c), *args), "r", "t", "c")() == given
+            assert bind(functools.partial(three, *args), "r", "t", "c")() == given
+        assert bind(functools.partial(three, c=1), "r", "t", "c")() == ("r", "t", 1)
+
+
 def test_a_signature_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = []
     signature = inspect.signature
-    monkeypatch.setattr(inspect, "signature", lambda *a, **k: looked_at.append(a) or signature(*a, **k))
+    monkeypatch.setattr(inspect, "signature", lambda *a, **k: looked_at.append(1) or signature(*a, **k))
     method, wrapper = Method(), passes_on(lambda a, b: (a, b))
     for _ in range(3):
         for source in (
