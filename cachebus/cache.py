@@ -14,10 +14,11 @@ from cachebus.ids import Id, check_part
 from cachebus.keys import Key
 from cachebus.lifecycle import Life
 from cachebus.naming import check_contexts, tag_names, tenant_of
+from cachebus.parameters import Source
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt, place_of
 from cachebus.request import Found, Load, Loaded, Request
-from cachebus.source import Source, bind, call
+from cachebus.source import bind, call
 
 Contexts = tuple[Id | None, Id | None, Id | None]
 INT64 = 1 << 63
@@ -107,11 +108,15 @@ class Cache(Life):
         search_hierarchy: bool = False, ttl: float | None = None, tags: Sequence[str] = (),
         after: Receipt | str | None = None, use_memory: bool = True,
     ) -> Any:  # fmt: skip
-        """The cached value, else what `loader(resource_id, tenant_id, ctx)` gives (fewer arguments if it takes fewer).
+        """The cached value, else what the loader gives.
 
-        One load a key at a time on this node, and one over all nodes. None from the loader means not found. `ttl` in
-        seconds; None is the type's. What the loader raises after its retries is raised here; `LoadTimeout` when it
-        takes too long. Without L2 the source is asked, and its answer kept for the staleness bound.
+        The loader, sync or async, gets the resource id, the tenant and the surrounding `Context` by its parameters
+        `resource_id`, `tenant_id` and `ctx`; its other parameters without a default get what is left of the three, in
+        this order. One load a key at a time on this node, and one over all nodes. None from the loader means not
+        found. `ttl` in seconds; None is the type's. What the loader raises after its retries is raised here;
+        `LoadTimeout` when it takes too long; `ConfigError` for a loader that can't be used: one that needs other
+        arguments, or that gives an iterator. Without L2 the source is asked, and its answer kept for the staleness
+        bound.
         """
         # As in `get`.
         name = ""

@@ -12,7 +12,8 @@ class CacheBusError(Exception):
 
 
 class ConfigError(CacheBusError):
-    """The set-up is wrong: a setting, a URL, a policy, a cascade, or a call before `configure`. Mend the program."""
+    """The set-up is wrong: a setting, a URL, a policy, a cascade, a loader that can't be used, or a call before
+    `configure`. Mend the program."""
 
 
 class ProtocolMismatch(ConfigError):

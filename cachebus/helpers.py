@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from cachebus import context, values
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.errors import L2Unavailable
+from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.ids import Id, check_part
 from cachebus.keys import Key
 from cachebus.manager import CacheManager, current_cache
 from cachebus.naming import ArgumentTemplate
+from cachebus.parameters import Source, check_async, name_of
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
 from cachebus.request import Found, Loaded
-from cachebus.source import Source, bind
+from cachebus.source import Bound, awaited, bind, shareable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +60,7 @@ async def get_with_cache_aside(
 ) -> tuple[Any, Metrics]:
     """The cached value, else the database's, else a generated one, stored by the type's TTL: `(value | None, metrics)`.
 
-    Functions are called as `f(resource_id, tenant_id, ctx)`, or with as much of it as they take; sync or async. One
+    Functions, sync or async, get what they take of `resource_id`, `tenant_id` and `ctx`; see `Cache.get_or_load`. One
     that fails after its type's retries is logged and counted, never cached as "absent"; generation is still tried. If
     nothing came for an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
 
@@ -67,7 +68,8 @@ async def get_with_cache_aside(
     `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
     `total_time_ms`, `latency_ms`), `data_type`, `resource_id`, `serialization_error`, `error`. With context ids given,
     the wider contexts are searched too. `serializer` is applied before a value is stored, `deserializer` to what is
-    read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), `ConfigError`.
+    read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), and `ConfigError`, also for
+    functions that can't be used.
     """
     cache = CacheManager._cache
     if cache is None:
@@ -135,12 +137,17 @@ class _Aside:
         """Look, load, and say how it went."""
         around = ctx if ctx is not None else context.current()
         ttl = None if ttl is None else check_ttl(ttl)
+        sources = [
+            (name, bind(function, self._asked[1], self._key.family.tenant or None, around))
+            for name, function in (("database", self._fetch), ("generation", self._generate))
+            if function is not None
+        ]
         error: BaseException | None = None
         found = Found(None, None)
         try:
-            found = await self._cache.load(
-                self._key, lambda: self._load(around), self._rules, search=True, ttl=ttl
-            )  # fmt: skip
+            found = await self._cache.load(self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl)
+        except ConfigError:
+            raise
         except Exception as failed:  # noqa: BLE001 (bad input has been refused above: this is the source's, or L2's)
             error = failed
         value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
@@ -151,18 +158,18 @@ class _Aside:
             around.add_metric("cache_hit", metrics["cache_hit"])
         return value, metrics
 
-    async def _load(self, ctx: Context | None) -> Loaded:
+    async def _load(self, sources: Sequence[tuple[str, Bound]]) -> Loaded:
         """Database, then generation."""
         error: BaseException | None = None
         value, db_ms, generation_ms, source = None, 0.0, 0.0, "database"
-        tenant_id = self._key.family.tenant or None
-        for name, function in (("database", self._fetch), ("generation", self._generate)):
-            if function is None or value is not None:
-                continue
+        for name, bound in sources:
+            if value is not None:
+                break
             began = self._clock()
             try:
-                bound = bind(function, self._asked[1], tenant_id, ctx)
                 value = await self._cache.call_source(bound, self._rules)
+            except ConfigError:
+                raise  # a function that can't be used: what is generated in its place would hide that
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 error = failed
             took_ms = (self._clock() - began) * 1000.0
@@ -176,7 +183,9 @@ class _Aside:
         refused = None
         if value is not None and self._serializer is not None:
             try:
-                value = self._serializer(value)
+                value = shareable(self._serializer(value), self._serializer)
+            except ConfigError:
+                raise
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 refused = failed
         return Loaded(value, source, db_ms, generation_ms, error, refused)
@@ -347,23 +356,25 @@ def cached(
     ttl: float | None = None,
     tags: Sequence[str] = (),
     cache: Cache | None = None,
-) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
     The ids are templates over the function's arguments, escaped where they have several (see `Template`); one that is
     an argument alone, and that is None, is not given. The process-wide cache is found when the function is called,
-    unless `cache` is given. `ConfigError` for a template of what is no argument, or that is none.
+    unless `cache` is given. `ConfigError` for a template of what is no argument, or that is none; for a sync function,
+    for a generator, async or not, and for a result that is an iterator.
     """
     templates = {
         "resource_id": resource_id, "tenant_id": tenant_id, "agent_id": agent_id,
         "conversation_id": conversation_id, "collection_id": collection_id,
     }  # fmt: skip
 
-    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        check_async(function)
         signature = inspect.signature(function)
         rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
         known = None if rest else signature.parameters
-        ids_of = {n: ArgumentTemplate(t, known, function.__qualname__) for n, t in templates.items() if t is not None}
+        ids_of = {n: ArgumentTemplate(t, known, name_of(function)) for n, t in templates.items() if t is not None}
 
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -372,13 +383,12 @@ def cached(
             arguments = {**bound.arguments.get(rest or "", {}), **bound.arguments}
             ids = {name: template.filled_in(arguments) for name, template in ids_of.items()}
             using = current_cache() if cache is None else cache
-            result: T = await using.get_or_load(
-                data_type,
-                loader=lambda: function(*args, **kwargs),
-                ttl=ttl,
-                tags=tags,
-                **ids,
-            )
+
+            async def load() -> T:
+                result: T = await awaited(function(*args, **kwargs), function)
+                return result
+
+            result: T = await using.get_or_load(data_type, loader=load, ttl=ttl, tags=tags, **ids)
             return result
 
         return wrapper

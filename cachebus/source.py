@@ -1,123 +1,106 @@
-"""Calling the caller's own functions: with what they take, sync or async, within limits, again after errors."""
+"""Calling the caller's own functions: sync or async, within limits, again after errors; and what they may give."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType
-from typing import Any
+import random
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Final
+
+from loguru import logger
 
 from cachebus.errors import ConfigError, LoadTimeout
+from cachebus.parameters import Source, name_of, not_async, plan_of
 
-Source = Callable[..., Any]
 Bound = Callable[[], Any]
-_NAMES = ("resource_id", "tenant_id", "ctx")
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+PAUSE_MAX_S: Final = 5.0
+"""Pauses between attempts grow up to this, or to the policy's first one where that is longer."""
 
 
 def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) -> Bound:
-    """The call `source(resource_id, tenant_id, ctx)`, reduced to what it takes.
+    """The call of `source` with what it takes of the three.
 
-    Fewer positional parameters get the first of the three; `**kwargs`, and keyword-only parameters of these names,
-    get the rest by name. Parameters with a default beyond the three keep it; `ConfigError` where one has none.
+    1. Parameters named `resource_id`, `tenant_id` and `ctx` get these, wherever they stand.
+    2. Other parameters without a default get what is left of the three, in this order; `*args` gets the rest of it,
+       unless a parameter before it keeps its default; `**kwargs` gets what is still left, by name.
+    3. Other parameters with a default keep it. A builtin that does not say what it takes gets the resource id alone.
+
+    `ConfigError` for a parameter that nothing is left for, for a generator function, and for what is no function.
     """
-    count, names = _shape(source)
+    plan = plan_of(source)
     values = (resource_id, tenant_id, ctx)
-    if isinstance(source, functools.partial):
-        names -= source.keywords.keys()  # what it has settled stays so
-    if not names:
-        positional = values[:count]
-        return lambda: source(*positional)
-    keywords = {name: value for name, value in zip(_NAMES, values, strict=True) if name in names}
-    return lambda: source(*values[:count], **keywords)
-
-
-def _shape(source: Source) -> tuple[int, frozenset[str]]:
-    """How many of the three a source takes by position, and which by name.
-
-    A plain function is remembered by its code: a lambda written at the call is a new object each time, whose signature
-    would be worked out on every miss, and whose closure a memo of functions would keep alive.
-    """
-    if type(source) is FunctionType and not hasattr(source, "__wrapped__"):
-        code = source.__code__
-        keyword_only = code.co_kwonlyargcount - len(source.__kwdefaults__ or ())
-        if keyword_only or code.co_argcount - len(source.__defaults__ or ()) > len(_NAMES):
-            _check_required(source, inspect.signature(source).parameters.values())
-        return _shape_of_code(code)
-    try:
-        parameters = inspect.signature(source).parameters.values()
-    except ValueError:  # a builtin that does not say
-        return 1, frozenset()
-    _check_required(source, parameters)
-    kinds = [p.kind for p in parameters]
-    count = 3 if inspect.Parameter.VAR_POSITIONAL in kinds else sum(kind in _POSITIONAL for kind in kinds)
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return _taken(count, named, inspect.Parameter.VAR_KEYWORD in kinds)
-
-
-def _check_required(source: Source, parameters: Iterable[inspect.Parameter]) -> None:
-    """Refuse a source that needs more than it can be given: better than Python's word on a call nobody wrote."""
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    positional = [p.name for p in needed if p.kind is not p.KEYWORD_ONLY]
-    beyond = positional[len(_NAMES) :] + [p.name for p in needed if p.kind is p.KEYWORD_ONLY and p.name not in _NAMES]
-    if beyond:
-        name = getattr(source, "__qualname__", type(source).__qualname__)
-        raise ConfigError(
-            f"the loader {name} needs {', '.join(beyond)} too: a loader is called as f(resource_id, tenant_id, ctx), "
-            "with as many of these as it takes. Give it the rest by functools.partial or a lambda"
-        )
-
-
-@functools.lru_cache(maxsize=1024)
-def _shape_of_code(code: CodeType) -> tuple[int, frozenset[str]]:
-    count = 3 if code.co_flags & inspect.CO_VARARGS else code.co_argcount
-    named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    return _taken(count, named, bool(code.co_flags & inspect.CO_VARKEYWORDS))
-
-
-def _taken(count: int, named: Iterable[str], any_name: bool) -> tuple[int, frozenset[str]]:
-    count = min(3, count)
-    rest = _NAMES[count:]
-    return count, frozenset(rest) if any_name else frozenset(rest).intersection(named)
-
-
-async def _once(call: Bound, timeout_s: float) -> Any:
-    try:
-        async with asyncio.timeout(timeout_s) as limit:
-            result = call()
-            return await result if inspect.isawaitable(result) else result
-    except TimeoutError:
-        if limit.expired():
-            raise LoadTimeout(f"the load took longer than {timeout_s:g} s") from None
-        raise
+    positional = [values[i] for i in plan.positional]
+    return functools.partial(source, *positional, **{name: values[i] for name, i in plan.named})
 
 
 async def call(
     bound: Bound, *, timeout_s: float, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float
 ) -> Any:
-    """Run a source once, and up to `retries` times more after an error of `retry_on`, with jittered back-off.
+    """Run a source once, and up to `retries` times more after an error of `retry_on`.
 
-    `timeout_s` bounds the whole, in seconds: `LoadTimeout`. A sync source runs on the event loop.
+    The pause after the first attempt is `backoff_s` seconds and up to as much again at random; each later one doubles
+    the fixed part. `timeout_s` bounds the whole, in seconds: `LoadTimeout`. `ConfigError` is final, and raised for a
+    value that callers can't share. A sync source runs on the event loop.
     """
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            value = await _attempts(bound, retries, retry_on, backoff_s)
+    except TimeoutError:
+        if limit.expired():
+            raise LoadTimeout(f"the load took longer than {timeout_s:g} s") from None
+        raise
+    return shareable(value, bound)
 
-    async def attempts() -> Any:
+
+async def _attempts(bound: Bound, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float) -> Any:
+    # By hand, since a retry library brings log lines, metrics, a switch and a test mode that are the whole process's.
+    pause_s = backoff_s
+    for left in range(retries, -1, -1):
         try:
             result = bound()
             return await result if inspect.isawaitable(result) else result
-        except retry_on:
-            if not retries:
+        except retry_on as error:
+            if not left or _final(error):
                 raise
-        import stamina
+            # Its class alone: the text of a driver's error may hold a password.
+            logger.debug("{} failed with {}, {} more attempts", name_of(bound), type(error).__name__, left)
+        await asyncio.sleep(pause_s + random.uniform(0, backoff_s))
+        pause_s = min(2 * pause_s, max(PAUSE_MAX_S, backoff_s))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
-        await asyncio.sleep(backoff_s)
-        async for attempt in stamina.retry_context(
-            on=retry_on, attempts=retries, timeout=None, wait_initial=backoff_s, wait_jitter=backoff_s
-        ):
-            with attempt:
-                result = bound()
-                return await result if inspect.isawaitable(result) else result
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
-    return await _once(attempts, timeout_s)
+def _final(error: Exception) -> bool:
+    """Whether it says that the program is wrong, alone or among a task group's: another attempt does not mend that."""
+    among = error.subgroup(ConfigError) if isinstance(error, ExceptionGroup) else None
+    return isinstance(error, ConfigError) or among is not None
+
+
+async def awaited(result: object, source: Source) -> Any:
+    """What an async function's call gives, if callers can share it; `ConfigError` where it is no async function."""
+    if not inspect.isawaitable(result):
+        raise not_async(source)
+    return shareable(await result, source)
+
+
+def shareable(value: Any, source: Source) -> Any:
+    """The value, unless it can be read or awaited only once: callers share it, so `ConfigError`.
+
+    `source` is the function that gave it, for the message.
+    """
+    kind = type(value)
+    if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
+        raise ConfigError(
+            f"{name_of(source)} gave an iterator ({kind.__name__}): callers share what is loaded, and the first to "
+            "read it would leave nothing to the others. Let it return a list"
+        )
+    if hasattr(kind, "__await__"):
+        if isinstance(value, CoroutineType):
+            value.close()  # nobody awaits it any more, which Python would warn of
+        raise ConfigError(
+            f"{name_of(source)} gave an awaitable ({kind.__name__}), which is no value to share: await it in there"
+        )
+    return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, assert_type
 from uuid import UUID, uuid4
 
@@ -60,6 +61,31 @@ async def agent(agent_id: str, tenant_id: str, *, verbose: bool = False) -> dict
     return {agent_id: f"{tenant_id} {verbose}"}
 
 
+class Repository:
+    """Methods keep their types too."""
+
+    @cached("user", resource_id="{user_id}", tenant_id="acme")
+    async def user(self, user_id: int) -> int:
+        """A method."""
+        return user_id
+
+    async def load(self, resource_id: str, tenant_id: str) -> int:
+        """A loader that is a method."""
+        return len(resource_id + tenant_id)
+
+
+@cached("rows", resource_id="x", tenant_id="acme")  # type: ignore[arg-type]
+def sync_rows() -> list[int]:
+    """Refused: not async."""
+    return []
+
+
+@cached("rows", resource_id="x", tenant_id="acme")  # type: ignore[arg-type]
+def generated_rows() -> Iterator[int]:
+    """Refused: a generator."""
+    yield 1
+
+
 @with_context(tenant=True, agent=True)
 def in_context(tenant_id: str, agent_id: str, ctx: Context | None = None) -> int:
     """So does a sync one in a context."""
@@ -89,6 +115,9 @@ async def verbs(settings: Settings) -> None:
         value = await cache.get_or_load("config", "x", load_all, tenant_id="acme", search_hierarchy=True)
         value = await cache.get_or_load("config", "x", load_sync, tenant_id="acme", ttl=1.5, tags=("t",))
         value = await cache.get_or_load("config", "x", lambda: 1, tenant_id="acme", use_memory=False)
+        value = await cache.get_or_load("config", "x", Repository().load, tenant_id="acme")
+        await cache.get_or_load("config", "x", 5, tenant_id="acme")  # type: ignore[arg-type]
+        await cache.get_or_load("config", "x", load_all("x", "acme", Context()))  # type: ignore[arg-type]
         value = await cache.get("config", uuid4(), tenant_id=uuid4(), agent_id=uuid4())
         found = await cache.get_many("config", ["x", 7, uuid4()], tenant_id="acme")
         assert_type(found, dict[str | int | UUID, Any])
@@ -171,6 +200,12 @@ async def decorated() -> None:
     assert_type(await agent("a7", "acme", verbose=True), dict[str, str])
     assert_type(in_context("acme", "a7"), int)
     assert_type(await in_context_too("acme"), list[int])
+    async with asyncio.TaskGroup() as group:
+        tasks = group.create_task(agent("a7", "acme")), group.create_task(Repository().user(7))
+    assert_type(tasks[0].result(), dict[str, str])
+    assert_type(tasks[1].result(), int)
+    method: Callable[[int], Coroutine[Any, Any, int]] = Repository().user
+    assert_type(await method(7), int)
     await agent(7)  # type: ignore[call-arg, arg-type]
     in_context("acme")  # type: ignore[call-arg]
 

@@ -1,0 +1,202 @@
+"""What a caller's function takes of the resource id, the tenant and the context: worked out once a function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Hashable
+from types import CodeType, FunctionType, MethodType
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from cachebus.errors import ConfigError
+
+Source = Callable[..., Any]
+
+PLANS_MAX: Final = 1024
+_NAMES: Final = ("resource_id", "tenant_id", "ctx")
+_ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+_BY_POSITION_ONLY, _BY_NAME_ONLY = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
+
+
+class Plan(NamedTuple):
+    """Which of the three, by their index, go by position, and which by what name."""
+
+    positional: tuple[int, ...]
+    named: tuple[tuple[str, int], ...]
+
+
+def plan_of(source: Source) -> Plan:
+    """What a source gets; see `bind`. `ConfigError`."""
+    shape = _shape(source)
+    if shape is not None:
+        known = _by_code.get(shape[0])
+        if known is not None:
+            return known[0]
+        if len(_by_code) >= PLANS_MAX:
+            _by_code.clear()
+        plan = _made(source)
+        _by_code[shape[0]] = plan, shape[1]
+        return plan
+    # A bound method is a new object each time it is looked up; its function is not.
+    memo, held = (_by_method, source.__func__) if isinstance(source, MethodType) else (_by_source, source)
+    try:
+        remembered = memo.get(held)
+        if remembered is None:
+            memo[held] = remembered = _made(source)
+    except TypeError:  # it has no hash, or takes no weak references
+        return _made(source)
+    return remembered
+
+
+def refuse_generator(source: Source, what: str) -> None:
+    """`ConfigError` for a generator function, async or not; `what` it is, for the message: "the loader"."""
+    for function in (source, type(source).__call__):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(
+                f"{what} {name_of(source)} is a generator: callers share what is loaded, and the first to read it "
+                "would leave nothing to the others. Let it return a list"
+            )
+
+
+def check_async(function: Source) -> None:
+    """`ConfigError` for a generator, and for a plain function that is not async."""
+    refuse_generator(function, "@cached: the function")
+    plain = type(function) is FunctionType and not hasattr(function, "__wrapped__")
+    if plain and not inspect.iscoroutinefunction(function):
+        raise not_async(function)
+
+
+def not_async(function: Source) -> ConfigError:
+    """The error for a sync function where only an async one will do."""
+    return ConfigError(
+        f"@cached takes async functions, and {name_of(function)} is none: make it `async def`, and await in it"
+    )
+
+
+def name_of(source: Source) -> str:
+    """What a function is called, for messages."""
+    while isinstance(source, functools.partial):
+        source = source.func
+    return str(getattr(source, "__qualname__", type(source).__qualname__))
+
+
+# -- remembered ------------------------------------------------------------------------------------------
+
+Shape = tuple[Hashable, CodeType]
+
+_by_code: dict[Hashable, tuple[Plan, CodeType]] = {}
+"""Of plain functions. By their code, since a lambda written at the call is a new object each time, and by the code's
+identity, since its hash goes over all of it; it is kept, so that no other gets that identity."""
+_by_source: WeakKeyDictionary[Source, Plan] = WeakKeyDictionary()
+"""Of all others, such as wrappers. Weakly, since a function may hold a session, or a whole request."""
+_by_method: WeakKeyDictionary[Source, Plan] = WeakKeyDictionary()
+"""Of the methods that those are."""
+
+
+def _shape(source: Any) -> Shape | None:
+    """What the plan of a function, a method, a partial or an object with `__call__` hangs on, and its code; nothing of
+    what it holds. None where more than the code decides."""
+    kind = type(source)
+    if kind is FunctionType:
+        if source.__dict__ and _says_otherwise(source):
+            return None
+        by_name = source.__kwdefaults__
+        code = source.__code__
+        return (id(code), len(source.__defaults__ or ()), frozenset(by_name) if by_name else None), code
+    if kind is MethodType:
+        inner = _shape(source.__func__)
+        return None if inner is None else ((inner[0], "bound"), inner[1])
+    if _says_otherwise(source):
+        return None
+    if kind is functools.partial:
+        inner = _shape(source.func)
+        return None if inner is None else ((inner[0], len(source.args), tuple(source.keywords)), inner[1])
+    called = kind.__call__
+    inner = _shape(called) if type(called) is FunctionType and not isinstance(source, type) else None
+    return None if inner is None else ((inner[0], "bound"), inner[1])
+
+
+def _says_otherwise(source: object) -> bool:
+    return hasattr(source, "__wrapped__") or hasattr(source, "__signature__")
+
+
+# -- worked out ------------------------------------------------------------------------------------------
+
+
+def _made(source: Source) -> Plan:
+    if not callable(source):
+        raise ConfigError(
+            f"a loader is a function, not a {type(source).__name__}: give the function itself, or a lambda around it"
+        )
+    refuse_generator(source, "the loader")
+    try:
+        parameters, by_name, settled = _parameters(source)
+    except ValueError:  # a builtin that does not say
+        return Plan((0,), ())
+    taken = {*settled, *(p.name for p in parameters if p.kind not in (_ARGS, _KWARGS))}
+    left = [i for i, name in enumerate(_NAMES) if name not in taken]
+    positional: list[int] = []
+    named: dict[str, int] = {}
+    lacking: list[str] = []
+    for p in parameters:
+        required = p.default is p.empty
+        if p.kind is _ARGS:
+            if not by_name:
+                positional += left
+                left.clear()
+        elif p.kind is _KWARGS:
+            named.update((_NAMES[i], i) for i in left)
+        elif p.name in _NAMES and p.name not in settled:
+            by_name = _give(_NAMES.index(p.name), p, by_name, positional, named)
+        elif required and left and p.kind is not _BY_NAME_ONLY:
+            by_name = _give(left.pop(0), p, by_name, positional, named)
+        elif required:
+            lacking.append(p.name)
+        else:
+            by_name = True  # it keeps its default: what follows can't go by position
+    if lacking:
+        raise ConfigError(
+            f"the loader {name_of(source)} needs {', '.join(lacking)} too: a loader is given resource_id, tenant_id "
+            "and ctx, by these names or in this order. Name its parameters so, and give it the rest by "
+            "functools.partial or a lambda"
+        )
+    return Plan(tuple(positional), tuple(named.items()))
+
+
+def _give(
+    index: int, parameter: inspect.Parameter, by_name: bool, positional: list[int], named: dict[str, int]
+) -> bool:
+    """Give a parameter its value; whether those that follow must be given theirs by name."""
+    by_name = by_name or parameter.kind is _BY_NAME_ONLY
+    if not by_name:
+        positional.append(index)
+    elif parameter.kind is not _BY_POSITION_ONLY:
+        named[parameter.name] = index
+    return by_name
+
+
+def _parameters(source: Any) -> tuple[list[inspect.Parameter], bool, Collection[str]]:
+    """The parameters of a source, whether they must be given by name, and which a partial has settled by name;
+    `ValueError` where it does not say.
+
+    A wrapper with parameters of its own is called with those. One that takes any passes them on to what it wraps.
+    """
+    wrapped = getattr(source, "__wrapped__", None)
+    if not callable(wrapped):
+        settled: Collection[str] = source.keywords if isinstance(source, functools.partial) else ()
+        return list(inspect.signature(source).parameters.values()), False, settled
+    by_name = False
+    try:
+        own = list(inspect.signature(source, follow_wrapped=False).parameters.values())
+    except ValueError:  # such as `functools.lru_cache`, which takes any
+        pass
+    else:
+        kinds = [p.kind for p in own]
+        if _ARGS not in kinds and _KWARGS not in kinds:
+            return own, False, ()
+        by_name = _ARGS not in kinds
+    if isinstance(source, MethodType):
+        wrapped = MethodType(wrapped, source.__self__)
+    parameters, inner_by_name, settled = _parameters(wrapped)
+    return parameters, by_name or inner_by_name, settled
