@@ -195,7 +195,7 @@ class Fetcher:
         return self.node.admit(
             key, value, record, reservation, read_started_s,
             l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, rules), fenced=fenced,
+            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, value, rules), fenced=fenced,
         )  # fmt: skip
 
     def notice(self, index: int, epoch: bytes) -> None:

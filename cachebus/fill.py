@@ -14,7 +14,7 @@ from cachebus.errors import L2Unavailable, NotSerializable, ValueTooLarge
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.keys import Key
 from cachebus.loading import Flight
-from cachebus.packing import as_others_see_it, keep_ms, pack
+from cachebus.packing import keep_ms, pack
 from cachebus.policy import Rules
 from cachebus.ports import Leased, LeaseReply
 from cachebus.record import Record
@@ -201,8 +201,7 @@ class Filler:
             raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
         server_clock = self._node.server_clocks[self.key.shard]
         now_s, not_found = self._clock() + server_clock.offset_s, found.value is None
-        record = pack(found.value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
-        return record, as_others_see_it(record, self.rules)
+        return pack(found.value, self.rules, now_s, ttl_s=self._ttl_s, tags=self._tags, not_found=not_found)
 
     def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:
         if self._enter:

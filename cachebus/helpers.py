@@ -17,6 +17,7 @@ from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.fill import Found, Loaded
 from cachebus.manager import CacheManager, current_cache
 from cachebus.naming import Template
+from cachebus.packing import carried
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
@@ -303,9 +304,9 @@ def generate_resource_id_hash(*parts: object) -> str:
 
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
-    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`."""
-    rules = current_cache().rules(data_type)
-    codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
+    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`,
+    `ValueTooLarge`."""
+    codec, payload, _ = carried(value, current_cache().rules(data_type))
     return bytes([codec]) + payload
 
 
