@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-import msgspec.inspect
 
 from cachebus.errors import ConfigError
 from cachebus.values.extension import CorruptValue, Refused, name_of
@@ -129,11 +128,13 @@ def check_model(model: Any) -> None:
 
 def _never(model: type) -> bool:
     """Whether a class has no instance that could come out of a payload."""
+    from msgspec.inspect import CustomType, type_info
+
     try:
-        known = msgspec.inspect.type_info(model)
+        known = type_info(model)
     except Exception:  # noqa: BLE001 (only pydantic can tell)
         return False
-    if not isinstance(known, msgspec.inspect.CustomType):
+    if not isinstance(known, CustomType):
         return inspect.isabstract(model) and (dataclasses.is_dataclass(model) or issubclass(model, msgspec.Struct))
     if hasattr(model, "__pydantic_validator__"):
         return inspect.isabstract(model)
