@@ -79,7 +79,7 @@ class Fetcher:
         if value is MISSING or data is None:
             return Seen(value)
         record = records.decode(data)
-        return Seen(value, record.version, self.grown_soft(key.shard, record), copier(record, self._rules(key)))
+        return Seen(value, record.version, self.grown_soft(key.shard, record), copier(record, value, self._rules(key)))
 
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
@@ -231,7 +231,7 @@ class Fetcher:
         return self.node.admit(
             key, value, record, reservation, read_started_s,
             l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, rules), fenced=fenced,
+            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, value, rules), fenced=fenced,
         )  # fmt: skip
 
     def notice(self, index: int, epoch: bytes) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from loguru import logger
 
 from cachebus.coherence import Reservation
-from cachebus.errors import L2Unavailable
+from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.flight import Flight
 from cachebus.freshness import Fallback, Freshness
-from cachebus.packing import as_others_see_it, copier, keep_ms, pack
+from cachebus.packing import copier, keep_ms, pack
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.record import Record
 from cachebus.request import Found, Request
@@ -110,7 +110,7 @@ class Filler:
         """What `value_of` gives, as a read's result."""
         value = self.value_of(data)
         record = None if data is None or value is MISSING else self._fetch.decoded(data)
-        return Found(value, "l2", copy=None if record is None else copier(record, self.rules))
+        return Found(value, "l2", copy=None if record is None else copier(record, value, self.rules))
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
@@ -121,7 +121,7 @@ class Filler:
         if value is MISSING:
             return None
         fresh = Freshness(self._node.shards[self.key.shard], self.key, record.tags, self._began_s)
-        return Fallback(Found(value, "l2", stale=True, copy=copier(record, self.rules)), fresh)
+        return Fallback(Found(value, "l2", stale=True, copy=copier(record, value, self.rules)), fresh)
 
     # -- what was loaded ------------------------------------------------------------------------------------------
 
@@ -186,18 +186,17 @@ class Filler:
         flight.make()
         try:
             if found.loaded is not None and found.loaded.refused is not None:
-                raise found.loaded.refused
+                raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
             now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
-            record = pack(
+            record, value = pack(
                 found.value, self.rules, now_s, ttl_s=flight.ttl_s, tags=flight.tags, not_found=found.value is None
             )
-            value = as_others_see_it(record, self.rules)
         except Exception as error:  # noqa: BLE001 (a value's own methods may raise anything)
             data_type = self.key.family.data_type
             self._node.counters.of(data_type).serialization_errors += 1
             logger.error("a loaded {} can't be cached: {}: {}", data_type, type(error).__name__, error)
             return None, found._replace(serialization_error=True)
-        return record, found._replace(value=value, copy=copier(record, self.rules))
+        return record, found._replace(value=value, copy=copier(record, value, self.rules))
 
     def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:
         if self._enters:

@@ -16,6 +16,7 @@ from cachebus.ids import Id, check_part
 from cachebus.keys import Key
 from cachebus.manager import CacheManager, current_cache
 from cachebus.naming import ArgumentTemplate
+from cachebus.packing import carried
 from cachebus.parameters import Source, check_async, name_of
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
@@ -314,9 +315,9 @@ async def get_counter(
 
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
-    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`."""
-    rules = current_cache().rules(data_type)
-    codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
+    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`,
+    `ValueTooLarge`."""
+    codec, payload, _ = carried(value, current_cache().rules(data_type))
     return bytes([codec]) + payload
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
+from sys import getsizeof
 from typing import cast
 
 from cachebus import event as events
@@ -21,10 +22,12 @@ from cachebus.keys import Key, is_name, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.ports import About, Caller, Change, Marks, ProbeReply
-from cachebus.record import Record
+from cachebus.record import COMPRESSED, Record
 from cachebus.withheld import Withheld
 
 INF = float("inf")
+DETAILS_BYTES, COPIER_BYTES = 240, 440
+"""Upper estimates of what an entry's details take beside its tags, and what makes copies beside its payload."""
 OnApplied = Callable[[int, str, int, float], None]
 
 
@@ -48,6 +51,11 @@ class Details:
         self.version = version
         self.decode = decode
         """Makes a copy of the value for each caller, where the policy wants that."""
+
+    def size_bytes(self, record: Record) -> int:
+        """What this takes, with all that it holds of the record that it was made from."""
+        size = DETAILS_BYTES + sum(map(getsizeof, self.tags))
+        return size if self.decode is None else size + COPIER_BYTES + len(record.payload)
 
 
 ABSENT = Details(absent=True)
@@ -283,7 +291,10 @@ class Node:
                 version=record.version, decode=decode,
             )  # fmt: skip
             fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
-        self._put(key, value, fast_until, record.seq, read_until, expires, extra, len(record.payload), fenced)
+        size = self.l1.weights.of(
+            key.family.data_type, value, len(record.payload), compressed=record.codec >= COMPRESSED
+        ) + (0 if extra is None else extra.size_bytes(record))
+        self._put(key, value, fast_until, record.seq, read_until, expires, extra, size, fenced)
         return True
 
     @staticmethod
@@ -314,7 +325,7 @@ class Node:
         extra: Details | None, size: int, leased: bool,
     ) -> None:  # fmt: skip
         group = self.groups.joined(key, leased=leased, tags=() if extra is None else extra.tags)
-        size = size_class(size + ENTRY_OVERHEAD_BYTES)
+        size = size_class(size + ENTRY_OVERHEAD_BYTES + getsizeof(key.l1))
         self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
 
     def sweep(self) -> Iterator[int]:

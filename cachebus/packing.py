@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 from cachebus import values
-from cachebus.errors import NotSerializable, ValueTooLarge
 from cachebus.policy import Rules
 from cachebus.record import NOT_FOUND, Record
 
@@ -20,25 +20,25 @@ def pack(
     ttl_s: float | None = None,
     tags: Sequence[str] = (),
     not_found: bool = False,
-) -> Record:
-    """A record for the value, its times on the L2 server's clock; `NotSerializable`, `ValueTooLarge`.
+) -> tuple[Record, object]:
+    """A record for the value, its times on the L2 server's clock, and the value that any node will decode from it:
+    what this node serves too, so that all give the same.
 
     `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
-    `negative_ttl_s`.
+    `negative_ttl_s`. Raises `NotSerializable` and `ValueTooLarge`, and nothing else, whatever the value's own code
+    raises: better said to the one who stores it than to all who read.
     """
     created_ms = int(server_now_s * 1000)
     if not_found:
-        codec, payload, ttl_s, soft_s = 0, b"", rules.negative_ttl_s or 0.0, None
+        codec, payload, seen, ttl_s, soft_s = 0, b"", None, rules.negative_ttl_s or 0.0, None
     else:
-        codec, payload = values.encode(value, rules.codec, rules.compress_over_bytes)
+        codec, payload, seen = carried(value, rules)
         ttl_s = rules.ttl_s if ttl_s is None else ttl_s
         # A ttl of the call's own that is as short leaves nothing to refresh.
         soft_s = rules.soft_ttl_s if rules.soft_ttl_s is not None and rules.soft_ttl_s < ttl_s else None
-    if len(payload) > rules.max_value_bytes:
-        raise ValueTooLarge(f"the value takes {len(payload)} bytes, at most {rules.max_value_bytes} are allowed")
     if rules.ttl_jitter and ttl_s != math.inf:
         ttl_s *= 1 - rules.ttl_jitter * random.random()
-    return Record(
+    record = Record(
         NOT_FOUND if not_found else 0,
         codec,
         payload,
@@ -46,6 +46,14 @@ def pack(
         soft_ms=0 if soft_s is None else created_ms + int(soft_s * 1000),
         expires_ms=0 if ttl_s == math.inf else created_ms + max(1, int(ttl_s * 1000)),
         tags=tags,
+    )
+    return record, seen
+
+
+def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
+    """Codec byte, payload, and the value that comes back of them, by the rules of its type; raises what `pack` does."""
+    return values.carry(
+        value, rules.codec, rules.compress_over_bytes, rules.max_value_bytes, rules.model, lossy=rules.lossy
     )
 
 
@@ -63,20 +71,16 @@ def unpack(record: Record, rules: Rules) -> object:
     return values.decode(record.codec, record.payload, rules.model)
 
 
-def as_others_see_it(record: Record, rules: Rules) -> object:
-    """The value that any node will decode from the record: what this node serves too, so that all give the same types.
-
-    `NotSerializable` when it does not fit the `model`: better said to the one who stores it than to all who read.
-    """
-    try:
-        return unpack(record, rules)
-    except values.CorruptValue as error:
-        raise NotSerializable(f"the value does not fit the policy's model: {error}") from None
-
-
-def copier(record: Record, rules: Rules) -> Callable[[], object] | None:
-    """What makes a fresh value for each caller, where the type's policy wants copies."""
-    if not rules.copy or record.not_found:
+def copier(record: Record, value: object, rules: Rules) -> Callable[[], object] | None:
+    """What makes a fresh value for each caller, where the type's policy wants copies of what can be changed."""
+    if not rules.copy or record.not_found or type(value) in values.UNCHANGING:
         return None
     codec, payload, model = record.codec, record.payload, rules.model
-    return lambda: values.decode(codec, payload, model)
+
+    def copied() -> object:
+        try:
+            return values.decode(codec, payload, model)
+        except values.CorruptValue:  # a validator that took it before, and changed its mind: by the time of day, say
+            return deepcopy(value)
+
+    return copied

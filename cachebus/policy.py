@@ -13,6 +13,7 @@ from cachebus.errors import ConfigError, InvalidKey
 from cachebus.ids import check_part
 from cachebus.observe import TYPES_MAX
 from cachebus.templates import Template
+from cachebus.values import check_model
 
 TTL_SHORT = 300.0
 """5 minutes, in seconds."""
@@ -98,6 +99,7 @@ class Policy(BaseModel):
     )
     retry_backoff_s: Seconds = Field(0.05, description="the first pause between attempts; it grows, with jitter")
     model: Any = Field(None, description="what values are decoded into: a pydantic model, dataclass, list[Item], ...")
+    lossy: bool = Field(False, description="allow values of which a part comes back changed, or is lost")
     codec: str = Field("msgpack", pattern="^(msgpack|f32|raw)$", description="how values are encoded")
     compress_over_bytes: int | None = Field(None, gt=0, description="compress encoded values larger than this")
     max_value_bytes: int = Field(8 * 1024 * 1024, gt=0, description="larger encoded values are refused")
@@ -122,6 +124,11 @@ class Policy(BaseModel):
     def _is_type(cls, model: object) -> object:
         if model is not None and not isinstance(model, type) and get_origin(model) is None:
             raise ValueError(f"a type is needed, such as a pydantic model or list[Item], not {type(model).__name__}")
+        if model is not None:
+            try:
+                check_model(model)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return model
 
     @field_validator("tags")
@@ -169,7 +176,7 @@ class Rules:
 
     __slots__ = (
         "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "fail_safe_throttle_s", "l1", "l1_ttl_s",
-        "load_soft_timeout_s", "load_timeout_s", "max_value_bytes", "model", "negative_ttl_s", "retries",
+        "load_soft_timeout_s", "load_timeout_s", "lossy", "max_value_bytes", "model", "negative_ttl_s", "retries",
         "retry_backoff_s", "retry_on", "soft_ttl_s", "tags", "ttl_jitter", "ttl_s",
     )  # fmt: skip
 
@@ -192,6 +199,7 @@ class Rules:
         self.retry_on = policy.retry_on
         self.retry_backoff_s = policy.retry_backoff_s
         self.model = policy.model
+        self.lossy = policy.lossy
         self.codec = policy.codec
         self.compress_over_bytes = policy.compress_over_bytes
         self.max_value_bytes = policy.max_value_bytes

@@ -29,6 +29,8 @@ from struct import Struct
 MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
 FLAGS_AT = 2
+COMPRESSED = 0x80
+"""A codec of this or above has a compressed payload."""
 HEAD = Struct(">2sBB16sQ8sQQQBH")
 _LENGTH = Struct(">H")
 

@@ -11,7 +11,7 @@ from cachebus.confirm import Confirmed, Confirmer
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.fetch import Fetcher
 from cachebus.keys import Key, Keyspace
-from cachebus.packing import as_others_see_it, keep_ms, pack
+from cachebus.packing import keep_ms, pack
 from cachebus.pending import Pending
 from cachebus.plan import Plan
 from cachebus.policy import Rules
@@ -154,8 +154,8 @@ class Writer:
         await self.pending.make_way(key.shard)
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
-        record = pack(value, rules, sent_at_s + node.server_clocks[key.shard].offset_s, ttl_s=ttl_s, tags=tags)
-        stored = as_others_see_it(record, rules)
+        server_now_s = sent_at_s + node.server_clocks[key.shard].offset_s
+        record, stored = pack(value, rules, server_now_s, ttl_s=ttl_s, tags=tags)
         body = plan.body(node.id, probe=wait)
         try:
             change = await self._store.write(

@@ -13,6 +13,7 @@ from itertools import cycle
 
 from cachebus.l1.entry import Entry
 from cachebus.l1.ghost import Ghosts
+from cachebus.l1.weight import Weights
 
 # The paper has a tenth, and two hits to be promoted; on real traces a seventh and one hit lose to no other policy.
 SMALL_PART = 7
@@ -44,12 +45,15 @@ class L1:
         "bytes",
         "entries",
         "evictions",
+        "weights",
     )
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self.entries: dict[str, Entry] = {}
         self.bytes = 0
         self.evictions = 0
+        self.weights = Weights(max_bytes)
+        """What values take, for `Entry.size`."""
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._largest_bytes = max_bytes // LARGEST_PART if min(max_entries, max_bytes) > 0 else -1

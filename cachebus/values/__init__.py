@@ -9,9 +9,17 @@ date, time, timedelta, UUID, Decimal, and numpy arrays and scalars. Said once, s
 - an aware datetime keeps its offset from UTC, not the name of its zone;
 - an Enum member comes back as its value, and a dataclass, pydantic model or msgspec Struct as a dict of its fields,
   unless `decode` is told the `model`: then it is that type again.
+
+`carry` does both, and where a model is named it compares: what would come back changed is refused.
 """
 
-from cachebus.values.codec import CODECS, F32, F32_ARRAY, MSGPACK, RAW, ZLIB, decode, encode
+from cachebus.values.carry import carry
+from cachebus.values.codec import CODECS, F32, F32_ARRAY, MSGPACK, RAW, UNSET, ZLIB, decode, encode
 from cachebus.values.extension import CorruptValue
+from cachebus.values.models import check_model
+from cachebus.values.plain import UNCHANGING
 
-__all__ = ["CODECS", "F32", "F32_ARRAY", "MSGPACK", "RAW", "ZLIB", "CorruptValue", "decode", "encode"]
+__all__ = [
+    "CODECS", "F32", "F32_ARRAY", "MSGPACK", "RAW", "UNCHANGING", "UNSET", "ZLIB", "CorruptValue", "carry",
+    "check_model", "decode", "encode",
+]  # fmt: skip

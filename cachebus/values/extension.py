@@ -5,7 +5,12 @@ The numbers are wire format: none is ever given another meaning.
 
 from __future__ import annotations
 
+import json
+
 BIG_INT, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, SET, FROZENSET, ARRAY, NUMPY_SCALAR = range(1, 12)
+
+_KNOWN = frozenset(["builtins", "datetime", "decimal", "uuid"])
+_SHOWN_MAX = 40
 
 
 class CorruptValue(ValueError):
@@ -30,6 +35,20 @@ class Tagged:
     def __init__(self, code: int, data: bytes) -> None:
         self.code = code
         self.data = data
+
+
+def shown(key: object) -> str:
+    """A dict's key for messages: its beginning, or its type where it is an object with a mind of its own."""
+    if isinstance(key, str):
+        text = json.dumps(key, ensure_ascii=False)
+    elif type(key).__module__ not in _KNOWN:
+        return f"a {name_of(type(key))}"
+    else:
+        try:
+            text = repr(key)
+        except Exception:  # noqa: BLE001 (of what is in a tuple)
+            return f"a {name_of(type(key))}"
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
 
 
 def name_of(kind: type) -> str:

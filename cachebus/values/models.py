@@ -5,32 +5,94 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 
 from cachebus.errors import ConfigError
 from cachebus.values.extension import CorruptValue, Refused, name_of
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 NO_MODEL: Any = object()
+_AT = " - at `$"
+_DECODED = (
+    dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal,
+)  # fmt: skip
 _Build = Callable[[object], object]
 
 
-def fields_of(value: Any, kind: type) -> Any:
-    """A model's fields by name (an array-like Struct's in a list, a RootModel's root); `NO_MODEL` for anything else."""
+def is_model(kind: type) -> bool:
+    """Whether it is a class of named fields, which plain data can be made into."""
+    return (
+        dataclasses.is_dataclass(kind)
+        or issubclass(kind, msgspec.Struct)
+        or hasattr(kind, "__pydantic_validator__")
+        or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+    )
+
+
+def fields_of(value: Any, kind: type, *, dumped: bool) -> Any:
+    """A model's fields by name (an array-like Struct's in a list, a RootModel's root); `NO_MODEL` for anything else.
+
+    `dumped`: of a pydantic model, what it dumps for its type to read again, instead of its attributes.
+    """
     if issubclass(kind, msgspec.Struct):
         return _struct_fields(value, kind)
     if dataclasses.is_dataclass(kind):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+        return {field.name: _attribute(value, field.name) for field in dataclasses.fields(kind)}
     from pydantic import BaseModel
 
     if not issubclass(kind, BaseModel):
         return NO_MODEL
+    return _dump(value, kind) if dumped else _pydantic_fields(value, kind)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except AttributeError:
+        raise _at(name, "has no value") from None
+
+
+def _at(name: str, reason: str) -> Refused:
+    refused = Refused(reason)
+    refused.path.append(f".{name}")
+    return refused
+
+
+def _dump(value: Any, kind: type[BaseModel]) -> Any:
     try:
         return value.model_dump(round_trip=True, warnings=False)
-    except Exception as error:
-        raise Refused(f"is of type {name_of(kind)}, and dumping it failed with {type(error).__name__}") from error
+    except Exception as error:  # noqa: BLE001 (of a serializer)
+        reason = f"can't be dumped: {type(error).__name__} was raised"
+        for name in kind.model_fields:
+            try:
+                value.model_dump(round_trip=True, warnings=False, include={name})
+            except Exception:  # noqa: BLE001 (only which one it is)
+                raise _at(name, reason) from None
+        raise Refused(f"is of type {name_of(kind)}, and {reason}") from None
+
+
+def _pydantic_fields(value: Any, kind: type[BaseModel]) -> Any:
+    """A model as a dict of its fields. Subclasses keep theirs, and no serializer changes any."""
+    held = value.__dict__
+    if kind.__pydantic_root_model__:
+        return held["root"]
+    found = {}
+    for name, field in kind.model_fields.items():
+        if field.exclude:
+            raise _at(
+                name, f"is excluded from what {name_of(kind)} dumps, and would be lost (Policy(lossy=True) allows it)"
+            )
+        if name in held:
+            found[name] = held[name]
+    return {**found, **(value.__pydantic_extra__ or {})}
 
 
 def _struct_fields(value: Any, kind: type[msgspec.Struct]) -> Any:
@@ -41,6 +103,43 @@ def _struct_fields(value: Any, kind: type[msgspec.Struct]) -> Any:
         if item is not msgspec.UNSET:
             fields[stored] = item
     return list(fields.values()) if config.array_like else fields
+
+
+def check_model(model: Any) -> None:
+    """`ConfigError` when values can never be decoded into it. What names types that are not defined yet may be, once
+    they are."""
+    from pydantic import PydanticUndefinedAnnotation, PydanticUserError
+
+    try:
+        _builder(model)
+    except PydanticUndefinedAnnotation:
+        return
+    except PydanticUserError as error:
+        if error.code != "class-not-fully-defined":
+            raise ConfigError(f"values can't be decoded into {_shown(model)}: {error.message}") from None
+        return
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 (of a type's own code)
+        raise ConfigError(f"values can't be decoded into {_shown(model)}: {type(error).__name__} was raised") from None
+    if inspect.isclass(model) and _never(model):
+        raise ConfigError(f"values can't be decoded into {_shown(model)}: it is abstract, or no type of data")
+
+
+def _never(model: type) -> bool:
+    """Whether a class has no instance that could come out of a payload."""
+    from msgspec.inspect import CustomType, type_info
+
+    try:
+        known = type_info(model)
+    except Exception:  # noqa: BLE001 (only pydantic can tell)
+        return False
+    if not isinstance(known, CustomType):
+        return inspect.isabstract(model) and (dataclasses.is_dataclass(model) or issubclass(model, msgspec.Struct))
+    if hasattr(model, "__pydantic_validator__"):
+        return inspect.isabstract(model)
+    # msgspec leaves any other class to us: then what was decoded must be an instance already, as of an array's type.
+    return model.__module__.partition(".")[0] != "numpy" and not any(issubclass(kind, model) for kind in _DECODED)
 
 
 def into(model: Any, value: object) -> object:
@@ -54,12 +153,29 @@ def into(model: Any, value: object) -> object:
 
     try:
         return _builder(model)(value)
-    except ValidationError as error:
+    except (ValidationError, msgspec.ValidationError) as error:
+        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {_told(error)}") from None
+    except ConfigError as error:
+        raise CorruptValue(str(error)) from None
+    except Exception as error:  # noqa: BLE001 (of a validator)
+        raise CorruptValue(f"making {_shown(model)} of the stored value raised {type(error).__name__}") from None
+
+
+def _told(error: Exception) -> str:
+    """What does not fit and where, without any value."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'value'}: {p['type']}" for p in problems[:3])
-        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {told}") from None
-    except msgspec.ValidationError as error:
-        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {error}") from None
+        return "; ".join(f"{'.'.join(map(str, p['loc'])) or 'value'}: {p['type']}" for p in problems[:3])
+    # msgspec's own words hold types, but for "Invalid ... value 'x'"; and whatever a type's own code has said.
+    said, _, where = str(error).rpartition(_AT) if _AT in str(error) else (str(error), "", "")
+    cause = error.__cause__
+    if cause is not None:
+        said = _told(cause) if isinstance(cause, ValidationError) else f"{type(cause).__name__} was raised"
+    elif said.startswith("Invalid"):
+        said = "a value that is not allowed there"
+    return f"{said}{_AT}{where}" if where else said
 
 
 @lru_cache(maxsize=512)
@@ -68,7 +184,7 @@ def _builder(model: Any) -> _Build:
     if not hasattr(model, "__pydantic_validator__"):  # neither a pydantic model nor dataclass
         try:
             msgspec.msgpack.Decoder(model)
-        except TypeError:
+        except Exception:  # noqa: BLE001, S110
             pass  # a union that only pydantic can tell apart, or no type at all
         else:
             return lambda value: msgspec.convert(value, model, dec_hook=_nested)

@@ -6,14 +6,19 @@ in a value are looked at after it was packed, one level of nesting at a time.
 
 from __future__ import annotations
 
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from gc import get_referents
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 DEPTH_MAX = 100
 """Levels of nesting in a value. Well below what the decoder can take, so that what was stored can be read back."""
 SCALARS: frozenset[type] = frozenset([str, int, float, bool, type(None), bytes])
+UNCHANGING = SCALARS | {datetime, date, time, timedelta, UUID, Decimal}
+"""What all callers may share, whatever they do with it."""
 
 # What a container refers to is what it holds: a list's items, a dict's values, and its keys too unless all of them are
 # exactly str (such a dict has a table of its own kind, which needs no visit). One call in C for a whole level. A Python

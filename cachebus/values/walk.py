@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from enum import Enum
@@ -12,11 +11,9 @@ import msgspec
 
 from cachebus.errors import NotSerializable
 from cachebus.values import models
-from cachebus.values.extension import FROZENSET, SET, Refused, Tagged, name_of
+from cachebus.values.extension import FROZENSET, SET, Refused, Tagged, name_of, shown
 from cachebus.values.plain import DEPTH_MAX, SCALARS
 from cachebus.values.simple import WRITERS
-
-_SHOWN_MAX = 40
 
 
 def _hook(value: object) -> msgspec.msgpack.Ext:
@@ -28,17 +25,20 @@ def _hook(value: object) -> msgspec.msgpack.Ext:
 _pack = msgspec.msgpack.Encoder(enc_hook=_hook).encode
 
 
-def encode_any(value: object) -> bytes:
-    """The msgpack payload of any value that can be carried; `NotSerializable` says what can't, and where it is."""
+def encode_any(value: object, *, dumped: bool = False) -> bytes:
+    """The msgpack payload of any value that can be carried; `NotSerializable` says what can't, and where it is.
+
+    `dumped`: a pydantic model gives what it dumps, which its type reads again, and not its attributes.
+    """
     try:
         try:
-            return _pack(_Walk(SCALARS).of(value, 0))
+            return _pack(_Walk(SCALARS, dumped).of(value, 0))
         except (OverflowError, UnicodeEncodeError):
             # An int or str somewhere is out of msgpack's range. That is rare: only now each of them is looked at.
-            return _pack(_Walk(SCALARS - {int, str}).of(value, 0))
+            return _pack(_Walk(SCALARS - {int, str}, dumped).of(value, 0))
     except Refused as refused:
         where = "value" + "".join(reversed(refused.path))
-        raise NotSerializable(f"{where} {refused.reason}") from refused.__cause__
+        raise NotSerializable(f"{where} {refused.reason}") from None
     except RecursionError:
         raise NotSerializable("value is nested too deeply, or holds itself") from None
 
@@ -46,26 +46,32 @@ def encode_any(value: object) -> bytes:
 class _Walk:
     """Gives for a value what msgspec packs without loss. Types in `left` are taken as they are."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_dumped", "_left")
 
-    def __init__(self, left: frozenset[type]) -> None:
+    def __init__(self, left: frozenset[type], dumped: bool) -> None:
         self._left = left
+        self._dumped = dumped
 
     def of(self, value: Any, depth: int) -> Any:
         """The value itself, or what stands for it."""
         kind = type(value)
         if kind in self._left:
             return value
-        writer = WRITERS.get(kind)
-        if writer is not None:
-            return writer(value)
-        if depth >= DEPTH_MAX:
-            raise Refused(f"is nested deeper than {DEPTH_MAX} levels, or holds itself")
-        if kind is dict:
-            return self._map(value.items(), depth + 1)
-        if kind is list or kind is tuple:
-            return self._list(value, depth + 1)
-        return self._kin(value, kind, depth + 1)
+        try:
+            writer = WRITERS.get(kind)
+            if writer is not None:
+                return writer(value)
+            if depth >= DEPTH_MAX:
+                raise Refused(f"is nested deeper than {DEPTH_MAX} levels, or holds itself")
+            if kind is dict:
+                return self._map(value.items(), depth + 1)
+            if kind is list or kind is tuple:
+                return self._list(value, depth + 1)
+            return self._kin(value, kind, depth + 1)
+        except (Refused, OverflowError, UnicodeEncodeError, RecursionError):
+            raise  # of these, `encode_any` knows more
+        except Exception as error:  # noqa: BLE001 (of a property or a time zone: code that is not ours)
+            raise Refused(f"is of type {name_of(kind)}, and encoding it raised {type(error).__name__}") from None
 
     def _kin(self, value: Any, kind: type, depth: int) -> Any:
         """What is of none of the known types exactly. Most special first: a numpy float is a float too."""
@@ -77,7 +83,7 @@ class _Walk:
             tagged = arrays.tagged(value, kind)
             if tagged is not None:
                 return tagged
-        fields = models.fields_of(value, kind)
+        fields = models.fields_of(value, kind, dumped=self._dumped)
         if fields is not models.NO_MODEL:
             if type(fields) is dict:
                 return self._map(fields.items(), depth, attributes=True)
@@ -110,7 +116,7 @@ class _Walk:
                 key = name if type(name) in left else self._key(name, depth)
                 found[key] = item if type(item) in left else self.of(item, depth)
             except Refused as refused:
-                refused.path.append(f".{name}" if attributes else f"[{_shown(name)}]")
+                refused.path.append(f".{name}" if attributes else f"[{shown(name)}]")
                 raise
             count += 1
         if count != len(found):
@@ -136,8 +142,3 @@ class _Walk:
         if type(found) is dict or type(found) is list:
             raise Refused(f"is a key or element of type {name_of(type(key))}, which can't be one once it is stored")
         return found
-
-
-def _shown(key: object) -> str:
-    text = json.dumps(key, ensure_ascii=False) if isinstance(key, str) else repr(key)
-    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -48,6 +48,7 @@ POLICIES = {
     "item": Policy(model=Item),
     "point": Policy(model=Point),
     "items": Policy(model=list[Item]),
+    "unfinished": Policy(),
     "small": Policy(max_value_bytes=100),
     "uncached": Policy(l1=False),
     "negative": Policy(negative_ttl_s=60),
@@ -98,6 +99,24 @@ async def test_a_model_comes_back_as_one(pair: list[Cache]) -> None:
     assert await b.get_or_load("item", "j", lambda: {"name": "cup"}, tenant_id="acme") == Item(name="cup")
     with pytest.raises(NotSerializable, match="model"):
         await a.set("item", "k", {"price": "much"}, tenant_id="acme")
+
+
+@dataclass
+class Unfinished:
+    """One whose total comes later."""
+
+    id: int
+    total: float = field(init=False)
+
+
+async def test_a_loader_whose_value_can_not_be_encoded_blocks_nobody(pair: list[Cache]) -> None:
+    a, b = pair
+    for data_type in ("config", "unfinished"):
+        found = await a.get_or_load(data_type, "x", lambda: Unfinished(1), tenant_id="acme")
+        assert type(found) is Unfinished
+        assert a.stats().types[data_type].serialization_errors == 1
+        assert await b.get_or_load(data_type, "x", lambda: {"id": 1, "total": 2.0}, tenant_id="acme") is not None
+        assert b.stats().types[data_type].loads == 1
 
 
 async def test_copy_hands_each_caller_its_own(pair: list[Cache]) -> None:

@@ -169,7 +169,9 @@ async def process_wide() -> None:
     """The functions that services call."""
     assert_type(configure("redis://localhost"), Settings)
     declare(Cascade("a", to=[("b", "*")]))
-    async with lifespan(Settings(url="redis://localhost", policies={"a": Policy(copy=True)})) as cache:
+    async with lifespan(
+        Settings(url="redis://localhost", policies={"a": Policy(copy=True, model=list[int], lossy=True)})
+    ) as cache:
         assert_type(cache, Cache)
         assert_type(current_cache(), Cache)
         await CacheManager.set("config", "x", 1, "acme", ttl=CacheManager.ttl_short)

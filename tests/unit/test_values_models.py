@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cachebus.errors import ConfigError, NotSerializable
-from cachebus.values import CorruptValue, decode, encode
+from cachebus.values import CorruptValue, check_model, decode, encode
 from tests.support.roundtrip import back, same
 
 
@@ -143,6 +143,8 @@ def test_models_that_only_pydantic_can_tell_apart() -> None:
 @pytest.mark.parametrize("model", [object(), subprocess.Popen | deque | Path])
 def test_what_is_no_type_of_data(model: Any) -> None:
     with pytest.raises(ConfigError, match="can't be decoded into"):
+        check_model(model)
+    with pytest.raises(CorruptValue, match="can't be decoded into"):  # a reader knows no other error
         decode(*encode({"a": 1}), model)
 
 
