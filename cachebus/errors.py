@@ -37,7 +37,7 @@ class ValueTooLarge(CacheBusError, ValueError):
 
 
 class L2Unavailable(CacheBusError, ConnectionError):
-    """The shared store did not answer in `l2_timeout_s`, refused, or is not connected. Retry later, or go without."""
+    """The shared store was silent for `l2_timeout_s`, refused, or is not connected. Retry later, or go without."""
 
 
 class BusUnavailable(CacheBusError, ConnectionError):

@@ -115,7 +115,7 @@ class Filler:
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
         record = self._fetch.decoded(data) if data is not None and self.rules.fail_safe_s else None
-        if record is None or record.not_found:
+        if record is None or record.not_found or self._node.in_doubt(self.key.shard, record):
             return None
         value = self._fetch.taken(self.key, record, None, self._began_s)
         if value is MISSING:

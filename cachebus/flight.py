@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.freshness import Fallback, Freshness
+from cachebus.reentrance import Loading, waiting_for
 from cachebus.request import Found, Request
 
 Fly = Callable[["Flight"], Coroutine[object, object, Found]]
@@ -18,11 +19,14 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
-        "_clock", "_closed", "_kept", "_leaving", "_made", "_task", "_waiting", "fallback", "fresh", "must_load",
+        "_clock", "_closed", "_kept", "_leaving", "_loading", "_made", "_task", "_waiting", "fallback", "fresh",
+        "must_load",
         "request", "tags", "ttl_s",
     )  # fmt: skip
 
-    def __init__(self, request: Request, fresh: Freshness, clock: Clock) -> None:
+    def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
+        """`owner`: whose key it is."""
+        self._loading = Loading(owner, request.key)
         self.request = request
         """Of whoever began it."""
         self.fresh = fresh
@@ -40,8 +44,13 @@ class Flight:
         self._task: asyncio.Task[Found]
 
     def start(self, fly: Fly) -> asyncio.Task[Found]:
-        """Begin, in a task of its own."""
-        self._task = asyncio.create_task(fly(self), name="cachebus-flight")
+        """Begin, in a task of its own, all of which is this load: also where it joins another."""
+
+        async def load() -> Found:
+            with self._loading:
+                return await fly(self)
+
+        self._task = asyncio.create_task(load(), name="cachebus-flight")
         return self._task
 
     @property
@@ -98,6 +107,8 @@ class Flight:
         A caller that is cancelled leaves; the last one to leave ends the load.
         """
         self._waiting += 1
+        others = waiting_for(self._loading)
+        others.__enter__()
         try:
             if soft_s is not None and self.fallback is not None:
                 await asyncio.wait([self._task], timeout=soft_s)
@@ -114,6 +125,7 @@ class Flight:
                 raise L2Unavailable("the cache was closed while this load was under way") from None
             raise LoadTimeout("the load was cancelled, though others waited for it") from None
         finally:
+            others.__exit__(None, None, None)
             self._waiting -= 1
             if not self._waiting and not self._kept and not self._task.done():
                 self._leaving = True

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 
 import anyio
 from loguru import logger
@@ -27,6 +28,31 @@ SWEEP_REST_S = 0.02
 TIDY_S = 10.0
 """At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MAX_S = 2.0
+"""How long to wait before connecting again: the first pause, doubled after each failure up to the longest."""
+
+
+class Backoff:
+    """Pauses between attempts, in seconds: each up to twice the one before, and jittered, so that a fleet that lost its
+    server together does not come back in step."""
+
+    def __init__(self, first_s: float, max_s: float) -> None:
+        self._first_s = first_s
+        self._max_s = max_s
+        self._now_s = first_s
+
+    def next_s(self) -> float:
+        """The pause to make now: half to all of what it has grown to."""
+        return self._now_s * random.uniform(0.5, 1.0)
+
+    def longer(self) -> None:
+        """An attempt was made."""
+        self._now_s = min(2 * self._now_s, self._max_s)
+
+    def reset(self) -> None:
+        """It has succeeded."""
+        self._now_s = self._first_s
 
 
 class Heartbeat:
@@ -46,6 +72,10 @@ class Heartbeat:
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._store_pauses = Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S)
+        self._bus_pauses = Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S)
+        self._back = asyncio.Event()
+        """Set, and replaced, when a lost connection is there again."""
         self.receiver: Receiver
         self.repeat: Callable[[int], Coroutine[object, object, None]]
         """Repeats in a shard's new epoch what this node has invalidated since that was born."""
@@ -77,7 +107,7 @@ class Heartbeat:
                     raise trouble
             lacking = [shard for shard, trouble in zip(lacking, troubles, strict=True) if trouble is not None]
             if lacking:
-                await asyncio.sleep(self._pause_s())
+                await asyncio.sleep(self._interval_s * random.uniform(0.1, 0.2))
                 await self._store.connect()
 
     def start(self) -> None:
@@ -99,8 +129,8 @@ class Heartbeat:
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
             # Apart: one of the two that hangs must not keep the other from coming back.
-            group.start_soon(self._for_ever, lambda: self._keep_connected(self._store, "L2"))
-            group.start_soon(self._for_ever, lambda: self._keep_connected(self._bus, "bus"))
+            group.start_soon(self._for_ever, partial(self._keep_connected, self._store, "L2", self._store_pauses))
+            group.start_soon(self._for_ever, partial(self._keep_connected, self._bus, "bus", self._bus_pauses))
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
                 group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
@@ -113,7 +143,7 @@ class Heartbeat:
             try:
                 await step()
             except (L2Unavailable, BusUnavailable):
-                await asyncio.sleep(self._pause_s())
+                await self._rest()
             except CacheBusError as error:  # as ProtocolMismatch, after somebody laid L2 out anew
                 self._tell("heartbeat", str(error))
                 await asyncio.sleep(self._interval_s)
@@ -121,22 +151,30 @@ class Heartbeat:
                 logger.exception("a step of the heartbeat failed; it goes on")
                 await asyncio.sleep(self._interval_s)
 
-    def _pause_s(self) -> float:
-        return self._interval_s * random.uniform(0.5, 1.0)
+    async def _rest(self) -> None:
+        """Until the step is worth another try: a while, or until a connection is there again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._interval_s * random.uniform(0.5, 1.0)):
+                await self._back.wait()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    async def _keep_connected(self, part: Store | Bus, name: str) -> None:
-        await asyncio.sleep(self._pause_s() / 2)
+    async def _keep_connected(self, part: Store | Bus, name: str, pauses: Backoff) -> None:
+        await asyncio.sleep(pauses.next_s())
         if part.connected:
             return
+        pauses.longer()
         try:
             await part.connect()
         except (L2Unavailable, BusUnavailable) as error:
             self._tell(name, f"out of reach: {error}")
             return
+        if part is self._bus:  # L2 must have answered a probe: one that only lets us in would be asked without a rest
+            pauses.reset()
         self._tell(name, "")
         self._node.counters.reconnects += 1
+        self._back.set()
+        self._back = asyncio.Event()
         for attention in self._attention:
             attention.set()
 
@@ -181,6 +219,7 @@ class Heartbeat:
         sent_at_s = self._clock()
         view.sending()
         reply = await self._store.probe(shard, node.caller(shard), marks=False)
+        self._store_pauses.reset()
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from loguru import logger
 
+from cachebus import home
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.clock import Clock, monotonic
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
 from cachebus.factory import Parts, World, build
+from cachebus.home import Home
 from cachebus.ids import Id, check_part
 from cachebus.keys import Key
 from cachebus.node import OnApplied
@@ -21,15 +22,10 @@ from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules
 from cachebus.settings import Settings
 
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
+CANCELLED_S = 1.0
+"""What loads may take to end that closing has cancelled."""
+SAY_WHY_S = 0.1
+"""Connecting ends by its own limit, which knows what to say of it; the limit of the whole start comes so much later."""
 
 
 async def attach(parts: Parts) -> None:
@@ -37,7 +33,7 @@ async def attach(parts: Parts) -> None:
     settings = parts.settings
     trouble: BaseException | None = None
     try:
-        async with asyncio.timeout(settings.connect_timeout_s):
+        async with asyncio.timeout(settings.connect_timeout_s + SAY_WHY_S):
             await parts.heartbeat.attach()
     except (L2Unavailable, BusUnavailable) as error:
         trouble = error
@@ -52,28 +48,50 @@ async def attach(parts: Parts) -> None:
 
 async def stop(parts: Parts) -> None:
     """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
-    settings = parts.settings
     try:
-        await asyncio.gather(
-            parts.loads.flights.close(settings.close_timeout_s),
-            parts.writer.pending.close(settings.close_timeout_s),
-        )
+        await _land(parts)
         await parts.heartbeat.stop()
-        if settings.enabled:
-            there = [shard.index for shard in parts.node.shards if shard.epoch]
-            node = parts.node
-            leaving = (parts.store.forget(shard, node.caller(shard), node.id, lives=False) for shard in there)
-            for trouble in await asyncio.gather(*leaving, return_exceptions=True):
-                if isinstance(trouble, BaseException):
-                    raise trouble
-    except CacheBusError as error:  # out of reach, or laid out anew by others
-        logger.debug("could not take leave of L2: {}", error)
+        if parts.settings.enabled:
+            # Bounded apart: where big values are under way, an answer may take longer than a silent L2 is given.
+            async with asyncio.timeout(parts.settings.l2_timeout_s * 1.25):
+                await _take_leave(parts)
+    except (CacheBusError, TimeoutError) as error:  # out of reach, or laid out anew by others
+        logger.debug("could not take leave of L2: {}", error or "no answer in time")
     finally:
         parts.heartbeat.cancel()
         parts.writer.pending.abandon()
-        await parts.bus.close()
-        await parts.store.close()
-        parts.node.l1.clear()
+        try:
+            await parts.bus.close()
+        finally:
+            await parts.store.close()
+            parts.node.l1.clear()
+
+
+async def _stop_quietly(parts: Parts) -> None:
+    """`stop` after something else went wrong, which is what the caller shall hear."""
+    try:
+        await stop(parts)
+    except Exception as trouble:  # noqa: BLE001 (logged; the first error passes)
+        logger.warning("the cache did not close cleanly: {!r}", trouble)
+
+
+async def _land(parts: Parts) -> None:
+    """Let loads end and what is pending be delivered; a load that goes on although it was cancelled is left behind."""
+    patience_s, flights = parts.settings.close_timeout_s, parts.loads.flights
+    try:
+        async with asyncio.timeout(patience_s + CANCELLED_S):
+            await asyncio.gather(flights.close(patience_s), parts.writer.pending.close(patience_s))
+    except TimeoutError:
+        logger.warning("{} loads were cancelled and go on: closing leaves them behind", len(flights))
+
+
+async def _take_leave(parts: Parts) -> None:
+    node = parts.node
+    there = [shard.index for shard in node.shards if shard.epoch]
+    leaving = (parts.store.forget(shard, node.caller(shard), node.id, lives=False) for shard in there)
+    for trouble in await asyncio.gather(*leaving, return_exceptions=True):
+        if isinstance(trouble, BaseException):
+            raise trouble
 
 
 def is_ready(parts: Parts) -> bool:
@@ -125,8 +143,7 @@ class Life:
         self.settings = Settings.of(settings)
         self._world = world
         self._parts: Parts | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = 0
+        self._home: Home
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
         self._entries: dict[str, Any] = {}
@@ -138,10 +155,10 @@ class Life:
         return cls(settings)
 
     async def __aenter__(self) -> Self:
-        if self._parts is not None:
+        if self._parts is not None and not self._home.gone:
             raise ConfigError("this cache is open already")
         parts = build(self.settings, self._clock, self._world)
-        self._parts, self._loop, self._forks = parts, asyncio.get_running_loop(), _forks
+        self._parts, self._home = parts, Home()
         for data_type, policy in self._policies.items():
             _declare(parts, data_type, policy)
         for cascade in self._cascades:
@@ -151,7 +168,7 @@ class Life:
                 await attach(parts)
             except BaseException:
                 self._parts = None
-                await stop(parts)
+                await _stop_quietly(parts)
                 raise
         self._entries = parts.node.l1.entries
         return self
@@ -159,24 +176,39 @@ class Life:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except Exception as trouble:
+            if error is None:
+                raise
+            logger.warning("the cache did not close cleanly: {!r}", trouble)  # what the block raised passes
 
     async def aclose(self) -> None:
         """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back leases, leave the
-        fleet. What is still pending then is lost, counted and logged. Closing twice is harmless."""
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            self._entries = {}
-            await stop(parts)
+        fleet. What is still pending then is lost, counted and logged. Closing twice is harmless.
+
+        Loads that have not ended then are cancelled; one that has not a second later is left behind. (One that blocks
+        the event loop blocks this too.) Raises `ConfigError` at once in another process, thread or event loop than that
+        which opened the cache."""
+        parts = self._parts
+        if parts is None:
+            return
+        if not self._home.here:
+            if self._home.gone:
+                self._forget()
+            raise self._home.close_elsewhere("cache")
+        self._forget()
+        await stop(parts)
+
+    def _forget(self) -> None:
+        self._parts, self._entries = None, {}
 
     def _live(self) -> Parts:
         parts = self._parts
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
-        if _forks != self._forks:  # before the loop, which is another one then as well
-            raise ConfigError("this process was forked from the one that opened the cache: open one in each process")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigError("this cache belongs to another event loop: open one in each loop")
+        if home.forks != self._home.forks or asyncio.get_running_loop() is not self._home.loop:
+            raise self._home.elsewhere("cache")
         return parts
 
     def ready(self) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 from loguru import logger
 
 from cachebus.clock import Clock
-from cachebus.errors import L2Unavailable, LoadTimeout
+from cachebus.errors import ConfigError, L2Unavailable, LoadTimeout
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.fill import Filler
 from cachebus.flight import Flight, Flights
@@ -15,6 +15,7 @@ from cachebus.freshness import Fallback, Freshness
 from cachebus.node import details
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.read import Reader, handed_out
+from cachebus.reentrance import check
 from cachebus.request import Found, Loaded, Request
 from cachebus.resting import Rest, Rests
 from cachebus.waiting import Waiters
@@ -61,6 +62,7 @@ class Loads:
             found = await self._searched(request)
             if found.level is not None:
                 return found
+        check(self, key)
         fallback = self._fallback(request)
         rest = Rest.NONE if fallback is None else self.rests.of(key.l1)
         flight = self._joined(request)
@@ -105,7 +107,7 @@ class Loads:
         """A new flight. One that follows another which does not know of a tag's invalidation may not take what that one
         has left in L2, either."""
         former = self.flights.find(request.key.l1)
-        flight = Flight(request, self._freshness(request), self._clock)
+        flight = Flight(self, request, self._freshness(request), self._clock)
         flight.fallback = fallback
         flight.must_load = former is not None and not former.fresh.knows(request.tags)
         self.flights.begin(request.key.l1, flight, self._fly)
@@ -198,6 +200,9 @@ class Loads:
         """Load, and offer it to L2; whatever happens, the lease is given back."""
         try:
             found = await self._source(flight)
+        except ConfigError:  # the program's error, not the source's
+            filler.release()
+            raise
         except Exception:
             filler.rest(self._rest(flight))
             stale = flight.substitute()
@@ -247,6 +252,8 @@ class Loads:
         self.flights.alone[key.l1] = flight
         try:
             return filler.keep_alone(await self._source(flight), flight)
+        except ConfigError:
+            raise
         except Exception:
             self._rest(flight)
             stale = flight.substitute()
@@ -271,7 +278,7 @@ class Loads:
             loaded = await _uncancelled(request)
         except Exception as error:
             of_type.load_errors += 1
-            logger.warning("loading {} failed: {!r}", request.key.family.data_type, error)
+            logger.warning("loading {} failed: {}", request.key.family.data_type, type(error).__name__)
             raise
         finally:
             counters.load_latency.observe(self._clock() - started_s)
@@ -288,7 +295,7 @@ class Loads:
         if not self._enabled or self.flights.find(name) is not None or self.rests.of(request.key.l1) is Rest.RESTS:
             return
 
-        flight = Flight(request, self._freshness(request), self._clock)
+        flight = Flight(self, request, self._freshness(request), self._clock)
         flight.keep()
         self.flights.begin(name, flight, lambda flight: self._refreshed(flight, version))
 

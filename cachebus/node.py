@@ -281,6 +281,8 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
+        if not fenced or self.in_doubt(key.shard, record):
+            keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
         extra, fast_until = None, expires
@@ -296,6 +298,14 @@ class Node:
         ) + (0 if extra is None else extra.size_bytes(record))
         self._put(key, value, fast_until, record.seq, read_until, expires, extra, size, fenced)
         return True
+
+    def in_doubt(self, shard: int, record: Record) -> bool:
+        """Whether a record was made when guards may have stood that a takeover has lost: nobody knows what they
+        covered, so it stands in for nothing."""
+        largest = self.largest[shard]
+        if not largest.guard_ms or not self.born_us[shard]:
+            return False
+        return record.created_ms < self.born_us[shard] / 1000 + largest.guard_ms + largest.bound_ms
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:

@@ -18,6 +18,8 @@ from cachebus.policy import Policy, closest, unknown
 PREFIX = "CACHEBUS_"
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
+"""As `as_redis` gives them."""
+_REDIS_WORDS = {"valkey": "redis", "valkeys": "rediss"}
 CLUSTER_SHARDS = 64
 RESEND_MAX_BYTES = 8 * 1024 * 1024
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
@@ -38,7 +40,8 @@ class Settings(BaseSettings):
 
     url: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
-        description="redis://, unix://, redis+sentinel://, redis+cluster:// (with rediss: TLS), or memory://NAME",
+        description="redis://, unix://, redis+sentinel://, redis+cluster:// (rediss: with TLS; valkey and valkeys mean "
+        "the same), or memory://NAME",
     )
     username: SecretStr | None = Field(None, description="overrides the URL's")
     password: SecretStr | None = Field(None, description="overrides the URL's")
@@ -75,9 +78,15 @@ class Settings(BaseSettings):
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
     probe_interval_s: Seconds = Field(0.5, gt=0, description="how often the lease is renewed")
     hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
-    l2_timeout_s: Seconds = Field(1.0, gt=0, description="no operation on L2 takes longer")
+    l2_timeout_s: Seconds = Field(
+        1.0, gt=0, description="L2 is given up when an answer is due and no byte moves for so long"
+    )
     connect_timeout_s: Seconds = Field(5.0, gt=0, description="start-up waits this long for L2 and bus")
-    close_timeout_s: Seconds = Field(5.0, ge=0, description="closing waits this long for loads under way")
+    close_timeout_s: Seconds = Field(
+        5.0,
+        ge=0,
+        description="closing waits this long for loads, then cancels them and leaves them behind a second later",
+    )
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
     on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
     guard_max_s: Seconds = Field(
@@ -135,11 +144,12 @@ class Settings(BaseSettings):
     def _known_scheme(cls, url: SecretStr) -> SecretStr:
         if not url.get_secret_value():
             raise ValueError("is empty; expected something like redis://localhost:6379/0")
-        scheme, separator, _ = url.get_secret_value().partition("://")
+        text = url.get_secret_value().strip()  # a file's last line end comes along into many an environment
+        scheme, separator, _ = as_redis(text).partition("://")
         if not separator or scheme not in SCHEMES:
             known = ", ".join(f"{s}://" for s in SCHEMES)
-            raise ValueError(f"{_safe(url.get_secret_value())!r} is not a URL that is supported: {known}")
-        return url
+            raise ValueError(f"{_safe(text)!r} is not a URL that is supported: {known}, or with valkey for redis")
+        return SecretStr(text)
 
     @field_validator("namespace")
     @classmethod
@@ -169,7 +179,7 @@ class Settings(BaseSettings):
         if isinstance(values, dict) and "shards" not in values:
             url = values.get("url")
             text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
-            if text.partition("://")[0] in CLUSTER_SCHEMES:
+            if as_redis(text.strip()).partition("://")[0] in CLUSTER_SCHEMES:
                 return {**values, "shards": CLUSTER_SHARDS}
         return values
 
@@ -220,6 +230,13 @@ def _warn_of_misspelt_variables() -> None:
         meant = closest(name, Settings.model_fields)
         if meant:
             warnings.warn(f"{variable} is no setting, did you mean {PREFIX}{meant.upper()}?", stacklevel=4)
+
+
+def as_redis(url: str) -> str:
+    """The URL with `redis` where its scheme says `valkey`, with or without TLS, Sentinels or a Cluster."""
+    scheme, separator, rest = url.partition("://")
+    plain, plus, kind = scheme.partition("+")
+    return f"{_REDIS_WORDS.get(plain, plain)}{plus}{kind}://{rest}" if separator else url
 
 
 def brokers(servers: str) -> str:

@@ -12,6 +12,7 @@ from cachebus.clock import OtherClock, monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
 from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import kafka_bus, redis_store, route_of
+from cachebus.home import Home
 from cachebus.keys import Keyspace
 from cachebus.observe import Counters
 from cachebus.plan import Plan
@@ -47,6 +48,7 @@ class DirectProducer(Producer):
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
         super().__init__(self.settings.shards, cascades)
         self._store: Store | None = None
+        self._home: Home
         self._publisher: Publisher | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
         self._confirmer: Confirmer | None = None
@@ -78,7 +80,7 @@ class DirectProducer(Producer):
         except BaseException:
             await _closed(store, publisher)
             raise
-        self._store, self._publisher = store, publisher
+        self._store, self._publisher, self._home = store, publisher, Home()
         return self
 
     async def __aexit__(
@@ -87,12 +89,17 @@ class DirectProducer(Producer):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connection back. Closing twice is harmless."""
+        """Give the connection back. Closing twice is harmless. `ConfigError` elsewhere than where it was opened."""
+        elsewhere = self._store is not None and not self._home.here
+        if elsewhere and not self._home.gone:
+            raise self._home.close_elsewhere("producer")
         store, self._store, self._confirmer = self._store, None, None
         publisher, self._publisher = self._publisher, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if elsewhere:
+            raise self._home.close_elsewhere("producer")
         if store is not None:
             await _closed(store, publisher)
 
@@ -175,6 +182,8 @@ class DirectProducer(Producer):
     def _live(self) -> Store:
         if self._store is None:
             raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
+        if not self._home.here:
+            raise self._home.elsewhere("producer")
         return self._store
 
 

@@ -11,7 +11,7 @@ RedisUrl = Annotated[
     typer.Option(
         "--redis-url",
         metavar="URL",
-        help="Use this server (redis://, rediss:// or unix://) instead of starting one. "
+        help="Use this server (redis://, rediss://, valkey://, valkeys:// or unix://) instead of starting one. "
         "Keys stay within a namespace of their own, and are removed.",
         show_default=False,
     ),

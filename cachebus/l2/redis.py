@@ -35,7 +35,7 @@ from cachebus.ports import (
     Stale,
 )
 from cachebus.record import Record
-from cachebus.resp import Links, Route, leads_elsewhere
+from cachebus.resp import Links, NotAsked, Route, leads_elsewhere
 
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)
@@ -133,6 +133,8 @@ class RedisStore:
         args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), str(SILENT_US) if prune else "0"]
         try:
             reply = await self._run("marks" if marks else "probe", shard, caller, (), args)
+        except NotAsked:
+            raise  # ours is the queue that is full: the connection is as good as before, and others' calls are on it
         except L2Unavailable as error:
             # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
             # (A Cluster that is moving this shard has answered.)
@@ -163,8 +165,8 @@ class RedisStore:
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """A record's bytes, not validated; those of one loop tick are one MGET."""
         connection = self._by_shard[key.shard]
-        if connection is None:
-            raise L2Unavailable(f"not connected to {self._links.route}")
+        if connection is None or connection.closed:
+            connection = self._links.of(key.shard)
         return connection.get(self._record_prefixes[key.shard] + key.l2)
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cachebus.errors import ConfigError
+from cachebus.settings import as_redis
 
 DEFAULT_PORT: Final = 6379
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
@@ -45,7 +46,7 @@ def parse_address(
     check_hostname: bool = True,
     client_name: str | None = None,
 ) -> Address:
-    """Read `redis://user:password@host:port/db`, `rediss://` (TLS) or `unix:///path?db=0`.
+    """Read `redis://user:password@host:port/db`, `rediss://` (TLS) or `unix:///path?db=0`; `valkey` says `redis`.
 
     Arguments given win over the URL. `ca_certs` is a PEM file of authorities (the system's when None). Known options
     after `?`: db, client_name, username, password and, for TLS, ssl_ca_certs, ssl_certfile, ssl_keyfile,
@@ -69,7 +70,7 @@ def parse_address(
 
 def _split(url: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(as_redis(url))
     except ValueError:  # whose text would quote the URL
         raise ConfigError(f"Redis URL: malformed ({_ENCODE}; an IPv6 host stands in brackets)") from None
     if parts.scheme not in ("redis", "rediss", "unix"):

@@ -42,9 +42,9 @@ class Connection(Link):
     ) -> Connection:
         """Connect and log in within `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
 
-        A server that leaves a call unanswered for `timeout_s` (at most 1.25 times that) is lost: everything pending
-        fails and `on_lost` is called, as it is once for any loss but `close`. `grouped`: keys of different hash tags
-        may not share an MGET, as in a Cluster.
+        A server that owes an answer is lost when for `timeout_s` (at most 1.25 times that) no byte arrives from it, nor
+        leaves of a question still on its way: everything pending fails and `on_lost` is called, as it is once for any
+        loss but `close`. `grouped`: keys of different hash tags may not share an MGET, as in a Cluster.
         """
         connection = cls(address, timeout_s=timeout_s, clock=clock, grouped=grouped)
         await join(connection, address, connect_timeout_s, on_lost)

@@ -14,11 +14,15 @@ from typing import Any, Final, cast
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
-from cachebus.resp.replies import new_reader, pack
-from cachebus.resp.watchdog import Watchdog
+from cachebus.resp.replies import NotAsked, new_reader, pack
+from cachebus.resp.unsent import unsent
+from cachebus.resp.watchdog import Progress, Watchdog
 
 PENDING_MAX: Final = 100_000
-"""Questions that may wait for an answer; those beyond it fail at once. The watchdog bounds for how long they wait."""
+"""Questions that may wait for an answer; those beyond it fail at once."""
+
+PACKED_MAX_BYTES: Final = 512 * 1024 * 1024
+"""A server that is sent a longer argument closes the connection, and fails everybody's calls."""
 
 ALONE_MIN: Final = 16
 """After so many questions in a row that had a loop tick to themselves, the next one does not wait for company."""
@@ -55,6 +59,7 @@ class Link(asyncio.BufferedProtocol):
         self._getters: list[asyncio.Future[Any]] = []
         self._batched = 0  # those who share an answer, beyond the first
         self._answered = 0
+        self._written = 0
         self._flushing = False
         self._paused = False
         self._alone = 0
@@ -95,7 +100,9 @@ class Link(asyncio.BufferedProtocol):
     def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
         """`call` for a command that `pack` has packed before."""
         future = self._new_future()
-        if (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
+        if len(packed) > PACKED_MAX_BYTES:
+            fail(future, NotAsked(f"{len(packed)} bytes are too many for {self._where}: at most {PACKED_MAX_BYTES}"))
+        elif (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
             self._out.append(packed)
             self._asked.append(future)
             if not self._flushing:
@@ -130,7 +137,7 @@ class Link(asyncio.BufferedProtocol):
             fail(future, L2Unavailable(f"not connected to {self._where}"))
             return False
         if self.pending >= PENDING_MAX:
-            fail(future, L2Unavailable(f"{self._where} is behind: {PENDING_MAX} calls wait for its answers"))
+            fail(future, NotAsked(f"{self._where} is behind: {PENDING_MAX} calls wait for its answers"))
             return False
         if not self._flushing and (self._alone < ALONE_MIN or self._asked):
             self._flushing = True
@@ -147,12 +154,14 @@ class Link(asyncio.BufferedProtocol):
         out = self._out
         if not out or self._transport is None:
             return
-        if self._watchdog.asleep:
-            self._watchdog.wake()
         self._alone = self._alone + 1 if len(out) == 1 and not isinstance(self._asked[-1], list) else 0
         if not self._paused:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            self._written += len(data)
+            self._transport.write(data)
+        if self._watchdog.asleep and not self.closed:
+            self._watchdog.wake()
 
     # -- losing -------------------------------------------------------------------------------------------------
 
@@ -184,8 +193,15 @@ class Link(asyncio.BufferedProtocol):
         """The stream of replies can no longer be matched to the questions."""
         self._lost(f"{self._where} sent what nobody asked for, or no RESP2")
 
-    def _progress(self) -> tuple[int, int]:
-        return self._answered + len(self._asked), self._answered
+    def _progress(self) -> Progress:
+        written = self._written
+        return Progress(
+            self._answered + len(self._asked),
+            self._answered,
+            self.last_reply_at,
+            written + sum(map(len, self._out)),
+            written if self._transport is None else written - unsent(self._transport),
+        )
 
     def _expired(self) -> None:
         self._lost(self._silent)

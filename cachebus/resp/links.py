@@ -30,6 +30,8 @@ class Links:
         self.by_shard: list[Connection | None] = [None] * route.shards
         self._open: dict[Address, Connection] = {}
         self._connecting = asyncio.Lock()
+        self._trouble = ""
+        """Why the last attempt to connect failed: whoever has no connection is told, and mends a URL by it."""
 
     @property
     def connected(self) -> bool:
@@ -40,7 +42,7 @@ class Links:
         """The shard's connection; `L2Unavailable`."""
         connection = self.by_shard[shard]
         if connection is None or connection.closed:
-            raise L2Unavailable(f"not connected to {self.route}")
+            raise L2Unavailable(f"not connected to {self.route}{self._trouble}")
         return connection
 
     async def connect(self) -> None:
@@ -49,18 +51,12 @@ class Links:
         async with self._connecting:
             if self.connected:
                 return
-            places = await self.route.find()
-            trouble: L2Unavailable | None = None
-            for address in dict.fromkeys(places):
-                try:
-                    connection = await self._to(address)
-                except L2Unavailable as error:
-                    trouble = trouble or error
-                else:
-                    self._give(connection, [shard for shard, place in enumerate(places) if place == address])
-            self._tidy()
-            if trouble is not None:
-                raise trouble
+            try:
+                await self._connect()
+            except L2Unavailable as error:
+                self._trouble = f" ({error})"
+                raise
+            self._trouble = ""
 
     async def follow(self, shard: int, host: str, port: int) -> None:
         """A server said that the shard is elsewhere now."""
@@ -79,6 +75,20 @@ class Links:
         for connection in self._open.values():
             connection.close()
         self._open.clear()
+
+    async def _connect(self) -> None:
+        places = await self.route.find()
+        trouble: L2Unavailable | None = None
+        for address in dict.fromkeys(places):
+            try:
+                connection = await self._to(address)
+            except L2Unavailable as error:
+                trouble = trouble or error
+            else:
+                self._give(connection, [shard for shard, place in enumerate(places) if place == address])
+        self._tidy()
+        if trouble is not None:
+            raise trouble
 
     async def _to(self, address: Address) -> Connection:
         connection = self._open.get(address)

@@ -1,8 +1,8 @@
 """URLs that name several servers: Sentinels, or nodes of a Cluster. What follows the scheme is as in `redis://`.
 
 `redis+sentinel://user:password@host1:26379,host2:26379/SERVICE/0` and `redis+cluster://user:password@host1:6379,host2:6379`;
-with `rediss+` they speak TLS. User and password are those of the data servers; Sentinels that want a login find it in
-the options `sentinel_username` and `sentinel_password`.
+with `rediss+` they speak TLS, and `valkey` says `redis`. User and password are those of the data servers; Sentinels
+that want a login find it in the options `sentinel_username` and `sentinel_password`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 from cachebus.errors import ConfigError
 from cachebus.resp.address import Address, parse_address
+from cachebus.settings import as_redis
 
 SENTINEL: Final = "sentinel"
 CLUSTER: Final = "cluster"
@@ -34,6 +35,7 @@ class Places:
 
 def parse_places(url: str, **login: Any) -> Places:
     """Read any URL of a server, of Sentinels or of a Cluster; `login` is what `parse_address` takes. `ConfigError`."""
+    url = as_redis(url)
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")
     if not kind:

@@ -22,6 +22,10 @@ _OWN: Final = "CACHEBUS "
 _LONGEST_CHARS: Final = 300
 
 
+class NotAsked(L2Unavailable):
+    """A call that was refused here and never sent: it says nothing about the server or its connection."""
+
+
 def mapped(text: str) -> CacheBusError:
     """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`).
 

@@ -1,47 +1,69 @@
-"""One timer a connection that notices a server which took a question and never answers."""
+"""One timer a connection that notices a server which took a question and of which nothing is heard any more."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 _TICKS: Final = 8
 
 
-class Watchdog:
-    """Calls `expired` when the oldest unanswered question is more than `timeout_s` old (at most 1.25 times that).
+class Progress(NamedTuple):
+    """How far a connection is. All of these only grow, but for `left`."""
 
-    It keeps no time for a question: it samples how many were asked, eight times in `timeout_s`, and looks whether
-    those of nine samples ago were answered since. Ticks are counted, not the clock read: a loop that was held for
-    seconds has read the replies which came meanwhile before the ninth tick, so its own pause is not the server's.
-    Between questions there is no timer at all.
+    asked: int
+    """Questions ever asked."""
+    answered: int
+    """Those that were answered."""
+    heard: float
+    """Differs whenever bytes have arrived."""
+    written: int
+    """Where in the stream of bytes the last question asked ends."""
+    left: int
+    """How many bytes of the stream have left this machine."""
+
+
+class Watchdog:
+    """Calls `expired` when an answer is due and no sign of life came for `timeout_s` (at most 1.25 times that).
+
+    Bytes that arrive are a sign of life, be they of another's answer or a part of a big one. So are bytes that leave,
+    as long as they are of the oldest question: what is asked after it proves nothing, since the system takes and even
+    acknowledges bytes for a program that hangs.
+
+    It keeps no time for a question: it looks eight times in `timeout_s`. Ticks are counted, not the clock read: a loop
+    that was held for seconds has read the bytes which came meanwhile before the eighth tick, so its own pause is not
+    the server's. Between questions there is no timer at all.
     """
 
-    __slots__ = ("_expired", "_loop", "_progress", "_samples", "_tick_s", "_timer", "asleep")
+    __slots__ = ("_ends", "_expired", "_last", "_look", "_loop", "_quiet", "_tick_s", "_timer", "asleep")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         timeout_s: float,
-        progress: Callable[[], tuple[int, int]],
+        look: Callable[[], Progress],
         expired: Callable[[], None],
     ) -> None:
-        """`progress` gives how many questions were ever asked and how many answered."""
         self._loop = loop
         self._tick_s = timeout_s / _TICKS
-        self._progress = progress
+        self._look = look
         self._expired = expired
-        self._samples: deque[int] = deque(maxlen=_TICKS + 1)
+        self._last = Progress(0, 0, 0.0, 0, 0)
+        self._ends: deque[tuple[int, int]] = deque()
+        """Of each tick that saw new questions: how many had been asked, and where the last of them ends."""
+        self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
         self.asleep = True
 
     def wake(self) -> None:
-        """Begin to watch; called when there is a question and the dog is asleep."""
+        """Begin to watch; called when a question was written and the dog is asleep."""
         self.asleep = False
-        self._samples.clear()
-        self._samples.append(self._progress()[0])
+        self._last = now = self._look()
+        self._ends.clear()
+        self._ends.append((now.asked, now.written))
+        self._quiet = -1  # the first tick comes a whole tick from now, those after a byte come sooner
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
     def stop(self) -> None:
@@ -52,13 +74,22 @@ class Watchdog:
         self.asleep = True
 
     def _tick(self) -> None:
-        asked, answered = self._progress()
-        samples = self._samples
-        if asked == answered:
+        now = self._look()
+        if now.asked == now.answered:
             self.asleep = True
             return
-        if len(samples) == samples.maxlen and samples[0] > answered:
+        self._quiet = 0 if self._lives(now) else self._quiet + 1
+        if self._quiet >= _TICKS:
             self._expired()
             return
-        samples.append(asked)
+        if now.asked != self._last.asked:
+            self._ends.append((now.asked, now.written))
+        self._last = now
         self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def _lives(self, now: Progress) -> bool:
+        """Whether anything came since the last tick, or left of a question that was the oldest then and still is."""
+        last, ends = self._last, self._ends
+        while ends and ends[0][0] <= now.answered:
+            ends.popleft()
+        return now.heard != last.heard or bool(ends and last.left < ends[0][1] and now.left > last.left)

@@ -12,6 +12,7 @@ from cachebus.bus.kafka_sender import end_producer
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
+from cachebus.home import Home
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from producers.base import Order, Producer, handed_on
@@ -42,6 +43,7 @@ class KafkaProducer(Producer):
         self._access = commands_access(self.settings, timeout_s)
         self._seal = Seal(self.settings)
         self._open = False
+        self._home: Home
         self._opening = asyncio.Lock()
         self._link: _Link | None = None
         self._endings = Endings()
@@ -56,7 +58,7 @@ class KafkaProducer(Producer):
     async def __aenter__(self) -> Self:
         """`BusUnavailable` where no broker answers; `ConfigError` for a topic that can't carry commands."""
         await self._linked()
-        self._open = True
+        self._open, self._home = True, Home()
         return self
 
     async def __aexit__(
@@ -65,7 +67,10 @@ class KafkaProducer(Producer):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connection back. Closing twice is harmless; calls that are under way fail."""
+        """Give the connection back. Closing twice is harmless; calls that are under way fail. `ConfigError` elsewhere
+        than where it was opened."""
+        if self._open and not self._home.here:
+            raise self._home.close_elsewhere("producer")
         self._open = False
         link, self._link = self._link, None
         if link is not None:
@@ -76,6 +81,8 @@ class KafkaProducer(Producer):
         receipt = handed_on(order.plan, wait)
         if not self._open:
             raise ConfigError("this producer is not open: use it inside `async with KafkaProducer.open(...)`")
+        if not self._home.here:
+            raise self._home.elsewhere("producer")
         command = order.command()
         value = encode(command)
         if len(value) > LARGEST_BYTES:

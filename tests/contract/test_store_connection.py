@@ -11,7 +11,7 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
 from cachebus.ports import Caller, Store
-from cachebus.resp import Fixed
+from cachebus.resp import Fixed, link
 from tests.contract.conftest import program
 from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import RedisRig, StoreRig, until
@@ -224,6 +224,30 @@ async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig)
     own.server.resume()
     await store.connect()
     assert not store.checked[0], "another connection, perhaps to another server"
+    assert (await ann.probe()).epoch == ann.caller.epoch
+    await store.close()
+
+
+async def test_a_probe_that_its_own_full_queue_refuses_costs_nobody_the_connection(
+    own: RedisRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. the server is busy; 2. the queue fills up; 3. a probe is refused; 4. the server goes on: all are answered."""
+    monkeypatch.setattr(link, "PENDING_MAX", 20)
+    store = RedisStore(
+        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=10.0, connect_timeout_s=10.0,
+        clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
+    )  # fmt: skip
+    await store.connect()
+    ann = await Person(store, "ann").attach()
+    own.server.pause()
+    waiting = [asyncio.ensure_future(ann.read(key())) for _ in range(20)]
+    await asyncio.sleep(0)
+    with pytest.raises(L2Unavailable, match="is behind"):
+        await ann.probe()
+    assert store.connected
+    assert store.checked[0], "nothing was asked, so nothing was learnt"
+    own.server.resume()
+    assert await asyncio.gather(*waiting) == [[None]] * 20
     assert (await ann.probe()).epoch == ann.caller.epoch
     await store.close()
 

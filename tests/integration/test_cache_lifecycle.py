@@ -296,15 +296,14 @@ async def child(cache):
         assert await own.get("config", "x", tenant_id="acme") == 1
 
 loop = asyncio.new_event_loop()
-pid = 0
 async def outer():
-    global pid
     cache = Cache.open(sys.argv[1])
     await cache.__aenter__()
     await cache.set("config", "x", 1, tenant_id="acme")
-    pid = os.fork()
     return cache
 cache = loop.run_until_complete(outer())
+# Not within the loop: the child's copy of it would go on for a turn, and write to its parent's sockets.
+pid = os.fork()
 if pid == 0:
     try:
         asyncio.run(child(cache))

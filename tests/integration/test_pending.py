@@ -128,7 +128,7 @@ async def test_closing_waits_for_delivery(own_server: EmbeddedServer, name: str)
         assert not closing.done()
         outage.end()
         await closing
-        await until(b.ready)
+        await until(lambda: b.ready() and b.stats().l2_connected)
         assert await b.get("config", "x", tenant_id="acme") is None
 
 

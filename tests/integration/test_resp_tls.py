@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import ssl
 import subprocess
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from cachebus import Cache
 from cachebus.cli.embedded import EmbeddedServer, free_port
 from cachebus.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import Address, Connection, Subscriber, parse_address
+from tests.support.caches import quick
 from tests.support.require import require
 from tests.support.servers import KINDS, binary_of
+from tests.support.slow_link import SlowLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,18 @@ async def test_reads_writes_and_messages(redis_server: EmbeddedServer, certifica
         connection.close()
 
 
+async def test_big_values_over_a_slow_link(redis_server: EmbeddedServer, certificate: Certificate) -> None:
+    """Bytes that move keep the connection, though TLS hides what is still on this side."""
+    big, timeout_s = os.urandom(2_000_000), 0.2
+    rate = len(big) / (4 * timeout_s)
+    async with tls_proxy(redis_server, certificate) as port, SlowLink(port, up=rate, down=rate) as link:
+        address = parse_address(f"rediss://localhost:{link.port}", ca_certs=str(certificate.public))
+        connection = await Connection.open(address, timeout_s=timeout_s, connect_timeout_s=5.0, clock=monotonic)
+        assert await asyncio.gather(connection.call("SET", "big", big), connection.call("PING")) == [b"OK", b"PONG"]
+        assert await asyncio.gather(connection.get("big"), connection.call("PING")) == [big, b"PONG"]
+        connection.close()
+
+
 async def test_who_the_server_is_gets_checked(redis_server: EmbeddedServer, certificate: Certificate) -> None:
     known = str(certificate.public)
     async with tls_proxy(redis_server, certificate) as port:
@@ -122,6 +138,15 @@ async def test_tls_to_a_server_without(redis_server: EmbeddedServer) -> None:
     told = r"^cannot connect to .*; if this server speaks no TLS, let the URL begin with redis://$"
     with pytest.raises(L2Unavailable, match=told):
         await opened(parse_address(f"rediss://:hunter2@127.0.0.1:{redis_server.port}?ssl_cert_reqs=none"), 0.3)
+
+
+async def test_a_cache_that_opens_with_tls_at_a_server_without_says_so(redis_server: EmbeddedServer) -> None:
+    """Nothing is ever answered: the limit of the connection must speak, not that of the whole start."""
+    url = f"rediss://:hunter2@127.0.0.1:{redis_server.port}?ssl_cert_reqs=none"
+    for degraded in (False, True):
+        with pytest.raises(L2Unavailable, match="if this server speaks no TLS, let the URL begin with redis://"):
+            async with Cache(quick(url, connect_timeout_s=0.3, start_degraded=degraded)) as cache:
+                await cache.get("config", "x", "acme")
 
 
 async def test_tls_to_something_that_answers_in_plain_words() -> None:
@@ -164,5 +189,16 @@ async def test_a_server_with_tls_of_its_own(certificate: Certificate) -> None:
         connection.close()
         with pytest.raises(L2Unavailable, match="if this server speaks TLS, let the URL begin with rediss://"):
             await opened(parse_address(f"redis://:hunter2@localhost:{port}"))
+        # ... and so does a cache that opens there, or that has opened without it.
+        wrong = f"redis://:hunter2@localhost:{port}"
+        with pytest.raises(
+            L2Unavailable, match="if this server speaks TLS, let the URL begin with rediss://"
+        ) as caught:
+            await Cache(quick(wrong)).__aenter__()
+        assert "hunter2" not in str(caught.value)
+        async with Cache(quick(wrong, start_degraded=True)) as cache:
+            for call in (cache.get("config", "x", "acme"), cache.set("config", "x", 1, "acme")):
+                with pytest.raises(L2Unavailable, match=r"not connected .*if this server speaks TLS"):
+                    await call
     finally:
         server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.errors import ConfigError
-from cachebus.resp import Address, parse_address
+from cachebus.resp import Address, parse_address, parse_places
+from cachebus.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -28,12 +30,33 @@ from cachebus.resp import Address, parse_address
             "redis://h?client_name=web&username=u&password=p",
             Address("h", username="u", password="p", client_name="web"),
         ),
+        ("valkey://u:p@h:7000/3", Address("h", 7000, db=3, username="u", password="p")),
         ("unix:///run/redis.sock?db=2", Address("", 0, "/run/redis.sock", 2)),
         ("unix://u:p@/run/redis.sock", Address("", 0, "/run/redis.sock", username="u", password="p")),
     ],
 )
 def test_urls_are_read(url: str, expected: Address) -> None:
     assert parse_address(url) == expected
+
+
+@pytest.mark.parametrize("kind", ["", "+sentinel", "+cluster"])
+@pytest.mark.parametrize(("valkey", "redis"), [("valkey", "redis"), ("valkeys", "rediss")])
+def test_valkey_is_another_word_for_redis(valkey: str, redis: str, kind: str) -> None:
+    rest = f"{kind}://u:p@h:7000" + ("/mymaster/2" if kind == "+sentinel" else "")
+    said, meant = parse_places(valkey + rest), parse_places(redis + rest)
+    assert (said.template.ssl is not None) == (meant.template.ssl is not None) == (redis == "rediss")
+    plain = [replace(each, ssl=None) for each in (said.template, *said.addresses)]
+    assert plain == [replace(each, ssl=None) for each in (meant.template, *meant.addresses)]
+    assert (said.kind, said.service) == (meant.kind, meant.service)
+    assert Settings(url=valkey + rest).shards == Settings(url=redis + rest).shards
+
+
+@pytest.mark.parametrize("url", ["valkey+unix:///run/s", "valkey+x://h", "valkeyss://h"])
+def test_what_valkey_is_no_word_for(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"must begin with|is not a URL"):
+        Settings(url=url)
+    with pytest.raises(ConfigError, match="must begin with"):
+        parse_places(url)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachebus.errors import L2Unavailable, ProtocolMismatch
-from cachebus.resp import Address, Connection, Script, Subscriber, link, mapped
+from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, link, mapped
 from cachebus.resp.connection import BATCH_MAX
 from cachebus.resp.link import ALONE_MIN, Link
 
@@ -26,6 +26,12 @@ class Wire:
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> object:
+        return None
 
     def abort(self) -> None:
         self.aborted = True
@@ -201,6 +207,23 @@ async def test_too_many_questions_fail_at_once(monkeypatch: pytest.MonkeyPatch) 
     wire.feed(b"+OK\r\n" * 9 + b"$-1\r\n")
     assert all(future.done() for future in asked)
     assert not connection.call("A").done()
+    connection.close()
+
+
+async def test_what_no_server_takes_is_refused_here_and_costs_nobody_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "PACKED_MAX_BYTES", 1000)
+    connection, wire = connected()
+    other, big = connection.call("A"), connection.call("SET", "k", b"x" * 1000)
+    refusal = big.exception()
+    assert "too many" in str(refusal)
+    assert isinstance(refusal, NotAsked)
+    assert isinstance(refusal, L2Unavailable)
+    await tick()
+    wire.feed(b"+OK\r\n")
+    assert other.result() == b"OK"
+    assert not connection.closed
     connection.close()
 
 

@@ -115,6 +115,8 @@ def test_an_environment_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None
         (f"redis://u:#{SECRET}@host:1/0", "redis://..."),
         (f"redis://u:12#{SECRET}@host:1/0", "redis://..."),
         (f"redis://u:{SECRET}@ho@st:1/0", "redis://st:1/0"),
+        (f" redis://:{SECRET}@host/0\n", "redis://host/0"),
+        (f"valkey://:{SECRET}@host/0", "valkey://host/0"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("memory://Orders", "memory://Orders"),
         ("memory://", "memory://"),

@@ -14,8 +14,9 @@ from cachebus.errors import ConfigError
 def verify(
     url: Annotated[str | None, typer.Option(
         "--url", metavar="URL", show_default=False,
-        help="Test against this server (redis://, rediss:// or unix://) instead of one of its own. It is mostly read; "
-        "keys stay within a namespace of their own, and are removed; faults are made in proxies and nodes alone.",
+        help="Test against this server (redis://, rediss://, valkey://, valkeys:// or unix://) instead of one of its "
+        "own. It is mostly read; keys stay within a namespace of their own, and are removed; faults are made in "
+        "proxies and nodes alone.",
     )] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=2, max=32, help="Node processes.")] = 4,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, max=86_400.0, help="How long it lasts.")] = 30.0,

@@ -16,6 +16,7 @@ from cachebus.errors import ConfigError
 from cachebus.keys import Key
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address
+from cachebus.settings import as_redis
 
 if TYPE_CHECKING:
     from cachebus.cli.verify.group import GroupUnderTest
@@ -148,7 +149,7 @@ async def standing(
         async with _own(binary or best_server(), namespace) as server:
             yield server
         return
-    if url.partition("://")[0] not in ("redis", "rediss", "unix"):
+    if as_redis(url).partition("://")[0] not in ("redis", "rediss", "unix"):
         raise ConfigError("verify needs a server that several processes reach: redis://, rediss:// or unix://")
     address = parse_address(url)
     await asked(address)

@@ -1,0 +1,62 @@
+"""The process and event loop in which something was opened: its sockets and tasks work nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from cachebus.errors import ConfigError
+
+forks = 0
+"""How many forks lie between this process and the one that imported this module first."""
+
+
+def _forked() -> None:
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class Home:
+    """Where something was opened. `here` says whether that is where the caller runs."""
+
+    __slots__ = ("forks", "loop")
+
+    def __init__(self) -> None:
+        """Of the running event loop."""
+        self.loop = asyncio.get_running_loop()
+        self.forks = forks
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller runs in that process and loop."""
+        return forks == self.forks and asyncio.get_running_loop() is self.loop
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing that was opened there can be closed any more: the loop has ended."""
+        return self.loop.is_closed()
+
+    def elsewhere(self, name: str) -> ConfigError:
+        """What to tell a caller who uses `name` from somewhere else."""
+        if forks != self.forks:  # before the loop, which is another one then as well
+            return ConfigError(f"this process was forked from the one that opened the {name}: open one in each process")
+        return ConfigError(f"this {name} belongs to another event loop: open one in each loop")
+
+    def close_elsewhere(self, name: str) -> ConfigError:
+        """What to tell a caller who closes `name` from somewhere else."""
+        if forks != self.forks:
+            return ConfigError(
+                f"this process was forked from the one that opened the {name}: close it there, and leave it alone here"
+            )
+        if self.gone:
+            return ConfigError(
+                f"the event loop that opened this {name} has ended, and its tasks with it: open and close within one "
+                "loop, as by one asyncio.run or one asyncio.Runner for both"
+            )
+        return ConfigError(
+            f"this {name} belongs to another event loop: close it there, as by "
+            f"asyncio.run_coroutine_threadsafe({name}.aclose(), loop).result()"
+        )

@@ -1,0 +1,54 @@
+"""How soon a lost connection is there again: by pauses of its own, however seldom leases are renewed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from cachebus import Cache
+from cachebus.cli.embedded import EmbeddedServer
+from tests.support.caches import asked, nodes, parts, quick, until
+
+SELDOM: dict[str, Any] = {"staleness_bound_s": 600.0, "probe_interval_s": 300.0}
+WHERE = {"tenant_id": "acme"}
+
+
+async def test_both_connections_come_back_though_leases_are_renewed_seldom(own_server: EmbeddedServer) -> None:
+    async with nodes(own_server.url, 1, **SELDOM) as (a,):
+        await a.set("config", "x", 1, **WHERE)
+        for kind in ("normal", "pubsub"):
+            before = a.stats().reconnects
+            await asyncio.to_thread(own_server.command, "CLIENT", "KILL", "TYPE", kind)
+            await until(lambda before=before: a.stats().reconnects > before)
+            await until(lambda: a.stats().l2_connected and a.stats().bus_connected)
+        await a.set("config", "x", 2, **WHERE)
+        assert await a.get("config", "x", **WHERE, use_memory=False) == 2
+
+
+async def test_a_shard_that_could_not_be_tended_is_tended_as_soon_as_the_server_is_there_again(
+    own_server: EmbeddedServer,
+) -> None:
+    """1. the server goes; 2. a probe fails, and rests for minutes; 3. the server comes back; 4. it is probed."""
+    async with Cache(quick(own_server.url, **SELDOM)) as a:
+        await a.set("config", "x", 1, **WHERE)
+        own_server.kill()
+        await until(lambda: not a.stats().l2_connected)
+        with asked(a) as counts:
+            parts(a).heartbeat.prompt(0)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            before = counts["probe"]
+            own_server.start()
+            await until(lambda: a.stats().l2_connected)
+            await until(lambda: counts["probe"] > before)
+        await a.set("config", "x", 2, **WHERE)
+
+
+async def test_a_server_that_lets_us_in_and_refuses_every_probe_is_not_stormed(own_server: EmbeddedServer) -> None:
+    """Each refused probe gives its connection up, and each new connection is probed at once."""
+    async with nodes(own_server.url, 1) as (a,):
+        assert own_server.command("CONFIG", "SET", "min-replicas-to-write", "1") == "+OK"
+        pauses = parts(a).heartbeat._store_pauses
+        await until(lambda: pauses._now_s > 0.5)  # they grow, success at connecting or not
+        assert own_server.command("CONFIG", "SET", "min-replicas-to-write", "0") == "+OK"
+        await until(lambda: a.ready() and a.stats().l2_connected and pauses._now_s < 0.1)

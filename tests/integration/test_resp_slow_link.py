@@ -1,0 +1,116 @@
+"""Big values over slow links: as long as bytes move a connection lives, and so do the calls of all who share it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+
+import pytest
+
+from cachebus import Cache, L2Unavailable
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.clock import monotonic
+from cachebus.resp import Address, Connection
+from tests.support.caches import nodes, parts, quick, until
+from tests.support.require import require
+from tests.support.slow_link import SlowLink
+
+TIMEOUT_S = 0.2
+BIG = os.urandom(1_000_000)
+"""Takes four time-outs at the rate below, sixteen of them many more."""
+RATE = len(BIG) / (4 * TIMEOUT_S)
+WHERE = {"tenant_id": "acme"}
+
+
+async def opened(port: int, timeout_s: float = TIMEOUT_S) -> Connection:
+    return await Connection.open(
+        Address("127.0.0.1", port), timeout_s=timeout_s, connect_timeout_s=5.0, clock=monotonic
+    )
+
+
+@pytest.fixture
+async def direct(redis_server: EmbeddedServer) -> AsyncIterator[Connection]:
+    connection = await opened(redis_server.port, 10.0)
+    await connection.call("SET", "big", BIG)
+    yield connection
+    connection.close()
+
+
+async def test_a_big_answer_and_the_small_ones_behind_it_arrive(
+    redis_server: EmbeddedServer, direct: Connection
+) -> None:
+    async with SlowLink(redis_server.port, down=RATE) as link:
+        connection = await opened(link.port)
+        big, small = connection.call("GET", "big"), connection.call("PING")
+        assert await small == b"PONG"
+        assert await big == BIG
+        connection.close()
+
+
+async def test_a_big_question_and_the_small_ones_behind_it_leave(
+    redis_server: EmbeddedServer, direct: Connection
+) -> None:
+    async with SlowLink(redis_server.port, up=RATE) as link:
+        connection = await opened(link.port)
+        big, small = connection.call("SET", "big", BIG[::-1]), connection.call("PING")
+        assert await small == b"PONG"
+        assert await big == b"OK"
+        assert await direct.get("big") == BIG[::-1]
+        connection.close()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_link_that_stops_half_way_is_given_up(
+    redis_server: EmbeddedServer, direct: Connection, way: str
+) -> None:
+    async with SlowLink(redis_server.port, up=RATE, down=RATE) as link:
+        connection = await opened(link.port)
+        before = link.carried
+        big = connection.call("SET", "other", BIG) if way == "up" else connection.call("GET", "big")
+        small = connection.call("PING")
+        await until(lambda: link.carried - before > len(BIG) / 4)
+        assert not connection.closed
+        link.stop()
+        for call in (big, small):
+            with pytest.raises(L2Unavailable, match="did not answer"):
+                await call
+        assert connection.closed
+
+
+def test_on_another_event_loop(redis_server: EmbeddedServer) -> None:
+    require(find_spec("uvloop"), "uvloop", "pip install uvloop", can_exist=False)
+    import uvloop
+
+    async def use() -> None:
+        async with SlowLink(redis_server.port, up=RATE, down=RATE) as link:
+            connection = await opened(link.port)
+            assert await connection.call("SET", "big", BIG) == b"OK"
+            assert await connection.call("GET", "big") == BIG
+            connection.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(use())
+
+
+async def test_a_cache_reads_and_writes_big_values_and_its_other_callers_are_served(
+    redis_server: EmbeddedServer,
+) -> None:
+    async with nodes(redis_server.url, 1) as (a,):
+        await asyncio.gather(*(a.set("blob", i, BIG[i:], **WHERE) for i in range(4)))
+        await a.set("config", "x", 1, **WHERE)
+        async with SlowLink(redis_server.port, up=2 * RATE, down=4 * RATE) as link:
+            url = f"redis://127.0.0.1:{link.port}/0"
+            async with Cache(quick(url, l2_timeout_s=TIMEOUT_S)) as b:
+                connection = parts(b).store._links.of(0)  # type: ignore[attr-defined]
+                reading = asyncio.create_task(b.get_many("blob", range(4), **WHERE))
+                writing = asyncio.create_task(b.set("blob", "new", BIG, **WHERE))
+                await asyncio.sleep(0)
+                small = [b.get("config", "x", **WHERE, use_memory=False) for _ in range(3)]
+                assert await asyncio.gather(*small) == [1, 1, 1]
+                assert await reading == {i: BIG[i:] for i in range(4)}
+                await writing
+                assert parts(b).store._links.of(0) is connection  # type: ignore[attr-defined]
+                assert b.stats().reconnects == 0
+        assert await a.get("blob", "new", **WHERE) == BIG

@@ -1,0 +1,24 @@
+"""The pauses before reconnecting."""
+
+from __future__ import annotations
+
+from cachebus.heartbeat import RECONNECT_FIRST_S, RECONNECT_MAX_S, Backoff
+
+
+def test_pauses_double_to_their_longest_are_jittered_and_begin_anew() -> None:
+    pauses = Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S)
+    assert (RECONNECT_FIRST_S, RECONNECT_MAX_S) == (0.05, 2.0)
+    for most_s in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
+        drawn = [pauses.next_s() for _ in range(200)]
+        assert most_s / 2 <= min(drawn) < most_s * 0.6
+        assert most_s * 0.9 < max(drawn) <= most_s
+        pauses.longer()
+    pauses.reset()
+    assert pauses.next_s() <= RECONNECT_FIRST_S
+
+
+def test_each_part_has_its_own() -> None:
+    l2, bus = (Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S) for _ in range(2))
+    for _ in range(6):
+        l2.longer()
+    assert bus.next_s() <= RECONNECT_FIRST_S
