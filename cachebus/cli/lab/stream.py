@@ -100,6 +100,8 @@ class Stream:
 
     def _give(self, data: bytes) -> None:
         assert self.sink is not None
+        if self.sink.is_closing():  # lost just now: asyncio would complain of each piece
+            return
         tear = self.way.tear
         if tear is None:
             self.sink.write(data)
