@@ -189,7 +189,7 @@ class _Fleet:
         return [self._planner.one(key, all_contexts=all_contexts) for key in keys]
 
     def _record(self) -> Record:
-        return pack(VALUE, self._rules, self._server_s)
+        return pack(VALUE, self._rules, self._server_s)[0]
 
     def _moved(self, epoch: bytes, seq: int) -> None:
         """The node that asks has heard of it by the next time."""
