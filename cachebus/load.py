@@ -145,6 +145,11 @@ class Loads:
                 if found.value is not MISSING:
                     return found
                 reply = await self._lease(flight, filler)
+                if reply.outcome is Leased.RESTING:
+                    stale = self._rested(flight, filler, reply)
+                    if stale is not None:
+                        return stale
+                    reply = await self._lease(flight, filler, insists=True)
             except L2Unavailable:
                 self._node.counters.l2_errors += 1
         if reply is None:
@@ -154,8 +159,6 @@ class Loads:
                 return filler.copy_of(reply.record)
             case Leased.GUARDED:
                 return await self._guarded(flight, filler, reply)
-            case Leased.RESTING:
-                return await self._resting(flight, filler, reply)
             case _:
                 return await self._granted(flight, filler)
 
@@ -167,13 +170,15 @@ class Loads:
             self._refresh(request, seen.version)
         return Found(seen.value, "l2", copy=seen.copy)
 
-    async def _lease(self, flight: Flight, filler: Filler) -> LeaseReply:
-        """The right to load, or the record that another node filled meanwhile; waits as long as a load may take."""
+    async def _lease(self, flight: Flight, filler: Filler, *, insists: bool = False) -> LeaseReply:
+        """The right to load, or the record that another node filled meanwhile; waits as long as a load may take.
+        `insists`: the source is not left alone, though it has failed somebody just now."""
         flight.fresh.begin_anew(self._clock())  # what comes now is no plain get's
         deadline_s = self._clock() + filler.rules.load_timeout_s
         backoff_s, refresh = BACKOFF_FIRST_S, flight.must_load
         while True:
-            reply = await filler.lease(flight.tags, refresh=refresh, stale=self._stale(flight))
+            stale = Stale.NONE if insists else self._stale(flight)
+            reply = await filler.lease(flight.tags, refresh=refresh, stale=stale)
             if reply.outcome is Leased.HIT and filler.value_of(reply.record) is MISSING:
                 refresh = True  # what lies there can't be decoded
                 continue
@@ -221,19 +226,16 @@ class Loads:
         self._node.counters.guarded_loads += 1
         return filler.not_kept(await self._source(flight), flight)
 
-    async def _resting(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found:
-        """The source has failed somebody just now: what is expired is served, and it is left alone; where nothing can
-        be, it is asked all the same."""
+    def _rested(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found | None:
+        """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
+        can be served: then it is asked all the same."""
         flight.fallback = flight.fallback or filler.fallback(reply.record)
         stale = flight.substitute()
-        if stale is not None:
+        if stale is None:
+            flight.fallback = None
+        else:
             self.rests.begin(filler.key.l1, reply.wait_ms / 1000)
-            return stale
-        flight.fallback = None
-        again = await filler.lease(flight.tags, refresh=flight.must_load, stale=Stale.NONE)
-        if again.outcome is Leased.GRANTED:
-            return await self._granted(flight, filler)
-        return await self._alone(flight, filler)
+        return stale
 
     async def _alone(self, flight: Flight, filler: Filler) -> Found:
         """Without L2: what this node has loaded while the flight waited for L2, or is loading, else the source."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -203,6 +204,36 @@ async def test_without_anything_to_serve_the_next_caller_tries() -> None:
             with pytest.raises(RuntimeError, match="down"):
                 await reading(world.nodes[0], source, "plain")
             assert source.calls == calls
+
+
+@pytest.mark.parametrize("kept", ["absent", "in doubt"])
+async def test_without_anything_to_serve_one_of_all_nodes_tries(redis_url: str, kept: str) -> None:
+    """What L2 keeps of the key may do for nobody: "not found" is no value, and what was made when a takeover may have
+    lost guards is in doubt."""
+    brief = Policy(ttl_s=0.3, negative_ttl_s=0.3, fail_safe_s=1000, retries=0)
+    most_s = 60 if kept == "in doubt" else 0
+    async with nodes(redis_url, 4, policies={"config": brief}, guard_max_s=most_s) as caches:
+        a = caches[0]
+        await a.get_or_load("config", "x", Source(x=None if kept == "absent" else 1).load, tenant_id="acme")
+
+        async def is_over() -> bool:
+            source = Source(x=1)
+            source.error = ConnectionError("away")
+            with contextlib.suppress(ConnectionError):
+                await a.get_or_load("config", "x", source.load, tenant_id="acme")
+            return source.calls > 0
+
+        await until(is_over)
+        sources = [Source(x=2) for _ in caches]
+        for source in sources:
+            source.hold()
+        waiting = [reading(cache, source) for cache, source in zip(caches, sources, strict=True)]
+        await until(lambda: any(source.calls for source in sources))
+        await asyncio.gather(*(reading(cache, Source(y=1), "other") for cache in caches), return_exceptions=True)
+        for source in sources:
+            source.release()
+        assert await asyncio.gather(*waiting) == [2] * 4
+        assert sum(source.calls for source in sources) == 1
 
 
 async def test_a_refresh_that_fails_is_not_tried_again_at_once() -> None:
