@@ -5,6 +5,9 @@ The model in `tests/model` takes the same rules away over a store in memory; her
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +113,197 @@ def _without_catch_up() -> None:
     Shard.hear = hear_over_holes  # type: ignore[method-assign]
 
 
+# -- of the read path ------------------------------------------------------------------------
+
+
+def _without_age_of_stand_ins() -> None:
+    """What stands in for a source does so however old it is."""
+    from cachebus.freshness import Fallback
+    from cachebus.node import Node, details
+
+    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+        entry = node.trusted(key)
+        extra = None if entry is None else details(entry)
+        return entry if extra is not None and not extra.not_found and now_s < extra.keep_until else None
+
+    Fallback.usable = lambda *_: True  # type: ignore[method-assign]
+    Node.standing_in = standing_in  # type: ignore[method-assign]
+
+
+def _without_leaving() -> None:
+    """A load that is being cancelled, since nobody waits for it, is joined."""
+    from cachebus.flight import Flight
+
+    Flight.over = property(lambda flight: flight._task.done())  # type: ignore[assignment,method-assign]
+
+
+def _without_shield() -> None:
+    """One caller's cancellation ends the load that others wait for."""
+    from cachebus import flight
+
+    class Bare:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda task: task) if name == "shield" else getattr(asyncio, name)
+
+    flight.asyncio = Bare()  # type: ignore[assignment]
+
+
+def _without_a_loaders_own_cancellation() -> None:
+    """A loader that cancels itself passes for the end of the load."""
+    from cachebus import load
+
+    load._uncancelled = lambda request: request.load()
+
+
+def _without_giving_leases_back() -> None:
+    """The lease of a load that ends without a fill is held, and extended."""
+    from cachebus.fill import Filler
+
+    Filler.release = lambda *_: None  # type: ignore[method-assign]
+    Filler.rest = lambda *_: None  # type: ignore[method-assign]
+
+
+def _without_rests() -> None:
+    """A source that has failed is asked again by whoever comes."""
+    from cachebus.fill import Filler
+    from cachebus.resting import Rest, Rests
+
+    Rests.of = lambda *_: Rest.NONE  # type: ignore[method-assign]
+    Filler.rest = lambda filler, _: filler.release()  # type: ignore[method-assign]
+
+
+def _without_storing_what_was_lost() -> None:
+    """A refresh replaces the version that it began over, and nothing else."""
+    from cachebus.fill import Filler
+
+    fill = Filler.fill
+    Filler.fill = lambda filler, found, flight, over=b"": fill(  # type: ignore[method-assign]
+        filler, found, flight, over or b"\0" * 24
+    )
+
+
+def _without_copies() -> None:
+    """Callers of one load share its value, whatever the policy says."""
+    from cachebus.request import Found
+
+    Found.handed_out = property(lambda found: found)  # type: ignore[assignment,method-assign]
+
+
+def _without_decoding() -> None:
+    """Who loads a value is given what its loader gave."""
+    from cachebus import fill, packing
+
+    def packed(value: object, *rest: Any, **more: Any) -> Any:
+        return packing.pack(value, *rest, **more)[0], value
+
+    fill.pack = packed
+
+
+def _without_an_end_of_absence() -> None:
+    """That there was nothing stands in for a source that fails."""
+    from cachebus import load
+    from cachebus.node import Node, details
+
+    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+        entry = node.trusted(key)
+        extra = None if entry is None else details(entry)
+        if entry is None or extra is None or now_s >= extra.keep_until:
+            return None
+        return entry if node.shards[key.shard].serves(now_s, float("inf"), entry.read_until) else None
+
+    def as_value(entry: Any) -> Any:
+        extra = details(entry)
+        if extra is None or not extra.not_found:
+            return extra
+        found = copy.copy(extra)
+        found.not_found = False
+        return found
+
+    Node.standing_in = standing_in  # type: ignore[method-assign]
+    load.details = as_value
+
+
+def _without_circles() -> None:
+    """A loader that asks for its own key waits for itself."""
+    from cachebus import load
+
+    load.check = lambda *_: None
+
+
+def _without_adding_over_absence() -> None:
+    """That there was nothing is in the way of `add`."""
+    _rewrite_scripts(" and not says_nothing(now)", "")
+
+
+# -- of guards, and of waiting for the nodes ------------------------------------------------------------------------
+
+
+def _without_guards() -> None:
+    """Guards guard nothing."""
+    _rewrite_scripts("if guarded_until <= now_us then return nil end", "if true then return nil end")
+
+
+def _without_guards_that_were_lost() -> None:
+    """After a takeover nobody reckons with guards that it has lost."""
+    from cachebus.node import Node
+
+    Node.in_doubt = lambda *_: False  # type: ignore[method-assign]
+    _rewrite_scripts("if most == 0 or now_us", "if true or now_us")
+
+
+def _without_waiting_for_every_node() -> None:
+    """Who waits for the nodes waits for the first answer."""
+    from cachebus import confirm
+
+    judged = confirm.judged
+    confirm.judged = lambda *arguments: (judged(*arguments)[0], True)
+
+
+def _without_the_largest_bound() -> None:
+    """Who waits for the nodes reckons with its own bound alone."""
+    from cachebus import confirm
+
+    confirm.first_bound_s = lambda own_s, *_: own_s
+    confirm.largest_bound_s = lambda _, own_s: own_s
+
+
+# -- of the second protocol ------------------------------------------------------------------------
+
+
+def _without_the_heads_check() -> None:
+    """An event with a changed head is believed."""
+    from cachebus import event
+
+    decode = event.decode
+
+    def believed(data: bytes) -> Any:
+        if len(data) <= event.HEAD_BYTES + 4:
+            return decode(data)
+        check = event._check(data[: event._CHECK_AT] + data[event.HEAD_BYTES : event._HEAD.size])
+        return decode(data[: event._CHECK_AT] + check + data[event.HEAD_BYTES :])
+
+    for module in ("cachebus.event", "cachebus.receive"):
+        vars(importlib.import_module(module)).update({"decode": believed})
+
+
+def _without_flags_of_contexts() -> None:
+    """An id in all contexts has no mark, whatever lies in one."""
+    _rewrite_scripts("if flags and string.sub(flags, flag, flag) == '0' then", "if false then")
+
+
+def _without_low_watermarks() -> None:
+    """What becomes of marks that had to go is no matter."""
+    from cachebus.coherence import Shard
+
+    Shard.below = lambda *_: False  # type: ignore[method-assign]
+    _rewrite_scripts("if granted < low then return true end", "")
+
+
+def _without_counting_marks() -> None:
+    """That marks were lost is not noticed."""
+    _rewrite_scripts("return count > 0 and redis.pcall('ZCARD', prefix .. 'marks:' .. bucket) ~= count", "return false")
+
+
 def _rewrite_scripts(*pairs: str) -> None:
     """Replace lines of the scripts; each must be in some."""
     from cachebus.l2 import redis as store
@@ -129,4 +323,24 @@ RULES: dict[str, Callable[[], None]] = {
     "record fence": _without_record_fence,
     "lease token": _without_lease_token,
     "catch-up": _without_catch_up,
+    "age of stand-ins": _without_age_of_stand_ins,
+    "leaving": _without_leaving,
+    "shield": _without_shield,
+    "a loader's own cancellation": _without_a_loaders_own_cancellation,
+    "giving leases back": _without_giving_leases_back,
+    "rests": _without_rests,
+    "storing what was lost": _without_storing_what_was_lost,
+    "copies": _without_copies,
+    "decoding": _without_decoding,
+    "an end of absence": _without_an_end_of_absence,
+    "circles": _without_circles,
+    "adding over absence": _without_adding_over_absence,
+    "guards": _without_guards,
+    "guards that were lost": _without_guards_that_were_lost,
+    "waiting for every node": _without_waiting_for_every_node,
+    "the largest bound": _without_the_largest_bound,
+    "the head's check": _without_the_heads_check,
+    "flags of contexts": _without_flags_of_contexts,
+    "low watermarks": _without_low_watermarks,
+    "counting marks": _without_counting_marks,
 }

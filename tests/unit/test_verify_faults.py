@@ -32,7 +32,7 @@ def message(payload: bytes) -> bytes:
 def test_faults_are_chosen_by_name_and_group() -> None:
     assert [fault.name for fault in chosen("hang, kill")] == ["hang", "kill"]
     assert {fault.where for fault in chosen("network")} == {"network"}
-    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,server,group,bus,broker,hang"))
+    assert len(chosen("all")) == len(FAULTS) == len(chosen("network,node,source,server,group,bus,broker,hang"))
     assert chosen("none") == ()
 
 
@@ -63,9 +63,9 @@ def test_an_unknown_fault_is_told(words: str, hint: str) -> None:
 
 def test_a_server_that_is_not_ours_is_left_alone() -> None:
     left = possible(chosen("all"), own=False, proxied=True)
-    assert {fault.where for fault in left} == {"network", "node"}
+    assert {fault.where for fault in left} == {"network", "node", "source"}
     assert "newborn" not in {fault.name for fault in left}
-    assert {fault.where for fault in possible(chosen("all"), own=True, proxied=False)} == {"node", "server"}
+    assert {fault.where for fault in possible(chosen("all"), own=True, proxied=False)} == {"node", "source", "server"}
 
 
 def test_the_same_seed_makes_the_same_schedule() -> None:
@@ -78,9 +78,11 @@ def test_the_same_seed_makes_the_same_schedule() -> None:
         ends = [blow.at_s + blow.lasts_s for blow in row]
         assert all(end <= blow.at_s for end, blow in zip(ends, row[1:], strict=False))  # one after the other
         assert ends[-1] <= 59.0
-    assert all(len({blow.fault.name for blow in row}) > 10 for row in one[:2])
-    assert {blow.node for blow in one[0]} == {1, 2, 3, 4}
-    assert {blow.node for blow in one[1]} == {blow.node for blow in one[2]} == {0}
+    of_nodes, of_sources, of_servers, of_brokers = one
+    assert all(len({blow.fault.name for blow in row}) > 10 for row in (of_nodes, of_servers))
+    assert {blow.fault.name for blow in of_sources} == {"slow", "sour", "stuck"}
+    assert {blow.node for blow in of_nodes} == {blow.node for blow in of_sources} == {1, 2, 3, 4}
+    assert {blow.node for blow in of_servers} == {blow.node for blow in of_brokers} == {0}
 
 
 # -- frames --------------------------------------------------------------------------------------------------

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 from cachebus.cli.lab.messages import Tick
-from cachebus.cli.verify import tape
+from cachebus.cli.verify import kinds, oddities, tape
 from cachebus.cli.verify.evidence import Evidence
+from cachebus.cli.verify.guarding import GUARDED
 from cachebus.cli.verify.items import make_items
 from cachebus.cli.verify.judge import judge
 from cachebus.cli.verify.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
+from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import LINES_MAX
-from cachebus.cli.verify.tape import VERB_SHIFT, Tape
+from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
 from cachebus.cli.verify.trouble import L2_FAILED
 from cachebus.cli.verify.verdict import Verdict
-from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TYPE
+from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TENANT, TYPE
 
 D_S = 1.0
 NEVER = 0.0
@@ -36,7 +38,12 @@ class Past:
         self.faults: list[Done] = []
         self.away: list[tuple[float, float]] = []
         self.not_ready: tuple[int, ...] = ()
-        self.item = next(i.number for i in self.items[1:] if i.data_type == "page")
+        self.held = 0
+        self.item = self.of_type("page")
+
+    def of_type(self, data_type: str) -> int:
+        """The first item of a type."""
+        return next(i.number for i in self.items[1:] if i.data_type == data_type)
 
     def note(self, node: str, kind: str, *fields: float) -> None:
         """A record on a node's tape."""
@@ -47,12 +54,12 @@ class Past:
 
     def wrote(
         self, node: str, version: int, called_s: float, returned_s: float, *, verb: int = KEY, failed_s: float = NEVER,
-        seq: int = 7,
+        seq: int = 7, waited: bool = False,
     ) -> None:  # fmt: skip
-        """A write of the item."""
+        """A write of the item. `failed_s`: of one behind a guard, when that ends by itself."""
         self.versions[self.item] = max(self.versions[self.item], version)
         self.note(
-            node, "writes", self.item | verb << VERB_SHIFT, version, 100 + called_s,
+            node, "writes", self.item | (verb | (WAITED if waited else 0)) << VERB_SHIFT, version, 100 + called_s,
             returned_s and 100 + returned_s, failed_s and 100 + failed_s, 0xAB, seq,
         )  # fmt: skip
 
@@ -71,8 +78,8 @@ class Past:
     async def verdict(self) -> Verdict:
         """The judge's."""
         evidence = Evidence(
-            self._directory, self.items, {"1.1": (100.0, 200.0), "2.1": (100.0, 200.0)}, [Tick(node=1, at_s=1.0)],
-            self.faults, frozenset({"flushall"}), self.away, D_S, self.versions, self.not_ready,
+            self._directory, self.items, dict.fromkeys(("1.1", "2.1", "3.1"), (100.0, 200.0)), [Tick(node=1, at_s=1.0)],
+            self.faults, frozenset({"flushall"}), self.away, D_S, self.versions, self.not_ready, self.held,
         )  # fmt: skip
         return await judge(evidence, seed=7, server="none", nodes=2, seconds=9.0)
 
@@ -90,12 +97,12 @@ def past(tmp_path: Path) -> Past:
 
 
 async def test_a_read_older_than_the_bound_is_found_and_told(past: Past) -> None:
-    past.note("2.1", "applied", 0xAB, 5, 101.0)
-    past.note("2.1", "applied", 0xAB, 6, 102.0)
+    past.note("3.1", "applied", 0xAB, 5, 101.0)
+    past.note("3.1", "applied", 0xAB, 6, 102.0)
     past.note("1.1", "applied", 0xAB, 7, 103.0)
     past.wrote("1.1", 2, 3.0, 3.1)
-    past.fault("hang", 2, 2.5, 9.0)
-    past.read("2.1", 1, 4.2)
+    past.fault("hang", 3, 2.5, 9.0)
+    past.read("3.1", 1, 4.2)
     verdict = await past.verdict()
     assert not verdict.ok
     assert verdict.stale_beyond == 1
@@ -104,10 +111,10 @@ async def test_a_read_older_than_the_bound_is_found_and_told(past: Past) -> None
     assert finding.promise == "G1"
     story = "\n".join(finding.story)
     assert "-1.100 s node 1.1: invalidate, for version 2 of acme page" in story
-    assert "node 2.1: get of acme page" in story
+    assert "node 3.1: get of acme page" in story
     assert "node 1.1 had applied 00000000000000ab.7: the write too" in story
-    assert "node 2.1 had applied 00000000000000ab.6: 1 short of the write" in story
-    assert "hang of node 2, until +4.800 s" in story
+    assert "node 3.1 had applied 00000000000000ab.6: 1 short of the write" in story
+    assert "hang of node 3, until +4.800 s" in story
     with pytest.raises(AssertionError, match="seed 7"):
         verdict.raise_for_broken()
 
@@ -137,7 +144,7 @@ async def test_ages_count_from_the_first_write_that_was_missed(past: Past) -> No
 async def test_calls_that_return_in_another_order_than_their_changes(past: Past) -> None:
     past.wrote("1.1", 3, 1.0, 1.1)
     past.wrote("2.1", 2, 0.9, 1.5)
-    past.read("2.1", 2, 2.2)
+    past.read("3.1", 2, 2.2)
     assert await past.broken() == {"G1": 1}
 
 
@@ -149,9 +156,9 @@ async def test_a_write_that_never_returned_promises_nothing(past: Past) -> None:
 
 async def test_one_that_raised_and_was_repeated_counts_from_its_return(past: Past) -> None:
     past.wrote("1.1", 2, 1.0, 3.0, failed_s=1.5)
-    past.read("2.1", 1, 3.9)
+    past.read("3.1", 1, 3.9)
     assert await past.broken() == {}
-    past.read("2.1", 1, 4.1)
+    past.read("3.1", 1, 4.1)
     assert await past.broken() == {"G1": 1}
 
 
@@ -214,10 +221,123 @@ async def test_a_mark_is_judged_by_the_reader_and_may_be_behind(past: Past) -> N
     assert await past.broken() == {}
 
 
-async def test_another_tenants_value(past: Past) -> None:
-    past.note("1.1", "strange", past.item | GET << VERB_SHIFT, past.item + 1, 4, 2, 101.0)
+async def test_every_node_has_its_own_bound(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.read("2.1", 1, 1.0 + bound_of(2, D_S))
+    assert await past.broken() == {}
+    past.read("2.1", 1, 1.2 + bound_of(2, D_S))
+    assert await past.broken() == {"G1": 1}
+
+
+async def test_a_write_that_waited_is_seen_by_all_at_once(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.1)
+    past.read("3.1", 1, 1.2)
+    assert await past.broken() == {}
+    past.wrote("1.1", 3, 2.0, 2.1, waited=True)
+    past.read("3.1", 2, 2.05)
+    assert await past.broken() == {}
+    past.read("3.1", 2, 2.2)
+    assert await past.broken() == {"G4": 1}
+
+
+async def test_behind_a_guard_that_was_left_nothing_old_is_read_once_it_is_over(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, NEVER, verb=GUARDED, failed_s=3.0)
+    past.read("3.1", 1, 2.9)
+    assert await past.broken() == {}
+    past.read("3.1", 1, 3.1)
+    assert await past.broken() == {"G6": 1}
+
+
+async def test_a_guard_that_came_to_its_end_is_a_write_like_any_other(past: Past) -> None:
+    past.wrote("1.1", 2, 1.0, 1.2, verb=GUARDED, failed_s=9.0)
+    past.read("3.1", 1, 2.1)
+    assert await past.broken() == {}
+    past.read("3.1", 1, 2.3)
+    assert await past.broken() == {"G1": 1}
+
+
+@pytest.mark.parametrize("kind", sorted(oddities.PROMISES))
+async def test_what_a_node_sees_by_itself(past: Past, kind: int) -> None:
+    past.note("1.1", "odd", past.item | GET << VERB_SHIFT, kind, past.item + 1, 4, 101.0)
     verdict = await past.verdict()
-    assert (verdict.foreign, verdict.counts["G8"]) == (1, 1)
+    assert verdict.counts[oddities.PROMISES[kind]] == 1
+    assert verdict.foreign == (kind == oddities.FOREIGN)
+    (finding,) = verdict.broken
+    assert finding.told.startswith("node 1.1: acme page ")
+
+
+async def test_what_was_lost_may_have_been_in_the_way_of_an_add(past: Past) -> None:
+    past.note("1.1", "odd", past.item, oddities.REFUSED, 0, 0, 101.0)
+    past.fault("del-records", 0, 1.5, 1.5)
+    assert await past.broken() == {}
+
+
+# -- sources -------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -> None:
+    past.item = past.of_type("quick")
+    life_s = kinds.LIVES_S["quick"]
+    past.loaded("2.1", 1.0, 1.1)
+    past.read("1.1", 1, 1.0 + life_s)
+    assert await past.broken() == {}
+    past.read("1.1", 1, 2.0 + life_s)
+    assert await past.broken() == {"life": 1}
+    past.fault("stop", 2, 1.0, 2.0)
+    assert await past.broken() == {}, "it may have been stored later"
+
+
+async def test_that_there_was_nothing_ends_too(past: Past) -> None:
+    past.item = past.of_type("maybe")
+    past.loaded("2.1", 1.0, 1.1, version=kinds.GONE_EVERY)
+    past.read("1.1", kinds.GONE_EVERY, 1.9)
+    assert await past.broken() == {}
+    past.read("1.1", kinds.GONE_EVERY, 3.0)
+    assert await past.broken() == {"life": 1}
+
+
+async def test_a_source_that_has_failed_is_left_alone_by_who_has_something(past: Past) -> None:
+    past.item = past.of_type("odd")
+    past.loaded("1.1", 5.0, 5.1, version=0)
+    past.loaded("1.1", 5.4, 5.5)
+    assert await past.broken() == {}, "it may have had nothing to serve"
+    past.note("1.1", "shown", past.item, 105.2, 105.45)
+    assert await past.broken() == {}, "nor is that shown by who waited for the second"
+    past.note("1.1", "shown", past.item, 105.2, 105.21)
+    assert await past.broken() == {"rest": 1}
+
+
+@pytest.mark.parametrize(("later_s", "count"), [(0.2, 1), (0.5, 0)])
+async def test_a_source_that_has_answered_is_left_alone_until_the_soft_expiry(
+    past: Past, later_s: float, count: int
+) -> None:
+    past.item = past.of_type("odd")
+    past.loaded("1.1", 5.0, 5.01)
+    past.loaded("1.1", 5.0 + later_s, 5.01 + later_s)
+    assert (await past.broken()).get("rest", 0) == count
+
+
+def _by_scope(past: Past) -> None:
+    item, past.item = past.item, past.of_type("odd") + 20
+    past.wrote("2.1", 2, 5.05, 5.1, verb=TENANT)
+    past.item = item
+
+
+@pytest.mark.parametrize("excuse", [
+    lambda past: past.wrote("2.1", 2, 5.05, 5.1), _by_scope, lambda past: past.fault("hang", 1, 4.0, 5.0),
+    lambda past: past.fault("flushall", 0, 5.1, 5.1),
+])  # fmt: skip
+async def test_what_takes_the_value_away_explains_another_load(past: Past, excuse: Any) -> None:
+    past.item = past.of_type("odd")
+    past.loaded("1.1", 5.0, 5.01)
+    past.loaded("1.1", 5.2, 5.21)
+    excuse(past)
+    assert await past.broken() == {}
+
+
+async def test_a_lease_that_nobody_gave_back(past: Past) -> None:
+    past.held = 2
+    assert await past.broken() == {"lease": 1}
 
 
 @pytest.mark.parametrize(("l1", "l2", "count"), [(2, 2, 0), (0, 0, 0), (2, 0, 0), (1, 2, 1), (0, 1, 1), (1, 1, 2)])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final
 
 _NESTED: Final = b"*>~"
 _MESSAGES: Final = (b"*3\r\n$7\r\nmessage\r\n", b"*3\r\n$8\r\nsmessage\r\n", b">3\r\n$7\r\nmessage\r\n")
+HEAD_BYTES: Final = 58
+"""Of an event, up to the end of its checks."""
+SEQ_AT: Final = 27
+"""Where the lowest byte of its seq is."""
 
 
 class Frames:
@@ -34,6 +39,15 @@ def garbled(frame: bytes) -> bytes:
     """The same message with a byte changed in the middle of its payload."""
     place = len(frame) - 2 - _payload_bytes(frame) // 2 - 1
     return frame[:place] + bytes([frame[place] ^ 0x5A]) + frame[place + 1 :]
+
+
+def garbled_head(frame: bytes, dice: Random) -> bytes:
+    """The same message with another bit in the head of its event, most likely where it says which one it is."""
+    payload = _payload_bytes(frame)
+    if payload < HEAD_BYTES:
+        return frame  # it is no event
+    place = len(frame) - 2 - payload + (SEQ_AT if dice.random() < 0.7 else dice.randrange(HEAD_BYTES))
+    return frame[:place] + bytes([frame[place] ^ 1 << dice.randrange(3)]) + frame[place + 1 :]
 
 
 def _payload_bytes(frame: bytes) -> int:

@@ -68,6 +68,8 @@ class Tick(msgspec.Struct, tag="tick", frozen=True):
     lease_left_s: float = 0.0
     over: bool = False
     """Whether its part of the trace is at its end."""
+    ways: dict[str, int] = {}
+    """How often what comes seldom has come, by its name."""
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):

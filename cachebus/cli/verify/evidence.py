@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from cachebus.cli.lab.messages import Tick
+from cachebus.cli.verify import kinds
 from cachebus.cli.verify.history import History, Write, writes_of
 from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.setup import l2_timeout_s
+from cachebus.cli.verify.setup import bound_of, has_room, l2_timeout_s
 from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.trouble import BEGAN_ANEW
 
-HARMLESS = frozenset({"slow", "sour"})
+HARMLESS = frozenset({"slow", "sour", "stuck"})
 """Faults of a node under which its leases must hold all the same."""
-EVENTS_ONLY = frozenset({"deaf", "hang-events", "delay-events", "drop", "double", "reorder", "garble"})
+UNFELT = frozenset({"del-records", "del-leases", "del-log", "xtrim", "script-flush"})
+"""Faults of the server that leave what a node holds in its memory alone."""
+EVENTS_ONLY = frozenset({"deaf", "hang-events", "delay-events", "drop", "double", "reorder", "garble", "garble-head"})
 """Faults of a node's network that leave its commands, and so its leases, alone."""
 
 
@@ -43,11 +46,24 @@ class Evidence:
     """By item: the newest in the source."""
     not_ready: tuple[int, ...] = ()
     """Nodes that were not at work again once the faults were over."""
+    held: int = 0
+    """Leases that were held when no load was under way any more."""
+
+    def bound_of(self, node: str) -> float:
+        """The bound of a node, by its number and life."""
+        return bound_of(int(number_of(node)), self.bound_s)
+
+    @property
+    def largest_bound_s(self) -> float:
+        """Of all nodes."""
+        return max(map(self.bound_of, self.lives), default=self.bound_s)
 
     def history(self) -> History:
         """All writes."""
         return History(
-            len(self.items), (w for node in self.lives for w in writes_of(node, self.records(node, "writes")))
+            len(self.items),
+            (w for node in self.lives for w in writes_of(node, self.records(node, "writes"))),
+            self.losing(),
         )
 
     def records(self, node: str, kind: str) -> list[tuple[Any, ...]]:
@@ -74,7 +90,7 @@ class Evidence:
 
     def trouble(self) -> dict[str, Excuses]:
         """By node and life: when something was amiss with it, or with its network."""
-        after_s = self.bound_s + l2_timeout_s(self.bound_s)
+        after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         found = {}
         for node in self.lives:
             spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
@@ -87,8 +103,39 @@ class Evidence:
 
     def at_large(self) -> Excuses:
         """When leases may have ended for all."""
-        after_s = self.bound_s + l2_timeout_s(self.bound_s)
+        after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         return Excuses((d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases)
+
+    def kept(self, load: Load) -> bool:
+        """Whether a node keeps what it has loaded in its memory, for D at least."""
+        return kinds.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
+
+    def befell(self) -> dict[str, Excuses]:
+        """By node and life: when anything was amiss with it, its network, or the server."""
+        after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
+        found = {}
+        for node in self.lives:
+            spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans += [
+                (done.from_s, done.until_s + after_s) for done in self.faults
+                if done.node in (0, int(number_of(node))) and done.fault not in HARMLESS | UNFELT
+            ]  # fmt: skip
+            found[node] = Excuses(spans)
+        return found
+
+    def stalls(self) -> Excuses:
+        """When some node may have stood still, or waited for the server."""
+        spans = [(d.from_s, d.until_s) for d in self.faults if d.fault not in HARMLESS]
+        for node in self.lives:
+            spans += [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+        return Excuses(spans)
+
+    def losing(self) -> Excuses:
+        """When L2 may have lost something."""
+        after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
+        return Excuses(
+            (d.from_s - after_s, d.until_s + after_s) for d in self.faults if d.node == 0 or d.fault == "newborn"
+        )
 
     def forgot(self) -> dict[str, Excuses]:
         """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
@@ -97,7 +144,9 @@ class Evidence:
             spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == BEGAN_ANEW]
             spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
             # Messages that were held up arrive late, and some of them before others: these move no seq.
-            spans += [(d.from_s, d.until_s + self.bound_s) for d in self.faults if str(d.node) == number_of(node)]
+            spans += [
+                (d.from_s, d.until_s + self.largest_bound_s) for d in self.faults if str(d.node) == number_of(node)
+            ]
             found[node] = Excuses(spans)
         return found
 
@@ -111,6 +160,6 @@ def own_writes(writes: Iterable[Write]) -> dict[tuple[str, int], Excuses]:
     """By node and item: when it wrote it."""
     spans: dict[tuple[str, int], list[Span]] = {}
     for write in writes:
-        until_s = max(write.returned_s, write.failed_s) or float("inf")
+        until_s = write.over_s
         spans.setdefault((write.node, write.item), []).append((write.called_s, until_s))
     return {key: Excuses(found) for key, found in spans.items()}

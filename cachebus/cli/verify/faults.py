@@ -9,25 +9,27 @@ from typing import Final
 from cachebus.cli.verify.broker_faults import BROKER_FAULTS
 from cachebus.cli.verify.group_faults import GROUP_FAULTS
 from cachebus.cli.verify.network_faults import NETWORK_FAULTS
-from cachebus.cli.verify.node_faults import NODE_FAULTS
+from cachebus.cli.verify.node_faults import NODE_FAULTS, SOURCE_FAULTS
 from cachebus.cli.verify.server import ALONE, KAFKA, REDIS
 from cachebus.cli.verify.server_faults import SERVER_FAULTS
 from cachebus.cli.verify.stage import Fault, Strike
 from cachebus.errors import ConfigError
 from cachebus.policy import closest
 
-_ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
+_ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
 FAULTS: Final = {fault.name: fault for fault in _ALL}
-GROUPS: Final = ("network", "node", "server", "group", "bus", "broker")
-OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "kill-pubsub",
-                   "buffer-kill")  # fmt: skip
+GROUPS: Final = ("network", "node", "source", "server", "group", "bus", "broker")
+OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "garble-head",
+           "kill-pubsub", "buffer-kill")  # fmt: skip
 """Faults of a subscription: there is none where Kafka carries the events."""
-ROWS: Final = {"node": ("network", "node", "bus"), "server": ("server", "group"), "broker": ("broker",)}
+ROWS: Final = {
+    "node": ("network", "node", "bus"), "source": ("source",), "server": ("server", "group"), "broker": ("broker",),
+}  # fmt: skip
 FIRST_BOUNDS: Final = 0.5
 """Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
 LAST_BOUNDS: Final = 1.0
-CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0), "broker": (0.5, 3.0)}
-"""Between two faults, in bounds: of the server, of nodes and their network, and of the broker."""
+CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0), "source": (0.1, 1.5), "broker": (0.5, 3.0)}
+"""Between two faults, in bounds: of the server, of nodes and their network, of their source, and of the broker."""
 
 
 def chosen(words: str) -> tuple[Fault, ...]:
@@ -67,7 +69,8 @@ def possible(
 
 
 def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
-    """Rows of faults, each one after the other: those of nodes and their network, of the server, and of the broker."""
+    """Rows of faults, each one after the other: those of nodes and their network, of their source, of the
+    server, and of the broker."""
     rows = []
     for row, wheres in ROWS.items():
         some = [fault for fault in faults if fault.where in wheres]

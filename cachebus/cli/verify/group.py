@@ -45,6 +45,10 @@ class GroupUnderTest:
         """How the nodes reach it."""
         return self._group.url
 
+    def other(self, url: str) -> str:
+        """A cluster has one database, and Sentinel's is left alone."""
+        return url
+
     def some_shard(self, dice: Random) -> ShardNames:
         """One of those in which the run's items lie."""
         return ShardNames(self.namespace, dice.choice(self._shards))

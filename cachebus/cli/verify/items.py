@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from random import Random
 from typing import Any, Final, NamedTuple
 
-from cachebus import Policy
+from cachebus.cli.verify import kinds
 from cachebus.keys import Key, Keyspace
 
 TENANTS: Final = ("acme", "acme:config", "b*lt")
 """Two of them would be mistaken for something else if names were put together without encoding."""
-TTL_S: Final = 600.0
-"""Whatever becomes of a run, nothing that it stored outlives it by more."""
-QUICK_TTL_S: Final = 3.0
 TAGS: Final = 6
-PADDING: Final = "x" * 200
-
-POLICIES: Final = {
-    "config": Policy(ttl_s=TTL_S),
-    "page": Policy(ttl_s=TTL_S),
-    "answer": Policy(ttl_s=TTL_S),
-    "quick": Policy(ttl_s=QUICK_TTL_S, soft_ttl_s=1.0, fail_safe_s=5.0, ttl_jitter=0.2, retries=0),
-    "blob": Policy(ttl_s=TTL_S, compress_over_bytes=100, copy=True),
-    "system": Policy(ttl_s=TTL_S),
-}
-"""Each type takes another way through the library: plain, tagged, with contexts, expiring, copied, without tenant."""
+WORLDS: Final = 2
+"""Caches of one node: the second has a namespace of its own, and a database where the server has several."""
 
 Contexts = tuple[str | None, str | None, str | None]
 Place = tuple[str | None, str | None, str | None, str | None]
@@ -49,45 +38,79 @@ class Item(NamedTuple):
 
     place: Place
     """Tenant and contexts, as the library's calls take them behind type and id."""
+    world: int = 0
+    """In which of a node's caches it is."""
 
-    def value(self, version: int) -> list[Any]:
-        """What the cache holds of it: whose it is, and which version."""
-        value: list[Any] = [self.number, version, self.tenant or ""]
-        return [*value, PADDING] if self.data_type == "blob" else value
+    def value(self, version: int) -> Any:
+        """What the source has of it in this version, and so the cache: whose it is, and which version; None: absent."""
+        if kinds.is_gone(self.data_type, version):
+            return None
+        return kinds.make(self.data_type, self.number, version, self.tenant or "")
 
     def __str__(self) -> str:
         named = zip(("agent", "conv", "coll"), self.contexts, strict=True)
         contexts = "".join(f" {name}={part}" for name, part in named if part)
-        return f"{self.tenant or '-'} {self.data_type} {self.resource_id}{contexts}"
+        elsewhere = " of the other namespace" if self.world else ""
+        return f"{self.tenant or '-'} {self.data_type} {self.resource_id}{contexts}{elsewhere}"
 
 
-def make_items() -> list[Item]:
+def make_items(worlds: int = WORLDS) -> list[Item]:
     """All of them, by their number; the first place is empty."""
     items: list[Any] = [None]
-
-    def add(
-        tenant: str | None, data_type: str, resource_id: str, contexts: Contexts = NO_CONTEXTS,
-        *, tags: Sequence[str] = (), owned: bool = False, general: int = 0,
-    ) -> int:  # fmt: skip
-        number = len(items)
-        place = tenant, *contexts
-        items.append(
-            Item(number, tenant, data_type, resource_id, contexts, tuple(tags), owned, general or number, place)
-        )
-        return number
-
-    for tenant in TENANTS:
-        for i in range(60):
-            add(tenant, "config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True)
-            add(tenant, "page", f"{i}", tags=(f"t{i % TAGS}",))
-        for i in range(20):
-            broad = add(tenant, "answer", f"q{i}")
-            add(tenant, "answer", f"q{i}", (f"a{i % 3}", None, f"c{i % 2}"), general=broad)
-            add(tenant, "quick", f"{i}")
-            add(tenant, "blob", f"{i}")
+    for world in range(worlds):
+        for tenant in TENANTS[: 1 if world else None]:
+            _add_tenant(items, tenant, world)
     for i in range(10):
-        add(None, "system", f"s{i}")
+        _add(items, None, "system", f"s{i}")
     return items
+
+
+def _add(
+    items: list[Any], tenant: str | None, data_type: str, resource_id: str, contexts: Contexts = NO_CONTEXTS,
+    *, tags: Sequence[str] = (), owned: bool = False, general: int = 0, world: int = 0,
+) -> int:  # fmt: skip
+    number = len(items)
+    place = tenant, *contexts
+    items.append(
+        Item(number, tenant, data_type, resource_id, contexts, tuple(tags), owned, general or number, place, world)
+    )
+    return number
+
+
+def _add_tenant(items: list[Any], tenant: str, world: int) -> None:
+    """Both worlds have the same names; of the second there are fewer, since what matters is that they are not mixed."""
+    some = 60 if world == 0 else 10
+    for i in range(some):
+        _add(items, tenant, "config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True, world=world)
+        _add(items, tenant, "page", f"{i}", tags=(f"t{i % TAGS}",), world=world)
+    for i in range(some // 3):
+        broad = _add(items, tenant, "answer", f"q{i}", world=world)
+        contexts = f"a{i % 3}", None, f"c{i % 2}"
+        _add(items, tenant, "answer", f"q{i}", contexts, general=broad, world=world)
+        for data_type in ("quick", "profile", "blob", "odd"):
+            _add(items, tenant, data_type, f"{i}", world=world)
+        broad = _add(items, tenant, "remote", f"{i}", tags=(f"t{i % TAGS}",), world=world)
+        if i % 2:
+            _add(
+                items, tenant, "remote", f"{i}", (f"a{i % 3}", None, None), tags=(f"t{i % TAGS}",), general=broad,
+                world=world,
+            )  # fmt: skip
+        broad = _add(items, tenant, "maybe", f"{i}", world=world)
+        if i % 2:
+            _add(items, tenant, "maybe", f"{i}", (f"a{i % 3}", None, None), general=broad, world=world)
+        _add(items, tenant, "claim", f"{i}", owned=True, world=world)
+    for i in range(2 * some // 3):
+        _add(items, tenant, "deed", f"{i}", world=world)
+    for i in range(some // 10):
+        _add(items, tenant, "profile", f"own {i}", owned=True, world=world)
+        _add(items, tenant, "bulk", f"{i}", owned=i % 2 == 0, world=world)
+
+
+def by_popularity(items: Sequence[Item], seed: str) -> list[Item]:
+    """The most popular first: the same on all nodes, for reads and for writes."""
+    order = list(items)
+    Random(seed).shuffle(order)
+    return order
 
 
 def popularity(count: int, skew: float) -> list[float]:

@@ -8,17 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from cachebus.cli.verify import oddities
 from cachebus.cli.verify.evidence import Evidence, own_writes
+from cachebus.cli.verify.guarding import GUARDED
 from cachebus.cli.verify.history import Check, History, Stale
 from cachebus.cli.verify.reading import SESSION_TOKEN
 from cachebus.cli.verify.setup import l2_timeout_s
-from cachebus.cli.verify.spans import Excuses, overlapping, too_often, unexplained
+from cachebus.cli.verify.sources import Lives, served, too_soon, unexcused
+from cachebus.cli.verify.spans import Excuses, Load, overlapping, too_often, unexplained
 from cachebus.cli.verify.story import Teller
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, records
 from cachebus.cli.verify.verdict import Finding, Verdict
 
 KEPT = 3
 """Findings told of each promise; all are counted."""
+STALLED_BOUNDS = 3.0
+"""A node that stands still may store what it has loaded so much later."""
+ADD_S = 2.0
+"""What was lost so long after an `add` was refused may be what was in its way."""
 
 
 @dataclass
@@ -30,6 +37,11 @@ class Judgement:
     teller: Teller
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def lead_s(self) -> float:
+        """For how long before its load a lease may be granted."""
+        return l2_timeout_s(self.evidence.largest_bound_s) + 0.1
 
     def found(self, promise: str, told: str, story: Callable[[], tuple[str, ...]] = tuple) -> None:
         """A promise that broke."""
@@ -44,8 +56,11 @@ async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, secon
     case = Judgement(evidence, history, evidence.teller(history))
     check = await _reads(case)
     tokens = _tokens(case)
-    foreign = _strangers(case)
-    twice = _loads(case)
+    _oddities(case)
+    loads = evidence.loads()
+    twice = _loads(case, loads)
+    await _lives(case, loads)
+    _rests(case, loads)
     looked = _at_rest(case)
     for node in evidence.not_ready:
         case.found("recovery", f"node {node} had no lease, long after the last fault was over")
@@ -56,20 +71,34 @@ async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, secon
         tokens=tokens, writes=len({(w.node, w.called_s) for w in history.writes if w.returned_s}),
         repeated=sum(tick.repeated for tick in ticks), loads=sum(tick.loads for tick in ticks),
         l1_hits=sum(tick.l1_hits for tick in ticks), loads_twice=twice, unsure=check.unsure, looked=looked,
-        faults=dict(sorted(Counter(done.fault for done in evidence.faults).items())), ages=tuple(check.ages),
-        stale_beyond=check.beyond, foreign=foreign, worst_age_s=check.worst_age_s, broken=tuple(case.findings),
-        counts=dict(case.counts),
+        ways=_ways(case), faults=dict(sorted(Counter(done.fault for done in evidence.faults).items())),
+        ages=tuple(check.ages),
+        stale_beyond=check.beyond, foreign=case.counts["G8"], worst_age_s=check.worst_age_s,
+        broken=tuple(case.findings), counts=dict(case.counts),
     )  # fmt: skip
 
 
+def _ways(case: Judgement) -> dict[str, int]:
+    ways = Counter[str]()
+    for tick in case.evidence.ticks:
+        ways.update(tick.ways)
+    writes = case.history.writes
+    ways["writes that waited for the nodes"] = sum(write.waited and write.returned_s > 0 for write in writes)
+    ways["commits behind a guard"] = sum(write.verb == GUARDED and write.version > 0 for write in writes)
+    ways["guards left"] = sum(write.guard_ends_s > 0 and not write.returned_s and write.version > 0 for write in writes)
+    return dict(sorted(ways.items()))
+
+
 async def _reads(case: Judgement) -> Check:
-    """G1, G2, G5."""
-    check = Check(case.history, case.evidence.bound_s)
+    """G1, G2, G4, G5, G6."""
+    check = Check(case.history)
     for node in case.evidence.lives:
-        for _ in check.add(node, records(case.evidence.directory, node, "reads")):
+        bound_s = case.evidence.bound_of(node)
+        for _ in check.add(node, records(case.evidence.directory, node, "reads"), bound_s):
             await asyncio.sleep(0)  # so that Ctrl-C is heard
     for promise, stales, count in (
         ("G1", check.worst, check.beyond), ("G2", check.missed, check.own_missed), ("G5", check.filled, check.fills),
+        ("G4", check.waited, check.unseen), ("G6", check.guarded, check.outlived),
     ):  # fmt: skip
         for stale in stales:
             case.found(promise, _told(case, stale), partial(case.teller.of_read, stale))
@@ -102,35 +131,67 @@ def _tokens(case: Judgement) -> int:
     return seen
 
 
-def _strangers(case: Judgement) -> int:
-    """G8."""
-    items = case.evidence.items
+def _oddities(case: Judgement) -> None:
+    """G8, and whatever else a node sees by itself."""
+    items, excused = case.evidence.items, case.evidence.losing()
     for node in case.evidence.lives:
-        for mark, found, version, _tenant, _ in case.evidence.records(node, "strange"):
-            whose = items[found] if 0 < found < len(items) else f"an unknown item {found}"
-            case.found("G8", f"node {node} asked for {items[mark & ITEM_MASK]} and got version {version} of {whose}")
-    return case.counts["G8"]
+        for mark, kind, a, b, at_s in case.evidence.records(node, "odd"):
+            if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
+                continue
+            told = oddities.TOLD[kind].format(a=a, b=b)
+            case.found(oddities.PROMISES[kind], f"node {node}: {items[mark & ITEM_MASK]} {told}")
 
 
-def _loads(case: Judgement) -> int:
+def _loads(case: Judgement, loads: list[Load]) -> int:
     """I13."""
-    evidence, history = case.evidence, case.history
-    loads, lead_s = evidence.loads(), l2_timeout_s(evidence.bound_s) + 0.1
+    evidence, history, lead_s = case.evidence, case.history, case.lead_s
     pairs = overlapping(loads)
     ends = {item: Excuses(spans) for item, spans in history.ending_leases().items()}
     wrong = unexplained(pairs, ends, evidence.trouble(), evidence.at_large(), lead_s=lead_s)
     for first, second in wrong:
         what = f"two loads of {evidence.items[first.item]} at a time"
         case.found("I13", what, partial(case.teller.of_loads, first, second, lead_s))
-    often = too_often(loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s)
+    often = too_often(
+        loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s, evidence.kept
+    )
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
         case.found("I13", what, partial(case.teller.of_loads, first, second, evidence.bound_s))
     return len(pairs)
 
 
+async def _lives(case: Judgement, loads: list[Load]) -> None:
+    """How old is what was served of types that expire."""
+    evidence = case.evidence
+    lives = Lives(evidence.items, loads, evidence.stalls(), STALLED_BOUNDS * evidence.largest_bound_s)
+    for node in evidence.lives:
+        for batch in records(evidence.directory, node, "reads"):
+            for mark, version, started_s in batch:
+                if lives.outlived(mark, version, started_s):
+                    what = f"node {node} read version {version} of {evidence.items[mark & ITEM_MASK]}"
+                    case.found("life", f"{what}, which nobody had loaded for longer than it lives")
+            await asyncio.sleep(0)
+
+
+def _rests(case: Judgement, loads: list[Load]) -> None:
+    """How soon a source was asked again."""
+    evidence = case.evidence
+    pairs = unexcused(
+        too_soon(evidence.items, loads), case.history.touching(evidence.items), evidence.befell(), case.lead_s
+    )  # fmt: skip
+    for first, second in served(pairs, lambda node: records(evidence.directory, node, "shown")):
+        what = "had answered" if first.version else "had failed"
+        told = f"node {second.node} asked the source of {evidence.items[second.item]} again, which {what}"
+        case.found(
+            "rest", f"{told} {second.began_s - first.ended_s:.3f} s before",
+            partial(case.teller.of_loads, first, second, case.lead_s),
+        )  # fmt: skip
+
+
 def _at_rest(case: Judgement) -> int:
-    """I14."""
+    """I14, and leases."""
+    if case.evidence.held:
+        case.found("lease", f"{case.evidence.held} leases of loads are held, and nobody loads")
     looked = 0
     source = case.evidence.versions
     for node in case.evidence.lives:

@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+from cachebus import Cache, ConfigError
 from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.kinds import LOAD_S, loaded
+from cachebus.cli.verify.oddities import NO_CYCLE, Oddities
 from cachebus.cli.verify.setup import LEASE_MS
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
 from cachebus.cli.verify.truth import Truth
@@ -19,39 +22,99 @@ LATER_S: Final = (0.01, 0.06)
 SLOW_S: Final = (1.2 * LEASE_MS / 1000, 2.5 * LEASE_MS / 1000)
 """Longer than a lease: the one who loads must extend it."""
 LATER_SHARE, SLOW_SHARE = 0.08, 0.01
+TIDY_S: Final = (0.0, 0.03)
+"""What a load takes to end once it is cancelled, as one does that gives a connection back."""
+NEVER: Final = float("-inf")
+SPECIAL, ORDINARY, UNKEPT = 0, 1, 2
+"""Loads for a read that goes past memory or carries a token; those that others may share; and those that leave nothing,
+since their value can't be cached, or nobody waited for it."""
+FOREVER_S: Final = 3_600.0
+
+
+class Odd(Exception):
+    """What a source raises that no retry is for."""
+
+
+class Uncacheable:
+    """What no codec carries."""
 
 
 class Loaders:
     """A loader for every item, made once."""
 
-    def __init__(self, items: Sequence[Item], truth: Truth, tape: Tape, dice: Random, clock: Clock) -> None:
-        self._truth, self._tape, self._dice, self._clock = truth, tape, dice, clock
-        self.slow_until_s = self.sour_until_s = float("-inf")
+    def __init__(
+        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, tape: Tape, oddities: Oddities,
+        dice: Random, clock: Clock,
+    ) -> None:  # fmt: skip
+        self._caches, self._truth, self._tape, self._oddities = caches, truth, tape, oddities
+        self._dice, self._clock = dice, clock
+        self.slow_until_s = self.sour_until_s = self.stuck_until_s = NEVER
         self.loads = 0
-        self.ordinary: list[Any] = [item and self._loader(item, 1) for item in items]
+        self.ordinary: list[Any] = [item and self._loader(item, ORDINARY) for item in items]
         """For reads that may share what another read loads."""
-        self.special: list[Any] = [item and self._loader(item, 0) for item in items]
+        self.special: list[Any] = [item and self._loader(item, SPECIAL) for item in items]
         """For reads that go past memory, or that carry a token."""
 
-    def _loader(self, item: Item, ordinary: int) -> Load:
-        mark = item.number | ordinary << VERB_SHIFT
-
-        async def load() -> list[Any]:
+    def _loader(self, item: Item, kind: int) -> Load:
+        async def load() -> Any:
             self.loads += 1
-            began_s, version = self._clock(), 0
+            began_s, version, mark = self._clock(), 0, item.number | kind << VERB_SHIFT
             place = self._tape.add(mark, 0, began_s, 0.0)
             half_s = self._latency_s() / 2
             try:
                 await asyncio.sleep(half_s)
-                if self._clock() < self.sour_until_s:
-                    raise ConnectionError("the source is away")
+                await self._fare(item)
                 version = self._truth.versions[item.number]
                 await asyncio.sleep(half_s)
-                return item.value(version)
+                value = loaded(item.data_type, item.value(version))
+                if item.data_type == "odd" and self._dice.random() < 0.1:
+                    value.append(Uncacheable())
+                    mark = item.number | UNKEPT << VERB_SHIFT
+                return value
+            except ConfigError:
+                mark = item.number | UNKEPT << VERB_SHIFT  # of its circle, which is no failure of the source
+                raise
+            except asyncio.CancelledError:
+                if self._clock() - began_s < LOAD_S * 0.9:
+                    mark = item.number | UNKEPT << VERB_SHIFT  # nobody waited any longer: the source did not fail
+                await asyncio.sleep(self._dice.uniform(*TIDY_S))
+                raise
             finally:
                 self._tape.change(place, mark, version, began_s, self._clock())
 
         return load
+
+    async def _fare(self, item: Item) -> None:
+        """Whatever may befall a load."""
+        now_s = self._clock()
+        if now_s < self.sour_until_s:
+            raise ConnectionError("the source is away")
+        if now_s < self.stuck_until_s:
+            await asyncio.sleep(FOREVER_S)
+        if item.data_type != "odd":
+            return
+        kind = self._dice.random()
+        if kind < 0.05:
+            raise Odd
+        if kind < 0.08:
+            raise asyncio.CancelledError
+        if kind < 0.1:
+            await asyncio.sleep(FOREVER_S)
+        if kind < 0.15:
+            await self._ask_itself(item)
+
+    async def _ask_itself(self, item: Item) -> None:
+        """A loader that needs its own result can get an error alone: at once, and of its circle."""
+        cache = self._caches[item.world]
+        started_s = self._clock()
+        try:
+            await cache.get_or_load(item.data_type, item.resource_id, self.ordinary[item.number], *item.place)
+        except ConfigError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception) or self._clock() - started_s > LOAD_S / 2:
+                self._oddities.note(NO_CYCLE, item, started_s)
+            raise
 
     def _latency_s(self) -> float:
         kind = self._dice.random()

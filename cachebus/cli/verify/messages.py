@@ -18,6 +18,8 @@ SLOW: Final = "slow"
 """For so many seconds take longer over each load than its lease lasts."""
 SOUR: Final = "sour"
 """For so many seconds the source fails this node."""
+STUCK: Final = "stuck"
+"""For so many seconds the source answers this node nothing at all."""
 MUTE: Final = "mute"
 """For so many seconds publish nothing (where the node publishes, and not L2)."""
 TWICE: Final = "twice"
@@ -39,10 +41,14 @@ class Job(msgspec.Struct, frozen=True):
     url: str
     namespace: str
     bound_s: float
+    largest_bound_s: float
+    """Of all nodes."""
     rate: float
     """Reads a second; 0: as fast as it goes."""
     write_rate: float
     seed: int
+    other_url: str = ""
+    """Of the second cache; without it there is none."""
     kafka: str = ""
     """Where Kafka is, if it carries the events."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from cachebus.cli.lab.frames import garbled, is_message
+from cachebus.cli.lab.frames import garbled, garbled_head, is_message
 from cachebus.cli.lab.proxy import Proxy
 from cachebus.cli.lab.stream import Spoil
 from cachebus.cli.verify.setup import l2_timeout_s
@@ -118,4 +118,6 @@ NETWORK_FAULTS: Final = (
     _fault("reorder", "some messages come after later ones", (0.5, 2.0), _reordered),
     _fault("garble", "some messages have a wrong byte", (0.5, 2.0),
            _messages(lambda d, f: _sometimes(d, f, [garbled(f)]))),
+    _fault("garble-head", "some events have a wrong bit where they say which ones they are", (0.5, 2.0),
+           _messages(lambda d, f: _sometimes(d, f, [garbled_head(f, d)]))),
 )  # fmt: skip

@@ -11,18 +11,22 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import Random
 from typing import Final
 
-from cachebus import Cache, CacheBusError, L2Unavailable
+from cachebus import Cache, CacheBusError, L2Unavailable, lifespan
 from cachebus.cli.lab.messages import TICK_S, Done, Failed, Ready, Said, Tick
 from cachebus.cli.lab.talk import hear, next_order, say
-from cachebus.cli.verify import messages
+from cachebus.cli.verify import kinds, messages
+from cachebus.cli.verify.answers import Answers
+from cachebus.cli.verify.counting import Counting
+from cachebus.cli.verify.guarding import Guards
 from cachebus.cli.verify.items import Item, make_items
 from cachebus.cli.verify.loaders import Loaders
 from cachebus.cli.verify.messages import Job, decode_job
+from cachebus.cli.verify.oddities import Oddities
 from cachebus.cli.verify.publishing import Publishing
 from cachebus.cli.verify.reading import Readers
 from cachebus.cli.verify.setup import settings_of
@@ -49,11 +53,15 @@ def main() -> int:
 async def _main() -> int:
     orders = await hear()
     job = decode_job(await next_order(orders))
-    items = make_items()
+    items = make_items(2 if job.other_url else 1)
     try:
         with Truth(Path(job.directory), len(items)) as truth:
-            async with Cache.open(settings_of(job)) as cache:
-                await _Node(job, cache, items, truth).serve(orders)
+            async with AsyncExitStack() as stack:
+                # The first is the process-wide one too, for what takes no cache.
+                caches = [await stack.enter_async_context(lifespan(settings_of(job)))]
+                if job.other_url:
+                    caches.append(await stack.enter_async_context(Cache.open(settings_of(job, 1))))
+                await _Node(job, caches, items, truth).serve(orders)
     except CacheBusError as error:
         say(Failed(job.node, " ".join(str(error).split())))
         return 2
@@ -61,37 +69,46 @@ async def _main() -> int:
 
 
 class _Node:
-    """The cache of one process, its load, and what its parent asks of it."""
+    """The caches of one process, their load, and what its parent asks of it."""
 
-    def __init__(self, job: Job, cache: Cache, items: Sequence[Item], truth: Truth) -> None:
-        self._job, self._cache, self._items, self._truth = job, cache, items, truth
+    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], truth: Truth) -> None:
+        self._job, self._caches, self._items, self._truth = job, caches, items, truth
         self._tapes = {kind: Tape(Path(job.directory), job.name, kind) for kind in KINDS}
         applied = self._tapes["applied"]
 
         def note(_shard: int, epoch: str, seq: int, at_s: float) -> None:
             applied.add(int(epoch, 16), seq, at_s)
 
-        cache.on_applied = note
-        self._publishing = Publishing(cache._live().bus, monotonic)
+        for cache in caches:
+            cache.on_applied = note
+        self._publishing = Publishing(caches[0]._live().bus, monotonic)
         # A node's operations are the same for the same seed: only when they come differs.
-        name = f"{job.seed}:{job.name}"
-        self._loaders = Loaders(items, truth, self._tapes["loads"], Random(f"{name}:loads"), monotonic)
+        name, odd = f"{job.seed}:{job.name}", Oddities(self._tapes["odd"])
+        self._loaders = Loaders(
+            caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic
+        )  # fmt: skip
+        self._answers = Answers(truth, self._tapes["reads"], self._tapes["shown"], odd, monotonic)
         self._readers = Readers(
-            cache, items, truth, self._loaders, self._tapes, Random(f"{name}:reads"), job.rate, monotonic,
-            order_seed=str(job.seed),
+            caches, items, truth, self._loaders, self._answers, self._tapes["tokens"], Random(f"{name}:reads"),
+            job.rate, monotonic, order_seed=str(job.seed),
+        )  # fmt: skip
+        guards = Guards(
+            caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s
         )  # fmt: skip
         self._writers = Writers(
-            cache, items, truth, self._tapes["writes"], Random(f"{name}:writes"), monotonic,
-            node=job.node, nodes=job.nodes, rate=job.write_rate, read_own=self._readers.own,
+            caches, items, truth, self._tapes["writes"], odd, guards, Random(f"{name}:writes"), monotonic,
+            node=job.node, nodes=job.nodes, rate=job.write_rate, read_own=self._readers.own, order_seed=str(job.seed),
         )  # fmt: skip
+        self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
 
     async def serve(self, orders: asyncio.StreamReader) -> None:
         """Until told to stop."""
         say(Ready(self._job.node))
-        if not (await next_order(orders)).startswith(b"go"):
-            return
+        while not (order := await next_order(orders)).startswith(b"go"):
+            if order.startswith(messages.STOP.encode()):
+                return  # anything else was meant for the life before this one
         telling = asyncio.create_task(self._tell())
-        watching = asyncio.create_task(watch(self._cache, self._tapes["trouble"], monotonic))
+        watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic))
         load = asyncio.create_task(self._load())
         listening = asyncio.create_task(self._obey(orders, load))
         try:
@@ -106,7 +123,8 @@ class _Node:
         say(Done(self._tick()))
 
     async def _load(self) -> None:
-        await asyncio.gather(self._readers.run(), self._writers.run())
+        counting = () if self._counting is None else (self._counting.run(),)
+        await asyncio.gather(self._readers.run(), self._writers.run(), *counting)
 
     async def _obey(self, orders: asyncio.StreamReader, load: asyncio.Task[None]) -> None:
         while True:
@@ -120,6 +138,8 @@ class _Node:
                 self._loaders.slow_until_s = monotonic() + float(argument)
             elif order == messages.SOUR:
                 self._loaders.sour_until_s = monotonic() + float(argument)
+            elif order == messages.STUCK:
+                self._loaders.stuck_until_s = monotonic() + float(argument)
             elif order in (messages.MUTE, messages.TWICE, messages.SWAP):
                 self._publishing.become(order, float(argument))
             elif order == messages.QUIET:
@@ -133,11 +153,16 @@ class _Node:
     async def _be_quiet(self, load: asyncio.Task[None]) -> str:
         self._readers.stop()
         self._writers.stop()
+        if self._counting is not None:
+            self._counting.stop()
         await load
-        deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.bound_s + RECOVERY_S
-        while not self._cache.ready() and monotonic() < deadline_s:  # noqa: ASYNC110 (nothing tells of a lease)
+        deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.largest_bound_s + RECOVERY_S
+        while not self._ready() and monotonic() < deadline_s:  # noqa: ASYNC110 (nothing tells of a lease)
             await asyncio.sleep(0.01)
-        return "ready" if self._cache.ready() else "not ready"
+        return "ready" if self._ready() else "not ready"
+
+    def _ready(self) -> bool:
+        return all(cache.ready() for cache in self._caches)
 
     async def _look(self) -> None:
         for item in self._items[1:]:
@@ -147,8 +172,9 @@ class _Node:
     async def _version(self, item: Item, *, use_memory: bool) -> int:
         while True:
             with suppress(L2Unavailable):
-                value = await self._cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
-                return 0 if value is None else int(value[1])
+                cache = self._caches[item.world]
+                value = await cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
+                return 0 if value is None else kinds.told(value)[1]
             await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:
@@ -158,21 +184,37 @@ class _Node:
             say(self._tick())
 
     def _tick(self) -> Tick:
-        stats, readers = self._cache.stats(), self._readers
+        stats, answers = self._caches[0].stats(), self._answers
         return Tick(
             node=self._job.node,
             at_s=monotonic(),
-            accesses=readers.begun,
-            reads=readers.answered,
+            accesses=self._readers.begun,
+            reads=answers.answered,
             writes=self._writers.written,
-            failed=readers.failed,
+            failed=answers.failed,
             repeated=self._writers.repeated,
             l1_hits=stats.l1_hits,
             l2_hits=stats.l2_hits,
             loads=self._loaders.loads,
             applied=stats.shards[0].applied,
             lease_left_s=stats.shards[0].lease_left_s,
+            ways=self._ways(),
         )
+
+    def _ways(self) -> dict[str, int]:
+        stats = [cache.stats() for cache in self._caches]
+        types = [each for one in stats for each in one.types.values()]
+        return {
+            "stand-ins": sum(each.stale_served for each in types),
+            "loads of what is absent": sum(each.not_found for each in types),
+            "loads that failed": sum(each.load_errors for each in types),
+            "loads behind a guard": sum(one.guarded_loads for one in stats),
+            "refreshes": sum(each.refreshes for each in types),
+            "values that can't be cached": sum(each.serialization_errors for each in types),
+            "fills refused": sum(one.fills_rejected for one in stats),
+            "callers that gave up": self._answers.given_up,
+            "increments": 0 if self._counting is None else self._counting.counted,
+        }
 
 
 def _told(load: asyncio.Task[None]) -> None:

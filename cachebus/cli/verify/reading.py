@@ -7,51 +7,62 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any, Final
 
-from cachebus import Cache, CacheBusError
+from cachebus import Cache, CacheBusError, cached, get_with_cache_aside
 from cachebus.cli.lab.traffic import Pace
-from cachebus.cli.verify.items import TENANTS, Item, popularity
-from cachebus.cli.verify.loaders import Loaders
+from cachebus.cli.verify.answers import Answers
+from cachebus.cli.verify.items import Item, by_popularity, popularity
+from cachebus.cli.verify.kinds import QUICK_TTL_S
+from cachebus.cli.verify.loaders import Loaders, Odd
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
 from cachebus.cli.verify.truth import RECENT, SESSIONS, Token, Truth
 from cachebus.clock import Clock
 
-LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN = range(9)
+LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
 VERBS: Final = (
     "get_or_load", "get", "get(use_memory=False)", "get_many", "get(search_hierarchy=True)",
     "get_or_load(use_memory=False)", "read(after=token)", "read(after=session)", "get_or_load of an own write",
+    "get_with_cache_aside", "@cached", "get_or_load(search_hierarchy=True)", "get_or_load(ttl=)",
 )  # fmt: skip
-WEIGHTS: Final = (74, 20, 1, 1, 1.5, 0.3, 1.5, 1, 0)
+WEIGHTS: Final = (68, 20, 1, 1, 1.5, 0.5, 1.5, 1, 0, 2, 2, 1, 1)
 WALKERS: Final = 256
 BATCH: Final = 512
 SKEW: Final = 1.0
 ADOPT: Final = 0.1
 """How often a session turns to another item."""
+WRITTEN: Final = 0.2
+"""How many reads are of what was written a moment ago."""
+LIMITED: Final = 0.03
+"""How many callers have a time limit of their own."""
+LIMIT_S: Final = (0.0005, 0.03)
 ANY_TOKEN, SESSION_TOKEN = 1, 2
-TenantPlace: Final = {name: place for place, name in enumerate(("", *TENANTS), 1)}
 
 
 class Readers:
     """Reads at a pace until told to stop."""
 
     def __init__(
-        self, cache: Cache, items: Sequence[Item], truth: Truth, loaders: Loaders, tapes: dict[str, Tape],
-        dice: Random, rate: float, clock: Clock, order_seed: str,
+        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, loaders: Loaders, answers: Answers,
+        tokens: Tape, dice: Random, rate: float, clock: Clock, order_seed: str,
     ) -> None:  # fmt: skip
-        self._cache, self._items, self._truth, self._loaders = cache, items, truth, loaders
-        self._reads, self._tokens, self._strange = tapes["reads"], tapes["tokens"], tapes["strange"]
+        self._caches, self._items, self._truth, self._loaders = caches, items, truth, loaders
+        self._answers, self._tokens = answers, tokens
         self._dice, self._clock = dice, clock
         self._pace = Pace(rate, clock)
         self._stopping = False
-        self.begun = self.answered = self.absent = self.failed = 0
+        self.begun = 0
         self._chosen = self._choose(order_seed)
         self._do = (
             self._load, self._get, self._get_l2, self._many, self._search, self._load_l2, self._token, self._session,
+            self._load, self._aside, self._cached, self._search_load, self._load_ttl,
         )  # fmt: skip
-        self._alike: dict[tuple[str | None, str], list[str]] = {}
+        self._alike: dict[tuple[int, str | None, str], list[str]] = {}
         for item in items[1:]:
             if item.contexts == (None, None, None):
-                self._alike.setdefault((item.tenant, item.data_type), []).append(item.resource_id)
-        self._by_name = {(i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number}
+                self._alike.setdefault((item.world, item.tenant, item.data_type), []).append(item.resource_id)
+        self._by_name = {
+            (i.world, i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number
+        }  # fmt: skip
+        self._functions = [item and self._function(item) for item in items]
 
     def stop(self) -> None:
         """Begin no further read."""
@@ -70,7 +81,7 @@ class Readers:
 
     async def own(self, item: Item) -> None:
         """Read what this node has just written."""
-        await self._ask(item, OWN, self._by_loading(item))
+        await self._ask(item, OWN, self._by_loading(item), loads=True)
 
     async def _walk(self) -> None:
         turn, do = self._pace.turn, self._do
@@ -79,11 +90,10 @@ class Readers:
             if self._stopping:
                 return
             self.begun += 1
-            await do[verb](item)
+            await do[verb](self._written(item) if self._dice.random() < WRITTEN else item)
 
     def _choose(self, order_seed: str) -> Iterator[tuple[Item, int]]:
-        order = list(self._items[1:])
-        Random(order_seed).shuffle(order)  # what is popular is so on all nodes
+        order = by_popularity(self._items[1:], order_seed)
         weights = popularity(len(order), SKEW)
         while True:
             items = self._dice.choices(order, cum_weights=weights, k=BATCH)
@@ -91,54 +101,104 @@ class Readers:
 
     # -- the ways of reading ------------------------------------------------------------------------------------------
 
-    def _by_loading(self, item: Item) -> Any:
-        return self._cache.get_or_load(
-            item.data_type, item.resource_id, self._loaders.ordinary[item.number], *item.place, tags=item.tags
+    def _by_loading(self, item: Item, **how: Any) -> Any:
+        loader = self._loaders.special if "use_memory" in how or "after" in how else self._loaders.ordinary
+        return self._caches[item.world].get_or_load(
+            item.data_type, item.resource_id, loader[item.number], *item.place, tags=item.tags, **how
         )
 
-    async def _ask(self, item: Item, verb: int, question: Any) -> int:
+    def _by_getting(self, item: Item, **how: Any) -> Any:
+        return self._caches[item.world].get(item.data_type, item.resource_id, *item.place, **how)
+
+    async def _ask(
+        self, item: Item, verb: int, question: Any, *, loads: bool = False, wider: int = 0, hurries: bool = True
+    ) -> int:
+        """One read, and what came of it: its version, 0 for none. `loads`, `wider`: as of `Answers.note`. `hurries`:
+        whether it may have a time limit; who has given up asks again at once, without one."""
+        limited = hurries and self._dice.random() < LIMITED
         started_s = self._clock()
         try:
-            value = await question
-        except (CacheBusError, ConnectionError):  # the other is the source's, when that is made to fail
-            self.failed += 1
+            async with asyncio.timeout(self._dice.uniform(*LIMIT_S) if limited else None) as limit:
+                value = await question
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._answers.cancelled(item, verb, started_s)
             return 0
-        return self._note(item, verb, value, started_s)
+        except (CacheBusError, ConnectionError, Odd, TimeoutError) as error:
+            if limit.expired():
+                self._answers.given_up += 1
+                return await self._ask(item, LOAD, self._by_loading(item), loads=True, hurries=False)
+            # what L2 or the source did: the one is made to fail, and the other too
+            self._answers.raised(item, verb, error, started_s)
+            return 0
+        return self._answers.note(item, verb, value, started_s, loads=loads, wider=wider)
 
     async def _load(self, item: Item) -> None:
-        await self._ask(item, LOAD, self._by_loading(item))
+        await self._ask(item, LOAD, self._by_loading(item), loads=True)
 
     async def _get(self, item: Item) -> None:
-        await self._ask(item, GET, self._cache.get(item.data_type, item.resource_id, *item.place))
+        await self._ask(item, GET, self._by_getting(item))
 
     async def _get_l2(self, item: Item) -> None:
-        await self._ask(item, L2, self._cache.get(item.data_type, item.resource_id, *item.place, use_memory=False))
+        await self._ask(item, L2, self._by_getting(item, use_memory=False))
 
     async def _load_l2(self, item: Item) -> None:
-        loader = self._loaders.special[item.number]
-        await self._ask(
-            item, LOAD_L2,
-            self._cache.get_or_load(
-                item.data_type, item.resource_id, loader, *item.place, tags=item.tags, use_memory=False
-            ),
-        )  # fmt: skip
+        await self._ask(item, LOAD_L2, self._by_loading(item, use_memory=False), loads=True)
+
+    async def _load_ttl(self, item: Item) -> None:
+        await self._ask(item, TTL, self._by_loading(item, ttl=QUICK_TTL_S), loads=True)
 
     async def _search(self, item: Item) -> None:
-        await self._ask(
-            item, SEARCH, self._cache.get(item.data_type, item.resource_id, *item.place, search_hierarchy=True)
+        await self._ask(item, SEARCH, self._by_getting(item, search_hierarchy=True), wider=item.general)
+
+    async def _search_load(self, item: Item) -> None:
+        question = self._by_loading(item, search_hierarchy=True)
+        await self._ask(item, SEARCH_LOAD, question, loads=True, wider=item.general)
+
+    async def _aside(self, item: Item) -> None:
+        """By the helper, which knows one cache alone, and gives an error instead of raising it."""
+        if item.world or item.tags:
+            await self._load(item)
+            return
+        await self._ask(item, ASIDE, self._from_aside(item), loads=True, wider=item.general)
+
+    async def _from_aside(self, item: Item) -> Any:
+        value, metrics = await get_with_cache_aside(
+            item.data_type, item.resource_id, item.tenant, self._loaders.ordinary[item.number], None, *item.contexts
         )
+        if value is None and metrics["error"] is not None:
+            raise metrics["error"]
+        return value
+
+    async def _cached(self, item: Item) -> None:
+        await self._ask(item, CACHED, self._functions[item.number](), loads=True)
+
+    def _function(self, item: Item) -> Any:
+        agent, conversation, collection = item.contexts
+
+        @cached(
+            item.data_type, resource_id=item.resource_id, tenant_id=item.tenant, agent_id=agent,
+            conversation_id=conversation, collection_id=collection, tags=item.tags, cache=self._caches[item.world],
+        )  # fmt: skip
+        async def function() -> Any:
+            return await self._loaders.ordinary[item.number]()
+
+        return function
 
     async def _many(self, item: Item) -> None:
-        ids = self._dice.sample(self._alike[item.tenant, item.data_type], 3)
+        alike = self._alike[item.world, item.tenant, item.data_type]
+        ids = self._dice.sample(alike, min(3, len(alike)))
         started_s = self._clock()
         try:
-            found = await self._cache.get_many(item.data_type, ids, item.tenant)
-        except CacheBusError:
-            self.failed += 1
+            found = await self._caches[item.world].get_many(item.data_type, ids, item.tenant)
+        except CacheBusError as error:
+            self._answers.raised(item, MANY, error, started_s)
             return
         for resource_id in ids:
-            asked = self._by_name[item.tenant, item.data_type, resource_id]
-            self._note(asked, MANY, found.get(resource_id), started_s)
+            asked = self._by_name[item.world, item.tenant, item.data_type, resource_id]
+            self._answers.note(asked, MANY, found.get(resource_id), started_s)
         self.begun += len(ids) - 1
 
     def _written(self, item: Item) -> Item:
@@ -172,30 +232,9 @@ class Readers:
     async def _after(self, item: Item, token: Token, kind: int) -> int:
         verb = TOKEN if kind == ANY_TOKEN else SESSION
         started_s = self._clock()
-        if self._dice.random() < 0.5:
-            question = self._cache.get(item.data_type, item.resource_id, *item.place, after=token.text)
-        else:
-            loader = self._loaders.special[item.number]
-            question = self._cache.get_or_load(
-                item.data_type, item.resource_id, loader, *item.place, tags=item.tags, after=token.text
-            )
-        version = await self._ask(item, verb, question)
+        loads = self._dice.random() < 0.5
+        question = (self._by_loading if loads else self._by_getting)(item, after=token.text)
+        version = await self._ask(item, verb, question, loads=loads)
         if version:
             self._tokens.add(item.number | verb << VERB_SHIFT, version, started_s, token.version, kind)
         return version
-
-    # -- what came of it ----------------------------------------------------------------------------------------------
-
-    def _note(self, item: Item, verb: int, value: Any, started_s: float) -> int:
-        """Write an answer down; gives its version, 0 for none."""
-        if value is None:
-            self.absent += 1
-            return 0
-        self.answered += 1
-        found, version, tenant = value[:3]
-        if (found != item.number and not (verb == SEARCH and found == item.general)) or tenant != (item.tenant or ""):
-            place = TenantPlace.get(tenant, 0)
-            self._strange.add(item.number | verb << VERB_SHIFT, found, version, place, started_s)
-            return 0
-        self._reads.add(found | verb << VERB_SHIFT, version, started_s)
-        return int(version)

@@ -85,6 +85,7 @@ def told(verdict: Verdict) -> list[str]:
         ("  raised", f"{verdict.failed:,} (L2 or the source was away)"),
         ("writes and invalidations", f"{verdict.writes:,}, repeated {verdict.repeated:,} times"),
         ("loads from the source", f"{verdict.loads:,}, {verdict.loads_twice:,} beside another"),
+        ("beside", ", ".join(f"{name} {count:,}" for name, count in verdict.ways.items() if count) or "nothing"),
         ("faults", f"{sum(verdict.faults.values())}: {faults}"),
         (f"stale beyond D = {verdict.bound_s:g} s", f"{verdict.stale_beyond:,}"),
         ("  of any age", f"{verdict.stale:,}, the oldest {verdict.worst_age_s * 1000:.0f} ms"),
@@ -93,7 +94,7 @@ def told(verdict: Verdict) -> list[str]:
         ("consistent within D", nines(verdict.within_bound, verdict.judged)),
     ]
     if verdict.unsure:
-        rows.insert(6, ("not judged", f"{verdict.unsure:,} reads of values whose set had raised"))
+        rows.insert(7, ("not judged", f"{verdict.unsure:,} reads of values whose set had raised"))
     width = max(len(name) for name, _ in rows) + 2
     return ["", *(f"{name:{width}}{text}" for name, text in rows), "", *_histogram(verdict), ""]
 

@@ -17,17 +17,20 @@ from cachebus.cli.verify.crew import Crew
 from cachebus.cli.verify.evidence import Evidence
 from cachebus.cli.verify.faults import FAULTS, possible, schedule
 from cachebus.cli.verify.history import History, writes_of
-from cachebus.cli.verify.items import Item, keys_of, make_items
+from cachebus.cli.verify.items import WORLDS, Item, keys_of, make_items
 from cachebus.cli.verify.judge import judge
+from cachebus.cli.verify.kinds import LOAD_S
 from cachebus.cli.verify.messages import Job
 from cachebus.cli.verify.plan import Plan
 from cachebus.cli.verify.server import KAFKA, REDIS, ServerUnderTest, standing
+from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Stage, Strike, strike
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.verdict import Verdict
 from cachebus.clock import monotonic
 
 STEP_S: Final = 0.1
+LONGEST_LOAD_S: Final = 2 * LOAD_S + 1.0
 SLACK_S: Final = 0.1
 """Beyond the bound, until all must be at rest."""
 
@@ -62,7 +65,15 @@ class Run:
 
     plan: Plan
     listener: Listener = field(default_factory=Listener)
-    items: list[Item] = field(default_factory=make_items)
+    items: list[Item] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.items = make_items(WORLDS if self.plan.url is None else 1)  # the user's server sees one namespace alone
+
+    @property
+    def largest_bound_s(self) -> float:
+        """Of all nodes."""
+        return max(bound_of(node, self.plan.bound_s) for node in range(1, self.plan.nodes + 1))
 
     async def verdict(self) -> Verdict:
         """Run it, and judge it; leaves nothing behind. `ConfigError`, `L2Unavailable` at the start, `NodeCrashed`
@@ -86,9 +97,10 @@ class Run:
                     proxies[node] = await stack.enter_async_context(Proxy(server.dial))
             broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
             crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
-            stage = Stage(plan.bound_s, server, proxies, crew, broker)
+            stage = Stage(self.largest_bound_s, server, proxies, crew, broker)
             await self._under_load(stage)
             not_ready = await self._to_rest(stage, directory)
+            held = await self._held(stage)
             await crew.stop()
             with truth.Truth(directory, len(self.items)) as source:
                 versions = list(source.versions)
@@ -97,7 +109,7 @@ class Run:
             directory, self.items, {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
             [life.tick for life in crew.lives if life.tick is not None], stage.done,
             frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases), stage.away, plan.bound_s,
-            versions, not_ready,
+            versions, not_ready, held,
         )  # fmt: skip
 
     def _jobs(
@@ -107,10 +119,12 @@ class Run:
 
         def job_of(node: int, life: int) -> Job:
             proxy = proxies.get(node)
+            url = server.url(None if proxy is None else proxy.port)
             return Job(
                 node=node, life=life, nodes=plan.nodes, directory=str(directory),
-                url=server.url(None if proxy is None else proxy.port), namespace=server.namespace,
-                bound_s=plan.bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
+                url=url, namespace=server.namespace, bound_s=bound_of(node, plan.bound_s),
+                largest_bound_s=self.largest_bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
+                other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
             )  # fmt: skip
 
@@ -173,10 +187,19 @@ class Run:
         if untold:
             await stage.crew.ask(messages.SETTLE, ",".join(map(str, untold)), node=1)
         self._show(stage, self.plan.seconds, "at rest: looking into every memory")
-        await asyncio.sleep(self.plan.bound_s + SLACK_S)
+        await asyncio.sleep(self.largest_bound_s + SLACK_S)
         await stage.crew.ask(messages.LOOK)
         self._show(stage, self.plan.seconds, "holding every read against the history")
         return tuple(node for node, word in said.items() if word != "ready")
+
+    async def _held(self, stage: Stage) -> int:
+        """How many leases are held though no load can be under way any more."""
+        machine, until_s = stage.server.machine, monotonic() + LONGEST_LOAD_S
+        if machine is None:
+            return 0
+        while (held := await machine.held_leases()) and monotonic() < until_s:  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(STEP_S)
+        return held
 
     def _show(self, stage: Stage, elapsed_s: float, doing: str = "") -> None:
         ticks = [life.tick for life in stage.crew.lives if life.tick is not None]

@@ -30,6 +30,14 @@ KAFKA: Final = "kafka"
 BUSES: Final = (REDIS, KAFKA)
 """What carries the events."""
 DUMP: Final = "dump.rdb"
+_HELD: Final = """
+local held = 0
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  local letter = string.sub(redis.call('GET', key), 1, 1)
+  if letter == 'h' or letter == 'w' then held = held + 1 end
+end
+return held
+"""
 BUSY_MS: Final = 50
 """After it a script that does not end makes the server answer -BUSY."""
 
@@ -53,6 +61,9 @@ class ServerUnderTest(Protocol):
     def url(self, proxy_port: int | None) -> str:
         """Its URL for a node, by way of a proxy of that port."""
 
+    def other(self, url: str) -> str:
+        """The same, for another database where it has several."""
+
 
 class Machine:
     """A server process of our own, and what can be done to it. What blocks runs in a thread, one after the other."""
@@ -68,6 +79,11 @@ class Machine:
             return await self._do(lambda: self._embedded.command(*args))
         except OSError as error:
             return f"-{error}"
+
+    async def held_leases(self) -> int:
+        """How many leases of loads are held: those that rest are not."""
+        told = await self.command("EVAL", _HELD, "0", f"{self.names.lease_prefix}*")
+        return int(told.removeprefix(":"))
 
     async def pause(self) -> None:
         """SIGSTOP."""
@@ -128,6 +144,10 @@ class Standalone:
     def url(self, proxy_port: int | None) -> str:
         """By way of the proxy."""
         return self._server.url if proxy_port is None else self._server.url_by(HOST, proxy_port)
+
+    def other(self, url: str) -> str:
+        """Its second database."""
+        return f"{url.rpartition('/')[0]}/1"
 
 
 @asynccontextmanager

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from cachebus import Settings
-from cachebus.cli.verify.items import POLICIES
+from cachebus.cli.verify.kinds import POLICIES
 from cachebus.cli.verify.messages import Job
 
 LEASE_MS = 400
-MARKS_MAX = 200
+WIDER = 2.0
+"""How much larger the bound of every other node is."""
+MARKS_MAX, FEW_MARKS = 60, 16
 """Fewer than there are scopes and tags: the floor is raised now and then."""
 LOG_MAX = 2_000
+ENTRIES, FEW_ENTRIES = 100_000, 150
+"""In memory, of most nodes and of every third: less than it reads."""
 TOPIC = "cachebus.verify"
 PARTITIONS = 2
 
@@ -26,12 +30,31 @@ def l2_timeout_s(bound_s: float) -> float:
     return min(1.0, max(0.3, bound_s / 2))
 
 
-def settings_of(job: Job) -> Settings:
-    """The library's settings for a job."""
+GUARD_DB_S = 0.8
+"""For how long the database behind a guard lets a transaction live."""
+
+
+def guard_max_s(bound_s: float) -> float:
+    """How long a guard stands at most, from the fleet's largest bound: that one dies behind it is soon seen."""
+    return 1.25 * bound_s + GUARD_DB_S
+
+
+def bound_of(node: int, bound_s: float) -> float:
+    """Not every node has the same bound."""
+    return bound_s if node % 2 else WIDER * bound_s
+
+
+def has_room(node: int) -> bool:
+    """Whether a node's memory has room for all items."""
+    return node % 3 != 0
+
+
+def settings_of(job: Job, world: int = 0) -> Settings:
+    """The library's settings for a job, for one of its caches."""
     interval_s = probe_interval_s(job.bound_s)
     return Settings(
-        url=job.url,
-        namespace=job.namespace,
+        url=job.other_url if world else job.url,
+        namespace=f"{job.namespace}-other" if world else job.namespace,
         node_name=f"node-{job.node}",
         staleness_bound_s=job.bound_s,
         probe_interval_s=interval_s,
@@ -39,10 +62,12 @@ def settings_of(job: Job) -> Settings:
         l2_timeout_s=l2_timeout_s(job.bound_s),
         connect_timeout_s=2.0,
         close_timeout_s=1.0,
+        guard_max_s=guard_max_s(job.largest_bound_s),
         start_degraded=True,  # a node may have to begin while its server is away
         lease_ms=LEASE_MS,
-        max_marks=MARKS_MAX,
+        max_marks=FEW_MARKS if world else MARKS_MAX,
         log_max_len=LOG_MAX,
+        l1_max_entries=ENTRIES if has_room(job.node) else FEW_ENTRIES,
         policies=POLICIES,
         **_kafka(job),
     )

@@ -10,9 +10,10 @@ load of an item that it has loaded itself less than D ago only if it has written
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from cachebus.cli.verify.loaders import ORDINARY
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT
 
 Span = tuple[float, float]
@@ -25,7 +26,8 @@ class Load(NamedTuple):
 
     node: str
     item: int
-    ordinary: bool
+    kind: int
+    """Of `loaders`."""
     version: int
     """0: it failed."""
     began_s: float
@@ -55,7 +57,7 @@ def loads_of(node: str, records: Iterable[tuple[int, int, float, float]], node_e
     """The loads on a node's tape; one under way when the node ended, ended then."""
     for mark, version, began_s, ended_s in records:
         ended_s = ended_s or node_ended_s
-        yield Load(node, mark & ITEM_MASK, bool(mark >> VERB_SHIFT), version, began_s, ended_s)
+        yield Load(node, mark & ITEM_MASK, mark >> VERB_SHIFT, version, began_s, ended_s)
 
 
 def overlapping(loads: Iterable[Load]) -> list[tuple[Load, Load]]:
@@ -86,13 +88,14 @@ def unexplained(
 
 def too_often(
     loads: Iterable[Load], away: Sequence[Span], forgot: Mapping[str, Excuses],
-    writes: Mapping[tuple[str, int], Excuses], bound_s: float, lead_s: float,
+    writes: Mapping[tuple[str, int], Excuses], bound_s: float, lead_s: float, kept: Callable[[Load], bool],
 ) -> list[tuple[Load, Load]]:  # fmt: skip
-    """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away."""
+    """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away.
+    `kept`: whether the node keeps what it has loaded in its memory."""
     none, found = Excuses(()), []
     last: dict[tuple[str, int], Load] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
-        if not load.ordinary or not any(a + lead_s <= load.began_s < b for a, b in away):
+        if load.kind != ORDINARY or not kept(load) or not any(a + lead_s <= load.began_s < b for a, b in away):
             last.pop((load.node, load.item), None)
             continue
         before = last.get((load.node, load.item))

@@ -14,7 +14,7 @@ from cachebus.cli.verify.crew import Crew
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 
-Where = Literal["network", "server", "node", "group", "broker", "bus"]
+Where = Literal["network", "server", "node", "source", "group", "broker", "bus"]
 
 
 class Done(NamedTuple):

@@ -39,7 +39,7 @@ class Teller:
         write = self._missed(stale)
         zero_s = stale.started_s
         since_s = min(write.called_s, zero_s) if write else zero_s
-        lines = [] if write is None else [_line(write.returned_s - zero_s, _wrote(write, self.items[write.item]))]
+        lines = [] if write is None else [_line(write.due_s - zero_s, _wrote(write, self.items[write.item]))]
         lines += [
             _line(zero_s - zero_s, f"node {stale.node}: {READ_VERBS[stale.verb]} of {self.items[stale.item]} "
                                    f"gave version {stale.version}")
@@ -77,9 +77,9 @@ class Teller:
                 )
 
     def _of_node(self, node: str, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
-        for epoch, seq, at_s in self.applied(node):
-            if since_s <= at_s <= before_s:
-                yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
+        applied = [entry for entry in self.applied(node) if since_s <= entry[2] <= before_s]
+        for epoch, seq, at_s in applied[:1] + applied[1:][-1:]:  # what lies between is no part of the story
+            yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
         for kind, from_s, until_s in self.trouble(node):
             if from_s <= before_s and until_s >= since_s:
                 yield from_s, until_s, f"node {node} {TROUBLES[kind]}"
@@ -93,9 +93,9 @@ class Teller:
     def _missed(self, stale: Stale) -> Write | None:
         fitting = [
             w for w in self.writes
-            if w.item == stale.item and w.version >= stale.missed and 0 < w.returned_s < stale.started_s
+            if w.item == stale.item and w.version >= stale.missed and 0 < w.due_s < stale.started_s
         ]  # fmt: skip
-        return min(fitting, key=lambda write: write.returned_s, default=None)
+        return min(fitting, key=lambda write: write.due_s, default=None)
 
     def _knew(self, node: str, at_s: float, write: Write | None) -> str:
         known = self.applied(node)
@@ -112,8 +112,9 @@ class Teller:
 
 
 def _wrote(write: Write, item: Item) -> str:
+    became = "had returned" if write.returned_s else "was left, and its guard is over"
     event = f" as {write.epoch:016x}.{write.seq}" if write.epoch else ""
-    return f"node {write.node}: {WRITE_VERBS[write.verb]}, for version {write.version} of {item}, had returned{event}"
+    return f"node {write.node}: {WRITE_VERBS[write.verb]}, for version {write.version} of {item}, {became}{event}"
 
 
 def _line(seconds: float, text: str) -> str:

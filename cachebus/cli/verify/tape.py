@@ -17,26 +17,31 @@ CHUNK: Final = 1 << 16
 READ: Final = Struct("<IId")
 """item and verb, version, when it began."""
 WRITE: Final = Struct("<IIdddQQ")
-"""item and verb, version, called, returned (0: never), first failed (0: never), epoch, seq."""
+"""item and verb, version, called, returned (0: never), last failed (0: never; of a guard: when it ends by itself),
+epoch, seq."""
 LOAD: Final = Struct("<IIdd")
-"""item and whether it was an ordinary load, version, began, ended (0: never)."""
+"""item and kind of load, version (0: it failed), began, ended (0: never)."""
+SHOWN: Final = Struct("<Idd")
+"""item, when a read of it began, and when it was answered: of types whose sources rest."""
 TOKEN: Final = Struct("<IIdII")
 """item and verb, version, when it began, version that the token stands for, kind of token."""
 APPLIED: Final = Struct("<QQd")
 """epoch, seq, since when."""
 TROUBLE: Final = Struct("<Idd")
 """kind, from, until: what this node knows to have gone wrong with itself."""
-STRANGE: Final = Struct("<IIIId")
-"""item and verb, item found, version found, tenant found (its place in TENANTS + 1), when it began."""
+ODD: Final = Struct("<IIIId")
+"""item and verb, kind (see `oddities`), two figures of that kind, when it began."""
 REST: Final = Struct("<III")
 """item, version in L1, version in L2 (0: absent)."""
 
 VERB_SHIFT: Final = 24
+WAITED: Final = 64
+"""Beside a write's verb: it returned when no node had the old value any more."""
 ITEM_MASK: Final = (1 << VERB_SHIFT) - 1
 
 KINDS: Final = {
-    "reads": READ, "writes": WRITE, "loads": LOAD, "tokens": TOKEN, "applied": APPLIED, "trouble": TROUBLE,
-    "strange": STRANGE, "rest": REST,
+    "reads": READ, "writes": WRITE, "loads": LOAD, "tokens": TOKEN, "shown": SHOWN, "applied": APPLIED,
+    "trouble": TROUBLE, "odd": ODD, "rest": REST,
 }  # fmt: skip
 
 

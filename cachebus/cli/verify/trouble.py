@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from cachebus import Cache
@@ -17,16 +18,17 @@ LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""
 
 
-async def watch(cache: Cache, tape: Tape, clock: Clock) -> None:
+async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock) -> None:
     """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
     last_s, errors, flushes = clock(), 0, 0
     while True:
         await asyncio.sleep(EVERY_S)
-        now_s, stats = clock(), cache.stats()
+        now_s, stats = clock(), [cache.stats() for cache in caches]
         if now_s - last_s > EVERY_S + LATE_S:
             tape.add(STALLED, last_s, now_s)
-        if stats.l2_errors != errors or not stats.l2_connected:
+        failed, flushed = sum(each.l2_errors for each in stats), sum(sum(each.flushes.values()) for each in stats)
+        if failed != errors or not all(each.l2_connected for each in stats):
             tape.add(L2_FAILED, last_s, now_s)
-        if sum(stats.flushes.values()) != flushes:
+        if flushed != flushes:
             tape.add(BEGAN_ANEW, last_s, now_s)
-        last_s, errors, flushes = now_s, stats.l2_errors, sum(stats.flushes.values())
+        last_s, errors, flushes = now_s, failed, flushed

@@ -16,7 +16,7 @@ from zlib import crc32
 
 FILE: Final = "truth"
 SESSIONS: Final = 32
-RECENT: Final = 32
+RECENT: Final = 256
 """So many places for items that were written a moment ago."""
 _SLOT: Final = Struct("<III16sQ")
 _SLOT_BYTES: Final = 64

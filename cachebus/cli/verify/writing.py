@@ -4,50 +4,78 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, Receipt
+from cachebus.cascade import Target
 from cachebus.cli.lab.traffic import Pace
-from cachebus.cli.verify.items import TAGS, TENANTS, Item, popularity
-from cachebus.cli.verify.tape import VERB_SHIFT, Tape
+from cachebus.cli.verify.guarding import GUARDED, Guards
+from cachebus.cli.verify.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
+from cachebus.cli.verify.oddities import REFUSED, Oddities
+from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
 from cachebus.cli.verify.truth import RECENT, Token, Truth
 from cachebus.clock import Clock
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
+CLAIM, FEW = 11, 12
 VERBS: Final = (
     "invalidate", "invalidate(contexts=all)", "invalidate_tags", "invalidate_scope(type)",
     "invalidate_scope(type, context)", "invalidate_scope(tenant)", "set", "delete", "add", "invalidate, repeated later",
+    "write_guard", "add of what was absent", "invalidate_targets",
 )  # fmt: skip
-WEIGHTS: Final = (50, 5, 3, 1, 2, 0.1, 28, 5, 4)
-ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED})
+WEIGHTS: Final = {
+    KEY: 46, EVERY_CONTEXT: 6, TAG: 3, TYPE: 1, CONTEXT: 2, TENANT: 0.1, SET: 26, DELETE: 5, ADD: 4, GUARDED: 15,
+    CLAIM: 4, FEW: 3,
+}  # fmt: skip
+GUARDED_TYPE: Final = "deed"
+"""Only written behind guards, so that what one of these leaves behind is not soon replaced by another write."""
+DEEDS: Final = 0.7
+"""How many of the guarded writes are of these."""
+WAITS: Final = 0.12
+"""How many return only when no node has the old value any more."""
+ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW})
 """Those that name a key, and so end a load's lease on it; the others leave a mark."""
-PUTS: Final = frozenset({SET, ADD})
+PUTS: Final = frozenset({SET, ADD, CLAIM})
 """Those that bring a value along. One whose outcome is unknown may still arrive later."""
 WRITERS: Final = 8
 REPEAT_S: Final = 0.1
 SKEW: Final = 0.6
 
-Call = Callable[[], Awaitable[Any]]
+UNTOLD: Final = frozenset({ADD})
+"""Those that change nothing at the source."""
+SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
+
+Call = Callable[[str | None], Awaitable[Any]]
+"""With what to wait for."""
 
 
 class Writers:
     """Writes at a pace until told to stop."""
 
     def __init__(
-        self, cache: Cache, items: Sequence[Item], truth: Truth, tape: Tape, dice: Random, clock: Clock,
-        *, node: int, nodes: int, rate: float, read_own: Callable[[Item], Awaitable[None]],
+        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, tape: Tape, odd: Oddities, guards: Guards,
+        dice: Random, clock: Clock, *, node: int, nodes: int, rate: float, read_own: Callable[[Item], Awaitable[None]],
+        order_seed: str,
     ) -> None:  # fmt: skip
-        self._cache, self._items, self._truth, self._tape = cache, items, truth, tape
+        self._caches, self._items, self._truth, self._tape = caches, items, truth, tape
+        self._odd, self._guards = odd, guards
         self._dice, self._clock, self._read_own = dice, clock, read_own
         self._pace = Pace(rate, clock)
         self._rate = rate
+        self._rank = {item: place for place, item in enumerate(by_popularity(items[1:], order_seed))}
         self._stopping = False
         self._busy: set[int] = set()
-        self._shared = [item for item in items[1:] if not item.owned]
+        self._shared = [item for item in items[1:] if not item.owned and item.data_type != GUARDED_TYPE]
+        self._deeds = [item for item in items[1:] if item.data_type == GUARDED_TYPE]
         self._owned = [item for item in items[1:] if item.owned][node - 1 :: nodes]
-        self._hot = {id(group): self._weighed(group) for group in (self._shared, self._owned)}
+        self._in_contexts = [item for item in self._shared if item.contexts != NO_CONTEXTS]
+        self._claimed = [item for item in self._owned if item.data_type == "claim"]
+        self._hot = {
+            id(group): self._weighed(group) for group in (self._shared, self._in_contexts, self._owned, self._claimed)
+        }
         self.written = self.repeated = 0
 
     def stop(self) -> None:
@@ -78,43 +106,86 @@ class Writers:
             await self._pace.turn()
             if self._stopping:
                 return
-            (verb,) = self._dice.choices(range(len(WEIGHTS)), WEIGHTS)
-            if verb in (SET, DELETE, ADD):
+            (verb,) = self._dice.choices(list(WEIGHTS), list(WEIGHTS.values()))
+            if verb in (SET, DELETE, ADD, CLAIM):
                 await self._write_owned(verb)
+            elif verb == GUARDED:
+                await self._write_guarded()
             else:
                 await self._write_shared(verb)
 
     # -- what to write ------------------------------------------------------------------------------------------------
 
     def _weighed(self, items: list[Item]) -> list[float]:
-        Random(len(items)).shuffle(items)  # what is often written is not what is often read
+        items.sort(key=self._rank.__getitem__)  # what is often read is often written
         return popularity(len(items), SKEW)
 
     def _pick(self, items: list[Item]) -> Item:
         return self._dice.choices(items, cum_weights=self._hot[id(items)])[0]
 
     async def _write_owned(self, verb: int) -> None:
-        item = self._pick(self._owned)
+        items = self._claimed if verb == CLAIM else self._owned
+        if not items:
+            return
+        item = self._pick(items)
         if item.number in self._busy:
             return
         self._busy.add(item.number)
         try:
-            version = self._truth.versions[item.number] if verb == ADD else self._truth.raise_version(item.number)
-            await self._told(verb, {item: version}, lambda: self._put(verb, item, version))
+            if verb == CLAIM:
+                await self._claim(item)
+            else:
+                await self._put(verb, item)
         finally:
             self._busy.discard(item.number)
         await self._look_at_own([item])
 
-    def _put(self, verb: int, item: Item, version: int) -> Awaitable[Any]:
-        if verb == DELETE:
-            return self._invalidate(item)
+    async def _put(self, verb: int, item: Item) -> None:
+        """A value that is brought along, or a removal."""
+        version = self._truth.versions[item.number] if verb == ADD else self._truth.raise_version(item.number)
         value = item.value(version)
-        if verb == ADD:
-            return self._cache.add(item.data_type, item.resource_id, value, None, *item.place, tags=item.tags)
-        return self._cache.set(item.data_type, item.resource_id, value, *item.place, tags=item.tags)
+        if value is None and verb == ADD:
+            return
+        if verb == DELETE or value is None:
+            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+        elif verb == ADD:
+            await self._told(ADD, {item: version}, lambda _: self._add(item, value))
+        else:
+            await self._told(SET, {item: version}, lambda wait: self._cache(item).set(
+                item.data_type, item.resource_id, value, *item.place, tags=item.tags, wait=wait
+            ))  # fmt: skip
 
-    def _invalidate(self, item: Item) -> Awaitable[Receipt]:
-        return self._cache.invalidate(item.data_type, item.resource_id, *item.place)
+    async def _claim(self, item: Item) -> None:
+        """Remove the item at the source, then bring it back by `add`: that it was absent, which may be cached, is no
+        value in the way."""
+        while item.value(self._truth.versions[item.number]) is not None:
+            version = self._truth.raise_version(item.number)
+            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+        await self._read_own(item)
+        version = self._truth.raise_version(item.number)
+        at_s = self._clock()
+        added = await self._told(CLAIM, {item: version}, lambda _: self._add(item, item.value(version)))
+        if added is False:
+            with suppress(CacheBusError):
+                there = await self._cache(item).get(item.data_type, item.resource_id, *item.place, use_memory=False)
+                if there is None:
+                    self._odd.note(REFUSED, item, at_s, verb=CLAIM)
+            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+
+    def _cache(self, item: Item) -> Cache:
+        return self._caches[item.world]
+
+    def _add(self, item: Item, value: Any) -> Awaitable[bool]:
+        return self._cache(item).add(item.data_type, item.resource_id, value, None, *item.place, tags=item.tags)
+
+    def _invalidate(self, item: Item, wait: str | None = None) -> Awaitable[Receipt]:
+        return self._cache(item).invalidate(item.data_type, item.resource_id, *item.place, wait=wait)
+
+    async def _write_guarded(self) -> None:
+        item = self._dice.choice(self._deeds if self._dice.random() < DEEDS else self._shared)
+        if await self._guards.write(item, self._read_own):
+            self.written += 1
+            await self._look_at_own([item])
 
     async def _write_shared(self, verb: int) -> None:
         items, call = self._planned(verb)
@@ -124,42 +195,54 @@ class Writers:
 
     def _planned(self, verb: int) -> tuple[list[Item], Call]:
         """What changes, and how the cache is told."""
-        cache, item = self._cache, self._pick(self._shared)
+        item = self._pick(self._in_contexts if verb in (EVERY_CONTEXT, CONTEXT) else self._shared)
+        cache, world = self._cache(item), item.world
         tenant = item.tenant or TENANTS[0]
         if verb == EVERY_CONTEXT:
-            family = [i for i in self._shared if (i.tenant, i.data_type, i.resource_id) == item[1:4]]
-            return family, lambda: cache.invalidate(item.data_type, item.resource_id, item.tenant, contexts="all")
+            family = [i for i in self._shared if (i.world, i.tenant, i.data_type, i.resource_id) == (world, *item[1:4])]
+            return family, lambda wait: cache.invalidate(
+                item.data_type, item.resource_id, item.tenant, contexts="all", wait=wait
+            )
         if verb == TAG:
             # The owned ones of a tag lose what is cached of them, as they may at any time, and do not change.
             tag = f"t{self._dice.randrange(TAGS)}"
-            return self._some(lambda i: tag in i.tags and i.tenant == tenant), lambda: cache.invalidate_tags(
-                [tag, f"plan:{tag[1:]}"], tenant
-            )
+            tagged = self._some(world, lambda i: tag in i.tags and i.tenant == tenant)
+            tags = [tag, f"plan:{tag[1:]}", *(f"of nothing {self._dice.randrange(1000)}" for _ in range(3))]
+            return tagged, lambda wait: cache.invalidate_tags(tags, tenant, wait=wait)
         if verb == TYPE:
-            alike = self._some(lambda i: (i.tenant, i.data_type) == (item.tenant, item.data_type))
-            return alike, lambda: cache.invalidate_scope(item.tenant, item.data_type)
+            alike = self._some(world, lambda i: (i.tenant, i.data_type) == (item.tenant, item.data_type))
+            return alike, lambda wait: cache.invalidate_scope(item.tenant, item.data_type, wait=wait)
         if verb == CONTEXT:
             agent = f"a{self._dice.randrange(3)}"
-            within = self._some(lambda i: i.tenant == tenant and i.contexts[0] == agent)
-            return within, lambda: cache.invalidate_scope(tenant, "answer", agent_id=agent)
+            within = self._some(
+                world, lambda i: i.tenant == tenant and i.data_type == "answer" and i.contexts[0] == agent
+            )
+            return within, lambda wait: cache.invalidate_scope(tenant, "answer", agent_id=agent, wait=wait)
         if verb == TENANT:
-            return self._some(lambda i: i.tenant == tenant), lambda: cache.invalidate_scope(tenant)
-        return [item], lambda: self._invalidate(item)
+            of_tenant = self._some(world, lambda i: i.tenant == tenant)
+            return of_tenant, lambda wait: cache.invalidate_scope(tenant, wait=wait)
+        if verb == FEW:
+            few = self._some(world, lambda i: i.tenant == item.tenant)
+            targets = [Target(i.data_type, i.resource_id, *i.contexts) for i in few]
+            return few, lambda wait: cache.invalidate_targets(targets, item.tenant, wait=wait)
+        return [item], partial(self._invalidate, item)
 
-    def _some(self, fits: Callable[[Item], bool]) -> list[Item]:
-        found = [item for item in self._shared if fits(item)]
+    def _some(self, world: int, fits: Callable[[Item], bool]) -> list[Item]:
+        found = [item for item in self._shared if item.world == world and fits(item)]
         return self._dice.sample(found, min(3, len(found)))
 
     # -- telling the cache --------------------------------------------------------------------------------------------
 
-    async def _told(self, verb: int, versions: dict[Item, int], call: Call) -> None:
-        """Call until it returns, and write down when: before that nothing is promised of it."""
+    async def _told(self, verb: int, versions: dict[Item, int], call: Call) -> object:
+        """Call until it returns, and write down when: before that nothing is promised of it. Gives what it returned."""
         called_s, failed_s = self._clock(), 0.0
-        marks = {item: (item.number | verb << VERB_SHIFT, version) for item, version in versions.items()}
+        waits = verb not in (ADD, CLAIM, SETTLED) and self._dice.random() < WAITS
+        named = (verb | (WAITED if waits else 0)) << VERB_SHIFT
+        marks = {item: (item.number | named, version) for item, version in versions.items()}
         places = {item: self._tape.add(*mark, called_s, 0.0, 0.0, 0, 0) for item, mark in marks.items()}
         while True:
             try:
-                receipt = await call()
+                receipt = await call("nodes" if waits else None)
                 break
             except CacheBusError:
                 failed_s = self._clock()
@@ -167,8 +250,10 @@ class Writers:
                     self._tape.change(places[item], *mark, called_s, 0.0, failed_s, 0, 0)
                 self.repeated += 1
                 if self._stopping:
-                    return
+                    return None
                 await asyncio.sleep(REPEAT_S)
+        if receipt is False and verb == CLAIM:
+            return receipt  # it was told to nobody
         returned_s = self._clock()
         epoch, seq = (int(receipt.epoch, 16), receipt.seq) if isinstance(receipt, Receipt) else (0, 0)
         for item, mark in marks.items():
@@ -177,6 +262,7 @@ class Writers:
                 self._truth.leave(item.number, Token(item.number, versions[item], str(receipt)))
                 self._truth.recent[self._dice.randrange(RECENT)] = item.number
         self.written += 1
+        return receipt
 
     async def _look_at_own(self, items: list[Item]) -> None:
         if self._dice.random() < 0.5 and not self._stopping:

@@ -1,0 +1,87 @@
+"""What a node's reads gave, written down for the judge; what may never be is noted as an oddity at once."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cachebus import ConfigError, LoadTimeout
+from cachebus.cli.verify import kinds, oddities
+from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.loaders import Uncacheable
+from cachebus.cli.verify.oddities import Oddities
+from cachebus.cli.verify.tape import VERB_SHIFT, Tape
+from cachebus.cli.verify.truth import Truth
+from cachebus.clock import Clock
+
+PLAIN: Final = frozenset({"config", "page", "answer", "quick", "remote", "maybe", "claim", "deed", "system"})
+"""Types whose values are whole when they are a list and its three parts are right."""
+CIRCLE: Final = "waits for itself"
+"""In the message to a load that asks for its own key."""
+CUT_SHORT: Final = "though others waited"
+"""In that of a load that was cancelled from outside, which here nobody does."""
+CLOSED: Final = "cache was closed"
+"""In that of what was cut short by closing: nothing is closed while reads go on."""
+
+
+class Answers:
+    """The tapes of reads."""
+
+    def __init__(self, truth: Truth, reads: Tape, shown: Tape, odd: Oddities, clock: Clock) -> None:
+        self._truth, self._reads, self._shown, self._odd, self._clock = truth, reads, shown, odd, clock
+        self.answered = self.absent = self.failed = self.given_up = 0
+
+    def note(self, item: Item, verb: int, value: Any, started_s: float, *, loads: bool = False, wider: int = 0) -> int:
+        """Write an answer down; gives its version, 0 for none. `loads`: nothing means that the source has nothing.
+        `wider`: the item that it may be of instead."""
+        if value is None:
+            return self._none(item, verb, started_s, loads=loads)
+        self.answered += 1
+        found, version, tenant = kinds.told(value)
+        if found not in (item.number, wider or item.number) or tenant != (item.tenant or ""):
+            self._odd.note(oddities.FOREIGN, item, started_s, verb=verb, a=found, b=version)
+            return 0
+        self._reads.add(found | verb << VERB_SHIFT, version, started_s)
+        if item.data_type in kinds.RESTS_S:
+            self._shown.add(found, started_s, self._clock())
+        if item.data_type not in PLAIN or type(value) is not list:
+            self._look_into(item, verb, value, version, started_s)
+        return int(version)
+
+    def _none(self, item: Item, verb: int, started_s: float, *, loads: bool) -> int:
+        """Of "not found" it can't be told which version it is of: the newest that fits is the one in its favour."""
+        if not loads:
+            self.absent += 1
+            return 0
+        self.answered += 1
+        newest = self._truth.versions[item.number]
+        version = kinds.last_gone(newest) if kinds.is_gone(item.data_type, kinds.GONE_EVERY) else 0
+        if version:
+            self._reads.add(item.number | verb << VERB_SHIFT, version, started_s)
+        else:
+            self._odd.note(oddities.CHANGED, item, started_s, verb=verb)
+        return version
+
+    def _look_into(self, item: Item, verb: int, value: Any, version: int, started_s: float) -> None:
+        if item.data_type == "odd":
+            whole = type(value) is list and all(type(part) is Uncacheable for part in value[3:])
+        else:
+            whole = kinds.whole(item.data_type, value)
+        if not whole:
+            spoilt = item.data_type in kinds.OWN and kinds.is_spoilt(value)
+            kind = oddities.SHARED if spoilt else oddities.CHANGED
+            self._odd.note(kind, item, started_s, verb=verb, b=version)
+        if item.data_type in kinds.OWN:
+            kinds.spoil(value)
+
+    def raised(self, item: Item, verb: int, error: BaseException, started_s: float) -> None:
+        """A read that failed: as it may for what befell L2 or its source."""
+        self.failed += 1
+        if isinstance(error, LoadTimeout) and CUT_SHORT in str(error):
+            self._odd.note(oddities.CANCELLED, item, started_s, verb=verb)
+        elif CLOSED in str(error) or (isinstance(error, ConfigError) and CIRCLE not in str(error)):
+            self._odd.note(oddities.CLOSED, item, started_s, verb=verb)
+
+    def cancelled(self, item: Item, verb: int, started_s: float) -> None:
+        """A read that was cancelled, though its caller was not."""
+        self.failed += 1
+        self._odd.note(oddities.CANCELLED, item, started_s, verb=verb)

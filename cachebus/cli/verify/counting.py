@@ -1,0 +1,49 @@
+"""A counter of each node's own: an increment with a request id counts at most once, however often it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cachebus import Cache, CacheBusError
+from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.kinds import TTL_S
+from cachebus.cli.verify.oddities import COUNTED, Oddities
+from cachebus.clock import Clock
+
+EVERY_S: Final = 0.02
+
+
+class Counting:
+    """Counts until told to stop."""
+
+    def __init__(self, cache: Cache, item: Item, name: str, odd: Oddities, clock: Clock) -> None:
+        self._cache, self._item, self._name, self._odd, self._clock = cache, item, name, odd, clock
+        self._stopping = False
+        self.counted = 0
+
+    def stop(self) -> None:
+        """Begin no further increment."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Until stopped."""
+        while not self._stopping:
+            await self._count(self.counted + 1)
+            await asyncio.sleep(EVERY_S)
+
+    async def _count(self, number: int) -> None:
+        """One increment, repeated until it returns: it may have been carried out each time."""
+        while not self._stopping:
+            at_s = self._clock()
+            try:
+                stands = await self._cache.increment(
+                    "verified", self._item.tenant, resource_id=self._name, expires_in_s=TTL_S, request_id=f"{number}"
+                )
+            except CacheBusError:
+                await asyncio.sleep(EVERY_S)
+                continue
+            self.counted = number
+            if stands > number:
+                self._odd.note(COUNTED, self._item, at_s, a=stands, b=number)
+            return

@@ -1,0 +1,68 @@
+"""Writes of one node behind a guard: some come to their end, some are left at the worst moment, as by a death."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Final
+
+from cachebus import Cache, CacheBusError
+from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.setup import GUARD_DB_S, guard_max_s
+from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
+from cachebus.cli.verify.truth import RECENT, Truth
+from cachebus.clock import Clock
+
+GUARDED: Final = 10
+"""Its verb."""
+LEFT: Final = 0.6
+"""How many are left after their commit."""
+
+
+class _Left(Exception):
+    """The block ends as by a failure."""
+
+
+class Guards:
+    """Guarded writes of items."""
+
+    def __init__(
+        self, caches: Sequence[Cache], truth: Truth, tape: Tape, dice: Random, clock: Clock, bound_s: float
+    ) -> None:
+        self._caches, self._truth, self._tape, self._dice, self._clock = caches, truth, tape, dice, clock
+        self._time_s = guard_max_s(bound_s)
+
+    async def write(self, item: Item, read: Callable[[Item], Awaitable[None]]) -> bool:
+        """One; whether it came to its end. `read`: of an item on this node."""
+        waits, called_s, place = self._dice.random() < 0.3, self._clock(), -1
+        mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
+        version, ends_s = 0, 0.0
+        guard = self._caches[item.world].write_guard(
+            [(item.data_type, item.resource_id, *item.contexts)], item.tenant, db_timeout_s=GUARD_DB_S,
+            timeout_s=self._time_s, wait="nodes" if waits else None,
+        )  # fmt: skip
+        try:
+            async with guard:
+                entered_s = self._clock()
+                ends_s = entered_s + self._time_s
+                place = self._tape.add(mark, 0, called_s, 0.0, ends_s, 0, 0)
+                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3))
+                if self._dice.random() < 0.7:
+                    await read(item)  # just before the commit: nobody may keep this
+                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 8))
+                if self._clock() > entered_s + GUARD_DB_S / 2:
+                    raise _Left  # the database has ended the transaction
+                version = self._truth.raise_version(item.number)
+                if self._clock() > entered_s + GUARD_DB_S:
+                    ends_s = 0.0  # no database would have let this commit: nothing is promised but what is told now
+                self._tape.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
+                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3))
+                self._truth.recent[self._dice.randrange(RECENT)] = item.number
+                if self._dice.random() < LEFT:
+                    raise _Left
+        except (_Left, CacheBusError):
+            return False
+        receipt = guard.receipt
+        self._tape.change(place, mark, version, called_s, self._clock(), ends_s, int(receipt.epoch, 16), receipt.seq)
+        return True

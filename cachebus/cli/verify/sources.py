@@ -1,0 +1,125 @@
+"""What loads tell beside their number: what is served was loaded not long ago, and no source is asked again too soon.
+
+What is checked, exactly. A read of a type that expires gives what some node has loaded within that type's life. A node
+whose load has failed does not load again while the source rests, if a read in between shows that it had something to
+serve; one whose load has succeeded does not load again before that value's soft expiry. Both unless the item was
+written, or something befell the node or the server meanwhile.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from cachebus.cli.verify import kinds
+from cachebus.cli.verify.items import Item
+from cachebus.cli.verify.loaders import ORDINARY
+from cachebus.cli.verify.spans import Excuses, Load
+from cachebus.cli.verify.tape import ITEM_MASK
+
+EARLY: Final = 0.65
+"""A rest may be so much shorter than the policy says, by its jitter, and a soft life by what it is rounded to."""
+SLACK_S: Final = 0.5
+"""A value's life begins when it is stored."""
+LEAD_S: Final = 5.0
+"""Of a load that begins later than this after a read nothing came to it."""
+AT_ONCE_S: Final = 0.02
+"""A read that is answered so soon after a load has failed had no other to wait for."""
+Shown = Iterable[Sequence[tuple[int, float, float]]]
+"""Reads of a node: item, beginning, answer."""
+
+
+class Lives:
+    """When each item was loaded, and found absent."""
+
+    def __init__(self, items: Sequence[Item], loads: Iterable[Load], stalls: Excuses, stalled_s: float) -> None:
+        """`stalls`: when any node may have stood still, and then stored what it had loaded `stalled_s` later."""
+        self._items, self._stalls, self._stalled_s = items, stalls, stalled_s
+        self._found: dict[tuple[int, bool], list[tuple[float, float]]] = {}
+        for load in loads:
+            if load.version:
+                gone = kinds.is_gone(items[load.item].data_type, load.version)
+                self._found.setdefault((load.item, gone), []).append((load.ended_s, load.began_s))
+        for ended in self._found.values():
+            ended.sort()
+
+    def outlived(self, mark: int, version: int, started_s: float) -> bool:
+        """Whether a read gave what nobody has loaded for longer than it lives."""
+        item = self._items[mark & ITEM_MASK]
+        life_s = kinds.LIVES_S.get(item.data_type)
+        if life_s is None or item.owned:
+            return False
+        gone = kinds.is_gone(item.data_type, version)
+        since_s = started_s - SLACK_S - (kinds.NEGATIVE_S if gone else life_s)
+        if self._loaded(item.number, gone, since_s, started_s):
+            return False
+        return not self._stalls.touch(since_s - self._stalled_s, started_s) or not self._loaded(
+            item.number, gone, since_s - self._stalled_s, started_s
+        )
+
+    def _loaded(self, item: int, gone: bool, since_s: float, started_s: float) -> bool:
+        ended = self._found.get((item, gone), [])
+        place = bisect_left(ended, (since_s, 0.0))
+        return any(began_s < started_s + LEAD_S for _, began_s in ended[place:])
+
+
+def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Load, Load]]:
+    """Pairs of loads of an item by one node, of which the second came before it was due: a failed one first only if
+    something could be served in between, which `served` tells."""
+    last: dict[tuple[str, int], Load] = {}
+    for load in sorted(loads, key=lambda load: load.began_s):
+        before = last.get((load.node, load.item))
+        last[load.node, load.item] = load
+        if before is None or load.kind != ORDINARY or before.kind != ORDINARY or before.ended_s > load.began_s:
+            continue
+        data_type = items[load.item].data_type
+        if before.version == 0:
+            due_s = before.ended_s + EARLY * kinds.RESTS_S.get(data_type, 0.0)
+        else:
+            due_s = before.began_s + EARLY * kinds.SOFT_S.get(data_type, 0.0)
+        if load.began_s < due_s:
+            yield before, load
+
+
+def served(pairs: Iterable[tuple[Load, Load]], shown: Callable[[str], Shown]) -> list[tuple[Load, Load]]:
+    """Those pairs between which a read of the node gave something, or whose first load had succeeded."""
+    found, failed = [], dict[str, dict[int, list[tuple[Load, Load]]]]()
+    for first, second in pairs:
+        if first.version:
+            found.append((first, second))
+        else:
+            failed.setdefault(first.node, {}).setdefault(first.item, []).append((first, second))
+    for node, of_item in failed.items():
+        for batch in shown(node):
+            for item, started_s, answered_s in batch:
+                waiting = of_item.get(item)
+                if waiting:
+                    fits = [pair for pair in waiting if _fits(pair, started_s, answered_s)]
+                    found += fits
+                    of_item[item] = [pair for pair in waiting if pair not in fits]
+    return found
+
+
+def _fits(pair: tuple[Load, Load], started_s: float, answered_s: float) -> bool:
+    """Whether a read that came after the first load, which failed, was given what was there before the second, or what
+    stood in for it."""
+    first, second = pair
+    return first.ended_s < started_s and (
+        answered_s < second.began_s
+        or (second.version == 0 and started_s < second.began_s and answered_s < second.ended_s + AT_ONCE_S)
+    )
+
+
+def unexcused(
+    pairs: Iterable[tuple[Load, Load]], writes: Mapping[int, Excuses], trouble: Mapping[str, Excuses], lead_s: float
+) -> list[tuple[Load, Load]]:
+    """Those for which nothing explains the second load."""
+    none: Any = Excuses(())
+    return [
+        (first, second) for first, second in pairs
+        if not any(
+            excuses.touch(first.began_s - lead_s, second.began_s)
+            for excuses in (writes.get(first.item, none), trouble.get(first.node, none))
+        )
+    ]  # fmt: skip
