@@ -144,12 +144,11 @@ class Filler:
             self.release()  # it may have been read before an invalidation that L2 does not know of yet
             return found
         self._stop_extending()
-        record.epoch, record.seq = granted.epoch, granted.seq
+        kept_ms = keep_ms(record, self.rules)
+        record.epoch, record.seq, record.created_ms = granted.epoch, granted.seq, self._read_ms(granted.epoch)
         index = self.key.shard
         try:
-            change = await self._store.fill(
-                self.key, self._node.caller(index), self._token, record, keep_ms(record, self.rules), over
-            )
+            change = await self._store.fill(self.key, self._node.caller(index), self._token, record, kept_ms, over)
         except BaseException as error:
             self._store.release(self.key, self._token)  # it may not have run: others need not wait for the lease's end
             if not isinstance(error, L2Unavailable):
@@ -165,6 +164,13 @@ class Filler:
         record.expires_ms = change.expires_ms or record.expires_ms
         self._enter_l1(found, record, fenced=True)
         return found
+
+    def _read_ms(self, epoch: bytes) -> int:
+        """When the load began on the L2 server's clock, at the earliest: the source may have answered as of then. In
+        an epoch that this node has yet to enter the server may be another one: 0."""
+        index = self.key.shard
+        known = epoch == self._node.shards[index].epoch
+        return int(self._node.server_clocks[index].shown_s(self._began_s) * 1000) if known else 0
 
     def keep_alone(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""

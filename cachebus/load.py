@@ -202,7 +202,11 @@ class Loads:
     # -- what L2 may answer -----------------------------------------------------------------------------------------
 
     async def _granted(self, flight: Flight, filler: Filler, over: bytes = b"") -> Found:
-        """Load, and offer it to L2; whatever happens, the lease is given back."""
+        """Load, and offer it to L2; whatever happens, the lease is given back. Whoever comes once no guard can stand
+        that a takeover has lost must not join what began before."""
+        doubtful_until_s = self._node.doubtful_until_s(filler.key.shard)
+        if filler.began_s < doubtful_until_s:
+            flight.fresh.end_at(doubtful_until_s)
         try:
             found = await self._source(flight)
         except ConfigError:  # the program's error, not the source's
@@ -251,6 +255,7 @@ class Loads:
             return await other.wait()
         filler.begin_alone()
         flight.fresh.begin_anew(filler.began_s)  # what comes now is the source's
+        flight.fresh.end_at(filler.began_s + self._node.bound_s)  # whatever guard stands, L2 was not asked
         self.flights.alone[key.l1] = flight
         try:
             return filler.keep_alone(await self._source(flight), flight)

@@ -300,12 +300,21 @@ class Node:
         return True
 
     def in_doubt(self, shard: int, record: Record) -> bool:
-        """Whether a record was made when guards may have stood that a takeover has lost: nobody knows what they
-        covered, so it stands in for nothing."""
+        """Whether a record was read from the source when guards may have stood that a takeover has lost: nobody knows
+        what they covered, so it stands in for nothing. When another epoch than this node's began is yet to be heard."""
+        return record.epoch != self.shards[shard].epoch or record.created_ms < self._doubtful_until_ms(shard)
+
+    def _doubtful_until_ms(self, shard: int) -> float:
+        """Until when on the L2 server's clock guards may stand that a takeover has lost; 0: none can have been lost."""
         largest = self.largest[shard]
         if not largest.guard_ms or not self.born_us[shard]:
-            return False
-        return record.created_ms < self.born_us[shard] / 1000 + largest.guard_ms + largest.bound_ms
+            return 0.0
+        return self.born_us[shard] / 1000 + largest.guard_ms + largest.bound_ms
+
+    def doubtful_until_s(self, shard: int) -> float:
+        """The same on this node's clock, at the earliest."""
+        until_ms = self._doubtful_until_ms(shard)
+        return self.server_clocks[shard].earliest_s(until_ms / 1000) if until_ms else NEVER
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:

@@ -8,7 +8,7 @@ offset  bytes
 4       16    epoch, hexadecimal digits
 20      8     seq at which its lease was granted, or of its write (big-endian, like all numbers here)
 28      8     version: random, unique
-36      8     created, ms on the L2 server's clock
+36      8     created, ms on the L2 server's clock: when its load began at the earliest, or its write was sent
 44      8     soft expiry, ms on that clock; 0 = none
 52      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
 60      1     number of tags

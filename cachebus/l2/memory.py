@@ -169,11 +169,22 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             self.leases.pop(key.l2, None)
 
+    def lost_guards(self, caller: Caller) -> tuple[float, int]:
+        """Until when one of the guards might stand that a takeover has lost (s), and for how long one may (ms)."""
+        most_ms = max(self.guard_ms, caller.guard_ms)
+        return self.born + most_ms / 1000, most_ms
+
+    def is_late(self, record: Record, caller: Caller) -> bool:
+        """Whether a load began as long as one of them might have stood, and ends later."""
+        ends_s, most_ms = self.lost_guards(caller)
+        return most_ms > 0 and record.created_ms / 1000 < ends_s <= self.clock()
+
     def put(self, key: Key, record: Record, px_ms: int, caller: Caller) -> int:
         """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have:
         gives when it expires then, else 0."""
-        now, most_ms, expires_ms = self.clock(), max(self.guard_ms, caller.guard_ms), 0
-        if now < self.born + most_ms / 1000:
+        now, expires_ms = self.clock(), 0
+        ends_s, most_ms = self.lost_guards(caller)
+        if now < ends_s:
             px_ms = min(px_ms or most_ms, most_ms)
             latest_ms = int(now * 1000) + most_ms
             if not 0 < record.expires_ms <= latest_ms:
@@ -302,7 +313,8 @@ class MemoryShard:
             return Change(self.epoch, self.seq, False)
         self.end_lease(key)
         now = self.stored(key) if over else None
-        refused = self.hidden(record, key) or self.guarded_ms(key, record.tags) is not None
+        guarded = self.guarded_ms(key, record.tags) is not None
+        refused = self.hidden(record, key) or guarded or self.is_late(record, caller)
         if refused or (over and (now is None or now[1].version != over)):
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))

@@ -158,6 +158,25 @@ async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_t
             assert 50_000 < await rig.redis.call("PTTL", rig.names.record(key(one))) <= 60_000
 
 
+async def test_a_load_that_began_when_a_lost_guard_might_have_stood_and_ends_later_is_not_stored(rig: StoreRig) -> None:
+    """It may have read what was there before the commit, and nothing would take that away."""
+    ann = await Person(await rig.store(), "ann", guard_ms=100).attach()
+    await rig.another_server()
+    await ann.probe()
+    early = ann.record(b"old", await ann.granted(key()))
+
+    async def over() -> bool:
+        return not (await ann.write(key("other"))).expires_ms
+
+    async def stored() -> bool:
+        await ann.probe()
+        return (await ann.fill(key(), ann.record(b"new", await ann.granted(key())))).stored
+
+    await until(over)
+    assert not (await ann.fill(key(), early)).stored
+    await until(stored)
+
+
 async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(rig: StoreRig) -> None:
     ann = await Person(await rig.store(), "ann", guard_ms=50).attach()
     await rig.another_server()

@@ -14,13 +14,14 @@ from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
 from cachebus.fetch import MISSING, Fetcher
+from cachebus.fill import Filler
 from cachebus.flight import Flight
 from cachebus.freshness import Freshness
 from cachebus.groups import Groups
 from cachebus.keys import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
-from cachebus.node import Node
+from cachebus.node import Details, Node
 from cachebus.ports import NodeLine
 from cachebus.receive import Receiver
 from cachebus.write import Writer
@@ -235,6 +236,34 @@ def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crip
     )
 
 
+def _not_in_doubt(real: Crippled) -> Crippled:
+    def crippled(its: Any, *arguments: Any, **more: Any) -> Any:
+        with patch.object(Node, "in_doubt", _no):
+            return real(its, *arguments, **more)
+
+    return crippled
+
+
+def _in_doubt_by_own_epoch(node: Node, shard: int, record: Any, in_doubt: Crippled = Node.in_doubt) -> bool:
+    with patch.object(record, "epoch", node.shards[shard].epoch):
+        return in_doubt(node, shard, record)
+
+
+def _admit_alone_as_any(
+    node: Node, key: Any, *arguments: Any, keep_s: float = 0.0, fenced: bool = True, admit: Crippled = Node.admit,
+    **more: Any,
+) -> bool:  # fmt: skip
+    admitted = admit(node, key, *arguments, keep_s=keep_s, fenced=fenced, **more)
+    if admitted and not fenced:
+        entry = node.l1.entries[key.l1]
+        entry.extra = Details(keep_until=entry.expires + keep_s)
+    return admitted
+
+
+def _read_when_answered(filler: Filler, epoch: bytes) -> int:
+    return int((filler._clock() + filler._node.server_clocks[filler.key.shard].offset_s) * 1000)
+
+
 _no = lambda *_, **__: False  # noqa: E731
 _yes = lambda *_, **__: True  # noqa: E731
 
@@ -409,11 +438,49 @@ RULES = {
     ),
 }  # fmt: skip
 
+STAND_INS = "STAND-INS"
+"""Not a set-up of the world of states: `tests.model.stand_ins`."""
+RULES_OF_STAND_INS = {
+    "doubt": Rule(
+        "what was loaded when a takeover may have lost a guard stands in for nothing", STAND_INS, "G6",
+        ((Node, "in_doubt", _no),),
+    ),
+    "doubt in L1": Rule(
+        "... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)
+    ),
+    "doubt in L2": Rule(
+        "... nor from L2", STAND_INS, "G6", ((Filler, "fallback", _not_in_doubt(Filler.fallback)),)
+    ),
+    "doubt of unknown epochs": Rule(
+        "... and while a node has yet to hear when an epoch began, nothing of it does", STAND_INS, "G6",
+        ((Node, "in_doubt", _in_doubt_by_own_epoch),),
+    ),
+    "loaded alone": Rule(
+        "what was loaded without L2, which knows of guards, stands in for nothing", STAND_INS, "G6",
+        ((Node, "admit", _admit_alone_as_any),),
+    ),
+    "as old as its load": Rule(
+        "a record is as old as the beginning of its load", STAND_INS, "G6",
+        ((Filler, "_read_ms", _read_when_answered),),
+    ),
+    "late fills": Rule(
+        "a load that began when a lost guard might have stood, and ends later, is not stored", STAND_INS, "G6",
+        ((MemoryShard, "is_late", _no),),
+    ),
+    "joining in doubt": Rule(
+        "... and is not joined later", STAND_INS, "G6", ((Node, "doubtful_until_s", lambda *_: NEVER),)
+    ),
+    "joining under guards": Rule(
+        "nobody joins a load behind the time in which a guard may have stood", STAND_INS, "G6",
+        ((Freshness, "end_at", _no),),
+    ),
+}  # fmt: skip
+
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
     """The library without the rule of this name; "" and "-" take none away."""
-    parts = RULES[name].without if name.strip("-") else ()
+    parts = {**RULES, **RULES_OF_STAND_INS}[name].without if name.strip("-") else ()
     with ExitStack() as stack:
         for owner, attribute, crippled in parts:
             stack.enter_context(patch.object(owner, attribute, crippled))

@@ -5,7 +5,8 @@ node asks of L2 reaches it at once; the answer comes as late as you like, or nev
 any order, late, or never. A load reads the source at the moment its lease is granted, which is the oldest it may give.
 A failover brings L2 back under another id, as it is or as it was just before some invalidation. Time goes in ticks.
 
-Not here: split brain, expiry, refresh, absent markers, waiting for another's lease.
+Not here: split brain, expiry, refresh, absent markers, waiting for another's lease. Write guards, and stand-ins for a
+source that fails, have worlds of their own: `test_guards.py`, `stand_ins.py`.
 """
 
 from __future__ import annotations

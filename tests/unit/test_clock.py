@@ -31,10 +31,12 @@ def test_how_wrong_it_may_be_grows_with_the_distance_in_time_either_way() -> Non
     clock = OtherClock()
     assert clock.error_s(0.0) == float("inf")
     assert clock.earliest_s(0.0) == float("-inf")
+    assert clock.shown_s(0.0) == 0.0
     clock.heard(1000.0, 9.0, 11.0)
     assert clock.error_s(11.0) == 1.0
     assert clock.error_s(71.0) == clock.error_s(-49.0) == pytest.approx(1.0 + 60 * OtherClock.DRIFT)
     assert clock.earliest_s(1001.0) == pytest.approx(11.0 - 1.0)
+    assert clock.shown_s(11.0) == pytest.approx(1001.0 - 1.0)
     assert clock.earliest_s(941.0) == pytest.approx(-49.0 - 1.0 - 60 * OtherClock.DRIFT)
 
 

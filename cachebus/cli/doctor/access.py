@@ -216,7 +216,7 @@ async def _life(store: RedisStore) -> None:
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
     leased = await store.lease(key, caller, "doctor-1", 5000)
     _must(leased.outcome is Leased.GRANTED, "taking a lease (SET)")
-    record = Record(0, 0, b"", created_ms=1, epoch=leased.epoch, seq=leased.seq)
+    record = Record(0, 0, b"", created_ms=place.server_us // 1000, epoch=leased.epoch, seq=leased.seq)
     _must((await store.fill(key, caller, "doctor-1", record, 5000, b"")).stored, "reading a lease (GET)")
     _must(await store.get(key) is not None, "reading a record (GET)")
     _must((await store.read(0, caller, [key])).records[0] is not None, "judging a record (GET, ZMSCORE)")

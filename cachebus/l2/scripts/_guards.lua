@@ -20,12 +20,24 @@ local function guarded_ms(key, first, last, record)
   return soonest and math.ceil((soonest - now_us) / 1000)
 end
 
--- A takeover loses all guards. As long as one of them might have stood, what is stored lives no longer than that: gives
--- the record and its px as they are to be stored, and the record's expiry (ms) where it had to be changed. `own_ms`: the
--- longest guard that the caller has heard of; meta may know of a longer one.
-local function kept_short(record, px, own_ms)
+-- A takeover loses all guards: until when one of them might stand (µs), and for how long one may at most (ms). `own_ms`:
+-- the longest guard that the caller has heard of; meta may know of a longer one.
+local function lost_guards(own_ms)
   local most = math.max(guard_ms, tonumber(own_ms))
-  if most == 0 or now_us >= number(born_us) + most * 1000 then return record, px, 0 end
+  return most > 0 and number(born_us) + most * 1000 or 0, most
+end
+
+-- Whether a load began as long as one of them might have stood, and ends later: nothing would take away what it has read.
+local function is_late(record, own_ms)
+  local ends_us = lost_guards(own_ms)
+  return now_us >= ends_us and struct.unpack('>I8', record, 37) * 1000 < ends_us
+end
+
+-- As long as one of them might have stood, what is stored lives no longer than that: gives the record and its px as they
+-- are to be stored, and the record's expiry (ms) where it had to be changed.
+local function kept_short(record, px, own_ms)
+  local ends_us, most = lost_guards(own_ms)
+  if now_us >= ends_us then return record, px, 0 end
   local had, latest = struct.unpack('>I8', record, 53), math.floor(now_us / 1000) + most
   px = int(px == '0' and most or math.min(tonumber(px), most))
   if had ~= 0 and had <= latest then return record, px, 0 end
