@@ -168,11 +168,13 @@ class Cache(Life):
 
     async def load(
         self, key: Key, load: Load, rules: Rules, *, after: Receipt | str | None = None, search: bool = False,
-        ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True,
+        ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True, sources: int = 1,
     ) -> Found:  # fmt: skip
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         ttl_s = None if ttl is None else check_ttl(ttl)
-        request = Request(key, load, rules, place_of(after), search, ttl_s, tag_names(key, tags, rules), use_memory)
+        request = Request(
+            key, load, rules, place_of(after), search, ttl_s, tag_names(key, tags, rules), use_memory, sources
+        )
         found = await self._live().loads.get_or_load(request)
         return found._replace(value=None) if found.value is NOT_FOUND else found
 

@@ -75,27 +75,37 @@ class Fetcher:
 
     async def found(self, key: Key, after: Place | None, *, enter: bool = True) -> Seen:
         """What `one` gives, and what a load must know of the record."""
-        ((value, data),) = await self._asked([key], after, enter)
+        ((value, data),) = await self.answers([key], after, enter=enter)
         if value is MISSING or data is None:
             return Seen(value)
         record = records.decode(data)
         return Seen(value, record.version, self.grown_soft(key.shard, record), copier(record, value, self._rules(key)))
 
+    def soft_of(self, key: Key, value: object, data: bytes | None) -> bytes:
+        """The version of what was answered, where that is past its soft expiry; else b""."""
+        if value is MISSING or data is None:
+            return b""
+        record = records.decode(data)
+        return record.version if self.grown_soft(key.shard, record) else b""
+
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
-        return [value for value, _ in await self._asked(keys, after, enter)]
+        return [value for value, _ in await self.answers(keys, after, enter=enter)]
 
     async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
         return [value for value, _ in await self._validated(keys, enter)]
 
-    async def _asked(self, keys: Sequence[Key], after: Place | None, enter: bool) -> list[Answer]:
+    async def answers(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[Answer]:
+        """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
         if self.node.withheld is not None:
             asked = [key for key in keys if not self.node.withheld.covers(key)]
             if len(asked) < len(keys):
-                answers = dict(zip([key.l1 for key in asked], await self._asked(asked, after, enter), strict=True))
+                answers = dict(
+                    zip([key.l1 for key in asked], await self.answers(asked, after, enter=enter), strict=True)
+                )
                 return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
             return await self._validated(keys, enter)

@@ -36,6 +36,11 @@ class Filler:
         self._reservation: Reservation
         self._began_s = 0.0
         self._seq = 0
+        self._patience_s = request.patience_s
+        self.hit = Found(MISSING, None)
+        """What the lease script had, where that was a valid record."""
+        self.stored = False
+        """Whether L2 has taken what was loaded."""
 
     @property
     def began_s(self) -> float:
@@ -70,13 +75,16 @@ class Filler:
         if reply.outcome is Leased.GRANTED:
             self._granted = reply
             self._stop_extending()
-            self._extend_later()
+            self._extend_later(self._clock() + self._patience_s)
         return reply
 
-    def _extend_later(self) -> None:
+    def _extend_later(self, until_s: float) -> None:
+        """For no longer than a load may take: a loader that heeds no limit holds nobody up for longer."""
+
         def extend() -> None:
-            self._store.extend(self.key, self._token, self._lease_ms)
-            self._extend_later()
+            if self._clock() < until_s:
+                self._store.extend(self.key, self._token, self._lease_ms)
+                self._extend_later(until_s)
 
         self._timer = asyncio.get_running_loop().call_later(self._lease_ms / 3000, extend)
 
@@ -99,18 +107,13 @@ class Filler:
 
     # -- what L2 has ----------------------------------------------------------------------------------------------
 
-    def value_of(self, data: bytes | None) -> object:
-        """The value of a record that the lease script found valid."""
+    def taken(self, data: bytes | None) -> Found:
+        """A record that the lease script found valid, as a read's result; MISSING where it can't be decoded."""
         record = None if data is None else self._fetch.decoded(data)
         if record is None:
-            return MISSING
-        return self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
-
-    def copy_of(self, data: bytes | None) -> Found:
-        """What `value_of` gives, as a read's result."""
-        value = self.value_of(data)
-        record = None if data is None or value is MISSING else self._fetch.decoded(data)
-        return Found(value, "l2", copy=None if record is None else copier(record, value, self.rules))
+            return Found(MISSING, None)
+        value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
+        return Found(value, "l2", copy=None if value is MISSING else copier(record, value, self.rules))
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
@@ -161,6 +164,7 @@ class Filler:
             self._node.counters.fills_rejected += 1
             return found
         self._node.counters.fills += 1
+        self.stored = True
         record.expires_ms = change.expires_ms or record.expires_ms
         self._enter_l1(found, record, fenced=True)
         return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.freshness import Fallback, Freshness
+from cachebus.naming import TAGS_MAX
 from cachebus.reentrance import Loading, waiting_for
 from cachebus.request import Found, Request
 
@@ -19,9 +20,8 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
-        "_clock", "_closed", "_kept", "_leaving", "_loading", "_made", "_task", "_waiting", "fallback", "fresh",
-        "must_load",
-        "request", "tags", "ttl_s",
+        "_clock", "_closed", "_kept", "_leaving", "_loading", "_made", "_tags", "_task", "_waiting", "fallback",
+        "fresh", "must_load", "request", "ttl_s",
     )  # fmt: skip
 
     def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
@@ -32,7 +32,7 @@ class Flight:
         self.fresh = fresh
         self.fallback: Fallback | None = None
         """An expired value for when the load fails or is slow."""
-        self.tags = list(dict.fromkeys(request.tags))
+        self._tags = dict.fromkeys(request.tags)
         """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
         self.ttl_s = request.ttl_s
         self.must_load = False
@@ -54,6 +54,11 @@ class Flight:
         return self._task
 
     @property
+    def tags(self) -> list[str]:
+        """Of all who share it so far."""
+        return list(self._tags)
+
+    @property
     def over(self) -> bool:
         """Whether it has ended, or is ending: whoever comes now is too late."""
         return self._leaving or self._task.done() or self._task.cancelling() > 0
@@ -65,14 +70,19 @@ class Flight:
         return (
             not self.over
             and (not self._made or self._made_for(request))
+            and self._has_room_for(request.tags)
             and self.fresh.reaches(request.after)
             and self.fresh.knows(request.tags)
             and self.fresh.holds(self._clock())
         )
 
+    def _has_room_for(self, tags: Sequence[str]) -> bool:
+        """Whether a record can carry the tags of all who share the load. Who finds no room begins another."""
+        return not tags or len(self._tags) + sum(tag not in self._tags for tag in tags) <= TAGS_MAX
+
     def _made_for(self, request: Request) -> bool:
         longest_s = request.rules.ttl_s if self.ttl_s is None else self.ttl_s
-        return set(request.tags) <= set(self.tags) and (request.ttl_s is None or longest_s <= request.ttl_s)
+        return self._tags.keys() >= set(request.tags) and (request.ttl_s is None or longest_s <= request.ttl_s)
 
     def make(self) -> None:
         """The value is being made now, with the tags and the time to live that its callers have asked for so far."""
@@ -80,9 +90,9 @@ class Flight:
 
     def add(self, request: Request) -> None:
         """A caller shares it: what it has asked for counts too."""
-        new = [tag for tag in request.tags if tag not in self.tags]
+        new = [tag for tag in request.tags if tag not in self._tags]
         if new:
-            self.tags += new
+            self._tags.update(dict.fromkeys(new))
             self.fresh.heed(new)
         if request.ttl_s is not None:
             self.ttl_s = request.ttl_s if self.ttl_s is None else min(self.ttl_s, request.ttl_s)
@@ -102,7 +112,7 @@ class Flight:
         self._task.cancel()
 
     async def wait(self, soft_s: float | None = None) -> Found:
-        """The result; or with `soft_s` seconds gone, and a fallback that may be served, that.
+        """The result; or with `soft_s` seconds gone, and a fallback by then that may be served, that.
 
         A caller that is cancelled leaves; the last one to leave ends the load.
         """
@@ -110,7 +120,7 @@ class Flight:
         others = waiting_for(self._loading)
         others.__enter__()
         try:
-            if soft_s is not None and self.fallback is not None:
+            if soft_s is not None:
                 await asyncio.wait([self._task], timeout=soft_s)
                 stale = None if self._task.done() else self.substitute()
                 if stale is not None:

@@ -22,7 +22,7 @@ from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
 from cachebus.request import Found, Loaded
-from cachebus.source import Bound, awaited, bind, shareable
+from cachebus.source import Bound, awaited, bind, is_cancelled, shareable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,7 +146,9 @@ class _Aside:
         error: BaseException | None = None
         found = Found(None, None)
         try:
-            found = await self._cache.load(self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl)
+            found = await self._cache.load(
+                self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl, sources=len(sources)
+            )
         except ConfigError:
             raise
         except Exception as failed:  # noqa: BLE001 (bad input has been refused above: this is the source's, or L2's)
@@ -162,7 +164,7 @@ class _Aside:
     async def _load(self, sources: Sequence[tuple[str, Bound]]) -> Loaded:
         """Database, then generation."""
         error: BaseException | None = None
-        value, db_ms, generation_ms, source = None, 0.0, 0.0, "database"
+        value, source, took_ms = None, "database", {"database": 0.0, "generation": 0.0}
         for name, bound in sources:
             if value is not None:
                 break
@@ -171,16 +173,15 @@ class _Aside:
                 value = await self._cache.call_source(bound, self._rules)
             except ConfigError:
                 raise  # a function that can't be used: what is generated in its place would hide that
-            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
+            except Exception as failed:
+                if is_cancelled():
+                    raise
                 error = failed
-            took_ms = (self._clock() - began) * 1000.0
-            source = name
-            if name == "database":
-                db_ms = took_ms
-            else:
-                generation_ms = took_ms
+            source, took_ms[name] = name, (self._clock() - began) * 1000.0
         if value is None and error is not None:
             raise error
+        if error is not None:
+            self._cache._live().loads.note_failure(self._key.family.data_type, error)
         refused = None
         if value is not None and self._serializer is not None:
             try:
@@ -189,7 +190,7 @@ class _Aside:
                 raise
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 refused = failed
-        return Loaded(value, source, db_ms, generation_ms, error, refused)
+        return Loaded(value, source, took_ms["database"], took_ms["generation"], error, refused)
 
     def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:
         metrics = _TEMPLATE.copy()

@@ -25,8 +25,12 @@ BACKOFF_MAX_S = 0.1
 BACKOFF_GROWTH = {True: 2.0, False: 1.25}
 """By whether the end of a lease is told on the store's own channel: where it is not, polling alone must be quick."""
 REFRESH = "\x1frefresh"
-REFRESH_AGAIN_S = 1.0
-"""About so long nobody on this node tries to refresh what another node refreshes just now."""
+LOOK = "\x1flook"
+REFRESH_AGAIN_S = LOOK_AGAIN_S = 1.0
+"""About so long nobody on this node tries to refresh what another node refreshes just now, or looks into L2 again for
+what another node may have loaded from a source that rests here."""
+PROMPT_S = 0.05
+"""So long a reader waits for a source that has failed just now, where L2 alone has something to serve."""
 NOTHING = Found(MISSING, None)
 
 
@@ -45,7 +49,7 @@ class Loads:
         self._enabled = enabled
         self._growth = BACKOFF_GROWTH[hints]
         self.flights = Flights()
-        self.rests = Rests(clock)
+        self.rests, self.pauses = Rests(clock), Rests(clock)
 
     async def get_or_load(self, request: Request) -> Found:
         """What L1 or L2 holds, else what the source gives; one load a key and node, and one over all nodes."""
@@ -63,15 +67,19 @@ class Loads:
             if found.level is not None:
                 return found
         check(self, key)
-        fallback = self._fallback(request)
-        rest = Rest.NONE if fallback is None else self.rests.of(key.l1)
+        fallback, rest = self._fallback(request), self.rests.of(key.l1)
         flight = self._joined(request)
         if fallback is not None and rest is not Rest.NONE:
-            if rest is Rest.OVER and flight is None:
+            if flight is None and rest is Rest.OVER:
                 self._begun(request, fallback).keep()  # by one: no reader waits for a source that hangs
+            elif flight is None:
+                self._look(request)
             return self._counted(request, fallback.found)
         flight = flight or self._begun(request, fallback)
-        return self._counted(request, await flight.wait(request.rules.load_soft_timeout_s))
+        soft_s = request.rules.load_soft_timeout_s
+        if rest is not Rest.NONE:  # L2 may have something to serve meanwhile
+            soft_s = PROMPT_S if soft_s is None else min(soft_s, PROMPT_S)
+        return self._counted(request, await flight.wait(soft_s))
 
     def _counted(self, request: Request, found: Found) -> Found:
         """What one of the flight's callers is given."""
@@ -92,6 +100,8 @@ class Loads:
             return NOTHING  # the load below finds out for itself, and goes to the source
         if found.level is None:
             self._node.counters.of(request.key.family.data_type).misses -= 1  # the flight's callers count it
+        elif found.soft:
+            self._refresh(request, found.soft)
         return found
 
     # -- flights ----------------------------------------------------------------------------------------------------
@@ -123,6 +133,8 @@ class Loads:
         """An expired value in L1, to be served while the source fails or is slow; none to a read with a token that this
         node has yet to reach. "Not found" is no value."""
         key, shard = request.key, self._node.shards[request.key.shard]
+        if not request.use_memory:
+            return None
         if request.after is not None and not shard.honours(request.after.epoch, request.after.seq):
             return None
         entry = self._node.standing_in(key, self._clock())
@@ -152,11 +164,17 @@ class Loads:
                     reply = await self._lease(flight, filler, insists=True)
             except L2Unavailable:
                 self._node.counters.l2_errors += 1
+            except LoadTimeout:  # another node's load
+                stale = flight.substitute()
+                if stale is None:
+                    raise
+                return stale
         if reply is None:
             return await self._alone(flight, filler)
         match reply.outcome:
             case Leased.HIT:
-                return filler.copy_of(reply.record)
+                self.rests.end(request.key.l1)
+                return filler.hit
             case Leased.GUARDED:
                 return await self._guarded(flight, filler, reply)
             case _:
@@ -168,30 +186,47 @@ class Loads:
         seen = await self._fetch.found(request.key, request.after, enter=request.use_memory)
         if seen.soft:
             self._refresh(request, seen.version)
+        elif seen.value is not MISSING:
+            self.rests.end(request.key.l1)  # the source has answered another node
         return Found(seen.value, "l2", copy=seen.copy)
 
     async def _lease(self, flight: Flight, filler: Filler, *, insists: bool = False) -> LeaseReply:
         """The right to load, or the record that another node filled meanwhile; waits as long as a load may take.
         `insists`: the source is not left alone, though it has failed somebody just now."""
         flight.fresh.begin_anew(self._clock())  # what comes now is no plain get's
-        deadline_s = self._clock() + filler.rules.load_timeout_s
+        deadline_s = self._clock() + flight.request.patience_s
         backoff_s, refresh = BACKOFF_FIRST_S, flight.must_load
         while True:
             stale = Stale.NONE if insists else self._stale(flight)
             reply = await filler.lease(flight.tags, refresh=refresh, stale=stale)
-            if reply.outcome is Leased.HIT and filler.value_of(reply.record) is MISSING:
+            if reply.outcome is Leased.HIT:
+                filler.hit = filler.taken(reply.record)
+                if filler.hit.value is not MISSING:
+                    return reply
                 refresh = True  # what lies there can't be decoded
                 continue
+            self._fall_back(flight, filler, reply)
             if reply.outcome is not Leased.WAIT:
-                if reply.outcome is Leased.GRANTED:
-                    # L2 has just told what is kept of the key: where that is nothing, what is held here is no fallback.
-                    flight.fallback = filler.fallback(reply.record) or (flight.fallback if reply.record else None)
                 return reply
             pause_s, left_s = min(backoff_s, max(reply.wait_ms, 1) / 1000), deadline_s - self._clock()
             # Whose pause ends behind the deadline asks once more; who has had no turn by then is too late.
             if left_s < 0 or not await self._waiters.wait(filler.key.l1, pause_s, left_s + BACKOFF_MAX_S):
-                raise LoadTimeout(f"another node has been loading for {filler.rules.load_timeout_s:g} s")
+                raise LoadTimeout(f"another node has been loading for {flight.request.patience_s:g} s")
             backoff_s = min(backoff_s * self._growth, BACKOFF_MAX_S)
+
+    @staticmethod
+    def _fall_back(flight: Flight, filler: Filler, reply: LeaseReply) -> None:
+        """Take what L2 keeps of the key for the time being. Where it tells the one who is to load that this is nothing,
+        what is held here is no fallback either."""
+        try:
+            kept = None if reply.record is None else filler.fallback(reply.record)
+        except BaseException:  # a validator may raise anything
+            filler.release()
+            raise
+        if reply.outcome is Leased.GRANTED and reply.record is None:
+            flight.fallback = None
+        else:
+            flight.fallback = kept or flight.fallback
 
     @staticmethod
     def _stale(flight: Flight) -> Stale:
@@ -233,7 +268,6 @@ class Loads:
     def _rested(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found | None:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
         can be served: then it is asked all the same."""
-        flight.fallback = flight.fallback or filler.fallback(reply.record)
         stale = flight.substitute()
         if stale is None:
             flight.fallback = None
@@ -284,8 +318,7 @@ class Loads:
         try:
             loaded = await _uncancelled(request)
         except Exception as error:
-            of_type.load_errors += 1
-            logger.warning("loading {} failed: {}", request.key.family.data_type, type(error).__name__)
+            self.note_failure(request.key.family.data_type, error)
             raise
         finally:
             counters.load_latency.observe(self._clock() - started_s)
@@ -293,34 +326,61 @@ class Loads:
         of_type.not_found += loaded.value is None
         return Found(loaded.value, None, loaded)
 
+    def note_failure(self, data_type: str, error: BaseException) -> None:
+        """Count and log that a source has failed: by its class alone, since a driver's text may hold a password."""
+        self._node.counters.of(data_type).load_errors += 1
+        logger.warning("loading {} failed: {}", data_type, type(error).__name__)
+
     # -- refresh ahead ------------------------------------------------------------------------------------------------
 
     def _refresh(self, request: Request, version: bytes) -> None:
         """Load again in the background, over exactly the version that is there; one node does, all serve on. What has
         brought nothing is not tried again at once."""
         name = request.key.l1 + REFRESH
-        if not self._enabled or self.flights.find(name) is not None or self.rests.of(request.key.l1) is Rest.RESTS:
+        if not self._enabled or self.flights.find(name) is not None:
             return
-
+        if Rest.RESTS in (self.rests.of(request.key.l1), self.pauses.of(name)):
+            return
         flight = Flight(self, request, self._freshness(request), self._clock)
         flight.keep()
         self.flights.begin(name, flight, lambda flight: self._refreshed(flight, version))
 
     async def _refreshed(self, flight: Flight, version: bytes) -> Found:
         request = flight.request
+        name, throttle_s = request.key.l1 + REFRESH, request.rules.fail_safe_throttle_s
         # Another node's refresh, if there was one, enters L1 by this.
         there = await self._fetch.found(request.key, None, enter=request.enters)
         if there.value is not MISSING and there.version != version:
+            self.rests.end(request.key.l1)
             return Found(there.value, "l2")
         filler = Filler(self._fetch, request, self._lease_ms)
         reply = await filler.lease(flight.tags, refresh=True, stale=Stale.OWN)
         if reply.outcome is not Leased.GRANTED:  # somebody else is at it, or it is to be left alone
             rest_s = reply.wait_ms / 1000 if reply.outcome is Leased.RESTING else REFRESH_AGAIN_S
-            self.rests.begin(request.key.l1, min(rest_s, request.rules.fail_safe_throttle_s))
+            self.pauses.begin(name, min(rest_s, throttle_s))
             return NOTHING
         self._node.counters.of(request.key.family.data_type).refreshes += 1
         # Where L2 has lost the record, it is stored anew.
-        return await self._granted(flight, filler, version if reply.record is not None else b"")
+        found = await self._granted(flight, filler, version if reply.record is not None else b"")
+        if not filler.stored:
+            self.pauses.begin(name, throttle_s)
+        return found
+
+    def _look(self, request: Request) -> None:
+        """While its source rests, see now and then whether another node has loaded it since."""
+        name = request.key.l1 + LOOK
+        if self.flights.find(name) is None and self.pauses.of(name) is not Rest.RESTS:
+            self.pauses.begin(name, LOOK_AGAIN_S)
+            flight = Flight(self, request, self._freshness(request), self._clock)
+            flight.keep()
+            self.flights.begin(name, flight, self._looked)
+
+    async def _looked(self, flight: Flight) -> Found:
+        try:
+            return await self._asked(flight)
+        except L2Unavailable:
+            self._node.counters.l2_errors += 1
+            return NOTHING
 
 
 async def _uncancelled(request: Request) -> Loaded:

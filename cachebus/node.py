@@ -333,6 +333,8 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
+        if self.standing_in(key, self.clock()) is not None:
+            return  # for a source that fails
         names = key.names if view.marks else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):

@@ -53,17 +53,23 @@ class Reader:
             else:
                 value = MISSING
         except L2Unavailable as error:
-            if needs_script(error):
-                value = (await self._fetch.validated([key], after, enter=use_memory))[0]
-            elif self._tolerated():
-                value = MISSING
-            else:
-                raise
+            value = await self._once_more(key, after, use_memory, error)
         if value is MISSING:
             counters.misses += 1
         else:
             counters.l2_hits += 1
         return value
+
+    async def _once_more(self, key: Key, after: Place | None, use_memory: bool, error: L2Unavailable) -> object:
+        """By the script, where only that may answer; an outage is a miss here too, where it is one."""
+        if needs_script(error):
+            try:
+                return (await self._fetch.validated([key], after, enter=use_memory))[0]
+            except L2Unavailable as other:
+                error = other
+        if self._tolerated():
+            return MISSING
+        raise error
 
     async def get_many(self, keys: Sequence[Key], after: Place | None) -> list[object]:
         """What `get` gives for each of these keys of one tenant; what L1 lacks comes in one round trip."""
@@ -102,6 +108,7 @@ class Reader:
         levels = key.levels()
         counters = self._node.counters.of(key.family.data_type)
         found: dict[str, object] = {}
+        soft = b""
         for level in levels if use_memory else ():
             entry = self._present(level, after)
             if entry is not None:
@@ -116,7 +123,8 @@ class Reader:
             elif _is_value(found[level.l1]):
                 break
         if lacking and self._enabled:
-            found.update(await self._levels(lacking, after, use_memory))
+            came, soft = await self._levels(lacking, after, use_memory)
+            found.update(came)
         best = next((level for level in levels if _is_value(found.get(level.l1, MISSING))), key)
         value = found.get(best.l1, MISSING)
         if value is MISSING:
@@ -124,24 +132,28 @@ class Reader:
             return Found(MISSING, None)
         if best in lacking:
             counters.l2_hits += 1
-            return Found(value, "l2")
+            return Found(value, "l2", soft=soft if best is key else b"")
         counters.l1_hits += 1
         return Found(value, "l1")
 
-    async def _levels(self, levels: list[Key], after: Place | None, use_memory: bool) -> dict[str, object]:
+    async def _levels(
+        self, levels: list[Key], after: Place | None, use_memory: bool
+    ) -> tuple[dict[str, object], bytes]:
+        """What L2 has of these levels; and the version of the first, where that is past its soft expiry."""
         shard = self._node.shards[levels[0].shard]
         remembers = use_memory and self._fetch.policies.rules(levels[0].family.data_type).l1
         reservation, started_s = shard.reserve(), self._clock()
         try:
-            values = await self._fetch.many(levels, after, enter=use_memory)
+            answers = await self._fetch.answers(levels, after, enter=use_memory)
         except L2Unavailable:
             if not self._tolerated():
                 raise
-            return {}
-        for level, value in zip(levels, values, strict=True):
+            return {}, b""
+        for level, (value, _) in zip(levels, answers, strict=True):
             if value is MISSING and remembers:
                 self._node.admit_absent(level, reservation, min(started_s, shard.vouched_s))
-        return {level.l1: value for level, value in zip(levels, values, strict=True)}
+        soft = self._fetch.soft_of(levels[0], *answers[0])
+        return {level.l1: value for level, (value, _) in zip(levels, answers, strict=True)}, soft
 
     def _tolerated(self) -> bool:
         """Count an outage met by a read; whether it is to look like a miss."""

@@ -39,6 +39,13 @@ class Request(NamedTuple):
     tags: Sequence[str] = ()
     """Names of the tags' marks."""
     use_memory: bool = True
+    sources: int = 1
+    """How many functions `load` may run one after the other, each with the type's limit."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long the load may take, in seconds, and others wait for it."""
+        return self.sources * self.rules.load_timeout_s
 
     @property
     def enters(self) -> bool:
@@ -54,6 +61,8 @@ class Found(NamedTuple):
     loaded: Loaded | None = None
     stale: bool = False
     serialization_error: bool = False
+    soft: bytes = b""
+    """The version of a record that is past its soft expiry, and is to be refreshed."""
     copy: Callable[[], object] | None = None
     """Makes a value of its own for each caller, where the policy wants that."""
 

@@ -25,27 +25,34 @@ class Rests:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._until_s: OrderedDict[str, float] = OrderedDict()
+        self._spans: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._until_s)
+        return len(self._spans)
 
     def begin(self, name: str, rest_s: float) -> float:
         """The source failed: it rests for about so long. Gives for how long, in seconds."""
         rest_s *= random.uniform(1 - JITTER, 1 + JITTER)
-        self._until_s.pop(name, None)
-        self._until_s[name] = self._clock() + rest_s
-        if len(self._until_s) > KEYS_MAX:
-            self._until_s.popitem(last=False)
+        self._spans.pop(name, None)
+        now_s = self._clock()
+        self._spans[name] = now_s + rest_s, now_s + 2 * rest_s
+        if len(self._spans) > KEYS_MAX:
+            self._spans.popitem(last=False)
         return rest_s
 
     def end(self, name: str) -> None:
-        """The source has answered."""
-        self._until_s.pop(name, None)
+        """The source has answered, here or on another node."""
+        self._spans.pop(name, None)
 
     def of(self, name: str) -> Rest:
         """How it is now."""
-        until_s = self._until_s.get(name)
-        if until_s is None:
+        span = self._spans.get(name)
+        if span is None:
             return Rest.NONE
-        return Rest.RESTS if self._clock() < until_s else Rest.OVER
+        now_s, (rests_until_s, over_until_s) = self._clock(), span
+        if now_s < rests_until_s:
+            return Rest.RESTS
+        if now_s < over_until_s:
+            return Rest.OVER
+        del self._spans[name]  # so long ago that it says nothing any more
+        return Rest.NONE

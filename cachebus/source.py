@@ -49,8 +49,8 @@ async def call(
     try:
         async with asyncio.timeout(timeout_s) as limit:
             value = await _attempts(bound, retries, retry_on, backoff_s)
-    except TimeoutError:
-        if limit.expired():
+    except Exception:
+        if limit.expired():  # whatever the source has made of its cancellation
             raise LoadTimeout(f"the load took longer than {timeout_s:g} s") from None
         raise
     return shareable(value, bound)
@@ -64,13 +64,19 @@ async def _attempts(bound: Bound, retries: int, retry_on: tuple[type[Exception],
             result = bound()
             return await result if inspect.isawaitable(result) else result
         except retry_on as error:
-            if not left or _final(error):
+            if not left or _final(error) or is_cancelled():
                 raise
             # Its class alone: the text of a driver's error may hold a password.
             logger.debug("{} failed with {}, {} more attempts", name_of(bound), type(error).__name__, left)
         await asyncio.sleep(pause_s + random.uniform(0, backoff_s))
         pause_s = min(2 * pause_s, max(PAUSE_MAX_S, backoff_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_cancelled() -> bool:
+    """Whether the running task was cancelled, whatever a source has made of that: nobody waits for it any more."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _final(error: Exception) -> bool:

@@ -137,11 +137,12 @@ class Person:
         return await self.store.fill(what, self.caller, token, record, px_ms, over)
 
     async def loaded(
-        self, what: Key, payload: bytes = b"v", *, lives_ms: int | None = None, tags: Sequence[str] = ()
+        self, what: Key, payload: bytes = b"v", *, lives_ms: int | None = None, tags: Sequence[str] = (), flags: int = 0
     ) -> Record:
         """Lease and fill a key."""
         lease = await self.granted(what, f"load of {what.l2}", refresh=True)
         record = self.record(payload, lease, lives_ms=lives_ms, tags=tags)
+        record.flags = flags
         assert (await self.fill(what, record, f"load of {what.l2}")).stored
         return record
 

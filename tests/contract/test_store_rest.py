@@ -7,6 +7,7 @@ import pytest
 from cachebus import event as events
 from cachebus.keys import everywhere
 from cachebus.ports import Leased, Stale
+from cachebus.record import NOT_FOUND
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope
 from tests.contract.rig import StoreRig, until
 
@@ -43,6 +44,21 @@ async def test_a_kept_record_is_given_along(ann: Person, bob: Person) -> None:
         reply = await bob.lease(key(), "b", stale=stale)
         assert (reply.outcome, reply.record) == (Leased.RESTING, kept.encode())
     assert (await bob.lease(key(), "b", stale=Stale.NONE)).outcome is Leased.GRANTED, "who wants nothing stale may load"
+
+
+async def test_that_there_was_nothing_is_nothing_to_give(ann: Person, bob: Person) -> None:
+    await ann.loaded(key(), lives_ms=-1, flags=NOT_FOUND)
+    await resting(ann)
+    assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.RESTING
+    assert (await bob.lease(key(), "b", stale=Stale.RECORD)).outcome is Leased.GRANTED
+
+
+async def test_who_waits_for_anothers_load_is_given_a_kept_record_if_it_wants_one(ann: Person, bob: Person) -> None:
+    kept = await ann.loaded(key(), lives_ms=-1)
+    await ann.granted(key(), "a")
+    for stale, given in ((Stale.RECORD, kept.encode()), (Stale.OWN, None), (Stale.NONE, None)):
+        reply = await bob.lease(key(), "b", stale=stale)
+        assert (reply.outcome, reply.record) == (Leased.WAIT, given)
 
 
 async def test_a_valid_record_is_a_hit_and_its_refresh_rests(ann: Person, bob: Person) -> None:

@@ -8,14 +8,15 @@ if left_ms then return {epoch, seq, 'guarded', false, left_ms} end
 local record = stored(KEYS[3])
 if record and hidden(record, first, last) then record = nil end
 if record and ARGV[9] ~= '1' and not expired(record) then return {epoch, seq, 'hit', record, 0} end
+local of_use = record and not says_nothing(record) and record
 local lease = stored(KEYS[4])
 if is_lease(lease) and not holds(lease, ARGV[7]) then
   local left = redis.call('PTTL', KEYS[4])
   if not rests(lease) then
     if not is_waited_for(lease) then redis.call('SETRANGE', KEYS[4], 0, 'w') end
-    return {epoch, seq, 'wait', false, left}
+    return {epoch, seq, 'wait', ARGV[10] == '1' and of_use or false, left}
   end
-  if ARGV[10] == '2' or (ARGV[10] == '1' and record) then return {epoch, seq, 'resting', record or false, left} end
+  if ARGV[10] == '2' or (ARGV[10] == '1' and of_use) then return {epoch, seq, 'resting', record or false, left} end
 end
 redis.call('SET', KEYS[4], 'h' .. epoch .. ARGV[7], 'PX', ARGV[8])
 in_contexts(first, last)
