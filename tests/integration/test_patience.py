@@ -15,7 +15,7 @@ from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.l2.names import ShardNames
 from tests.integration.test_cache_expiry import aging
-from tests.support.caches import Source, nodes, parts, quick, until
+from tests.support.caches import PATIENCE_S, Source, nodes, parts, quick, until
 from tests.support.servers import any_binary
 
 SAFE = Policy(ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)
@@ -309,7 +309,8 @@ async def test_who_waits_for_another_node_is_given_what_l2_keeps(redis_url: str)
         source.hold()
         first = reading(a, source, "safe")
         await source.asked.wait()
-        assert await read(b, others, "safe") == 1
+        async with asyncio.timeout(PATIENCE_S):
+            assert await read(b, others, "safe") == 1
         assert others.calls == 0
         source.release()
         await first
