@@ -150,6 +150,7 @@ class Flights:
         self._tasks: dict[asyncio.Task[Found], Flight] = {}
         self.alone: dict[str, Flight] = {}
         """Those that go to the source without L2."""
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -172,6 +173,8 @@ class Flights:
                 task.exception()  # seen: those who waited have it, and a background load has logged it
 
         task.add_done_callback(landed)
+        if self._closed:
+            flight.close()
 
     async def close(self, timeout_s: float) -> None:
         """Let flights end within `timeout_s`, then cancel what is left; at once if this is itself cancelled."""
@@ -179,6 +182,7 @@ class Flights:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=timeout_s)
         finally:
+            self._closed = True  # who was still looking for a value begins no load any more
             for flight in list(self._tasks.values()):
                 flight.close()
         if self._tasks:

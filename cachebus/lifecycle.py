@@ -20,6 +20,7 @@ from cachebus.keys import Key
 from cachebus.node import OnApplied
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules
+from cachebus.reentrance import loads_for
 from cachebus.settings import Settings
 
 CANCELLED_S = 1.0
@@ -143,6 +144,8 @@ class Life:
         self.settings = Settings.of(settings)
         self._world = world
         self._parts: Parts | None = None
+        self._landing: Parts | None = None
+        """While it is closed: for loads that are under way, and for nobody else."""
         self._home: Home
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
@@ -198,13 +201,19 @@ class Life:
                 self._forget()
             raise self._home.close_elsewhere("cache")
         self._forget()
-        await stop(parts)
+        self._landing = parts
+        try:
+            await stop(parts)
+        finally:
+            self._landing = None
 
     def _forget(self) -> None:
         self._parts, self._entries = None, {}
 
     def _live(self) -> Parts:
         parts = self._parts
+        if parts is None and self._landing is not None and loads_for(self._landing.loads):
+            parts = self._landing
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
         if home.forks != self._home.forks or asyncio.get_running_loop() is not self._home.loop:

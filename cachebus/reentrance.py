@@ -82,6 +82,12 @@ def waiting_for(loading: Loading) -> AbstractContextManager[None]:
     return _NOBODY if asking is None else _Wait(asking, loading)
 
 
+def loads_for(owner: object) -> bool:
+    """Whether this code runs for a load of a key of this owner's that is not over."""
+    loading = _running()
+    return loading is not None and loading.owner is owner
+
+
 def _running() -> Loading | None:
     """The load for which this code runs; None where it is over, as for a task that outlives it."""
     innermost = _innermost.get()

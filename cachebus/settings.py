@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     )
     l1_max_entries: int = Field(100_000, ge=0)
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
-    lease_ms: int = Field(10_000, ge=100, description="how long a loader that vanished blocks others")
+    lease_ms: int = Field(10_000, ge=100, le=3_600_000, description="how long a loader that vanished blocks others")
     max_marks: int = Field(
         100_000,
         ge=16,

@@ -9,6 +9,8 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -239,3 +241,56 @@ async def test_callers_of_loads_that_closing_ends_hear_that_it_was_closed(redis_
     for call in calls:
         with pytest.raises(L2Unavailable, match="closed"):
             await call
+
+
+async def test_a_load_that_is_under_way_may_use_the_cache_until_closing_is_over(redis_url: str) -> None:
+    cache = Cache(quick(redis_url, close_timeout_s=IN_TIME_S))
+    async with cache:
+        asked, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def inner() -> int:
+            return 1
+
+        async def outer() -> int:
+            asked.set()
+            await goes_on.wait()
+            return 1 + int(await cache.get_or_load("config", "inner", inner, **WHERE))
+
+        reader = asyncio.create_task(cache.get_or_load("config", "outer", outer, **WHERE))
+        await asked.wait()
+        closing = asyncio.create_task(cache.aclose())
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match="not open"):
+            await cache.get("config", "outer", **WHERE)  # it is for nobody else
+        goes_on.set()
+        await closing
+        assert await reader == 2
+
+
+async def test_who_was_looking_for_a_value_begins_no_load_once_it_is_closed(redis_url: str) -> None:
+    calls = 0
+
+    async def load() -> int:
+        nonlocal calls
+        calls += 1
+        return 1
+
+    async with Cache(quick(redis_url, close_timeout_s=0.05)) as cache:
+        reader, looks, goes_on = parts(cache).reader, asyncio.Event(), asyncio.Event()
+        search = reader.search
+
+        async def slowly(*arguments: Any) -> Any:
+            looks.set()
+            await goes_on.wait()
+            return await search(*arguments)
+
+        with patch.object(reader, "search", slowly):
+            caller = asyncio.create_task(
+                cache.get_or_load("config", "x", load, **WHERE, agent_id="a", search_hierarchy=True)
+            )
+            await looks.wait()
+            await cache.aclose()
+            goes_on.set()
+            with pytest.raises(L2Unavailable):
+                await caller
+    assert calls == 0

@@ -68,6 +68,7 @@ def test_of() -> None:
     ("fields", "message"),
     [
         ({"shards": 0}, r"settings: shards \(CACHEBUS_SHARDS\): Input should be greater than or equal to 1"),
+        ({"lease_ms": 10**9}, r"lease_ms \(CACHEBUS_LEASE_MS\): .* 3600000"),
         ({"shards": "x", "lease_ms": 1}, r"shards \(CACHEBUS_SHARDS\): .*; lease_ms \(CACHEBUS_LEASE_MS\): "),
         ({"urll": "x"}, "settings: urll: there is no such setting, did you mean url?"),
         ({"l1_max": 1}, "settings: l1_max: there is no such setting, did you mean l1_max_entries?"),
