@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pydantic import BaseModel
@@ -25,6 +26,8 @@ from cachebus import (
     ValueTooLarge,
     with_context,
 )
+from cachebus.cache import MANY
+from cachebus.fetch import Fetcher
 from tests.support.caches import Source, asked, data_calls, nodes, parts, until
 
 
@@ -255,6 +258,39 @@ async def test_get_many_gives_what_is_there_by_the_ids_asked(pair: list[Cache]) 
         assert await b.get_many("embedding", (1, 3), tenant_id="acme") == {1: [0.5], 3: [1.5]}
     assert data_calls(counts) == 0
     assert await b.get_many("embedding", [], tenant_id="acme") == {}
+
+
+@pytest.mark.parametrize("may_judge", [True, False], ids=["by plain gets", "by the script"])
+async def test_get_many_of_very_many_holds_up_nobody(pair: list[Cache], may_judge: bool) -> None:
+    a, b = pair
+    store, most = parts(b).store, 0
+    get, read = store.get, store.read
+    under_way = 0
+
+    def counted(key: Any) -> Any:
+        nonlocal most, under_way
+        under_way += 1
+        most = max(most, under_way)
+        reply = get(key)
+        reply.add_done_callback(landed)
+        return reply
+
+    def landed(_: Any) -> None:
+        nonlocal under_way
+        under_way -= 1
+
+    def scripted(shard: int, caller: Any, keys: Any) -> Any:
+        nonlocal most
+        most = max(most, len(keys))
+        return read(shard, caller, keys)
+
+    await a.set("embedding", 7_777, [1.5], tenant_id="acme")
+    with (
+        patch.object(store, "get", counted), patch.object(store, "read", scripted),
+        patch.object(Fetcher, "may_judge", lambda *_: may_judge),
+    ):  # fmt: skip
+        assert await b.get_many("embedding", range(10_000), tenant_id="acme") == {7_777: [1.5]}
+    assert 0 < most <= MANY
 
 
 async def test_get_many_of_more_than_one_batch(pair: list[Cache]) -> None:
