@@ -82,6 +82,8 @@ class Heartbeat:
         self.forget_old: Callable[[], None]
         """Gives back the memory of what need not be repeated any more."""
         self._repeated = [shard.epoch for shard in node.shards]
+        self._moved = [asyncio.Event() for _ in node.shards]
+        """Set when a shard has begun another epoch, in which something may have to be repeated."""
 
     def nudge(self, shard: int) -> None:
         """Tend the shard soon: something is missing."""
@@ -134,6 +136,8 @@ class Heartbeat:
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
                 group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
+                # Apart: a full buffer takes longer to repeat than a lease lasts, and a probe must not wait for it.
+                group.start_soon(self._for_ever, lambda shard=shard: self._repeat(shard))
                 if shard + 1 < len(self._node.shards):
                     await asyncio.sleep(self._interval_s / len(self._node.shards))  # not all at the same instants
 
@@ -193,7 +197,8 @@ class Heartbeat:
         attention.clear()
         self._asked[shard] = False
         await self.probe(shard)
-        await self._repeat(shard)
+        if self._node.shards[shard].epoch != self._repeated[shard]:
+            self._moved[shard].set()
         if self._asked[shard]:
             return  # the probe was sent before the event came: it did not tell of it
         try:
@@ -242,9 +247,13 @@ class Heartbeat:
         )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:
+        """Wait for another epoch, and repeat in it what has to be. If yet another one begins meanwhile, all of it that
+        was acknowledged before is repeated once more."""
+        await self._moved[shard].wait()
+        self._moved[shard].clear()
         epoch = self._node.shards[shard].epoch
         if epoch != self._repeated[shard]:
-            await self.repeat(shard)
+            await self.repeat(shard)  # what fails is tried again when the next probe has been answered
             self._repeated[shard] = epoch
 
     async def _heal(self, shard: int) -> None:
