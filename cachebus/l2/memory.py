@@ -169,16 +169,26 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             self.leases.pop(key.l2, None)
 
+    def lost_guards_end_ms(self, own_ms: int = 0) -> int | None:
+        """When all guards have ended that a takeover has lost; None once they have. What is stored until then may be
+        from before a commit that nobody tells of. `own_ms`: the longest that the caller has heard of."""
+        most_ms, now = max(self.guard_ms, own_ms), self.clock()
+        if not most_ms or now >= self.born + most_ms / 1000:
+            return None
+        return int(min(self.born, now) * 1000) + most_ms
+
+    def _px_until(self, end_ms: int | None, px_ms: int) -> int:
+        """How long what should last for `px_ms` (0: for ever) may last where it is to end by then."""
+        left_ms = px_ms if end_ms is None else max(end_ms - int(self.clock() * 1000), 1)
+        return min(px_ms or left_ms, left_ms)
+
     def put(self, key: Key, record: Record, px_ms: int, caller: Caller) -> int:
-        """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have:
-        gives when it expires then, else 0."""
-        now, most_ms, expires_ms = self.clock(), max(self.guard_ms, caller.guard_ms), 0
-        if now < self.born + most_ms / 1000:
-            px_ms = min(px_ms or most_ms, most_ms)
-            latest_ms = int(now * 1000) + most_ms
-            if not 0 < record.expires_ms <= latest_ms:
-                record.expires_ms = expires_ms = latest_ms
-        self.records[key.l2] = (record.encode(), now + px_ms / 1000 if px_ms else float("inf"))
+        """Store a record; gives when it expires where it must expire by the end of lost guards, else 0."""
+        latest_ms, expires_ms = self.lost_guards_end_ms(caller.guard_ms), 0
+        px_ms = self._px_until(latest_ms, px_ms)
+        if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
+            record.expires_ms = expires_ms = latest_ms
+        self.records[key.l2] = (record.encode(), self.clock() + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
     def note_contexts(self, key: Key) -> None:
@@ -263,7 +273,8 @@ class MemoryShard:
                 return LeaseReply(self.epoch, self.seq, Leased.WAIT, None, left_ms)
             if stale is Stale.OWN or (stale is Stale.RECORD and hit):
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
-        self.leases[key.l2] = MemoryLease(self.epoch, token, now + px_ms / 1000)
+        lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
+        self.leases[key.l2] = MemoryLease(self.epoch, token, now + lasts_ms / 1000)
         self.note_contexts(key)
         return LeaseReply(self.epoch, self.seq, Leased.GRANTED, data, 0)
 
@@ -286,7 +297,8 @@ class MemoryShard:
             self.leases[key.l2] = resting = MemoryLease(self.epoch, token, self.clock() + px_ms / 1000)
             resting.rests = True
         elif px_ms:
-            self.leases[key.l2].until_s = self.clock() + px_ms / 1000
+            lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
+            self.leases[key.l2].until_s = self.clock() + lasts_ms / 1000
         else:
             self.end_lease(key)
 
