@@ -19,7 +19,7 @@ from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.node import Node
-from cachebus.ports import Bus, Store
+from cachebus.ports import About, Bus, Store
 from cachebus.receive import Receiver
 
 SWEEP_PAUSE_S = 0.002
@@ -53,6 +53,13 @@ class Backoff:
     def reset(self) -> None:
         """It has succeeded."""
         self._now_s = self._first_s
+
+
+def _bounds(about: About) -> str:
+    return (
+        f"staleness_bound_s {about.bound_ms / 1000:g}, guard_max_s {about.guard_ms / 1000:g} and "
+        f"keep_alone {str(about.keeps_alone).lower()}"
+    )
 
 
 class Heartbeat:
@@ -235,15 +242,14 @@ class Heartbeat:
             await self._heal(shard)
 
     def _compare_bounds(self, shard: int) -> None:
-        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards."""
+        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards, or keep
+        what they load alone."""
         own, largest = self._node.about, self._node.largest[shard]
-        differs = largest[:2] != own[:2]
         self._tell(
             "bounds",
-            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and "
-            f"guard_max_s up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and "
-            f"{own.guard_ms / 1000:g}: waits for the nodes last as the largest, which is never lowered"
-            if differs else "",
+            f"nodes of this namespace have, or had, {_bounds(largest)}, this one has {_bounds(own)}: waits for the "
+            "nodes last as the largest, which is never lowered"
+            if largest != own else "",
         )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:

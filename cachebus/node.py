@@ -76,10 +76,11 @@ class Node:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
-        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000))
+        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_alone=keep_alone)
         """What this node says of itself."""
         self.largest = [self.about] * shards
-        """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard."""
+        """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard; and
+        whether of anybody that keeps what it loads alone."""
         self.keep_alone = keep_alone
         """Whether what L2 did not confirm may be kept, for D."""
         self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
@@ -102,7 +103,8 @@ class Node:
         """How this node introduces itself to L2."""
         view = self.shards[shard]
         largest = self.largest[shard]
-        return Caller(self.id, view.applied, view.epoch, self.about, largest.bound_ms, largest.guard_ms)
+        heard = largest.bound_ms, largest.guard_ms, largest.keeps_alone
+        return Caller(self.id, view.applied, view.epoch, self.about, *heard)
 
     def _spread_lease(self, shard: int) -> None:
         self.groups.spread(shard, self.shards[shard].valid_until)
@@ -179,8 +181,10 @@ class Node:
         self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
         self.watches[shard].saw(reply.nodes_name, now_s)
         known = self.largest[shard]
-        if reply.bound_ms > known.bound_ms or reply.guard_ms > known.guard_ms:
-            self.largest[shard] = About(max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms))
+        self.largest[shard] = About(
+            max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),
+            keeps_alone=reply.alone or known.keeps_alone,
+        )  # fmt: skip
         self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
 
     def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:

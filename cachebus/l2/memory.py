@@ -13,6 +13,7 @@ from cachebus import event as events
 from cachebus import record as records
 from cachebus.clock import WALL_S, Clock
 from cachebus.keys import Key, guard_name
+from cachebus.l2.memory_lease import MemoryLease
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import (
     SILENT_S,
@@ -36,16 +37,6 @@ ENTRY_OVERHEAD_BYTES = 64
 
 def _no_listener(message: bytes) -> None:
     """What a shard publishes to before anybody listens."""
-
-
-class MemoryLease:
-    """Who may fill a key, until when, whether somebody waits for its end, and whether the source is left alone."""
-
-    __slots__ = ("epoch", "rests", "token", "until_s", "waited")
-
-    def __init__(self, epoch: bytes, token: str, until_s: float) -> None:
-        self.epoch, self.token, self.until_s = epoch, token, until_s
-        self.waited = self.rests = False
 
 
 class MemoryShard:
@@ -72,6 +63,7 @@ class MemoryShard:
         self.meta_server = ""
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
+        self.alone = False
         self.marks = MemoryMarks(self.marks_max)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
@@ -110,9 +102,13 @@ class MemoryShard:
         if self.is_lost(caller, bucket):
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server = self.server
-            self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+            self._hear_of(caller)
             self.born, self.is_new = float("-inf") if self.is_new else self.clock(), False
             self._empty()
+
+    def _hear_of(self, caller: Caller) -> None:
+        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+        self.alone = self.alone or caller.alone
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
         """The same, and note the caller's line."""
@@ -212,7 +208,7 @@ class MemoryShard:
     def probe(self, caller: Caller, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.attend(caller, "" if marks else None)
-        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+        self._hear_of(caller)
         now = self.clock()
         silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
         for node in () if marks else silent:
@@ -221,14 +217,14 @@ class MemoryShard:
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
             self.epoch, self.seq, int(now * 1_000_000), self.marks.given() if marks else None, self.nodes_name,
-            self.bound_ms, self.guard_ms, born_us,
+            self.bound_ms, self.guard_ms, born_us, self.alone,
         )  # fmt: skip
 
     def nodes(self, caller: Caller) -> NodesReply:
         """See `Store.nodes`."""
         self.attend(caller)
-        self.bound_ms = max(self.bound_ms, caller.bound_ms)
-        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines))
+        self.bound_ms, self.alone = max(self.bound_ms, caller.bound_ms), self.alone or caller.alone
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines), self.alone)
 
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
