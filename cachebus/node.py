@@ -96,7 +96,7 @@ class Node:
         """What is known of the nodes' lines, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
-        self.groups = Groups(shards, counters)
+        self.groups = Groups(self.shards, counters)
         """What L1's entries share."""
 
     def caller(self, shard: int) -> Caller:
@@ -208,11 +208,17 @@ class Node:
         self._spread_lease(shard)
         self.counters.flushed(cause)
 
-    def forget(self, key: Key) -> None:
-        """Drop one key of which nothing is known for sure, as after a write whose outcome is unknown."""
-        view = self.shards[key.shard]
-        view.drop(BEYOND, (key.l1,), ())
-        self.l1.remove(key.l1)
+    def forget(self, shard: int, keys: Sequence[Key], names: Sequence[str] = ()) -> None:
+        """Drop keys, and what lies in scopes and tags, of which nothing is known for sure: after a write of unknown
+        outcome."""
+        view = self.shards[shard]
+        view.drop(BEYOND, [key.l1 for key in keys], ())
+        for key in keys:
+            self.l1.remove(key.l1)
+        if names and not view.doubts.note(names, view.count, self.clock()):
+            self.void(shard, "unknown")
+        elif names:
+            self.groups.retire(shard, self.groups.touched(shard, names))
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
@@ -251,14 +257,15 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low:
+        if not view.marks and not view.low and not view.doubts:
             return False
         extra = details(entry)
         bucket, names = names_of(entry.key)
+        names = names if extra is None else (*names, *extra.tags)
         if view.below(entry.seq, bucket):
             self.counters.lost_to_watermarks += 1
             return True
-        return view.hides(entry.seq, bucket, names if extra is None else (*names, *extra.tags))
+        return view.hides(entry.seq, bucket, names) or view.doubts.cover(names, group.born)
 
     def admit(
         self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
@@ -313,7 +320,7 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        names = (*key.names, *record.tags) if view.marks else ()
+        names = (*key.names, *record.tags) if view.marks or view.doubts else ()
         return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
 
     def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
@@ -328,7 +335,7 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
-        names = key.names if view.marks else ()
+        names = key.names if view.marks or view.doubts else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
             until = grid(read_started_s + self.bound_s, self.bound_s)

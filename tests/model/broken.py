@@ -13,6 +13,7 @@ from cachebus import confirm
 from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
+from cachebus.doubts import Doubts
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.flight import Flight
 from cachebus.freshness import Freshness
@@ -294,6 +295,13 @@ RULES = {
     ),
     "own reservation": Rule(
         "a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)
+    ),
+    "doubts": Rule(
+        "what a write of unknown outcome may have replaced is not believed: neither what is held", "OWN-OUTAGE", "G2",
+        ((Doubts, "cover", _no),),
+    ),
+    "doubts of plain gets": Rule(
+        "... nor what a plain get brings, by marks of before it", "OWN-OUTAGE", "G2", ((Doubts, "open", _no),)
     ),
     "own events": Rule(
         "own invalidations are applied here before the call returns", "OWN", "G2",
