@@ -95,9 +95,8 @@ class Cache(Life):
         self, data_type: str, resource_ids: Iterable[Id], tenant_id: Id | None = None, agent_id: Id | None = None,
         conversation_id: Id | None = None, collection_id: Id | None = None, *, after: Receipt | str | None = None,
     ) -> dict[Id, Any]:  # fmt: skip
-        """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks of 500 of them.
-
-        More are asked for one 500 after the other, so that neither this process nor the server is held up for others."""
+        """The cached values by the ids asked, absent ones left out; one round trip for all that L1 lacks of 500 of
+        them. More are asked for one 500 after the other, so that neither this process nor the server is held up."""
         parts, place = self._live(), place_of(after)
         found: dict[Id, Any] = {}
         ids = iter(resource_ids)
@@ -107,9 +106,8 @@ class Cache(Life):
                 i: parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in some
             }
             values = await parts.reader.get_many(list(keys.values()), place)
-            for i, value in zip(keys, values, strict=True):
-                if value is not MISSING and value is not NOT_FOUND:
-                    found[i] = value
+            pairs = zip(keys, values, strict=True)
+            found |= {i: value for i, value in pairs if value is not MISSING and value is not NOT_FOUND}
             if len(some) == MANY:
                 await asyncio.sleep(0)  # what L1 has is given without any wait
         return found

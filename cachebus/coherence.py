@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from cachebus.doubts import Doubts
 from cachebus.event import NO_BUCKET
 from cachebus.keys import ALL_TENANTS, bucket_of_name
 from cachebus.marks import BucketMarks, forget_older_half
@@ -86,6 +87,7 @@ class Shard:
         "applied",
         "bound_s",
         "count",
+        "doubts",
         "epoch",
         "foreign",
         "head",
@@ -117,6 +119,8 @@ class Shard:
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
         self.count = 0
         """Drops applied, of any kind, in the order of this node."""
+        self.doubts = Doubts()
+        """Invalidations of which nobody knows whether they happened."""
         self.foreign: dict[bytes, int] = {}
         """Epochs of events that may have begun since, with the highest seq of each."""
         self.left: dict[bytes, None] = {}
@@ -228,9 +232,7 @@ class Shard:
         if epoch != self.epoch:
             self.lapse()
             return Probed.FOREIGN
-        for (
-            foreign
-        ) in self._suspects:  # L2 itself says, later than they were heard of, that this epoch is the present one
+        for foreign in self._suspects:  # L2 says, later than they were heard of, that this epoch is the present one
             self.foreign.pop(foreign, None)
             self._leave(foreign)
         self._suspects = ()
@@ -306,6 +308,7 @@ class Shard:
         if before not in (NO_EPOCH, epoch):
             self._leave(before)
         self.left.pop(epoch, None)
+        self.doubts.settle(sent_at_s)
         self.epoch = epoch
         joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
         self.marks = {b: BucketMarks(its.items()) for b, its in joined.items() if its}
@@ -384,6 +387,7 @@ class Shard:
             epoch == self.epoch == reservation.epoch
             and not self.marked(reservation, key, seq, everywhere)
             and not self.hides(seq, bucket, names)
+            and not self.doubts.cover(names, reservation.drops)
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:

@@ -78,6 +78,12 @@ def complete_after_s(bound_s: float, *, keep_alone: bool) -> float:
     return bound_s + (SILENT_S if keep_alone else 0.0)
 
 
+def keeps_alone(reply: NodesReply, own: bool) -> bool:
+    """Whether any node of the fleet keeps what it loads while L2 is out of reach: as far as this process has heard, one
+    whose line is there, or ever was."""
+    return own or reply.alone or any(line.about.keeps_alone for line in reply.lines.values())
+
+
 def judged(watch: Watch, reply: NodesReply, change: Change, after_s: float, now_s: float) -> tuple[Confirmed, bool]:
     """Who has applied the change by an answer that came now, and whether nobody else can serve what it replaced.
     `after_s`: as `complete_after_s` says."""
@@ -123,7 +129,7 @@ class Confirmer:
     def __init__(
         self, store: Store, clock: Clock, bound_s: float, watches: Sequence[Watch], *, keep_alone: bool
     ) -> None:
-        """`keep_alone`: whether any node of the fleet keeps what it loads while L2 is out of reach."""
+        """`keep_alone`: whether nodes keep what they load while L2 is out of reach, by this process's own settings."""
         self._store = store
         self._clock = clock
         self._bound_s = bound_s
@@ -147,6 +153,7 @@ class Confirmer:
                 looks = PROMPT_LOOKS
             else:
                 bound_s = self._heard_s = largest_bound_s(reply, bound_s)
+                self._keep_alone = keeps_alone(reply, self._keep_alone or caller().alone)
                 after_s = complete_after_s(bound_s, keep_alone=self._keep_alone)
                 found, done = judged(self._watches[shard], reply, change, after_s, self._clock())
                 if done:

@@ -160,8 +160,8 @@ class Fetcher:
 
     def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
         """The value of a record that a plain get brought: of this epoch, unexpired, and replaced by no mark; MISSING;
-        or VOID when the node entered another epoch meanwhile. Reads the head where it lies: a `Record` is made only
-        for what enters L1 or is special."""
+        or VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark. Reads the head
+        where it lies: a `Record` is made only for what enters L1 or is special."""
         shard = self._shards[key.shard]
         reservation, read_s = before
         if shard.epoch != reservation.epoch:
@@ -175,6 +175,8 @@ class Fetcher:
             return MISSING
         if 0 < expires_ms <= (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0:
             return MISSING
+        if shard.doubts and shard.doubts.open(key.names, shard.vouched_s):
+            return VOID
         if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
@@ -183,6 +185,8 @@ class Fetcher:
             record = self.decoded(data)
             if record is None or (tags and shard.hides(seq, key.family.bucket, record.tags)):
                 return MISSING
+            if tags and shard.doubts and shard.doubts.open(record.tags, shard.vouched_s):
+                return VOID
             return self.taken(key, record, reservation if enter else None, read_s)
         try:
             return decode_value(codec, data[HEAD.size :], rules.model)

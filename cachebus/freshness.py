@@ -39,12 +39,14 @@ class Freshness:
         self._standing = self._standing._replace(marks={**self._standing.marks, **more.marks})
 
     def knows(self, tags: Sequence[str]) -> bool:
-        """Whether it covers these tags, or could: none of them was invalidated since it began."""
+        """Whether it covers these tags, or could: none of them was invalidated since it began, or may have been."""
         noted = self._standing.marks
         new = [tag for tag in tags if tag not in noted]
         if not new:
             return True
         marks = self._shard.standing(self._key.family.bucket, new).marks
+        if self._shard.doubts.cover(new, self._reservation.drops):
+            return False
         return all(mark <= self._reservation.applied for mark in marks.values())
 
     def holds(self, now_s: float) -> bool:
@@ -53,6 +55,8 @@ class Freshness:
         if began.epoch != shard.epoch or shard.marked(began, self._key.l1, began.applied, self._key.everywhere):
             return False
         if not shard.unmoved(self._key.family.bucket, self._standing):
+            return False
+        if shard.doubts.cover(self._standing.marks, began.drops):
             return False
         return now_s < self._until_s and (now_s < shard.valid_until or now_s < self._as_of_s + shard.bound_s)
 

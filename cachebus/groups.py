@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.coherence import NEVER
+from cachebus.coherence import NEVER, Shard
 from cachebus.keys import ALL_OF_SHARD, GIVEN, Key
 from cachebus.l1 import Entry, Group
 from cachebus.observe import OTHER, Counters
@@ -19,13 +19,14 @@ INF = float("inf")
 class Groups:
     """The live groups of one node."""
 
-    def __init__(self, shards: int, counters: Counters) -> None:
+    def __init__(self, shards: Sequence[Shard], counters: Counters) -> None:
+        self._shards = shards
         self._counters = counters
-        self.live: list[dict[str, tuple[Group, Group]]] = [{} for _ in range(shards)]
+        self.live: list[dict[str, tuple[Group, Group]]] = [{} for _ in shards]
         """By shard and data type: of what the lease covers, and of what lives by its own time only."""
-        self.lives = [0] * shards
+        self.lives = [0] * len(shards)
         """By shard how often all was dropped: what is of an earlier life is not believed."""
-        self.valid_until = [NEVER] * shards
+        self.valid_until = [NEVER] * len(shards)
         """By shard how far the lease reaches that live groups know of."""
         self.with_contexts: set[tuple[int, str]] = set()
         self.with_tags: set[tuple[int, str]] = set()
@@ -40,8 +41,9 @@ class Groups:
             name, life = self._counters.name_of(data_type), self.lives[shard]
             pair = live.get(name)
             if pair is None:
-                of_lease = Group(shard, name, self.valid_until[shard], life, True)
-                pair = live[name] = of_lease, Group(shard, name, INF, life, False)
+                born = self._shards[shard].count
+                of_lease = Group(shard, name, self.valid_until[shard], life, True, born)
+                pair = live[name] = of_lease, Group(shard, name, INF, life, False, born)
         return pair[0] if leased else pair[1]
 
     def joined(self, key: Key, *, leased: bool, tags: Sequence[str]) -> Group:

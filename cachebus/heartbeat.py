@@ -19,7 +19,7 @@ from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.node import Node
-from cachebus.ports import Bus, Store
+from cachebus.ports import About, Bus, Store
 from cachebus.receive import Receiver
 
 SWEEP_PAUSE_S = 0.002
@@ -55,6 +55,13 @@ class Backoff:
         self._now_s = self._first_s
 
 
+def _bounds(about: About) -> str:
+    return (
+        f"staleness_bound_s {about.bound_ms / 1000:g}, guard_max_s {about.guard_ms / 1000:g} and "
+        f"keep_alone {str(about.keeps_alone).lower()}"
+    )
+
+
 class Heartbeat:
     """Tends every shard of a node."""
 
@@ -82,6 +89,8 @@ class Heartbeat:
         self.forget_old: Callable[[], None]
         """Gives back the memory of what need not be repeated any more."""
         self._repeated = [shard.epoch for shard in node.shards]
+        self._moved = [asyncio.Event() for _ in node.shards]
+        """Set when a shard has begun another epoch, in which something may have to be repeated."""
 
     def nudge(self, shard: int) -> None:
         """Tend the shard soon: something is missing."""
@@ -134,6 +143,8 @@ class Heartbeat:
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
                 group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
+                # Apart: a full buffer takes longer to repeat than a lease lasts, and a probe must not wait for it.
+                group.start_soon(self._for_ever, lambda shard=shard: self._repeat(shard))
                 if shard + 1 < len(self._node.shards):
                     await asyncio.sleep(self._interval_s / len(self._node.shards))  # not all at the same instants
 
@@ -193,7 +204,8 @@ class Heartbeat:
         attention.clear()
         self._asked[shard] = False
         await self.probe(shard)
-        await self._repeat(shard)
+        if self._node.shards[shard].epoch != self._repeated[shard]:
+            self._moved[shard].set()
         if self._asked[shard]:
             return  # the probe was sent before the event came: it did not tell of it
         try:
@@ -230,21 +242,24 @@ class Heartbeat:
             await self._heal(shard)
 
     def _compare_bounds(self, shard: int) -> None:
-        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards."""
+        """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards, or keep
+        what they load alone."""
         own, largest = self._node.about, self._node.largest[shard]
-        differs = largest[:2] != own[:2]
         self._tell(
             "bounds",
-            f"nodes of this namespace have, or had, staleness_bound_s up to {largest.bound_ms / 1000:g} and "
-            f"guard_max_s up to {largest.guard_ms / 1000:g}, this one {own.bound_ms / 1000:g} and "
-            f"{own.guard_ms / 1000:g}: waits for the nodes last as the largest, which is never lowered"
-            if differs else "",
+            f"nodes of this namespace have, or had, {_bounds(largest)}, this one has {_bounds(own)}: waits for the "
+            "nodes last as the largest, which is never lowered"
+            if largest != own else "",
         )  # fmt: skip
 
     async def _repeat(self, shard: int) -> None:
+        """Wait for another epoch, and repeat in it what has to be. If yet another one begins meanwhile, all of it that
+        was acknowledged before is repeated once more."""
+        await self._moved[shard].wait()
+        self._moved[shard].clear()
         epoch = self._node.shards[shard].epoch
         if epoch != self._repeated[shard]:
-            await self.repeat(shard)
+            await self.repeat(shard)  # what fails is tried again when the next probe has been answered
             self._repeated[shard] = epoch
 
     async def _heal(self, shard: int) -> None:

@@ -76,10 +76,11 @@ class Node:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
-        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000))
+        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_alone=keep_alone)
         """What this node says of itself."""
         self.largest = [self.about] * shards
-        """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard."""
+        """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard; and
+        whether of anybody that keeps what it loads alone."""
         self.keep_alone = keep_alone
         """Whether what L2 did not confirm may be kept, for D."""
         self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
@@ -95,14 +96,15 @@ class Node:
         """What is known of the nodes' lines, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
-        self.groups = Groups(shards, counters)
+        self.groups = Groups(self.shards, counters)
         """What L1's entries share."""
 
     def caller(self, shard: int) -> Caller:
         """How this node introduces itself to L2."""
         view = self.shards[shard]
         largest = self.largest[shard]
-        return Caller(self.id, view.applied, view.epoch, self.about, largest.bound_ms, largest.guard_ms)
+        heard = largest.bound_ms, largest.guard_ms, largest.keeps_alone
+        return Caller(self.id, view.applied, view.epoch, self.about, *heard)
 
     def _spread_lease(self, shard: int) -> None:
         self.groups.spread(shard, self.shards[shard].valid_until)
@@ -179,8 +181,10 @@ class Node:
         self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
         self.watches[shard].saw(reply.nodes_name, now_s)
         known = self.largest[shard]
-        if reply.bound_ms > known.bound_ms or reply.guard_ms > known.guard_ms:
-            self.largest[shard] = About(max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms))
+        self.largest[shard] = About(
+            max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),
+            keeps_alone=reply.alone or known.keeps_alone,
+        )  # fmt: skip
         self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
 
     def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:
@@ -204,11 +208,17 @@ class Node:
         self._spread_lease(shard)
         self.counters.flushed(cause)
 
-    def forget(self, key: Key) -> None:
-        """Drop one key of which nothing is known for sure, as after a write whose outcome is unknown."""
-        view = self.shards[key.shard]
-        view.drop(BEYOND, (key.l1,), ())
-        self.l1.remove(key.l1)
+    def forget(self, shard: int, keys: Sequence[Key], names: Sequence[str] = ()) -> None:
+        """Drop keys, and what lies in scopes and tags, of which nothing is known for sure: after a write of unknown
+        outcome."""
+        view = self.shards[shard]
+        view.drop(BEYOND, [key.l1 for key in keys], ())
+        for key in keys:
+            self.l1.remove(key.l1)
+        if names and not view.doubts.note(names, view.count, self.clock()):
+            self.void(shard, "unknown")
+        elif names:
+            self.groups.retire(shard, self.groups.touched(shard, names))
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
@@ -247,14 +257,15 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low:
+        if not view.marks and not view.low and not view.doubts:
             return False
         extra = details(entry)
         bucket, names = names_of(entry.key)
+        names = names if extra is None else (*names, *extra.tags)
         if view.below(entry.seq, bucket):
             self.counters.lost_to_watermarks += 1
             return True
-        return view.hides(entry.seq, bucket, names if extra is None else (*names, *extra.tags))
+        return view.hides(entry.seq, bucket, names) or view.doubts.cover(names, group.born)
 
     def admit(
         self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
@@ -318,7 +329,7 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        names = (*key.names, *record.tags) if view.marks else ()
+        names = (*key.names, *record.tags) if view.marks or view.doubts else ()
         return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
 
     def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
@@ -335,7 +346,7 @@ class Node:
             return
         if self.standing_in(key, self.clock()) is not None:
             return  # for a source that fails
-        names = key.names if view.marks else ()
+        names = key.names if view.marks or view.doubts else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
             until = grid(read_started_s + self.bound_s, self.bound_s)

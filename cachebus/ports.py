@@ -19,11 +19,13 @@ PROTOCOL = 2
 
 
 class About(NamedTuple):
-    """What a node says of itself in its line: its staleness bound and longest guard, in ms, and what else it tells."""
+    """What a node says of itself in its line: its staleness bound and longest guard, in ms, what else it tells, and
+    whether it keeps what it loads while L2 is out of reach (for its bound)."""
 
     bound_ms: int = 0
     guard_ms: int = 0
     more: tuple[tuple[str, Any], ...] = ()
+    keeps_alone: bool = True
 
 
 SILENT_S: Final = 60.0
@@ -41,7 +43,8 @@ class Stale(IntEnum):
 
 class Caller(NamedTuple):
     """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it
-    says of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms."""
+    says of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms, and
+    whether of a node that keeps what it loads alone."""
 
     node: str
     applied: int
@@ -49,6 +52,7 @@ class Caller(NamedTuple):
     about: About = About()
     bound_ms: int = 0
     guard_ms: int = 0
+    alone: bool = False
 
 
 class Place(NamedTuple):
@@ -81,6 +85,8 @@ class ProbeReply(NamedTuple):
     """The longest guard that any node of the fleet may have put up."""
     born_us: int = 0
     """When this epoch began, by the store's clock."""
+    alone: bool = False
+    """Whether any node of the fleet has ever kept what it loads alone."""
 
 
 class ReadReply(NamedTuple):
@@ -102,12 +108,14 @@ class NodeLine(NamedTuple):
 
 
 class NodesReply(NamedTuple):
-    """The nodes' lines as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms."""
+    """The nodes' lines as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms;
+    whether any node of it has ever kept what it loads alone."""
 
     epoch: bytes
     name: bytes
     bound_ms: int
     lines: Mapping[str, NodeLine]
+    alone: bool = False
 
 
 class Leased(Enum):

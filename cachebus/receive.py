@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loguru import logger
 
@@ -14,8 +14,17 @@ from cachebus.node import Node
 from cachebus.ports import LogEntry, Store
 from cachebus.waiting import Waiters
 
-LOG_BATCH = 1000
+LOG_BATCH_FIRST, LOG_BATCH_MAX = 16, 1000
+LOG_BATCH_BYTES = 4 * 1024 * 1024
+"""How many entries of the log to ask for, at first and at most, and about how many bytes: a reply comes whole."""
 ASK_EVERY_S = 1.0
+
+
+def next_count(count: int, entries: Sequence[LogEntry]) -> int:
+    """How many entries to ask for after `count` brought these: as many as fit if all are as large as the largest of
+    them, at most twice as many, and one at least, so that catching up goes on whatever they take."""
+    largest = max((len(entry.message) for entry in entries), default=0)
+    return max(1, min(2 * count, LOG_BATCH_BYTES // max(largest, 1), LOG_BATCH_MAX))
 
 
 class Receiver:
@@ -82,14 +91,16 @@ class Receiver:
         """Apply what the bus has not brought, from the log; `L2Unavailable`."""
         view = self._node.shards[shard]
         self._node.counters.catch_ups += 1
+        count = LOG_BATCH_FIRST
         while view.hole:
             epoch, after = view.epoch, view.applied
-            entries = await self._store.log(shard, after, LOG_BATCH)
+            entries = await self._store.log(shard, after, count)
             if view.epoch != epoch:
                 return
             if view.flooded or not self._replay(shard, entries) or view.applied == after:
                 await self.begin(shard, "gap")
                 return
+            count = next_count(count, entries)
             await asyncio.sleep(0)
 
     def _replay(self, shard: int, entries: list[LogEntry]) -> bool:

@@ -207,11 +207,9 @@ class Writer:
 
     def _forget(self, plan: Plan) -> None:
         """Whether it happened is not known: believe nothing that it would have replaced."""
-        for key in plan.keys:
-            self._node.forget(key)
+        self._node.forget(plan.shard, plan.keys, plan.names)
         if plan.names:
-            self._node.void(plan.shard, "unknown")
-            self._nudge(plan.shard)
+            self._nudge(plan.shard)  # until a probe is answered, L2 has to judge all that lies in them
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
         """The receipt, once every other node has applied the change, or can't serve what it replaced."""

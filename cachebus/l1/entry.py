@@ -27,12 +27,15 @@ class Group:
 
     `valid_until` (seconds, monotonic) is the shard's coherence lease; minus infinity retires the group for good, and
     with it every entry that still points to it. `generation` is the node's own count of retirements. `leased` is False
-    for groups of values loaded without a coherence lease.
+    for groups of values loaded without a coherence lease. `born`: how many drops the shard had counted when it began.
     """
 
-    __slots__ = ("data_type", "generation", "hits", "leased", "misses", "shard", "valid_until")
+    __slots__ = ("born", "data_type", "generation", "hits", "leased", "misses", "shard", "valid_until")
 
-    def __init__(self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool) -> None:
+    def __init__(
+        self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool, born: int = 0
+    ) -> None:
+        self.born = born
         self.shard = shard
         self.data_type = data_type
         self.valid_until = valid_until

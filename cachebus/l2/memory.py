@@ -13,6 +13,7 @@ from cachebus import event as events
 from cachebus import record as records
 from cachebus.clock import WALL_S, Clock
 from cachebus.keys import Key, guard_name
+from cachebus.l2.memory_lease import MemoryLease
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import (
     SILENT_S,
@@ -36,16 +37,6 @@ ENTRY_OVERHEAD_BYTES = 64
 
 def _no_listener(message: bytes) -> None:
     """What a shard publishes to before anybody listens."""
-
-
-class MemoryLease:
-    """Who may fill a key, until when, whether somebody waits for its end, and whether the source is left alone."""
-
-    __slots__ = ("epoch", "rests", "token", "until_s", "waited")
-
-    def __init__(self, epoch: bytes, token: str, until_s: float) -> None:
-        self.epoch, self.token, self.until_s = epoch, token, until_s
-        self.waited = self.rests = False
 
 
 class MemoryShard:
@@ -72,6 +63,7 @@ class MemoryShard:
         self.meta_server = ""
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
+        self.alone = False
         self.marks = MemoryMarks(self.marks_max)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
@@ -110,9 +102,13 @@ class MemoryShard:
         if self.is_lost(caller, bucket):
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server = self.server
-            self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+            self._hear_of(caller)
             self.born, self.is_new = float("-inf") if self.is_new else self.clock(), False
             self._empty()
+
+    def _hear_of(self, caller: Caller) -> None:
+        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+        self.alone = self.alone or caller.alone
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
         """The same, and note the caller's line."""
@@ -169,27 +165,26 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             self.leases.pop(key.l2, None)
 
-    def lost_guards(self, caller: Caller) -> tuple[float, int]:
-        """Until when one of the guards might stand that a takeover has lost (s), and for how long one may (ms)."""
-        most_ms = max(self.guard_ms, caller.guard_ms)
-        return self.born + most_ms / 1000, most_ms
+    def lost_guards_end_ms(self, own_ms: int = 0) -> int | None:
+        """When all guards have ended that a takeover has lost; None once they have. What is stored until then may be
+        from before a commit that nobody tells of. `own_ms`: the longest that the caller has heard of."""
+        most_ms, now = max(self.guard_ms, own_ms), self.clock()
+        if not most_ms or now >= self.born + most_ms / 1000:
+            return None
+        return int(min(self.born, now) * 1000) + most_ms
 
-    def is_late(self, record: Record, caller: Caller) -> bool:
-        """Whether a load began as long as one of them might have stood, and ends later."""
-        ends_s, most_ms = self.lost_guards(caller)
-        return most_ms > 0 and record.created_ms / 1000 < ends_s <= self.clock()
+    def _px_until(self, end_ms: int | None, px_ms: int) -> int:
+        """How long what should last for `px_ms` (0: for ever) may last where it is to end by then."""
+        left_ms = px_ms if end_ms is None else max(end_ms - int(self.clock() * 1000), 1)
+        return min(px_ms or left_ms, left_ms)
 
     def put(self, key: Key, record: Record, px_ms: int, caller: Caller) -> int:
-        """Store a record. After a takeover, which loses all guards, it lives no longer than one of them might have:
-        gives when it expires then, else 0."""
-        now, expires_ms = self.clock(), 0
-        ends_s, most_ms = self.lost_guards(caller)
-        if now < ends_s:
-            px_ms = min(px_ms or most_ms, most_ms)
-            latest_ms = int(now * 1000) + most_ms
-            if not 0 < record.expires_ms <= latest_ms:
-                record.expires_ms = expires_ms = latest_ms
-        self.records[key.l2] = (record.encode(), now + px_ms / 1000 if px_ms else float("inf"))
+        """Store a record; gives when it expires where it must expire by the end of lost guards, else 0."""
+        latest_ms, expires_ms = self.lost_guards_end_ms(caller.guard_ms), 0
+        px_ms = self._px_until(latest_ms, px_ms)
+        if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
+            record.expires_ms = expires_ms = latest_ms
+        self.records[key.l2] = (record.encode(), self.clock() + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
     def note_contexts(self, key: Key) -> None:
@@ -213,7 +208,7 @@ class MemoryShard:
     def probe(self, caller: Caller, marks: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.attend(caller, "" if marks else None)
-        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
+        self._hear_of(caller)
         now = self.clock()
         silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
         for node in () if marks else silent:
@@ -222,14 +217,14 @@ class MemoryShard:
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
             self.epoch, self.seq, int(now * 1_000_000), self.marks.given() if marks else None, self.nodes_name,
-            self.bound_ms, self.guard_ms, born_us,
+            self.bound_ms, self.guard_ms, born_us, self.alone,
         )  # fmt: skip
 
     def nodes(self, caller: Caller) -> NodesReply:
         """See `Store.nodes`."""
         self.attend(caller)
-        self.bound_ms = max(self.bound_ms, caller.bound_ms)
-        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines))
+        self.bound_ms, self.alone = max(self.bound_ms, caller.bound_ms), self.alone or caller.alone
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines), self.alone)
 
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
@@ -274,7 +269,8 @@ class MemoryShard:
                 return LeaseReply(self.epoch, self.seq, Leased.WAIT, of_use, left_ms)
             if stale is Stale.OWN or of_use:
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
-        self.leases[key.l2] = MemoryLease(self.epoch, token, now + px_ms / 1000)
+        lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
+        self.leases[key.l2] = MemoryLease(self.epoch, token, now + lasts_ms / 1000)
         self.note_contexts(key)
         return LeaseReply(self.epoch, self.seq, Leased.GRANTED, data, 0)
 
@@ -297,7 +293,8 @@ class MemoryShard:
             self.leases[key.l2] = resting = MemoryLease(self.epoch, token, self.clock() + px_ms / 1000)
             resting.rests = True
         elif px_ms:
-            self.leases[key.l2].until_s = self.clock() + px_ms / 1000
+            lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
+            self.leases[key.l2].until_s = self.clock() + lasts_ms / 1000
         else:
             self.end_lease(key)
 
@@ -314,7 +311,7 @@ class MemoryShard:
         self.end_lease(key)
         now = self.stored(key) if over else None
         guarded = self.guarded_ms(key, record.tags) is not None
-        refused = self.hidden(record, key) or guarded or self.is_late(record, caller)
+        refused = self.hidden(record, key) or guarded
         if refused or (over and (now is None or now[1].version != over)):
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))

@@ -117,7 +117,7 @@ class RedisStore:
         mode = "sharded" if self._links.route.sharded else "plain"
         args = (
             self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
-            str(caller.guard_ms),
+            str(caller.guard_ms), _flag(caller.alone),
         )  # fmt: skip
         await self._once("takeover", shard, (self._names[shard].meta,), args)
 
@@ -130,7 +130,8 @@ class RedisStore:
         prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
-        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), str(SILENT_US) if prune else "0"]
+        silent = [] if marks else [str(SILENT_US) if prune else "0"]
+        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, _flag(caller.alone)]
         try:
             reply = await self._run("marks" if marks else "probe", shard, caller, (), args)
         except NotAsked:
@@ -148,12 +149,13 @@ class RedisStore:
         epoch, seq, server_us, name, bound_ms, guard_ms, born_us, *rest = reply
         return ProbeReply(
             epoch, seq, int(server_us), marks_of(rest[0], rest[1]) if marks else None, name, bound_ms, guard_ms,
-            int(born_us or 0),
+            int(born_us or 0), bool(rest[2 if marks else 0]),
         )  # fmt: skip
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's line, the caller's own brought up to date first."""
-        return nodes_of(await self._run("nodes", shard, caller, (), [*_line(caller), str(caller.bound_ms)]))
+        args = [*_line(caller), str(caller.bound_ms), _flag(caller.alone)]
+        return nodes_of(await self._run("nodes", shard, caller, (), args))
 
     def _hops(self, shard: int) -> int:
         return 0 if self._follower is None else self._follower.hops[shard]
@@ -303,6 +305,10 @@ class RedisStore:
 
 def _line(caller: Caller) -> tuple[str, bytes]:
     return caller.node, line_rest(caller.about)
+
+
+def _flag(said: bool) -> str:
+    return "1" if said else "0"
 
 
 def _heard(answer: asyncio.Future[object]) -> None:

@@ -14,6 +14,9 @@ from cachebus.ports import About, Marks, NodeLine, NodesReply
 NAME = b"#"
 """Under which the name of the present set of lines lies among them."""
 
+KEEP_ALONE = "keep_alone"
+"""In `more` of a line: false where the node keeps nothing that it loads without L2. Who does not say that counts as one
+that does: waits go by it."""
 _encode = msgspec.msgpack.encode
 
 
@@ -36,7 +39,8 @@ _decode_line = msgspec.msgpack.Decoder(_Line).decode
 @lru_cache(maxsize=64)
 def line_rest(about: About) -> bytes:
     """The part of a node's line that the node packs itself; the script puts the others in front."""
-    pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": dict(about.more)}
+    more = dict(about.more) if about.keeps_alone else {**dict(about.more), KEEP_ALONE: False}
+    pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": more}
     return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
 
 
@@ -46,17 +50,18 @@ def node_line(data: bytes) -> NodeLine:
         line = _decode_line(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NodeLine(0, b"", 0)
-    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()))
+    keeps_alone = line.more.pop(KEEP_ALONE, True) is not False
+    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()), keeps_alone)
     return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
 
 
 def nodes_of(reply: Sequence[Any]) -> NodesReply:
     """What the script `nodes` replied."""
-    epoch, _, bound_ms, flat = reply[:4]
+    epoch, _, bound_ms, flat, alone = reply[:5]
     lines = dict(zip(flat[::2], flat[1::2], strict=True))
     name = lines.pop(NAME, b"")
     known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
-    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known)
+    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(alone))
 
 
 class BucketState(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from pathlib import Path
 
 async def main(url, source):
     settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, l2_timeout_s=0.3,
-                        node_name=sys.argv[3])
+                        node_name=sys.argv[3], keep_alone=False)
     load = lambda: Path(source).read_text()
     async with Cache.open(settings) as cache:
         while True:
@@ -41,6 +42,7 @@ async def main(url, source):
 
 asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
+DEAF: dict[str, Any] = {"node_name": "deaf", "probe_interval_s": 0.2, "keep_alone": False}
 SOON_S = D_S * 0.9
 """Less than it takes when somebody does not answer, also on a machine that does other things."""
 
@@ -227,12 +229,13 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("command", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("keep_alone", [True, False], ids=["who waits does too", "who waits does not"])
 async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
-    redis_url: str, tmp_path: Path, command: tuple[str, ...]
+    redis_url: str, tmp_path: Path, command: tuple[str, ...], keep_alone: bool
 ) -> None:
     """Longer than D after the loss, when no lease is left of before it, and others' lines are there again."""
     async with (
-        site(redis_url, tmp_path, keep_alone=True) as s,
+        site(redis_url, tmp_path, keep_alone=keep_alone) as s,
         Proxy(dialer(parse_address(redis_url))) as proxy,
         nodes(f"redis://127.0.0.1:{proxy.port}", 1, node_name="cut", l2_timeout_s=0.2) as (cut,),
     ):
@@ -272,7 +275,7 @@ async def test_a_producer_remembers_the_largest_bound_when_l2_has_lost_it(redis_
 
 async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
     async with site(redis_url, tmp_path) as s:
-        async with nodes(redis_url, 1, node_name="guest"):
+        async with nodes(redis_url, 1, node_name="guest", keep_alone=False):
             assert "guest" in name_in((await s.invalidate())[0].confirmed)
         receipt, took_s = await s.invalidate()
         assert took_s < SOON_S
@@ -281,7 +284,7 @@ async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: 
 
 async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_url: str, tmp_path: Path) -> None:
     """Its next probe finds the hole, and it need not wait for the one after."""
-    async with site(redis_url, tmp_path) as s, nodes(redis_url, 1, node_name="deaf", probe_interval_s=0.2) as (other,):
+    async with site(redis_url, tmp_path) as s, nodes(redis_url, 1, **DEAF) as (other,):
         with deaf(other):
             for _ in range(3):
                 receipt, took_s = await s.invalidate()

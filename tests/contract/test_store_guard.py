@@ -158,23 +158,28 @@ async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_t
             assert 50_000 < await rig.redis.call("PTTL", rig.names.record(key(one))) <= 60_000
 
 
-async def test_a_load_that_began_when_a_lost_guard_might_have_stood_and_ends_later_is_not_stored(rig: StoreRig) -> None:
-    """It may have read what was there before the commit, and nothing would take that away."""
-    ann = await Person(await rig.store(), "ann", guard_ms=100).attach()
+async def test_all_that_is_stored_or_leased_after_a_takeover_ends_when_lost_guards_have_ended(rig: StoreRig) -> None:
+    """However late it was: each of them was put up before the epoch began. A load that began before may have read
+    what was before a commit, so its lease lasts no longer either."""
+    bob = await Person(await rig.store(), "bob", guard_ms=60_000).attach()
     await rig.another_server()
-    await ann.probe()
-    early = ann.record(b"old", await ann.granted(key()))
+    await bob.probe()
+    ends_ms = (await bob.store.probe(0, bob.caller, marks=False)).born_us // 1000 + 60_000
+    first = await bob.write(key("first"))
+    wrote_ms = bob.now_ms
 
-    async def over() -> bool:
-        return not (await ann.write(key("other"))).expires_ms
+    async def later() -> bool:
+        return (await bob.probe()).server_us // 1000 > wrote_ms + 2
 
-    async def stored() -> bool:
-        await ann.probe()
-        return (await ann.fill(key(), ann.record(b"new", await ann.granted(key())))).stored
-
-    await until(over)
-    assert not (await ann.fill(key(), early)).stored
-    await until(stored)
+    await until(later)
+    second = await bob.write(key("second"))
+    assert (first.expires_ms, second.expires_ms) == (ends_ms, ends_ms)
+    await bob.granted(key(), px_ms=200_000)
+    assert 50_000 < (await bob.lease(key(), "other")).wait_ms <= 60_000
+    for _ in range(2):  # the first may have had to send the script
+        bob.store.extend(key(), "t", 200_000)
+        assert 50_000 < (await bob.lease(key(), "other")).wait_ms <= 60_000
+    bob.store.release(key(), "t")
 
 
 async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(rig: StoreRig) -> None:

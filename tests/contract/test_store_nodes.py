@@ -156,6 +156,27 @@ async def test_a_probe_without_marks_tells_and_keeps_them_too(ann: Person) -> No
     assert await largest(ann) == (3_000, 4_000)
 
 
+async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig, ann: Person) -> None:
+    """Though its line is lost, or it has gone."""
+    assert not (await ann.probe()).alone
+    assert not (await ann.store.nodes(0, NOBODY)).alone
+    keeps = Person(await rig.store(), "keeps")
+    keeps.caller = keeps.caller._replace(alone=True)
+    assert (await keeps.probe()).alone
+    await rig.lose_nodes()
+    assert (await ann.probe()).alone
+    assert (await ann.store.probe(0, ann.caller, marks=False)).alone
+    assert (await ann.store.nodes(0, NOBODY)).alone
+    await rig.another_server()
+    assert (await ann.probe()).alone, "a takeover that finds meta carries it on"
+    await rig.flush()
+    assert not (await ann.probe()).alone
+    assert (await ann.store.nodes(0, keeps.caller)).alone, "who has heard of it brings it back"
+    await rig.flush()
+    await keeps.invalidate(key())
+    assert (await ann.store.probe(0, ann.caller, marks=False)).alone, "in the takeover itself"
+
+
 @pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])
 async def test_a_takeover_that_finds_meta_carries_them_on(rig: StoreRig, ann: Person, loss: str) -> None:
     await Person(await rig.store(), "wide", bound_ms=5_000, guard_ms=60_000).attach()

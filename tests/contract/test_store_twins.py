@@ -91,6 +91,7 @@ class Author:
         return {
             "node": self.dice.choice(NODES), "applied": applied, "epoch": epoch,
             "bound_ms": self.dice.choice([0, 0, 0, 2_000, 5_000]), "guard_ms": self.dice.choice([0] * 9 + [GUARD_MS]),
+            "alone": self.dice.random() < 0.1,
         }  # fmt: skip
 
     def record(self, epoch: int, seq: int) -> dict[str, Any]:
@@ -230,8 +231,9 @@ class Side:
         if "caller" in args:
             told = args["caller"]
             args["caller"] = Caller(
-                told["node"], told["applied"], self.epoch(told["epoch"]), About(told["bound_ms"], told["guard_ms"]),
-                told["bound_ms"], told["guard_ms"],
+                told["node"], told["applied"], self.epoch(told["epoch"]),
+                About(told["bound_ms"], told["guard_ms"], keeps_alone=told["alone"]), told["bound_ms"],
+                told["guard_ms"], told["alone"],
             )  # fmt: skip
         if "record" in args:
             args["record"] = self.record(args["record"])
@@ -276,11 +278,11 @@ class Side:
                 early = self.age(reply.expires_ms)
                 return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
             case ProbeReply():
-                largest = reply.bound_ms, reply.guard_ms
+                largest = reply.bound_ms, reply.guard_ms, reply.alone
                 return self.number(reply.epoch), reply.seq, reply.marks, self.name(reply.nodes_name), largest
             case NodesReply():
                 lines = {node: self.line(line) for node, line in reply.lines.items()}
-                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, lines
+                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.alone, lines
             case ReadReply():
                 return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
             case list():

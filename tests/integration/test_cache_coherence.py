@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Receipt
+from cachebus.cascade import Target
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
+from cachebus.ports import LogEntry
+from cachebus.receive import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, heard, nodes, parts, past, until
 
 Write = Callable[[Cache], Awaitable[Receipt]]
@@ -95,6 +98,42 @@ async def test_a_deaf_node_whose_commands_work_serves_nothing_older_than_d(redis
                 assert b.stats().flushes == {"start": 1}  # the log had what the bus did not bring
 
     await asyncio.gather(*map(scenario, WRITES))
+
+
+async def test_what_was_missed_is_read_from_the_log_in_replies_that_fit_in_memory(pair: list[Cache]) -> None:
+    """However many events there are, and however large each of them is."""
+    a, b = pair
+    store, replies, written = parts(b).store, [], asyncio.Event()
+    log = store.log
+
+    async def seen(shard: int, after: int, count: int) -> list[LogEntry]:
+        await written.wait()
+        entries = await log(shard, after, count)
+        replies.append(sum(len(entry.message) for entry in entries))
+        return entries
+
+    store.log = seen  # type: ignore[method-assign]
+    with deaf(b):
+        for n in range(60):
+            await a.invalidate_targets([Target("config", f"{n}-{i}-" + "x" * 400) for i in range(500)], "acme")
+        written.set()
+        await b.probe()
+    view = parts(b).node.shards[0]
+    assert view.applied == view.head == parts(a).node.shards[0].applied
+    assert b.stats().flushes == {"start": 1}
+    assert sum(replies) > 3 * LOG_BATCH_BYTES
+    assert max(replies) <= LOG_BATCH_BYTES
+
+
+def test_how_much_of_the_log_to_ask_for_goes_by_what_came() -> None:
+    def entries(size: int) -> list[LogEntry]:
+        return [LogEntry(1, b"x" * 100), LogEntry(2, b"x" * size)]
+
+    assert next_count(16, entries(100)) == 32
+    assert next_count(900, entries(100)) == LOG_BATCH_MAX
+    assert next_count(16, entries(LOG_BATCH_BYTES // 4)) == 4
+    assert next_count(16, entries(2 * LOG_BATCH_BYTES)) == 1, "it goes on"
+    assert next_count(1, entries(100)) == 2
 
 
 async def test_a_receipt_is_a_header_string(pair: list[Cache]) -> None:

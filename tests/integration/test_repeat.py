@@ -68,6 +68,30 @@ async def test_a_restart_of_the_one_server_leaves_newer_sets_and_adds_alone(own_
         assert not await c.add("job", "42", "c", tenant_id=TENANT)
 
 
+async def test_however_long_repeating_takes_probes_go_on_and_closing_ends_it(own_server: EmbeddedServer) -> None:
+    """What there is to repeat is as much as a full buffer holds, and the lease must not wait for its end."""
+    async with nodes(own_server.url, 1) as (a,):
+        epoch, heartbeat, ended = a.stats().shards[0].epoch, parts(a).heartbeat, asyncio.Event()
+
+        async def repeat_for_ever(shard: int) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        heartbeat.repeat = repeat_for_ever
+        own_server.kill()
+        own_server.start()
+        shard = parts(a).node.shards[0]
+        await until(lambda: a.stats().shards[0].epoch != epoch and a.ready())
+        for _ in range(3):
+            renewed_s = shard.valid_until
+            await until(lambda renewed_s=renewed_s: shard.valid_until > renewed_s)
+        assert not ended.is_set()
+        assert not has_repeated(a)
+    assert ended.is_set()
+
+
 async def begun(servers: Failover) -> str:
     """The new primary's epoch, in which a value was loaded before the source changed."""
     async with nodes(servers.url, 1) as (other,):

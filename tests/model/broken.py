@@ -13,8 +13,8 @@ from cachebus import confirm
 from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
+from cachebus.doubts import Doubts
 from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler
 from cachebus.flight import Flight
 from cachebus.freshness import Freshness
 from cachebus.groups import Groups
@@ -244,11 +244,6 @@ def _not_in_doubt(real: Crippled) -> Crippled:
     return crippled
 
 
-def _in_doubt_by_own_epoch(node: Node, shard: int, record: Any, in_doubt: Crippled = Node.in_doubt) -> bool:
-    with patch.object(record, "epoch", node.shards[shard].epoch):
-        return in_doubt(node, shard, record)
-
-
 def _admit_alone_as_any(
     node: Node, key: Any, *arguments: Any, keep_s: float = 0.0, fenced: bool = True, admit: Crippled = Node.admit,
     **more: Any,
@@ -260,8 +255,15 @@ def _admit_alone_as_any(
     return admitted
 
 
-def _read_when_answered(filler: Filler, epoch: bytes) -> int:
-    return int((filler._clock() + filler._node.server_clocks[filler.key.shard].offset_s) * 1000)
+def _leased_for_long(operation: str) -> Crippled:
+    """A lease lasts as long as it is asked for, whatever guards may have been lost."""
+    real = getattr(MemoryShard, operation)
+
+    def crippled(shard: MemoryShard, *arguments: Any, **more: Any) -> Any:
+        with patch.object(shard, "lost_guards_end_ms", lambda *_: None, create=True):
+            return real(shard, *arguments, **more)
+
+    return crippled
 
 
 _no = lambda *_, **__: False  # noqa: E731
@@ -323,6 +325,13 @@ RULES = {
     ),
     "own reservation": Rule(
         "a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)
+    ),
+    "doubts": Rule(
+        "what a write of unknown outcome may have replaced is not believed: neither what is held", "OWN-OUTAGE", "G2",
+        ((Doubts, "cover", _no),),
+    ),
+    "doubts of plain gets": Rule(
+        "... nor what a plain get brings, by marks of before it", "OWN-OUTAGE", "G2", ((Doubts, "open", _no),)
     ),
     "own events": Rule(
         "own invalidations are applied here before the call returns", "OWN", "G2",
@@ -448,24 +457,13 @@ RULES_OF_STAND_INS = {
     "doubt in L1": Rule(
         "... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)
     ),
-    "doubt in L2": Rule(
-        "... nor from L2", STAND_INS, "G6", ((Filler, "fallback", _not_in_doubt(Filler.fallback)),)
-    ),
-    "doubt of unknown epochs": Rule(
-        "... and while a node has yet to hear when an epoch began, nothing of it does", STAND_INS, "G6",
-        ((Node, "in_doubt", _in_doubt_by_own_epoch),),
-    ),
     "loaded alone": Rule(
         "what was loaded without L2, which knows of guards, stands in for nothing", STAND_INS, "G6",
         ((Node, "admit", _admit_alone_as_any),),
     ),
-    "as old as its load": Rule(
-        "a record is as old as the beginning of its load", STAND_INS, "G6",
-        ((Filler, "_read_ms", _read_when_answered),),
-    ),
     "late fills": Rule(
         "a load that began when a lost guard might have stood, and ends later, is not stored", STAND_INS, "G6",
-        ((MemoryShard, "is_late", _no),),
+        ((MemoryShard, "lease", _leased_for_long("lease")), (MemoryShard, "hold", _leased_for_long("hold"))),
     ),
     "joining in doubt": Rule(
         "... and is not joined later", STAND_INS, "G6", ((Node, "doubtful_until_s", lambda *_: NEVER),)

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
+from cachebus.doubts import Doubts
+from cachebus.keys import names_of
 from cachebus.l1 import Entry, Group
 from cachebus.node import Details, details
 from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
@@ -13,13 +15,13 @@ from tests.model.rig import Rig
 
 _SLOTS = {
     "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
-    "epoch", "foreign", "head", "index", "left", "low", "marks", "marks_max", "valid_until", "_marked",
+    "doubts", "epoch", "foreign", "head", "index", "left", "low", "marks", "marks_max", "valid_until", "_marked",
 }  # fmt: skip
 _NODE = {
     "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
     "on_applied", "groups", "about", "largest", "keep_alone",
 }  # fmt: skip
-_GROUPS = {"_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
+_GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
 
@@ -51,13 +53,17 @@ class Freezer:
         shard._owed.clear()
         shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
         shard.count, shard._journal, shard._journal_floor = view.count, OrderedDict(view.journal), view.journal_floor
+        shard.doubts = Doubts()
+        for name, count, at in sorted(view.doubts, key=lambda doubt: doubt[2]):
+            shard.doubts.note([name], count, NOW + at)
         node.server_clocks = [OtherClock()]
         node.groups.lives[0] = LIFE
         node.groups.valid_until[0] = NOW + state.spread
         node.groups.with_contexts = {(0, t) for t in self.types} if state.with_contexts else set()
         node.groups.with_tags = {(0, t) for t in self.types} if state.with_tags else set()
         node.groups.live[0] = {
-            t: (Group(0, t, NOW + valid, LIFE, True), Group(0, t, INF, LIFE, False)) for t, valid in state.groups
+            t: (Group(0, t, NOW + valid, LIFE, True, view.count), Group(0, t, INF, LIFE, False, view.count))
+            for t, valid in state.groups
         }
         node.l1.clear()
         for key, held in zip(self._keys, state.held, strict=True):
@@ -66,7 +72,8 @@ class Freezer:
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
-            group = Group(0, data_type, NEVER, LIFE if held.place == 1 else LIFE - 1, held.leased)
+            born = -1 if held.place == 3 else self._rig.shard.count
+            group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.leased, born)
         else:
             group = self._rig.node.groups.live[0][data_type][not held.leased]
         extra = None if held.tags is None else Details(keep_until=INF, tags=held.tags, version=b"\0" * 8)
@@ -83,6 +90,7 @@ class Freezer:
             ahead_of_now(shard.valid_until), _may_come(shard), tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._owed),
             shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
+            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts._doubted.items())),
         )  # fmt: skip
         groups = node.groups.live[0]
         return Core(
@@ -97,11 +105,14 @@ class Freezer:
     def _held(self, entry: Entry | None) -> Held | None:
         if entry is None:
             return None
-        group, extra = entry.group, details(entry)
+        group, extra, shard = entry.group, details(entry), self._rig.shard
         live = self._rig.node.groups.live[0].get(group.data_type)
         place = 0 if live is not None and group is live[not group.leased] else 1
         if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
+        names = (*names_of(entry.key)[1], *(() if extra is None else extra.tags))
+        if place and shard.doubts.cover(names, group.born):
+            place = 3
         if group.generation != self._rig.node.groups.lives[0]:
             place = 2
         return Held(

@@ -78,10 +78,13 @@ class View(NamedTuple):
     count: int
     journal: tuple[tuple[str, tuple[int, int, int]], ...]
     journal_floor: int
+    doubts: tuple[tuple[str, int, float], ...] = ()
+    """Names, the drop that each came with, and when."""
 
 
 class Held(NamedTuple):
-    """One `Entry` of L1. `place`: 0 = in the live group, 1 = in a retired one, 2 = from before a flush."""
+    """One `Entry` of L1. `place`: 0 = in the live group, 1 = in a retired one, 2 = from before a flush, 3 = as 1, and
+    doubted since."""
 
     value: int
     seq: int
@@ -177,7 +180,11 @@ def older(core: Core) -> Core:
     """The same node a tick later."""
     view = core.view
     return core._replace(
-        view=view._replace(valid=_sooner(view.valid), owed=tuple((seq, _further(sent)) for seq, sent in view.owed)),
+        view=view._replace(
+            valid=_sooner(view.valid),
+            owed=tuple((seq, _further(sent)) for seq, sent in view.owed),
+            doubts=tuple((name, count, _further(at)) for name, count, at in view.doubts),
+        ),
         groups=tuple((data_type, _sooner(valid)) for data_type, valid in core.groups),
         spread=_sooner(core.spread),
         held=tuple(
@@ -207,5 +214,14 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
         for key, (position, seq, forgotten) in view.journal
         if rank(position) or seq > view.applied
     )
-    view = view._replace(count=rank(view.count), journal=journal, journal_floor=rank(view.journal_floor))
+    # A doubt matters to what is held or had begun from before it, and until the lease is of a later probe.
+    vouched = view.valid - BOUND if view.valid > 0 else -BOUND
+    held = any(held is not None and held.place == 3 for held in core.held)
+    doubts = tuple(
+        (name, rank(count), at)
+        for name, count, at in view.doubts
+        if held or rank(count) or (at >= vouched and at > -BOUND)
+    )
+    floor = rank(view.journal_floor)
+    view = view._replace(count=rank(view.count), journal=journal, journal_floor=floor, doubts=doubts)
     return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

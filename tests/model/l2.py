@@ -9,7 +9,8 @@ from cachebus import record as records
 from cachebus import values
 from cachebus.clock import WALL_S
 from cachebus.keys import Key
-from cachebus.l2.memory import MemoryLease, MemoryShard
+from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_lease import MemoryLease
 from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.ports import About, Caller, LogEntry, Marks, NodeLine, ProbeReply
 from cachebus.record import Record
@@ -24,7 +25,7 @@ ELSEWHERE = Caller("", 0, b"")
 _PARTS = {
     "clock", "marks_max", "log_max", "log_max_bytes", "server", "publish", "new_epoch", "meta_server", "epoch", "seq",
     "marks", "messages", "logged_bytes", "lines", "nodes_name", "in_contexts", "records", "leases", "counters",
-    "requests", "guards", "guarded", "guarded_until_s", "born", "is_new", "bound_ms", "guard_ms",
+    "requests", "guards", "guarded", "guarded_until_s", "born", "is_new", "bound_ms", "guard_ms", "alone",
 }  # fmt: skip
 
 
@@ -144,7 +145,7 @@ class L2:
     def _thaw(self, vault: Vault) -> None:
         shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
-        shard.seq, shard.bound_ms, shard.guard_ms = vault.seq, vault.bound_ms, 0
+        shard.seq, shard.bound_ms, shard.guard_ms, shard.alone = vault.seq, vault.bound_ms, 0, False
         shard.marks = marks = MemoryMarks(shard.marks_max)
         marks.by_bucket, marks.low, marks.counted = thawed_marks(vault.marks), dict(vault.low), dict(vault.counted)
         marks.sizes = dict(vault.counted)  # every name is short

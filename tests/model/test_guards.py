@@ -158,6 +158,31 @@ async def test_who_comes_when_a_guard_may_be_over_joins_no_load_that_began_under
         assert (await joined, await late) == ("old", "new")
 
 
+@pytest.mark.parametrize("answer_s", [2, 9], ids=["stored before lost guards end", "stored after"])
+async def test_what_was_loaded_before_lost_guards_have_ended_is_gone_then(answer_s: int) -> None:
+    """The takeover has lost the guard, so the load is granted; its writer is killed after the commit. What was read
+    before that may be kept until the longest guard of the lost epoch has ended, however late it is stored."""
+    clock = FakeClock()
+    settings = {"staleness_bound_s": D_S, "probe_interval_s": 1.0, "guard_max_s": MAX_S, "lease_ms": 60_000}
+    async with Fleet(2, clock=clock, **settings) as fleet:
+        stage = Stage(fleet, clock, "key")
+        for step in ("guard", "take over"):
+            await stage.do(step)
+        await stage.pass_on(2)
+        for step in ("read", "commit"):
+            await stage.do(step)
+        await stage.pass_on(answer_s - 2)
+        await stage.do("answer")
+        assert await stage.seen(stage.b) == ("old" if answer_s < MAX_S else None)
+        await stage.pass_on(MAX_S + 1 - answer_s)
+        for cache in fleet.caches:
+            for use_memory in (True, False):
+                assert await cache.get("config", "x", "acme", use_memory=use_memory) is None
+        assert await stage.load() == "new"
+        await stage.pass_on(2 * MAX_S)
+        assert await stage.seen(stage.b) == "new", "what was loaded since then lives by its own time"
+
+
 # -- without a rule ----------------------------------------------------------------------------------------------
 
 

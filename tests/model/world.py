@@ -471,12 +471,15 @@ class World:
                 return
             shown = write.version if write.kind == "s" else (write.version[0], 0)
             own = tuple(map(max, before.own, shown))
+            truth = self.truths.number(before._replace(own=own))
             after = self._with_core(state, self.nodes.wrote(state.core, state.write), write=0)
-            yield ("own reply", write.kind), after._replace(truth=self.truths.number(before._replace(own=own)))
+            yield ("own reply", write.kind), after._replace(truth=truth)
             if state.left[_OUTAGES]:
                 lost = self.nodes.wrote(state.core, state.write, lost=True)
                 left = self._spent(state, _OUTAGES)
-                yield ("own reply lost", write.kind), self._with_core(state, lost, write=0, left=left)
+                # Nobody was told that it has happened; but as it has, this node gives nothing older, either.
+                after = self._with_core(state, lost, write=0, left=left)
+                yield ("own reply lost", write.kind), after._replace(truth=truth)
         elif state.left[_OWN]:
             began = self.nodes.began(state.core)._replace(vouched=None)
             for kind in self.setup.own_kinds:

@@ -8,8 +8,9 @@ from typing import Any
 from cachebus.l2.memory import MemoryShard
 
 _PARTS = (
-    "meta_server", "epoch", "seq", "born", "bound_ms", "guard_ms", "marks", "messages", "logged_bytes", "lines",
-    "nodes_name", "records", "leases", "in_contexts", "guards", "guarded", "guarded_until_s", "counters", "requests",
+    "meta_server", "epoch", "seq", "born", "bound_ms", "guard_ms", "alone", "marks", "messages", "logged_bytes",
+    "lines", "nodes_name", "records", "leases", "in_contexts", "guards", "guarded", "guarded_until_s", "counters",
+    "requests",
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ def put_back(shard: MemoryShard, state: dict[str, Any]) -> None:
 def lose_meta(shard: MemoryShard) -> None:
     """Play an eviction of meta."""
     shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
+    shard.alone = False
 
 
 def lose_nodes(shard: MemoryShard) -> None:

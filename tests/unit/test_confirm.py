@@ -7,9 +7,19 @@ import asyncio
 import pytest
 
 from cachebus import Cache, InvalidationFailed
-from cachebus.confirm import Confirmed, Watch, check_wait, complete_after_s, first_bound_s, judged, largest_bound_s
+from cachebus.confirm import (
+    Confirmed,
+    Watch,
+    check_wait,
+    complete_after_s,
+    first_bound_s,
+    judged,
+    keeps_alone,
+    largest_bound_s,
+)
 from cachebus.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
 from cachebus.testing import FakeClock, Fleet
+from tests.support.logs import warnings_of
 
 D_S = 2.0
 CHANGE = Change(b"e", 5, True)
@@ -80,6 +90,14 @@ def test_the_bound_is_the_largest_that_anybody_has_heard_of() -> None:
     assert largest_bound_s(reply(a=5), D_S) == D_S
     assert largest_bound_s(reply(a=5, b=line), D_S) == 8.0
     assert largest_bound_s(reply(a=5)._replace(bound_ms=9000), D_S) == 9.0
+
+
+def test_one_that_keeps_what_it_loads_alone_counts_wherever_that_was_heard() -> None:
+    nobody = reply(a=NodeLine(5, b"e", 1, About(2000, keeps_alone=False)))
+    assert not keeps_alone(nobody, own=False)
+    assert keeps_alone(nobody, own=True)
+    assert keeps_alone(nobody._replace(alone=True), own=False)
+    assert keeps_alone(reply(a=NodeLine(5, b"e", 1, About(2000))), own=False)
 
 
 def test_what_may_be_waited_for() -> None:
@@ -180,6 +198,27 @@ async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
             clock.advance(D_S)
             await waiting
             fleet.away = False
+
+
+async def test_a_node_that_alone_keeps_nothing_is_told_of_one_that_does() -> None:
+    """Also once that has left; and who keeps it is told nothing, since waits go by it anyway."""
+    clock = FakeClock()
+    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+        with warnings_of("cachebus") as said:
+            await fleet.probe()
+            assert said == []
+            async with Cache(fleet.settings.model_copy(update={"keep_alone": True}), world=fleet.world, clock=clock):
+                pass
+            await fleet.probe()
+            (warning,) = said
+        assert "keep_alone true, this one has" in warning
+        clock.advance(D_S)
+        waiting = asyncio.create_task(fleet.caches[0].invalidate("config", "x", "acme", wait="nodes"))
+        for _ in range(20):
+            await asyncio.sleep(0.002)
+        assert not waiting.done()
+        clock.advance(D_S)
+        await waiting
 
 
 async def test_however_many_wait_they_look_together() -> None:

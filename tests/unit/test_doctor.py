@@ -99,6 +99,17 @@ def test_nodes_with_other_bounds_are_told() -> None:
     assert "60 s, 90 s" in found[1].says
 
 
+def test_nodes_of_which_some_keep_what_they_load_alone_are_told() -> None:
+    def shard(*keeps: bool) -> ShardFacts:
+        lines = (NodeLine(0, b"", 0, About(2000, 60_000, keeps_alone=one)) for one in keeps)
+        return ShardFacts(0, {}, nodes={str(i): line for i, line in enumerate(lines)})
+
+    assert not [*namespace.bounds(facts(shards=(shard(False, False),)))]
+    (finding,) = namespace.bounds(facts(shards=(shard(True, False),)))
+    assert finding.level is Level.ADVICE
+    assert "CACHEBUS_KEEP_ALONE" in finding.otherwise
+
+
 def test_exit_status() -> None:
     ok, advice, problem, unknown = (Finding("x", level, "") for level in Level)
     assert status_of([ok, advice, unknown], strict=False) == 0

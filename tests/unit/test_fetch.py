@@ -25,7 +25,7 @@ async def test_a_key_once_forgotten_enters_l1_again() -> None:
     async with Fleet(nodes=1) as fleet:
         (cache,) = fleet.caches
         parts = cache._live()
-        parts.node.forget(cache.key("config", "x", "acme"))
+        parts.node.forget(0, [cache.key("config", "x", "acme")])
         await cache.set("config", "x", 1, tenant_id="acme")
         await cache.set("config", "x", 2, tenant_id="acme")
         before = cache.stats().l1_hits

@@ -35,10 +35,17 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
     line = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
     assert node_line(msgspec.msgpack.encode(line)).about.bound_ms == BOUND_MAX_MS
-    assert nodes_of([b"e", 7, 2**50, []]).bound_ms == BOUND_MAX_MS
+    assert nodes_of([b"e", 7, 2**50, [], 0]).bound_ms == BOUND_MAX_MS
     assert Settings(staleness_bound_s=BOUND_MAX_MS / 1000).staleness_bound_s * 1000 == BOUND_MAX_MS
     with pytest.raises(ConfigError):
         Settings(staleness_bound_s=BOUND_MAX_MS / 1000 + 1)
+
+
+@pytest.mark.parametrize("more", [{}, {"keep_alone": True}, {"keep_alone": None}, {"keep_alone": False}])
+def test_who_does_not_say_that_it_keeps_nothing_alone_keeps_it(more: dict[str, object]) -> None:
+    """Waits go by that, so whoever is silent counts as one that does."""
+    line = {"applied": 7, "epoch": "e", "at_us": 9, "more": more}
+    assert node_line(msgspec.msgpack.encode(line)).about.keeps_alone == (more != {"keep_alone": False})
 
 
 def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
@@ -61,10 +68,10 @@ def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
 
 def test_nodes_and_the_name_of_their_set() -> None:
     line = whole_line(7, EPOCH, 9, line_rest(About(2000, 0)))
-    reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", line, b"broken", b""]])
-    assert (reply.epoch, reply.name, reply.bound_ms) == (EPOCH, b"set-1", 3000)
+    reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", line, b"broken", b""], 1])
+    assert (reply.epoch, reply.name, reply.bound_ms, reply.alone) == (EPOCH, b"set-1", 3000, True)
     assert reply.lines == {"n\ufffd": NodeLine(7, EPOCH, 9, About(2000, 0)), "broken": NodeLine(0, b"", 0)}
-    assert nodes_of([EPOCH, 9, 0, []]).name == b""
+    assert nodes_of([EPOCH, 9, 0, [], 0]).name == b""
 
 
 def test_marks_by_bucket_and_low_watermarks() -> None:

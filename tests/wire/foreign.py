@@ -222,6 +222,7 @@ class Foreign:
         self.facts = f"protocol=2 shards={shards} bus=redis"
         self.shard, self.epoch, self.applied = shard, b"", 0
         self.line = (name, rest_of_line(bound_ms, 0))
+        self.alone = 1 if name else 0  # its line does not say that it keeps nothing alone
         self.events = (self.channel, 100_000, 100_000, 1 << 26)
 
     def close(self) -> None:
@@ -234,7 +235,7 @@ class Foreign:
             reply = self.once(script, keys, *common, *args)
             if reply is not None:
                 return reply
-            self.once("takeover", [], *common, secrets.token_hex(8), "plain", self.bound_ms, 0)
+            self.once("takeover", [], *common, secrets.token_hex(8), "plain", self.bound_ms, 0, self.alone)
         raise Refused("the servers change too fast")
 
     def once(self, script: str, keys: list[str], *args: bytes | str | int) -> Any:
@@ -256,19 +257,19 @@ class Foreign:
 
     def attach(self) -> tuple[dict[str, int], dict[str, int]]:
         """Marks and low watermarks; from now on this node stands where the shard does."""
-        reply = self.run("marks", [], *self.line, self.bound_ms, 0)
+        reply = self.run("marks", [], *self.line, self.bound_ms, 0, self.alone)
         self.epoch, self.applied = reply[:2]
         marks, low = reply[7:9]
         own = [(name, seq) for its in marks[1::2] for name, seq in mapping(its).items()]
         return {name: int(seq) for name, seq in own}, {bucket: int(seq) for bucket, seq in mapping(low).items()}
 
     def probe(self) -> tuple[bytes, int]:
-        epoch, seq = self.run("probe", [], *self.line, self.bound_ms, 0, 0)[:2]
+        epoch, seq = self.run("probe", [], *self.line, self.bound_ms, 0, 0, self.alone)[:2]
         return epoch, seq
 
     def nodes(self) -> tuple[bytes, dict[str, dict[str, Any]]]:
         """The name of the set of lines, and these."""
-        lines = mapping(self.run("nodes", [], *self.line, self.bound_ms)[3])
+        lines = mapping(self.run("nodes", [], *self.line, self.bound_ms, self.alone)[3])
         name = lines.pop("#", b"")
         return name, {node: unpack(line) for node, line in lines.items()}
 

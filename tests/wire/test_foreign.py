@@ -256,7 +256,7 @@ async def test_counters_and_leaving(cache: Cache, foreign: Foreign) -> None:
     assert set(lines) == {"foreign-1", cache.stats().node}
     assert foreign.forget("foreign-1", lives=False)
     assert not foreign.forget("foreign-1", lives=False)
-    assert foreign.once("nodes", [], foreign.facts, 0, "", "", "", "", 0)[3][::2].count(b"foreign-1") == 0
+    assert foreign.once("nodes", [], foreign.facts, 0, "", "", "", "", 0, 0)[3][::2].count(b"foreign-1") == 0
     assert foreign.nodes()[0] == name
     foreign.forget("foreign-1", lives=True)
     assert foreign.nodes()[0] != name, "somebody who may live is missing in this set"

@@ -57,7 +57,7 @@ def body_of(*scopes: str) -> bytes:
 
 async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
     about = About(2000, 60_000)
-    probe = await store.probe(0, Caller("node-1", 0, b"", about, 2000, 60_000), marks=False)
+    probe = await store.probe(0, Caller("node-1", 0, b"", about, 2000, 60_000, alone=True), marks=False)
     body = body_of("T\x1facme")
     change = await store.invalidate(0, Caller("node-1", probe.seq, probe.epoch, about), [], ["T\x1facme"], body)
     info = await redis.call("INFO", "replication")
@@ -74,6 +74,7 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
         b"mode": b"plain",
         b"bound_ms": b"2000",
         b"guard_ms": b"60000",
+        b"alone": b"1",
         b"logged": logged,
         b"contexts": b"0" * 256,
         b"marks": b"1",
@@ -86,15 +87,17 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
 
 
 async def test_nodes_and_the_name_of_their_set(store: RedisStore, redis: Connection) -> None:
-    probe = await store.probe(0, Caller("node-1", 0, b"", About(500, 0, (("a", 1),))), marks=False)
-    await store.probe(0, Caller("node-1", 1, probe.epoch, About(500, 0, (("a", 1),))), marks=False)
+    about = About(500, 0, (("a", 1),), keeps_alone=False)
+    probe = await store.probe(0, Caller("node-1", 0, b"", about), marks=False)
+    await store.probe(0, Caller("node-1", 1, probe.epoch, about), marks=False)
     lines = mapping(await redis.call("HGETALL", "{prod:0}:nodes"))
     assert set(lines) == {b"node-1", b"#"}
     assert lines[b"#"] == probe.nodes_name
     line = msgspec.msgpack.decode(lines[b"node-1"])
     assert list(line) == ["applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"]
     assert 0 <= line.pop("at_us") - probe.server_us < DAY_US
-    assert line == {"applied": 1, "epoch": probe.epoch.decode(), "bound_ms": 500, "guard_ms": 0, "more": {"a": 1}}
+    more = {"a": 1, "keep_alone": False}
+    assert line == {"applied": 1, "epoch": probe.epoch.decode(), "bound_ms": 500, "guard_ms": 0, "more": more}
     await store.nodes(0, NOBODY)
     assert len(await redis.call("HGETALL", "{prod:0}:nodes")) == 4, "a producer leaves none"
 

@@ -217,7 +217,7 @@ def nodes(facts: Facts) -> Iterator[Finding]:
 class Present:
     """One node as its line in a shard tells."""
 
-    __slots__ = ("applied", "behind", "bound_s", "guard_max_s", "name", "silent_s")
+    __slots__ = ("applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
 
     def __init__(self, name: str, line: NodeLine, shard: ShardFacts) -> None:
         self.name = name
@@ -225,6 +225,7 @@ class Present:
         self.silent_s = max(0.0, (shard.now_us - line.at_us) / 1e6)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
         self.bound_s, self.guard_max_s = line.about.bound_ms / 1000, line.about.guard_ms / 1000
+        self.keeps_alone = line.about.keeps_alone
 
 
 def nodes_of(shard: ShardFacts) -> list[Present]:
@@ -233,7 +234,7 @@ def nodes_of(shard: ShardFacts) -> list[Present]:
 
 
 def bounds(facts: Facts) -> Iterator[Finding]:
-    """Whether all nodes have the same staleness bound and longest guard."""
+    """Whether all nodes have the same staleness bound and longest guard, and all or none keep what they load alone."""
     there = [node for shard in facts.shards for node in nodes_of(shard)]
     for what, variable, values in (
         ("staleness bound", "CACHEBUS_STALENESS_BOUND_S", {node.bound_s for node in there}),
@@ -247,3 +248,9 @@ def bounds(facts: Facts) -> Iterator[Finding]:
                 "records are short-lived after a takeover.",
                 otherwise=f"set the same {variable} for every node",
             )  # fmt: skip
+    if len({node.keeps_alone for node in there}) > 1:
+        yield Finding(
+            "keep_alone", Level.ADVICE, "some nodes keep what they load without L2, and some do not",
+            "Waits for the nodes go by those that do: for a minute after lines were lost each lasts the whole bound.",
+            otherwise="set the same CACHEBUS_KEEP_ALONE for every node",
+        )  # fmt: skip

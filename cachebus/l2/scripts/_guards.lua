@@ -20,26 +20,29 @@ local function guarded_ms(key, first, last, record)
   return soonest and math.ceil((soonest - now_us) / 1000)
 end
 
--- A takeover loses all guards: until when one of them might stand (µs), and for how long one may at most (ms). `own_ms`:
--- the longest guard that the caller has heard of; meta may know of a longer one.
-local function lost_guards(own_ms)
+-- A takeover loses all guards. Each had been put up before it, for `most` at the longest, so it has ended by `born` +
+-- `most`, and its transaction before that. Until then, what is loaded or set may be from before a commit that nobody will
+-- tell of: it lives no longer than until then, and a lease lasts no longer, since its load may have read before, too.
+-- Who stores later by a later lease has read what was committed. Gives until when, in ms; nil when that is over. `own_ms`:
+-- the longest guard that the caller has heard of; meta may know of a longer one. (`now_us`: a clock that was set back.)
+local function lost_guards_end_ms(own_ms)
   local most = math.max(guard_ms, tonumber(own_ms))
-  return most > 0 and number(born_us) + most * 1000 or 0, most
+  if most == 0 or now_us >= number(born_us) + most * 1000 then return nil end
+  return math.floor(math.min(number(born_us), now_us) / 1000) + most
 end
 
--- Whether a load began as long as one of them might have stood, and ends later: nothing would take away what it has read.
-local function is_late(record, own_ms)
-  local ends_us = lost_guards(own_ms)
-  return now_us >= ends_us and struct.unpack('>I8', record, 37) * 1000 < ends_us
+-- How long what should last for `px` ms ('0': for ever) may last where it is to end by `end_ms`; at least 1.
+local function px_until(end_ms, px)
+  local left = math.max(end_ms - math.floor(now_us / 1000), 1)
+  return int(px == '0' and left or math.min(tonumber(px), left))
 end
 
--- As long as one of them might have stood, what is stored lives no longer than that: gives the record and its px as they
--- are to be stored, and the record's expiry (ms) where it had to be changed.
+-- The record and its px as they are to be stored, and the record's expiry (ms) where it had to be changed.
 local function kept_short(record, px, own_ms)
-  local ends_us, most = lost_guards(own_ms)
-  if now_us >= ends_us then return record, px, 0 end
-  local had, latest = struct.unpack('>I8', record, 53), math.floor(now_us / 1000) + most
-  px = int(px == '0' and most or math.min(tonumber(px), most))
+  local latest = lost_guards_end_ms(own_ms)
+  if not latest then return record, px, 0 end
+  local had = struct.unpack('>I8', record, 53)
+  px = px_until(latest, px)
   if had ~= 0 and had <= latest then return record, px, 0 end
   return string.sub(record, 1, 52) .. struct.pack('>I8', latest) .. string.sub(record, 61), px, latest
 end

@@ -16,9 +16,9 @@ if ARGV[5] ~= '' then
   -- so it is lost with the lines, and another one tells of that.
   if noted == 1 then redis.call('HSETNX', NODES, NAME, epoch .. int(now_us) .. ARGV[5]) end
 end
--- The largest of a kind that the fleet has ever had, in ms: meta keeps it, and gives it to all.
-local function raised(field, known, ms)
-  if tonumber(ms) <= known then return known end
-  redis.call('HSET', META, field, ms)
-  return tonumber(ms)
+-- The largest of a kind that the fleet has ever had: meta keeps it, and gives it to all.
+local function raised(field, known, told)
+  if tonumber(told) <= known then return known end
+  redis.call('HSET', META, field, told)
+  return tonumber(told)
 end

@@ -12,13 +12,14 @@ local function number(text) return tonumber(text or 0) or 0 end
 
 -- pcall: what somebody else wrote under our names is no meta of ours, and ends in a takeover that removes it.
 local meta = redis.pcall('HMGET', META, 'facts', 'server', 'epoch', 'seq', 'guards', 'guarded', 'marks', 'logged', 'mode',
-  'bound_ms', 'guard_ms', 'born')
+  'bound_ms', 'guard_ms', 'born', 'alone')
 if meta.err then
   if not string.find(meta.err, 'WRONGTYPE', 1, true) then return meta end
   meta = {}
 end
 local epoch, seq, guarded_until, guarded, marks = meta[3], tonumber(meta[4] or nil), number(meta[5]), number(meta[6]), meta[7]
 local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], number(meta[10]), number(meta[11]), meta[12]
+local alone = number(meta[13])
 if meta[1] and meta[1] ~= ARGV[1] then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. ARGV[1]) end
 local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
   or not string.find(redis.call('INFO', 'replication'), 'master_replid:' .. meta[2], 1, true)

@@ -18,6 +18,7 @@ if is_lease(lease) and not holds(lease, ARGV[7]) then
   end
   if ARGV[10] == '2' or (ARGV[10] == '1' and of_use) then return {epoch, seq, 'resting', record or false, left} end
 end
-redis.call('SET', KEYS[4], 'h' .. epoch .. ARGV[7], 'PX', ARGV[8])
+local ends_ms = lost_guards_end_ms(0)
+redis.call('SET', KEYS[4], 'h' .. epoch .. ARGV[7], 'PX', ends_ms and px_until(ends_ms, ARGV[8]) or ARGV[8])
 in_contexts(first, last)
 return {epoch, seq, 'granted', record or false, 0}

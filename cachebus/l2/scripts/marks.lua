@@ -1,7 +1,9 @@
 -- after: prologue usual line
--- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 and 8 are its own), then for
--- each bucket that has any its name and its marks, then for each that has one its name and its low watermark.
+-- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 and 8 are its own, 9 is its
+-- 10) but for its last, then for each bucket that has any its name and its marks, then for each that has one its name and
+-- its low watermark, and then that last.
 bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
+alone = raised('alone', alone, ARGV[9])
 local found, given, watermarks = marks and redis.pcall('HGETALL', prefix .. 'buckets') or {}, {}, {}
 lost = found.err or (marks and #found == 0)
 for i = 1, #found, 2 do
@@ -23,4 +25,4 @@ if lost then
   redis.call('HDEL', META, 'epoch') -- so that the takeover sees what only this script looks at
   return false
 end
-return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, given, watermarks}
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, given, watermarks, alone}

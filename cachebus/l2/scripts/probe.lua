@@ -1,7 +1,9 @@
 -- after: prologue usual line
 -- Where the shard stands. ARGV 7 the largest staleness bound and 8 the longest guard that the caller has heard of, in
--- ms: meta keeps the greatest. 9: remove the lines of nodes silent for that many µs, 0 none.
+-- ms: meta keeps the greatest. 9: remove the lines of nodes silent for that many µs, 0 none. 10: '1' where the caller has
+-- heard of a node, itself too, that keeps what it loads while L2 is out of reach: meta keeps that as well.
 bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
+alone = raised('alone', alone, ARGV[10])
 local silent = tonumber(ARGV[9])
 if silent > 0 then
   local lines = redis.call('HGETALL', NODES)
@@ -18,4 +20,4 @@ if silent > 0 then
     redis.call('HDEL', META, 'guards', 'guarded', 'sweep')
   end
 end
-return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us}
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone}
