@@ -79,7 +79,8 @@ def _list() -> None:
 
     heads = {
         "network": "between one node and the server",
-        "node": "of one node's process, or of the source behind it",
+        "node": "of one node's process",
+        "source": "of the source behind one node, at the same time as others",
         "server": "of the server, where that is verify's own and alone",
         "group": "of several servers that are one service (--kind)",
         "bus": "between one node and Kafka, and of its publishing (--bus kafka)",

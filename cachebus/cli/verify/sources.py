@@ -2,8 +2,8 @@
 
 What is checked, exactly. A read of a type that expires gives what some node has loaded within that type's life. A node
 whose load has failed does not load again while the source rests, if a read in between shows that it had something to
-serve; one whose load has succeeded does not load again before that value's soft expiry. Both unless the item was
-written, or something befell the node or the server meanwhile.
+serve, and no other node was answered; one whose load has succeeded does not load again before that value's soft expiry.
+Both unless the item was written, or something befell the node or the server meanwhile.
 """
 
 from __future__ import annotations
@@ -68,9 +68,14 @@ def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Loa
     """Pairs of loads of an item by one node, of which the second came before it was due: a failed one first only if
     something could be served in between, which `served` tells."""
     last: dict[tuple[str, int], Load] = {}
+    answered: dict[int, float] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
-        before = last.get((load.node, load.item))
+        before, answered_s = last.get((load.node, load.item)), answered.get(load.item, 0.0)
         last[load.node, load.item] = load
+        if load.version:
+            answered[load.item] = max(answered_s, load.ended_s)
+        if before is not None and before.version == 0 and answered_s > before.began_s:
+            continue  # the source had answered another node meanwhile
         if before is None or load.kind != ORDINARY or before.kind != ORDINARY or before.ended_s > load.began_s:
             continue
         data_type = items[load.item].data_type
