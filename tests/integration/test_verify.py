@@ -44,7 +44,7 @@ SHOWS = {
     "adding over absence": "none",
     "guards": "none",
     # More than takeovers: each is the end of all that was kept before it.
-    "guards that were lost": "del-meta,xtrim,script-flush,del-log",
+    "guards that were lost": "lose-guard,xtrim,script-flush,del-log,del-nodes",
     "waiting for every node": "hang,hang-events",
     "the largest bound": "hang",
     "the head's check": "garble-head",

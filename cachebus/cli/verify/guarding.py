@@ -33,8 +33,11 @@ class Guards:
         self._caches, self._truth, self._tape, self._dice, self._clock = caches, truth, tape, dice, clock
         self._time_s = guard_max_s(bound_s)
 
-    async def write(self, item: Item, read: Callable[[Item], Awaitable[None]]) -> bool:
-        """One; whether it came to its end. `read`: of an item on this node."""
+    async def write(
+        self, item: Item, read: Callable[[Item], Awaitable[None]], *, leave_after_s: float | None = None
+    ) -> bool:
+        """One; whether it came to its end. `read`: of an item on this node. `leave_after_s`: read, commit and leave so
+        long after the guard began; else all that is left to chance."""
         waits, called_s, place = self._dice.random() < 0.3, self._clock(), -1
         mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
         version, ends_s = 0, 0.0
@@ -47,10 +50,12 @@ class Guards:
                 entered_s = self._clock()
                 ends_s = entered_s + self._time_s
                 place = self._tape.add(mark, 0, called_s, 0.0, ends_s, 0, 0)
-                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3))
-                if self._dice.random() < 0.7:
+                chance = leave_after_s is None
+                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3) if leave_after_s is None else leave_after_s)
+                if not chance or self._dice.random() < 0.7:
                     await read(item)  # just before the commit: nobody may keep this
-                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 8))
+                if chance:
+                    await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 8))
                 if self._clock() > entered_s + GUARD_DB_S / 2:
                     raise _Left  # the database has ended the transaction
                 version = self._truth.raise_version(item.number)
@@ -59,7 +64,7 @@ class Guards:
                 self._tape.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
                 await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3))
                 self._truth.recent[self._dice.randrange(RECENT)] = item.number
-                if self._dice.random() < LEFT:
+                if not chance or self._dice.random() < LEFT:
                     raise _Left
         except (_Left, CacheBusError):
             return False

@@ -140,6 +140,8 @@ class _Node:
                 self._loaders.sour_until_s = monotonic() + float(argument)
             elif order == messages.STUCK:
                 self._loaders.stuck_until_s = monotonic() + float(argument)
+            elif order == messages.GUARD:
+                await self._writers.leave_a_guard(float(argument))
             elif order in (messages.MUTE, messages.TWICE, messages.SWAP):
                 self._publishing.become(order, float(argument))
             elif order == messages.QUIET:

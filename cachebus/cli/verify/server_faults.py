@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from cachebus.cli.verify import messages
 from cachebus.cli.verify.server import Machine
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 from cachebus.clock import monotonic
 from cachebus.l2.names import ShardNames
 
 OLD: Final = "old.rdb"
+GUARDED_FOR_S, LOST_FOR_S = 0.05, 0.25
+"""How long a guard stands before it is lost, and how long after that something is read and committed behind it."""
 _DEL: Final = """
 local found = redis.call('KEYS', ARGV[1])
 for i, key in ipairs(found) do if i % tonumber(ARGV[2]) == 0 then redis.call('DEL', key) end end
@@ -60,6 +63,14 @@ def _meanwhile(config: tuple[str, str], normal: str) -> Act:
             await stage.machine.command("CONFIG", "SET", config[0], normal)
 
     return act
+
+
+async def _lose_guard(stage: Stage, blow: Strike) -> None:
+    """A guard is lost while it stands; what is read then, and replaced before it is left, may be kept by nobody."""
+    stage.crew.order(1 + blow.seed % len(stage.crew.numbers), messages.GUARD, LOST_FOR_S + GUARDED_FOR_S)
+    await rest(GUARDED_FOR_S)
+    await stage.machine.command("UNLINK", stage.machine.names.meta)
+    await rest(LOST_FOR_S)
 
 
 async def _busy(stage: Stage, blow: Strike) -> None:
@@ -117,6 +128,7 @@ SERVER_FAULTS: Final = (
     _fault("flushall", "FLUSHALL", _commands(("FLUSHALL",))),
     _fault("del-meta", "the shard's meta is evicted", _del_own(lambda names: [names.meta])),
     _fault("del-guards", "the guards are evicted", _del_own(lambda names: [names.guards])),
+    _fault("lose-guard", "a guard is lost while it stands, and left after its commit", _lose_guard),
     _fault("del-marks", "the marks of scopes and tags are evicted", _del_own(lambda names: names.all_marks)),
     _fault("del-log", "the log is evicted", _del_own(lambda names: [names.log]), mild=True),
     _fault("del-nodes", "the list of nodes is evicted", _del_own(lambda names: [names.nodes]), mild=True),

@@ -93,6 +93,11 @@ class Writers:
             await asyncio.wait(writers)
             drum.cancel()
 
+    async def leave_a_guard(self, after_s: float) -> None:
+        """Write behind a guard, and leave it."""
+        item = self._dice.choice([item for item in self._deeds if item.world == 0])
+        await self._guards.write(item, self._read_own, leave_after_s=after_s)
+
     async def settle(self, numbers: Sequence[int]) -> None:
         """Tell the cache of items whose last write it may not have heard of; until that has returned."""
         self._stopping = False
