@@ -78,7 +78,7 @@ class Past:
     async def verdict(self) -> Verdict:
         """The judge's."""
         evidence = Evidence(
-            self._directory, self.items, dict.fromkeys(("1.1", "2.1", "3.1"), (100.0, 200.0)), [Tick(node=1, at_s=1.0)],
+            self._directory, self.items, dict.fromkeys(("1.1", "2.1", "3.1"), (90.0, 200.0)), [Tick(node=1, at_s=1.0)],
             self.faults, frozenset({"flushall"}), self.away, D_S, self.versions, self.not_ready, self.held,
         )  # fmt: skip
         return await judge(evidence, seed=7, server="none", nodes=2, seconds=9.0)

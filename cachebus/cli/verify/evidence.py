@@ -12,13 +12,15 @@ from cachebus.cli.lab.messages import Tick
 from cachebus.cli.verify import kinds
 from cachebus.cli.verify.history import History, Write, writes_of
 from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.setup import bound_of, has_room, l2_timeout_s
+from cachebus.cli.verify.setup import bound_of, guard_max_s, has_room, l2_timeout_s
 from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.trouble import BEGAN_ANEW
 
+START_S = 3.0
+"""What a fleet takes to start, and with it the first epoch."""
 HARMLESS = frozenset({"slow", "sour", "stuck"})
 """Faults of a node under which its leases must hold all the same."""
 UNFELT = frozenset({"del-records", "del-leases", "del-log", "xtrim", "script-flush"})
@@ -102,9 +104,11 @@ class Evidence:
         return found
 
     def at_large(self) -> Excuses:
-        """When leases may have ended for all."""
-        after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
-        return Excuses((d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases)
+        """When leases may have ended for all: by a fault, or as they end once an epoch is as old as a guard may be."""
+        after_s = l2_timeout_s(self.largest_bound_s) + guard_max_s(self.largest_bound_s)
+        faults = [(d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases]
+        began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
+        return Excuses([(began_s, began_s + START_S + after_s), *faults])
 
     def kept(self, load: Load) -> bool:
         """Whether a node keeps what it has loaded in its memory, for D at least."""
