@@ -161,6 +161,7 @@ class Loads:
                     stale = self._rested(flight, filler, reply)
                     if stale is not None:
                         return stale
+                    reply = None  # should L2 go away now, there is none
                     reply = await self._lease(flight, filler, insists=True)
             except L2Unavailable:
                 self._node.counters.l2_errors += 1

@@ -7,11 +7,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
 from cachebus.clock import monotonic
+from cachebus.ports import Leased, LeaseReply
 from tests.integration.test_cache_expiry import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
 
@@ -234,6 +236,34 @@ async def test_without_anything_to_serve_one_of_all_nodes_tries(redis_url: str, 
             source.release()
         assert await asyncio.gather(*waiting) == [2] * 4
         assert sum(source.calls for source in sources) == 1
+
+
+async def test_l2_that_goes_away_while_a_source_rests_is_gone_all_the_same(redis_url: str) -> None:
+    safe = Policy(ttl_s=0.1, fail_safe_s=1000, retries=0)
+    async with nodes(redis_url, 1, policies={"config": safe}, guard_max_s=60) as (a,):  # so that nothing stands in
+        source = Source(x=1)
+        await reading(a, source)
+        source.error = ConnectionError("away")
+
+        async def has_failed() -> bool:
+            with contextlib.suppress(ConnectionError):
+                await reading(a, source)
+            return source.calls > 1
+
+        await until(has_failed)
+        store = parts(a).store
+        asked: list[Any] = []
+
+        async def once(*arguments: Any, **more: Any) -> Any:
+            asked.append(more["stale"])
+            if len(asked) > 1:
+                raise L2Unavailable("it has just gone")
+            return LeaseReply(a_epoch, 1, Leased.RESTING, None, 1000)
+
+        a_epoch = parts(a).node.shards[0].epoch
+        with patch.object(store, "lease", once):
+            assert await reading(a, Source(x=2)) == 2
+        assert len(asked) == 2
 
 
 async def test_a_refresh_that_fails_is_not_tried_again_at_once() -> None:
