@@ -266,7 +266,9 @@ class Loads:
         if stale is None or flight.fallback is None:
             flight.fallback = None
             return None
-        self.rests.begin(flight.request.key.l1, reply.wait_ms / 1000, flight.fallback.version)
+        # Of a rest there may be little left.
+        heed_s = flight.request.rules.fail_safe_throttle_s
+        self.rests.begin(flight.request.key.l1, reply.wait_ms / 1000, flight.fallback.version, heed_s=heed_s)
         return stale
 
     async def _alone(self, flight: Flight, filler: Filler) -> Found:

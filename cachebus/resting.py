@@ -34,14 +34,15 @@ class Rests:
     def __len__(self) -> int:
         return len(self._spans)
 
-    def begin(self, name: str, rest_s: float, version: bytes) -> float:
+    def begin(self, name: str, rest_s: float, version: bytes, *, heed_s: float = 0.0) -> float:
         """The source failed: it rests for about so long, for those who serve this version; b"" is none, and nobody
-        rests. Gives for how long, in seconds."""
+        rests. As long again, or for `heed_s`, it is heeded that it has failed. Gives for how long it rests, in seconds.
+        """
         rest_s *= random.uniform(1 - JITTER, 1 + JITTER)
         self._spans.pop(name, None)
         if version:
             now_s = self._clock()
-            self._spans[name] = now_s + rest_s, now_s + 2 * rest_s, version
+            self._spans[name] = now_s + rest_s, now_s + rest_s + max(rest_s, heed_s), version
         if len(self._spans) > KEYS_MAX:
             self._spans.popitem(last=False)
         return rest_s

@@ -132,6 +132,28 @@ async def test_a_source_that_hangs_holds_no_reader_however_long_it_does(in_memor
         await settled(a)
 
 
+async def test_who_hears_of_a_rest_at_its_very_end_heeds_it_for_as_long_as_others() -> None:
+    async with aging(2, safe=SAFE.model_copy(update={"l1": False})) as world:
+        a, b = world.nodes
+        source = Source(x=1)
+        await read(a, source, "safe")
+        await world.pass_s(11)
+        source.error = RuntimeError("down")
+        assert await read(a, source, "safe") == 1
+        shard = world.fleet.world.shards[0]
+        (lease,) = shard.leases.values()
+        await world.pass_s(lease.until_s - shard.clock() - 0.01)
+        assert await read(b, source, "safe") == 1
+        assert source.calls == 2
+        source.hold()
+        await world.pass_s(5)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await read(b, source, "safe") == 1
+        assert source.calls == 3
+        source.release()
+        await settled(b)
+
+
 async def test_who_has_waited_in_vain_for_another_node_lets_the_next_wait_no_longer(redis_url: str) -> None:
     slow = Policy(ttl_s=0.1, fail_safe_s=1000, retries=0, load_timeout_s=0.2, fail_safe_throttle_s=1000)
     async with (
