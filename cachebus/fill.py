@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from math import inf
+from typing import Self
 
 from loguru import logger
 
@@ -17,12 +19,14 @@ from cachebus.packing import copier, keep_ms, pack
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.record import Record
 from cachebus.request import Found, Request
+from cachebus.source import GIVE_UP_S
 
 _tokens = itertools.count()
 
 
 class Filler:
-    """One fill: holds its lease while the load runs, and offers what was loaded to L2, then to L1."""
+    """One fill: holds its lease while the load runs, and offers what was loaded to L2, then to L1. To be entered:
+    whatever happens inside, a lease that is still held is given back."""
 
     def __init__(self, fetcher: Fetcher, request: Request, lease_ms: int) -> None:
         self.key, self.rules = request.key, request.rules
@@ -36,11 +40,17 @@ class Filler:
         self._reservation: Reservation
         self._began_s = 0.0
         self._seq = 0
-        self._patience_s = request.patience_s
-        self.hit = Found(MISSING, None)
-        """What the lease script had, where that was a valid record."""
+        # A load that is given up may take a little longer, to put its things in order.
+        self._lasts_s = request.patience_s + request.sources * GIVE_UP_S
+        self._held = False
         self.stored = False
         """Whether L2 has taken what was loaded."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @property
     def began_s(self) -> float:
@@ -73,9 +83,9 @@ class Filler:
             raise
         self._fetch.notice(index, reply.epoch)
         if reply.outcome is Leased.GRANTED:
-            self._granted = reply
+            self._granted, self._held = reply, True
             self._stop_extending()
-            self._extend_later(self._clock() + self._patience_s)
+            self._extend_later(self._clock() + self._lasts_s)
         return reply
 
     def _extend_later(self, until_s: float) -> None:
@@ -94,26 +104,36 @@ class Filler:
             self._timer = None
 
     def release(self) -> None:
-        """Give the lease back; awaits nothing, since a cancelled load may do nothing more."""
+        """Give the lease back, if it is held; awaits nothing, since a cancelled load may do nothing more."""
         self._stop_extending()
-        if self._granted is not None:
+        if self._held:
+            self._held = False
             self._store.release(self.key, self._token)
 
     def rest(self, rest_s: float) -> None:
-        """Give the lease back after the source has failed: who has something to serve leaves it alone for so long."""
+        """Give the lease back so that who has something to serve leaves the source alone for so long."""
         self._stop_extending()
-        if self._granted is not None:
+        if self._held and rest_s > 0:
+            self._held = False
             self._store.rest(self.key, self._token, max(1, int(rest_s * 1000)))
 
     # -- what L2 has ----------------------------------------------------------------------------------------------
 
-    def taken(self, data: bytes | None) -> Found:
-        """A record that the lease script found valid, as a read's result; MISSING where it can't be decoded."""
+    def taken(self, data: bytes | None) -> Found | None:
+        """A record that the lease script found valid, as a read's result; None where it can't be decoded."""
         record = None if data is None else self._fetch.decoded(data)
         if record is None:
-            return Found(MISSING, None)
+            return None
         value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
-        return Found(value, "l2", copy=None if value is MISSING else copier(record, value, self.rules))
+        return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self.rules))
+
+    def left_s(self, data: bytes | None) -> float:
+        """How long a record has until its hard expiry, in seconds."""
+        record = None if data is None else self._fetch.decoded(data)
+        if record is None:
+            return 0.0
+        now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
+        return record.expires_ms / 1000 - now_s if record.expires_ms else inf
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
@@ -124,41 +144,34 @@ class Filler:
         if value is MISSING:
             return None
         fresh = Freshness(self._node.shards[self.key.shard], self.key, record.tags, self._began_s)
-        return Fallback(Found(value, "l2", stale=True, copy=copier(record, value, self.rules)), fresh)
+        return Fallback(Found(value, "l2", stale=True, copy=copier(record, value, self.rules)), fresh, record.version)
 
     # -- what was loaded ------------------------------------------------------------------------------------------
 
     async def fill(self, found: Found, flight: Flight, over: bytes = b"") -> Found:
         """Offer what was loaded to L2; only what L2 accepted enters L1 for longer than D. `over`: the version that it
-        may replace, b"" for any. Whatever becomes of it, the lease is given back."""
+        may replace, b"" for any."""
         granted = self._granted
         if granted is None:
             raise RuntimeError("a fill without a lease")
-        record: Record | None = None
-        try:
-            if found.value is not None or self.rules.negative_ttl_s:
-                record, found = self._packed(found, flight)
-        finally:
-            if record is None:
-                self.release()
+        if found.value is None and not self.rules.negative_ttl_s:
+            return found
+        record, found = self._packed(found, flight)
         if record is None:
             return found
         if self._node.withheld is not None and self._node.withheld.covers(self.key, record.tags):
-            self.release()  # it may have been read before an invalidation that L2 does not know of yet
-            return found
+            return found  # it may have been read before an invalidation that L2 does not know of yet
         self._stop_extending()
         kept_ms = keep_ms(record, self.rules)
         record.epoch, record.seq, record.created_ms = granted.epoch, granted.seq, self._read_ms(granted.epoch)
         index = self.key.shard
         try:
             change = await self._store.fill(self.key, self._node.caller(index), self._token, record, kept_ms, over)
-        except BaseException as error:
-            self._store.release(self.key, self._token)  # it may not have run: others need not wait for the lease's end
-            if not isinstance(error, L2Unavailable):
-                raise
+        except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
             self._enter_l1(found, record, fenced=False)
             return found
+        self._held = False
         self._fetch.notice(index, change.epoch)
         if not change.stored:
             self._node.counters.fills_rejected += 1

@@ -20,8 +20,8 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
-        "_clock", "_closed", "_kept", "_leaving", "_loading", "_made", "_tags", "_task", "_waiting", "fallback",
-        "fresh", "must_load", "request", "ttl_s",
+        "_clock", "_closed", "_fallback", "_kept", "_leaving", "_loading", "_made", "_news", "_spares", "_tags",
+        "_task", "_waiting", "fresh", "must_load", "refreshes", "request", "ttl_s",
     )  # fmt: skip
 
     def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
@@ -30,8 +30,12 @@ class Flight:
         self.request = request
         """Of whoever began it."""
         self.fresh = fresh
-        self.fallback: Fallback | None = None
-        """An expired value for when the load fails or is slow."""
+        self.refreshes = b""
+        """The version that it is to replace, where it is a refresh."""
+        self._fallback: Fallback | None = None
+        self._spares = False
+        self._news: asyncio.Future[None] | None = None
+        """Done when either of these has changed."""
         self._tags = dict.fromkeys(request.tags)
         """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
         self.ttl_s = request.ttl_s
@@ -101,9 +105,28 @@ class Flight:
         """Go on in the background even when nobody waits."""
         self._kept = True
 
+    @property
+    def fallback(self) -> Fallback | None:
+        """An expired value for when the load fails or is slow."""
+        return self._fallback
+
+    @fallback.setter
+    def fallback(self, fallback: Fallback | None) -> None:
+        self._fallback = fallback
+        self._tell()
+
+    def spare(self) -> None:
+        """From now on nobody waits who can be given the fallback: it is all up to a source that has failed before."""
+        self._spares = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
     def substitute(self) -> Found | None:
         """The expired value, if it may be served now."""
-        fallback = self.fallback
+        fallback = self._fallback
         return fallback.found if fallback is not None and fallback.usable(self._clock()) else None
 
     def close(self) -> None:
@@ -111,8 +134,9 @@ class Flight:
         self._closed = True
         self._task.cancel()
 
-    async def wait(self, soft_s: float | None = None) -> Found:
-        """The result; or with `soft_s` seconds gone, and a fallback by then that may be served, that.
+    async def wait(self, request: Request | None = None) -> Found:
+        """The result; or the fallback that may be served, if the load spares its callers, or this one's
+        `load_soft_timeout_s` is over.
 
         A caller that is cancelled leaves; the last one to leave ends the load.
         """
@@ -120,9 +144,8 @@ class Flight:
         others = waiting_for(self._loading)
         others.__enter__()
         try:
-            if soft_s is not None:
-                await asyncio.wait([self._task], timeout=soft_s)
-                stale = None if self._task.done() else self.substitute()
+            if request is not None and request.rules.fail_safe_s is not None:
+                stale = await self._meanwhile(request)
                 if stale is not None:
                     self.keep()
                     return stale
@@ -140,6 +163,20 @@ class Flight:
             if not self._waiting and not self._kept and not self._task.done():
                 self._leaving = True
                 self._task.cancel()
+
+    async def _meanwhile(self, request: Request) -> Found | None:
+        """The fallback, as soon as there is one and the caller need not wait any more; None once the load has ended."""
+        now, soft_s = asyncio.get_running_loop().time, request.rules.load_soft_timeout_s
+        over_s = None if soft_s is None else now() + soft_s
+        while not self._task.done():
+            left_s = None if over_s is None or self._spares else max(0.0, over_s - now())
+            stale = self.substitute() if self._spares or left_s == 0 else None
+            if stale is not None and (request.use_memory or stale.level != "l1"):
+                return stale
+            if self._news is None or self._news.done():
+                self._news = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._task, self._news), timeout=left_s or None, return_when=asyncio.FIRST_COMPLETED)
+        return None
 
 
 class Flights:

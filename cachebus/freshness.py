@@ -35,8 +35,7 @@ class Freshness:
 
     def heed(self, tags: Sequence[str]) -> None:
         """The value carries these tags too: it holds no longer once one of them is invalidated."""
-        more = self._shard.standing(self._key.family.bucket, tags)
-        self._standing = self._standing._replace(marks={**self._standing.marks, **more.marks})
+        self._standing.marks.update(self._shard.standing(self._key.family.bucket, tags).marks)
 
     def knows(self, tags: Sequence[str]) -> bool:
         """Whether it covers these tags, or could: none of them was invalidated since it began, or may have been."""
@@ -71,6 +70,7 @@ class Fallback(NamedTuple):
 
     found: Found
     fresh: Freshness
+    version: bytes
 
     def usable(self, now_s: float) -> bool:
         """Whether it may be served now."""

@@ -22,7 +22,7 @@ from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
 from cachebus.request import Found, Loaded
-from cachebus.source import Bound, awaited, bind, is_cancelled, shareable
+from cachebus.source import Bound, awaited, bind, shareable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +63,8 @@ async def get_with_cache_aside(
 
     Functions, sync or async, get what they take of `resource_id`, `tenant_id` and `ctx`; see `Cache.get_or_load`. One
     that fails after its type's retries is logged and counted, never cached as "absent"; generation is still tried. If
-    nothing came for an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
+    nothing came for an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception. Each
+    of the two may take the type's `load_timeout_s`; as long as for both others wait for their load.
 
     `metrics`: `source` ("cache", "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None),
     `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
@@ -147,7 +148,7 @@ class _Aside:
         found = Found(None, None)
         try:
             found = await self._cache.load(
-                self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl, sources=len(sources)
+                self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl, sources=len(sources) or 1
             )
         except ConfigError:
             raise
@@ -163,7 +164,7 @@ class _Aside:
 
     async def _load(self, sources: Sequence[tuple[str, Bound]]) -> Loaded:
         """Database, then generation."""
-        error: BaseException | None = None
+        errors: list[Exception] = []
         value, source, took_ms = None, "database", {"database": 0.0, "generation": 0.0}
         for name, bound in sources:
             if value is not None:
@@ -173,15 +174,13 @@ class _Aside:
                 value = await self._cache.call_source(bound, self._rules)
             except ConfigError:
                 raise  # a function that can't be used: what is generated in its place would hide that
-            except Exception as failed:
-                if is_cancelled():
-                    raise
-                error = failed
+            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
+                errors.append(failed)
             source, took_ms[name] = name, (self._clock() - began) * 1000.0
-        if value is None and error is not None:
-            raise error
-        if error is not None:
-            self._cache._live().loads.note_failure(self._key.family.data_type, error)
+        for unheard in errors if value is not None else errors[:-1]:
+            self._cache._live().loads.note_failure(self._key.family.data_type, unheard)
+        if value is None and errors:
+            raise errors[-1]
         refused = None
         if value is not None and self._serializer is not None:
             try:
@@ -190,6 +189,7 @@ class _Aside:
                 raise
             except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
                 refused = failed
+        error = errors[-1] if errors else None
         return Loaded(value, source, took_ms["database"], took_ms["generation"], error, refused)
 
     def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:

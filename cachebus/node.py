@@ -344,8 +344,10 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
-        if self.standing_in(key, self.clock()) is not None:
-            return  # for a source that fails
+        entry = self.trusted(key)
+        extra = None if entry is None else details(entry)
+        if extra is not None and not extra.not_found and self.clock() < extra.keep_until:
+            return  # it may yet stand in for a source that fails
         names = key.names if view.marks or view.doubts else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):

@@ -6,8 +6,10 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from struct import error as StructError  # noqa: N812
 
 from cachebus import values
+from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
 from cachebus.record import NOT_FOUND, Record
 
@@ -47,6 +49,10 @@ def pack(
         expires_ms=0 if ttl_s == math.inf else created_ms + max(1, int(ttl_s * 1000)),
         tags=tags,
     )
+    try:
+        record.front()  # so that it is said here, and not where L2 is asked
+    except (StructError, UnicodeError) as error:
+        raise NotSerializable(f"its tags or times fit in no record: {error}") from None
     return record, seen
 
 

@@ -74,16 +74,20 @@ class Record:
         """Whether it says that the source has nothing for the key."""
         return bool(self.flags & NOT_FOUND)
 
-    def encode(self) -> bytes:
-        """The bytes that L2 stores."""
+    def front(self) -> bytes:
+        """All that it has before its payload; raises what does not fit in there: `struct.error`, `UnicodeError`."""
         head = HEAD.pack(
             MAGIC, self.flags, self.codec, self.epoch, self.seq, self.version,
             self.created_ms, self.soft_ms, self.expires_ms, len(self.tags), len(self.more),
         )  # fmt: skip
         if not self.tags:
-            return head + self.more + self.payload
+            return head + self.more
         names = [tag.encode() for tag in self.tags]
-        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.more, self.payload])
+        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.more])
+
+    def encode(self) -> bytes:
+        """The bytes that L2 stores."""
+        return self.front() + self.payload
 
 
 def decode(data: bytes) -> Record:

@@ -40,7 +40,7 @@ class Request(NamedTuple):
     """Names of the tags' marks."""
     use_memory: bool = True
     sources: int = 1
-    """How many functions `load` may run one after the other, each with the type's limit."""
+    """How many functions `load` may run one after the other at most, each with the type's limit."""
 
     @property
     def patience_s(self) -> float:

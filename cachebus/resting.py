@@ -17,39 +17,52 @@ class Rest(Enum):
 
     NONE = "nothing against it"
     RESTS = "it failed just now"
-    OVER = "it failed, and may be tried again: in the background, by one"
+    OVER = "it failed, and may be tried again: by one, for which nobody waits"
 
 
 class Rests:
-    """The keys whose source rests on this node, by their L1 names; the latest, where there are too many."""
+    """The keys that rest on this node, by name; the latest, where there are too many.
+
+    A rest is tied to the version that is served meanwhile. Where another one is served, by whatever way it came, the
+    source has answered somebody since: nobody has to remember to end a rest.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._spans: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._spans: OrderedDict[str, tuple[float, float, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def begin(self, name: str, rest_s: float) -> float:
-        """The source failed: it rests for about so long. Gives for how long, in seconds."""
+    def begin(self, name: str, rest_s: float, version: bytes, *, heed_s: float = 0.0) -> float:
+        """The source failed: it rests for about so long, for those who serve this version; b"" is none, and nobody
+        rests. As long again, or for `heed_s`, it is heeded that it has failed. Gives for how long it rests, in seconds.
+        """
         rest_s *= random.uniform(1 - JITTER, 1 + JITTER)
         self._spans.pop(name, None)
-        now_s = self._clock()
-        self._spans[name] = now_s + rest_s, now_s + 2 * rest_s
+        if version:
+            now_s = self._clock()
+            self._spans[name] = now_s + rest_s, now_s + rest_s + max(rest_s, heed_s), version
         if len(self._spans) > KEYS_MAX:
             self._spans.popitem(last=False)
         return rest_s
 
     def end(self, name: str) -> None:
-        """The source has answered, here or on another node."""
+        """The source has answered."""
         self._spans.pop(name, None)
 
-    def of(self, name: str) -> Rest:
-        """How it is now."""
+    def saw(self, name: str, version: bytes) -> None:
+        """This version is there, though not for everybody who reads: a rest that is tied to another one is over."""
         span = self._spans.get(name)
-        if span is None:
+        if span is not None and span[2] != version:
+            del self._spans[name]
+
+    def of(self, name: str, version: bytes) -> Rest:
+        """How it is now, for who has this version to serve."""
+        span = self._spans.get(name)
+        if span is None or span[2] != version:
             return Rest.NONE
-        now_s, (rests_until_s, over_until_s) = self._clock(), span
+        now_s, (rests_until_s, over_until_s, _) = self._clock(), span
         if now_s < rests_until_s:
             return Rest.RESTS
         if now_s < over_until_s:

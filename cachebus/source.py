@@ -1,4 +1,8 @@
-"""Calling the caller's own functions: sync or async, within limits, again after errors; and what they may give."""
+"""Calling the caller's own functions: sync or async, within limits, again after errors; and what they may give.
+
+A source runs in a task of its own, since no limit holds for code that swallows its cancellation: whoever waits for the
+source waits for that task, and leaves it behind if need be.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,11 @@ Bound = Callable[[], Any]
 
 PAUSE_MAX_S: Final = 5.0
 """Pauses between attempts grow up to this, or to the policy's first one where that is longer."""
+GIVE_UP_S: Final = 0.5
+"""How long a source that is cancelled may take to put its things in order, as by rolling back."""
+
+_left_behind: set[asyncio.Task[Any]] = set()
+"""Sources that are given up, or go on after that. Held here, since the event loop holds tasks weakly."""
 
 
 def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) -> Bound:
@@ -43,38 +52,70 @@ async def call(
     """Run a source once, and up to `retries` times more after an error of `retry_on`.
 
     The pause after the first attempt is `backoff_s` seconds and up to as much again at random; each later one doubles
-    the fixed part. `timeout_s` bounds the whole, in seconds: `LoadTimeout`. `ConfigError` is final, and raised for a
-    value that callers can't share. A sync source runs on the event loop.
+    the fixed part. `timeout_s` bounds the whole, in seconds: the source is cancelled then, and it is `LoadTimeout`,
+    whatever it makes of that. No attempt follows, there or when the caller is cancelled; a source that goes on
+    `GIVE_UP_S` later is left behind, and logged. `ConfigError` is final, and raised for a value that callers can't
+    share. A sync source runs on the event loop.
     """
+    attempts = _Attempts(bound, retries, retry_on, backoff_s)
+    task = asyncio.create_task(attempts.run(), name="cachebus-source")
+    task.add_done_callback(_seen)
     try:
-        async with asyncio.timeout(timeout_s) as limit:
-            value = await _attempts(bound, retries, retry_on, backoff_s)
-    except Exception:
-        if limit.expired():  # whatever the source has made of its cancellation
-            raise LoadTimeout(f"the load took longer than {timeout_s:g} s") from None
-        raise
-    return shareable(value, bound)
+        await asyncio.wait([task], timeout=timeout_s)
+    finally:
+        if not task.done():
+            attempts.over = True
+            await _given_up(task, bound)
+    if attempts.over:
+        raise LoadTimeout(f"the load took longer than {timeout_s:g} s")
+    return shareable(task.result(), bound)
 
 
-async def _attempts(bound: Bound, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float) -> Any:
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Who waits for it hears of its error, if anybody does: asyncio need not complain of it."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _given_up(task: asyncio.Task[Any], bound: Bound) -> None:
+    """Cancel it, and wait no longer than it takes to end in order."""
+    _left_behind.add(task)
+    task.add_done_callback(_left_behind.discard)
+    task.cancel()
+    await asyncio.wait([task], timeout=GIVE_UP_S)
+    if not task.done():
+        logger.warning("{} goes on after it was cancelled, and is left behind", name_of(bound))
+
+
+class _Attempts:
+    """The attempts of one call. Once it is `over`, none is begun."""
+
     # By hand, since a retry library brings log lines, metrics, a switch and a test mode that are the whole process's.
-    pause_s = backoff_s
-    for left in range(retries, -1, -1):
-        try:
-            result = bound()
-            return await result if inspect.isawaitable(result) else result
-        except retry_on as error:
-            if not left or _final(error) or is_cancelled():
-                raise
-            # Its class alone: the text of a driver's error may hold a password.
-            logger.debug("{} failed with {}, {} more attempts", name_of(bound), type(error).__name__, left)
-        await asyncio.sleep(pause_s + random.uniform(0, backoff_s))
-        pause_s = min(2 * pause_s, max(PAUSE_MAX_S, backoff_s))
-    raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def __init__(self, bound: Bound, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float) -> None:
+        self._bound, self._retries, self._retry_on, self._backoff_s = bound, retries, retry_on, backoff_s
+        self.over = False
+        """Whether the limit is over, or the caller gone: a source can hide its cancellation, but not this."""
+
+    async def run(self) -> Any:
+        """What the first attempt gives that does not fail."""
+        pause_s = self._backoff_s
+        for left in range(self._retries, -1, -1):
+            try:
+                result = self._bound()
+                return await result if inspect.isawaitable(result) else result
+            except self._retry_on as error:
+                if not left or _final(error) or self.over or _is_cancelled():
+                    raise
+                # Its class alone: the text of a driver's error may hold a password.
+                logger.debug("{} failed with {}, {} more attempts", name_of(self._bound), type(error).__name__, left)
+            await asyncio.sleep(pause_s + random.uniform(0, self._backoff_s))
+            pause_s = min(2 * pause_s, max(PAUSE_MAX_S, self._backoff_s))
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def is_cancelled() -> bool:
-    """Whether the running task was cancelled, whatever a source has made of that: nobody waits for it any more."""
+def _is_cancelled() -> bool:
+    """Whether the running task was cancelled, as by the end of its event loop, whatever a source has made of that."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -257,16 +257,16 @@ class MemoryShard:
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
             return LeaseReply(self.epoch, self.seq, Leased.GUARDED, None, left_ms)
-        hit = self.stored(key)
-        if hit and not refresh and not self.expired(hit[1]):
-            return LeaseReply(self.epoch, self.seq, Leased.HIT, hit[0], 0)
-        now, data, held = self.clock(), hit[0] if hit else None, self.leases.get(key.l2)
+        now, hit, held = self.clock(), self.stored(key), self.leases.get(key.l2)
+        data, old = (hit[0], self.expired(hit[1])) if hit else (None, False)
+        if hit and not refresh and not old:
+            return LeaseReply(self.epoch, self.seq, Leased.HIT, data, 0)
         if held and held.epoch == self.epoch and held.until_s > now and (held.rests or held.token != token):
             left_ms = int((held.until_s - now) * 1000)
             of_use = data if stale is Stale.RECORD and hit and not hit[1].not_found else None
-            held.waited = held.waited or not held.rests
             if not held.rests:
-                return LeaseReply(self.epoch, self.seq, Leased.WAIT, of_use, left_ms)
+                held.waited = True
+                return LeaseReply(self.epoch, self.seq, Leased.WAIT, of_use if old else None, left_ms)
             if stale is Stale.OWN or of_use:
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
         lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)

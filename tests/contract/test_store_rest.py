@@ -147,3 +147,17 @@ async def test_rest_of_an_older_epoch_is_over(rig: StoreRig, ann: Person, bob: P
     await resting(ann)
     await rig.another_server()
     assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is Leased.GRANTED
+
+
+@pytest.mark.parametrize("kept", ["expired", "valid", "not found", "nothing"])
+async def test_who_waits_is_given_an_expired_value_if_that_would_do(ann: Person, bob: Person, kept: str) -> None:
+    record = None
+    if kept != "nothing":
+        flags = NOT_FOUND if kept == "not found" else 0
+        record = await ann.loaded(key(), lives_ms=LONG_MS if kept == "valid" else -1, flags=flags)
+    await ann.granted(key(), "a", refresh=True)
+    for stale in Stale:
+        reply = await bob.lease(key(), "b", refresh=True, stale=stale)
+        given = record.encode() if record and kept == "expired" and stale is Stale.RECORD else None
+        assert (reply.outcome, reply.record) == (Leased.WAIT, given)
+        assert 0 < reply.wait_ms <= LONG_MS

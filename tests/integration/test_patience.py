@@ -14,6 +14,7 @@ from pydantic import BaseModel, field_validator
 from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.l2.names import ShardNames
+from cachebus.request import Loaded
 from tests.integration.test_cache_expiry import aging
 from tests.support.caches import PATIENCE_S, Source, nodes, parts, quick, until
 from tests.support.servers import any_binary
@@ -131,14 +132,12 @@ async def test_a_loader_that_never_ends_holds_no_lease_for_longer_than_a_load_ma
     async with nodes(redis_url, 2, policies=policies, lease_ms=100) as (a, b):
         ends, asked = asyncio.Event(), asyncio.Event()
 
-        async def load() -> Any:
+        async def load() -> Loaded:  # what no limit is around
             asked.set()
-            while not ends.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await ends.wait()
-            return 1
+            await ends.wait()
+            return Loaded(1)
 
-        stuck = asyncio.create_task(a.get_or_load("config", "x", load, tenant_id="acme"))
+        stuck = asyncio.create_task(a.load(a.key("config", "x", "acme"), load, a.rules("config")))
         await asked.wait()
 
         async def is_loaded() -> bool:
@@ -148,7 +147,7 @@ async def test_a_loader_that_never_ends_holds_no_lease_for_longer_than_a_load_ma
 
         await until(is_loaded)
         ends.set()
-        assert await stuck == 1
+        assert (await stuck).value == 1
         assert await b.get("config", "x", tenant_id="acme", use_memory=False) == 2, "it came too late to be kept"
 
 
@@ -165,7 +164,7 @@ async def test_a_refresh_that_meets_another_nodes_says_nothing_of_the_source() -
         for cache in world.nodes:
             assert await read(cache, source, "soft") == 1
         await source.asked.wait()
-        await until(lambda: len(parts(b).loads.pauses) + len(parts(a).loads.pauses))
+        await until(lambda: len(parts(b).loads.background.pauses) + len(parts(a).loads.background.pauses))
         source.release()
         await settled(a, b)
         assert source.calls == 2

@@ -156,9 +156,11 @@ def _without_a_loaders_own_cancellation() -> None:
 
 
 def _without_giving_leases_back() -> None:
-    """The lease of a load that ends without a fill is held, and extended."""
+    """The lease of a load that ends without a fill is held, and extended for ever."""
+    from cachebus import fill
     from cachebus.fill import Filler
 
+    fill.GIVE_UP_S = float("inf")  # type: ignore[misc]
     Filler.release = lambda *_: None  # type: ignore[method-assign]
     Filler.rest = lambda *_: None  # type: ignore[method-assign]
 

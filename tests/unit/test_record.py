@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import record as records
+from cachebus.errors import NotSerializable
+from cachebus.packing import pack
+from cachebus.policy import Policy, Rules
 from cachebus.record import HEAD, MAGIC, NOT_FOUND, CorruptRecord, Record
 
 u64 = st.integers(0, 2**64 - 1)
@@ -69,3 +72,9 @@ def test_what_more_says_is_no_part_of_the_payload() -> None:
 
 def test_corrupt_is_a_value_error() -> None:
     assert issubclass(CorruptRecord, ValueError)
+
+
+@pytest.mark.parametrize("tags", [[str(number) for number in range(256)], ["t" * 65_536], ["\ud800"]])
+def test_what_fits_in_no_record_is_refused_before_l2_is_asked(tags: list[str]) -> None:
+    with pytest.raises(NotSerializable, match="fit in no record"):
+        pack("value", Rules("doc", Policy()), 1.0, tags=tags)
