@@ -13,11 +13,10 @@ from itertools import cycle
 
 from cachebus.l1.entry import Entry
 from cachebus.l1.ghost import Ghosts
-from cachebus.l1.weight import Weights
+from cachebus.l1.weight import LARGEST_PART, Weights
 
 # The paper has a tenth, and two hits to be promoted; on real traces a seventh and one hit lose to no other policy.
 SMALL_PART = 7
-LARGEST_PART = 8
 # A put may meet a cache full of hot keys, each of which has earned three more rounds. Past this many, lest a single put
 # walk through all of them, the newest key goes instead if nobody has read it, else the one at hand.
 MAX_REPRIEVES = 64

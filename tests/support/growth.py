@@ -67,6 +67,33 @@ def _alternating(i: int) -> Any:
     return [[]] * 300 if i % 2 else [_text(100), _text(100), _text(97)]
 
 
+def _hubs(i: int) -> Any:
+    """Neighbours by number: four of a thousand nodes have 2 500, the others one."""
+    found: list[Any] = [1] * 1000
+    for hub in _rng.sample(range(1000), 4):
+        found[hub] = [[]] * 2500
+    return found
+
+
+def _graph(i: int) -> Any:
+    """Neighbours by name, and some hubs."""
+    found = [[f"n{_rng.randrange(10**6)}" for _ in range(2)] for _ in range(2000)]
+    for hub in _rng.sample(range(2000), 6):
+        found[hub] = [f"n{_rng.randrange(10**6)}" for _ in range(2000)]
+    return found
+
+
+def _rows(i: int) -> Any:
+    """Of a thousand rows, four have thousands of children."""
+    children = [{"id": n, "ok": True} for n in range(4000)]
+    return {"rows": [{"id": n, "children": children if _rng.random() < 0.004 else []} for n in range(500)]}
+
+
+def _now_and_then(i: int) -> Any:
+    """One value of a hundred is a hub, of the length that the others have."""
+    return [[]] * 2000 if i % 100 == 0 else [_text(1000), _text(997)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """Values to fill L1 with: about `each_bytes` in memory."""
@@ -98,6 +125,12 @@ KINDS: dict[str, Kind] = {
     "ids as keys": Kind(lambda i: {_text(20): n for n in range(100)}, 15_000),
     "of any size": Kind(_of_any_size, 30_000),
     "alternating": Kind(_alternating, 10_000),
+    "hubs": Kind(_hubs, 20_000),
+    "hubs, compressed": Kind(_hubs, 20_000, _COMPRESSED),
+    "graph": Kind(_graph, 900_000),
+    "few rows with many children": Kind(_rows, 400_000),
+    "such rows, compressed": Kind(_rows, 400_000, _COMPRESSED),
+    "one value of a hundred is heavy": Kind(_now_and_then, 3_000),
     "first light, then heavy": Kind(lambda i: [_text(100)] * 3 if i < 2_000 else [[]] * 300, 12_000),
 }  # fmt: skip
 
