@@ -11,6 +11,7 @@ from collections import OrderedDict, defaultdict, deque, namedtuple
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from gc import get_referents
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,6 +22,7 @@ from hypothesis import example, given
 from cachebus import values
 from cachebus.errors import ConfigError, NotSerializable
 from cachebus.values import CODECS, MSGPACK, encode
+from cachebus.values import plain as plain_values
 from cachebus.values.plain import DEPTH_MAX, is_plain
 from tests.support.roundtrip import anything, back, plain, quick, same
 
@@ -68,6 +70,47 @@ def test_long_lists_of_floats_stay_on_the_fast_way(length: int) -> None:
 def test_a_list_that_packs_like_floats_but_holds_something_else() -> None:
     looks_like = [1.5] * 32 + ["\x00" * 8]  # as long as a float, but begins with another byte
     assert same(back(looks_like), looks_like)
+
+
+class Living:
+    """Since Python 3.13 its `vars()` are a dict that refers to nothing, as long as it lives."""
+
+    def __init__(self) -> None:
+        self.id, self.price, self.tags = uuid.UUID(int=7), Decimal("1.10"), {"a", "b"}
+
+
+LIVING = Living()
+HOLDERS: dict[str, Any] = {
+    "alone": lambda hidden: hidden,
+    "in a list": lambda hidden: [hidden],
+    "in a dict": lambda hidden: {"rows": [hidden]},
+    "many": lambda hidden: [hidden] * 40,
+    "among others": lambda hidden: [{"a": 1}] * 40 + [hidden],
+    "beside one that gives more": lambda hidden: [{n: n for n in range(50)}, hidden] * 20,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_a_living_object_holds_loses_nothing(holder: str) -> None:
+    found = back(HOLDERS[holder](vars(LIVING)))
+    assert same(found, HOLDERS[holder](dict(vars(LIVING))))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_dict_that_refers_to_less_than_it_holds_is_not_plain(holder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Python 3.13, whatever this one is."""
+    hidden = {"id": uuid.UUID(int=7), "price": Decimal("1.10"), "tags": {"a", "b"}}
+
+    def referents(*holders: Any) -> list[Any]:
+        return get_referents(*[one for one in holders if one is not hidden])
+
+    monkeypatch.setattr(plain_values, "_contents", referents)
+    monkeypatch.setattr(plain_values, "_complete", False, raising=False)
+    value = HOLDERS[holder](hidden)
+    assert not is_plain(value, msgspec.msgpack.encode(value))
+    assert same(back(value), value)
+    value = HOLDERS[holder]({"a": 1, 2: [None]})
+    assert is_plain(value, msgspec.msgpack.encode(value))
 
 
 class Colour(enum.Enum):
