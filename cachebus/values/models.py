@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +24,10 @@ _DECODED = (
     dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal,
 )  # fmt: skip
 _Build = Callable[[object], object]
+_BUILT_MAX = 512
+# By identity: A | B equals B | A, and the order says which of them data that fits both becomes. The model is kept too,
+# so that no other one gets its id.
+_built: dict[int, tuple[Any, _Build]] = {}
 
 
 def is_model(kind: type) -> bool:
@@ -178,9 +181,19 @@ def _told(error: Exception) -> str:
     return f"{said}{_AT}{where}" if where else said
 
 
-@lru_cache(maxsize=512)
 def _builder(model: Any) -> _Build:
     """What makes the type of plain data; `ConfigError` for what is no type of data."""
+    known = _built.get(id(model))
+    if known is not None:
+        return known[1]
+    build = _build(model)
+    if len(_built) >= _BUILT_MAX:
+        _built.clear()
+    _built[id(model)] = model, build
+    return build
+
+
+def _build(model: Any) -> _Build:
     if not hasattr(model, "__pydantic_validator__"):  # neither a pydantic model nor dataclass
         try:
             msgspec.msgpack.Decoder(model)
