@@ -23,6 +23,7 @@ _AT = " - at `$"
 _DECODED = (
     dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal,
 )  # fmt: skip
+_WITH_DATA_OF_THEIR_OWN = (*_DECODED, tuple, bytearray)
 _Build = Callable[[object], object]
 _BUILT_MAX = 512
 # By identity: A | B equals B | A, and the order says which of them data that fits both becomes. The model is kept too,
@@ -48,6 +49,8 @@ def fields_of(value: Any, kind: type, *, dumped: bool) -> Any:
     if issubclass(kind, msgspec.Struct):
         return _struct_fields(value, kind)
     if dataclasses.is_dataclass(kind):
+        if issubclass(kind, _WITH_DATA_OF_THEIR_OWN):
+            raise Refused(f"is of type {name_of(kind)}, which is a dataclass and holds data beside its fields")
         return {field.name: _attribute(value, field.name) for field in dataclasses.fields(kind)}
     from pydantic import BaseModel
 
@@ -131,6 +134,8 @@ def check_model(model: Any) -> None:
 
 def _never(model: type) -> bool:
     """Whether a class has no instance that could come out of a payload."""
+    if dataclasses.is_dataclass(model) and issubclass(model, _WITH_DATA_OF_THEIR_OWN):
+        return True
     from msgspec.inspect import CustomType, type_info
 
     try:

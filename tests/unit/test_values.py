@@ -8,6 +8,7 @@ import enum
 import math
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -117,6 +118,11 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+@dataclass
+class DictToo(dict[str, int]):
+    a: int = 0
+
+
 class Level(enum.IntEnum):
     HIGH = 3
 
@@ -176,6 +182,11 @@ def test_a_key_that_is_a_str_of_another_class_comes_back_as_str() -> None:
         (["ok", "\ud800"], r"value\[1\] is a str with a lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
         ({Colour.RED: 1, "red": 2}, "two keys that would be stored alike"),
+        ({frozenset({Colour.RED}): 1, frozenset({"red"}): 2}, "two keys that would be stored alike"),
+        ({"s": {Colour.RED, "red"}}, r'value\["s"\] is a set with two elements that would be stored alike'),
+        ({(Colour.RED,), ("red",)}, "two elements that would be stored alike"),
+        ({frozenset({Colour.RED}), frozenset({"red"})}, "two elements that would be stored alike"),
+        ({"d": DictToo(a=1)}, r'value\["d"\] is of type .*DictToo, which is a dataclass and holds data beside its'),
         (
             {"t": time(1, tzinfo=ZoneInfo("Europe/Berlin"))},
             r'value\["t"\] is a time in a zone that has no offset of whole seconds',
