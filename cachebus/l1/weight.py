@@ -82,6 +82,15 @@ class Weights:
             self._learn((data_type, kind, encoded_bytes.bit_length()), size / max(1, encoded_bytes))
         return int(size)
 
+    def again(self, value: object, said_bytes: int) -> int:
+        """About how many bytes a value takes of which `of` has said so; 0 where it has looked into the value anyway."""
+        if type(value) in _FLAT or said_bytes > self._always_bytes:
+            return 0
+        try:
+            return int(weigh(value, 0, self._largest_bytes))
+        except Exception:  # noqa: BLE001 (of a class that has a mind of its own)
+            return 0
+
     def _learn(self, about: tuple[str, type, int], ratio: float) -> None:
         if len(self._learnt) >= _LEARNT_MAX and about not in self._learnt:
             self._learnt.clear()
