@@ -128,14 +128,37 @@ def check_model(model: Any) -> None:
         raise
     except Exception as error:  # noqa: BLE001 (of a type's own code)
         raise ConfigError(f"values can't be decoded into {_shown(model)}: {type(error).__name__} was raised") from None
+    mixed = _mixed(model)
+    if mixed is not None:
+        raise ConfigError(f"values can't be decoded into {_shown(mixed)}: it holds data beside its fields")
     if inspect.isclass(model) and _never(model):
         raise ConfigError(f"values can't be decoded into {_shown(model)}: it is abstract, or no type of data")
 
 
+def _mixed(model: Any) -> type | None:
+    """A dataclass in a model, at any depth, that is a dict or list too: msgspec makes it without the other's part, and
+    to read that ends the process."""
+    from msgspec.inspect import DataclassType, Field, Type, type_info
+
+    try:
+        todo: list[Any] = [type_info(model)]
+    except Exception:  # noqa: BLE001 (only pydantic can tell)
+        return None
+    seen: dict[int, Any] = {}
+    while todo:
+        known = todo.pop()
+        if isinstance(known, tuple):
+            todo += known
+        elif isinstance(known, (Type, Field)) and id(known) not in seen:
+            seen[id(known)] = known
+            if isinstance(known, DataclassType) and issubclass(known.cls, _WITH_DATA_OF_THEIR_OWN):
+                return known.cls
+            todo += [getattr(known, name) for name in known.__struct_fields__]
+    return None
+
+
 def _never(model: type) -> bool:
     """Whether a class has no instance that could come out of a payload."""
-    if dataclasses.is_dataclass(model) and issubclass(model, _WITH_DATA_OF_THEIR_OWN):
-        return True
     from msgspec.inspect import CustomType, type_info
 
     try:

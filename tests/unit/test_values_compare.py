@@ -119,6 +119,12 @@ class DictToo(dict[str, int]):
     a: int = 0
 
 
+@dataclasses.dataclass
+class HoldsOne:
+    one: DictToo | None
+    next: HoldsOne | None = None
+
+
 def out(value: Any, model: Any = None, **more: Any) -> Any:
     """What comes back of a value under a policy."""
     return carried(value, Rules("doc", Policy(model=model, **more)))[2]
@@ -429,7 +435,9 @@ class Bare:
     pass
 
 
-@pytest.mark.parametrize("model", [Abstract, Bare, dict[str, Bare | Point], type, DictToo])
+@pytest.mark.parametrize("model", [
+    Abstract, Bare, dict[str, Bare | Point], type, DictToo, list[DictToo], dict[str, tuple[HoldsOne | None, ...]],
+])  # fmt: skip
 def test_what_can_never_be_decoded_is_said_when_the_policy_is_made(model: Any) -> None:
     with pytest.raises(ConfigError, match="policy model: values can't be decoded into"):
         Policy(model=model)
