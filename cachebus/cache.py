@@ -352,6 +352,7 @@ class Cache(Life):
         """
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"a counter takes an int, not {type(value).__name__}")
+        value = int.__int__(value)  # what a subclass holds, however it writes or compares itself
         if not -INT64 <= value < INT64:
             raise ValueError(f"a counter takes amounts of 64 bits, not {value.bit_length()} bits")
         parts = self._live()

@@ -49,7 +49,7 @@ class Group:
 # 2 ms instead of 45, and each entry is 16 bytes smaller. The price: a cycle through an entry is never collected, so
 # nothing that an entry owns may point back at it, and a cache that is done with must `clear()` its L1.
 class Entry(msgspec.Struct, gc=False, eq=False):
-    """One cached value. `key` and `size` never change once it is in an `L1`; compared by identity.
+    """One cached value. Once it is in an `L1`, `key` never changes, and `size` only by it; compared by identity.
 
     Shapes: all times are seconds on the monotonic clock, best made by `grid`. `fast_until` minus infinity sends every
     read to the slow path. `read_until` is when the value may no longer be served without a coherence lease. `seq` is

@@ -3,6 +3,9 @@
 New keys enter a small queue, a seventh of the cache. Those hit there move to the main queue, the others leave early and
 are remembered as ghosts; a ghost that comes back enters the main queue at once. So keys that are read once, a scan,
 pass through the small queue and leave the rest alone; and a hit moves nothing, it only counts.
+
+Sizes are right on average over all that comes, and what stays may be heavier than that. So a value is looked into when
+its key turns out to be hot: when it is promoted, comes back, or replaces one that was read.
 """
 
 from __future__ import annotations
@@ -10,14 +13,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import cycle
+from sys import getsizeof
 
-from cachebus.l1.entry import Entry
+from cachebus.l1.entry import ENTRY_OVERHEAD_BYTES, Entry, size_class
 from cachebus.l1.ghost import Ghosts
-from cachebus.l1.weight import Weights
+from cachebus.l1.weight import LARGEST_PART, Weights
 
 # The paper has a tenth, and two hits to be promoted; on real traces a seventh and one hit lose to no other policy.
 SMALL_PART = 7
-LARGEST_PART = 8
 # A put may meet a cache full of hot keys, each of which has earned three more rounds. Past this many, lest a single put
 # walk through all of them, the newest key goes instead if nobody has read it, else the one at hand.
 MAX_REPRIEVES = 64
@@ -89,13 +92,13 @@ class L1:
         if key in self._dead:
             # Coming back to its old place keeps a hot key hot through an invalidation.
             entry.freq = self._dead.pop(key)
-        elif self.evictions and self._ghosts.take(hash(key), held - held // SMALL_PART):
-            self._main.append(key)
+            hot = entry.freq > 0
         else:
-            self._small.append(key)
+            hot = self.evictions > 0 and self._ghosts.take(hash(key), held - held // SMALL_PART)
+            (self._main if hot else self._small).append(key)
         entries[key] = entry
         self.bytes += size
-        return True
+        return self._looked_into(entry) if hot else True
 
     def remove(self, key: str) -> bool:
         """Drop a key; whether it was held."""
@@ -166,9 +169,27 @@ class L1:
         entry.freq = old.freq
         self.entries[key] = entry
         self.bytes += entry.size - old.size
+        if entry.freq:
+            return self._looked_into(entry)
         if self.bytes > self._max_bytes:
             self._evict(self._max_entries, self._max_bytes)
         return self.entries.get(key) is entry
+
+    def _looked_into(self, entry: Entry) -> bool:
+        """Whether one that has just come in, under a hot key, still is in when its size is known better."""
+        self._weigh(entry)
+        if entry.size > self._largest_bytes:
+            self.remove(entry.key)
+        elif self.bytes > self._max_bytes:
+            self._evict(self._max_entries, self._max_bytes)
+        return self.entries.get(entry.key) is entry
+
+    def _weigh(self, entry: Entry) -> None:
+        size = self.weights.again(entry.value, entry.size - ENTRY_OVERHEAD_BYTES)
+        if size:
+            size = size_class(size + ENTRY_OVERHEAD_BYTES + getsizeof(entry.key))
+            self.bytes += max(0, size - entry.size)
+            entry.size = max(size, entry.size)
 
     def _evict(self, max_entries: int, max_bytes: int) -> None:
         entries, small, main = self.entries, self._small, self._main
@@ -204,7 +225,13 @@ class L1:
             queue.rotate(-1)
         else:
             entry.freq = 0
-            self._main.append(queue.popleft())
+            self._weigh(entry)
+            if entry.size > self._largest_bytes:
+                self._drop(entry)
+                self.evictions += 1
+                queue.popleft()
+            else:
+                self._main.append(queue.popleft())
 
     def _is_cold(self, key: str) -> bool:
         entry = self.entries.get(key)

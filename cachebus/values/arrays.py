@@ -18,6 +18,10 @@ Array = np.ndarray[Any, Any]
 def tagged(value: Any, kind: type) -> Tagged | None:
     """The extension of an array or scalar; None for anything else."""
     if issubclass(kind, np.generic):
+        # numpy fills up with NULs what is shorter than its type, and so takes them off on reading.
+        nul: Any = "\0" if issubclass(kind, np.str_) else b"\0"
+        if issubclass(kind, (np.str_, np.bytes_)) and value.endswith(nul):
+            raise Refused(f"is of type {name_of(kind)} with a NUL at its end, which numpy does not read back")
         return Tagged(NUMPY_SCALAR, _pack([_described(value.dtype), value.tobytes()]))
     if kind is np.ndarray:
         return Tagged(ARRAY, _pack([_described(value.dtype), value.shape, value.tobytes()]))
@@ -29,6 +33,8 @@ def tagged(value: Any, kind: type) -> Tagged | None:
 def _described(dtype: np.dtype[Any]) -> Any:
     if dtype.hasobject:
         raise Refused("is a numpy array of Python objects, which codec msgpack can't carry")
+    if issubclass(dtype.type, np.record):
+        raise Refused("is a numpy record, which would come back as numpy.void")
     return npy.dtype_to_descr(dtype) if dtype.names else dtype.str
 
 

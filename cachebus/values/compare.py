@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -110,6 +111,8 @@ class _Comparison:
         parts = True
         if issubclass(kind, dict):
             self._dicts(given, found)
+            if issubclass(kind, defaultdict) and given.default_factory is not found.default_factory:
+                raise Refused(f"is of type {name_of(kind)}, and comes back with another default_factory")
         elif issubclass(kind, (list, tuple)):
             self._lists(given, found)
         elif issubclass(kind, (set, frozenset)):
@@ -149,7 +152,8 @@ class _Comparison:
         self.path.pop()
 
     def _models(self, given: Any, found: Any, kind: type[Any]) -> None:
-        self._named(kind.__pydantic_fields__, given.__dict__.get, found.__dict__.get)
+        held, fields = given.__dict__, kind.__pydantic_fields__
+        self._named(_beside(fields, held, kind), held.get, found.__dict__.get)
         for more in ("__pydantic_extra__", "__pydantic_private__"):
             held, got = getattr(given, more), getattr(found, more)
             if held or got:
@@ -249,7 +253,12 @@ def _names(value: Any, kind: type) -> list[str]:
     """The names of what an object holds: its fields, its slots, and what else was set on it."""
     declared = _declared(kind)
     held = getattr(value, "__dict__", None)
-    if not held or held.keys() <= declared.keys():  # as almost always
+    return _beside(declared, held, kind) if held else [*declared]
+
+
+def _beside(declared: dict[str, Any], held: dict[str, Any], kind: type) -> list[str]:
+    """The names that are declared, and those that an object holds beside them."""
+    if held.keys() <= declared.keys():  # as almost always
         return [*declared]
     return [*declared, *(name for name in held if name not in declared and not _is_cached(kind, name))]
 
@@ -278,4 +287,6 @@ def _declared(kind: type) -> dict[str, None]:
 @lru_cache(maxsize=2048)
 def _is_cached(kind: type, name: str) -> bool:
     """Whether the class makes it when it is asked for, as by `cached_property`: it is what the fields say."""
-    return hasattr(inspect.getattr_static(kind, name, None), "__get__")
+    made = inspect.getattr_static(kind, name, None)
+    method = inspect.isroutine(made) or isinstance(made, (classmethod, staticmethod))
+    return hasattr(made, "__get__") and not method

@@ -36,6 +36,12 @@ class Tagged:
         self.code = code
         self.data = data
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Tagged and self.code == other.code and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.data))
+
 
 def shown(key: object) -> str:
     """A dict's key for messages: its beginning, or its type where it is an object with a mind of its own."""

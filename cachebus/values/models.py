@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -24,7 +23,12 @@ _AT = " - at `$"
 _DECODED = (
     dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal,
 )  # fmt: skip
+_WITH_DATA_OF_THEIR_OWN = (*_DECODED, tuple, bytearray)
 _Build = Callable[[object], object]
+_BUILT_MAX = 512
+# By identity: A | B equals B | A, and the order says which of them data that fits both becomes. The model is kept too,
+# so that no other one gets its id.
+_built: dict[int, tuple[Any, _Build]] = {}
 
 
 def is_model(kind: type) -> bool:
@@ -45,6 +49,8 @@ def fields_of(value: Any, kind: type, *, dumped: bool) -> Any:
     if issubclass(kind, msgspec.Struct):
         return _struct_fields(value, kind)
     if dataclasses.is_dataclass(kind):
+        if issubclass(kind, _WITH_DATA_OF_THEIR_OWN):
+            raise Refused(f"is of type {name_of(kind)}, which is a dataclass and holds data beside its fields")
         return {field.name: _attribute(value, field.name) for field in dataclasses.fields(kind)}
     from pydantic import BaseModel
 
@@ -122,8 +128,33 @@ def check_model(model: Any) -> None:
         raise
     except Exception as error:  # noqa: BLE001 (of a type's own code)
         raise ConfigError(f"values can't be decoded into {_shown(model)}: {type(error).__name__} was raised") from None
+    mixed = _mixed(model)
+    if mixed is not None:
+        raise ConfigError(f"values can't be decoded into {_shown(mixed)}: it holds data beside its fields")
     if inspect.isclass(model) and _never(model):
         raise ConfigError(f"values can't be decoded into {_shown(model)}: it is abstract, or no type of data")
+
+
+def _mixed(model: Any) -> type | None:
+    """A dataclass in a model, at any depth, that is a dict or list too: msgspec makes it without the other's part, and
+    to read that ends the process."""
+    from msgspec.inspect import DataclassType, Field, Type, type_info
+
+    try:
+        todo: list[Any] = [type_info(model)]
+    except Exception:  # noqa: BLE001 (only pydantic can tell)
+        return None
+    seen: dict[int, Any] = {}
+    while todo:
+        known = todo.pop()
+        if isinstance(known, tuple):
+            todo += known
+        elif isinstance(known, (Type, Field)) and id(known) not in seen:
+            seen[id(known)] = known
+            if isinstance(known, DataclassType) and issubclass(known.cls, _WITH_DATA_OF_THEIR_OWN):
+                return known.cls
+            todo += [getattr(known, name) for name in known.__struct_fields__]
+    return None
 
 
 def _never(model: type) -> bool:
@@ -178,9 +209,19 @@ def _told(error: Exception) -> str:
     return f"{said}{_AT}{where}" if where else said
 
 
-@lru_cache(maxsize=512)
 def _builder(model: Any) -> _Build:
     """What makes the type of plain data; `ConfigError` for what is no type of data."""
+    known = _built.get(id(model))
+    if known is not None:
+        return known[1]
+    build = _build(model)
+    if len(_built) >= _BUILT_MAX:
+        _built.clear()
+    _built[id(model)] = model, build
+    return build
+
+
+def _build(model: Any) -> _Build:
     if not hasattr(model, "__pydantic_validator__"):  # neither a pydantic model nor dataclass
         try:
             msgspec.msgpack.Decoder(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from gc import get_referents
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -21,15 +22,25 @@ UNCHANGING = SCALARS | {datetime, date, time, timedelta, UUID, Decimal}
 """What all callers may share, whatever they do with it."""
 
 # What a container refers to is what it holds: a list's items, a dict's values, and its keys too unless all of them are
-# exactly str (such a dict has a table of its own kind, which needs no visit). One call in C for a whole level. A Python
-# that sees it otherwise has no containers here, and everything takes the walk.
+# exactly str (such a dict has a table of its own kind, which needs no visit). One call in C for a whole level. But from
+# Python 3.13 on the `vars()` of a living object refers to nothing, as the object does so itself. So what is given for
+# containers is counted; and where Python does that, many dicts are asked for their values, since the keys that another
+# one gives would make up for what is missing.
 _contents = get_referents
-_trusted = len(_contents({"a": 1, "b": 2.0}, [3, "c"], {4: 5})) == 6
-CONTAINERS: frozenset[type] = frozenset([dict, list, tuple] if _trusted else [])
+CONTAINERS: frozenset[type] = frozenset([dict, list, tuple])
 _PLAIN = SCALARS | CONTAINERS
 _LONG = 32
 _FLOAT64 = b"\xcb"
 _pack = msgspec.msgpack.Encoder().encode
+
+
+class _Living:
+    def __init__(self) -> None:
+        self.one = 1
+
+
+_living = _Living()
+_complete = len(get_referents(vars(_living))) == 1 and len(get_referents({"a": 1, "b": 2.0}, [3, "c"], {4: 5})) == 6
 
 
 def is_plain(value: Any, payload: bytes) -> bool:
@@ -41,39 +52,51 @@ def is_plain(value: Any, payload: bytes) -> bool:
     if kind not in CONTAINERS:
         return kind in SCALARS
     if len(value) < _LONG:
-        return _small(_contents(value), 1)
-    return (kind is not dict and _uniform(value, payload)) or _large(_contents(value), 1)
+        return _small(value, 1)
+    return (kind is not dict and _uniform(value, payload)) or _large([value], 0)
 
 
-def _small(items: list[Any], depth: int) -> bool:
+def _small(holder: Any, depth: int) -> bool:
     """One by one, since that is the fastest way for few."""
+    items = _contents(holder)
+    if len(items) < len(holder):
+        return False
     for item in items:
         kind = type(item)
         if kind not in SCALARS:
             if kind not in CONTAINERS or depth >= DEPTH_MAX:
                 return False
             if len(item) < _LONG:
-                if not _small(_contents(item), depth + 1):
+                if not _small(item, depth + 1):
                     return False
-            elif (kind is dict or not _uniform(item, None)) and not _large(_contents(item), depth + 1):
+            elif (kind is dict or not _uniform(item, None)) and not _large([item], depth):
                 return False
     return True
 
 
-def _large(items: list[Any], depth: int) -> bool:
+def _large(holders: list[Any], depth: int) -> bool:
     """A whole level of nesting at a time, however many containers it is spread over."""
     while True:
+        items = _contents(*holders) if _complete else _asked(holders)
+        if len(items) < sum(map(len, holders)):
+            return False
         kinds = set(map(type, items))
         if kinds <= SCALARS:
             return True
+        depth += 1
         if not kinds <= _PLAIN or depth >= DEPTH_MAX:
             return False
-        if not kinds <= CONTAINERS:
-            items = [item for item in items if type(item) in CONTAINERS]
+        holders = items if kinds <= CONTAINERS else [item for item in items if type(item) in CONTAINERS]
         if list in kinds or tuple in kinds:
-            items = [i for i in items if len(i) < _LONG or type(i) is dict or not _uniform(i, None)]
-        items = _contents(*items)
-        depth += 1
+            holders = [i for i in holders if len(i) < _LONG or type(i) is dict or not _uniform(i, None)]
+
+
+def _asked(holders: list[Any]) -> list[Any]:
+    """What containers hold, a dict's keys too, by asking each."""
+    dicts = [holder for holder in holders if type(holder) is dict]
+    items = [*chain.from_iterable(holders)]  # of a dict its keys
+    items += chain.from_iterable(map(dict.values, dicts))
+    return items
 
 
 def _uniform(items: Any, payload: bytes | None) -> bool:

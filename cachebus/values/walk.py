@@ -126,10 +126,13 @@ class _Walk:
     def _set(self, items: Iterable[Any], code: int, depth: int) -> Tagged:
         # Its elements are stored as the keys of a map, because msgspec reads an array there as a tuple: hashable.
         try:
-            elements = {self._key(item, depth): None for item in items}
+            found = [self._key(item, depth) for item in items]
         except Refused as refused:
             refused.path.append("{}")
             raise
+        elements = dict.fromkeys(found)
+        if len(elements) != len(found):
+            raise Refused("is a set with two elements that would be stored alike (an Enum member beside its value)")
         return Tagged(code, _pack(elements))
 
     def _key(self, key: Any, depth: int) -> Any:

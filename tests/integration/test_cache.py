@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -517,3 +518,30 @@ async def test_a_cache_that_is_not_open_says_how_to_open_it(redis_url: str) -> N
     with pytest.raises(ConfigError):
         cache.stats()
     assert issubclass(ConfigError, CacheBusError)
+
+
+class Cost(int, enum.Enum):
+    """Amounts with names."""
+
+    READ = 4
+
+
+class Amount(int):
+    """One that writes itself in its own way."""
+
+    def __str__(self) -> str:
+        return "999"
+
+    def __int__(self) -> int:
+        return 999
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("where", ["redis", "memory"])
+async def test_a_counter_counts_what_an_int_of_another_class_holds(where: str, redis_url: str) -> None:
+    async with nodes(redis_url if where == "redis" else "memory://", 1) as (cache,):
+        assert await cache.increment("calls", tenant_id="acme", value=Cost.READ) == 4
+        assert await cache.increment("calls", tenant_id="acme", value=Amount(1)) == 5
+        assert await cache.increment("calls", tenant_id="acme", value=0) == 5

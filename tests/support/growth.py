@@ -19,11 +19,14 @@ from cachebus import Cache, Policy, Settings
 from cachebus import record as records
 from cachebus.clock import monotonic
 from cachebus.fetch import Fetcher
-from cachebus.keys import Keyspace
+from cachebus.keys import Key, Keyspace
 from cachebus.packing import pack
 from tests.support.caches import parts
 
 MIB = 1 << 20
+HOT_EACH = 7
+HOT = 1500
+"""So many of the hot ones are read."""
 _rng = random.Random(3)
 
 
@@ -67,6 +70,38 @@ def _alternating(i: int) -> Any:
     return [[]] * 300 if i % 2 else [_text(100), _text(100), _text(97)]
 
 
+def _hubs(i: int) -> Any:
+    """Neighbours by number: four of a thousand nodes have 2 500, the others one."""
+    found: list[Any] = [1] * 1000
+    for hub in _rng.sample(range(1000), 4):
+        found[hub] = [[]] * 2500
+    return found
+
+
+def _graph(i: int) -> Any:
+    """Neighbours by name, and some hubs."""
+    found = [[f"n{_rng.randrange(10**6)}" for _ in range(2)] for _ in range(2000)]
+    for hub in _rng.sample(range(2000), 6):
+        found[hub] = [f"n{_rng.randrange(10**6)}" for _ in range(2000)]
+    return found
+
+
+def _rows(i: int) -> Any:
+    """Of a thousand rows, four have thousands of children."""
+    children = [{"id": n, "ok": True} for n in range(4000)]
+    return {"rows": [{"id": n, "children": children if _rng.random() < 0.004 else []} for n in range(500)]}
+
+
+def _now_and_then(i: int) -> Any:
+    """One value of a hundred is a hub, of the length that the others have."""
+    return [[]] * 2000 if i % 100 == 0 else [_text(1000), _text(997)]
+
+
+def _heavy_if_hot(i: int) -> Any:
+    """Of one type, class and about one length."""
+    return [{"a": 1, "b": True} for _ in range(110)] if i % HOT_EACH == 0 else [_text(300), _text(300), _text(200)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """Values to fill L1 with: about `each_bytes` in memory."""
@@ -76,6 +111,8 @@ class Kind:
     policy: Policy = Policy()  # noqa: RUF009 (it is frozen)
     tags: int = 0
     id_length: int = 8
+    hot_each: int = 0
+    """One of so many is read again and again, the others never."""
 
 
 _COMPRESSED = Policy(compress_over_bytes=1000)
@@ -98,6 +135,13 @@ KINDS: dict[str, Kind] = {
     "ids as keys": Kind(lambda i: {_text(20): n for n in range(100)}, 15_000),
     "of any size": Kind(_of_any_size, 30_000),
     "alternating": Kind(_alternating, 10_000),
+    "the hot are heavy": Kind(_heavy_if_hot, 2_000, hot_each=HOT_EACH),
+    "hubs": Kind(_hubs, 20_000),
+    "hubs, compressed": Kind(_hubs, 20_000, _COMPRESSED),
+    "graph": Kind(_graph, 900_000),
+    "few rows with many children": Kind(_rows, 400_000),
+    "such rows, compressed": Kind(_rows, 400_000, _COMPRESSED),
+    "one value of a hundred is heavy": Kind(_now_and_then, 3_000),
     "first light, then heavy": Kind(lambda i: [_text(100)] * 3 if i < 2_000 else [[]] * 300, 12_000),
 }  # fmt: skip
 
@@ -115,14 +159,20 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
         node, store, policies = parts(cache).node, parts(cache).store, parts(cache).policies
         fetcher, keys, view = Fetcher(node, store, policies, monotonic, lambda _: None), Keyspace(1), node.shards[0]
 
+        def name(i: int) -> Key:
+            return keys.key("doc", f"{i:0{kind.id_length}d}", "acme")
+
         def read(i: int) -> None:
+            held = node.l1.entries.get(name(i).l1)
+            if held is not None:
+                held.freq = min(3, held.freq + 1)
+                return
             tags = [f"{n} of some length, {i}" for n in range(kind.tags)]
             record, _ = pack(
                 kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), tags=tags
             )
             record.epoch, record.seq = view.epoch, view.applied
-            key = keys.key("doc", f"{i:0{kind.id_length}d}", "acme")
-            fetcher.taken(key, records.decode(record.encode()), view.reserve(), monotonic())
+            fetcher.taken(name(i), records.decode(record.encode()), view.reserve(), monotonic())
 
         for i in range(100):  # what the interpreter takes once
             read(i)
@@ -130,6 +180,9 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
         before = rss_bytes()
         for i in range(4 * bound_bytes // kind.each_bytes):
             read(i)
+            for _ in range(3 if kind.hot_each else 0):
+                newest = i // kind.hot_each
+                read(kind.hot_each * _rng.randrange(max(0, newest - HOT), newest + 1))
         grown = rss_bytes() - before
         node.l1.check()
         return grown, node.l1.bytes, len(node.l1)

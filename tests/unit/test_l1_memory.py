@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -315,4 +316,72 @@ def test_clear_empties_the_same_dictionary() -> None:
     assert not entries
     l1.check()
     assert l1.put(entry("a"))
+    l1.check()
+
+
+HEAVY: list[Any] = [[]] * 50
+TOO_LARGE: list[Any] = [[]] * 5_000
+
+
+def promote(l1: L1, key: str, value: object) -> None:
+    """It is read, and then others come until it would have had to leave."""
+    l1.put(heavy(key, value))
+    read(l1, key)
+    for number in range(40):
+        l1.put(entry(f"other {number}", number, 4_000))
+
+
+def replace(l1: L1, key: str, value: object) -> None:
+    """It is read, and a newer one comes."""
+    l1.put(entry(key, 1, 300))
+    read(l1, key)
+    l1.put(heavy(key, value))
+
+
+def invalidate(l1: L1, key: str, value: object) -> None:
+    """It is read and removed, and comes back."""
+    l1.put(entry(key, 1, 300))
+    read(l1, key)
+    l1.remove(key)
+    l1.put(heavy(key, value))
+
+
+def remember(l1: L1, key: str, value: object) -> None:
+    """It has to leave unread, and comes back soon."""
+    l1.put(entry(key, 1, 300))
+    for number in range(40):
+        l1.put(entry(f"other {number}", number, 4_000))
+    assert key not in l1.entries
+    l1.put(heavy(key, value))
+
+
+def heavy(key: str, value: object) -> Entry:
+    """One whose value takes more than is said."""
+    return Entry(key, value, GROUP, 0.0, 0, 0.0, 0.0, 300)
+
+
+@pytest.mark.parametrize("become_hot", [promote, replace, invalidate, remember])
+def test_a_value_is_looked_into_when_it_turns_out_to_be_hot(become_hot: Callable[[L1, str, object], None]) -> None:
+    l1 = L1(1000, 1 << 17)
+    become_hot(l1, "hot", HEAVY)
+    assert l1.entries["hot"].size > 3_000
+    l1.check()
+
+
+@pytest.mark.parametrize("become_hot", [promote, replace, invalidate, remember])
+def test_one_that_turns_out_too_large_leaves(become_hot: Callable[[L1, str, object], None]) -> None:
+    l1 = L1(1000, 1 << 17)
+    become_hot(l1, "hot", TOO_LARGE)
+    assert "hot" not in l1.entries
+    l1.check()
+
+
+def test_a_hot_value_that_no_one_can_weigh_stays_as_it_was_said_to_be() -> None:
+    class Odd(dict[str, Any]):
+        def __sizeof__(self) -> int:
+            raise RuntimeError
+
+    l1 = L1(1000, 1 << 17)
+    promote(l1, "hot", Odd())
+    assert l1.entries["hot"].size == 300
     l1.check()

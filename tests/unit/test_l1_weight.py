@@ -101,14 +101,14 @@ def test_a_value_weighs_about_what_it_takes(name: str) -> None:
         taken_bytes = (tracemalloc.get_traced_memory()[0] - before) / 100
     finally:
         tracemalloc.stop()
-    weighed = sum(weigh(one, weight.NODES) for one in held) / 100
+    weighed = sum(weigh(one) for one in held) / 100
     assert 0.8 * taken_bytes < weighed < 1.4 * taken_bytes + 32
 
 
 def test_few_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
-    def counted(value: Any, nodes: int, depth: int = 0) -> float:
+    def counted(value: Any, encoded_bytes: int, enough_bytes: float) -> float:
         nonlocal looks
         looks += 1
         return 1_000.0
@@ -122,6 +122,56 @@ def test_few_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         weights.of("doc", [], 50, compressed=True)
     assert looks == 100
+
+
+FEW_HEAVY: list[Any] = [1] * 1000
+FEW_HEAVY[77] = FEW_HEAVY[501] = [[]] * 2500
+GRAND_CHILDREN: list[Any] = [{"id": n, "children": []} for n in range(500)]
+GRAND_CHILDREN[3] = {"id": 3, "children": [{"id": 1, "ok": True}] * 4000}
+LONG_TEXT: list[Any] = [1] * 30_000
+LONG_TEXT[17] = "x" * 10_000_000
+KEYS: list[Any] = [{}] * 1000
+KEYS[9] = {f"{n:020}": n for n in range(5000)}
+
+
+@pytest.mark.parametrize("value", [FEW_HEAVY, GRAND_CHILDREN, LONG_TEXT, KEYS, {"rows": FEW_HEAVY}])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_one_part_that_is_heavy_is_seen_among_many_that_are_not(value: Any, compressed: bool) -> None:
+    codec, payload = encode(value, compress_over_bytes=None)
+    decode(codec, payload)
+    tracemalloc.start()
+    try:
+        found = decode(codec, payload)
+        taken_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    weights = Weights(1 << 30)
+    for _ in range(20):
+        assert weights.of("doc", found, len(payload), compressed=compressed) > 0.7 * taken_bytes
+
+
+def test_what_may_turn_out_too_large_is_always_looked_into() -> None:
+    weights = Weights(1 << 20)  # at most 128 KiB each
+    light, heavy = ["x" * 2_400], [[]] * 2_400
+    for _ in range(50):
+        assert weights.of("doc", light, 2_403) < 4_000
+        weights.of("doc", light, 2_403)
+        assert weights.of("doc", heavy, 2_403) > 1 << 17
+
+
+def test_what_is_too_large_is_not_counted_to_its_end() -> None:
+    value: list[Any] = []
+    for _ in range(90):
+        value = [value, value]  # counted to its end, that is for ever
+    assert Weights(1 << 20).of("doc", value, 200) > 1 << 17
+
+
+def test_a_compressed_value_is_no_lighter_than_its_payload() -> None:
+    class Silent(dict[str, Any]):
+        def __sizeof__(self) -> int:
+            return 0
+
+    assert Weights(1 << 20).of("doc", Silent(), 5_000, compressed=True) >= 5_000
 
 
 def test_types_are_told_apart() -> None:
@@ -149,7 +199,7 @@ def test_what_knows_the_whole_program_or_itself_is_not_followed() -> None:
     class Holder(BaseModel):
         _strange: Strange = PrivateAttr(default_factory=Strange)
 
-    assert weigh(Holder(), weight.NODES) < 10_000
+    assert weigh(Holder()) < 10_000
 
 
 def test_a_class_that_does_not_say_its_size() -> None:

@@ -8,9 +8,11 @@ import enum
 import math
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from gc import get_referents
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,6 +23,7 @@ from hypothesis import example, given
 from cachebus import values
 from cachebus.errors import ConfigError, NotSerializable
 from cachebus.values import CODECS, MSGPACK, encode
+from cachebus.values import plain as plain_values
 from cachebus.values.plain import DEPTH_MAX, is_plain
 from tests.support.roundtrip import anything, back, plain, quick, same
 
@@ -70,8 +73,54 @@ def test_a_list_that_packs_like_floats_but_holds_something_else() -> None:
     assert same(back(looks_like), looks_like)
 
 
+class Living:
+    """Since Python 3.13 its `vars()` are a dict that refers to nothing, as long as it lives."""
+
+    def __init__(self) -> None:
+        self.id, self.price, self.tags = uuid.UUID(int=7), Decimal("1.10"), {"a", "b"}
+
+
+LIVING = Living()
+HOLDERS: dict[str, Any] = {
+    "alone": lambda hidden: hidden,
+    "in a list": lambda hidden: [hidden],
+    "in a dict": lambda hidden: {"rows": [hidden]},
+    "many": lambda hidden: [hidden] * 40,
+    "among others": lambda hidden: [{"a": 1}] * 40 + [hidden],
+    "beside one that gives more": lambda hidden: [{n: n for n in range(50)}, hidden] * 20,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_a_living_object_holds_loses_nothing(holder: str) -> None:
+    found = back(HOLDERS[holder](vars(LIVING)))
+    assert same(found, HOLDERS[holder](dict(vars(LIVING))))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_dict_that_refers_to_less_than_it_holds_is_not_plain(holder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Python 3.13, whatever this one is."""
+    hidden = {"id": uuid.UUID(int=7), "price": Decimal("1.10"), "tags": {"a", "b"}}
+
+    def referents(*holders: Any) -> list[Any]:
+        return get_referents(*[one for one in holders if one is not hidden])
+
+    monkeypatch.setattr(plain_values, "_contents", referents)
+    monkeypatch.setattr(plain_values, "_complete", False, raising=False)
+    value = HOLDERS[holder](hidden)
+    assert not is_plain(value, msgspec.msgpack.encode(value))
+    assert same(back(value), value)
+    value = HOLDERS[holder]({"a": 1, 2: [None]})
+    assert is_plain(value, msgspec.msgpack.encode(value))
+
+
 class Colour(enum.Enum):
     RED = "red"
+
+
+@dataclass
+class DictToo(dict[str, int]):
+    a: int = 0
 
 
 class Level(enum.IntEnum):
@@ -133,6 +182,11 @@ def test_a_key_that_is_a_str_of_another_class_comes_back_as_str() -> None:
         (["ok", "\ud800"], r"value\[1\] is a str with a lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
         ({Colour.RED: 1, "red": 2}, "two keys that would be stored alike"),
+        ({frozenset({Colour.RED}): 1, frozenset({"red"}): 2}, "two keys that would be stored alike"),
+        ({"s": {Colour.RED, "red"}}, r'value\["s"\] is a set with two elements that would be stored alike'),
+        ({(Colour.RED,), ("red",)}, "two elements that would be stored alike"),
+        ({frozenset({Colour.RED}), frozenset({"red"})}, "two elements that would be stored alike"),
+        ({"d": DictToo(a=1)}, r'value\["d"\] is of type .*DictToo, which is a dataclass and holds data beside its'),
         (
             {"t": time(1, tzinfo=ZoneInfo("Europe/Berlin"))},
             r'value\["t"\] is a time in a zone that has no offset of whole seconds',

@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import functools
 import math
+from collections import defaultdict
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -96,6 +97,34 @@ class Late:
     total: float = dataclasses.field(init=False)
 
 
+class Counts(BaseModel):
+    by_name: defaultdict[str, int]
+
+
+@dataclasses.dataclass
+class Packable:
+    n: int
+
+    def made(self) -> None: ...
+
+    @classmethod
+    def of(cls) -> None: ...
+
+    @staticmethod
+    def same() -> None: ...
+
+
+@dataclasses.dataclass
+class DictToo(dict[str, int]):
+    a: int = 0
+
+
+@dataclasses.dataclass
+class HoldsOne:
+    one: DictToo | None
+    next: HoldsOne | None = None
+
+
 def out(value: Any, model: Any = None, **more: Any) -> Any:
     """What comes back of a value under a policy."""
     return carried(value, Rules("doc", Policy(model=model, **more)))[2]
@@ -122,6 +151,11 @@ LOSES = [
     (Base([Colour.RED]), Base, "value.a[0] is of type"),
     (Base({Colour.RED: 1}), Base, "is of type"),
     (Base(Shape(name="x")), Base, "value.a is of type"),
+    (
+        Counts(by_name=defaultdict(lambda: 7, a=1)),
+        Counts,
+        "value.by_name is of type collections.defaultdict",
+    ),
 ]
 
 
@@ -134,11 +168,25 @@ def test_what_would_come_back_changed_is_refused_unless_that_is_allowed(value: A
     assert type(out(value, model, lossy=True)) is type(decode(*encode(value, dumped=True), model))
 
 
-def test_what_was_set_beside_the_fields_is_refused() -> None:
-    value = Base(1)
-    value.beside = 2  # type: ignore[attr-defined]
+@pytest.mark.parametrize("value", [Base(1), Shape(name="x"), Packable(1)])
+def test_what_was_set_beside_the_fields_is_refused(value: Any) -> None:
+    assert out(value, type(value)) == value
+    object.__setattr__(value, "beside", 2)
     with pytest.raises(NotSerializable, match=r"value\.beside gets lost"):
-        out(value, Base)
+        out(value, type(value))
+
+
+@pytest.mark.parametrize("name", ["made", "of", "same"])
+def test_what_hides_a_method_is_refused(name: str) -> None:
+    value = Packable(1)
+    setattr(value, name, "mine")
+    with pytest.raises(NotSerializable, match=rf"value\.{name} "):
+        out(value, Packable)
+
+
+def test_a_factory_that_the_model_says_comes_back() -> None:
+    found = out(Counts(by_name=defaultdict(int, a=1)), Counts)
+    assert found.by_name["b"] == 0
 
 
 class WithArray(BaseModel):
@@ -387,7 +435,9 @@ class Bare:
     pass
 
 
-@pytest.mark.parametrize("model", [Abstract, Bare, dict[str, Bare | Point], type])
+@pytest.mark.parametrize("model", [
+    Abstract, Bare, dict[str, Bare | Point], type, DictToo, list[DictToo], dict[str, tuple[HoldsOne | None, ...]],
+])  # fmt: skip
 def test_what_can_never_be_decoded_is_said_when_the_policy_is_made(model: Any) -> None:
     with pytest.raises(ConfigError, match="policy model: values can't be decoded into"):
         Policy(model=model)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cachebus.errors import ConfigError, NotSerializable
-from cachebus.values import CorruptValue, check_model, decode, encode
+from cachebus.values import CorruptValue, check_model, decode, encode, models
 from tests.support.roundtrip import back, same
 
 
@@ -138,6 +138,34 @@ def test_models_that_only_pydantic_can_tell_apart() -> None:
     pets = [Dog(), Cat()]
     assert back(pets, model=list[Annotated[Cat | Dog, Field(discriminator="kind")]]) == pets
     assert back(pets, model=list[Cat | Dog]) == pets
+
+
+class Order(BaseModel):
+    id: int
+
+
+class Invoice(BaseModel):
+    id: int
+
+
+@pytest.mark.parametrize("holder", [lambda model: model, lambda model: list[model], lambda model: dict[str, model]])
+def test_unions_in_another_order_are_other_models(holder: Any) -> None:
+    """Data that fits both becomes the first."""
+    one, other = holder(Order | Invoice), holder(Invoice | Order)
+    assert one == other
+    for model, kind in ((one, Order), (other, Invoice), (one, Order)):
+        check_model(model)
+        value = holder(kind)
+        made = kind(id=7) if value is kind else [kind(id=7)] if value == list[kind] else {"a": kind(id=7)}
+        assert same(back(made, model=model), made)
+
+
+def test_decoders_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_BUILT_MAX", 3)
+    monkeypatch.setattr(models, "_built", {})
+    for _ in range(20):
+        assert back([7], model=list[int]) == [7]
+        assert len(models._built) <= 3
 
 
 @pytest.mark.parametrize("model", [object(), subprocess.Popen | deque | Path])
