@@ -109,7 +109,7 @@ class Filler:
 
     def taken(self, data: bytes | None) -> Found:
         """A record that the lease script found valid, as a read's result; MISSING where it can't be decoded."""
-        record = None if data is None else self._fetch.decoded(data)
+        record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
             return Found(MISSING, None)
         value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
@@ -117,7 +117,7 @@ class Filler:
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
-        record = self._fetch.decoded(data) if data is not None and self.rules.fail_safe_s else None
+        record = self._fetch.decoded(self.key, data) if data is not None and self.rules.fail_safe_s else None
         if record is None or record.not_found or self._node.in_doubt(self.key.shard, record):
             return None
         value = self._fetch.taken(self.key, record, None, self._began_s)

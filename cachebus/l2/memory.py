@@ -134,7 +134,7 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             return None
         try:
-            record = records.decode(data)
+            record = records.parse(data)  # as the scripts do
         except records.CorruptRecord:
             return None
         return None if self.hidden(record, key) else (data, record)
@@ -189,7 +189,7 @@ class MemoryShard:
             latest_ms = int(now * 1000) + most_ms
             if not 0 < record.expires_ms <= latest_ms:
                 record.expires_ms = expires_ms = latest_ms
-        self.records[key.l2] = (record.encode(), now + px_ms / 1000 if px_ms else float("inf"))
+        self.records[key.l2] = (record.encode(key.l2), now + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
     def note_contexts(self, key: Key) -> None:

@@ -122,7 +122,7 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
             )
             record.epoch, record.seq = view.epoch, view.applied
             key = keys.key("doc", f"{i:0{kind.id_length}d}", "acme")
-            fetcher.taken(key, records.decode(record.encode()), view.reserve(), monotonic())
+            fetcher.taken(key, records.decode(record.encode(key.l2), key.l2), view.reserve(), monotonic())
 
         for i in range(100):  # what the interpreter takes once
             read(i)

@@ -30,7 +30,7 @@ end
 -- Whether a load began as long as one of them might have stood, and ends later: nothing would take away what it has read.
 local function is_late(record, own_ms)
   local ends_us = lost_guards(own_ms)
-  return now_us >= ends_us and struct.unpack('>I8', record, 37) * 1000 < ends_us
+  return now_us >= ends_us and struct.unpack('>I8', record, 45) * 1000 < ends_us
 end
 
 -- As long as one of them might have stood, what is stored lives no longer than that: gives the record and its px as they
@@ -38,10 +38,11 @@ end
 local function kept_short(record, px, own_ms)
   local ends_us, most = lost_guards(own_ms)
   if now_us >= ends_us then return record, px, 0 end
-  local had, latest = struct.unpack('>I8', record, 53), math.floor(now_us / 1000) + most
+  local had, latest = struct.unpack('>I8', record, 29), math.floor(now_us / 1000) + most
   px = int(px == '0' and most or math.min(tonumber(px), most))
   if had ~= 0 and had <= latest then return record, px, 0 end
-  return string.sub(record, 1, 52) .. struct.pack('>I8', latest) .. string.sub(record, 61), px, latest
+  local head = sealed(record, string.sub(record, 5, 20), string.sub(record, 21, 28), struct.pack('>I8', latest))
+  return head .. string.sub(record, 41), px, latest
 end
 
 local function store(key, record, px)
