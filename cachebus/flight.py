@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.freshness import Fallback, Freshness
-from cachebus.naming import TAGS_MAX
+from cachebus.policy import TAGS_MAX
 from cachebus.reentrance import Loading, waiting_for
 from cachebus.request import Found, Request
 
