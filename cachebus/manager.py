@@ -111,11 +111,10 @@ async def lifespan(settings: Settings | str | object | None = None) -> AsyncIter
     try:
         async with cache:
             _install(cache)
-            try:
-                yield cache
-            finally:
-                _install(None)
+            yield cache
     finally:
+        if CacheManager._cache is cache:
+            _install(None)  # not before it is closed: loads that are under way may use it until then
         if configured_here:
             CacheManager._configured = None
 
