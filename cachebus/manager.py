@@ -113,8 +113,7 @@ async def lifespan(settings: Settings | str | object | None = None) -> AsyncIter
             _install(cache)
             yield cache
     finally:
-        if CacheManager._cache is cache:
-            _install(None)  # not before it is closed: loads that are under way may use it until then
+        _uninstall(cache)  # not before it is closed: loads that are under way may use it until then
         if configured_here:
             CacheManager._configured = None
 
@@ -124,6 +123,11 @@ def _install(cache: Cache | None) -> None:
     for verb, method in _VERBS.items():
         # staticmethod: what is assigned is bound already, and must not be bound again
         setattr(CacheManager, verb, staticmethod(_closed if cache is None else getattr(cache, method)))
+
+
+def _uninstall(cache: Cache) -> None:
+    if CacheManager._cache is cache:  # it was opened
+        _install(None)
 
 
 for _verb in _VERBS:
