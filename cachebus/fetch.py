@@ -15,7 +15,7 @@ from cachebus.node import INF, Node
 from cachebus.packing import copier, unpack
 from cachebus.policy import PolicyTable, Rules
 from cachebus.ports import Place, Store
-from cachebus.record import HEAD, MAGIC, Record
+from cachebus.record import HEAD, MAGIC, Record, is_of
 from cachebus.resp import leads_elsewhere
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     copy: Callable[[], object] | None = None
 
 
-_GIST = Struct(">2sBB16sQ24xQBH")
+_GIST = Struct(">2sBB16sQQI20xBH")
 """A record's head less what judging it needs not: its version, and when it was made and grows soft."""
 
 
@@ -78,14 +78,14 @@ class Fetcher:
         ((value, data),) = await self.answers([key], after, enter=enter)
         if value is MISSING or data is None:
             return Seen(value)
-        record = records.decode(data)
+        record = records.parse(data)  # its check was looked at when the value was taken
         return Seen(value, record.version, self.grown_soft(key.shard, record), copier(record, value, self._rules(key)))
 
     def soft_of(self, key: Key, value: object, data: bytes | None) -> bytes:
         """The version of what was answered, where that is past its soft expiry; else b""."""
         if value is MISSING or data is None:
             return b""
-        record = records.decode(data)
+        record = records.parse(data)
         return record.version if self.grown_soft(key.shard, record) else b""
 
     async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
@@ -131,7 +131,7 @@ class Fetcher:
         self.notice(index, reply.epoch)
         found: list[Answer] = []
         for key, data in zip(keys, reply.records, strict=True):
-            record = None if data is None else self.decoded(data)
+            record = None if data is None else self.decoded(key, data)
             believed = record is not None and not self.expired(index, record)
             value = MISSING
             if record is not None and believed:
@@ -168,12 +168,11 @@ class Fetcher:
             return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
-        magic, flags, codec, epoch, seq, expires_ms, tags, more = _GIST.unpack_from(data)
+        magic, flags, codec, epoch, seq, expires_ms, check, tags, more = _GIST.unpack_from(data)
         if magic != MAGIC:
             return self._corrupt(key)
-        if epoch != shard.epoch:
-            return MISSING
-        if 0 < expires_ms <= (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0:
+        server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
+        if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
         if shard.doubts and shard.doubts.open(key.names, shard.vouched_s):
             return VOID
@@ -182,12 +181,14 @@ class Fetcher:
             return MISSING
         rules = self._rules(key)
         if tags or flags or more or (enter and rules.l1):
-            record = self.decoded(data)
+            record = self.decoded(key, data)
             if record is None or (tags and shard.hides(seq, key.family.bucket, record.tags)):
                 return MISSING
             if tags and shard.doubts and shard.doubts.open(record.tags, shard.vouched_s):
                 return VOID
             return self.taken(key, record, reservation if enter else None, read_s)
+        if not is_of(key.l2, data, check, flags, codec, seq, expires_ms):
+            return self._corrupt(key)
         try:
             return decode_value(codec, data[HEAD.size :], rules.model)
         except CorruptValue:
@@ -198,10 +199,10 @@ class Fetcher:
         self.node.counters.of(key.family.data_type).serialization_errors += 1
         return MISSING
 
-    def decoded(self, data: bytes) -> Record | None:
-        """The record in these bytes; a corrupted one is a counted miss."""
+    def decoded(self, key: Key, data: bytes) -> Record | None:
+        """The key's record in these bytes; one that is damaged, or another key's, is a counted miss."""
         try:
-            return records.decode(data)
+            return records.decode(data, key.l2)
         except records.CorruptRecord:
             self.node.counters.records_corrupt += 1
             return None

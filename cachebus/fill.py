@@ -121,7 +121,7 @@ class Filler:
 
     def taken(self, data: bytes | None) -> Found | None:
         """A record that the lease script found valid, as a read's result; None where it can't be decoded."""
-        record = None if data is None else self._fetch.decoded(data)
+        record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
             return None
         value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
@@ -129,7 +129,7 @@ class Filler:
 
     def left_s(self, data: bytes | None) -> float:
         """How long a record has until its hard expiry, in seconds."""
-        record = None if data is None else self._fetch.decoded(data)
+        record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
             return 0.0
         now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
@@ -137,7 +137,7 @@ class Filler:
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
-        record = self._fetch.decoded(data) if data is not None and self.rules.fail_safe_s else None
+        record = self._fetch.decoded(self.key, data) if data is not None and self.rules.fail_safe_s else None
         if record is None or record.not_found or self._node.in_doubt(self.key.shard, record):
             return None
         value = self._fetch.taken(self.key, record, None, self._began_s)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.freshness import Fallback, Freshness
-from cachebus.naming import TAGS_MAX
-from cachebus.reentrance import Loading, waiting_for
+from cachebus.policy import TAGS_MAX
+from cachebus.reentrance import Loading, loads_for, waiting_for
 from cachebus.request import Found, Request
 
 Fly = Callable[["Flight"], Coroutine[object, object, Found]]
@@ -129,6 +129,10 @@ class Flight:
         fallback = self._fallback
         return fallback.found if fallback is not None and fallback.usable(self._clock()) else None
 
+    def begins_in_a_load(self) -> bool:
+        """Whether it is another load of this cache that asks for it, just now."""
+        return loads_for(self._loading.owner)
+
     def close(self) -> None:
         """The cache is closed: no more than this is waited for."""
         self._closed = True
@@ -187,7 +191,8 @@ class Flights:
         self._tasks: dict[asyncio.Task[Found], Flight] = {}
         self.alone: dict[str, Flight] = {}
         """Those that go to the source without L2."""
-        self._closed = False
+        self._closing = self._closed = False
+        """Who was still looking for a value begins no load any more; a load may, for itself, until it is over."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -210,16 +215,17 @@ class Flights:
                 task.exception()  # seen: those who waited have it, and a background load has logged it
 
         task.add_done_callback(landed)
-        if self._closed:
+        if self._closed or (self._closing and not flight.begins_in_a_load()):
             flight.close()
 
     async def close(self, timeout_s: float) -> None:
         """Let flights end within `timeout_s`, then cancel what is left; at once if this is itself cancelled."""
+        self._closing = True
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=timeout_s)
         finally:
-            self._closed = True  # who was still looking for a value begins no load any more
+            self._closed = True
             for flight in list(self._tasks.values()):
                 flight.close()
         if self._tasks:

@@ -190,7 +190,8 @@ class Life:
         """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back leases, leave the
         fleet. What is still pending then is lost, counted and logged. Closing twice is harmless.
 
-        Loads that have not ended then are cancelled; one that has not a second later is left behind. (One that blocks
+        No load begins meanwhile but for one that is under way, which may use the cache. Loads that have not ended by
+        then are cancelled; one that has not a second later is left behind. (One that blocks
         the event loop blocks this too.) Raises `ConfigError` at once in another process, thread or event loop than that
         which opened the cache."""
         parts = self._parts

@@ -111,11 +111,9 @@ async def lifespan(settings: Settings | str | object | None = None) -> AsyncIter
     try:
         async with cache:
             _install(cache)
-            try:
-                yield cache
-            finally:
-                _install(None)
+            yield cache
     finally:
+        _uninstall(cache)  # not before it is closed: loads that are under way may use it until then
         if configured_here:
             CacheManager._configured = None
 
@@ -125,6 +123,11 @@ def _install(cache: Cache | None) -> None:
     for verb, method in _VERBS.items():
         # staticmethod: what is assigned is bound already, and must not be bound again
         setattr(CacheManager, verb, staticmethod(_closed if cache is None else getattr(cache, method)))
+
+
+def _uninstall(cache: Cache) -> None:
+    if CacheManager._cache is cache:  # it was opened
+        _install(None)
 
 
 for _verb in _VERBS:

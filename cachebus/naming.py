@@ -10,11 +10,10 @@ from cachebus import context
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 from cachebus.ids import Id, check_part, text_of
 from cachebus.keys import SYSTEM, Key, Keyspace, tag_name
-from cachebus.policy import Rules
+from cachebus.policy import TAGS_MAX, Rules
 from cachebus.templates import Template
 
 KEYS_MAX = 8192
-TAGS_MAX = 255
 
 
 def tenant_of(data_type: object, tenant_id: Id | None) -> str | None:

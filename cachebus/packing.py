@@ -50,7 +50,7 @@ def pack(
         tags=tags,
     )
     try:
-        record.front()  # so that it is said here, and not where L2 is asked
+        record.middle()  # so that it is said here, and not where L2 is asked
     except (StructError, UnicodeError) as error:
         raise NotSerializable(f"its tags or times fit in no record: {error}") from None
     return record, seen

@@ -38,6 +38,12 @@ DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
 
 TTL_MAX_S = 10.0**10
 """Three centuries. More is refused, since in ms it would not fit the records; what shall never expire says so."""
+TTL_MIN_S = 0.001
+"""Records count in ms."""
+VALUE_MAX_BYTES = 500 * 1024 * 1024
+"""A server takes 512 MB at once, and what goes with a value needs some of it."""
+TAGS_MAX = 255
+"""A record counts its tags in one byte."""
 RULES_MAX = TYPES_MAX
 TAG_FIELDS = ("resource_id", "tenant_id")
 
@@ -46,6 +52,8 @@ def check_ttl(ttl: object) -> float:
     """A time to live in seconds; `ValueError` for what is not a number above 0 (`TTL_PERMANENT` is one)."""
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:
         raise ValueError(f"ttl must be a number of seconds above 0, or TTL_PERMANENT, not {ttl!r}")
+    if ttl < TTL_MIN_S:
+        raise ValueError(f"ttl must be at least {TTL_MIN_S:g} s: records count in ms")
     if ttl > TTL_MAX_S and ttl != math.inf:
         raise ValueError(f"ttl must be at most {TTL_MAX_S:g} s; what shall never expire has TTL_PERMANENT")
     return float(ttl)
@@ -71,7 +79,7 @@ def _no_bool(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=TTL_MAX_S, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=TTL_MIN_S, le=TTL_MAX_S, allow_inf_nan=False)]
 Lifetime = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
@@ -102,7 +110,9 @@ class Policy(BaseModel):
     lossy: bool = Field(False, description="allow values of which a part comes back changed, or is lost")
     codec: str = Field("msgpack", pattern="^(msgpack|f32|raw)$", description="how values are encoded")
     compress_over_bytes: int | None = Field(None, gt=0, description="compress encoded values larger than this")
-    max_value_bytes: int = Field(8 * 1024 * 1024, gt=0, description="larger encoded values are refused")
+    max_value_bytes: int = Field(
+        8 * 1024 * 1024, gt=0, le=VALUE_MAX_BYTES, description="larger encoded values are refused"
+    )
     copy_values: bool = Field(
         False, alias="copy", description="give each caller a copy; else all share one object, which none may change"
     )
@@ -134,6 +144,8 @@ class Policy(BaseModel):
     @field_validator("tags")
     @classmethod
     def _known_fields(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        if len(tags) > TAGS_MAX:
+            raise ValueError(f"a value takes at most {TAGS_MAX} tags")
         for tag in tags:
             try:
                 fields = Template(tag).fields

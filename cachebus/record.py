@@ -1,5 +1,8 @@
 """What L2 holds for a key: a fixed head that Lua can read, the tags, and the payload.
 
+A record is its key's own: its check begins with the key's name, so that an answer that was meant for another question,
+or that was damaged on its way, is none.
+
 ```
 offset  bytes
 0       2     magic 0xCB and format 2
@@ -7,10 +10,11 @@ offset  bytes
 3       1     codec of the payload
 4       16    epoch, hexadecimal digits
 20      8     seq at which its lease was granted, or of its write (big-endian, like all numbers here)
-28      8     version: random, unique
-36      8     created, ms on the L2 server's clock: when its load began at the earliest, or its write was sent
-44      8     soft expiry, ms on that clock; 0 = none
-52      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
+28      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
+36      4     check
+40      4     version: random
+44      8     created, ms on that clock: when its load began at the earliest, or its write was sent
+52      8     soft expiry, ms on that clock; 0 = none
 60      1     number of tags
 61      2     bytes of `more`
 63            for each tag: 2 bytes of length, its mark's name
@@ -18,6 +22,9 @@ offset  bytes
 ...           payload
 ```
 Times are the server's, which every probe relates to the node's monotonic clock: no two machines' clocks are compared.
+
+The check is the CRC-32 of the key's name in L2 and of all from the version on, with flags, codec, seq and hard expiry
+laid over it by XOR: the scripts set the last two, and can turn the check with them, but make no CRC.
 """
 
 from __future__ import annotations
@@ -25,18 +32,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from struct import Struct
+from zlib import crc32
 
 MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
 FLAGS_AT = 2
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
-HEAD = Struct(">2sBB16sQ8sQQQBH")
+HEAD = Struct(">2sBB16sQQI4sQQBH")
+CHECKED_AT = 40
+"""From here on the CRC goes over all."""
+VERSION_BYTES = 4
+_FRONT, _BACK = Struct(">2sBB16sQQI"), Struct(">4sQQBH")
+_COPIED_MAX_BYTES = 4096
+"""A slice of so many costs less than a view of them."""
 _LENGTH = Struct(">H")
 
 
 class CorruptRecord(ValueError):
-    """The bytes are not a record of this format."""
+    """The bytes are not a record of this format, or not this key's."""
 
 
 class Record:
@@ -67,36 +81,59 @@ class Record:
         self.more = more
         """A msgpack map, or nothing; what a reader does not know in it, it passes over."""
         self.epoch, self.seq = epoch, seq
-        self.version = os.urandom(8) if version is None else version
+        self.version = os.urandom(VERSION_BYTES) if version is None else version
 
     @property
     def not_found(self) -> bool:
         """Whether it says that the source has nothing for the key."""
         return bool(self.flags & NOT_FOUND)
 
-    def front(self) -> bytes:
-        """All that it has before its payload; raises what does not fit in there: `struct.error`, `UnicodeError`."""
-        head = HEAD.pack(
-            MAGIC, self.flags, self.codec, self.epoch, self.seq, self.version,
-            self.created_ms, self.soft_ms, self.expires_ms, len(self.tags), len(self.more),
-        )  # fmt: skip
+    def middle(self) -> bytes:
+        """What lies between its check and its payload; raises what does not fit in there: `struct.error`,
+        `UnicodeError`."""
+        back = _BACK.pack(self.version, self.created_ms, self.soft_ms, len(self.tags), len(self.more))
         if not self.tags:
-            return head + self.more
+            return back + self.more
         names = [tag.encode() for tag in self.tags]
-        return b"".join([head, *(_LENGTH.pack(len(n)) + n for n in names), self.more])
+        return b"".join([back, *(_LENGTH.pack(len(n)) + n for n in names), self.more])
 
-    def encode(self) -> bytes:
-        """The bytes that L2 stores."""
-        return self.front() + self.payload
+    def encode(self, name: str) -> bytes:
+        """The bytes that L2 stores under the key of this name (`Key.l2`)."""
+        middle = self.middle()
+        crc = crc32(self.payload, crc32(middle, crc32(name.encode())))
+        laid = self.seq ^ self.expires_ms
+        check = crc ^ (laid >> 32) ^ (laid & 0xFFFFFFFF) ^ (self.flags << 8 | self.codec)
+        front = _FRONT.pack(MAGIC, self.flags, self.codec, self.epoch, self.seq, self.expires_ms, check)
+        return b"".join([front, middle, self.payload])
 
 
-def decode(data: bytes) -> Record:
-    """The record in these bytes, or `CorruptRecord`, whatever they are."""
+def is_of(name: str, data: bytes, check: int, flags: int, codec: int, seq: int, expires_ms: int) -> bool:
+    """Whether the check of a record, of which the rest was read already, says that it is whole and this key's."""
+    checked = data[CHECKED_AT:] if len(data) <= _COPIED_MAX_BYTES else memoryview(data)[CHECKED_AT:]
+    laid = seq ^ expires_ms
+    return crc32(checked, crc32(name.encode())) == check ^ (laid >> 32) ^ (laid & 0xFFFFFFFF) ^ (flags << 8 | codec)
+
+
+def decode(data: bytes, name: str) -> Record:
+    """The record in these bytes, of the key of this name (`Key.l2`); or `CorruptRecord`, whatever they are."""
+    return _read(data, name)
+
+
+def parse(data: bytes) -> Record:
+    """As much as a script sees, which asks for no check: the record in these bytes, be it whole or not."""
+    return _read(data, None)
+
+
+def _read(data: bytes, name: str | None) -> Record:
     if len(data) < HEAD.size:
         raise CorruptRecord("shorter than a record's head")
-    magic, flags, codec, epoch, seq, version, created_ms, soft_ms, expires_ms, count, size = HEAD.unpack_from(data)
+    magic, flags, codec, epoch, seq, expires_ms, check, version, created_ms, soft_ms, count, size = HEAD.unpack_from(
+        data
+    )
     if magic != MAGIC:
         raise CorruptRecord("not a record of this format")
+    if name is not None and not is_of(name, data, check, flags, codec, seq, expires_ms):
+        raise CorruptRecord("damaged, or of another key")
     at = HEAD.size
     tags: Sequence[str] = ()
     if count:

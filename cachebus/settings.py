@@ -26,6 +26,8 @@ _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Patience = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
+"""Less than a network takes would fail every call; more is none."""
 
 
 class Settings(BaseSettings):
@@ -76,15 +78,16 @@ class Settings(BaseSettings):
         1, ge=1, le=4096, description="slices of the key space, 64 on a Cluster; all nodes of a namespace must agree"
     )
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
-    probe_interval_s: Seconds = Field(0.5, gt=0, description="how often the lease is renewed")
+    probe_interval_s: Seconds = Field(0.5, ge=0.001, description="how often the lease is renewed")
     hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
-    l2_timeout_s: Seconds = Field(
-        1.0, gt=0, description="L2 is given up when an answer is due and no byte moves for so long"
+    l2_timeout_s: Patience = Field(
+        1.0, description="L2 is given up when an answer is due and no byte moves for so long"
     )
-    connect_timeout_s: Seconds = Field(5.0, gt=0, description="start-up waits this long for L2 and bus")
+    connect_timeout_s: Patience = Field(5.0, description="start-up waits this long for L2 and bus")
     close_timeout_s: Seconds = Field(
         5.0,
         ge=0,
+        le=86_400,
         description="closing waits this long for loads, then cancels them and leaves them behind a second later",
     )
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
@@ -106,8 +109,10 @@ class Settings(BaseSettings):
         le=250_000,
         description="scopes and tags remembered a shard, all read by a node that starts; so many names may be guarded",
     )
-    log_max_len: int = Field(100_000, ge=16, description="events kept a shard for nodes that missed them")
-    log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, description="and what they may take in all")
+    log_max_len: int = Field(
+        100_000, ge=16, le=100_000_000, description="events kept a shard for nodes that missed them"
+    )
+    log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, le=1 << 40, description="and what they may take in all")
     keep_alone: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
@@ -217,6 +222,11 @@ class Settings(BaseSettings):
         if self.hole_grace_s >= self.staleness_bound_s:
             raise ValueError(
                 "hole_grace_s (CACHEBUS_HOLE_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
+            )
+        if self.db_timeout_s is not None and 0 < self.guard_max_s <= self.db_timeout_s:
+            raise ValueError(
+                "db_timeout_s (CACHEBUS_DB_TIMEOUT_S) must be below guard_max_s (CACHEBUS_GUARD_MAX_S): a write guard "
+                "outlasts the transaction"
             )
         return self
 

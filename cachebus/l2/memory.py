@@ -130,7 +130,7 @@ class MemoryShard:
             self.records.pop(key.l2, None)
             return None
         try:
-            record = records.decode(data)
+            record = records.parse(data)  # as the scripts do
         except records.CorruptRecord:
             return None
         return None if self.hidden(record, key) else (data, record)
@@ -184,7 +184,7 @@ class MemoryShard:
         px_ms = self._px_until(latest_ms, px_ms)
         if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
             record.expires_ms = expires_ms = latest_ms
-        self.records[key.l2] = (record.encode(), self.clock() + px_ms / 1000 if px_ms else float("inf"))
+        self.records[key.l2] = (record.encode(key.l2), self.clock() + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
     def note_contexts(self, key: Key) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
-from cachebus.resp import Connection, Links, Script, leads_elsewhere
+from cachebus.resp import Connection, Links, Reads, Script, leads_elsewhere
 
 Send = Callable[[Connection], Awaitable[Any]]
 HOPS_MAX: Final = 8
@@ -26,9 +26,10 @@ class Follower:
         self._timeout_s = timeout_s
         self.hops = [0] * len(links.by_shard)
 
-    async def run(self, shard: int, send: Send, at_once: tuple[Any, ...]) -> Any:
+    async def run(self, shard: int, send: Send, at_once: tuple[Any, ...], reads: Reads) -> Any:
         """What `send` gives on the right connection; `L2Unavailable` when it is not found in time. `at_once`: the same
-        as one command, for a server that must be told in the command before that it is meant."""
+        as one command, whose reply `reads` reads, for a server that must be told in the command before that it is
+        meant."""
         until_s, hops = self._clock() + self._timeout_s, 0
         while True:
             try:
@@ -44,7 +45,7 @@ class Follower:
                 continue
             if word == "ASK":
                 try:
-                    return await _asking(await self._links.aside(shard, *_place(rest, refused)), at_once)
+                    return await _asking(await self._links.aside(shard, *_place(rest, refused)), at_once, reads)
                 except L2Unavailable as error:
                     refused = self._elsewhere(shard, error)
             await self._pause(until_s, refused)  # a part of the keys has moved
@@ -62,16 +63,16 @@ class Follower:
         await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
 
 
-async def _asking(connection: Connection, command: tuple[Any, ...]) -> Any:
+async def _asking(connection: Connection, command: tuple[Any, ...], reads: Reads) -> Any:
     # Both are written in one go, without a wait in between: the word counts for the very next command.
-    word, answer = connection.call("ASKING"), connection.call(*command)
+    word, answer = connection.call("ASKING"), connection.call(*command, reads=reads)
     await word
     return await answer
 
 
 def _place(rest: str, refused: L2Unavailable) -> tuple[str, int]:
     host, _, port = rest.rpartition(" ")[2].rpartition(":")
-    if not port.isdecimal():
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise refused
     return host.strip("[]"), int(port)
 

@@ -11,22 +11,36 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redirect import Follower, as_command
-from cachebus.l2.replies import line_rest, log_seq, marks_of, message_of, nodes_of
+from cachebus.l2.replies import (
+    counted,
+    filled,
+    invalidated,
+    lease_of,
+    line_rest,
+    logged,
+    nodes_of,
+    number_of,
+    place_of,
+    probe_of,
+    probe_with_marks,
+    records_of,
+    written,
+)
 from cachebus.l2.scripts import load_scripts
 from cachebus.ports import (
     PROTOCOL,
     SILENT_S,
     Caller,
     Change,
-    Leased,
     LeaseReply,
     LogEntry,
     NodesReply,
@@ -34,8 +48,10 @@ from cachebus.ports import (
     ReadReply,
     Stale,
 )
-from cachebus.record import Record
-from cachebus.resp import Links, NotAsked, Route, leads_elsewhere
+from cachebus.record import CHECKED_AT, Record
+from cachebus.resp import Links, NotAsked, Reads, Route, leads_elsewhere
+
+T = TypeVar("T")
 
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)
@@ -90,26 +106,33 @@ class RedisStore:
     # -- scripts ------------------------------------------------------------------------------------------------
 
     def _run(
-        self, name: str, shard: int, caller: Caller, keys: Sequence[str], args: Sequence[Any], bucket: str = ""
-    ) -> Awaitable[Any]:
-        """What a script replies: its first key and arguments, which all share, then its own."""
+        self, reads: Callable[[Any], T], name: str, shard: int, caller: Caller, keys: Sequence[str],
+        args: Sequence[Any], bucket: str = "",
+    ) -> Awaitable[T]:  # fmt: skip
+        """What a script replies, as `reads` reads it: its first key and arguments, which all share, then its own."""
         keys = self._names[shard].meta, *keys
-        return self._sent(name, shard, caller, keys, (self._facts, str(caller.applied), caller.epoch, bucket, *args))
+        args = self._facts, str(caller.applied), caller.epoch, bucket, *args
+        return self._sent(partial(_unless_none, reads), name, shard, caller, keys, args)
 
-    async def _sent(self, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+    async def _sent(
+        self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
+    ) -> Any:
         for _ in range(TAKEOVERS_MAX):
-            reply = await self._once(name, shard, keys, args)
+            reply = await self._once(reads, name, shard, keys, args)
             if reply is not None:
                 return reply
             await self._take_over(shard, caller, args[3])
         raise L2Unavailable("the servers behind this shard change too fast")
 
-    async def _once(self, name: str, shard: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+    async def _once(self, reads: Reads, name: str, shard: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
         script = self._scripts[name]
         if self._follower is None:
-            return await self._links.of(shard).script(script, keys, args)
+            return await self._links.of(shard).script(script, keys, args, reads)
         return await self._follower.run(
-            shard, lambda connection: connection.script(script, keys, args), as_command(script, keys, args)
+            shard,
+            lambda connection: connection.script(script, keys, args, reads),
+            as_command(script, keys, args),
+            reads,
         )
 
     async def _take_over(self, shard: int, caller: Caller, bucket: str) -> None:
@@ -119,7 +142,7 @@ class RedisStore:
             self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
             str(caller.guard_ms), _flag(caller.alone),
         )  # fmt: skip
-        await self._once("takeover", shard, (self._names[shard].meta,), args)
+        await self._once(place_of, "takeover", shard, (self._names[shard].meta,), args)
 
     # -- operations ---------------------------------------------------------------------------------------------
 
@@ -133,7 +156,11 @@ class RedisStore:
         silent = [] if marks else [str(SILENT_US) if prune else "0"]
         args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, _flag(caller.alone)]
         try:
-            reply = await self._run("marks" if marks else "probe", shard, caller, (), args)
+            reply = (
+                await self._run(probe_with_marks, "marks", shard, caller, (), args)
+                if marks
+                else (await self._run(probe_of, "probe", shard, caller, (), args))
+            )
         except NotAsked:
             raise  # ours is the queue that is full: the connection is as good as before, and others' calls are on it
         except L2Unavailable as error:
@@ -146,23 +173,19 @@ class RedisStore:
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._hops(shard)  # else another server has answered
-        epoch, seq, server_us, name, bound_ms, guard_ms, born_us, *rest = reply
-        return ProbeReply(
-            epoch, seq, int(server_us), marks_of(rest[0], rest[1]) if marks else None, name, bound_ms, guard_ms,
-            int(born_us or 0), bool(rest[2 if marks else 0]),
-        )  # fmt: skip
+        return reply
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's line, the caller's own brought up to date first."""
         args = [*_line(caller), str(caller.bound_ms), _flag(caller.alone)]
-        return nodes_of(await self._run("nodes", shard, caller, (), args))
+        return await self._run(nodes_of, "nodes", shard, caller, (), args)
 
     def _hops(self, shard: int) -> int:
         return 0 if self._follower is None else self._follower.hops[shard]
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
         """Take a node's line away; whether there was one."""
-        return bool((await self._run("forget", shard, caller, (), [node, "1" if lives else "0"]))[2])
+        return bool(await self._run(number_of, "forget", shard, caller, (), [node, "1" if lives else "0"]))
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
         """A record's bytes, not validated; those of one loop tick are one MGET."""
@@ -185,9 +208,9 @@ class RedisStore:
             for key in some:
                 args += [str(len(key.names)), *key.names]
             lie = [names.marks(bucket), *map(names.record, some)]
-            reply = await self._run("read", shard, caller, lie, args, bucket)
-            found.update(zip([key.l2 for key in some], reply[2:], strict=True))
-        return ReadReply(reply[0], reply[1], [found[key.l2] for key in keys])
+            reply = await self._run(partial(records_of, len(some)), "read", shard, caller, lie, args, bucket)
+            found.update(zip([key.l2 for key in some], reply.records, strict=True))
+        return reply._replace(records=[found[key.l2] for key in keys])
 
     async def lease(
         self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
@@ -201,10 +224,8 @@ class RedisStore:
             str(len(scopes)), *scopes, *tags,
         ]  # fmt: skip
         bucket = key.family.bucket
-        epoch, seq, outcome, record, wait_ms = await self._run(
-            "lease", key.shard, caller, [names.marks(bucket), names.record(key), names.lease(key)], args, bucket
-        )
-        return LeaseReply(epoch, seq, Leased(outcome.decode()), record, wait_ms)
+        lie = [names.marks(bucket), names.record(key), names.lease(key)]
+        return await self._run(lease_of, "lease", key.shard, caller, lie, args, bucket)
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
         """Hold a lease for `px_ms` more. Does not wait."""
@@ -227,34 +248,31 @@ class RedisStore:
             "2", names.meta, names.lease(key), self._facts, "0", "", "", self._channels[key.shard], token, str(px_ms),
             rests, key.l1,
         ]  # fmt: skip
-        script = self._scripts["hold"]
+        script, reads = self._scripts["hold"], partial(_unless_none, number_of)
 
         def known(answer: asyncio.Future[object]) -> None:
             # No caller waits who could send the source, so a server that does not know the script gets it from here.
             if not answer.cancelled() and str(answer.exception()).startswith("NOSCRIPT"):
-                connection.call("EVAL", script.source, *args).add_done_callback(_heard)
+                connection.call("EVAL", script.source, *args, reads=reads).add_done_callback(_heard)
 
-        connection.call("EVALSHA", script.sha, *args).add_done_callback(known)
+        connection.call("EVALSHA", script.sha, *args, reads=reads).add_done_callback(known)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""
         names, bucket = self._names[key.shard], key.family.bucket
         args = [
-            self._channels[key.shard], token, record.encode(), str(px_ms), over, key.l1, str(caller.guard_ms),
+            self._channels[key.shard], token, record.encode(key.l2), str(px_ms), over, key.l1, str(caller.guard_ms),
             *key.names,
         ]  # fmt: skip
-        epoch, seq, stored, expires_ms = await self._run(
-            "fill", key.shard, caller, [names.marks(bucket), names.record(key), names.lease(key)], args, bucket
-        )
-        return Change(epoch, seq, bool(stored), expires_ms=expires_ms)
+        lie = [names.marks(bucket), names.record(key), names.lease(key)]
+        return await self._run(filled, "fill", key.shard, caller, lie, args, bucket)
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
         args = [*self._events[shard], body, *names]
-        epoch, seq, bound_ms, head = await self._run("invalidate", shard, caller, self._gone(shard, keys), args)
-        return Change(epoch, seq, True, head, bound_ms=bound_ms)
+        return await self._run(invalidated, "invalidate", shard, caller, self._gone(shard, keys), args)
 
     async def guard(
         self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
@@ -264,23 +282,21 @@ class RedisStore:
         args = [
             *self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded
         ]  # fmt: skip
-        epoch, seq, bound_ms, head = await self._run("guard", shard, caller, self._gone(shard, keys), args)
-        return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
+        return await self._run(invalidated, "guard", shard, caller, self._gone(shard, keys), args)
 
     async def write(
         self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
         names: Sequence[str] = (), if_absent: bool = False,
     ) -> Change:  # fmt: skip
         """Store a record and invalidate all else that holds the key or depends on it."""
-        data, own, bucket = record.encode(), self._names[key.shard], key.family.bucket
+        data, own, bucket = record.encode(key.l2), self._names[key.shard], key.family.bucket
         keys = [own.marks(bucket), own.record(key), own.lease(key), *self._gone(key.shard, others)]
         scopes = key.names
         args = [
-            *self._events[key.shard], body, "1" if if_absent else "0", str(len(scopes)), data[:4], data[28:],
-            str(px_ms), key.l1, str(caller.guard_ms), *scopes, *names,
+            *self._events[key.shard], body, "1" if if_absent else "0", str(len(scopes)), data[:CHECKED_AT],
+            data[CHECKED_AT:], str(px_ms), key.l1, str(caller.guard_ms), *scopes, *names,
         ]  # fmt: skip
-        epoch, seq, bound_ms, head, stored, expires_ms = await self._run("write", key.shard, caller, keys, args, bucket)
-        return Change(epoch, seq, bool(stored), head, expires_ms, bound_ms)
+        return await self._run(written, "write", key.shard, caller, keys, args, bucket)
 
     def _gone(self, shard: int, keys: Sequence[Key]) -> list[str]:
         names = self._names[shard]
@@ -289,18 +305,25 @@ class RedisStore:
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """Add to a counter and give its value; None where it would leave 64 bits."""
         lies = [self._names[key.shard].counter_prefix + key.l2]
-        value = (await self._run("counter", key.shard, caller, lies, [str(amount), request, str(expires_ms)]))[2]
-        return None if value is None else int(value)
+        args = [str(amount), request, str(expires_ms)]
+        return (await self._run(counted, "counter", key.shard, caller, lies, args)).value
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """Up to `count` entries of the log that follow seq `after`."""
         question = "XRANGE", self._names[shard].log, f"{after + 1}-0", "+", "COUNT", str(count)
-        reply: Any
+        found: list[LogEntry]
         if self._follower is None:
-            reply = await self._links.of(shard).call(*question)
+            found = await self._links.of(shard).call(*question, reads=logged)
         else:
-            reply = await self._follower.run(shard, lambda connection: connection.call(*question), question)
-        return [LogEntry(log_seq(entry_id), message_of(fields)) for entry_id, fields in reply]
+            found = await self._follower.run(
+                shard, lambda connection: connection.call(*question, reads=logged), question, logged
+            )
+        return found
+
+
+def _unless_none(reads: Reads, reply: Any) -> Any:
+    """What a script replies; None where it has found another history, and did nothing."""
+    return None if reply is None else reads(reply)
 
 
 def _line(caller: Caller) -> tuple[str, bytes]:

@@ -1,15 +1,32 @@
-"""What the scripts reply, and what nodes say of themselves, from bytes and back."""
+"""What the scripts reply, and what nodes say of themselves, from bytes and back.
+
+A reply of another shape than its script's raises, be it this or that: the connection takes all of it for nonsense. A
+line, a mark or an entry of the log, which others may have written, is passed over where it is none of ours.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from cachebus.ports import About, Marks, NodeLine, NodesReply
+from cachebus.ports import (
+    About,
+    Change,
+    Leased,
+    LeaseReply,
+    LogEntry,
+    Marks,
+    NodeLine,
+    NodesReply,
+    ProbeReply,
+    ReadReply,
+)
+from cachebus.resp import Misshapen
 
 NAME = b"#"
 """Under which the name of the present set of lines lies among them."""
@@ -55,9 +72,118 @@ def node_line(data: bytes) -> NodeLine:
     return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
 
 
-def nodes_of(reply: Sequence[Any]) -> NodesReply:
+_NONE = type(None)
+_EPOCH_BYTES: Final = 16
+
+
+class Shape:
+    """What a script replies: epoch and seq, then what is of these types; of a tuple of types, of one of them."""
+
+    def __init__(self, *types: type | tuple[type, ...]) -> None:
+        each = ((kind,) if isinstance(kind, type) else kind for kind in (bytes, int, *types))
+        self._fits = frozenset(product(*each))
+
+    def of(self, reply: Any) -> list[Any]:
+        """The reply, or `Misshapen`."""
+        fits = reply.__class__ is list and tuple(map(type, reply)) in self._fits
+        if not fits or len(reply[0]) != _EPOCH_BYTES or reply[1] < 0:
+            raise Misshapen("not what this script replies")
+        found: list[Any] = reply
+        return found
+
+
+_PLACE, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int)
+_MARKS = Shape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
+_LEASE, _NODES, _COUNTER = Shape(bytes, (bytes, _NONE), int), Shape(int, list, int), Shape((bytes, _NONE))
+_FILLED, _INVALIDATED, _WRITTEN = Shape(int, int), Shape(int, bytes), Shape(int, bytes, int, int)
+_STRINGS: Final = frozenset((bytes, _NONE))
+
+
+def place_of(reply: Any) -> tuple[bytes, int]:
+    """Epoch and seq: all that `takeover` replies."""
+    epoch, seq = _PLACE.of(reply)
+    return epoch, seq
+
+
+def number_of(reply: Any) -> int:
+    """What `forget` or `hold` replied."""
+    return int(_WITH_NUMBER.of(reply)[2])
+
+
+def probe_of(reply: Any) -> ProbeReply:
+    """What `probe` replied."""
+    return _probe(_PROBE.of(reply), None)
+
+
+def probe_with_marks(reply: Any) -> ProbeReply:
+    """What `marks` replied."""
+    *rest, marks, low, alone = _MARKS.of(reply)
+    return _probe([*rest, alone], marks_of(marks, low))
+
+
+def _probe(reply: list[Any], marks: Marks | None) -> ProbeReply:
+    epoch, seq, server_us, name, bound_ms, guard_ms, born_us, alone = reply
+    return ProbeReply(epoch, seq, int(server_us), marks, name, bound_ms, guard_ms, int(born_us or 0), bool(alone))
+
+
+def records_of(count: int, reply: Any) -> ReadReply:
+    """What `read` replied for so many keys."""
+    records = reply[2:]
+    _PLACE.of(reply[:2])
+    if len(records) != count or not _STRINGS.issuperset(map(type, records)):
+        raise Misshapen("not a record, or nothing, for each key")
+    return ReadReply(reply[0], reply[1], records)
+
+
+def lease_of(reply: Any) -> LeaseReply:
+    """What `lease` replied."""
+    epoch, seq, outcome, record, wait_ms = _LEASE.of(reply)
+    leased = Leased(outcome.decode())
+    if leased is Leased.HIT and record is None:
+        raise Misshapen("a hit without a record")
+    return LeaseReply(epoch, seq, leased, record, wait_ms)
+
+
+def filled(reply: Any) -> Change:
+    """What `fill` replied."""
+    epoch, seq, stored, expires_ms = _FILLED.of(reply)
+    return Change(epoch, seq, bool(stored), expires_ms=expires_ms)
+
+
+def invalidated(reply: Any) -> Change:
+    """What `invalidate` or `guard` replied; below zero: too many names are guarded."""
+    epoch, seq, bound_ms, head = _INVALIDATED.of(reply)
+    return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
+
+
+def written(reply: Any) -> Change:
+    """What `write` replied."""
+    epoch, seq, bound_ms, head, stored, expires_ms = _WRITTEN.of(reply)
+    return Change(epoch, seq, bool(stored), head, expires_ms, bound_ms)
+
+
+class Counted(NamedTuple):
+    """A counter's value; None where it would have left 64 bits."""
+
+    value: int | None
+
+
+def counted(reply: Any) -> Counted:
+    """What `counter` replied."""
+    value = _COUNTER.of(reply)[2]
+    return Counted(None if value is None else int(value))
+
+
+def logged(reply: Any) -> list[LogEntry]:
+    """What XRANGE gave of the log."""
+    if reply.__class__ is not list:
+        raise Misshapen("no entries")
+    return [LogEntry(log_seq(entry_id), message_of(fields)) for entry_id, fields in reply]
+
+
+def nodes_of(reply: Any) -> NodesReply:
     """What the script `nodes` replied."""
-    epoch, _, bound_ms, flat, alone = reply[:5]
+    epoch, _, bound_ms, flat, alone = _NODES.of(reply)
     lines = dict(zip(flat[::2], flat[1::2], strict=True))
     name = lines.pop(NAME, b"")
     known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
@@ -105,4 +231,6 @@ def log_seq(entry_id: bytes) -> int:
 
 def message_of(fields: Sequence[bytes] | None) -> bytes:
     """The event in an entry; empty where there is none."""
-    return fields[1] if fields and len(fields) == 2 and fields[0] == b"e" else b""
+    if not fields or len(fields) != 2 or fields[0] != b"e" or not isinstance(fields[1], bytes):
+        return b""
+    return fields[1]

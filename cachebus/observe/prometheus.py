@@ -51,7 +51,7 @@ _COUNTS = {
     "guarded_loads": ("guarded_loads", "Loads whose value was not kept, for a write guard"),
     "pending_delivered": ("pending_delivered", "Invalidations that waited for L2, and were delivered"),
     "pending_lost": ("pending_lost", "Invalidations that waited for L2 until the cache was closed"),
-    "records_corrupt": ("records_corrupt", "Records in L2 that could not be read"),
+    "records_corrupt": ("records_corrupt", "Records in L2 that were damaged, or another key's"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),
 }

@@ -152,7 +152,7 @@ class Stats:
     pending_lost: int
     """Invalidations that waited for L2 until this cache was closed."""
     records_corrupt: int
-    """Records in L2 that could not be read; each was a miss."""
+    """Records in L2 that were damaged, or answered for another key; each was a miss."""
     l2_errors: int
     """Operations on L2 that failed or timed out."""
     l2_connected: bool

@@ -8,7 +8,7 @@ from cachebus.resp.address import Address, parse_address
 from cachebus.resp.connection import Connection
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
-from cachebus.resp.replies import NotAsked, leads_elsewhere, mapped
+from cachebus.resp.replies import Misshapen, NotAsked, Reads, leads_elsewhere, mapped
 from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
 from cachebus.resp.script import Script
 from cachebus.resp.subscriber import Subscriber
@@ -21,8 +21,10 @@ __all__ = [
     "Connection",
     "Fixed",
     "Links",
+    "Misshapen",
     "NotAsked",
     "Places",
+    "Reads",
     "Route",
     "Script",
     "Sentinels",

@@ -12,13 +12,14 @@ from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
 from cachebus.resp.link import ALONE_MIN, Link, OnLost, fail
-from cachebus.resp.replies import NONSENSE, NOTHING, again, pack
+from cachebus.resp.replies import NONSENSE, NOTHING, Misshapen, Reads, again, pack, read_by, value_of
 from cachebus.resp.script import Script
 
 BATCH_MAX: Final = 512
 """Keys of one MGET: more would hold the server, and other clients, for too long."""
 
 _set_result = asyncio.Future.set_result
+_STRINGS: Final = frozenset((bytes, type(None)))
 
 
 class Connection(Link):
@@ -58,7 +59,7 @@ class Connection(Link):
         """
         getters = self._getters
         if not getters and not self._asked and self._alone >= ALONE_MIN:
-            return self.call("GET", key)  # nobody to share with
+            return self.call("GET", key, reads=value_of)  # nobody to share with
         future = self._new_future()
         if getters or self._admit(future):
             self._keys.append(key)
@@ -67,15 +68,18 @@ class Connection(Link):
                 self._collect()
         return future
 
-    async def script(self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int]) -> Any:
-        """Run a script by its SHA1; the source travels only when the server does not know it (any more)."""
+    async def script(
+        self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int], reads: Reads | None = None
+    ) -> Any:
+        """Run a script by its SHA1, as `call` does; the source travels only when the server does not know it (any
+        more)."""
         try:
-            return await self.call_packed(pack(("EVALSHA", script.sha, len(keys), *keys, *args)))
+            return await self.call_packed(pack(("EVALSHA", script.sha, len(keys), *keys, *args)), reads)
         except L2Unavailable as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
         # Nothing ran, so this is no repetition; EVAL also loads it for the next time.
-        return await self.call("EVAL", script.source, len(keys), *keys, *args)
+        return await self.call("EVAL", script.source, len(keys), *keys, *args, reads=reads)
 
     def _collect(self) -> None:
         getters, keys = self._getters, self._keys
@@ -91,7 +95,7 @@ class Connection(Link):
             return
         self._out.append(packed)
         if len(getters) == 1:
-            self._asked.append(getters[0])
+            self._asked.append((getters[0], value_of))
         else:
             self._asked.append(getters)
             self._batched += len(getters) - 1
@@ -132,33 +136,40 @@ class Connection(Link):
                 if not asked:
                     self._nonsense()
                     return
-                waiting = asked.popleft()
-                self._answered += 1
+                waiting = asked[0]  # and stays there until its reply is read: what is nonsense fails it too
                 if isinstance(waiting, list):
                     self._settle(waiting, reply)
-                elif isinstance(reply, CacheBusError):
-                    fail(waiting, reply)
-                elif not waiting.done():
-                    waiting.set_result(reply)
+                else:
+                    future, reads = waiting if isinstance(waiting, tuple) else (waiting, None)
+                    if isinstance(reply, CacheBusError):
+                        fail(future, reply)
+                    else:
+                        found = reply if reads is None else read_by(reads, reply)
+                        if not future.done():
+                            future.set_result(found)
+                asked.popleft()
+                self._answered += 1
                 reply = next_reply()
         except NONSENSE:
             self._nonsense()
 
     def _settle(self, getters: list[asyncio.Future[Any]], reply: Any) -> None:
-        """Give an MGET's reply to its callers."""
-        self._batched -= len(getters) - 1
-        if not isinstance(reply, list) or len(reply) != len(getters):
-            refused = isinstance(reply, CacheBusError)
-            error = reply if refused else L2Unavailable(f"{self._where} did not answer an MGET with as many values")
+        """Give an MGET's reply to its callers; `Misshapen`."""
+        if isinstance(reply, CacheBusError):
             for future in getters:
-                fail(future, again(error))
-            if not refused:
-                self._nonsense()
+                fail(future, again(reply))
+        else:
+            _share(getters, reply)
+        self._batched -= len(getters) - 1
+
+
+def _share(getters: list[asyncio.Future[Any]], reply: Any) -> None:
+    if reply.__class__ is not list or len(reply) != len(getters) or not _STRINGS.issuperset(map(type, reply)):
+        raise Misshapen("not a string, or nothing, for each key")
+    settling = map(_set_result, getters, reply)
+    while True:
+        try:
+            deque(settling, maxlen=0)
             return
-        settling = map(_set_result, getters, reply)
-        while True:
-            try:
-                deque(settling, maxlen=0)
-                return
-            except asyncio.InvalidStateError:
-                continue  # a caller that was cancelled; the map goes on behind it
+        except asyncio.InvalidStateError:
+            continue  # a caller that was cancelled; the map goes on behind it

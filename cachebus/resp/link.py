@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
-from cachebus.resp.replies import NotAsked, new_reader, pack
+from cachebus.resp.replies import NotAsked, Reads, new_reader, pack
 from cachebus.resp.unsent import unsent
 from cachebus.resp.watchdog import Progress, Watchdog
 
@@ -31,6 +31,8 @@ BUFFER_BYTES: Final = 262_144
 """What is read from the socket at once."""
 
 OnLost = Callable[[Exception], None]
+Waiting = asyncio.Future[Any] | tuple[asyncio.Future[Any], Reads] | list[asyncio.Future[Any]]
+"""Who waits for a reply: one caller, be it as it is or read first; or all who share an MGET."""
 _generations = count(1)
 
 
@@ -55,7 +57,7 @@ class Link(asyncio.BufferedProtocol):
         self._new_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=loop)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
-        self._asked: deque[asyncio.Future[Any] | list[asyncio.Future[Any]]] = deque()
+        self._asked: deque[Waiting] = deque()
         self._getters: list[asyncio.Future[Any]] = []
         self._batched = 0  # those who share an answer, beyond the first
         self._answered = 0
@@ -89,22 +91,24 @@ class Link(asyncio.BufferedProtocol):
         """How many questions were answered."""
         return self._answered
 
-    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+    def call(self, *args: bytes | str | int, reads: Reads | None = None) -> asyncio.Future[Any]:
         """Send a command; its future gets the reply, or the `L2Unavailable` that came instead.
 
-        Replies are what RESP2 has: bytes, int, None and lists of them. Cancelling the future takes nothing back.
-        Raises only TypeError or UnicodeError, for arguments that cannot be sent.
+        Replies are what RESP2 has: bytes, int, None and lists of them; or what `reads` makes of one. A reply by which
+        `reads` raises is nonsense, which costs the connection at once: whatever comes behind it may answer others.
+        Cancelling the future takes nothing back. Raises only TypeError or UnicodeError, for arguments that cannot be
+        sent.
         """
-        return self.call_packed(pack(args))
+        return self.call_packed(pack(args), reads)
 
-    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
+    def call_packed(self, packed: bytes, reads: Reads | None = None) -> asyncio.Future[Any]:
         """`call` for a command that `pack` has packed before."""
         future = self._new_future()
         if len(packed) > PACKED_MAX_BYTES:
             fail(future, NotAsked(f"{len(packed)} bytes are too many for {self._where}: at most {PACKED_MAX_BYTES}"))
         elif (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
             self._out.append(packed)
-            self._asked.append(future)
+            self._asked.append(future if reads is None else (future, reads))
             if not self._flushing:
                 self._flush()
         return future
@@ -185,13 +189,13 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
         for waiting in asked:
-            for future in waiting if isinstance(waiting, list) else (waiting,):
+            for future in waiters(waiting):
                 fail(future, L2Unavailable(why))
         return True
 
     def _nonsense(self) -> None:
         """The stream of replies can no longer be matched to the questions."""
-        self._lost(f"{self._where} sent what nobody asked for, or no RESP2")
+        self._lost(f"{self._where} sent what does not answer what it was asked, or no RESP2")
 
     def _progress(self) -> Progress:
         written = self._written
@@ -242,6 +246,13 @@ def _forsake_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forsake_all)
+
+
+def waiters(waiting: Waiting) -> list[asyncio.Future[Any]]:
+    """Their futures."""
+    if isinstance(waiting, list):
+        return waiting
+    return [waiting[0] if isinstance(waiting, tuple) else waiting]
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import hiredis
 
@@ -15,8 +15,16 @@ NOTHING: Final = object()
 pack: Final = cast("Callable[[tuple[bytes | str | int, ...]], bytes]", hiredis.pack_command)
 """A command's arguments as RESP, text as UTF-8. Raises TypeError or UnicodeEncodeError for what it cannot carry."""
 
-NONSENSE: Final = hiredis.ProtocolError
-"""What the reader raises for bytes that are no RESP."""
+Reads = Callable[[Any], Any]
+"""Makes of a reply what its caller is given. Whatever it raises says that this is no reply to that question."""
+
+
+class Misshapen(ValueError):
+    """A reply of another shape than the question asked for."""
+
+
+NONSENSE: Final = (hiredis.HiredisError, Misshapen, TypeError)
+"""What is raised for bytes that are no RESP (TypeError: a map of RESP3 whose key is a list), or do not answer."""
 
 _OWN: Final = "CACHEBUS "
 _LONGEST_CHARS: Final = 300
@@ -48,6 +56,21 @@ def leads_elsewhere(error: L2Unavailable) -> bool:
 def again(error: CacheBusError) -> CacheBusError:
     """An equal error for the next caller: one raised in several tasks would gather all their tracebacks."""
     return type(error)(*error.args)
+
+
+def value_of(reply: Any) -> bytes | None:
+    """A string, or that there is none."""
+    if reply is not None and reply.__class__ is not bytes:
+        raise Misshapen("not a string")
+    return reply
+
+
+def read_by(reads: Reads, reply: Any) -> Any:
+    """A reply as its question reads it, or `Misshapen`: a reply may be anything, and so is what reading it raises."""
+    try:
+        return reads(reply)
+    except Exception as error:
+        raise Misshapen(str(error)) from error
 
 
 def new_reader() -> hiredis.Reader:

@@ -14,10 +14,15 @@ from cachebus.clock import Clock
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.connection import Connection
+from cachebus.resp.replies import Misshapen, Reads
 
 SLOTS: Final = 16_384
 ASK_S: Final = 1.0
 """A Sentinel or Cluster node that does not say where the primaries are in this time is passed over."""
+
+
+Range = tuple[int, int, str, int]
+"""The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary."""
 
 
 class Route(ABC):
@@ -72,13 +77,13 @@ class _Asking(Route):
         self._timeout_s = min(connect_timeout_s, ASK_S)
         self._clock = clock
 
-    async def _asked(self, whom: Address, *questions: tuple[str, ...]) -> list[Any]:
+    async def _asked(self, whom: Address, *questions: tuple[tuple[str, ...], Reads]) -> list[Any]:
         """The answers to some questions, over a connection of its own; `L2Unavailable`."""
         connection = await Connection.open(
             whom, timeout_s=self._timeout_s, connect_timeout_s=self._timeout_s, clock=self._clock
         )
         try:
-            return [await connection.call(*question) for question in questions]
+            return [await connection.call(*question, reads=reads) for question, reads in questions]
         finally:
             connection.close()
 
@@ -112,10 +117,12 @@ class Sentinels(_Asking):
         return self.known
 
     async def _say(self, sentinel: Address) -> tuple[str, int]:
-        ((place),) = await self._asked(sentinel, ("SENTINEL", "get-master-addr-by-name", self._service))
-        if not place:
+        question = "SENTINEL", "get-master-addr-by-name", self._service
+        place: tuple[str, int] | None
+        (place,) = await self._asked(sentinel, (question, _named))
+        if place is None:
             raise L2Unavailable(f"{sentinel} does not know {self._service!r}")
-        return place[0].decode(), int(place[1])
+        return place
 
     def __str__(self) -> str:
         return f"{self._service!r} by the Sentinels {', '.join(map(str, self._sentinels))}"
@@ -151,24 +158,53 @@ class ClusterMap(_Asking):
         raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(dict.fromkeys(troubles))}")
 
     async def _map_of(self, node: Address) -> list[Address]:
-        questions: list[tuple[str, ...]] = [("CLUSTER", "SLOTS")]
+        questions: list[tuple[tuple[str, ...], Reads]] = [(("CLUSTER", "SLOTS"), _ranges)]
         if not self._asked_sharded:
-            questions.append(("COMMAND", "INFO", "SPUBLISH"))
+            questions.append((("COMMAND", "INFO", "SPUBLISH"), _is_known))
         ranges, *known = await self._asked(node, *questions)
         places = [self._place(slot, ranges, node) for slot in self._slots]
         if known:
-            self.sharded, self._asked_sharded = bool(known[0] and known[0][0]), True
+            self.sharded, self._asked_sharded = known[0], True
         return places
 
-    def _place(self, slot: int, ranges: list[Any], node: Address) -> Address:
-        for first, last, primary, *_ in ranges:
+    def _place(self, slot: int, ranges: list[Range], node: Address) -> Address:
+        for first, last, host, port in ranges:
             if first <= slot <= last:
-                host = (primary[0] or b"").decode()
-                return replace(self._seeds[0], host=node.host if host in ("", "?") else host, port=primary[1])
+                return replace(self._seeds[0], host=node.host if host in ("", "?") else host, port=port)
         raise L2Unavailable(f"{node} knows no server for slot {slot}")
 
     def __str__(self) -> str:
         return f"the Cluster of {', '.join(map(str, self._seeds))}"
+
+
+def _named(reply: Any) -> tuple[str, int] | None:
+    """What a Sentinel says of a primary: host and port; None where it knows none."""
+    if reply is None:
+        return None
+    host, port = reply
+    return host.decode(), _port(int(port))
+
+
+def _ranges(reply: Any) -> list[Range]:
+    """What CLUSTER SLOTS says."""
+    found = []
+    for first, last, primary, *_ in reply:
+        if not isinstance(first, int) or not isinstance(last, int):
+            raise Misshapen("slots are numbers")
+        found.append((first, last, (primary[0] or b"").decode(), _port(primary[1])))
+    return found
+
+
+def _is_known(reply: Any) -> bool:
+    """Whether COMMAND INFO says anything of the one command asked for."""
+    (command,) = reply
+    return bool(command)
+
+
+def _port(port: Any) -> int:
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise Misshapen("no port")
+    return port
 
 
 def slot_of(name: str) -> int:

@@ -10,8 +10,8 @@ from cachebus.clock import Clock
 from cachebus.errors import CacheBusError
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
-from cachebus.resp.link import Link, OnLost, fail
-from cachebus.resp.replies import NONSENSE, NOTHING, pack
+from cachebus.resp.link import Link, OnLost, fail, waiters
+from cachebus.resp.replies import NONSENSE, NOTHING, Misshapen, pack, read_by
 
 OnPush = Callable[[bytes, bytes], None]
 _MESSAGES: Final = (b"message", b"smessage")
@@ -63,10 +63,10 @@ class Subscriber(Link):
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on all messages that have arrived; what is none answers the oldest question."""
         self.last_reply_at = self._clock()
-        next_reply, on_push = self._next_reply, self._on_push
+        on_push = self._on_push
+        self._feed(self._buffer, 0, nbytes)
         try:
-            self._feed(self._buffer, 0, nbytes)
-            reply = next_reply()
+            reply = self._parsed()
             while reply is not NOTHING:
                 if isinstance(reply, list) and len(reply) == 3 and reply[0] in _MESSAGES:
                     on_push(reply[1], reply[2])
@@ -75,9 +75,16 @@ class Subscriber(Link):
                 elif not self._answer(reply):
                     self._nonsense()
                     return
-                reply = next_reply()
-        except NONSENSE:
+                reply = self._parsed()
+        except Misshapen:
             self._nonsense()
+
+    def _parsed(self) -> Any:
+        """The next reply; `Misshapen` where bytes are none. (What `on_push` raises is another matter.)"""
+        try:
+            return self._next_reply()
+        except NONSENSE as error:
+            raise Misshapen(str(error)) from error
 
     def _answer(self, reply: Any) -> bool:
         """Settle the oldest question; False if there is none, or not of this kind."""
@@ -86,7 +93,7 @@ class Subscriber(Link):
         waiting = self._asked[0]
         confirms = isinstance(reply, list) and len(reply) == 3 and reply[0] in _CONFIRMATIONS
         if isinstance(reply, CacheBusError):
-            fail(waiting[0] if isinstance(waiting, list) else waiting, reply)
+            fail(waiters(waiting)[0], reply)
         elif confirms != isinstance(waiting, list):
             return False
         elif isinstance(waiting, list):
@@ -95,8 +102,11 @@ class Subscriber(Link):
                 return True
             if not future.done():
                 future.set_result(None)
-        elif not waiting.done():
-            waiting.set_result(reply)
+        else:
+            future, reads = waiting if isinstance(waiting, tuple) else (waiting, None)
+            found = reply if reads is None else read_by(reads, reply)
+            if not future.done():
+                future.set_result(found)
         self._asked.popleft()
         self._answered += 1
         return True

@@ -141,7 +141,7 @@ class _Fleet:
         await Operation("", "", every).run(max(IDS, self._log_entries - SCOPES))
         write, read = self._write("agent_config"), self._write("profile")
         await Operation("", "", read).run(IDS)
-        value = self._record().encode()
+        value = self._record().encode(self._key("document", 0).l2)
         event = (await self._store.log(SHARD, self._callers[0].applied - 1, 1))[0].message
         probe, one = self._probe, self._invalidate("agent_config")
         to_set, to_publish = self._command("SET", "plain:", value), self._command("PUBLISH", "plain", event)

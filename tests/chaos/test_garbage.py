@@ -171,6 +171,35 @@ async def test_a_record_cut_short_or_with_a_damaged_payload_is_a_miss(
         assert await b.get("config", "x", tenant_id="acme", use_memory=False) == "new"
 
 
+@pytest.mark.parametrize("tags", [None, ["t"]], ids=["plain", "tagged"])
+async def test_a_record_that_answers_for_another_key_is_a_miss(
+    redis_server: EmbeddedServer, pair: list[Cache], tags: list[str] | None
+) -> None:
+    """As an answer that comes for another question: whole, of this epoch, and another tenant's."""
+    a, b = pair
+    await a.set("config", "x", "evil's", tenant_id="evil", tags=tags)
+    whole, where = _get(redis_server, "{cachebus:0}:r:evil:config:x"), {"tenant_id": "acme", "use_memory": False}
+    receipt = await a.invalidate("config", "other", tenant_id="acme")
+
+    async def swapped() -> None:
+        send(redis_server, ("SET", RECORD + "x", whole))
+
+    await swapped()
+    assert await b.get("config", "x", **where) is None
+    assert await b.get("config", "x", tenant_id="acme") is None, "as for L1"
+    assert await b.get("config", "x", tenant_id="acme", after=receipt) is None
+    assert await b.get_many("config", ["x", "y"], tenant_id="acme") == {}
+    with deaf(b):
+        ahead = await a.invalidate("config", "other", tenant_id="acme")
+        assert await b.get_many("config", ["x"], tenant_id="acme", after=ahead) == {}, "judged by the script"
+        assert b.stats().records_corrupt == 5
+    assert await b.get_or_load("config", "x", lambda: "own", agent_id="a7", search_hierarchy=True, **where) == "own"
+    await swapped()
+    assert await b.get_or_load("config", "x", lambda: "own", **where) == "own", "what the lease gave"
+    assert await b.get("config", "x", **where) == "own", "it was written over"
+    assert b.stats().l2_errors == 0
+
+
 def _get(server: EmbeddedServer, key: str) -> bytes:
     import redis
 

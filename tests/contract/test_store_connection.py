@@ -93,7 +93,7 @@ async def test_other_facts_are_refused_naming_both_sides(redis: RedisRig) -> Non
             assert f"shards={shards} bus={bus}" in str(raised.value)
         assert not store.checked[0]
         store.release(key(), "t")
-    assert await ann.read(key()) == [record.encode()], "nothing happened"
+    assert await ann.read(key()) == [record.encode(key().l2)], "nothing happened"
     assert await redis.applied() == {"ann": 1}, "who had read before; and nobody else"
     await redis.flush()
     await bob.attach()

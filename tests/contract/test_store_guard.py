@@ -6,6 +6,7 @@ import pytest
 
 from cachebus.keys import Key
 from cachebus.ports import Change, Leased
+from cachebus.record import decode
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
 from tests.contract.rig import RedisRig, StoreRig, until
 
@@ -149,7 +150,7 @@ async def test_a_takeover_loses_guards_and_what_is_stored_then_lives_no_longer_t
     assert 50_000 < change.expires_ms - bob.now_ms <= 61_000
     (data,) = await bob.read(key())
     assert data is not None
-    assert int.from_bytes(data[52:60], "big") == change.expires_ms
+    assert decode(data, key().l2).expires_ms == change.expires_ms
     change = await bob.write(key("w"), lives_ms=3_600_000, px_ms=3_600_000)
     assert 50_000 < change.expires_ms - bob.now_ms <= 61_000
     assert (await bob.write(key("short"), lives_ms=5_000, px_ms=5_000)).expires_ms == 0

@@ -204,7 +204,7 @@ async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     keys = [key(f"{number}") for number in range(9)]
     change = await bob.guard(*keys, names=[scope("page"), tag("t")], px_ms=LONG_MS)
     assert change == Change(ann.caller.epoch, 1, False)
-    assert await ann.read(key("0")) == [record.encode()]
+    assert await ann.read(key("0")) == [record.encode(key("0").l2)]
     assert await rig.leased(key("leased"))
     assert await ann.store.log(0, 0, 10) == []
     assert await ann.marks() == {}

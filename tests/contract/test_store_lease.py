@@ -15,8 +15,8 @@ async def test_absence_grants_a_lease_and_a_record_is_a_hit(ann: Person, bob: Pe
     assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, None, 0)
     record = ann.record(b"v", lease)
     assert await ann.fill(key(), record) == Change(ann.caller.epoch, 1, True)
-    assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, Leased.HIT, record.encode(), 0)
-    assert await bob.store.get(key()) == record.encode()
+    assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, Leased.HIT, record.encode(key().l2), 0)
+    assert await bob.store.get(key()) == record.encode(key().l2)
 
 
 async def test_one_has_it_and_the_others_wait(rig: StoreRig, ann: Person, bob: Person) -> None:
@@ -52,18 +52,18 @@ async def test_when_a_lease_ends_the_next_takes_over(ann: Person, bob: Person) -
 async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key(), b"one")
     lease = await bob.lease(key(), "b", refresh=True)
-    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, record.encode(), 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, record.encode(key().l2), 0)
     assert (await ann.lease(key(), "a", refresh=True)).outcome is Leased.WAIT
     assert (await ann.lease(key(), "a")).outcome is Leased.HIT, "all others serve on"
     newer = bob.record(b"two", lease)
     assert (await bob.fill(key(), newer, "b", over=record.version)).stored
-    assert await ann.store.get(key()) == newer.encode()
+    assert await ann.store.get(key()) == newer.encode(key().l2)
 
 
 async def test_an_expired_record_is_given_along_with_the_lease(ann: Person, bob: Person) -> None:
     expired = await ann.loaded(key(), b"old", lives_ms=-1)
     lease = await bob.lease(key())
-    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, expired.encode(), 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, expired.encode(key().l2), 0)
     await bob.fill(key(), bob.record(b"new", lease))
     assert (await ann.lease(key())).outcome is Leased.HIT
 
@@ -133,7 +133,7 @@ async def test_an_invalidation_elsewhere_refuses_no_fill(ann: Person, bob: Perso
     record = ann.record(b"v", lease, tags=[tag("plan")])
     assert await ann.fill(key(agent_id="a7"), record) == Change(ann.caller.epoch, 2, True)
     assert record.seq == 1, "the seq of its lease"
-    assert await ann.read(key(agent_id="a7")) == [record.encode()]
+    assert await ann.read(key(agent_id="a7")) == [record.encode(key(agent_id="a7").l2)]
 
 
 @pytest.mark.limits(marks_max=2)
@@ -157,7 +157,7 @@ async def test_a_write_takes_the_lease_away(rig: StoreRig, ann: Person, bob: Per
 async def test_a_fill_over_a_version_stores_over_no_other(ann: Person, bob: Person) -> None:
     first = await ann.loaded(key(), b"one")
     lease = await ann.granted(key(), refresh=True)
-    assert not (await ann.fill(key(), ann.record(b"x", lease), over=bytes(8))).stored
+    assert not (await ann.fill(key(), ann.record(b"x", lease), over=bytes(4))).stored
     lease = await ann.granted(key(), refresh=True)
     assert (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
     lease = await ann.granted(key("absent"), refresh=True)

@@ -51,7 +51,7 @@ async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Perso
     marks = (await ann.probe()).marks
     kept = {name: 2 + at for at, name in enumerate(quiet)}
     assert marks == Marks({BUCKET: kept, NEXT_DOOR: {of_neighbour(n): 5 + n for n in range(45, 50)}}, {NEXT_DOOR: 49})
-    assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(), None]
+    assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(key("own").l2), None]
     assert others.seq < 49
     assert (await bob.lease(key("own"))).outcome is Leased.HIT
     assert (await bob.lease(NEXT_DOORS)).outcome is Leased.GRANTED
@@ -64,7 +64,7 @@ async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, b
     record = await bob.loaded(NEXT_DOORS)
     assert raised(await bob.invalidate(names=[of_neighbour(1)])) == NOTHING
     assert raised(await bob.invalidate(names=[of_neighbour(2)])) == (BUCKET, 2)
-    assert await bob.read(NEXT_DOORS) == [record.encode()]
+    assert await bob.read(NEXT_DOORS) == [record.encode(NEXT_DOORS.l2)]
     assert len((await ann.marks()).keys() & {scope(f"t{number}") for number in range(7)}) == 6
 
 
@@ -89,7 +89,7 @@ async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: 
     assert lease.seq == 2, "it began after the mark that was forgotten"
     record = ann.record(b"v", lease)
     assert (await ann.fill(key("as old"), record)).stored
-    assert await bob.read(key("older"), key("as old")) == [None, record.encode()]
+    assert await bob.read(key("older"), key("as old")) == [None, record.encode(key("as old").l2)]
     assert (await bob.write(key("older"), if_absent=True)).stored
 
 
@@ -125,7 +125,9 @@ async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Person, bob:
     assert {record.seq for record in kept} == {1}
     assert await bob.read(key(), NEXT_DOORS) == [None, None], "nobody remembers of whom the forgotten one told"
     newer = [await ann.loaded(what) for what in (key(), NEXT_DOORS)]
-    assert await bob.read(key(), NEXT_DOORS) == [record.encode() for record in newer]
+    assert await bob.read(key(), NEXT_DOORS) == [
+        r.encode(what.l2) for r, what in zip(newer, (key(), NEXT_DOORS), strict=True)
+    ]
 
 
 # -- scopes of all tenants --------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
     ann: Person, bob: Person, name: str, hides_other: bool
 ) -> None:
     keys = [key(), NEXT_DOORS, key("c", agent_id="a"), key("other", data_type="other")]
-    kept = [(await ann.loaded(what)).encode() for what in keys]
+    kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
     leased = {what: key(f"leased {what.l2}", what.family.data_type, what.family.tenant) for what in keys}
     leases = {what: await ann.granted(leased[what]) for what in keys}
     await bob.invalidate(names=[name])
@@ -194,7 +196,7 @@ async def test_who_judges_by_the_marks_of_others_does_not_look_for_them(rig: Sto
     await marked(ann)
     record = await ann.loaded(key())
     await rig.lose_marks(NEXT_DOOR)
-    assert await ann.store.read(0, ann.caller, [key()]) == (ann.caller.epoch, 2, [record.encode()])
+    assert await ann.store.read(0, ann.caller, [key()]) == (ann.caller.epoch, 2, [record.encode(key().l2)])
     reply = await ann.store.read(0, ann.caller, [NEXT_DOORS])
     assert reply.epoch != ann.caller.epoch
 

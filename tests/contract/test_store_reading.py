@@ -41,7 +41,7 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
         key("r2", agent_id="a"), key(data_type="other", collection_id="c"), key(agent_id="b", conversation_id="w"),
         key(tenant=NEIGHBOUR), key(data_type="other", tenant=NEIGHBOUR, agent_id="a"),
     ]  # fmt: skip
-    kept = [(await ann.loaded(what)).encode() for what in keys]
+    kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
     assert await bob.read(*keys) == kept
     await ann.invalidate(names=[name])
     expected = [None if name in what.names else data for what, data in zip(keys, kept, strict=True)]
@@ -59,7 +59,7 @@ async def test_a_record_lies_under_its_tags(ann: Person, bob: Person) -> None:
     keys = [key(f"r{count}") for count in range(4)]
     for number in (2, 1, 0):
         await ann.invalidate(names=[tags[number]])
-        assert await bob.read(*keys) == [r.encode() if i <= number else None for i, r in enumerate(records_)]
+        assert await bob.read(*keys) == [r.encode(keys[i].l2) if i <= number else None for i, r in enumerate(records_)]
 
 
 async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Person) -> None:
@@ -68,18 +68,18 @@ async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Per
     assert lease.seq == 2, "granted at the mark's own seq: the load began after it"
     record = ann.record(b"v", lease)
     assert (await ann.fill(key(), record)).stored
-    assert await bob.read(key()) == [record.encode()]
+    assert await bob.read(key()) == [record.encode(key().l2)]
 
 
 @pytest.mark.limits(marks_max=1)
 async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key())
     await ann.invalidate(names=[scope("x")])
-    assert await bob.read(key()) == [record.encode()]
+    assert await bob.read(key()) == [record.encode(key().l2)]
     newer = await ann.loaded(key("newer"))
     change = await ann.invalidate(names=[scope("y")])
     assert raised(change) == (BUCKET, 2)
-    assert await bob.read(key(), key("newer")) == [None, newer.encode()]
+    assert await bob.read(key(), key("newer")) == [None, newer.encode(key("newer").l2)]
     assert (await bob.lease(key())).outcome is Leased.GRANTED
 
 
@@ -87,7 +87,7 @@ async def test_many_keys_in_one_read(ann: Person, bob: Person) -> None:
     keys = [key(f"r{number}", **({"agent_id": "a"} if number % 3 else {})) for number in range(300)]
     kept: list[bytes | None] = []
     for number, what in enumerate(keys):
-        kept.append((await ann.loaded(what)).encode() if number % 2 else None)
+        kept.append((await ann.loaded(what)).encode(what.l2) if number % 2 else None)
     reply = await bob.store.read(0, bob.caller, keys)
     assert reply == (ann.caller.epoch, 1, kept)
     assert [await bob.store.get(what) for what in keys] == kept
@@ -98,7 +98,7 @@ async def test_an_expired_record_is_given_by_read_but_is_no_hit(ann: Person, bob
     """Its reader looks at the expiry; the store keeps it for when the source fails."""
     expired = await ann.loaded(key(), lives_ms=-1)
     live = await ann.loaded(key("live"), lives_ms=LONG_MS)
-    assert await bob.read(key(), key("live")) == [expired.encode(), live.encode()]
+    assert await bob.read(key(), key("live")) == [expired.encode(key().l2), live.encode(key("live").l2)]
     assert (await bob.lease(key())).outcome is Leased.GRANTED
     assert (await bob.lease(key("live"))).outcome is Leased.HIT
 
@@ -106,8 +106,8 @@ async def test_an_expired_record_is_given_by_read_but_is_no_hit(ann: Person, bob
 def nonsense(epoch: bytes) -> list[bytes]:
     """Bytes that are no record, some of them nearly."""
     dice = random.Random(7)
-    good = records.Record(0, 0, b"payload", created_ms=1, epoch=epoch, seq=1).encode()
-    tagged = records.Record(0, 0, b"", created_ms=1, tags=["G\x1facme\x1fplan"], epoch=epoch, seq=1).encode()
+    good = records.Record(0, 0, b"payload", created_ms=1, epoch=epoch, seq=1).encode("")
+    tagged = records.Record(0, 0, b"", created_ms=1, tags=["G\x1facme\x1fplan"], epoch=epoch, seq=1).encode("")
     return [
         b"", b"\x00", b"0", b"-1", b"nil", MAGIC[:1], MAGIC, b"\xff" * 63,
         *[good[:size] for size in (2, 20, 28, 62)], *[MAGIC + bytes(size) for size in (60, 61, 200)],
@@ -144,7 +144,7 @@ async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, m
     undecoded = []
     for what, data in zip(keys, found, strict=True):
         try:
-            records.decode(data)
+            records.parse(data)
         except records.CorruptRecord:
             undecoded.append(what)
     assert len(undecoded) > 15
@@ -165,7 +165,7 @@ async def test_nonsense_under_a_record_is_a_miss_and_is_written_over(rig: StoreR
     assert (await ann.write(keys[2], if_absent=True)).stored
     await ann.invalidate(keys[3])
     assert [data is not None for data in await ann.read(*keys)] == [True, True, True, False]
-    assert await ann.store.get(keys[0]) == record.encode()
+    assert await ann.store.get(keys[0]) == record.encode(keys[0].l2)
 
 
 async def test_a_refresh_over_nonsense_is_refused(rig: StoreRig, ann: Person) -> None:

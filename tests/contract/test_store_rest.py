@@ -33,7 +33,7 @@ async def test_who_has_nothing_asks_the_source_all_the_same(ann: Person, bob: Pe
     assert (await ann.lease(key(), "a", stale=Stale.OWN)).outcome is Leased.WAIT, "it is held again"
     record = bob.record(b"v", lease)
     assert (await bob.fill(key(), record, "b")).stored
-    assert await ann.read(key()) == [record.encode()]
+    assert await ann.read(key()) == [record.encode(key().l2)]
 
 
 async def test_a_kept_record_is_given_along(ann: Person, bob: Person) -> None:
@@ -42,7 +42,7 @@ async def test_a_kept_record_is_given_along(ann: Person, bob: Person) -> None:
     await resting(ann)
     for stale in (Stale.RECORD, Stale.OWN):
         reply = await bob.lease(key(), "b", stale=stale)
-        assert (reply.outcome, reply.record) == (Leased.RESTING, kept.encode())
+        assert (reply.outcome, reply.record) == (Leased.RESTING, kept.encode(key().l2))
     assert (await bob.lease(key(), "b", stale=Stale.NONE)).outcome is Leased.GRANTED, "who wants nothing stale may load"
 
 
@@ -56,7 +56,7 @@ async def test_that_there_was_nothing_is_nothing_to_give(ann: Person, bob: Perso
 async def test_who_waits_for_anothers_load_is_given_a_kept_record_if_it_wants_one(ann: Person, bob: Person) -> None:
     kept = await ann.loaded(key(), lives_ms=-1)
     await ann.granted(key(), "a")
-    for stale, given in ((Stale.RECORD, kept.encode()), (Stale.OWN, None), (Stale.NONE, None)):
+    for stale, given in ((Stale.RECORD, kept.encode(key().l2)), (Stale.OWN, None), (Stale.NONE, None)):
         reply = await bob.lease(key(), "b", stale=stale)
         assert (reply.outcome, reply.record) == (Leased.WAIT, given)
 
@@ -66,7 +66,7 @@ async def test_a_valid_record_is_a_hit_and_its_refresh_rests(ann: Person, bob: P
     await resting(ann, refresh=True)
     assert (await bob.lease(key(), "b")).outcome is Leased.HIT
     reply = await bob.lease(key(), "b", refresh=True, stale=Stale.RECORD)
-    assert (reply.outcome, reply.record) == (Leased.RESTING, record.encode())
+    assert (reply.outcome, reply.record) == (Leased.RESTING, record.encode(key().l2))
 
 
 async def test_a_record_that_was_replaced_is_nothing_to_give(ann: Person, bob: Person) -> None:
@@ -158,6 +158,6 @@ async def test_who_waits_is_given_an_expired_value_if_that_would_do(ann: Person,
     await ann.granted(key(), "a", refresh=True)
     for stale in Stale:
         reply = await bob.lease(key(), "b", refresh=True, stale=stale)
-        given = record.encode() if record and kept == "expired" and stale is Stale.RECORD else None
+        given = record.encode(key().l2) if record and kept == "expired" and stale is Stale.RECORD else None
         assert (reply.outcome, reply.record) == (Leased.WAIT, given)
         assert 0 < reply.wait_ms <= LONG_MS

@@ -97,7 +97,7 @@ class Author:
     def record(self, epoch: int, seq: int) -> dict[str, Any]:
         return {
             "flags": self.dice.choice([0, records.NOT_FOUND]), "payload": self.dice.randbytes(self.dice.randrange(9)),
-            "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])), "version": self.dice.randbytes(8),
+            "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])), "version": self.dice.randbytes(4),
             "age": self.dice.choice([*AGES_MS, "none", "future"]), "epoch": epoch, "seq": seq,
         }  # fmt: skip
 
@@ -254,7 +254,7 @@ class Side:
             await self.rig.redis.call("SCRIPT", "FLUSH")
 
     async def plant(self, key: Key, record: dict[str, Any], cut: int) -> None:
-        data = self.record(record).encode()
+        data = self.record(record).encode(key.l2)
         await self.rig.plant(key, data[: len(data) - cut])
 
     async def hold(self, key: Key, token: str, how: str) -> None:
@@ -312,7 +312,7 @@ class Side:
         if data is None:
             return None
         try:
-            record = records.decode(data)
+            record = records.parse(data)
         except records.CorruptRecord:
             return len(data)
         epoch = self.number(record.epoch) if record.epoch in self.epochs else None

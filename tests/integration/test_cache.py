@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from cachebus import (
 )
 from cachebus.cache import MANY
 from cachebus.fetch import Fetcher
+from cachebus.resp import link
 from tests.support.caches import Source, asked, data_calls, nodes, parts, until
 
 
@@ -292,6 +294,23 @@ async def test_get_many_of_very_many_holds_up_nobody(pair: list[Cache], may_judg
     ):  # fmt: skip
         assert await b.get_many("embedding", range(10_000), tenant_id="acme") == {7_777: [1.5]}
     assert 0 < most <= MANY
+
+
+async def test_get_many_of_more_than_may_wait_for_answers_fails_nobody(
+    pair: list[Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither itself nor others, whose calls wait in the same line."""
+    a, b = pair
+    monkeypatch.setattr(link, "PENDING_MAX", 1_000)
+    await a.set("embedding", 7_777, [1.5], tenant_id="acme")
+    batch = asyncio.create_task(b.get_many("embedding", range(10_000), tenant_id="acme"))
+    others = 0
+    while not batch.done():
+        assert await b.get("embedding", 7_777, tenant_id="acme", use_memory=False) == [1.5]
+        others += 1
+    assert await batch == {7_777: [1.5]}
+    assert others > 10
+    assert b.stats().l2_errors == 0
 
 
 async def test_get_many_of_more_than_one_batch(pair: list[Cache]) -> None:

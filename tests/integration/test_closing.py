@@ -8,13 +8,13 @@ import os
 import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from cachebus import Cache, ConfigError, L2Unavailable
+from cachebus import Cache, CacheManager, ConfigError, L2Unavailable, get_with_cache_aside, lifespan
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.factory import Parts
@@ -267,15 +267,54 @@ async def test_a_load_that_is_under_way_may_use_the_cache_until_closing_is_over(
         assert await reader == 2
 
 
-async def test_who_was_looking_for_a_value_begins_no_load_once_it_is_closed(redis_url: str) -> None:
+async def test_a_load_that_is_under_way_may_use_the_process_wide_cache_until_closing_is_over(redis_url: str) -> None:
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def inner() -> int:
+        return 1
+
+    async def outer() -> int:
+        asked.set()
+        await goes_on.wait()
+        found, _ = await get_with_cache_aside("config", "inner", "acme", inner)
+        return int(found) + int(await CacheManager.get("config", "inner", "acme"))
+
+    async def close(opened: AbstractAsyncContextManager[Cache]) -> None:
+        await opened.__aexit__(None, None, None)
+
+    opened = lifespan(quick(redis_url, close_timeout_s=IN_TIME_S))
+    await opened.__aenter__()
+    reader = asyncio.create_task(get_with_cache_aside("config", "outer", "acme", outer))
+    await asked.wait()
+    closing = asyncio.create_task(close(opened))
+    await asyncio.sleep(0)
+    for outside in (CacheManager.get("config", "x", "acme"), get_with_cache_aside("config", "x", "acme", inner)):
+        with pytest.raises(ConfigError, match="not open"):
+            await outside
+    goes_on.set()
+    await closing
+    assert (await reader)[0] == 2
+    with pytest.raises(ConfigError, match="lifespan"):
+        await CacheManager.get("config", "x", "acme")
+
+
+@pytest.mark.parametrize("during", [True, False], ids=["while loads land", "behind it"])
+async def test_who_was_looking_for_a_value_begins_no_load_once_closing_has_begun(redis_url: str, during: bool) -> None:
+    """Nothing would wait for it. `during`: another load is under way, and is waited for."""
     calls = 0
+    asked, lands = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> int:
+        asked.set()
+        await lands.wait()
+        return 2
 
     async def load() -> int:
         nonlocal calls
         calls += 1
         return 1
 
-    async with Cache(quick(redis_url, close_timeout_s=0.05)) as cache:
+    async with Cache(quick(redis_url, close_timeout_s=IN_TIME_S if during else 0.05)) as cache:
         reader, looks, goes_on = parts(cache).reader, asyncio.Event(), asyncio.Event()
         search = reader.search
 
@@ -289,8 +328,15 @@ async def test_who_was_looking_for_a_value_begins_no_load_once_it_is_closed(redi
                 cache.get_or_load("config", "x", load, **WHERE, agent_id="a", search_hierarchy=True)
             )
             await looks.wait()
-            await cache.aclose()
+            if during:
+                other = asyncio.create_task(cache.get_or_load("config", "slow", slow, **WHERE))
+                await asked.wait()
+            closing = asyncio.create_task(cache.aclose())
+            await (asyncio.sleep(0) if during else closing)
             goes_on.set()
-            with pytest.raises(L2Unavailable):
+            with pytest.raises(L2Unavailable, match="closed"):
                 await caller
+            lands.set()
+            await closing
+        assert not during or await other == 2
     assert calls == 0

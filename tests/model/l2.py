@@ -54,8 +54,8 @@ def frozen(thing: object) -> object:
     if isinstance(thing, Record):
         return Record(
             thing.flags, thing.codec, thing.payload, created_ms=0, soft_ms=thing.soft_ms, expires_ms=thing.expires_ms,
-            tags=thing.tags, epoch=thing.epoch, seq=thing.seq, version=b"\0" * 8,
-        ).encode()  # fmt: skip
+            tags=thing.tags, epoch=thing.epoch, seq=thing.seq, version=b"\0" * 4,
+        ).encode("")  # fmt: skip
     if isinstance(thing, dict):
         return tuple(sorted((key, frozen(value)) for key, value in thing.items()))
     if isinstance(thing, str) and thing.startswith(OWN + "-"):
@@ -77,22 +77,22 @@ def thawed(reply: object) -> object:
 
 def value_in(data: bytes) -> int:
     """The value in a record: how often its key had changed when it was read from the source."""
-    record = records.decode(data)
+    record = records.parse(data)
     return int(str(values.decode(record.codec, record.payload, None)))
 
 
 def record_place(data: bytes) -> tuple[bytes, int]:
     """Epoch and seq of a record."""
-    record = records.decode(data)
+    record = records.parse(data)
     return record.epoch, record.seq
 
 
-def new_record(value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16, seq: int = 0) -> bytes:
-    """A record for a value."""
+def new_record(name: str, value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16, seq: int = 0) -> bytes:
+    """A record for a value of the key of this name."""
     codec, payload = values.encode(value, "msgpack", None)
     return Record(
-        0, codec, payload, created_ms=0, tags=tags, epoch=epoch, seq=seq, version=b"\0" * 8
-    ).encode()  # fmt: skip
+        0, codec, payload, created_ms=0, tags=tags, epoch=epoch, seq=seq, version=b"\0" * 4
+    ).encode(name)  # fmt: skip
 
 
 class L2:
@@ -129,7 +129,7 @@ class L2:
     @staticmethod
     def _argument(argument: object) -> object:
         if isinstance(argument, bytes) and argument[:2] == records.MAGIC:
-            return records.decode(argument)
+            return records.parse(argument)
         return argument
 
     def believed(self, state: int, keys: tuple[Key, ...]) -> tuple[bytes, int, tuple[int | None, ...]]:

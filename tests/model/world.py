@@ -100,8 +100,8 @@ class World:
     def start(self) -> State:
         """Both keys in L2 as they are at the source; the node attached, its lease fresh."""
         first = epoch_name(1)
-        data = new_record(0, self.setup.tags, first)
-        stored = () if self.setup.empty else tuple(sorted((key.l2, data) for key in self.setup.keys))
+        records = ((key.l2, new_record(key.l2, 0, self.setup.tags, first)) for key in self.setup.keys)
+        stored = () if self.setup.empty else tuple(sorted(records))
         contexts = () if self.setup.empty else {k.family.data_type for k in self.setup.keys if k.everywhere}
         vault = Vault("s0", "s0", first, 0, 1, records=stored, in_contexts=tuple(sorted(contexts)))
         if self.setup.strong:
@@ -199,7 +199,7 @@ class World:
         keys, names = self.setup.target(kind)
         body = body_of(self.setup, kind)
         if kind == "w":
-            record = new_record(now[0], self.setup.tags)
+            record = new_record(keys[0].l2, now[0], self.setup.tags)
             return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
         return truth, ("invalidate", ELSEWHERE, keys, names, body)
 
@@ -299,7 +299,7 @@ class World:
                     yield ("lease and load elsewhere", k), after._replace(elsewhere=load)
         else:
             k, epoch, seq, value = state.elsewhere
-            record = new_record(value, self.setup.tags, epoch, seq)
+            record = new_record(self.setup.keys[k].l2, value, self.setup.tags, epoch, seq)
             after, _ = self._ask(state, ("fill", self.setup.keys[k], ELSEWHERE, OTHER, record, 0, b""))
             yield ("fill elsewhere", k), self._ended(after._replace(elsewhere=None), OTHER)
 

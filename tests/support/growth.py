@@ -172,7 +172,7 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
                 kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), tags=tags
             )
             record.epoch, record.seq = view.epoch, view.applied
-            fetcher.taken(name(i), records.decode(record.encode()), view.reserve(), monotonic())
+            fetcher.taken(name(i), records.decode(record.encode(name(i).l2), name(i).l2), view.reserve(), monotonic())
 
         for i in range(100):  # what the interpreter takes once
             read(i)

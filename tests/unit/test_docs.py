@@ -26,8 +26,8 @@ restart without persistence; restart with persistence; restart with an older RDB
 Sentinel failover that loses a suffix; fail-back; promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
 SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;
-corrupted records; corrupted events; SIGKILL of an outbox relay; SIGSTOP of an outbox relay;
-outbox rows that commit out of order;
+corrupted records; corrupted replies to commands; corrupted events;
+SIGKILL of an outbox relay; SIGSTOP of an outbox relay; outbox rows that commit out of order;
 SIGKILL of a worker of commands on Kafka; partitions of commands that move while workers are busy;
 messages on Kafka that are no commands, or wrongly signed; the broker of commands away, or hanging;
 outbox rows that are no commands; the outbox's database killed, or hanging;

@@ -47,7 +47,7 @@ def test_a_ttl_that_is_one(ttl: float) -> None:
     assert type(check_ttl(ttl)) is float
 
 
-@pytest.mark.parametrize("ttl", [0, -1, -math.inf, math.nan, True, "60", None, b"1", 1j, TTL_MAX_S * 2, 10**400])
+@pytest.mark.parametrize("ttl", [0, -1, -math.inf, math.nan, True, "60", None, b"1", 1j, TTL_MAX_S * 2, 10**400, 1e-9])
 def test_a_ttl_that_is_none(ttl: Any) -> None:
     with pytest.raises(ValueError, match="ttl must be"):
         check_ttl(ttl)
@@ -72,6 +72,9 @@ def test_frozen() -> None:
         ({"ttl_s": math.nan}, "policy ttl_s: Input should be greater than 0"),
         ({"ttl_s": True}, "policy ttl_s: a number of seconds is needed, not a bool"),
         ({"ttl_s": 1e300}, "policy ttl_s: ttl must be at most 1e.10 s; what shall never expire has TTL_PERMANENT"),
+        ({"ttl_s": 1e-9}, "policy ttl_s: ttl must be at least 0.001 s: records count in ms"),
+        ({"tags": ("t",) * 256}, "policy tags: a value takes at most 255 tags"),
+        ({"max_value_bytes": 1 << 30}, "policy max_value_bytes: Input should be less than or equal to 524288000"),
         ({"l1_ttl_s": math.inf}, "policy l1_ttl_s: Input should be"),
         ({"negative_ttl_s": -1}, "policy negative_ttl_s: "),
         ({"load_timeout_s": math.inf}, "policy load_timeout_s: "),

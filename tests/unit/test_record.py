@@ -10,20 +10,23 @@ from cachebus import record as records
 from cachebus.errors import NotSerializable
 from cachebus.packing import pack
 from cachebus.policy import Policy, Rules
-from cachebus.record import HEAD, MAGIC, NOT_FOUND, CorruptRecord, Record
+from cachebus.record import HEAD, MAGIC, NOT_FOUND, VERSION_BYTES, CorruptRecord, Record
+from tests.support.flips import flipped
+
+NAME = "acme:doc:7"
 
 u64 = st.integers(0, 2**64 - 1)
 fields = st.fixed_dictionaries({
     "created_ms": u64, "soft_ms": u64, "expires_ms": u64, "seq": u64,
     "tags": st.lists(st.text(max_size=30), max_size=255),
     "more": st.binary(max_size=100), "epoch": st.binary(min_size=16, max_size=16),
-    "version": st.binary(min_size=8, max_size=8),
+    "version": st.binary(min_size=4, max_size=4),
 })  # fmt: skip
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=100), fields)
 def test_it_comes_back_as_it_went(flags: int, codec: int, payload: bytes, rest: dict[str, object]) -> None:
-    back = records.decode(Record(flags, codec, payload, **rest).encode())  # type: ignore[arg-type]
+    back = records.decode(Record(flags, codec, payload, **rest).encode(NAME), NAME)  # type: ignore[arg-type]
     assert (back.flags, back.codec, back.payload) == (flags, codec, payload)
     assert back.not_found is bool(flags & NOT_FOUND)
     for name, value in rest.items():
@@ -31,43 +34,62 @@ def test_it_comes_back_as_it_went(flags: int, codec: int, payload: bytes, rest: 
         assert (list(is_) if name == "tags" else is_) == value
 
 
-def test_versions_are_unique() -> None:
+def test_versions_differ() -> None:
     versions = {Record(0, 0, b"", created_ms=0).version for _ in range(1000)}
-    assert len(versions) == 1000
-    assert {len(version) for version in versions} == {8}
+    assert len(versions) > 990, "random, of four bytes"
+    assert {len(version) for version in versions} == {VERSION_BYTES}
 
 
 def test_a_record_without_tags_makes_no_list() -> None:
     """Most have none, and they are made at every hit in L2."""
-    assert records.decode(Record(0, 0, b"x", created_ms=0).encode()).tags == ()
+    assert records.decode(Record(0, 0, b"x", created_ms=0).encode(NAME), NAME).tags == ()
 
 
 @pytest.mark.parametrize("data", [b"", MAGIC, MAGIC + bytes(HEAD.size - 3), b"\xcb\x01" + bytes(HEAD.size)])
 def test_these_are_none(data: bytes) -> None:
     with pytest.raises(CorruptRecord):
-        records.decode(data)
+        records.decode(data, NAME)
 
 
 @pytest.mark.parametrize("tail", [b"", b"\x00", b"\x00\x02a", b"\x00\x01\xff", b"\xff\xff" + b"a" * 65534])
 def test_tags_that_are_none_are_corrupt(tail: bytes) -> None:
-    head = Record(0, 0, b"", created_ms=0).encode()[:-3] + b"\x01\x00\x00"
+    head = Record(0, 0, b"", created_ms=0).encode(NAME)[:-3] + b"\x01\x00\x00"
     with pytest.raises(CorruptRecord, match="tag"):
-        records.decode(head + tail)
+        records.parse(head + tail)
 
 
 @pytest.mark.parametrize("tags", [(), ("t",)])
 def test_one_cut_off_in_more_is_corrupt(tags: tuple[str, ...]) -> None:
-    data = Record(0, 0, b"", created_ms=0, tags=tags, more=b"\x81\xa1a\x01").encode()
-    assert records.decode(data).more == b"\x81\xa1a\x01"
+    data = Record(0, 0, b"", created_ms=0, tags=tags, more=b"\x81\xa1a\x01").encode(NAME)
+    assert records.decode(data, NAME).more == b"\x81\xa1a\x01"
     for missing in (1, 4):
         with pytest.raises(CorruptRecord, match="cut off"):
-            records.decode(data[:-missing])
+            records.parse(data[:-missing])
 
 
 def test_what_more_says_is_no_part_of_the_payload() -> None:
     """A reader that knows nothing of it passes over it."""
-    back = records.decode(Record(0, 0, b"payload", created_ms=0, tags=["t"], more=b"\x80").encode())
+    back = records.decode(Record(0, 0, b"payload", created_ms=0, tags=["t"], more=b"\x80").encode(NAME), NAME)
     assert (back.tags, back.more, back.payload) == (["t"], b"\x80", b"payload")
+
+
+@pytest.mark.parametrize("tags", [(), ("t",)])
+@pytest.mark.parametrize("size", [7, 5000])
+def test_with_any_bit_flipped_it_is_none(tags: tuple[str, ...], size: int) -> None:
+    """But for its epoch, which is then another one."""
+    data = Record(1, 1, b"p" * size, created_ms=7, expires_ms=2**40, tags=tags, epoch=b"e" * 16, seq=2**33).encode(NAME)
+    for bit in [*range(8 * 4), *range(8 * 20, 8 * len(data))]:
+        with pytest.raises(CorruptRecord):
+            records.decode(flipped(data, bit), NAME)
+
+
+@pytest.mark.parametrize("other", ["acme:doc:8", "evil:doc:7", "", "acme:doc:7 "])
+def test_under_another_key_it_is_none(other: str) -> None:
+    """What answers another question: the key is no part of the bytes, but of the check."""
+    data = Record(0, 1, b"p", created_ms=1).encode(NAME)
+    assert len(data) == len(Record(0, 1, b"p", created_ms=1).encode(other)) == HEAD.size + 1
+    with pytest.raises(CorruptRecord, match="of another key"):
+        records.decode(data, other)
 
 
 def test_corrupt_is_a_value_error() -> None:

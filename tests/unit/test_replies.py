@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,8 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import ConfigError, Settings
-from cachebus.l2.replies import BOUND_MAX_MS, line_rest, log_seq, marks_of, message_of, node_line, nodes_of
-from cachebus.ports import About, NodeLine
+from cachebus.l2.replies import (
+    BOUND_MAX_MS,
+    counted,
+    filled,
+    invalidated,
+    lease_of,
+    line_rest,
+    log_seq,
+    logged,
+    marks_of,
+    message_of,
+    node_line,
+    nodes_of,
+    number_of,
+    place_of,
+    probe_of,
+    probe_with_marks,
+    records_of,
+    written,
+)  # fmt: skip
+from cachebus.ports import About, LogEntry, NodeLine
+from cachebus.resp import Misshapen
+from cachebus.resp.replies import read_by
 
 u63 = st.integers(0, 2**63 - 1)
 more = st.dictionaries(st.text(max_size=9), st.integers(0, 9) | st.text(max_size=9) | st.booleans(), max_size=4)
@@ -35,7 +59,7 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
     line = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
     assert node_line(msgspec.msgpack.encode(line)).about.bound_ms == BOUND_MAX_MS
-    assert nodes_of([b"e", 7, 2**50, [], 0]).bound_ms == BOUND_MAX_MS
+    assert nodes_of([EPOCH, 7, 2**50, [], 0]).bound_ms == BOUND_MAX_MS
     assert Settings(staleness_bound_s=BOUND_MAX_MS / 1000).staleness_bound_s * 1000 == BOUND_MAX_MS
     with pytest.raises(ConfigError):
         Settings(staleness_bound_s=BOUND_MAX_MS / 1000 + 1)
@@ -90,7 +114,60 @@ def test_only_ids_that_scripts_make_stand_for_a_seq(entry: bytes, seq: int) -> N
     assert log_seq(entry) == seq
 
 
-@pytest.mark.parametrize("fields", [None, [], [b"x", b"y"], [b"e"], [b"e", b"1", b"f", b"2"]])
+PLACE = [EPOCH, 7]
+SCRIPTS: dict[Callable[[Any], Any], list[Any]] = {
+    place_of: PLACE,
+    number_of: [*PLACE, 1],
+    probe_of: [*PLACE, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0],
+    probe_with_marks: [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
+    partial(records_of, 2): [*PLACE, b"record", None],
+    lease_of: [*PLACE, b"hit", b"record", 0],
+    filled: [*PLACE, 1, 0],
+    invalidated: [*PLACE, 2000, b"head"],
+    written: [*PLACE, 2000, b"head", 1, 0],
+    counted: [*PLACE, b"-12"],
+    nodes_of: [*PLACE, 2000, [b"#", b"set-1"], 0],
+}
+
+
+@pytest.mark.parametrize(("reads", "reply"), SCRIPTS.items())
+def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: list[Any]) -> None:
+    """One that comes for another question, or was damaged."""
+    read_by(reads, reply)
+    wrong: list[Any] = [None, b"", 7, 1.5, {}, [], reply[:-1], [*reply, b""], [*reply, 1], [reply], tuple(reply)]
+    for at in range(len(reply)):
+        wrong += [
+            [*reply[:at], other, *reply[at + 1 :]] for other in (1.5, True, {}, "text", [1], ValueError("inside"))
+        ]
+        wrong.append([*reply[:at], b"x" if isinstance(reply[at], int) else 7, *reply[at + 1 :]])
+    wrong += [[EPOCH[1:], *reply[1:]], [EPOCH, -1, *reply[2:]]]
+    for damaged in wrong:
+        with pytest.raises(Misshapen):
+            read_by(reads, damaged)
+
+
+@pytest.mark.parametrize(
+    ("reads", "reply"),
+    [
+        (lease_of, [*PLACE, b"hit", None, 0]), (lease_of, [*PLACE, b"waid", None, 0]),
+        (lease_of, [*PLACE, b"\xff", None, 0]), (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0]),
+        (counted, [*PLACE, b"1x"]), (nodes_of, [*PLACE, 2000, [b"#"], 0]), (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
+        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
+        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
+        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
+        (logged, [[b"1-1"]]), (logged, [7]), (logged, b"1-1"), (logged, [[7, None]]), (logged, None),
+    ],
+)  # fmt: skip
+def test_nor_is_one_that_says_what_no_script_says(reads: Callable[[Any], Any], reply: Any) -> None:
+    with pytest.raises(Misshapen):
+        read_by(reads, reply)
+
+
+def test_a_log_of_entries() -> None:
+    assert logged([[b"7-1", [b"e", b"event"]], [b"8-2", None]]) == [LogEntry(7, b"event"), LogEntry(8, b"")]
+
+
+@pytest.mark.parametrize("fields", [[b"e", 7], None, [], [b"x", b"y"], [b"e"], [b"e", b"1", b"f", b"2"]])
 def test_an_entry_without_an_event_is_empty(fields: list[bytes] | None) -> None:
     assert message_of(fields) == b""
     assert message_of([b"e", b"the event"]) == b"the event"

@@ -168,6 +168,42 @@ async def test_an_mget_answered_with_something_else_loses_the_connection(nonsens
     assert connection.pending == 0
 
 
+@pytest.mark.parametrize("kind", ["alone", "in one tick", "many"])
+@pytest.mark.parametrize(
+    "reply",
+    [b":1\r\n", b",1.5\r\n", b"#t\r\n", b"*1\r\n$1\r\na\r\n", b"*0\r\n", b"%1\r\n$1\r\na\r\n:1\r\n", b"~1\r\n:1\r\n",
+     b"%1\r\n*1\r\n:1\r\n:2\r\n", b">2\r\n$-1\r\n$-1\r\n", b"*2\r\n$1\r\na\r\n:0\r\n", b"*2\r\n$-1\r\n-ERR inside\r\n"],
+)  # fmt: skip
+async def test_a_get_answered_with_no_string_loses_the_connection_before_others_are_answered(
+    kind: str, reply: bytes
+) -> None:
+    """An answer to another question: those behind it may be so, too, and one of them may fit."""
+    connection, wire = connected()
+    if kind == "alone":
+        connection._alone = ALONE_MIN
+    asked = [connection.get(str(number)) for number in range(2 if kind == "many" else 1)]
+    await tick()
+    asked.append(connection.get("behind"))
+    await tick()
+    wire.feed(reply + b"$7\r\nanother\r\n")
+    for read in asked:
+        with pytest.raises(L2Unavailable, match="does not answer"):
+            read.result()
+    assert connection.closed
+    assert connection.pending == 0
+
+
+async def test_what_a_reply_is_read_as_is_given_and_what_cant_be_read_is_nonsense() -> None:
+    connection, wire = connected()
+    asked = [connection.call("A", reads=reads) for reads in (int, int, int)]
+    asked[0].cancel()
+    wire.feed(b"$1\r\n1\r\n$1\r\n7\r\n$1\r\nx\r\n")
+    assert asked[1].result() == 7
+    with pytest.raises(L2Unavailable, match="does not answer"):
+        asked[2].result()
+    assert connection.closed
+
+
 async def test_a_reply_that_nobody_asked_for_loses_the_connection() -> None:
     connection, wire = connected()
     wire.feed(b"+OK\r\n")

@@ -87,6 +87,8 @@ def test_of() -> None:
         ({"l2_timeout_s": math.inf}, r"l2_timeout_s \(CACHEBUS_L2_TIMEOUT_S\): Input should be a finite number"),
         ({"staleness_bound_s": math.nan}, "staleness_bound_s"),
         ({"probe_interval_s": 1.5}, r"probe_interval_s \(CACHEBUS_PROBE_INTERVAL_S\) must be at most half of"),
+        ({"db_timeout_s": 60}, r"db_timeout_s \(CACHEBUS_DB_TIMEOUT_S\) must be below guard_max_s"),
+        ({"log_max_len": 10**30}, r"log_max_len \(CACHEBUS_LOG_MAX_LEN\): .*"),
         ({"hole_grace_s": 2}, r"hole_grace_s \(CACHEBUS_HOLE_GRACE_S\) must be below staleness_bound_s"),
         ({"policies": {"doc": {"ttl_s": -1}}}, r"policies \(CACHEBUS_POLICIES\): doc: policy ttl_s: Input should be"),
         ({"policies": {"doc": 3}}, "policies.doc"),

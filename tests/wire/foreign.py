@@ -104,17 +104,29 @@ def _unpack(data: bytes, at: int) -> tuple[Any, int]:
 # -- records, events, lines -------------------------------------------------------------------------------------------
 
 
-def write_record(value: Any, epoch: bytes, seq: int, *, expires_ms: int = 0, tags: tuple[str, ...] = ()) -> bytes:
+def write_record(
+    key: str, value: Any, epoch: bytes, seq: int, *, expires_ms: int = 0, tags: tuple[str, ...] = ()
+) -> bytes:
     """A record by the table in "A record", its payload msgpack."""
-    head = b"\xcb\x02\x00\x01" + epoch + struct.pack(">Q", seq) + secrets.token_bytes(8)
-    head += struct.pack(">QQQBH", 1, 0, expires_ms, len(tags), 0)
-    return head + b"".join(struct.pack(">H", len(tag.encode())) + tag.encode() for tag in tags) + pack(value)
+    rest = secrets.token_bytes(4) + struct.pack(">QQBH", 1, 0, len(tags), 0)
+    rest += b"".join(struct.pack(">H", len(tag.encode())) + tag.encode() for tag in tags) + pack(value)
+    front = b"\xcb\x02\x00\x01" + epoch + struct.pack(">QQ", seq, expires_ms)
+    return front + struct.pack(">I", check_of(key, front + bytes(4) + rest)) + rest
 
 
-def read_record(data: bytes) -> dict[str, Any]:
+def check_of(key: str, record: bytes) -> int:
+    """The check that a record of a key must have."""
+    check = crc32(key.encode() + record[40:])
+    for word in struct.unpack(">4I", record[20:36]):
+        check ^= word
+    return check ^ int.from_bytes(record[2:4], "big")
+
+
+def read_record(key: str, data: bytes) -> dict[str, Any]:
     """What a record says."""
     assert data[:2] == b"\xcb\x02"
-    seq, version, created, soft, expires, count, more = struct.unpack(">Q8sQQQBH", data[20:63])
+    seq, expires, check, version, created, soft, count, more = struct.unpack(">QQI4sQQBH", data[20:63])
+    assert check == check_of(key, data)
     tags, at = [], 63
     for _ in range(count):
         (size,) = struct.unpack_from(">H", data, at)
@@ -296,17 +308,17 @@ class Foreign:
         return self.receipt(*self.run("guard", self._gone([key]), *self.events, *args)[:2])
 
     def write(self, key: Key, value: Any, *, only_if_absent: bool = False, tags: tuple[str, ...] = ()) -> bool:
-        record = write_record(value, b"0" * 16, 0, tags=tags)
+        record = write_record(key.key, value, b"0" * 16, 0, tags=tags)
         args = (
-            write_body([key.l1], [], self.name), "1" if only_if_absent else "0", len(key.names), record[:4],
-            record[28:], 0, key.l1, 60_000, *key.names,
+            write_body([key.l1], [], self.name), "1" if only_if_absent else "0", len(key.names), record[:40],
+            record[40:], 0, key.l1, 60_000, *key.names,
         )  # fmt: skip
         return bool(self.run("write", self.lies(key), *self.events, *args, bucket=key.bucket)[4])
 
     def read(self, key: Key) -> dict[str, Any] | None:
         keys = self.lies(key)[:2]
         found = self.run("read", keys, *self.line, len(key.names), *key.names, bucket=key.bucket)[2]
-        return None if found is None else read_record(found)
+        return None if found is None else read_record(key.key, found)
 
     def lease(self, key: Key, token: str, ms: int = 10_000, *, stale: int = 0) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
@@ -317,7 +329,7 @@ class Foreign:
         return outcome.decode(), epoch, seq, record if outcome in (b"hit", b"granted") else wait_ms
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:
-        record = write_record(value, epoch, seq, tags=tags)
+        record = write_record(key.key, value, epoch, seq, tags=tags)
         args = (self.channel, token, record, 60_000, "", key.l1, 60_000, *key.names)
         return bool(self.run("fill", self.lies(key), *args, bucket=key.bucket)[2])
 

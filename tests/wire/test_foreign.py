@@ -212,7 +212,7 @@ async def test_it_waits_for_a_caches_load_and_is_woken(cache: Cache, foreign: Fo
     assert message == b"CBW" + DOC.l1.encode()
     outcome, _, _, record = foreign.lease(DOC, "foreign-1-0")
     assert outcome == "hit"
-    assert read_record(record)["value"] == "loaded"
+    assert read_record(DOC.key, record)["value"] == "loaded"
 
 
 async def test_a_cache_waits_for_its_load_and_is_woken(cache: Cache, foreign: Foreign) -> None:

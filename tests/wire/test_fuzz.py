@@ -17,13 +17,14 @@ from cachebus.l2.replies import BOUND_MAX_MS, line_rest, node_line
 from cachebus.ports import About, NodeLine
 from cachebus.record import CorruptRecord, Record
 
+NAME = "acme:doc:7"
 u64 = st.integers(0, 2**64 - 1)
 epochs = st.binary(min_size=16, max_size=16)
 texts = st.lists(st.text(max_size=20), max_size=5)
 record_bytes = st.builds(
-    lambda flags, codec, payload, **rest: Record(flags, codec, payload, **rest).encode(),
+    lambda flags, codec, payload, **rest: Record(flags, codec, payload, **rest).encode(NAME),
     st.integers(0, 255), st.integers(0, 255), st.binary(max_size=50), created_ms=u64, soft_ms=u64, expires_ms=u64,
-    tags=texts, more=st.binary(max_size=20), epoch=epochs, seq=u64, version=st.binary(min_size=8, max_size=8),
+    tags=texts, more=st.binary(max_size=20), epoch=epochs, seq=u64, version=st.binary(min_size=4, max_size=4),
 )  # fmt: skip
 parts = st.lists(st.builds(Part, texts, texts, st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)))
 buckets = st.sampled_from(["--", "**", "00", "ff", "a1"])
@@ -56,32 +57,54 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 @given(st.binary() | st.binary(max_size=100).map(lambda tail: records.MAGIC + tail) | damaged(record_bytes))
 def test_a_record_or_corrupt(data: bytes) -> None:
     with suppress(CorruptRecord):
-        record = records.decode(data)
-        assert record.encode() == data, "nothing is read from it that it does not say"
+        record = records.parse(data)
+        whole = record.encode(NAME)
+        assert whole[:36] + whole[40:] == data[:36] + data[40:], "nothing is read from it that it does not say"
         assert record.not_found in (True, False)
 
 
 @given(record_bytes)
 def test_a_record_comes_back_whole(data: bytes) -> None:
-    assert records.decode(data).encode() == data
+    assert records.decode(data, NAME).encode(NAME) == data
 
 
 @given(record_bytes, st.data())
 def test_a_record_cut_off_in_head_or_tags_is_corrupt(data: bytes, draw: st.DataObject) -> None:
-    payload = len(records.decode(data).payload)
+    payload = len(records.decode(data, NAME).payload)
     cut = draw.draw(st.integers(0, len(data) - payload - 1))
     try:
-        records.decode(data[:cut])
+        records.parse(data[:cut])
     except CorruptRecord:
         return
     raise AssertionError("it was read")
 
 
 def test_a_record_cut_off_in_more_is_corrupt() -> None:
-    data = Record(0, 0, b"", created_ms=0, more=b"\x81\xa1a\x01").encode()
+    data = Record(0, 0, b"", created_ms=0, more=b"\x81\xa1a\x01").encode(NAME)
     with suppress(CorruptRecord):
-        records.decode(data[:-1])
+        records.parse(data[:-1])
         raise AssertionError("it was read")
+
+
+@given(record_bytes, st.integers(0, 10**6), st.integers(1, 255))
+def test_a_record_with_a_changed_byte_is_corrupt(data: bytes, where: int, by: int) -> None:
+    """But for one of the epoch, which makes it one of another epoch."""
+    at = where % len(data)
+    changed = data[:at] + bytes([data[at] ^ by]) + data[at + 1 :]
+    try:
+        found = records.decode(changed, NAME)
+    except CorruptRecord:
+        return
+    assert 4 <= at < 20
+    assert found.epoch != data[4:20]
+
+
+@given(record_bytes, st.text(max_size=30))
+def test_a_record_is_its_keys_own(data: bytes, name: str) -> None:
+    if name != NAME:
+        with suppress(CorruptRecord):
+            records.decode(data, name)
+            raise AssertionError("it was read")
 
 
 def said(event: events.Event) -> list[str]:

@@ -80,9 +80,10 @@ def test_keys(told: dict[str, Any]) -> None:
 
 def test_the_record() -> None:
     told, data = from_document(block("json record")), hexdump("record")
-    assert read_record(data) == told
-    ours = records.decode(data)
-    assert ours.encode() == data
+    key = told.pop("key")
+    assert read_record(key, data) == told
+    ours = records.decode(data, key)
+    assert ours.encode(key) == data
     assert decode(ours.codec, ours.payload) == told["value"]
     for name in ("flags", "codec", "seq", "created_ms", "soft_ms", "expires_ms", "tags"):
         assert getattr(ours, name) == told[name]
@@ -92,9 +93,9 @@ def test_the_record() -> None:
 
 def test_a_record_with_more() -> None:
     """No example has any yet: it is for what may come."""
-    data = records.Record(0, 1, b"\x01", created_ms=1, tags=["t"], more=b"\x81\xa1a\x01").encode()
-    assert read_record(data)["more"] == {"a": 1}
-    assert read_record(data)["value"] == 1
+    data = records.Record(0, 1, b"\x01", created_ms=1, tags=["t"], more=b"\x81\xa1a\x01").encode("k")
+    assert read_record("k", data)["more"] == {"a": 1}
+    assert read_record("k", data)["value"] == 1
 
 
 def test_the_event() -> None:

@@ -14,7 +14,7 @@ from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.l2.replies import BucketState
 from cachebus.ports import NodeLine
-from cachebus.resp import Address, Connection
+from cachebus.resp import Address, Connection, Reads
 from cachebus.settings import Settings
 
 ASK_TIMEOUT_S: Final = 5.0
@@ -139,9 +139,9 @@ class Asker:
 class _Echoing(Connection):
     """A server that cannot save refuses a PING as if it were a write, and so every log-in; an ECHO it answers."""
 
-    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+    def call(self, *args: bytes | str | int, reads: Reads | None = None) -> asyncio.Future[Any]:
         """As `Connection.call`, with another sign of life."""
-        return super().call("ECHO", "PING") if args == ("PING",) else super().call(*args)
+        return super().call(*(("ECHO", "PING") if args == ("PING",) else args), reads=reads)
 
 
 async def server_of(asker: Asker, address: Address) -> Server:

@@ -33,10 +33,10 @@ def dialer(address: Address) -> Dial:
 class Proxy:
     """Passes bytes both ways, until told otherwise; an async context manager. Listens on loopback alone.
 
-    A connection is one of events as soon as it subscribes, and of data until then. `hold`, `delay` and `spoil` change
-    how bytes fare from now on, `cut` breaks connections and refuses new ones, `reset` only breaks them. `restore` ends
-    all of it; bytes that were held arrive then, even those of a node that has hung up meanwhile, as they may in a
-    real network.
+    A connection is one of events as soon as it subscribes, and of data until then. `hold`, `delay`, `spoil` and
+    `garble` change how bytes fare from now on, `cut` breaks connections and refuses new ones, `reset` only breaks
+    them. `restore` ends all of it; bytes that were held arrive then, even those of a node that has hung up meanwhile,
+    as they may in a real network.
     """
 
     def __init__(self, dial: Dial) -> None:
@@ -82,6 +82,10 @@ class Proxy:
     def spoil(self, spoil: Spoil) -> None:
         """Have the replies of subscriptions, messages above all, replaced by what `spoil(reply)` gives."""
         self.ways["events", "down"].spoil = spoil
+
+    def garble(self, spoil: Spoil) -> None:
+        """Have the bytes that answer commands replaced, as they come, by what `spoil(bytes)` gives."""
+        self.ways["data", "down"].spoil = spoil
 
     def cut(self) -> None:
         """Break every connection, and refuse new ones."""

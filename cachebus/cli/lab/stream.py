@@ -15,7 +15,7 @@ Kind = Literal["data", "events"]
 Direction = Literal["up", "down"]
 """From the node to the server, or back."""
 Spoil = Callable[[bytes], list[bytes]]
-"""What arrives in place of a whole reply, in this order."""
+"""What arrives in place of a whole reply, or of some bytes, in this order."""
 
 HELD_BYTES_MAX: Final = 4 << 20
 """Beyond it the sender is made to wait, as by a full window."""
@@ -29,7 +29,7 @@ class Way:
     delay: Callable[[], float] | None = None
     """Seconds by which the next bytes come late; never out of order."""
     spoil: Spoil | None = None
-    """Of a subscription's replies."""
+    """Of a subscription's replies, each whole; of other bytes as they come."""
     tear: Callable[[], None] | None = None
     """Called once half of the next bytes have passed; the rest is lost."""
 
@@ -61,6 +61,8 @@ class Stream:
             data = b"".join(frames if spoil is None else [piece for frame in frames for piece in spoil(frame)])
             if not data:
                 return
+        elif self.way.spoil is not None and not (data := b"".join(self.way.spoil(data))):
+            return
         due_s = 0.0
         if self.way.delay is not None:
             due_s = self._last_due_s = max(self._last_due_s, self._loop.time() + self.way.delay())

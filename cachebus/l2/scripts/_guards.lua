@@ -41,10 +41,11 @@ end
 local function kept_short(record, px, own_ms)
   local latest = lost_guards_end_ms(own_ms)
   if not latest then return record, px, 0 end
-  local had = struct.unpack('>I8', record, 53)
+  local had = struct.unpack('>I8', record, 29)
   px = px_until(latest, px)
   if had ~= 0 and had <= latest then return record, px, 0 end
-  return string.sub(record, 1, 52) .. struct.pack('>I8', latest) .. string.sub(record, 61), px, latest
+  local head = sealed(record, string.sub(record, 5, 20), string.sub(record, 21, 28), struct.pack('>I8', latest))
+  return head .. string.sub(record, 41), px, latest
 end
 
 local function store(key, record, px)

@@ -37,8 +37,17 @@ end
 
 -- Whether a record's hard expiry is over (L2 may keep it longer, for a source that fails).
 local function expired(record)
-  local at_ms = struct.unpack('>I8', record, 53)
+  local at_ms = struct.unpack('>I8', record, 29)
   return at_ms ~= 0 and at_ms * 1000 <= now_us
+end
+
+-- The first 40 bytes of a record with another epoch, seq and hard expiry, as they lie there. Its check is a CRC-32 over
+-- which the last two lie by XOR: it is turned with them, so no script makes a CRC.
+local function sealed(record, its_epoch, granted, expiry)
+  local a, b, c, d, check = struct.unpack('>I4I4I4I4I4', record, 21)
+  local e, f, g, h = struct.unpack('>I4I4I4I4', granted .. expiry)
+  check = bit.bxor(check, a, b, c, d, e, f, g, h) % 4294967296
+  return string.sub(record, 1, 4) .. its_epoch .. granted .. expiry .. struct.pack('>I4', check)
 end
 
 -- Whether it says that the source has nothing.

@@ -7,7 +7,7 @@ if not holds(lease, ARGV[6]) then return {epoch, seq, 0, 0} end
 local fits, expires_ms = not hidden(ARGV[7], 12, #ARGV) and not guarded_ms(ARGV[10], 12, #ARGV, ARGV[7]), 0
 if fits and ARGV[9] ~= '' then
   local now = stored(KEYS[3])
-  fits = now and string.sub(now, 29, 36) == ARGV[9] and not hidden(now, 12, #ARGV)
+  fits = now and string.sub(now, 41, 44) == ARGV[9] and not hidden(now, 12, #ARGV)
 end
 if fits then
   local record, px
