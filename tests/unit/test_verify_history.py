@@ -452,12 +452,22 @@ async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[
     assert (await past.verdict()).counts.get("I13", 0) == count
 
 
-async def test_without_l2_an_own_write_lets_it_load_again(past: Past) -> None:
+@pytest.mark.parametrize(("verb", "node", "other", "broken"), [
+    (KEY, "1.1", False, {}), (KEY, "2.1", False, {"I13": 1}), (KEY, "1.1", True, {"I13": 1}),
+    (TYPE, "1.1", True, {}), (TENANT, "1.1", True, {}), (TYPE, "2.1", True, {"I13": 1}),
+])  # fmt: skip
+async def test_without_l2_an_own_write_lets_it_load_again(
+    past: Past, verb: int, node: str, other: bool, broken: dict[str, int]
+) -> None:
+    """Also one of a scope that holds it, written down under another item of that scope."""
     past.away = [(104.0, 109.0)]
     past.loaded("1.1", 6.0, 6.1)
     past.loaded("1.1", 6.5, 6.6)
-    past.wrote("1.1", 2, 6.2, NEVER, failed_s=6.3)
-    assert await past.broken() == {}
+    item = past.item
+    past.item += 2 * other  # the next of the same type
+    past.wrote(node, 2, 6.2, NEVER, verb=verb, failed_s=6.3)
+    past.item = item
+    assert await past.broken() == broken
 
 
 # -- tapes ---------------------------------------------------------------------------------------------------

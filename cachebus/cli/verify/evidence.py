@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from cachebus.cli.lab.messages import Tick
 from cachebus.cli.verify import kinds
-from cachebus.cli.verify.history import History, Write, writes_of
+from cachebus.cli.verify.history import History, writes_of
 from cachebus.cli.verify.items import Item
 from cachebus.cli.verify.setup import bound_of, guard_max_s, has_room, l2_timeout_s
 from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
@@ -158,12 +157,3 @@ class Evidence:
 def number_of(node: str) -> str:
     """The node's number, without its life."""
     return node.partition(".")[0]
-
-
-def own_writes(writes: Iterable[Write]) -> dict[tuple[str, int], Excuses]:
-    """By node and item: when it wrote it."""
-    spans: dict[tuple[str, int], list[Span]] = {}
-    for write in writes:
-        until_s = write.over_s
-        spans.setdefault((write.node, write.item), []).append((write.called_s, until_s))
-    return {key: Excuses(found) for key, found in spans.items()}

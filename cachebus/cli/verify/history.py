@@ -152,11 +152,14 @@ class History:
         known = self.told[item]
         return known[1][-1] if known else 0
 
-    def touching(self, items: Sequence[Item | None]) -> dict[int, Excuses]:
-        """By item: while a write was under way that removes what is cached of it; of a scope, whatever it holds."""
+    def touching(self, items: Sequence[Item | None], node: str = "") -> dict[int, Excuses]:
+        """By item: while a write (of this node) was under way that removes what is cached of it; of a scope, whatever
+        it holds."""
         spans: dict[int, list[Span]] = {}
         of_scope: dict[tuple[int, str | None, str], list[Span]] = {}
         for write in self.writes:
+            if node not in ("", write.node):
+                continue
             spans.setdefault(write.item, []).append((write.called_s, write.over_s))
             item = items[write.item]
             if write.verb in SCOPES and item is not None:

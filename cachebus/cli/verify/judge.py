@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cachebus.cli.verify import oddities
-from cachebus.cli.verify.evidence import Evidence, own_writes
+from cachebus.cli.verify.evidence import Evidence
 from cachebus.cli.verify.guarding import GUARDED
 from cachebus.cli.verify.history import Check, History, Stale
 from cachebus.cli.verify.reading import SESSION_TOKEN
@@ -151,9 +151,8 @@ def _loads(case: Judgement, loads: list[Load]) -> int:
     for first, second in wrong:
         what = f"two loads of {evidence.items[first.item]} at a time"
         case.found("I13", what, partial(case.teller.of_loads, first, second, lead_s))
-    often = too_often(
-        loads, evidence.away, evidence.forgot(), own_writes(history.writes), evidence.bound_s, lead_s, evidence.kept
-    )
+    own = {node: history.touching(evidence.items, node) for node in evidence.lives}
+    often = too_often(loads, evidence.away, evidence.forgot(), own, evidence.bound_s, lead_s, evidence.kept)
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
         case.found("I13", what, partial(case.teller.of_loads, first, second, evidence.bound_s))

@@ -88,10 +88,10 @@ def unexplained(
 
 def too_often(
     loads: Iterable[Load], away: Sequence[Span], forgot: Mapping[str, Excuses],
-    writes: Mapping[tuple[str, int], Excuses], bound_s: float, lead_s: float, kept: Callable[[Load], bool],
+    writes: Mapping[str, Mapping[int, Excuses]], bound_s: float, lead_s: float, kept: Callable[[Load], bool],
 ) -> list[tuple[Load, Load]]:  # fmt: skip
     """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away.
-    `kept`: whether the node keeps what it has loaded in its memory."""
+    `writes`: by node and item, its own. `kept`: whether the node keeps what it has loaded in its memory."""
     none, found = Excuses(()), []
     last: dict[tuple[str, int], Load] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -102,7 +102,7 @@ def too_often(
         if before is not None and before.version and before.ended_s <= load.began_s < before.began_s + GRACE * bound_s:
             # In a busy process a load begins some time after its place in the history was noted.
             since = before.began_s - lead_s, load.began_s
-            excused = forgot.get(load.node, none), writes.get((load.node, load.item), none)
+            excused = forgot.get(load.node, none), writes.get(load.node, {}).get(load.item, none)
             if not any(excuses.touch(*since) for excuses in excused):
                 found.append((before, load))
         last[load.node, load.item] = load
