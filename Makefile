@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
 VERSIONS := 3.12 3.11 3.13
 
-.PHONY: help demo test young check format bench campaign build wheel clean
+.PHONY: help demo test quick young check format bench campaign build wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed ## see it work, with a server of its own: nothing to se
 
 test: $(VENV)/.installed ## all tests; ARGS= goes to pytest, as in ARGS='-k wheel' or ARGS='-n 0' for one at a time
 	@$(PYTEST) $(ARGS)
+
+quick: $(VENV)/.installed ## tests that need no server, in less than a minute: units and models; ARGS= as above
+	@$(PYTEST) tests/unit tests/model $(ARGS)
 
 young: $(VENV)/.installed ## tests of all that reads a clock, on one that shows seconds, as after a boot: root on Linux; ARGS=
 	@eval "$$ON_A_YOUNG_CLOCK"; on_a_young_clock $(PYTEST) tests/unit tests/wire tests/chaos/test_clocks.py $(ARGS)

@@ -118,20 +118,9 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
     planner = Planner(keyspace, cascades)
     return Parts(
-        settings,
-        node,
-        store,
-        bus,
-        policies,
-        cascades,
-        Naming(keyspace),
-        planner,
-        reader,
-        loads,
-        writer,
-        heartbeat,
-        world,
-    )
+        settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, loads, writer,
+        heartbeat, world,
+    )  # fmt: skip
 
 
 class _Later:

@@ -240,17 +240,8 @@ class Loads:
         doubtful_until_s = self._node.doubtful_until_s(filler.key.shard)
         if filler.began_s < doubtful_until_s:
             flight.fresh.end_at(doubtful_until_s)
-        try:
-            found = await self._source(flight)
-        except ConfigError:  # the program's error, not the source's
-            raise
-        except Exception:
-            filler.rest(self._rest(flight))
-            stale = flight.substitute()
-            if stale is None:
-                raise
-            return stale
-        return await filler.fill(found, flight, over)
+        found = await self._tried(flight, filler)
+        return found if found.stale else await filler.fill(found, flight, over)
 
     async def _guarded(self, flight: Flight, filler: Filler, reply: LeaseReply) -> Found:
         """What a guard covers may change at the source at any moment: no level may keep it, and who comes when the
@@ -290,18 +281,24 @@ class Loads:
         flight.fresh.end_at(filler.began_s + self._node.bound_s)  # whatever guard stands, L2 was not asked
         self.flights.alone[key.l1] = flight
         try:
-            return filler.keep_alone(await self._source(flight), flight)
-        except ConfigError:
+            found = await self._tried(flight, filler)
+            return found if found.stale else filler.keep_alone(found, flight)
+        finally:
+            if self.flights.alone.get(key.l1) is flight:
+                del self.flights.alone[key.l1]
+
+    async def _tried(self, flight: Flight, filler: Filler) -> Found:
+        """What the source gives; where it fails, the key rests, and what is expired is given if that may be served."""
+        try:
+            return await self._source(flight)
+        except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
-            self._rest(flight)
+            filler.rest(self._rest(flight))
             stale = flight.substitute()
             if stale is None:
                 raise
             return stale
-        finally:
-            if self.flights.alone.get(key.l1) is flight:
-                del self.flights.alone[key.l1]
 
     def _rest(self, flight: Flight) -> float:
         """The source has failed: on this node the key rests. For how long, in seconds."""

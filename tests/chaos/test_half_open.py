@@ -13,6 +13,7 @@ from cachebus import Cache, CacheBusError, InvalidationFailed, L2Unavailable, Re
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from tests.support.caches import D_S, nodes, past, quick, until
+from tests.support.way import Way
 
 WHERE = {"tenant_id": "acme"}
 L2_TIMEOUT_S = 0.5
@@ -24,27 +25,13 @@ WRITES: dict[str, Callable[[Cache], Awaitable[Receipt]]] = {
 }
 
 
-class Ways:
-    """A way to the server whose connections can be made to hang: asked or answered, for data or for a subscription."""
+class Ways(Way):
+    """Connections can be made to hang: asked or answered, for data or for a subscription."""
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, to_port: int) -> None:
+        super().__init__(to_port)
         self._hang: set[tuple[str, str]] = set()
         self._changed = asyncio.Event()
-        self.port = 0
-
-    async def __aenter__(self) -> Ways:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     def hang(self, *which: tuple[str, str]) -> None:
         """From now on bytes of these (kind, direction) are kept; what was kept goes on. New connections are spared."""
@@ -52,35 +39,14 @@ class Ways:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        kind = ["data"]
-        try:
-            with suppress(OSError):
-                await asyncio.wait(
-                    [
-                        asyncio.ensure_future(self._pass(reader, there_writer, kind, "asked")),
-                        asyncio.ensure_future(self._pass(there_reader, writer, kind, "answered")),
-                    ],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-        finally:
-            for end in (writer, there_writer):
-                end.transport.abort()
-
-    async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, kind: list[str], direction: str
+    async def _carry(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: str, kind: list[str]
     ) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
                 if b"SUBSCRIBE" in data:
-                    kind[0] = "pubsub"
-                while (kind[0], direction) in self._hang:
+                    kind.append("pubsub")
+                while ("pubsub" if kind else "data", direction) in self._hang:
                     await self._changed.wait()
                 sink.write(data)
 

@@ -209,12 +209,18 @@ async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: Red
     await ann.store.close()
 
 
-async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
+async def connected(own: RedisRig, *, timeout_s: float) -> RedisStore:
+    """A store of one shard on this server."""
     store = RedisStore(
-        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=0.3, connect_timeout_s=10.0,
+        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=timeout_s, connect_timeout_s=10.0,
         clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
     )  # fmt: skip
     await store.connect()
+    return store
+
+
+async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
+    store = await connected(own, timeout_s=0.3)
     ann = await Person(store, "ann").attach()
     own.server.pause()
     with pytest.raises(L2Unavailable):
@@ -233,11 +239,7 @@ async def test_a_probe_that_its_own_full_queue_refuses_costs_nobody_the_connecti
 ) -> None:
     """1. the server is busy; 2. the queue fills up; 3. a probe is refused; 4. the server goes on: all are answered."""
     monkeypatch.setattr(link, "PENDING_MAX", 20)
-    store = RedisStore(
-        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=10.0, connect_timeout_s=10.0,
-        clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
-    )  # fmt: skip
-    await store.connect()
+    store = await connected(own, timeout_s=10.0)
     ann = await Person(store, "ann").attach()
     own.server.pause()
     waiting = [asyncio.ensure_future(ann.read(key())) for _ in range(20)]

@@ -28,6 +28,7 @@ class Limits:
 
 FILES = Limits(p50=120, p90=260, most=400)
 FUNCTIONS = Limits(p50=7, p90=25, most=60)
+SCRIPT_LINE = 128
 COMMENT_SHARE = (0.04, 0.15)
 """Lines that explain over lines of code, of all modules together."""
 MAY_READ_THE_CLOCK = {"cachebus/clock.py"}
@@ -134,6 +135,16 @@ def has_docstring(node: Documented) -> bool:
 
 def test_files_are_short() -> None:
     assert not over(FILES, {module.name: module.text.count("\n") for module in modules()})
+
+
+def test_lines_of_scripts_are_short() -> None:
+    """Of Python's the linter sees to it."""
+    lines = [
+        (f"{path.name}:{number}", line) for path in sorted((ROOT / "cachebus").rglob("*.lua"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+    ]  # fmt: skip
+    assert lines
+    assert [place for place, line in lines if len(line) > SCRIPT_LINE] == []
 
 
 def test_functions_are_short() -> None:

@@ -1,7 +1,8 @@
 -- after: prologue usual line records guards leases
 -- A valid record, or the right to fill. KEYS 3 record, 4 lease. ARGV 7 token, 8 px, 9 '1' to refresh even a valid record,
--- 10 what would do for the caller while the source rests: '0' nothing, '1' a record that has expired, '2' what it holds, 11 the key's name in L1, 12 number of scopes, then these, then the
--- tags that the load will give its record. Absence never grants a fill: only this lease does, and under a guard there is none.
+-- 10 what would do for the caller while the source rests: '0' nothing, '1' a record that has expired, '2' what it holds,
+-- 11 the key's name in L1, 12 number of scopes, then these, then the tags that the load will give its record. Absence
+-- never grants a fill: only this lease does, and under a guard there is none.
 local first, last = 13, 12 + tonumber(ARGV[12])
 local left_ms = guarded_ms(ARGV[11], first, #ARGV)
 if left_ms then return {epoch, seq, 'guarded', false, left_ms} end

@@ -11,5 +11,6 @@ redis.call('UNLINK', unpack(gone))
 local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 redis.call('HSET', META, 'facts', ARGV[1], 'server', server, 'epoch', epoch, 'seq', int(seq), 'born', int(now_us),
   'mode', ARGV[6], 'bound_ms', int(math.max(bound_ms, tonumber(ARGV[7]))),
-  'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'alone', int(math.max(alone, tonumber(ARGV[9]))), 'logged', 0, 'contexts', string.rep('0', 256))
+  'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'alone', int(math.max(alone, tonumber(ARGV[9]))),
+  'logged', 0, 'contexts', string.rep('0', 256))
 return {epoch, seq}
