@@ -387,7 +387,7 @@ class Shard:
             epoch == self.epoch == reservation.epoch
             and not self.marked(reservation, key, seq, everywhere)
             and not self.hides(seq, bucket, names)
-            and not self.doubts.cover(names, reservation.drops)
+            and not (self.doubts.names and self.doubts.cover(names, reservation.drops))
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:

@@ -22,37 +22,34 @@ DOUBTS_MAX: Final = 1000
 class Doubts:
     """Those of one shard."""
 
-    __slots__ = ("_doubted", "_latest_s")
+    __slots__ = ("_latest_s", "names")
 
     def __init__(self) -> None:
-        self._doubted: dict[str, tuple[int, float]] = {}
+        self.names: dict[str, tuple[int, float]] = {}
         """By name: the count of the shard's drops at its latest doubt, and when that was."""
         self._latest_s = float("-inf")
-
-    def __len__(self) -> int:
-        return len(self._doubted)
 
     def note(self, names: Iterable[str], count: int, now_s: float) -> bool:
         """Doubt these from now on. False where they are too many: nothing of the shard may be believed then."""
         self._latest_s = now_s
-        self._doubted.update(dict.fromkeys(names, (count, now_s)))
-        if len(self._doubted) <= DOUBTS_MAX:
+        self.names.update(dict.fromkeys(names, (count, now_s)))
+        if len(self.names) <= DOUBTS_MAX:
             return True
-        self._doubted.clear()
+        self.names.clear()
         return False
 
     def cover(self, names: Iterable[str], count: int) -> bool:
         """Whether what lies in any of these was doubted since the shard had counted so many drops."""
-        if not self._doubted:
+        if not self.names:
             return False
-        return any(self._doubted.get(name, (0, 0.0))[0] > count for name in names)
+        return any(self.names.get(name, (0, 0.0))[0] > count for name in names)
 
     def open(self, names: Iterable[str], probed_s: float) -> bool:
         """Whether any of these was doubted since the probe behind the lease was sent, so that marks may be missing."""
-        if not self._doubted or self._latest_s < probed_s:
+        if not self.names or self._latest_s < probed_s:
             return False
-        return any(self._doubted.get(name, (0, float("-inf")))[1] >= probed_s for name in names)
+        return any(self.names.get(name, (0, float("-inf")))[1] >= probed_s for name in names)
 
     def settle(self, probed_s: float) -> None:
         """Nothing is left of what was before, and all marks are those of a probe that was sent then."""
-        self._doubted = {name: doubt for name, doubt in self._doubted.items() if doubt[1] >= probed_s}
+        self.names = {name: doubt for name, doubt in self.names.items() if doubt[1] >= probed_s}

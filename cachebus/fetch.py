@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import NamedTuple
 
 from cachebus import record as records
@@ -43,10 +42,6 @@ class Seen(NamedTuple):
     version: bytes = b""
     soft: bool = False
     copy: Callable[[], object] | None = None
-
-
-_GIST = Struct(">2sBB16sQQI20xBH")
-"""A record's head less what judging it needs not: its version, and when it was made and grows soft."""
 
 
 def needs_script(error: L2Unavailable) -> bool:
@@ -168,30 +163,31 @@ class Fetcher:
             return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
-        magic, flags, codec, epoch, seq, expires_ms, check, tags, more = _GIST.unpack_from(data)
+        head = HEAD.unpack_from(data)
+        magic, kind, epoch, seq, expires_ms, _, _, _, _, tags, more = head
         if magic != MAGIC:
             return self._corrupt(key)
         server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
-        if shard.doubts and shard.doubts.open(key.names, shard.vouched_s):
+        if shard.doubts.names and shard.doubts.open(key.names, shard.vouched_s):
             return VOID
         if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
-        rules = self._rules(key)
-        if tags or flags or more or (enter and rules.l1):
-            record = self.decoded(key, data)
-            if record is None or (tags and shard.hides(seq, key.family.bucket, record.tags)):
-                return MISSING
-            if tags and shard.doubts and shard.doubts.open(record.tags, shard.vouched_s):
-                return VOID
-            return self.taken(key, record, reservation if enter else None, read_s)
-        if not is_of(key.l2, data, check, flags, codec, seq, expires_ms):
+        if not is_of(key.crc, data, head):
             return self._corrupt(key)
+        rules = self.policies.rules(key.family.data_type)
         try:
-            return decode_value(codec, data[HEAD.size :], rules.model)
-        except CorruptValue:
+            if tags or more or kind > 0xFF or (enter and rules.l1):
+                record = records.made(data, head)
+                if tags and shard.hides(seq, key.family.bucket, record.tags):
+                    return MISSING
+                if tags and shard.doubts.names and shard.doubts.open(record.tags, shard.vouched_s):
+                    return VOID
+                return self.taken(key, record, reservation if enter else None, read_s)
+            return decode_value(kind, data[HEAD.size :], rules.model)
+        except (CorruptValue, records.CorruptRecord):
             return self._corrupt(key)
 
     def _corrupt(self, key: Key) -> object:
@@ -229,7 +225,7 @@ class Fetcher:
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
         if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
             return MISSING  # this node knows better, and L2 will
-        rules = self._rules(key)
+        rules = self.policies.rules(key.family.data_type)
         try:
             value = unpack(record, rules)
         except CorruptValue:
@@ -246,7 +242,7 @@ class Fetcher:
         return self.node.admit(
             key, value, record, reservation, read_started_s,
             l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, value, rules), fenced=fenced,
+            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, value, rules) if rules.copy else None, fenced=fenced,
         )  # fmt: skip
 
     def notice(self, index: int, epoch: bytes) -> None:

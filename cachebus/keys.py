@@ -119,9 +119,10 @@ class Family:
 
 
 class Key:
-    """One validated key. `l1` is its name in L1 and in events, `l2` its L2 name less the shard's prefix."""
+    """One validated key. `l1` is its name in L1 and in events, `l2` its L2 name less the shard's prefix, `crc` the
+    CRC-32 of that, to which its records are bound."""
 
-    __slots__ = ("contexts", "family", "l1", "l2", "resource_id", "shard")
+    __slots__ = ("contexts", "crc", "family", "l1", "l2", "resource_id", "shard")
 
     def __init__(self, family: Family, resource_id: str, contexts: tuple[str | None, str | None, str | None]) -> None:
         self.family = family
@@ -136,7 +137,9 @@ class Key:
             middle = "".join(f"{n}:{encoded(c)}:" for n, c in zip(_L2_NAMES, contexts, strict=True) if c is not None)
             self.l1 = f"{family.stem}{resource_id}{tail}"
             self.l2 = f"{family.prefix}{middle}{encoded(resource_id)}"
-        if len(self.l2) > KEY_MAX_BYTES // 4 and len(self.l2.encode()) > KEY_MAX_BYTES:
+        name = self.l2.encode()
+        self.crc = crc32(name)
+        if len(name) > KEY_MAX_BYTES:
             raise InvalidKey(f"resource_id makes the key too long: at most {KEY_MAX_BYTES} bytes once encoded")
 
     @property

@@ -83,6 +83,7 @@ class Node:
         whether of anybody that keeps what it loads alone."""
         self.keep_alone = keep_alone
         """Whether what L2 did not confirm may be kept, for D."""
+        self._until = NEVER, NEVER
         self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
@@ -257,7 +258,7 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low and not view.doubts:
+        if not view.marks and not view.low and not view.doubts.names:
             return False
         extra = details(entry)
         bucket, names = names_of(entry.key)
@@ -281,7 +282,7 @@ class Node:
         if alone or withheld or not self._admits(view, key, record, reservation):
             self.counters.entries_refused += 1
             return False
-        read_until = grid(read_started_s + self.bound_s, self.bound_s)
+        read_until = self._read_until(read_started_s)
         present = self.l1.entries.get(key.l1)
         if present is not None and present.extra is not ABSENT:
             if present.seq > record.seq:
@@ -292,7 +293,7 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        if not fenced or self.in_doubt(key.shard, record):
+        if keep_s and (not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
@@ -329,8 +330,18 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        names = (*key.names, *record.tags) if view.marks or view.doubts else ()
+        if reservation.drops == view.count and not view.marks and not view.low:  # nothing was told: the usual case
+            return record.epoch == view.epoch == reservation.epoch
+        names = (*key.names, *record.tags) if view.marks or view.doubts.names else ()
         return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
+
+    def _read_until(self, started_s: float) -> float:
+        """D after a read began; all that are judged between two probes began at the same time."""
+        before_s, until_s = self._until
+        if started_s != before_s:
+            until_s = grid(started_s + self.bound_s, self.bound_s)
+            self._until = started_s, until_s
+        return until_s
 
     def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
         """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
@@ -348,10 +359,10 @@ class Node:
         extra = None if entry is None else details(entry)
         if extra is not None and not extra.not_found and self.clock() < extra.keep_until:
             return  # it may yet stand in for a source that fails
-        names = key.names if view.marks or view.doubts else ()
+        names = key.names if view.marks or view.doubts.names else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
-            until = grid(read_started_s + self.bound_s, self.bound_s)
+            until = self._read_until(read_started_s)
             self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(

@@ -34,16 +34,20 @@ from collections.abc import Sequence
 from struct import Struct
 from zlib import crc32
 
+import msgspec
+
 MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
 FLAGS_AT = 2
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
-HEAD = Struct(">2sBB16sQQI4sQQBH")
+HEAD = Struct(">2sH16sQQI4sQQBH")
 CHECKED_AT = 40
 """From here on the CRC goes over all."""
 VERSION_BYTES = 4
-_FRONT, _BACK = Struct(">2sBB16sQQI"), Struct(">4sQQBH")
+_FRONT, _BACK = Struct(">2sH16sQQI"), Struct(">4sQQBH")
+Head = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int]
+"""Magic, kind (flags * 256 + codec), epoch, seq, hard expiry, check, version, created, soft expiry, tags, `more`."""
 _COPIED_MAX_BYTES = 4096
 """A slice of so many costs less than a view of them."""
 _LENGTH = Struct(">H")
@@ -53,35 +57,25 @@ class CorruptRecord(ValueError):
     """The bytes are not a record of this format, or not this key's."""
 
 
-class Record:
+def _version() -> bytes:
+    return os.urandom(VERSION_BYTES)
+
+
+class Record(msgspec.Struct, eq=False):
     """One decoded record; `payload` is still encoded."""
 
-    __slots__ = (
-        "codec", "created_ms", "epoch", "expires_ms", "flags", "more", "payload", "seq", "soft_ms", "tags", "version",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        flags: int,
-        codec: int,
-        payload: bytes,
-        *,
-        created_ms: int,
-        soft_ms: int = 0,
-        expires_ms: int = 0,
-        tags: Sequence[str] = (),
-        more: bytes = b"",
-        epoch: bytes = b"0" * 16,
-        seq: int = 0,
-        version: bytes | None = None,
-    ) -> None:
-        self.flags, self.codec, self.payload = flags, codec, payload
-        self.created_ms, self.soft_ms, self.expires_ms = created_ms, soft_ms, expires_ms
-        self.tags = tags
-        self.more = more
-        """A msgpack map, or nothing; what a reader does not know in it, it passes over."""
-        self.epoch, self.seq = epoch, seq
-        self.version = os.urandom(VERSION_BYTES) if version is None else version
+    flags: int
+    codec: int
+    payload: bytes
+    created_ms: int
+    soft_ms: int = 0
+    expires_ms: int = 0
+    tags: Sequence[str] = ()
+    more: bytes = b""
+    """A msgpack map, or nothing; what a reader does not know in it, it passes over."""
+    epoch: bytes = b"0" * 16
+    seq: int = 0
+    version: bytes = msgspec.field(default_factory=_version)
 
     @property
     def not_found(self) -> bool:
@@ -100,50 +94,56 @@ class Record:
     def encode(self, name: str) -> bytes:
         """The bytes that L2 stores under the key of this name (`Key.l2`)."""
         middle = self.middle()
-        crc = crc32(self.payload, crc32(middle, crc32(name.encode())))
-        laid = self.seq ^ self.expires_ms
-        check = crc ^ (laid >> 32) ^ (laid & 0xFFFFFFFF) ^ (self.flags << 8 | self.codec)
-        front = _FRONT.pack(MAGIC, self.flags, self.codec, self.epoch, self.seq, self.expires_ms, check)
+        kind = self.flags << 8 | self.codec
+        laid = kind ^ self.seq ^ self.expires_ms
+        check = crc32(self.payload, crc32(middle, crc32(name.encode()))) ^ laid >> 32 ^ laid & 0xFFFFFFFF
+        front = _FRONT.pack(MAGIC, kind, self.epoch, self.seq, self.expires_ms, check)
         return b"".join([front, middle, self.payload])
 
 
-def is_of(name: str, data: bytes, check: int, flags: int, codec: int, seq: int, expires_ms: int) -> bool:
-    """Whether the check of a record, of which the rest was read already, says that it is whole and this key's."""
+def is_of(crc: int, data: bytes, head: Head) -> bool:
+    """Whether a record with this head is whole, and that of the key whose name has this CRC-32 (`Key.crc`)."""
+    laid = head[1] ^ head[3] ^ head[4]
     checked = data[CHECKED_AT:] if len(data) <= _COPIED_MAX_BYTES else memoryview(data)[CHECKED_AT:]
-    laid = seq ^ expires_ms
-    return crc32(checked, crc32(name.encode())) == check ^ (laid >> 32) ^ (laid & 0xFFFFFFFF) ^ (flags << 8 | codec)
+    return crc32(checked, crc) ^ laid >> 32 ^ laid & 0xFFFFFFFF == head[5]
 
 
 def decode(data: bytes, name: str) -> Record:
     """The record in these bytes, of the key of this name (`Key.l2`); or `CorruptRecord`, whatever they are."""
-    return _read(data, name)
+    head = _head(data)
+    if not is_of(crc32(name.encode()), data, head):
+        raise CorruptRecord("damaged, or of another key")
+    return made(data, head)
 
 
 def parse(data: bytes) -> Record:
     """As much as a script sees, which asks for no check: the record in these bytes, be it whole or not."""
-    return _read(data, None)
+    return made(data, _head(data))
 
 
-def _read(data: bytes, name: str | None) -> Record:
+def _head(data: bytes) -> Head:
     if len(data) < HEAD.size:
         raise CorruptRecord("shorter than a record's head")
-    magic, flags, codec, epoch, seq, expires_ms, check, version, created_ms, soft_ms, count, size = HEAD.unpack_from(
-        data
-    )
-    if magic != MAGIC:
+    head: Head = HEAD.unpack_from(data)
+    if head[0] != MAGIC:
         raise CorruptRecord("not a record of this format")
-    if name is not None and not is_of(name, data, check, flags, codec, seq, expires_ms):
-        raise CorruptRecord("damaged, or of another key")
-    at = HEAD.size
+    return head
+
+
+def made(data: bytes, head: Head) -> Record:
+    """The record in these bytes, of which the head was read already; or `CorruptRecord`."""
+    _, kind, epoch, seq, expires_ms, _, version, created_ms, soft_ms, count, size = head
     tags: Sequence[str] = ()
+    at, more = HEAD.size, b""
     if count:
         tags, at = _tags(data, at, count)
-    more, at = data[at : at + size], at + size
+    if size:
+        more, at = data[at : at + size], at + size
     if at > len(data):
         raise CorruptRecord("it is cut off")
     return Record(
-        flags, codec, data[at:], created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags, more=more,
-        epoch=epoch, seq=seq, version=version,
+        kind >> 8, kind & 0xFF, data[at:], created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags,
+        more=more, epoch=epoch, seq=seq, version=version,
     )  # fmt: skip
 
 

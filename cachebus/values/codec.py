@@ -92,9 +92,12 @@ def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None) -> o
     be decoded into `model`.
     """
     try:
-        if codec_byte & ~ZLIB == UNSET:
+        if codec_byte == MSGPACK:
+            value = unpack(payload)
+        elif codec_byte & ~ZLIB == UNSET:
             return _decode_unset(_inflated(payload) if codec_byte & ZLIB else payload, model)
-        value = unpack(payload) if codec_byte == MSGPACK else _decode_other(codec_byte, payload)
+        else:
+            value = _decode_other(codec_byte, payload)
         return value if model is None else into(model, value)
     except CorruptValue:
         raise

@@ -20,6 +20,7 @@ _SLOTS = {
 _NODE = {
     "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
     "on_applied", "groups", "about", "largest", "keep_alone",
+    "_until",  # a memo of a pure function: no state
 }  # fmt: skip
 _GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
 LIFE = 1
@@ -90,7 +91,7 @@ class Freezer:
             ahead_of_now(shard.valid_until), _may_come(shard), tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._owed),
             shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
-            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts._doubted.items())),
+            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.names.items())),
         )  # fmt: skip
         groups = node.groups.live[0]
         return Core(
