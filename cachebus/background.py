@@ -72,6 +72,10 @@ class Background:
                         pause_s = min(reply.wait_ms / 1000, rest_s)
                     return NOTHING
                 pause_s = rest_s
+                left_s, tags = filler.kept(reply.record)
+                if not flight.has_room_for(tags):
+                    return NOTHING
+                flight.add(request._replace(tags=tags, ttl_s=None))  # who asked has got what carries them
                 self._node.counters.of(request.key.family.data_type).refreshes += 1
                 flight.refreshes = version
                 try:
@@ -81,7 +85,7 @@ class Background:
                     if filler.stored:
                         pause_s = 0.0
                     else:  # other nodes need not try; but what expires meanwhile is loaded, as nothing has failed
-                        filler.rest(min(rest_s, filler.left_s(reply.record)))
+                        filler.rest(min(rest_s, left_s))
         finally:
             if pause_s:
                 self.pauses.begin(name, pause_s, version)

@@ -17,7 +17,7 @@ from cachebus.flight import Flight
 from cachebus.freshness import Fallback, Freshness
 from cachebus.packing import copier, keep_ms, pack
 from cachebus.ports import Leased, LeaseReply, Stale
-from cachebus.record import Record
+from cachebus.record import NOT_FOUND, Record
 from cachebus.request import Found, Request
 from cachebus.source import GIVE_UP_S
 
@@ -127,13 +127,13 @@ class Filler:
         value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self.rules))
 
-    def left_s(self, data: bytes | None) -> float:
-        """How long a record has until its hard expiry, in seconds."""
+    def kept(self, data: bytes | None) -> tuple[float, Sequence[str]]:
+        """How long a record has until its hard expiry, in seconds, and its tags."""
         record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
-            return 0.0
+            return 0.0, ()
         now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
-        return record.expires_ms / 1000 - now_s if record.expires_ms else inf
+        return record.expires_ms / 1000 - now_s if record.expires_ms else inf, record.tags
 
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
@@ -154,10 +154,9 @@ class Filler:
         granted = self._granted
         if granted is None:
             raise RuntimeError("a fill without a lease")
-        if found.value is None and not self.rules.negative_ttl_s:
-            return found
         record, found = self._packed(found, flight)
         if record is None:
+            await self._take_away(granted, over)
             return found
         if self._node.withheld is not None and self._node.withheld.covers(self.key, record.tags):
             return found  # it may have been read before an invalidation that L2 does not know of yet
@@ -182,6 +181,22 @@ class Filler:
         self._enter_l1(found, record, fenced=True)
         return found
 
+    async def _take_away(self, granted: LeaseReply, over: bytes) -> None:
+        """The source has answered, and its answer is not kept: what it gave before serves and stands in no more."""
+        index = self.key.shard
+        if granted.record is not None:
+            self._stop_extending()
+            record = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
+            try:
+                change = await self._store.fill(self.key, self._node.caller(index), self._token, record, 1, over)
+            except L2Unavailable:  # it may not have run, so the lease is still to be given back
+                self._node.counters.l2_errors += 1
+            else:
+                self._held = False
+                self._fetch.notice(index, change.epoch)
+                self.stored = change.stored
+        self._node.take_away(self.key, granted.seq)
+
     def _read_ms(self, epoch: bytes) -> int:
         """When the load began on the L2 server's clock, at the earliest: the source may have answered as of then. In
         an epoch that this node has yet to enter the server may be another one: 0."""
@@ -191,10 +206,10 @@ class Filler:
 
     def keep_alone(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
-        if found.value is None and not self.rules.negative_ttl_s:
-            return found
         record, found = self._packed(found, flight)
-        if record is not None:
+        if record is None:
+            self._node.take_away(self.key, self._seq)
+        else:
             record.epoch, record.seq = self._reservation.epoch, self._seq
             self._enter_l1(found, record, fenced=False)
         return found
@@ -205,8 +220,10 @@ class Filler:
 
     def _packed(self, found: Found, flight: Flight) -> tuple[Record | None, Found]:
         """The record, and the value as every node will decode it. What can't be cached, whatever is raised by encoding
-        it, is given to its callers as it is, counted and logged."""
+        it, is given to its callers as it is, counted and logged; of "not found" without a TTL there is no record."""
         flight.make()
+        if found.value is None and not self.rules.negative_ttl_s:
+            return None, found
         try:
             if found.loaded is not None and found.loaded.refused is not None:
                 raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")

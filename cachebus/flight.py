@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from copy import copy
 
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
@@ -20,8 +21,8 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
-        "_clock", "_closed", "_fallback", "_kept", "_leaving", "_loading", "_made", "_news", "_spares", "_tags",
-        "_task", "_waiting", "fresh", "must_load", "refreshes", "request", "ttl_s",
+        "_callers", "_clock", "_closed", "_fallback", "_kept", "_leaving", "_loading", "_made", "_news", "_spares",
+        "_tags", "_task", "_waiting", "fresh", "must_load", "refreshes", "request", "ttl_s",
     )  # fmt: skip
 
     def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
@@ -43,7 +44,7 @@ class Flight:
         """Whether what L2 has may lack what this load's callers must see."""
         self._made = self._closed = False
         self._clock = clock
-        self._waiting = 0
+        self._callers = self._waiting = 0
         self._kept = self._leaving = False
         self._task: asyncio.Task[Found]
 
@@ -74,14 +75,14 @@ class Flight:
         return (
             not self.over
             and (not self._made or self._made_for(request))
-            and self._has_room_for(request.tags)
+            and self.has_room_for(request.tags)
             and self.fresh.reaches(request.after)
             and self.fresh.knows(request.tags)
             and self.fresh.holds(self._clock())
         )
 
-    def _has_room_for(self, tags: Sequence[str]) -> bool:
-        """Whether a record can carry the tags of all who share the load. Who finds no room begins another."""
+    def has_room_for(self, tags: Sequence[str]) -> bool:
+        """Whether a record can carry these, too, with the tags of all who share the load."""
         return not tags or len(self._tags) + sum(tag not in self._tags for tag in tags) <= TAGS_MAX
 
     def _made_for(self, request: Request) -> bool:
@@ -145,6 +146,7 @@ class Flight:
         A caller that is cancelled leaves; the last one to leave ends the load.
         """
         self._waiting += 1
+        self._callers += 1
         others = waiting_for(self._loading)
         others.__enter__()
         try:
@@ -161,12 +163,17 @@ class Flight:
             if self._closed:
                 raise L2Unavailable("the cache was closed while this load was under way") from None
             raise LoadTimeout("the load was cancelled, though others waited for it") from None
+        except Exception as error:
+            if self._callers == 1:
+                raise
+            failed = error
         finally:
             others.__exit__(None, None, None)
             self._waiting -= 1
             if not self._waiting and not self._kept and not self._task.done():
                 self._leaving = True
                 self._task.cancel()
+        raise _own(failed)  # out here, so that it gets no context that the load did not give it
 
     async def _meanwhile(self, request: Request) -> Found | None:
         """The fallback, as soon as there is one and the caller need not wait any more; None once the load has ended."""
@@ -181,6 +188,21 @@ class Flight:
                 self._news = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._task, self._news), timeout=left_s or None, return_when=asyncio.FIRST_COMPLETED)
         return None
+
+
+def _own(error: Exception) -> Exception:
+    """The error for one of several callers: what its handlers add to it is not shown to the others."""
+    try:
+        own = copy(error)
+    except Exception:  # noqa: BLE001 (not every class can make another one)
+        return error
+    if type(own) is not type(error) or own.args != error.args:
+        return error
+    own.__cause__, own.__context__ = error.__cause__, error.__context__
+    own.__suppress_context__, own.__traceback__ = error.__suppress_context__, error.__traceback__
+    if hasattr(error, "__notes__"):
+        own.__notes__ = list(error.__notes__)
+    return own
 
 
 class Flights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from cachebus import context, values
@@ -21,7 +22,7 @@ from cachebus.parameters import Source, check_async, name_of
 from cachebus.plan import coordinated, target
 from cachebus.policy import Rules, check_ttl
 from cachebus.receipt import Receipt
-from cachebus.request import Found, Loaded
+from cachebus.request import Failing, Found, Loaded
 from cachebus.source import Bound, awaited, bind, shareable
 
 P = ParamSpec("P")
@@ -162,35 +163,36 @@ class _Aside:
             around.add_metric("cache_hit", metrics["cache_hit"])
         return value, metrics
 
-    async def _load(self, sources: Sequence[tuple[str, Bound]]) -> Loaded:
-        """Database, then generation."""
-        errors: list[Exception] = []
-        value, source, took_ms = None, "database", {"database": 0.0, "generation": 0.0}
-        for name, bound in sources:
-            if value is not None:
-                break
+    async def _load(
+        self, sources: Sequence[tuple[str, Bound]], failed: Exception | None = None, failed_ms: float = 0.0
+    ) -> Loaded:
+        """Database, then generation; `Failing` where what is generated would hide that the database has `failed`."""
+        value, source, took_ms = None, "database", {"database": failed_ms, "generation": 0.0}
+        for i, (name, bound) in enumerate(sources):
             began = self._clock()
             try:
                 value = await self._cache.call_source(bound, self._rules)
             except ConfigError:
                 raise  # a function that can't be used: what is generated in its place would hide that
-            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
-                errors.append(failed)
+            except Exception as error:
+                if i + 1 == len(sources):
+                    raise
+                ms = (self._clock() - began) * 1000.0
+                raise Failing(error, partial(self._load, sources[i + 1 :], error, ms)) from error
             source, took_ms[name] = name, (self._clock() - began) * 1000.0
-        for unheard in errors if value is not None else errors[:-1]:
-            self._cache._live().loads.note_failure(self._key.family.data_type, unheard)
-        if value is None and errors:
-            raise errors[-1]
+            if value is not None:
+                break
+        if value is None and failed is not None:
+            raise Failing(failed, partial(self._load, (), failed))  # nobody says that there is nothing
         refused = None
         if value is not None and self._serializer is not None:
             try:
                 value = shareable(self._serializer(value), self._serializer)
             except ConfigError:
                 raise
-            except Exception as failed:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
-                refused = failed
-        error = errors[-1] if errors else None
-        return Loaded(value, source, took_ms["database"], took_ms["generation"], error, refused)
+            except Exception as error:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
+                refused = error
+        return Loaded(value, source, took_ms["database"], took_ms["generation"], failed, refused)
 
     def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:
         metrics = _TEMPLATE.copy()

@@ -17,7 +17,7 @@ from cachebus.node import details
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.read import Reader, handed_out
 from cachebus.reentrance import check
-from cachebus.request import Found, Loaded, Request
+from cachebus.request import Failing, Found, Load, Loaded, Request
 from cachebus.resting import Rest, Rests
 from cachebus.waiting import Waiters
 
@@ -145,7 +145,7 @@ class Loads:
         request = flight.request
         with Filler(self._fetch, request, self._lease_ms) as filler:
             if not self._enabled:
-                return filler.not_kept(await self._source(flight), flight)
+                return filler.not_kept(await self._whatever(flight), flight)
             answer: Found | LeaseReply | None = None
             if self._node.withheld is None or not self._node.withheld.covers(request.key, request.tags):
                 try:
@@ -212,12 +212,11 @@ class Loads:
 
     @staticmethod
     def _fall_back(flight: Flight, filler: Filler, reply: LeaseReply) -> None:
-        """Take what L2 keeps of the key for the time being. Where it tells the one who is to load that this is nothing,
+        """Take what L2 keeps of the key for the time being. Where L2 tells that it has nothing, or that the source has,
         what is held here is no fallback either."""
-        kept = None if reply.record is None else filler.fallback(reply.record)
-        if reply.outcome is Leased.GRANTED and reply.record is None:
-            flight.fallback = None
-        elif kept is not None:
+        waits_with_its_own = reply.outcome is Leased.WAIT and (flight.fallback is None or reply.record == b"")
+        kept = filler.fallback(reply.record) if reply.record else None
+        if kept is not None or not (waits_with_its_own or reply.outcome is Leased.GUARDED):
             flight.fallback = kept
 
     def _spare(self, flight: Flight) -> None:
@@ -248,7 +247,7 @@ class Loads:
         guard may be over must not join."""
         flight.fresh.end_at(filler.began_s + reply.wait_ms / 1000)
         self._node.counters.guarded_loads += 1
-        return filler.not_kept(await self._source(flight), flight)
+        return filler.not_kept(await self._whatever(flight), flight)
 
     def _rested(self, flight: Flight, reply: LeaseReply) -> Found | None:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
@@ -290,7 +289,12 @@ class Loads:
     async def _tried(self, flight: Flight, filler: Filler) -> Found:
         """What the source gives; where it fails, the key rests, and what is expired is given if that may be served."""
         try:
-            return await self._source(flight)
+            try:
+                return await self._source(flight)
+            except Failing as failing:
+                if flight.refreshes or flight.substitute() is not None:
+                    raise failing.error from failing.error.__cause__
+                return await self._made_instead(flight, failing)
         except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
@@ -299,6 +303,25 @@ class Loads:
             if stale is None:
                 raise
             return stale
+
+    async def _whatever(self, flight: Flight) -> Found:
+        """What the source gives, or what is made instead: for its callers alone."""
+        try:
+            return await self._source(flight)
+        except Failing as failing:
+            return await self._made_instead(flight, failing)
+
+    async def _made_instead(self, flight: Flight, failing: Failing) -> Found:
+        """What can be made without the source. It is kept no longer than a source that has failed is left alone."""
+        try:
+            loaded = await _uncancelled(failing.instead)
+        except Failing:
+            raise failing.error from failing.error.__cause__
+        except Exception as error:
+            self.note_failure(flight.request.key.family.data_type, error)
+            raise
+        flight.add(flight.request._replace(tags=(), ttl_s=flight.request.rules.fail_safe_throttle_s))
+        return Found(loaded.value, None, loaded)
 
     def _rest(self, flight: Flight) -> float:
         """The source has failed: on this node the key rests. For how long, in seconds."""
@@ -312,9 +335,9 @@ class Loads:
         of_type.loads += 1
         started_s = self._clock()
         try:
-            loaded = await _uncancelled(request)
+            loaded = await _uncancelled(request.load)
         except Exception as error:
-            self.note_failure(request.key.family.data_type, error)
+            self.note_failure(request.key.family.data_type, error.error if isinstance(error, Failing) else error)
             raise
         finally:
             counters.load_latency.observe(self._clock() - started_s)
@@ -328,10 +351,10 @@ class Loads:
         logger.warning("loading {} failed: {}", data_type, type(error).__name__)
 
 
-async def _uncancelled(request: Request) -> Loaded:
+async def _uncancelled(load: Load) -> Loaded:
     """What the source gives. One that was cancelled from within has failed; only the flight's end is a cancellation."""
     try:
-        return await request.load()
+        return await load()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():

@@ -223,6 +223,12 @@ class Node:
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
+    def take_away(self, key: Key, seq: int) -> None:
+        """Drop what is held of a key, unless it is of a later time than this seq."""
+        entry = self.l1.entries.get(key.l1)
+        if entry is not None and entry.seq <= seq:
+            self.l1.remove(key.l1)
+
     def peek(self, key: Key, now_s: float) -> Entry | None:
         """The key's entry if it may be believed and served now; the whole serving rule, behind the fast path."""
         entry = self.trusted(key)

@@ -32,14 +32,17 @@ def pack(
     """
     created_ms = int(server_now_s * 1000)
     if not_found:
-        codec, payload, seen, ttl_s, soft_s = 0, b"", None, rules.negative_ttl_s or 0.0, None
+        codec, payload, seen, soft_s = 0, b"", None, None
+        ttl_s = min(rules.negative_ttl_s or 0.0, math.inf if ttl_s is None else ttl_s)
     else:
         codec, payload, seen = carried(value, rules)
         ttl_s = rules.ttl_s if ttl_s is None else ttl_s
         # A ttl of the call's own that is as short leaves nothing to refresh.
         soft_s = rules.soft_ttl_s if rules.soft_ttl_s is not None and rules.soft_ttl_s < ttl_s else None
     if rules.ttl_jitter and ttl_s != math.inf:
-        ttl_s *= 1 - rules.ttl_jitter * random.random()
+        share = 1 - rules.ttl_jitter * random.random()
+        ttl_s *= share
+        soft_s = None if soft_s is None else soft_s * share  # else it might come behind the end
     record = Record(
         NOT_FOUND if not_found else 0,
         codec,

@@ -130,8 +130,9 @@ class Leased(Enum):
 
 class LeaseReply(NamedTuple):
     """A hit's record; or the lease, granted at `seq` (with the expired record, if one is kept for fail-safe); or how
-    long (`wait_ms`) another's lease lasts at most, or for how long the source is left alone after it has failed (both
-    with the expired record, where that would do for the caller); or for how long the guard stands at least that ends
+    long (`wait_ms`) another's lease lasts at most (with the expired record, where that would do for the caller; with
+    b"" where what it holds of its own would do, and the store still has a value too), or for how long the source is
+    left alone after it has failed (with the expired record); or for how long the guard stands at least that ends
     first."""
 
     epoch: bytes

@@ -25,6 +25,15 @@ class Loaded(NamedTuple):
 Load = Callable[[], Coroutine[object, object, Loaded]]
 
 
+class Failing(Exception):
+    """Raised by a load whose source has failed, by `error`; `instead` gives what can be made without it. That is a last
+    resort: it takes the place of no value that is good, or may stand in."""
+
+    def __init__(self, error: Exception, instead: Load) -> None:
+        super().__init__(error)
+        self.error, self.instead = error, instead
+
+
 class Request(NamedTuple):
     """A read that may load. Tags, ttl and rules count for the load that makes the value; on a hit they are ignored."""
 

@@ -263,11 +263,12 @@ class MemoryShard:
             return LeaseReply(self.epoch, self.seq, Leased.HIT, data, 0)
         if held and held.epoch == self.epoch and held.until_s > now and (held.rests or held.token != token):
             left_ms = int((held.until_s - now) * 1000)
-            of_use = data if stale is Stale.RECORD and hit and not hit[1].not_found else None
+            of_use = data if hit and not hit[1].not_found else None
             if not held.rests:
                 held.waited = True
-                return LeaseReply(self.epoch, self.seq, Leased.WAIT, of_use if old else None, left_ms)
-            if stale is Stale.OWN or of_use:
+                told = b"" if stale is Stale.OWN else of_use if stale is Stale.RECORD and old else None
+                return LeaseReply(self.epoch, self.seq, Leased.WAIT, told if of_use else None, left_ms)
+            if stale is Stale.OWN or (stale is Stale.RECORD and of_use):
                 return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
         lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
         self.leases[key.l2] = MemoryLease(self.epoch, token, now + lasts_ms / 1000)

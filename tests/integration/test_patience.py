@@ -221,24 +221,6 @@ async def test_a_failure_of_long_ago_holds_nobody_up_and_serves_nothing_old() ->
         assert await read(a, source, "safe") == 2
 
 
-@pytest.mark.parametrize("gives", [None, object(), b"x" * 2000], ids=["nothing", "what can't be encoded", "too much"])
-async def test_a_refresh_that_stores_nothing_is_not_tried_again_at_once(gives: object) -> None:
-    async with aging(1, soft=Policy(ttl_s=1000, soft_ttl_s=10, max_value_bytes=1000)) as world:
-        (a,) = world.nodes
-        source = Source(x=1)
-        await read(a, source, "soft")
-        source.values["x"] = gives
-        await world.pass_s(11)
-        for _ in range(20):
-            assert await read(a, source, "soft") == 1
-            await settled(a)
-        assert source.calls == 2
-        await world.pass_s(15)
-        assert await read(a, source, "soft") == 1
-        await settled(a)
-        assert source.calls == 3
-
-
 async def test_a_search_that_finds_what_is_past_its_soft_expiry_refreshes_it() -> None:
     async with aging(1, soft=Policy(ttl_s=1000, soft_ttl_s=10, l1=False)) as world:
         (a,) = world.nodes

@@ -11,13 +11,15 @@ from unittest.mock import patch
 import pytest
 from loguru import logger
 
-from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
+from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
+from cachebus.cli.embedded import EmbeddedServer
 from cachebus.node import details
 from cachebus.ports import Leased, LeaseReply
 from cachebus.request import Loaded, Request
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import SAFE, SOFT, expired, read, reading, settled
 from tests.support.caches import PATIENCE_S, Source, asked, nodes, parts, quick, until
+from tests.support.servers import any_binary
 
 # -- loaders that heed no limit -------------------------------------------------------------------------------
 
@@ -244,10 +246,6 @@ async def test_a_newer_value_ends_a_rest_by_whatever_way_it_came(how: str) -> No
 # -- refreshes that bring nothing -----------------------------------------------------------------------------
 
 
-def _none() -> Any:
-    return None
-
-
 def _iterator() -> Any:
     return iter([1])
 
@@ -256,7 +254,7 @@ async def _itself_cancelled() -> Any:
     raise asyncio.CancelledError
 
 
-@pytest.mark.parametrize("gives", [_none, _iterator, _itself_cancelled])
+@pytest.mark.parametrize("gives", [_iterator, _itself_cancelled])
 async def test_a_refresh_that_stores_nothing_is_tried_by_one_node_in_a_while(gives: Callable[[], Any]) -> None:
     async with aging(3, soft=SOFT) as world:
         source, calls = Source(x=1), 0
@@ -342,7 +340,7 @@ async def test_who_waits_is_given_what_l2_keeps_once_whether_or_not_it_is_of_use
             source.release()
             assert [await first, await second] == [1, 1]
             waits = [reply for reply in replies if reply.outcome is Leased.WAIT]
-            assert sum(reply.record is not None for reply in waits) == 1
+            assert sum(bool(reply.record) for reply in waits) == 1
 
 
 async def test_that_a_search_found_nothing_without_a_lease_leaves_what_may_stand_in_alone() -> None:
@@ -405,3 +403,168 @@ async def test_a_reader_past_memory_is_given_nothing_out_of_memory_by_a_load_tha
         assert not past_memory.done()
         source.release()
         assert await past_memory == 2
+
+
+# -- a source that says that there is nothing ------------------------------------------------------------------
+
+SHORT = Policy(ttl_s=0.1, fail_safe_s=1000, retries=0)
+
+
+@pytest.mark.parametrize("negative_ttl_s", [None, 0.1])
+async def test_what_the_source_has_no_more_stands_in_for_it_no_more(
+    redis_url: str, negative_ttl_s: float | None
+) -> None:
+    """On no node, also where "not found" is not cached."""
+    policy = SHORT.model_copy(update={"negative_ttl_s": negative_ttl_s})
+    async with nodes(redis_url, 2, policies={"safe": policy}, guard_max_s=0) as (a, b):
+        source = Source(x="alice")
+        assert [await read(cache, source, "safe") for cache in (a, b)] == ["alice", "alice"]
+        await expired(a, "safe")
+        await expired(b, "safe")
+        del source.values["x"]
+        assert await read(a, source, "safe") is None
+        source.error = ValueError("away")
+        for cache in (a, b):
+
+            async def fails(cache: Cache = cache) -> bool:
+                try:
+                    given = await read(cache, source, "safe")
+                except ValueError:
+                    return True
+                assert given is None
+                return False
+
+            await until(fails)
+
+
+async def test_nor_where_l2_is_away(redis_url: str) -> None:
+    with EmbeddedServer(any_binary()) as server:
+        async with nodes(server.url, 1, policies={"safe": SHORT}, guard_max_s=0, l2_timeout_s=0.2) as (a,):
+            source = Source(x="alice")
+            assert await read(a, source, "safe") == "alice"
+            await expired(a, "safe")
+            server.pause()
+            del source.values["x"]
+            assert await read(a, source, "safe") is None
+            source.error = ValueError("away")
+            with pytest.raises(ValueError, match="away"):
+                await read(a, source, "safe")
+
+
+async def test_a_refresh_that_finds_nothing_takes_the_value_away(redis_url: str) -> None:
+    async with nodes(redis_url, 2, policies={"soft": Policy(soft_ttl_s=0.05, retries=0)}) as (a, b):
+        source = Source(x="alice")
+        assert [await read(cache, source, "soft") for cache in (a, b)] == ["alice", "alice"]
+        del source.values["x"]
+
+        async def is_gone() -> bool:
+            return await read(a, source, "soft") is None
+
+        await until(is_gone)
+        assert await a.get("soft", "x", tenant_id="acme", use_memory=False) is None
+
+
+@pytest.mark.parametrize("gives", [object(), b"x" * 2000], ids=["what can't be encoded", "too much"])
+async def test_nor_does_a_value_stay_whose_successor_cant_be_cached(redis_url: str, gives: object) -> None:
+    soft = Policy(soft_ttl_s=0.05, retries=0, max_value_bytes=1000)
+    async with nodes(redis_url, 2, policies={"soft": soft}) as (a, b):
+        source = Source(x=1)
+        assert [await read(cache, source, "soft") for cache in (a, b)] == [1, 1]
+        source.values["x"] = gives
+
+        async def is_new() -> bool:
+            return await read(a, source, "soft") is gives
+
+        await until(is_new)
+        assert await a.get("soft", "x", tenant_id="acme", use_memory=False) is None
+
+
+async def test_a_refresh_keeps_the_tags_of_what_it_replaces(redis_url: str) -> None:
+    """Who asks for it has named none: on a hit they would be ignored."""
+    async with nodes(redis_url, 2, policies={"soft": Policy(soft_ttl_s=0.05, retries=0)}) as (a, b):
+        source = Source(x=1)
+        assert await read(a, source, "soft", tags=["plan"]) == 1
+        source.values["x"] = 2
+
+        async def is_new() -> bool:
+            return await read(b, source, "soft") == 2
+
+        await until(is_new)
+        await settled(a, b)
+        await a.invalidate_tags(["plan"], tenant_id="acme")
+        assert await a.get("soft", "x", tenant_id="acme") is None
+
+
+async def test_those_who_share_a_failed_load_share_no_error(redis_url: str) -> None:
+    async with nodes(redis_url, 1, policies={"config": Policy(retries=0)}) as (a,):
+        source = Source()
+        source.error = RuntimeError("down")
+        source.error.add_note("of the source")
+        source.hold()
+
+        async def request(name: str) -> Exception:
+            try:
+                raise KeyError(name)
+            except KeyError:
+                try:
+                    await read(a, source)
+                except RuntimeError as error:
+                    error.add_note(name)
+                    return error
+            raise AssertionError("it has not failed")
+
+        requests = [asyncio.create_task(request(name)) for name in "abc"]
+        await source.asked.wait()
+        await asyncio.sleep(0)
+        source.release()
+        errors = await asyncio.gather(*requests)
+        assert len({id(error) for error in errors}) == 3
+        assert [error.__notes__ for error in errors] == [["of the source", name] for name in "abc"]
+        assert {(type(error), error.args) for error in errors} == {(RuntimeError, ("down",))}
+        assert source.calls == 1
+
+
+# -- what is generated in the place of a database ------------------------------------------------------------------
+
+
+async def test_what_is_generated_takes_the_place_of_no_good_value(redis_url: str) -> None:
+    policies = {"soft": Policy(soft_ttl_s=0.05, retries=0), "safe": SHORT}
+    async with lifespan(quick(redis_url, policies=policies, guard_max_s=0)) as cache:
+        for data_type, served in (("soft", "cache"), ("safe", "stale")):
+            database, generated = Source(x="good"), Source(x="default")
+
+            async def ask(data_type: str = data_type, a: Source = database, b: Source = generated) -> tuple[Any, Any]:
+                value, metrics = await get_with_cache_aside(data_type, "x", "acme", a.load, b.load)
+                return value, metrics["source"]
+
+            assert await ask() == ("good", "database")
+            database.error = ConnectionError()
+            database.asked.clear()
+            if data_type == "safe":
+                await expired(cache, "safe")
+
+            async def has_failed(database: Source = database, ask: Any = ask, served: str = served) -> bool:
+                given = await ask()
+                assert given in {("good", "cache"), ("good", served)}
+                return database.asked.is_set()
+
+            await until(has_failed)
+            await settled(cache)
+            assert (await ask())[0] == "good"
+            assert generated.calls == 0
+
+
+async def test_what_is_generated_for_an_error_is_kept_no_longer_than_the_source_rests() -> None:
+    async with aging(1, safe=Policy(ttl_s=1000, fail_safe_throttle_s=5, retries=0)) as world:
+        (a,) = world.nodes
+        database, generated = Source(x="good"), Source(x="default")
+        database.error = ConnectionError()
+        with patch.object(CacheManager, "_cache", a):
+            for expected in ("default", "default"):
+                value, _ = await get_with_cache_aside("safe", "x", "acme", database.load, generated.load)
+                assert value == expected
+            assert (database.calls, generated.calls) == (1, 1)
+            database.error = None
+            await world.pass_s(6)
+            value, _ = await get_with_cache_aside("safe", "x", "acme", database.load, generated.load)
+            assert value == "good"

@@ -15,7 +15,8 @@ if is_lease(lease) and not holds(lease, ARGV[7]) then
   local left = redis.call('PTTL', KEYS[4])
   if not rests(lease) then
     if not is_waited_for(lease) then redis.call('SETRANGE', KEYS[4], 0, 'w') end
-    return {epoch, seq, 'wait', ARGV[10] == '1' and of_use and expired(record) and record or false, left}
+    local told = of_use and (ARGV[10] == '2' and '' or ARGV[10] == '1' and expired(record) and record)
+    return {epoch, seq, 'wait', told or false, left}
   end
   if ARGV[10] == '2' or (ARGV[10] == '1' and of_use) then return {epoch, seq, 'resting', record or false, left} end
 end
