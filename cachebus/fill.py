@@ -174,6 +174,7 @@ class Filler:
         self._fetch.notice(index, change.epoch)
         if not change.stored:
             self._node.counters.fills_rejected += 1
+            logger.debug("what was loaded of {} was replaced meanwhile, and is not kept", self.key.family.data_type)
             return found
         self._node.counters.fills += 1
         self.stored = True

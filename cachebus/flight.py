@@ -147,6 +147,8 @@ class Flight:
         """
         self._waiting += 1
         self._callers += 1
+        me = asyncio.current_task()
+        before = 0 if me is None else me.cancelling()  # it may have taken back a cancellation of long ago
         others = waiting_for(self._loading)
         others.__enter__()
         try:
@@ -157,8 +159,7 @@ class Flight:
                     return stale
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if not self._task.cancelled() or me is None or me.cancelling():
+            if not self._task.cancelled() or me is None or me.cancelling() > before:
                 raise
             if self._closed:
                 raise L2Unavailable("the cache was closed while this load was under way") from None

@@ -63,9 +63,9 @@ async def get_with_cache_aside(
     """The cached value, else the database's, else a generated one, stored by the type's TTL: `(value | None, metrics)`.
 
     Functions, sync or async, get what they take of `resource_id`, `tenant_id` and `ctx`; see `Cache.get_or_load`. One
-    that fails after its type's retries is logged and counted, never cached as "absent"; generation is still tried. If
-    nothing came for an error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception. Each
-    of the two may take the type's `load_timeout_s`; as long as for both others wait for their load.
+    that fails after its type's retries is logged and counted, never cached as "absent". Without a value to serve, be it
+    expired, generation is then tried; what it makes is kept for `fail_safe_throttle_s` at most. If nothing came for an
+    error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
 
     `metrics`: `source` ("cache", "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None),
     `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
@@ -74,9 +74,7 @@ async def get_with_cache_aside(
     read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), and `ConfigError`, also for
     functions that can't be used.
     """
-    cache = CacheManager._cache
-    if cache is None:
-        cache = current_cache()
+    cache = CacheManager._cache or current_cache()
     clock = cache._clock
     started = clock()
     # As in `Cache.get`.
@@ -112,6 +110,8 @@ async def get_with_cache_aside(
             metrics["resource_id"] = resource_id
             took = (clock() - started) * 1000.0
             metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
+            if (around := ctx or context.current()) is not None:
+                around.add_metric("cache_hit", True)
             return entry.value, metrics
     tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
     key = cache._live().naming.key(

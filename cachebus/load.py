@@ -8,12 +8,12 @@ from loguru import logger
 
 from cachebus.background import NOTHING, Background
 from cachebus.clock import Clock
+from cachebus.details import details
 from cachebus.errors import ConfigError, L2Unavailable, LoadTimeout
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.fill import Filler
 from cachebus.flight import Flight, Flights, Fly
 from cachebus.freshness import Fallback, Freshness
-from cachebus.node import details
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.read import Reader, handed_out
 from cachebus.reentrance import check

@@ -11,12 +11,14 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from sys import getsizeof
-from typing import cast
+
+from loguru import logger
 
 from cachebus import event as events
 from cachebus.clock import Clock, OtherClock
 from cachebus.coherence import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
 from cachebus.confirm import Watch
+from cachebus.details import ABSENT, Details, details
 from cachebus.groups import Groups
 from cachebus.keys import Key, is_name, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
@@ -26,44 +28,7 @@ from cachebus.record import COMPRESSED, Record
 from cachebus.withheld import Withheld
 
 INF = float("inf")
-DETAILS_BYTES, COPIER_BYTES = 240, 440
-"""Upper estimates of what an entry's details take beside its tags, and what makes copies beside its payload."""
 OnApplied = Callable[[int, str, int, float], None]
-
-
-class Details:
-    """What few entries need: everything that makes a hit take the slow path, and the tags."""
-
-    __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
-
-    def __init__(
-        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = NEVER,
-        tags: Sequence[str] = (), version: bytes = b"", decode: Callable[[], object] | None = None,
-    ) -> None:  # fmt: skip
-        self.absent = absent
-        """Nothing is in L2 under this key; only said for hierarchical searches, and for D at most."""
-        self.not_found = not_found
-        """The source says that there is nothing."""
-        self.soft_until = soft_until
-        self.keep_until = keep_until
-        """Until when an expired value may stand in for a failing source."""
-        self.tags = tags
-        self.version = version
-        self.decode = decode
-        """Makes a copy of the value for each caller, where the policy wants that."""
-
-    def size_bytes(self, record: Record) -> int:
-        """What this takes, with all that it holds of the record that it was made from."""
-        size = DETAILS_BYTES + sum(map(getsizeof, self.tags))
-        return size if self.decode is None else size + COPIER_BYTES + len(record.payload)
-
-
-ABSENT = Details(absent=True)
-
-
-def details(entry: Entry) -> Details | None:
-    """What an entry has beyond the ordinary."""
-    return cast("Details | None", entry.extra)
 
 
 class Node:
@@ -186,7 +151,9 @@ class Node:
             max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),
             keeps_alone=reply.alone or known.keeps_alone,
         )  # fmt: skip
-        self.counters.lease_lapses += view.valid_until < now_s and view.epoch == reply.epoch
+        if view.valid_until < now_s and view.epoch == reply.epoch:
+            self.counters.lease_lapses += 1
+            logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
 
     def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:
         """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
@@ -299,7 +266,7 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        if keep_s and (not fenced or self.in_doubt(key.shard, record)):
+        if keep_s and (record.not_found or not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)

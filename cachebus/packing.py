@@ -67,10 +67,12 @@ def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
 
 
 def keep_ms(record: Record, rules: Rules) -> int:
-    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever."""
+    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever. "Not
+    found" stands in for nothing."""
     if not record.expires_ms:
         return 0
-    return record.expires_ms - record.created_ms + int((rules.fail_safe_s or 0) * 1000)
+    after_s = 0.0 if record.not_found else rules.fail_safe_s or 0.0
+    return record.expires_ms - record.created_ms + int(after_s * 1000)
 
 
 def unpack(record: Record, rules: Rules) -> object:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from cachebus.clock import Clock
 from cachebus.coherence import Shard
+from cachebus.details import details
 from cachebus.errors import L2Unavailable
 from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, needs_script
 from cachebus.keys import Key
 from cachebus.l1 import Entry
-from cachebus.node import details
 from cachebus.ports import Place
 from cachebus.request import Found
 

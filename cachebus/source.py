@@ -68,6 +68,8 @@ async def call(
             await _given_up(task, bound)
     if attempts.over:
         raise LoadTimeout(f"the load took longer than {timeout_s:g} s")
+    if task.cancelled():
+        raise LoadTimeout("the load was cancelled from within, as by a time limit of its own")
     return shareable(task.result(), bound)
 
 

@@ -117,8 +117,8 @@ class Writer:
             raise
         if not change.stored:
             raise InvalidationFailed(
-                "the guard does not stand: too many names are guarded already (max_marks, CACHEBUS_MAX_MARKS), as by "
-                "blocks that were left by exceptions; they end by their time-outs"
+                "the guard does not stand: too many names are guarded already (max_marks, CACHEBUS_MAX_MARKS), or one "
+                "of these by a thousand guards, as by blocks that were left by exceptions; they end by their time-outs"
             )
         return self._receipt(plan, change)
 

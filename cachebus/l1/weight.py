@@ -202,7 +202,11 @@ def _beside(kind: type, items: list[Any], parts: list[Any], strange: list[Any]) 
 
 @lru_cache(maxsize=512)
 def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    # Of msgspec and attrs. A Struct that the garbage collector does not see would not even say what it refers to.
+    told = getattr(kind, "__struct_fields__", ()) or getattr(kind, "__attrs_attrs__", ())
+    return tuple(name if isinstance(name, str) else name.name for name in told)
 
 
 _FLAT: frozenset[type] = frozenset([str, bytes, int, float, bool, type(None)])

@@ -31,6 +31,8 @@ from cachebus.ports import (
 from cachebus.record import FLAGS_AT, NOT_FOUND, Record
 
 REQUEST_S = 60.0
+GUARDS_MAX = 1000
+"""On one name."""
 INT64 = 1 << 63
 ENTRY_OVERHEAD_BYTES = 64
 
@@ -311,9 +313,8 @@ class MemoryShard:
             return Change(self.epoch, self.seq, False)
         self.end_lease(key)
         now = self.stored(key) if over else None
-        guarded = self.guarded_ms(key, record.tags) is not None
-        refused = self.hidden(record, key) or guarded
-        if refused or (over and (now is None or now[1].version != over)):
+        refused = self.hidden(record, key) or self.guarded_ms(key, record.tags) is not None
+        if refused or (now is not None and now[1].version != over):
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))
 
@@ -330,16 +331,14 @@ class MemoryShard:
         """See `Store.guard`."""
         self.arrive(caller)
         now = self.clock()
-        for name, tokens in list(self.guards.items()):
-            kept = {t: end for t, end in tokens.items() if end > now}
-            if kept:
-                self.guards[name] = kept
-            else:
-                del self.guards[name]
+        kept = {name: {t: end for t, end in tokens.items() if end > now} for name, tokens in self.guards.items()}
+        self.guards = {name: tokens for name, tokens in kept.items() if tokens}
         self.guarded = len(self.guards)
-        if px_ms and len(self.guards) + len(keys) + len(names) > self.marks_max:
+        guarded = (*map(guard_name, keys), *names)
+        most = max((len(self.guards.get(name, {}).keys() - {token}) for name in guarded), default=0)
+        if px_ms and (len(self.guards) + len(guarded) > self.marks_max or most >= GUARDS_MAX):
             return Change(self.epoch, self.seq, False)
-        for name in (*map(guard_name, keys), *names):
+        for name in guarded:
             tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}
             if px_ms:
                 tokens[token] = now + px_ms / 1000

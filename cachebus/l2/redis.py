@@ -56,6 +56,9 @@ T = TypeVar("T")
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)
 TAKEOVERS_MAX: Final = 4
+OWED_MAX: Final = 10_000
+OWED_S: Final = 3600.0
+"""How many leases a store gives back later, and for how long it means to, in seconds: no lease is longer."""
 """New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
 
 
@@ -82,6 +85,8 @@ class RedisStore:
         self._by_shard = self._links.by_shard
         self._follower = Follower(self._links, clock, timeout_s) if route.clustered else None
         self._pruned_at = [float("-inf")] * shards
+        self._owed: list[dict[str, tuple[Key, float, str]]] = [{} for _ in range(shards)]
+        """By shard and token: leases that could not be given back, until when they are to rest at most, and whether."""
 
     # -- connections --------------------------------------------------------------------------------------------
 
@@ -173,6 +178,8 @@ class RedisStore:
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._hops(shard)  # else another server has answered
+        if self._owed[shard]:
+            self._pay(shard)
         return reply
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
@@ -242,7 +249,8 @@ class RedisStore:
     def _hold(self, key: Key, token: str, px_ms: int, rests: str = "0") -> None:
         connection = self._by_shard[key.shard]
         if connection is None or connection.closed:
-            return  # the lease ends by its px
+            self._owe(key, token, px_ms, rests)
+            return
         names = self._names[key.shard]
         args = [
             "2", names.meta, names.lease(key), self._facts, "0", "", "", self._channels[key.shard], token, str(px_ms),
@@ -251,11 +259,30 @@ class RedisStore:
         script, reads = self._scripts["hold"], partial(_unless_none, number_of)
 
         def known(answer: asyncio.Future[object]) -> None:
+            error = None if answer.cancelled() else answer.exception()
             # No caller waits who could send the source, so a server that does not know the script gets it from here.
-            if not answer.cancelled() and str(answer.exception()).startswith("NOSCRIPT"):
+            if str(error).startswith("NOSCRIPT"):
                 connection.call("EVAL", script.source, *args, reads=reads).add_done_callback(_heard)
+            elif isinstance(error, L2Unavailable):
+                self._owe(key, token, px_ms, rests)
 
         connection.call("EVALSHA", script.sha, *args, reads=reads).add_done_callback(known)
+
+    def _owe(self, key: Key, token: str, px_ms: int, rests: str) -> None:
+        """Give it back once the server answers again: its holder lives, and others wait for nobody."""
+        if px_ms and rests == "0":
+            return  # a lease that is not extended ends by itself
+        owed = self._owed[key.shard]
+        if len(owed) >= OWED_MAX:
+            del owed[next(iter(owed))]
+        owed[token] = key, self._clock() + (px_ms / 1000 if px_ms else OWED_S), rests
+
+    def _pay(self, shard: int) -> None:
+        owed, self._owed[shard] = self._owed[shard], {}
+        now_s = self._clock()
+        for token, (key, until_s, rests) in owed.items():
+            if until_s > now_s:
+                self._hold(key, token, int((until_s - now_s) * 1000) if rests == "1" else 0, rests)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""

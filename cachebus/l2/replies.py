@@ -151,7 +151,7 @@ def filled(reply: Any) -> Change:
 
 
 def invalidated(reply: Any) -> Change:
-    """What `invalidate` or `guard` replied; below zero: too many names are guarded."""
+    """What `invalidate` or `guard` replied; below zero: too many names are guarded, or one by too many."""
     epoch, seq, bound_ms, head = _INVALIDATED.of(reply)
     return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
 

@@ -38,7 +38,23 @@ def _described(dtype: np.dtype[Any]) -> Any:
     return npy.dtype_to_descr(dtype) if dtype.names else dtype.str
 
 
+_dtypes: dict[str, np.dtype[Any]] = {}
+"""Structured types by their description: each decoded value would hold one of its own, of several hundred bytes."""
+
+
 def _dtype(described: Any) -> np.dtype[Any]:
+    if isinstance(described, str):
+        return _made(described)
+    name = repr(described)
+    known = _dtypes.get(name)
+    if known is None:
+        if len(_dtypes) >= 256:
+            _dtypes.clear()
+        known = _dtypes[name] = _made(described)
+    return known
+
+
+def _made(described: Any) -> np.dtype[Any]:
     dtype = npy.descr_to_dtype(_as_descr(described))
     if dtype.hasobject:
         raise ValueError("a stored array can't hold Python objects")

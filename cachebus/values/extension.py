@@ -54,6 +54,7 @@ def shown(key: object) -> str:
             text = repr(key)
         except Exception:  # noqa: BLE001 (of what is in a tuple)
             return f"a {name_of(type(key))}"
+    text = text.encode("utf-8", "backslashreplace").decode()  # else no log could take it
     return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
 
 

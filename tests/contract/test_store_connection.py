@@ -10,7 +10,7 @@ import pytest
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import Caller, Store
+from cachebus.ports import Caller, Leased, Stale, Store
 from cachebus.resp import Fixed, link
 from tests.contract.conftest import program
 from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
@@ -278,3 +278,35 @@ async def test_no_server_is_told_by_its_address(own: RedisRig) -> None:
     with pytest.raises(L2Unavailable, match=rf"127\.0\.0\.1:{own.server.port}"):
         await store.connect()
     assert not store.connected
+
+
+@pytest.mark.parametrize("when", ["before it is known", "while there is none"])
+@pytest.mark.parametrize("how", ["given back", "let rest"])
+async def test_a_lease_that_ends_while_the_connection_is_lost_ends_once_there_is_another(
+    own: RedisRig, how: str, when: str
+) -> None:
+    """Its holder lives: nobody should wait for it."""
+    store = await connected(own, timeout_s=10.0)
+    ann = await Person(store, "ann").attach()
+    await ann.granted(key(), "a")
+
+    def end() -> None:
+        if how == "given back":
+            store.release(key(), "a")
+        else:
+            store.rest(key(), "a", LONG_MS)
+
+    connection = store._by_shard[0]
+    assert connection is not None
+    if when == "before it is known":
+        end()
+    connection.close()
+    if when == "while there is none":
+        end()
+    await asyncio.sleep(0)
+    await store.connect()
+    await ann.probe()
+    await ann.probe()  # behind what is owed
+    expected = Leased.GRANTED if how == "given back" else Leased.RESTING
+    assert (await ann.lease(key(), "b", stale=Stale.OWN)).outcome is expected
+    await store.close()

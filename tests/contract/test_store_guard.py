@@ -201,3 +201,13 @@ async def test_whoever_knows_of_a_longer_guard_has_records_live_shorter(rig: Sto
     assert (await stores.write(key())).expires_ms
     lease = await stores.granted(key("filled"))
     assert (await stores.fill(key("filled"), stores.record(b"v", lease))).expires_ms
+
+
+async def test_so_many_guards_on_one_name_are_refused(ann: Person) -> None:
+    """Each costs the server at every look at the name."""
+    for number in range(1000):
+        assert (await ann.guard(key(), token=f"{number:016}")).stored
+    assert not (await ann.guard(key(), token="x" * 16)).stored
+    assert (await ann.guard(key("other"), token="x" * 16)).stored
+    assert (await ann.guard(key(), token=f"{7:016}", px_ms=0)).stored, "one may be taken away"
+    assert (await ann.guard(key(), token="x" * 16)).stored

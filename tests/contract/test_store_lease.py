@@ -160,16 +160,25 @@ async def test_a_fill_over_a_version_stores_over_no_other(ann: Person, bob: Pers
     assert not (await ann.fill(key(), ann.record(b"x", lease), over=bytes(4))).stored
     lease = await ann.granted(key(), refresh=True)
     assert (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
-    lease = await ann.granted(key("absent"), refresh=True)
-    assert not (await ann.fill(key("absent"), ann.record(b"x", lease), over=first.version)).stored
 
 
-async def test_a_refresh_over_a_version_that_was_replaced_stores_nothing(ann: Person, bob: Person) -> None:
-    """By a mark: the bytes still lie there, but nobody believes them."""
+async def test_a_fill_over_a_version_that_has_expired_meanwhile_or_was_evicted_is_stored(ann: Person) -> None:
     first = await ann.loaded(key(), b"one")
-    await bob.invalidate(names=[scope("doc")])
+    lease = await ann.granted(key("absent"), refresh=True)
+    assert (await ann.fill(key("absent"), ann.record(b"x", lease), over=first.version)).stored
+
+
+@pytest.mark.parametrize("replaced", ["before the lease", "since"])
+async def test_a_refresh_over_a_version_that_a_mark_has_replaced(ann: Person, bob: Person, replaced: str) -> None:
+    """The bytes still lie there, but nobody believes them: who has loaded since then may replace them."""
+    first = await ann.loaded(key(), b"one")
+    if replaced == "before the lease":
+        await bob.invalidate(names=[scope("doc")])
     lease = await ann.granted(key(), refresh=True)
-    assert not (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
+    if replaced == "since":
+        await bob.invalidate(names=[scope("doc")])
+    stored = (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
+    assert stored == (replaced == "before the lease")
 
 
 async def test_a_record_lives_as_long_as_it_is_told(ann: Person, bob: Person) -> None:

@@ -19,7 +19,7 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.factory import Parts
 from producers import DirectProducer
-from tests.support.caches import parts, quick, until
+from tests.support.caches import Source, nodes, parts, quick, until
 
 WHERE = {"tenant_id": "acme"}
 IN_TIME_S = 5.0
@@ -340,3 +340,23 @@ async def test_who_was_looking_for_a_value_begins_no_load_once_closing_has_begun
             await closing
         assert not during or await other == 2
     assert calls == 0
+
+
+async def test_a_task_that_took_back_a_cancellation_once_is_told_that_the_cache_is_closed(redis_url: str) -> None:
+    source = Source(x=1)
+    source.hold()
+    async with nodes(redis_url, 1, close_timeout_s=0.05) as (a,):
+
+        async def caller() -> Any:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return await a.get_or_load("config", "x", source.load, tenant_id="acme")
+
+        task = asyncio.create_task(caller())
+        await asyncio.sleep(0)
+        task.cancel()
+        await source.asked.wait()
+        await a.aclose()
+        with pytest.raises(L2Unavailable, match="closed"):
+            await task

@@ -398,3 +398,22 @@ async def test_a_ttl_of_its_own(cache: Cache) -> None:
         return await CacheManager.get("config", "x", "acme") is None
 
     await until(expired)
+
+
+async def test_generation_follows_a_database_that_was_cancelled_from_within(redis_url: str) -> None:
+    async with lifespan(quick(redis_url, policies={"config": Policy(retries=0)})):
+
+        async def fetch() -> Any:
+            raise asyncio.CancelledError
+
+        value, metrics = await get_with_cache_aside("config", "x", "acme", fetch, lambda: "made")
+        assert (value, metrics["source"]) == ("made", "generation")
+        assert isinstance(metrics["error"], LoadTimeout)
+
+
+async def test_a_hit_in_memory_is_noted_in_the_context(redis_url: str) -> None:
+    async with lifespan(quick(redis_url)):
+        for expected in (False, True, True):
+            ctx = Context(tenant_id="acme")
+            await get_with_cache_aside("config", "x", None, lambda: "v", ctx=ctx)
+            assert ctx.metrics["cache_hit"] is expected

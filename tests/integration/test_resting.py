@@ -13,7 +13,7 @@ from loguru import logger
 
 from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.cli.embedded import EmbeddedServer
-from cachebus.node import details
+from cachebus.details import details
 from cachebus.ports import Leased, LeaseReply
 from cachebus.request import Loaded, Request
 from tests.integration.test_cache_expiry import aging

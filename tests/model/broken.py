@@ -13,6 +13,7 @@ from cachebus import confirm
 from cachebus import event as events
 from cachebus.clock import WALL_S
 from cachebus.coherence import NEVER, Heard, Probed, Shard
+from cachebus.details import Details
 from cachebus.doubts import Doubts
 from cachebus.fetch import MISSING, Fetcher
 from cachebus.flight import Flight
@@ -21,7 +22,7 @@ from cachebus.groups import Groups
 from cachebus.keys import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
-from cachebus.node import Details, Node
+from cachebus.node import Node
 from cachebus.ports import NodeLine
 from cachebus.receive import Receiver
 from cachebus.write import Writer

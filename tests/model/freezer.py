@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 from cachebus.clock import OtherClock
 from cachebus.coherence import Shard
+from cachebus.details import Details, details
 from cachebus.doubts import Doubts
 from cachebus.keys import names_of
 from cachebus.l1 import Entry, Group
-from cachebus.node import Details, details
 from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 from pydantic import BaseModel
@@ -52,6 +53,13 @@ class Row:
     id: int
     name: str
     price: float
+
+
+class Packed(msgspec.Struct):
+    """One that holds others of its kind."""
+
+    name: str
+    parts: list[Packed] = []
 
 
 def _text(length: int) -> str:
@@ -128,6 +136,10 @@ KINDS: dict[str, Kind] = {
     "models": Kind(lambda i: Order(id=i, lines=[Line(sku=f"s{n}", count=n) for n in range(30)]), 20_000,
                    Policy(model=Order)),
     "dataclasses": Kind(lambda i: [Row(i, f"n{n}", 1.5 * n) for n in range(50)], 12_000, Policy(model=list[Row])),
+    "structs": Kind(lambda i: Packed(_text(20), [Packed(_text(20), [Packed(_text(20)) for _ in range(8)])
+                                                  for _ in range(8)]), 12_000, Policy(model=Packed)),
+    "structured arrays": Kind(lambda i: [np.array([(n, n / 7)], dtype=[("a", "i1"), ("b", "f8")]) for n in range(50)],
+                              12_000),
     "tiny": Kind(lambda i: i, 300),
     "not found, tagged": Kind(lambda i: "x", 900, tags=4),
     "long ids": Kind(lambda i: i, 1_200, id_length=500),

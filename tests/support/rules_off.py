@@ -118,8 +118,9 @@ def _without_catch_up() -> None:
 
 def _without_age_of_stand_ins() -> None:
     """What stands in for a source does so however old it is."""
+    from cachebus.details import details
     from cachebus.freshness import Fallback
-    from cachebus.node import Node, details
+    from cachebus.node import Node
 
     def standing_in(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
@@ -204,7 +205,8 @@ def _without_decoding() -> None:
 def _without_an_end_of_absence() -> None:
     """That there was nothing stands in for a source that fails."""
     from cachebus import load
-    from cachebus.node import Node, details
+    from cachebus.details import details
+    from cachebus.node import Node
 
     def standing_in(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)

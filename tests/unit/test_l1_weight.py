@@ -58,6 +58,27 @@ class Packed(msgspec.Struct):
     b: str
 
 
+class Line(msgspec.Struct):
+    """In another, in a third."""
+
+    packed: list[Packed]
+
+
+class Order(msgspec.Struct):
+    """With two below it."""
+
+    lines: list[Line]
+
+
+class Unseen(msgspec.Struct, gc=False):
+    """Out of the garbage collector's sight."""
+
+    a: str
+    b: list[str]
+
+
+ORDER = Order([Line([Packed(1000 + n, f"text {n}") for n in range(20)]) for _ in range(5)])
+POINTS = [np.array([(i, i / 7)], dtype=[("a", "i1"), ("b", "f8")]) for i in range(50)]
 MODEL = Model(a=1000, b="text", c=1.5)
 VALUES: dict[str, tuple[Any, Any]] = {
     "small dict": ({"id": 10**6, "ok": True, "tags": []}, None),
@@ -83,6 +104,9 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "dataclasses": ([Row(1000, "text", 1.5)] * 50, list[Row]),
     "slots": (Slotted(1000, "text"), Slotted),
     "struct": (Packed(1000, "text"), Packed),
+    "structs in structs": (ORDER, Order),
+    "structs that the collector does not see": (Unseen("x" * 500, ["y" * 100] * 5), Unseen),
+    "structured arrays": (POINTS, None),
 }
 
 

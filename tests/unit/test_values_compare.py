@@ -493,3 +493,21 @@ def test_a_validator_that_changes_its_mind_fails_no_copy() -> None:
     one, other = copied(), copied()
     assert one == other == seen
     assert one.parts is not other.parts  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("what", ["array", "scalar"])
+def test_what_lies_between_the_fields_of_a_structured_array_is_no_part_of_it(what: str) -> None:
+    dtype = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+    array = np.frombuffer(bytes(range(1, 49)), dtype).copy()
+    rules = Rules("doc", Policy(model=dict[str, Any]))
+    value = array if what == "array" else array[0]
+    record, seen = pack({"value": value}, rules, 1.0)
+    assert isinstance(seen, dict)
+    assert all((seen["value"][name] == value[name]).all() for name in ("a", "b"))
+    assert record.payload
+
+
+def test_why_a_value_is_refused_can_be_written_down() -> None:
+    with pytest.raises(NotSerializable) as refused:
+        pack({"\ud800": object()}, Rules("doc", Policy()), 1.0)
+    str(refused.value).encode()

@@ -6,8 +6,9 @@ local lease = stored(KEYS[4])
 if not holds(lease, ARGV[6]) then return {epoch, seq, 0, 0} end
 local fits, expires_ms = not hidden(ARGV[7], 12, #ARGV) and not guarded_ms(ARGV[10], 12, #ARGV, ARGV[7]), 0
 if fits and ARGV[9] ~= '' then
+  -- What is gone, or replaced, is no conflict: it went before the lease was granted, or by itself since.
   local now = stored(KEYS[3])
-  fits = now and string.sub(now, 41, 44) == ARGV[9] and not hidden(now, 12, #ARGV)
+  fits = not now or string.sub(now, 41, 44) == ARGV[9] or hidden(now, 12, #ARGV)
 end
 if fits then
   local record, px

@@ -2,6 +2,7 @@
 -- Invalidate, and put a token on names, or take it away. KEYS 2.. records and leases; ARGV 10 token (16 bytes), 11 for how
 -- long it stands at most in ms, 0 to take it away, 12 most names that may be guarded, 13 number of scopes and tags to mark,
 -- then these, then the guarded names.
+local MOST_ON_A_NAME = 1000 -- each costs all that look at the name
 local GUARDS, px_us, last = prefix .. 'guards', tonumber(ARGV[11]) * 1000, 13 + tonumber(ARGV[13])
 local cursor, noted = redis.call('HGET', META, 'sweep') or '0', guarded
 if guarded_until <= now_us then
@@ -11,12 +12,12 @@ end
 
 -- Those of a name's tokens that stand; without one of them, if that is given.
 local function standing(tokens, without)
-  local kept = ''
+  local kept = {}
   for at = 1, #tokens, 24 do
     local stands = struct.unpack('>I8', tokens, at + 16) > now_us and string.sub(tokens, at, at + 15) ~= without
-    if stands then kept = kept .. string.sub(tokens, at, at + 23) end
+    if stands then kept[#kept + 1] = string.sub(tokens, at, at + 23) end
   end
-  return kept
+  return table.concat(kept)
 end
 
 -- Some of what those have left who were killed while others guard: more than this adds, so it grows no further.
@@ -27,19 +28,25 @@ if guarded > 64 then
     if standing(found[2][i + 1]) == '' and redis.call('HDEL', GUARDS, found[2][i]) == 1 then guarded = guarded - 1 end
   end
 end
-if px_us > 0 and guarded + #ARGV - last > tonumber(ARGV[12]) then
+local before, kept = {}, {}
+local fits = px_us == 0 or guarded + #ARGV - last <= tonumber(ARGV[12])
+for i = last + 1, #ARGV do
+  before[i] = redis.call('HGET', GUARDS, ARGV[i])
+  kept[i] = standing(before[i] or '', ARGV[10])
+  fits = fits and (px_us == 0 or #kept[i] < 24 * MOST_ON_A_NAME)
+end
+if not fits then
   if guarded ~= noted then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
   return {epoch, seq, -1, ''}
 end
 
 for i = last + 1, #ARGV do
-  local tokens = redis.call('HGET', GUARDS, ARGV[i])
-  local kept = standing(tokens or '', ARGV[10])
-  if px_us > 0 then kept = kept .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
-  if kept ~= '' then
-    redis.call('HSET', GUARDS, ARGV[i], kept)
-    if not tokens then guarded = guarded + 1 end
-  elseif tokens then
+  local tokens = kept[i]
+  if px_us > 0 then tokens = tokens .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
+  if tokens ~= '' then
+    redis.call('HSET', GUARDS, ARGV[i], tokens)
+    if not before[i] then guarded = guarded + 1 end
+  elseif before[i] then
     redis.call('HDEL', GUARDS, ARGV[i])
     guarded = guarded - 1
   end
