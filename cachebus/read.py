@@ -14,6 +14,9 @@ from cachebus.l1 import Entry
 from cachebus.ports import Place
 from cachebus.request import Found
 
+LARGE_BYTES = 16_384
+"""To decode a record of more costs far more than to see whether another caller has just done so."""
+
 
 class Reader:
     """Reads that L1's fast path did not answer."""
@@ -45,6 +48,11 @@ class Reader:
                 # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.
                 before = self._fetch.before(key)
                 data = await self._store.get(key)
+                if use_memory and data is not None and len(data) > LARGE_BYTES:
+                    entry = self.remembered(key, None)  # whoever asked with this one has decoded it
+                    if entry is not None:
+                        counters.l2_hits += 1
+                        return handed_out(entry)
                 value = MISSING if data is None else self._fetch.judged(key, data, before, use_memory)
                 if value is VOID:
                     value = (await self._fetch.validated([key], None, enter=use_memory))[0]

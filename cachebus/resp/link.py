@@ -24,6 +24,13 @@ PENDING_MAX: Final = 100_000
 PACKED_MAX_BYTES: Final = 512 * 1024 * 1024
 """A server that is sent a longer argument closes the connection, and fails everybody's calls."""
 
+KEPT_MAX_BYTES: Final = 64 * 1024 * 1024
+"""What may wait to be sent to a server that is slow to take it; beyond it, questions of more than `SMALL_BYTES` fail at
+once. (A caller that gives up and tries again would fill the process: what it has asked for is sent all the same.)"""
+
+SMALL_BYTES: Final = 65_536
+"""Questions of so few are never refused for others' bytes: a probe, an invalidation."""
+
 ALONE_MIN: Final = 16
 """After so many questions in a row that had a loop tick to themselves, the next one does not wait for company."""
 
@@ -62,6 +69,7 @@ class Link(asyncio.BufferedProtocol):
         self._batched = 0  # those who share an answer, beyond the first
         self._answered = 0
         self._written = 0
+        self._kept_bytes = 0  # counted while the server takes none
         self._flushing = False
         self._paused = False
         self._alone = 0
@@ -106,6 +114,8 @@ class Link(asyncio.BufferedProtocol):
         future = self._new_future()
         if len(packed) > PACKED_MAX_BYTES:
             fail(future, NotAsked(f"{len(packed)} bytes are too many for {self._where}: at most {PACKED_MAX_BYTES}"))
+        elif self._paused and not self._has_room(len(packed)):
+            fail(future, NotAsked(f"{self._where} is behind: {self._kept_bytes} bytes wait to be sent"))
         elif (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
             self._out.append(packed)
             self._asked.append(future if reads is None else (future, reads))
@@ -135,6 +145,13 @@ class Link(asyncio.BufferedProtocol):
             os.dup2(nowhere, descriptor, inheritable=False)
             os.close(nowhere)
 
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more may wait while the server takes none."""
+        if size > SMALL_BYTES and self._kept_bytes and self._kept_bytes + size > KEPT_MAX_BYTES:
+            return False
+        self._kept_bytes += size
+        return True
+
     def _admit(self, future: asyncio.Future[Any]) -> bool:
         """Have a flush at the end of this tick, unless nobody is expected to join; False if the future was failed."""
         if self.closed:
@@ -162,6 +179,7 @@ class Link(asyncio.BufferedProtocol):
         if not self._paused:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            self._kept_bytes = 0
             self._written += len(data)
             self._transport.write(data)
         if self._watchdog.asleep and not self.closed:
@@ -228,7 +246,7 @@ class Link(asyncio.BufferedProtocol):
         self._lost(f"{self._where} closed the connection" if exc is None else f"lost {self._where}: {exc}")
 
     def pause_writing(self) -> None:
-        """The server reads more slowly than we write: gather, and let `PENDING_MAX` refuse."""
+        """The server reads more slowly than we write: gather, and let `PENDING_MAX` and `KEPT_MAX_BYTES` refuse."""
         self._paused = True
 
     def resume_writing(self) -> None:

@@ -79,6 +79,39 @@ async def test_a_link_that_stops_half_way_is_given_up(
         assert connection.closed
 
 
+async def test_who_gives_up_and_tries_again_fills_no_memory(redis_server: EmbeddedServer, direct: Connection) -> None:
+    """What was asked is sent though nobody waits for it any more: so there is an end to what may wait to be sent."""
+    async with SlowLink(redis_server.port) as link:
+        connection = await opened(link.port, 60.0)
+        link.stop()
+        refused = None
+        for _ in range(100):
+            call = connection.call("SET", "other", BIG)
+            await asyncio.sleep(0)
+            if call.done():
+                refused = call
+                break
+            call.cancel()
+        assert refused is not None
+        with pytest.raises(L2Unavailable, match="bytes wait to be sent"):
+            await refused
+        small = connection.call("PING")
+        await asyncio.sleep(0)
+        assert not small.done(), "a small one is refused for nobody's bytes"
+        connection.close()
+        with pytest.raises(L2Unavailable, match="closed"):
+            await small
+
+
+async def test_many_who_ask_for_one_big_value_share_it_once_it_is_there(redis_server: EmbeddedServer) -> None:
+    """To decode it for each would hold up the loop for as long as all of them together."""
+    async with nodes(redis_server.url, 2) as (a, b):
+        await a.set("blob", "x", ["text"] * 20_000, **WHERE)
+        given = await asyncio.gather(*(b.get("blob", "x", **WHERE) for _ in range(20)))
+        assert given[0] == ["text"] * 20_000
+        assert all(value is given[0] for value in given)
+
+
 def test_on_another_event_loop(redis_server: EmbeddedServer) -> None:
     require(find_spec("uvloop"), "uvloop", "pip install uvloop", can_exist=False)
     import uvloop
