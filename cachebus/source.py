@@ -62,6 +62,10 @@ async def call(
     task.add_done_callback(_seen)
     try:
         await asyncio.wait([task], timeout=timeout_s)
+    except asyncio.CancelledError:
+        if not task.done() or task.cancelled():
+            raise
+        # The last caller left just as the source had answered, or failed: to forget that would have it asked again.
     finally:
         if not task.done():
             attempts.over = True

@@ -168,8 +168,8 @@ async def test_nonsense_under_a_record_is_a_miss_and_is_written_over(rig: StoreR
     assert await ann.store.get(keys[0]) == record.encode(keys[0].l2)
 
 
-async def test_a_refresh_over_nonsense_is_refused(rig: StoreRig, ann: Person) -> None:
+async def test_a_refresh_takes_the_place_of_nonsense(rig: StoreRig, ann: Person) -> None:
     record = await ann.loaded(key())
     lease = await ann.granted(key(), refresh=True)
     await rig.plant_nonsense(key())
-    assert not (await ann.fill(key(), ann.record(b"v", lease), over=record.version)).stored
+    assert (await ann.fill(key(), ann.record(b"v", lease), over=record.version)).stored

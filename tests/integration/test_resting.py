@@ -568,3 +568,28 @@ async def test_what_is_generated_for_an_error_is_kept_no_longer_than_the_source_
             await world.pass_s(6)
             value, _ = await get_with_cache_aside("safe", "x", "acme", database.load, generated.load)
             assert value == "good"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_a_source_says_as_its_last_caller_leaves_is_heard(redis_url: str, fails: bool) -> None:
+    """To forget it would have the source asked again at once."""
+    async with nodes(redis_url, 2, policies={"safe": SHORT.model_copy(update={"ttl_s": 1.0})}, guard_max_s=0) as (a, b):
+        source, calls = Source(x=1), 0
+        await read(a, source, "safe")
+        await expired(a, "safe")
+
+        async def load() -> int:
+            nonlocal calls
+            calls += 1
+            caller.cancel()
+            if fails:
+                raise ConnectionError
+            return 2
+
+        caller = asyncio.create_task(a.get_or_load("safe", "x", load, tenant_id="acme"))
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await settled(a)
+        source.values["x"] = 3
+        assert await read(b, source, "safe") == (1 if fails else 2)
+        assert (calls, source.calls) == (1, 1)

@@ -153,7 +153,7 @@ def _without_a_loaders_own_cancellation() -> None:
     """A loader that cancels itself passes for the end of the load."""
     from cachebus import load
 
-    load._uncancelled = lambda request: request.load()
+    load._uncancelled = lambda source: source()
 
 
 def _without_giving_leases_back() -> None:

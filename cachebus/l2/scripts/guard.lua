@@ -31,23 +31,23 @@ end
 local before, kept = {}, {}
 local fits = px_us == 0 or guarded + #ARGV - last <= tonumber(ARGV[12])
 for i = last + 1, #ARGV do
-  before[i] = redis.call('HGET', GUARDS, ARGV[i])
-  kept[i] = standing(before[i] or '', ARGV[10])
-  fits = fits and (px_us == 0 or #kept[i] < 24 * MOST_ON_A_NAME)
+  local name = ARGV[i]
+  before[name] = redis.call('HGET', GUARDS, name)
+  kept[name] = standing(before[name] or '', ARGV[10])
+  fits = fits and (px_us == 0 or #kept[name] < 24 * MOST_ON_A_NAME)
 end
 if not fits then
   if guarded ~= noted then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
   return {epoch, seq, -1, ''}
 end
 
-for i = last + 1, #ARGV do
-  local tokens = kept[i]
+for name, tokens in pairs(kept) do
   if px_us > 0 then tokens = tokens .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
   if tokens ~= '' then
-    redis.call('HSET', GUARDS, ARGV[i], tokens)
-    if not before[i] then guarded = guarded + 1 end
-  elseif before[i] then
-    redis.call('HDEL', GUARDS, ARGV[i])
+    redis.call('HSET', GUARDS, name, tokens)
+    if not before[name] then guarded = guarded + 1 end
+  elseif before[name] then
+    redis.call('HDEL', GUARDS, name)
     guarded = guarded - 1
   end
 end
