@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from loguru import logger
 
 from cachebus.background import NOTHING, Background
@@ -17,7 +15,7 @@ from cachebus.freshness import Fallback, Freshness
 from cachebus.ports import Leased, LeaseReply, Stale
 from cachebus.read import Reader, handed_out
 from cachebus.reentrance import check
-from cachebus.request import Failing, Found, Load, Loaded, Request
+from cachebus.request import Failing, Found, Request
 from cachebus.resting import Rest, Rests
 from cachebus.waiting import Waiters
 
@@ -314,7 +312,7 @@ class Loads:
     async def _made_instead(self, flight: Flight, failing: Failing) -> Found:
         """What can be made without the source. It is kept no longer than a source that has failed is left alone."""
         try:
-            loaded = await _uncancelled(failing.instead)
+            loaded = await failing.instead()
         except Failing:
             raise failing.error from failing.error.__cause__
         except Exception as error:
@@ -335,7 +333,7 @@ class Loads:
         of_type.loads += 1
         started_s = self._clock()
         try:
-            loaded = await _uncancelled(request.load)
+            loaded = await request.load()
         except Exception as error:
             self.note_failure(request.key.family.data_type, error.error if isinstance(error, Failing) else error)
             raise
@@ -349,14 +347,3 @@ class Loads:
         """Count and log that a source has failed: by its class alone, since a driver's text may hold a password."""
         self._node.counters.of(data_type).load_errors += 1
         logger.warning("loading {} failed: {}", data_type, type(error).__name__)
-
-
-async def _uncancelled(load: Load) -> Loaded:
-    """What the source gives. One that was cancelled from within has failed; only the flight's end is a cancellation."""
-    try:
-        return await load()
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise LoadTimeout("the load was cancelled from within, as by a time limit of its own") from None

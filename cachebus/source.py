@@ -72,9 +72,14 @@ async def call(
             await _given_up(task, bound)
     if attempts.over:
         raise LoadTimeout(f"the load took longer than {timeout_s:g} s")
-    if task.cancelled():
+    if _cancelled_itself(task):
         raise LoadTimeout("the load was cancelled from within, as by a time limit of its own")
     return shareable(task.result(), bound)
+
+
+def _cancelled_itself(task: asyncio.Task[Any]) -> bool:
+    """Whether it was cancelled from within. Such a source has failed; only the flight's end is a cancellation."""
+    return task.cancelled()
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
