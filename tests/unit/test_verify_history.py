@@ -21,7 +21,7 @@ from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
 from cachebus.cli.verify.trouble import L2_FAILED
 from cachebus.cli.verify.verdict import Verdict
-from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TENANT, TYPE
+from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TAG, TENANT, TYPE
 
 D_S = 1.0
 NEVER = 0.0
@@ -452,19 +452,24 @@ async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[
     assert (await past.verdict()).counts.get("I13", 0) == count
 
 
-@pytest.mark.parametrize(("verb", "node", "other", "broken"), [
-    (KEY, "1.1", False, {}), (KEY, "2.1", False, {"I13": 1}), (KEY, "1.1", True, {"I13": 1}),
-    (TYPE, "1.1", True, {}), (TENANT, "1.1", True, {}), (TYPE, "2.1", True, {"I13": 1}),
+SAME_TYPE, OTHER_TYPE = 2, 1
+"""How far it is to the next item of the same type, and to one of another."""
+
+
+@pytest.mark.parametrize(("verb", "node", "away", "broken"), [
+    (KEY, "1.1", 0, {}), (KEY, "2.1", 0, {"I13": 1}), (KEY, "1.1", SAME_TYPE, {"I13": 1}),
+    (TYPE, "1.1", SAME_TYPE, {}), (TYPE, "1.1", OTHER_TYPE, {"I13": 1}), (TYPE, "2.1", SAME_TYPE, {"I13": 1}),
+    (TENANT, "1.1", OTHER_TYPE, {}), (TAG, "1.1", OTHER_TYPE, {}),
 ])  # fmt: skip
 async def test_without_l2_an_own_write_lets_it_load_again(
-    past: Past, verb: int, node: str, other: bool, broken: dict[str, int]
+    past: Past, verb: int, node: str, away: int, broken: dict[str, int]
 ) -> None:
     """Also one of a scope that holds it, written down under another item of that scope."""
     past.away = [(104.0, 109.0)]
     past.loaded("1.1", 6.0, 6.1)
     past.loaded("1.1", 6.5, 6.6)
     item = past.item
-    past.item += 2 * other  # the next of the same type
+    past.item += away
     past.wrote(node, 2, 6.2, NEVER, verb=verb, failed_s=6.3)
     past.item = item
     assert await past.broken() == broken

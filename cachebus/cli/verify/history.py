@@ -15,7 +15,7 @@ from cachebus.cli.verify.setup import GUARD_DB_S
 from cachebus.cli.verify.spans import Excuses, Span
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, WAITED
 from cachebus.cli.verify.verdict import EDGES_S, bucket_of
-from cachebus.cli.verify.writing import ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TENANT, UNTOLD
+from cachebus.cli.verify.writing import ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
 
 
 class Write(NamedTuple):
@@ -163,8 +163,8 @@ class History:
             spans.setdefault(write.item, []).append((write.called_s, write.over_s))
             item = items[write.item]
             if write.verb in SCOPES and item is not None:
-                # Which others it holds is not written down; of a tenant they are of every type, else of this one.
-                scope = item.world, item.tenant, "" if write.verb == TENANT else item.data_type
+                # Which others it holds is not written down; of a tenant or a tag they are of every type, else of this.
+                scope = item.world, item.tenant, "" if write.verb in (TENANT, TAG) else item.data_type
                 of_scope.setdefault(scope, []).append((write.called_s, write.over_s))
         return {
             item.number: Excuses(
