@@ -122,12 +122,12 @@ def found_without(rule: str, folder: Path) -> None:
     temporary.mkdir(parents=True)
     env = without(rule, folder / "site")
     for seed in range(1, TRIES + 1):
-        status, out, _ = ran(
+        status, out, errors = ran(
             "verify", "--nodes", "3", "--rate", "400", "--write-rate", "40", "--bound-s", "0.5", "--seconds", "9",
             "--faults", SHOWS[rule], "--seed", str(seed), folder=temporary, env=env,
         )  # fmt: skip
         if status == 1:
-            assert "BROKEN: " in out
+            assert "BROKEN: " in out, out + errors
             assert f"--seed {seed}" in out
             assert "KEPT" not in out
             return
