@@ -133,7 +133,7 @@ class Loads:
             return None
         entry = self._node.standing_in(key, self._clock())
         extra = None if entry is None else details(entry)
-        if entry is None or extra is None or extra.not_found or extra.absent:
+        if entry is None or extra is None:
             return None
         fresh = Freshness(shard, key, extra.tags, entry.read_until - shard.bound_s)
         return Fallback(Found(entry.value, "l1", stale=True, copy=extra.decode), fresh, extra.version)

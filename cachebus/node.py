@@ -204,12 +204,15 @@ class Node:
         return entry
 
     def standing_in(self, key: Key, now_s: float) -> Entry | None:
-        """An expired entry that may still be served while the source fails. "Not found" is no value."""
+        """An expired entry that may be served now while the source fails."""
+        entry = self._stand_in(key, now_s)
+        return entry if entry is not None and self.shards[key.shard].serves(now_s, INF, entry.read_until) else None
+
+    def _stand_in(self, key: Key, now_s: float) -> Entry | None:
+        """An entry that is kept for when the source fails, be it served now or not. "Not found" is no value."""
         entry = self.trusted(key)
         extra = None if entry is None else details(entry)
-        if entry is None or extra is None or extra.not_found or now_s >= extra.keep_until:
-            return None
-        return entry if self.shards[key.shard].serves(now_s, INF, entry.read_until) else None
+        return None if extra is None or extra.not_found or now_s >= extra.keep_until else entry
 
     def trusted(self, key: Key) -> Entry | None:
         """The key's entry unless a flush, scope or tag has replaced it since; moves it to the live group."""
@@ -328,10 +331,8 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
-        entry = self.trusted(key)
-        extra = None if entry is None else details(entry)
-        if extra is not None and not extra.not_found and self.clock() < extra.keep_until:
-            return  # it may yet stand in for a source that fails
+        if self._stand_in(key, self.clock()) is not None:
+            return
         names = key.names if view.marks or view.doubts.names else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
