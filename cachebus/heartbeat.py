@@ -15,12 +15,14 @@ from functools import partial
 import anyio
 from loguru import logger
 
+from cachebus.backoff import Backoff
 from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.node import Node
 from cachebus.ports import About, Bus, Store
 from cachebus.receive import Receiver
+from cachebus.resp import ended
 
 SWEEP_PAUSE_S = 0.002
 SWEEP_REST_S = 0.02
@@ -28,31 +30,6 @@ SWEEP_REST_S = 0.02
 TIDY_S = 10.0
 """At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
-RECONNECT_FIRST_S = 0.05
-RECONNECT_MAX_S = 2.0
-"""How long to wait before connecting again: the first pause, doubled after each failure up to the longest."""
-
-
-class Backoff:
-    """Pauses between attempts, in seconds: each up to twice the one before, and jittered, so that a fleet that lost its
-    server together does not come back in step."""
-
-    def __init__(self, first_s: float, max_s: float) -> None:
-        self._first_s = first_s
-        self._max_s = max_s
-        self._now_s = first_s
-
-    def next_s(self) -> float:
-        """The pause to make now: half to all of what it has grown to."""
-        return self._now_s * random.uniform(0.5, 1.0)
-
-    def longer(self) -> None:
-        """An attempt was made."""
-        self._now_s = min(2 * self._now_s, self._max_s)
-
-    def reset(self) -> None:
-        """It has succeeded."""
-        self._now_s = self._first_s
 
 
 def _bounds(about: About) -> str:
@@ -78,11 +55,13 @@ class Heartbeat:
         """Never two questions about a shard at once: the older answer would lead it back."""
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
+        self._first = 0
         self._told: dict[str, str] = {}
-        self._store_pauses = Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S)
-        self._bus_pauses = Backoff(RECONNECT_FIRST_S, RECONNECT_MAX_S)
-        self._back = asyncio.Event()
-        """Set, and replaced, when a lost connection is there again."""
+        self._out_of_reach: dict[str, dict[int, str]] = {"L2": {}, "bus": {}}
+        """By part and shard: why."""
+        self._pauses = [Backoff() for _ in node.shards]
+        """Those after probes that were refused."""
+        store.on_changed = self.nudge
         self.receiver: Receiver
         self.repeat: Callable[[int], Coroutine[object, object, None]]
         """Repeats in a shard's new epoch what this node has invalidated since that was born."""
@@ -101,23 +80,56 @@ class Heartbeat:
         self._asked[shard] = True
         self._attention[shard].set()
 
-    async def attach(self) -> None:
-        """Connect, listen, and only then read where every shard is, so that no event falls in between. Goes on where a
-        server accepts and then is silent, as one that many nodes come to at once: the caller bounds it."""
-        await self._store.connect()
-        await self._bus.connect()
-        lacking = list(range(len(self._node.shards)))
-        while lacking:
-            begun = (self.receiver.begin(shard, "start") for shard in lacking)
-            troubles = await asyncio.gather(*begun, return_exceptions=True)
-            failed = [trouble for trouble in troubles if trouble is not None]
-            for trouble in failed:
-                if not isinstance(trouble, L2Unavailable) or self._store.connected:
-                    raise trouble
-            lacking = [shard for shard, trouble in zip(lacking, troubles, strict=True) if trouble is not None]
-            if lacking:
+    async def attach(self, timeout_s: float, sooner_s: float) -> None:
+        """Connect, listen, and only then read where every shard is, so that no event falls in between. What can't be
+        had in `timeout_s` is left to the loops, as long as any shard is there: those that are wait for the others
+        `sooner_s`. `L2Unavailable` or `BusUnavailable` where none is; `ProtocolMismatch`."""
+        attaching = {
+            asyncio.create_task(self._attach(shard.index), name="cachebus-attach"): shard.index
+            for shard in self._node.shards
+        }
+        began_s, lacking, troubles = self._clock(), dict(attaching), dict[int, Exception]()
+        try:
+            while lacking:
+                some = len(lacking) + len(troubles) < len(attaching)
+                left_s = began_s + (min(sooner_s, timeout_s) if some else timeout_s) - self._clock()
+                done, _ = await asyncio.wait(lacking, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                for task in done:
+                    shard = lacking.pop(task)
+                    try:
+                        task.result()
+                    except (L2Unavailable, BusUnavailable) as error:
+                        troubles[shard] = error
+        finally:
+            await ended(*attaching)
+        for shard in lacking.values():
+            troubles[shard] = L2Unavailable(f"no answer in {timeout_s:g} s")
+        if len(troubles) == len(attaching):
+            raise min(troubles.items())[1]
+        for shard, trouble in troubles.items():
+            self._lacks("L2", shard, str(trouble))
+        self._first = self._store.opened + self._bus.opened
+
+    @property
+    def reconnects(self) -> int:
+        """How many connections to L2 or the bus were opened since the start."""
+        return max(0, self._store.opened + self._bus.opened - self._first)
+
+    async def _attach(self, shard: int) -> None:
+        """Goes on where a server accepts and then is silent, as one that many nodes come to at once."""
+        while True:
+            await self._store.reach(shard)
+            await self._bus.listen(shard)
+            try:
+                await self.receiver.begin(shard, "start")
+            except L2Unavailable:
+                if self._store.reaches(shard):
+                    raise
                 await asyncio.sleep(self._interval_s * random.uniform(0.1, 0.2))
-                await self._store.connect()
+            else:
+                return
 
     def start(self) -> None:
         """Begin to tend, in a task of its own."""
@@ -137,14 +149,13 @@ class Heartbeat:
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
-            # Apart: one of the two that hangs must not keep the other from coming back.
-            group.start_soon(self._for_ever, partial(self._keep_connected, self._store, "L2", self._store_pauses))
-            group.start_soon(self._for_ever, partial(self._keep_connected, self._bus, "bus", self._bus_pauses))
             group.start_soon(self._for_ever, self._keep_tidy)
             for shard in range(len(self._node.shards)):
-                group.start_soon(self._for_ever, lambda shard=shard: self._tend(shard))
+                # Apart: one of L2 and the bus that hangs must not keep the other from coming back.
+                group.start_soon(self._for_ever, partial(self._tend, shard))
+                group.start_soon(self._for_ever, partial(self._listen, shard))
                 # Apart: a full buffer takes longer to repeat than a lease lasts, and a probe must not wait for it.
-                group.start_soon(self._for_ever, lambda shard=shard: self._repeat(shard))
+                group.start_soon(self._for_ever, partial(self._repeat, shard))
                 if shard + 1 < len(self._node.shards):
                     await asyncio.sleep(self._interval_s / len(self._node.shards))  # not all at the same instants
 
@@ -153,8 +164,8 @@ class Heartbeat:
         while True:
             try:
                 await step()
-            except (L2Unavailable, BusUnavailable):
-                await self._rest()
+            except L2Unavailable:
+                await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.0))
             except CacheBusError as error:  # as ProtocolMismatch, after somebody laid L2 out anew
                 self._tell("heartbeat", str(error))
                 await asyncio.sleep(self._interval_s)
@@ -162,32 +173,34 @@ class Heartbeat:
                 logger.exception("a step of the heartbeat failed; it goes on")
                 await asyncio.sleep(self._interval_s)
 
-    async def _rest(self) -> None:
-        """Until the step is worth another try: a while, or until a connection is there again."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._interval_s * random.uniform(0.5, 1.0)):
-                await self._back.wait()
-
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    async def _keep_connected(self, part: Store | Bus, name: str, pauses: Backoff) -> None:
-        await asyncio.sleep(pauses.next_s())
-        if part.connected:
-            return
-        pauses.longer()
+    async def _listen(self, shard: int) -> None:
+        """Hear the shard's events, until they may not arrive any more."""
+        await self._bus.deaf(shard)
         try:
-            await part.connect()
-        except (L2Unavailable, BusUnavailable) as error:
-            self._tell(name, f"out of reach: {error}")
+            await self._bus.listen(shard)
+        except BusUnavailable as error:
+            self._lacks("bus", shard, str(error))
             return
-        if part is self._bus:  # L2 must have answered a probe: one that only lets us in would be asked without a rest
-            pauses.reset()
-        self._tell(name, "")
-        self._node.counters.reconnects += 1
-        self._back.set()
-        self._back = asyncio.Event()
-        for attention in self._attention:
-            attention.set()
+        self._has("bus", shard)
+        self.nudge(shard)
+
+    def lacks(self, shard: int) -> bool:
+        """Whether the shard is known to be out of reach in L2."""
+        return shard in self._out_of_reach["L2"]
+
+    def _lacks(self, part: str, shard: int, why: str) -> None:
+        """Log what is out of reach once for each reason, not for each shard, nor each attempt."""
+        lacking = self._out_of_reach[part]
+        if why not in lacking.values():
+            logger.warning("{} out of reach: {}", part, why)
+        lacking[shard] = why
+
+    def _has(self, part: str, shard: int) -> None:
+        lacking = self._out_of_reach[part]
+        if lacking.pop(shard, None) is not None and not lacking:
+            logger.info("{}: all is well again", part)
 
     def _tell(self, name: str, trouble: str) -> None:
         """Log a change once, not each attempt."""
@@ -199,11 +212,23 @@ class Heartbeat:
                 logger.info("{}: all is well again", name)
 
     async def _tend(self, shard: int) -> None:
-        """One turn: probe, heal, then rest until the next turn is due or something is missing."""
+        """One turn: connect, probe, heal, then rest until the next turn is due or something is missing."""
+        try:
+            await self._store.reach(shard)
+            await self._turn(shard)
+        except L2Unavailable as error:
+            self._lacks("L2", shard, str(error))
+            if self._store.reaches(shard):  # refused, so the server is there; for a connection `reach` waits
+                await asyncio.sleep(self._pauses[shard].next_s())
+                self._pauses[shard].longer()
+
+    async def _turn(self, shard: int) -> None:
         attention = self._attention[shard]
         attention.clear()
         self._asked[shard] = False
         await self.probe(shard)
+        self._has("L2", shard)
+        self._pauses[shard].reset()
         if self._node.shards[shard].epoch != self._repeated[shard]:
             self._moved[shard].set()
         if self._asked[shard]:
@@ -231,7 +256,6 @@ class Heartbeat:
         sent_at_s = self._clock()
         view.sending()
         reply = await self._store.probe(shard, node.caller(shard), marks=False)
-        self._store_pauses.reset()
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)

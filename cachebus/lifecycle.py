@@ -32,15 +32,9 @@ SAY_WHY_S = 0.1
 async def attach(parts: Parts) -> None:
     """Connect, listen, read where every shard is, and begin to tend; `L2Unavailable`, `ProtocolMismatch`."""
     settings = parts.settings
-    trouble: BaseException | None = None
     try:
-        async with asyncio.timeout(settings.connect_timeout_s + SAY_WHY_S):
-            await parts.heartbeat.attach()
-    except (L2Unavailable, BusUnavailable) as error:
-        trouble = error
-    except TimeoutError:
-        trouble = L2Unavailable(f"no answer in {settings.connect_timeout_s:g} s")
-    if trouble is not None:
+        await parts.heartbeat.attach(settings.connect_timeout_s + SAY_WHY_S, settings.l2_timeout_s)
+    except (L2Unavailable, BusUnavailable) as trouble:
         if not settings.start_degraded:
             raise L2Unavailable(f"{trouble} (at start, {settings.safe_url})") from trouble
         logger.warning("starting degraded, without L2: {}", trouble)
@@ -96,9 +90,12 @@ async def _take_leave(parts: Parts) -> None:
 
 
 def is_ready(parts: Parts) -> bool:
-    """Whether every shard's lease is live."""
+    """Whether any shard's lease is live, and that of every other one too but for those known to be out of reach."""
+    if not parts.settings.enabled:
+        return True
     now_s = parts.node.clock()
-    return not parts.settings.enabled or all(now_s < shard.valid_until for shard in parts.node.shards)
+    live = [now_s < shard.valid_until for shard in parts.node.shards]
+    return any(live) and all(live[i] or parts.heartbeat.lacks(i) for i in range(len(live)))
 
 
 def figures(parts: Parts) -> Stats:
@@ -123,6 +120,7 @@ def figures(parts: Parts) -> Stats:
         bus_connected=parts.bus.connected,
         flights=len(parts.loads.flights),
         pending=parts.writer.pending.depth,
+        reconnects=parts.heartbeat.reconnects,
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),
         bus_lag=counters.bus_lag.snapshot(),
@@ -222,7 +220,8 @@ class Life:
         return parts
 
     def ready(self) -> bool:
-        """Whether every shard's lease is live: for readiness probes."""
+        """Whether the leases are live: for readiness probes. A primary of several that is out of reach takes only its
+        own tenants away, so it does not count, as long as another one is there; `stats().shards` tells of each."""
         return is_ready(self._live())
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:

@@ -4,6 +4,8 @@ Only invalidations wait here, never sets, adds or counters: to say a second time
 whatever has happened in between (at worst it costs a load), so one of which nobody knows whether it ran is sent again.
 They are gone with the process.
 
+Each shard has a line of its own, delivered by a task of its own: one that is away holds up no other.
+
 Until they are delivered this node withholds what they address (`Withheld`): it serves, admits and fills nothing of it,
 whoever vouches for it. And nothing that this node writes may overtake them: a `set` sent first would be removed by an
 older invalidation sent after it. So a write waits for the queue of its shard, as long as L2 may take to answer.
@@ -12,13 +14,13 @@ older invalidation sent after it. So a write waits for the queue of its shard, a
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import islice
 
 from loguru import logger
 
+from cachebus.backoff import Backoff
 from cachebus.errors import L2Unavailable
 from cachebus.node import Node
 from cachebus.plan import Plan
@@ -52,7 +54,8 @@ class Pending:
         self._patience_s = patience_s
         self._lines: dict[int, deque[Waiting]] = {}
         self._withheld = Withheld()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        """By shard: what delivers its line, while there is one."""
         self.deliver: Callable[[Plan], Awaitable[Change]]
         """Tells L2, and this node, of one."""
 
@@ -73,14 +76,15 @@ class Pending:
         self._lines.setdefault(plan.shard, deque()).append(waiting)
         self._withheld.add(plan.keys, plan.names)
         self._node.withheld = self._withheld
-        if self._task is None or self._task.done():
-            logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._most)
-            self._task = asyncio.create_task(self._run(), name="cachebus-pending")
+        if plan.shard not in self._tasks:
+            if not self._tasks:
+                logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._most)
+            self._tasks[plan.shard] = asyncio.create_task(self._run(plan.shard), name="cachebus-pending")
         return waiting
 
     async def delivered(self, waiting: Waiting) -> Change | None:
         """Where in history one came to stand, if it gets there while L2 may be expected to answer."""
-        if self._store.connected:
+        if self._store.reaches(waiting.plan.shard):
             await asyncio.wait([waiting.delivered], timeout=self._patience_s)
         return waiting.delivered.result() if waiting.delivered.done() else None
 
@@ -93,21 +97,22 @@ class Pending:
 
     async def drain(self, timeout_s: float | None) -> bool:
         """Wait until none waits any more; False when `timeout_s` is over before."""
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task], timeout=timeout_s)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=timeout_s)
         return not self._lines
 
     async def close(self, timeout_s: float) -> None:
         """Let those that wait be delivered within `timeout_s`; what is left then is lost."""
         await self.drain(timeout_s)
+        tasks = list(self._tasks.values())
         self.abandon()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        if tasks:
+            await asyncio.wait(tasks)
 
     def abandon(self) -> None:
         """Give up what still waits: count and log it. Awaits nothing."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks.values():
+            task.cancel()
         lost = self.depth
         if not lost:
             return
@@ -118,23 +123,27 @@ class Pending:
                 waiting.delivered.cancel()
         self._lines.clear()
 
-    async def _run(self) -> None:
-        pause_s = PAUSE_FIRST_S
-        while self._lines:
-            if not self._store.connected:
-                await asyncio.sleep(LOOK_S)
-                continue
-            try:
-                for shard in list(self._lines):
+    async def _run(self, shard: int) -> None:
+        """Deliver a shard's line, whatever becomes of other shards."""
+        pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
+        try:
+            while shard in self._lines:
+                if not self._store.reaches(shard):
+                    await asyncio.sleep(LOOK_S)
+                    continue
+                try:
                     await self._batch(shard)
-                pause_s = PAUSE_FIRST_S
-            except L2Unavailable:
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
-                logger.exception("pending invalidations can't be delivered")
-                await asyncio.sleep(PAUSE_MAX_S)
-        logger.info("all pending invalidations are delivered")
+                    pauses.reset()
+                except L2Unavailable:
+                    await asyncio.sleep(pauses.next_s())
+                    pauses.longer()
+                except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
+                    logger.exception("pending invalidations can't be delivered")
+                    await asyncio.sleep(PAUSE_MAX_S)
+        finally:
+            del self._tasks[shard]
+        if not self._lines:
+            logger.info("all pending invalidations are delivered")
 
     async def _batch(self, shard: int) -> None:
         """Deliver some, all under way at once; those that failed stay, and the first failure is raised."""

@@ -169,13 +169,30 @@ class Store(Protocol):
     checked: list[bool]
     """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
 
+    on_changed: Callable[[int], None]
+    """Called with each shard that loses its connection, is given another, or of which the primary is elsewhere."""
+
     @property
     def connected(self) -> bool:
-        """Whether there is a connection at all."""
+        """Whether every shard can be reached: for those who watch. It decides nothing for a single one."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """How many connections there have been."""
+        ...
+
+    def reaches(self, shard: int) -> bool:
+        """Whether there is a connection to the shard's primary."""
+        ...
+
+    async def reach(self, shard: int) -> None:
+        """Connect to the shard's primary if need be; `L2Unavailable`. Paces itself: it may be called again at once, and
+        its caller bounds how long it waits."""
         ...
 
     async def connect(self) -> None:
-        """Connect if need be; `L2Unavailable`."""
+        """Connect to all primaries; `L2Unavailable` if any can't be reached, though the others then are."""
         ...
 
     async def close(self) -> None:
@@ -269,11 +286,24 @@ class Bus(Protocol):
 
     @property
     def connected(self) -> bool:
-        """Whether events can arrive now."""
+        """Whether the events of every shard can arrive now: for those who watch."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """How many connections there have been."""
+        ...
+
+    async def listen(self, shard: int) -> None:
+        """Hear the shard's events: returns when those from now on will arrive; `BusUnavailable`. Paces itself."""
+        ...
+
+    async def deaf(self, shard: int) -> None:
+        """Returns when the shard's events may not arrive any more."""
         ...
 
     async def connect(self) -> None:
-        """Subscribe to every shard; returns when events from now on will arrive; `BusUnavailable`."""
+        """Subscribe to every shard; `BusUnavailable` if any can't, though the others then are."""
         ...
 
     async def close(self) -> None:

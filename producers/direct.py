@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+from cachebus.budget import Budget
 from cachebus.cascade import Cascade
 from cachebus.clock import OtherClock, monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
@@ -19,6 +20,7 @@ from cachebus.plan import Plan
 from cachebus.ports import Caller, Change, ProbeReply, Store
 from cachebus.receipt import Receipt
 from cachebus.resend_buffer import ResendBuffer, born_s
+from cachebus.resp import ended
 from cachebus.settings import Settings
 from producers.base import Order, Producer
 from producers.publishing import Publisher
@@ -71,10 +73,9 @@ class DirectProducer(Producer):
         if self.settings.bus == "kafka":
             publisher = Publisher(kafka_bus(self.settings, monotonic, None, self._counters), monotonic)
         try:
-            await store.connect()
             # Refused here, if at all: where the caches have another number of shards, what this producer says of most
             # tenants would go to shards that nobody reads, which have nothing that could refuse it.
-            await self._asked(store, 0)
+            await self._met(store)
             if publisher is not None:
                 await publisher.open()
         except BaseException:
@@ -108,9 +109,12 @@ class DirectProducer(Producer):
         check_wait(wait)
         store = self._live()
         try:
-            change = await self._said(store, plan, probe=bool(wait))
+            budget = Budget(monotonic, self.settings.l2_timeout_s)
+            if not store.reaches(plan.shard):
+                await budget.bounds(store.reach(plan.shard))
+            change = await budget.spent_on(self._said(store, plan, probe=bool(wait)))
             if self._epochs.setdefault(plan.shard, change.epoch) != change.epoch:
-                await self._repeat(store, plan.shard, *await self._asked(store, plan.shard))
+                await budget.spent_on(self._caught_up(store, plan.shard))
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
         nodes = Confirmed()
@@ -125,18 +129,50 @@ class DirectProducer(Producer):
         """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat in others what
         they may lack: for those who may say nothing for a while; `L2Unavailable`."""
         store = self._live()
-        await store.connect()
-        for shard in {0, *self._epochs}:  # the first tells whether all are laid out as this producer believes
-            reply, clock = await self._asked(store, shard)
-            if reply.epoch != self._epochs.get(shard, reply.epoch):
-                await self._repeat(store, shard, reply, clock)
+        # The first tells whether all are laid out as this producer believes.
+        looks = (self._look(store, shard) for shard in {0, *self._epochs})
+        for trouble in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(trouble, BaseException):
+                raise trouble
+
+    async def _caught_up(self, store: Store, shard: int) -> None:
+        await self._repeat(store, shard, *await self._asked(store, shard))
+
+    async def _look(self, store: Store, shard: int) -> None:
+        budget = Budget(monotonic, self.settings.l2_timeout_s)
+        await budget.bounds(store.reach(shard))
+        reply, clock = await self._asked(store, shard)
+        if reply.epoch != self._epochs.get(shard, reply.epoch):
+            await self._repeat(store, shard, reply, clock)
+
+    async def _met(self, store: Store) -> None:
+        """Return when a shard has answered; `L2Unavailable` where none can be reached, `ProtocolMismatch`."""
+        reaching = {asyncio.create_task(store.reach(shard)): shard for shard in range(self.settings.shards)}
+        trouble: Exception = L2Unavailable(f"no answer in {self.settings.connect_timeout_s:g} s")
+        lacking = set(reaching)
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout_s):
+                while lacking:
+                    done, lacking = await asyncio.wait(lacking, return_when=asyncio.FIRST_COMPLETED)
+                    for reached in sorted(done, key=lambda task: reaching[task]):
+                        try:
+                            reached.result()
+                            await self._asked(store, reaching[reached])
+                        except L2Unavailable as error:
+                            trouble = error
+                        else:
+                            return
+        except TimeoutError:
+            pass
+        finally:
+            await ended(*reaching)
+        raise trouble
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
         return await self.send(order.plan, wait)
 
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
         called_s = monotonic()
-        await store.connect()
         body = plan.body("", probe=probe)
         change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
         if self._publisher is not None:

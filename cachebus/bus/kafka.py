@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 
+from cachebus.backoff import Backoff
 from cachebus.bus.kafka_client import Endings, KafkaAccess
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_sender import KafkaSender
 from cachebus.bus.kafka_topic import topic_there
 from cachebus.clock import Clock
+from cachebus.errors import BusUnavailable
 from cachebus.observe import Counters
 from cachebus.ports import Listener
+from cachebus.resp import ended, heard, shared
 
 
 class KafkaBus:
@@ -33,6 +36,10 @@ class KafkaBus:
         self._envelope = envelope
         self._ears = None if listener is None else KafkaEars(access, envelope, listener, counters, clock)
         self._sender = KafkaSender(access, counters)
+        self._clock = clock
+        self._attempt: asyncio.Task[None] | None = None
+        self._pauses = Backoff()
+        self._next_s = float("-inf")
 
     @property
     def connected(self) -> bool:
@@ -47,8 +54,40 @@ class KafkaBus:
             await topic_there(self._access, self._endings)
         await self._sender.connect()
 
+    @property
+    def opened(self) -> int:
+        """How often there has been a connection to listen over."""
+        return 0 if self._ears is None else self._ears.opened
+
+    async def listen(self, shard: int) -> None:
+        """See `Bus.listen`: one topic carries all shards, and one attempt is for all."""
+        if self.connected:
+            return
+        if self._attempt is None or self._attempt.done():
+            self._attempt = asyncio.create_task(self._try(), name="cachebus-kafka-connect")
+            self._attempt.add_done_callback(heard)
+        await shared(self._attempt)
+
+    async def _try(self) -> None:
+        await asyncio.sleep(max(0.0, self._next_s - self._clock()))
+        try:
+            await self.connect()
+        except BusUnavailable:
+            self._next_s = self._clock() + self._pauses.next_s()
+            self._pauses.longer()
+            raise
+        self._pauses.reset()
+        self._next_s = self._clock() + self._pauses.next_s()
+
+    async def deaf(self, shard: int) -> None:
+        """See `Bus.deaf`; or until nothing can be published."""
+        runs = [self._sender.running, *([] if self._ears is None else [self._ears.running])]
+        if None not in runs:
+            await asyncio.wait([run for run in runs if run is not None], return_when=asyncio.FIRST_COMPLETED)
+
     async def close(self) -> None:
         """Stop listening; what was published is sent before, as far as the broker takes it in time."""
+        await ended(self._attempt)
         ears = [] if self._ears is None else [self._ears.close()]
         await asyncio.gather(self._sender.close(), *ears)
         await self._endings.over(self._access.timeout_s)

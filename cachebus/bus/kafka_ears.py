@@ -44,11 +44,17 @@ class KafkaEars:
         self._told = ""
         self._looked_at_s = clock()
         self._warn_from_s = float("-inf")
+        self.opened = 0
 
     @property
     def connected(self) -> bool:
         """Whether every partition's broker has answered of late."""
         return self._task is not None and not self._task.done()
+
+    @property
+    def running(self) -> asyncio.Task[None] | None:
+        """What does the hearing, while it can; None before the first time."""
+        return self._task
 
     async def connect(self) -> None:
         """Fix the positions at the end of every partition, if need be; `BusUnavailable` after `connect_timeout_s` at
@@ -64,6 +70,7 @@ class KafkaEars:
                 self._silent, self._heard, self._looked_at_s = 0, {}, self._clock()
                 self._task = asyncio.create_task(self._run(consumer), name="cachebus-kafka-ears")
                 self._task.add_done_callback(lambda _: self._ended(consumer))
+                self.opened += 1
 
     async def _started(self) -> Any:
         from aiokafka import AIOKafkaConsumer, TopicPartition

@@ -50,6 +50,11 @@ class KafkaSender:
         """Whether messages can be sent now."""
         return self._task is not None and not self._task.done()
 
+    @property
+    def running(self) -> asyncio.Task[None] | None:
+        """What does the sending, while it can; None before the first time."""
+        return self._task
+
     async def connect(self) -> None:
         """Connect if need be; `BusUnavailable` after `connect_timeout_s` at most."""
         async with self._opening:

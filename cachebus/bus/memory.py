@@ -44,6 +44,7 @@ class MemoryBus:
         self._channels = channels
         self._listener = listener
         self.connected = False
+        self.opened = 0
 
     async def connect(self) -> None:
         """Listen to every shard."""
@@ -52,6 +53,15 @@ class MemoryBus:
             for shard, channel in enumerate(self._channels):
                 channel.listen(loop, shard, self._listener)
             self.connected = True
+            self.opened += 1
+
+    async def listen(self, shard: int) -> None:
+        """See `Bus.listen`."""
+        await self.connect()
+
+    async def deaf(self, shard: int) -> None:
+        """See `Bus.deaf`: memory is heard for ever."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop listening."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from cachebus.backoff import Backoff
 from cachebus.clock import Clock
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.ports import Listener
-from cachebus.resp import Address, Route, Subscriber
+from cachebus.resp import Address, Links, Route, Subscriber, heard, leads_elsewhere, place_in
 
 PING_EVERY_S = 1.0
 
@@ -33,78 +34,96 @@ class RedisBus:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
-        self._subscribers: dict[Address, tuple[Subscriber, list[int]]] = {}
+        self._links: Links[Subscriber] = Links(route, self._open, clock=clock, on_changed=self._changed)
+        self._listens: list[Subscriber | None] = [None] * len(channels)
+        """By shard: who has confirmed its subscription."""
+        self._pauses = [Backoff() for _ in channels]
+        self._stirred = [asyncio.Event() for _ in channels]
         self._timer: asyncio.TimerHandle | None = None
-        self._connecting = asyncio.Lock()
 
     @property
     def connected(self) -> bool:
         """Whether the events of every shard can arrive now, from where its primary is known to be."""
-        wanted = self._wanted()
-        return bool(wanted) and all(self._listens(address, shards) for address, shards in wanted.items())
+        return all(map(self._hears, range(len(self._channels))))
 
-    def _wanted(self) -> dict[Address, list[int]]:
-        wanted: dict[Address, list[int]] = {}
-        for shard, address in enumerate(self._route.known):
-            wanted.setdefault(address, []).append(shard)
-        return wanted
+    @property
+    def opened(self) -> int:
+        """How many connections there have been."""
+        return self._links.opened
 
-    def _listens(self, address: Address, shards: list[int]) -> bool:
-        subscriber, listened = self._subscribers.get(address, (None, []))
-        return subscriber is not None and not subscriber.closed and listened == shards
+    def _hears(self, shard: int) -> bool:
+        return self._links.reaches(shard) and self._listens[shard] is self._links.by_shard[shard]
 
     async def connect(self) -> None:
         """Subscribe to every shard's channel; `BusUnavailable` names host and port of what can't be reached, though
         the others are listened to then."""
-        async with self._connecting:
-            if self.connected:
-                return
-            try:
-                await self._route.find()
-            except L2Unavailable as error:
-                raise BusUnavailable(str(error)) from error
-            wanted = self._wanted()
-            for address in [address for address in self._subscribers if address not in wanted]:
-                self._drop(address)
-            trouble: L2Unavailable | None = None
-            for address, shards in wanted.items():
-                if self._listens(address, shards):
-                    continue
-                try:
-                    subscriber = await self._subscribed(address, shards)
-                except L2Unavailable as error:
-                    trouble = trouble or error
-                else:
-                    self._drop(address)
-                    self._subscribers[address] = subscriber, shards
-            self._ping_later()
-            if trouble is not None:
-                raise BusUnavailable(str(trouble)) from trouble
+        shards = range(len(self._channels))
+        for trouble in await asyncio.gather(*map(self.listen, shards), return_exceptions=True):
+            if isinstance(trouble, BaseException):
+                raise trouble
 
-    async def _subscribed(self, address: Address, shards: list[int]) -> Subscriber:
-        subscriber = await Subscriber.open(
+    async def listen(self, shard: int) -> None:
+        """Subscribe to the shard's channel; `BusUnavailable` names host and port of what can't be reached."""
+        try:
+            while not self._hears(shard):
+                subscriber = await self._links.reach(shard)
+                await self._subscribe(subscriber, shard)
+                self._listens[shard] = subscriber
+        except L2Unavailable as error:
+            raise BusUnavailable(str(error)) from error
+        self._links.prove(shard)
+        self._pauses[shard].reset()
+        if self._timer is None:
+            self._ping_later()
+
+    async def deaf(self, shard: int) -> None:
+        """Returns when the shard's events may not arrive any more."""
+        while self._hears(shard):
+            self._stirred[shard].clear()
+            await self._stirred[shard].wait()
+
+    async def _subscribe(self, subscriber: Subscriber, shard: int) -> None:
+        """Both ways where there are both: how events are published is for the shard's meta to say, upgrade or not."""
+        channel = self._channels[shard]
+        plain = subscriber.subscribe(channel)
+        try:
+            if self._route.clustered:
+                await self._subscribe_sharded(subscriber, channel)
+            await plain
+        except L2Unavailable as error:
+            await asyncio.sleep(self._pauses[shard].next_s())
+            self._pauses[shard].longer()
+            if not leads_elsewhere(error):
+                raise
+            await self._links.follow(shard, *place_in(error))
+
+    @staticmethod
+    async def _subscribe_sharded(subscriber: Subscriber, channel: str) -> None:
+        try:
+            await subscriber.subscribe(channel, sharded=True)
+        except L2Unavailable as error:
+            if "unknown command" not in str(error).lower():  # as a server before version 7 says
+                raise
+
+    async def _open(self, address: Address) -> Subscriber:
+        return await Subscriber.open(
             address,
             timeout_s=self._timeout_s,
             connect_timeout_s=self._connect_timeout_s,
             clock=self._clock,
             on_push=self._on_push,
+            on_ended=self._on_ended,
         )
-        channels = [self._channels[shard] for shard in shards]
-        try:
-            # Both where there are both: how a shard's events are published is in its meta, and outlives an upgrade.
-            if self._route.sharded:
-                for channel in channels:  # of different slots: not in one command
-                    await subscriber.subscribe(channel, sharded=True)
-            await subscriber.subscribe(*channels)
-        except BaseException:  # cancellation too: nobody else knows of the socket yet
-            subscriber.close()
-            raise
-        return subscriber
 
-    def _drop(self, address: Address) -> None:
-        subscriber, _ = self._subscribers.pop(address, (None, []))
-        if subscriber is not None:
-            subscriber.close()
+    def _on_ended(self, channel: bytes) -> None:
+        shard = self._shards.get(channel)
+        if shard is not None:
+            self._listens[shard] = None
+            self._stirred[shard].set()
+
+    def _changed(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self._stirred[shard].set()
 
     def _on_push(self, channel: bytes, message: bytes) -> None:
         shard = self._shards.get(channel)
@@ -112,15 +131,14 @@ class RedisBus:
             self._listener(shard, message)
 
     def _ping_later(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()  # one of the connection before: else each reconnection would add a ping
         self._timer = asyncio.get_running_loop().call_later(PING_EVERY_S, self._ping)
 
     def _ping(self) -> None:
         """An unanswered ping makes its connection close itself after its time-out, and the supervisor open another."""
-        alive = [subscriber for subscriber, _ in self._subscribers.values() if not subscriber.closed]
+        self._timer = None
+        alive = {subscriber for subscriber in self._links.by_shard if subscriber is not None and not subscriber.closed}
         for subscriber in alive:
-            subscriber.ping().add_done_callback(_heard)
+            subscriber.ping().add_done_callback(heard)
         if alive:
             self._ping_later()
 
@@ -128,13 +146,8 @@ class RedisBus:
         """Stop listening."""
         if self._timer is not None:
             self._timer.cancel()
-        for address in list(self._subscribers):
-            self._drop(address)
+            self._timer = None
+        await self._links.close()
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Nothing to do: the script that gave the event its seq published it in the same step."""
-
-
-def _heard(answer: asyncio.Future[object]) -> None:
-    if not answer.cancelled():
-        answer.exception()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import overload
 
+from cachebus.backoff import RECONNECT_FIRST_S
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key
 from cachebus.l2.memory import MemoryShard
@@ -46,17 +48,31 @@ class MemoryStore:
         self._open = False
         self.checked = [False] * len(shards)
         """By shard: whether a probe has been answered since the last outage."""
+        self.on_changed: Callable[[int], None] = lambda _: None
+        self.opened = 0
 
     @property
     def connected(self) -> bool:
         """Whether the store can be reached."""
         return self._open and not self._shards.away
 
+    def reaches(self, shard: int) -> bool:
+        """See `Store.reaches`."""
+        return self.connected
+
+    async def reach(self, shard: int) -> None:
+        """See `Store.reach`."""
+        if self._shards.away:
+            await asyncio.sleep(RECONNECT_FIRST_S)
+        await self.connect()
+
     async def connect(self) -> None:
         """See `Store.connect`."""
         if self._shards.away:
             raise L2Unavailable("the memory store is away")
-        self._open = True
+        if not self._open:
+            self._open = True
+            self.opened += 1
 
     async def close(self) -> None:
         """The shards stay, for others that share them."""

@@ -19,6 +19,7 @@ from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
+from cachebus.l2.owed import OwedLeases
 from cachebus.l2.redirect import Follower, as_command
 from cachebus.l2.replies import (
     counted,
@@ -49,16 +50,13 @@ from cachebus.ports import (
     Stale,
 )
 from cachebus.record import CHECKED_AT, Record
-from cachebus.resp import Links, NotAsked, Reads, Route, leads_elsewhere
+from cachebus.resp import Address, Connection, Links, NotAsked, Reads, Route
 
 T = TypeVar("T")
 
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)
 TAKEOVERS_MAX: Final = 4
-OWED_MAX: Final = 10_000
-OWED_S: Final = 3600.0
-"""How many leases a store gives back later, and for how long it means to, in seconds: no lease is longer."""
 """New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
 
 
@@ -79,14 +77,16 @@ class RedisStore:
         self._events = [(channel, self._marks_max, str(log_max), str(log_max_bytes)) for channel in self._channels]
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
-        self._links = Links(
-            route, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, clock=clock, on_lost=self._doubt
-        )
+        self.on_changed: Callable[[int], None] = lambda _: None
+        """Hears of every shard whose connection was lost, or is another one, or whose primary lies elsewhere."""
+        self._links: Links[Connection] = Links(route, self._open, clock=clock, on_changed=self._changed)
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
         self._by_shard = self._links.by_shard
+        self._unproved = self._links.unproved
         self._follower = Follower(self._links, clock, timeout_s) if route.clustered else None
         self._pruned_at = [float("-inf")] * shards
-        self._owed: list[dict[str, tuple[Key, float, str]]] = [{} for _ in range(shards)]
-        """By shard and token: leases that could not be given back, until when they are to rest at most, and whether."""
+        self._owed = [OwedLeases(clock) for _ in range(shards)]
 
     # -- connections --------------------------------------------------------------------------------------------
 
@@ -95,18 +95,49 @@ class RedisStore:
         """Whether every shard has a connection."""
         return self._links.connected
 
+    @property
+    def opened(self) -> int:
+        """How many connections there have been."""
+        return self._links.opened
+
+    def reaches(self, shard: int) -> bool:
+        """Whether the shard has a connection, to where its primary is known to be."""
+        return self._links.reaches(shard)
+
     async def connect(self) -> None:
         """Connect whatever is not; `L2Unavailable` names host and port of what can't be reached."""
         await self._links.connect()
 
-    def _doubt(self, shards: Sequence[int]) -> None:
+    async def reach(self, shard: int) -> None:
+        """Connect to the shard's primary if need be; `L2Unavailable`, as `connect`. Paces itself."""
+        await self._links.reach(shard)
+
+    async def _open(self, address: Address) -> Connection:
+        route = self._links.route
+        connection = await Connection.open(
+            address,
+            timeout_s=self._timeout_s,
+            connect_timeout_s=self._connect_timeout_s,
+            clock=self._clock,
+            grouped=route.clustered,
+        )
+        try:
+            if route.checks_role:
+                await _must_be_primary(connection, address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _changed(self, shards: Sequence[int]) -> None:
         for shard in shards:
             self.checked[shard] = False
+            self.on_changed(shard)
 
     async def close(self) -> None:
         """Give the connections back; what is pending fails."""
-        self._doubt(range(len(self.checked)))
-        self._links.close()
+        self.checked[:] = [False] * len(self.checked)
+        await self._links.close()
 
     # -- scripts ------------------------------------------------------------------------------------------------
 
@@ -125,6 +156,8 @@ class RedisStore:
         for _ in range(TAKEOVERS_MAX):
             reply = await self._once(reads, name, shard, keys, args)
             if reply is not None:
+                if self._unproved[shard]:
+                    self._links.prove(shard)
                 return reply
             await self._take_over(shard, caller, args[3])
         raise L2Unavailable("the servers behind this shard change too fast")
@@ -142,7 +175,7 @@ class RedisStore:
 
     async def _take_over(self, shard: int, caller: Caller, bucket: str) -> None:
         """Begin a new epoch, unless somebody was faster."""
-        mode = "sharded" if self._links.route.sharded else "plain"
+        mode = "sharded" if self._links.route.clustered else "plain"
         args = (
             self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
             str(caller.guard_ms), _flag(caller.alone),
@@ -168,18 +201,17 @@ class RedisStore:
             )
         except NotAsked:
             raise  # ours is the queue that is full: the connection is as good as before, and others' calls are on it
-        except L2Unavailable as error:
-            # An unanswered probe says that nothing behind this connection is to be trusted: begin with another one.
-            # (A Cluster that is moving this shard has answered.)
+        except L2Unavailable:
+            # Where nothing was heard, the connection has ended itself. One that brought a refusal is good, but what
+            # refuses may be no primary any more.
             self.checked[shard] = False
-            if not leads_elsewhere(error):
-                connection.close()
-                self._doubt([other for other, its in enumerate(self._by_shard) if its is connection])
+            self._links.doubt(shard)
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._hops(shard)  # else another server has answered
         if self._owed[shard]:
-            self._pay(shard)
+            for lease in self._owed[shard].taken():
+                self._hold(*lease)
         return reply
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
@@ -249,7 +281,7 @@ class RedisStore:
     def _hold(self, key: Key, token: str, px_ms: int, rests: str = "0") -> None:
         connection = self._by_shard[key.shard]
         if connection is None or connection.closed:
-            self._owe(key, token, px_ms, rests)
+            self._owed[key.shard].note(key, token, px_ms, rests)
             return
         names = self._names[key.shard]
         args = [
@@ -264,25 +296,9 @@ class RedisStore:
             if str(error).startswith("NOSCRIPT"):
                 connection.call("EVAL", script.source, *args, reads=reads).add_done_callback(_heard)
             elif isinstance(error, L2Unavailable):
-                self._owe(key, token, px_ms, rests)
+                self._owed[key.shard].note(key, token, px_ms, rests)
 
         connection.call("EVALSHA", script.sha, *args, reads=reads).add_done_callback(known)
-
-    def _owe(self, key: Key, token: str, px_ms: int, rests: str) -> None:
-        """Give it back once the server answers again: its holder lives, and others wait for nobody."""
-        if px_ms and rests == "0":
-            return  # a lease that is not extended ends by itself
-        owed = self._owed[key.shard]
-        if len(owed) >= OWED_MAX:
-            del owed[next(iter(owed))]
-        owed[token] = key, self._clock() + (px_ms / 1000 if px_ms else OWED_S), rests
-
-    def _pay(self, shard: int) -> None:
-        owed, self._owed[shard] = self._owed[shard], {}
-        now_s = self._clock()
-        for token, (key, until_s, rests) in owed.items():
-            if until_s > now_s:
-                self._hold(key, token, int((until_s - now_s) * 1000) if rests == "1" else 0, rests)
 
     async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
         """Store a loaded record if its lease still stands and nothing replaced it."""
@@ -346,6 +362,12 @@ class RedisStore:
                 shard, lambda connection: connection.call(*question, reads=logged), question, logged
             )
         return found
+
+
+async def _must_be_primary(connection: Connection, address: Address) -> None:
+    role = await connection.call("ROLE")
+    if not isinstance(role, list) or not role or role[0] != b"master":
+        raise L2Unavailable(f"{address} is no primary, or not any more")
 
 
 def _unless_none(reads: Reads, reply: Any) -> Any:

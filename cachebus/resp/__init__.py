@@ -8,10 +8,11 @@ from cachebus.resp.address import Address, parse_address
 from cachebus.resp.connection import Connection
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
-from cachebus.resp.replies import Misshapen, NotAsked, Reads, leads_elsewhere, mapped
+from cachebus.resp.replies import Misshapen, NotAsked, Reads, leads_elsewhere, mapped, place_in
 from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
 from cachebus.resp.script import Script
 from cachebus.resp.subscriber import Subscriber
+from cachebus.resp.tasks import ended, heard, shared
 
 __all__ = [
     "CLUSTER",
@@ -29,9 +30,13 @@ __all__ = [
     "Script",
     "Sentinels",
     "Subscriber",
+    "ended",
+    "heard",
     "leads_elsewhere",
     "mapped",
     "parse_address",
     "parse_places",
+    "place_in",
+    "shared",
     "slot_of",
 ]

@@ -43,7 +43,7 @@ class Connection(Link):
     ) -> Connection:
         """Connect and log in within `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
 
-        A server that owes an answer is lost when for `timeout_s` (at most 1.25 times that) no byte arrives from it, nor
+        A server that owes an answer is lost when for `timeout_s` (at most an eighth more) no byte arrives from it, nor
         leaves of a question still on its way: everything pending fails and `on_lost` is called, as it is once for any
         loss but `close`. `grouped`: keys of different hash tags may not share an MGET, as in a Cluster.
         """

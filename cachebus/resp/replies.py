@@ -53,6 +53,14 @@ def leads_elsewhere(error: L2Unavailable) -> bool:
     return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))
 
 
+def place_in(error: L2Unavailable) -> tuple[str, int]:
+    """Host ("" for the server's own) and port that a MOVED or ASK names; the error itself where it names none."""
+    host, _, port = str(error).rpartition(" ")[2].rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise error
+    return host.strip("[]"), int(port)
+
+
 def again(error: CacheBusError) -> CacheBusError:
     """An equal error for the next caller: one raised in several tasks would gather all their tracebacks."""
     return type(error)(*error.args)

@@ -14,16 +14,21 @@ from cachebus.resp.link import Link, OnLost, fail, waiters
 from cachebus.resp.replies import NONSENSE, NOTHING, Misshapen, pack, read_by
 
 OnPush = Callable[[bytes, bytes], None]
+OnEnded = Callable[[bytes], None]
 _MESSAGES: Final = (b"message", b"smessage")
+_ENDED: Final = b"sunsubscribe"
 _CONFIRMATIONS: Final = (b"subscribe", b"ssubscribe")
 
 
 class Subscriber(Link):
     """One connection that listens. Use `Subscriber.open`, then `subscribe`."""
 
-    def __init__(self, address: Address, *, timeout_s: float, clock: Clock, on_push: OnPush) -> None:
+    def __init__(
+        self, address: Address, *, timeout_s: float, clock: Clock, on_push: OnPush, on_ended: OnEnded | None = None
+    ) -> None:
         super().__init__(address, timeout_s=timeout_s, clock=clock)
         self._on_push = on_push
+        self._on_ended = on_ended
 
     @classmethod
     async def open(
@@ -34,14 +39,16 @@ class Subscriber(Link):
         connect_timeout_s: float,
         clock: Clock,
         on_push: OnPush,
+        on_ended: OnEnded | None = None,
         on_lost: OnLost | None = None,
     ) -> Subscriber:
-        """As `Connection.open`. `on_push(channel, payload)` is called for every message and must not block.
+        """As `Connection.open`. `on_push(channel, payload)` is called for every message and must not block;
+        `on_ended(channel)` when a server of a Cluster ends a subscription, as it does when it gives the slot away.
 
         Should it raise, messages would be missing: the connection is lost then, and the error goes to the loop's
         exception handler.
         """
-        subscriber = cls(address, timeout_s=timeout_s, clock=clock, on_push=on_push)
+        subscriber = cls(address, timeout_s=timeout_s, clock=clock, on_push=on_push, on_ended=on_ended)
         await join(subscriber, address, connect_timeout_s, on_lost)
         return subscriber
 
@@ -72,6 +79,8 @@ class Subscriber(Link):
                     on_push(reply[1], reply[2])
                     if self.closed:
                         return
+                elif isinstance(reply, list) and len(reply) == 3 and reply[0] == _ENDED and self._on_ended is not None:
+                    self._on_ended(reply[1])
                 elif not self._answer(reply):
                     self._nonsense()
                     return

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-_TICKS: Final = 8
+_TICKS: Final = 16
 
 
 class Progress(NamedTuple):
@@ -26,14 +26,14 @@ class Progress(NamedTuple):
 
 
 class Watchdog:
-    """Calls `expired` when an answer is due and no sign of life came for `timeout_s` (at most 1.25 times that).
+    """Calls `expired` when an answer is due and no sign of life came for `timeout_s` (at most an eighth more).
 
     Bytes that arrive are a sign of life, be they of another's answer or a part of a big one. So are bytes that leave,
     as long as they are of the oldest question: what is asked after it proves nothing, since the system takes and even
     acknowledges bytes for a program that hangs.
 
-    It keeps no time for a question: it looks eight times in `timeout_s`. Ticks are counted, not the clock read: a loop
-    that was held for seconds has read the bytes which came meanwhile before the eighth tick, so its own pause is not
+    It keeps no time for a question: it looks sixteen times in `timeout_s`. Ticks are counted, not the clock read: a
+    loop that was held for seconds has read the bytes which came meanwhile before the last tick, so its own pause is not
     the server's. Between questions there is no timer at all.
     """
 

@@ -132,13 +132,13 @@ async def test_a_loader_slower_than_an_invalidation_by_others_while_only_its_nod
         await source.asked.wait()
         began_s = monotonic()
         store: Any = parts(a).store
-        connect = store.connect
+        reach = store.reach
 
-        async def refuse() -> None:
+        async def refuse(_shard: int) -> None:
             await asyncio.sleep(0.01)
             raise L2Unavailable("cut off")
 
-        store.connect = refuse
+        store.reach = refuse
         with deaf(a):
             store._links.of(0).close()
             source.values["x"] = "new"
@@ -147,7 +147,7 @@ async def test_a_loader_slower_than_an_invalidation_by_others_while_only_its_nod
             assert await loading == "old"
             await past(began_s + D_S)
             assert await a.get_or_load("config", "x", source.load, tenant_id="acme") == "new"
-        store.connect = connect
+        store.reach = reach
         await until(a.ready)
         assert await b.get("config", "x", tenant_id="acme") is None
 

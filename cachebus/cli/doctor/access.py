@@ -171,7 +171,7 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
     heard, subscriber = asyncio.Event(), None
     route = await route_to(trial)
     names = ShardNames(trial.namespace, 0, places_of(trial).template.db)
-    store, (address,) = redis_store(trial, route, monotonic), route.known
+    store, address = redis_store(trial, route, monotonic), next(filter(None, route.known))
     sweeper = await Asker.open(address, ASK_TIMEOUT_S)
     try:
         if settings.bus == "redis":
@@ -179,7 +179,7 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
                 address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
                 on_push=lambda _channel, _message: heard.set(),
             )  # fmt: skip
-            await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel, sharded=route.sharded))
+            await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel))
         await store.connect()
         await _step(seen, "a node's operations", _life(store))
         if subscriber is not None and not seen.refusals:

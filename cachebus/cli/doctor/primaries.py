@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, texts, whole
 from cachebus.clock import monotonic
-from cachebus.errors import CacheBusError, ConfigError
+from cachebus.errors import CacheBusError, ConfigError, L2Unavailable
 from cachebus.factory import places_of, route_of
 from cachebus.resp import CLUSTER, SENTINEL, Address, Places, Route
 from cachebus.settings import Settings
@@ -32,21 +32,26 @@ async def primaries_of(settings: Settings) -> list[Primary]:
     """Where the namespace lies now; `ConfigError`, `L2Unavailable`."""
     if settings.url.get_secret_value().startswith("memory://"):
         raise ConfigError("memory:// is inside one process: there is no server to look at")
-    places, route = places_of(settings), route_of(settings, monotonic)
-    known = await route.find()
+    places, route = places_of(settings), await route_to(settings)
+    known = [address for address in route.known if address is not None]
     if places.kind == CLUSTER:
         failover_s = await _seconds(known[0], "CONFIG", "GET", "cluster-node-timeout")
         return [
-            Primary(address, [shard for shard, there in enumerate(known) if there == address], failover_s)
+            Primary(address, [shard for shard, there in enumerate(route.known) if there == address], failover_s)
             for address in dict.fromkeys(known)
         ]
     return [Primary(known[0], None, await _sentinels_wait_s(places) if places.kind == SENTINEL else None)]
 
 
 async def route_to(settings: Settings) -> Route:
-    """The way to the namespace, with the primaries found."""
+    """The way to the namespace, with the primaries found; `L2Unavailable` where nobody serves any of it."""
     route = route_of(settings, monotonic)
-    await route.find()
+    try:
+        await route.look(monotonic())
+    finally:
+        await route.close()
+    if not any(route.known):
+        raise L2Unavailable(f"{route}: none of the slots of {settings.namespace} is served")
     return route
 
 
