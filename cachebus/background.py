@@ -98,7 +98,14 @@ class Background:
             self._begin(name, request, self._looked)
 
     async def _looked(self, flight: Flight) -> Found:
+        key = flight.request.key
+        seq = self._node.shards[key.shard].applied
         try:
+            if await self._fetch.store.get(key) is None:
+                # Not even what L2 keeps for when the source fails: another node was told that it is gone.
+                self._rests.end(key.l1)
+                self._node.take_away(key, seq)
+                return NOTHING
             return await self.asked(flight.request)
         except L2Unavailable:
             self._node.counters.l2_errors += 1

@@ -16,6 +16,7 @@ from cachebus.policy import PolicyTable, Rules
 from cachebus.ports import Place, Store
 from cachebus.record import HEAD, MAGIC, Record, is_of
 from cachebus.resp import leads_elsewhere
+from cachebus.resting import Superseded
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
 
@@ -61,6 +62,7 @@ class Fetcher:
         self.policies = policies
         self.clock = clock
         self.nudge = nudge
+        self.superseded = Superseded()
         self._shards = node.shards
         self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
 

@@ -136,9 +136,11 @@ class Filler:
         return record.expires_ms / 1000 - now_s if record.expires_ms else inf, record.tags
 
     def fallback(self, data: bytes | None) -> Fallback | None:
-        """An expired record, which L2 has just validated, where fail-safe allows it. "Not found" is no value."""
+        """An expired record, which L2 has just validated, where fail-safe allows it."""
         record = self._fetch.decoded(self.key, data) if data is not None and self.rules.fail_safe_s else None
-        if record is None or record.not_found or self._node.in_doubt(self.key.shard, record):
+        if record is None or not record.stands_in or self._node.in_doubt(self.key.shard, record):
+            return None
+        if self._fetch.superseded.covers(self.key.l1, record.created_ms):
             return None
         value = self._fetch.taken(self.key, record, None, self._began_s)
         if value is MISSING:
@@ -159,6 +161,7 @@ class Filler:
             await self._take_away(granted, over)
             return found
         if self._node.withheld is not None and self._node.withheld.covers(self.key, record.tags):
+            self._supersede(granted.seq, granted.epoch)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         self._stop_extending()
         kept_ms = keep_ms(record, self.rules)
@@ -168,12 +171,14 @@ class Filler:
             change = await self._store.fill(self.key, self._node.caller(index), self._token, record, kept_ms, over)
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
+            self._supersede(granted.seq, granted.epoch)
             self._enter_l1(found, record, fenced=False)
             return found
         self._held = False
         self._fetch.notice(index, change.epoch)
         if not change.stored:
             self._node.counters.fills_rejected += 1
+            self._supersede(granted.seq, granted.epoch)
             logger.debug("what was loaded of {} was replaced meanwhile, and is not kept", self.key.family.data_type)
             return found
         self._node.counters.fills += 1
@@ -196,7 +201,13 @@ class Filler:
                 self._held = False
                 self._fetch.notice(index, change.epoch)
                 self.stored = change.stored
-        self._node.take_away(self.key, granted.seq)
+        self._supersede(granted.seq, granted.epoch)
+
+    def _supersede(self, seq: int, epoch: bytes) -> None:
+        """The source has answered: what it gave before stands in no more, whether L2 hears of it or not."""
+        self._node.take_away(self.key, seq)
+        if self.rules.fail_safe_s:
+            self._fetch.superseded.note(self.key.l1, self._read_ms(epoch))
 
     def _read_ms(self, epoch: bytes) -> int:
         """When the load began on the L2 server's clock, at the earliest: the source may have answered as of then. In
@@ -208,9 +219,8 @@ class Filler:
     def keep_alone(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
         record, found = self._packed(found, flight)
-        if record is None:
-            self._node.take_away(self.key, self._seq)
-        else:
+        self._supersede(self._seq, self._reservation.epoch)
+        if record is not None:
             record.epoch, record.seq = self._reservation.epoch, self._seq
             self._enter_l1(found, record, fenced=False)
         return found
@@ -230,8 +240,9 @@ class Filler:
                 raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
             now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
             record, value = pack(
-                found.value, self.rules, now_s, ttl_s=flight.ttl_s, tags=flight.tags, not_found=found.value is None
-            )
+                found.value, self.rules, now_s, ttl_s=flight.ttl_s, tags=flight.tags, not_found=found.value is None,
+                makeshift=flight.makeshift,
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 (a value's own methods may raise anything)
             data_type = self.key.family.data_type
             self._node.counters.of(data_type).serialization_errors += 1

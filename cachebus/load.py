@@ -65,8 +65,11 @@ class Loads:
         if fallback is not None and self.rests.of(key.l1, fallback.version) is Rest.RESTS:
             self.background.look(request)
             return self._counted(request, fallback.found)
-        flight = self._joined(request) or self._begun(request, fallback)
-        return self._counted(request, await flight.wait(request))
+        joined = self._joined(request)
+        found = await (joined or self._begun(request, fallback)).wait(request)
+        if joined is not None and found.stale and found.level == "l1" and not request.use_memory:
+            found = await self._begun(request, None).wait(request)  # that is for others: who wants no memory loads
+        return self._counted(request, found)
 
     def _counted(self, request: Request, found: Found) -> Found:
         """What one of the flight's callers is given."""
@@ -290,7 +293,7 @@ class Loads:
             try:
                 return await self._source(flight)
             except Failing as failing:
-                if flight.refreshes or flight.substitute() is not None:
+                if flight.over or flight.refreshes or flight.substitute() is not None:
                     raise failing.error from failing.error.__cause__
                 return await self._made_instead(flight, failing)
         except ConfigError:  # the program's error, not the source's
@@ -310,7 +313,8 @@ class Loads:
             return await self._made_instead(flight, failing)
 
     async def _made_instead(self, flight: Flight, failing: Failing) -> Found:
-        """What can be made without the source. It is kept no longer than a source that has failed is left alone."""
+        """What can be made without the source. It is kept no longer than a source that has failed is left alone, and
+        stands in for nothing."""
         try:
             loaded = await failing.instead()
         except Failing:
@@ -318,6 +322,7 @@ class Loads:
         except Exception as error:
             self.note_failure(flight.request.key.family.data_type, error)
             raise
+        flight.makeshift = True
         flight.add(flight.request._replace(tags=(), ttl_s=flight.request.rules.fail_safe_throttle_s))
         return Found(loaded.value, None, loaded)
 

@@ -269,7 +269,7 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        if keep_s and (record.not_found or not fenced or self.in_doubt(key.shard, record)):
+        if keep_s and (not record.stands_in or not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
@@ -280,7 +280,7 @@ class Node:
                 not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
                 version=record.version, decode=decode,
             )  # fmt: skip
-            fast_until = NEVER if record.flags or decode is not None else min(expires, soft)
+            fast_until = NEVER if record.not_found or decode is not None else min(expires, soft)
         size = self.l1.weights.of(
             key.family.data_type, value, len(record.payload), compressed=record.codec >= COMPRESSED
         ) + (0 if extra is None else extra.size_bytes(record))

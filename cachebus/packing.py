@@ -11,7 +11,7 @@ from struct import error as StructError  # noqa: N812
 from cachebus import values
 from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
-from cachebus.record import NOT_FOUND, Record
+from cachebus.record import MAKESHIFT, NOT_FOUND, Record
 
 
 def pack(
@@ -22,13 +22,14 @@ def pack(
     ttl_s: float | None = None,
     tags: Sequence[str] = (),
     not_found: bool = False,
+    makeshift: bool = False,
 ) -> tuple[Record, object]:
     """A record for the value, its times on the L2 server's clock, and the value that any node will decode from it:
     what this node serves too, so that all give the same.
 
     `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
-    `negative_ttl_s`. Raises `NotSerializable` and `ValueTooLarge`, and nothing else, whatever the value's own code
-    raises: better said to the one who stores it than to all who read.
+    `negative_ttl_s`; `makeshift` one that was made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
+    nothing else, whatever the value's own code raises: better said to the one who stores it than to all who read.
     """
     created_ms = int(server_now_s * 1000)
     if not_found:
@@ -44,7 +45,7 @@ def pack(
         ttl_s *= share
         soft_s = None if soft_s is None else soft_s * share  # else it might come behind the end
     record = Record(
-        NOT_FOUND if not_found else 0,
+        NOT_FOUND if not_found else MAKESHIFT if makeshift else 0,
         codec,
         payload,
         created_ms=created_ms,
@@ -67,11 +68,10 @@ def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
 
 
 def keep_ms(record: Record, rules: Rules) -> int:
-    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever. "Not
-    found" stands in for nothing."""
+    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever."""
     if not record.expires_ms:
         return 0
-    after_s = 0.0 if record.not_found else rules.fail_safe_s or 0.0
+    after_s = (rules.fail_safe_s or 0.0) if record.stands_in else 0.0
     return record.expires_ms - record.created_ms + int(after_s * 1000)
 
 

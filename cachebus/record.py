@@ -6,7 +6,7 @@ or that was damaged on its way, is none.
 ```
 offset  bytes
 0       2     magic 0xCB and format 2
-2       1     flags: 1 = the source said "not found"
+2       1     flags: 1 = the source said "not found", 2 = made without the source, which had failed
 3       1     codec of the payload
 4       16    epoch, hexadecimal digits
 20      8     seq at which its lease was granted, or of its write (big-endian, like all numbers here)
@@ -38,6 +38,7 @@ import msgspec
 
 MAGIC = b"\xcb\x02"
 NOT_FOUND = 1
+MAKESHIFT = 2
 FLAGS_AT = 2
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
@@ -81,6 +82,11 @@ class Record(msgspec.Struct, eq=False):
     def not_found(self) -> bool:
         """Whether it says that the source has nothing for the key."""
         return bool(self.flags & NOT_FOUND)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
+        return not self.flags & (NOT_FOUND | MAKESHIFT)
 
     def middle(self) -> bytes:
         """What lies between its check and its payload; raises what does not fit in there: `struct.error`,

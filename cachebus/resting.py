@@ -12,6 +12,25 @@ KEYS_MAX = 10_000
 JITTER = 0.25
 
 
+class Superseded:
+    """When the source has last answered what L2 was not told, or did not keep, by key: what is older stands in no more.
+    The latest, where there are too many."""
+
+    def __init__(self) -> None:
+        self._at_ms: OrderedDict[str, int] = OrderedDict()
+
+    def note(self, name: str, at_ms: int) -> None:
+        """The source answered a load that began then, on the L2 server's clock."""
+        self._at_ms.pop(name, None)
+        self._at_ms[name] = at_ms
+        if len(self._at_ms) > KEYS_MAX:
+            self._at_ms.popitem(last=False)
+
+    def covers(self, name: str, created_ms: int) -> bool:
+        """Whether the source has answered since this was created."""
+        return created_ms <= self._at_ms.get(name, -1)
+
+
 class Rest(Enum):
     """What is known of a key's source."""
 

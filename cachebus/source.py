@@ -125,6 +125,12 @@ class _Attempts:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def leave_if_cancelled() -> None:
+    """Begin nothing more for nobody: what a source has just answered was heard, but another one is not to be asked."""
+    if _is_cancelled():
+        raise asyncio.CancelledError
+
+
 def _is_cancelled() -> bool:
     """Whether the running task was cancelled, as by the end of its event loop, whatever a source has made of that."""
     task = asyncio.current_task()

@@ -1,0 +1,140 @@
+"""What a source has said since stands before what it said before, be it stored or not: nothing old stands in again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from cachebus import CacheManager, Policy
+from cachebus.helpers import get_with_cache_aside
+from tests.integration.test_cache_expiry import aging
+from tests.integration.test_patience import expired, read, settled
+from tests.integration.test_resting import SHORT
+from tests.support.caches import Source, nodes, parts, until
+
+AGED = Policy(ttl_s=10, fail_safe_s=1000, fail_safe_throttle_s=2, retries=0)
+
+
+@pytest.mark.parametrize("keep_alone", [True, False])
+@pytest.mark.parametrize("use_memory", [True, False])
+@pytest.mark.parametrize("back", [True, False])
+async def test_what_was_answered_without_l2(keep_alone: bool, use_memory: bool, back: bool) -> None:
+    async with aging(1, safe=AGED, keep_alone=keep_alone) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        await read(a, source, "safe")
+        await world.pass_s(11)
+        world.fleet.away = True
+        source.values["x"] = "v2"
+        assert await read(a, source, "safe", use_memory=use_memory) == "v2"
+        if back:
+            world.fleet.away = False
+            await world.pass_s(30)  # what was kept without L2 has gone
+        source.error = ConnectionError("down")
+        try:
+            assert await read(a, source, "safe") == "v2"
+        except ConnectionError:
+            pass
+
+
+async def test_what_l2_refused_to_keep(redis_url: str) -> None:
+    """As where the lease was evicted meanwhile."""
+    async with nodes(redis_url, 1, policies={"safe": SHORT}, guard_max_s=0) as (a,):
+        source = Source(x="v1")
+        await read(a, source, "safe")
+        await expired(a, "safe")
+        store: Any = parts(a).store
+        key = a.key("safe", "x", "acme")
+
+        async def load() -> str:
+            await store._links.of(key.shard).call("DEL", store._names[key.shard].lease(key))
+            return "v2"
+
+        assert await a.get_or_load("safe", "x", load, tenant_id="acme") == "v2"
+        assert a.stats().fills_rejected == 1
+        source.error = ConnectionError("down")
+        with pytest.raises(ConnectionError):
+            await read(a, source, "safe")
+
+
+async def test_what_was_made_without_the_source_stands_in_for_nothing(redis_url: str) -> None:
+    policy = Policy(ttl_s=1000, fail_safe_s=1000, fail_safe_throttle_s=0.1, retries=0)
+    async with nodes(redis_url, 2, policies={"safe": policy}, guard_max_s=0) as (a, b):
+        database, generated = Source(x="good"), Source(x="default")
+        database.error = ConnectionError("down")
+        with patch.object(CacheManager, "_cache", a):
+            value, metrics = await get_with_cache_aside("safe", "x", "acme", database.load, generated.load)
+        assert (value, metrics["source"]) == ("default", "generation")
+        assert await b.get("safe", "x", tenant_id="acme") == "default"
+        for cache in (a, b):
+
+            async def fails(cache: Any = cache) -> bool:
+                try:
+                    assert await read(cache, database, "safe") == "default"
+                except ConnectionError:
+                    return True
+                return False
+
+            await until(fails)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_no_further_source_is_asked_for_nobody(redis_url: str, fails: bool) -> None:
+    async with nodes(redis_url, 1, policies={"safe": SHORT}, guard_max_s=0) as (a,):
+        generated = Source(x="default")
+
+        async def database() -> None:
+            caller.cancel()
+            if fails:
+                raise ConnectionError
+
+        with patch.object(CacheManager, "_cache", a):
+            aside = get_with_cache_aside("safe", "x", "acme", database, generated.load)
+            caller = asyncio.create_task(aside)
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+        await settled(a)
+        assert generated.calls == 0
+
+
+async def test_a_node_that_rests_hears_that_what_it_serves_is_gone() -> None:
+    """Another node was told so, and nothing of it is cached."""
+    policy = AGED.model_copy(update={"fail_safe_throttle_s": 500})
+    async with aging(2, safe=policy) as world:
+        a, b = world.nodes
+        source = Source(x="old")
+        assert [await read(cache, source, "safe") for cache in (a, b)] == ["old", "old"]
+        await world.pass_s(11)
+        source.error = ConnectionError("down")
+        assert await read(b, source, "safe") == "old"
+        source.error = None
+        del source.values["x"]
+        parts(a).policies.register("safe", Policy(ttl_s=10, retries=0))  # which has nothing to serve, and asks
+        assert await read(a, source, "safe") is None
+        await world.pass_s(2)
+        await read(b, source, "safe")
+        await settled(b)
+        assert await read(b, source, "safe") is None
+
+
+async def test_who_wants_no_memory_is_given_no_stand_in_out_of_it_by_a_load_that_it_joins() -> None:
+    async with aging(1, safe=AGED) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        await read(a, source, "safe")
+        await world.pass_s(11)
+        source.hold()
+        source.error = ConnectionError("down")
+        world.fleet.away = True
+        first = asyncio.create_task(read(a, source, "safe"))
+        await source.asked.wait()
+        second = asyncio.create_task(read(a, source, "safe", use_memory=False))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        source.release()
+        assert await first == "v1"
+        with pytest.raises(ConnectionError):
+            await second
