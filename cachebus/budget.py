@@ -12,41 +12,47 @@ from cachebus.errors import L2Unavailable
 T = TypeVar("T")
 
 AT_ONCE: Final = 0.1
-"""What has been waited for less than this part of the time-out leaves the next step all of it."""
+TOTAL: Final = 1.15
+"""Parts of the time-out: what has waited for less than the one leaves the next step all of it, which its connection
+ends by 1.125; beyond that, all steps together may last for the other. So none waits for more than 1.25 time-outs."""
 
 
 class Budget:
-    """The steps of one call together wait for L2 as long as for one silent server, at most 1.25 times `timeout_s`.
+    """The steps of one call together wait for L2 as long as for one silent server: at most 1.25 times `timeout_s`.
 
     A step alone is bounded by its connection, which knows a server that is silent from a link that is slow. So the
-    first one is left to it, and so is one that follows at once; only what comes after a wait has a time-out of its own.
+    first one is left to it, and so is one that follows at once; only what comes after a wait has a limit of its own.
     """
 
-    __slots__ = ("_clock", "_from_s", "_timeout_s")
+    __slots__ = ("_clock", "_timeout_s", "spent_s")
 
-    def __init__(self, clock: Clock, timeout_s: float) -> None:
+    def __init__(self, clock: Clock, timeout_s: float, spent_s: float = 0.0) -> None:
         self._clock = clock
         self._timeout_s = timeout_s
-        self._from_s = clock()
+        self.spent_s = spent_s
+        """What has been waited for so far."""
 
     async def spent_on(self, step: Awaitable[T]) -> T:
         """What the step gives; `L2Unavailable` when the time is over before."""
-        spent_s = self._clock() - self._from_s
-        if spent_s < AT_ONCE * self._timeout_s:
-            return await step
+        began_s = self._clock()
         try:
-            async with asyncio.timeout(max(0.0, 1.25 * self._timeout_s - spent_s)):
+            if self.spent_s < AT_ONCE * self._timeout_s:
                 return await step
-        except TimeoutError:
-            raise self._over() from None
+            return await self._within(TOTAL, step)
+        finally:
+            self.spent_s += self._clock() - began_s
 
     async def bounds(self, step: Awaitable[T]) -> T:
-        """The same for a step that nothing else bounds."""
+        """The same for a step that nothing else bounds, as connecting."""
+        began_s = self._clock()
         try:
-            async with asyncio.timeout(max(0.0, self._timeout_s - (self._clock() - self._from_s))):
-                return await step
-        except TimeoutError:
-            raise self._over() from None
+            return await self._within(1.0, step)
+        finally:
+            self.spent_s += self._clock() - began_s
 
-    def _over(self) -> L2Unavailable:
-        return L2Unavailable(f"no answer in {self._timeout_s:g} s, all steps together")
+    async def _within(self, part: float, step: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(max(0.0, part * self._timeout_s - self.spent_s)):
+                return await step
+        except TimeoutError as error:
+            raise L2Unavailable(f"no answer in {self._timeout_s:g} s, all steps together") from error

@@ -104,7 +104,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
-    fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge)
+    fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)
     keyspace = Keyspace(settings.shards)
     reader = Reader(fetcher, clock, outage_is_miss=settings.on_outage == "miss", enabled=settings.enabled)
     loads = Loads(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cachebus import record as records
+from cachebus.budget import Budget
 from cachebus.clock import Clock
 from cachebus.coherence import Reservation, Shard
 from cachebus.errors import L2Unavailable
@@ -55,16 +56,22 @@ class Fetcher:
     """L2 as a reader sees it: values that may be believed, and that enter L1 where they may."""
 
     def __init__(
-        self, node: Node, store: Store, policies: PolicyTable, clock: Clock, nudge: Callable[[int], None]
-    ) -> None:
+        self, node: Node, store: Store, policies: PolicyTable, clock: Clock, nudge: Callable[[int], None],
+        *, l2_timeout_s: float = INF,
+    ) -> None:  # fmt: skip
         self.node = node
         self.store = store
         self.policies = policies
         self.clock = clock
         self.nudge = nudge
         self.superseded = Superseded()
+        self._l2_timeout_s = l2_timeout_s
         self._shards = node.shards
         self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
+
+    def budget(self, spent_s: float = 0.0) -> Budget:
+        """What a call may wait for L2, if it has waited for so long."""
+        return Budget(self.clock, self._l2_timeout_s, spent_s)
 
     async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
         """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
@@ -106,17 +113,17 @@ class Fetcher:
                 return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
             return await self._validated(keys, enter)
-        before = self.before(keys[0])
+        before, began_s = self.before(keys[0]), self.clock()
         replies = [self.store.get(key) for key in keys]
         try:
             data = [await reply for reply in replies]
         except L2Unavailable as error:
             if not needs_script(error):
                 raise
-            return await self._validated(keys, enter)
+            return await self.budget(self.clock() - began_s).spent_on(self._validated(keys, enter))
         found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
-            return await self._validated(keys, enter)
+            return await self.budget(self.clock() - began_s).spent_on(self._validated(keys, enter))
         return list(zip(found, data, strict=True))
 
     async def _validated(self, keys: Sequence[Key], enter: bool) -> list[Answer]:

@@ -16,7 +16,7 @@ from cachebus.fetch import MISSING, Fetcher
 from cachebus.flight import Flight
 from cachebus.freshness import Fallback, Freshness
 from cachebus.packing import copier, keep_ms, pack
-from cachebus.ports import Leased, LeaseReply, Stale
+from cachebus.ports import Change, Leased, LeaseReply, Stale
 from cachebus.record import NOT_FOUND, Record
 from cachebus.request import Found, Request
 from cachebus.source import GIVE_UP_S
@@ -36,6 +36,8 @@ class Filler:
         self._token = f"{self._node.id}-{next(_tokens):x}"
         self._timer: asyncio.TimerHandle | None = None
         self._lease_ms = lease_ms
+        self.budget = fetcher.budget()
+        """What is left of what the call may wait for L2."""
         self._granted: LeaseReply | None = None
         self._reservation: Reservation
         self._began_s = 0.0
@@ -75,9 +77,9 @@ class Filler:
         self.begin_alone()
         index = self.key.shard
         try:
-            reply = await self._store.lease(
+            reply = await self.budget.spent_on(self._store.lease(
                 self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh, stale=stale, tags=tags
-            )
+            ))  # fmt: skip
         except BaseException:
             self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
             raise
@@ -168,7 +170,7 @@ class Filler:
         record.epoch, record.seq, record.created_ms = granted.epoch, granted.seq, self._read_ms(granted.epoch)
         index = self.key.shard
         try:
-            change = await self._store.fill(self.key, self._node.caller(index), self._token, record, kept_ms, over)
+            change = await self._told(record, kept_ms, over)
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
             self._supersede(granted.seq, granted.epoch)
@@ -187,6 +189,10 @@ class Filler:
         self._enter_l1(found, record, fenced=True)
         return found
 
+    async def _told(self, record: Record, px_ms: int, over: bytes) -> Change:
+        caller = self._node.caller(self.key.shard)
+        return await self.budget.spent_on(self._store.fill(self.key, caller, self._token, record, px_ms, over))
+
     async def _take_away(self, granted: LeaseReply, over: bytes) -> None:
         """The source has answered, and its answer is not kept: what it gave before serves and stands in no more."""
         index = self.key.shard
@@ -194,7 +200,7 @@ class Filler:
             self._stop_extending()
             record = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
             try:
-                change = await self._store.fill(self.key, self._node.caller(index), self._token, record, 1, over)
+                change = await self._told(record, 1, over)
             except L2Unavailable:  # it may not have run, so the lease is still to be given back
                 self._node.counters.l2_errors += 1
             else:

@@ -22,7 +22,7 @@ class Flight:
 
     __slots__ = (
         "_callers", "_clock", "_closed", "_fallback", "_kept", "_leaving", "_loading", "_made", "_news", "_spares",
-        "_tags", "_task", "_waiting", "fresh", "makeshift", "must_load", "refreshes", "request", "ttl_s",
+        "_tags", "_task", "_waiting", "fresh", "makeshift", "must_load", "refreshes", "request", "spent_s", "ttl_s",
     )  # fmt: skip
 
     def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
@@ -40,6 +40,8 @@ class Flight:
         self._tags = dict.fromkeys(request.tags)
         """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
         self.ttl_s = request.ttl_s
+        self.spent_s = 0.0
+        """What its first caller has waited for L2 before, in seconds."""
         self.makeshift = False
         """Whether its value was made without the source, which had failed."""
         self.must_load = False

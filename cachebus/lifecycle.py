@@ -240,10 +240,13 @@ class Life:
             self._policies[data_type] = policy
 
     async def probe(self) -> None:
-        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable`."""
+        """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable` if any
+        does not answer, though the others then have."""
         parts = self._live()
-        for shard in parts.node.shards:
-            await parts.heartbeat.probe(shard.index)
+        probes = (parts.heartbeat.probe(shard.index) for shard in parts.node.shards)
+        for trouble in await asyncio.gather(*probes, return_exceptions=True):
+            if isinstance(trouble, BaseException):
+                raise trouble
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""

@@ -48,6 +48,7 @@ class Loads:
     async def get_or_load(self, request: Request) -> Found:
         """What L1 or L2 holds, else what the source gives; one load a key and node, and one over all nodes."""
         key = request.key
+        began_s = self._clock()
         searches = request.search and key.contexts != (None, None, None)
         entry = self._reader.remembered(key, request.after) if request.use_memory else None
         extra = None if entry is None else details(entry)
@@ -66,7 +67,10 @@ class Loads:
             self.background.look(request)
             return self._counted(request, fallback.found)
         joined = self._joined(request)
-        found = await (joined or self._begun(request, fallback)).wait(request)
+        flight = joined or self._begun(request, fallback)
+        if joined is None and searches:
+            flight.spent_s = self._clock() - began_s
+        found = await flight.wait(request)
         if joined is not None and found.stale and found.level == "l1" and not request.use_memory:
             found = await self._begun(request, None).wait(request)  # that is for others: who wants no memory loads
         return self._counted(request, found)
@@ -145,6 +149,7 @@ class Loads:
         """One flight: L2, else lease and load, then fill; without L2, the source alone."""
         request = flight.request
         with Filler(self._fetch, request, self._lease_ms) as filler:
+            filler.budget.spent_s = flight.spent_s
             if not self._enabled:
                 return filler.not_kept(await self._whatever(flight), flight)
             answer: Found | LeaseReply | None = None
@@ -166,7 +171,7 @@ class Loads:
         """What L2 has, or what may be served while the source rests or another node loads for too long; else the right
         to load, or word of a guard."""
         if not flight.must_load:
-            found = await self.background.asked(flight.request)
+            found = await filler.budget.spent_on(self.background.asked(flight.request))
             if found.value is not MISSING:
                 return found
         answer = await self._lease(flight, filler)
@@ -197,6 +202,7 @@ class Loads:
             # What L2 keeps is brought once: where that is of no use, it is not asked for again at each turn.
             insists = insists or (reply.record is not None and flight.fallback is None)
             self._spare(flight)
+            filler.budget.spent_s = 0.0  # from here on it waits for another node
             pause_s, left_s = min(backoff_s, max(reply.wait_ms, 1) / 1000), deadline_s - self._clock()
             # Whose pause ends behind the deadline asks once more; who has had no turn by then is too late.
             if left_s < 0 or not await self._waiters.wait(filler.key.l1, pause_s, left_s + BACKOFF_MAX_S):

@@ -28,7 +28,7 @@ def pack(
     what this node serves too, so that all give the same.
 
     `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
-    `negative_ttl_s`; `makeshift` one that was made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
+    `negative_ttl_s`; `makeshift` one made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
     nothing else, whatever the value's own code raises: better said to the one who stores it than to all who read.
     """
     created_ms = int(server_now_s * 1000)

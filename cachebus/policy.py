@@ -114,7 +114,9 @@ class Policy(BaseModel):
         8 * 1024 * 1024, gt=0, le=VALUE_MAX_BYTES, description="larger encoded values are refused"
     )
     copy_values: bool = Field(
-        False, alias="copy", description="give each caller a copy of what is cached; else all share one object, which none may change"
+        False,
+        alias="copy",
+        description="give each caller a copy of what is cached; else all share one object, which none may change",
     )
     tags: tuple[str, ...] = Field((), description="tags of every value: templates of {resource_id} and {tenant_id}")
 

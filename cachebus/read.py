@@ -35,7 +35,7 @@ class Reader:
 
     async def get(self, key: Key, after: Place | None, use_memory: bool) -> object:
         """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
-        counters = self._node.counters.of(key.family.data_type)
+        counters, began_s = self._node.counters.of(key.family.data_type), self._clock()
         if use_memory and key.l1 in self._entries:
             entry = self.remembered(key, after)
             if entry is not None:
@@ -55,24 +55,31 @@ class Reader:
                         return handed_out(entry)
                 value = MISSING if data is None else self._fetch.judged(key, data, before, use_memory)
                 if value is VOID:
-                    value = (await self._fetch.validated([key], None, enter=use_memory))[0]
+                    value = await self._judged_in_l2(key, None, use_memory, began_s)
             elif self._enabled:
                 value = await self._fetch.one(key, after, enter=use_memory)
             else:
                 value = MISSING
         except L2Unavailable as error:
-            value = await self._once_more(key, after, use_memory, error)
+            value = await self._once_more(key, after, use_memory, error, began_s)
         if value is MISSING:
             counters.misses += 1
         else:
             counters.l2_hits += 1
         return value
 
-    async def _once_more(self, key: Key, after: Place | None, use_memory: bool, error: L2Unavailable) -> object:
+    async def _judged_in_l2(self, key: Key, after: Place | None, use_memory: bool, began_s: float) -> object:
+        """By the script, in what time is left."""
+        budget = self._fetch.budget(self._clock() - began_s)
+        return (await budget.spent_on(self._fetch.validated([key], after, enter=use_memory)))[0]
+
+    async def _once_more(
+        self, key: Key, after: Place | None, use_memory: bool, error: L2Unavailable, began_s: float
+    ) -> object:
         """By the script, where only that may answer; an outage is a miss here too, where it is one."""
         if needs_script(error):
             try:
-                return (await self._fetch.validated([key], after, enter=use_memory))[0]
+                return await self._judged_in_l2(key, after, use_memory, began_s)
             except L2Unavailable as other:
                 error = other
         if self._tolerated():

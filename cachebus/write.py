@@ -105,9 +105,10 @@ class Writer:
     async def guard(self, plan: Plan, token: str, px_ms: int) -> Receipt:
         """Invalidate, and have L2 keep nothing of it for `px_ms`; `InvalidationFailed` when that is not sure."""
         self._node.counters.guards += 1
+        budget = self._fetch.budget()
         try:
-            await self.pending.make_way(plan.shard)
-            change = await self._guarded(plan, token, px_ms)
+            await budget.spent_on(self.pending.make_way(plan.shard))
+            change = await budget.spent_on(self._guarded(plan, token, px_ms))
         except L2Unavailable as error:
             self._node.counters.l2_errors += 1
             self._forget(plan)
@@ -151,17 +152,18 @@ class Writer:
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
             return NOTHING_DONE
-        await self.pending.make_way(key.shard)
+        budget = self._fetch.budget()
+        await budget.spent_on(self.pending.make_way(key.shard))
         node = self._node
         reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
         server_now_s = sent_at_s + node.server_clocks[key.shard].offset_s
         record, stored = pack(value, rules, server_now_s, ttl_s=ttl_s, tags=tags)
         body = plan.body(node.id, probe=wait)
         try:
-            change = await self._store.write(
+            change = await budget.spent_on(self._store.write(
                 key, node.caller(key.shard), record, keep_ms(record, rules), body,
                 others=plan.keys[1:], names=plan.names, if_absent=if_absent,
-            )  # fmt: skip
+            ))  # fmt: skip
         except L2Unavailable:
             node.counters.l2_errors += 1
             self._forget(plan)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from cachebus.budget import Budget
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
@@ -153,13 +154,23 @@ class RedisStore:
     async def _sent(
         self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
     ) -> Any:
+        began_s = self._clock()
+        reply = await self._once(reads, name, shard, keys, args)
+        if reply is None:
+            budget = Budget(self._clock, self._timeout_s, self._clock() - began_s)
+            reply = await budget.spent_on(self._sent_anew(reads, name, shard, caller, keys, args))
+        if self._unproved[shard]:
+            self._links.prove(shard)
+        return reply
+
+    async def _sent_anew(
+        self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
+    ) -> Any:
         for _ in range(TAKEOVERS_MAX):
+            await self._take_over(shard, caller, args[3])
             reply = await self._once(reads, name, shard, keys, args)
             if reply is not None:
-                if self._unproved[shard]:
-                    self._links.prove(shard)
                 return reply
-            await self._take_over(shard, caller, args[3])
         raise L2Unavailable("the servers behind this shard change too fast")
 
     async def _once(self, reads: Reads, name: str, shard: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:

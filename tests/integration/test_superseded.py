@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 from unittest.mock import patch
 
@@ -34,10 +35,8 @@ async def test_what_was_answered_without_l2(keep_alone: bool, use_memory: bool, 
             world.fleet.away = False
             await world.pass_s(30)  # what was kept without L2 has gone
         source.error = ConnectionError("down")
-        try:
+        with contextlib.suppress(ConnectionError):
             assert await read(a, source, "safe") == "v2"
-        except ConnectionError:
-            pass
 
 
 async def test_what_l2_refused_to_keep(redis_url: str) -> None:

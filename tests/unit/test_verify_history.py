@@ -19,7 +19,7 @@ from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.trouble import L2_FAILED
+from cachebus.cli.verify.trouble import HEARD_AHEAD, L2_FAILED
 from cachebus.cli.verify.verdict import Verdict
 from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TAG, TENANT, TYPE
 
@@ -326,6 +326,16 @@ async def test_a_source_that_has_answered_is_left_alone_until_the_soft_expiry(
     assert (await past.broken()).get("rest", 0) == count
 
 
+async def test_what_was_loaded_under_a_lease_that_was_taken_away_is_not_kept(past: Past) -> None:
+    past.item = past.of_type("odd")
+    past.loaded("1.1", 5.0, 5.01)
+    past.loaded("1.1", 5.2, 5.21)
+    past.fault("del-leases", 0, 5.1, 5.12)
+    assert await past.broken() == {"rest": 1}, "it had none any more"
+    past.fault("del-leases", 0, 5.002, 5.004)
+    assert await past.broken() == {}
+
+
 def _by_scope(past: Past) -> None:
     item, past.item = past.item, past.of_type("odd") + 20
     past.wrote("2.1", 2, 5.05, 5.1, verb=TENANT)
@@ -450,6 +460,14 @@ async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[
     for from_s, until_s, ordinary in loads:
         past.loaded("1.1", from_s, until_s, ordinary=ordinary)
     assert (await past.verdict()).counts.get("I13", 0) == count
+
+
+async def test_what_comes_behind_a_hole_may_take_away_what_was_loaded_without_l2(past: Past) -> None:
+    past.away = [(104.0, 109.0)]
+    past.loaded("1.1", 6.0, 6.1)
+    past.loaded("1.1", 6.5, 6.6)
+    past.note("1.1", "trouble", HEARD_AHEAD, 106.2, 106.22)
+    assert await past.broken() == {}
 
 
 SAME_TYPE, OTHER_TYPE = 2, 1

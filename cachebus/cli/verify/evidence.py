@@ -16,7 +16,7 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW
+from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD
 
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""
@@ -114,17 +114,26 @@ class Evidence:
         return kinds.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
 
     def befell(self) -> dict[str, Excuses]:
-        """By node and life: when anything was amiss with it, its network, or the server."""
+        """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,
+        since an epoch was younger than a guard may be."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
+        young_s = START_S + guard_max_s(self.largest_bound_s)
+        began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
         found = {}
         for node in self.lives:
-            spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans = [(began_s, began_s + young_s)]
+            spans += [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
             spans += [
-                (done.from_s, done.until_s + after_s) for done in self.faults
+                (done.from_s, done.until_s + (young_s if done.fault in self.ends_leases else after_s))
+                for done in self.faults
                 if done.node in (0, int(number_of(node))) and done.fault not in HARMLESS | UNFELT
             ]  # fmt: skip
             found[node] = Excuses(spans)
         return found
+
+    def taken(self) -> Excuses:
+        """When the server lost leases."""
+        return Excuses([(done.from_s, done.until_s) for done in self.faults if done.fault == "del-leases"])
 
     def stalls(self) -> Excuses:
         """When some node may have stood still, or waited for the server."""
@@ -144,7 +153,11 @@ class Evidence:
         """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
         found = {}
         for node in self.lives:
-            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == BEGAN_ANEW]
+            spans = [
+                (from_s, until_s)
+                for kind, from_s, until_s in self.records(node, "trouble")
+                if kind in (BEGAN_ANEW, HEARD_AHEAD)
+            ]
             spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
             # Messages that were held up arrive late, and some of them before others: these move no seq.
             spans += [

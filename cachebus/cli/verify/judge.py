@@ -176,7 +176,8 @@ def _rests(case: Judgement, loads: list[Load]) -> None:
     """How soon a source was asked again."""
     evidence = case.evidence
     pairs = unexcused(
-        too_soon(evidence.items, loads), case.history.touching(evidence.items), evidence.befell(), case.lead_s
+        too_soon(evidence.items, loads), case.history.touching(evidence.items), evidence.befell(), evidence.taken(),
+        case.lead_s,
     )  # fmt: skip
     for first, second in served(pairs, lambda node: records(evidence.directory, node, "shown")):
         what = "had answered" if first.version else "had failed"

@@ -111,10 +111,11 @@ class Readers:
         return self._caches[item.world].get(item.data_type, item.resource_id, *item.place, **how)
 
     async def _ask(
-        self, item: Item, verb: int, question: Any, *, loads: bool = False, wider: int = 0, hurries: bool = True
-    ) -> int:
+        self, item: Item, verb: int, question: Any, *, loads: bool = False, wider: int = 0, hurries: bool = True,
+        after: str | None = None,
+    ) -> int:  # fmt: skip
         """One read, and what came of it: its version, 0 for none. `loads`, `wider`: as of `Answers.note`. `hurries`:
-        whether it may have a time limit; who has given up asks again at once, without one."""
+        whether it may have a time limit; who has given up asks again at once, without one, `after` the same token."""
         limited = hurries and self._dice.random() < LIMITED
         started_s = self._clock()
         try:
@@ -129,7 +130,8 @@ class Readers:
         except (CacheBusError, ConnectionError, Odd, TimeoutError) as error:
             if limit.expired():
                 self._answers.given_up += 1
-                return await self._ask(item, LOAD, self._by_loading(item), loads=True, hurries=False)
+                again = self._by_loading(item, **({"after": after} if after else {}))
+                return await self._ask(item, verb if after else LOAD, again, loads=True, hurries=False)
             # what L2 or the source did: the one is made to fail, and the other too
             self._answers.raised(item, verb, error, started_s)
             return 0
@@ -234,7 +236,7 @@ class Readers:
         started_s = self._clock()
         loads = self._dice.random() < 0.5
         question = (self._by_loading if loads else self._by_getting)(item, after=token.text)
-        version = await self._ask(item, verb, question, loads=loads)
+        version = await self._ask(item, verb, question, loads=loads, after=token.text)
         if version:
             self._tokens.add(item.number | verb << VERB_SHIFT, version, started_s, token.version, kind)
         return version

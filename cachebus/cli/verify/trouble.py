@@ -11,8 +11,11 @@ from cachebus.cli.verify.setup import LEASE_MS
 from cachebus.cli.verify.tape import Tape
 from cachebus.clock import Clock
 
-STALLED, L2_FAILED, BEGAN_ANEW = 1, 2, 3
-TROUBLES: Final = {STALLED: "stalled", L2_FAILED: "got no answer from L2", BEGAN_ANEW: "dropped all it held"}
+STALLED, L2_FAILED, BEGAN_ANEW, HEARD_AHEAD = 1, 2, 3, 4
+TROUBLES: Final = {
+    STALLED: "stalled", L2_FAILED: "got no answer from L2", BEGAN_ANEW: "dropped all it held",
+    HEARD_AHEAD: "heard what comes behind a hole",
+}  # fmt: skip
 EVERY_S: Final = 0.02
 LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""
@@ -20,7 +23,7 @@ LATE_S: Final = LEASE_MS / 1000 / 4
 
 async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock) -> None:
     """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
-    last_s, errors, flushes = clock(), 0, 0
+    last_s, errors, flushes, holes = clock(), 0, 0, 0
     while True:
         await asyncio.sleep(EVERY_S)
         now_s, stats = clock(), [cache.stats() for cache in caches]
@@ -31,4 +34,7 @@ async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock) -> None:
             tape.add(L2_FAILED, last_s, now_s)
         if flushed != flushes:
             tape.add(BEGAN_ANEW, last_s, now_s)
-        last_s, errors, flushes = now_s, failed, flushed
+        ahead = sum(each.holes for each in stats)
+        if ahead != holes:
+            tape.add(HEARD_AHEAD, last_s, now_s)
+        last_s, errors, flushes, holes = now_s, failed, flushed, ahead

@@ -1,0 +1,66 @@
+"""What the readers of a run ask for, as far as the judge goes by it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from cachebus.cli.verify import reading
+from cachebus.cli.verify.items import make_items
+from cachebus.cli.verify.reading import ANY_TOKEN, TOKEN, Readers
+from cachebus.cli.verify.truth import Token
+from cachebus.clock import monotonic
+
+
+class Slow:
+    """A cache that answers no first caller in time, and writes down what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    async def get_or_load(self, *_: Any, **how: Any) -> list[int]:
+        """The second caller's answer."""
+        self.asked.append(how)
+        if len(self.asked) == 1:
+            await asyncio.Event().wait()
+        return [1, 7]
+
+    get = get_or_load
+
+
+class Notes:
+    """What the judge is told."""
+
+    given_up = 0
+
+    def note(self, _item: Any, verb: int, value: list[int], *_: Any, **__: Any) -> int:
+        """An answer."""
+        assert verb == TOKEN
+        return value[1]
+
+
+class Loads:
+    """Loaders for every item."""
+
+    def __init__(self, count: int) -> None:
+        self.special = self.ordinary = [None] * count
+
+
+async def test_who_gives_up_a_read_with_a_token_asks_again_with_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """What comes is held against the token."""
+    monkeypatch.setattr(reading, "LIMITED", 1.0)
+    items, cache = make_items(), Slow()
+    held: list[tuple[Any, ...]] = []
+    tokens: Any = type("Tokens", (), {"add": lambda _, *fields: held.append(fields)})()
+    notes: Any = Notes()
+    loads: Any = Loads(len(items))
+    monkeypatch.setattr(Readers, "_function", lambda *_: None)
+    caches: Any = [cache, cache]
+    readers = Readers(caches, items, None, loads, notes, tokens, Random(1), 0.0, monotonic, "x")  # type: ignore[arg-type]
+    item = next(i for i in items[1:] if i is not None)
+    assert await readers._after(item, Token(item.number, 7, "a-token"), ANY_TOKEN) == 7
+    assert [how.get("after") for how in cache.asked] == ["a-token", "a-token"]
+    assert notes.given_up == 1
+    assert [fields[1] for fields in held] == [7]
