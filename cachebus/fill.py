@@ -173,7 +173,7 @@ class Filler:
             change = await self._told(record, kept_ms, over)
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
-            self._supersede(granted.seq, granted.epoch)
+            self._supersede(granted.seq, granted.epoch, told=False)
             self._enter_l1(found, record, fenced=False)
             return found
         self._held = False
@@ -209,9 +209,9 @@ class Filler:
                 self.stored = change.stored
         self._supersede(granted.seq, granted.epoch)
 
-    def _supersede(self, seq: int, epoch: bytes) -> None:
-        """The source has answered: what it gave before stands in no more, whether L2 hears of it or not."""
-        self._node.take_away(self.key, seq)
+    def _supersede(self, seq: int, epoch: bytes, *, told: bool = True) -> None:
+        """The source has answered: what it gave before stands in no more, whether L2 was `told` of it or not."""
+        (self._node.take_away if told else self._node.stand_down)(self.key, seq)
         if self.rules.fail_safe_s:
             self._fetch.superseded.note(self.key.l1, self._read_ms(epoch))
 
@@ -225,7 +225,7 @@ class Filler:
     def keep_alone(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
         record, found = self._packed(found, flight)
-        self._supersede(self._seq, self._reservation.epoch)
+        self._supersede(self._seq, self._reservation.epoch, told=False)
         if record is not None:
             record.epoch, record.seq = self._reservation.epoch, self._seq
             self._enter_l1(found, record, fenced=False)

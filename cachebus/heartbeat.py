@@ -188,7 +188,7 @@ class Heartbeat:
 
     def lacks(self, shard: int) -> bool:
         """Whether the shard is known to be out of reach in L2."""
-        return shard in self._out_of_reach["L2"]
+        return shard in self._out_of_reach["L2"] or not self._store.reaches(shard)
 
     def _lacks(self, part: str, shard: int, why: str) -> None:
         """Log what is out of reach once for each reason, not for each shard, nor each attempt."""

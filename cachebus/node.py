@@ -191,10 +191,19 @@ class Node:
     # -- L1 ------------------------------------------------------------------------------------------------------
 
     def take_away(self, key: Key, seq: int) -> None:
-        """Drop what is held of a key, unless it is of a later time than this seq."""
+        """Drop what is held of a key, unless it is of a later time than this seq. What was loaded without L2 stays: it
+        ends within D of its load, and stands in for nothing."""
         entry = self.l1.entries.get(key.l1)
-        if entry is not None and entry.seq <= seq:
+        if entry is not None and entry.seq <= seq and entry.group.leased:
             self.l1.remove(key.l1)
+
+    def stand_down(self, key: Key, seq: int) -> None:
+        """What is held of a key stands in for nothing once it has expired, unless it is of a later time than this seq.
+        Until then it is served on: without L2, who reads past memory must not have all others ask the source."""
+        entry = self.l1.entries.get(key.l1)
+        extra = None if entry is None else details(entry)
+        if entry is not None and extra is not None and not extra.absent and entry.seq <= seq:
+            extra.keep_until = NEVER
 
     def peek(self, key: Key, now_s: float) -> Entry | None:
         """The key's entry if it may be believed and served now; the whole serving rule, behind the fast path."""

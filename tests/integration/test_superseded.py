@@ -137,3 +137,29 @@ async def test_who_wants_no_memory_is_given_no_stand_in_out_of_it_by_a_load_that
         assert await first == "v1"
         with pytest.raises(ConnectionError):
             await second
+
+
+async def test_without_l2_a_reader_past_memory_takes_nothing_from_the_others() -> None:
+    async with aging(1, safe=AGED) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        await read(a, source, "safe")
+        world.fleet.away = True
+        source.values["x"] = "v2"
+        assert await read(a, source, "safe", use_memory=False) == "v2"
+        assert await read(a, source, "safe") == "v1", "its lease goes on"
+        assert source.calls == 2
+
+
+@pytest.mark.parametrize("gives", ["v2", None])
+async def test_what_another_has_loaded_without_l2_stays_for_d(gives: str | None) -> None:
+    """However often it is read past memory: without L2 a node asks a source once a D for those who use it."""
+    async with aging(1, safe=AGED) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        world.fleet.away = True
+        assert await read(a, source, "safe") == "v1"
+        source.values["x"] = gives
+        assert await read(a, source, "safe", use_memory=False) == gives
+        assert await read(a, source, "safe") == "v1"
+        assert source.calls == 2

@@ -1,0 +1,235 @@
+"""What becomes of one primary of several is its own: all other tenants live as if there were none but theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cachebus import Cache, CacheBusError
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import ClusterGroup, SentinelGroup, ask
+from cachebus.errors import InvalidationFailed, L2Unavailable
+from cachebus.keys import Keyspace
+from cachebus.l2.names import ShardNames
+from cachebus.resp import slot_of
+from producers.direct import DirectProducer
+from tests.support.caches import PATIENCE_S, heard, nodes, parts, quick, until
+from tests.support.servers import any_binary
+
+SHARDS = 32
+
+
+class Town(ClusterGroup):
+    """Three primaries without replicas, and a tenant for each."""
+
+    tenants: list[str]
+    """That of the first, the second and the third."""
+    sibling: str
+    """Another one of the second, in another slot."""
+
+    async def start(self) -> None:
+        """Find the tenants."""
+        await super().start()
+        found: dict[int, list[str]] = {}
+        seen = set()
+        for tenant in (f"t{i}" for i in range(1000)):
+            names = names_of(tenant)
+            if names.log not in seen:
+                seen.add(names.log)
+                found.setdefault((await self.primary_of(names.log)).port, []).append(tenant)
+            if len(found) == 3 and all(len(of) > 1 for of in found.values()):
+                break
+        self.tenants = [found[server.port][0] for server in self.servers]
+        self.sibling = found[self.servers[1].port][1]
+
+
+def names_of(tenant: str) -> ShardNames:
+    """The names of a tenant's shard."""
+    return ShardNames("cachebus", Keyspace(SHARDS).key("config", "x", tenant).shard)
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    """For tests that break it."""
+    async with Town(any_binary(), replicas=0) as town:
+        yield town
+
+
+@contextmanager
+def no_answer(port: int) -> Iterator[None]:
+    """In the place of a server a host that is gone: whoever connects hears nothing."""
+    with socket.socket() as hole:
+        hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hole.bind(("127.0.0.1", port))
+        hole.listen(0)
+        fills = []
+        for _ in range(3):
+            fill = socket.socket()
+            fill.setblocking(False)
+            fill.connect_ex(("127.0.0.1", port))
+            fills.append(fill)
+        try:
+            yield
+        finally:
+            for fill in fills:
+                fill.close()
+
+
+async def all_is_well(cache: Cache, other: Cache, tenant: str) -> None:
+    """All that a cache does for a tenant: none of it fails."""
+    where: dict[str, Any] = {"tenant_id": tenant}
+    await cache.set("config", "x", 1, **where)
+    assert await other.get("config", "x", **where) == 1
+    receipt = await cache.invalidate("config", "x", wait="nodes", **where)
+    assert receipt.status == "applied"
+    await heard([other], receipt)
+    assert await other.get("config", "x", **where) is None
+    assert await cache.get_or_load("config", "x", lambda: 2, **where) == 2
+    assert await other.get("config", "x", use_memory=False, **where) == 2
+    assert await cache.increment("n", **where) > 0
+    async with cache.write_guard([("config", "x")], tenant, db_timeout_s=0.5):
+        assert not (await cache.set("config", "x", 3, **where)).stored
+
+
+async def test_one_that_is_dead_costs_no_call_of_another_ones_tenants(town: Town) -> None:
+    first, second, third = town.servers
+    async with (
+        nodes(town.url, 2, shards=SHARDS) as (a, b),
+        DirectProducer.open(quick(town.url, shards=SHARDS)) as producer,
+    ):
+        first.kill()
+        with no_answer(first.port):
+            await until(lambda: not a.stats().l2_connected)
+            for tenant in town.tenants[1:]:
+                await all_is_well(a, b, tenant)
+                assert (await producer.invalidate("config", "x", tenant, wait="nodes")).status == "applied"
+            assert a.ready()
+            await ask(second, "CLIENT", "KILL", "TYPE", "normal")
+            await ask(third, "CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: parts(a).store.reaches(a.key("config", "x", town.tenants[1]).shard))
+            for tenant in town.tenants[1:]:
+                await all_is_well(a, b, tenant)
+            for ask_first in (a.set("config", "x", 1, town.tenants[0]), producer.invalidate("c", "x", town.tenants[0])):
+                with pytest.raises((L2Unavailable, InvalidationFailed)):
+                    await ask_first
+
+
+async def test_nor_at_a_start(town: Town) -> None:
+    """Nobody has to say that it may begin without the one that is away."""
+    (first, *_), settings = town.servers, quick(town.url, shards=SHARDS)
+    first.kill()
+    async with Cache(settings) as a, Cache(settings) as b, DirectProducer.open(settings) as producer:
+        for tenant in town.tenants[1:]:
+            await all_is_well(a, b, tenant)
+            assert (await producer.invalidate("config", "x", tenant)).status == "applied"
+        assert a.ready()
+        first.start()
+        await until(lambda: a.stats().l2_connected and a.stats().bus_connected and b.stats().bus_connected)
+        await until(lambda: not any(map(parts(a).heartbeat.lacks, range(a.settings.shards))))
+        await all_is_well(a, b, town.tenants[0])
+
+
+async def test_where_none_is_there_a_start_says_why(town: Town) -> None:
+    for server in town.servers:
+        server.kill()
+    with pytest.raises(L2Unavailable, match="at start"):
+        async with Cache(quick(town.url, shards=SHARDS)):
+            raise AssertionError
+
+
+async def test_what_waits_for_one_is_delivered_while_another_is_away(town: Town) -> None:
+    first, second, _ = town.servers
+    async with nodes(town.url, 1, shards=SHARDS, pending_max=100, l2_timeout_s=0.3) as (a,):
+        tenant = town.tenants[1]
+        first.kill()
+        await until(lambda: not a.stats().l2_connected)
+        await a.set("config", "x", "old", tenant)
+        lost = await a.invalidate("config", "x", town.tenants[0])
+        second.pause()
+        waiting = await a.invalidate("config", "x", tenant)
+        assert (lost.status, waiting.status) == ("pending", "pending")
+        second.resume()
+        await until(lambda: a.stats().pending == 1)
+        await a.set("config", "y", 1, tenant)
+        assert await a.get("config", "x", tenant, use_memory=False) is None
+
+
+async def test_a_slot_that_nobody_has_takes_one_shard_away(town: Town) -> None:
+    _, second, third = town.servers
+    tenant, sibling = town.tenants[1], town.sibling
+    async with nodes(town.url, 2, shards=SHARDS) as (a, b):
+        for server in town.servers:
+            try:
+                await ask(server, "CLUSTER", "DELSLOTS", slot_of(names_of(tenant).log))
+            except L2Unavailable:
+                continue  # it has heard of it from the others
+
+        async def refused() -> bool:
+            try:
+                await a.set("config", "x", 1, tenant)
+            except CacheBusError:
+                return True
+            return False
+
+        await until(refused)
+        await ask(second, "CLIENT", "KILL", "TYPE", "normal")
+        await ask(third, "CLIENT", "KILL", "TYPE", "normal")
+        shards = [a.key("config", "x", t).shard for t in (sibling, *town.tenants[::2])]
+        await until(lambda: all(parts(c).store.reaches(shard) for shard in shards for c in (a, b)))
+        for healthy in (sibling, *town.tenants[::2]):
+            await all_is_well(a, b, healthy)
+        async with Cache(quick(town.url, shards=SHARDS)) as newborn:
+            await all_is_well(newborn, a, sibling)
+
+
+async def test_a_slot_that_moves_to_a_server_that_hangs_takes_one_shard_away(town: Town) -> None:
+    _, source, target = town.servers
+    tenant, sibling = town.tenants[1], town.sibling
+    slot = slot_of(names_of(tenant).log)
+    async with nodes(town.url, 2, shards=SHARDS, l2_timeout_s=0.3) as (a, b):
+        await a.set("config", "x", 1, tenant)
+        await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await town.id_of(source))
+        await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await town.id_of(target))
+        while keys := await ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            await town._migrate(source, target, keys)
+        target.pause()
+        opened = a.stats().reconnects
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                with pytest.raises(L2Unavailable):
+                    await a.set("config", "x", 2, tenant)
+                for healthy in (sibling, town.tenants[0]):
+                    await all_is_well(a, b, healthy)
+        assert a.stats().reconnects == opened, "nothing that answers is closed"
+        target.resume()
+
+
+async def test_without_any_sentinel_the_known_primary_is_tried() -> None:
+    async with SentinelGroup(any_binary(), replicas=1, sentinels=1) as group, nodes(group.url, 2) as (a, b):
+        for sentinel in group.sentinels:
+            sentinel.pause()
+        primary: EmbeddedServer = group.data[0]
+        before = a.stats().reconnects
+        await ask(primary, "CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: a.stats().reconnects > before and a.stats().l2_connected and b.stats().l2_connected)
+        await all_is_well(a, b, "acme")
+        for sentinel in group.sentinels:
+            sentinel.resume()
+
+
+async def test_who_waits_for_a_host_that_is_gone_waits_for_nobody_before_him() -> None:
+    """Calls at the same time share one attempt."""
+    with EmbeddedServer(any_binary()) as server:
+        async with DirectProducer.open(quick(server.url, l2_timeout_s=0.3, connect_timeout_s=30.0)) as producer:
+            server.kill()
+            await until(lambda: not producer._live().connected)
+            with no_answer(server.port):
+                async with asyncio.timeout(PATIENCE_S):
+                    calls = (producer.invalidate("config", "x", "acme") for _ in range(20))
+                    answers = await asyncio.gather(*calls, return_exceptions=True)
+                assert all(isinstance(answer, InvalidationFailed) for answer in answers)
