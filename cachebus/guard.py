@@ -64,6 +64,10 @@ class WriteGuard:
         self._token = ""
         self.receipt: Receipt = NOTHING_DONE
         """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
+        self.lost = False
+        """Known behind the block: whether L2 began another epoch meanwhile (by a failover, a restart, a backup
+        that gave it another replication id), which loses all guards. What was loaded while it lacked this one lives for
+        `guard_max_s` from then at the longest."""
 
     async def __aenter__(self) -> Self:
         if not self._enabled:
@@ -89,4 +93,9 @@ class WriteGuard:
         if self._clock() - self._began_s >= self._time_s:
             self._node.counters.guards_left += 1
             logger.warning("a block outlasted its write guard of {:g} s: had this process died, no guard", self._time_s)
+        entered = self.receipt.epoch
         self.receipt = await self._writer.unguard(self._plan, self._token, wait=self._wait)
+        self.lost = self.receipt.epoch not in ("", entered)
+        if self.lost:
+            self._node.counters.guards_lost += 1
+            logger.warning("a write guard was lost with its epoch: what is loaded meanwhile may live for guard_max_s")

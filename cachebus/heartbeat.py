@@ -57,6 +57,8 @@ class Heartbeat:
         self._task: asyncio.Task[None] | None = None
         self._first = 0
         self._told: dict[str, str] = {}
+        self.loose_replicas = [0] * len(node.shards)
+        """By shard: as of `ProbeReply`."""
         self._out_of_reach: dict[str, dict[int, str]] = {"L2": {}, "bus": {}}
         """By part and shard: why."""
         self._pauses = [Backoff() for _ in node.shards]
@@ -260,10 +262,21 @@ class Heartbeat:
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)
         self._compare_bounds(shard)
+        self._look_at_replicas(shard, reply.loose_replicas)
         if probed is Probed.FOREIGN:
             await self.receiver.begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
+
+    def _look_at_replicas(self, shard: int, loose: int) -> None:
+        """Say once that a primary has replicas and would go on writing when it is cut off from them."""
+        self.loose_replicas[shard] = loose
+        self._tell(
+            "replicas",
+            "a primary has replicas, and its min-replicas-to-write is 0: cut off from them it goes on acknowledging "
+            "what is lost once one is promoted, and renewing leases (G1, G3, G4, G7); see `cachebus doctor`"
+            if any(self.loose_replicas) else "",
+        )  # fmt: skip
 
     def _compare_bounds(self, shard: int) -> None:
         """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards, or keep

@@ -121,6 +121,7 @@ def figures(parts: Parts) -> Stats:
         flights=len(parts.loads.flights),
         pending=parts.writer.pending.depth,
         reconnects=parts.heartbeat.reconnects,
+        loose_replicas=max(parts.heartbeat.loose_replicas),
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),
         bus_lag=counters.bus_lag.snapshot(),

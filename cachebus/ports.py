@@ -87,6 +87,9 @@ class ProbeReply(NamedTuple):
     """When this epoch began, by the store's clock."""
     alone: bool = False
     """Whether any node of the fleet has ever kept what it loads alone."""
+    loose_replicas: int = 0
+    """How many replicas a primary has that goes on writing when it is cut off from them: its min-replicas-to-write is
+    0. Not told with the marks."""
 
 
 class ReadReply(NamedTuple):

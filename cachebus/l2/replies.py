@@ -92,7 +92,7 @@ class Shape:
         return found
 
 
-_PLACE, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int)
+_PLACE, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
 _MARKS = Shape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
 _LEASE, _NODES, _COUNTER = Shape(bytes, (bytes, _NONE), int), Shape(int, list, int), Shape((bytes, _NONE))
 _FILLED, _INVALIDATED, _WRITTEN = Shape(int, int), Shape(int, bytes), Shape(int, bytes, int, int)
@@ -112,7 +112,8 @@ def number_of(reply: Any) -> int:
 
 def probe_of(reply: Any) -> ProbeReply:
     """What `probe` replied."""
-    return _probe(_PROBE.of(reply), None)
+    *rest, replicas = _PROBE.of(reply)
+    return _probe(rest, None)._replace(loose_replicas=replicas)
 
 
 def probe_with_marks(reply: Any) -> ProbeReply:

@@ -48,6 +48,7 @@ _COUNTS = {
     "resend_dropped": ("resend_dropped", "Invalidations that left the resend buffer early, for want of room"),
     "guards": ("guards", "Write guards put up"),
     "guards_left": ("guards_left", "Write guards that stood to their time-out"),
+    "guards_lost": ("guards_lost", "Write guards that were lost with their epoch"),
     "guarded_loads": ("guarded_loads", "Loads whose value was not kept, for a write guard"),
     "pending_delivered": ("pending_delivered", "Invalidations that waited for L2, and were delivered"),
     "pending_lost": ("pending_lost", "Invalidations that waited for L2 until the cache was closed"),
@@ -60,6 +61,7 @@ _GAUGES = {
     "l1_bytes": "Estimated size of L1 in bytes",
     "flights": "Loads under way",
     "pending": "Invalidations that wait for L2",
+    "loose_replicas": "Replicas of a primary whose min-replicas-to-write is 0, at most",
     "l2_connected": "Whether L2 is connected",
     "bus_connected": "Whether the bus is connected",
 }

@@ -143,6 +143,8 @@ class Stats:
     """Write guards put up."""
     guards_left: int
     """Those of them that were left standing to their time-out, by an exception in their block or a long one."""
+    guards_lost: int
+    """Those of them that were lost with their epoch while their block ran: by a failover, a restart, a backup."""
     guarded_loads: int
     """Loads whose value nobody could keep, for somebody's guard."""
     pending: int
@@ -163,6 +165,9 @@ class Stats:
     """Times the bus no longer had what comes next of a partition (Kafka), and was gone on with at its end."""
     bus_connected: bool
     """Whether events can arrive now."""
+    loose_replicas: int
+    """The most replicas that a primary has whose min-replicas-to-write is 0: where there are any, a failover can lose
+    what was acknowledged."""
     reconnects: int
     """Connections to L2 or bus that were opened again after a loss."""
     flights: int

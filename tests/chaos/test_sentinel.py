@@ -126,6 +126,41 @@ async def test_a_deposed_primary_without_replicas_renews_no_lease_and_takes_no_w
                 assert await moved.get("config", "x", tenant_id=TENANT) == "new"
 
 
+@pytest.mark.parametrize("least", [1, 2])
+async def test_with_three_replicas_one_is_too_few_to_be_waited_for(least: int) -> None:
+    """Two sides: a primary that keeps one of them, and another one that was promoted and has the third."""
+    async with SentinelGroup(any_binary(), replicas=3, sentinels=0, min_replicas=least) as group:
+        first, _, second, third = group.data
+        async with nodes(first.url, 1) as (left,):
+            await ask(second, "CONFIG", "SET", "min-replicas-to-write", "1")  # so that this side goes on in either case
+            await ask(second, "REPLICAOF", "NO", "ONE")
+            await ask(third, "REPLICAOF", HOST, second.port)
+            async with nodes(second.url, 1) as (moved,):
+                assert await left.get_or_load("config", "x", lambda: "old", tenant_id=TENANT) == "old"
+                receipt = await moved.invalidate("config", "x", tenant_id=TENANT, wait="nodes")
+                assert receipt.status == "applied"
+
+                async def writes() -> bool:
+                    try:
+                        await left.invalidate("config", "other", tenant_id=TENANT)
+                    except InvalidationFailed:
+                        return False
+                    return True
+
+                for _ in range(3):
+                    await past(monotonic() + D_S)
+                    if least == 1:
+                        assert await writes()
+                        assert await left.get("config", "x", tenant_id=TENANT) == "old", (
+                            "for as long as the split lasts"
+                        )
+                if least == 2:
+                    assert not await writes()
+                    assert not left.ready()
+                    with pytest.raises(L2Unavailable):
+                        await left.get("config", "x", tenant_id=TENANT)
+
+
 async def test_whoever_comes_from_a_deposed_primary_repeats_there_what_it_had_acknowledged() -> None:
     """Without `min-replicas-to-write` it went on taking invalidations that nobody else will ever hear of."""
     async with SentinelGroup(any_binary(), sentinels=0) as group:

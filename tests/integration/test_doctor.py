@@ -197,7 +197,10 @@ async def test_too_many_clients(server: EmbeddedServer) -> None:
 
 async def test_replicas(server: EmbeddedServer) -> None:
     """Not set to be waited for; then mended; then away; and asked themselves."""
-    with EmbeddedServer(server.binary, extra=("--replicaof", "127.0.0.1", str(server.port))) as replica:
+    follow = ("--replicaof", "127.0.0.1", str(server.port))
+    with (
+        EmbeddedServer(server.binary, extra=follow) as replica, EmbeddedServer(server.binary, extra=follow) as other,
+    ):  # fmt: skip
         told = of(await findings(replica.url), "role")
         assert told is not None
         assert told.level is PROBLEM
@@ -206,6 +209,10 @@ async def test_replicas(server: EmbeddedServer) -> None:
         async def unacknowledged() -> Finding | None:
             return of(await findings(server.url), "replication")
 
+        async def two() -> bool:
+            return "connected_slaves:2" in server.command("INFO", "replication")
+
+        await until(two)
         finding: Finding = await until(unacknowledged)
         assert finding.level is PROBLEM
         assert "G7 restart and failover" in finding.promises
@@ -215,6 +222,14 @@ async def test_replicas(server: EmbeddedServer) -> None:
             return await unacknowledged() is None
 
         await until(mended)
+        for each in (replica, other):
+            as_primary = of(await findings(server.url), "replicas")
+            assert as_primary is not None
+            assert as_primary.level is PROBLEM
+            assert as_primary.at in {f"127.0.0.1:{replica.port}", f"127.0.0.1:{other.port}"}
+            type_in(replica if as_primary.at.endswith(f":{replica.port}") else other, as_primary.mend)
+            assert each.running
+        assert of(await findings(server.url), "replicas") is None
         type_in(server, ("CONFIG SET min-replicas-max-lag 120",))
         late = of(await findings(server.url), "replication")
         assert late is not None

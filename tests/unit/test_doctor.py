@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import durability, links, memory, namespace, timing
+from cachebus.cli.doctor import durability, links, memory, namespace, replication, timing
 from cachebus.cli.doctor.access import needed, rules
-from cachebus.cli.doctor.facts import Facts, Server, ShardFacts, Timing, size
+from cachebus.cli.doctor.facts import Facts, Replica, Server, ShardFacts, Timing, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
 from cachebus.ports import About, NodeLine
 from cachebus.resp import Address
@@ -42,12 +42,16 @@ def levels(check: Check, given: Facts) -> list[Level]:
         (memory.version, facts(), Level.UNKNOWN),
         (memory.eviction, facts(), Level.UNKNOWN),
         (durability.persistence, facts(), Level.UNKNOWN),
-        (durability.replication, facts(), Level.UNKNOWN),
+        (replication.role, facts(), Level.UNKNOWN),
         (durability.saving, facts({"rdb_last_bgsave_status": "err"}), Level.ADVICE),
         (durability.saving, facts({"aof_enabled": "1", "aof_last_write_status": "err"}), Level.PROBLEM),
-        (durability.replication, facts({"role": "master", "min_slaves_good_slaves": "1", "connected_slaves": "1"}),
+        (replication.cut_off, facts({"role": "master", "min_slaves_good_slaves": "2", "connected_slaves": "2"}),
          Level.UNKNOWN),
-        (durability.replication, facts({"role": "master", "connected_slaves": "2"}), Level.PROBLEM),
+        (replication.cut_off, facts({"role": "master", "connected_slaves": "2"}), Level.PROBLEM),
+        (replication.migrating, facts({"cluster_enabled": "1"}, {"cluster-allow-replica-migration": "yes"}),
+         Level.ADVICE),
+        (replication.new_ids, facts({"role": "master"}, {"repl-backlog-ttl": "3600"}), Level.ADVICE),
+        (replication.new_ids, facts({"role": "master"}, {"repl-backlog-ttl": "0"}), Level.OK),
         (links.clients, facts(), Level.UNKNOWN),
         (links.trimming, facts(config={"stream-node-max-entries": "0", "stream-node-max-bytes": "4096"}), Level.OK),
         (links.trimming, facts(config={"stream-node-max-entries": "0", "stream-node-max-bytes": "9999999"}),
@@ -67,6 +71,58 @@ def levels(check: Check, given: Facts) -> list[Level]:
 )  # fmt: skip
 def test_judgements(check: Check, given: Facts, level: Level) -> None:
     assert levels(check, given) == [level]
+
+
+def group(
+    replicas: int, writes: str, lag: str = "2", *, known: int = 0, failover_s: float | None = 5.0,
+    of_replicas: str | None = None,
+) -> Facts:  # fmt: skip
+    """A primary with so many replicas."""
+    info = {"role": "master", "connected_slaves": str(replicas)}
+    if writes != "0":
+        info["min_slaves_good_slaves"] = str(replicas)
+    config = {"min-replicas-to-write": writes, "min-replicas-max-lag": lag}
+    others = config | ({} if of_replicas is None else {"min-replicas-to-write": of_replicas})
+    server = Server(Address(), info, "", config, "", "app")
+    following = [Replica(Address(port=7000 + i), others) for i in range(replicas)]
+    return Facts(Settings(), server, QUICK, (), (), failover_s, following, known)
+
+
+@pytest.mark.parametrize(("replicas", "least"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)])
+def test_no_two_sides_of_a_group_may_both_write(replicas: int, least: int) -> None:
+    """The primary keeps k of its replicas, one of the others is promoted and has the rest."""
+    assert replication.needed(replicas) == least
+    for writes in range(1, replicas + 1):
+        both = any(kept >= writes and replicas - kept - 1 >= writes for kept in range(replicas))
+        assert both == (writes < least)
+
+
+@pytest.mark.parametrize(("replicas", "writes", "mend"), [(3, "1", "2"), (2, "0", "1"), (5, "2", "3")])
+def test_too_few_replicas_to_write_are_named_with_how_many_it_takes(replicas: int, writes: str, mend: str) -> None:
+    (finding,) = replication.cut_off(group(replicas, writes, failover_s=5.0))
+    assert finding.level is Level.PROBLEM
+    assert finding.mend == (f"CONFIG SET min-replicas-to-write {mend}", "CONFIG SET min-replicas-max-lag 4")
+    assert levels(replication.cut_off, group(replicas, mend)) == [Level.OK]
+
+
+def test_replicas_that_are_away_count_as_well() -> None:
+    (finding,) = replication.cut_off(group(2, "1", known=3))
+    assert finding.level is Level.PROBLEM
+    assert finding.mend[0] == "CONFIG SET min-replicas-to-write 2"
+
+
+def test_what_a_single_replica_means() -> None:
+    one, rest = replication.cut_off(group(1, "1"))
+    assert (one.level, rest.level) == (Level.ADVICE, Level.OK)
+    assert "NOREPLICAS" in one.means
+
+
+def test_each_replica_is_to_be_set_up_as_the_primary() -> None:
+    assert levels(replication.promoted, group(2, "1")) == [Level.OK]
+    found = list(replication.promoted(group(2, "1", of_replicas="0")))
+    assert [finding.level for finding in found] == [Level.PROBLEM] * 2
+    assert [finding.at for finding in found] == ["localhost:7000", "localhost:7001"]
+    assert found[0].mend == ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-max-lag 4")
 
 
 def test_a_machine_that_was_suspended() -> None:

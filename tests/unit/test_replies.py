@@ -118,7 +118,7 @@ PLACE = [EPOCH, 7]
 SCRIPTS: dict[Callable[[Any], Any], list[Any]] = {
     place_of: PLACE,
     number_of: [*PLACE, 1],
-    probe_of: [*PLACE, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0],
+    probe_of: [*PLACE, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0, 0],
     probe_with_marks: [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
     partial(records_of, 2): [*PLACE, b"record", None],
     lease_of: [*PLACE, b"hit", b"record", 0],
@@ -150,7 +150,7 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
     ("reads", "reply"),
     [
         (lease_of, [*PLACE, b"hit", None, 0]), (lease_of, [*PLACE, b"waid", None, 0]),
-        (lease_of, [*PLACE, b"\xff", None, 0]), (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0]),
+        (lease_of, [*PLACE, b"\xff", None, 0]), (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0, 0]),
         (counted, [*PLACE, b"1x"]), (nodes_of, [*PLACE, 2000, [b"#"], 0]), (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
         (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
         (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),

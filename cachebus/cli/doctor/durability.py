@@ -1,4 +1,4 @@
-"""Checks of what outlives the server's process: files, replicas, and who may take over."""
+"""Checks of what outlives the server's process: its files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from cachebus.cli.doctor.facts import Facts
-from cachebus.cli.doctor.finding import G1, G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.cli.doctor.finding import G1, G7, Finding, Level, config_set, ok, unknown
 
-MAX_LAG_S: Final = 10
 RESTART: Final = (
     "A restart, also with an older file, is noticed by the next operation of anybody: a new epoch begins, and "
     "everything older is void. Counters are as old as the file. One thing only a caller notices that has applied more: "
@@ -81,77 +80,3 @@ def debugging(facts: Facts) -> Iterator[Finding]:
         "applied more than the file holds notices. A namespace with no such node would serve the older state.",
         (G1, G7), conf=("enable-debug-command no",), otherwise="it is read at the server's start only",
     )  # fmt: skip
-
-
-def replication(facts: Facts) -> Iterator[Finding]:
-    """Whether an acknowledged invalidation survives a failover."""
-    server = facts.server
-    role = server.info.get("role")
-    if role is None:
-        yield unknown("replication", server.info_refused)
-        return
-    if role != "master":
-        primary = f"{server.info.get('master_host', '?')}:{server.info.get('master_port', '?')}"
-        yield Finding(
-            "role", Level.PROBLEM, "this is a replica", "It refuses writes, and so every operation of cachebus.",
-            otherwise=f"let the URL name the primary, {primary}",
-        )  # fmt: skip
-        return
-    replicas = server.number("connected_slaves") or 0
-    needed = server.setting("min-replicas-to-write")
-    good = server.number("min_slaves_good_slaves")
-    if needed is None:  # INFO has that figure only where the setting is at least 1
-        needed = 0 if good is None else 1
-    if needed and (good if good is not None else replicas) < needed:
-        yield _too_few(needed, good if good is not None else replicas)
-    elif needed:
-        yield from _enough(facts, needed, replicas)
-    elif replicas or facts.failover_s is not None:
-        yield _unacknowledged(replicas)
-    else:
-        yield ok(
-            "replication", "a primary without replicas",
-            "Nothing fails over. With replicas and something that promotes them, set min-replicas-to-write.",
-        )  # fmt: skip
-
-
-def _too_few(needed: int, good: int) -> Finding:
-    commands, conf = config_set(min_replicas_to_write="0")
-    return Finding(
-        "replication", Level.PROBLEM, f"min-replicas-to-write is {needed}, and {good} replicas keep up",
-        "Every write is refused (NOREPLICAS): L2 counts as lost. That is right while replicas are away; a server that "
-        "has none does not need it.",
-        mend=commands, conf=conf, otherwise="or bring a replica back, which keeps the promises on failover",
-    )  # fmt: skip
-
-
-def _unacknowledged(replicas: int) -> Finding:
-    commands, conf = config_set(min_replicas_to_write="1", min_replicas_max_lag=str(MAX_LAG_S))
-    return Finding(
-        "replication", Level.PROBLEM, f"{replicas} replicas, and min-replicas-to-write is 0",
-        "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
-        "acknowledges then is lost, and its nodes serve on.",
-        ON_FAILOVER, commands, conf,
-        "min-replicas-max-lag must be below the time after which Sentinel or the Cluster promotes",
-    )  # fmt: skip
-
-
-def _enough(facts: Facts, needed: int, replicas: int) -> Iterator[Finding]:
-    said = f"{replicas} replicas, min-replicas-to-write is {needed}"
-    lag = facts.server.setting("min-replicas-max-lag")
-    most = MAX_LAG_S if facts.failover_s is None else min(MAX_LAG_S, max(1, int(facts.failover_s) - 1))
-    if lag is None:
-        yield unknown("replication", f"{said}; {facts.server.config_refused}", "min-replicas-max-lag is not known.")
-    elif lag > most or lag == 0:
-        commands, conf = config_set(min_replicas_max_lag=str(most))
-        yield Finding(
-            "replication", Level.PROBLEM if lag == 0 else Level.ADVICE, f"{said}, min-replicas-max-lag is {lag} s",
-            "0 turns min-replicas-to-write off." if lag == 0
-            else "A primary that was cut off takes writes for that long, perhaps beyond the promotion of a replica.",
-            ON_FAILOVER, commands, conf,
-        )  # fmt: skip
-    else:
-        yield ok(
-            "replication", f"{said}, min-replicas-max-lag is {lag} s",
-            "A primary that was cut off soon refuses to write, and cannot renew a lease.",
-        )  # fmt: skip

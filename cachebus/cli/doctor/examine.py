@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from cachebus.cli.doctor import access, durability, links, memory, namespace, timing
-from cachebus.cli.doctor.facts import Asker, Facts, Server, server_of
+from cachebus.cli.doctor import access, durability, links, memory, namespace, replication, timing
+from cachebus.cli.doctor.facts import Asker, Facts, Server, replicas_of, server_of
 from cachebus.cli.doctor.finding import G1, Finding, Level
 from cachebus.cli.doctor.primaries import Primary
 from cachebus.settings import Settings
 
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
-    durability.replication, links.buffers, links.idling, links.clients, links.scripts, links.trimming,
-    links.keyspace_events, timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases,
-    namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
+    replication.role, replication.cut_off, replication.promoted, replication.migrating, replication.new_ids,
+    links.buffers, links.idling, links.clients, links.scripts, links.trimming, links.keyspace_events,
+    timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases, namespace.marks,
+    namespace.log, namespace.nodes, namespace.bounds,
 )  # fmt: skip
 
 
@@ -33,6 +34,8 @@ async def examined(
             await namespace.shards_of(asker, settings, primary.shards),
             await namespace.other_databases(asker, dict(server.info), settings, primary.address.db),
             primary.failover_s,
+            await replicas_of(server, settings.connect_timeout_s),
+            primary.replicas_known,
         )
         seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
     finally:

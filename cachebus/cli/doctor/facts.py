@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cachebus.clock import monotonic
@@ -23,8 +23,12 @@ SETTINGS: Final = (
     "maxmemory", "maxmemory-policy", "save", "appendonly", "appendfsync", "stop-writes-on-bgsave-error",
     "enable-debug-command", "min-replicas-to-write", "min-replicas-max-lag", "client-output-buffer-limit", "timeout",
     "tcp-keepalive", "maxclients", "lua-time-limit", "busy-reply-threshold", "stream-node-max-entries",
-    "stream-node-max-bytes", "notify-keyspace-events",
+    "stream-node-max-bytes", "notify-keyspace-events", "repl-backlog-ttl", "cluster-allow-replica-migration",
 )  # fmt: skip
+
+
+REPLICAS_SETTINGS: Final = ("min-replicas-to-write", "min-replicas-max-lag")
+"""What must be the same on every replica, since any may be promoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,15 @@ class ShardFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica as it tells of itself; `refused` says why nothing could be learnt of it."""
+
+    address: Address
+    config: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All that was found out, beside the settings of the cache that asks."""
 
@@ -103,6 +116,10 @@ class Facts:
     """Databases of the same server in which the same namespace lies."""
     failover_s: float | None = None
     """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
+    replicas: Sequence[Replica] = ()
+    """Those that follow the server now."""
+    replicas_known: int = 0
+    """How many replicas whoever promotes them knows of, be they there or not."""
 
 
 class Asker:
@@ -159,6 +176,36 @@ async def server_of(asker: Asker, address: Address) -> Server:
     who, _ = await asker.ask("ACL", "WHOAMI")
     user = who.decode() if who else address.username or "default"
     return Server(address, _fields(text or b""), info_refused, config, config_refused, user)
+
+
+async def replicas_of(server: Server, connect_timeout_s: float) -> list[Replica]:
+    """Each replica that follows the server, asked at the address at which the server knows it."""
+    found = []
+    for name, value in sorted(server.info.items()):
+        if not (name.startswith("slave") and name.removeprefix("slave").isdecimal()):
+            continue
+        fields = dict(pair.partition("=")[::2] for pair in value.split(","))
+        port = whole(fields.get("port"))
+        if port:
+            found.append(await _replica(replace(server.address, host=fields["ip"], port=port), connect_timeout_s))
+    return found
+
+
+async def _replica(address: Address, connect_timeout_s: float) -> Replica:
+    try:
+        asker = await Asker.open(address, connect_timeout_s)
+    except CacheBusError as error:
+        return Replica(address, refused=str(error))
+    try:
+        config: dict[str, str] = {}
+        for name in REPLICAS_SETTINGS:
+            reply, refused = await asker.ask("CONFIG", "GET", name)
+            if refused:
+                return Replica(address, refused=refused)
+            config.update(texts(reply))
+        return Replica(address, config)
+    finally:
+        asker.close()
 
 
 def _fields(text: bytes) -> dict[str, str]:

@@ -45,6 +45,8 @@ class Finding:
     """The same as lines of redis.conf, for the next start of the server."""
     otherwise: str = ""
     """What to do where no command of the server mends it."""
+    at: str = ""
+    """The server to type the commands at, where it is not the one that is looked at."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,6 +59,7 @@ class Finding:
             "mend": list(self.mend),
             "conf": list(self.conf),
             "otherwise": self.otherwise,
+            "at": self.at,
         }
 
 

@@ -41,7 +41,7 @@ def _one(finding: Finding, console: Console) -> None:
             _indented(console, line)
     # Commands are never wrapped: they are there to be copied.
     for command in finding.mend:
-        _indented(console, f"redis-cli> {command}", "bold")
+        _indented(console, f"redis-cli{f' at {finding.at}' if finding.at else ''}> {command}", "bold")
     if finding.conf:
         _indented(console, "to keep it: CONFIG REWRITE, or in redis.conf:" if finding.mend else "in redis.conf:")
         for line in finding.conf:

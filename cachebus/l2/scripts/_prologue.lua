@@ -21,8 +21,9 @@ local epoch, seq, guarded_until, guarded, marks = meta[3], tonumber(meta[4] or n
 local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], number(meta[10]), number(meta[11]), meta[12]
 local alone = number(meta[13])
 if meta[1] and meta[1] ~= ARGV[1] then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. ARGV[1]) end
+local info = redis.call('INFO', 'replication')
 local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
-  or not string.find(redis.call('INFO', 'replication'), 'master_replid:' .. meta[2], 1, true)
+  or not string.find(info, 'master_replid:' .. meta[2], 1, true)
 
 -- Marks and guards lie in keys of their own, which can be evicted. Their numbers lie elsewhere, so that this is noticed:
 -- those of marks by bucket in `buckets`, each with the size of its names and the low watermark. Whether `buckets` is there

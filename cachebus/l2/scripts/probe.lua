@@ -20,4 +20,8 @@ if silent > 0 then
     redis.call('HDEL', META, 'guards', 'guarded', 'sweep')
   end
 end
-return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone}
+-- Replicas that may be promoted while this primary, cut off from them, goes on writing: INFO has the figure of those that
+-- keep up only where min-replicas-to-write is set.
+local replicas = tonumber(string.match(info, 'connected_slaves:(%d+)')) or 0
+if string.find(info, 'min_slaves_good_slaves', 1, true) then replicas = 0 end
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone, replicas}

@@ -8,7 +8,7 @@ epoch, seq = ARGV[5], math.max(seq or 0, tonumber(ARGV[2])) + 1
 local gone = {META, prefix .. 'log', prefix .. 'nodes', prefix .. 'guards', prefix .. 'buckets', prefix .. 'marks:' .. ALL}
 for bucket = 0, 255 do gone[#gone + 1] = prefix .. 'marks:' .. string.format('%02x', bucket) end
 redis.call('UNLINK', unpack(gone))
-local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+local server = string.match(info, 'master_replid:(%w+)')
 redis.call('HSET', META, 'facts', ARGV[1], 'server', server, 'epoch', epoch, 'seq', int(seq), 'born', int(now_us),
   'mode', redis.REDIS_VERSION_NUM and ARGV[6] or 'plain', 'bound_ms', int(math.max(bound_ms, tonumber(ARGV[7]))),
   'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'alone', int(math.max(alone, tonumber(ARGV[9]))),

@@ -1,0 +1,190 @@
+"""Checks of replicas: who may be promoted, what a primary that was cut off goes on doing, and what voids L2.
+
+At most one side may write. A primary with n replicas that is cut off may have some of them on its side, the one that is
+promoted has the others: with m = min-replicas-to-write both can go on where m <= (n - 1) / 2. So m must be more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from cachebus.cli.doctor.facts import Facts, whole
+from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
+
+MAX_LAG_S: Final = 10
+WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
+
+
+def needed(replicas: int) -> int:
+    """The least `min-replicas-to-write` with which two sides of so many replicas can't both write; 0 without any."""
+    return (replicas + 1) // 2
+
+
+def role(facts: Facts) -> Iterator[Finding]:
+    """Whether the server is a primary."""
+    info = facts.server.info
+    if info.get("role") is None:
+        yield unknown("replication", facts.server.info_refused)
+    elif info["role"] != "master":
+        primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
+        yield Finding(
+            "role", Level.PROBLEM, "this is a replica", "It refuses writes, and so every operation of cachebus.",
+            otherwise=f"let the URL name the primary, {primary}",
+        )  # fmt: skip
+
+
+def cut_off(facts: Facts) -> Iterator[Finding]:
+    """Whether an acknowledged invalidation survives a failover, whatever is cut off from what."""
+    server = facts.server
+    if server.info.get("role") != "master":
+        return
+    there, most_lag_s = server.number("connected_slaves") or 0, _most_lag_s(facts)
+    count = max(there, facts.replicas_known)
+    has, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
+    if has is None:  # INFO has that figure only where the setting is at least 1
+        has = 0 if good is None else 1
+    good = there if good is None else good
+    if not count and not has:
+        yield ok(
+            "replication", "a primary without replicas",
+            f"Nothing fails over. With n replicas and something that promotes them, {WRITES} must be more than half of "
+            "n - 1.",
+        )  # fmt: skip
+    elif has and good < has:
+        yield _too_few(has, good, count)
+    elif has < needed(count):
+        yield _two_sides(count, has, most_lag_s)
+    elif count == 1:
+        yield _one_replica(has)
+        yield from _lagging(facts, f"1 replica, {WRITES} is {has}", most_lag_s)
+    else:
+        yield from _lagging(facts, f"{count} replicas, {WRITES} is {has}", most_lag_s)
+
+
+def _too_few(has: int, good: int, count: int) -> Finding:
+    commands, conf = config_set(min_replicas_to_write="0")
+    return Finding(
+        "replication", Level.PROBLEM, f"{WRITES} is {has}, and {good} replicas keep up",
+        "Every write is refused (NOREPLICAS): L2 counts as lost. That is right while replicas are away"
+        + (f", of which {count} are known." if count else "; a server that has none does not need it."),
+        mend=() if count else commands, conf=() if count else conf,
+        otherwise="bring a replica back, which keeps the promises on failover",
+    )  # fmt: skip
+
+
+def _two_sides(count: int, has: int, most_lag_s: int) -> Finding:
+    commands, conf = config_set(min_replicas_to_write=str(needed(count)), min_replicas_max_lag=str(most_lag_s))
+    return Finding(
+        "replication", Level.PROBLEM, f"{_replicas(count)}, and {WRITES} is {has}",
+        "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
+        "acknowledges then is lost, and its nodes serve on."
+        if not has else
+        f"Cut off with {has} of them, a primary goes on taking writes and renewing leases, for as long as it is cut "
+        f"off, beside the one that was promoted with the others. With {count} replicas it takes {needed(count)}.",
+        ON_FAILOVER, commands, conf, _more_than_one(count),
+    )  # fmt: skip
+
+
+def _one_replica(has: int) -> Finding:
+    return Finding(
+        "replicas", Level.ADVICE, f"1 replica, and {WRITES} is {has}",
+        "No promise breaks. But no failover helps either: the replica, once promoted, has none itself, and refuses "
+        "every write (NOREPLICAS) until the dead server is back.",
+        otherwise=_more_than_one(1),
+    )  # fmt: skip
+
+
+def _more_than_one(count: int) -> str:
+    return "" if count > 1 else "with a second replica of each primary a failover is of use, and 1 stays enough"
+
+
+def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
+    lag_s = facts.server.setting(LAG)
+    if lag_s is None:
+        yield unknown("replication", f"{said}; {facts.server.config_refused}", f"{LAG} is not known.")
+    elif lag_s > most_lag_s or lag_s == 0:
+        commands, conf = config_set(min_replicas_max_lag=str(most_lag_s))
+        yield Finding(
+            "replication", Level.PROBLEM if lag_s == 0 else Level.ADVICE, f"{said}, {LAG} is {lag_s} s",
+            f"0 turns {WRITES} off." if lag_s == 0
+            else "A primary that was cut off takes writes for that long, perhaps beyond the promotion of a replica.",
+            ON_FAILOVER, commands, conf,
+        )  # fmt: skip
+    else:
+        yield ok(
+            "replication", f"{said}, {LAG} is {lag_s} s",
+            "A primary that was cut off soon refuses to write, and cannot renew a lease.",
+        )  # fmt: skip
+
+
+def _most_lag_s(facts: Facts) -> int:
+    """The longest lag that is over before a replica is promoted."""
+    return MAX_LAG_S if facts.failover_s is None else min(MAX_LAG_S, max(1, int(facts.failover_s) - 1))
+
+
+def promoted(facts: Facts) -> Iterator[Finding]:
+    """Whether each replica, once it is promoted, is set up as the primary is to be: settings do not replicate."""
+    count = max(facts.server.number("connected_slaves") or 0, facts.replicas_known)
+    least, most_lag_s = needed(count), _most_lag_s(facts)
+    wrong = False
+    for replica in facts.replicas:
+        if replica.refused:
+            wrong = True
+            yield unknown(
+                "replicas", f"{replica.address}: {replica.refused}",
+                f"Settings do not replicate: any replica may be promoted, and needs {WRITES} {least} as well.",
+            )  # fmt: skip
+            continue
+        has, lag_s = whole(replica.config.get(WRITES)) or 0, whole(replica.config.get(LAG)) or 0
+        if has < least or not 0 < lag_s <= most_lag_s:
+            wrong = True
+            commands, conf = config_set(
+                min_replicas_to_write=str(max(least, has)), min_replicas_max_lag=str(most_lag_s)
+            )
+            yield Finding(
+                "replicas", Level.PROBLEM, f"the replica {replica.address} has {WRITES} {has} and {LAG} {lag_s}",
+                "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
+                ON_FAILOVER, commands, conf, at=str(replica.address),
+            )  # fmt: skip
+    if facts.replicas and not wrong:
+        yield ok("replicas", f"{_replicas(len(facts.replicas))} set up as the primary must be")
+
+
+def migrating(facts: Facts) -> Iterator[Finding]:
+    """Whether a Cluster moves replicas between primaries, and so changes how many each has."""
+    allowed: Mapping[str, str] = facts.server.config
+    if facts.server.info.get("cluster_enabled") == "1" and allowed.get("cluster-allow-replica-migration") == "yes":
+        commands, conf = config_set(cluster_allow_replica_migration="no")
+        yield Finding(
+            "replica migration", Level.ADVICE, "cluster-allow-replica-migration is yes",
+            f"A replica may move to a primary that has lost its own; {WRITES} that was right for each is then too "
+            "little for one, and too much for the other.",
+            ON_FAILOVER, commands, conf, "on every node of the Cluster, replicas too",
+        )  # fmt: skip
+
+
+def new_ids(facts: Facts) -> Iterator[Finding]:
+    """What gives the server another replication id while it runs: all of L2 is void then."""
+    server = facts.server
+    ttl_s = server.setting("repl-backlog-ttl")
+    if server.info.get("role") != "master" or ttl_s is None:
+        return
+    backlog = server.info.get("repl_backlog_active") == "1"
+    first = (
+        "A first replica, and a backup by `redis-cli --rdb` which is one for a moment, give the server another "
+        "replication id: a new epoch begins, all of L2 is void, and write guards that stand are lost (guards_lost)."
+    )
+    if ttl_s and not (server.number("connected_slaves") or 0):
+        commands, conf = config_set(repl_backlog_ttl="0")
+        yield Finding(
+            "replication id", Level.ADVICE, f"no replica follows, and repl-backlog-ttl is {ttl_s} s",
+            f"{first} So does the end of that time after the last one has left. With 0 it happens once.",
+            (G7,), commands, conf, "or take backups by BGSAVE and a copy of the file, which change nothing",
+        )  # fmt: skip
+    elif not backlog:
+        yield ok("replication id", "no replica has ever followed", first)
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
