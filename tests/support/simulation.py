@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cachebus import Cache, L2Unavailable
+from cachebus.backoff import RECONNECT_FIRST_S
 from cachebus.testing import Fleet
 from tests.support.caches import parts
 
@@ -88,6 +89,7 @@ class Wire:
 
     async def _reconnect(self) -> None:
         if self.away:
+            await asyncio.sleep(RECONNECT_FIRST_S)  # as a store that paces itself
             raise L2Unavailable("the wire is down")
         await self._connect()
 
