@@ -257,12 +257,13 @@ class ClusterGroup(Group):
         await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
         while keys := await ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            await self._migrate(source, target, keys)
+            await self.migrate(source, target, keys)
         for server in (target, source, *self._others(source, target)):
             if (await ask(server, "ROLE"))[0] == b"master":
                 await ask(server, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
-    async def _migrate(self, source: EmbeddedServer, target: EmbeddedServer, keys: Sequence[bytes]) -> None:
+    async def migrate(self, source: EmbeddedServer, target: EmbeddedServer, keys: Sequence[bytes]) -> None:
+        """Move these keys, of a slot that is being moved."""
         names = [key.decode(errors="surrogateescape") for key in keys]
         await ask(source, "MIGRATE", HOST, target.port, "", 0, 5000, "REPLACE", "KEYS", *names)
 

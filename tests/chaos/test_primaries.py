@@ -196,7 +196,7 @@ async def test_a_slot_that_moves_to_a_server_that_hangs_takes_one_shard_away(tow
         await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await town.id_of(source))
         await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await town.id_of(target))
         while keys := await ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            await town._migrate(source, target, keys)
+            await town.migrate(source, target, keys)
         target.pause()
         opened = a.stats().reconnects
         async with asyncio.timeout(PATIENCE_S):

@@ -39,10 +39,13 @@ def test_faults_are_chosen_by_name_and_group() -> None:
 def test_faults_of_groups_are_for_groups() -> None:
     faults = chosen("all")
     alone = {f.name for f in possible(faults, own=True, proxied=True)}
-    sentinel = {f.name for f in possible(faults, own=False, proxied=False, kind="sentinel")}
-    cluster = {f.name for f in possible(faults, own=False, proxied=False, kind="cluster")}
+    sentinel = {f.name for f in possible(faults, own=False, proxied=True, kind="sentinel")}
+    cluster = {f.name for f in possible(faults, own=False, proxied=True, kind="cluster")}
     assert {"failover", "failover-loss"} <= sentinel & cluster
-    assert cluster - sentinel == {"move-slot"}
+    assert cluster - sentinel == {"move-slot", "half-moved", "hung-target"}
+    assert sentinel - cluster == {"sentinels-away"}
+    assert {"hang", "deaf", "garble", "lost-primary", "half-lost-primary"} <= sentinel & cluster
+    assert not {"lost-primary", "half-lost-primary"} & alone
     assert not alone & {f.name for f in faults if f.where == "group"}
     assert "flushall" not in sentinel | cluster, "they are of a server that is alone"
     assert {"kill", "slow"} <= sentinel

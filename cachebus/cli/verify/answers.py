@@ -26,9 +26,19 @@ CLOSED: Final = "cache was closed"
 class Answers:
     """The tapes of reads."""
 
-    def __init__(self, truth: Truth, reads: Tape, shown: Tape, odd: Oddities, clock: Clock) -> None:
+    def __init__(
+        self, truth: Truth, reads: Tape, shown: Tape, odd: Oddities, clock: Clock, *, longest_s: float
+    ) -> None:
+        """`longest_s`: for how long a read may last that asks no source."""
+        self._longest_s = longest_s
         self._truth, self._reads, self._shown, self._odd, self._clock = truth, reads, shown, odd, clock
         self.answered = self.absent = self.failed = self.given_up = 0
+
+    def took(self, item: Item, verb: int, started_s: float) -> None:
+        """A read is over that asks no source."""
+        took_s = self._clock() - started_s
+        if took_s > self._longest_s:
+            self._odd.note(oddities.LONG, item, started_s, verb=verb, a=int(1000 * took_s))
 
     def note(self, item: Item, verb: int, value: Any, started_s: float, *, loads: bool = False, wider: int = 0) -> int:
         """Write an answer down; gives its version, 0 for none. `loads`: nothing means that the source has nothing.

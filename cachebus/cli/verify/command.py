@@ -36,8 +36,8 @@ def verify(
         "--write-rate", min=0.0, show_default=False, help="Writes a second of each node: 20, with --url 2.",
     )] = None,
     kind: Annotated[str, typer.Option(
-        "--kind", help="Its own server: standalone, sentinel (a primary, two replicas, three Sentinels), or cluster "
-        "(three primaries, a replica each). Before the last two there are no proxies, so no faults of the network.",
+        "--kind", help="Its own server: standalone, sentinel (a primary, two or three replicas, three Sentinels), "
+        "or cluster (three primaries, one or two replicas each): as many as the seed says.",
     )] = "standalone",
     bus: Annotated[str, typer.Option(
         "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own.",

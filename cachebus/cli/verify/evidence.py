@@ -16,7 +16,7 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD
+from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, STALLED
 
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""
@@ -24,6 +24,8 @@ HARMLESS = frozenset({"slow", "sour", "stuck"})
 """Faults of a node under which its leases must hold all the same."""
 UNFELT = frozenset({"del-records", "del-leases", "del-log", "xtrim", "script-flush"})
 """Faults of the server that leave what a node holds in its memory alone."""
+STILL = frozenset({"stop", "stall", "kill", "delay", "delay-replies"})
+"""Faults of a node under which its own time stands still, or bytes come, but late."""
 EVENTS_ONLY = frozenset({"deaf", "hang-events", "delay-events", "drop", "double", "reorder", "garble", "garble-head"})
 """Faults of a node's network that leave its commands, and so its leases, alone."""
 
@@ -127,6 +129,18 @@ class Evidence:
                 (done.from_s, done.until_s + (young_s if done.fault in self.ends_leases else after_s))
                 for done in self.faults
                 if done.node in (0, int(number_of(node))) and done.fault not in HARMLESS | UNFELT
+            ]  # fmt: skip
+            found[node] = Excuses(spans)
+        return found
+
+    def stood_still(self) -> dict[str, Excuses]:
+        """By node and life: when it did nothing at all, or its network was slow on purpose."""
+        found = {}
+        for node in self.lives:
+            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == STALLED]
+            spans += [
+                (done.from_s, done.until_s) for done in self.faults
+                if str(done.node) == number_of(node) and done.fault in STILL
             ]  # fmt: skip
             found[node] = Excuses(spans)
         return found

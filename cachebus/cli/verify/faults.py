@@ -22,6 +22,10 @@ GROUPS: Final = ("network", "node", "source", "server", "group", "bus", "broker"
 OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "garble-head",
            "kill-pubsub", "buffer-kill")  # fmt: skip
 """Faults of a subscription: there is none where Kafka carries the events."""
+NOT_OF: Final = {"sentinel": ("move-slot", "half-moved", "hung-target"), "cluster": ("sentinels-away",)}
+"""Faults of a group that a kind of it can't have."""
+OF_A_GROUP: Final = ("lost-primary", "half-lost-primary")
+"""Faults of the network that need several servers."""
 ROWS: Final = {
     "node": ("network", "node", "bus"), "source": ("source",), "server": ("server", "group"), "broker": ("broker",),
 }  # fmt: skip
@@ -60,8 +64,10 @@ def possible(
         if bus == KAFKA and fault.name in OF_REDIS:
             return False
         if fault.where == "group":
-            return kind != ALONE and (kind == "cluster" or fault.name != "move-slot")
+            return kind != ALONE and fault.name not in NOT_OF[kind]
         if not proxied and (fault.where == "network" or fault.name == "newborn"):
+            return False
+        if fault.name in (OF_A_GROUP if kind == ALONE else ("newborn",)):
             return False
         return own or not (fault.own or fault.where == "server")
 

@@ -1,23 +1,24 @@
-"""Several servers of our own as one service under test: behind Sentinels, or a Cluster. No proxy stands before them."""
+"""Several servers of our own as one service under test: behind Sentinels, or a Cluster."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Final, Literal
 from zlib import crc32
 
+from cachebus.cli.doctor.replication import needed
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary
-from cachebus.cli.groups import ClusterGroup, SentinelGroup, ask
-from cachebus.cli.lab.proxy import Dial
+from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
+from cachebus.cli.lab.proxy import Dial, dialer
 from cachebus.cli.verify.items import TENANTS
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.l2.names import ShardNames
-from cachebus.resp import slot_of
+from cachebus.resp import parse_address, slot_of
 from cachebus.settings import CLUSTER_SHARDS
 
 Kind = Literal["sentinel", "cluster"]
@@ -40,6 +41,16 @@ class GroupUnderTest:
         self._group = group
         shards = CLUSTER_SHARDS if kind == "cluster" else 1
         self._shards = sorted({crc32(tenant.encode()) % shards for tenant in (*TENANTS, "")})
+
+    @property
+    def dials(self) -> Mapping[int, Dial]:
+        """How a proxy reaches each of its processes, by port."""
+        return {server.port: dialer(parse_address(server.url)) for server in self._group.servers}
+
+    @property
+    def sentinels(self) -> list[EmbeddedServer]:
+        """Those that watch, if there are any."""
+        return self._group.sentinels if isinstance(self._group, SentinelGroup) else []
 
     def url(self, proxy_port: int | None) -> str:
         """How the nodes reach it."""
@@ -102,6 +113,41 @@ class GroupUnderTest:
                 for server in (source, target):
                     await self.command(server, "CLUSTER", "SETSLOT", slot_of(names.log), "STABLE")
 
+    async def half_move(
+        self, names: ShardNames, dice: Random, lasts: Callable[[], Awaitable[None]], *, hangs: bool
+    ) -> None:
+        """Move a part of a slot's keys to another primary, which may hang meanwhile, and take them back."""
+        cluster, source, slot = self.cluster, await self.primary(names), slot_of(names.log)
+        if cluster is None or source is None:
+            return
+        with suppress(L2Unavailable):
+            others = [server for server in cluster.servers if server is not source and server.running]
+            target = dice.choice([server for server in others if (await ask(server, "ROLE"))[0] == b"master"])
+            await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await cluster.id_of(source))
+            try:
+                await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await cluster.id_of(target))
+                if keys := await ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 20):
+                    await cluster.migrate(source, target, keys[: len(keys) // 2 + 1])
+                if hangs:
+                    target.pause()
+                await lasts()
+            finally:
+                target.resume()
+                while keys := await ask(target, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+                    await cluster.migrate(target, source, keys)
+                for server in (source, target):
+                    await self.command(server, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+    async def hand_over(self, names: ShardNames, dice: Random) -> None:
+        """Have a replica take the place of a primary that lives, as for maintenance."""
+        if self.sentinels:
+            await self.command(dice.choice(self.sentinels), "SENTINEL", "FAILOVER", SERVICE)
+            return
+        primary = await self.primary(names)
+        replicas = [] if primary is None else await self.replicas(primary)
+        if replicas:
+            await self.command(dice.choice(replicas), "CLUSTER", "FAILOVER")
+
     async def whole(self) -> None:
         """Every process running, whatever was done to it."""
         for server in self._group.servers:
@@ -110,6 +156,11 @@ class GroupUnderTest:
             server.start()
         for shard in self._shards:
             await self.promoted(ShardNames(self.namespace, shard))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all shards lie on one primary, so that L2 is away when that is."""
+        return isinstance(self._group, SentinelGroup)
 
     async def promoted(self, names: ShardNames, old: EmbeddedServer | None = None) -> None:
         """Until a shard has a primary, another than the old one; or until that takes too long."""
@@ -121,9 +172,13 @@ class GroupUnderTest:
 
 
 @asynccontextmanager
-async def grouped(kind: Kind, binary: ServerBinary, namespace: str) -> AsyncIterator[ServerUnderTest]:
-    """A group that is ready."""
+async def grouped(kind: Kind, binary: ServerBinary, namespace: str, seed: int) -> AsyncIterator[ServerUnderTest]:
+    """A group that is ready: its primaries have two or three replicas (Sentinel), or one or two (Cluster)."""
+    replicas = seed % 2 + (2 if kind == "sentinel" else 1)
     # Else a deposed primary would go on acknowledging what is lost: the promises need this setting.
-    made = SentinelGroup(binary, min_replicas=1) if kind == "sentinel" else ClusterGroup(binary, min_replicas=1)
-    async with made as group:
+    least = needed(replicas)
+    async with (
+        SentinelGroup(binary, replicas=replicas, min_replicas=least) if kind == "sentinel"
+        else ClusterGroup(binary, replicas=replicas, min_replicas=least)
+    ) as group:  # fmt: skip
         yield GroupUnderTest(group, kind, binary.name, namespace)

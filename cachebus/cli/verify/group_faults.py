@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from cachebus.cli.groups import ask
 from cachebus.cli.verify.group import GroupUnderTest
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 from cachebus.clock import monotonic
@@ -38,36 +40,83 @@ def _failover(*, loses: bool) -> Act:
         gone_s = monotonic()
         try:
             await group.promoted(names, primary)
+            _was_away(stage, gone_s)
             await rest(blow.lasts_s / 2)
         finally:
-            stage.away.append((gone_s, monotonic()))
             primary.start()
 
     return act
 
 
+def _was_away(stage: Stage, from_s: float) -> None:
+    """From then until now nobody could reach a primary, if there is only one."""
+    if _group(stage).is_one:
+        stage.away.append((from_s, monotonic()))
+
+
 async def _pause(stage: Stage, blow: Strike) -> None:
     group = _group(stage)
-    primary = await group.primary(group.some_shard(blow.dice()))
+    names = group.some_shard(blow.dice())
+    primary = await group.primary(names)
     if primary is None:
         return
     primary.pause()
     paused_s = monotonic()
+    promoted = asyncio.create_task(group.promoted(names, primary))
     try:
-        await rest(blow.lasts_s)
+        await asyncio.wait([promoted], timeout=blow.lasts_s)
+        _was_away(stage, paused_s)
+        await rest(max(0.0, blow.lasts_s - (monotonic() - paused_s)))
     finally:
-        stage.away.append((paused_s, monotonic()))
         primary.resume()
+        promoted.cancel()
+        await asyncio.wait([promoted])
 
 
 async def _move(stage: Stage, blow: Strike) -> None:
     dice: Random = blow.dice()
     group = _group(stage)
-    began_s = monotonic()
+    await group.move(group.some_shard(dice), dice)
+
+
+def _half_moved(*, hangs: bool) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        dice, group = blow.dice(), _group(stage)
+        await group.half_move(group.some_shard(dice), dice, lambda: rest(blow.lasts_s), hangs=hangs)
+
+    return act
+
+
+async def _hand_over(stage: Stage, blow: Strike) -> None:
+    dice, group = blow.dice(), _group(stage)
+    await group.hand_over(group.some_shard(dice), dice)
+    await rest(blow.lasts_s)
+
+
+async def _sentinels_away(stage: Stage, blow: Strike) -> None:
+    sentinels = _group(stage).sentinels
     try:
-        await group.move(group.some_shard(dice), dice)
+        for sentinel in sentinels:
+            sentinel.pause()
+        await rest(blow.lasts_s)
     finally:
-        stage.away.append((began_s, monotonic()))
+        for sentinel in sentinels:
+            sentinel.resume()
+
+
+async def _no_replicas(stage: Stage, blow: Strike) -> None:
+    group = _group(stage)
+    primary = await group.primary(group.some_shard(blow.dice()))
+    if primary is None:
+        return
+    had = (await ask(primary, "CONFIG", "GET", "min-replicas-to-write"))[1].decode()
+    refused_s = monotonic()
+    try:
+        await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", "9")
+        await rest(blow.lasts_s)
+    finally:
+        _was_away(stage, refused_s)
+        await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", had)
 
 
 def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -> Act:
@@ -95,6 +144,13 @@ GROUP_FAULTS: Final = (
     _fault("primary-pause", "SIGSTOP of a primary, later SIGCONT, when another may have taken its place",
            _pause, (0.3, 3.0)),
     _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
+    _fault("handover", "a replica takes the place of a primary that lives (SENTINEL FAILOVER, CLUSTER FAILOVER)",
+           _hand_over, (0.5, 3.0)),
+    _fault("sentinels-away", "SIGSTOP of all Sentinels", _sentinels_away, (0.5, 3.0)),
+    _fault("half-moved", "a part of a slot's keys moves to another primary, and back (Cluster)",
+           _half_moved(hangs=False), (0.3, 2.0)),
+    _fault("hung-target", "the same, and that primary hangs meanwhile (Cluster)", _half_moved(hangs=True), (0.3, 1.0)),
+    _fault("primary-noreplicas", "a primary refuses writes: NOREPLICAS", _no_replicas, (0.3, 2.0)),
     _fault("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
     _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=lambda names: names.meta)),
     _fault("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),

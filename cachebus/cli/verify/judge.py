@@ -133,10 +133,12 @@ def _tokens(case: Judgement) -> int:
 
 def _oddities(case: Judgement) -> None:
     """G8, and whatever else a node sees by itself."""
-    items, excused = case.evidence.items, case.evidence.losing()
+    items, excused, stood_still = case.evidence.items, case.evidence.losing(), case.evidence.stood_still()
     for node in case.evidence.lives:
         for mark, kind, a, b, at_s in case.evidence.records(node, "odd"):
             if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
+                continue
+            if kind == oddities.LONG and stood_still[node].touch(at_s, at_s + a / 1000):
                 continue
             told = oddities.TOLD[kind].format(a=a, b=b)
             case.found(oddities.PROMISES[kind], f"node {node}: {items[mark & ITEM_MASK]} {told}")

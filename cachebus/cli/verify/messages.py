@@ -53,6 +53,8 @@ class Job(msgspec.Struct, frozen=True):
     """Of the second cache; without it there is none."""
     kafka: str = ""
     """Where Kafka is, if it carries the events."""
+    roads: dict[int, int] = {}
+    """By the port of a server that is reached by a proxy of its own: the proxy's."""
 
     @property
     def name(self) -> str:

@@ -7,8 +7,8 @@ from random import Random
 from typing import Final
 
 from cachebus.cli.lab.frames import garbled, garbled_head, is_message
-from cachebus.cli.lab.proxy import Proxy
-from cachebus.cli.lab.stream import Spoil
+from cachebus.cli.lab.stream import Direction, Spoil
+from cachebus.cli.verify.roads import Road, Roads
 from cachebus.cli.verify.setup import l2_timeout_s
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 
@@ -17,7 +17,7 @@ SHARE: Final = 0.3
 DELAY_S: Final = (0.01, 0.2)
 
 
-Change = Callable[[Proxy, Strike, Stage], None]
+Change = Callable[[Road, Strike, Stage], None]
 
 
 def _through(change: Change) -> Act:
@@ -58,14 +58,14 @@ async def _torn(stage: Stage, blow: Strike) -> None:
 
 
 def _messages(spoil: Callable[[Random, bytes], list[bytes]]) -> Change:
-    def change(proxy: Proxy, blow: Strike, _: Stage) -> None:
+    def change(proxy: Road, blow: Strike, _: Stage) -> None:
         dice = blow.dice()
         proxy.spoil(lambda frame: spoil(dice, frame) if is_message(frame) else [frame])
 
     return change
 
 
-def _reordered(proxy: Proxy, blow: Strike, _: Stage) -> None:
+def _reordered(proxy: Road, blow: Strike, _: Stage) -> None:
     proxy.spoil(reordering(blow.dice()))
 
 
@@ -94,6 +94,24 @@ def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> 
     return Fault(name, "network", what, lasts, _through(change))
 
 
+def _from_one(*directions: Direction) -> Act:
+    """Between a node and one primary of several: no byte passes, or none in one direction."""
+
+    async def act(stage: Stage, blow: Strike) -> None:
+        roads, group = stage.proxies[blow.node], stage.server.group
+        primary = None if group is None else await group.primary(group.some_shard(blow.dice()))
+        if primary is None or not isinstance(roads, Roads):
+            return
+        road = roads.to(primary.port)
+        try:
+            road.hold(directions=directions)
+            await rest(blow.lasts_s)
+        finally:
+            road.restore()
+
+    return act
+
+
 NETWORK_FAULTS: Final = (
     _fault("cut", "all connections break, and new ones are refused", (0.2, 2.0), lambda p, *_: p.cut()),
     _fault("reset", "all connections break once", (0.0, 0.0), lambda p, *_: p.reset()),
@@ -120,4 +138,8 @@ NETWORK_FAULTS: Final = (
            _messages(lambda d, f: _sometimes(d, f, [garbled(f)]))),
     _fault("garble-head", "some events have a wrong bit where they say which ones they are", (0.5, 2.0),
            _messages(lambda d, f: _sometimes(d, f, [garbled_head(f, d)]))),
+    Fault("lost-primary", "network", "no byte passes between a node and one primary of several", (0.3, 2.5),
+          _from_one("up", "down")),
+    Fault("half-lost-primary", "network", "commands reach one primary of several, no byte comes back from there",
+          (0.3, 2.0), _from_one("down")),
 )  # fmt: skip

@@ -29,7 +29,8 @@ from cachebus.cli.verify.messages import Job, decode_job
 from cachebus.cli.verify.oddities import Oddities
 from cachebus.cli.verify.publishing import Publishing
 from cachebus.cli.verify.reading import Readers
-from cachebus.cli.verify.setup import settings_of
+from cachebus.cli.verify.roads import turn
+from cachebus.cli.verify.setup import l2_timeout_s, settings_of
 from cachebus.cli.verify.tape import KINDS, Tape
 from cachebus.cli.verify.trouble import watch
 from cachebus.cli.verify.truth import Truth
@@ -39,6 +40,10 @@ from cachebus.clock import monotonic
 RECOVERY_BOUNDS: Final = 5.0
 RECOVERY_S: Final = 10.0
 """Within so many bounds, and so many seconds more, a node whose network is whole must be at work again."""
+WAIT: Final = 1.25
+"""For so many time-outs of L2 a read waits at most, all its steps together."""
+SLACK_S: Final = 0.4
+"""What a busy process may need besides."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -54,6 +59,7 @@ async def _main() -> int:
     orders = await hear()
     job = decode_job(await next_order(orders))
     items = make_items(2 if job.other_url else 1)
+    turn(asyncio.get_running_loop(), job.roads)
     try:
         with Truth(Path(job.directory), len(items)) as truth:
             async with AsyncExitStack() as stack:
@@ -87,7 +93,10 @@ class _Node:
         self._loaders = Loaders(
             caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic
         )  # fmt: skip
-        self._answers = Answers(truth, self._tapes["reads"], self._tapes["shown"], odd, monotonic)
+        self._answers = Answers(
+            truth, self._tapes["reads"], self._tapes["shown"], odd, monotonic,
+            longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
+        )  # fmt: skip
         self._readers = Readers(
             caches, items, truth, self._loaders, self._answers, self._tapes["tokens"], Random(f"{name}:reads"),
             job.rate, monotonic, order_seed=str(job.seed),

@@ -23,5 +23,6 @@ PROMISES: Final = {
     "lease": "at rest nobody holds the lease of a load",
     "add": "what is absent can be added",
     "counter": "an increment with a request id counts at most once",
+    "time": "a read that asks no source waits for L2 no longer than 1.25 time-outs, whatever becomes of the servers",
     "recovery": "once the faults are over every node is back at work",
 }

@@ -120,7 +120,11 @@ class Readers:
         started_s = self._clock()
         try:
             async with asyncio.timeout(self._dice.uniform(*LIMIT_S) if limited else None) as limit:
-                value = await question
+                try:
+                    value = await question
+                finally:
+                    if not loads:
+                        self._answers.took(item, verb, started_s)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

@@ -22,6 +22,7 @@ from cachebus.cli.verify.judge import judge
 from cachebus.cli.verify.kinds import LOAD_S
 from cachebus.cli.verify.messages import Job
 from cachebus.cli.verify.plan import Plan
+from cachebus.cli.verify.roads import Road, Roads
 from cachebus.cli.verify.server import KAFKA, REDIS, ServerUnderTest, standing
 from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Stage, Strike, strike
@@ -81,7 +82,7 @@ class Run:
         with TemporaryDirectory(prefix="cachebus-verify-") as folder:
             directory, plan = Path(folder), self.plan
             truth.create(directory, len(self.items))
-            async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind) as server:
+            async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind, plan.seed) as server:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
                 evidence = await self._lived(server, directory)
@@ -91,10 +92,10 @@ class Run:
     async def _lived(self, server: ServerUnderTest, directory: Path) -> Evidence:
         plan = self.plan
         async with AsyncExitStack() as stack:
-            proxies: dict[int, Proxy] = {}
-            if server.dial is not None:
-                for node in range(1, plan.nodes + 1):
-                    proxies[node] = await stack.enter_async_context(Proxy(server.dial))
+            proxies: dict[int, Road] = {}
+            for node in range(1, plan.nodes + 1):
+                road: Road = Roads(server.dials) if server.dial is None else Proxy(server.dial)
+                proxies[node] = await stack.enter_async_context(road)
             broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
             crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
             stage = Stage(self.largest_bound_s, server, proxies, crew, broker)
@@ -113,19 +114,20 @@ class Run:
         )  # fmt: skip
 
     def _jobs(
-        self, server: ServerUnderTest, proxies: dict[int, Proxy], directory: Path, broker: Broker | None
+        self, server: ServerUnderTest, proxies: dict[int, Road], directory: Path, broker: Broker | None
     ) -> Callable[[int, int], Job]:
         plan = self.plan
 
         def job_of(node: int, life: int) -> Job:
-            proxy = proxies.get(node)
-            url = server.url(None if proxy is None else proxy.port)
+            road = proxies[node]
+            url = server.url(None if isinstance(road, Roads) else road.port)
             return Job(
                 node=node, life=life, nodes=plan.nodes, directory=str(directory),
                 url=url, namespace=server.namespace, bound_s=bound_of(node, plan.bound_s),
                 largest_bound_s=self.largest_bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
                 other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
+                roads=road.ports if isinstance(road, Roads) else {},
             )  # fmt: skip
 
         return job_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar, cast
 
@@ -52,7 +52,12 @@ class ServerUnderTest(Protocol):
     """For people."""
     namespace: str
     dial: Dial | None
-    """How a proxy reaches it; None: no proxy can stand before it."""
+    """How a proxy reaches it; None: it is several."""
+
+    @property
+    def dials(self) -> Mapping[int, Dial]:
+        """The same for several, by port."""
+
     machine: Machine | None
     """What may be done to it; None where it is not ours, or not one."""
     group: GroupUnderTest | None
@@ -141,6 +146,11 @@ class Standalone:
         self._server = server
         self.dial: Dial | None = dialer(server.address)
 
+    @property
+    def dials(self) -> Mapping[int, Dial]:
+        """It is one."""
+        return {}
+
     def url(self, proxy_port: int | None) -> str:
         """By way of the proxy."""
         return self._server.url if proxy_port is None else self._server.url_by(HOST, proxy_port)
@@ -152,17 +162,19 @@ class Standalone:
 
 @asynccontextmanager
 async def standing(
-    url: str | None, binary: ServerBinary | None, keys: Sequence[Key], kind: str = ALONE
+    url: str | None, binary: ServerBinary | None, keys: Sequence[Key], kind: str = ALONE, seed: int = 1
 ) -> AsyncIterator[ServerUnderTest]:
     """A server that answers: at the URL, or one of our own; `ConfigError` or `L2Unavailable`, never with a password.
 
-    Of the user's, the keys of the run are removed in the end. `kind`: of our own, one of `KINDS`.
+    Of the user's, the keys of the run are removed in the end. `kind`: of our own, one of `KINDS`; the seed says how
+    many replicas a group's primaries have.
     """
     namespace = f"cachebus-verify-{secrets.token_hex(4)}"
     if kind in ("sentinel", "cluster"):
         from cachebus.cli.verify.group import grouped
 
-        async with grouped(cast("Literal['sentinel', 'cluster']", kind), binary or best_server(), namespace) as group:
+        kind = cast("Literal['sentinel', 'cluster']", kind)
+        async with grouped(kind, binary or best_server(), namespace, seed) as group:
             yield group
         return
     if url is None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple
 
-from cachebus.cli.lab.proxy import Proxy
 from cachebus.cli.verify.broker import Broker
 from cachebus.cli.verify.crew import Crew
+from cachebus.cli.verify.roads import Road
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 
@@ -32,7 +32,7 @@ class Stage:
 
     bound_s: float
     server: ServerUnderTest
-    proxies: dict[int, Proxy]
+    proxies: dict[int, Road]
     """By node; empty where nodes reach the server directly."""
     crew: Crew
     broker: Broker | None = None

@@ -1,0 +1,91 @@
+"""A node's ways to the servers of a group: a proxy before each, to which the node's own connections are turned.
+
+The servers name each other by their own ports, in slot maps, in MOVED, and in what Sentinels say. So no address is
+changed: the node's event loop dials the proxy where it is asked for the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+from cachebus.cli.lab.proxy import ALL_KINDS, BOTH, HOST, Dial, Proxy
+from cachebus.cli.lab.stream import Direction, Kind, Spoil
+
+
+class Roads:
+    """What is done to it by the name that a `Proxy` has for it is done on all ways. An async context manager."""
+
+    def __init__(self, dials: Mapping[int, Dial]) -> None:
+        """`dials`: by the server's port, how it is reached."""
+        self._proxies = {port: Proxy(dial) for port, dial in dials.items()}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for proxy in self._proxies.values():
+                await stack.enter_async_context(proxy)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """By the server's port: the proxy's."""
+        return {port: proxy.port for port, proxy in self._proxies.items()}
+
+    def to(self, port: int) -> Proxy:
+        """The way to one of the servers."""
+        return self._proxies[port]
+
+    def hold(self, kinds: Sequence[Kind] = ALL_KINDS, directions: Sequence[Direction] = BOTH) -> None:
+        """See `Proxy.hold`."""
+        self._each(lambda proxy: proxy.hold(kinds, directions))
+
+    def delay(
+        self, seconds: Callable[[], float], kinds: Sequence[Kind] = ALL_KINDS, directions: Sequence[Direction] = BOTH
+    ) -> None:
+        """See `Proxy.delay`."""
+        self._each(lambda proxy: proxy.delay(seconds, kinds, directions))
+
+    def spoil(self, spoil: Spoil) -> None:
+        """See `Proxy.spoil`."""
+        self._each(lambda proxy: proxy.spoil(spoil))
+
+    def cut(self) -> None:
+        """See `Proxy.cut`."""
+        self._each(lambda proxy: proxy.cut())
+
+    def reset(self) -> None:
+        """See `Proxy.reset`."""
+        self._each(lambda proxy: proxy.reset())
+
+    def tear(self) -> None:
+        """See `Proxy.tear`."""
+        self._each(lambda proxy: proxy.tear())
+
+    def restore(self) -> None:
+        """See `Proxy.restore`."""
+        self._each(lambda proxy: proxy.restore())
+
+    def _each(self, do: Callable[[Proxy], None]) -> None:
+        for proxy in self._proxies.values():
+            do(proxy)
+
+
+Road = Proxy | Roads
+"""A node's way to its server, or its ways to all of them."""
+
+
+def turn(loop: asyncio.AbstractEventLoop, ports: Mapping[int, int]) -> None:
+    """Have the loop dial other ports of this machine than it is asked for."""
+    dial = loop.create_connection
+
+    async def create_connection(factory: Any, host: Any = None, port: Any = None, **more: Any) -> Any:
+        return await dial(factory, host, ports.get(port, port) if host == HOST else port, **more)
+
+    loop.create_connection = create_connection  # type: ignore[assignment,method-assign]
