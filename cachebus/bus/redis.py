@@ -18,6 +18,18 @@ from cachebus.resp import Address, Links, Route, Subscriber, heard, leads_elsewh
 PING_EVERY_S = 1.0
 
 
+async def subscribed(subscriber: Subscriber, channel: str, *, sharded: bool) -> None:
+    """Hear what is published there; with `sharded` also by sharded pub/sub, where the server knows that."""
+    plain = subscriber.subscribe(channel)
+    if sharded:
+        try:
+            await subscriber.subscribe(channel, sharded=True)
+        except L2Unavailable as error:
+            if "unknown command" not in str(error).lower():  # as a server before version 7 says
+                raise
+    await plain
+
+
 class RedisBus:
     """A `Bus` over a subscription to the channel of every shard, at its primary."""
 
@@ -84,26 +96,14 @@ class RedisBus:
 
     async def _subscribe(self, subscriber: Subscriber, shard: int) -> None:
         """Both ways where there are both: how events are published is for the shard's meta to say, upgrade or not."""
-        channel = self._channels[shard]
-        plain = subscriber.subscribe(channel)
         try:
-            if self._route.clustered:
-                await self._subscribe_sharded(subscriber, channel)
-            await plain
+            await subscribed(subscriber, self._channels[shard], sharded=self._route.clustered)
         except L2Unavailable as error:
             await asyncio.sleep(self._pauses[shard].next_s())
             self._pauses[shard].longer()
             if not leads_elsewhere(error):
                 raise
             await self._links.follow(shard, *place_in(error))
-
-    @staticmethod
-    async def _subscribe_sharded(subscriber: Subscriber, channel: str) -> None:
-        try:
-            await subscriber.subscribe(channel, sharded=True)
-        except L2Unavailable as error:
-            if "unknown command" not in str(error).lower():  # as a server before version 7 says
-                raise
 
     async def _open(self, address: Address) -> Subscriber:
         return await Subscriber.open(

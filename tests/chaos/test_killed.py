@@ -23,7 +23,7 @@ STEPS_OF = {
     "invalidate by key": ["invalidate"],
     "invalidate by type": ["invalidate"],
     "get_or_load": ["get", "lease", "load", "fill"],
-    "close and open": ["forget", "connect", "listen", "probe"],
+    "close and open": ["forget", "reach", "listen", "probe"],
 }
 CASES = [(name, at, when) for name, steps in STEPS_OF.items() for at in range(len(steps)) for when in WHENS]
 FROZEN = [case for case in CASES if case[0] in ("get_or_load", "set")]

@@ -134,7 +134,7 @@ async def test_a_subscriber_that_is_killed_for_its_full_buffer_misses_nothing(ow
         receipt = await a.set("config", "x", "old", **WHERE)
         assert await b.get("config", "x", after=receipt, **WHERE) == "old"
         bus: Any = b._parts.bus  # type: ignore[union-attr]
-        ((subscriber, _),) = bus._subscribers.values()
+        (subscriber,) = bus._links.by_shard
         transport = subscriber._transport
         transport.pause_reading()
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -210,7 +210,7 @@ async def test_replicas(server: EmbeddedServer) -> None:
             return of(await findings(server.url), "replication")
 
         async def two() -> bool:
-            return "connected_slaves:2" in server.command("INFO", "replication")
+            return b"connected_slaves:2" in await ask(server, "INFO", "replication")
 
         await until(two)
         finding: Finding = await until(unacknowledged)
@@ -222,13 +222,11 @@ async def test_replicas(server: EmbeddedServer) -> None:
             return await unacknowledged() is None
 
         await until(mended)
-        for each in (replica, other):
-            as_primary = of(await findings(server.url), "replicas")
-            assert as_primary is not None
-            assert as_primary.level is PROBLEM
-            assert as_primary.at in {f"127.0.0.1:{replica.port}", f"127.0.0.1:{other.port}"}
-            type_in(replica if as_primary.at.endswith(f":{replica.port}") else other, as_primary.mend)
-            assert each.running
+        wrong = [f for f in await findings(server.url) if f.check == "replicas" and f.level is PROBLEM]
+        by_place = {f"127.0.0.1:{each.port}": each for each in (replica, other)}
+        assert {finding.at for finding in wrong} == set(by_place), "settings do not replicate"
+        for finding in wrong:
+            type_in(by_place[finding.at], finding.mend)
         assert of(await findings(server.url), "replicas") is None
         type_in(server, ("CONFIG SET min-replicas-max-lag 120",))
         late = of(await findings(server.url), "replication")
@@ -250,6 +248,11 @@ async def test_replicas(server: EmbeddedServer) -> None:
     assert server.command("SET", "x", "1").startswith("-NOREPLICAS")
     type_in(server, alone.mend)
     assert await unacknowledged() is None
+    renamed = of(await findings(server.url), "replication id")
+    assert renamed is not None
+    assert renamed.level is ADVICE
+    type_in(server, renamed.mend)
+    assert of(await findings(server.url), "replication id") is None
 
 
 async def test_a_debug_command_that_is_open(server: EmbeddedServer) -> None:

@@ -53,6 +53,9 @@ SHOWS = {
     "counting marks": "del-marks,kill",
 }
 """The faults under which the loss of a rule shows."""
+USUAL = ("--nodes", "3", "--rate", "400", "--write-rate", "40")
+LOADS = {"an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20")}
+"""Who loads most often hides from the others that their own source is away."""
 TRIES = 12
 
 
@@ -123,8 +126,8 @@ def found_without(rule: str, folder: Path) -> None:
     env = without(rule, folder / "site")
     for seed in range(1, TRIES + 1):
         status, out, errors = ran(
-            "verify", "--nodes", "3", "--rate", "400", "--write-rate", "40", "--bound-s", "0.5", "--seconds", "9",
-            "--faults", SHOWS[rule], "--seed", str(seed), folder=temporary, env=env,
+            "verify", *LOADS.get(rule, USUAL), "--bound-s", "0.5",
+            "--seconds", "9", "--faults", SHOWS[rule], "--seed", str(seed), folder=temporary, env=env,
         )  # fmt: skip
         if status == 1:
             assert "BROKEN: " in out, out + errors

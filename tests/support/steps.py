@@ -17,7 +17,7 @@ When = Literal["before", "after"]
 How = Literal["waiting", "answered", "scope", "caller"]
 WHENS: tuple[When, ...] = ("before", "after")
 _CALLS = (
-    "connect", "probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log",
+    "reach", "probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log",
 )  # fmt: skip
 _watched: ContextVar[object] = ContextVar("watched", default=None)
 """Set around the operation, and so in the tasks that it starts, but not in a heartbeat that runs beside it."""
@@ -54,7 +54,7 @@ class Steps:
         for name in _CALLS:
             setattr(store, name, self._stepped(name, getattr(store, name)))
         store.get = self._gathered(store.get)
-        bus.connect = self._stepped("listen", bus.connect)
+        bus.listen = self._stepped("listen", bus.listen)
         for name in ("extend", "release", "rest"):
             setattr(store, name, self._posted(getattr(store, name)))
 

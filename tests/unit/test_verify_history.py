@@ -290,9 +290,12 @@ async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -
 async def test_that_there_was_nothing_ends_too(past: Past) -> None:
     past.item = past.of_type("maybe")
     past.loaded("2.1", 1.0, 1.1, version=kinds.GONE_EVERY)
-    past.read("1.1", kinds.GONE_EVERY, 1.9)
+    past.note("1.1", "absent", past.item, 101.9, 101.91)
     assert await past.broken() == {}
-    past.read("1.1", kinds.GONE_EVERY, 3.0)
+    past.loaded("2.1", 4.0, 4.1, version=kinds.GONE_EVERY)
+    past.note("1.1", "absent", past.item, 103.0, 104.2)
+    assert await past.broken() == {}, "it may have waited for that"
+    past.note("1.1", "absent", past.item, 103.0, 103.1)
     assert await past.broken() == {"life": 1}
 
 

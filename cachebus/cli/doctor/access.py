@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cachebus import event as events
+from cachebus.bus.redis import subscribed
 from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Server
 from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
 from cachebus.cli.doctor.primaries import route_to
@@ -179,7 +180,7 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
                 address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
                 on_push=lambda _channel, _message: heard.set(),
             )  # fmt: skip
-            await _step(seen, "SUBSCRIBE", subscriber.subscribe(names.channel))
+            await _step(seen, "SUBSCRIBE", subscribed(subscriber, names.channel, sharded=route.clustered))
         await store.connect()
         await _step(seen, "a node's operations", _life(store))
         if subscriber is not None and not seen.refusals:

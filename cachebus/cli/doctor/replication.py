@@ -170,20 +170,20 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
     ttl_s = server.setting("repl-backlog-ttl")
     if server.info.get("role") != "master" or ttl_s is None:
         return
-    backlog = server.info.get("repl_backlog_active") == "1"
     first = (
         "A first replica, and a backup by `redis-cli --rdb` which is one for a moment, give the server another "
         "replication id: a new epoch begins, all of L2 is void, and write guards that stand are lost (guards_lost)."
     )
-    if ttl_s and not (server.number("connected_slaves") or 0):
+    later = "So does the end of repl-backlog-ttl after the last one has left; with 0 it happens once."
+    if server.info.get("repl_backlog_active") != "1":
+        yield ok("replication id", "no replica has ever followed", f"{first} {later}")
+    elif ttl_s and not (server.number("connected_slaves") or 0):
         commands, conf = config_set(repl_backlog_ttl="0")
         yield Finding(
-            "replication id", Level.ADVICE, f"no replica follows, and repl-backlog-ttl is {ttl_s} s",
-            f"{first} So does the end of that time after the last one has left. With 0 it happens once.",
+            "replication id", Level.ADVICE, f"the last replica has left, and repl-backlog-ttl is {ttl_s} s",
+            f"When that is over, the server takes another replication id, as after a failover. {first}",
             (G7,), commands, conf, "or take backups by BGSAVE and a copy of the file, which change nothing",
         )  # fmt: skip
-    elif not backlog:
-        yield ok("replication id", "no replica has ever followed", first)
 
 
 def _replicas(count: int) -> str:

@@ -27,10 +27,10 @@ class Answers:
     """The tapes of reads."""
 
     def __init__(
-        self, truth: Truth, reads: Tape, shown: Tape, odd: Oddities, clock: Clock, *, longest_s: float
+        self, truth: Truth, reads: Tape, shown: Tape, absent: Tape, odd: Oddities, clock: Clock, *, longest_s: float
     ) -> None:
         """`longest_s`: for how long a read may last that asks no source."""
-        self._longest_s = longest_s
+        self._longest_s, self._absent = longest_s, absent
         self._truth, self._reads, self._shown, self._odd, self._clock = truth, reads, shown, odd, clock
         self.answered = self.absent = self.failed = self.given_up = 0
 
@@ -67,6 +67,7 @@ class Answers:
         version = kinds.last_gone(newest) if kinds.is_gone(item.data_type, kinds.GONE_EVERY) else 0
         if version:
             self._reads.add(item.number | verb << VERB_SHIFT, version, started_s)
+            self._absent.add(item.number, started_s, self._clock())
         else:
             self._odd.note(oddities.CHANGED, item, started_s, verb=verb)
         return version

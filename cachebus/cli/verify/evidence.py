@@ -16,10 +16,12 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, STALLED
+from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, L2_FAILED, STALLED
 
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""
+BORN_S = 1.0
+"""What it takes until an epoch begins, from a run's start or a fault's end."""
 HARMLESS = frozenset({"slow", "sour", "stuck"})
 """Faults of a node under which its leases must hold all the same."""
 UNFELT = frozenset({"del-records", "del-leases", "del-log", "xtrim", "script-flush"})
@@ -91,12 +93,17 @@ class Evidence:
             for load in loads_of(node, self.records(node, "loads"), ended_s)
         ]  # fmt: skip
 
+    def _amiss(self, node: str, *kinds_of: int) -> list[Span]:
+        """What a node knows to have gone wrong with itself: of these kinds, or whatever ends leases."""
+        wanted = kinds_of or (STALLED, L2_FAILED, BEGAN_ANEW)
+        return [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind in wanted]
+
     def trouble(self) -> dict[str, Excuses]:
         """By node and life: when something was amiss with it, or with its network."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         found = {}
         for node in self.lives:
-            spans = [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans = self._amiss(node)
             spans += [
                 (done.from_s, done.until_s + after_s) for done in self.faults
                 if str(done.node) == number_of(node) and done.fault not in HARMLESS | EVENTS_ONLY
@@ -119,12 +126,12 @@ class Evidence:
         """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,
         since an epoch was younger than a guard may be."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
-        young_s = START_S + guard_max_s(self.largest_bound_s)
+        young_s = BORN_S + guard_max_s(self.largest_bound_s)
         began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
         found = {}
         for node in self.lives:
             spans = [(began_s, began_s + young_s)]
-            spans += [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans += self._amiss(node)
             spans += [
                 (done.from_s, done.until_s + (young_s if done.fault in self.ends_leases else after_s))
                 for done in self.faults
@@ -137,7 +144,7 @@ class Evidence:
         """By node and life: when it did nothing at all, or its network was slow on purpose."""
         found = {}
         for node in self.lives:
-            spans = [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind == STALLED]
+            spans = self._amiss(node, STALLED)
             spans += [
                 (done.from_s, done.until_s) for done in self.faults
                 if str(done.node) == number_of(node) and done.fault in STILL
@@ -153,7 +160,7 @@ class Evidence:
         """When some node may have stood still, or waited for the server."""
         spans = [(d.from_s, d.until_s) for d in self.faults if d.fault not in HARMLESS]
         for node in self.lives:
-            spans += [(from_s, until_s) for _, from_s, until_s in self.records(node, "trouble")]
+            spans += self._amiss(node)
         return Excuses(spans)
 
     def losing(self) -> Excuses:
@@ -167,11 +174,7 @@ class Evidence:
         """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
         found = {}
         for node in self.lives:
-            spans = [
-                (from_s, until_s)
-                for kind, from_s, until_s in self.records(node, "trouble")
-                if kind in (BEGAN_ANEW, HEARD_AHEAD)
-            ]
+            spans = self._amiss(node, BEGAN_ANEW, HEARD_AHEAD)
             spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
             # Messages that were held up arrive late, and some of them before others: these move no seq.
             spans += [

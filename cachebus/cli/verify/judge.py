@@ -172,6 +172,10 @@ async def _lives(case: Judgement, loads: list[Load]) -> None:
                     what = f"node {node} read version {version} of {evidence.items[mark & ITEM_MASK]}"
                     case.found("life", f"{what}, which nobody had loaded for longer than it lives")
             await asyncio.sleep(0)
+        for item, started_s, answered_s in evidence.records(node, "absent"):
+            if lives.gone_too_long(item, started_s, answered_s):
+                what = f"node {node} was told that there is no {evidence.items[item]}"
+                case.found("life", f"{what}, which nobody had found for longer than that lasts")
 
 
 def _rests(case: Judgement, loads: list[Load]) -> None:

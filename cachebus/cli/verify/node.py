@@ -94,7 +94,7 @@ class _Node:
             caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic
         )  # fmt: skip
         self._answers = Answers(
-            truth, self._tapes["reads"], self._tapes["shown"], odd, monotonic,
+            truth, self._tapes["reads"], self._tapes["shown"], self._tapes["absent"], odd, monotonic,
             longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
         )  # fmt: skip
         self._readers = Readers(

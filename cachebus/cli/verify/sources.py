@@ -48,20 +48,29 @@ class Lives:
         """Whether a read gave what nobody has loaded for longer than it lives."""
         item = self._items[mark & ITEM_MASK]
         life_s = kinds.LIVES_S.get(item.data_type)
-        if life_s is None or item.owned:
+        if life_s is None or item.owned or kinds.is_gone(item.data_type, version):
             return False
-        gone = kinds.is_gone(item.data_type, version)
-        since_s = started_s - SLACK_S - (kinds.NEGATIVE_S if gone else life_s)
-        if self._loaded(item.number, gone, since_s, started_s):
+        return self._too_old(item.number, False, started_s, started_s + LEAD_S, life_s)
+
+    def gone_too_long(self, number: int, started_s: float, answered_s: float) -> bool:
+        """Whether a read was told that there is nothing, which nobody has found for longer than that lasts."""
+        item = self._items[number]
+        if item.data_type not in kinds.LIVES_S or item.owned:
+            return False
+        return self._too_old(number, True, started_s, answered_s, kinds.NEGATIVE_S)
+
+    def _too_old(self, item: int, gone: bool, started_s: float, until_s: float, life_s: float) -> bool:
+        since_s = started_s - SLACK_S - life_s
+        if self._loaded(item, gone, since_s, until_s):
             return False
         return not self._stalls.touch(since_s - self._stalled_s, started_s) or not self._loaded(
-            item.number, gone, since_s - self._stalled_s, started_s
+            item, gone, since_s - self._stalled_s, until_s
         )
 
-    def _loaded(self, item: int, gone: bool, since_s: float, started_s: float) -> bool:
+    def _loaded(self, item: int, gone: bool, since_s: float, until_s: float) -> bool:
         ended = self._found.get((item, gone), [])
         place = bisect_left(ended, (since_s, 0.0))
-        return any(began_s < started_s + LEAD_S for _, began_s in ended[place:])
+        return any(began_s < until_s for _, began_s in ended[place:])
 
 
 def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Load, Load]]:

@@ -22,7 +22,7 @@ epoch, seq."""
 LOAD: Final = Struct("<IIdd")
 """item and kind of load, version (0: it failed), began, ended (0: never)."""
 SHOWN: Final = Struct("<Idd")
-"""item, when a read of it began, and when it was answered: of types whose sources rest."""
+"""item, when a read of it began, and when it was answered: of types whose sources rest, or with nothing."""
 TOKEN: Final = Struct("<IIdII")
 """item and verb, version, when it began, version that the token stands for, kind of token."""
 APPLIED: Final = Struct("<QQd")
@@ -40,7 +40,7 @@ WAITED: Final = 64
 ITEM_MASK: Final = (1 << VERB_SHIFT) - 1
 
 KINDS: Final = {
-    "reads": READ, "writes": WRITE, "loads": LOAD, "tokens": TOKEN, "shown": SHOWN, "applied": APPLIED,
+    "reads": READ, "writes": WRITE, "loads": LOAD, "tokens": TOKEN, "shown": SHOWN, "absent": SHOWN, "applied": APPLIED,
     "trouble": TROUBLE, "odd": ODD, "rest": REST,
 }  # fmt: skip
 
