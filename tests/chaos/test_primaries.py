@@ -109,9 +109,12 @@ async def test_one_that_is_dead_costs_no_call_of_another_ones_tenants(town: Town
                 await all_is_well(a, b, tenant)
                 assert (await producer.invalidate("config", "x", tenant, wait="nodes")).status == "applied"
             assert a.ready()
+            shard = a.key("config", "x", town.tenants[1]).shard
+            links = [parts(cache).store._links for cache in (a, b)]  # type: ignore[attr-defined]
+            killed = [of.of(shard) for of in links]
             await ask(second, "CLIENT", "KILL", "TYPE", "normal")
             await ask(third, "CLIENT", "KILL", "TYPE", "pubsub")
-            await until(lambda: parts(a).store.reaches(a.key("config", "x", town.tenants[1]).shard))
+            await until(lambda: all(link.closed for link in killed) and all(of.reaches(shard) for of in links))
             for tenant in town.tenants[1:]:
                 await all_is_well(a, b, tenant)
             for ask_first in (a.set("config", "x", 1, town.tenants[0]), producer.invalidate("c", "x", town.tenants[0])):
@@ -177,10 +180,13 @@ async def test_a_slot_that_nobody_has_takes_one_shard_away(town: Town) -> None:
             return False
 
         await until(refused)
+        shards = [a.key("config", "x", t).shard for t in (sibling, *town.tenants[::2])]
+        links = [parts(cache).store._links for cache in (a, b)]  # type: ignore[attr-defined]
+        killed = [of.of(shard) for of in links for shard in (shards[0], shards[2])]
         await ask(second, "CLIENT", "KILL", "TYPE", "normal")
         await ask(third, "CLIENT", "KILL", "TYPE", "normal")
-        shards = [a.key("config", "x", t).shard for t in (sibling, *town.tenants[::2])]
-        await until(lambda: all(parts(c).store.reaches(shard) for shard in shards for c in (a, b)))
+        await until(lambda: all(link.closed for link in killed))
+        await until(lambda: all(of.reaches(shard) for shard in shards for of in links))
         for healthy in (sibling, *town.tenants[::2]):
             await all_is_well(a, b, healthy)
         async with Cache(quick(town.url, shards=SHARDS)) as newborn:
