@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from loguru import logger
+
 from cachebus.cascade import Cascade
+from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, InvalidationFailed, InvalidKey, L2Unavailable
 from cachebus.plan import Plan, Planner, joined
 from cachebus.settings import Settings
 from consumers.health import Health
 from consumers.meters import Meters
-from consumers.patience import Patience
+from consumers.patience import TELL_EVERY_S, Patience
 from producers.base import Orders
 from producers.command import Command, InvalidCommand, parse
 from producers.direct import DirectProducer
@@ -37,6 +40,7 @@ class Applier:
         self._meters = meters
         self._patience = Patience("l2", health)
         self._producer = DirectProducer(settings)
+        self._tell_from_s = float("-inf")
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
@@ -78,6 +82,47 @@ class Applier:
                 raise troubles.exceptions[0] from None
             finally:
                 self._meters.in_flight.dec(len(plans))
+
+    async def apply_what_can_be(self, plans: Sequence[Plan]) -> set[int]:
+        """As `apply`, for those whose primary is there: gives the shards of which it is not, where nothing has
+        happened, or not for sure. One primary of several that is away holds up nobody else's rows."""
+        if not plans:
+            return set()
+        self._meters.batch_size.observe(len(plans))
+        self._meters.in_flight.inc(len(plans))
+        try:
+            done = await asyncio.gather(*map(self._once, joined(plans)), return_exceptions=True)
+        finally:
+            self._meters.in_flight.dec(len(plans))
+        away: dict[int, InvalidationFailed] = {}
+        for plan, trouble in zip(joined(plans), done, strict=True):
+            if isinstance(trouble, InvalidationFailed):
+                away[plan.shard] = trouble
+            elif isinstance(trouble, BaseException):
+                raise trouble
+        if away:
+            self._tell_of(away)
+        return set(away)
+
+    @property
+    def reaches_any(self) -> bool:
+        """Whether any primary is connected to."""
+        return self._producer.reaches_any
+
+    def _tell_of(self, away: Mapping[int, InvalidationFailed]) -> None:
+        """Now and then, where a part of L2 is away: all of it is in the worker's health."""
+        now_s = monotonic()
+        if self.reaches_any and now_s >= self._tell_from_s:
+            self._tell_from_s = now_s + TELL_EVERY_S
+            shards = ", ".join(map(str, sorted(away)))
+            why = next(iter(away.values()))
+            logger.warning("a part of l2 is out of reach, and what is for it waits: shards {}: {}", shards, why)
+
+    async def _once(self, plan: Plan) -> None:
+        if not await self._producer.reaches(plan.shard):
+            raise InvalidationFailed(f"the primary of shard {plan.shard} is out of reach")
+        await self._producer.send(plan)
+        self._meters.scripts.inc()
 
     async def _until_it_happened(self, plan: Plan) -> None:
         while True:

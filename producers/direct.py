@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ from cachebus.budget import Budget
 from cachebus.cascade import Cascade
 from cachebus.clock import OtherClock, monotonic
 from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
-from cachebus.errors import ConfigError, InvalidationFailed, L2Unavailable
+from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.factory import kafka_bus, redis_store, route_of
 from cachebus.home import Home
 from cachebus.keys import Keyspace
@@ -20,12 +21,13 @@ from cachebus.plan import Plan
 from cachebus.ports import Caller, Change, ProbeReply, Store
 from cachebus.receipt import Receipt
 from cachebus.resend_buffer import ResendBuffer, born_s
-from cachebus.resp import ended
+from cachebus.resp import ended, heard
 from cachebus.settings import Settings
 from producers.base import Order, Producer
 from producers.publishing import Publisher
 
 _NOBODY = Caller("", 0, b"")
+_AT_ONCE_S = 0.05
 _TIDY_S = 10.0
 """How often what is too old to be repeated goes while nobody calls."""
 
@@ -104,6 +106,21 @@ class DirectProducer(Producer):
         if store is not None:
             await _closed(store, publisher)
 
+    @property
+    def reaches_any(self) -> bool:
+        """Whether any primary is connected to."""
+        store = self._live()
+        return any(map(store.reaches, range(self.settings.shards)))
+
+    async def reaches(self, shard: int) -> bool:
+        """Whether the shard's primary is connected to, or can be at once; else it is tried, and nobody waits."""
+        store = self._live()
+        if not store.reaches(shard):
+            with suppress(CacheBusError, TimeoutError):
+                async with asyncio.timeout(_AT_ONCE_S):
+                    await store.reach(shard)
+        return store.reaches(shard)
+
     async def send(self, plan: Plan, wait: str | None = None) -> Receipt:
         """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
         check_wait(wait)
@@ -146,10 +163,13 @@ class DirectProducer(Producer):
             await self._repeat(store, shard, reply, clock)
 
     async def _met(self, store: Store) -> None:
-        """Return when a shard has answered; `L2Unavailable` where none can be reached, `ProtocolMismatch`."""
+        """Return when a shard has answered, and go on to reach the others; `L2Unavailable` where none can be reached,
+        `ProtocolMismatch`."""
         reaching = {asyncio.create_task(store.reach(shard)): shard for shard in range(self.settings.shards)}
         trouble: Exception = L2Unavailable(f"no answer in {self.settings.connect_timeout_s:g} s")
         lacking = set(reaching)
+        for each in reaching:
+            each.add_done_callback(heard)
         try:
             async with asyncio.timeout(self.settings.connect_timeout_s):
                 while lacking:
@@ -164,8 +184,10 @@ class DirectProducer(Producer):
                             return
         except TimeoutError:
             pass
-        finally:
+        except BaseException:
             await ended(*reaching)
+            raise
+        await ended(*reaching)
         raise trouble
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:

@@ -68,6 +68,19 @@ class RelayConnection:
             found = await self._connection.fetch(_TAKE.format(t=self._table, limit=int(limit)), self._namespace)
             yield [OutboxRow(*row) for row in found]
 
+    async def put_back(self, rows: Sequence[OutboxRow], seconds: float) -> None:
+        """Let these, which are taken, come again after so long: others' rows go first meanwhile."""
+        if rows:
+            await self._connection.execute(
+                _PUT_BACK.format(t=self._table),
+                self._namespace,
+                [row.id for row in rows],
+                [row.command for row in rows],
+                [row.attempts for row in rows],
+                [row.created_at for row in rows],
+                seconds,
+            )
+
     async def bury(self, dead: Sequence[DeadRow]) -> None:
         """Keep these, which are taken, in the table of the dead."""
         if dead:
@@ -191,6 +204,11 @@ DELETE FROM {{t.rows}} WHERE namespace = $1 AND ctid = ANY (ARRAY(
     SELECT ctid FROM {{t.rows}} WHERE {_DUE} ORDER BY namespace, id LIMIT {{limit}} FOR UPDATE SKIP LOCKED))
 RETURNING id, command, attempts, created_at,
     extract(epoch FROM clock_timestamp() - greatest(created_at, not_before))::float8 AS age_s"""
+
+_PUT_BACK: Final = """\
+INSERT INTO {t.rows} (namespace, id, command, attempts, created_at, not_before) OVERRIDING SYSTEM VALUE
+SELECT $1, *, clock_timestamp() + make_interval(secs => $6)
+FROM unnest($2::bigint[], $3::text[], $4::int[], $5::timestamptz[])"""
 
 _BURY: Final = """\
 INSERT INTO {t.dead} (namespace, row_id, command, reason, attempts, created_at)

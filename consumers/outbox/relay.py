@@ -23,6 +23,8 @@ from consumers.worker import Worker
 from producers.outbox.table import DEFAULT, OutboxTable
 
 IDLE_GRACE_S: Final = 5.0
+AWAY_S: Final = 1.0
+"""So long rows wait whose primary is away, while others' go on."""
 LOOK_EVERY_S: Final = 5.0
 WITHOUT_L2_S: Final = 0.25
 NAMED: Final = 5
@@ -151,7 +153,10 @@ class OutboxRelay(Worker):
                     good, dead = self._sorted(rows)
                     await database.bury(dead)
                     again = len(self._unsure.intersection(good))
-                    await self._applied(list(good.values()))
+                    away = await self._applied(list(good.values()))
+                    waiting = [row for row in rows if row.id in good and good[row.id].shard in away]
+                    await database.put_back(waiting, AWAY_S)
+                    good = {number: plan for number, plan in good.items() if plan.shard not in away}
                     took_s = monotonic() - taken_s
                     self._unsure.update(good)
             except _HeldTooLong:
@@ -176,10 +181,15 @@ class OutboxRelay(Worker):
                 dead.append(DeadRow(row, f"{type(error).__name__} while it was read"))
         return plans, dead
 
-    async def _applied(self, plans: Sequence[Plan]) -> None:
+    async def _applied(self, plans: Sequence[Plan]) -> set[int]:
+        """Which shards are away, where one primary of several is; `_HeldTooLong` where all of L2 is."""
         try:
             async with asyncio.timeout(self._options.hold_s):
-                await self._applier.apply(plans)
+                away = await self._applier.apply_what_can_be(plans)
+                if away and not self._applier.reaches_any:
+                    await self._applier.apply(plans)
+                    return set()
+                return away
         except TimeoutError:
             raise _HeldTooLong from None
 

@@ -17,8 +17,11 @@ from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys import Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
+from consumers.outbox import OutboxRelay, create_tables
 from producers.direct import DirectProducer
+from tests.conftest import connected
 from tests.support.caches import PATIENCE_S, heard, nodes, parts, quick, until
+from tests.support.outbox import QUICKLY, invalidation, put, running, waiting
 from tests.support.servers import any_binary
 
 SHARDS = 32
@@ -226,6 +229,37 @@ async def test_without_any_sentinel_the_known_primary_is_tried() -> None:
         await all_is_well(a, b, "acme")
         for sentinel in group.sentinels:
             sentinel.resume()
+
+
+async def test_a_relays_rows_for_one_hold_up_no_others(town: Town, database: str) -> None:
+    first, *_ = town.servers
+    await create_tables(database)
+    async with nodes(town.url, 1, shards=SHARDS) as (a,), connected(database) as connection:
+        for tenant in town.tenants:
+            await a.set("config", "x", "old", tenant)
+        first.kill()
+        relay = OutboxRelay(database, quick(town.url, shards=SHARDS), options=QUICKLY)
+        lost = invalidation("x", tenant_id=town.tenants[0])
+        await put(connection, *[lost] * 50)
+        async with running(relay):
+            await put(connection, *[invalidation("x", tenant_id=tenant) for tenant in town.tenants[1:]])
+            for tenant in town.tenants[1:]:
+
+                async def gone(tenant: str = tenant) -> bool:
+                    return await a.get("config", "x", tenant, use_memory=False) is None
+
+                await until(gone)
+
+            async def the_others() -> bool:
+                return await waiting(database) == 50
+
+            await until(the_others)
+            first.start()
+
+            async def done() -> bool:
+                return not await waiting(database)
+
+            await until(done)
 
 
 async def test_who_waits_for_a_host_that_is_gone_waits_for_nobody_before_him() -> None:

@@ -518,18 +518,19 @@ async def test_rows_that_were_applied_and_not_let_go_come_again_and_are_counted(
     tables: str, redis_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = relay_of(tables, redis_url)
-    real, ended = relay._applier.apply, []
+    real, ended = relay._applier.apply_what_can_be, []
 
-    async def apply(plans: Any) -> None:
-        await real(plans)
+    async def apply(plans: Any) -> Any:
+        away = await real(plans)
         if plans and not ended:
             ended.append(1)
             async with connected(postgres.url) as other:
                 await other.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cachebus outbox'"
                 )
+        return away
 
-    monkeypatch.setattr(relay._applier, "apply", apply)
+    monkeypatch.setattr(relay._applier, "apply_what_can_be", apply)
     async with running(relay), connected(tables) as connection:
         await until(lambda: relay.health.ready)
         await put(connection, invalidation("x"))
@@ -545,15 +546,15 @@ async def test_draining_finishes_what_is_in_hand_and_takes_no_more(
     tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = relay_of(tables, redis_url, RelayOptions(batch=3))
-    real, begun, go_on = relay._applier.apply, asyncio.Event(), asyncio.Event()
+    real, begun, go_on = relay._applier.apply_what_can_be, asyncio.Event(), asyncio.Event()
 
-    async def apply(plans: Any) -> None:
+    async def apply(plans: Any) -> Any:
         if plans:
             begun.set()
             await go_on.wait()
-        await real(plans)
+        return await real(plans)
 
-    monkeypatch.setattr(relay._applier, "apply", apply)
+    monkeypatch.setattr(relay._applier, "apply_what_can_be", apply)
     async with connected(tables) as connection:
         await put(connection, *[invalidation(f"n{number}") for number in range(10)])
         run = asyncio.create_task(relay.run())

@@ -154,9 +154,9 @@ async def _relay(database: str, redis_url: str, batch: int, last_await: int | No
         found: bool = await fate.counted(batch_of_it(connection))
         return found
 
-    async def begins(plans: Any) -> None:
+    async def begins(plans: Any) -> Any:
         fate.armed = bool(plans)
-        await applied(plans)
+        return await applied(plans)
 
     relay._batch = counted  # type: ignore[method-assign]
     relay._applied = begins  # type: ignore[method-assign]
