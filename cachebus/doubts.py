@@ -22,20 +22,23 @@ DOUBTS_MAX: Final = 1000
 class Doubts:
     """Those of one shard."""
 
-    __slots__ = ("_latest_s", "names")
+    __slots__ = ("_all_s", "_latest_s", "names", "noted")
 
     def __init__(self) -> None:
         self.names: dict[str, tuple[int, float]] = {}
         """By name: the count of the shard's drops at its latest doubt, and when that was."""
-        self._latest_s = float("-inf")
+        self._latest_s = self._all_s = float("-inf")
+        self.noted = False
+        """Whether there is any: asked first, as it costs least."""
 
     def note(self, names: Iterable[str], count: int, now_s: float) -> bool:
         """Doubt these from now on. False where they are too many: nothing of the shard may be believed then."""
-        self._latest_s = now_s
+        self._latest_s, self.noted = now_s, True
         self.names.update(dict.fromkeys(names, (count, now_s)))
         if len(self.names) <= DOUBTS_MAX:
             return True
         self.names.clear()
+        self._all_s = now_s  # of whatever comes from L2 marks may be missing, until a later probe
         return False
 
     def cover(self, names: Iterable[str], count: int) -> bool:
@@ -46,10 +49,11 @@ class Doubts:
 
     def open(self, names: Iterable[str], probed_s: float) -> bool:
         """Whether any of these was doubted since the probe behind the lease was sent, so that marks may be missing."""
-        if not self.names or self._latest_s < probed_s:
+        if not self.noted or self._latest_s < probed_s:
             return False
-        return any(self.names.get(name, (0, float("-inf")))[1] >= probed_s for name in names)
+        return self._all_s >= probed_s or any(self.names.get(name, (0, float("-inf")))[1] >= probed_s for name in names)
 
     def settle(self, probed_s: float) -> None:
-        """Nothing is left of what was before, and all marks are those of a probe that was sent then."""
+        """Nothing is left of what was before then, and all marks are those of a probe that was sent later."""
         self.names = {name: doubt for name, doubt in self.names.items() if doubt[1] >= probed_s}
+        self.noted = bool(self.names) or self._all_s >= probed_s

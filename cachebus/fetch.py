@@ -179,7 +179,7 @@ class Fetcher:
         server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
-        if shard.doubts.names and shard.doubts.open(key.names, shard.vouched_s):
+        if shard.doubts.noted and shard.doubts.open(key.names, shard.vouched_s):
             return VOID
         if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
@@ -192,7 +192,7 @@ class Fetcher:
                 record = records.made(data, head)
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
-                if tags and shard.doubts.names and shard.doubts.open(record.tags, shard.vouched_s):
+                if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.vouched_s):
                     return VOID
                 return self.taken(key, record, reservation if enter else None, read_s)
             return decode_value(kind, data[HEAD.size :], rules.model)

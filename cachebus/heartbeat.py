@@ -332,8 +332,9 @@ class Heartbeat:
             self.forget_old()
             if self._node.groups.untidy:
                 break
-        slices = 0
+        slices, began_s = 0, self._clock()
         for _ in self._node.sweep():
             slices += 1
             await asyncio.sleep(SWEEP_PAUSE_S)
+        self._node.settle_doubts(began_s)
         await asyncio.sleep(slices * SWEEP_REST_S)

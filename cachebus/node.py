@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from sys import getsizeof
+from typing import Final
 
 from loguru import logger
 
@@ -29,6 +30,8 @@ from cachebus.withheld import Withheld
 
 INF = float("inf")
 OnApplied = Callable[[int, str, int, float], None]
+DOUBT_S: Final = 60.0
+"""For so long at least it is doubted what was held, or had begun, before an invalidation of unknown outcome."""
 
 
 class Node:
@@ -187,6 +190,12 @@ class Node:
             self.void(shard, "unknown")
         elif names:
             self.groups.retire(shard, self.groups.touched(shard, names))
+
+    def settle_doubts(self, swept_s: float) -> None:
+        """All that was held has been looked at since then: older doubts concern nothing any more, but for loads that
+        last very long."""
+        for view in self.shards:
+            view.doubts.settle(min(swept_s - DOUBT_S, view.vouched_s))
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,9 @@ KEPT_MAX_BYTES: Final = 64 * 1024 * 1024
 once. (A caller that gives up and tries again would fill the process: what it has asked for is sent all the same.)"""
 
 SMALL_BYTES: Final = 65_536
-"""Questions of so few are never refused for others' bytes: a probe, an invalidation."""
+"""Questions of so few are not refused for others' bytes, a probe or an invalidation, but for too many of their own."""
+
+SMALL_KEPT_MAX_BYTES: Final = 4 * KEPT_MAX_BYTES
 
 ALONE_MIN: Final = 16
 """After so many questions in a row that had a loop tick to themselves, the next one does not wait for company."""
@@ -69,7 +71,7 @@ class Link(asyncio.BufferedProtocol):
         self._batched = 0  # those who share an answer, beyond the first
         self._answered = 0
         self._written = 0
-        self._kept_bytes = 0  # counted while the server takes none
+        self._kept_bytes = 0  # big ones of this tick; all while the server takes none
         self._flushing = False
         self._paused = False
         self._alone = 0
@@ -114,7 +116,7 @@ class Link(asyncio.BufferedProtocol):
         future = self._new_future()
         if len(packed) > PACKED_MAX_BYTES:
             fail(future, NotAsked(f"{len(packed)} bytes are too many for {self._where}: at most {PACKED_MAX_BYTES}"))
-        elif self._paused and not self._has_room(len(packed)):
+        elif (self._paused or len(packed) > SMALL_BYTES) and not self._has_room(len(packed)):
             fail(future, NotAsked(f"{self._where} is behind: {self._kept_bytes} bytes wait to be sent"))
         elif (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
             self._out.append(packed)
@@ -146,8 +148,9 @@ class Link(asyncio.BufferedProtocol):
             os.close(nowhere)
 
     def _has_room(self, size: int) -> bool:
-        """Whether so many bytes more may wait while the server takes none."""
-        if size > SMALL_BYTES and self._kept_bytes and self._kept_bytes + size > KEPT_MAX_BYTES:
+        """Whether so many bytes more may wait, for the server to take some or for the end of the tick."""
+        most = KEPT_MAX_BYTES if size > SMALL_BYTES else SMALL_KEPT_MAX_BYTES
+        if self._kept_bytes and self._kept_bytes + size > most:
             return False
         self._kept_bytes += size
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachebus.errors import NotSerializable, ValueTooLarge
+from cachebus.errors import CacheBusError, NotSerializable, ValueTooLarge
 from cachebus.values.codec import decode, encode, with_unset
 from cachebus.values.compare import compare
 from cachebus.values.extension import CorruptValue
@@ -26,6 +26,17 @@ def carry(
     attributes included; what was set on pydantic models is restored. `lossy` takes it as it comes back. Raises
     `NotSerializable`, which says what differs and where, or `ValueTooLarge`, and nothing else.
     """
+    try:
+        return _carried(value, codec, compress_over_bytes, max_bytes, model, lossy)
+    except (CacheBusError, MemoryError):
+        raise
+    except Exception as error:
+        raise NotSerializable(f"what comes back of the value could not be looked at: {error!r}") from error
+
+
+def _carried(
+    value: object, codec: str, compress_over_bytes: int | None, max_bytes: int, model: Any, lossy: bool
+) -> tuple[int, bytes, object]:
     byte, payload = encode(value, codec, compress_over_bytes, dumped=model is not None or lossy)
     _check_size(payload, max_bytes)
     try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+INTS = 1 << 63
+"""Beyond it no int is carried as it is."""
 Step = str | int | Sequence[Any]
 """An attribute's name, an index, or [key] of a dict."""
 Unset = list[tuple[Sequence[Step], Sequence[str]]]
@@ -18,7 +20,11 @@ Unset = list[tuple[Sequence[Step], Sequence[str]]]
 
 def restorable(path: Sequence[Step | None]) -> bool:
     """Whether a path leads to the same place when it was stored: not into a set, nor by an odd key."""
-    return all(type(step[0] if isinstance(step, tuple) else step) in (str, int) for step in path)
+    return all(_is_step(step[0] if isinstance(step, tuple) else step) for step in path)
+
+
+def _is_step(step: Any) -> bool:
+    return type(step) is str or (type(step) is int and -INTS <= step < INTS)
 
 
 def restore(value: Any, unset: Unset) -> None:
@@ -27,7 +33,8 @@ def restore(value: Any, unset: Unset) -> None:
         model = value
         for step in path:
             if isinstance(step, str):
-                model = getattr(model, step)
+                extra = getattr(model, "__pydantic_extra__", None)
+                model = extra[step] if extra and step in extra else getattr(model, step)
                 continue
             model = model[step if isinstance(step, int) else step[0]]
         model.__pydantic_fields_set__.symmetric_difference_update(names)

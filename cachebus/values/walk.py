@@ -13,6 +13,7 @@ from cachebus.errors import NotSerializable
 from cachebus.values import models
 from cachebus.values.extension import FROZENSET, SET, Refused, Tagged, name_of, shown
 from cachebus.values.plain import DEPTH_MAX, SCALARS
+from cachebus.values.reading import unpack
 from cachebus.values.simple import WRITERS
 
 
@@ -23,6 +24,15 @@ def _hook(value: object) -> msgspec.msgpack.Ext:
 
 
 _pack = msgspec.msgpack.Encoder(enc_hook=_hook).encode
+_STANDING = frozenset({Tagged, tuple})
+"""Types of keys that are, or may hold, what stands for something else."""
+
+
+def _told_apart(found: dict[Any, Any]) -> bool:
+    """Whether a map's keys are as many once they are read: some stand for others, and may equal these."""
+    if len(found) < 2 or not any(type(key) in _STANDING for key in found):
+        return True
+    return len(unpack(_pack(dict.fromkeys(found)))) == len(found)
 
 
 def encode_any(value: object, *, dumped: bool = False) -> bytes:
@@ -119,8 +129,8 @@ class _Walk:
                 refused.path.append(f".{name}" if attributes else f"[{shown(name)}]")
                 raise
             count += 1
-        if count != len(found):
-            raise Refused("is a dict with two keys that would be stored alike (an Enum member beside its value)")
+        if count != len(found) or not _told_apart(found):
+            raise Refused("is a dict with two keys that would come back alike (an Enum member beside its value)")
         return found
 
     def _set(self, items: Iterable[Any], code: int, depth: int) -> Tagged:
@@ -131,8 +141,8 @@ class _Walk:
             refused.path.append("{}")
             raise
         elements = dict.fromkeys(found)
-        if len(elements) != len(found):
-            raise Refused("is a set with two elements that would be stored alike (an Enum member beside its value)")
+        if len(elements) != len(found) or not _told_apart(elements):
+            raise Refused("is a set with two elements that would come back alike (an Enum member beside its value)")
         return Tagged(code, _pack(elements))
 
     def _key(self, key: Any, depth: int) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from cachebus import Cache
 from cachebus.doubts import DOUBTS_MAX, Doubts
+from cachebus.node import DOUBT_S
 from cachebus.testing import FakeClock
 from tests.support.caches import asked, deaf, nodes, parts, until
 
@@ -144,3 +145,53 @@ def test_a_doubt_goes_by_the_order_of_things() -> None:
     doubts.settle(clock())
     assert len(doubts.names) == 1
     assert not doubts.cover(["a"], 0)
+
+
+def test_too_many_doubts_leave_one_of_everything_until_a_later_probe() -> None:
+    clock = FakeClock()
+    doubts = Doubts()
+    assert not doubts.note([f"t{n}" for n in range(DOUBTS_MAX + 1)], 5, clock())
+    assert doubts.noted
+    assert [doubts.open(["anything"], clock() + late_s) for late_s in (-1, 0, 1)] == [True, True, False]
+    clock.advance(1)
+    doubts.settle(clock())
+    assert not doubts.noted
+
+
+@pytest.mark.parametrize("count", [1, DOUBTS_MAX + 100])
+async def test_a_probe_that_was_under_way_vouches_for_nothing_that_is_in_doubt(redis_url: str, count: int) -> None:
+    """Its answer renews the lease, and knows of no mark that was made after it was sent."""
+    tags = [f"t{n}" for n in range(count)]
+    async with nodes(redis_url, 2, staleness_bound_s=20.0, probe_interval_s=10.0, hole_grace_s=0.0) as (a, b):
+        await b.set("doc", "1", "old", "acme", tags=tags[:1])
+        await a.probe()
+        store: Any = parts(a).store
+        probe, answer = store.probe, asyncio.Event()
+
+        async def late(*args: Any, **how: Any) -> Any:
+            reply = await probe(*args, **how)
+            await answer.wait()
+            return reply
+
+        with deaf(a):
+            store.probe = late
+            probing = asyncio.create_task(a.probe())
+            await asyncio.sleep(0.05)
+            await cancelled(a, lambda cache: cache.invalidate_tags(tags, "acme"), happened=True)
+            answer.set()
+            await probing
+            store.probe = probe
+            assert await a.get("doc", "1", "acme") is None
+
+
+async def test_old_doubts_are_forgotten_once_all_that_was_held_has_been_looked_at(cache: Cache) -> None:
+    await cancelled(cache, lambda cache: cache.invalidate_tags(["t"], "acme"), happened=True)
+    node = parts(cache).node
+    (shard,) = node.shards
+    assert shard.doubts.noted
+    node.settle_doubts(node.clock())
+    assert shard.doubts.noted, "a load may have begun before"
+    await cache.probe()
+    node.settle_doubts(node.clock() + 2 * DOUBT_S)
+    assert not shard.doubts.noted
+    assert await found(cache, "2 with a tag") is None

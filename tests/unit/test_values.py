@@ -9,7 +9,7 @@ import math
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from gc import get_referents
@@ -118,6 +118,16 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Number(enum.Enum):
+    """Members that are numbers."""
+
+    ONE = 1
+
+
+FOLDED = datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=0)
+"""It equals no other zone's time, as long as its zone is not replaced by its offset."""
+
+
 @dataclass
 class DictToo(dict[str, int]):
     a: int = 0
@@ -181,11 +191,14 @@ def test_a_key_that_is_a_str_of_another_class_comes_back_as_str() -> None:
         ({"k" * 100: object()}, r'value\["k{39}\.\.\.\]'),
         (["ok", "\ud800"], r"value\[1\] is a str with a lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
-        ({Colour.RED: 1, "red": 2}, "two keys that would be stored alike"),
-        ({frozenset({Colour.RED}): 1, frozenset({"red"}): 2}, "two keys that would be stored alike"),
-        ({"s": {Colour.RED, "red"}}, r'value\["s"\] is a set with two elements that would be stored alike'),
-        ({(Colour.RED,), ("red",)}, "two elements that would be stored alike"),
-        ({frozenset({Colour.RED}), frozenset({"red"})}, "two elements that would be stored alike"),
+        ({Colour.RED: 1, "red": 2}, "two keys that would come back alike"),
+        ({frozenset({Colour.RED}): 1, frozenset({"red"}): 2}, "two keys that would come back alike"),
+        ({"s": {Colour.RED, "red"}}, r'value\["s"\] is a set with two elements that would come back alike'),
+        ({(Colour.RED,), ("red",)}, "two elements that would come back alike"),
+        ({frozenset({Colour.RED}), frozenset({"red"})}, "two elements that would come back alike"),
+        ({Decimal(1): 1, Number.ONE: 2}, "two keys that would come back alike"),
+        ({Decimal(1), Number.ONE}, "two elements that would come back alike"),
+        ({FOLDED: 1, FOLDED.astimezone(UTC): 2}, "two keys that would come back alike"),
         ({"d": DictToo(a=1)}, r'value\["d"\] is of type .*DictToo, which is a dataclass and holds data beside its'),
         (
             {"t": time(1, tzinfo=ZoneInfo("Europe/Berlin"))},

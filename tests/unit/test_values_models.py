@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cachebus.errors import ConfigError, NotSerializable
-from cachebus.values import CorruptValue, check_model, decode, encode, models
+from cachebus.values import CorruptValue, carry, check_model, decode, encode, models
 from tests.support.roundtrip import back, same
 
 
@@ -182,3 +182,38 @@ def test_a_model_with_a_field_that_can_not_be_carried() -> None:
 
     with pytest.raises(NotSerializable, match=r"value\[0\]\.token is of type pydantic.*SecretStr"):
         encode([Account(token=SecretStr("hunter2"))])
+
+
+class Portion(BaseModel):
+    a: int = 0
+    b: int = 0
+
+
+class Numbered(BaseModel):
+    m: dict[int, Portion]
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Portion]
+    other: Portion = Portion()
+
+    @property
+    def shadow(self) -> Portion:
+        return self.other
+
+
+@pytest.mark.parametrize("value", [
+    Numbered(m={2**64: Portion(a=1)}), Open(json=Portion(a=1)), Open(other=Portion(a=1, b=2), shadow=Portion(a=1)),
+], ids=repr)  # fmt: skip
+def test_what_was_set_is_restored_wherever_the_model_lies_or_the_value_is_refused(value: BaseModel) -> None:
+    """By a key that no int of the wire holds; as an extra field with the name of a method, or of a property."""
+    try:
+        byte, payload, seen = carry(value, "msgpack", None, 1 << 20, type(value))
+    except NotSerializable:
+        return
+    for found in (seen, decode(byte, payload, type(value))):
+        assert found == value
+        if "m" not in type(value).model_fields:
+            assert isinstance(found, BaseModel)
+            assert found.model_dump(exclude_unset=True) == value.model_dump(exclude_unset=True)
