@@ -30,6 +30,8 @@ SWEEP_REST_S = 0.02
 TIDY_S = 10.0
 """At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
+PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
+"""In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
 
 def _bounds(about: About) -> str:
@@ -107,7 +109,8 @@ class Heartbeat:
         finally:
             await ended(*attaching)
         for shard in lacking.values():
-            troubles[shard] = L2Unavailable(f"no answer in {timeout_s:g} s")
+            why = self._out_of_reach["L2"].get(shard)
+            troubles[shard] = L2Unavailable(why or f"no answer in {timeout_s:g} s")
         if len(troubles) == len(attaching):
             raise min(troubles.items())[1]
         for shard, trouble in troubles.items():
@@ -120,17 +123,22 @@ class Heartbeat:
         return max(0, self._store.opened + self._bus.opened - self._first)
 
     async def _attach(self, shard: int) -> None:
-        """Goes on where a server accepts and then is silent, as one that many nodes come to at once."""
+        """Goes on where a server accepts and then is silent, as one that many nodes come to at once, or refuses for a
+        reason that passes."""
+        pauses = Backoff()
         while True:
             await self._store.reach(shard)
             await self._bus.listen(shard)
             try:
                 await self.receiver.begin(shard, "start")
-            except L2Unavailable:
-                if self._store.reaches(shard):
+            except L2Unavailable as error:
+                if self._store.reaches(shard) and not any(word in str(error) for word in PASSING):
                     raise
-                await asyncio.sleep(self._interval_s * random.uniform(0.1, 0.2))
+                self._out_of_reach["L2"][shard] = str(error)
+                await asyncio.sleep(pauses.next_s())
+                pauses.longer()
             else:
+                self._out_of_reach["L2"].pop(shard, None)
                 return
 
     def start(self) -> None:

@@ -14,21 +14,23 @@ JITTER = 0.25
 
 class Superseded:
     """When the source has last answered what L2 was not told, or did not keep, by key: what is older stands in no more.
-    The latest, where there are too many."""
+    Where there are too many, the latest; of all others it is said that the source may have answered until the last of
+    them was forgotten: that costs them what could stand in, and brings nothing back."""
 
     def __init__(self) -> None:
         self._at_ms: OrderedDict[str, int] = OrderedDict()
+        self._floor_ms = -1
 
     def note(self, name: str, at_ms: int) -> None:
         """The source answered a load that began then, on the L2 server's clock."""
         self._at_ms.pop(name, None)
         self._at_ms[name] = at_ms
         if len(self._at_ms) > KEYS_MAX:
-            self._at_ms.popitem(last=False)
+            self._floor_ms = max(self._floor_ms, self._at_ms.popitem(last=False)[1])
 
     def covers(self, name: str, created_ms: int) -> bool:
         """Whether the source has answered since this was created."""
-        return created_ms <= self._at_ms.get(name, -1)
+        return created_ms <= self._at_ms.get(name, self._floor_ms)
 
 
 class Rest(Enum):

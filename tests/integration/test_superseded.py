@@ -11,6 +11,7 @@ import pytest
 
 from cachebus import CacheManager, Policy
 from cachebus.helpers import get_with_cache_aside
+from cachebus.resting import KEYS_MAX, Superseded
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import expired, read, settled
 from tests.integration.test_resting import SHORT
@@ -163,3 +164,12 @@ async def test_what_another_has_loaded_without_l2_stays_for_d(gives: str | None)
         assert await read(a, source, "safe", use_memory=False) == gives
         assert await read(a, source, "safe") == "v1"
         assert source.calls == 2
+
+
+def test_what_is_forgotten_for_want_of_room_brings_nothing_back() -> None:
+    superseded = Superseded()
+    for number in range(KEYS_MAX + 5):
+        superseded.note(f"k{number}", 1000 + number)
+    assert superseded.covers("k0", 1000)
+    assert superseded.covers(f"k{KEYS_MAX}", 1000 + KEYS_MAX)
+    assert not superseded.covers("k0", 1000 + KEYS_MAX), "created since then"
