@@ -132,11 +132,23 @@ class GroupUnderTest:
                     target.pause()
                 await lasts()
             finally:
-                target.resume()
-                while keys := await ask(target, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-                    await cluster.migrate(target, source, keys)
-                for server in (source, target):
-                    await self.command(server, "CLUSTER", "SETSLOT", slot, "STABLE")
+                if target.running:
+                    target.resume()
+                await self._settle(names)
+
+    async def _settle(self, names: ShardNames) -> None:
+        """Have a slot lie at one primary, with all its keys, whatever became of those that were moving it."""
+        cluster, owner, slot = self.cluster, await self.primary(names), slot_of(names.log)
+        for server in () if cluster is None else cluster.servers:
+            with suppress(L2Unavailable):
+                if not server.running or (await ask(server, "ROLE"))[0] != b"master":
+                    continue
+                while cluster and owner and server is not owner:
+                    keys = await ask(server, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+                    if not keys:
+                        break
+                    await cluster.migrate(server, owner, keys)
+            await self.command(server, "CLUSTER", "SETSLOT", slot, "STABLE")
 
     async def hand_over(self, names: ShardNames, dice: Random) -> None:
         """Have a replica take the place of a primary that lives, as for maintenance."""
@@ -156,6 +168,7 @@ class GroupUnderTest:
             server.start()
         for shard in self._shards:
             await self.promoted(ShardNames(self.namespace, shard))
+            await self._settle(ShardNames(self.namespace, shard))
 
     @property
     def is_one(self) -> bool:
