@@ -12,7 +12,8 @@ import pytest
 from cachebus import Cache, L2Unavailable
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
-from cachebus.resp import Address, Connection
+from cachebus.resp import Address, Connection, NotAsked
+from cachebus.resp.link import KEPT_MAX_BYTES, SMALL_BYTES, SMALL_KEPT_MAX_BYTES
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.require import require
 from tests.support.slow_link import SlowLink
@@ -101,6 +102,29 @@ async def test_who_gives_up_and_tries_again_fills_no_memory(redis_server: Embedd
         connection.close()
         with pytest.raises(L2Unavailable, match="closed"):
             await small
+
+
+async def test_what_is_asked_in_one_tick_is_bounded_too(direct: Connection) -> None:
+    """Before the first byte could leave, and before anybody knows whether the server is slow."""
+    calls = [direct.call("SET", "big", BIG) for _ in range(100)]
+    small = direct.call("PING")
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, NotAsked)]
+    assert answers.count(b"OK") + len(refused) == 100
+    assert len(refused) == 100 - KEPT_MAX_BYTES // (len(BIG) + 40)
+    assert await small == b"PONG"
+
+
+async def test_small_questions_are_bounded_as_well_where_nobody_takes_them(direct: Connection) -> None:
+    direct.pause_writing()
+    value = BIG[: SMALL_BYTES - 100]
+    calls = [direct.call("SET", "small", value) for _ in range(2 + SMALL_KEPT_MAX_BYTES // len(value))]
+    probe = direct.call("PING")
+    assert not probe.done(), "there is room for a small one"
+    assert isinstance(calls[-1].exception(), NotAsked)
+    assert not calls[0].done()
+    direct.resume_writing()
+    assert await calls[0] == b"OK"
 
 
 async def test_many_who_ask_for_one_big_value_share_it_once_it_is_there(redis_server: EmbeddedServer) -> None:
