@@ -23,8 +23,9 @@ offset  bytes
 ```
 Times are the server's, which every probe relates to the node's monotonic clock: no two machines' clocks are compared.
 
-The check is the CRC-32 of the key's name in L2 and of all from the version on, with flags, codec, seq and hard expiry
-laid over it by XOR: the scripts set the last two, and can turn the check with them, but make no CRC.
+The check is the CRC-32 of the key's name in L2 and of all from the version on, XOR the remainder of flags, codec, seq
+and hard expiry, read as one number of 144 bits, by the prime 2^32 - 5: the scripts set the last two, and can turn the
+check with them, but make no CRC. No two bits of that number have the same remainder, or such that cancel.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ COMPRESSED = 0x80
 HEAD = Struct(">2sH16sQQI4sQQBH")
 CHECKED_AT = 40
 """From here on the CRC goes over all."""
+PRIME = 2**32 - 5
 VERSION_BYTES = 4
 _FRONT, _BACK = Struct(">2sH16sQQI"), Struct(">4sQQBH")
 Head = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int]
@@ -101,17 +103,18 @@ class Record(msgspec.Struct, eq=False):
         """The bytes that L2 stores under the key of this name (`Key.l2`)."""
         middle = self.middle()
         kind = self.flags << 8 | self.codec
-        laid = kind ^ self.seq ^ self.expires_ms
-        check = crc32(self.payload, crc32(middle, crc32(name.encode()))) ^ laid >> 32 ^ laid & 0xFFFFFFFF
+        # 2^64 leaves 25, 2^128 leaves 625.
+        laid = (self.expires_ms + 25 * self.seq + 625 * kind) % PRIME
+        check = crc32(self.payload, crc32(middle, crc32(name.encode()))) ^ laid
         front = _FRONT.pack(MAGIC, kind, self.epoch, self.seq, self.expires_ms, check)
         return b"".join([front, middle, self.payload])
 
 
 def is_of(crc: int, data: bytes, head: Head) -> bool:
     """Whether a record with this head is whole, and that of the key whose name has this CRC-32 (`Key.crc`)."""
-    laid = head[1] ^ head[3] ^ head[4]
+    laid = (head[4] + 25 * head[3] + 625 * head[1]) % PRIME
     checked = data[CHECKED_AT:] if len(data) <= _COPIED_MAX_BYTES else memoryview(data)[CHECKED_AT:]
-    return crc32(checked, crc) ^ laid >> 32 ^ laid & 0xFFFFFFFF == head[5]
+    return crc32(checked, crc) ^ laid == head[5]
 
 
 def decode(data: bytes, name: str) -> Record:

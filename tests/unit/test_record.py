@@ -100,3 +100,18 @@ def test_corrupt_is_a_value_error() -> None:
 def test_what_fits_in_no_record_is_refused_before_l2_is_asked(tags: list[str]) -> None:
     with pytest.raises(NotSerializable, match="fit in no record"):
         pack("value", Rules("doc", Policy()), 1.0, tags=tags)
+
+
+def test_no_two_bits_of_what_the_scripts_set_cancel() -> None:
+    """Flags, codec, seq and hard expiry are laid over the CRC: every pair of flipped bits of theirs is seen."""
+    record = Record(0, 1, b"payload", created_ms=1, expires_ms=1_700_003_600_123, epoch=b"0" * 16, seq=258)
+    data = record.encode("k")
+    places = [*range(16, 32), *range(160, 288)]
+    for first in places:
+        for second in places:
+            if first < second:
+                changed = bytearray(data)
+                changed[first // 8] ^= 1 << first % 8
+                changed[second // 8] ^= 1 << second % 8
+                with pytest.raises(CorruptRecord):
+                    records.decode(bytes(changed), "k")

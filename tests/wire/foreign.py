@@ -116,10 +116,8 @@ def write_record(
 
 def check_of(key: str, record: bytes) -> int:
     """The check that a record of a key must have."""
-    check = crc32(key.encode() + record[40:])
-    for word in struct.unpack(">4I", record[20:36]):
-        check ^= word
-    return check ^ int.from_bytes(record[2:4], "big")
+    number = int.from_bytes(record[2:4] + record[20:36], "big")
+    return crc32(key.encode() + record[40:]) ^ number % 4294967291
 
 
 def read_record(key: str, data: bytes) -> dict[str, Any]:

@@ -41,12 +41,16 @@ local function expired(record)
   return at_ms ~= 0 and at_ms * 1000 <= now_us
 end
 
--- The first 40 bytes of a record with another epoch, seq and hard expiry, as they lie there. Its check is a CRC-32 over
--- which the last two lie by XOR: it is turned with them, so no script makes a CRC.
+-- The first 40 bytes of a record with another epoch, seq and hard expiry, as they lie there. Its check is a CRC-32, XOR
+-- the remainder of flags, codec, seq and expiry by 2^32 - 5, of which 2^32 leaves 5: it is turned with them, so no script
+-- makes a CRC.
 local function sealed(record, its_epoch, granted, expiry)
   local a, b, c, d, check = struct.unpack('>I4I4I4I4I4', record, 21)
   local e, f, g, h = struct.unpack('>I4I4I4I4', granted .. expiry)
-  check = bit.bxor(check, a, b, c, d, e, f, g, h) % 4294967296
+  local kind = 625 * struct.unpack('>I2', record, 3)
+  local before = (kind + 125 * a + 25 * b + 5 * c + d) % 4294967291
+  local after = (kind + 125 * e + 25 * f + 5 * g + h) % 4294967291
+  check = bit.bxor(check, before, after) % 4294967296
   return string.sub(record, 1, 4) .. its_epoch .. granted .. expiry .. struct.pack('>I4', check)
 end
 
