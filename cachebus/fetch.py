@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from cachebus.resp import leads_elsewhere
 from cachebus.resting import Superseded
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
+
+LARGE_BYTES = 16_384
+"""To decode a record of more costs far more than to see whether another caller has just done so."""
 
 MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__slots__": ()})()
 """Stands for "nothing there" where None may be a value."""
@@ -65,6 +69,8 @@ class Fetcher:
         self.clock = clock
         self.nudge = nudge
         self.superseded = Superseded()
+        self._just: dict[int, tuple[bytes, object]] = {}
+        """By the identity of what a server has sent in this tick: that, and the value."""
         self._l2_timeout_s = l2_timeout_s
         self._shards = node.shards
         self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
@@ -184,7 +190,7 @@ class Fetcher:
         if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
-        if not is_of(key.crc, data, head):
+        if id(data) not in self._just and not is_of(key.crc, data, head):
             return self._corrupt(key)
         rules = self.policies.rules(key.family.data_type)
         try:
@@ -194,10 +200,19 @@ class Fetcher:
                     return MISSING
                 if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.vouched_s):
                     return VOID
-                return self.taken(key, record, reservation if enter else None, read_s)
-            return decode_value(kind, data[HEAD.size :], rules.model)
+                return self.taken(key, record, reservation if enter else None, read_s, data)
+            known = self._just.get(id(data))
+            return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)
         except (CorruptValue, records.CorruptRecord):
             return self._corrupt(key)
+
+    def _keep(self, data: bytes, value: object, rules: Rules) -> object:
+        """The value, kept for others who have asked with this one: what a server sent once is decoded once."""
+        if len(data) > LARGE_BYTES and not rules.copy:
+            if not self._just:
+                asyncio.get_running_loop().call_soon(self._just.clear)
+            self._just[id(data)] = data, value
+        return value
 
     def _corrupt(self, key: Key) -> object:
         self.node.counters.records_corrupt += 1
@@ -223,8 +238,11 @@ class Fetcher:
     def _rules(self, key: Key) -> Rules:
         return self.policies.rules(key.family.data_type)
 
-    def taken(self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float) -> object:
-        """The value of a record that may be believed; with a reservation it enters L1 where it may."""
+    def taken(
+        self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float, data: bytes = b""
+    ) -> object:
+        """The value of a record that may be believed; with a reservation it enters L1 where it may. `data`: what it was
+        read from."""
         shard = self._shards[key.shard]
         if (
             record.epoch == shard.epoch
@@ -236,12 +254,20 @@ class Fetcher:
             return MISSING  # this node knows better, and L2 will
         rules = self.policies.rules(key.family.data_type)
         try:
-            value = unpack(record, rules)
+            known = self._just.get(id(data))
+            value = known[1] if known else self._keep(data, unpack(record, rules), rules)
         except CorruptValue:
             return self._corrupt(key)
+        if record.not_found:
+            if reservation is not None and rules.l1:
+                self.admit(key, value, record, reservation, read_started_s, rules)
+            return NOT_FOUND
         if reservation is not None and rules.l1:
             self.admit(key, value, record, reservation, read_started_s, rules)
-        return NOT_FOUND if record.not_found else value
+            copy = copier(record, value, rules)
+            if copy is not None:
+                return copy()  # what is in memory is nobody's to change, this caller's neither
+        return value
 
     def admit(
         self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,

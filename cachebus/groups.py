@@ -28,8 +28,9 @@ class Groups:
         """By shard how often all was dropped: what is of an earlier life is not believed."""
         self.valid_until = [NEVER] * len(shards)
         """By shard how far the lease reaches that live groups know of."""
-        self.with_contexts: set[tuple[int, str]] = set()
-        self.with_tags: set[tuple[int, str]] = set()
+        self.with_contexts: list[set[str]] = [set() for _ in shards]
+        self.with_tags: list[set[str]] = [set() for _ in shards]
+        """By shard: data types of which this node holds, or held, anything in a context, or with a tag."""
         self.untidy = False
         """Whether retired entries may lie in L1."""
 
@@ -50,9 +51,9 @@ class Groups:
         """The live group for a new entry of the key, with these tags."""
         group = self.of(key.shard, key.family.data_type, leased=leased)
         if key.everywhere:
-            self.with_contexts.add((key.shard, group.data_type))
+            self.with_contexts[key.shard].add(group.data_type)
         if tags:
-            self.with_tags.add((key.shard, group.data_type))
+            self.with_tags[key.shard].add(group.data_type)
         return group
 
     def holds(self, entry: Entry) -> bool:
@@ -67,8 +68,9 @@ class Groups:
             # Its entries may lie in the others' groups: from there they move over one by one, as after a scope's drop.
             for shard in range(len(self.live)):
                 self.retire(shard, [OTHER])
-            for known in (self.with_contexts, self.with_tags):
-                known.update([(shard, data_type) for shard, name in known if name == OTHER])
+            for known in (*self.with_contexts, *self.with_tags):
+                if OTHER in known:
+                    known.add(data_type)
 
     def retire(self, shard: int, data_types: Sequence[str]) -> None:
         """Have the entries of these types looked at before they are served again."""
@@ -103,21 +105,26 @@ class Groups:
     def touched(self, shard: int, scopes: Sequence[str]) -> list[str]:
         """The data types that these scopes and tags may touch; those of a type without contexts or tags can't be
         touched by a scope of contexts or a tag, which keeps the invalidation of single resources cheap."""
-        live = self.live[shard]
+        live, in_contexts = self.live[shard], self.with_contexts[shard]
         found: set[str] = set()
+        some_tag = some_contexts = False
         for scope in scopes:
             shape, _, rest = scope.partition(GIVEN)
             if shape in ("T", ALL_OF_SHARD):
                 return list(live)
             if shape == "G":
-                found.update(t for s, t in self.with_tags if s == shard)
+                some_tag = True
             elif shape[:1] == "T":
-                found.update(t for s, t in self.with_contexts if s == shard)
+                some_contexts = True
             else:
                 data_type = rest if shape == "Y" else rest.split(GIVEN, 2)[1]
                 data_type = data_type if data_type in live else OTHER
-                if shape in "DY" or (shard, data_type) in self.with_contexts:
+                if shape in "DY" or data_type in in_contexts:
                     found.add(data_type)
+        if some_tag:
+            found |= self.with_tags[shard]
+        if some_contexts:
+            found |= in_contexts
         return [data_type for data_type in found if data_type in live]
 
     def split(self, shard: int, scopes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -131,8 +138,8 @@ class Groups:
         return marking, passing
 
     def _has_contexts(self, shard: int, data_type: str) -> bool:
-        known = self.with_contexts
-        return (shard, data_type) in known or (shard, OTHER) in known
+        known = self.with_contexts[shard]
+        return data_type in known or OTHER in known
 
     def hits(self) -> dict[str, int]:
         """Hits that live groups hold, by data type."""

@@ -8,14 +8,11 @@ from cachebus.clock import Clock
 from cachebus.coherence import Shard
 from cachebus.details import details
 from cachebus.errors import L2Unavailable
-from cachebus.fetch import MISSING, NOT_FOUND, VOID, Fetcher, needs_script
+from cachebus.fetch import LARGE_BYTES, MISSING, NOT_FOUND, VOID, Fetcher, needs_script
 from cachebus.keys import Key
 from cachebus.l1 import Entry
 from cachebus.ports import Place
 from cachebus.request import Found
-
-LARGE_BYTES = 16_384
-"""To decode a record of more costs far more than to see whether another caller has just done so."""
 
 
 class Reader:

@@ -23,8 +23,7 @@ class Superseded:
 
     def note(self, name: str, at_ms: int) -> None:
         """The source answered a load that began then, on the L2 server's clock."""
-        self._at_ms.pop(name, None)
-        self._at_ms[name] = at_ms
+        self._at_ms[name] = max(at_ms, self._at_ms.pop(name, -1))
         if len(self._at_ms) > KEYS_MAX:
             self._floor_ms = max(self._floor_ms, self._at_ms.popitem(last=False)[1])
 

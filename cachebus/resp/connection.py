@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 from cachebus.clock import Clock
 from cachebus.errors import CacheBusError, L2Unavailable
@@ -86,6 +87,8 @@ class Connection(Link):
         if not getters:
             return
         self._getters, self._keys = [], []
+        if len(getters) > 1:
+            keys, getters = self._named_once(keys, getters)
         if self._grouped and self._collect_by_tag(keys, getters):
             return
         try:
@@ -99,6 +102,27 @@ class Connection(Link):
         else:
             self._asked.append(getters)
             self._batched += len(getters) - 1
+
+    def _named_once(
+        self, keys: list[bytes | str], getters: list[asyncio.Future[Any]]
+    ) -> tuple[list[bytes | str], list[asyncio.Future[Any]]]:
+        """Each key once, however many ask for it: its value travels once, and all are given the same."""
+        try:
+            if len(set(keys)) == len(keys):
+                return keys, getters
+        except TypeError:  # what can't be a key is told when it is packed
+            return keys, getters
+        askers: dict[bytes | str, list[asyncio.Future[Any]]] = {}
+        for key, future in zip(keys, getters, strict=True):
+            askers.setdefault(key, []).append(future)
+        return list(askers), [self._for_all(several) for several in askers.values()]
+
+    def _for_all(self, several: list[asyncio.Future[Any]]) -> asyncio.Future[Any]:
+        if len(several) == 1:
+            return several[0]
+        future = self._new_future()
+        future.add_done_callback(partial(_hand_on, several))
+        return future
 
     def _collect_by_tag(self, keys: list[bytes | str], getters: list[asyncio.Future[Any]]) -> bool:
         """One MGET for each hash tag; False where there is one only."""
@@ -161,6 +185,17 @@ class Connection(Link):
         else:
             _share(getters, reply)
         self._batched -= len(getters) - 1
+
+
+def _hand_on(several: list[asyncio.Future[Any]], answer: asyncio.Future[Any]) -> None:
+    error = answer.exception()
+    for future in several:
+        if isinstance(error, CacheBusError):
+            fail(future, again(error))
+        elif error is not None:
+            fail(future, cast("Exception", error))
+        elif not future.done():
+            future.set_result(answer.result())
 
 
 def _share(getters: list[asyncio.Future[Any]], reply: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from cachebus import (
     MISSING,
@@ -564,3 +564,26 @@ async def test_a_counter_counts_what_an_int_of_another_class_holds(where: str, r
         assert await cache.increment("calls", tenant_id="acme", value=Cost.READ) == 4
         assert await cache.increment("calls", tenant_id="acme", value=Amount(1)) == 5
         assert await cache.increment("calls", tenant_id="acme", value=0) == 5
+
+
+async def test_what_the_first_reader_of_a_copy_does_to_it_reaches_nobody(redis_url: str) -> None:
+    """Also where no other copy can be made later, since a validator has changed its mind."""
+    minds = {"open": True}
+
+    class Minded(BaseModel):
+        items: list[int]
+
+        @field_validator("items")
+        @classmethod
+        def mind(cls, items: list[int]) -> list[int]:
+            if not minds["open"]:
+                raise ValueError("not now")
+            return items
+
+    async with nodes(redis_url, 2, policies={"own": Policy(model=Minded, copy=True)}) as (a, b):
+        await a.set("own", "x", Minded(items=[1]), tenant_id="acme")
+        first = await b.get("own", "x", tenant_id="acme")
+        first.items.append(666)
+        minds["open"] = False
+        second = await b.get("own", "x", tenant_id="acme")
+        assert second.items == [1]

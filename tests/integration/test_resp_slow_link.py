@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
-from cachebus import Cache, L2Unavailable
+from cachebus import Cache, L2Unavailable, Policy, fetch
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.resp import Address, Connection, NotAsked
+from cachebus.resp import connection as resp_connection
 from cachebus.resp.link import KEPT_MAX_BYTES, SMALL_BYTES, SMALL_KEPT_MAX_BYTES
+from cachebus.resp.replies import pack
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.require import require
 from tests.support.slow_link import SlowLink
@@ -171,3 +174,38 @@ async def test_a_cache_reads_and_writes_big_values_and_its_other_callers_are_ser
                 assert parts(b).store._links.of(0) is connection  # type: ignore[attr-defined]
                 assert b.stats().reconnects == 0
         assert await a.get("blob", "new", **WHERE) == BIG
+
+
+@pytest.mark.parametrize("how", ["get", "get_many", "search", "past memory", "never in memory"])
+async def test_many_who_ask_for_one_big_value_at_once_bring_and_decode_it_once(
+    redis_server: EmbeddedServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = {"big": Policy(l1=how != "never in memory")}
+    async with nodes(redis_server.url, 2, policies=policies) as (a, b):
+        await a.set("big", "x", list(range(30_000)), **WHERE)
+        await until(b.ready)
+        asks: dict[str, Callable[[], Awaitable[Any]]] = {
+            "get_many": lambda: b.get_many("big", ["x"], **WHERE),
+            "search": lambda: b.get("big", "x", search_hierarchy=True, **WHERE),
+            "past memory": lambda: b.get("big", "x", use_memory=False, **WHERE),
+        }
+        ask = asks.get(how, lambda: b.get("big", "x", **WHERE))
+        decoded = 0
+        for module, name in ((fetch, "unpack"), (fetch, "decode_value")):
+            real = getattr(module, name)
+
+            def counted(*args: Any, real: Any = real) -> Any:
+                nonlocal decoded
+                decoded += 1
+                return real(*args)
+
+            monkeypatch.setattr(module, name, counted)
+        connection = parts(b).store._links.of(0)  # type: ignore[attr-defined]
+        named: list[Any] = []
+        monkeypatch.setattr(resp_connection, "pack", lambda args: named.append(args) or pack(args))
+        found = await asyncio.gather(*(ask() for _ in range(20)))
+        assert all(each in (list(range(30_000)), {"x": list(range(30_000))}) for each in found)
+        assert decoded == 1
+        gets = [args for args in named if args[0] in ("GET", "MGET")]
+        assert [len(args) for args in gets] == [2]
+        assert connection.pending == 0

@@ -173,3 +173,10 @@ def test_what_is_forgotten_for_want_of_room_brings_nothing_back() -> None:
     assert superseded.covers("k0", 1000)
     assert superseded.covers(f"k{KEYS_MAX}", 1000 + KEYS_MAX)
     assert not superseded.covers("k0", 1000 + KEYS_MAX), "created since then"
+
+
+def test_an_earlier_answer_takes_no_later_ones_place() -> None:
+    superseded = Superseded()
+    superseded.note("k", 200)
+    superseded.note("k", 100)
+    assert superseded.covers("k", 150)

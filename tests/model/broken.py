@@ -204,13 +204,14 @@ def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flig
 
 
 def _take_as_answered(
-    fetcher: Fetcher, key: Any, record: Any, reservation: Any, read_s: float, taken: Crippled = Fetcher.taken
-) -> object:
-    found = taken(fetcher, key, record, reservation, read_s)
+    fetcher: Fetcher, key: Any, record: Any, reservation: Any, read_s: float, data: bytes = b"",
+    *, taken: Crippled = Fetcher.taken,
+) -> object:  # fmt: skip
+    found = taken(fetcher, key, record, reservation, read_s, data)
     if found is not MISSING:
         return found
     with patch.object(Shard, "hides", _no):
-        return taken(fetcher, key, record, None, read_s)
+        return taken(fetcher, key, record, None, read_s, data)
 
 
 def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:

@@ -60,8 +60,8 @@ class Freezer:
         node.server_clocks = [OtherClock()]
         node.groups.lives[0] = LIFE
         node.groups.valid_until[0] = NOW + state.spread
-        node.groups.with_contexts = {(0, t) for t in self.types} if state.with_contexts else set()
-        node.groups.with_tags = {(0, t) for t in self.types} if state.with_tags else set()
+        node.groups.with_contexts = [set(self.types) if state.with_contexts else set()]
+        node.groups.with_tags = [set(self.types) if state.with_tags else set()]
         node.groups.live[0] = {
             t: (Group(0, t, NOW + valid, LIFE, True, view.count), Group(0, t, INF, LIFE, False, view.count))
             for t, valid in state.groups
@@ -98,8 +98,8 @@ class Freezer:
             view,
             tuple((t, ahead_of_now(groups[t][0].valid_until)) for t in sorted(groups)),
             ahead_of_now(node.groups.valid_until[0]),
-            bool(node.groups.with_contexts),
-            bool(node.groups.with_tags),
+            any(node.groups.with_contexts),
+            any(node.groups.with_tags),
             tuple(self._held(node.l1.entries.get(key.l1)) for key in self._keys),
         )
 

@@ -59,8 +59,8 @@ async def test_what_is_kept_by_type_is_bounded() -> None:
         assert (stats.l1_hits, stats.misses) == (2 * TYPES_MAX, 2 * TYPES_MAX + 1)
         kept = (
             node.groups.live[0],
-            node.groups.with_contexts,
-            node.groups.with_tags,
+            node.groups.with_contexts[0],
+            node.groups.with_tags[0],
             node.counters.types,
             parts(cache).policies._rules,
         )
