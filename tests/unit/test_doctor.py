@@ -106,6 +106,20 @@ def test_too_few_replicas_to_write_are_named_with_how_many_it_takes(replicas: in
     assert levels(replication.cut_off, group(replicas, mend)) == [Level.OK]
 
 
+def test_what_is_not_told_is_no_problem() -> None:
+    info = {"role": "master", "connected_slaves": "3", "min_slaves_good_slaves": "3"}
+    assert levels(replication.cut_off, facts(info)) == [Level.UNKNOWN]
+
+
+def test_a_lag_of_nothing_turns_all_of_it_off() -> None:
+    given = facts(
+        {"role": "master", "connected_slaves": "0"}, {"min-replicas-to-write": "1", "min-replicas-max-lag": "0"}
+    )
+    (finding,) = replication.cut_off(given)
+    assert finding.level is Level.PROBLEM
+    assert "NOREPLICAS" not in finding.means
+
+
 def test_replicas_that_are_away_count_as_well() -> None:
     (finding,) = replication.cut_off(group(2, "1", known=3))
     assert finding.level is Level.PROBLEM

@@ -41,9 +41,9 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
         return
     there, most_lag_s = server.number("connected_slaves") or 0, _most_lag_s(facts)
     count = max(there, facts.replicas_known)
-    has, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
-    if has is None:  # INFO has that figure only where the setting is at least 1
-        has = 0 if good is None else 1
+    known, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
+    # INFO has that figure only where the setting is at least 1 (and its lag is not 0).
+    has = known if known is not None else 0 if good is None else 1
     good = there if good is None else good
     if not count and not has:
         yield ok(
@@ -51,8 +51,15 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
             f"Nothing fails over. With n replicas and something that promotes them, {WRITES} must be more than half of "
             "n - 1.",
         )  # fmt: skip
+    elif has and server.setting(LAG) == 0:
+        yield from _lagging(facts, f"{_replicas(count)}, {WRITES} is {has}", most_lag_s)
     elif has and good < has:
         yield _too_few(has, good, count)
+    elif known is None and 0 < has < needed(count):
+        yield unknown(
+            "replication", f"{_replicas(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
+            f"With {count} replicas it takes {needed(count)}.",
+        )  # fmt: skip
     elif has < needed(count):
         yield _two_sides(count, has, most_lag_s)
     elif count == 1:
