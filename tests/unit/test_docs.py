@@ -23,7 +23,9 @@ drop a message; delay a message; double a message; reorder messages; cut connect
 deaf subscriber whose commands work; output-buffer kill; reconnect in the middle of a fill; log trimmed past a node;
 FLUSHALL; eviction of meta; eviction of marks; eviction of leases; eviction of records; eviction of nodes;
 restart without persistence; restart with persistence; restart with an older RDB; DEBUG RELOAD;
-Sentinel failover that loses a suffix; fail-back; promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
+Sentinel failover that loses a suffix; fail-back;
+handover to a replica that dies at once, and back to the deposed primary;
+promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
 SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;
 corrupted records; corrupted replies to commands; corrupted events;

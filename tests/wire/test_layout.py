@@ -75,6 +75,8 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
         b"bound_ms": b"2000",
         b"guard_ms": b"60000",
         b"alone": b"1",
+        b"synced": (await redis.call("INFO", "stats")).split(b"sync_full:")[1].split(b"\r")[0],
+        b"replicas": b"0",
         b"logged": logged,
         b"contexts": b"0" * 256,
         b"marks": b"1",

@@ -1,4 +1,4 @@
--- after: prologue usual line records guards leases
+-- after: prologue usual line tenure records guards leases
 -- A valid record, or the right to fill. KEYS 3 record, 4 lease. ARGV 7 token, 8 px, 9 '1' to refresh even a valid record,
 -- 10 what would do for the caller while the source rests: '0' nothing, '1' a record that has expired, '2' what it holds,
 -- 11 the key's name in L1, 12 number of scopes, then these, then the tags that the load will give its record. Absence

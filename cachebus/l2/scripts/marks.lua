@@ -1,4 +1,4 @@
--- after: prologue usual line
+-- after: prologue usual line tenure
 -- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 and 8 are its own, 9 is its
 -- 10) but for its last, then for each bucket that has any its name and its marks, then for each that has one its name and
 -- its low watermark, and then that last.

@@ -1,4 +1,4 @@
--- after: prologue usual line
+-- after: prologue usual line tenure
 -- Where the shard stands. ARGV 7 the largest staleness bound and 8 the longest guard that the caller has heard of, in
 -- ms: meta keeps the greatest. 9: remove the lines of nodes silent for that many µs, 0 none. 10: '1' where the caller has
 -- heard of a node, itself too, that keeps what it loads while L2 is out of reach: meta keeps that as well.
@@ -22,6 +22,5 @@ if silent > 0 then
 end
 -- Replicas that may be promoted while this primary, cut off from them, goes on writing: INFO has the figure of those that
 -- keep up only where min-replicas-to-write is set.
-local replicas = tonumber(string.match(info, 'connected_slaves:(%d+)')) or 0
-if string.find(info, 'min_slaves_good_slaves', 1, true) then replicas = 0 end
-return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone, replicas}
+local loose = string.find(info, 'min_slaves_good_slaves', 1, true) and 0 or connected
+return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone, loose}

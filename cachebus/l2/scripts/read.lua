@@ -1,4 +1,4 @@
--- after: prologue usual line records
+-- after: prologue usual line tenure records
 -- Records validated here, for a node whose own marks may be old. KEYS 3.. records; ARGV 7..: for each the number of
 -- its scopes, then their names.
 local found, at = {epoch, seq}, 7

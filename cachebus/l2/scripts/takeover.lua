@@ -12,5 +12,6 @@ local server = string.match(info, 'master_replid:(%w+)')
 redis.call('HSET', META, 'facts', ARGV[1], 'server', server, 'epoch', epoch, 'seq', int(seq), 'born', int(now_us),
   'mode', redis.REDIS_VERSION_NUM and ARGV[6] or 'plain', 'bound_ms', int(math.max(bound_ms, tonumber(ARGV[7]))),
   'guard_ms', int(math.max(guard_ms, tonumber(ARGV[8]))), 'alone', int(math.max(alone, tonumber(ARGV[9]))),
-  'logged', 0, 'contexts', string.rep('0', 256))
+  'synced', string.match(redis.call('INFO', 'stats'), 'sync_full:(%d+)') or 0,
+  'replicas', string.match(info, 'connected_slaves:(%d+)') or 0, 'logged', 0, 'contexts', string.rep('0', 256))
 return {epoch, seq}

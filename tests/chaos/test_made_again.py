@@ -1,0 +1,118 @@
+"""A primary that is deposed, takes no write meanwhile, and is made the primary again without ever having followed the
+one in its place: its replication id is the old one, and what was written there is lost. Sentinel does so by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachebus import Cache, CacheBusError, L2Unavailable
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import SERVICE, SentinelGroup, ask
+from cachebus.cli.lab.proxy import HOST
+from cachebus.clock import monotonic
+from tests.support.caches import D_S, nodes, parts, past, until
+from tests.support.servers import any_binary
+
+TENANT = "acme"
+
+
+async def written(cache: Cache, value: str) -> None:
+    """`x` is `value`, from when the primary takes writes."""
+
+    async def taken() -> bool:
+        try:
+            await cache.set("config", "x", value, tenant_id=TENANT)
+        except CacheBusError:
+            return False
+        return True
+
+    await until(taken)
+
+
+def epoch(cache: Cache) -> bytes:
+    """The life of L2 that the node is in."""
+    return parts(cache).node.shards[0].epoch
+
+
+@pytest.mark.parametrize(("replicas", "least"), [(2, 1), (3, 2), (4, 2)])
+async def test_what_it_held_is_void_for_who_never_left_it_and_for_who_comes(replicas: int, least: int) -> None:
+    async with SentinelGroup(any_binary(), replicas=replicas, sentinels=0, min_replicas=least) as group:
+        first, second, *others = group.data
+        async with nodes(first.url, 1) as (left,):
+            await written(left, "old")
+            await ask(second, "REPLICAOF", "NO", "ONE")
+            for server in others:
+                await ask(server, "REPLICAOF", HOST, second.port)
+            async with nodes(second.url, 1) as (moved,):
+                await written(moved, "new")
+                written_s = monotonic()
+            second.kill()
+            for server in others:
+                await ask(server, "REPLICAOF", HOST, first.port)
+            before = epoch(left)
+            await past(written_s + D_S)
+            await until(left.ready)
+            async with nodes(first.url, 1) as (fresh,):
+                assert await fresh.get("config", "x", tenant_id=TENANT) is None
+            assert await left.get("config", "x", tenant_id=TENANT) is None
+            assert epoch(left) != before
+
+
+async def test_sentinel_goes_back_to_a_primary_whose_replacement_dies_soon() -> None:
+    async with SentinelGroup(any_binary(), replicas=2, min_replicas=1) as group:
+        first, second, third = group.data
+        await ask(third, "CONFIG", "SET", "replica-priority", "0")  # never promoted
+        async with nodes(group.url, 2) as caches:
+            await written(caches[0], "old")
+            assert await caches[1].get("config", "x", tenant_id=TENANT) == "old"
+
+            async def handed_over() -> bool:
+                try:
+                    await ask(group.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+                except L2Unavailable:
+                    return False  # it has not heard of the priorities yet, or of a replica
+                return True
+
+            before = epoch(caches[0])
+            await until(handed_over)
+            await until(lambda: epoch(caches[0]) != before)
+            async with nodes(group.url, 1) as (writer,):  # it leaves: a node that lives would repeat it
+                await written(writer, "new")
+                assert await group.primary() is second
+            second.kill()
+            await until(lambda: named(group, first))
+            role = await ask(first, "INFO", "replication")
+            assert b"master_replid2:" + 40 * b"0" in role, "it has never followed"
+            await until(lambda: all(cache.ready() for cache in caches))
+            assert await named(group, first)
+            assert [await cache.get("config", "x", tenant_id=TENANT) for cache in caches] == [None, None]
+
+
+async def named(group: SentinelGroup, server: EmbeddedServer) -> bool:
+    """Whether it is the primary, by its own word and that of the Sentinels."""
+    try:
+        return await group.primary() is server
+    except L2Unavailable:
+        return False
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+async def test_a_replica_that_starts_anew_costs_nothing(replicas: int) -> None:
+    least = 0 if replicas == 1 else 1
+    async with SentinelGroup(any_binary(), replicas=replicas, sentinels=0, min_replicas=least) as group:
+        first, *others = group.data
+        async with nodes(first.url, 1) as (cache,):
+            await written(cache, "kept")
+            before = epoch(cache)
+            for replica in others:
+                replica.kill()
+                replica.start()
+                await until(lambda: followed(first, replicas))
+                await written(cache, "kept")
+                assert await cache.get("config", "x", tenant_id=TENANT, use_memory=False) == "kept"
+            assert epoch(cache) == before
+
+
+async def followed(primary: EmbeddedServer, replicas: int) -> bool:
+    """Whether all of its replicas follow it."""
+    return (await ask(primary, "INFO", "replication")).count(b"state=online") == replicas
