@@ -104,6 +104,9 @@ class SentinelGroup(Group):
         super().__init__()
         self._binary = binary or best_server()
         self._counts = replicas, sentinels
+        self._watched_by = {
+            "down-after-milliseconds": DOWN_MS, "failover-timeout": 3000, "parallel-syncs": replicas
+        }  # fmt: skip
         self._conf = [*_QUICK, f"min-replicas-to-write {min_replicas}", "min-replicas-max-lag 1"]
         self.data: list[EmbeddedServer] = []
         """The servers that hold data: first the one that was the primary at the start."""
@@ -127,21 +130,20 @@ class SentinelGroup(Group):
             self.servers.append(replica.start())
         await self._until(lambda: self._replicas_up(primary, replicas), "replicas")
         quorum = sentinels // 2 + 1
-        conf = [
-            f"sentinel monitor {SERVICE} {HOST} {primary.port} {quorum}",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_MS}",
-            f"sentinel failover-timeout {SERVICE} 3000",
-            f"sentinel parallel-syncs {SERVICE} {replicas}",
-        ]
+        conf = [f"sentinel monitor {SERVICE} {HOST} {primary.port} {quorum}"]
+        conf += [f"sentinel {option} {SERVICE} {value}" for option, value in self._watched_by.items()]
         for _ in range(sentinels):
             sentinel = EmbeddedServer(self._binary, extra=("--sentinel",), conf=conf)
             self.sentinels.append(sentinel)
             self.servers.append(sentinel.start())
         await self._until(self._sentinels_know_all, "Sentinels")
 
-    async def _replicas_up(self, primary: EmbeddedServer, count: int) -> bool:
+    async def _online(self, primary: EmbeddedServer) -> int:
         facts = await _facts(primary, "INFO", "replication")
-        return sum("state=online" in value for value in facts.values()) == count
+        return sum("state=online" in value for value in facts.values())
+
+    async def _replicas_up(self, primary: EmbeddedServer, count: int) -> bool:
+        return await self._online(primary) == count
 
     async def _sentinels_know_all(self) -> bool:
         for sentinel in self.sentinels:
@@ -161,6 +163,28 @@ class SentinelGroup(Group):
                 if server.running and (await ask(server, "ROLE"))[0] == b"master":
                     return server
         raise L2Unavailable("no primary at present")
+
+    async def followers(self) -> int:
+        """How many replicas follow the primary, each by itself; 0 where there is none."""
+        try:
+            return await self._online(await self.primary())
+        except L2Unavailable:
+            return 0
+
+    async def set_right(self) -> None:
+        """What an operator does where a replica is held for the primary, or replicas follow each other: Sentinels may
+        take minutes to see it. One that is a primary is declared to be it."""
+        heads = [server for server in self.data if (await ask(server, "ROLE"))[0] == b"master"]
+        head = heads[0] if heads else self.data[0]
+        await ask(head, "REPLICAOF", "NO", "ONE")
+        for server in self.data:
+            if server is not head:
+                await ask(server, "REPLICAOF", HOST, head.port)
+        for sentinel in self.sentinels:
+            await ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
+            await ask(sentinel, "SENTINEL", "MONITOR", SERVICE, HOST, head.port, self._counts[1] // 2 + 1)
+            for option, value in self._watched_by.items():
+                await ask(sentinel, "SENTINEL", "SET", SERVICE, option, value)
 
     async def until_replicas(self, count: int) -> None:
         """Until the primary has so many replicas that follow it."""

@@ -169,6 +169,23 @@ class GroupUnderTest:
         for shard in self._shards:
             await self.promoted(ShardNames(self.namespace, shard))
             await self._settle(ShardNames(self.namespace, shard))
+        await self.followed(len(self.data) - 1)
+
+    async def followed(self, count: int | None = None) -> None:
+        """Wait until so many replicas follow the primary that Sentinels watch over; by default, as many as it takes to
+        be given writes. Where they do not in time, as Sentinels may have made a chain of them, set it right."""
+        group = self._group
+        if not isinstance(group, SentinelGroup):
+            return
+        count = needed(len(group.data) - 1) if count is None else count
+        for _ in range(2):
+            until_s = monotonic() + PROMOTED_S
+            while monotonic() < until_s:
+                if await group.followers() >= count:
+                    return
+                await asyncio.sleep(LOOK_S)
+            with suppress(L2Unavailable):
+                await group.set_right()
 
     @property
     def is_one(self) -> bool:

@@ -44,6 +44,7 @@ def _failover(*, loses: bool) -> Act:
             await rest(blow.lasts_s / 2)
         finally:
             primary.start()
+        await group.followed()
 
     return act
 
@@ -71,6 +72,7 @@ async def _pause(stage: Stage, blow: Strike) -> None:
         primary.resume()
         promoted.cancel()
         await asyncio.wait([promoted])
+    await group.followed()
 
 
 async def _move(stage: Stage, blow: Strike) -> None:
@@ -91,6 +93,7 @@ async def _hand_over(stage: Stage, blow: Strike) -> None:
     dice, group = blow.dice(), _group(stage)
     await group.hand_over(group.some_shard(dice), dice)
     await rest(blow.lasts_s)
+    await group.followed()
 
 
 async def _sentinels_away(stage: Stage, blow: Strike) -> None:
