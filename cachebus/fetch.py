@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cachebus import record as records
-from cachebus.budget import Budget
+from cachebus.budget import NESTED, Budget
 from cachebus.clock import Clock
 from cachebus.coherence import Reservation, Shard
 from cachebus.errors import L2Unavailable
@@ -126,11 +126,15 @@ class Fetcher:
         except L2Unavailable as error:
             if not needs_script(error):
                 raise
-            return await self.budget(self.clock() - began_s).spent_on(self._validated(keys, enter))
+            return await self._in_time_left(began_s, keys, enter)
         found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
-            return await self.budget(self.clock() - began_s).spent_on(self._validated(keys, enter))
+            return await self._in_time_left(began_s, keys, enter)
         return list(zip(found, data, strict=True))
+
+    async def _in_time_left(self, began_s: float, keys: Sequence[Key], enter: bool) -> list[Answer]:
+        budget = Budget(self.clock, self._l2_timeout_s, self.clock() - began_s, NESTED)
+        return await budget.spent_on(self._validated(keys, enter))
 
     async def _validated(self, keys: Sequence[Key], enter: bool) -> list[Answer]:
         index = keys[0].shard

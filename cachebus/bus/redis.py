@@ -68,7 +68,8 @@ class RedisBus:
 
     async def connect(self) -> None:
         """Subscribe to every shard's channel; `BusUnavailable` names host and port of what can't be reached, though
-        the others are listened to then."""
+        the others are listened to then. After `close` too."""
+        self._links.reopen()
         shards = range(len(self._channels))
         for trouble in await asyncio.gather(*map(self.listen, shards), return_exceptions=True):
             if isinstance(trouble, BaseException):
@@ -103,7 +104,7 @@ class RedisBus:
             self._pauses[shard].longer()
             if not leads_elsewhere(error):
                 raise
-            await self._links.follow(shard, *place_in(error))
+            await self._links.follow(shard, *place_in(error), subscriber)
 
     async def _open(self, address: Address) -> Subscriber:
         return await Subscriber.open(

@@ -10,18 +10,15 @@ nothing and says so; a new epoch is begun then, and it is asked again.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from cachebus.budget import Budget
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.keys import Key, guard_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.owed import OwedLeases
-from cachebus.l2.redirect import Follower, as_command
 from cachebus.l2.replies import (
     counted,
     filled,
@@ -31,13 +28,13 @@ from cachebus.l2.replies import (
     logged,
     nodes_of,
     number_of,
-    place_of,
     probe_of,
     probe_with_marks,
     records_of,
+    unless_none,
     written,
 )
-from cachebus.l2.scripts import load_scripts
+from cachebus.l2.running import Running, flag
 from cachebus.ports import (
     PROTOCOL,
     SILENT_S,
@@ -51,14 +48,17 @@ from cachebus.ports import (
     Stale,
 )
 from cachebus.record import CHECKED_AT, Record
-from cachebus.resp import Address, Connection, Links, NotAsked, Reads, Route
-
-T = TypeVar("T")
+from cachebus.resp import (
+    Address,
+    Connection,
+    Links,
+    NotAsked,
+    Route,
+    must_be_primary,
+)
 
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)
-TAKEOVERS_MAX: Final = 4
-"""New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
 
 
 class RedisStore:
@@ -69,7 +69,6 @@ class RedisStore:
         clock: Clock, marks_max: int, log_max: int, log_max_bytes: int = 64 * 1024 * 1024, database: int = 0,
     ) -> None:  # fmt: skip
         self._clock = clock
-        self._scripts = load_scripts()
         self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
@@ -80,12 +79,14 @@ class RedisStore:
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self.on_changed: Callable[[int], None] = lambda _: None
         """Hears of every shard whose connection was lost, or is another one, or whose primary lies elsewhere."""
-        self._links: Links[Connection] = Links(route, self._open, clock=clock, on_changed=self._changed)
+        self._links: Links[Connection] = Links(
+            route, self._open, clock=clock, on_changed=self._changed, vouches=True
+        )  # fmt: skip
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._by_shard = self._links.by_shard
-        self._unproved = self._links.unproved
-        self._follower = Follower(self._links, clock, timeout_s) if route.clustered else None
+        self._running = Running(self._links, self._names, self._facts, clock, timeout_s)
+        self._run = self._running.run
         self._pruned_at = [float("-inf")] * shards
         self._owed = [OwedLeases(clock) for _ in range(shards)]
 
@@ -124,7 +125,7 @@ class RedisStore:
         )
         try:
             if route.checks_role:
-                await _must_be_primary(connection, address)
+                await must_be_primary(connection, address)
         except BaseException:
             connection.close()
             raise
@@ -140,70 +141,17 @@ class RedisStore:
         self.checked[:] = [False] * len(self.checked)
         await self._links.close()
 
-    # -- scripts ------------------------------------------------------------------------------------------------
-
-    def _run(
-        self, reads: Callable[[Any], T], name: str, shard: int, caller: Caller, keys: Sequence[str],
-        args: Sequence[Any], bucket: str = "",
-    ) -> Awaitable[T]:  # fmt: skip
-        """What a script replies, as `reads` reads it: its first key and arguments, which all share, then its own."""
-        keys = self._names[shard].meta, *keys
-        args = self._facts, str(caller.applied), caller.epoch, bucket, *args
-        return self._sent(partial(_unless_none, reads), name, shard, caller, keys, args)
-
-    async def _sent(
-        self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
-    ) -> Any:
-        began_s = self._clock()
-        reply = await self._once(reads, name, shard, keys, args)
-        if reply is None:
-            budget = Budget(self._clock, self._timeout_s, self._clock() - began_s)
-            reply = await budget.spent_on(self._sent_anew(reads, name, shard, caller, keys, args))
-        if self._unproved[shard]:
-            self._links.prove(shard)
-        return reply
-
-    async def _sent_anew(
-        self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...]
-    ) -> Any:
-        for _ in range(TAKEOVERS_MAX):
-            await self._take_over(shard, caller, args[3])
-            reply = await self._once(reads, name, shard, keys, args)
-            if reply is not None:
-                return reply
-        raise L2Unavailable("the servers behind this shard change too fast")
-
-    async def _once(self, reads: Reads, name: str, shard: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
-        script = self._scripts[name]
-        if self._follower is None:
-            return await self._links.of(shard).script(script, keys, args, reads)
-        return await self._follower.run(
-            shard,
-            lambda connection: connection.script(script, keys, args, reads),
-            as_command(script, keys, args),
-            reads,
-        )
-
-    async def _take_over(self, shard: int, caller: Caller, bucket: str) -> None:
-        """Begin a new epoch, unless somebody was faster."""
-        mode = "sharded" if self._links.route.clustered else "plain"
-        args = (
-            self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
-            str(caller.guard_ms), _flag(caller.alone),
-        )  # fmt: skip
-        await self._once(place_of, "takeover", shard, (self._names[shard].meta,), args)
-
     # -- operations ---------------------------------------------------------------------------------------------
 
     async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
         """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
-        connection, hops = self._links.of(shard), self._hops(shard)
+        connection, hops = self._links.of(shard), self._running.hops(shard)
         now = self._clock()
         prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
         silent = [] if marks else [str(SILENT_US) if prune else "0"]
-        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, _flag(caller.alone)]
+        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
         try:
             reply = (
                 await self._run(probe_with_marks, "marks", shard, caller, (), args)
@@ -219,7 +167,7 @@ class RedisStore:
             self._links.doubt(shard)
             raise
         if connection is self._by_shard[shard] and not connection.closed:
-            self.checked[shard] = hops == self._hops(shard)  # else another server has answered
+            self.checked[shard] = hops == self._running.hops(shard)  # else another server has answered
         if self._owed[shard]:
             for lease in self._owed[shard].taken():
                 self._hold(*lease)
@@ -227,11 +175,8 @@ class RedisStore:
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's line, the caller's own brought up to date first."""
-        args = [*_line(caller), str(caller.bound_ms), _flag(caller.alone)]
+        args = [*_line(caller), str(caller.bound_ms), flag(caller.alone)]
         return await self._run(nodes_of, "nodes", shard, caller, (), args)
-
-    def _hops(self, shard: int) -> int:
-        return 0 if self._follower is None else self._follower.hops[shard]
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
         """Take a node's line away; whether there was one."""
@@ -299,7 +244,7 @@ class RedisStore:
             "2", names.meta, names.lease(key), self._facts, "0", "", "", self._channels[key.shard], token, str(px_ms),
             rests, key.l1,
         ]  # fmt: skip
-        script, reads = self._scripts["hold"], partial(_unless_none, number_of)
+        script, reads = self._running.scripts["hold"], partial(unless_none, number_of)
 
         def known(answer: asyncio.Future[object]) -> None:
             error = None if answer.cancelled() else answer.exception()
@@ -365,33 +310,12 @@ class RedisStore:
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """Up to `count` entries of the log that follow seq `after`."""
         question = "XRANGE", self._names[shard].log, f"{after + 1}-0", "+", "COUNT", str(count)
-        found: list[LogEntry]
-        if self._follower is None:
-            found = await self._links.of(shard).call(*question, reads=logged)
-        else:
-            found = await self._follower.run(
-                shard, lambda connection: connection.call(*question, reads=logged), question, logged
-            )
+        found: list[LogEntry] = await self._running.asked(logged, shard, question)
         return found
-
-
-async def _must_be_primary(connection: Connection, address: Address) -> None:
-    role = await connection.call("ROLE")
-    if not isinstance(role, list) or not role or role[0] != b"master":
-        raise L2Unavailable(f"{address} is no primary, or not any more")
-
-
-def _unless_none(reads: Reads, reply: Any) -> Any:
-    """What a script replies; None where it has found another history, and did nothing."""
-    return None if reply is None else reads(reply)
 
 
 def _line(caller: Caller) -> tuple[str, bytes]:
     return caller.node, line_rest(caller.about)
-
-
-def _flag(said: bool) -> str:
-    return "1" if said else "0"
 
 
 def _heard(answer: asyncio.Future[object]) -> None:

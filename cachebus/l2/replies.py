@@ -26,7 +26,7 @@ from cachebus.ports import (
     ProbeReply,
     ReadReply,
 )
-from cachebus.resp import Misshapen
+from cachebus.resp import Misshapen, Reads
 
 NAME = b"#"
 """Under which the name of the present set of lines lies among them."""
@@ -51,6 +51,11 @@ class _Line(msgspec.Struct):
 
 
 _decode_line = msgspec.msgpack.Decoder(_Line).decode
+
+
+def unless_none(reads: Reads, reply: Any) -> Any:
+    """What a script replies; None where it has found another history, and did nothing."""
+    return None if reply is None else reads(reply)
 
 
 @lru_cache(maxsize=64)

@@ -6,9 +6,10 @@ one timer a connection instead of a time-out a call, and every failure is an err
 
 from cachebus.resp.address import Address, parse_address
 from cachebus.resp.connection import Connection
+from cachebus.resp.handshake import must_be_primary
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
-from cachebus.resp.replies import Misshapen, NotAsked, Reads, leads_elsewhere, mapped, place_in
+from cachebus.resp.replies import Misshapen, NotAsked, Reads, is_no_primarys, leads_elsewhere, mapped, place_in
 from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
 from cachebus.resp.script import Script
 from cachebus.resp.subscriber import Subscriber
@@ -32,8 +33,10 @@ __all__ = [
     "Subscriber",
     "ended",
     "heard",
+    "is_no_primarys",
     "leads_elsewhere",
     "mapped",
+    "must_be_primary",
     "parse_address",
     "parse_places",
     "place_in",

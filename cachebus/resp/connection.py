@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
+from cachebus.budget import NESTED, Budget
 from cachebus.clock import Clock
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
@@ -70,17 +71,22 @@ class Connection(Link):
         return future
 
     async def script(
-        self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int], reads: Reads | None = None
-    ) -> Any:
+        self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int],
+        reads: Reads | None = None, began_s: float | None = None,
+    ) -> Any:  # fmt: skip
         """Run a script by its SHA1, as `call` does; the source travels only when the server does not know it (any
-        more)."""
+        more). That is one call, which waits no longer than one: since `began_s`, or from now on."""
+        if began_s is None:
+            began_s = self._clock()
         try:
             return await self.call_packed(pack(("EVALSHA", script.sha, len(keys), *keys, *args)), reads)
         except L2Unavailable as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
         # Nothing ran, so this is no repetition; EVAL also loads it for the next time.
-        return await self.call("EVAL", script.source, len(keys), *keys, *args, reads=reads)
+        # It is sent in any case, so that the next one finds it, however little time is left for this one.
+        answer = self.call("EVAL", script.source, len(keys), *keys, *args, reads=reads)
+        return await Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED).spent_on(answer)
 
     def _collect(self) -> None:
         getters, keys = self._getters, self._keys

@@ -58,6 +58,7 @@ class Link(asyncio.BufferedProtocol):
         self.generation = next(_generations)
         self.last_reply_at = clock()
         self._clock = clock
+        self._timeout_s = timeout_s
         self._where = str(address)
         self.on_lost: OnLost | None = None
         loop = asyncio.get_running_loop()

@@ -5,9 +5,9 @@ shared by all who want it, with pauses of its own; what becomes of one decides n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Generic, TypeVar
 
 from cachebus.backoff import Backoff
 from cachebus.clock import Clock
@@ -19,6 +19,9 @@ from cachebus.resp.tasks import ended, heard, shared
 
 L = TypeVar("L", bound=Link)
 Opens = Callable[[Address], Awaitable[L]]
+
+DOUBT_S: Final = 5.0
+"""For so long after a refusal its shard's primary is looked for: about as long as a failover takes."""
 
 
 class Primary(Generic[L]):
@@ -35,6 +38,8 @@ class Primary(Generic[L]):
         self._link: L | None = None
         self._next_s = float("-inf")
         self._attempt: asyncio.Task[L] | None = None
+        self.guests = 0
+        """Commands that are under way here for shards that lie elsewhere."""
 
     @property
     def link(self) -> L | None:
@@ -72,43 +77,47 @@ class Primary(Generic[L]):
         self._rest()
         self._on_lost(link)
 
-    def drop(self) -> None:
-        """Close the link; what is pending fails. Ends the attempt, too."""
+    def drop(self) -> asyncio.Task[L] | None:
+        """Close the link; what is pending fails. Ends the attempt, too, and gives it."""
         if self._attempt is not None:
             self._attempt.cancel()
         if self._link is not None:
             self._link.close()
-
-    async def close(self) -> None:
-        """`drop`, and return when the attempt has ended."""
-        self.drop()
-        await ended(self._attempt)
+        return self._attempt
 
 
 class Links(Generic[L]):
     """One link to each primary, made by `opens`. `by_shard` stays the same list; `on_changed` hears which shards lost
-    theirs, were given another, or have their primary elsewhere."""
+    theirs, were given another, or have their primary elsewhere. `vouches`: what proves a shard here is more than what
+    anybody else says of where it is."""
 
     def __init__(
-        self, route: Route, opens: Opens[L], *, clock: Clock, on_changed: Callable[[Sequence[int]], None]
-    ) -> None:
+        self, route: Route, opens: Opens[L], *, clock: Clock, on_changed: Callable[[Sequence[int]], None],
+        vouches: bool = False,
+    ) -> None:  # fmt: skip
         self.route = route
         self.by_shard: list[L | None] = [None] * route.shards
+        self._from: list[Address | None] = [None] * route.shards
+        """By shard: whose link that is, or was."""
         self._opens = opens
         self._clock = clock
         self._on_changed = on_changed
         self._primaries: dict[Address, Primary[L]] = {}
         self.unproved = [True] * route.shards
-        """By shard: whether its server has yet to do what only a primary does. Until then it is looked for."""
+        """By shard: whether its server has yet to do what only a primary does."""
+        self._reaching = 0
+        """How many wait for a link now: the primaries are looked for meanwhile."""
+        self._doubted: dict[int, float] = {}
+        """By shard: until when its primary is looked for, though it has a link."""
         self._seeking: asyncio.Task[None] | None = None
-        self._stirred: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done, and replaced, when any primary has moved."""
+        self._stirred: dict[int, asyncio.Future[None]] = {}
+        """By shard: done, and taken away, when its primary has moved."""
         self._troubles = [""] * route.shards
         """Why the last attempt failed: whoever has no connection is told, and mends a URL by it."""
         self._forgotten = 0
-        self._life = 0
-        """How often all was closed."""
-        route.watch(self._moved)
+        self._closed = False
+        self._tidying: asyncio.Handle | None = None
+        route.watch(self._moved, self._holds if vouches else None)
 
     @property
     def connected(self) -> bool:
@@ -125,8 +134,8 @@ class Links(Generic[L]):
         link, place = self.by_shard[shard], self.route.known[shard]
         if link is None or link.closed or place is None:
             return False
-        primary = self._primaries.get(place)
-        return primary is not None and primary.link is link
+        its = self._from[shard]
+        return its is place or its == place
 
     def of(self, shard: int) -> L:
         """The shard's link; `L2Unavailable`."""
@@ -136,94 +145,125 @@ class Links(Generic[L]):
         return link
 
     async def connect(self) -> None:
-        """Have a link for every shard; `L2Unavailable` if any can't, though the others then have."""
+        """Have a link for every shard, after `close` too; `L2Unavailable` if any can't, though the others then have."""
+        self.reopen()
         shards = range(len(self.by_shard))
         for trouble in await asyncio.gather(*map(self.reach, shards), return_exceptions=True):
             if isinstance(trouble, BaseException):
                 raise trouble
+
+    def reopen(self) -> None:
+        """Let links be made again, after `close`."""
+        self._closed = False
 
     async def reach(self, shard: int) -> L:
         """The shard's link, made if need be: by one attempt, which begins when the primary's pause is over, so who
         calls this again and again storms nobody. `L2Unavailable` when it fails; how long it lasts is the caller's to
         bound."""
         if not self.reaches(shard):
+            self._reaching += 1
             try:
-                self._give(shard, await self._reached(shard))
+                self._give(shard, *await self._reached(shard))
             except L2Unavailable as error:
                 self._troubles[shard] = f" ({error})"
                 raise
+            finally:
+                self._reaching -= 1
         self._troubles[shard] = ""
         return self.of(shard)
 
-    async def _reached(self, shard: int) -> L:
+    async def _reached(self, shard: int) -> tuple[Address, L]:
         """Tries where the primary is known to be, and goes on elsewhere as soon as somebody says that it is there."""
-        life = self._life
-        while life == self._life:
-            if self.route.moves:
-                self._seek()
+        while True:
             address = self.route.known[shard]
             if address is None:
                 address = await self._found(shard)
             attempt = self._primary(address).attempt()
-            waits: set[asyncio.Future[Any]] = {attempt, self._stirred}
+            self._seek()
+            waits: set[asyncio.Future[Any]] = {attempt, self._stir(shard)}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if self.route.known[shard] == address and attempt.done():
-                return await shared(attempt)
-        raise L2Unavailable("the connections were closed")
+                return address, await shared(attempt)
 
     async def _found(self, shard: int) -> Address:
+        self._refuse_if_closed()
         await self.route.look(self._clock())
         address = self.route.known[shard]
         if address is None:
             raise L2Unavailable(f"{self.route}: no server has the slot of shard {shard}")
         return address
 
-    async def follow(self, shard: int, host: str, port: int) -> None:
-        """A server said that the shard is elsewhere now; `L2Unavailable`."""
-        self.route.moved(shard, host, port)
+    async def follow(self, shard: int, host: str, port: int, by: L) -> None:
+        """A server said that the shard is elsewhere now; `L2Unavailable`. What comes `by` another link than the shard's
+        is the word of a third party."""
+        if by is self.by_shard[shard] or not self._holds(shard):
+            self.route.moved(shard, host, port)
         await self.reach(shard)
 
-    async def aside(self, shard: int, host: str, port: int) -> L:
-        """A link to a server that has the shard's keys only in part as yet: for one command; `L2Unavailable`."""
-        return await shared(self._primary(self.route.beside(shard, host, port)).attempt())
+    @asynccontextmanager
+    async def aside(self, shard: int, host: str, port: int) -> AsyncIterator[L]:
+        """A link to a server that has the shard's keys only in part as yet: for one command, during which it is not
+        let go of; `L2Unavailable`."""
+        primary = self._primary(self.route.beside(shard, host, port))
+        primary.guests += 1
+        try:
+            yield await shared(primary.attempt())
+        finally:
+            primary.guests -= 1
 
     def doubt(self, shard: int) -> None:
         """Its server has refused what a primary does: look whether another one is it."""
         self.unproved[shard] = True
-        if self.route.moves:
-            self._seek()
+        self._doubted[shard] = self._clock() + DOUBT_S
+        self._seek()
 
     def prove(self, shard: int) -> None:
         """Its server has done what only a primary does."""
         self.unproved[shard] = False
+        self._doubted.pop(shard, None)
         place = self.route.known[shard]
         if place is not None and place in self._primaries:
             self._primaries[place].pauses.reset()
 
     async def close(self) -> None:
-        """Drop every link; what is pending fails."""
-        self._life += 1
-        await ended(self._seeking)
-        await self.route.close()
+        """Drop every link, at once, and return when no task of theirs is left; what is pending fails. Until `connect`
+        no link is made any more."""
+        self._closed = True
+        tasks: list[asyncio.Task[Any] | None] = [self._seeking]
         primaries, self._primaries = self._primaries, {}
-        self._forgotten += sum(primary.opened for primary in primaries.values())
         for primary in primaries.values():
-            await primary.close()
+            self._forgotten += primary.opened
+            tasks.append(primary.drop())
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidying = None
+        self.route.stop()
+        await ended(*tasks)
+        await self.route.close()
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
+    def _holds(self, shard: int) -> bool:
+        return not self.unproved[shard] and self.reaches(shard)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise L2Unavailable("the connections were closed")
+
     def _primary(self, address: Address) -> Primary[L]:
+        self._refuse_if_closed()
         primary = self._primaries.get(address)
         if primary is None:
             primary = self._primaries[address] = Primary(address, self._opens, self._clock, self._lost)
         return primary
 
-    def _give(self, shard: int, link: L) -> None:
+    def _give(self, shard: int, address: Address, link: L) -> None:
         if self.by_shard[shard] is not link:
-            self.by_shard[shard] = link
+            self.by_shard[shard], self._from[shard] = link, address
             self.unproved[shard] = True
             self._on_changed([shard])
-            self._tidy()
+            if self._tidying is None:  # once for all that are given theirs in one tick: it looks at every shard
+                self._tidying = asyncio.get_running_loop().call_soon(self._tidy)
 
     def _lost(self, link: L) -> None:
         lost = [shard for shard, its in enumerate(self.by_shard) if its is link]
@@ -231,26 +271,44 @@ class Links(Generic[L]):
             self.unproved[shard] = True
         self._on_changed(lost)
 
+    def _stir(self, shard: int) -> asyncio.Future[None]:
+        stirred = self._stirred.get(shard)
+        if stirred is None:
+            stirred = self._stirred[shard] = asyncio.get_running_loop().create_future()
+        return stirred
+
     def _moved(self, shards: Sequence[int]) -> None:
-        self._stirred.set_result(None)
-        self._stirred = asyncio.get_running_loop().create_future()
+        for shard in shards:
+            if (stirred := self._stirred.pop(shard, None)) is not None:
+                stirred.set_result(None)
         self._on_changed(shards)
 
     def _seek(self) -> None:
-        """Look for the primaries until each is proved to be where it is known to be."""
-        if self._seeking is None or self._seeking.done():
+        """Look for the primaries as long as anybody waits for one, or doubts one."""
+        if self.route.moves and not self._closed and (self._seeking is None or self._seeking.done()):
             self._seeking = asyncio.create_task(self._sought(), name="cachebus-seek")
             self._seeking.add_done_callback(heard)
 
     async def _sought(self) -> None:
-        while any(self.unproved):
+        while self._reaching or self._doubts():
             with suppress(L2Unavailable):
                 await self.route.look(self._clock())
 
+    def _doubts(self) -> bool:
+        now_s = self._clock()
+        for shard in [shard for shard, until_s in self._doubted.items() if until_s <= now_s]:
+            del self._doubted[shard]
+        return bool(self._doubted)
+
     def _tidy(self) -> None:
         """Let go of servers that no shard has, or is to have."""
-        places, links = set(self.route.known), set(map(id, self.by_shard))
+        self._tidying = None
+        used = {id(place): place for place in self.route.known}
+        for link, its in zip(self.by_shard, self._from, strict=True):
+            if link is not None and not link.closed:
+                used[id(its)] = its
+        places = set(used.values())
         for address, primary in list(self._primaries.items()):
-            if address not in places and id(primary.link) not in links:
+            if address not in places and not primary.guests:
                 self._forgotten += self._primaries.pop(address).opened
                 primary.drop()

@@ -48,6 +48,15 @@ def mapped(text: str) -> CacheBusError:
     return L2Unavailable(text[:_LONGEST_CHARS])
 
 
+_NO_PRIMARY: Final = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
+"""In refusals of a server that may have been deposed: they may lie in the text of another, as that of a script."""
+
+
+def is_no_primarys(error: L2Unavailable) -> bool:
+    """Whether it is what a server says that is no primary, or perhaps not any more."""
+    return any(word in str(error) for word in _NO_PRIMARY)
+
+
 def leads_elsewhere(error: L2Unavailable) -> bool:
     """Whether a server of a Cluster refused for not having the key's slot, or not the whole of it: it did nothing."""
     return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))

@@ -6,8 +6,9 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from binascii import crc_hqx
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,9 +28,16 @@ NEXT_NODE_S: Final = 0.1
 LOOK_AGAIN_S: Final = 0.8
 """The pause after a look at which somebody answered; after one at which nobody did it grows, up to 2 s."""
 
+ASKED_AT_ONCE: Final = 2
+AGREE_S: Final = 0.5
+"""So long a node's whole slot map waits for a second node that says the same."""
+
 OnMoved = Callable[[Sequence[int]], None]
+Holds = Callable[[int], bool]
 Range = tuple[int, int, str, int]
 """The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary."""
+Place = tuple[str, int]
+"""Host and port."""
 
 
 class Route(ABC):
@@ -46,10 +54,14 @@ class Route(ABC):
         self.shards = shards
         self.known: list[Address | None] = [None] * shards
         self._watching: list[OnMoved] = []
+        self._holding: list[Holds] = []
 
-    def watch(self, on_moved: OnMoved) -> None:
-        """Have `on_moved` called with the shards whose primary lies elsewhere from now on."""
+    def watch(self, on_moved: OnMoved, holds: Holds | None = None) -> None:
+        """Have `on_moved` called with the shards whose primary lies elsewhere from now on. `holds`: whether a shard's
+        primary does there, now, what only a primary does: then it stays known, whatever a third party says."""
         self._watching.append(on_moved)
+        if holds is not None:
+            self._holding.append(holds)
 
     @abstractmethod
     async def look(self, since_s: float) -> None:
@@ -58,25 +70,39 @@ class Route(ABC):
 
     def moved(self, shard: int, host: str, port: int) -> Address:
         """A server said where the shard's slot is now."""
-        places = list(self.known)
-        place = places[shard] = self.beside(shard, host, port)
-        self._learn(places)
+        place = self.beside(shard, host, port)
+        if place != self.known[shard]:
+            self._move({shard: place})
         return place
 
     @abstractmethod
     def beside(self, shard: int, host: str, port: int) -> Address:
         """A server that another one has named, which says nothing of the host where that is its own."""
 
-    def _learn(self, places: list[Address | None]) -> None:
-        moved = [shard for shard, place in enumerate(places) if place != self.known[shard]]
-        self.known = places
+    def _learn(self, places: list[Address | None], *, sure: bool) -> None:
+        """Take in what a look has found. Unless it is `sure`, a shard that anybody holds stays where it is: whoever was
+        asked may be cut off from its fellows, or be of another Cluster by now."""
+        moved = {
+            shard: place
+            for shard, (known, place) in enumerate(zip(self.known, places, strict=True))
+            if place is not known and place != known and (sure or not any(holds(shard) for holds in self._holding))
+        }
         if moved:
-            for on_moved in self._watching:
-                on_moved(moved)
+            self._move(moved)
+
+    def _move(self, places: Mapping[int, Address | None]) -> None:
+        for shard, place in places.items():
+            self.known[shard] = place
+        for on_moved in self._watching:
+            on_moved(list(places))
 
     @abstractmethod
+    def stop(self) -> None:
+        """End a look that is under way; awaits nothing."""
+
     async def close(self) -> None:
-        """Look no more."""
+        """`stop`, and return when nothing is under way."""
+        self.stop()
 
     @abstractmethod
     def __str__(self) -> str:
@@ -96,8 +122,8 @@ class Fixed(Route):
     async def look(self, since_s: float) -> None:
         """It stays where it is."""
 
-    async def close(self) -> None:
-        """See `Route.close`."""
+    def stop(self) -> None:
+        """See `Route.stop`."""
 
     def beside(self, shard: int, host: str, port: int) -> Address:
         """See `Route.beside`."""
@@ -130,7 +156,7 @@ class _Asking(Route):
         await asyncio.sleep(max(0.0, self._next_s - self._clock()))
         began_s = self._clock()
         try:
-            places = await self._found()
+            places, sure = await self._found()
         except L2Unavailable:
             self._next_s = self._clock() + self._pauses.next_s()
             self._pauses.longer()
@@ -138,11 +164,11 @@ class _Asking(Route):
         self._pauses.reset()
         self._next_s = self._clock() + LOOK_AGAIN_S * random.uniform(0.5, 1.0)
         self._looked_s = began_s
-        self._learn(places)
+        self._learn(places, sure=sure)
 
     @abstractmethod
-    async def _found(self) -> list[Address | None]:
-        """The primaries by shard; `L2Unavailable`."""
+    async def _found(self) -> tuple[list[Address | None], bool]:
+        """The primaries by shard, and whether that outweighs what they do themselves; `L2Unavailable`."""
 
     async def _asked(self, whom: Address, question: tuple[str, ...], reads: Reads) -> Any:
         """The answer to a question, over a connection of its own; `L2Unavailable`."""
@@ -153,6 +179,11 @@ class _Asking(Route):
             return await connection.call(*question, reads=reads)
         finally:
             connection.close()
+
+    def stop(self) -> None:
+        """See `Route.stop`."""
+        if self._looking is not None:
+            self._looking.cancel()
 
     async def close(self) -> None:
         """See `Route.close`."""
@@ -173,35 +204,53 @@ class Sentinels(_Asking):
         self._service = service
         self._template = template
 
-    async def _found(self) -> list[Address | None]:
+    async def _found(self) -> tuple[list[Address | None], bool]:
         """What most Sentinels say: one that is cut off from the others may still name a primary that was deposed. Once
-        more than half say the same, nobody waits for the others, whose host may be gone."""
-        named: Counter[tuple[str, int]] = Counter()
+        more than half say the same, nobody waits for the others, whose host may be gone. Where there is no such
+        majority, the latest failover counts that any of them knows of."""
+        named: dict[Place, list[Address]] = {}
         troubles: dict[str, None] = {}
         asking = [asyncio.create_task(self._say(sentinel)) for sentinel in self._sentinels]
         try:
             for answer in asyncio.as_completed(asking):
                 try:
-                    place = await answer
+                    place, sentinel = await answer
                 except L2Unavailable as error:
                     troubles[str(error)] = None
                     continue
-                named[place] += 1
-                if 2 * named[place] > len(asking):
-                    break
+                named.setdefault(place, []).append(sentinel)
+                if 2 * len(named[place]) > len(asking):
+                    return self._everywhere(place), True
         finally:
             await ended(*asking)
         if not named:
             raise L2Unavailable(f"no Sentinel says where {self._service!r} is: {'; '.join(troubles)}")
-        host, port = named.most_common(1)[0][0]
+        if len(named) == 1:
+            return self._everywhere(next(iter(named))), False
+        told = [(place, sentinel) for place, sentinels in named.items() for sentinel in sentinels]
+        failovers = await asyncio.gather(*(self._failovers(sentinel) for _, sentinel in told))
+        latest = dict.fromkeys(named, -1)
+        for (place, _), count in zip(told, failovers, strict=True):
+            latest[place] = max(latest[place], count)
+        return self._everywhere(max(named, key=lambda place: (latest[place], len(named[place])))), False
+
+    def _everywhere(self, place: Place) -> list[Address | None]:
+        host, port = place
         return [replace(self._template, host=host, port=port)] * self.shards
 
-    async def _say(self, sentinel: Address) -> tuple[str, int]:
-        place: tuple[str, int] | None
+    async def _say(self, sentinel: Address) -> tuple[Place, Address]:
+        place: Place | None
         place = await self._asked(sentinel, ("SENTINEL", "get-master-addr-by-name", self._service), _named)
         if place is None:
             raise L2Unavailable(f"{sentinel} does not know {self._service!r}")
-        return place
+        return place, sentinel
+
+    async def _failovers(self, sentinel: Address) -> int:
+        """The number of the last failover that it knows of: Sentinels count them together. -1 where it does not say."""
+        try:
+            return int(await self._asked(sentinel, ("SENTINEL", "MASTER", self._service), _config_epoch))
+        except L2Unavailable:
+            return -1
 
     def beside(self, shard: int, host: str, port: int) -> Address:
         """See `Route.beside`."""
@@ -224,48 +273,47 @@ class ClusterMap(_Asking):
         self._slots = [slot_of(tag) for tag in tags]
         self._turn = 0
 
-    async def _found(self) -> list[Address | None]:
-        """The slot map of the first node that gives a whole one, else of the one that knows most; another node is asked
-        first each time, and the next one soon after one that does not answer at once."""
+    async def _found(self) -> tuple[list[Address | None], bool]:
+        """For each shard what two nodes say; where no two agree on all, what most say. A single one may be cut off from
+        the others, or belong to another Cluster by now. Two are asked at once, others each time, and the next one soon
+        where one does not answer or they do not agree."""
         nodes = list(dict.fromkeys([*filter(None, self.known), *self._seeds]))
         self._turn += 1
         turn = self._turn % len(nodes)
         waiting = [*nodes[turn:], *nodes[:turn]]
-        asking: set[asyncio.Task[list[Address | None]]] = set()
-        best: list[Address | None] | None = None
+        asking = {asyncio.create_task(self._map_of(node)) for node in waiting[:ASKED_AT_ONCE]}
+        del waiting[:ASKED_AT_ONCE]
+        said: list[list[Place | None]] = []
         troubles: dict[str, None] = {}
+        until_s = float("inf")
         try:
-            while waiting or asking:
-                if waiting:
+            while asking and not _agreed(said) and self._clock() < until_s:
+                left_s = max(0.0, min(until_s - self._clock(), NEXT_NODE_S if waiting else ASK_S))
+                done, asking = await asyncio.wait(asking, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                _heard_of(done, said, troubles)
+                if said and None not in said[-1]:
+                    until_s = min(until_s, self._clock() + AGREE_S)
+                if waiting and not (done and asking):
                     asking.add(asyncio.create_task(self._map_of(waiting.pop(0))))
-                done, asking = await asyncio.wait(
-                    asking, timeout=NEXT_NODE_S if waiting else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                for answer in done:
-                    try:
-                        places = answer.result()
-                    except L2Unavailable as error:
-                        troubles[str(error)] = None
-                        continue
-                    if None not in places:
-                        return places
-                    if best is None or places.count(None) < best.count(None):
-                        best = places
         finally:
             await ended(*asking)
-        if best is None:
+        if not said:
             raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(troubles)}")
-        return best
+        return self._addresses(_most(said)), False
 
-    async def _map_of(self, node: Address) -> list[Address | None]:
-        ranges = await self._asked(node, ("CLUSTER", "SLOTS"), _ranges)
-        return [self._place(slot, ranges, node) for slot in self._slots]
+    def _addresses(self, places: list[Place | None]) -> list[Address | None]:
+        at = {place: replace(self._seeds[0], host=place[0], port=place[1]) for place in set(places) if place}
+        return [None if place is None else at[place] for place in places]
 
-    def _place(self, slot: int, ranges: list[Range], node: Address) -> Address | None:
-        for first, last, host, port in ranges:
-            if first <= slot <= last:
-                return replace(self._seeds[0], host=node.host if host in ("", "?") else host, port=port)
-        return None
+    async def _map_of(self, node: Address) -> list[Place | None]:
+        ranges = sorted(await self._asked(node, ("CLUSTER", "SLOTS"), _ranges))
+        firsts = [first for first, *_ in ranges]
+        places: list[Place | None] = []
+        for slot in self._slots:
+            at = bisect_right(firsts, slot) - 1
+            _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
+            places.append((node.host if host in ("", "?") else host, port) if slot <= last else None)
+        return places
 
     def beside(self, shard: int, host: str, port: int) -> Address:
         """See `Route.beside`."""
@@ -276,7 +324,44 @@ class ClusterMap(_Asking):
         return f"the Cluster of {', '.join(map(str, self._seeds))}"
 
 
-def _named(reply: Any) -> tuple[str, int] | None:
+def _heard_of(
+    answers: set[asyncio.Task[list[Place | None]]], said: list[list[Place | None]], troubles: dict[str, None]
+) -> None:
+    for answer in answers:
+        try:
+            said.append(answer.result())
+        except L2Unavailable as error:
+            troubles[str(error)] = None
+
+
+def _agreed(said: list[list[Place | None]]) -> bool:
+    """Whether for each shard two nodes say the same."""
+    if len(said) < 2:
+        return False
+    if said[-2] == said[-1] and None not in said[-1]:
+        return True
+    return all(_twice(places) for places in zip(*said, strict=True))
+
+
+def _twice(places: tuple[Place | None, ...]) -> bool:
+    there = [place for place in places if place is not None]
+    return len(set(there)) < len(there)
+
+
+def _most(said: list[list[Place | None]]) -> list[Place | None]:
+    """What most nodes say of each shard, the first of them in a tie; nobody only where no node names any."""
+    if len(said) == 1 or all(each == said[0] for each in said):
+        return said[0]
+    votes = (Counter(filter(None, places)).most_common(1) for places in zip(*said, strict=True))
+    return [vote[0][0] if vote else None for vote in votes]
+
+
+def _config_epoch(reply: Any) -> int:
+    """What a Sentinel says of the number of the last failover."""
+    return int(dict(zip(reply[::2], reply[1::2], strict=True))[b"config-epoch"])
+
+
+def _named(reply: Any) -> Place | None:
     """What a Sentinel says of a primary: host and port; None where it knows none."""
     if reply is None:
         return None

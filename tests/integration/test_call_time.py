@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from cachebus import Cache, L2Unavailable
 from cachebus.budget import AT_ONCE
-from cachebus.errors import InvalidationFailed
+from cachebus.cli.embedded import HOST, EmbeddedServer
+from cachebus.errors import CacheBusError, InvalidationFailed
 from cachebus.resp import mapped
 from cachebus.testing import Fleet
-from tests.support.caches import PATIENCE_S, Source, parts
+from producers import DirectProducer
+from tests.support.caches import PATIENCE_S, Source, parts, quick
 
 TIMEOUT_S = 0.1
 WHERE = {"tenant_id": "acme"}
@@ -91,3 +94,93 @@ async def test_a_write_that_has_waited_for_earlier_ones() -> None:
             with pytest.raises(InvalidationFailed):
                 async with cache.write_guard([("config", "x")], "acme", db_timeout_s=1):
                     raise AssertionError("it does not stand")
+
+
+Late = Callable[[bytes], float | None]
+"""How long a question of a client waits before the server gets it; None: for ever."""
+
+
+@asynccontextmanager
+async def way_to(server: EmbeddedServer) -> AsyncIterator[tuple[str, list[Late]]]:
+    """A URL of the server over a way that holds questions up, by the last of these."""
+    holds: list[Late] = [lambda _: 0.0]
+
+    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            wait_s = holds[-1](data)
+            if wait_s is None:
+                await asyncio.Event().wait()
+            await asyncio.sleep(wait_s or 0.0)
+            writer.write(data)
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection(HOST, server.port)
+        tasks = [asyncio.create_task(up(reader, ours)), asyncio.create_task(down(theirs, writer))]
+        ways.extend(tasks)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        ours.transport.abort()
+        writer.transport.abort()
+
+    ways: list[asyncio.Task[None]] = []
+    listening = await asyncio.start_server(serve, HOST, 0)
+    try:
+        yield f"redis://{HOST}:{listening.sockets[0].getsockname()[1]}/0", holds
+    finally:
+        listening.close()
+        for way in ways:
+            way.cancel()
+        if ways:
+            await asyncio.wait(ways)
+
+
+STEP_S = 0.5
+SILENT = quick("memory://").l2_timeout_s
+CALLS: dict[str, Callable[[Cache], Awaitable[Any]]] = {
+    "set": lambda cache: cache.set("config", "x", 2, **WHERE),
+    "increment": lambda cache: cache.increment("n", **WHERE),
+}
+
+
+@pytest.mark.parametrize("name", ["set", "increment", "invalidate"])
+async def test_a_script_that_the_server_does_not_know_is_one_step(own_server: EmbeddedServer, name: str) -> None:
+    """It says so late, and is silent when it is given the source."""
+    async with way_to(own_server) as (url, holds):
+        settings = quick(url, probe_interval_s=300.0, staleness_bound_s=600.0)
+
+        def hold(data: bytes) -> float | None:
+            return None if b"\r\nEVAL\r\n" in data else STEP_S * SILENT if b"EVALSHA" in data else 0.0
+
+        async with Cache(settings) as cache, DirectProducer.open(settings) as producer:
+            await cache.set("config", "x", 1, **WHERE)
+            await cache.increment("n", **WHERE)
+            await producer.invalidate("config", "z", **WHERE)
+            assert own_server.command("SCRIPT", "FLUSH") == "+OK"
+            holds.append(hold)
+            with pytest.raises(CacheBusError, match="all steps together"):
+                await (producer.invalidate("config", "z", **WHERE) if name == "invalidate" else CALLS[name](cache))
+            holds.append(lambda _: 0.0)
+
+
+async def test_nor_do_the_steps_to_a_new_epoch_last_longer(own_server: EmbeddedServer) -> None:
+    """The first answer, that there is another one, comes at once; the next two are late."""
+    async with way_to(own_server) as (url, holds), DirectProducer.open(quick(url)) as producer:
+        await producer.invalidate("config", "x", **WHERE)
+        assert own_server.command("FLUSHALL") == "+OK"
+        asked = 0
+
+        def hold(data: bytes) -> float | None:
+            nonlocal asked
+            asked += b"EVAL" in data
+            return [0.0, STEP_S * SILENT, None][min(asked, 3) - 1] if b"EVAL" in data else 0.0
+
+        holds.append(hold)
+        with pytest.raises(InvalidationFailed, match="all steps together"):
+            await producer.invalidate("config", "x", **WHERE)
+        assert asked == 3
+        holds.append(lambda _: 0.0)
