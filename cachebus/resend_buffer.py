@@ -50,6 +50,8 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     epoch: bytes
     called_s: float
     packed: bytes
+    due: bool = False
+    """Whether it was found to be lost, and could not be repeated yet: it does not grow too old for that."""
 
     @property
     def size_bytes(self) -> int:
@@ -84,13 +86,14 @@ class ResendBuffer:
     def forget_old(self) -> None:
         """Give back the memory of what is older than a minute; to be called now and then while nothing is noted."""
         since_s = self._clock() - KEEP_S
-        while self._entries and self._entries[0].called_s < since_s:
+        while self._entries and self._entries[0].called_s < since_s and not self._entries[0].due:
             self._pop()
 
     @contextmanager
     def lost(self, shard: int, epoch: bytes, since_s: float) -> Iterator[Iterator[Plan]]:
         """To be entered: what was called of a shard since `since_s`, and acknowledged in other epochs than its present
-        one. Each plan is to be repeated, which notes it anew; where the block raises, all of them are kept.
+        one. Each plan is to be repeated, which notes it anew, before the next one is taken. Where the block ends before
+        all of them are, what is left is kept for the next try.
 
         `since_s`: when that epoch was born (`born_s`). A birth in the future says that the server's clock was set back
         since; nothing is known of it then, and all is lost.
@@ -98,26 +101,32 @@ class ResendBuffer:
         self.forget_old()
         if since_s > self._clock():
             since_s = float("-inf")
-        lost: list[Entry] = []
+        too_old_s = self._clock() - KEEP_S
+        lost: deque[Entry] = deque()
         others: list[Entry] = []
         for entry in self._entries:
             its = entry.shard == shard and entry.epoch != epoch and entry.called_s >= since_s
+            its = its and (entry.due or entry.called_s >= too_old_s)  # it may lie behind one that is due
+            entry.due = its or (entry.due and entry.shard != shard)
             (lost if its else others).append(entry)
         if lost:
             self._replace(others)
         try:
             yield self._plans(lost)
-        except BaseException:
-            self._replace([*lost, *self._entries])
-            self._bound()
-            raise
+        finally:
+            if lost:
+                self._replace([*lost, *self._entries])
+                self._bound()
 
-    def _plans(self, entries: list[Entry]) -> Iterator[Plan]:
+    def _plans(self, entries: deque[Entry]) -> Iterator[Plan]:
         """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2. All
-        is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop."""
+        is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop. An entry
+        leaves when all plans are behind that it has a part in."""
         told: set[str] = set()  # of both kinds: a scope's name has fewer separators than any key's
         plan: Plan | None = None
-        for entry in entries:
+        whole = 0
+        """Entries of which all is told, by the present plan or by those before it."""
+        for entry in list(entries):
             keys, names = _unpack(entry.packed)
             for at, name in enumerate((*keys, *names)):
                 if name in told:
@@ -132,8 +141,13 @@ class ResendBuffer:
                 if AT_ONCE in (len(plan.keys), len(plan.names)):
                     yield plan
                     plan = None
+                    for _ in range(whole):
+                        entries.popleft()
+                    whole = 0
+            whole += 1
         if plan is not None:
             yield plan
+        entries.clear()
 
     def _replace(self, entries: list[Entry]) -> None:
         self._entries = deque(entries)

@@ -94,7 +94,7 @@ class Writer:
 
     async def repeat(self, shard: int) -> None:
         """Repeat what was acknowledged of a shard in other epochs since its present one was born: whoever did that had
-        been deposed by then. `L2Unavailable` when that is not sure to have happened; the next try repeats it all."""
+        been deposed by then. `L2Unavailable` when that is not sure to have happened; the next try repeats the rest."""
         node = self._node
         since_s = born_s(node.born_us[shard], node.server_clocks[shard])
         with self.resend_buffer.lost(shard, node.shards[shard].epoch, since_s) as plans:

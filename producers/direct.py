@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,11 +21,12 @@ from cachebus.observe import Counters
 from cachebus.plan import Plan
 from cachebus.ports import Caller, Change, ProbeReply, Store
 from cachebus.receipt import Receipt
-from cachebus.resend_buffer import ResendBuffer, born_s
+from cachebus.resend_buffer import ResendBuffer
 from cachebus.resp import ended, heard
 from cachebus.settings import Settings
 from producers.base import Order, Producer
 from producers.publishing import Publisher
+from producers.repeating import Repeating
 
 _NOBODY = Caller("", 0, b"")
 _AT_ONCE_S = 0.05
@@ -40,7 +42,8 @@ class DirectProducer(Producer):
 
     A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
     the whole staleness bound, the largest that any cache has. One that meets another epoch than before (a failover)
-    repeats there what it was called for since that epoch was born, within the last minute.
+    repeats there what it was called for since that epoch was born, within the last minute: in a task of its own, so no
+    call waits for it or fails by it.
 
     With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: what Kafka does not take, the
     caches find by their probes, within the staleness bound.
@@ -54,6 +57,7 @@ class DirectProducer(Producer):
         self._store: Store | None = None
         self._home: Home
         self._publisher: Publisher | None = None
+        self._repeating: Repeating
         self._watches = [Watch() for _ in range(self.settings.shards)]
         self._confirmer: Confirmer | None = None
         self._counters = Counters()
@@ -62,7 +66,7 @@ class DirectProducer(Producer):
         )
         self._timer: asyncio.TimerHandle | None = None
         self._epochs: dict[int, bytes] = {}
-        """By shard: the epoch in which all that was said of it has been said."""
+        """By shard: as of `Repeating`."""
 
     @classmethod
     def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
@@ -84,6 +88,9 @@ class DirectProducer(Producer):
             await _closed(store, publisher)
             raise
         self._store, self._publisher, self._home = store, publisher, Home()
+        self._repeating = Repeating(
+            self._resend_buffer, self._epochs, partial(self._reached_and_asked, store), partial(self._said, store)
+        )
         return self
 
     async def __aexit__(
@@ -92,7 +99,8 @@ class DirectProducer(Producer):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connection back. Closing twice is harmless. `ConfigError` elsewhere than where it was opened."""
+        """Let end within `close_timeout_s` what is being repeated, and give the connection back. Closing twice is
+        harmless. `ConfigError` elsewhere than where it was opened."""
         elsewhere = self._store is not None and not self._home.here
         if elsewhere and not self._home.gone:
             raise self._home.close_elsewhere("producer")
@@ -104,7 +112,10 @@ class DirectProducer(Producer):
         if elsewhere:
             raise self._home.close_elsewhere("producer")
         if store is not None:
-            await _closed(store, publisher)
+            try:
+                await self._repeating.close(self.settings.close_timeout_s)
+            finally:
+                await _closed(store, publisher)
 
     @property
     def reaches_any(self) -> bool:
@@ -130,10 +141,9 @@ class DirectProducer(Producer):
             if not store.reaches(plan.shard):
                 await budget.bounds(store.reach(plan.shard))
             change = await budget.spent_on(self._said(store, plan, probe=bool(wait)))
-            if self._epochs.setdefault(plan.shard, change.epoch) != change.epoch:
-                await budget.spent_on(self._caught_up(store, plan.shard))
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
+        self._repeating.heard(plan.shard, change.epoch)
         nodes = Confirmed()
         if wait:
             nodes = await self._waits(store).wait(plan.shard, change, lambda: _NOBODY)
@@ -152,15 +162,12 @@ class DirectProducer(Producer):
             if isinstance(trouble, BaseException):
                 raise trouble
 
-    async def _caught_up(self, store: Store, shard: int) -> None:
-        await self._repeat(store, shard, *await self._asked(store, shard))
-
     async def _look(self, store: Store, shard: int) -> None:
         budget = Budget(monotonic, self.settings.l2_timeout_s)
         await budget.bounds(store.reach(shard))
-        reply, clock = await self._asked(store, shard)
+        reply, _ = await budget.spent_on(self._asked(store, shard))
         if reply.epoch != self._epochs.get(shard, reply.epoch):
-            await self._repeat(store, shard, reply, clock)
+            await self._repeating.once(shard)
 
     async def _met(self, store: Store) -> None:
         """Return when a shard has answered, and go on to reach the others; `L2Unavailable` where none can be reached,
@@ -210,6 +217,10 @@ class DirectProducer(Producer):
         again = bool(self._resend_buffer) and self._store is not None
         self._timer = asyncio.get_running_loop().call_later(_TIDY_S, self._keep_tidy) if again else None
 
+    async def _reached_and_asked(self, store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
+        await store.reach(shard)
+        return await self._asked(store, shard)
+
     @staticmethod
     async def _asked(store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
         """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
@@ -217,18 +228,6 @@ class DirectProducer(Producer):
         reply = await store.probe(shard, _NOBODY, marks=False)
         clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
         return reply, clock
-
-    async def _repeat(self, store: Store, shard: int, reply: ProbeReply, clock: OtherClock) -> None:
-        """Repeat what was acknowledged in other epochs since the present one was born: whoever did that had been
-        deposed by then. `L2Unavailable`: the next call begins it anew."""
-        self._epochs[shard] = reply.epoch
-        try:
-            with self._resend_buffer.lost(shard, reply.epoch, born_s(reply.born_us, clock)) as plans:
-                for plan in plans:
-                    await self._said(store, plan)
-        except BaseException:
-            self._epochs[shard] = b""  # none: also for who has called meanwhile, and believed all to be repeated
-            raise
 
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from cachebus import Cache, InvalidationFailed, L2Unavailable
+from cachebus import Cache, L2Unavailable
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.resend_buffer import KEEP_S
 from cachebus.testing import FakeClock, Fleet
@@ -134,8 +135,8 @@ async def test_the_next_call_repeats_as_well() -> None:
         await producer.invalidate("config", "x", TENANT)
         await come_over(producer, servers)
         await producer.invalidate("config", "y", TENANT)
+        await until(lambda: servers.primary.command("XLEN", "{cachebus:0}:log") == ":2")
         assert await held(servers) is None
-        assert servers.primary.command("XLEN", "{cachebus:0}:log") == ":2"
 
 
 @pytest.mark.parametrize("by", ["probe", "call"])
@@ -152,25 +153,57 @@ async def test_a_producer_repeats_nothing_that_it_called_before(by: str) -> None
         assert servers.primary.command("XLEN", "{cachebus:0}:log") == (":0" if by == "probe" else ":1")
 
 
-async def test_what_a_producer_could_not_repeat_is_repeated_by_the_next_call() -> None:
+def failing(producer: DirectProducer, fails: Callable[[int], bool]) -> None:
+    """Have those of the producer's steps fail: the first is the next call itself, then comes what it repeats."""
+    store = producer._live()
+    invalidate, asked = store.invalidate, itertools.count(1)
+
+    async def some(*args: Any) -> Any:
+        if fails(next(asked)):
+            raise L2Unavailable("away")
+        return await invalidate(*args)
+
+    store.invalidate = some  # type: ignore[method-assign]
+
+
+async def test_what_a_producer_could_not_repeat_is_tried_again_and_no_call_fails_by_it() -> None:
     async with failover() as servers, DirectProducer.open(quick(servers.publisher_url)) as producer:
         await begun(servers)
         await producer.invalidate("config", "x", TENANT)
         await come_over(producer, servers)
-        store = producer._live()
-        invalidate, asked = store.invalidate, [0]
+        failing(producer, lambda step: step == 2)
+        receipt = await producer.invalidate("config", "y", TENANT)
+        assert receipt.status == "applied"
+        await until(lambda: servers.primary.command("XLEN", "{cachebus:0}:log") == ":2")
+        assert await held(servers) is None
 
-        async def once(*args: object) -> object:
-            asked[0] += 1
-            if asked[0] == 2:  # the first is the call itself, the second what it repeats
-                raise L2Unavailable("away")
-            return await invalidate(*args)  # type: ignore[arg-type]
 
-        store.invalidate = once  # type: ignore[assignment, method-assign]
-        with pytest.raises(InvalidationFailed, match="away"):
-            await producer.invalidate("config", "y", TENANT)
+async def test_a_probe_says_that_it_could_not_be_repeated() -> None:
+    async with failover() as servers, DirectProducer.open(quick(servers.publisher_url)) as producer:
+        await begun(servers)
+        await producer.invalidate("config", "x", TENANT)
+        await come_over(producer, servers)
+        failing(producer, lambda step: step == 1)
+        with pytest.raises(L2Unavailable, match="away"):
+            await producer.probe()
         assert await held(servers) == "old"
-        await producer.invalidate("config", "z", TENANT)
+        await producer.probe()
+        assert await held(servers) is None
+
+
+async def test_much_is_repeated_though_it_fails_over_and_over_and_closing_waits_for_it() -> None:
+    """Two thirds of the steps fail, so that no try comes through: what was repeated stays so."""
+    async with failover() as servers:
+        async with DirectProducer.open(quick(servers.publisher_url, close_timeout_s=60.0)) as producer:
+            await begun(servers)
+            for at in range(0, 2000, 250):
+                ids = [f"k{i}" for i in range(at, at + 250)]
+                await asyncio.gather(*(producer.invalidate("config", each, TENANT) for each in ids))
+            await producer.invalidate("config", "x", TENANT)
+            await come_over(producer, servers)
+            failing(producer, lambda step: step % 3 != 1)
+            await producer.invalidate("config", "y", TENANT)
+        assert servers.primary.command("XLEN", "{cachebus:0}:log") == ":6", "five parts, behind the call's own"
         assert await held(servers) is None
 
 

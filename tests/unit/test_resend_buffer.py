@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -38,15 +39,15 @@ def filled(clock: FakeClock, max_bytes: int = ROOMY, counters: Counters | None =
 def repeated(
     buffer: ResendBuffer, epoch: bytes = NEW, since_s: float = EVER, shard: int = 0, error: Exception | None = None
 ) -> tuple[list[str], list[str]]:
-    """Ids and names of what is to be repeated, which is done, or fails with an error."""
+    """Ids and names of what is to be repeated, which is done, or fails with an error at the first of it."""
     keys: list[str] = []
     names: list[str] = []
     with buffer.lost(shard, epoch, since_s) as plans:
         for each in plans:
             keys += [key.resource_id for key in each.keys]
             names += each.names
-        if error is not None:
-            raise error
+            if error is not None:
+                raise error
     return keys, names
 
 
@@ -84,6 +85,58 @@ def test_what_could_not_be_repeated_is_kept_in_its_order() -> None:
     assert (len(buffer), buffer.size_bytes) == (2, before)
     assert repeated(buffer) == (["a", "b"], [])
     assert (len(buffer), buffer.size_bytes) == (0, 0)
+
+
+def test_what_was_repeated_before_a_failure_is_not_repeated_again() -> None:
+    """Else a buffer that takes longer than a connection lasts would never be through."""
+    clock = FakeClock()
+    buffer = filled(clock)
+    for at in range(0, 3 * AT_ONCE, 100):
+        buffer.note(plan(*map(str, range(at, at + 100)), names=["n"]), OLD, clock())
+    steps = []
+    for _ in range(4):
+        with suppress(OSError), buffer.lost(0, NEW, EVER) as plans:
+            steps.append(len(next(plans).keys))
+            next(plans, None)
+            raise OSError("away")
+    assert steps == [AT_ONCE, AT_ONCE, AT_ONCE, 300], "the entry at the end of each is begun anew"
+    assert (len(buffer), buffer.size_bytes) == (0, 0)
+
+
+def test_an_entry_that_was_repeated_in_part_is_kept_whole() -> None:
+    clock = FakeClock()
+    buffer = filled(clock)
+    buffer.note(plan("a"), OLD, clock())
+    buffer.note(plan(*map(str, range(AT_ONCE + 1))), OLD, clock())
+    with buffer.lost(0, NEW, EVER) as plans:
+        assert len(next(plans).keys) == AT_ONCE
+        assert [key.resource_id for key in next(plans).keys] == [str(AT_ONCE - 1), str(AT_ONCE)]
+    assert len(buffer) == 1, "the last plan may not have been repeated"
+    assert len(repeated(buffer)[0]) == AT_ONCE + 1
+
+
+def test_what_could_not_be_repeated_yet_does_not_grow_too_old_for_it() -> None:
+    clock = FakeClock(100.0)
+    buffer = filled(clock)
+    buffer.note(plan("a"), OLD, clock())
+    buffer.note(plan("b", shard=1), OLD, clock())
+    with pytest.raises(OSError, match="away"):
+        repeated(buffer, error=OSError("away"))
+    clock.advance(2 * KEEP_S)
+    assert repeated(buffer, shard=1) == ([], []), "that has"
+    assert repeated(buffer) == (["a"], [])
+    buffer.note(plan("c"), OLD, clock())
+    with pytest.raises(OSError, match="away"):
+        repeated(buffer, error=OSError("away"))
+    assert repeated(buffer, NEWER, since_s=clock() + 0.0) == (["c"], [])
+    buffer.note(plan("d"), OLD, clock())
+    with pytest.raises(OSError, match="away"):
+        repeated(buffer, error=OSError("away"))
+    clock.advance(1)
+    assert repeated(buffer, NEWER, since_s=clock()) == ([], []), "an epoch that was born later lacks nothing of it"
+    clock.advance(KEEP_S)
+    buffer.forget_old()
+    assert not len(buffer)
 
 
 def test_a_call_that_began_before_the_epoch_needs_no_repeating_there_but_perhaps_in_another() -> None:

@@ -1,0 +1,100 @@
+"""What a producer has said in an epoch that is over, repeated in the present one: by tasks of its own, one a shard.
+
+It is no call's time or failure: a full buffer takes many steps. What was repeated stays so, whatever becomes of the
+rest, which is tried until it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from loguru import logger
+
+from cachebus.backoff import Backoff
+from cachebus.clock import OtherClock
+from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.plan import Plan
+from cachebus.ports import Change, ProbeReply
+from cachebus.resend_buffer import ResendBuffer, born_s
+from cachebus.resp import ended, heard
+
+Ask = Callable[[int], Awaitable[tuple[ProbeReply, OtherClock]]]
+"""Where a shard stands, and what its server's clock shows; `L2Unavailable`."""
+Say = Callable[[Plan], Awaitable[Change]]
+"""Tells L2 of a plan, and has it noted; `L2Unavailable`."""
+
+
+class _AnotherEpoch(Exception):
+    """One began while things were repeated in the one before: all of these are lost, too."""
+
+
+class Repeating:
+    """Those of one open producer. `epochs`, by shard: that in which all that was said of it has been said."""
+
+    def __init__(self, buffer: ResendBuffer, epochs: dict[int, bytes], ask: Ask, say: Say) -> None:
+        self._buffer = buffer
+        self._epochs = epochs
+        self._ask = ask
+        self._say = say
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._again: set[int] = set()
+        self._turns: dict[int, asyncio.Lock] = {}
+
+    def heard(self, shard: int, epoch: bytes) -> None:
+        """Something was acknowledged in this epoch: see to it that all is said there. Awaits nothing."""
+        if self._epochs.setdefault(shard, epoch) == epoch:
+            return
+        self._again.add(shard)
+        task = self._tasks.get(shard)
+        if task is None or task.done():
+            self._tasks[shard] = asyncio.create_task(self._run(shard), name="cachebus-repeat")
+            self._tasks[shard].add_done_callback(heard)
+
+    async def once(self, shard: int) -> None:
+        """Repeat what the shard's present epoch lacks. `L2Unavailable`: what is left is repeated by the next try."""
+        async with self._turns.setdefault(shard, asyncio.Lock()):
+            while True:
+                reply, clock = await self._ask(shard)
+                try:
+                    await self._repeat(shard, reply, clock)
+                except _AnotherEpoch:
+                    continue
+                self._epochs[shard] = reply.epoch
+                return
+
+    async def _repeat(self, shard: int, reply: ProbeReply, clock: OtherClock) -> None:
+        """Repeat what was acknowledged in other epochs since the present one was born: whoever did that had been
+        deposed by then."""
+        with self._buffer.lost(shard, reply.epoch, born_s(reply.born_us, clock)) as plans:
+            for plan in plans:
+                if (await self._say(plan)).epoch != reply.epoch:
+                    raise _AnotherEpoch
+
+    async def _run(self, shard: int) -> None:
+        pauses = Backoff()
+        while shard in self._again:
+            self._again.discard(shard)
+            try:
+                await self.once(shard)
+            except L2Unavailable:
+                self._again.add(shard)
+                await asyncio.sleep(pauses.next_s())
+                pauses.longer()
+            except CacheBusError as error:  # as ProtocolMismatch: the next call tries again
+                logger.error("what a deposed primary has acknowledged can't be repeated: {}", error)
+                return
+
+    async def close(self, timeout_s: float) -> None:
+        """Let all be repeated in time; what is left then is lost, and logged."""
+        tasks = {task: shard for shard, task in self._tasks.items() if not task.done()}
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=timeout_s)
+        finally:
+            left = sorted(shard for task, shard in tasks.items() if not task.done())
+            for task in tasks:
+                task.cancel()
+            if left:
+                logger.error("closed before all was repeated that a deposed primary has acknowledged: shards {}", left)
+        await ended(*tasks)
