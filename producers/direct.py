@@ -57,7 +57,7 @@ class DirectProducer(Producer):
         self._store: Store | None = None
         self._home: Home
         self._publisher: Publisher | None = None
-        self._repeating: Repeating
+        self._repeating: Repeating | None = None
         self._watches = [Watch() for _ in range(self.settings.shards)]
         self._confirmer: Confirmer | None = None
         self._counters = Counters()
@@ -106,6 +106,7 @@ class DirectProducer(Producer):
             raise self._home.close_elsewhere("producer")
         store, self._store, self._confirmer = self._store, None, None
         publisher, self._publisher = self._publisher, None
+        repeating, self._repeating = self._repeating, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -113,7 +114,8 @@ class DirectProducer(Producer):
             raise self._home.close_elsewhere("producer")
         if store is not None:
             try:
-                await self._repeating.close(self.settings.close_timeout_s)
+                if repeating is not None:
+                    await repeating.close(self.settings.close_timeout_s)
             finally:
                 await _closed(store, publisher)
 
@@ -135,7 +137,7 @@ class DirectProducer(Producer):
     async def send(self, plan: Plan, wait: str | None = None) -> Receipt:
         """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
         check_wait(wait)
-        store = self._live()
+        store, repeating = self._live(), self._repeating
         try:
             budget = Budget(monotonic, self.settings.l2_timeout_s)
             if not store.reaches(plan.shard):
@@ -143,7 +145,8 @@ class DirectProducer(Producer):
             change = await budget.spent_on(self._said(store, plan, probe=bool(wait)))
         except L2Unavailable as error:
             raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
-        self._repeating.heard(plan.shard, change.epoch)
+        if repeating is not None:
+            repeating.heard(plan.shard, change.epoch)
         nodes = Confirmed()
         if wait:
             nodes = await self._waits(store).wait(plan.shard, change, lambda: _NOBODY)
@@ -166,7 +169,7 @@ class DirectProducer(Producer):
         budget = Budget(monotonic, self.settings.l2_timeout_s)
         await budget.bounds(store.reach(shard))
         reply, _ = await budget.spent_on(self._asked(store, shard))
-        if reply.epoch != self._epochs.get(shard, reply.epoch):
+        if self._repeating is not None and reply.epoch != self._epochs.get(shard, reply.epoch):
             await self._repeating.once(shard)
 
     async def _met(self, store: Store) -> None:

@@ -40,10 +40,11 @@ class Repeating:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._turns: dict[int, asyncio.Lock] = {}
+        self._closed = False
 
     def heard(self, shard: int, epoch: bytes) -> None:
         """Something was acknowledged in this epoch: see to it that all is said there. Awaits nothing."""
-        if self._epochs.setdefault(shard, epoch) == epoch:
+        if self._epochs.setdefault(shard, epoch) == epoch or self._closed:
             return
         self._again.add(shard)
         task = self._tasks.get(shard)
@@ -87,6 +88,7 @@ class Repeating:
 
     async def close(self, timeout_s: float) -> None:
         """Let all be repeated in time; what is left then is lost, and logged."""
+        self._closed = True
         tasks = {task: shard for shard, task in self._tasks.items() if not task.done()}
         try:
             if tasks:
