@@ -4,7 +4,8 @@ Only invalidations wait here, never sets, adds or counters: to say a second time
 whatever has happened in between (at worst it costs a load), so one of which nobody knows whether it ran is sent again.
 They are gone with the process.
 
-Each shard has a line of its own, delivered by a task of its own: one that is away holds up no other.
+Each shard has a line of its own, delivered by a task of its own, and some room of its own: one that is away holds up no
+other, and fills the room of none.
 
 Until they are delivered this node withholds what they address (`Withheld`): it serves, admits and fills nothing of it,
 whoever vouches for it. And nothing that this node writes may overtake them: a `set` sent first would be removed by an
@@ -30,6 +31,8 @@ from cachebus.withheld import Withheld
 BATCH = 128
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
+OWN = 0.1
+"""The part of the queue that is divided among all shards, so that none fills the room of the others."""
 LOOK_S = 0.02
 """How often to look whether the connection is there again."""
 
@@ -51,6 +54,12 @@ class Pending:
         self._node = node
         self._store = store
         self._most = most
+        self._own = int(OWN * most / len(node.shards))
+        """How many of each shard have room in any case."""
+        self._common = most - self._own * len(node.shards)
+        """How many more of them all have."""
+        self._beyond = 0
+        """How many of these there are."""
         self._patience_s = patience_s
         self._lines: dict[int, deque[Waiting]] = {}
         self._withheld = Withheld()
@@ -70,8 +79,11 @@ class Pending:
 
     def add(self, plan: Plan) -> Waiting | None:
         """Queue one, and withhold what it addresses; None when there is no room."""
-        if self.depth >= self._most:
+        line = self._lines.get(plan.shard, ())
+        beyond = len(line) >= self._own
+        if beyond and self._beyond >= self._common:
             return None
+        self._beyond += beyond
         waiting = Waiting(plan)
         self._lines.setdefault(plan.shard, deque()).append(waiting)
         self._withheld.add(plan.keys, plan.names)
@@ -122,6 +134,7 @@ class Pending:
             for waiting in line:
                 waiting.delivered.cancel()
         self._lines.clear()
+        self._beyond = 0
 
     async def _run(self, shard: int) -> None:
         """Deliver a shard's line, whatever becomes of other shards."""
@@ -156,6 +169,7 @@ class Pending:
                 failed = failed or answer
             else:
                 line.remove(waiting)  # the first, or near it
+                self._beyond -= len(line) >= self._own
                 self._release(waiting, answer)
         if not line:
             del self._lines[shard]

@@ -9,7 +9,7 @@ from cachebus.clock import Clock
 from cachebus.keys import Key
 
 OWED_MAX: Final = 10_000
-"""How many a shard remembers: beyond it the oldest end by themselves."""
+"""How many a store remembers, for all shards together: beyond it the oldest end by themselves."""
 OWED_S: Final = 3600.0
 """For how long: no lease lasts longer."""
 
@@ -24,27 +24,44 @@ class Owed(NamedTuple):
 
 
 class OwedLeases:
-    """Those of one shard."""
+    """Those of one store."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._owed: dict[str, tuple[Key, float, str]] = {}
+        """By token, the oldest first."""
+        self._tokens: dict[int, dict[str, None]] = {}
+        """By shard."""
 
-    def __bool__(self) -> bool:
-        return bool(self._owed)
+    def __len__(self) -> int:
+        return len(self._owed)
+
+    def of(self, shard: int) -> bool:
+        """Whether there are any of a shard."""
+        return shard in self._tokens
 
     def note(self, key: Key, token: str, px_ms: int, rests: str) -> None:
         """One could not be given back, or let rest; one that was to be held on ends by itself."""
         if px_ms and rests == "0":
             return
-        if len(self._owed) >= OWED_MAX:
-            del self._owed[next(iter(self._owed))]
+        if token in self._owed:
+            self._forget(token)
+        elif len(self._owed) >= OWED_MAX:
+            self._forget(next(iter(self._owed)))
         self._owed[token] = key, self._clock() + (px_ms / 1000 if px_ms else OWED_S), rests
+        self._tokens.setdefault(key.shard, {})[token] = None
 
-    def taken(self) -> Iterator[Owed]:
-        """Those of which there is still something to say; they are forgotten here."""
-        owed, self._owed = self._owed, {}
+    def taken(self, shard: int) -> Iterator[Owed]:
+        """Those of a shard of which there is still something to say; they are forgotten here."""
         now_s = self._clock()
-        for token, (key, until_s, rests) in owed.items():
+        for token in self._tokens.pop(shard, {}):
+            key, until_s, rests = self._owed.pop(token)
             if until_s > now_s:
                 yield Owed(key, token, int((until_s - now_s) * 1000) if rests == "1" else 0, rests)
+
+    def _forget(self, token: str) -> None:
+        key, _, _ = self._owed.pop(token)
+        tokens = self._tokens[key.shard]
+        del tokens[token]
+        if not tokens:
+            del self._tokens[key.shard]

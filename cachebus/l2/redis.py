@@ -88,7 +88,7 @@ class RedisStore:
         self._running = Running(self._links, self._names, self._facts, clock, timeout_s)
         self._run = self._running.run
         self._pruned_at = [float("-inf")] * shards
-        self._owed = [OwedLeases(clock) for _ in range(shards)]
+        self._owed = OwedLeases(clock)
 
     # -- connections --------------------------------------------------------------------------------------------
 
@@ -168,8 +168,8 @@ class RedisStore:
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._running.hops(shard)  # else another server has answered
-        if self._owed[shard]:
-            for lease in self._owed[shard].taken():
+        if self._owed.of(shard):
+            for lease in self._owed.taken(shard):
                 self._hold(*lease)
         return reply
 
@@ -237,7 +237,7 @@ class RedisStore:
     def _hold(self, key: Key, token: str, px_ms: int, rests: str = "0") -> None:
         connection = self._by_shard[key.shard]
         if connection is None or connection.closed:
-            self._owed[key.shard].note(key, token, px_ms, rests)
+            self._owed.note(key, token, px_ms, rests)
             return
         names = self._names[key.shard]
         args = [
@@ -252,7 +252,7 @@ class RedisStore:
             if str(error).startswith("NOSCRIPT"):
                 connection.call("EVAL", script.source, *args, reads=reads).add_done_callback(_heard)
             elif isinstance(error, L2Unavailable):
-                self._owed[key.shard].note(key, token, px_ms, rests)
+                self._owed.note(key, token, px_ms, rests)
 
         connection.call("EVALSHA", script.sha, *args, reads=reads).add_done_callback(known)
 

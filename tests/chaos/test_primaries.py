@@ -165,6 +165,27 @@ async def test_what_waits_for_one_is_delivered_while_another_is_away(town: Town)
         assert await a.get("config", "x", tenant, use_memory=False) is None
 
 
+async def test_what_waits_for_one_leaves_room_for_what_waits_for_another(town: Town) -> None:
+    """Each shard has two places of its own."""
+    first, second, _ = town.servers
+    async with nodes(town.url, 1, shards=SHARDS, pending_max=20 * SHARDS, l2_timeout_s=0.3) as (a,):
+        first.kill()
+        await until(lambda: not a.stats().l2_connected)
+        room = 20 * SHARDS - 2 * (SHARDS - 1)
+        for number in range(room):
+            assert (await a.invalidate("config", str(number), town.tenants[0])).status == "pending"
+        with pytest.raises(InvalidationFailed):
+            await a.invalidate("config", "one more", town.tenants[0])
+        second.pause()
+        waiting = [await a.invalidate("config", name, town.tenants[1]) for name in "xy"]
+        assert [each.status for each in waiting] == ["pending", "pending"]
+        with pytest.raises(InvalidationFailed):
+            await a.invalidate("config", "z", town.tenants[1])
+        second.resume()
+        await until(lambda: a.stats().pending == room)
+        assert (await a.invalidate("config", "z", town.tenants[1])).status == "applied"
+
+
 async def test_a_slot_that_nobody_has_takes_one_shard_away(town: Town) -> None:
     _, second, third = town.servers
     tenant, sibling = town.tenants[1], town.sibling
