@@ -21,6 +21,10 @@ NESTED: Final = 0.01
 one another within one call, and 0.1 + 0.01 + 1.13 is less than 1.25."""
 
 
+class Late(L2Unavailable):
+    """The time is over, and whoever was asked may be there all the same."""
+
+
 class Budget:
     """The steps of one call together wait for L2 as long as for one silent server: at most 1.25 times `timeout_s`.
 
@@ -39,7 +43,7 @@ class Budget:
         """What has been waited for so far."""
 
     async def spent_on(self, step: Awaitable[T]) -> T:
-        """What the step gives; `L2Unavailable` when the time is over before."""
+        """What the step gives; `Late` when the time is over before."""
         began_s = self._clock()
         try:
             if self.spent_s < self._at_once * self._timeout_s:
@@ -61,4 +65,4 @@ class Budget:
             async with asyncio.timeout(max(0.0, part * self._timeout_s - self.spent_s)):
                 return await step
         except TimeoutError as error:
-            raise L2Unavailable(f"no answer in {self._timeout_s:g} s, all steps together") from error
+            raise Late(f"no answer in {self._timeout_s:g} s, all steps together") from error

@@ -16,6 +16,7 @@ import anyio
 from loguru import logger
 
 from cachebus.backoff import Backoff
+from cachebus.budget import Late
 from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
@@ -30,6 +31,9 @@ SWEEP_REST_S = 0.02
 TIDY_S = 10.0
 """At least so often what is too old to be repeated goes, also while nothing happens."""
 SUSPENDED_S = 0.1
+STARTED_AT_ONCE = 16
+BEGINNINGS_MAX = 256
+"""Shards of which a node reads at once where they are."""
 PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
 """In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
@@ -55,6 +59,7 @@ class Heartbeat:
         self._asked = [False] * len(node.shards)
         self._turns = [asyncio.Lock() for _ in node.shards]
         """Never two questions about a shard at once: the older answer would lead it back."""
+        self._beginnings = asyncio.Semaphore(BEGINNINGS_MAX)
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
         self._first = 0
@@ -123,16 +128,17 @@ class Heartbeat:
         return max(0, self._store.opened + self._bus.opened - self._first)
 
     async def _attach(self, shard: int) -> None:
-        """Goes on where a server accepts and then is silent, as one that many nodes come to at once, or refuses for a
-        reason that passes."""
+        """Goes on where a server accepts and then is silent or late, as one that many nodes or shards come to at once,
+        or refuses for a reason that passes."""
         pauses = Backoff()
         while True:
             await self._store.reach(shard)
             await self._bus.listen(shard)
             try:
-                await self.receiver.begin(shard, "start")
+                await self._begin(shard, "start")
             except L2Unavailable as error:
-                if self._store.reaches(shard) and not any(word in str(error) for word in PASSING):
+                passes = isinstance(error, Late) or any(word in str(error) for word in PASSING)
+                if self._store.reaches(shard) and not passes:
                     raise
                 self._out_of_reach["L2"][shard] = str(error)
                 await asyncio.sleep(pauses.next_s())
@@ -140,6 +146,11 @@ class Heartbeat:
             else:
                 self._out_of_reach["L2"].pop(shard, None)
                 return
+
+    async def _begin(self, shard: int, why: str) -> None:
+        """Read where the shard is; not of too many at once, as each takes several steps, and all wait in one line."""
+        async with self._beginnings:
+            await self.receiver.begin(shard, why)
 
     def start(self) -> None:
         """Begin to tend, in a task of its own."""
@@ -160,14 +171,17 @@ class Heartbeat:
     async def _run(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._for_ever, self._keep_tidy)
+            next_s = self._clock()
             for shard in range(len(self._node.shards)):
                 # Apart: one of L2 and the bus that hangs must not keep the other from coming back.
                 group.start_soon(self._for_ever, partial(self._tend, shard))
                 group.start_soon(self._for_ever, partial(self._listen, shard))
                 # Apart: a full buffer takes longer to repeat than a lease lasts, and a probe must not wait for it.
                 group.start_soon(self._for_ever, partial(self._repeat, shard))
-                if shard + 1 < len(self._node.shards):
-                    await asyncio.sleep(self._interval_s / len(self._node.shards))  # not all at the same instants
+                # Not all at the same instants; but where the loop is late, the last must not wait for a turn of each.
+                next_s += self._interval_s / len(self._node.shards)
+                if shard + 1 < len(self._node.shards) and (next_s > self._clock() or shard % STARTED_AT_ONCE == 0):
+                    await asyncio.sleep(max(0.0, next_s - self._clock()))
 
     async def _for_ever(self, step: Callable[[], Coroutine[object, object, None]]) -> None:
         """Repeat a step whatever becomes of it: a bug in one must not end the others, and must be seen."""
@@ -261,7 +275,7 @@ class Heartbeat:
         node = self._node
         view = node.shards[shard]
         if view.epoch == NO_EPOCH:
-            await self.receiver.begin(shard, "start")
+            await self._begin(shard, "start")
             return
         sent_at_s = self._clock()
         view.sending()
@@ -272,7 +286,7 @@ class Heartbeat:
         self._compare_bounds(shard)
         self._look_at_replicas(shard, reply.loose_replicas)
         if probed is Probed.FOREIGN:
-            await self.receiver.begin(shard, "epoch")
+            await self._begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
 

@@ -31,6 +31,8 @@ class Connection(Link):
         super().__init__(address, timeout_s=timeout_s, clock=clock)
         self._keys: list[bytes | str] = []
         self._grouped = grouped
+        self._giving: set[str] = set()
+        """SHA1s of scripts whose source is under way."""
 
     @classmethod
     async def open(
@@ -78,15 +80,26 @@ class Connection(Link):
         more). That is one call, which waits no longer than one: since `began_s`, or from now on."""
         if began_s is None:
             began_s = self._clock()
+        by_name = pack(("EVALSHA", script.sha, len(keys), *keys, *args))
         try:
-            return await self.call_packed(pack(("EVALSHA", script.sha, len(keys), *keys, *args)), reads)
+            return await self.call_packed(by_name, reads)
         except L2Unavailable as error:
-            if not str(error).startswith("NOSCRIPT"):
+            if not _is_unknown(error):
                 raise
-        # Nothing ran, so this is no repetition; EVAL also loads it for the next time.
-        # It is sent in any case, so that the next one finds it, however little time is left for this one.
+        # Nothing ran, so this is no repetition.
+        budget = Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED)
+        if script.sha in self._giving:
+            # Others have been told so in the same breath: behind the source that one of them has sent, all find it.
+            try:
+                return await budget.spent_on(self.call_packed(by_name, reads))
+            except L2Unavailable as error:
+                if not _is_unknown(error):
+                    raise
+        # EVAL also loads it for the next time. It is sent in any case, however little time is left for this call.
         answer = self.call("EVAL", script.source, len(keys), *keys, *args, reads=reads)
-        return await Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED).spent_on(answer)
+        self._giving.add(script.sha)
+        answer.add_done_callback(lambda _: self._giving.discard(script.sha))
+        return await budget.spent_on(answer)
 
     def _collect(self) -> None:
         getters, keys = self._getters, self._keys
@@ -191,6 +204,11 @@ class Connection(Link):
         else:
             _share(getters, reply)
         self._batched -= len(getters) - 1
+
+
+def _is_unknown(error: L2Unavailable) -> bool:
+    """Whether the server does not know the script."""
+    return str(error).startswith("NOSCRIPT")
 
 
 def _hand_on(several: list[asyncio.Future[Any]], answer: asyncio.Future[Any]) -> None:

@@ -15,7 +15,9 @@ from cachebus.cli.embedded import HOST, EmbeddedServer
 from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
 from cachebus.clock import monotonic
 from cachebus.errors import InvalidationFailed, L2Unavailable
+from cachebus.heartbeat import BEGINNINGS_MAX
 from cachebus.keys import Keyspace
+from cachebus.receive import Receiver
 from cachebus.resp import Links, slot_of
 from cachebus.resp.route import SLOTS
 from producers.direct import DirectProducer
@@ -235,13 +237,27 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
         tidied += 1
         tidy(links)
 
+    beginning = most = 0
+    begin = Receiver.begin
+
+    async def begun(receiver: Receiver, shard: int, why: str) -> None:
+        nonlocal beginning, most
+        beginning += 1
+        most = max(most, beginning)
+        try:
+            await begin(receiver, shard, why)
+        finally:
+            beginning -= 1
+
     monkeypatch.setattr(Links, "_tidy", counted)
+    monkeypatch.setattr(Receiver, "begin", begun)
     shards = 4096
     async with Cache(Settings(url=redis_url, shards=shards, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
         await cache.set("config", "x", 1, tenant_id="acme")
         assert await cache.get("config", "x", tenant_id="acme") == 1
         assert parts(cache).store.connected
     assert tidied < 100
+    assert most == BEGINNINGS_MAX
 
 
 async def test_a_slot_of_which_all_keys_have_moved_is_waited_for(town: Town) -> None:

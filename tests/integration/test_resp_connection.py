@@ -100,6 +100,16 @@ async def test_a_script_is_loaded_when_the_server_does_not_know_it(connection: C
     assert (ran["evalsha"], ran["eval"]) == (3, 2)
 
 
+async def test_of_many_whose_script_the_server_does_not_know_one_sends_the_source(connection: Connection) -> None:
+    """Each shard runs the same one in the tick after a failover, and the source has 10 kB."""
+    script = Script("return tonumber(ARGV[1])")
+    for _ in range(2):
+        answers = await asyncio.gather(*(connection.script(script, [], [number]) for number in range(50)))
+        assert answers == list(range(50))
+        await connection.call("SCRIPT", "FLUSH")
+    assert (await calls(connection))["eval"] == 2
+
+
 async def test_a_scripts_refusal_is_a_protocol_mismatch(connection: Connection) -> None:
     refusal = Script("return redis.error_reply('CACHEBUS protocol 3 there, 4 here')")
     with pytest.raises(ProtocolMismatch, match=r"^protocol 3 there, 4 here$"):
