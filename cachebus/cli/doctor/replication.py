@@ -54,7 +54,7 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     elif has and server.setting(LAG) == 0:
         yield from _lagging(facts, f"{_replicas(count)}, {WRITES} is {has}", most_lag_s)
     elif has and good < has:
-        yield _too_few(has, good, count)
+        yield _too_few(facts, f"{WRITES} is {_known(known, has)}", good, count)
     elif known is None and 0 < has < needed(count):
         yield unknown(
             "replication", f"{_replicas(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
@@ -69,15 +69,27 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
         yield from _lagging(facts, f"{count} replicas, {WRITES} is {has}", most_lag_s)
 
 
-def _too_few(has: int, good: int, count: int) -> Finding:
+def _too_few(facts: Facts, said: str, good: int, count: int) -> Finding:
+    """Writes are refused, as they must be where replicas have followed and one of them may have been promoted: only
+    where none ever did is the setting the mistake."""
     commands, conf = config_set(min_replicas_to_write="0")
+    # Without the figure nobody knows, and a server that a replica has followed since its start keeps a backlog.
+    never = facts.server.info.get("repl_backlog_active") == "0" and not count
     return Finding(
-        "replication", Level.PROBLEM, f"{WRITES} is {has}, and {good} replicas keep up",
-        "Every write is refused (NOREPLICAS): L2 counts as lost. That is right while replicas are away"
-        + (f", of which {count} are known." if count else "; a server that has none does not need it."),
-        mend=() if count else commands, conf=() if count else conf,
-        otherwise="bring a replica back, which keeps the promises on failover",
+        "replication", Level.PROBLEM, f"{said}, and {_replicas(good)} {_keep(good)} up",
+        "Every write is refused (NOREPLICAS): L2 counts as lost. "
+        + ("No replica has followed since the server's start, and one that never will does not need it." if never else
+           "Replicas have followed, and one of them may have been promoted: then this is a primary that was deposed, "
+           f"and refusing is what keeps the promises. Do not set {WRITES} to 0."),
+        mend=commands if never else (), conf=conf if never else (),
+        otherwise="if another server has taken its place, let the URL name that one" if never else
+        "look who is the primary now (SENTINEL get-master-addr-by-name, CLUSTER SLOTS, ROLE of each replica): if it is "
+        "another, let the URL name that one; else bring a replica back",
     )  # fmt: skip
+
+
+def _keep(count: int) -> str:
+    return "keeps" if count == 1 else "keep"
 
 
 def _two_sides(count: int, has: int, most_lag_s: int) -> Finding:
@@ -191,6 +203,10 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
             f"When that is over, the server takes another replication id, as after a failover. {first}",
             (G7,), commands, conf, "or take backups by BGSAVE and a copy of the file, which change nothing",
         )  # fmt: skip
+
+
+def _known(known: int | None, least: int) -> str:
+    return str(known) if known is not None else f"at least {least}"
 
 
 def _replicas(count: int) -> str:

@@ -1,0 +1,41 @@
+"""What the doctor finds at a URL, and its commands typed as they stand."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from cachebus import Settings
+from cachebus.cli.doctor.examine import examined
+from cachebus.cli.doctor.finding import Finding, Level
+from cachebus.cli.doctor.primaries import primaries_of
+from cachebus.cli.embedded import EmbeddedServer
+
+
+async def findings(url: str, *, probe_writes: bool = False, **settings: Any) -> list[Finding]:
+    """What the doctor finds there."""
+    made = Settings(url=url, **settings)
+    _, found = await examined(made, (await primaries_of(made))[0], probe_writes=probe_writes, rounds=3)
+    return found
+
+
+def of(found: list[Finding], check: str) -> Finding | None:
+    """The finding of a check that is not ok; at most one."""
+    bad = [finding for finding in found if finding.check == check and finding.level is not Level.OK]
+    assert len(bad) <= 1
+    return bad[0] if bad else None
+
+
+def bad(found: list[Finding]) -> dict[str, Level]:
+    """What is neither ok nor told of this machine rather than of the server: how busy it is, and its clock."""
+    ours = ("latency", "clock", "suspends", "fork")
+    return {
+        finding.check: finding.level for finding in found if finding.level is not Level.OK and finding.check not in ours
+    }
+
+
+def type_in(server: EmbeddedServer, commands: tuple[str, ...]) -> None:
+    """Type the commands as they stand, as redis-cli would take them."""
+    assert commands
+    for command in commands:
+        assert server.command(*shlex.split(command)) == "+OK", command
