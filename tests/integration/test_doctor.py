@@ -500,7 +500,7 @@ async def test_a_cluster_is_looked_at_primary_by_primary(shared_servers: SharedS
             server, found = await examined(settings, primary, probe_writes=True, rounds=3)
             by_name = {finding.check: finding for finding in found}
             assert server.address == primary.address
-            assert primary.failover_s == 1.0
+            assert primary.watched.failover_s == 1.0
             assert "cluster" not in by_name
             assert by_name["permissions"].level is Level.OK
             assert by_name["nodes"].level is Level.OK
@@ -522,7 +522,7 @@ async def test_behind_sentinels_the_primary_is_looked_at() -> None:
     async with SentinelGroup(any_binary(), min_replicas=1) as group:
         settings = Settings(url=group.url)
         (primary,) = await primaries_of(settings)
-        assert (primary.address.port, primary.failover_s) == (group.data[0].port, 0.5)
+        assert (primary.address.port, primary.watched.failover_s) == (group.data[0].port, 0.5)
         _, found = await examined(settings, primary, rounds=3)
         by_name = {finding.check: finding for finding in found}
         assert by_name["replication"].level is Level.OK

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from cachebus import Settings
 from cachebus.cli.doctor import timing
+from cachebus.cli.doctor.examine import examined
 from cachebus.cli.doctor.finding import Level
+from cachebus.cli.doctor.primaries import primaries_of
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.groups import ask
 from tests.support.caches import until
 from tests.support.doctor import findings, of, type_in
+from tests.support.one_port import one_port_cluster
 from tests.support.servers import any_binary
 
+ADVICE, PROBLEM = Level.ADVICE, Level.PROBLEM
 SHARED = ("maxmemory 64mb", "maxmemory-policy volatile-lru", "repl-diskless-sync-delay 0", "repl-backlog-ttl 0")
 QUICK = ("repl-ping-replica-period 1", "repl-timeout 5", "min-replicas-max-lag 1")
 
@@ -45,6 +51,16 @@ async def led(stack: ExitStack, replicas: int, *conf: str) -> list[EmbeddedServe
     return [primary, *others]
 
 
+def following(stack: ExitStack, primary: EmbeddedServer, port: int) -> socket.socket:
+    """One that follows as a replica at that port would, and is none."""
+    connection = stack.enter_context(primary.connected())
+    for words in (f"REPLCONF listening-port {port}", "REPLCONF capa psync2"):
+        connection.sendall(f"{words}\r\n".encode())
+        assert connection.recv(100) == b"+OK\r\n"
+    connection.sendall(b"PSYNC ? -1\r\n")
+    return connection
+
+
 # -- a primary that refuses to write -----------------------------------------------------------------------------------
 
 
@@ -57,7 +73,7 @@ async def test_the_fence_of_a_deposed_primary_stays_up(stack: ExitStack) -> None
     await until(lambda: primary.command("SET", "x", "2").startswith("-NOREPLICAS"))
     finding = of(await findings(primary.url), "replication")
     assert finding is not None
-    assert finding.level is Level.PROBLEM
+    assert finding.level is PROBLEM
     assert (finding.mend, finding.conf) == ((), ())
     assert "deposed" in finding.means
     assert "primary" in finding.otherwise
@@ -67,7 +83,49 @@ async def test_a_server_that_no_replica_ever_followed_is_told_to_wait_for_none(s
     (primary,) = await led(stack, 0, "min-replicas-to-write 1")
     finding = of(await findings(primary.url), "replication")
     assert finding is not None
-    assert finding.level is Level.PROBLEM
+    assert finding.level is PROBLEM
     type_in(primary, finding.mend)
     assert of(await findings(primary.url), "replication") is None
     assert primary.command("SET", "x", "1") == "+OK"
+
+
+# -- how many replicas there are ---------------------------------------------------------------------------------------
+
+
+async def test_in_a_cluster_on_one_port_each_primary_has_its_own_replicas(stack: ExitStack) -> None:
+    right = ("min-replicas-to-write 1", "cluster-allow-replica-migration no")
+    nodes = await one_port_cluster(stack, 2, *SHARED, *QUICK, *right)
+    settings = Settings(url=f"redis+cluster://{nodes[0].host}:{nodes[0].port}")
+    primaries = await primaries_of(settings)
+    assert {primary.address.host for primary in primaries} == {nodes[0].host, nodes[1].host}
+    for primary in primaries:
+        (replica,) = primary.watched.known or ()
+        assert replica.address.host == nodes[2 if primary.address.host == nodes[0].host else 3].host
+        assert not replica.away
+        found = (await examined(settings, primary, rounds=3))[1]
+        told = [finding for finding in found if finding.check in ("replication", "replicas")]
+        assert PROBLEM not in {finding.level for finding in told}
+        assert any("1 replica" in finding.says for finding in told)
+
+
+async def test_what_never_acknowledges_is_no_replica_and_what_does_is_counted(stack: ExitStack) -> None:
+    """A backup, or a reader of changes, follows as a replica does."""
+    primary, *_ = await led(stack, 2, "min-replicas-to-write 1")
+    (followed,) = [f for f in await findings(primary.url) if f.check == "replication"]
+    assert followed.says.startswith("2 replicas")
+    reader = following(stack, primary, 1)
+
+    async def third(said: bytes) -> bool:
+        """Whether this is told of the reader, when all others have acknowledged something."""
+        text: bytes = await ask(primary, "INFO", "replication")
+        (its,) = [line for line in text.splitlines() if b",port=1," in line] or [b""]
+        return said in its and text.count(b"offset=0,") == (b"offset=0," in said) and b"repl_offset:0" not in text
+
+    await until(lambda: third(b"state=online,offset=0,"))
+    (followed,) = [f for f in await findings(primary.url) if f.check == "replication"]
+    assert followed.says.startswith("2 replicas")
+    reader.sendall(b"REPLCONF ACK 1\r\n")
+    await until(lambda: third(b"offset=1,"))
+    (followed,) = [f for f in await findings(primary.url) if f.check == "replication"]
+    assert followed.says.startswith("3 replicas")
+    assert followed.level is PROBLEM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from cachebus import Settings
 from cachebus.cli.doctor import durability, links, memory, namespace, replication, timing
 from cachebus.cli.doctor.access import needed, rules
-from cachebus.cli.doctor.facts import Facts, Replica, Server, ShardFacts, Timing, size
+from cachebus.cli.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
 from cachebus.ports import About, NodeLine
 from cachebus.resp import Address
@@ -86,7 +87,9 @@ def group(
     others = config | ({} if of_replicas is None else {"min-replicas-to-write": of_replicas})
     server = Server(Address(), info, "", config, "", "app")
     following = [Replica(Address(port=7000 + i), others) for i in range(replicas)]
-    return Facts(Settings(), server, QUICK, (), (), failover_s, following, known)
+    watched = Watched("sentinel", failover_s, [Known(Address(port=7000 + i)) for i in range(replicas)])
+    gone = [Known(Address(port=8000 + i), away="s_down") for i in range(known - replicas)]
+    return Facts(Settings(), server, QUICK, (), (), replace(watched, known=[*(watched.known or ()), *gone]), following)
 
 
 @pytest.mark.parametrize(("replicas", "least"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)])

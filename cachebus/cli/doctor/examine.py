@@ -33,9 +33,8 @@ async def examined(
             await timing.timed(asker, settings, rounds, primary.first),
             await namespace.shards_of(asker, settings, primary.shards),
             await namespace.other_databases(asker, dict(server.info), settings, primary.address.db),
-            primary.failover_s,
+            primary.watched,
             await replicas_of(server, settings.connect_timeout_s),
-            primary.replicas_known,
         )
         seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
     finally:

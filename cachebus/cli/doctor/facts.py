@@ -53,6 +53,15 @@ class Server:
         kind = self.info.get("server_name", "redis")
         return f"{kind} {self.info.get(f'{kind}_version', '') or self.info.get('redis_version', '?')}"
 
+    @property
+    def followers(self) -> list[Mapping[str, str]]:
+        """What INFO says of each that follows it: `ip`, `port`, `state`, `offset`, `lag`."""
+        lines = [
+            value for name, value in sorted(self.info.items())
+            if name.startswith("slave") and name.removeprefix("slave").isdecimal()
+        ]  # fmt: skip
+        return [dict(pair.partition("=")[::2] for pair in line.split(",")) for line in lines]
+
     def number(self, name: str) -> int | None:
         """A figure of INFO; None where it is not told."""
         return whole(self.info.get(name))
@@ -105,6 +114,35 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A replica as those know it who would promote it."""
+
+    address: Address
+    away: str = ""
+    """Why it is not there, in their words; "" where it is."""
+    promotable: bool = True
+    id: str = ""
+    """Its id, in a Cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What those say of one primary who would promote its replicas: Sentinels, or the nodes of a Cluster."""
+
+    kind: str = ""
+    """As of `Places`; "" where nobody is known to."""
+    failover_s: float | None = None
+    """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
+    known: Sequence[Known] | None = None
+    """The replicas that they know, be they there or not; None where nobody says."""
+    refused: str = ""
+    """Why something is not known."""
+
+
+UNWATCHED: Final = Watched()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All that was found out, beside the settings of the cache that asks."""
 
@@ -114,12 +152,9 @@ class Facts:
     shards: Sequence[ShardFacts] = ()
     other_databases: Sequence[int] = ()
     """Databases of the same server in which the same namespace lies."""
-    failover_s: float | None = None
-    """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
+    watched: Watched = UNWATCHED
     replicas: Sequence[Replica] = ()
     """Those that follow the server now."""
-    replicas_known: int = 0
-    """How many replicas whoever promotes them knows of, be they there or not."""
 
 
 class Asker:
@@ -153,6 +188,20 @@ class Asker:
         self.connection.close()
 
 
+async def asked(whom: Address, *questions: tuple[str, ...]) -> list[tuple[Any, str]]:
+    """The answers to some questions, over a connection of its own, each as of `Asker.ask`; never raises."""
+    answers: list[tuple[Any, str]] = []
+    try:
+        asker = await Asker.open(whom, ASK_TIMEOUT_S)
+        try:
+            answers.extend([await asker.ask(*question) for question in questions])
+        finally:
+            asker.close()
+    except CacheBusError as error:
+        answers += [(None, str(error))] * (len(questions) - len(answers))
+    return answers
+
+
 class _Echoing(Connection):
     """A server that cannot save refuses a PING as if it were a write, and so every log-in; an ECHO it answers."""
 
@@ -181,13 +230,10 @@ async def server_of(asker: Asker, address: Address) -> Server:
 async def replicas_of(server: Server, connect_timeout_s: float) -> list[Replica]:
     """Each replica that follows the server, asked at the address at which the server knows it."""
     found = []
-    for name, value in sorted(server.info.items()):
-        if not (name.startswith("slave") and name.removeprefix("slave").isdecimal()):
-            continue
-        fields = dict(pair.partition("=")[::2] for pair in value.split(","))
-        port = whole(fields.get("port"))
+    for follower in server.followers:
+        port = whole(follower.get("port"))
         if port:
-            found.append(await _replica(replace(server.address, host=fields["ip"], port=port), connect_timeout_s))
+            found.append(await _replica(replace(server.address, host=follower["ip"], port=port), connect_timeout_s))
     return found
 
 

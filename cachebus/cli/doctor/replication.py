@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, whole
+from cachebus.cli.doctor.facts import Facts, Server, whole
 from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 MAX_LAG_S: Final = 10
@@ -19,6 +19,27 @@ WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
 def needed(replicas: int) -> int:
     """The least `min-replicas-to-write` with which two sides of so many replicas can't both write; 0 without any."""
     return (replicas + 1) // 2
+
+
+def connected(server: Server) -> int:
+    """How many follow now, be they replicas or something else that acknowledges as they do, as a reader of changes:
+    min-replicas-to-write counts those as well. Who never acknowledges, as a backup, counts for nothing."""
+    if (server.number("master_repl_offset") or 0) == 0:
+        return server.number("connected_slaves") or 0
+    return sum(
+        follower.get("state") != "online" or follower.get("offset") not in (None, "0")
+        for follower in server.followers
+        if follower.get("port") != "0" or follower.get("offset") not in (None, "0")
+    )
+
+
+def counted(facts: Facts) -> int:
+    """How many replicas the primary has. Those that are away count, as whoever promotes them knows them: they may be
+    with the one that is promoted. What follows beside those that are known counts too."""
+    there, known = connected(facts.server), facts.watched.known
+    if known is None:
+        return there
+    return len(known) + max(0, there - sum(not replica.away for replica in known))
 
 
 def role(facts: Facts) -> Iterator[Finding]:
@@ -39,8 +60,8 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     server = facts.server
     if server.info.get("role") != "master":
         return
-    there, most_lag_s = server.number("connected_slaves") or 0, _most_lag_s(facts)
-    count = max(there, facts.replicas_known)
+    there, most_lag_s = connected(server), _most_lag_s(facts)
+    count = counted(facts)
     known, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
     # INFO has that figure only where the setting is at least 1 (and its lag is not 0).
     has = known if known is not None else 0 if good is None else 1
@@ -74,7 +95,8 @@ def _too_few(facts: Facts, said: str, good: int, count: int) -> Finding:
     where none ever did is the setting the mistake."""
     commands, conf = config_set(min_replicas_to_write="0")
     # Without the figure nobody knows, and a server that a replica has followed since its start keeps a backlog.
-    never = facts.server.info.get("repl_backlog_active") == "0" and not count
+    unwatched = not facts.watched.kind or facts.watched.known is not None
+    never = unwatched and not count and facts.server.info.get("repl_backlog_active") == "0"
     return Finding(
         "replication", Level.PROBLEM, f"{said}, and {_replicas(good)} {_keep(good)} up",
         "Every write is refused (NOREPLICAS): L2 counts as lost. "
@@ -139,13 +161,13 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
 
 def _most_lag_s(facts: Facts) -> int:
     """The longest lag that is over before a replica is promoted."""
-    return MAX_LAG_S if facts.failover_s is None else min(MAX_LAG_S, max(1, int(facts.failover_s) - 1))
+    failover_s = facts.watched.failover_s
+    return MAX_LAG_S if failover_s is None else min(MAX_LAG_S, max(1, int(failover_s) - 1))
 
 
 def promoted(facts: Facts) -> Iterator[Finding]:
     """Whether each replica, once it is promoted, is set up as the primary is to be: settings do not replicate."""
-    count = max(facts.server.number("connected_slaves") or 0, facts.replicas_known)
-    least, most_lag_s = needed(count), _most_lag_s(facts)
+    least, most_lag_s = needed(counted(facts)), _most_lag_s(facts)
     wrong = False
     for replica in facts.replicas:
         if replica.refused:

@@ -1,0 +1,74 @@
+"""What the nodes of a Cluster say of the replicas that they would promote."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
+from cachebus.resp import CLUSTER, Address
+
+_AWAY = frozenset(("fail", "fail?", "handshake", "noaddr"))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of CLUSTER NODES."""
+
+    id: str
+    ip: str
+    host: str
+    """The name that it announces, "" for none."""
+    port: int
+    flags: frozenset[str]
+    follows: str
+    """The id of its primary; "-" for none."""
+
+
+def lines_of(text: str) -> list[Line]:
+    """The lines of CLUSTER NODES; what is none is left out."""
+    return [line for words in map(str.split, text.splitlines()) if (line := _line(words)) is not None]
+
+
+def _line(words: Sequence[str]) -> Line | None:
+    if len(words) < 4:
+        return None
+    place, _, names = words[1].partition(",")
+    ip, _, port = place.partition("@")[0].rpartition(":")
+    return Line(
+        words[0], ip, names.partition(",")[0], whole(port) or 0, frozenset(words[2].split(",")), words[3]
+    )  # fmt: skip
+
+
+def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
+    """The replicas of the node that has written these lines, which is at that address; None where it is not in them.
+
+    By its id: in most Clusters all nodes have one port.
+    """
+    own = next((line for line in lines if "myself" in line.flags), None)
+    if own is None:
+        return None
+    by_name = own.host == primary.host
+    return [
+        Known(
+            replace(primary, host=(by_name and line.host) or line.ip or primary.host, port=line.port),
+            away=", ".join(sorted(line.flags & _AWAY)), promotable="nofailover" not in line.flags, id=line.id,
+        )
+        for line in lines if line.follows == own.id
+    ]  # fmt: skip
+
+
+async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:
+    """What each of the primaries says of its replicas. The least time-out of them counts: any may begin a failover."""
+    said = await asyncio.gather(*map(_said, primaries))
+    failover_s = min((each.failover_s for each in said if each.failover_s is not None), default=None)
+    return {place: replace(each, failover_s=failover_s) for place, each in zip(primaries, said, strict=True)}
+
+
+async def _said(primary: Address) -> Watched:
+    question = ("CONFIG", "GET", "cluster-node-timeout")
+    (text, refused), (flat, hidden) = await asked(primary, ("CLUSTER", "NODES"), question)
+    known = None if text is None else replicas_in(lines_of(text.decode(errors="replace")), primary)
+    silent_ms = whole(texts(flat).get(question[-1]))
+    return Watched(CLUSTER, None if silent_ms is None else silent_ms / 1000, known, refused or hidden)
