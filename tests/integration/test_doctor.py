@@ -16,7 +16,7 @@ from cachebus.cli import main
 from cachebus.cli.doctor import access, timing
 from cachebus.cli.doctor.examine import examined
 from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import Primary, primaries_of
+from cachebus.cli.doctor.primaries import Primary, deployment_of
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.groups import SentinelGroup, ask
 from cachebus.errors import L2Unavailable
@@ -492,7 +492,7 @@ async def test_a_server_that_has_gone_is_an_error(own_server: EmbeddedServer) ->
 async def test_a_cluster_is_looked_at_primary_by_primary(shared_servers: SharedServers) -> None:
     group = await shared_servers.cluster()
     settings = Settings(url=group.url)
-    primaries = await primaries_of(settings)
+    primaries = (await deployment_of(settings)).primaries
     assert sorted(shard for primary in primaries for shard in primary.shards or ()) == list(range(64))
     assert len(primaries) == 3
     async with nodes(group.url, 1):
@@ -521,7 +521,7 @@ async def test_a_cluster_is_looked_at_primary_by_primary(shared_servers: SharedS
 async def test_behind_sentinels_the_primary_is_looked_at() -> None:
     async with SentinelGroup(any_binary(), min_replicas=1) as group:
         settings = Settings(url=group.url)
-        (primary,) = await primaries_of(settings)
+        (primary,) = (await deployment_of(settings)).primaries
         assert (primary.address.port, primary.watched.failover_s) == (group.data[0].port, 0.5)
         _, found = await examined(settings, primary, rounds=3)
         by_name = {finding.check: finding for finding in found}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +17,14 @@ from cachebus import Settings
 from cachebus.cli.doctor import timing
 from cachebus.cli.doctor.examine import examined
 from cachebus.cli.doctor.finding import Level
-from cachebus.cli.doctor.primaries import primaries_of
+from cachebus.cli.doctor.primaries import deployment_of
 from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ask
+from cachebus.cli.groups import ClusterGroup, ask
+from cachebus.l2.names import ShardNames
+from cachebus.resp import slot_of
+from cachebus.resp.route import SLOTS
 from tests.support.caches import until
+from tests.support.command import ran
 from tests.support.doctor import findings, of, type_in
 from tests.support.one_port import one_port_cluster
 from tests.support.servers import any_binary
@@ -34,6 +43,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as servers:
         yield servers
+
+
+async def typed(folder: Path, url: str, *options: str, **env: str) -> tuple[int, str, str]:
+    """What the command says: exit status, output, errors."""
+    return await asyncio.to_thread(partial(ran, "doctor", url, *options, folder=folder, env=env))
 
 
 async def led(stack: ExitStack, replicas: int, *conf: str) -> list[EmbeddedServer]:
@@ -96,7 +110,7 @@ async def test_in_a_cluster_on_one_port_each_primary_has_its_own_replicas(stack:
     right = ("min-replicas-to-write 1", "cluster-allow-replica-migration no")
     nodes = await one_port_cluster(stack, 2, *SHARED, *QUICK, *right)
     settings = Settings(url=f"redis+cluster://{nodes[0].host}:{nodes[0].port}")
-    primaries = await primaries_of(settings)
+    primaries = (await deployment_of(settings)).primaries
     assert {primary.address.host for primary in primaries} == {nodes[0].host, nodes[1].host}
     for primary in primaries:
         (replica,) = primary.watched.known or ()
@@ -129,3 +143,30 @@ async def test_what_never_acknowledges_is_no_replica_and_what_does_is_counted(st
     (followed,) = [f for f in await findings(primary.url) if f.check == "replication"]
     assert followed.says.startswith("3 replicas")
     assert followed.level is PROBLEM
+
+
+# -- a Cluster of which a part is away ---------------------------------------------------------------------------------
+
+
+async def test_slots_that_nobody_serves_are_a_problem(tmp_path: Path) -> None:
+    async with ClusterGroup(any_binary(), primaries=2, replicas=0) as group:
+        bare, others = group.servers
+        slots = {shard: slot_of(ShardNames("cachebus", shard).meta) for shard in range(8)}
+        taken = sorted(shard for shard, slot in slots.items() if slot < SLOTS // 2)
+        gone = [slots[shard] for shard in taken]
+        for server in (others, bare):
+            await ask(server, "CLUSTER", "DELSLOTS", *gone)
+        settings = Settings(url=group.url, shards=8)
+        found = list((await deployment_of(settings)).findings)
+        finding = of(found, "slots")
+        assert finding is not None
+        assert finding.level is PROBLEM
+        assert f"shards {', '.join(map(str, taken))}" in finding.says
+        status, out, _ = await typed(tmp_path, group.url, "--json", CACHEBUS_SHARDS="8")
+        assert status == 1
+        (told,) = [each for each in json.loads(out)["findings"] if each["level"] == "problem"]
+        assert told["check"] == "slots"
+        command = re.search(r"CLUSTER ADDSLOTS [\d ]+", finding.otherwise)
+        assert command is not None
+        assert await ask(bare, *command[0].split()) == b"OK"
+        assert of(list((await deployment_of(settings)).findings), "slots") is None

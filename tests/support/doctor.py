@@ -8,14 +8,14 @@ from typing import Any
 from cachebus import Settings
 from cachebus.cli.doctor.examine import examined
 from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import primaries_of
+from cachebus.cli.doctor.primaries import deployment_of
 from cachebus.cli.embedded import EmbeddedServer
 
 
 async def findings(url: str, *, probe_writes: bool = False, **settings: Any) -> list[Finding]:
     """What the doctor finds there."""
     made = Settings(url=url, **settings)
-    _, found = await examined(made, (await primaries_of(made))[0], probe_writes=probe_writes, rounds=3)
+    _, found = await examined(made, (await deployment_of(made)).primaries[0], probe_writes=probe_writes, rounds=3)
     return found
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
-from cachebus.resp import CLUSTER, Address
+from cachebus.cli.doctor.finding import Finding, Level, ok
+from cachebus.l2.names import ShardNames
+from cachebus.resp import CLUSTER, Address, slot_of
+from cachebus.settings import Settings
 
 _AWAY = frozenset(("fail", "fail?", "handshake", "noaddr"))
 
@@ -24,6 +27,28 @@ class Line:
     flags: frozenset[str]
     follows: str
     """The id of its primary; "-" for none."""
+
+
+def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Finding]:
+    """Whether each shard's slot has a server, by where each shard is known to lie."""
+    lacking = [shard for shard, place in enumerate(known) if place is None]
+    if not lacking:
+        yield ok("slots", f"each of {len(known)} shards has a server")
+        return
+    slots = sorted(slot_of(ShardNames(settings.namespace, shard).meta) for shard in lacking)
+    yield Finding(
+        "slots", Level.PROBLEM, f"no server has the slots of {shards_named(lacking)}",
+        f"Of the tenants that lie there ({len(lacking)} of {len(known)} shards) nothing is stored: their leases lapse, "
+        "their reads go to the source, their invalidations raise. Where cluster-require-full-coverage is yes, the "
+        "others are refused as well (CLUSTERDOWN).",
+        otherwise=f"give them to a primary, by redis-cli --cluster fix HOST:PORT, or there by CLUSTER ADDSLOTS "
+        f"{' '.join(map(str, slots))}",
+    )  # fmt: skip
+
+
+def shards_named(shards: Sequence[int]) -> str:
+    """For people: "shard 3", "shards 3, 7"."""
+    return f"shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))}"
 
 
 def lines_of(text: str) -> list[Line]:

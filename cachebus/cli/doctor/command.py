@@ -57,8 +57,8 @@ def doctor(
     from cachebus.cli.doctor.access import user_of_its_own
     from cachebus.cli.doctor.examine import examined
     from cachebus.cli.doctor.finding import status_of
-    from cachebus.cli.doctor.primaries import primaries_of
-    from cachebus.cli.doctor.report import printed, told
+    from cachebus.cli.doctor.primaries import deployment_of
+    from cachebus.cli.doctor.report import printed, told, under
     from cachebus.cli.performance import until_signalled
     from cachebus.cli.settings import settings_for
 
@@ -66,15 +66,20 @@ def doctor(
     if acl is not None:
         sys.stdout.write(user_of_its_own(settings, acl) + "\n")
         return
-    everything, servers = [], []
-    for primary in until_signalled(primaries_of(settings)):
+    deployment = until_signalled(deployment_of(settings))
+    everything, servers, console = list(deployment.findings), [], Console()
+    if everything and not as_json:
+        under(f"{deployment.name}, namespace {settings.namespace}", everything, console)
+        console.print()
+    for primary in deployment.primaries:
         server, findings = until_signalled(examined(settings, primary, probe_writes=probe_writes))
         everything += findings
         if as_json:
             servers.append(told(settings, server, findings))
         else:
-            printed(settings, server, findings, Console())
+            printed(settings, server, findings, console)
     status = status_of(everything, strict=strict)
     if as_json:
-        sys.stdout.write(json.dumps({"status": status, "servers": servers}, indent=2) + "\n")
+        whole = {"status": status, "findings": [each.as_dict() for each in deployment.findings], "servers": servers}
+        sys.stdout.write(json.dumps(whole, indent=2) + "\n")
     raise typer.Exit(status)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachebus.cli.doctor import sentinels
-from cachebus.cli.doctor.cluster import watched_in
+from cachebus.cli.doctor.cluster import served, watched_in
 from cachebus.cli.doctor.facts import UNWATCHED, Watched
+from cachebus.cli.doctor.finding import Finding
 from cachebus.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.factory import places_of, route_of
@@ -29,21 +30,51 @@ class Primary:
         return self.shards[0] if self.shards else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All that a URL stands for."""
+
+    name: str
+    """For people: no passwords."""
+    primaries: Sequence[Primary]
+    findings: Sequence[Finding] = ()
+    """What concerns no single server."""
+
+
 async def primaries_of(settings: Settings) -> list[Primary]:
-    """Where the namespace lies now; `ConfigError`, `L2Unavailable`."""
+    """Where the namespace lies now, and nothing of who watches over it; `ConfigError`, `L2Unavailable`."""
+    return _primaries(await _route_of(settings))
+
+
+async def deployment_of(settings: Settings) -> Deployment:
+    """All of it, and what those say who watch over it; `ConfigError`, `L2Unavailable`."""
+    route = await _route_of(settings)
+    places = places_of(settings)
+    primaries = _primaries(route)
+    addresses = [primary.address for primary in primaries]
+    findings: list[Finding] = []
+    if places.kind == CLUSTER:
+        watched = await watched_in(addresses)
+        findings += served(settings, route.known)
+    elif places.kind == SENTINEL:
+        watched = {addresses[0]: sentinels.watched_by(await sentinels.views_of(places), addresses[0])}
+    else:
+        return Deployment(str(route), primaries)
+    primaries = [replace(primary, watched=watched[primary.address]) for primary in primaries]
+    return Deployment(str(route), primaries, findings)
+
+
+def _primaries(route: Route) -> list[Primary]:
+    places = dict.fromkeys(place for place in route.known if place is not None)
+    if not route.clustered:
+        return list(map(Primary, places))
+    return [Primary(place, [shard for shard, there in enumerate(route.known) if there == place]) for place in places]
+
+
+async def _route_of(settings: Settings) -> Route:
     if settings.url.get_secret_value().startswith("memory://"):
         raise ConfigError("memory:// is inside one process: there is no server to look at")
-    places, route = places_of(settings), await route_to(settings)
-    known = list(dict.fromkeys(address for address in route.known if address is not None))
-    if places.kind == CLUSTER:
-        watched = await watched_in(known)
-        return [
-            Primary(address, [shard for shard, there in enumerate(route.known) if there == address], watched[address])
-            for address in known
-        ]
-    if places.kind == SENTINEL:
-        return [Primary(known[0], None, sentinels.watched_by(await sentinels.views_of(places), known[0]))]
-    return [Primary(known[0])]
+    return await route_to(settings)
 
 
 async def route_to(settings: Settings) -> Route:

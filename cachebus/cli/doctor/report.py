@@ -21,7 +21,13 @@ _LEAST_WIDTH: Final = 40
 
 def printed(settings: Settings, server: Server, findings: Sequence[Finding], console: Console) -> None:
     """Print what was found: a line for what is right, a paragraph for what is not."""
-    _line(console, Text(f"{server.name} at {server.address}, namespace {settings.namespace}, user {server.user}"))
+    head = f"{server.name} at {server.address}, namespace {settings.namespace}, user {server.user}"
+    under(head, findings, console)
+
+
+def under(head: str, findings: Sequence[Finding], console: Console) -> None:
+    """Print findings under a line that says of what they are, and how many there are of each level."""
+    _line(console, Text(head))
     for finding in findings:
         _line(console, Text())
         _one(finding, console)

@@ -75,7 +75,10 @@ def latency(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "scripts", Level.PROBLEM, f"a script that reads TIME and INFO is refused: {timing.script_refused}",
             "Every operation of cachebus is such a script: none succeeds.",
-            otherwise="allow EVAL and EVALSHA, and TIME, INFO and HMGET in them; see the check named permissions",
+            otherwise="allow EVAL and EVALSHA, and TIME, INFO and HMGET in them; see the check named permissions"
+            if "CLUSTERDOWN" not in timing.script_refused else
+            "have every slot of the Cluster served (redis-cli --cluster check HOST:PORT tells which), or let the "
+            "others go on: CONFIG SET cluster-require-full-coverage no at every node",
         )  # fmt: skip
         worst_s = quantile(timing.pings_s, 0.99)
     else:
