@@ -170,3 +170,41 @@ async def test_slots_that_nobody_serves_are_a_problem(tmp_path: Path) -> None:
         assert command is not None
         assert await ask(bare, *command[0].split()) == b"OK"
         assert of(list((await deployment_of(settings)).findings), "slots") is None
+
+
+@pytest.mark.parametrize("how", ["dead", "frozen"])
+async def test_a_primary_that_is_away_hides_nothing_of_the_others(tmp_path: Path, how: str) -> None:
+    async with ClusterGroup(any_binary(), primaries=3, replicas=0) as group:
+        away = group.servers[1]
+        if how == "dead":
+            away.kill()
+        else:
+            away.pause()
+        status, out, errors = await typed(tmp_path, group.url, "--json", CACHEBUS_SHARDS="8")
+        assert (status, errors) == (1, "")
+        servers = {each["address"]: each["findings"] for each in json.loads(out)["servers"]}
+        assert len(servers) == 3
+        (told,) = servers.pop(f"127.0.0.1:{away.port}")
+        assert (told["check"], told["level"]) == ("reach", "problem")
+        assert "one of 3 primaries" in told["means"]
+        assert "of 8 shards" in told["means"]
+        assert all(len(found) > 10 for found in servers.values())
+        if how == "dead":
+            status, out, _ = await typed(tmp_path, group.url, CACHEBUS_SHARDS="8")
+            assert status == 1
+            assert all(f"127.0.0.1:{server.port}" in out for server in group.servers)
+        else:
+            away.resume()
+
+
+async def test_a_server_that_is_away_is_told_as_json_too(tmp_path: Path) -> None:
+    status, out, errors = await typed(tmp_path, "redis://127.0.0.1:1/0", "--json")
+    told = json.loads(out)
+    assert (status, told["status"]) == (2, 2)
+    (server,) = told["servers"]
+    assert "127.0.0.1:1" in server["findings"][0]["says"]
+    assert len(errors.splitlines()) == 1
+    status, out, _ = await typed(tmp_path, "redis+cluster://127.0.0.1:1", "--json")
+    told = json.loads(out)
+    assert (status, told["status"], told["servers"]) == (2, 2, [])
+    assert "127.0.0.1:1" in told["error"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from cachebus.cli.settings import Namespace
+from cachebus.errors import L2Unavailable
+
+if TYPE_CHECKING:
+    from cachebus.cli.doctor.primaries import Deployment
+    from cachebus.settings import Settings
 
 Url = Annotated[
     str | None,
@@ -52,13 +57,10 @@ def doctor(
     Eviction, files, replicas, buffers, time limits, latency, clocks, permissions, and the namespace's own state: each
     is ok, an advice, a problem, or could not be checked, with the exact command that mends it. Nothing is changed.
 
-    Exit status: 0, 1 if there is a problem, 2 if the server could not be looked at.
+    Exit status: 0, 1 if there is a problem, as one server of several that is out of reach, 2 if none could be looked at.
     """
     from cachebus.cli.doctor.access import user_of_its_own
-    from cachebus.cli.doctor.examine import examined
-    from cachebus.cli.doctor.finding import status_of
     from cachebus.cli.doctor.primaries import deployment_of
-    from cachebus.cli.doctor.report import printed, told, under
     from cachebus.cli.performance import until_signalled
     from cachebus.cli.settings import settings_for
 
@@ -66,20 +68,45 @@ def doctor(
     if acl is not None:
         sys.stdout.write(user_of_its_own(settings, acl) + "\n")
         return
-    deployment = until_signalled(deployment_of(settings))
-    everything, servers, console = list(deployment.findings), [], Console()
+    try:
+        deployment = until_signalled(deployment_of(settings))
+    except L2Unavailable as error:
+        if as_json:
+            sys.stdout.write(json.dumps({"status": 2, "error": str(error), "findings": [], "servers": []}) + "\n")
+        raise
+    status = _gone_through(settings, deployment, probe_writes=probe_writes, strict=strict, as_json=as_json)
+    raise typer.Exit(status)
+
+
+def _gone_through(
+    settings: Settings, deployment: Deployment, *, probe_writes: bool, strict: bool, as_json: bool
+) -> int:  # fmt: skip
+    """Look at one server after the other, and tell what each has; gives the exit status. One that is out of reach is a
+    finding where there are others: those it hides nothing of."""
+    from cachebus.cli.doctor.examine import examined, out_of_reach
+    from cachebus.cli.doctor.finding import status_of
+    from cachebus.cli.doctor.report import printed, told, under
+    from cachebus.cli.performance import until_signalled
+
+    everything, servers, errors, console = list(deployment.findings), [], list[L2Unavailable](), Console()
     if everything and not as_json:
         under(f"{deployment.name}, namespace {settings.namespace}", everything, console)
         console.print()
     for primary in deployment.primaries:
-        server, findings = until_signalled(examined(settings, primary, probe_writes=probe_writes))
+        try:
+            server, findings = until_signalled(examined(settings, primary, probe_writes=probe_writes))
+        except L2Unavailable as error:
+            errors.append(error)
+            server, findings = out_of_reach(primary, error, deployment)
         everything += findings
         if as_json:
             servers.append(told(settings, server, findings))
-        else:
+        elif len(deployment.primaries) > 1 or not errors:
             printed(settings, server, findings, console)
-    status = status_of(everything, strict=strict)
+    status = 2 if len(errors) == len(deployment.primaries) else status_of(everything, strict=strict)
     if as_json:
         whole = {"status": status, "findings": [each.as_dict() for each in deployment.findings], "servers": servers}
         sys.stdout.write(json.dumps(whole, indent=2) + "\n")
-    raise typer.Exit(status)
+    if status == 2:
+        raise errors[0]
+    return status

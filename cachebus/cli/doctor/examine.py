@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from cachebus.cli.doctor import access, durability, links, memory, namespace, replication, timing
+from cachebus.cli.doctor.cluster import shards_named
 from cachebus.cli.doctor.facts import Asker, Facts, Server, replicas_of, server_of
 from cachebus.cli.doctor.finding import G1, Finding, Level
-from cachebus.cli.doctor.primaries import Primary
+from cachebus.cli.doctor.primaries import Deployment, Primary
+from cachebus.errors import L2Unavailable
 from cachebus.settings import Settings
 
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
@@ -41,6 +43,21 @@ async def examined(
         asker.close()
     findings = [finding for check in CHECKS for finding in check(facts)]
     return server, [*findings, *access.permissions(seen, server, settings), *_topology(server, primary)]
+
+
+def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
+    """A server of which only that is known."""
+    whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
+    finding = Finding(
+        "reach", Level.PROBLEM, str(error),
+        f"It is one of {len(deployment.primaries)} primaries, and has {len(whose)} of {all_} shards "
+        f"({shards_named(whose)}): for the tenants that lie there nothing is stored, their reads go to the source, and "
+        "their invalidations raise. The others are looked at, and lack nothing."
+        if whose else "",
+        otherwise="bring it back, or promote one of its replicas (there by CLUSTER FAILOVER TAKEOVER, if nobody does)"
+        if whose else "",
+    )  # fmt: skip
+    return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default"), [finding]
 
 
 def _topology(server: Server, primary: Primary) -> Iterator[Finding]:
