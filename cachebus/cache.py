@@ -336,7 +336,7 @@ class Cache(Life):
         largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
         time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)
         return WriteGuard(
-            parts.writer, parts.node, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
+            parts.writer, parts.guards, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
         )
 
     # -- counters -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from cachebus.cascade import CascadeTable
 from cachebus.clock import Clock, monotonic
 from cachebus.errors import ConfigError
 from cachebus.fetch import Fetcher
+from cachebus.guard import Guards
 from cachebus.heartbeat import Heartbeat
 from cachebus.keys import Keyspace
 from cachebus.l1 import L1
@@ -75,6 +76,7 @@ class Parts:
     reader: Reader
     loads: Loads
     writer: Writer
+    guards: Guards
     heartbeat: Heartbeat
     world: World | None
     """Kept alive by those who share it."""
@@ -116,10 +118,12 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         resend_max_bytes=settings.resend_max_bytes,
     )  # fmt: skip
     heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
+    guards = Guards(node)
+    heartbeat.judge_guards = guards.judge
     planner = Planner(keyspace, cascades)
     return Parts(
         settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, loads, writer,
-        heartbeat, world,
+        guards, heartbeat, world,
     )  # fmt: skip
 
 

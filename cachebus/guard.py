@@ -9,6 +9,7 @@ database would have let the transaction commit: nothing older than the commit wa
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from cachebus.errors import ConfigError
 from cachebus.node import Node
 from cachebus.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.resend_buffer import born_s
 from cachebus.settings import Settings
 from cachebus.write import Writer
 
@@ -47,26 +49,63 @@ def guard_time_s(
     return wanted_s
 
 
+class Guards:
+    """The guards of one cache that stand, or may: another epoch of their shard, in which none of them does, is noticed
+    whenever a probe tells of it, also behind their block."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._standing: list[dict[WriteGuard, None]] = [{} for _ in node.shards]
+        self._left: deque[WriteGuard] = deque()
+        self._judged = [shard.epoch for shard in node.shards]
+
+    def stands(self, guard: WriteGuard) -> None:
+        """It has been put up."""
+        self._standing[guard._shard][guard] = None
+
+    def ended(self, guard: WriteGuard) -> None:
+        """Nothing can become of it any more."""
+        self._standing[guard._shard].pop(guard, None)
+
+    def left(self, guard: WriteGuard) -> None:
+        """It stands until its time is over, if it stands."""
+        self._left.append(guard)
+        while self._left and self._left[0]._over:
+            self.ended(self._left.popleft())
+
+    def judge(self, shard: int) -> None:
+        """To be called when a probe may have told of another epoch."""
+        epoch = self.node.shards[shard].epoch
+        if epoch != self._judged[shard]:
+            undecided = [guard for guard in tuple(self._standing[shard]) if not guard._judged()]
+            if not undecided:
+                self._judged[shard] = epoch
+
+
 class WriteGuard:
     """`async with cache.write_guard(...) as guard:` around a transaction; see `Cache.write_guard`."""
 
     def __init__(
-        self, writer: Writer, node: Node, plan: Plan, time_s: float, clock: Clock, *, wait: bool, enabled: bool
+        self, writer: Writer, guards: Guards, plan: Plan, time_s: float, clock: Clock, *, wait: bool, enabled: bool
     ) -> None:
         self._writer = writer
-        self._node = node
+        self._guards = guards
+        self._node = guards.node
         self._plan = plan
+        self._shard = plan.shard
         self._time_s = time_s
         self._clock = clock
         self._wait = wait
         self._enabled = enabled
-        self._began_s = 0.0
+        self._began_s = self._stood_s = 0.0
+        self._epoch = b""
         self._token = ""
         self.receipt: Receipt = NOTHING_DONE
         """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
         self.lost = False
-        """Known behind the block: whether L2 began another epoch meanwhile (by a failover, a restart, a backup
-        that gave it another replication id), which loses all guards. What was loaded while it lacked this one lives for
+        """Whether L2 is known to have begun another epoch while the guard stood (by a failover, a restart, a backup
+        that gave it another replication id), which loses all guards: known behind a block that ended well; else, where
+        L2 could not be asked, once it has answered again. What was loaded while it lacked this one lives for
         `guard_max_s` from then at the longest."""
 
     async def __aenter__(self) -> Self:
@@ -78,6 +117,8 @@ class WriteGuard:
         # From before it is asked for: whatever time the answer takes is time in which the guard may have stood.
         self._began_s = self._clock()
         self.receipt = await self._writer.guard(self._plan, self._token, int(self._time_s * 1000))
+        self._stood_s, self._epoch = self._clock(), self.receipt.epoch.encode()
+        self._guards.stands(self)
         return self
 
     async def __aexit__(
@@ -87,15 +128,56 @@ class WriteGuard:
             return
         if kind is not None:
             # A COMMIT that raised, or was cancelled, may have happened, or may yet: only time tells.
-            self._node.counters.guards_left += 1
-            logger.info("a write guard is left standing, for {}", kind.__name__)
+            self._left(kind.__name__)
             return
-        if self._clock() - self._began_s >= self._time_s:
+        late = self._clock() - self._began_s >= self._time_s
+        if late:
             self._node.counters.guards_left += 1
             logger.warning("a block outlasted its write guard of {:g} s: had this process died, no guard", self._time_s)
-        entered = self.receipt.epoch
-        self.receipt = await self._writer.unguard(self._plan, self._token, wait=self._wait)
-        self.lost = self.receipt.epoch not in ("", entered)
-        if self.lost:
+        try:
+            self.receipt = await self._writer.unguard(self._plan, self._token, wait=self._wait)
+        except BaseException as failed:
+            self._left(type(failed).__name__, counted=late)
+            raise
+        if self.receipt.status == "pending":  # which stands for no epoch yet
+            self._left("an end that waits for L2", counted=late)
+            return
+        self._guards.ended(self)
+        if self.receipt.epoch.encode() != self._epoch:
+            self._is_lost()
+
+    def _left(self, why: str, *, counted: bool = False) -> None:
+        """Its end did not take it away, as far as is known. It may have been lost before, which is told at once where
+        that is known, or whenever it comes to be."""
+        if self._judged() and self.lost:
+            return
+        self._guards.left(self)
+        self._node.counters.guards_left += not counted
+        logger.info("a write guard is left standing, for {}", why)
+
+    @property
+    def _over(self) -> bool:
+        """Whether it is known to have stood to the end of its time."""
+        view = self._node.shards[self._shard]
+        return self.lost or (view.epoch == self._epoch and view.vouched_s >= self._until_s)
+
+    def _judged(self) -> bool:
+        """Look whether another epoch has begun; False where no probe that was sent later than it has been answered."""
+        view = self._node.shards[self._shard]
+        if view.vouched_s < self._stood_s:
+            return False
+        if view.epoch != self._epoch:
+            self._guards.ended(self)
+            if born_s(self._node.born_us[self._shard], self._node.server_clocks[self._shard]) < self._until_s:
+                self._is_lost()
+        return True
+
+    @property
+    def _until_s(self) -> float:
+        return self._began_s + self._time_s
+
+    def _is_lost(self) -> None:
+        if not self.lost:
+            self.lost = True
             self._node.counters.guards_lost += 1
             logger.warning("a write guard was lost with its epoch: what is loaded meanwhile may live for guard_max_s")

@@ -74,6 +74,8 @@ class Heartbeat:
         self.receiver: Receiver
         self.repeat: Callable[[int], Coroutine[object, object, None]]
         """Repeats in a shard's new epoch what this node has invalidated since that was born."""
+        self.judge_guards: Callable[[int], object] = lambda _shard: None
+        """Looks whether a shard's new epoch has lost guards."""
         self.forget_old: Callable[[], None]
         """Gives back the memory of what need not be repeated any more."""
         self._repeated = [shard.epoch for shard in node.shards]
@@ -289,6 +291,7 @@ class Heartbeat:
             await self._begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
+        self.judge_guards(shard)
 
     def _look_at_replicas(self, shard: int, loose: int) -> None:
         """Say once that a primary has replicas and would go on writing when it is cut off from them."""

@@ -142,9 +142,10 @@ class Stats:
     guards: int
     """Write guards put up."""
     guards_left: int
-    """Those of them that were left standing to their time-out, by an exception in their block or a long one."""
+    """Those of them that were left to their time-out, by an exception in their block, a long one, or an end that did
+    not reach L2."""
     guards_lost: int
-    """Those of them that were lost with their epoch while their block ran: by a failover, a restart, a backup."""
+    """Those of them that were lost with their epoch while they stood: by a failover, a restart, a backup."""
     guarded_loads: int
     """Loads whose value nobody could keep, for somebody's guard."""
     pending: int

@@ -57,7 +57,7 @@ def doctor(
     Eviction, files, replicas, buffers, time limits, latency, clocks, permissions, and the namespace's own state: each
     is ok, an advice, a problem, or could not be checked, with the exact command that mends it. Nothing is changed.
 
-    Exit status: 0, 1 if there is a problem, as one server of several that is out of reach, 2 if none could be looked at.
+    Exit status: 0, 1 if there is a problem, as one of several servers that is away, 2 if none could be looked at.
     """
     from cachebus.cli.doctor.access import user_of_its_own
     from cachebus.cli.doctor.primaries import deployment_of
