@@ -21,7 +21,7 @@ from cachebus.clock import Clock, boottime_s, monotonic
 from cachebus.coherence import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.node import Node
-from cachebus.ports import About, Bus, Store
+from cachebus.ports import About, Bus, ProbeReply, Store
 from cachebus.receive import Receiver
 from cachebus.resp import ended
 
@@ -34,6 +34,8 @@ SUSPENDED_S = 0.1
 STARTED_AT_ONCE = 16
 BEGINNINGS_MAX = 256
 """Shards of which a node reads at once where they are."""
+RETURN_S = 60.0
+"""Replicas that are not back so long after a new epoch began are none of this primary's."""
 PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
 """In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
@@ -65,7 +67,8 @@ class Heartbeat:
         self._first = 0
         self._told: dict[str, str] = {}
         self.loose_replicas = [0] * len(node.shards)
-        """By shard: as of `ProbeReply`."""
+        """By shard: as of `ProbeReply`, the most that were seen."""
+        self._loose_in, self._gone = [NO_EPOCH] * len(node.shards), [False] * len(node.shards)
         self._out_of_reach: dict[str, dict[int, str]] = {"L2": {}, "bus": {}}
         """By part and shard: why."""
         self._pauses = [Backoff() for _ in node.shards]
@@ -244,6 +247,9 @@ class Heartbeat:
             await self._turn(shard)
         except L2Unavailable as error:
             self._lacks("L2", shard, str(error))
+            if "NOREPLICAS" in str(error):  # so it waits for some
+                self.loose_replicas[shard], self._gone[shard] = 0, False
+                self._tell_of_replicas()
             if self._store.reaches(shard):  # refused, so the server is there; for a connection `reach` waits
                 await asyncio.sleep(self._pauses[shard].next_s())
                 self._pauses[shard].longer()
@@ -286,20 +292,34 @@ class Heartbeat:
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)
         self._compare_bounds(shard)
-        self._look_at_replicas(shard, reply.loose_replicas)
+        self._look_at_replicas(shard, reply)
         if probed is Probed.FOREIGN:
             await self._begin(shard, "epoch")
         elif probed is Probed.BEHIND:
             await self._heal(shard)
         self.judge_guards(shard)
 
-    def _look_at_replicas(self, shard: int, loose: int) -> None:
-        """Say once that a primary has replicas and would go on writing when it is cut off from them."""
-        self.loose_replicas[shard] = loose
+    def _look_at_replicas(self, shard: int, reply: ProbeReply) -> None:
+        """Note how many replicas a primary has that would go on writing when it is cut off from them. That they have
+        gone is the very danger: the most that were seen count, until it waits for some, or has led another epoch for
+        long enough that they would be back."""
+        seen, now = self.loose_replicas[shard], reply.loose_replicas
+        settled = reply.epoch != self._loose_in[shard] and reply.server_us - reply.born_us > RETURN_S * 1e6
+        if now >= seen or now < 0 or settled:
+            self._loose_in[shard] = reply.epoch
+            self.loose_replicas[shard] = seen = max(0, now)
+        self._gone[shard] = now < seen
+        self._tell_of_replicas()
+
+    def _tell_of_replicas(self) -> None:
+        if any(self._gone):
+            what, then = "replicas of a primary are gone", "if they were promoted, it goes on"
+        else:
+            what, then = "a primary has replicas", "cut off from them it goes on"
         self._tell(
             "replicas",
-            "a primary has replicas, and its min-replicas-to-write is 0: cut off from them it goes on acknowledging "
-            "what is lost once one is promoted, and renewing leases (G1, G3, G4, G7); see `cachebus doctor`"
+            f"{what}, and its min-replicas-to-write is 0: {then} acknowledging what is lost once one is promoted, and "
+            "renewing leases (G1, G3, G4, G7); see `cachebus doctor`"
             if any(self.loose_replicas) else "",
         )  # fmt: skip
 

@@ -27,11 +27,10 @@ from tests.support.caches import until
 from tests.support.command import ran
 from tests.support.doctor import findings, of, type_in
 from tests.support.one_port import one_port_cluster
+from tests.support.replicas import QUICK, SHARED, led
 from tests.support.servers import any_binary
 
 ADVICE, PROBLEM = Level.ADVICE, Level.PROBLEM
-SHARED = ("maxmemory 64mb", "maxmemory-policy volatile-lru", "repl-diskless-sync-delay 0", "repl-backlog-ttl 0")
-QUICK = ("repl-ping-replica-period 1", "repl-timeout 5", "min-replicas-max-lag 1")
 
 
 @pytest.fixture(autouse=True)
@@ -48,21 +47,6 @@ def stack() -> Iterator[ExitStack]:
 async def typed(folder: Path, url: str, *options: str, **env: str) -> tuple[int, str, str]:
     """What the command says: exit status, output, errors."""
     return await asyncio.to_thread(partial(ran, "doctor", url, *options, folder=folder, env=env))
-
-
-async def led(stack: ExitStack, replicas: int, *conf: str) -> list[EmbeddedServer]:
-    """A primary and so many replicas that follow it, all set up alike."""
-    conf = (*SHARED, *QUICK, *conf)
-    primary = stack.enter_context(EmbeddedServer(any_binary(), conf=conf))
-    follow = (*conf, f"replicaof 127.0.0.1 {primary.port}")
-    others = [stack.enter_context(EmbeddedServer(any_binary(), conf=follow)) for _ in range(replicas)]
-
-    async def online() -> bool:
-        text: bytes = await ask(primary, "INFO", "replication")
-        return text.count(b"state=online") == replicas
-
-    await until(online)
-    return [primary, *others]
 
 
 def following(stack: ExitStack, primary: EmbeddedServer, port: int) -> socket.socket:

@@ -1,0 +1,110 @@
+"""A primary with replicas that waits for none: what a node says of it, and when it says no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from loguru import logger
+
+from cachebus import Cache
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import ask
+from tests.support.caches import nodes, parts, until
+from tests.support.replicas import led
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as servers:
+        yield servers
+
+
+@contextmanager
+def lines_of_replicas() -> Iterator[list[str]]:
+    """What the log says of replicas."""
+    lines: list[str] = []
+    logger.enable("cachebus")
+    sink = logger.add(lines.append, format="{level} {message}", filter=lambda line: "replicas" in line["message"])
+    try:
+        yield lines
+    finally:
+        logger.remove(sink)
+        logger.disable("cachebus")
+
+
+async def probed(cache: Cache) -> None:
+    """Until two more probes were answered, or refused."""
+    calls = parts(cache).node.shards[0]
+    after_s = calls.vouched_s
+    await until(lambda: calls.vouched_s > after_s + 0.2)
+
+
+async def connected(primary: EmbeddedServer, count: int) -> None:
+    async def met() -> bool:
+        return f"connected_slaves:{count}\r".encode() in await ask(primary, "INFO", "replication")
+
+    await until(met)
+
+
+async def test_when_its_replicas_are_cut_off_nothing_is_well_again(stack: ExitStack) -> None:
+    primary, *replicas = await led(stack, 2)
+    with lines_of_replicas() as lines:
+        async with nodes(primary.url, 1) as (cache,):
+            await until(lambda: cache.stats().loose_replicas == 2)
+            for replica in replicas:
+                replica.kill()
+            await connected(primary, 0)
+            await until(lambda: len(lines) == 2)
+            await probed(cache)
+            assert cache.stats().loose_replicas == 2
+            assert [line.split()[0] for line in lines] == ["WARNING", "WARNING"]
+            assert "replicas of a primary are gone" in lines[1]
+            for replica in replicas:
+                replica.restart()
+            await connected(primary, 2)
+            await until(lambda: len(lines) == 3)
+            assert "a primary has replicas" in lines[2]
+            primary.command("CONFIG", "SET", "min-replicas-to-write", "1")
+            await until(lambda: cache.stats().loose_replicas == 0)
+            assert lines[-1].startswith("INFO replicas: all is well again")
+
+
+async def test_a_primary_that_refuses_waits_for_some(stack: ExitStack) -> None:
+    primary, *_ = await led(stack, 2)
+    async with nodes(primary.url, 1) as (cache,):
+        await until(lambda: cache.stats().loose_replicas == 2)
+        primary.command("CONFIG", "SET", "min-replicas-to-write", "3")
+        await until(lambda: primary.command("SET", "x", "1").startswith("-NOREPLICAS"))
+        await until(lambda: cache.stats().loose_replicas == 0)
+
+
+async def test_a_restart_of_the_primary_is_no_change(stack: ExitStack) -> None:
+    """Its replicas are away for a moment, in another epoch."""
+    primary, *_ = await led(stack, 2)
+    with lines_of_replicas() as lines:
+        async with nodes(primary.url, 1) as (cache,):
+            await until(lambda: cache.stats().loose_replicas == 2)
+            epoch = cache.stats().shards[0].epoch
+            primary.kill()
+            primary.restart()
+            await until(lambda: cache.stats().shards[0].epoch != epoch)
+            assert cache.stats().loose_replicas == 2
+            await connected(primary, 2)
+            await probed(cache)
+            assert cache.stats().loose_replicas == 2
+            assert not any("well again" in line for line in lines)
+
+
+async def test_another_primary_without_replicas_has_none(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a failover to the last one: what the former one had says nothing of it."""
+    monkeypatch.setattr("cachebus.heartbeat.RETURN_S", 0.0)
+    primary, *replicas = await led(stack, 1)
+    async with nodes(primary.url, 1) as (cache,):
+        await until(lambda: cache.stats().loose_replicas == 1)
+        replicas[0].kill()
+        await connected(primary, 0)
+        primary.kill()
+        primary.restart()
+        await until(lambda: cache.stats().loose_replicas == 0)
