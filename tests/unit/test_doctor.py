@@ -87,7 +87,7 @@ def group(
     others = config | ({} if of_replicas is None else {"min-replicas-to-write": of_replicas})
     server = Server(Address(), info, "", config, "", "app")
     following = [Replica(Address(port=7000 + i), others) for i in range(replicas)]
-    watched = Watched("sentinel", failover_s, [Known(Address(port=7000 + i)) for i in range(replicas)])
+    watched = Watched("sentinel", "mymaster", failover_s, [Known(Address(port=7000 + i)) for i in range(replicas)])
     gone = [Known(Address(port=8000 + i), away="s_down") for i in range(known - replicas)]
     return Facts(Settings(), server, QUICK, (), (), replace(watched, known=[*(watched.known or ()), *gone]), following)
 

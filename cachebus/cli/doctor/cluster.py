@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
-from cachebus.cli.doctor.finding import Finding, Level, ok
+from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.cli.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
 from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.settings import Settings
@@ -44,6 +45,31 @@ def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Find
         otherwise=f"give them to a primary, by redis-cli --cluster fix HOST:PORT, or there by CLUSTER ADDSLOTS "
         f"{' '.join(map(str, slots))}",
     )  # fmt: skip
+
+
+def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
+    """Whether a cut-off primary refuses to write before another takes its place."""
+    said = list(watched)
+    known = [each.failover_s for each in said if each.failover_s is not None]
+    if not known:
+        why = next((each.refused for each in said if each.refused), "nobody says")
+        yield unknown("failover", why, "After how long a silence a replica is promoted (cluster-node-timeout).")
+    elif min(known) < LEAST_FAILOVER_S:
+        commands, conf = config_set(cluster_node_timeout=f"{FAILOVER_MS}")
+        yield too_soon(
+            f"cluster-node-timeout is {min(known) * 1000:.0f} ms", commands, conf, "on every node of the Cluster"
+        )
+
+    for each in said:
+        if each.known and not any(replica.promotable for replica in each.known):
+            commands, conf = config_set(cluster_replica_no_failover="no")
+            yield Finding(
+                "failover", Level.PROBLEM,
+                f"no replica of a primary may be promoted: {', '.join(str(known.address) for known in each.known)}",
+                "Each has cluster-replica-no-failover yes. When the primary dies, nothing takes its place: for its "
+                "tenants L2 counts as lost until it is back.",
+                mend=commands, conf=conf, at="the replicas that may be promoted",
+            )  # fmt: skip
 
 
 def shards_named(shards: Sequence[int]) -> str:
@@ -96,4 +122,4 @@ async def _said(primary: Address) -> Watched:
     (text, refused), (flat, hidden) = await asked(primary, ("CLUSTER", "NODES"), question)
     known = None if text is None else replicas_in(lines_of(text.decode(errors="replace")), primary)
     silent_ms = whole(texts(flat).get(question[-1]))
-    return Watched(CLUSTER, None if silent_ms is None else silent_ms / 1000, known, refused or hidden)
+    return Watched(CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden)

@@ -131,6 +131,8 @@ class Watched:
 
     kind: str = ""
     """As of `Places`; "" where nobody is known to."""
+    service: str = ""
+    """Its name, with Sentinels."""
     failover_s: float | None = None
     """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
     known: Sequence[Known] | None = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachebus.cli.doctor import sentinels
-from cachebus.cli.doctor.cluster import served, watched_in
+from cachebus.cli.doctor import cluster, sentinels
 from cachebus.cli.doctor.facts import UNWATCHED, Watched
 from cachebus.cli.doctor.finding import Finding
 from cachebus.clock import monotonic
@@ -54,10 +53,12 @@ async def deployment_of(settings: Settings) -> Deployment:
     addresses = [primary.address for primary in primaries]
     findings: list[Finding] = []
     if places.kind == CLUSTER:
-        watched = await watched_in(addresses)
-        findings += served(settings, route.known)
+        watched = await cluster.watched_in(addresses)
+        findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
     elif places.kind == SENTINEL:
-        watched = {addresses[0]: sentinels.watched_by(await sentinels.views_of(places), addresses[0])}
+        views = await sentinels.views_of(places)
+        watched = {addresses[0]: sentinels.watched_by(views, places.service, addresses[0])}
+        findings += sentinels.failing_over(views, watched[addresses[0]], addresses[0])
     else:
         return Deployment(str(route), primaries)
     primaries = [replace(primary, watched=watched[primary.address]) for primary in primaries]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
+from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Known, Watched, texts, whole
+from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.errors import CacheBusError
 from cachebus.resp import SENTINEL, Address, Places
 
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
+
+
+LEAST_FAILOVER_S: Final = 2.0
+"""The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
+FAILOVER_MS: Final = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +25,26 @@ class View:
     """What one Sentinel says."""
 
     sentinel: Address
-    primary: Mapping[str, str]
+    silent: str = ""
+    """Why it can't be asked."""
+    primary: Mapping[str, str] = field(default_factory=dict)
     """As of SENTINEL MASTER; empty where it does not say."""
-    replicas: Sequence[Mapping[str, str]]
+    replicas: Sequence[Mapping[str, str]] = ()
     refused: str = ""
-    """Why it does not say."""
+    """Why it does not say what it was asked for."""
+    quorum: str = ""
+    """Why a failover would not be agreed on; "" where it would, or that is refused."""
+    quorum_refused: str = ""
 
     def names(self, primary: Address) -> bool:
         """Whether it watches over that one."""
         return (self.primary.get("ip"), self.primary.get("port")) == (primary.host, str(primary.port))
+
+    @property
+    def down_after_s(self) -> float | None:
+        """After how long a silence it holds the primary for dead."""
+        silent_ms = whole(self.primary.get("down-after-milliseconds"))
+        return None if silent_ms is None else silent_ms / 1000
 
 
 async def views_of(places: Places) -> list[View]:
@@ -35,24 +53,31 @@ async def views_of(places: Places) -> list[View]:
 
 
 async def _view(sentinel: Address, service: str) -> View:
-    (flat, refused), (rows, hidden) = await asked(
-        sentinel, ("SENTINEL", "MASTER", service), ("SENTINEL", "REPLICAS", service)
-    )
-    return View(sentinel, texts(flat), [texts(row) for row in rows or ()], refused or hidden)
+    try:
+        asker = await Asker.open(sentinel, ASK_TIMEOUT_S)
+        try:
+            flat, refused = await asker.ask("SENTINEL", "MASTER", service)
+            rows, hidden = await asker.ask("SENTINEL", "REPLICAS", service)
+            _, quorum = await asker.ask("SENTINEL", "CKQUORUM", service)
+        finally:
+            asker.close()
+    except CacheBusError as error:
+        return View(sentinel, silent=str(error))
+    agreed = "NOQUORUM" in quorum
+    return View(
+        sentinel, "", texts(flat), [texts(row) for row in rows or ()], refused or hidden, quorum if agreed else "",
+        "" if agreed else quorum,
+    )  # fmt: skip
 
 
-def watched_by(views: Sequence[View], primary: Address) -> Watched:
+def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched:
     """The least time-out of all that answer, since any may begin a failover; every replica that any of them knows."""
-    told = [view for view in views if not view.refused]
+    told = [view for view in views if view.primary and not view.refused]
+    if not told:
+        return Watched(SENTINEL, service, refused=next((view.refused or view.silent for view in views), ""))
+    times_s = [view.down_after_s for view in told if view.down_after_s is not None]
     agreeing = [view for view in told if view.names(primary)] or told
-    times_s = [after_ms / 1000 for view in told if (after_ms := down_after_ms(view)) is not None]
-    known: list[Known] | None = _merged(agreeing, primary) if told else None
-    return Watched(SENTINEL, min(times_s, default=None), known, "" if told else views[0].refused)
-
-
-def down_after_ms(view: View) -> int | None:
-    """After how long a silence it holds the primary for dead."""
-    return whole(view.primary.get("down-after-milliseconds"))
+    return Watched(SENTINEL, service, min(times_s, default=None), _merged(agreeing, primary))
 
 
 def _merged(views: Sequence[View], primary: Address) -> list[Known]:
@@ -69,3 +94,86 @@ def _merged(views: Sequence[View], primary: Address) -> list[Known]:
                 promotable=row.get("slave-priority") != "0",
             )  # fmt: skip
     return list(found.values())
+
+
+def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> Iterator[Finding]:
+    """Whether the Sentinels can promote a replica, and agree on what they do."""
+    silent = [view for view in views if view.silent]
+    if silent:
+        yield Finding(
+            "sentinels", Level.ADVICE, f"{len(silent)} of {len(views)} Sentinels {_do(silent)} not answer: "
+            f"{', '.join(str(view.sentinel) for view in silent)}", f"The first: {silent[0].silent}.",
+            otherwise="bring them back, or let the URL name those that are there",
+        )  # fmt: skip
+    lacking = next((view for view in views if view.quorum), None)
+    refused = next((view.refused or view.quorum_refused for view in views if view.refused or view.quorum_refused), "")
+    if lacking is not None:
+        yield _no_quorum(lacking, watched.service)
+    if refused:
+        yield unknown(
+            "failover", refused, "Whether the Sentinels can fail over, after how long, and to which replicas.",
+            "let the Sentinels' user have SENTINEL MASTER, SENTINEL REPLICAS and SENTINEL CKQUORUM",
+        )  # fmt: skip
+    yield from _disagreeing(views, primary)
+    if watched.known and not any(replica.promotable for replica in watched.known):
+        commands, conf = config_set(replica_priority="100")
+        yield Finding(
+            "failover", Level.PROBLEM, "no replica may be promoted: each has replica-priority 0",
+            "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
+            mend=commands, conf=conf, at="the replicas that may be promoted",
+        )  # fmt: skip
+    if watched.failover_s is not None and watched.failover_s < LEAST_FAILOVER_S:
+        option = f"SENTINEL SET {watched.service} down-after-milliseconds {FAILOVER_MS}"
+        said = f"down-after-milliseconds is {watched.failover_s * 1000:.0f}"
+        yield too_soon(said, (option,), (), "every Sentinel")
+    if not (silent or lacking or refused):
+        yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
+
+
+def _no_quorum(view: View, service: str) -> Finding:
+    quorum, all_ = whole(view.primary.get("quorum")) or 0, (whole(view.primary.get("num-other-sentinels")) or 0) + 1
+    high = quorum > all_
+    return Finding(
+        "failover", Level.PROBLEM, f"the Sentinels would not agree on a failover: {view.quorum}",
+        "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
+        mend=(f"SENTINEL SET {service} quorum {all_ // 2 + 1}",) if high else (), at="every Sentinel" if high else "",
+        otherwise="" if high else "bring Sentinels back: it takes more than half of them, and the quorum",
+    )  # fmt: skip
+
+
+def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
+    others = [view for view in views if view.primary and not view.names(primary)]
+    if others:
+        named = ", ".join(f"{v.sentinel} names {v.primary.get('ip')}:{v.primary.get('port')}" for v in others)
+        yield Finding(
+            "sentinels", Level.ADVICE,
+            f"{len(others)} of {len(views)} Sentinels {_name(others)} another primary: {named}",
+            "The nodes go by what most say. One that is left behind counts for no failover.",
+            otherwise="if that lasts: SENTINEL REMOVE there, and SENTINEL MONITOR anew",
+        )  # fmt: skip
+    times_s = sorted({view.down_after_s for view in views if view.down_after_s is not None})
+    if len(times_s) > 1:
+        several = ", ".join(f"{each:g} s" for each in times_s)
+        yield Finding(
+            "sentinels", Level.ADVICE, f"down-after-milliseconds differs: {several}",
+            "The least counts for min-replicas-max-lag; how long a failover takes, none of them says.",
+            otherwise="set the same for every Sentinel, by SENTINEL SET",
+        )  # fmt: skip
+
+
+def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -> Finding:
+    """A replica is promoted before a cut-off primary can know that it must refuse."""
+    return Finding(
+        "failover", Level.ADVICE, said,
+        f"A replica may be promoted before {LEAST_FAILOVER_S:g} s are over: no min-replicas-max-lag is short enough. A "
+        "primary that was cut off takes writes, and renews leases, beside the one that was promoted.",
+        ON_FAILOVER, mend, conf, at=at,
+    )  # fmt: skip
+
+
+def _do(views: Sequence[View]) -> str:
+    return "does" if len(views) == 1 else "do"
+
+
+def _name(views: Sequence[View]) -> str:
+    return "names" if len(views) == 1 else "name"

@@ -1,0 +1,175 @@
+"""What the doctor says of Sentinels: whether they can fail over, after how long, and what they know."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cachebus import Settings
+from cachebus.cli.doctor import timing
+from cachebus.cli.doctor.examine import examined
+from cachebus.cli.doctor.finding import Finding, Level
+from cachebus.cli.doctor.primaries import Deployment, deployment_of
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.cli.groups import SERVICE, SentinelGroup, ask
+from cachebus.errors import L2Unavailable
+from tests.support.caches import until
+from tests.support.doctor import of
+from tests.support.servers import any_binary
+
+OK, ADVICE, PROBLEM, UNKNOWN = Level
+DOWN_MS = 3000
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "CLOCK_WINDOW_S", 0.01)
+
+
+@pytest.fixture
+async def group() -> AsyncIterator[SentinelGroup]:
+    """Two replicas and three Sentinels, set up as they should be."""
+    async with SentinelGroup(any_binary(), min_replicas=1) as running:
+        await watch(running, "down-after-milliseconds", DOWN_MS)
+        yield running
+
+
+async def watch(group: SentinelGroup, option: str, value: int, *which: EmbeddedServer) -> None:
+    """Set an option of some of the Sentinels, or all."""
+    for sentinel in which or group.sentinels:
+        await ask(sentinel, "SENTINEL", "SET", SERVICE, option, value)
+
+
+async def seen(group: SentinelGroup) -> Deployment:
+    return await deployment_of(Settings(url=group.url))
+
+
+async def told(group: SentinelGroup) -> dict[str, list[Finding]]:
+    """What is not right with the Sentinels, by check."""
+    found: dict[str, list[Finding]] = {}
+    for finding in (await seen(group)).findings:
+        if finding.level is not OK:
+            found.setdefault(finding.check, []).append(finding)
+    return found
+
+
+async def typed(servers: list[EmbeddedServer], finding: Finding) -> None:
+    """Type its commands at each of these servers."""
+    assert finding.mend
+    for server in servers:
+        for command in finding.mend:
+            assert await ask(server, *command.split()) == b"OK"
+
+
+async def agreed(group: SentinelGroup) -> bool:
+    try:
+        return bool(await ask(group.sentinels[0], "SENTINEL", "CKQUORUM", SERVICE))
+    except L2Unavailable:
+        return False
+
+
+async def test_sentinels_that_are_as_they_should_be(group: SentinelGroup) -> None:
+    await until(lambda: agreed(group))
+    assert await told(group) == {}
+    (primary,) = (await seen(group)).primaries
+    assert (primary.watched.failover_s, len(primary.watched.known or ())) == (3.0, 2)
+
+
+async def test_too_few_sentinels_to_fail_over(group: SentinelGroup) -> None:
+    for sentinel in group.sentinels[1:]:
+        sentinel.kill()
+
+    async def lost() -> bool:
+        return not await agreed(group)
+
+    await until(lost, within_s=30.0)
+    found = await told(group)
+    (silent,), (failover,) = found["sentinels"], found["failover"]
+    assert silent.level is ADVICE
+    assert "2 of 3 Sentinels do not answer" in silent.says
+    assert all(f"127.0.0.1:{sentinel.port}" in silent.says for sentinel in group.sentinels[1:])
+    assert failover.level is PROBLEM
+    assert "NOQUORUM" in failover.says
+    for sentinel in group.sentinels[1:]:
+        sentinel.start()
+    await watch(group, "down-after-milliseconds", DOWN_MS)
+    await until(lambda: agreed(group), within_s=30.0)
+    assert await told(group) == {}
+
+
+async def test_a_quorum_beyond_all_and_replicas_that_may_not_be_promoted(group: SentinelGroup) -> None:
+    await watch(group, "quorum", 5)
+    for replica in group.data[1:]:
+        await ask(replica, "CONFIG", "SET", "replica-priority", "0")
+
+    async def both() -> list[Finding]:
+        found = (await told(group)).get("failover", [])
+        return found if len(found) == 2 else []
+
+    quorum, priority = await until(both, within_s=30.0)  # Sentinels ask replicas every ten seconds
+    assert quorum.level is priority.level is PROBLEM
+    assert (quorum.at, quorum.mend) == ("every Sentinel", (f"SENTINEL SET {SERVICE} quorum 2",))
+    await typed(group.sentinels, quorum)
+    await typed(group.data[1:], priority)
+
+    async def mended() -> bool:
+        return await told(group) == {}
+
+    await until(mended, within_s=30.0)
+
+
+async def test_the_least_time_of_all_sentinels_counts(group: SentinelGroup) -> None:
+    await watch(group, "down-after-milliseconds", 60_000, group.sentinels[0])
+    for server in group.data:
+        await ask(server, "CONFIG", "SET", "min-replicas-max-lag", "10")
+    (differs,) = (await told(group))["sentinels"]
+    assert "3 s, 60 s" in differs.says
+    (primary,) = (await seen(group)).primaries
+    assert primary.watched.failover_s == 3.0
+    late = of((await examined(Settings(url=group.url), primary, rounds=3))[1], "replication")
+    assert late is not None
+    assert late.level is ADVICE
+    await typed([group.data[0]], late)
+    assert await ask(group.data[0], "CONFIG", "GET", "min-replicas-max-lag") == [b"min-replicas-max-lag", b"2"]
+
+
+async def test_a_failover_before_any_lag_is_over(group: SentinelGroup) -> None:
+    await watch(group, "down-after-milliseconds", 500)
+    (soon,) = (await told(group))["failover"]
+    assert soon.level is ADVICE
+    await typed(group.sentinels, soon)
+    assert await told(group) == {}
+
+
+async def test_sentinels_that_tell_no_more_than_they_must(group: SentinelGroup) -> None:
+    rights = ("+auth", "+hello", "+ping", "+client|setname", "+sentinel|get-master-addr-by-name")
+    for sentinel in group.sentinels:
+        await ask(sentinel, "ACL", "SETUSER", "least", "on", ">secret", *rights)
+    settings = Settings(url=f"{group.url}?sentinel_username=least&sentinel_password=secret")
+    deployment = await deployment_of(settings)
+    finding = of(list(deployment.findings), "failover")
+    assert finding is not None
+    assert finding.level is UNKNOWN
+    assert "SENTINEL MASTER" in finding.otherwise
+    assert "secret" not in finding.says
+    (primary,) = deployment.primaries
+    assert primary.watched.known is None
+    for replica in group.data[1:]:
+        replica.kill()
+    await until(lambda: group.data[0].command("SET", "x", "1").startswith("-NOREPLICAS"))
+    refusing = of((await examined(settings, primary, rounds=3))[1], "replication")
+    assert refusing is not None
+    assert refusing.mend == ()
+
+
+async def test_a_sentinel_that_names_another_primary(group: SentinelGroup) -> None:
+    astray = group.sentinels[0]
+    await ask(astray, "SENTINEL", "REMOVE", SERVICE)
+    with EmbeddedServer(any_binary()) as other:
+        await ask(astray, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", other.port, 1)
+        found = (await told(group))["sentinels"]
+        assert any(f"names 127.0.0.1:{other.port}" in finding.says for finding in found)
+        (primary,) = (await seen(group)).primaries
+        assert primary.address.port == group.data[0].port
+        assert len(primary.watched.known or ()) == 2
