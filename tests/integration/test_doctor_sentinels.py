@@ -173,3 +173,37 @@ async def test_a_sentinel_that_names_another_primary(group: SentinelGroup) -> No
         (primary,) = (await seen(group)).primaries
         assert primary.address.port == group.data[0].port
         assert len(primary.watched.known or ()) == 2
+
+
+async def test_replicas_that_are_gone_count_and_are_named(group: SentinelGroup) -> None:
+    """Two replaced by others: of four, two are there."""
+    primary, *old = group.data
+    follow = ["min-replicas-to-write 1", "min-replicas-max-lag 1", f"replicaof 127.0.0.1 {primary.port}"]
+    new = [EmbeddedServer(any_binary(), conf=follow).start() for _ in old]
+    group.servers += new
+    await watch(group, "down-after-milliseconds", 2000)
+
+    async def known(count: int, away: int) -> bool:
+        replicas = (await seen(group)).primaries[0].watched.known or ()
+        return (len(replicas), sum(bool(replica.away) for replica in replicas)) == (count, away)
+
+    await until(lambda: known(4, 0), within_s=30.0)
+    for server in old:
+        server.kill()
+    await until(lambda: known(4, 2), within_s=30.0)
+    settings, ports = Settings(url=group.url), {f"127.0.0.1:{server.port}" for server in old}
+    found = (await examined(settings, (await seen(group)).primaries[0], rounds=3))[1]
+    gone, few = of(found, "replicas away"), of(found, "replication")
+    assert gone is not None
+    assert few is not None
+    assert (gone.level, few.level) == (ADVICE, PROBLEM)
+    assert few.mend[0] == "CONFIG SET min-replicas-to-write 2"
+    assert f"SENTINEL RESET {SERVICE}" in few.otherwise
+    assert "then 1 is enough" in few.otherwise
+    assert all(port in gone.says and port in few.otherwise for port in ports)
+    for sentinel in group.sentinels:
+        assert await ask(sentinel, "SENTINEL", "RESET", SERVICE) == 1
+    await until(lambda: known(2, 0), within_s=30.0)
+    found = (await examined(settings, (await seen(group)).primaries[0], rounds=3))[1]
+    assert of(found, "replicas away") is None
+    assert of(found, "replication") is None

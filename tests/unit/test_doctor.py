@@ -199,3 +199,13 @@ def test_every_command_that_a_script_calls_is_asked_for() -> None:
 
 def test_sizes_for_people() -> None:
     assert [size(1), size(1536), size(64 << 20), size(3 << 30)] == ["1 bytes", "1.5 kB", "64.0 MB", "3.0 GB"]
+
+
+def test_no_command_is_printed_that_would_have_every_write_refused_now() -> None:
+    (finding,) = replication.cut_off(group(0, "0", known=3))
+    assert finding.level is Level.PROBLEM
+    assert finding.mend == ()
+    assert "every write is refused" in finding.means
+    assert "localhost:8000" in finding.otherwise
+    (finding,) = replication.cut_off(group(1, "0", known=2))
+    assert finding.mend[0] == "CONFIG SET min-replicas-to-write 1"

@@ -15,8 +15,8 @@ from cachebus.settings import Settings
 
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
-    replication.role, replication.cut_off, replication.promoted, replication.migrating, replication.new_ids,
-    links.buffers, links.idling, links.clients, links.scripts, links.trimming, links.keyspace_events,
+    replication.role, replication.cut_off, replication.gone, replication.promoted, replication.migrating,
+    replication.new_ids, links.buffers, links.idling, links.clients, links.scripts, links.trimming, links.keyspace_events,
     timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases, namespace.marks,
     namespace.log, namespace.nodes, namespace.bounds,
 )  # fmt: skip

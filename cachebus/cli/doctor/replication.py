@@ -6,11 +6,12 @@ promoted has the others: with m = min-replicas-to-write both can go on where m <
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, Server, whole
+from cachebus.cli.doctor.facts import Facts, Known, Server, Watched, whole
 from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.resp import SENTINEL
 
 MAX_LAG_S: Final = 10
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
@@ -82,7 +83,7 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
             f"With {count} replicas it takes {needed(count)}.",
         )  # fmt: skip
     elif has < needed(count):
-        yield _two_sides(count, has, most_lag_s)
+        yield _two_sides(facts, count, has, most_lag_s)
     elif count == 1:
         yield _one_replica(has)
         yield from _lagging(facts, f"1 replica, {WRITES} is {has}", most_lag_s)
@@ -114,17 +115,60 @@ def _keep(count: int) -> str:
     return "keeps" if count == 1 else "keep"
 
 
-def _two_sides(count: int, has: int, most_lag_s: int) -> Finding:
-    commands, conf = config_set(min_replicas_to_write=str(needed(count)), min_replicas_max_lag=str(most_lag_s))
+def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
+    """The commands would have every write refused where too few are there: then they are not printed."""
+    least, there = needed(count), connected(facts.server)
+    commands, conf = config_set(min_replicas_to_write=str(least), min_replicas_max_lag=str(most_lag_s))
+    obeyed, gone = there >= least, absent(facts)
     return Finding(
         "replication", Level.PROBLEM, f"{_replicas(count)}, and {WRITES} is {has}",
-        "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
+        ("A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
         "acknowledges then is lost, and its nodes serve on."
         if not has else
         f"Cut off with {has} of them, a primary goes on taking writes and renewing leases, for as long as it is cut "
-        f"off, beside the one that was promoted with the others. With {count} replicas it takes {needed(count)}.",
-        ON_FAILOVER, commands, conf, _more_than_one(count),
+        f"off, beside the one that was promoted with the others. With {count} replicas it takes {least}.")
+        + ("" if obeyed else
+           f" Only {there} {_follow(there)} now: with {WRITES} {least} every write is refused until others do. That is "
+           "right if one of those that are away was promoted."),
+        ON_FAILOVER, commands if obeyed else (), conf if obeyed else (),
+        f"{_forget(facts.watched, gone)}: then {needed(count - len(gone))} {_is(needed(count - len(gone)))} enough"
+        if gone else _more_than_one(count),
     )  # fmt: skip
+
+
+def absent(facts: Facts) -> list[Known]:
+    """The replicas that are known and not there: they count, since they may be with the one that is promoted."""
+    return [replica for replica in facts.watched.known or () if replica.away]
+
+
+def gone(facts: Facts) -> Iterator[Finding]:
+    """Which of the replicas that count are away."""
+    away = absent(facts)
+    if away and facts.server.info.get("role") == "master":
+        yield Finding(
+            "replicas away", Level.ADVICE, f"{_replicas(len(away))} of {len(facts.watched.known or ())} "
+            f"{_is(len(away))} away: {', '.join(f'{each.address} ({each.away})' for each in away)}",
+            f"They count for {WRITES} as those do that are there: one of them may come back with another primary.",
+            otherwise=f"bring them back. {_forget(facts.watched, away)}".rstrip(". "),
+        )  # fmt: skip
+
+
+def _forget(watched: Watched, away: Sequence[Known]) -> str:
+    lost = f"If {', '.join(str(each.address) for each in away)} never come back"
+    if watched.kind == SENTINEL:
+        return (
+            f"{lost}: SENTINEL RESET {watched.service} at one Sentinel after the other, each when the last one knows its "
+            "replicas and the others again"
+        )
+    return f"{lost}: {' and '.join(f'CLUSTER FORGET {each.id}' for each in away)}, at every node within a minute"
+
+
+def _follow(count: int) -> str:
+    return "follows" if count == 1 else "follow"
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _one_replica(has: int) -> Finding:
