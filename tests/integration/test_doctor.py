@@ -170,7 +170,15 @@ async def test_too_many_clients(server: EmbeddedServer) -> None:
 
 async def test_replicas(server: EmbeddedServer) -> None:
     """Not set to be waited for; then mended; then away; and asked themselves."""
-    follow = ("--replicaof", "127.0.0.1", str(server.port))
+    follow = (
+        "--replicaof",
+        "127.0.0.1",
+        str(server.port),
+        "--maxmemory",
+        "500mb",
+        "--maxmemory-policy",
+        "volatile-lru",
+    )
     with (
         EmbeddedServer(server.binary, extra=follow) as replica, EmbeddedServer(server.binary, extra=follow) as other,
     ):  # fmt: skip
@@ -195,12 +203,16 @@ async def test_replicas(server: EmbeddedServer) -> None:
             return await unacknowledged() is None
 
         await until(mended)
-        wrong = [f for f in await findings(server.url) if f.check == "replicas" and f.level is PROBLEM]
+        unasked = of(await findings(server.url), "replicas")
+        assert unasked is not None
+        assert "--ask-replicas" in unasked.otherwise
+        found = await findings(server.url, ask_replicas=True)
+        wrong = [f for f in found if f.check == "replicas" and f.level is PROBLEM]
         by_place = {f"127.0.0.1:{each.port}": each for each in (replica, other)}
         assert {finding.at for finding in wrong} == set(by_place), "settings do not replicate"
         for finding in wrong:
             type_in(by_place[finding.at], finding.mend)
-        assert of(await findings(server.url), "replicas") is None
+        assert of(await findings(server.url, ask_replicas=True), "replicas") is None
         type_in(server, ("CONFIG SET min-replicas-max-lag 120",))
         late = of(await findings(server.url), "replication")
         assert late is not None

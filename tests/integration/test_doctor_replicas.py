@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import timing
+from cachebus.cli.doctor import access, timing
 from cachebus.cli.doctor.examine import examined
-from cachebus.cli.doctor.finding import Level
+from cachebus.cli.doctor.finding import Finding, Level
 from cachebus.cli.doctor.primaries import deployment_of
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.groups import ClusterGroup, ask
@@ -192,3 +192,101 @@ async def test_a_server_that_is_away_is_told_as_json_too(tmp_path: Path) -> None
     told = json.loads(out)
     assert (status, told["status"], told["servers"]) == (2, 2, [])
     assert "127.0.0.1:1" in told["error"]
+
+
+# -- the replicas themselves -------------------------------------------------------------------------------------------
+
+APP_SECRET = "s3cret-of-the-app"
+
+
+async def app(server: EmbeddedServer, *less: str) -> str:
+    """A user for the app, and the URL with it."""
+    rights = access.rules(Settings(), access.needed(Settings()))
+    given = ("ACL", "SETUSER", "app", "reset", "on", f">{APP_SECRET}", "resetchannels", *rights.split())
+    await ask(server, *given, "+config|get", "+acl|dryrun", "+acl|whoami", *less)
+    return server.url.replace("redis://", f"redis://app:{APP_SECRET}@")
+
+
+async def of_replicas(url: str) -> list[Finding]:
+    """What is not right with the replicas."""
+    found = await findings(url, ask_replicas=True)
+    return [finding for finding in found if finding.check == "replicas" and finding.level is not Level.OK]
+
+
+async def test_a_login_that_a_replica_refuses_is_a_problem(stack: ExitStack) -> None:
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 1")
+    url = await app(primary)
+    found = await of_replicas(url)
+    assert [finding.level for finding in found] == [PROBLEM] * 2
+    assert all("does not let this login in" in finding.says for finding in found)
+    assert not any(APP_SECRET in str(finding) for finding in found)
+    for replica in replicas:
+        await app(replica)
+    assert await of_replicas(url) == []
+
+
+async def test_rights_that_are_lacking_at_a_replica_are_told_and_mended(stack: ExitStack) -> None:
+    primary, one, other = await led(stack, 2, "min-replicas-to-write 1")
+    url = await app(primary)
+    await app(one, "-eval", "-evalsha")
+    await app(other, "resetkeys", "resetchannels")
+    found = await of_replicas(url)
+    assert {finding.at: finding.level for finding in found} == {
+        f"127.0.0.1:{replica.port}": PROBLEM for replica in (one, other)
+    }
+    for finding in found:
+        type_in(one if finding.at.endswith(str(one.port)) else other, finding.mend)
+    assert await of_replicas(url) == []
+
+
+async def test_settings_that_are_worse_at_a_replica_are_told_and_mended(stack: ExitStack) -> None:
+    primary, one, _ = await led(stack, 2, "min-replicas-to-write 1")
+    assert await of_replicas(primary.url) == []
+    type_in(one, (
+        "CONFIG SET maxmemory 32mb", "CONFIG SET maxmemory-policy noeviction", "CONFIG SET timeout 30",
+        'CONFIG SET client-output-buffer-limit "pubsub 1kb 1kb 1"',
+    ))  # fmt: skip
+    found = await of_replicas(primary.url)
+    assert len(found) == 4
+    assert {finding.at for finding in found} == {f"127.0.0.1:{one.port}"}
+    assert PROBLEM in {finding.level for finding in found}
+    for finding in found:
+        type_in(one, finding.mend)
+    assert await of_replicas(primary.url) == []
+
+
+async def test_a_password_is_given_only_to_whom_others_name_than_the_server(stack: ExitStack) -> None:
+    """Who may follow a server may have it name any address."""
+    primary, *_ = await led(stack, 1, "min-replicas-to-write 1")
+    url = await app(primary)
+    ear = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    ear.setblocking(False)
+    port = ear.getsockname()[1]
+    following(stack, primary, port)
+
+    async def named() -> bool:
+        return f"port={port},".encode() in await ask(primary, "INFO", "replication")
+
+    await until(named)
+    (unasked,) = [finding for finding in await findings(url) if finding.check == "replicas"]
+    assert unasked.level is Level.UNKNOWN
+    assert "--ask-replicas" in unasked.otherwise
+    with pytest.raises(BlockingIOError):
+        ear.accept()
+
+
+async def test_without_config_what_is_right_is_no_problem(stack: ExitStack) -> None:
+    """As on managed servers, and with the user that --acl makes: INFO tells only that some are waited for."""
+    primary, *_ = await led(stack, 3, "min-replicas-to-write 2")
+    rights = ("~*", "&*", "+@all", "-config")
+    primary.command("ACL", "SETUSER", "managed", "on", f">{APP_SECRET}", *rights)
+    found = await findings(primary.url.replace("redis://", f"redis://managed:{APP_SECRET}@"))
+    finding = of(found, "replication")
+    assert finding is not None
+    assert finding.level is Level.UNKNOWN
+    assert "3 replicas it takes 2" in finding.means
+    assert PROBLEM not in {finding.level for finding in found}
+    primary.command("CONFIG", "SET", "min-replicas-to-write", "0")
+    finding = of(await findings(primary.url.replace("redis://", f"redis://managed:{APP_SECRET}@")), "replication")
+    assert finding is not None
+    assert finding.level is PROBLEM

@@ -207,3 +207,22 @@ async def test_replicas_that_are_gone_count_and_are_named(group: SentinelGroup) 
     found = (await examined(settings, (await seen(group)).primaries[0], rounds=3))[1]
     assert of(found, "replicas away") is None
     assert of(found, "replication") is None
+
+
+async def test_the_replicas_that_sentinels_name_are_asked(group: SentinelGroup) -> None:
+    """Without an option; one that hangs is told, and is no problem while Sentinels do not know."""
+    settings, (primary,) = Settings(url=group.url), (await seen(group)).primaries
+    for replica in group.data[1:]:
+        await ask(replica, "CONFIG", "SET", "min-replicas-to-write", "0")
+    found = (await examined(settings, primary, rounds=3))[1]
+    wrong = [finding for finding in found if finding.check == "replicas"]
+    assert {finding.at for finding in wrong} == {f"127.0.0.1:{replica.port}" for replica in group.data[1:]}
+    for finding in wrong:
+        await typed([replica for replica in group.data if finding.at.endswith(str(replica.port))], finding)
+    group.data[1].pause()
+    found = (await examined(settings, primary, rounds=3))[1]
+    hangs = of(found, "replicas")
+    assert hangs is not None
+    assert hangs.level is ADVICE
+    assert f"127.0.0.1:{group.data[1].port} can't be reached" in hangs.says
+    group.data[1].resume()

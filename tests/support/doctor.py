@@ -12,10 +12,14 @@ from cachebus.cli.doctor.primaries import deployment_of
 from cachebus.cli.embedded import EmbeddedServer
 
 
-async def findings(url: str, *, probe_writes: bool = False, **settings: Any) -> list[Finding]:
+async def findings(
+    url: str, *, probe_writes: bool = False, ask_replicas: bool = False, **settings: Any
+) -> list[Finding]:
     """What the doctor finds there."""
     made = Settings(url=url, **settings)
-    _, found = await examined(made, (await deployment_of(made)).primaries[0], probe_writes=probe_writes, rounds=3)
+    _, found = await examined(
+        made, (await deployment_of(made)).primaries[0], probe_writes=probe_writes, ask_replicas=ask_replicas, rounds=3
+    )
     return found
 
 

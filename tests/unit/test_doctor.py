@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import durability, links, memory, namespace, replication, timing
+from cachebus.cli.doctor import durability, links, memory, namespace, replicas, replication, timing
 from cachebus.cli.doctor.access import needed, rules
 from cachebus.cli.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
@@ -76,19 +76,20 @@ def test_judgements(check: Check, given: Facts, level: Level) -> None:
 
 
 def group(
-    replicas: int, writes: str, lag: str = "2", *, known: int = 0, failover_s: float | None = 5.0,
+    count: int, writes: str, lag: str = "2", *, known: int = 0, failover_s: float | None = 5.0,
     of_replicas: str | None = None,
 ) -> Facts:  # fmt: skip
     """A primary with so many replicas."""
-    info = {"role": "master", "connected_slaves": str(replicas)}
+    info = {"role": "master", "connected_slaves": str(count)}
     if writes != "0":
-        info["min_slaves_good_slaves"] = str(replicas)
+        info["min_slaves_good_slaves"] = str(count)
     config = {"min-replicas-to-write": writes, "min-replicas-max-lag": lag}
     others = config | ({} if of_replicas is None else {"min-replicas-to-write": of_replicas})
     server = Server(Address(), info, "", config, "", "app")
-    following = [Replica(Address(port=7000 + i), others) for i in range(replicas)]
-    watched = Watched("sentinel", "mymaster", failover_s, [Known(Address(port=7000 + i)) for i in range(replicas)])
-    gone = [Known(Address(port=8000 + i), away="s_down") for i in range(known - replicas)]
+    places = [Address(port=7000 + i) for i in range(count)]
+    following = [Replica(place, Server(place, {"role": "slave"}, "", others, "", "app")) for place in places]
+    watched = Watched("sentinel", "mymaster", failover_s, list(map(Known, places)))
+    gone = [Known(Address(port=8000 + i), away="s_down") for i in range(known - count)]
     return Facts(Settings(), server, QUICK, (), (), replace(watched, known=[*(watched.known or ()), *gone]), following)
 
 
@@ -136,8 +137,8 @@ def test_what_a_single_replica_means() -> None:
 
 
 def test_each_replica_is_to_be_set_up_as_the_primary() -> None:
-    assert levels(replication.promoted, group(2, "1")) == [Level.OK]
-    found = list(replication.promoted(group(2, "1", of_replicas="0")))
+    assert levels(replicas.promoted, group(2, "1")) == [Level.OK]
+    found = list(replicas.promoted(group(2, "1", of_replicas="0")))
     assert [finding.level for finding in found] == [Level.PROBLEM] * 2
     assert [finding.at for finding in found] == ["localhost:7000", "localhost:7001"]
     assert found[0].mend == ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-max-lag 4")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -13,9 +15,12 @@ from cachebus.cli.settings import Namespace
 from cachebus.errors import L2Unavailable
 
 if TYPE_CHECKING:
-    from cachebus.cli.doctor.primaries import Deployment
+    from cachebus.cli.doctor.facts import Server
+    from cachebus.cli.doctor.finding import Finding
+    from cachebus.cli.doctor.primaries import Deployment, Primary
     from cachebus.settings import Settings
 
+Look: TypeAlias = "Callable[[Primary], Coroutine[Any, Any, tuple[Server, list[Finding]]]]"
 Url = Annotated[
     str | None,
     typer.Argument(
@@ -29,6 +34,13 @@ ProbeWrites = Annotated[
     typer.Option(
         "--probe-writes",
         help="Try every operation, in a namespace of its own that is removed again. Without it nothing is written.",
+    ),
+]
+AskReplicas = Annotated[
+    bool,
+    typer.Option(
+        "--ask-replicas",
+        help="Log in at replicas that only the server names. Those that Sentinels or a Cluster name are always asked.",
     ),
 ]
 Acl = Annotated[
@@ -48,6 +60,7 @@ def doctor(
     url: Url = None,
     namespace: Namespace = None,
     probe_writes: ProbeWrites = False,
+    ask_replicas: AskReplicas = False,
     strict: Strict = False,
     acl: Acl = None,
     as_json: AsJson = False,
@@ -60,6 +73,7 @@ def doctor(
     Exit status: 0, 1 if there is a problem, as one of several servers that is away, 2 if none could be looked at.
     """
     from cachebus.cli.doctor.access import user_of_its_own
+    from cachebus.cli.doctor.examine import examined
     from cachebus.cli.doctor.primaries import deployment_of
     from cachebus.cli.performance import until_signalled
     from cachebus.cli.settings import settings_for
@@ -74,16 +88,17 @@ def doctor(
         if as_json:
             sys.stdout.write(json.dumps({"status": 2, "error": str(error), "findings": [], "servers": []}) + "\n")
         raise
-    status = _gone_through(settings, deployment, probe_writes=probe_writes, strict=strict, as_json=as_json)
+    look = partial(examined, settings, probe_writes=probe_writes, ask_replicas=ask_replicas)
+    status = _gone_through(settings, deployment, look, strict=strict, as_json=as_json)
     raise typer.Exit(status)
 
 
 def _gone_through(
-    settings: Settings, deployment: Deployment, *, probe_writes: bool, strict: bool, as_json: bool
+    settings: Settings, deployment: Deployment, look: Look, *, strict: bool, as_json: bool
 ) -> int:  # fmt: skip
     """Look at one server after the other, and tell what each has; gives the exit status. One that is out of reach is a
     finding where there are others: those it hides nothing of."""
-    from cachebus.cli.doctor.examine import examined, out_of_reach
+    from cachebus.cli.doctor.examine import out_of_reach
     from cachebus.cli.doctor.finding import status_of
     from cachebus.cli.doctor.report import printed, told, under
     from cachebus.cli.performance import until_signalled
@@ -94,7 +109,7 @@ def _gone_through(
         console.print()
     for primary in deployment.primaries:
         try:
-            server, findings = until_signalled(examined(settings, primary, probe_writes=probe_writes))
+            server, findings = until_signalled(look(primary))
         except L2Unavailable as error:
             errors.append(error)
             server, findings = out_of_reach(primary, error, deployment)

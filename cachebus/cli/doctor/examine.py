@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from cachebus.cli.doctor import access, durability, links, memory, namespace, replication, timing
+from cachebus.cli.doctor import access, durability, links, memory, namespace, replicas, replication, timing
 from cachebus.cli.doctor.cluster import shards_named
-from cachebus.cli.doctor.facts import Asker, Facts, Server, replicas_of, server_of
+from cachebus.cli.doctor.facts import Asker, Facts, Server, server_of
 from cachebus.cli.doctor.finding import G1, Finding, Level
 from cachebus.cli.doctor.primaries import Deployment, Primary
 from cachebus.errors import L2Unavailable
@@ -15,17 +15,19 @@ from cachebus.settings import Settings
 
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
-    replication.role, replication.cut_off, replication.gone, replication.promoted, replication.migrating,
-    replication.new_ids, links.buffers, links.idling, links.clients, links.scripts, links.trimming, links.keyspace_events,
-    timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases, namespace.marks,
-    namespace.log, namespace.nodes, namespace.bounds,
+    replication.role, replication.cut_off, replication.gone, replicas.promoted, replication.migrating,
+    replication.new_ids, links.buffers, links.idling, links.clients, links.scripts, links.trimming,
+    links.keyspace_events, timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases,
+    namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
 )  # fmt: skip
 
 
 async def examined(
-    settings: Settings, primary: Primary, *, probe_writes: bool = False, rounds: int = timing.ROUNDS
-) -> tuple[Server, list[Finding]]:
-    """The server and all findings; changes nothing unless `probe_writes`. `L2Unavailable` where it can't be reached."""
+    settings: Settings, primary: Primary, *, probe_writes: bool = False, ask_replicas: bool = False,
+    rounds: int = timing.ROUNDS,
+) -> tuple[Server, list[Finding]]:  # fmt: skip
+    """The server and all findings; changes nothing unless `probe_writes`. `ask_replicas`: those as well that nobody but
+    the server names. `L2Unavailable` where it can't be reached."""
     asker = await Asker.open(primary.address, settings.connect_timeout_s)
     try:
         server = await server_of(asker, primary.address)
@@ -36,7 +38,7 @@ async def examined(
             await namespace.shards_of(asker, settings, primary.shards),
             await namespace.other_databases(asker, dict(server.info), settings, primary.address.db),
             primary.watched,
-            await replicas_of(server, settings.connect_timeout_s),
+            await replicas.looked_at(replicas.to_ask(server, primary.watched, named_by_server=ask_replicas), settings),
         )
         seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
     finally:

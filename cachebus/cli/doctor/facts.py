@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cachebus.cli.doctor.finding import Finding
 from cachebus.clock import monotonic
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.l2.replies import BucketState
@@ -25,10 +26,6 @@ SETTINGS: Final = (
     "tcp-keepalive", "maxclients", "lua-time-limit", "busy-reply-threshold", "stream-node-max-entries",
     "stream-node-max-bytes", "notify-keyspace-events", "repl-backlog-ttl", "cluster-allow-replica-migration",
 )  # fmt: skip
-
-
-REPLICAS_SETTINGS: Final = ("min-replicas-to-write", "min-replicas-max-lag")
-"""What must be the same on every replica, since any may be promoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +103,15 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A replica as it tells of itself; `refused` says why nothing could be learnt of it."""
+    """A replica as it tells of itself."""
 
     address: Address
-    config: Mapping[str, str] = field(default_factory=dict)
+    server: Server | None = None
+    """None where it could not be looked at."""
+    lacking: Sequence[Finding] = ()
+    """The rights that this login lacks there."""
     refused: str = ""
+    """Why it could not be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class Facts:
     """Databases of the same server in which the same namespace lies."""
     watched: Watched = UNWATCHED
     replicas: Sequence[Replica] = ()
-    """Those that follow the server now."""
+    """Those that were asked."""
 
 
 class Asker:
@@ -227,33 +228,6 @@ async def server_of(asker: Asker, address: Address) -> Server:
     who, _ = await asker.ask("ACL", "WHOAMI")
     user = who.decode() if who else address.username or "default"
     return Server(address, _fields(text or b""), info_refused, config, config_refused, user)
-
-
-async def replicas_of(server: Server, connect_timeout_s: float) -> list[Replica]:
-    """Each replica that follows the server, asked at the address at which the server knows it."""
-    found = []
-    for follower in server.followers:
-        port = whole(follower.get("port"))
-        if port:
-            found.append(await _replica(replace(server.address, host=follower["ip"], port=port), connect_timeout_s))
-    return found
-
-
-async def _replica(address: Address, connect_timeout_s: float) -> Replica:
-    try:
-        asker = await Asker.open(address, connect_timeout_s)
-    except CacheBusError as error:
-        return Replica(address, refused=str(error))
-    try:
-        config: dict[str, str] = {}
-        for name in REPLICAS_SETTINGS:
-            reply, refused = await asker.ask("CONFIG", "GET", name)
-            if refused:
-                return Replica(address, refused=refused)
-            config.update(texts(reply))
-        return Replica(address, config)
-    finally:
-        asker.close()
 
 
 def _fields(text: bytes) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, Known, Server, Watched, whole
+from cachebus.cli.doctor.facts import Facts, Known, Server, Watched
 from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 from cachebus.resp import SENTINEL
 
@@ -61,7 +61,7 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     server = facts.server
     if server.info.get("role") != "master":
         return
-    there, most_lag_s = connected(server), _most_lag_s(facts)
+    there, most_lag_s = connected(server), least_lag_s(facts)
     count = counted(facts)
     known, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
     # INFO has that figure only where the setting is at least 1 (and its lag is not 0).
@@ -74,12 +74,12 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
             "n - 1.",
         )  # fmt: skip
     elif has and server.setting(LAG) == 0:
-        yield from _lagging(facts, f"{_replicas(count)}, {WRITES} is {has}", most_lag_s)
+        yield from _lagging(facts, f"{replicas_said(count)}, {WRITES} is {has}", most_lag_s)
     elif has and good < has:
         yield _too_few(facts, f"{WRITES} is {_known(known, has)}", good, count)
     elif known is None and 0 < has < needed(count):
         yield unknown(
-            "replication", f"{_replicas(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
+            "replication", f"{replicas_said(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
             f"With {count} replicas it takes {needed(count)}.",
         )  # fmt: skip
     elif has < needed(count):
@@ -99,7 +99,7 @@ def _too_few(facts: Facts, said: str, good: int, count: int) -> Finding:
     unwatched = not facts.watched.kind or facts.watched.known is not None
     never = unwatched and not count and facts.server.info.get("repl_backlog_active") == "0"
     return Finding(
-        "replication", Level.PROBLEM, f"{said}, and {_replicas(good)} {_keep(good)} up",
+        "replication", Level.PROBLEM, f"{said}, and {replicas_said(good)} {_keep(good)} up",
         "Every write is refused (NOREPLICAS): L2 counts as lost. "
         + ("No replica has followed since the server's start, and one that never will does not need it." if never else
            "Replicas have followed, and one of them may have been promoted: then this is a primary that was deposed, "
@@ -121,7 +121,7 @@ def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
     commands, conf = config_set(min_replicas_to_write=str(least), min_replicas_max_lag=str(most_lag_s))
     obeyed, gone = there >= least, absent(facts)
     return Finding(
-        "replication", Level.PROBLEM, f"{_replicas(count)}, and {WRITES} is {has}",
+        "replication", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {has}",
         ("A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
         "acknowledges then is lost, and its nodes serve on."
         if not has else
@@ -146,7 +146,7 @@ def gone(facts: Facts) -> Iterator[Finding]:
     away = absent(facts)
     if away and facts.server.info.get("role") == "master":
         yield Finding(
-            "replicas away", Level.ADVICE, f"{_replicas(len(away))} of {len(facts.watched.known or ())} "
+            "replicas away", Level.ADVICE, f"{replicas_said(len(away))} of {len(facts.watched.known or ())} "
             f"{_is(len(away))} away: {', '.join(f'{each.address} ({each.away})' for each in away)}",
             f"They count for {WRITES} as those do that are there: one of them may come back with another primary.",
             otherwise=f"bring them back. {_forget(facts.watched, away)}".rstrip(". "),
@@ -157,8 +157,8 @@ def _forget(watched: Watched, away: Sequence[Known]) -> str:
     lost = f"If {', '.join(str(each.address) for each in away)} never come back"
     if watched.kind == SENTINEL:
         return (
-            f"{lost}: SENTINEL RESET {watched.service} at one Sentinel after the other, each when the last one knows its "
-            "replicas and the others again"
+            f"{lost}: SENTINEL RESET {watched.service} at one Sentinel after the other, each when the last one knows "
+            "its replicas and the others again"
         )
     return f"{lost}: {' and '.join(f'CLUSTER FORGET {each.id}' for each in away)}, at every node within a minute"
 
@@ -203,37 +203,10 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _most_lag_s(facts: Facts) -> int:
+def least_lag_s(facts: Facts) -> int:
     """The longest lag that is over before a replica is promoted."""
     failover_s = facts.watched.failover_s
     return MAX_LAG_S if failover_s is None else min(MAX_LAG_S, max(1, int(failover_s) - 1))
-
-
-def promoted(facts: Facts) -> Iterator[Finding]:
-    """Whether each replica, once it is promoted, is set up as the primary is to be: settings do not replicate."""
-    least, most_lag_s = needed(counted(facts)), _most_lag_s(facts)
-    wrong = False
-    for replica in facts.replicas:
-        if replica.refused:
-            wrong = True
-            yield unknown(
-                "replicas", f"{replica.address}: {replica.refused}",
-                f"Settings do not replicate: any replica may be promoted, and needs {WRITES} {least} as well.",
-            )  # fmt: skip
-            continue
-        has, lag_s = whole(replica.config.get(WRITES)) or 0, whole(replica.config.get(LAG)) or 0
-        if has < least or not 0 < lag_s <= most_lag_s:
-            wrong = True
-            commands, conf = config_set(
-                min_replicas_to_write=str(max(least, has)), min_replicas_max_lag=str(most_lag_s)
-            )
-            yield Finding(
-                "replicas", Level.PROBLEM, f"the replica {replica.address} has {WRITES} {has} and {LAG} {lag_s}",
-                "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
-                ON_FAILOVER, commands, conf, at=str(replica.address),
-            )  # fmt: skip
-    if facts.replicas and not wrong:
-        yield ok("replicas", f"{_replicas(len(facts.replicas))} set up as the primary must be")
 
 
 def migrating(facts: Facts) -> Iterator[Finding]:
@@ -275,5 +248,6 @@ def _known(known: int | None, least: int) -> str:
     return str(known) if known is not None else f"at least {least}"
 
 
-def _replicas(count: int) -> str:
+def replicas_said(count: int) -> str:
+    """For people: "1 replica"."""
     return "1 replica" if count == 1 else f"{count} replicas"

@@ -1,0 +1,142 @@
+"""Looks at the replicas themselves: any may be promoted, and neither settings nor users replicate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from cachebus.cli.doctor import access, durability, links, memory
+from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size, whole
+from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.cli.doctor.replication import LAG, WRITES, counted, least_lag_s, needed, replicas_said
+from cachebus.errors import CacheBusError
+from cachebus.resp import Address
+from cachebus.settings import Settings
+
+LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
+    memory.version, memory.eviction, durability.saving, links.buffers, links.idling, links.clients, links.scripts,
+    links.trimming,
+)  # fmt: skip
+"""What is looked at there as at the primary."""
+_NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password configured")
+
+
+def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[Address]:
+    """Those that are there, as whoever would promote them names them. With `named_by_server`, where nobody does, those
+    that the server names: whoever may follow it may have it name any address, and is then given this login."""
+    if watched.known is not None:
+        return [replica.address for replica in watched.known if not replica.away]
+    named = [(each.get("ip"), whole(each.get("port"))) for each in server.followers] if named_by_server else []
+    return [replace(server.address, host=host, port=port) for host, port in named if host and port]
+
+
+async def looked_at(addresses: Sequence[Address], settings: Settings) -> list[Replica]:
+    """What each of them tells of itself, and what this login may do there. Nothing is written."""
+    return [await _replica(address, settings) for address in addresses]
+
+
+async def _replica(address: Address, settings: Settings) -> Replica:
+    try:
+        asker = await Asker.open(address, settings.connect_timeout_s)
+        try:
+            server = await server_of(asker, address)
+            seen = await access.looked_at(asker, server, settings, probe_writes=False)
+        finally:
+            asker.close()
+    except CacheBusError as error:
+        return Replica(address, refused=str(error))
+    lacking = [each for each in access.permissions(seen, server, settings) if each.level is Level.PROBLEM]
+    return Replica(address, server, lacking)
+
+
+def promoted(facts: Facts) -> Iterator[Finding]:
+    """Whether each replica, once it is promoted, is what the primary must be."""
+    if facts.server.info.get("role") not in ("master", None) or not (facts.replicas or facts.server.followers):
+        return
+    if not facts.replicas and facts.watched.known is None:
+        yield unknown(
+            "replicas", f"nobody but the server names its {replicas_said(len(facts.server.followers))}",
+            f"Neither settings nor users replicate: any replica may be promoted, and needs {WRITES} "
+            f"{needed(counted(facts))} as well.",
+            "run it with --ask-replicas: it then logs in at the addresses that the server names, with this login",
+        )  # fmt: skip
+        return
+    wrong = [finding for replica in facts.replicas for finding in _of(replica, facts)]
+    yield from wrong
+    if facts.replicas and not wrong:
+        yield ok(
+            "replicas", f"{replicas_said(len(facts.replicas))} let this login in, with its rights, and "
+            f"{'is' if len(facts.replicas) == 1 else 'are'} set up as the primary must be",
+            "Looked at: eviction, files, buffers, limits, and for how many replicas each would wait.",
+        )  # fmt: skip
+
+
+def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
+    if replica.server is None:
+        yield _out_of_reach(replica, facts.watched)
+        return
+    for finding in (*_waiting(replica.server, facts), *_like_the_primary(replica.server, facts), *replica.lacking):
+        if finding.level is Level.UNKNOWN:
+            yield finding
+        else:
+            said = f"the replica {replica.address}: {finding.says}"
+            yield replace(finding, check="replicas", says=said, at=str(replica.address))
+
+
+def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
+    if any(word in replica.refused for word in _NO_ENTRY):
+        return Finding(
+            "replicas", Level.PROBLEM, f"the replica {replica.address} does not let this login in: {replica.refused}",
+            "Users do not replicate. Once it is promoted no node gets in: L2 counts as lost. Nothing stale is served.",
+            otherwise="make the same user there, by ACL SETUSER with a user who may, or by the same aclfile",
+        )  # fmt: skip
+    if not watched.kind:  # only the server says that it is there
+        return unknown("replicas", f"{replica.address}: {replica.refused}")
+    return Finding(
+        "replicas", Level.ADVICE, f"the replica {replica.address} can't be reached: {replica.refused}",
+        "Those who would promote it say that it is there. Where nodes can't reach it either, a failover to it is the "
+        "loss of L2.",
+        otherwise="look whether it answers, at this address, and with TLS as the primary does",
+    )  # fmt: skip
+
+
+def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
+    """Whether it would wait for as many replicas as the primary must."""
+    least, most_lag_s = needed(counted(facts)), least_lag_s(facts)
+    has, lag_s = server.setting(WRITES), server.setting(LAG)
+    if has is None or lag_s is None:
+        yield unknown(
+            "replicas", f"{server.address}: {server.config_refused}", f"Settings do not replicate: it needs {WRITES} "
+            f"{least} as well, and {LAG} {most_lag_s} at most.",
+        )  # fmt: skip
+    elif has < least or not 0 < lag_s <= most_lag_s:
+        commands, conf = config_set(min_replicas_to_write=str(max(least, has)), min_replicas_max_lag=str(most_lag_s))
+        yield Finding(
+            "replicas", Level.PROBLEM, f"it has {WRITES} {has} and {LAG} {lag_s}",
+            "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
+            ON_FAILOVER, commands, conf,
+        )  # fmt: skip
+
+
+def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
+    """What is worse there than at the primary; what is as bad is told of the primary already."""
+    theirs = Facts(facts.settings, server, Timing([], []))
+    known = {finding.check: finding.level for check in LIKE_THE_PRIMARY for finding in check(facts)}
+    for check in LIKE_THE_PRIMARY:
+        for finding in check(theirs):
+            told = finding.level in (Level.OK, Level.UNKNOWN) or known.get(finding.check) in (
+                finding.level,
+                Level.PROBLEM,
+            )
+            if not told:
+                yield finding
+    has, primary_has = server.setting("maxmemory"), facts.server.setting("maxmemory")
+    if has and primary_has is not None and (has < primary_has or not primary_has):
+        commands, conf = config_set(maxmemory=str(primary_has))
+        yield Finding(
+            "replicas", Level.ADVICE,
+            f"its maxmemory is {size(has)}, the primary's {size(primary_has) if primary_has else 'without limit'}",
+            "Once it is promoted it evicts, or refuses to store, what the primary had room for.",
+            mend=commands, conf=conf,
+        )  # fmt: skip
