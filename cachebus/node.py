@@ -154,7 +154,7 @@ class Node:
             max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),
             keeps_alone=reply.alone or known.keeps_alone,
         )  # fmt: skip
-        if view.valid_until < now_s and view.epoch == reply.epoch:
+        if view.valid_until < now_s and (view.epoch == reply.epoch or view.valid_until > NEVER):
             self.counters.lease_lapses += 1
             logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
 

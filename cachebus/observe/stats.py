@@ -124,7 +124,7 @@ class Stats:
     flushes: dict[str, int]
     """Times all of a shard's L1 was dropped, by cause: epoch, gap, start."""
     lease_lapses: int
-    """Times a shard's lease ran out before a probe renewed it."""
+    """Times a shard's lease had run out when L2 answered again. Meanwhile its `lease_left_s` is 0."""
     fills: int
     """Loaded values that L2 stored."""
     fills_rejected: int
@@ -157,7 +157,7 @@ class Stats:
     records_corrupt: int
     """Records in L2 that were damaged, or answered for another key; each was a miss."""
     l2_errors: int
-    """Operations on L2 that failed or timed out."""
+    """Operations on L2 that failed or timed out, for callers: probes that fail cost leases, and are told by these."""
     l2_connected: bool
     """Whether commands can be sent now."""
     bus_publish_failures: int

@@ -365,3 +365,15 @@ async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_
         await until(lambda: a.stats().flights == 2)
         source.release()
         assert await asyncio.gather(*asking) == ["v"] * 3
+
+
+async def test_a_lease_that_lapsed_before_another_epoch_is_counted_once(own_server: EmbeddedServer) -> None:
+    async with nodes(own_server.url, 1) as (cache,):
+        epoch = cache.stats().shards[0].epoch
+        await until(cache.ready)
+        before = cache.stats().lease_lapses
+        own_server.kill()
+        await until(lambda: cache.stats().shards[0].lease_left_s == 0)
+        own_server.restart()
+        await until(lambda: cache.stats().shards[0].epoch != epoch and cache.ready())
+        assert cache.stats().lease_lapses == before + 1

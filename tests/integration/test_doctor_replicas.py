@@ -290,3 +290,20 @@ async def test_without_config_what_is_right_is_no_problem(stack: ExitStack) -> N
     finding = of(await findings(primary.url.replace("redis://", f"redis://managed:{APP_SECRET}@")), "replication")
     assert finding is not None
     assert finding.level is PROBLEM
+
+
+async def test_a_lag_of_nothing_refuses_nothing(stack: ExitStack) -> None:
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 1", "min-replicas-max-lag 0")
+    for replica in replicas:
+        replica.kill()
+
+    async def alone() -> bool:
+        return b"connected_slaves:0" in await ask(primary, "INFO", "replication")
+
+    await until(alone)
+    assert primary.command("SET", "x", "1") == "+OK"
+    finding = of(await findings(primary.url), "replication")
+    assert finding is not None
+    assert finding.level is PROBLEM
+    assert "NOREPLICAS" not in finding.means
+    assert "turns min-replicas-to-write off" in finding.means
