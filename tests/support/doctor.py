@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from cachebus import Settings
@@ -43,3 +44,11 @@ def type_in(server: EmbeddedServer, commands: tuple[str, ...]) -> None:
     assert commands
     for command in commands:
         assert server.command(*shlex.split(command)) == "+OK", command
+
+
+def type_in_at(servers: Sequence[EmbeddedServer], finding: Finding) -> None:
+    """Type a finding's commands at each of the servers for which it has them."""
+    there = [server for server in servers if f":{server.port}" in finding.at]
+    assert there
+    for server in there:
+        type_in(server, finding.mend)

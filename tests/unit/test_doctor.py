@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import durability, links, memory, namespace, replicas, replication, timing
+from cachebus.cli.doctor import durability, links, memory, namespace, replicas, replication, sentinels, timing
 from cachebus.cli.doctor.access import needed, rules
 from cachebus.cli.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
 from cachebus.cli.doctor.finding import Finding, Level, status_of
@@ -106,7 +106,9 @@ def test_no_two_sides_of_a_group_may_both_write(replicas: int, least: int) -> No
 def test_too_few_replicas_to_write_are_named_with_how_many_it_takes(replicas: int, writes: str, mend: str) -> None:
     (finding,) = replication.cut_off(group(replicas, writes, failover_s=5.0))
     assert finding.level is Level.PROBLEM
-    assert finding.mend == (f"CONFIG SET min-replicas-to-write {mend}", "CONFIG SET min-replicas-max-lag 4")
+    assert finding.mend == (f"CONFIG SET min-replicas-to-write {mend}", "CONFIG SET min-replicas-max-lag 2")
+    (finding,) = replication.cut_off(group(replicas, writes, "9", failover_s=5.0))
+    assert finding.mend[1] == "CONFIG SET min-replicas-max-lag 4"
     assert levels(replication.cut_off, group(replicas, mend)) == [Level.OK]
 
 
@@ -138,10 +140,10 @@ def test_what_a_single_replica_means() -> None:
 
 def test_each_replica_is_to_be_set_up_as_the_primary() -> None:
     assert levels(replicas.promoted, group(2, "1")) == [Level.OK]
-    found = list(replicas.promoted(group(2, "1", of_replicas="0")))
-    assert [finding.level for finding in found] == [Level.PROBLEM] * 2
-    assert [finding.at for finding in found] == ["localhost:7000", "localhost:7001"]
-    assert found[0].mend == ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-max-lag 4")
+    (finding,) = replicas.promoted(group(2, "1", of_replicas="0"))
+    assert finding.level is Level.PROBLEM
+    assert finding.at == "localhost:7000, localhost:7001"
+    assert finding.mend == ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-max-lag 2")
 
 
 def test_a_machine_that_was_suspended() -> None:
@@ -210,3 +212,18 @@ def test_no_command_is_printed_that_would_have_every_write_refused_now() -> None
     assert "localhost:8000" in finding.otherwise
     (finding,) = replication.cut_off(group(1, "0", known=2))
     assert finding.mend[0] == "CONFIG SET min-replicas-to-write 1"
+
+
+def test_a_sentinel_that_knows_no_others_yet_is_no_reason_for_a_quorum_of_one() -> None:
+    place = Address(port=7000)
+    said = {"ip": "localhost", "port": "7000", "quorum": "2", "num-other-sentinels": "0"}
+    view = sentinels.View(Address(port=1), primary=said, quorum="NOQUORUM 1 usable Sentinels")
+    watched = Watched("sentinel", "mymaster", 5.0, [Known(Address(port=7001))])
+    silent = sentinels.View(Address(port=2), silent="gone")
+    knows = sentinels.View(Address(port=2), primary={**said, "num-other-sentinels": "2"})
+    for others in ([silent, silent], [knows]):
+        (finding,) = [f for f in sentinels.failing_over([view, *others], watched, place) if f.check == "failover"]
+        assert finding.level is Level.PROBLEM
+        assert finding.mend == ()
+    (finding,) = sentinels.failing_over([view], watched, place)
+    assert finding.mend == ("SENTINEL SET mymaster quorum 1",)

@@ -57,7 +57,7 @@ def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
     elif min(known) < LEAST_FAILOVER_S:
         commands, conf = config_set(cluster_node_timeout=f"{FAILOVER_MS}")
         yield too_soon(
-            f"cluster-node-timeout is {min(known) * 1000:.0f} ms", commands, conf, "on every node of the Cluster"
+            f"cluster-node-timeout is {min(known) * 1000:.0f} ms", commands, conf, "every node of the Cluster"
         )
 
     for each in said:

@@ -9,7 +9,16 @@ from typing import Final
 from cachebus.cli.doctor import access, durability, links, memory
 from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size, whole
 from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
-from cachebus.cli.doctor.replication import LAG, WRITES, counted, least_lag_s, needed, replicas_said
+from cachebus.cli.doctor.replication import (
+    LAG,
+    WRITES,
+    counted,
+    longest_lag_s,
+    needed,
+    replicas_said,
+    to_wait_for,
+    within,
+)
 from cachebus.errors import CacheBusError
 from cachebus.resp import Address
 from cachebus.settings import Settings
@@ -62,7 +71,7 @@ def promoted(facts: Facts) -> Iterator[Finding]:
             "run it with --ask-replicas: it then logs in at the addresses that the server names, with this login",
         )  # fmt: skip
         return
-    wrong = [finding for replica in facts.replicas for finding in _of(replica, facts)]
+    wrong = _together((replica.address, finding) for replica in facts.replicas for finding in _of(replica, facts))
     yield from wrong
     if facts.replicas and not wrong:
         yield ok(
@@ -72,29 +81,39 @@ def promoted(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _together(found: Iterable[tuple[Address, Finding]]) -> list[Finding]:
+    """What is the same at several of them once, with all that it is told of."""
+    where: dict[Finding, list[str]] = {}
+    for address, finding in found:
+        where.setdefault(finding, []).append(str(address))
+    told = []
+    for finding, places in where.items():
+        at = ", ".join(places)
+        said = f"the replica{'s' if len(places) > 1 else ''} {at}: {finding.says}"
+        told.append(replace(finding, check="replicas", says=said, at=at))
+    return told
+
+
 def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
     if replica.server is None:
         yield _out_of_reach(replica, facts.watched)
         return
-    for finding in (*_waiting(replica.server, facts), *_like_the_primary(replica.server, facts), *replica.lacking):
-        if finding.level is Level.UNKNOWN:
-            yield finding
-        else:
-            said = f"the replica {replica.address}: {finding.says}"
-            yield replace(finding, check="replicas", says=said, at=str(replica.address))
+    yield from _waiting(replica.server, facts)
+    yield from _like_the_primary(replica.server, facts)
+    yield from replica.lacking
 
 
 def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
     if any(word in replica.refused for word in _NO_ENTRY):
         return Finding(
-            "replicas", Level.PROBLEM, f"the replica {replica.address} does not let this login in: {replica.refused}",
+            "replicas", Level.PROBLEM, f"this login is not let in ({replica.refused})",
             "Users do not replicate. Once it is promoted no node gets in: L2 counts as lost. Nothing stale is served.",
             otherwise="make the same user there, by ACL SETUSER with a user who may, or by the same aclfile",
         )  # fmt: skip
     if not watched.kind:  # only the server says that it is there
-        return unknown("replicas", f"{replica.address}: {replica.refused}")
+        return unknown("replicas", replica.refused)
     return Finding(
-        "replicas", Level.ADVICE, f"the replica {replica.address} can't be reached: {replica.refused}",
+        "replicas", Level.ADVICE, f"out of reach ({replica.refused})",
         "Those who would promote it say that it is there. Where nodes can't reach it either, a failover to it is the "
         "loss of L2.",
         otherwise="look whether it answers, at this address, and with TLS as the primary does",
@@ -103,15 +122,15 @@ def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
 
 def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
     """Whether it would wait for as many replicas as the primary must."""
-    least, most_lag_s = needed(counted(facts)), least_lag_s(facts)
+    least, most_lag_s = needed(counted(facts)), longest_lag_s(facts)
     has, lag_s = server.setting(WRITES), server.setting(LAG)
     if has is None or lag_s is None:
         yield unknown(
-            "replicas", f"{server.address}: {server.config_refused}", f"Settings do not replicate: it needs {WRITES} "
+            "replicas", server.config_refused, f"Settings do not replicate: it needs {WRITES} "
             f"{least} as well, and {LAG} {most_lag_s} at most.",
         )  # fmt: skip
     elif has < least or not 0 < lag_s <= most_lag_s:
-        commands, conf = config_set(min_replicas_to_write=str(max(least, has)), min_replicas_max_lag=str(most_lag_s))
+        commands, conf = to_wait_for(max(least, has), within(lag_s, most_lag_s))
         yield Finding(
             "replicas", Level.PROBLEM, f"it has {WRITES} {has} and {LAG} {lag_s}",
             "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
@@ -120,17 +139,10 @@ def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
 
 
 def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
-    """What is worse there than at the primary; what is as bad is told of the primary already."""
+    """What of the server's own set-up is to be mended."""
     theirs = Facts(facts.settings, server, Timing([], []))
-    known = {finding.check: finding.level for check in LIKE_THE_PRIMARY for finding in check(facts)}
     for check in LIKE_THE_PRIMARY:
-        for finding in check(theirs):
-            told = finding.level in (Level.OK, Level.UNKNOWN) or known.get(finding.check) in (
-                finding.level,
-                Level.PROBLEM,
-            )
-            if not told:
-                yield finding
+        yield from (finding for finding in check(theirs) if finding.level not in (Level.OK, Level.UNKNOWN))
     has, primary_has = server.setting("maxmemory"), facts.server.setting("maxmemory")
     if has and primary_has is not None and (has < primary_has or not primary_has):
         commands, conf = config_set(maxmemory=str(primary_has))

@@ -61,7 +61,7 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     server = facts.server
     if server.info.get("role") != "master":
         return
-    there, most_lag_s = connected(server), least_lag_s(facts)
+    there, most_lag_s = connected(server), longest_lag_s(facts)
     count = counted(facts)
     known, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
     # INFO has that figure only where the setting is at least 1 (and its lag is not 0).
@@ -118,7 +118,7 @@ def _keep(count: int) -> str:
 def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
     """The commands would have every write refused where too few are there: then they are not printed."""
     least, there = needed(count), connected(facts.server)
-    commands, conf = config_set(min_replicas_to_write=str(least), min_replicas_max_lag=str(most_lag_s))
+    commands, conf = to_wait_for(least, within(facts.server.setting(LAG), most_lag_s))
     obeyed, gone = there >= least, absent(facts)
     return Finding(
         "replication", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {has}",
@@ -184,6 +184,16 @@ def _more_than_one(count: int) -> str:
     return "" if count > 1 else "with a second replica of each primary a failover is of use, and 1 stays enough"
 
 
+def to_wait_for(replicas: int, lag_s: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What sets both; as of `config_set`."""
+    return config_set(min_replicas_to_write=str(replicas), min_replicas_max_lag=str(lag_s))
+
+
+def within(lag_s: int | None, most_lag_s: int) -> int:
+    """A lag that is short enough stays."""
+    return lag_s if lag_s is not None and 0 < lag_s <= most_lag_s else most_lag_s
+
+
 def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
     lag_s = facts.server.setting(LAG)
     if lag_s is None:
@@ -203,7 +213,7 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def least_lag_s(facts: Facts) -> int:
+def longest_lag_s(facts: Facts) -> int:
     """The longest lag that is over before a replica is promoted."""
     failover_s = facts.watched.failover_s
     return MAX_LAG_S if failover_s is None else min(MAX_LAG_S, max(1, int(failover_s) - 1))

@@ -108,7 +108,7 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
     lacking = next((view for view in views if view.quorum), None)
     refused = next((view.refused or view.quorum_refused for view in views if view.refused or view.quorum_refused), "")
     if lacking is not None:
-        yield _no_quorum(lacking, watched.service)
+        yield _no_quorum(views, lacking, watched.service)
     if refused:
         yield unknown(
             "failover", refused, "Whether the Sentinels can fail over, after how long, and to which replicas.",
@@ -130,9 +130,10 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
         yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
 
 
-def _no_quorum(view: View, service: str) -> Finding:
-    quorum, all_ = whole(view.primary.get("quorum")) or 0, (whole(view.primary.get("num-other-sentinels")) or 0) + 1
-    high = quorum > all_
+def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
+    """One that was started a moment ago knows none of the others yet: as many as any knows of, or the URL names."""
+    all_ = max(len(views), *((whole(each.primary.get("num-other-sentinels")) or 0) + 1 for each in views))
+    high = (whole(view.primary.get("quorum")) or 0) > all_
     return Finding(
         "failover", Level.PROBLEM, f"the Sentinels would not agree on a failover: {view.quorum}",
         "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
