@@ -90,6 +90,29 @@ async def test_failover_that_loses_a_suffix_brings_no_replaced_value_back(group:
         await live_through(caches, lose)
 
 
+async def test_a_primary_that_is_elsewhere_by_what_was_said_is_looked_for_while_it_still_answers(
+    group: SentinelGroup,
+) -> None:
+    """Sentinels that are told to make a replica the primary say so before it is one, and may take it back."""
+    first, second, _ = group.data
+    async with nodes(group.url, 1) as (node,):
+        links, heard = (part._links for part in (parts(node).store, parts(node).bus))  # type: ignore[attr-defined]
+
+        async def served() -> bool:
+            await node.set("config", "x", 1, tenant_id=TENANT)
+            return bool(links.reaches(0))
+
+        await until(served)
+        await until(lambda: links._seeking.done() and heard._seeking.done())
+        links.route.moved(0, HOST, second.port)
+        await node.set("config", "x", 2, tenant_id=TENANT)
+        assert not links.reaches(0), "and whoever was connected goes on"
+        await until(served)
+        assert links.route.known[0].port == first.port
+        await past(monotonic() + D_S)
+        await until(node.ready)
+
+
 async def split(group: SentinelGroup) -> tuple[EmbeddedServer, EmbeddedServer]:
     """A primary that is left alone, and the one that was made in its place."""
     first, second, third = group.data
