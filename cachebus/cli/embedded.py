@@ -42,7 +42,8 @@ class EmbeddedServer(Daemon):
         self.binary = binary or best_server()
         self.name = self.binary.name
         self.password = password
-        self._appendonly = appendonly
+        self.appendonly = appendonly
+        """Whether it keeps every write: of its next start."""
         self._extra = tuple(extra)
         self._conf = tuple(conf)
 
@@ -72,7 +73,7 @@ class EmbeddedServer(Daemon):
             "bind": HOST,
             "port": str(self.port),
             "dir": str(self.directory),
-            "appendonly": "yes" if self._appendonly else "no",
+            "appendonly": "yes" if self.appendonly else "no",
             "save": "",
             "requirepass": self.password or "",
         }

@@ -51,11 +51,15 @@ SHOWS = {
     "flags of contexts": "none",
     "low watermarks": "none",
     "counting marks": "del-marks,kill",
+    "waiting for most replicas": "split",
 }
 """The faults under which the loss of a rule shows."""
 USUAL = ("--nodes", "3", "--rate", "400", "--write-rate", "40")
-LOADS = {"an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20")}
-"""Who loads most often hides from the others that their own source is away."""
+LOADS = {
+    # Who loads most often hides from the others that their own source is away.
+    "an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20"),
+    "waiting for most replicas": (*USUAL, "--kind", "sentinel"),
+}
 TRIES = 12
 
 

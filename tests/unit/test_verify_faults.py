@@ -42,8 +42,8 @@ def test_faults_of_groups_are_for_groups() -> None:
     sentinel = {f.name for f in possible(faults, own=False, proxied=True, kind="sentinel")}
     cluster = {f.name for f in possible(faults, own=False, proxied=True, kind="cluster")}
     assert {"failover", "failover-loss"} <= sentinel & cluster
-    assert cluster - sentinel == {"move-slot", "half-moved", "hung-target"}
-    assert sentinel - cluster == {"sentinels-away"}
+    assert cluster - sentinel == {"move-slot", "half-moved", "hung-target", "uncovered-slot"}
+    assert sentinel - cluster == {"sentinels-away", "split"}
     assert {"hang", "deaf", "garble", "lost-primary", "half-lost-primary"} <= sentinel & cluster
     assert not {"lost-primary", "half-lost-primary"} & alone
     assert not alone & {f.name for f in faults if f.where == "group"}

@@ -92,6 +92,11 @@ class Proxy:
         self._refusing = True
         self.reset()
 
+    def lead(self, dial: Dial) -> None:
+        """To another server, from now on, as a name does that two servers answer to. What is there breaks."""
+        self._dial = dial
+        self.reset()
+
     def reset(self, kinds: Iterable[Kind] = ALL_KINDS) -> None:
         """Break the connections of these kinds; new ones are welcome."""
         for pair in [pair for pair in self._pairs if pair.kind in kinds]:

@@ -22,7 +22,10 @@ GROUPS: Final = ("network", "node", "source", "server", "group", "bus", "broker"
 OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "garble-head",
            "kill-pubsub", "buffer-kill")  # fmt: skip
 """Faults of a subscription: there is none where Kafka carries the events."""
-NOT_OF: Final = {"sentinel": ("move-slot", "half-moved", "hung-target"), "cluster": ("sentinels-away",)}
+NOT_OF: Final = {
+    "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot"),
+    "cluster": ("sentinels-away", "split"),
+}
 """Faults of a group that a kind of it can't have."""
 OF_A_GROUP: Final = ("lost-primary", "half-lost-primary")
 """Faults of the network that need several servers."""

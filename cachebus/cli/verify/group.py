@@ -94,6 +94,14 @@ class GroupUnderTest:
                         found.append(server)
         return found
 
+    async def some_primary(self, rather: EmbeddedServer) -> EmbeddedServer:
+        """That one, or another one where it is none any more."""
+        for server in (rather, *self.data):
+            with suppress(L2Unavailable):
+                if server.running and (await ask(server, "ROLE"))[0] == b"master":
+                    return server
+        return rather
+
     async def command(self, server: EmbeddedServer, *command: str | int) -> None:
         """A command of which no answer is needed."""
         with suppress(L2Unavailable):

@@ -8,10 +8,13 @@ from random import Random
 from typing import Final
 
 from cachebus.cli.groups import ask
+from cachebus.cli.lab.proxy import HOST
 from cachebus.cli.verify.group import GroupUnderTest
+from cachebus.cli.verify.roads import Roads
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 from cachebus.clock import monotonic
 from cachebus.l2.names import ShardNames
+from cachebus.resp import slot_of
 
 
 def _group(stage: Stage) -> GroupUnderTest:
@@ -89,10 +92,59 @@ def _half_moved(*, hangs: bool) -> Act:
     return act
 
 
+async def _uncover(stage: Stage, blow: Strike) -> None:
+    """A slot that nobody serves, as a migration leaves it that was done wrong."""
+    group = _group(stage)
+    names = group.some_shard(blow.dice())
+    owner, slot = await group.primary(names), slot_of(names.log)
+    if owner is None:
+        return
+    try:
+        for server in group.data:
+            await group.command(server, "CLUSTER", "DELSLOTS", slot)
+        await rest(blow.lasts_s)
+    finally:
+        # Whoever was told by others before its own turn came has said no; and the owner may have died meanwhile.
+        for server in group.data:
+            await group.command(server, "CLUSTER", "DELSLOTS", slot)
+        await group.command(await group.some_primary(owner), "CLUSTER", "ADDSLOTS", slot)
+
+
 async def _hand_over(stage: Stage, blow: Strike) -> None:
     dice, group = blow.dice(), _group(stage)
     await group.hand_over(group.some_shard(dice), dice)
     await rest(blow.lasts_s)
+    await group.followed()
+
+
+async def _split(stage: Stage, blow: Strike) -> None:
+    """Two sides, both alive: half of the nodes and of the replicas stay with the primary, the others have one that was
+    promoted by hand, since the Sentinels are on neither. In the end the primary is the only one again, and what the
+    other had acknowledged is lost."""
+    dice, group = blow.dice(), _group(stage)
+    primary = await group.primary(group.some_shard(dice))
+    replicas = [] if primary is None else await group.replicas(primary)
+    if primary is None or len(replicas) < 2:
+        return
+    dice.shuffle(replicas)
+    promoted, *others = replicas[len(replicas) // 2 :]
+    roads = [road.to(primary.port) for node, road in stage.proxies.items() if node % 2 and isinstance(road, Roads)]
+    try:
+        for sentinel in group.sentinels:
+            sentinel.pause()
+        await group.command(promoted, "REPLICAOF", "NO", "ONE")
+        for other in others:
+            await group.command(other, "REPLICAOF", HOST, promoted.port)
+        for road in roads:
+            road.lead(group.dials[promoted.port])
+        await rest(blow.lasts_s)
+    finally:
+        for road in roads:
+            road.lead(group.dials[primary.port])
+        for replica in (promoted, *others):
+            await group.command(replica, "REPLICAOF", HOST, primary.port)
+        for sentinel in group.sentinels:
+            sentinel.resume()
     await group.followed()
 
 
@@ -149,10 +201,12 @@ GROUP_FAULTS: Final = (
     _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
     _fault("handover", "a replica takes the place of a primary that lives (SENTINEL FAILOVER, CLUSTER FAILOVER)",
            _hand_over, (0.5, 3.0)),
+    _fault("split", "two primaries, each with a part of the replicas and of the nodes (Sentinel)", _split, (1.5, 4.0)),
     _fault("sentinels-away", "SIGSTOP of all Sentinels", _sentinels_away, (0.5, 3.0)),
     _fault("half-moved", "a part of a slot's keys moves to another primary, and back (Cluster)",
            _half_moved(hangs=False), (0.3, 2.0)),
     _fault("hung-target", "the same, and that primary hangs meanwhile (Cluster)", _half_moved(hangs=True), (0.3, 1.0)),
+    _fault("uncovered-slot", "a slot that no server has (Cluster)", _uncover, (0.3, 2.0)),
     _fault("primary-noreplicas", "a primary refuses writes: NOREPLICAS", _no_replicas, (0.3, 2.0)),
     _fault("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
     _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=lambda names: names.meta)),

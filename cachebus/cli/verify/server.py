@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar, cast
 
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server
@@ -30,6 +32,8 @@ KAFKA: Final = "kafka"
 BUSES: Final = (REDIS, KAFKA)
 """What carries the events."""
 DUMP: Final = "dump.rdb"
+LOST_BYTES: Final = 20_000
+"""At most, of an append-only file: some tenths of a second of a run's writes."""
 _HELD: Final = """
 local held = 0
 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
@@ -119,6 +123,33 @@ class Machine:
     async def forget(self) -> None:
         """Have it start with nothing."""
         await self._do(lambda: (self._embedded.directory / DUMP).unlink(missing_ok=True))
+
+    async def log_writes(self) -> None:
+        """From now on keep every write in an append-only file, and start with that."""
+        await self.command("CONFIG", "SET", "aof-use-rdb-preamble", "no")  # so that it may end anywhere
+        await self.command("CONFIG", "SET", "appendonly", "yes")
+        self._embedded.appendonly = True
+
+    async def tear_the_log(self, dice: Random) -> None:
+        """Have its last writes be missing, as after a crash of the machine; some of the last one's bytes are left."""
+
+        def tear() -> None:
+            for path in self._embedded.directory.rglob("*.aof"):
+                if not path.name.endswith(".base.aof"):  # what it began with is whole
+                    os.truncate(path, max(0, path.stat().st_size - dice.randrange(LOST_BYTES)))
+
+        await self._do(tear)
+
+    async def log_no_more(self) -> None:
+        """As it was before `log_writes`."""
+        await self.command("CONFIG", "SET", "appendonly", "no")
+        self._embedded.appendonly = False
+
+        def clear() -> None:
+            for path in [*self._embedded.directory.rglob("*.aof"), *self._embedded.directory.rglob("*.manifest")]:
+                path.unlink()
+
+        await self._do(clear)
 
     async def whole(self) -> None:
         """Running and answering, whatever was done to it; `ConfigError` where that fails."""

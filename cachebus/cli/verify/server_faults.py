@@ -120,6 +120,22 @@ async def _as_it_is(_: Machine) -> None:
     return None
 
 
+async def _back_up(stage: Stage, _: Strike) -> None:
+    """What a tool does that asks for all data as a replica would: the server takes another replication id, and once
+    more when it drops what it has kept for that replica."""
+    await stage.machine.command("CONFIG", "SET", "repl-backlog-ttl", "1")
+    await stage.machine.command("PSYNC", "?", "-1")
+
+
+async def _of_the_log(stage: Stage, blow: Strike) -> None:
+    await stage.machine.log_writes()
+    await rest(blow.lasts_s)
+    try:
+        await _restart(_nothing, lambda machine: machine.tear_the_log(blow.dice()))(stage, blow)
+    finally:
+        await stage.machine.log_no_more()
+
+
 def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0), *, mild: bool = False) -> Fault:
     return Fault(name, "server", what, lasts, act, own=True, ends_leases=not mild)
 
@@ -149,4 +165,7 @@ SERVER_FAULTS: Final = (
     _fault("restart", "SIGKILL after SAVE, and a restart with all data", _restart(_keep, _as_it_is), (0.5, 4.0)),
     _fault("restart-old", "SIGKILL, and a restart with data of some seconds before",
            _restart(_keep_old, lambda machine: machine.put_back(OLD)), (0.5, 2.0)),
+    _fault("restart-aof", "SIGKILL, and a restart with an append-only file that lacks its last writes", _of_the_log,
+           (0.5, 2.0)),
+    _fault("backup", "a backup that asks for all data as a replica does (redis-cli --rdb)", _back_up),
 )  # fmt: skip
