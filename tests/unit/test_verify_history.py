@@ -19,7 +19,7 @@ from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.trouble import HEARD_AHEAD, L2_FAILED
+from cachebus.cli.verify.trouble import HEARD_AHEAD, L2_FAILED, STALLED
 from cachebus.cli.verify.verdict import Verdict
 from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TAG, TENANT, TYPE
 
@@ -471,6 +471,18 @@ async def test_what_comes_behind_a_hole_may_take_away_what_was_loaded_without_l2
     past.loaded("1.1", 6.5, 6.6)
     past.note("1.1", "trouble", HEARD_AHEAD, 106.2, 106.22)
     assert await past.broken() == {}
+
+
+@pytest.mark.parametrize(("stalled", "broken"), [((105.7, 106.1), {}), ((105.98, 106.1), {"I13": 1}),
+                                                 ((105.2, 105.9), {"I13": 1})])  # fmt: skip
+async def test_what_was_loaded_while_its_process_stood_still_is_as_old_as_its_question(
+    past: Past, stalled: tuple[float, float], broken: dict[str, int]
+) -> None:
+    past.away = [(104.0, 109.0)]
+    past.loaded("1.1", 6.0, 6.1)
+    past.loaded("1.1", 6.85, 6.9)
+    past.note("1.1", "trouble", STALLED, *stalled)
+    assert await past.broken() == broken
 
 
 SAME_TYPE, OTHER_TYPE = 2, 1

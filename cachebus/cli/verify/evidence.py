@@ -122,6 +122,12 @@ class Evidence:
         """Whether a node keeps what it has loaded in its memory, for D at least."""
         return kinds.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
 
+    def asked_s(self, load: Load) -> float:
+        """When a load was asked for at the earliest. Its value is as old as that, and the source may have been told a
+        turn of the event loop later: where the process stood still, that is long."""
+        stalled = self._amiss(load.node, STALLED)
+        return min((from_s for from_s, until_s in stalled if from_s <= load.began_s <= until_s), default=load.began_s)
+
     def befell(self) -> dict[str, Excuses]:
         """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,
         since an epoch was younger than a guard may be."""

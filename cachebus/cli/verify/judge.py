@@ -154,7 +154,9 @@ def _loads(case: Judgement, loads: list[Load]) -> int:
         what = f"two loads of {evidence.items[first.item]} at a time"
         case.found("I13", what, partial(case.teller.of_loads, first, second, lead_s))
     own = {node: history.touching(evidence.items, node) for node in evidence.lives}
-    often = too_often(loads, evidence.away, evidence.forgot(), own, evidence.bound_s, lead_s, evidence.kept)
+    often = too_often(
+        loads, evidence.away, evidence.forgot(), own, evidence.bound_s, lead_s, evidence.kept, evidence.asked_s
+    )
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
         case.found("I13", what, partial(case.teller.of_loads, first, second, evidence.bound_s))

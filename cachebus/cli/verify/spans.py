@@ -89,9 +89,11 @@ def unexplained(
 def too_often(
     loads: Iterable[Load], away: Sequence[Span], forgot: Mapping[str, Excuses],
     writes: Mapping[str, Mapping[int, Excuses]], bound_s: float, lead_s: float, kept: Callable[[Load], bool],
+    asked_s: Callable[[Load], float],
 ) -> list[tuple[Load, Load]]:  # fmt: skip
     """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away.
-    `writes`: by node and item, its own. `kept`: whether the node keeps what it has loaded in its memory."""
+    `writes`: by node and item, its own. `kept`: whether the node keeps what it has loaded in its memory; `asked_s`:
+    how old that is at most."""
     none, found = Excuses(()), []
     last: dict[tuple[str, int], Load] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -99,7 +101,7 @@ def too_often(
             last.pop((load.node, load.item), None)
             continue
         before = last.get((load.node, load.item))
-        if before is not None and before.version and before.ended_s <= load.began_s < before.began_s + GRACE * bound_s:
+        if before is not None and before.version and before.ended_s <= load.began_s < asked_s(before) + GRACE * bound_s:
             # In a busy process a load begins some time after its place in the history was noted.
             since = before.began_s - lead_s, load.began_s
             excused = forgot.get(load.node, none), writes.get(load.node, {}).get(load.item, none)
