@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import struct
 import subprocess
 from base64 import urlsafe_b64encode
@@ -49,6 +50,10 @@ class KafkaServer(Daemon):
     @property
     def _data(self) -> Path:
         return self.directory / "data"
+
+    def forget(self) -> None:
+        """Have its next start be that of a new one, with an empty disk: topics and offsets are gone."""
+        shutil.rmtree(self._data, ignore_errors=True)
 
     def _properties(self) -> dict[str, str]:
         return {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from cachebus.bus.kafka_client import quietly
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
@@ -54,19 +54,41 @@ class Broker:
             await self.resume()
         await self.start()
 
+    async def empty(self) -> None:
+        """Have it start with an empty disk: to be killed before."""
+        await self._do(self._server.forget)
+
     async def forget(self) -> None:
         """Delete every message of the topic, as its retention does with old ones."""
         from aiokafka import TopicPartition
-        from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+        from aiokafka.admin import RecordsToDelete
+
+        every = RecordsToDelete(before_offset=-1)
+        await self._asked(
+            lambda admin: admin.delete_records({TopicPartition(TOPIC, number): every for number in range(PARTITIONS)})
+        )
+
+    async def delete_topic(self) -> None:
+        """Delete the topic; nodes make it anew."""
+        await self._asked(lambda admin: admin.delete_topics([TOPIC]))
+
+    async def widen_topic(self, partitions: int) -> None:
+        """Give the topic so many partitions, if it has fewer."""
+        from aiokafka.admin import NewPartitions
+
+        await self._asked(lambda admin: admin.create_partitions({TOPIC: NewPartitions(partitions)}))
+
+    async def _asked(self, ask: Callable[[Any], Awaitable[object]]) -> None:
+        """Have it do something, unless it was killed or stopped just now."""
+        from aiokafka.admin import AIOKafkaAdminClient
         from aiokafka.errors import KafkaError
 
         admin = AIOKafkaAdminClient(bootstrap_servers=self._server.address, request_timeout_ms=int(FORGET_S * 1000))
-        with quietly(), suppress(KafkaError, OSError, TimeoutError):  # killed or stopped just now: it forgets nothing
+        with quietly(), suppress(KafkaError, OSError, TimeoutError):
             try:
                 async with asyncio.timeout(FORGET_S):
                     await admin.start()
-                    every = RecordsToDelete(before_offset=-1)
-                    await admin.delete_records({TopicPartition(TOPIC, number): every for number in range(PARTITIONS)})
+                    await ask(admin)
             finally:
                 await admin.close()
 

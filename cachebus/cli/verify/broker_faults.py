@@ -8,9 +8,11 @@ from typing import Final
 from cachebus.cli.lab.proxy import Proxy
 from cachebus.cli.verify import messages
 from cachebus.cli.verify.network_faults import DELAY_S
+from cachebus.cli.verify.setup import PARTITIONS
 from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
 
 MUTE_S: Final = 0.1
+PARTITIONS_MAX: Final = 8
 
 
 async def _pause(stage: Stage, blow: Strike) -> None:
@@ -27,6 +29,23 @@ async def _crash(stage: Stage, blow: Strike) -> None:
         await rest(blow.lasts_s)
     finally:
         await stage.the_broker.start()
+
+
+async def _empty(stage: Stage, blow: Strike) -> None:
+    await stage.the_broker.kill()
+    try:
+        await stage.the_broker.empty()
+        await rest(blow.lasts_s)
+    finally:
+        await stage.the_broker.start()
+
+
+async def _delete_topic(stage: Stage, _: Strike) -> None:
+    await stage.the_broker.delete_topic()
+
+
+async def _widen_topic(stage: Stage, blow: Strike) -> None:
+    await stage.the_broker.widen_topic(blow.dice().randint(PARTITIONS + 1, PARTITIONS_MAX))
 
 
 def _through(change: Callable[[Proxy, Strike], None]) -> Act:
@@ -81,6 +100,9 @@ def _fault(name: str, what: str, lasts: tuple[float, float], act: Act) -> Fault:
 BROKER_FAULTS: Final = (
     Fault("broker-pause", "broker", "SIGSTOP, later SIGCONT", (0.2, 4.0), _pause),
     Fault("broker-crash", "broker", "SIGKILL, and a restart with what it had acknowledged", (0.2, 2.0), _crash),
+    Fault("broker-empty", "broker", "SIGKILL, and a restart with an empty disk", (0.2, 1.0), _empty),
+    Fault("topic-deleted", "broker", "the topic is deleted", (0.0, 0.0), _delete_topic),
+    Fault("topic-widened", "broker", "the topic is given more partitions", (0.0, 0.0), _widen_topic),
     _fault("bus-cut", "all its connections to Kafka break, and new ones are refused", (0.2, 2.0),
            _through(lambda proxy, _: proxy.cut())),
     _fault("bus-reset", "its connections to Kafka break once", (0.0, 0.0), _through(lambda proxy, _: proxy.reset())),
