@@ -16,6 +16,7 @@ import pytest
 
 from cachebus.cli import server_binaries
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server, find_servers, free_port
+from cachebus.cli.servers import daemon
 from cachebus.errors import ConfigError
 from tests.support.servers import any_binary
 
@@ -193,3 +194,19 @@ def test_without_any_server_one_line_says_what_to_install(monkeypatch: pytest.Mo
 
 def test_free_ports_are_below_those_of_outgoing_connections() -> None:
     assert all(11_000 <= free_port() < 22_000 for _ in range(20))
+
+
+def test_a_port_is_promised_to_one_for_as_long_as_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was killed gets its port back, though others took some meanwhile."""
+    first = free_port()
+    monkeypatch.setattr(daemon, "PORTS", (first, first + 3))
+    owner = Owner()
+    promised = free_port(owner)
+    assert all(free_port() != promised for _ in range(20))
+    del owner
+    monkeypatch.setattr(daemon, "PORTS", (promised, promised + 1))
+    assert free_port() == promised
+
+
+class Owner:
+    """Of a port."""

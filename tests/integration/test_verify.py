@@ -52,6 +52,7 @@ SHOWS = {
     "low watermarks": "none",
     "counting marks": "del-marks,kill",
     "waiting for most replicas": "split",
+    "each primary apart": "failover",
 }
 """The faults under which the loss of a rule shows."""
 USUAL = ("--nodes", "3", "--rate", "400", "--write-rate", "40")
@@ -59,6 +60,7 @@ LOADS = {
     # Who loads most often hides from the others that their own source is away.
     "an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20"),
     "waiting for most replicas": (*USUAL, "--kind", "sentinel"),
+    "each primary apart": (*USUAL, "--kind", "cluster"),
 }
 TRIES = 12
 

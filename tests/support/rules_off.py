@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RULE_TAKEN_AWAY"
@@ -329,6 +330,24 @@ def _without_most_of_the_replicas() -> None:
     group.needed = lambda replicas: 1  # type: ignore[attr-defined]
 
 
+def _without_each_primary_apart() -> None:
+    """Nothing is asked of any primary while another one is out of reach."""
+    from cachebus.errors import L2Unavailable
+    from cachebus.resp.links import Links
+
+    of: Callable[..., Any] = Links.of
+    begun: WeakSet[Links[Any]] = WeakSet()
+
+    def of_all(links: Links[Any], shard: int) -> Any:
+        if links.connected:
+            begun.add(links)
+        elif links in begun:
+            raise L2Unavailable("one of them is lost")
+        return of(links, shard)
+
+    Links.of = of_all  # type: ignore[method-assign]
+
+
 RULES: dict[str, Callable[[], None]] = {
     "coherence lease": _without_coherence_lease,
     "reservation": _without_reservation,
@@ -356,5 +375,6 @@ RULES: dict[str, Callable[[], None]] = {
     "flags of contexts": _without_flags_of_contexts,
     "low watermarks": _without_low_watermarks,
     "counting marks": _without_counting_marks,
+    "each primary apart": _without_each_primary_apart,
     "waiting for most replicas": _without_most_of_the_replicas,
 }

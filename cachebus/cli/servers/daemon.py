@@ -27,8 +27,9 @@ ASK_TIMEOUT_S: Final = 2.0
 LOG_TAIL_LINES: Final = 12
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on.
+def free_port(owner: object | None = None) -> int:
+    """A port of 127.0.0.1 that nobody listens on, nor has been promised: for as long as `owner` lives, no other process
+    is given it, be a server there or not.
 
     Chosen below the range from which the system takes ports for outgoing connections: there, a client that keeps
     trying to reach a stopped server may be given that very port, connect to itself, and keep the server from returning.
@@ -37,12 +38,19 @@ def free_port() -> int:
     dice = SystemRandom()  # a test that seeds `random` must not give two servers one port
     while True:
         port = dice.randrange(*PORTS)
-        with socket.socket() as probe:
-            try:
+        promise = socket.socket(type=socket.SOCK_DGRAM)  # in the way of no server, as those here speak TCP
+        try:
+            promise.bind((HOST, port))
+            with socket.socket() as probe:
                 probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            promise.close()
+            continue
+        if owner is None:
+            promise.close()
+        else:
+            weakref.finalize(owner, promise.close)
+        return port
 
 
 class Daemon(ABC):
@@ -57,7 +65,7 @@ class Daemon(ABC):
     name = "the server"
 
     def __init__(self, *, port: int | None = None, directory: Path | None = None) -> None:
-        self.port = port or free_port()
+        self.port = port or free_port(self)
         self._given = directory
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None

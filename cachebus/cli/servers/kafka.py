@@ -38,7 +38,7 @@ class KafkaServer(Daemon):
     ) -> None:  # fmt: skip
         super().__init__(port=port, directory=directory)
         self._java, self._jars = find_java(), classpath(ARTIFACTS)
-        self._controller = free_port()
+        self._controller = free_port(self)
         self._settings = dict(settings or {})
         self._more = dict(listeners or {})
 

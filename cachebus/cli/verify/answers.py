@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from cachebus import ConfigError, LoadTimeout
+from cachebus import ConfigError, L2Unavailable, LoadTimeout
 from cachebus.cli.verify import kinds, oddities
 from cachebus.cli.verify.items import Item
 from cachebus.cli.verify.loaders import Uncacheable
 from cachebus.cli.verify.oddities import Oddities
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
+from cachebus.cli.verify.trouble import Lateness
 from cachebus.cli.verify.truth import Truth
 from cachebus.clock import Clock
 
@@ -27,9 +28,11 @@ class Answers:
     """The tapes of reads."""
 
     def __init__(
-        self, truth: Truth, reads: Tape, shown: Tape, absent: Tape, odd: Oddities, clock: Clock, *, longest_s: float
-    ) -> None:
-        """`longest_s`: for how long a read may last that asks no source."""
+        self, truth: Truth, reads: Tape, shown: Tape, absent: Tape, odd: Oddities, clock: Clock, *, longest_s: float,
+        lateness: Lateness,
+    ) -> None:  # fmt: skip
+        """`longest_s`: for how long a read may last that asks no source, what `lateness` tells apart."""
+        self._lateness = lateness
         self._longest_s, self._absent = longest_s, absent
         self._truth, self._reads, self._shown, self._odd, self._clock = truth, reads, shown, odd, clock
         self.answered = self.absent = self.failed = self.given_up = 0
@@ -37,7 +40,7 @@ class Answers:
     def took(self, item: Item, verb: int, started_s: float) -> None:
         """A read is over that asks no source."""
         took_s = self._clock() - started_s
-        if took_s > self._longest_s:
+        if took_s > self._longest_s and took_s - self._lateness.since(started_s) > self._longest_s:
             self._odd.note(oddities.LONG, item, started_s, verb=verb, a=int(1000 * took_s))
 
     def note(self, item: Item, verb: int, value: Any, started_s: float, *, loads: bool = False, wider: int = 0) -> int:
@@ -87,6 +90,8 @@ class Answers:
     def raised(self, item: Item, verb: int, error: BaseException, started_s: float) -> None:
         """A read that failed: as it may for what befell L2 or its source."""
         self.failed += 1
+        if isinstance(error, L2Unavailable):
+            self._odd.note(oddities.DOWN, item, started_s, verb=verb, a=int(1000 * (self._clock() - started_s)))
         if isinstance(error, LoadTimeout) and CUT_SHORT in str(error):
             self._odd.note(oddities.CANCELLED, item, started_s, verb=verb)
         elif CLOSED in str(error) or (isinstance(error, ConfigError) and CIRCLE not in str(error)):

@@ -105,8 +105,8 @@ class Broker:
 @asynccontextmanager
 async def brokered(nodes: int) -> AsyncIterator[Broker]:
     """A broker that runs, with so many proxies before it; `ConfigError` where Kafka can't be had."""
-    ports = {node: free_port() for node in range(1, nodes + 1)}
     async with AsyncExitStack() as stack:
+        ports = {node: free_port(stack) for node in range(1, nodes + 1)}
         proxies = {
             node: await stack.enter_async_context(Proxy(dialer(Address(host=HOST, port=port))))
             for node, port in ports.items()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from cachebus.cli.lab.messages import Tick
 from cachebus.cli.verify import kinds
@@ -16,8 +18,10 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, L2_FAILED, STALLED
+from cachebus.cli.verify.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, L2_FAILED, STALLED
 
+BACK_S = 2.0
+"""The longest pause between two attempts to connect."""
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""
 BORN_S = 1.0
@@ -53,6 +57,10 @@ class Evidence:
     """Nodes that were not at work again once the faults were over."""
     held: int = 0
     """Leases that were held when no load was under way any more."""
+    left: Mapping[int, str] = field(default_factory=dict)
+    """By node: what it still had when all was over."""
+    shards: int = 1
+    """Over so many the items are spread."""
 
     def bound_of(self, node: str) -> float:
         """The bound of a node, by its number and life."""
@@ -65,11 +73,28 @@ class Evidence:
 
     def history(self) -> History:
         """All writes."""
+        newborn = self.newborn()
         return History(
             len(self.items),
             (w for node in self.lives for w in writes_of(node, self.records(node, "writes"))),
             self.losing(),
-        )
+            lambda write: number_of(write.node) in newborn and newborn[number_of(write.node)].touch(
+                write.called_s, write.called_s
+            ),
+        )  # fmt: skip
+
+    def newborn(self) -> dict[str, Excuses]:
+        """By node: when it knew of no other's bound, since it began on an empty server, and no other had yet reached that
+        to tell of its own."""
+        spans: dict[str, list[Span]] = {}
+        for born in self.faults:
+            if born.fault == "newborn":
+                until_s = born.until_s + self.largest_bound_s
+                for done in sorted((done for done in self.faults if not done.node), key=lambda done: done.from_s):
+                    if born.from_s <= done.until_s and done.from_s <= until_s:
+                        until_s = max(until_s, done.until_s + self.largest_bound_s)
+                spans.setdefault(str(born.node), []).append((born.from_s, until_s))
+        return {node: Excuses(found) for node, found in spans.items()}
 
     def records(self, node: str, kind: str) -> list[tuple[Any, ...]]:
         """One tape."""
@@ -125,8 +150,29 @@ class Evidence:
     def asked_s(self, load: Load) -> float:
         """When a load was asked for at the earliest. Its value is as old as that, and the source may have been told a
         turn of the event loop later: where the process stood still, that is long."""
-        stalled = self._amiss(load.node, STALLED)
-        return min((from_s for from_s, until_s in stalled if from_s <= load.began_s <= until_s), default=load.began_s)
+        return min(
+            (from_s for from_s, until_s in self._amiss(load.node, STALLED)
+             if from_s <= load.began_s <= until_s + EVERY_S), default=load.began_s,
+        )  # fmt: skip
+
+    def unwell(self, shard: int | None = None) -> dict[str, Excuses]:
+        """By node and life: when something was wrong with it, its network, or what the shard lies on; None: or what
+        any lies on."""
+        after_s = BACK_S + 2 * l2_timeout_s(self.largest_bound_s)
+        found = {}
+        for node, (began_s, _) in self.lives.items():
+            spans = [(began_s, began_s + START_S), *self._amiss(node, STALLED)]
+            spans += [
+                (done.from_s, done.until_s) for done in self.faults
+                if done.fault not in HARMLESS and (not done.node or str(done.node) == number_of(node))
+                and (shard is None or done.shards is None or shard in done.shards)
+            ]  # fmt: skip
+            found[node] = Excuses((from_s, until_s + after_s) for from_s, until_s in spans)
+        return found
+
+    def shard_of(self, item: Item) -> int | None:
+        """Where an item lies; None where faults don't tell of that, as in the other namespace."""
+        return None if item.world else crc32((item.tenant or "").encode()) % self.shards
 
     def befell(self) -> dict[str, Excuses]:
         """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,

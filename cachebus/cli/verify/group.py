@@ -64,6 +64,16 @@ class GroupUnderTest:
         """One of those in which the run's items lie."""
         return ShardNames(self.namespace, dice.choice(self._shards))
 
+    def only(self, names: ShardNames) -> frozenset[int]:
+        """The shard of these names, alone."""
+        return frozenset(shard for shard in self._shards if ShardNames(self.namespace, shard).meta == names.meta)
+
+    async def shards_at(self, *primaries: EmbeddedServer | None) -> frozenset[int]:
+        """Those of the run's that lie there now."""
+        return frozenset(
+            [shard for shard in self._shards if await self.primary(ShardNames(self.namespace, shard)) in primaries]
+        )
+
     @property
     def data(self) -> list[EmbeddedServer]:
         """The servers that hold data."""
@@ -123,11 +133,13 @@ class GroupUnderTest:
 
     async def half_move(
         self, names: ShardNames, dice: Random, lasts: Callable[[], Awaitable[None]], *, hangs: bool
-    ) -> None:
-        """Move a part of a slot's keys to another primary, which may hang meanwhile, and take them back."""
+    ) -> frozenset[int]:
+        """Move a part of a slot's keys to another primary, which may hang meanwhile, and take them back; gives the
+        shards that this concerns."""
         cluster, source, slot = self.cluster, await self.primary(names), slot_of(names.log)
+        concerned = self.only(names)
         if cluster is None or source is None:
-            return
+            return concerned
         with suppress(L2Unavailable):
             others = [server for server in cluster.servers if server is not source and server.running]
             target = dice.choice([server for server in others if (await ask(server, "ROLE"))[0] == b"master"])
@@ -137,12 +149,14 @@ class GroupUnderTest:
                 if keys := await ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 20):
                     await cluster.migrate(source, target, keys[: len(keys) // 2 + 1])
                 if hangs:
+                    concerned |= await self.shards_at(target)
                     target.pause()
                 await lasts()
             finally:
                 if target.running:
                     target.resume()
                 await self._settle(names)
+        return concerned
 
     async def _settle(self, names: ShardNames) -> None:
         """Have a slot lie at one primary, with all its keys, whatever became of those that were moving it."""

@@ -16,6 +16,8 @@ from cachebus.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
 
+NONE: Final = frozenset[int]()
+
 
 def _group(stage: Stage) -> GroupUnderTest:
     if stage.server.group is None:
@@ -24,12 +26,13 @@ def _group(stage: Stage) -> GroupUnderTest:
 
 
 def _failover(*, loses: bool) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
+    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
         group = _group(stage)
         names = group.some_shard(blow.dice())
         primary = await group.primary(names)
         if primary is None:
-            return
+            return NONE
+        shards = await group.shards_at(primary)
         replicas = await group.replicas(primary) if loses else []
         for replica in replicas:
             replica.pause()  # what is written from now on is in the primary alone
@@ -48,6 +51,7 @@ def _failover(*, loses: bool) -> Act:
         finally:
             primary.start()
         await group.followed()
+        return shards
 
     return act
 
@@ -58,12 +62,13 @@ def _was_away(stage: Stage, from_s: float) -> None:
         stage.away.append((from_s, monotonic()))
 
 
-async def _pause(stage: Stage, blow: Strike) -> None:
+async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
     group = _group(stage)
     names = group.some_shard(blow.dice())
     primary = await group.primary(names)
     if primary is None:
-        return
+        return NONE
+    shards = await group.shards_at(primary)
     primary.pause()
     paused_s = monotonic()
     promoted = asyncio.create_task(group.promoted(names, primary))
@@ -76,29 +81,32 @@ async def _pause(stage: Stage, blow: Strike) -> None:
         promoted.cancel()
         await asyncio.wait([promoted])
     await group.followed()
+    return shards
 
 
-async def _move(stage: Stage, blow: Strike) -> None:
+async def _move(stage: Stage, blow: Strike) -> frozenset[int]:
     dice: Random = blow.dice()
     group = _group(stage)
-    await group.move(group.some_shard(dice), dice)
+    names = group.some_shard(dice)
+    await group.move(names, dice)
+    return group.only(names)
 
 
 def _half_moved(*, hangs: bool) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
+    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
         dice, group = blow.dice(), _group(stage)
-        await group.half_move(group.some_shard(dice), dice, lambda: rest(blow.lasts_s), hangs=hangs)
+        return await group.half_move(group.some_shard(dice), dice, lambda: rest(blow.lasts_s), hangs=hangs)
 
     return act
 
 
-async def _uncover(stage: Stage, blow: Strike) -> None:
+async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
     """A slot that nobody serves, as a migration leaves it that was done wrong."""
     group = _group(stage)
     names = group.some_shard(blow.dice())
     owner, slot = await group.primary(names), slot_of(names.log)
     if owner is None:
-        return
+        return NONE
     try:
         for server in group.data:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
@@ -108,13 +116,17 @@ async def _uncover(stage: Stage, blow: Strike) -> None:
         for server in group.data:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
         await group.command(await group.some_primary(owner), "CLUSTER", "ADDSLOTS", slot)
+    return group.only(names)
 
 
-async def _hand_over(stage: Stage, blow: Strike) -> None:
+async def _hand_over(stage: Stage, blow: Strike) -> frozenset[int]:
     dice, group = blow.dice(), _group(stage)
-    await group.hand_over(group.some_shard(dice), dice)
+    names = group.some_shard(dice)
+    shards = await group.shards_at(await group.primary(names))
+    await group.hand_over(names, dice)
     await rest(blow.lasts_s)
     await group.followed()
+    return shards
 
 
 async def _split(stage: Stage, blow: Strike) -> None:
@@ -159,11 +171,12 @@ async def _sentinels_away(stage: Stage, blow: Strike) -> None:
             sentinel.resume()
 
 
-async def _no_replicas(stage: Stage, blow: Strike) -> None:
+async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
     group = _group(stage)
     primary = await group.primary(group.some_shard(blow.dice()))
     if primary is None:
-        return
+        return NONE
+    shards = await group.shards_at(primary)
     had = (await ask(primary, "CONFIG", "GET", "min-replicas-to-write"))[1].decode()
     refused_s = monotonic()
     try:
@@ -172,17 +185,20 @@ async def _no_replicas(stage: Stage, blow: Strike) -> None:
     finally:
         _was_away(stage, refused_s)
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", had)
+    return shards
 
 
 def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -> Act:
     """A command at the primary of some shard; `own`: with the name of that one of the shard's own keys behind it."""
 
-    async def act(stage: Stage, blow: Strike) -> None:
+    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
         group = _group(stage)
         names = group.some_shard(blow.dice())
         primary = await group.primary(names)
-        if primary is not None:
-            await group.command(primary, *command, *(() if own is None else (own(names),)))
+        if primary is None:
+            return NONE
+        await group.command(primary, *command, *(() if own is None else (own(names),)))
+        return await group.shards_at(primary)
 
     return act
 

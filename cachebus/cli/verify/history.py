@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cachebus.cli.verify.guarding import GUARDED
 from cachebus.cli.verify.items import Item
@@ -103,12 +103,16 @@ def _due(table: Table, item: int, at_s: float) -> int:
 class History:
     """All writes."""
 
-    def __init__(self, items: int, writes: Iterable[Write], losing: Excuses | None = None) -> None:
-        """`losing`: when L2 may have lost guards. What is stored then lives as long as any of them might have stood."""
+    def __init__(
+        self, items: int, writes: Iterable[Write], losing: Excuses | None = None,
+        ignorant: Callable[[Write], bool] = lambda write: False,
+    ) -> None:  # fmt: skip
+        """`losing`: when L2 may have lost guards. What is stored then lives as long as any of them might have stood.
+        `ignorant`: whether who wrote could not know of all nodes that it had to wait for."""
         self.items = items
         self.writes = list(writes)
         self.told = self.table()
-        self.waited = self.table(which=lambda write: write.waited)
+        self.waited = self.table(which=lambda write: write.waited and not ignorant(write))
         self.guarded = _table(
             items, ((w.item, w.guard_over_s(losing), w.version) for w in self.writes if w.guard_ends_s)
         )
@@ -187,6 +191,9 @@ class History:
         return spans
 
 
+LATE_MAX: Final = 10_000
+
+
 @dataclass
 class Check:
     """Holds reads against a history."""
@@ -209,6 +216,8 @@ class Check:
     unseen: int = 0
     waited: list[Stale] = field(default_factory=list)
     """Of writes that had waited for the nodes."""
+    late: list[Stale] = field(default_factory=list)
+    """Those that were older than half of the bound."""
     outlived: int = 0
     guarded: list[Stale] = field(default_factory=list)
     """Of what was replaced behind a guard that was over."""
@@ -244,6 +253,8 @@ class Check:
             self._from_l2(node, mark, version, started_s)
         self.worst_age_s = max(self.worst_age_s, age_s)
         stale = Stale(node, mark >> VERB_SHIFT, item, version, started_s, age_s, known[1][place])
+        if age_s > bound_s / 2 and len(self.late) < LATE_MAX:
+            self.late.append(stale)
         if age_s > bound_s:
             self.beyond += 1
             self._keep(self.worst, stale)

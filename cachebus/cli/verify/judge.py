@@ -19,6 +19,7 @@ from cachebus.cli.verify.spans import Excuses, Load, overlapping, too_often, une
 from cachebus.cli.verify.story import Teller
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, records
 from cachebus.cli.verify.verdict import Finding, Verdict
+from cachebus.cli.verify.wellness import while_well
 
 KEPT = 3
 """Findings told of each promise; all are counted."""
@@ -55,6 +56,7 @@ async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, secon
     history = evidence.history()
     case = Judgement(evidence, history, evidence.teller(history))
     check = await _reads(case)
+    while_well(case, check.late)
     tokens = _tokens(case)
     _oddities(case)
     loads = evidence.loads()
@@ -136,6 +138,8 @@ def _oddities(case: Judgement) -> None:
     items, excused, stood_still = case.evidence.items, case.evidence.losing(), case.evidence.stood_still()
     for node in case.evidence.lives:
         for mark, kind, a, b, at_s in case.evidence.records(node, "odd"):
+            if kind == oddities.DOWN:
+                continue
             if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
                 continue
             if kind == oddities.LONG and stood_still[node].touch(at_s, at_s + a / 1000):

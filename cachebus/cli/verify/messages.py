@@ -7,7 +7,9 @@ from typing import Final
 import msgspec
 
 QUIET: Final = "quiet"
-"""Begin nothing more, and say "ready" once every lease is live, or "not ready" after some seconds."""
+"""Begin nothing more, and say READY once every lease is live, NOT_READY after some seconds, or what is left over."""
+READY: Final = "ready"
+NOT_READY: Final = "not ready"
 SETTLE: Final = "settle"
 """Invalidate the items of these numbers, of whose last write it is not known whether it was told to the cache."""
 LOOK: Final = "look"

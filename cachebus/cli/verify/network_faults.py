@@ -97,17 +97,19 @@ def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> 
 def _from_one(*directions: Direction) -> Act:
     """Between a node and one primary of several: no byte passes, or none in one direction."""
 
-    async def act(stage: Stage, blow: Strike) -> None:
+    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
         roads, group = stage.proxies[blow.node], stage.server.group
         primary = None if group is None else await group.primary(group.some_shard(blow.dice()))
-        if primary is None or not isinstance(roads, Roads):
-            return
+        if group is None or primary is None or not isinstance(roads, Roads):
+            return frozenset()
+        shards = await group.shards_at(primary)
         road = roads.to(primary.port)
         try:
             road.hold(directions=directions)
             await rest(blow.lasts_s)
         finally:
             road.restore()
+        return shards
 
     return act
 

@@ -30,9 +30,9 @@ from cachebus.cli.verify.oddities import Oddities
 from cachebus.cli.verify.publishing import Publishing
 from cachebus.cli.verify.reading import Readers
 from cachebus.cli.verify.roads import turn
-from cachebus.cli.verify.setup import l2_timeout_s, settings_of
+from cachebus.cli.verify.setup import l2_timeout_s, probe_interval_s, settings_of
 from cachebus.cli.verify.tape import KINDS, Tape
-from cachebus.cli.verify.trouble import watch
+from cachebus.cli.verify.trouble import Lateness, watch
 from cachebus.cli.verify.truth import Truth
 from cachebus.cli.verify.writing import Writers
 from cachebus.clock import monotonic
@@ -44,6 +44,10 @@ WAIT: Final = 1.25
 """For so many time-outs of L2 a read waits at most, all its steps together."""
 SLACK_S: Final = 0.4
 """What a busy process may need besides."""
+FILES: Final = Path("/proc/self/fd")
+COUNTED: Final = ("tasks", "sockets")
+OWN_TASKS: Final = 3
+"""That tell, watch and listen; the load's are over by then."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -93,9 +97,10 @@ class _Node:
         self._loaders = Loaders(
             caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic
         )  # fmt: skip
+        self._lateness = Lateness()
         self._answers = Answers(
             truth, self._tapes["reads"], self._tapes["shown"], self._tapes["absent"], odd, monotonic,
-            longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
+            longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S, lateness=self._lateness,
         )  # fmt: skip
         self._readers = Readers(
             caches, items, truth, self._loaders, self._answers, self._tapes["tokens"], Random(f"{name}:reads"),
@@ -108,6 +113,7 @@ class _Node:
             caches, items, truth, self._tapes["writes"], odd, guards, Random(f"{name}:writes"), monotonic,
             node=job.node, nodes=job.nodes, rate=job.write_rate, read_own=self._readers.own, order_seed=str(job.seed),
         )  # fmt: skip
+        self._before = 0, 0
         self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
 
     async def serve(self, orders: asyncio.StreamReader) -> None:
@@ -116,8 +122,13 @@ class _Node:
         while not (order := await next_order(orders)).startswith(b"go"):
             if order.startswith(messages.STOP.encode()):
                 return  # anything else was meant for the life before this one
+        found = 0, 0
+        while (now := _count()) != found:  # the loops of all shards begin by and by
+            found = now
+            await asyncio.sleep(probe_interval_s(self._job.bound_s))
+        self._before = found[0] + OWN_TASKS, found[1]
         telling = asyncio.create_task(self._tell())
-        watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic))
+        watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic, self._lateness))
         load = asyncio.create_task(self._load())
         listening = asyncio.create_task(self._obey(orders, load))
         try:
@@ -170,7 +181,19 @@ class _Node:
         deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.largest_bound_s + RECOVERY_S
         while not self._ready() and monotonic() < deadline_s:  # noqa: ASYNC110 (nothing tells of a lease)
             await asyncio.sleep(0.01)
-        return "ready" if self._ready() else "not ready"
+        if not self._ready():
+            return messages.NOT_READY
+        while (left := self._left()) and monotonic() < deadline_s:  # noqa: ASYNC110 (nor of a socket that is closed)
+            await asyncio.sleep(0.01)
+        return left or messages.READY
+
+    def _left(self) -> str:
+        """What there is now that was not there before the load; "" of a node that began amid faults."""
+        more = [
+            f"{now - before} {name}" for now, before, name in zip(_count(), self._before, COUNTED, strict=True)
+            if now > before
+        ]  # fmt: skip
+        return " and ".join(more) if self._job.life == 1 else ""
 
     def _ready(self) -> bool:
         return all(cache.ready() for cache in self._caches)
@@ -226,6 +249,15 @@ class _Node:
             "callers that gave up": self._answers.given_up,
             "increments": 0 if self._counting is None else self._counting.counted,
         }
+
+
+def _count() -> tuple[int, int]:
+    """Tasks, and sockets where the system tells."""
+    sockets = 0
+    for file in FILES.iterdir() if FILES.is_dir() else ():
+        with suppress(OSError):  # the directory's own is closed by then
+            sockets += str(file.readlink()).startswith("socket:")
+    return len(asyncio.all_tasks()), sockets
 
 
 def _told(load: asyncio.Task[None]) -> None:

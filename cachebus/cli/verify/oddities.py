@@ -7,10 +7,10 @@ from typing import Final
 from cachebus.cli.verify.items import Item
 from cachebus.cli.verify.tape import VERB_SHIFT, Tape
 
-FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, NO_CYCLE, COUNTED, REFUSED, LONG = range(1, 10)
+FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, NO_CYCLE, COUNTED, REFUSED, LONG, DOWN = range(1, 11)
 PROMISES: Final = {
     FOREIGN: "G8", CHANGED: "equal", SHARED: "equal", CANCELLED: "own fate", CLOSED: "own fate", NO_CYCLE: "circle",
-    COUNTED: "counter", REFUSED: "add", LONG: "time",
+    COUNTED: "counter", REFUSED: "add", LONG: "time", DOWN: "up",
 }  # fmt: skip
 """Which promise each breaks."""
 TOLD: Final = {
@@ -22,6 +22,7 @@ TOLD: Final = {
     NO_CYCLE: "asked for itself while it was loaded, and was not told so",
     COUNTED: "stood at {a} after {b} increments",
     REFUSED: "was absent, and could not be added",
+    DOWN: "was refused after {a} ms, though nothing was wrong with where it lies",
     LONG: "was waited for for {a} ms, and no source was asked",
 }
 

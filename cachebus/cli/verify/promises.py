@@ -24,5 +24,9 @@ PROMISES: Final = {
     "add": "what is absent can be added",
     "counter": "an increment with a request id counts at most once",
     "time": "a read that asks no source waits for L2 no longer than 1.25 time-outs, whatever becomes of the servers",
+    "up": "nothing is refused while nothing is wrong with the primary that it lies on, whatever befalls others",
+    "lag": "while nothing is wrong an invalidation is heard of in less than half of D",
+    "flush": "while nothing is wrong no node drops all it holds",
+    "left": "once all is over a node has no more tasks and sockets than at its start",
     "recovery": "once the faults are over every node is back at work",
 }

@@ -29,6 +29,7 @@ from cachebus.cli.verify.stage import Stage, Strike, strike
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.verdict import Verdict
 from cachebus.clock import monotonic
+from cachebus.settings import CLUSTER_SHARDS
 
 STEP_S: Final = 0.1
 LONGEST_LOAD_S: Final = 2 * LOAD_S + 1.0
@@ -100,7 +101,7 @@ class Run:
             crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
             stage = Stage(self.largest_bound_s, server, proxies, crew, broker)
             await self._under_load(stage)
-            not_ready = await self._to_rest(stage, directory)
+            said = await self._to_rest(stage, directory)
             held = await self._held(stage)
             await crew.stop()
             with truth.Truth(directory, len(self.items)) as source:
@@ -110,7 +111,9 @@ class Run:
             directory, self.items, {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
             [life.tick for life in crew.lives if life.tick is not None], stage.done,
             frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases), stage.away, plan.bound_s,
-            versions, not_ready, held,
+            versions, tuple(node for node, word in said.items() if word == messages.NOT_READY), held,
+            {node: word for node, word in said.items() if word not in (messages.READY, messages.NOT_READY)},
+            CLUSTER_SHARDS if plan.kind == "cluster" else 1,
         )  # fmt: skip
 
     def _jobs(
@@ -171,8 +174,8 @@ class Run:
 
     # -- at rest ------------------------------------------------------------------------------------------------------
 
-    async def _to_rest(self, stage: Stage, directory: Path) -> tuple[int, ...]:
-        """Let everything come to rest, and have every node write down what it holds; which nodes did not recover."""
+    async def _to_rest(self, stage: Stage, directory: Path) -> dict[int, str]:
+        """Let everything come to rest, and have every node write down what it holds; what each said of how it is."""
         if stage.server.machine is not None:
             await stage.server.machine.whole()
         if stage.server.group is not None:
@@ -192,7 +195,7 @@ class Run:
         await asyncio.sleep(self.largest_bound_s + SLACK_S)
         await stage.crew.ask(messages.LOOK)
         self._show(stage, self.plan.seconds, "holding every read against the history")
-        return tuple(node for node, word in said.items() if word != "ready")
+        return said
 
     async def _held(self, stage: Stage) -> int:
         """How many leases are held though no load can be under way any more."""

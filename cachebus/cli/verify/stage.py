@@ -24,6 +24,8 @@ class Done(NamedTuple):
     node: int
     from_s: float
     until_s: float
+    shards: frozenset[int] | None = None
+    """Those that it may have kept from being served; None: all."""
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Strike(NamedTuple):
         return Random(self.seed)
 
 
-Act = Callable[[Stage, Strike], Awaitable[None]]
+Act = Callable[[Stage, Strike], Awaitable[frozenset[int] | None]]
+"""Gives the shards that it may have kept from being served; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,12 @@ async def strike(stage: Stage, blow: Strike) -> None:
     where = f" (node {blow.node})" if blow.node else ""
     name = f"{blow.fault.name}{where}"
     from_s = stage.under_way[name] = monotonic()
+    shards = None
     try:
-        await blow.fault.act(stage, blow)
+        shards = await blow.fault.act(stage, blow)
     finally:
         del stage.under_way[name]
-        stage.done.append(Done(blow.fault.name, blow.node, from_s, monotonic()))
+        stage.done.append(Done(blow.fault.name, blow.node, from_s, monotonic(), shards))
 
 
 async def rest(seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,16 +18,33 @@ TROUBLES: Final = {
     HEARD_AHEAD: "heard what comes behind a hole",
 }  # fmt: skip
 EVERY_S: Final = 0.02
+LATE_KEPT: Final = 1_000
 LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""
 
 
-async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock) -> None:
+class Lateness:
+    """For how long a process's event loop stood still of late, each time for too short to be told."""
+
+    def __init__(self) -> None:
+        self._late: deque[tuple[float, float]] = deque(maxlen=LATE_KEPT)
+
+    def note(self, at_s: float, late_s: float) -> None:
+        """It was so late at this time."""
+        self._late.append((at_s, late_s))
+
+    def since(self, from_s: float) -> float:
+        """All together, in s."""
+        return sum(late_s for at_s, late_s in self._late if at_s > from_s)
+
+
+async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock, lateness: Lateness) -> None:
     """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
     last_s, errors, flushes, holes = clock(), 0, 0, 0
     while True:
         await asyncio.sleep(EVERY_S)
         now_s, stats = clock(), [cache.stats() for cache in caches]
+        lateness.note(now_s, now_s - last_s - EVERY_S)
         if now_s - last_s > EVERY_S + LATE_S:
             tape.add(STALLED, last_s, now_s)
         failed, flushed = sum(each.l2_errors for each in stats), sum(sum(each.flushes.values()) for each in stats)

@@ -1,0 +1,42 @@
+"""What may not happen while nothing is wrong: an outage of everything breaks no bound, and is no success either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from cachebus.cli.verify import oddities
+from cachebus.cli.verify.history import Stale
+from cachebus.cli.verify.spans import Excuses
+from cachebus.cli.verify.tape import ITEM_MASK
+from cachebus.cli.verify.trouble import BEGAN_ANEW
+
+if TYPE_CHECKING:
+    from cachebus.cli.verify.judge import Judgement
+
+
+def while_well(case: Judgement, late: Sequence[Stale]) -> None:
+    """Refusals, late news and flushes, and what was left over; `late`: reads that were older than half of the bound."""
+    evidence, unwell = case.evidence, cache(case.evidence.unwell)
+    for node in evidence.lives:
+        for mark, kind, a, _, at_s in evidence.records(node, "odd"):
+            item = evidence.items[mark & ITEM_MASK]
+            if kind != oddities.DOWN or item is None:
+                continue
+            if not unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
+                case.found("up", f"node {node}: {item} {oddities.TOLD[kind].format(a=a)}")
+        for kind, from_s, until_s in evidence.records(node, "trouble"):
+            if kind == BEGAN_ANEW and not unwell(None)[node].touch(from_s, until_s):
+                case.found("flush", f"node {node} dropped all it held, though nothing was wrong")
+    for stale in late:
+        if not _any(unwell(None), stale):
+            told = f"node {stale.node} read version {stale.version} of {evidence.items[stale.item]}"
+            case.found("lag", f"{told}, {stale.age_s:.3f} s after that of version {stale.missed} had returned")
+    for number, what in evidence.left.items():
+        case.found("left", f"node {number} had {what} more than at its start")
+
+
+def _any(unwell: dict[str, Excuses], stale: Stale) -> bool:
+    """Whether anything was wrong with any node: it may be the one that wrote."""
+    return any(excuses.touch(stale.started_s - stale.age_s, stale.started_s) for excuses in unwell.values())
