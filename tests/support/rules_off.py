@@ -333,19 +333,19 @@ def _without_most_of_the_replicas() -> None:
 def _without_each_primary_apart() -> None:
     """Nothing is asked of any primary while another one is out of reach."""
     from cachebus.errors import L2Unavailable
-    from cachebus.resp.links import Links
+    from cachebus.l2.redirect import Follower
 
-    of: Callable[..., Any] = Links.of
-    begun: WeakSet[Links[Any]] = WeakSet()
+    run: Callable[..., Any] = Follower.run
+    begun: WeakSet[Follower] = WeakSet()
 
-    def of_all(links: Links[Any], shard: int) -> Any:
-        if links.connected:
-            begun.add(links)
-        elif links in begun:
+    async def run_of_all(follower: Follower, *args: Any, **more: Any) -> Any:
+        if follower._links.connected:
+            begun.add(follower)
+        elif follower in begun:
             raise L2Unavailable("one of them is lost")
-        return of(links, shard)
+        return await run(follower, *args, **more)
 
-    Links.of = of_all  # type: ignore[method-assign]
+    Follower.run = run_of_all  # type: ignore[method-assign]
 
 
 RULES: dict[str, Callable[[], None]] = {

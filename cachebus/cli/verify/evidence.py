@@ -84,7 +84,7 @@ class Evidence:
         )  # fmt: skip
 
     def newborn(self) -> dict[str, Excuses]:
-        """By node: when it knew of no other's bound, since it began on an empty server, and no other had yet reached that
+        """By node: when it knew of no other's bound, since it began on an empty server, and no other had yet come there
         to tell of its own."""
         spans: dict[str, list[Span]] = {}
         for born in self.faults:
