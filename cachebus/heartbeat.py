@@ -303,13 +303,16 @@ class Heartbeat:
         """Note how many replicas a primary has that would go on writing when it is cut off from them. That they have
         gone is the very danger: the most that were seen count, until it waits for some, or has led another epoch for
         long enough that they would be back."""
-        seen, now = self.loose_replicas[shard], reply.loose_replicas
+        known, now = self.loose_replicas[shard], reply.loose_replicas
+        seen = known
         settled = reply.epoch != self._loose_in[shard] and reply.server_us - reply.born_us > RETURN_S * 1e6
         if now >= seen or now < 0 or settled:
             self._loose_in[shard] = reply.epoch
             self.loose_replicas[shard] = seen = max(0, now)
-        self._gone[shard] = now < seen
-        self._tell_of_replicas()
+        gone = now < seen
+        if gone != self._gone[shard] or seen != known:  # to look at thousands of shards costs more than a probe
+            self._gone[shard] = gone
+            self._tell_of_replicas()
 
     def _tell_of_replicas(self) -> None:
         if any(self._gone):
