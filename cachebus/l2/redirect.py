@@ -33,9 +33,8 @@ class Follower:
     ) -> Any:  # fmt: skip
         """What `send` gives on the right connection; `L2Unavailable` when it is not found in time, whatever becomes of
         the servers that are named. `at_once`: the same as one command, whose reply `reads` reads, for a server that
-        must be told in the command before that it is meant. `began_s`: since when the
-        call waits. `leads`: whether a refusal says that nothing was done, and
-        may pass."""
+        must be told in the command before that it is meant. `began_s`: since when the call waits. `leads`: whether a
+        refusal says that nothing was done, and may pass."""
         until_s = began_s + self._timeout_s
         connection = self._links.of(shard)
         try:
