@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from cachebus.clock import Clock
+
 RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_MAX_S: Final = 2.0
 """How long to wait before connecting again: the first pause, doubled after each failure up to the longest."""
@@ -30,3 +32,38 @@ class Backoff:
     def reset(self) -> None:
         """It has succeeded."""
         self._now_s = self._first_s
+
+
+class Attempts:
+    """When what has to be made again and again may be tried next. Pauses grow while it can't be made, and also while it
+    is lost soon after: who is let in only to be thrown out would else come back for ever at the pace of the first
+    pause, and each time cost what a success costs."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pauses = Backoff()
+        self._next_s = float("-inf")
+        self._made_s: float | None = None
+
+    @property
+    def wait_s(self) -> float:
+        """How long the next attempt has to wait, in seconds; 0 where it may begin now."""
+        return max(0.0, self._next_s - self._clock())
+
+    @property
+    def made(self) -> bool:
+        """Whether the last attempt was a success that is not `over`."""
+        return self._made_s is not None
+
+    def succeeded(self) -> None:
+        """What was to be made works; that it goes on working makes it no younger."""
+        if self._made_s is None:
+            self._made_s = self._clock()
+
+    def over(self) -> None:
+        """An attempt has failed, or what it made is lost. Pauses begin anew behind what has outlived the longest."""
+        if self._made_s is not None and self._clock() - self._made_s >= RECONNECT_MAX_S:
+            self._pauses.reset()
+        self._made_s = None
+        self._next_s = self._clock() + self._pauses.next_s()
+        self._pauses.longer()

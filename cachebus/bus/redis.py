@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cachebus.backoff import Backoff
+from cachebus.backoff import Attempts
 from cachebus.clock import Clock
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.ports import Listener
@@ -49,7 +49,8 @@ class RedisBus:
         self._links: Links[Subscriber] = Links(route, self._open, clock=clock, on_changed=self._changed)
         self._listens: list[Subscriber | None] = [None] * len(channels)
         """By shard: who has confirmed its subscription."""
-        self._pauses = [Backoff() for _ in channels]
+        self._attempts = [Attempts(clock) for _ in channels]
+        """By shard: those to subscribe, where there is a connection."""
         self._stirred = [asyncio.Event() for _ in channels]
         self._timer: asyncio.TimerHandle | None = None
 
@@ -85,7 +86,6 @@ class RedisBus:
         except L2Unavailable as error:
             raise BusUnavailable(str(error)) from error
         self._links.prove(shard)
-        self._pauses[shard].reset()
         if self._timer is None:
             self._ping_later()
 
@@ -97,11 +97,13 @@ class RedisBus:
 
     async def _subscribe(self, subscriber: Subscriber, shard: int) -> None:
         """Both ways where there are both: how events are published is for the shard's meta to say, upgrade or not."""
+        attempts = self._attempts[shard]
+        await asyncio.sleep(attempts.wait_s)
         try:
             await subscribed(subscriber, self._channels[shard], sharded=self._route.clustered)
+            attempts.succeeded()
         except L2Unavailable as error:
-            await asyncio.sleep(self._pauses[shard].next_s())
-            self._pauses[shard].longer()
+            attempts.over()
             if not leads_elsewhere(error):
                 raise
             await self._links.follow(shard, *place_in(error), subscriber)
@@ -120,6 +122,7 @@ class RedisBus:
         shard = self._shards.get(channel)
         if shard is not None:
             self._listens[shard] = None
+            self._attempts[shard].over()
             self._stirred[shard].set()
 
     def _changed(self, shards: Sequence[int]) -> None:

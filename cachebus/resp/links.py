@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
-from cachebus.backoff import Backoff
+from cachebus.backoff import Attempts
 from cachebus.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
@@ -29,14 +29,12 @@ class Primary(Generic[L]):
 
     def __init__(self, address: Address, opens: Opens[L], clock: Clock, on_lost: Callable[[L], None]) -> None:
         self.address = address
-        self.pauses = Backoff()
+        self.attempts = Attempts(clock)
         self.opened = 0
         """How often there was a link."""
         self._opens = opens
-        self._clock = clock
         self._on_lost = on_lost
         self._link: L | None = None
-        self._next_s = float("-inf")
         self._attempt: asyncio.Task[L] | None = None
         self.guests = 0
         """Commands that are under way here for shards that lie elsewhere."""
@@ -54,7 +52,7 @@ class Primary(Generic[L]):
         return self._attempt
 
     async def _try(self) -> L:
-        await asyncio.sleep(max(0.0, self._next_s - self._clock()))
+        await asyncio.sleep(self.attempts.wait_s)
         if self.link is not None:
             return self.link
         try:
@@ -62,19 +60,15 @@ class Primary(Generic[L]):
             if link.closed:
                 raise L2Unavailable(f"{self.address} closed the connection")
         except BaseException:
-            self._rest()
+            self.attempts.over()
             raise
         link.on_lost = lambda _: self._lost(link)
         self._link = link
         self.opened += 1
         return link
 
-    def _rest(self) -> None:
-        self._next_s = self._clock() + self.pauses.next_s()
-        self.pauses.longer()
-
     def _lost(self, link: L) -> None:
-        self._rest()
+        self.attempts.over()
         self._on_lost(link)
 
     def drop(self) -> asyncio.Task[L] | None:
@@ -223,7 +217,7 @@ class Links(Generic[L]):
         self._doubted.pop(shard, None)
         place = self.route.known[shard]
         if place is not None and place in self._primaries:
-            self._primaries[place].pauses.reset()
+            self._primaries[place].attempts.succeeded()
 
     async def close(self) -> None:
         """Drop every link, at once, and return when no task of theirs is left; what is pending fails. Until `connect`

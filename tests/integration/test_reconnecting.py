@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from cachebus import Cache
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.backoff import RECONNECT_MAX_S
+from cachebus.cli.embedded import HOST, EmbeddedServer
+from cachebus.cli.lab.proxy import Proxy, dialer
+from cachebus.cli.lab.stream import Kind
+from cachebus.resp import parse_address
 from tests.support.caches import asked, nodes, parts, quick, until
 
 SELDOM: dict[str, Any] = {"staleness_bound_s": 600.0, "probe_interval_s": 300.0}
@@ -53,3 +57,24 @@ async def test_a_server_that_lets_us_in_and_refuses_every_probe_is_not_stormed(o
         assert own_server.command("CONFIG", "SET", "min-replicas-to-write", "0") == "+OK"
         await until(lambda: a.ready() and a.stats().l2_connected and pauses._now_s < 0.1)
         assert a.stats().reconnects == 0
+
+
+async def test_a_server_that_lets_us_in_and_throws_us_out_again_is_not_stormed(own_server: EmbeddedServer) -> None:
+    """Each time the node is let in, and has done there what it came for: commands, or a subscription."""
+    async with (
+        Proxy(dialer(parse_address(own_server.url))) as proxy,
+        nodes(f"redis://{HOST}:{proxy.port}/0", 1) as (a,),
+    ):
+        store, bus = cast("Any", parts(a).store), cast("Any", parts(a).bus)
+        kinds: dict[Kind, Any] = {"data": store._links, "events": bus._links}
+        for kind, links in kinds.items():
+            (primary,) = links._primaries.values()
+            for _ in range(20):
+                await until(lambda primary=primary: primary.attempts.made)
+                proxy.reset([kind])
+                await until(lambda primary=primary: not primary.attempts.made)
+                if primary.attempts.wait_s > RECONNECT_MAX_S / 4:
+                    break
+            else:
+                raise AssertionError(f"{kind}: it comes back at the pace of the first pause, for ever")
+        await until(lambda: a.ready() and a.stats().bus_connected)

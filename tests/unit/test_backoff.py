@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus.backoff import RECONNECT_FIRST_S, RECONNECT_MAX_S, Backoff
+from cachebus.backoff import RECONNECT_FIRST_S, RECONNECT_MAX_S, Attempts, Backoff
 
 
 def test_pauses_double_to_their_longest_are_jittered_and_begin_anew() -> None:
@@ -22,3 +22,25 @@ def test_each_part_has_its_own() -> None:
     for _ in range(6):
         l2.longer()
     assert bus.next_s() <= RECONNECT_FIRST_S
+
+
+def test_what_is_lost_soon_after_it_was_made_is_waited_for_as_what_could_not_be_made() -> None:
+    now_s = 100.0
+    attempts = Attempts(lambda: now_s)
+    assert attempts.wait_s == 0
+    for _ in range(8):
+        now_s += attempts.wait_s
+        attempts.succeeded()
+        assert attempts.made
+        now_s += RECONNECT_MAX_S * 0.9
+        attempts.succeeded()  # still: it grows no younger by that
+        attempts.over()
+        assert not attempts.made
+    assert attempts.wait_s >= RECONNECT_MAX_S / 2
+    attempts.succeeded()
+    now_s += RECONNECT_MAX_S
+    attempts.over()
+    assert attempts.wait_s <= RECONNECT_FIRST_S
+    attempts.over()
+    attempts.over()
+    assert attempts.wait_s > RECONNECT_FIRST_S
