@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl as tls
-from typing import Final
+from typing import Any, Final
 
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.link import Link, OnLost
+from cachebus.resp.names import addresses_of
 
 _NO_TLS: Final = "; if this server speaks no TLS, let the URL begin with redis://"
 _TLS: Final = "; if this server speaks TLS, let the URL begin with rediss://"
@@ -51,12 +52,23 @@ async def _connect(link: Link, address: Address, timeout_s: float) -> None:
     loop = asyncio.get_running_loop()
     if address.path is not None:
         await loop.create_unix_connection(lambda: link, address.path)
-    elif address.ssl is None:
-        await loop.create_connection(lambda: link, address.host, address.port)
-    else:
-        await loop.create_connection(
-            lambda: link, address.host, address.port, ssl=address.ssl, ssl_handshake_timeout=timeout_s
-        )
+        return
+    how: dict[str, Any] = {}
+    if address.ssl is not None:
+        how = {"ssl": address.ssl, "server_hostname": address.host, "ssl_handshake_timeout": timeout_s}
+    troubles: dict[str, OSError] = {}
+    for where in await addresses_of(address.host):
+        try:
+            await loop.create_connection(lambda: link, where, address.port, **how)
+        except tls.SSLError:
+            raise
+        except OSError as error:
+            troubles[str(error)] = error
+        else:
+            return
+    if len(troubles) == 1:
+        raise next(iter(troubles.values()))
+    raise OSError("; ".join(troubles) or "its name has no address")
 
 
 async def _log_in(link: Link, address: Address) -> None:
