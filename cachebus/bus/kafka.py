@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cachebus.backoff import Backoff
+from cachebus.backoff import Attempts
 from cachebus.bus.kafka_client import Endings, KafkaAccess
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_envelope import Envelope
@@ -35,11 +35,9 @@ class KafkaBus:
         self._endings = Endings()
         self._envelope = envelope
         self._ears = None if listener is None else KafkaEars(access, envelope, listener, counters, clock)
-        self._sender = KafkaSender(access, counters)
-        self._clock = clock
+        self._sender = KafkaSender(access, counters, clock)
         self._attempt: asyncio.Task[None] | None = None
-        self._pauses = Backoff()
-        self._next_s = float("-inf")
+        self._attempts = Attempts(clock)
 
     @property
     def connected(self) -> bool:
@@ -47,12 +45,13 @@ class KafkaBus:
         return (self._ears is None or self._ears.connected) and self._sender.connected
 
     async def connect(self) -> None:
-        """Listen from the topic's end, and be ready to publish; `BusUnavailable`, `ConfigError`."""
+        """Listen from the topic's end, and be ready to publish; `BusUnavailable`, `ConfigError`. What sends comes back
+        by itself from then on: that it is lost makes nobody deaf."""
         if self._ears is not None:
             await self._ears.connect()
-        elif not self._sender.connected:
+        elif not self._sender.kept:
             await topic_there(self._access, self._endings)
-        await self._sender.connect()
+        await self._sender.keep()
 
     @property
     def opened(self) -> int:
@@ -61,7 +60,7 @@ class KafkaBus:
 
     async def listen(self, shard: int) -> None:
         """See `Bus.listen`: one topic carries all shards, and one attempt is for all."""
-        if self.connected:
+        if self._sender.kept and (self._ears is None or self._ears.connected):
             return
         if self._attempt is None or self._attempt.done():
             self._attempt = asyncio.create_task(self._try(), name="cachebus-kafka-connect")
@@ -69,21 +68,21 @@ class KafkaBus:
         await shared(self._attempt)
 
     async def _try(self) -> None:
-        await asyncio.sleep(max(0.0, self._next_s - self._clock()))
+        if self._attempts.made:
+            self._attempts.over()
+        await asyncio.sleep(self._attempts.wait_s)
         try:
             await self.connect()
         except BusUnavailable:
-            self._next_s = self._clock() + self._pauses.next_s()
-            self._pauses.longer()
+            self._attempts.over()
             raise
-        self._pauses.reset()
-        self._next_s = self._clock() + self._pauses.next_s()
+        self._attempts.succeeded()
 
     async def deaf(self, shard: int) -> None:
-        """See `Bus.deaf`; or until nothing can be published."""
-        runs = [self._sender.running, *([] if self._ears is None else [self._ears.running])]
-        if None not in runs:
-            await asyncio.wait([run for run in runs if run is not None], return_when=asyncio.FIRST_COMPLETED)
+        """See `Bus.deaf`."""
+        hearing = None if self._ears is None else self._ears.running
+        if hearing is not None and self._sender.kept:
+            await asyncio.wait([hearing])
 
     async def close(self) -> None:
         """Stop listening; what was published is sent before, as far as the broker takes it in time."""

@@ -1,7 +1,8 @@
 """Events on their way to Kafka: handed over at once, sent in order, bounded in number and in time.
 
 An event that does not arrive costs no promise: L2 has it, and the nodes' probes find it. So nobody waits for the
-broker, and what it does not take in time is counted and dropped.
+broker, and what it does not take in time is counted and dropped, as is what it refuses. An event that arrives twice
+is told by its seq, so no batch is numbered: behind one that was refused the broker would take no other.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from loguru import logger
 
+from cachebus.backoff import Attempts
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
 from cachebus.bus.kafka_envelope import Headers
+from cachebus.clock import Clock
+from cachebus.errors import BusUnavailable
 from cachebus.observe import Counters
+from cachebus.resp import ended
 
 MOST_WAITING: Final = 10_000
 BATCH_BYTES: Final = 256 * 1024
@@ -33,7 +38,7 @@ class Posted(NamedTuple):
 class KafkaSender:
     """Takes messages for the topic; the order in a shard is kept."""
 
-    def __init__(self, access: KafkaAccess, counters: Counters) -> None:
+    def __init__(self, access: KafkaAccess, counters: Counters, clock: Clock) -> None:
         self._access = access
         self._counters = counters
         self._waiting: list[Posted] = []
@@ -42,6 +47,8 @@ class KafkaSender:
         self._posted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
+        self._keeping: asyncio.Task[None] | None = None
+        self._attempts = Attempts(clock)
         self._endings = Endings()
         self._told = False
 
@@ -51,26 +58,45 @@ class KafkaSender:
         return self._task is not None and not self._task.done()
 
     @property
-    def running(self) -> asyncio.Task[None] | None:
-        """What does the sending, while it can; None before the first time."""
-        return self._task
+    def kept(self) -> bool:
+        """Whether it has been connected: from then on it sees to that by itself."""
+        return self._keeping is not None
 
-    async def connect(self) -> None:
-        """Connect if need be; `BusUnavailable` after `connect_timeout_s` at most."""
+    async def keep(self) -> None:
+        """Connect, and whenever the connection is lost again, unless that is done already; `BusUnavailable` after
+        `connect_timeout_s` at most."""
         async with self._opening:
-            if self.connected:
-                return
-            with connecting(self._access):
-                producer = await self._started()
-                self._task = asyncio.create_task(self._run(producer), name="cachebus-kafka-sender")
-                self._task.add_done_callback(lambda _: self._ended(producer))
+            if not self.kept:
+                sending = await self._connected()
+                self._keeping = asyncio.create_task(self._keep(sending), name="cachebus-kafka-keep")
+
+    async def _keep(self, sending: asyncio.Task[None] | None) -> None:
+        while True:
+            if sending is not None:
+                self._attempts.succeeded()
+                await asyncio.wait([sending])
+            self._attempts.over()
+            await asyncio.sleep(self._attempts.wait_s)
+            try:
+                sending = await self._connected()
+            except BusUnavailable as error:  # what can't be sent meanwhile is told by `_fail`
+                logger.debug("{}", error)
+                sending = None
+            except Exception:  # noqa: BLE001 (logged with its trace; it must go on)
+                logger.exception("could not connect to Kafka; it is tried again")
+                sending = None
+
+    async def _connected(self) -> asyncio.Task[None]:
+        with connecting(self._access):
+            producer = await self._started()
+            self._task = asyncio.create_task(self._run(producer), name="cachebus-kafka-sender")
+            self._task.add_done_callback(lambda _: self._ended(producer))
+            return self._task
 
     async def _started(self) -> Any:
         from aiokafka import AIOKafkaProducer
 
-        producer = AIOKafkaProducer(
-            acks="all", enable_idempotence=True, linger_ms=0, max_batch_size=BATCH_BYTES, **self._access.arguments()
-        )
+        producer = AIOKafkaProducer(acks="all", linger_ms=0, max_batch_size=BATCH_BYTES, **self._access.arguments())
         try:
             async with asyncio.timeout(self._access.connect_timeout_s):
                 await producer.start()
@@ -144,12 +170,14 @@ class KafkaSender:
         return taken is not None
 
     async def _arrived(self, count: int, sent: asyncio.Future[object]) -> int:
-        from aiokafka.errors import MessageSizeTooLargeError
+        from aiokafka.errors import KafkaError
 
         try:
             await sent
-        except MessageSizeTooLargeError as error:
-            self._fail(0, repr(error))
+        except KafkaError as error:
+            if error.retriable:
+                raise  # and was tried again for as long as it may take
+            self._fail(0, repr(error))  # as what is too large, may not be written, or is of a clock that is off
             return 0
         return count
 
@@ -162,6 +190,8 @@ class KafkaSender:
 
     async def close(self) -> None:
         """Send what waits, for `timeout_s` at most, and give the connection back."""
+        keeping, self._keeping = self._keeping, None
+        await ended(keeping)
         task, self._task = self._task, None
         if task is not None:
             with suppress(TimeoutError):

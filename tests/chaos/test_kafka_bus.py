@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from loguru import logger
 
 from cachebus import Cache
@@ -22,6 +23,7 @@ from cachebus.cli.embedded import free_port
 from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
+from cachebus.resp import ended
 from producers import DirectProducer
 from tests.support.caches import D_S, Source, nodes, past, quick, until
 from tests.support.events import event_of
@@ -204,6 +206,67 @@ async def test_g1_partitions_are_added(setup: dict[str, Any], kafka: KafkaServer
             await sender.stop()
         await until(lambda: b.stats().events_corrupt == corrupt + 3)
         assert a.stats().bus_connected
+
+
+async def configured(kafka: KafkaServer, topic: str, **settings: str) -> None:
+    """Have the broker hold the topic to these, with dots for underscores."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    try:
+        configs = {name.replace("_", "."): value for name, value in settings.items()}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=configs)])
+    finally:
+        await admin.close()
+
+
+async def test_g1_messages_that_the_broker_refuses_cost_nothing_but_themselves(
+    fleet: list[Cache], kafka: KafkaServer, setup: dict[str, Any]
+) -> None:
+    """As without the right to write, under a policy, or by a clock that is off: who sends stays, and nobody is deaf."""
+    a, b = fleet
+    source = await shared(a, b, "k")
+    await travels(a, b, source)
+    bus = bus_of(a)
+    sending, deaf = bus._sender._task, asyncio.create_task(bus.deaf(0))
+    try:
+        await configured(
+            kafka, setup["kafka_topic"], message_timestamp_after_max_ms="0", message_timestamp_before_max_ms="0"
+        )
+
+        async def refused() -> bool:
+            await a.invalidate("config", "other", **WHERE)
+            return a.stats().bus_publish_failures > 10
+
+        await until(refused)
+        at_s = await written(a, source, "k", "new")
+        await fresh_by(b, source, "k", "new", at_s + D_S)
+        hour_ms = "3600000"
+        await configured(
+            kafka, setup["kafka_topic"], message_timestamp_after_max_ms=hour_ms, message_timestamp_before_max_ms=hour_ms
+        )
+        await travels(a, b, source)
+        assert bus._sender._task is sending and not deaf.done()
+        assert a.stats().reconnects == b.stats().reconnects == 0
+    finally:
+        await ended(deaf)
+
+
+async def test_g1_who_can_send_nothing_is_not_deaf_and_comes_back_by_himself(fleet: list[Cache]) -> None:
+    a, b = fleet
+    source = await shared(a, b, "k")
+    bus = bus_of(a)
+    deaf = asyncio.create_task(bus.deaf(0))
+    try:
+        for _ in range(3):
+            lost = bus._sender._task
+            assert lost is not None
+            lost.cancel()
+            await until(lambda lost=lost: bus._sender._task is not lost and a.stats().bus_connected)
+        await travels(a, b, source)
+        assert not deaf.done()
+        assert a.stats().reconnects == 0
+    finally:
+        await ended(deaf)
 
 
 async def test_waiters_poll_for_a_lease_since_nothing_wakes_them(fleet: list[Cache]) -> None:
