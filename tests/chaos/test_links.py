@@ -20,6 +20,7 @@ from cachebus.keys import Keyspace
 from cachebus.receive import Receiver
 from cachebus.resp import Links, slot_of
 from cachebus.resp.route import SLOTS
+from cachebus.settings import SHARDS_MAX
 from producers.direct import DirectProducer
 from tests.chaos.test_primaries import SHARDS, Town, names_of
 from tests.support.caches import nodes, parts, quick, until
@@ -251,7 +252,7 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
 
     monkeypatch.setattr(Links, "_tidy", counted)
     monkeypatch.setattr(Receiver, "begin", begun)
-    shards = 4096
+    shards = SHARDS_MAX
     async with Cache(Settings(url=redis_url, shards=shards, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
         await cache.set("config", "x", 1, tenant_id="acme")
         assert await cache.get("config", "x", tenant_id="acme") == 1

@@ -68,6 +68,7 @@ def test_of() -> None:
     ("fields", "message"),
     [
         ({"shards": 0}, r"settings: shards \(CACHEBUS_SHARDS\): Input should be greater than or equal to 1"),
+        ({"shards": 1025}, r"settings: shards \(CACHEBUS_SHARDS\): at most 1024: a node renews the lease of each"),
         ({"lease_ms": 10**9}, r"lease_ms \(CACHEBUS_LEASE_MS\): .* 3600000"),
         ({"shards": "x", "lease_ms": 1}, r"shards \(CACHEBUS_SHARDS\): .*; lease_ms \(CACHEBUS_LEASE_MS\): "),
         ({"urll": "x"}, "settings: urll: there is no such setting, did you mean url?"),
