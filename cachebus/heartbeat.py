@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
 from functools import partial
 
@@ -33,7 +34,7 @@ TIDY_S = 10.0
 SUSPENDED_S = 0.1
 STARTED_AT_ONCE = 16
 BEGINNINGS_MAX = 256
-"""Shards of which a node reads at once where they are."""
+"""Shards of one primary of which a node reads at once where they are."""
 RETURN_S = 60.0
 """Replicas that are not back so long after a new epoch began are none of this primary's."""
 PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
@@ -61,7 +62,9 @@ class Heartbeat:
         self._asked = [False] * len(node.shards)
         self._turns = [asyncio.Lock() for _ in node.shards]
         """Never two questions about a shard at once: the older answer would lead it back."""
-        self._beginnings = asyncio.Semaphore(BEGINNINGS_MAX)
+        self._beginnings: defaultdict[Hashable, asyncio.Semaphore]
+        self._beginnings = defaultdict(partial(asyncio.Semaphore, BEGINNINGS_MAX))
+        """By primary: one that hangs keeps no other waiting."""
         self._awake_s = boottime_s() - monotonic()
         self._task: asyncio.Task[None] | None = None
         self._first = 0
@@ -154,7 +157,7 @@ class Heartbeat:
 
     async def _begin(self, shard: int, why: str) -> None:
         """Read where the shard is; not of too many at once, as each takes several steps, and all wait in one line."""
-        async with self._beginnings:
+        async with self._beginnings[self._store.lies_at(shard)]:
             await self.receiver.begin(shard, why)
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ same step, and everything older is void. A store that cannot answer raises `L2Un
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -187,6 +187,10 @@ class Store(Protocol):
 
     def reaches(self, shard: int) -> bool:
         """Whether there is a connection to the shard's primary."""
+        ...
+
+    def lies_at(self, shard: int) -> Hashable:
+        """What the shard's primary is told from others by; None where nobody knows it, or there is but one."""
         ...
 
     async def reach(self, shard: int) -> None:

@@ -60,6 +60,9 @@ class MemoryStore:
         """See `Store.reaches`."""
         return self.connected
 
+    def lies_at(self, shard: int) -> None:
+        """See `Store.lies_at`."""
+
     async def reach(self, shard: int) -> None:
         """See `Store.reach`."""
         if self._shards.away:

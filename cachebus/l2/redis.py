@@ -106,6 +106,10 @@ class RedisStore:
         """Whether the shard has a connection, to where its primary is known to be."""
         return self._links.reaches(shard)
 
+    def lies_at(self, shard: int) -> Address | None:
+        """See `Store.lies_at`."""
+        return self._links.route.known[shard]
+
     async def connect(self) -> None:
         """Connect whatever is not; `L2Unavailable` names host and port of what can't be reached."""
         await self._links.connect()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from cachebus import Cache, Settings
 from cachebus.cli.embedded import HOST, EmbeddedServer
 from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
 from cachebus.clock import monotonic
+from cachebus.coherence import NO_EPOCH
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.heartbeat import BEGINNINGS_MAX
 from cachebus.keys import Keyspace
@@ -259,6 +260,30 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
         assert parts(cache).store.connected
     assert tidied < 100
     assert most == BEGINNINGS_MAX
+
+
+async def test_a_primary_that_hangs_keeps_no_other_ones_shards_from_beginning(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets nodes in, and has more shards than are begun at once."""
+    hangs, begin, ends = town.servers[0].port, Receiver.begin, asyncio.Event()
+
+    def hung(receiver: Receiver, shard: int) -> bool:
+        return cast("Any", receiver)._store.lies_at(shard).port == hangs
+
+    async def begun(receiver: Receiver, shard: int, why: str) -> None:
+        if hung(receiver, shard):
+            await ends.wait()
+        await begin(receiver, shard, why)
+
+    monkeypatch.setattr(Receiver, "begin", begun)
+    async with Cache(quick(town.url, shards=SHARDS_MAX, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
+        receiver = parts(cache).heartbeat.receiver
+        well = [shard for shard in range(SHARDS_MAX) if not hung(receiver, shard)]
+        assert SHARDS_MAX - len(well) > BEGINNINGS_MAX
+        await until(lambda: all(parts(cache).node.shards[shard].epoch != NO_EPOCH for shard in well))
+        ends.set()
+        await until(lambda: all(shard.epoch != NO_EPOCH for shard in parts(cache).node.shards))
 
 
 async def test_a_slot_of_which_all_keys_have_moved_is_waited_for(town: Town) -> None:
