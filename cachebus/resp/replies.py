@@ -67,7 +67,7 @@ def place_in(error: L2Unavailable) -> tuple[str, int]:
     host, _, port = str(error).rpartition(" ")[2].rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise error
-    return host.strip("[]"), int(port)
+    return host.strip("[]").removeprefix("?"), int(port)  # "?": a name was to be told, and none is announced
 
 
 def again(error: CacheBusError) -> CacheBusError:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus import ConfigError, Settings
+from cachebus import ConfigError, L2Unavailable, Settings
 from cachebus.l2.replies import (
     BOUND_MAX_MS,
     counted,
@@ -34,7 +34,7 @@ from cachebus.l2.replies import (
     written,
 )  # fmt: skip
 from cachebus.ports import About, LogEntry, NodeLine
-from cachebus.resp import Misshapen
+from cachebus.resp import Misshapen, place_in
 from cachebus.resp.replies import read_by
 
 u63 = st.integers(0, 2**63 - 1)
@@ -54,6 +54,18 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
     line = whole_line(applied, epoch, at_us, line_rest(about))
     assert node_line(line) == NodeLine(applied, epoch, at_us, about)
     assert set(msgspec.msgpack.decode(line)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ("MOVED 7 127.0.0.1:1", ("127.0.0.1", 1)), ("ASK 7 [::1]:2", ("::1", 2)), ("ASK 7 a.test:3", ("a.test", 3)),
+        ("MOVED 7 :4", ("", 4)), ("ASK 7 ?:5", ("", 5)),
+    ],
+)  # fmt: skip
+def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str, int]) -> None:
+    """Redis says "?" where names are preferred and none is announced."""
+    assert place_in(L2Unavailable(told)) == place
 
 
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
