@@ -58,6 +58,8 @@ class DirectProducer(Producer):
         self._home: Home
         self._publisher: Publisher | None = None
         self._repeating: Repeating | None = None
+        self._reaching: list[asyncio.Task[None]] = []
+        """Connects to those primaries that nobody waited for."""
         self._watches = [Watch() for _ in range(self.settings.shards)]
         self._confirmer: Confirmer | None = None
         self._counters = Counters()
@@ -107,6 +109,7 @@ class DirectProducer(Producer):
         store, self._store, self._confirmer = self._store, None, None
         publisher, self._publisher = self._publisher, None
         repeating, self._repeating = self._repeating, None
+        reaching, self._reaching = self._reaching, []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -117,7 +120,10 @@ class DirectProducer(Producer):
                 if repeating is not None:
                     await repeating.close(self.settings.close_timeout_s)
             finally:
+                for each in reaching:
+                    each.cancel()
                 await _closed(store, publisher)
+                await ended(*reaching)
 
     @property
     def reaches_any(self) -> bool:
@@ -175,7 +181,8 @@ class DirectProducer(Producer):
     async def _met(self, store: Store) -> None:
         """Return when a shard has answered, and go on to reach the others; `L2Unavailable` where none can be reached,
         `ProtocolMismatch`."""
-        reaching = {asyncio.create_task(store.reach(shard)): shard for shard in range(self.settings.shards)}
+        shards = range(self.settings.shards)
+        reaching = {asyncio.create_task(store.reach(shard), name="cachebus-reach"): shard for shard in shards}
         trouble: Exception = L2Unavailable(f"no answer in {self.settings.connect_timeout_s:g} s")
         lacking = set(reaching)
         for each in reaching:
@@ -191,6 +198,7 @@ class DirectProducer(Producer):
                         except L2Unavailable as error:
                             trouble = error
                         else:
+                            self._reaching = [task for task in reaching if not task.done()]
                             return
         except TimeoutError:
             pass

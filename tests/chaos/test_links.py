@@ -117,6 +117,17 @@ async def test_a_producer_that_nobody_calls_looks_for_nobody(town: Town) -> None
         await until(links._seeking.done)
 
 
+async def test_a_producer_that_is_closed_while_it_connects_to_a_primary_leaves_no_task(town: Town) -> None:
+    before = asyncio.all_tasks()
+    town.servers[0].pause()
+    try:
+        async with DirectProducer.open(quick(town.url, shards=SHARDS)):
+            assert asyncio.all_tasks() > before
+        assert asyncio.all_tasks() == before
+    finally:
+        town.servers[0].resume()
+
+
 async def test_a_producer_whose_primary_becomes_a_replica_goes_to_the_new_one() -> None:
     """Its connection stays open, and the server says that it takes no writes."""
     async with SentinelGroup(any_binary(), replicas=1) as group, DirectProducer.open(quick(group.url)) as producer:
