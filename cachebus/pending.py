@@ -32,7 +32,8 @@ BATCH = 128
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
 OWN = 0.1
-"""The part of the queue that is divided among all shards, so that none fills the room of the others."""
+"""The part of the queue that is divided among all shards, so that none fills the room of the others: more, where one
+each takes more."""
 LOOK_S = 0.02
 """How often to look whether the connection is there again."""
 
@@ -54,7 +55,7 @@ class Pending:
         self._node = node
         self._store = store
         self._most = most
-        self._own = int(OWN * most / len(node.shards))
+        self._own = max(int(OWN * most / len(node.shards)), min(1, most // len(node.shards)))
         """How many of each shard have room in any case."""
         self._common = most - self._own * len(node.shards)
         """How many more of them all have."""
