@@ -27,6 +27,8 @@ NEXT_NODE_S: Final = 0.1
 """So long after one node of a Cluster was asked for the slot map the next one is, too."""
 LOOK_AGAIN_S: Final = 0.8
 """The pause after a look at which somebody answered; after one at which nobody did it grows, up to 2 s."""
+LOOK_MAX_S: Final = 4.0
+"""What that pause grows to, an eighth of a search that finds nothing new: the well pay little for who stays away."""
 
 ASKED_AT_ONCE: Final = 2
 AGREE_S: Final = 0.5
@@ -141,7 +143,7 @@ class _Asking(Route):
         self._timeout_s = min(connect_timeout_s, ASK_S)
         self._clock = clock
         self._looking: asyncio.Task[None] | None = None
-        self._looked_s = self._next_s = float("-inf")
+        self._looked_s = self._next_s = self._same_since_s = float("-inf")
         self._pauses = Backoff()
 
     async def look(self, since_s: float) -> None:
@@ -154,7 +156,9 @@ class _Asking(Route):
 
     async def _look(self) -> None:
         await asyncio.sleep(max(0.0, self._next_s - self._clock()))
-        began_s = self._clock()
+        began_s, before = self._clock(), list(self.known)
+        if began_s > self._next_s + LOOK_AGAIN_S:  # nobody has looked for a while
+            self._same_since_s = began_s
         try:
             places, sure = await self._found()
         except L2Unavailable:
@@ -162,9 +166,13 @@ class _Asking(Route):
             self._pauses.longer()
             raise
         self._pauses.reset()
-        self._next_s = self._clock() + LOOK_AGAIN_S * random.uniform(0.5, 1.0)
         self._looked_s = began_s
         self._learn(places, sure=sure)
+        now_s = self._clock()
+        if self.known != before:
+            self._same_since_s = now_s
+        pause_s = min(LOOK_MAX_S, max(LOOK_AGAIN_S, (now_s - self._same_since_s) / 8))
+        self._next_s = now_s + pause_s * random.uniform(0.5, 1.0)
 
     @abstractmethod
     async def _found(self) -> tuple[list[Address | None], bool]:

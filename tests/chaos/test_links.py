@@ -19,8 +19,8 @@ from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.heartbeat import BEGINNINGS_MAX
 from cachebus.keys import Keyspace
 from cachebus.receive import Receiver
-from cachebus.resp import Links, slot_of
-from cachebus.resp.route import SLOTS
+from cachebus.resp import ClusterMap, Links, parse_address, slot_of
+from cachebus.resp.route import LOOK_AGAIN_S, LOOK_MAX_S, SLOTS
 from cachebus.settings import SHARDS_MAX
 from producers.direct import DirectProducer
 from tests.chaos.test_primaries import SHARDS, Town, names_of
@@ -104,6 +104,27 @@ async def test_a_late_word_of_another_server_moves_nothing_that_is_proved(town: 
         place, wrong = links.route.known[first], links.route.known[third]
         await links.follow(first, wrong.host, wrong.port, links.by_shard[second])
         assert links.route.known[first] == place
+
+
+async def test_who_looks_for_long_and_finds_nothing_new_asks_less_often(town: Town) -> None:
+    now_s = 100.0
+    seeds = [parse_address(server.url) for server in town.servers]
+    route = ClusterMap(seeds, ["a", "b", "c"], connect_timeout_s=5.0, clock=lambda: now_s)
+
+    async def look() -> float:
+        nonlocal now_s
+        now_s = max(now_s, route._next_s)
+        await route.look(now_s)
+        return route._next_s - now_s
+
+    assert await look() <= LOOK_AGAIN_S
+    assert max([await look() for _ in range(40)]) > 2 * LOOK_AGAIN_S
+    assert await look() <= LOOK_MAX_S
+    route.known[0] = None
+    assert await look() <= LOOK_AGAIN_S, "it has found something"
+    assert max([await look() for _ in range(40)]) > 2 * LOOK_AGAIN_S
+    now_s = route._next_s + 2 * LOOK_AGAIN_S
+    assert await look() <= LOOK_AGAIN_S, "this is another search"
 
 
 async def test_a_producer_that_nobody_calls_looks_for_nobody(town: Town) -> None:
