@@ -69,7 +69,6 @@ WRONG = [
     ("CONFIG SET maxmemory-policy volatile-ttl", "eviction", ADVICE),
     ("CONFIG SET appendonly yes; CONFIG SET appendfsync always", "appendfsync", ADVICE),
     ('CONFIG SET save "3600 1"; CONFIG SET stop-writes-on-bgsave-error yes', "saving", ADVICE),
-    ("CONFIG SET min-replicas-to-write 1", "replication", PROBLEM),
     ('CONFIG SET client-output-buffer-limit "pubsub 0 0 0"', "event buffers", ADVICE),
     ('CONFIG SET client-output-buffer-limit "pubsub 1mb 512kb 10"', "event buffers", ADVICE),
     ('CONFIG SET client-output-buffer-limit "normal 1mb 0 0"', "reply buffers", ADVICE),
@@ -191,7 +190,8 @@ async def test_replicas(server: EmbeddedServer) -> None:
             return of(await findings(server.url), "replication")
 
         async def two() -> bool:
-            return b"connected_slaves:2" in await ask(server, "INFO", "replication")
+            text: bytes = await ask(server, "INFO", "replication")
+            return text.count(b"state=online") == 2 and b"offset=0," not in text
 
         await until(two)
         finding: Finding = await until(unacknowledged)
@@ -235,7 +235,14 @@ async def test_replicas(server: EmbeddedServer) -> None:
     assert renamed is not None
     assert renamed.level is ADVICE
     type_in(server, renamed.mend)
-    assert of(await findings(server.url), "replication id") is None
+    found = await findings(server.url)
+    assert of(found, "replication id") is None
+    left = of(found, "replication")
+    assert left is not None
+    assert left.level is Level.UNKNOWN, "who has followed may be a primary now"
+    assert "CONFIG RESETSTAT" in left.otherwise
+    assert server.command("CONFIG", "RESETSTAT") == "+OK"
+    assert of(await findings(server.url), "replication") is None
 
 
 async def test_a_debug_command_that_is_open(server: EmbeddedServer) -> None:

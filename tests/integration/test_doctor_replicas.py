@@ -77,14 +77,48 @@ async def test_the_fence_of_a_deposed_primary_stays_up(stack: ExitStack) -> None
     assert "primary" in finding.otherwise
 
 
-async def test_a_server_that_no_replica_ever_followed_is_told_to_wait_for_none(stack: ExitStack) -> None:
+async def test_the_fence_of_a_deposed_primary_stays_up_when_it_has_forgotten_its_replicas(stack: ExitStack) -> None:
+    """Once repl-backlog-ttl is over, or after a restart, it is as one that no replica has ever followed: no command is
+    printed that would have it write. Nor is one told that everything is well when somebody has had it write."""
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 1", "repl-backlog-ttl 1")
+    promoted, other = replicas
+    promoted.command("REPLICAOF", "NO", "ONE")
+    other.command("REPLICAOF", "127.0.0.1", str(promoted.port))
+    await until(lambda: promoted.command("SET", "x", "1") == "+OK", within_s=30.0)
+
+    async def forgotten() -> bool:
+        return b"repl_backlog_active:0" in await ask(primary, "INFO", "replication")
+
+    await until(forgotten, within_s=30.0)
+    assert primary.command("SET", "x", "1").startswith("-NOREPLICAS")
+    for restarted in (False, True):
+        if restarted:
+            primary.kill()
+            primary.restart()
+        found = await findings(primary.url)
+        refusing = of(found, "replication")
+        assert refusing is not None
+        assert refusing.level is PROBLEM
+        assert (refusing.mend, refusing.conf) == ((), ())
+        assert "deposed" in refusing.means
+        assert "0 is right only for a server that is to have no replicas" in refusing.otherwise
+        assert not any("ever followed" in finding.says for finding in found)
+        primary.command("CONFIG", "SET", "min-replicas-to-write", "0")
+        assert primary.command("SET", "x", "1") == promoted.command("SET", "x", "2") == "+OK"
+        (writing,) = [finding for finding in await findings(primary.url) if finding.check == "replication"]
+        assert writing.level is (Level.OK if restarted else Level.UNKNOWN)
+        assert ("does not remember" if restarted else "two primaries write") in writing.means
+
+
+async def test_no_command_lowers_what_a_primary_waits_for(stack: ExitStack) -> None:
+    """Not of a server that no replica ever followed either: in words only."""
     (primary,) = await led(stack, 0, "min-replicas-to-write 1")
-    finding = of(await findings(primary.url), "replication")
+    found = await findings(primary.url)
+    finding = of(found, "replication")
     assert finding is not None
     assert finding.level is PROBLEM
-    type_in(primary, finding.mend)
-    assert of(await findings(primary.url), "replication") is None
-    assert primary.command("SET", "x", "1") == "+OK"
+    assert "min-replicas-to-write 0" not in str([(each.mend, each.conf) for each in found])
+    assert "is to have no replicas" in finding.otherwise
 
 
 # -- how many replicas there are ---------------------------------------------------------------------------------------

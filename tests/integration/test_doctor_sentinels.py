@@ -234,3 +234,59 @@ async def test_the_replicas_that_sentinels_name_are_asked(group: SentinelGroup) 
     assert hangs.level is ADVICE
     assert f"the replica 127.0.0.1:{group.data[1].port}: out of reach" in hangs.says
     group.data[1].resume()
+
+
+async def test_a_replica_that_hangs_is_counted_once(group: SentinelGroup) -> None:
+    """Sentinels hold it for dead while the primary still lists it: no command is told with which nothing is written."""
+    primary, _, hangs = group.data
+    for server in group.data:
+        await ask(server, "CONFIG", "SET", "repl-timeout", "60")
+    hangs.pause()
+
+    async def dead() -> bool:
+        known = (await seen(group)).primaries[0].watched.known or ()
+        return [replica.address.port for replica in known if replica.away] == [hangs.port]
+
+    await until(dead, within_s=30.0)
+    assert f"port={hangs.port},state=online".encode() in await ask(primary, "INFO", "replication")
+    found = (await examined(Settings(url=group.url), (await seen(group)).primaries[0], rounds=3))[1]
+    assert of(found, "replication") is None
+    away = of(found, "replicas away")
+    assert away is not None
+    assert str(hangs.port) in away.says
+    primary.command("CONFIG", "SET", "min-replicas-to-write", "0")
+    hangs.resume()
+
+
+async def test_sentinels_that_are_not_let_in_would_promote_nobody(group: SentinelGroup) -> None:
+    """After a change of passwords, for one: the replicas follow, and count once."""
+    await until(lambda: agreed(group))
+    for server in group.data:
+        await ask(server, "CONFIG", "SET", "masterauth", "n3w-secret")
+    for server in group.data:
+        await ask(server, "CONFIG", "SET", "requirepass", "n3w-secret")
+    login = group.url.replace("redis+sentinel://", "redis+sentinel://:n3w-secret@")
+    for server in group.data:
+        with server.connected() as raw:
+            raw.sendall(b"AUTH n3w-secret\r\nCLIENT KILL TYPE normal\r\nCLIENT KILL TYPE pubsub\r\n")
+            assert raw.recv(100).startswith(b"+OK")
+
+    async def told_so() -> bool:
+        deployment = await deployment_of(Settings(url=login))
+        known = deployment.primaries[0].watched.known or ()
+        return sum(bool(replica.away) for replica in known) == 2 and any(
+            "hold the primary for dead" in finding.says for finding in deployment.findings
+        )
+
+    await until(told_so, within_s=30.0)
+    deployment = await deployment_of(Settings(url=login))
+    assert OK not in {finding.level for finding in deployment.findings if finding.check == "sentinels"}
+    held = [finding for finding in deployment.findings if "hold the primary for dead" in finding.says]
+    assert [finding.level for finding in held] == [PROBLEM]
+    assert "auth-pass" in held[0].otherwise
+    found = (await examined(Settings(url=login), deployment.primaries[0], rounds=3))[1]
+    assert of(found, "replication") is None
+    away = of(found, "replicas away")
+    assert away is not None
+    assert away.level is PROBLEM
+    assert "RESET" not in away.otherwise

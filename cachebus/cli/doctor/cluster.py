@@ -105,6 +105,7 @@ def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
         Known(
             replace(primary, host=(by_name and line.host) or line.ip or primary.host, port=line.port),
             away=", ".join(sorted(line.flags & _AWAY)), promotable="nofailover" not in line.flags, id=line.id,
+            ip=line.ip,
         )
         for line in lines if line.follows == own.id
     ]  # fmt: skip

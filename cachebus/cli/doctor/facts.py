@@ -124,6 +124,13 @@ class Known:
     promotable: bool = True
     id: str = ""
     """Its id, in a Cluster."""
+    ip: str = ""
+    """Its IP, where `address` has a name."""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it is, as its primary would name it."""
+        return self.ip or self.address.host, self.address.port
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from cachebus.cli.doctor import access, durability, links, memory
+from cachebus.cli.doctor.counting import counted, disowned, longest_lag_s, needed, replicas_said
 from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size, whole
 from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
-from cachebus.cli.doctor.replication import (
-    LAG,
-    WRITES,
-    counted,
-    longest_lag_s,
-    needed,
-    replicas_said,
-    to_wait_for,
-    within,
-)
+from cachebus.cli.doctor.replication import LAG, WRITES, to_wait_for, within
 from cachebus.errors import CacheBusError
 from cachebus.resp import Address
 from cachebus.settings import Settings
@@ -35,7 +27,8 @@ def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[A
     """Those that are there, as whoever would promote them names them. With `named_by_server`, where nobody does, those
     that the server names: whoever may follow it may have it name any address, and is then given this login."""
     if watched.known is not None:
-        return [replica.address for replica in watched.known if not replica.away]
+        there = disowned(server, watched)
+        return [replica.address for replica in watched.known if not replica.away or replica in there]
     named = [(each.get("ip"), whole(each.get("port"))) for each in server.followers] if named_by_server else []
     return [replace(server.address, host=host, port=port) for host, port in named if host and port]
 
@@ -122,7 +115,7 @@ def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
 
 def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
     """Whether it would wait for as many replicas as the primary must."""
-    least, most_lag_s = needed(counted(facts)), longest_lag_s(facts)
+    least, most_lag_s = needed(counted(facts)), longest_lag_s(facts.watched)
     has, lag_s = server.setting(WRITES), server.setting(LAG)
     if has is None or lag_s is None:
         yield unknown(

@@ -7,40 +7,22 @@ promoted has the others: with m = min-replicas-to-write both can go on where m <
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, Known, Server, Watched
+from cachebus.cli.doctor.counting import (
+    absent,
+    connected,
+    counted,
+    disowned,
+    keeping_up,
+    longest_lag_s,
+    needed,
+    replicas_said,
+)
+from cachebus.cli.doctor.facts import Facts, Known, Watched
 from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 from cachebus.resp import SENTINEL
 
-MAX_LAG_S: Final = 10
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
-
-
-def needed(replicas: int) -> int:
-    """The least `min-replicas-to-write` with which two sides of so many replicas can't both write; 0 without any."""
-    return (replicas + 1) // 2
-
-
-def connected(server: Server) -> int:
-    """How many follow now, be they replicas or something else that acknowledges as they do, as a reader of changes:
-    min-replicas-to-write counts those as well. Who never acknowledges, as a backup, counts for nothing."""
-    if (server.number("master_repl_offset") or 0) == 0:
-        return server.number("connected_slaves") or 0
-    return sum(
-        follower.get("state") != "online" or follower.get("offset") not in (None, "0")
-        for follower in server.followers
-        if follower.get("port") != "0" or follower.get("offset") not in (None, "0")
-    )
-
-
-def counted(facts: Facts) -> int:
-    """How many replicas the primary has. Those that are away count, as whoever promotes them knows them: they may be
-    with the one that is promoted. What follows beside those that are known counts too."""
-    there, known = connected(facts.server), facts.watched.known
-    if known is None:
-        return there
-    return len(known) + max(0, there - sum(not replica.away for replica in known))
 
 
 def role(facts: Facts) -> Iterator[Finding]:
@@ -61,22 +43,17 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     server = facts.server
     if server.info.get("role") != "master":
         return
-    there, most_lag_s = connected(server), longest_lag_s(facts)
-    count = counted(facts)
+    there, most_lag_s, count = connected(server), longest_lag_s(facts.watched), counted(facts)
     known, good = server.setting(WRITES), server.number("min_slaves_good_slaves")
     # INFO has that figure only where the setting is at least 1 (and its lag is not 0).
     has = known if known is not None else 0 if good is None else 1
     good = there if good is None else good
     if not count and not has:
-        yield ok(
-            "replication", "a primary without replicas",
-            f"Nothing fails over. With n replicas and something that promotes them, {WRITES} must be more than half of "
-            "n - 1.",
-        )  # fmt: skip
+        yield _alone(facts)
     elif has and server.setting(LAG) == 0:
         yield from _lagging(facts, f"{replicas_said(count)}, {WRITES} is {has}", most_lag_s)
     elif has and good < has:
-        yield _too_few(facts, f"{WRITES} is {_known(known, has)}", good, count)
+        yield _too_few(f"{WRITES} is {_known(known, has)}", good)
     elif known is None and 0 < has < needed(count):
         yield unknown(
             "replication", f"{replicas_said(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
@@ -91,23 +68,38 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
         yield from _lagging(facts, f"{count} replicas, {WRITES} is {has}", most_lag_s)
 
 
-def _too_few(facts: Facts, said: str, good: int, count: int) -> Finding:
-    """Writes are refused, as they must be where replicas have followed and one of them may have been promoted: only
-    where none ever did is the setting the mistake."""
-    commands, conf = config_set(min_replicas_to_write="0")
-    # Without the figure nobody knows, and a server that a replica has followed since its start keeps a backlog.
-    unwatched = not facts.watched.kind or facts.watched.known is not None
-    never = unwatched and not count and facts.server.info.get("repl_backlog_active") == "0"
+def _alone(facts: Facts) -> Finding:
+    """No replica follows. Whether one has, and was promoted, only those tell who would have promoted it; the server
+    counts since its start what it has copied itself to, as to a backup too."""
+    copied = facts.server.number("sync_full") or 0
+    if copied and facts.watched.known is None:
+        return unknown(
+            "replication", f"no replica follows, and {WRITES} is 0; but something has followed since the server's "
+            f"start (sync_full is {copied})",
+            "A backup, or a replica. If that was promoted, two primaries write: what this one acknowledges is lost, "
+            "and its nodes serve on.",
+            "look at who has followed: if one of them is a primary now, let the URL name that one. If these were "
+            "backups, or replicas that are no more: CONFIG RESETSTAT, and this is told no more",
+        )  # fmt: skip
+    return ok(
+        "replication", "a primary without replicas",
+        "If none has ever followed, nothing fails over; the server itself does not remember. With n replicas and "
+        f"something that promotes them, {WRITES} must be more than half of n - 1.",
+    )  # fmt: skip
+
+
+def _too_few(said: str, good: int) -> Finding:
+    """Writes are refused, as they must be where replicas have followed and one of them may have been promoted. Nothing
+    that a server tells proves that none ever did: it forgets by a restart, and when repl-backlog-ttl is over. So no
+    command is printed that would have it write."""
     return Finding(
         "replication", Level.PROBLEM, f"{said}, and {replicas_said(good)} {_keep(good)} up",
-        "Every write is refused (NOREPLICAS): L2 counts as lost. "
-        + ("No replica has followed since the server's start, and one that never will does not need it." if never else
-           "Replicas have followed, and one of them may have been promoted: then this is a primary that was deposed, "
-           f"and refusing is what keeps the promises. Do not set {WRITES} to 0."),
-        mend=commands if never else (), conf=conf if never else (),
-        otherwise="if another server has taken its place, let the URL name that one" if never else
-        "look who is the primary now (SENTINEL get-master-addr-by-name, CLUSTER SLOTS, ROLE of each replica): if it is "
-        "another, let the URL name that one; else bring a replica back",
+        "Every write is refused (NOREPLICAS): L2 counts as lost. If a replica has ever followed, it may have been "
+        "promoted: then this is a primary that was deposed, and refusing is what keeps the promises. Whether one has, "
+        f"the server does not tell for certain. Do not set {WRITES} to 0 before you know.",
+        otherwise="look who is the primary now (SENTINEL get-master-addr-by-name, CLUSTER SLOTS, ROLE of each "
+        "replica): if it is another, let the URL name that one; if it is this one, bring a replica back. 0 is right "
+        "only for a server that is to have no replicas, and has none that was promoted",
     )  # fmt: skip
 
 
@@ -117,8 +109,9 @@ def _keep(count: int) -> str:
 
 def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
     """The commands would have every write refused where too few are there: then they are not printed."""
-    least, there = needed(count), connected(facts.server)
-    commands, conf = to_wait_for(least, within(facts.server.setting(LAG), most_lag_s))
+    least, lag_s = needed(count), within(facts.server.setting(LAG), most_lag_s)
+    there = keeping_up(facts.server, lag_s)
+    commands, conf = to_wait_for(least, lag_s)
     obeyed, gone = there >= least, absent(facts)
     return Finding(
         "replication", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {has}",
@@ -128,23 +121,29 @@ def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
         f"Cut off with {has} of them, a primary goes on taking writes and renewing leases, for as long as it is cut "
         f"off, beside the one that was promoted with the others. With {count} replicas it takes {least}.")
         + ("" if obeyed else
-           f" Only {there} {_follow(there)} now: with {WRITES} {least} every write is refused until others do. That is "
-           "right if one of those that are away was promoted."),
+           f" Only {there} {_keep(there)} up now: with {WRITES} {least} every write is refused until others do. That "
+           "is right if one of those that are away was promoted."),
         ON_FAILOVER, commands if obeyed else (), conf if obeyed else (),
         f"{_forget(facts.watched, gone)}: then {needed(count - len(gone))} {_is(needed(count - len(gone)))} enough"
         if gone else _more_than_one(count),
     )  # fmt: skip
 
 
-def absent(facts: Facts) -> list[Known]:
-    """The replicas that are known and not there: they count, since they may be with the one that is promoted."""
-    return [replica for replica in facts.watched.known or () if replica.away]
-
-
 def gone(facts: Facts) -> Iterator[Finding]:
     """Which of the replicas that count are away."""
-    away = absent(facts)
-    if away and facts.server.info.get("role") == "master":
+    away, refused = absent(facts), disowned(facts.server, facts.watched)
+    if facts.server.info.get("role") != "master":
+        return
+    if refused:
+        yield Finding(
+            "replicas away", Level.PROBLEM, f"{replicas_said(len(refused))} {_keep(len(refused))} up with this primary "
+            f"and {_is(len(refused))} held for dead: "
+            f"{', '.join(f'{each.address} ({each.away})' for each in refused)}",
+            "Those who would promote it can't reach it, or are not let in: when the primary dies, nothing takes its "
+            "place, and L2 counts as lost.",
+            otherwise="see to it that they reach it, and can log in (SENTINEL SET NAME auth-pass, auth-user)",
+        )  # fmt: skip
+    if away:
         yield Finding(
             "replicas away", Level.ADVICE, f"{replicas_said(len(away))} of {len(facts.watched.known or ())} "
             f"{_is(len(away))} away: {', '.join(f'{each.address} ({each.away})' for each in away)}",
@@ -161,10 +160,6 @@ def _forget(watched: Watched, away: Sequence[Known]) -> str:
             "its replicas and the others again"
         )
     return f"{lost}: {' and '.join(f'CLUSTER FORGET {each.id}' for each in away)}, at every node within a minute"
-
-
-def _follow(count: int) -> str:
-    return "follows" if count == 1 else "follow"
 
 
 def _is(count: int) -> str:
@@ -213,12 +208,6 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def longest_lag_s(facts: Facts) -> int:
-    """The longest lag that is over before a replica is promoted."""
-    failover_s = facts.watched.failover_s
-    return MAX_LAG_S if failover_s is None else min(MAX_LAG_S, max(1, int(failover_s) - 1))
-
-
 def migrating(facts: Facts) -> Iterator[Finding]:
     """Whether a Cluster moves replicas between primaries, and so changes how many each has."""
     allowed: Mapping[str, str] = facts.server.config
@@ -244,7 +233,7 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
     )
     later = "So does the end of repl-backlog-ttl after the last one has left; with 0 it happens once."
     if server.info.get("repl_backlog_active") != "1":
-        yield ok("replication id", "no replica has ever followed", f"{first} {later}")
+        yield ok("replication id", "no replica follows, nor has one within repl-backlog-ttl", f"{first} {later}")
     elif ttl_s and not (server.number("connected_slaves") or 0):
         commands, conf = config_set(repl_backlog_ttl="0")
         yield Finding(
@@ -256,8 +245,3 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
 
 def _known(known: int | None, least: int) -> str:
     return str(known) if known is not None else f"at least {least}"
-
-
-def replicas_said(count: int) -> str:
-    """For people: "1 replica"."""
-    return "1 replica" if count == 1 else f"{count} replicas"

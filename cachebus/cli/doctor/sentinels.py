@@ -13,7 +13,7 @@ from cachebus.errors import CacheBusError
 from cachebus.resp import SENTINEL, Address, Places
 
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
-
+_DOWN: Final = frozenset(("o_down", "s_down"))
 
 LEAST_FAILOVER_S: Final = 2.0
 """The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
@@ -39,6 +39,11 @@ class View:
     def names(self, primary: Address) -> bool:
         """Whether it watches over that one."""
         return (self.primary.get("ip"), self.primary.get("port")) == (primary.host, str(primary.port))
+
+    @property
+    def down(self) -> str:
+        """Why it holds the primary for dead, in its words; "" where it does not."""
+        return ", ".join(sorted(_DOWN & set(self.primary.get("flags", "").split(","))))
 
     @property
     def down_after_s(self) -> float | None:
@@ -115,6 +120,9 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
             "let the Sentinels' user have SENTINEL MASTER, SENTINEL REPLICAS and SENTINEL CKQUORUM",
         )  # fmt: skip
     yield from _disagreeing(views, primary)
+    down = [view for view in views if view.down]
+    if down:
+        yield _held_for_dead(views, down, watched.service)
     if watched.known and not any(replica.promotable for replica in watched.known):
         commands, conf = config_set(replica_priority="100")
         yield Finding(
@@ -126,7 +134,7 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
         option = f"SENTINEL SET {watched.service} down-after-milliseconds {FAILOVER_MS}"
         said = f"down-after-milliseconds is {watched.failover_s * 1000:.0f}"
         yield too_soon(said, (option,), (), "every Sentinel")
-    if not (silent or lacking or refused):
+    if not (silent or lacking or refused or down):
         yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
 
 
@@ -139,6 +147,18 @@ def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
         "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
         mend=(f"SENTINEL SET {service} quorum {all_ // 2 + 1}",) if high else (), at="every Sentinel" if high else "",
         otherwise="" if high else "bring Sentinels back: it takes more than half of them, and the quorum",
+    )  # fmt: skip
+
+
+def _held_for_dead(views: Sequence[View], down: Sequence[View], service: str) -> Finding:
+    """That they would agree is no help then: they do, and nothing comes of it, or soon something does."""
+    return Finding(
+        "failover", Level.PROBLEM,
+        f"{len(down)} of {len(views)} Sentinels {_hold(down)} the primary for dead ({down[0].down})",
+        "If it is dead, a failover is under way, or does not succeed. If it is not, the Sentinels can't reach it, or "
+        "are not let in: then they may promote a replica beside it, or can't promote any when it dies.",
+        otherwise="look whether it runs, and whether Sentinels reach it and can log in, there and at its replicas: "
+        f"SENTINEL SET {service} auth-pass (and auth-user), at every Sentinel",
     )  # fmt: skip
 
 
@@ -178,3 +198,7 @@ def _do(views: Sequence[View]) -> str:
 
 def _name(views: Sequence[View]) -> str:
     return "names" if len(views) == 1 else "name"
+
+
+def _hold(views: Sequence[View]) -> str:
+    return "holds" if len(views) == 1 else "hold"

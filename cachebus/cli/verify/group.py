@@ -9,7 +9,7 @@ from random import Random
 from typing import Final, Literal
 from zlib import crc32
 
-from cachebus.cli.doctor.replication import needed
+from cachebus.cli.doctor.counting import needed
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary
 from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
 from cachebus.cli.lab.proxy import Dial, dialer

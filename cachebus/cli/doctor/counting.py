@@ -1,0 +1,84 @@
+"""How many replicas a primary has, by those who know: the primary itself, and whoever would promote them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from cachebus.cli.doctor.facts import Facts, Known, Server, Watched, whole
+
+MAX_LAG_S: Final = 10
+
+
+def needed(replicas: int) -> int:
+    """The least `min-replicas-to-write` with which two sides of so many replicas can't both write; 0 without any."""
+    return (replicas + 1) // 2
+
+
+def _following(server: Server) -> list[Mapping[str, str]]:
+    """Those who follow now, be they replicas or something else that acknowledges as they do, as a reader of changes:
+    min-replicas-to-write counts those as well. Who never acknowledges, as a backup, counts for nothing; while nothing
+    was written yet, nobody can have acknowledged anything."""
+    if not server.number("master_repl_offset"):
+        return server.followers
+    return [
+        follower for follower in server.followers
+        if follower.get("offset") not in (None, "0")
+        or (follower.get("state") != "online" and follower.get("port") != "0")
+    ]  # fmt: skip
+
+
+def connected(server: Server) -> int:
+    """How many follow now."""
+    return len(_following(server)) if server.followers else server.number("connected_slaves") or 0
+
+
+def place_of(follower: Mapping[str, str]) -> tuple[str, int]:
+    """Where a follower is, as INFO names it."""
+    return follower.get("ip", ""), whole(follower.get("port")) or 0
+
+
+def in_step(server: Server, lag_s: int) -> list[Mapping[str, str]]:
+    """Those that would count for min-replicas-to-write, with that min-replicas-max-lag."""
+    silent_s = ((follower, whole(follower.get("lag"))) for follower in _following(server))
+    return [each for each, lag in silent_s if each.get("state") == "online" and lag is not None and 0 <= lag <= lag_s]
+
+
+def keeping_up(server: Server, lag_s: int) -> int:
+    """How many that are; all that follow where the server does not name them."""
+    return len(in_step(server, lag_s)) if server.followers else connected(server)
+
+
+def counted(facts: Facts) -> int:
+    """How many replicas the primary has. Those that are away count, as whoever promotes them knows them: they may be
+    with the one that is promoted. What follows beside those that are known counts too. One that those who know it hold
+    for dead, and that the primary still lists, is one."""
+    there, known = connected(facts.server), facts.watched.known
+    if known is None:
+        return there
+    places = {replica.place for replica in known}
+    strangers = sum(place_of(follower) not in places for follower in _following(facts.server))
+    # Both: a server may be known by another address than the primary sees it at.
+    return len(known) + min(strangers, max(0, there - sum(not replica.away for replica in known)))
+
+
+def longest_lag_s(watched: Watched) -> int:
+    """The longest lag that is over before a replica is promoted."""
+    return MAX_LAG_S if watched.failover_s is None else min(MAX_LAG_S, max(1, int(watched.failover_s) - 1))
+
+
+def disowned(server: Server, watched: Watched) -> list[Known]:
+    """The replicas that keep up with the primary, and that those who would promote them can't reach."""
+    places = {place_of(follower) for follower in in_step(server, longest_lag_s(watched))}
+    return [replica for replica in watched.known or () if replica.away and replica.place in places]
+
+
+def absent(facts: Facts) -> Sequence[Known]:
+    """The replicas that are known and not there: they count, since they may be with the one that is promoted."""
+    there = disowned(facts.server, facts.watched)
+    return [replica for replica in facts.watched.known or () if replica.away and replica not in there]
+
+
+def replicas_said(count: int) -> str:
+    """For people: "1 replica"."""
+    return "1 replica" if count == 1 else f"{count} replicas"
