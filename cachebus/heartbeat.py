@@ -35,8 +35,6 @@ SUSPENDED_S = 0.1
 STARTED_AT_ONCE = 16
 BEGINNINGS_MAX = 256
 """Shards of one primary of which a node reads at once where they are."""
-RETURN_S = 60.0
-"""Replicas that are not back so long after a new epoch began are none of this primary's."""
 PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
 """In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
@@ -71,7 +69,7 @@ class Heartbeat:
         self._told: dict[str, str] = {}
         self.loose_replicas = [0] * len(node.shards)
         """By shard: as of `ProbeReply`, the most that were seen."""
-        self._loose_in, self._gone = [NO_EPOCH] * len(node.shards), [False] * len(node.shards)
+        self._gone = [False] * len(node.shards)
         self._out_of_reach: dict[str, dict[int, str]] = {"L2": {}, "bus": {}}
         """By part and shard: why."""
         self._pauses = [Backoff() for _ in node.shards]
@@ -304,14 +302,11 @@ class Heartbeat:
 
     def _look_at_replicas(self, shard: int, reply: ProbeReply) -> None:
         """Note how many replicas a primary has that would go on writing when it is cut off from them. That they have
-        gone is the very danger: the most that were seen count, until it waits for some, or has led another epoch for
-        long enough that they would be back."""
+        gone is the very danger, and no time ends it, nor does a new epoch: the most that were seen count until it
+        waits for some."""
         known, now = self.loose_replicas[shard], reply.loose_replicas
-        seen = known
-        settled = reply.epoch != self._loose_in[shard] and reply.server_us - reply.born_us > RETURN_S * 1e6
-        if now >= seen or now < 0 or settled:
-            self._loose_in[shard] = reply.epoch
-            self.loose_replicas[shard] = seen = max(0, now)
+        self.loose_replicas[shard] = seen = 0 if now < 0 else max(known, now)
+        now = max(0, now)
         gone = now < seen
         if gone != self._gone[shard] or seen != known:  # to look at thousands of shards costs more than a probe
             self._gone[shard] = gone

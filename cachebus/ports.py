@@ -88,8 +88,8 @@ class ProbeReply(NamedTuple):
     alone: bool = False
     """Whether any node of the fleet has ever kept what it loads alone."""
     loose_replicas: int = 0
-    """How many replicas follow a primary that goes on writing when it is cut off from them: its min-replicas-to-write
-    is 0. -1 for one that waits for some. Not told with the marks."""
+    """How many replicas follow a primary, and acknowledge, that goes on writing when it is cut off from them: its
+    min-replicas-to-write is 0. -1 for one that waits for some. Not told with the marks."""
 
 
 class ReadReply(NamedTuple):

@@ -167,8 +167,8 @@ class Stats:
     bus_connected: bool
     """Whether events can arrive now."""
     loose_replicas: int
-    """The most replicas that a primary has, or had before they went, whose min-replicas-to-write is 0: where there are
-    any, a failover can lose what was acknowledged."""
+    """The most replicas that a primary has, or had since this node began, whose min-replicas-to-write is 0: where
+    there are any, a failover can lose what was acknowledged."""
     reconnects: int
     """Connections to L2 or bus that were opened again after a loss."""
     flights: int

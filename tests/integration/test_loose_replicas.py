@@ -97,14 +97,44 @@ async def test_a_restart_of_the_primary_is_no_change(stack: ExitStack) -> None:
             assert not any("well again" in line for line in lines)
 
 
-async def test_another_primary_without_replicas_has_none(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a failover to the last one: what the former one had says nothing of it."""
-    monkeypatch.setattr("cachebus.heartbeat.RETURN_S", 0.0)
-    primary, *replicas = await led(stack, 1)
-    async with nodes(primary.url, 1) as (cache,):
-        await until(lambda: cache.stats().loose_replicas == 1)
-        replicas[0].kill()
-        await connected(primary, 0)
-        primary.kill()
-        primary.restart()
-        await until(lambda: cache.stats().loose_replicas == 0)
+async def test_no_time_and_no_new_epoch_make_a_deposed_primary_well(stack: ExitStack) -> None:
+    """Its replicas are with another one, its backlog has ended, and with that its replication id."""
+    primary, promoted, other = await led(stack, 2, "repl-backlog-ttl 1")
+    with lines_of_replicas() as lines:
+        async with nodes(primary.url, 1) as (cache,):
+            await until(lambda: cache.stats().loose_replicas == 2)
+            epoch = cache.stats().shards[0].epoch
+            promoted.command("REPLICAOF", "NO", "ONE")
+            other.command("REPLICAOF", "127.0.0.1", str(promoted.port))
+            await until(lambda: cache.stats().shards[0].epoch != epoch, within_s=30.0)
+            # As if the epoch had begun a day ago.
+            born_us = int(await ask(primary, "HGET", "{cachebus:0}:meta", "born"))
+            await ask(primary, "HSET", "{cachebus:0}:meta", "born", born_us - 86_400_000_000)
+            await probed(cache)
+            await probed(cache)
+            assert cache.stats().loose_replicas == 2
+            assert "replicas of a primary are gone" in lines[-1]
+            primary.command("CONFIG", "SET", "min-replicas-to-write", "1")
+            await until(lambda: cache.stats().loose_replicas == 0)
+
+
+async def test_a_backup_is_no_replica(stack: ExitStack) -> None:
+    """It follows for as long as it takes, and acknowledges nothing."""
+    (primary,) = await led(stack, 0)
+    with lines_of_replicas() as lines:
+        async with nodes(primary.url, 1) as (cache,):
+            await cache.set("system", "x", 1)
+            backup = stack.enter_context(primary.connected())
+            backup.sendall(b"SYNC\r\n")
+
+            async def served() -> bool:
+                return b"state=online" in await ask(primary, "INFO", "replication")
+
+            await until(served)
+            await probed(cache)
+            assert cache.stats().loose_replicas == 0
+            backup.close()
+            await connected(primary, 0)
+            await probed(cache)
+            assert cache.stats().loose_replicas == 0
+    assert lines == []
