@@ -163,6 +163,46 @@ async def test_what_never_acknowledges_is_no_replica_and_what_does_is_counted(st
     assert followed.level is PROBLEM
 
 
+# -- what a failover would leave -------------------------------------------------------------------------------------
+
+
+async def test_replicas_that_wait_for_more_than_a_failover_leaves(stack: ExitStack) -> None:
+    """Each refuses every write once it is promoted. No command lowers it: that is said in words."""
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 2")
+    finding = of(await findings(primary.url, ask_replicas=True), "after failover")
+    assert finding is not None
+    assert finding.level is PROBLEM
+    assert all(f"127.0.0.1:{replica.port}" in finding.says for replica in replicas)
+    assert "1 is enough" in finding.otherwise
+    assert finding.mend == ()
+    replicas[0].command("CONFIG", "SET", "min-replicas-to-write", "1")
+    finding = of(await findings(primary.url, ask_replicas=True), "after failover")
+    assert finding is not None
+    assert f"at 127.0.0.1:{replicas[1].port}" in finding.says
+    replicas[1].command("CONFIG", "SET", "min-replicas-to-write", "1")
+    assert of(await findings(primary.url, ask_replicas=True), "after failover") is None
+
+
+async def test_a_primary_that_could_follow_nobody(stack: ExitStack) -> None:
+    """It never needed a password to show; once another is promoted, it does."""
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 1")
+    for replica in replicas:
+        replica.command("CONFIG", "SET", "masterauth", APP_SECRET)
+    for server in (primary, *replicas):
+        server.command("CONFIG", "SET", "requirepass", APP_SECRET)
+    url = primary.url.replace("redis://", f"redis://:{APP_SECRET}@")
+    found = await findings(url, ask_replicas=True)
+    barred = of(found, "after failover")
+    assert barred is not None
+    assert barred.level is PROBLEM
+    assert f"127.0.0.1:{primary.port} has no masterauth" in barred.says
+    assert APP_SECRET not in str(found)
+    with primary.connected() as raw:
+        raw.sendall(f"AUTH {APP_SECRET}\r\nCONFIG SET masterauth {APP_SECRET}\r\n".encode())
+        assert raw.recv(100).startswith(b"+OK")
+    assert of(await findings(url, ask_replicas=True), "after failover") is None
+
+
 # -- a Cluster of which a part is away ---------------------------------------------------------------------------------
 
 

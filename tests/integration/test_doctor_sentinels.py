@@ -290,3 +290,35 @@ async def test_sentinels_that_are_not_let_in_would_promote_nobody(group: Sentine
     assert away is not None
     assert away.level is PROBLEM
     assert "RESET" not in away.otherwise
+
+
+async def test_a_replica_whose_link_is_down_is_none_to_count_on(group: SentinelGroup) -> None:
+    primary, _, apart = group.data
+    await ask(apart, "CONFIG", "SET", "masteruser", "nobody")
+    await ask(apart, "CONFIG", "SET", "masterauth", "wrong")
+    await ask(primary, "CLIENT", "KILL", "TYPE", "replica")
+
+    async def followed() -> int:
+        text: bytes = await ask(primary, "INFO", "replication")
+        return text.count(b"state=online") - text.count(b"offset=0,")
+
+    async def down() -> bool:
+        return b"master_link_status:down" in await ask(apart, "INFO", "replication") and await followed() == 1
+
+    await until(down, within_s=30.0)
+    settings = Settings(url=group.url)
+    found = (await examined(settings, (await seen(group)).primaries[0], rounds=3))[1]
+    link, left = of(found, "replicas"), of(found, "after failover")
+    assert link is not None
+    assert left is not None
+    assert (link.level, left.level) == (PROBLEM, ADVICE)
+    assert f"127.0.0.1:{apart.port}: it does not follow" in link.says
+    assert "masterauth" in link.otherwise
+    await ask(apart, "CONFIG", "SET", "masteruser", "")
+    await ask(apart, "CONFIG", "SET", "masterauth", "")
+
+    async def well() -> bool:
+        found = (await examined(settings, (await seen(group)).primaries[0], rounds=3))[1]
+        return of(found, "replicas") is None and of(found, "after failover") is None
+
+    await until(well, within_s=30.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from cachebus.cli.doctor import access, durability, links, memory, namespace, replicas, replication, timing
+from cachebus.cli.doctor import access, durability, links, memory, namespace, replicas, replication, succession, timing
 from cachebus.cli.doctor.cluster import shards_named
 from cachebus.cli.doctor.facts import Asker, Facts, Server, server_of
 from cachebus.cli.doctor.finding import G1, Finding, Level
@@ -15,10 +15,10 @@ from cachebus.settings import Settings
 
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
-    replication.role, replication.cut_off, replication.gone, replicas.promoted, replication.migrating,
-    replication.new_ids, links.buffers, links.idling, links.clients, links.scripts, links.trimming,
-    links.keyspace_events, timing.latency, timing.forking, timing.clocks, namespace.layout, namespace.databases,
-    namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
+    replication.role, replication.cut_off, replication.gone, replicas.promoted, succession.left_over,
+    succession.locked_out, replication.migrating, replication.new_ids, links.buffers, links.idling, links.clients,
+    links.scripts, links.trimming, links.keyspace_events, timing.latency, timing.forking, timing.clocks,
+    namespace.layout, namespace.databases, namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
 )  # fmt: skip
 
 

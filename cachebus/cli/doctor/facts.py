@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cachebus.cli.doctor.finding import Finding
@@ -38,6 +38,10 @@ class Server:
     config: Mapping[str, str]
     config_refused: str
     user: str
+    asks_password: bool = False
+    """Whether it refuses who shows none."""
+    shows_password: bool | None = None
+    """Whether it shows one to a primary that it follows: `masterauth`, of which no more is kept; None if unknown."""
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -234,7 +238,15 @@ async def server_of(asker: Asker, address: Address) -> Server:
         config.update(texts(reply))
     who, _ = await asker.ask("ACL", "WHOAMI")
     user = who.decode() if who else address.username or "default"
-    return Server(address, _fields(text or b""), info_refused, config, config_refused, user)
+    secret, unknown = await asker.ask("CONFIG", "GET", "masterauth")
+    shows = None if unknown else any(texts(secret).values())
+    asks = bool(address.password) and await _asks_password(address)
+    return Server(address, _fields(text or b""), info_refused, config, config_refused, user, asks, shows)
+
+
+async def _asks_password(address: Address) -> bool:
+    ((_, refused),) = await asked(replace(address, username=None, password=None), ("PING",))
+    return "NOAUTH" in refused
 
 
 def _fields(text: bytes) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cachebus.cli.doctor import access, durability, links, memory
+from cachebus.cli.doctor import access, durability, links, memory, succession
 from cachebus.cli.doctor.counting import counted, disowned, longest_lag_s, needed, replicas_said
 from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size, whole
 from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
@@ -70,7 +70,8 @@ def promoted(facts: Facts) -> Iterator[Finding]:
         yield ok(
             "replicas", f"{replicas_said(len(facts.replicas))} let this login in, with its rights, and "
             f"{'is' if len(facts.replicas) == 1 else 'are'} set up as the primary must be",
-            "Looked at: eviction, files, buffers, limits, and for how many replicas each would wait.",
+            "Looked at: whether each follows, eviction, files, buffers, limits, and for how many replicas each would "
+            "wait.",
         )  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
     if replica.server is None:
         yield _out_of_reach(replica, facts.watched)
         return
+    yield from succession.following(replica.server)
     yield from _waiting(replica.server, facts)
     yield from _like_the_primary(replica.server, facts)
     yield from replica.lacking

@@ -1,0 +1,101 @@
+"""What would be left after a failover: one of the replicas is the primary then, and the others are to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cachebus.cli.doctor.counting import counted, in_step, longest_lag_s, needed, place_of, replicas_said
+from cachebus.cli.doctor.facts import Facts, Server
+from cachebus.cli.doctor.finding import Finding, Level
+from cachebus.cli.doctor.replication import WRITES
+
+
+def following(replica: Server) -> Iterator[Finding]:
+    """Whether it is a replica that follows this primary. One that does not is none to count on."""
+    info = replica.info
+    if info.get("role") == "master":
+        yield Finding(
+            "replicas", Level.PROBLEM, "it is a primary itself",
+            "Those who would promote it hold it for a replica. What one of two primaries acknowledges is lost.",
+            otherwise="look which of them nodes and Sentinels or the Cluster name, and have the other one follow it",
+        )  # fmt: skip
+    elif info.get("master_sync_in_progress") == "1":
+        yield Finding(
+            "replicas", Level.ADVICE, "it is being copied to, and does not follow yet",
+            f"It counts for {WRITES}, and keeps a failover from being of use, until that is done.",
+            otherwise="look again later; one that is copied to again and again is too slow for the primary's "
+            "client-output-buffer-limit replica",
+        )  # fmt: skip
+    elif info.get("master_link_status") == "down":
+        yield Finding(
+            "replicas", Level.PROBLEM, "it does not follow: its link to the primary is down",
+            "It has nothing of what was written since, and counts for nothing when the primary or another one dies.",
+            otherwise="look at its log: whether it reaches the primary, and may log in there (masteruser, masterauth)",
+        )  # fmt: skip
+
+
+def left_over(facts: Facts) -> Iterator[Finding]:
+    """Whether whoever is promoted has as many replicas then as it waits for."""
+    count = counted(facts)
+    asked = [(each.address, each.server.setting(WRITES)) for each in facts.replicas if each.server is not None]
+    waiting = [has for _, has in asked if has is not None] or [facts.server.setting(WRITES) or 0]
+    most = max(waiting)
+    if facts.server.info.get("role") != "master" or count < 2 or not most:
+        return
+    where = ", ".join(str(address) for address, has in asked if has == most) or "this server"
+    if most > count - 1:
+        yield Finding(
+            "after failover", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {most} at {where}",
+            f"After a failover {count - 1} {_is(count - 1)} left: whoever is promoted refuses every write "
+            "(NOREPLICAS) until the dead server is back.",
+            otherwise=f"{needed(count)} is enough for {replicas_said(count)}: set it there, and at the primary, once "
+            "it is certain that none of them was promoted",
+        )  # fmt: skip
+        return
+    useful = _useful(facts)
+    # Where too few follow now, that is told already.
+    if useful is not None and (facts.server.setting(WRITES) or 0) <= len(useful) <= most:
+        yield Finding(
+            "after failover", Level.ADVICE, f"of {replicas_said(count)} {len(useful)} {_follow(len(useful))}, and "
+            f"{WRITES} is {most} at {where}",
+            f"After a failover {max(0, len(useful) - 1)} would be left: whoever is promoted refuses every write "
+            "(NOREPLICAS) until others follow it.",
+            otherwise="bring back those that are away or do not follow",
+        )  # fmt: skip
+
+
+def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
+    """Those that keep up, and are not known to be none to count on; None where the server does not name them."""
+    if not facts.server.followers:
+        return None
+    lag_s = facts.server.setting("min-replicas-max-lag") or longest_lag_s(facts.watched)
+    places = {known.address: known.place for known in facts.watched.known or ()}
+    broken = {
+        places.get(each.address, (each.address.host, each.address.port))
+        for each in facts.replicas if each.server is not None and any(following(each.server))
+    }  # fmt: skip
+    return [place for each in in_step(facts.server, lag_s) if (place := place_of(each)) not in broken]
+
+
+def locked_out(facts: Facts) -> Iterator[Finding]:
+    """Which servers could not follow another one of them, for having no password to show."""
+    everyone = [(facts.server, facts.server.address), *((r.server, r.address) for r in facts.replicas if r.server)]
+    asks = [address for server, address in everyone if server.asks_password]
+    for server, address in everyone:
+        barred = [str(each) for each in asks if each != address]
+        if barred and server.shows_password is False:
+            yield Finding(
+                "after failover", Level.PROBLEM, f"{address} has no masterauth, and {', '.join(barred)} "
+                f"{'asks' if len(barred) == 1 else 'ask'} for a password",
+                "When one of these is the primary, it can't follow: it counts for nothing then, and whoever waits for "
+                "it refuses every write (NOREPLICAS).",
+                otherwise="there CONFIG SET masterauth (and masteruser), and CONFIG REWRITE", at=str(address),
+            )  # fmt: skip
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _follow(count: int) -> str:
+    return "follows" if count == 1 else "follow"
