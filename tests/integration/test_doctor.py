@@ -13,7 +13,7 @@ import pytest
 
 from cachebus import Cache, Settings
 from cachebus.cli import main
-from cachebus.cli.doctor import access, timing
+from cachebus.cli.doctor import access, examine, namespace, timing
 from cachebus.cli.doctor.examine import examined
 from cachebus.cli.doctor.finding import Finding, Level
 from cachebus.cli.doctor.primaries import Primary, deployment_of
@@ -347,6 +347,42 @@ async def test_where_even_info_is_forbidden_it_says_so(server: EmbeddedServer) -
     assert found["scripts"].level is PROBLEM
 
 
+# -- refusals that no right would mend -------------------------------------------------------------------------------
+
+
+async def test_a_refusal_is_told_as_what_it_is(own_server: EmbeddedServer) -> None:
+    """And no right is told to be given for it."""
+    for code, wrong, right, see in (
+        ("NOREPLICAS", ("min-replicas-to-write", "1"), ("min-replicas-to-write", "0"), "replication"),
+        ("OOM", ("maxmemory", "1"), ("maxmemory", "500mb"), "memory"),
+    ):
+        own_server.command("CONFIG", "SET", *wrong)
+        found = await findings(own_server.url, probe_writes=True)
+        own_server.command("CONFIG", "SET", *right)
+        assert not [finding for finding in found if finding.check == "permissions"], code
+        refused = of(found, "operations")
+        assert refused is not None, code
+        assert refused.level is PROBLEM
+        assert code in refused.says
+        assert see in refused.means
+        assert "ACL" not in str([(finding.mend, finding.otherwise) for finding in found])
+    with EmbeddedServer(own_server.binary, extra=("--replicaof", "127.0.0.1", str(own_server.port))) as replica:
+        await until(lambda: replica.command("SET", "x", "1").startswith("-READONLY"))
+        found = await findings(replica.url, probe_writes=True)
+    refused, role = of(found, "operations"), of(found, "role")
+    assert refused is not None
+    assert role is not None
+    assert "READONLY" in refused.says
+    assert "role" in refused.means
+
+
+async def test_a_sentinel_is_told_as_one() -> None:
+    async with SentinelGroup(any_binary(), replicas=1, sentinels=1) as group:
+        (found,) = await findings(group.sentinels[0].url)
+    assert (found.check, found.level) == ("role", PROBLEM)
+    assert f"redis+sentinel://127.0.0.1:{group.sentinels[0].port}/SERVICE/0" in found.otherwise
+
+
 # -- the namespace ---------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +416,55 @@ async def test_a_namespace_in_use(server: EmbeddedServer) -> None:
 
         assert (await until(deaf)).level is ADVICE
     assert any(f.says.startswith("none is alive") for f in await findings(server.url) if f.check == "nodes")
+
+
+async def test_every_shard_is_looked_at(own_server: EmbeddedServer) -> None:
+    """Not the first one alone."""
+    server, shards = own_server, 4
+    async with Cache.open(Settings(url=server.url, shards=shards)):
+        pass
+    assert of(await findings(server.url, shards=shards), "namespace") is None
+    server.command("HSET", "{cachebus:3}:meta", "facts", "protocol=9 shards=4 bus=redis")
+    other = of(await findings(server.url, shards=shards), "namespace")
+    assert other is not None
+    assert other.level is PROBLEM
+    assert "in shard 3," in other.says
+    server.command("DEL", "{cachebus:3}:meta")
+    server.command("SET", "{cachebus:3}:meta", "x")
+    unread = of(await findings(server.url, shards=shards), "namespace")
+    assert unread is not None
+    assert unread.level is Level.UNKNOWN
+    assert "shard 3: WRONGTYPE" in unread.says
+
+
+def test_facts_of_no_shards_end_no_report(own_server: EmbeddedServer, typed: Typed) -> None:
+    own_server.command("HSET", "{cachebus:0}:meta", "facts", "protocol=1 shards=0 bus=redis")
+    status, out, errors = typed("doctor", own_server.url, "--json")
+    assert (status, errors) == (1, "")
+    problems = [f for f in json.loads(out)["servers"][0]["findings"] if f["level"] == "problem"]
+    assert [f["check"] for f in problems] == ["namespace"]
+    assert "shards=0" not in problems[0]["otherwise"].lower()
+
+
+def test_a_check_that_fails_is_a_finding_and_ends_nothing(
+    own_server: EmbeddedServer, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(*_: object, **__: object) -> list[Finding]:
+        raise IndexError("out of range")
+
+    async def broken(*_: object, **__: object) -> list[Finding]:
+        return crashes()
+
+    monkeypatch.setattr(examine, "CHECKS", (crashes, *examine.CHECKS))
+    monkeypatch.setattr(access, "looked_at", broken)
+    monkeypatch.setattr(namespace, "other_databases", broken)
+    status, out, errors = typed("doctor", own_server.url, "--json")
+    assert (status, errors) == (0, "")
+    found = json.loads(out)["servers"][0]["findings"]
+    failed = {f["check"] for f in found if "IndexError: out of range" in f["says"]}
+    assert failed == {"crashes", "databases", "permissions"}
+    assert all(f["level"] == "not checked" for f in found if f["check"] in failed)
+    assert len(found) > 10
 
 
 async def test_what_was_lost_in_the_namespace(server: EmbeddedServer) -> None:

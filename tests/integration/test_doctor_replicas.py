@@ -268,6 +268,29 @@ async def test_a_server_that_is_away_is_told_as_json_too(tmp_path: Path) -> None
     assert "127.0.0.1:1" in told["error"]
 
 
+async def test_a_trial_is_made_at_the_primary_that_is_looked_at(tmp_path: Path) -> None:
+    """Each is told of what it refuses itself, also while another one is away."""
+    async with ClusterGroup(any_binary(), primaries=3, replicas=0) as group:
+        for server in group.servers:
+            await ask(server, "ACL", "SETUSER", "app", "on", f">{APP_SECRET}", "allkeys", "allchannels", "+@all")
+        bad, away = group.servers[1:]
+        await ask(bad, "ACL", "SETUSER", "app", "-hset", "-set", "-xadd")
+        url = group.url.replace("redis+cluster://", f"redis+cluster://app:{APP_SECRET}@")
+        for gone in (False, True):
+            if gone:
+                away.kill()
+            status, out, errors = await typed(tmp_path, url, "--json", "--probe-writes", CACHEBUS_SHARDS="8")
+            assert (status, errors) == (1, "")
+            servers = {each["address"]: each["findings"] for each in json.loads(out)["servers"]}
+            lacking = {
+                address for address, found in servers.items() for finding in found
+                if (finding["check"], finding["level"]) == ("permissions", "problem")
+            }  # fmt: skip
+            assert lacking == {f"127.0.0.1:{bad.port}"}
+            out_of_reach = {address for address, found in servers.items() if found[0]["check"] == "reach"}
+            assert out_of_reach == ({f"127.0.0.1:{away.port}"} if gone else set())
+
+
 # -- the replicas themselves -------------------------------------------------------------------------------------------
 
 APP_SECRET = "s3cret-of-the-app"

@@ -14,6 +14,8 @@ from typing import Final
 
 from cachebus import event as events
 from cachebus.bus.redis import subscribed
+from cachebus.cli.doctor import refusals
+from cachebus.cli.doctor.cluster import own_slots
 from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Server
 from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
 from cachebus.cli.doctor.primaries import route_to
@@ -26,7 +28,7 @@ from cachebus.l2.redis import RedisStore
 from cachebus.l2.scripts import load_scripts
 from cachebus.ports import Caller, Leased
 from cachebus.record import Record
-from cachebus.resp import CLUSTER, SENTINEL, Subscriber
+from cachebus.resp import CLUSTER, SENTINEL, Subscriber, slot_of
 from cachebus.settings import Settings
 
 OUTSIDE: Final = ("PING", "GET", "MGET", "EVAL", "EVALSHA", "XRANGE", "SUBSCRIBE", "PUBLISH")
@@ -44,6 +46,14 @@ _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
 _WITHOUT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "PING": (), "TIME": (), "INFO": ("replication",), "ROLE": (), "ASKING": (), "CLUSTER": ("SLOTS",), "COMMAND": (),
 }  # fmt: skip
+TRIES_MAX: Final = 100_000
+HIDDEN: Final = "is not allowed, or has no effect"
+NOT_HEARD: Final = f"was published and did not arrive in {HEARD_WITHIN_S:g} s"
+_OF_RIGHTS: Final = (
+    "NOPERM", "NOAUTH", "no permission", "ACL failure", "can't run this command", "can't access at least", HIDDEN,
+    NOT_HEARD,
+)  # fmt: skip
+"""In a refusal for want of a right; without a code where it is ACL DRYRUN's, or that of a script before Redis 7.0."""
 _CHANNELS: Final = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "SSUBSCRIBE")
 
 
@@ -83,11 +93,16 @@ class Access:
     """Those that this user lacks ("": it is not known which), and whether it lacks the namespace's keys or channels."""
     keys: bool = False
     channels: bool = False
+    others: list[str] = field(default_factory=list)
+    """What was refused for another reason than a lacking right."""
     why_not: str = ""
     """Why it could not be looked at."""
 
     def refused(self, what: str, why: str, command: str | None = None) -> None:
         """Take in a refusal; `command` is what was asked for, None for a step of many."""
+        if not any(sign in why for sign in _OF_RIGHTS):
+            self.others.append(f"{what}: {why}")
+            return
         self.refusals.append(f"{what}: {why}")
         if "channel" in why:
             self.channels = True
@@ -100,7 +115,10 @@ class Access:
 async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_writes: bool) -> Access:
     """Ask the server what this user may; with `probe_writes`, do it all in a namespace that is removed again."""
     if probe_writes:
-        return await _tried(asker, settings)
+        space = await _space_at(asker, settings)
+        return Access(why_not="no name was found of which the slot is this server's") if not space else (
+            await _tried(asker, settings, space)
+        )  # fmt: skip
     _, refused = await asker.ask("ACL", "DRYRUN", server.user, "PING")
     if not refused:
         return await _dry_run(asker, server, settings)
@@ -108,7 +126,7 @@ async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_w
     if old and await _may_everything(asker, server):
         return Access("by ACL GETUSER")
     seen = await _read_only(asker, settings)
-    if not seen.refusals:
+    if not (seen.refusals or seen.others):
         seen.why_not = "ACL DRYRUN is new in Redis 7.0" if old else f"ACL DRYRUN is refused ({refused})"
     return seen
 
@@ -162,10 +180,19 @@ async def _read_only(asker: Asker, settings: Settings) -> Access:
     return seen
 
 
-async def _tried(asker: Asker, settings: Settings) -> Access:
+async def _space_at(asker: Asker, settings: Settings) -> str:
+    """A namespace for the trial, of which this very server has the slot; "" for none."""
+    spaces = (f"{settings.namespace}:doctor-{secrets.token_hex(4)}" for _ in range(TRIES_MAX))
+    if places_of(settings).kind != CLUSTER:
+        return next(spaces)
+    lines, _ = await asker.ask("CLUSTER", "NODES")
+    own = own_slots((lines or b"").decode(errors="replace"))
+    return next((space for space in spaces if any(slot_of(ShardNames(space, 0).meta) in each for each in own)), "")
+
+
+async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
     # Two marks at most, so that three names make the script forget one, and so few bytes of the log that each event has
     # it look for the first that stays: either takes a command of its own. (Sweeping guards takes more than may stand.)
-    space = f"{settings.namespace}:doctor-{secrets.token_hex(4)}"
     trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2, "log_max_bytes": 1_024})
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
@@ -183,7 +210,7 @@ async def _tried(asker: Asker, settings: Settings) -> Access:
             await _step(seen, "SUBSCRIBE", subscribed(subscriber, names.channel, sharded=route.clustered))
         await store.connect()
         await _step(seen, "a node's operations", _life(store))
-        if subscriber is not None and not seen.refusals:
+        if subscriber is not None and not (seen.refusals or seen.others):
             await _step(seen, "an event", asyncio.wait_for(heard.wait(), HEARD_WITHIN_S))
     finally:
         if subscriber is not None:
@@ -200,7 +227,7 @@ async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
     try:
         await step
     except TimeoutError:
-        seen.refused(what, f"was published and did not arrive in {HEARD_WITHIN_S:g} s")
+        seen.refused(what, NOT_HEARD)
     except CacheBusError as error:
         seen.refused(what, str(error))
 
@@ -239,11 +266,13 @@ async def _life(store: RedisStore) -> None:
 
 def _must(true: bool, what: str) -> None:
     if not true:
-        raise L2Unavailable(f"{what} is not allowed, or has no effect")
+        raise L2Unavailable(f"{what} {HIDDEN}")
 
 
 def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Finding]:
     """What the look at permissions found."""
+    if seen.others:
+        yield refusals.told(seen.others, seen.how)
     if seen.why_not:
         yield unknown(
             "permissions", f"{seen.why_not}, and nothing is written without leave",
@@ -263,5 +292,5 @@ def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Fi
             otherwise="to be typed by a user who may; then ACL SAVE, or CONFIG REWRITE where there is no aclfile. All "
             "that a user of its own needs is told by --acl NAME",
         )  # fmt: skip
-    else:
+    elif not seen.others:
         yield ok("permissions", f"user {server.user} may do all that a node does, found {seen.how}")

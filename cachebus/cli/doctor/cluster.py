@@ -92,6 +92,13 @@ def _line(words: Sequence[str]) -> Line | None:
     )  # fmt: skip
 
 
+def own_slots(text: str) -> list[range]:
+    """The slots of the node that has written these lines."""
+    own = next((words for words in map(str.split, text.splitlines()) if "myself" in "".join(words[2:3])), [])
+    ends = [part.partition("-") for part in own[8:] if not part.startswith("[")]  # in brackets: those that move
+    return [range(int(first), int(last or first) + 1) for first, _, last in ends]
+
+
 def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
     """The replicas of the node that has written these lines, which is at that address; None where it is not in them.
 

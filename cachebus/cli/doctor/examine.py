@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final, TypeVar
 
 from cachebus.cli.doctor import access, durability, links, memory, namespace, replicas, replication, succession, timing
 from cachebus.cli.doctor.cluster import shards_named
-from cachebus.cli.doctor.facts import Asker, Facts, Server, server_of
-from cachebus.cli.doctor.finding import G1, Finding, Level
+from cachebus.cli.doctor.facts import Asker, Facts, Server, Timing, server_of
+from cachebus.cli.doctor.finding import G1, Finding, Level, unknown
 from cachebus.cli.doctor.primaries import Deployment, Primary
-from cachebus.errors import L2Unavailable
+from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.settings import Settings
 
+T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
     replication.role, replication.cut_off, replication.gone, replicas.promoted, succession.left_over,
@@ -29,22 +30,62 @@ async def examined(
     """The server and all findings; changes nothing unless `probe_writes`. `ask_replicas`: those as well that nobody but
     the server names. `L2Unavailable` where it can't be reached."""
     asker = await Asker.open(primary.address, settings.connect_timeout_s)
+    failed: list[Finding] = []
+
+    async def seen(what: str, looking: Awaitable[T], otherwise: T) -> T:
+        """What is found; where looking fails, that is a finding, and all others are made."""
+        try:
+            return await looking
+        except Exception as error:
+            if asker.connection.closed and isinstance(error, L2Unavailable):
+                raise  # it is gone, and so is all that would be asked of it
+            failed.append(_failed(what, error))
+            return otherwise
+
     try:
         server = await server_of(asker, primary.address)
+        if server.info.get("redis_mode") == "sentinel":
+            return server, [_a_sentinel(primary)]
+        to_ask = replicas.to_ask(server, primary.watched, named_by_server=ask_replicas)
         facts = Facts(
             settings,
             server,
-            await timing.timed(asker, settings, rounds, primary.first),
-            await namespace.shards_of(asker, settings, primary.shards),
-            await namespace.other_databases(asker, dict(server.info), settings, primary.address.db),
+            await seen("latency", timing.timed(asker, settings, rounds, primary.first), Timing([], [])),
+            await seen("namespace", namespace.shards_of(asker, settings, primary.shards), []),
+            await seen(
+                "databases", namespace.other_databases(asker, dict(server.info), settings, primary.address.db), []
+            ),
             primary.watched,
-            await replicas.looked_at(replicas.to_ask(server, primary.watched, named_by_server=ask_replicas), settings),
+            await seen("replicas", replicas.looked_at(to_ask, settings), []),
         )
-        seen = await access.looked_at(asker, server, settings, probe_writes=probe_writes)
+        looking = access.looked_at(asker, server, settings, probe_writes=probe_writes)
+        may = await seen("permissions", looking, None)
     finally:
         asker.close()
-    findings = [finding for check in CHECKS for finding in check(facts)]
-    return server, [*findings, *access.permissions(seen, server, settings), *_topology(server, primary)]
+    findings = [finding for check in CHECKS for finding in _put(check, facts)]
+    rights = [] if may is None else access.permissions(may, server, settings)
+    return server, [*findings, *rights, *failed, *_topology(server, primary)]
+
+
+def _put(check: Callable[[Facts], Iterable[Finding]], facts: Facts) -> list[Finding]:
+    """What a check finds; its own failure is a finding."""
+    try:
+        return list(check(facts))
+    except Exception as error:  # noqa: BLE001 (told as what it is; one check must not end the report)
+        return [_failed(check.__name__.replace("_", " "), error)]
+
+
+def _failed(what: str, error: Exception) -> Finding:
+    said = str(error) if isinstance(error, CacheBusError) else f"{type(error).__name__}: {error}"
+    return unknown(what, said, "It says nothing of what the other checks found.")
+
+
+def _a_sentinel(primary: Primary) -> Finding:
+    return Finding(
+        "role", Level.PROBLEM, "this is a Sentinel", "It stores nothing: every operation of cachebus is refused.",
+        otherwise=f"let the URL name the service that it watches over: redis+sentinel://{primary.address}/SERVICE/0 "
+        "(SENTINEL MASTERS there says which)",
+    )  # fmt: skip
 
 
 def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
@@ -54,7 +95,7 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
         "reach", Level.PROBLEM, str(error),
         f"It is one of {len(deployment.primaries)} primaries, and has {len(whose)} of {all_} shards "
         f"({shards_named(whose)}): for the tenants that lie there nothing is stored, their reads go to the source, and "
-        "their invalidations raise. The others are looked at, and lack nothing."
+        "their invalidations raise. The others are looked at all the same."
         if whose else "",
         otherwise="bring it back, or promote one of its replicas (there by CLUSTER FAILOVER TAKEOVER, if nobody does)"
         if whose else "",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from cachebus.cli.doctor.cluster import shards_named
 from cachebus.cli.doctor.facts import Asker, Facts, ShardFacts, texts, whole
 from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
 from cachebus.factory import places_of
@@ -30,7 +31,7 @@ async def shard_count(asker: Asker, settings: Settings) -> int:
     """How many shards the namespace has; what the settings say where its meta does not."""
     facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).meta, "facts")
     stated = _SHARDS(facts[0].decode(errors="replace")) if facts and facts[0] else None
-    return min(SHARDS_MAX, int(stated[1])) if stated else settings.shards
+    return max(1, min(SHARDS_MAX, int(stated[1]))) if stated else settings.shards
 
 
 async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
@@ -88,28 +89,33 @@ async def other_databases(asker: Asker, info: dict[str, str], settings: Settings
 
 def layout(facts: Facts) -> Iterator[Finding]:
     """Whether nodes with these settings may join, and whether the history is this server's."""
-    first = facts.shards[0]
-    space = f"namespace {facts.settings.namespace}"
-    if first.refused:
-        yield unknown("namespace", f"{space}: {first.refused}")
+    space, settings = f"namespace {facts.settings.namespace}", facts.settings
+    ours = f"protocol={PROTOCOL} shards={settings.shards} bus={settings.bus}"
+    unread: dict[str, list[int]] = {}
+    others: dict[str, list[int]] = {}
+    for shard in facts.shards:
+        if shard.refused:
+            unread.setdefault(shard.refused, []).append(shard.index)
+        elif shard.meta and shard.meta.get("facts", "") != ours:
+            others.setdefault(shard.meta.get("facts", ""), []).append(shard.index)
+    for why, which in unread.items():
+        yield unknown("namespace", f"{space}, {shards_named(which)}: {why}")
+    for said, which in others.items():
+        stated = _SHARDS(said)
+        remedy = f"set CACHEBUS_SHARDS={stated[1]} for every node, or " if stated and int(stated[1]) else ""
+        yield Finding(
+            "namespace", Level.PROBLEM, f"{space} is laid out as {said!r} in {shards_named(which)}, these settings say "
+            f"{ours!r}",
+            "Nodes with these settings refuse to start (ProtocolMismatch).",
+            otherwise=f"{remedy}{'set ' * (not remedy)}CACHEBUS_NAMESPACE to another name",
+        )  # fmt: skip
+    if unread or others:
         return
-    if not first.meta:
+    if not any(shard.meta for shard in facts.shards):
         yield ok("namespace", f"{space}: no node has been here yet, or its meta was lost")
         return
-    said, settings = first.meta.get("facts", ""), facts.settings
-    ours = f"protocol={PROTOCOL} shards={settings.shards} bus={settings.bus}"
-    if said != ours:
-        stated = _SHARDS(said)
-        remedy = (
-            f"set CACHEBUS_SHARDS={stated[1]} for every node, or CACHEBUS_NAMESPACE to another name" if stated else ""
-        )
-        yield Finding(
-            "namespace", Level.PROBLEM, f"{space} is laid out as {said!r}, these settings say {ours!r}",
-            "Nodes with these settings refuse to start (ProtocolMismatch).", otherwise=remedy,
-        )  # fmt: skip
-        return
     epochs = ", ".join(f"{s.meta.get('epoch', '?')}.{s.meta.get('seq', '?')}" for s in facts.shards[:4])
-    yield ok("namespace", f"{space}: {said}; epoch and seq {epochs}{' ...' if len(facts.shards) > 4 else ''}")
+    yield ok("namespace", f"{space}: {ours}; epoch and seq {epochs}{' ...' if len(facts.shards) > 4 else ''}")
     due = [s for s in facts.shards if _is_due(s, facts)]
     if due:
         yield Finding(

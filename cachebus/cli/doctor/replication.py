@@ -33,7 +33,8 @@ def role(facts: Facts) -> Iterator[Finding]:
     elif info["role"] != "master":
         primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         yield Finding(
-            "role", Level.PROBLEM, "this is a replica", "It refuses writes, and so every operation of cachebus.",
+            "role", Level.PROBLEM, "this is a replica",
+            "It refuses writes, and so every operation of cachebus. Where replica-read-only is no, it loses them.",
             otherwise=f"let the URL name the primary, {primary}",
         )  # fmt: skip
 

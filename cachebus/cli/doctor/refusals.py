@@ -1,0 +1,35 @@
+"""What a refusal means that no right would mend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from cachebus.cli.doctor.finding import Finding, Level
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "NOREPLICAS": "too few replicas keep up; see the check named replication",
+    "OOM": "its memory is full; see the checks named eviction and memory",
+    "READONLY": "it is a replica; see the check named role",
+    "MASTERDOWN": "it is a replica that does not follow; see the check named role",
+    "CLUSTERDOWN": "not every slot of the Cluster has a server; see the checks named scripts and slots",
+    "MISCONF": "it can't write its file; see the check named saving",
+    "LOADING": "it reads its file, and answers when it has",
+    "BUSY": "a script holds it",
+    "MOVED": "another server has the slot by now; run it again",
+    "TRYAGAIN": "the slot is being moved; run it again",
+    "not found": "it does not know the command: it was renamed or taken away, or this is no server for data",
+    "unknown command": "it does not know the command: it was renamed or taken away, or this is no server for data",
+}
+"""By what lies in the text: before Redis 7.0 a script's error hides the code of another."""
+
+
+def told(refused: Sequence[str], how: str) -> Finding:
+    """Operations that are refused, by a user who lacks no right for them."""
+    why = next((meaning for sign, meaning in MEANINGS.items() if sign in refused[0]), "")
+    more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"
+    return Finding(
+        "operations", Level.PROBLEM, f"what a node does is refused, found {how}: {refused[0]}{more}",
+        "No permission is lacking" + (f": {why}." if why else "; the server says why."),
+        otherwise="" if why else "look at the server's own log",
+    )  # fmt: skip
