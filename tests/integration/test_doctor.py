@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,10 @@ from cachebus.cli.doctor.finding import Finding, Level
 from cachebus.cli.doctor.primaries import Primary, deployment_of
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.groups import SentinelGroup, ask
+from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.keys import bucket_of
-from cachebus.resp import parse_address
+from cachebus.resp import Connection, parse_address
 from tests.support.caches import nodes, until
 from tests.support.command import ran
 from tests.support.doctor import bad, findings, of, type_in, type_in_at
@@ -465,6 +469,30 @@ def test_a_check_that_fails_is_a_finding_and_ends_nothing(
     assert failed == {"crashes", "databases", "permissions"}
     assert all(f["level"] == "not checked" for f in found if f["check"] in failed)
     assert len(found) > 10
+
+
+async def test_a_line_of_a_time_to_come_is_no_sign_of_life(own_server: EmbeddedServer, tmp_path: Path) -> None:
+    """As of a node that died before the server's clock was set back."""
+    url = own_server.url
+    async with Cache.open(url) as cache:
+        name = cache.stats().node
+        await until(lambda: ask(own_server, "HEXISTS", "{cachebus:0}:nodes", name))
+        line: bytes = await ask(own_server, "HGET", "{cachebus:0}:nodes", name)
+    at = line.index(b"\xa5at_us\xcf") + 7
+    later = struct.pack(">Q", struct.unpack(">Q", line[at : at + 8])[0] + 3_600_000_000)
+    connection = await Connection.open(parse_address(url), timeout_s=5, connect_timeout_s=5, clock=monotonic)
+    await connection.call("HSET", "{cachebus:0}:nodes", "dead", line[:at] + later + line[at + 8 :])
+    connection.close()
+    found = await findings(url)
+    assert any(f.check == "nodes" and f.says.startswith("none is alive") for f in found)
+    assert of(found, "subscriptions") is None
+    told = of(found, "nodes ahead")
+    assert told is not None
+    assert told.level is ADVICE
+    assert "dead, by 3,6" in told.says or "dead, by 3,5" in told.says
+    assert "cachebus nodes forget dead" in told.otherwise
+    shown = await asyncio.to_thread(partial(ran, "nodes", "--url", url, folder=tmp_path))
+    assert "  ahead " in shown[1]
 
 
 async def test_what_was_lost_in_the_namespace(server: EmbeddedServer) -> None:

@@ -268,6 +268,33 @@ async def test_a_server_that_is_away_is_told_as_json_too(tmp_path: Path) -> None
     assert "127.0.0.1:1" in told["error"]
 
 
+async def test_a_cluster_of_two_primaries_never_fails_over(tmp_path: Path) -> None:
+    async with ClusterGroup(any_binary(), primaries=2, replicas=1) as group:
+        found = [f for f in (await deployment_of(Settings(url=group.url))).findings if f.check == "failover"]
+        (two,) = [finding for finding in found if finding.level is PROBLEM]
+        assert "only 2 primaries have slots" in two.says
+        assert "three primaries" in two.otherwise
+        dead, other = group.servers[:2]
+        dead.kill()
+
+        async def held_for_dead() -> bool:
+            return b"master,fail" in await ask(other, "CLUSTER", "NODES")
+
+        await until(held_for_dead)
+        status, out, _ = await typed(tmp_path, group.url, "--json", CACHEBUS_SHARDS="8")
+        assert status == 1
+        told = json.loads(out)
+        (left,) = [f for f in told["findings"] if (f["check"], f["level"]) == ("failover", "problem")]
+        assert "1 of 2 primaries are there" in left["says"]
+        assert "lack nothing" not in out
+
+
+async def test_three_primaries_are_enough() -> None:
+    async with ClusterGroup(any_binary(), primaries=3, replicas=1) as group:
+        found = (await deployment_of(Settings(url=group.url))).findings
+        assert not [f for f in found if f.check == "failover" and f.level is PROBLEM]
+
+
 async def test_a_trial_is_made_at_the_primary_that_is_looked_at(tmp_path: Path) -> None:
     """Each is told of what it refuses itself, also while another one is away."""
     async with ClusterGroup(any_binary(), primaries=3, replicas=0) as group:

@@ -322,3 +322,45 @@ async def test_a_replica_whose_link_is_down_is_none_to_count_on(group: SentinelG
         return of(found, "replicas") is None and of(found, "after failover") is None
 
     await until(well, within_s=30.0)
+
+
+async def test_a_url_that_names_one_of_three(group: SentinelGroup) -> None:
+    await until(lambda: agreed(group))
+    one = f"redis+sentinel://127.0.0.1:{group.sentinels[0].port}/{SERVICE}/0"
+    few = of(list((await deployment_of(Settings(url=one))).findings), "sentinels")
+    assert few is not None
+    assert few.level is ADVICE
+    assert "the URL names 1 of 3 Sentinels" in few.says
+
+
+async def test_two_sentinels_are_too_few() -> None:
+    async with SentinelGroup(any_binary(), replicas=1, sentinels=2) as group:
+        await until(lambda: agreed(group))
+        few = of(list((await seen(group)).findings), "sentinels")
+    assert few is not None
+    assert few.level is ADVICE
+    assert "only 2 of them" in few.says
+
+
+async def test_replicas_that_are_not_announced_are_told(group: SentinelGroup) -> None:
+    """Sentinels promote them, and name none."""
+    for replica in group.data[1:]:
+        if replica.binary.version < (6, 2):
+            return
+        await ask(replica, "CONFIG", "SET", "replica-announced", "no")
+        await ask(replica, "CONFIG", "SET", "min-replicas-to-write", "0")
+    settings = Settings(url=group.url)
+
+    async def unnamed() -> bool:
+        return (await seen(group)).primaries[0].watched.known == []
+
+    await until(unnamed, within_s=30.0)
+    (primary,) = (await seen(group)).primaries
+    unasked = of((await examined(settings, primary, rounds=3))[1], "replicas")
+    assert unasked is not None
+    assert unasked.level is UNKNOWN
+    assert "2 replicas" in unasked.says
+    asked = of((await examined(settings, primary, rounds=3, ask_replicas=True))[1], "replicas")
+    assert asked is not None
+    assert asked.level is PROBLEM
+    await typed(group.data[1:], asked)

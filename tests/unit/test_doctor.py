@@ -225,5 +225,6 @@ def test_a_sentinel_that_knows_no_others_yet_is_no_reason_for_a_quorum_of_one() 
         (finding,) = [f for f in sentinels.failing_over([view, *others], watched, place) if f.check == "failover"]
         assert finding.level is Level.PROBLEM
         assert finding.mend == ()
-    (finding,) = sentinels.failing_over([view], watched, place)
+    finding, few = sentinels.failing_over([view], watched, place)
     assert finding.mend == ("SENTINEL SET mymaster quorum 1",)
+    assert "only 1 of them" in few.says

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
 from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
@@ -13,6 +14,7 @@ from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.settings import Settings
 
+LEAST_VOTERS: Final = 3
 _AWAY = frozenset(("fail", "fail?", "handshake", "noaddr"))
 
 
@@ -28,13 +30,14 @@ class Line:
     flags: frozenset[str]
     follows: str
     """The id of its primary; "-" for none."""
+    has_slots: bool = False
 
 
 def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Finding]:
     """Whether each shard's slot has a server, by where each shard is known to lie."""
     lacking = [shard for shard, place in enumerate(known) if place is None]
     if not lacking:
-        yield ok("slots", f"each of {len(known)} shards has a server")
+        yield ok("slots", f"each of {len(known)} shards has a server, as the Cluster's slot map says")
         return
     slots = sorted(slot_of(ShardNames(settings.namespace, shard).meta) for shard in lacking)
     yield Finding(
@@ -60,6 +63,7 @@ def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
             f"cluster-node-timeout is {min(known) * 1000:.0f} ms", commands, conf, "every node of the Cluster"
         )
 
+    yield from _voting(said)
     for each in said:
         if each.known and not any(replica.promotable for replica in each.known):
             commands, conf = config_set(cluster_replica_no_failover="no")
@@ -70,6 +74,27 @@ def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
                 "tenants L2 counts as lost until it is back.",
                 mend=commands, conf=conf, at="the replicas that may be promoted",
             )  # fmt: skip
+
+
+def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
+    """Whether a majority of the primaries would be left to vote for a replica, when one dies; as most say."""
+    told = [each.voters for each in said if each.voters]
+    if not told or not any(each.known for each in said):
+        return
+    voters = max(told, key=lambda each: (told.count(each), len(each)))
+    there, most = sum(voters), len(voters) // 2 + 1
+    if len(voters) < LEAST_VOTERS or there < most:
+        few = f"only {len(voters)} primar{'y has' if len(voters) == 1 else 'ies have'} slots"
+        yield Finding(
+            "failover", Level.PROBLEM,
+            few if there == len(voters) else f"{there} of {len(voters)} primaries are there, of those that have slots",
+            f"A replica is promoted only by a majority of these, which is {most}: when one dies, nothing takes its "
+            "place, and for its tenants L2 counts as lost until it is back. Where cluster-require-full-coverage is "
+            "yes, for all others too.",
+            otherwise="have three primaries or more (redis-cli --cluster add-node, then --cluster rebalance "
+            "--cluster-use-empty-masters)" if there == len(voters) else
+            "bring them back, or promote their replicas (there by CLUSTER FAILOVER TAKEOVER)",
+        )  # fmt: skip
 
 
 def shards_named(shards: Sequence[int]) -> str:
@@ -88,7 +113,8 @@ def _line(words: Sequence[str]) -> Line | None:
     place, _, names = words[1].partition(",")
     ip, _, port = place.partition("@")[0].rpartition(":")
     return Line(
-        words[0], ip, names.partition(",")[0], whole(port) or 0, frozenset(words[2].split(",")), words[3]
+        words[0], ip, names.partition(",")[0], whole(port) or 0, frozenset(words[2].split(",")), words[3],
+        any(not slots.startswith("[") for slots in words[8:]),
     )  # fmt: skip
 
 
@@ -128,6 +154,8 @@ async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:
 async def _said(primary: Address) -> Watched:
     question = ("CONFIG", "GET", "cluster-node-timeout")
     (text, refused), (flat, hidden) = await asked(primary, ("CLUSTER", "NODES"), question)
-    known = None if text is None else replicas_in(lines_of(text.decode(errors="replace")), primary)
+    lines = lines_of((text or b"").decode(errors="replace"))
+    known = None if text is None else replicas_in(lines, primary)
     silent_ms = whole(texts(flat).get(question[-1]))
-    return Watched(CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden)
+    voters = [not line.flags & _AWAY for line in lines if "master" in line.flags and line.has_slots]
+    return Watched(CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden, voters)

@@ -15,7 +15,7 @@ def needed(replicas: int) -> int:
     return (replicas + 1) // 2
 
 
-def _following(server: Server) -> list[Mapping[str, str]]:
+def followers_of(server: Server) -> list[Mapping[str, str]]:
     """Those who follow now, be they replicas or something else that acknowledges as they do, as a reader of changes:
     min-replicas-to-write counts those as well. Who never acknowledges, as a backup, counts for nothing; while nothing
     was written yet, nobody can have acknowledged anything."""
@@ -30,7 +30,7 @@ def _following(server: Server) -> list[Mapping[str, str]]:
 
 def connected(server: Server) -> int:
     """How many follow now."""
-    return len(_following(server)) if server.followers else server.number("connected_slaves") or 0
+    return len(followers_of(server)) if server.followers else server.number("connected_slaves") or 0
 
 
 def place_of(follower: Mapping[str, str]) -> tuple[str, int]:
@@ -40,7 +40,7 @@ def place_of(follower: Mapping[str, str]) -> tuple[str, int]:
 
 def in_step(server: Server, lag_s: int) -> list[Mapping[str, str]]:
     """Those that would count for min-replicas-to-write, with that min-replicas-max-lag."""
-    silent_s = ((follower, whole(follower.get("lag"))) for follower in _following(server))
+    silent_s = ((follower, whole(follower.get("lag"))) for follower in followers_of(server))
     return [each for each, lag in silent_s if each.get("state") == "online" and lag is not None and 0 <= lag <= lag_s]
 
 
@@ -53,13 +53,19 @@ def counted(facts: Facts) -> int:
     """How many replicas the primary has. Those that are away count, as whoever promotes them knows them: they may be
     with the one that is promoted. What follows beside those that are known counts too. One that those who know it hold
     for dead, and that the primary still lists, is one."""
-    there, known = connected(facts.server), facts.watched.known
+    known = facts.watched.known
     if known is None:
-        return there
+        return connected(facts.server)
+    return len(known) + unnamed(facts.server, facts.watched)
+
+
+def unnamed(server: Server, watched: Watched) -> int:
+    """How many follow that those do not name who would promote them, as with `replica-announced no`. One may be known
+    by another address than the primary sees it at, so as many as are there are taken for these."""
+    known = watched.known or ()
     places = {replica.place for replica in known}
-    strangers = sum(place_of(follower) not in places for follower in _following(facts.server))
-    # Both: a server may be known by another address than the primary sees it at.
-    return len(known) + min(strangers, max(0, there - sum(not replica.away for replica in known)))
+    strangers = sum(place_of(follower) not in places for follower in followers_of(server))
+    return min(strangers, max(0, connected(server) - sum(not replica.away for replica in known)))
 
 
 def longest_lag_s(watched: Watched) -> int:

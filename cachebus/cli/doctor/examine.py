@@ -19,7 +19,8 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     replication.role, replication.cut_off, replication.gone, replicas.promoted, succession.left_over,
     succession.locked_out, replication.migrating, replication.new_ids, links.buffers, links.idling, links.clients,
     links.scripts, links.trimming, links.keyspace_events, timing.latency, timing.forking, timing.clocks,
-    namespace.layout, namespace.databases, namespace.marks, namespace.log, namespace.nodes, namespace.bounds,
+    namespace.layout, namespace.databases, namespace.marks, namespace.log, namespace.nodes, namespace.ahead,
+    namespace.bounds,
 )  # fmt: skip
 
 

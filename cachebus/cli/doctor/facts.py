@@ -151,6 +151,8 @@ class Watched:
     """The replicas that they know, be they there or not; None where nobody says."""
     refused: str = ""
     """Why something is not known."""
+    voters: Sequence[bool] = ()
+    """Of a Cluster, each primary that has slots, and so a vote: whether it is there."""
 
 
 UNWATCHED: Final = Watched()

@@ -191,7 +191,7 @@ def nodes(facts: Facts) -> Iterator[Finding]:
     for shard in facts.shards:
         present = 0
         for node in nodes_of(shard):
-            if node.silent_s <= settings.staleness_bound_s:
+            if node.told_in_time and node.silent_s <= settings.staleness_bound_s:
                 alive[node.name] = max(alive.get(node.name, 0), node.behind)
                 present += 1
             else:
@@ -220,18 +220,44 @@ def nodes(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def ahead(facts: Facts) -> Iterator[Finding]:
+    """Which lines are of a time that the server's clock has not reached: a node that lives writes its own anew."""
+    later = {node.name: node.ahead_s for shard in facts.shards for node in nodes_of(shard) if not node.told_in_time}
+    if later:
+        names = sorted(later)
+        yield Finding(
+            "nodes ahead", Level.ADVICE, f"{len(names)} lines are of a time to come: {', '.join(names[:4])}, by "
+            f"{max(later.values()):,.0f} s",
+            "The server's clock was set back, or another server with a slower one has taken over. Whether these nodes "
+            "live their lines do not tell until then, and each wait for the nodes lasts the whole bound.",
+            otherwise=f"if they do not live: cachebus nodes forget {names[0]}",
+        )  # fmt: skip
+
+
 class Present:
     """One node as its line in a shard tells."""
 
-    __slots__ = ("applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
+    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
 
     def __init__(self, name: str, line: NodeLine, shard: ShardFacts) -> None:
         self.name = name
         self.applied = line.applied if line.epoch.decode() == shard.meta.get("epoch") else 0
-        self.silent_s = max(0.0, (shard.now_us - line.at_us) / 1e6)
+        silent_s = (shard.now_us - line.at_us) / 1e6
+        self.silent_s = max(0.0, silent_s)
+        self.ahead_s = max(0.0, -silent_s)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
         self.bound_s, self.guard_max_s = line.about.bound_ms / 1000, line.about.guard_ms / 1000
         self.keeps_alone = line.about.keeps_alone
+
+    @property
+    def told_in_time(self) -> bool:
+        """Whether the line may be as old as it says."""
+        return self.ahead_s <= self.bound_s
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was heard of within its bound."""
+        return self.told_in_time and self.silent_s <= self.bound_s
 
 
 def nodes_of(shard: ShardFacts) -> list[Present]:

@@ -7,8 +7,17 @@ from dataclasses import replace
 from typing import Final
 
 from cachebus.cli.doctor import access, durability, links, memory, succession
-from cachebus.cli.doctor.counting import counted, disowned, longest_lag_s, needed, replicas_said
-from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size, whole
+from cachebus.cli.doctor.counting import (
+    counted,
+    disowned,
+    followers_of,
+    longest_lag_s,
+    needed,
+    place_of,
+    replicas_said,
+    unnamed,
+)
+from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size
 from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
 from cachebus.cli.doctor.replication import LAG, WRITES, to_wait_for, within
 from cachebus.errors import CacheBusError
@@ -24,13 +33,17 @@ _NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password confi
 
 
 def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[Address]:
-    """Those that are there, as whoever would promote them names them. With `named_by_server`, where nobody does, those
-    that the server names: whoever may follow it may have it name any address, and is then given this login."""
-    if watched.known is not None:
-        there = disowned(server, watched)
-        return [replica.address for replica in watched.known if not replica.away or replica in there]
-    named = [(each.get("ip"), whole(each.get("port"))) for each in server.followers] if named_by_server else []
-    return [replace(server.address, host=host, port=port) for host, port in named if host and port]
+    """Those that are there, as whoever would promote them names them. With `named_by_server` those as well that only
+    the server names: whoever may follow it may have it name any address, and is then given this login."""
+    there = disowned(server, watched)
+    known = [replica.address for replica in watched.known or () if not replica.away or replica in there]
+    if not named_by_server:
+        return known
+    if watched.known is not None and not unnamed(server, watched):
+        return known
+    places = {replica.place for replica in watched.known or ()}
+    named = [place_of(each) for each in followers_of(server) if place_of(each) not in places]
+    return [*known, *(replace(server.address, host=host, port=port) for host, port in named if host and port)]
 
 
 async def looked_at(addresses: Sequence[Address], settings: Settings) -> list[Replica]:
@@ -56,14 +69,15 @@ def promoted(facts: Facts) -> Iterator[Finding]:
     """Whether each replica, once it is promoted, is what the primary must be."""
     if facts.server.info.get("role") not in ("master", None) or not (facts.replicas or facts.server.followers):
         return
-    if not facts.replicas and facts.watched.known is None:
+    asked = {(each.address.host, each.address.port) for each in facts.replicas}
+    left = sum(place_of(each) not in asked for each in followers_of(facts.server))
+    if left and (facts.watched.known is None or unnamed(facts.server, facts.watched)):
         yield unknown(
-            "replicas", f"nobody but the server names its {replicas_said(len(facts.server.followers))}",
+            "replicas", f"nobody but the server names {replicas_said(left)} of it",
             f"Neither settings nor users replicate: any replica may be promoted, and needs {WRITES} "
             f"{needed(counted(facts))} as well.",
             "run it with --ask-replicas: it then logs in at the addresses that the server names, with this login",
         )  # fmt: skip
-        return
     wrong = _together((replica.address, finding) for replica in facts.replicas for finding in _of(replica, facts))
     yield from wrong
     if facts.replicas and not wrong:

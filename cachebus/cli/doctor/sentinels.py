@@ -15,6 +15,7 @@ from cachebus.resp import SENTINEL, Address, Places
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
 _DOWN: Final = frozenset(("o_down", "s_down"))
 
+LEAST_SENTINELS: Final = 3
 LEAST_FAILOVER_S: Final = 2.0
 """The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
 FAILOVER_MS: Final = 5000
@@ -120,6 +121,7 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
             "let the Sentinels' user have SENTINEL MASTER, SENTINEL REPLICAS and SENTINEL CKQUORUM",
         )  # fmt: skip
     yield from _disagreeing(views, primary)
+    yield from _few(views)
     down = [view for view in views if view.down]
     if down:
         yield _held_for_dead(views, down, watched.service)
@@ -138,9 +140,32 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
         yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
 
 
+def _known(views: Sequence[View]) -> int:
+    """As many as any knows of, or the URL names: one that was started a moment ago knows none of the others yet."""
+    return max(len(views), *((whole(each.primary.get("num-other-sentinels")) or 0) + 1 for each in views))
+
+
+def _few(views: Sequence[View]) -> Iterator[Finding]:
+    """Whether the death of one Sentinel ends failovers, or keeps nodes from the primary."""
+    if not any(view.primary for view in views):
+        return
+    all_ = _known(views)
+    if all_ < LEAST_SENTINELS:
+        yield Finding(
+            "sentinels", Level.ADVICE, f"there {'is' if all_ == 1 else 'are'} only {all_} of them",
+            "A failover takes more than half of the Sentinels: with one of these none is left that could agree on it.",
+            otherwise="have three or more, on machines of their own, and let the URL name them",
+        )  # fmt: skip
+    elif len(views) < LEAST_SENTINELS:
+        yield Finding(
+            "sentinels", Level.ADVICE, f"the URL names {len(views)} of {all_} Sentinels",
+            "While those that it names are away, no node can start, nor find another primary.",
+            otherwise="let the URL name all of them",
+        )  # fmt: skip
+
+
 def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
-    """One that was started a moment ago knows none of the others yet: as many as any knows of, or the URL names."""
-    all_ = max(len(views), *((whole(each.primary.get("num-other-sentinels")) or 0) + 1 for each in views))
+    all_ = _known(views)
     high = (whole(view.primary.get("quorum")) or 0) > all_
     return Finding(
         "failover", Level.PROBLEM, f"the Sentinels would not agree on a failover: {view.quorum}",

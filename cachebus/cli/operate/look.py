@@ -52,15 +52,16 @@ async def list_nodes(settings: Settings, as_json: bool) -> None:
     shards = await shards_looked_at(settings)
     for shard in sorted(shards, key=lambda shard: shard.index):
         for node in nodes_of(shard):
-            alive = node.silent_s <= node.bound_s
+            alive = node.alive
             told = {
                 "shard": shard.index, "node": node.name, "alive": alive, "applied": node.applied,
-                "behind": node.behind, "silent_s": round(node.silent_s, 3), "bound_s": node.bound_s,
+                "behind": node.behind, "silent_s": round(node.silent_s - node.ahead_s, 3), "bound_s": node.bound_s,
             }  # fmt: skip
-            state = "alive" if alive else "silent"
+            state = "alive" if alive else "silent" if node.told_in_time else "ahead"
+            heard = f"heard {node.silent_s:.1f} s ago" if node.told_in_time else f"in {node.ahead_s:.0f} s to come"
             line = (
                 f"shard {shard.index}  {_shown(node.name):40}  {state:6}  applied {node.applied:,}, "
-                f"{node.behind:,} behind, heard {node.silent_s:.1f} s ago, bound {node.bound_s:g} s"
+                f"{node.behind:,} behind, {heard}, bound {node.bound_s:g} s"
             )
             sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
     if not as_json and not any(shard.nodes for shard in shards):
