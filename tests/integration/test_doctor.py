@@ -611,6 +611,12 @@ def test_a_server_that_is_not_there(typed: Typed, tmp_path: Path) -> None:
     status, _, errors = typed("doctor", "memory://x")
     assert status == 2
     assert "memory://" in errors
+    for url in ("memory://x", f"http://app:{SECRET}@h", f"redis://app:{SECRET}@127.0.0.1:notaport/0"):
+        status, out, errors = typed("doctor", url, "--json")
+        told = json.loads(out)
+        assert (status, told["status"], told["servers"]) == (2, 2, [])
+        assert told["error"]
+        assert SECRET not in out + errors
 
 
 async def test_a_server_that_has_gone_is_an_error(own_server: EmbeddedServer) -> None:

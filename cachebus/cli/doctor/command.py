@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cachebus.cli.settings import Namespace
-from cachebus.errors import L2Unavailable
+from cachebus.errors import ConfigError, L2Unavailable
 
 if TYPE_CHECKING:
     from cachebus.cli.doctor.facts import Server
@@ -78,13 +78,13 @@ def doctor(
     from cachebus.cli.performance import until_signalled
     from cachebus.cli.settings import settings_for
 
-    settings = settings_for(url, namespace)
-    if acl is not None:
-        sys.stdout.write(user_of_its_own(settings, acl) + "\n")
-        return
     try:
+        settings = settings_for(url, namespace)
+        if acl is not None:
+            sys.stdout.write(user_of_its_own(settings, acl) + "\n")
+            return
         deployment = until_signalled(deployment_of(settings))
-    except L2Unavailable as error:
+    except (ConfigError, L2Unavailable) as error:
         if as_json:
             sys.stdout.write(json.dumps({"status": 2, "error": str(error), "findings": [], "servers": []}) + "\n")
         raise

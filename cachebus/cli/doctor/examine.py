@@ -99,7 +99,9 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
         "their invalidations raise. The others are looked at all the same."
         if whose else "",
         otherwise="bring it back, or promote one of its replicas (there by CLUSTER FAILOVER TAKEOVER, if nobody does)"
-        if whose else "",
+        if whose else
+        f"bring it back, or have a replica promoted: SENTINEL FAILOVER {primary.watched.service} at a Sentinel"
+        if primary.watched.service else "",
     )  # fmt: skip
     return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default"), [finding]
 

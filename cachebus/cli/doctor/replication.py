@@ -54,7 +54,7 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
     elif has and server.setting(LAG) == 0:
         yield from _lagging(facts, f"{replicas_said(count)}, {WRITES} is {has}", most_lag_s)
     elif has and good < has:
-        yield _too_few(f"{WRITES} is {_known(known, has)}", good)
+        yield _too_few(f"{WRITES} is {_known(known, has)}", good, count)
     elif known is None and 0 < has < needed(count):
         yield unknown(
             "replication", f"{replicas_said(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
@@ -89,7 +89,7 @@ def _alone(facts: Facts) -> Finding:
     )  # fmt: skip
 
 
-def _too_few(said: str, good: int) -> Finding:
+def _too_few(said: str, good: int, count: int) -> Finding:
     """Writes are refused, as they must be where replicas have followed and one of them may have been promoted. Nothing
     that a server tells proves that none ever did: it forgets by a restart, and when repl-backlog-ttl is over. So no
     command is printed that would have it write."""
@@ -99,8 +99,9 @@ def _too_few(said: str, good: int) -> Finding:
         "promoted: then this is a primary that was deposed, and refusing is what keeps the promises. Whether one has, "
         f"the server does not tell for certain. Do not set {WRITES} to 0 before you know.",
         otherwise="look who is the primary now (SENTINEL get-master-addr-by-name, CLUSTER SLOTS, ROLE of each "
-        "replica): if it is another, let the URL name that one; if it is this one, bring a replica back. 0 is right "
-        "only for a server that is to have no replicas, and has none that was promoted",
+        "replica): if it is another, let the URL name that one; if it is this one, bring a replica back"
+        + (f" ({needed(count)} is enough for {replicas_said(count)}). " if 0 < needed(count) <= good else ". ")
+        + "0 is right only for a server that is to have no replicas, and has none that was promoted",
     )  # fmt: skip
 
 
