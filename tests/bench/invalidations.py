@@ -88,9 +88,9 @@ async def arguments_of(cache: Cache) -> list[Any]:
     connection: Any = cache._live().store._links.of(0)  # type: ignore[attr-defined]
     real, seen = connection.script, []
 
-    async def spy(script: Any, keys: Sequence[Any], args: Sequence[Any], reads: Any) -> Any:
+    async def spy(script: Any, keys: Sequence[Any], args: Sequence[Any], *more: Any) -> Any:
         seen.append([script.sha, len(keys), *keys, *args])
-        return await real(script, keys, args, reads)
+        return await real(script, keys, args, *more)
 
     connection.script = spy
     await cache.invalidate("agent_config", "agent-1", "acme")

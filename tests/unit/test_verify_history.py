@@ -20,7 +20,7 @@ from cachebus.cli.verify.setup import bound_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, L2_FAILED, STALLED
+from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 from cachebus.cli.verify.verdict import Verdict
 from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TAG, TENANT, TYPE
 
@@ -544,6 +544,8 @@ async def test_nothing_is_refused_while_nothing_is_wrong_where_it_lies(past: Pas
     past.refused("1.1", 31.0)
     past.fault("cut", 1, 40.0, 42.0)
     past.refused("1.1", 41.0)
+    past.note("1.1", "trouble", HURRIED, 170.0, 170.05)
+    past.refused("1.1", 70.3)
     assert await past.broken() == {}
     past.refused("2.1", 41.0)
     past.fault("failover", 0, 50.0, 52.0, frozenset({mine + 1}))

@@ -18,7 +18,7 @@ from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
 from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, L2_FAILED, STALLED
+from cachebus.cli.verify.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 
 BACK_S = 2.0
 """The longest pause between two attempts to connect."""
@@ -61,6 +61,8 @@ class Evidence:
     """By node: what it still had when all was over."""
     shards: int = 1
     """Over so many the items are spread."""
+    mended: Span = (0.0, 0.0)
+    """When what the faults had left was set right, which may be another outage."""
 
     def bound_of(self, node: str) -> float:
         """The bound of a node, by its number and life."""
@@ -161,10 +163,10 @@ class Evidence:
         after_s = BACK_S + 2 * l2_timeout_s(self.largest_bound_s)
         found = {}
         for node, (began_s, _) in self.lives.items():
-            spans = [(began_s, began_s + START_S), *self._amiss(node, STALLED)]
+            spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, HURRIED)]
             spans += [
                 (done.from_s, done.until_s) for done in self.faults
-                if done.fault not in HARMLESS and (not done.node or str(done.node) == number_of(node))
+                if done.fault not in HARMLESS and (str(done.node) in ("0", number_of(node)) or done.fault == "newborn")
                 and (shard is None or done.shards is None or shard in done.shards)
             ]  # fmt: skip
             found[node] = Excuses((from_s, until_s + after_s) for from_s, until_s in spans)

@@ -118,15 +118,15 @@ class _Node:
 
     async def serve(self, orders: asyncio.StreamReader) -> None:
         """Until told to stop."""
-        say(Ready(self._job.node))
-        while not (order := await next_order(orders)).startswith(b"go"):
-            if order.startswith(messages.STOP.encode()):
-                return  # anything else was meant for the life before this one
         found = 0, 0
         while (now := _count()) != found:  # the loops of all shards begin by and by
             found = now
             await asyncio.sleep(probe_interval_s(self._job.bound_s))
         self._before = found[0] + OWN_TASKS, found[1]
+        say(Ready(self._job.node))
+        while not (order := await next_order(orders)).startswith(b"go"):
+            if order.startswith(messages.STOP.encode()):
+                return  # anything else was meant for the life before this one
         telling = asyncio.create_task(self._tell())
         watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic, self._lateness))
         load = asyncio.create_task(self._load())

@@ -113,7 +113,7 @@ class Run:
             frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases), stage.away, plan.bound_s,
             versions, tuple(node for node, word in said.items() if word == messages.NOT_READY), held,
             {node: word for node, word in said.items() if word not in (messages.READY, messages.NOT_READY)},
-            CLUSTER_SHARDS if plan.kind == "cluster" else 1,
+            CLUSTER_SHARDS if plan.kind == "cluster" else 1, stage.mended,
         )  # fmt: skip
 
     def _jobs(
@@ -176,6 +176,7 @@ class Run:
 
     async def _to_rest(self, stage: Stage, directory: Path) -> dict[int, str]:
         """Let everything come to rest, and have every node write down what it holds; what each said of how it is."""
+        began_s = monotonic()
         if stage.server.machine is not None:
             await stage.server.machine.whole()
         if stage.server.group is not None:
@@ -184,6 +185,7 @@ class Run:
             await stage.broker.whole()
         for proxy in stage.proxies.values():
             proxy.restore()
+        stage.mended = began_s, monotonic()
         self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")
         said = await stage.crew.ask(messages.QUIET)
         lives = [life.name for life in stage.crew.lives]

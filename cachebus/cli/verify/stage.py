@@ -45,6 +45,9 @@ class Stage:
     away: list[tuple[float, float]] = field(default_factory=list)
     """When the whole server was out of everybody's reach."""
 
+    mended: tuple[float, float] = (0.0, 0.0)
+    """When what the faults had left was set right."""
+
     @property
     def the_broker(self) -> Broker:
         """Kafka, for faults that need it."""

@@ -11,7 +11,7 @@ from cachebus.cli.verify.items import Item
 from cachebus.cli.verify.reading import VERBS as READ_VERBS
 from cachebus.cli.verify.spans import Load
 from cachebus.cli.verify.stage import Done
-from cachebus.cli.verify.trouble import TROUBLES
+from cachebus.cli.verify.trouble import HURRIED, TROUBLES
 from cachebus.cli.verify.writing import VERBS as WRITE_VERBS
 
 LINES_MAX = 40
@@ -66,6 +66,16 @@ class Teller:
         ]
         return (*lines, *self._broken(since_s, second.began_s, zero_s))
 
+    def of_moment(self, node: str, at_s: float, around_s: float) -> tuple[str, ...]:
+        """What was amiss with a node around that time, or broken, a line each; times are seconds from it."""
+        began_s, since_s = self.lives[node][0], at_s - around_s
+        lines = [
+            _line(from_s - at_s, f"{what}, until {until_s - at_s:+.3f} s" if until_s else what)
+            for from_s, until_s, what in sorted(self._of_node(node, since_s, at_s + around_s))[-LINES_MAX:]
+        ]
+        lines.insert(0, _line(began_s - at_s, f"node {node} began"))
+        return (*lines, *self._broken(since_s, at_s + around_s, at_s))
+
     def _of_item(self, item: int, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
         for write in self.writes:
             ended_s = max(write.returned_s, write.failed_s)
@@ -81,7 +91,7 @@ class Teller:
         for epoch, seq, at_s in applied[:1] + applied[1:][-1:]:  # what lies between is no part of the story
             yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
         for kind, from_s, until_s in self.trouble(node):
-            if from_s <= before_s and until_s >= since_s:
+            if kind != HURRIED and from_s <= before_s and until_s >= since_s:
                 yield from_s, until_s, f"node {node} {TROUBLES[kind]}"
 
     def _broken(self, since_s: float, until_s: float, zero_s: float) -> Iterator[str]:

@@ -12,13 +12,16 @@ from cachebus.cli.verify.setup import LEASE_MS
 from cachebus.cli.verify.tape import Tape
 from cachebus.clock import Clock
 
-STALLED, L2_FAILED, BEGAN_ANEW, HEARD_AHEAD = 1, 2, 3, 4
+STALLED, L2_FAILED, BEGAN_ANEW, HEARD_AHEAD, HURRIED = range(1, 6)
 TROUBLES: Final = {
     STALLED: "stalled", L2_FAILED: "got no answer from L2", BEGAN_ANEW: "dropped all it held",
-    HEARD_AHEAD: "heard what comes behind a hole",
+    HEARD_AHEAD: "heard what comes behind a hole", HURRIED: "was late",
 }  # fmt: skip
 EVERY_S: Final = 0.02
 LATE_KEPT: Final = 1_000
+HURRIED_S: Final = 0.03
+"""A loop that is so late has not the time that it needs, nor perhaps has the server: who is refused then, or hears late,
+is so for no fault of the library's."""
 LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""
 
@@ -47,6 +50,8 @@ async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock, lateness: Lat
         lateness.note(now_s, now_s - last_s - EVERY_S)
         if now_s - last_s > EVERY_S + LATE_S:
             tape.add(STALLED, last_s, now_s)
+        elif now_s - last_s > EVERY_S + HURRIED_S:
+            tape.add(HURRIED, last_s, now_s)
         failed, flushed = sum(each.l2_errors for each in stats), sum(sum(each.flushes.values()) for each in stats)
         if failed != errors or not all(each.l2_connected for each in stats):
             tape.add(L2_FAILED, last_s, now_s)

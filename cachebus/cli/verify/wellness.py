@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Final
 
 from cachebus.cli.verify import oddities
 from cachebus.cli.verify.history import Stale
@@ -14,6 +14,9 @@ from cachebus.cli.verify.trouble import BEGAN_ANEW
 
 if TYPE_CHECKING:
     from cachebus.cli.verify.judge import Judgement
+
+AROUND_S: Final = 10.0
+"""Of what is told, before and after."""
 
 
 def while_well(case: Judgement, late: Sequence[Stale]) -> None:
@@ -25,10 +28,12 @@ def while_well(case: Judgement, late: Sequence[Stale]) -> None:
             if kind != oddities.DOWN or item is None:
                 continue
             if not unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
-                case.found("up", f"node {node}: {item} {oddities.TOLD[kind].format(a=a)}")
+                told = f"node {node}: {item} {oddities.TOLD[kind].format(a=a)}"
+                case.found("up", told, partial(case.teller.of_moment, node, at_s, AROUND_S))
         for kind, from_s, until_s in evidence.records(node, "trouble"):
             if kind == BEGAN_ANEW and not unwell(None)[node].touch(from_s, until_s):
-                case.found("flush", f"node {node} dropped all it held, though nothing was wrong")
+                told = f"node {node} dropped all it held, though nothing was wrong"
+                case.found("flush", told, partial(case.teller.of_moment, node, from_s, AROUND_S))
     for stale in late:
         if not _any(unwell(None), stale):
             told = f"node {stale.node} read version {stale.version} of {evidence.items[stale.item]}"
