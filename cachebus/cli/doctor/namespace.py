@@ -13,9 +13,8 @@ from cachebus.factory import places_of
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, buckets_of, node_line
 from cachebus.ports import PROTOCOL, NodeLine
-from cachebus.settings import Settings
+from cachebus.settings import SHARDS_MAX, Settings
 
-SHARDS_MAX: Final = 4096
 NEARLY_ALL: Final = 0.8
 _SHARDS = re.compile(r"\bshards=(\d+)").search
 

@@ -20,8 +20,8 @@ TROUBLES: Final = {
 EVERY_S: Final = 0.02
 LATE_KEPT: Final = 1_000
 HURRIED_S: Final = 0.03
-"""A loop that is so late has not the time that it needs, nor perhaps has the server: who is refused then, or hears late,
-is so for no fault of the library's."""
+"""A loop that is so late has not the time that it needs, nor perhaps has the server: what is refused then, or heard of
+late, is so for no fault of the library's."""
 LATE_S: Final = LEASE_MS / 1000 / 4
 """A loop that stands still for longer may extend its leases too late."""
 
