@@ -313,7 +313,7 @@ def _without_counting_marks() -> None:
 
 def _rewrite_scripts(*pairs: str) -> None:
     """Replace lines of the scripts; each must be in some."""
-    from cachebus.l2 import redis as store
+    from cachebus.l2 import running as store
     from cachebus.resp import Script
 
     sources = {name: script.source for name, script in store.load_scripts().items()}
