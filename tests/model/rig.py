@@ -80,6 +80,9 @@ class HandStore:
 
     connected = checked = True
 
+    def lies_at(self, shard: int) -> None:
+        """There is but one."""
+
     def get(self, key: Key) -> Awaitable[bytes | None]:
         return Ask("get", key)  # type: ignore[return-value]
 
