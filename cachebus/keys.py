@@ -44,6 +44,11 @@ def tag_name(tenant: str, tag: str) -> str:
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
 
 
+def shard_of(tenant: str, shards: int) -> int:
+    """In which of so many shards all of a tenant lies."""
+    return crc32(tenant.encode()) % shards
+
+
 @lru_cache(maxsize=4096)
 def bucket_of(tenant: str) -> str:
     """Which of 256 buckets the marks of a tenant's scopes and tags lie in: two hexadecimal digits."""
@@ -112,7 +117,7 @@ class Family:
     def __init__(self, tenant: str, data_type: str, shards: int) -> None:
         self.tenant = tenant
         self.data_type = data_type
-        self.shard = crc32(tenant.encode()) % shards
+        self.shard = shard_of(tenant, shards)
         self.bucket = bucket_of(tenant)
         self.prefix = f"{encoded(tenant)}:{encoded(data_type)}:"
         self.stem = f"{tenant}{GIVEN}{data_type}{GIVEN}"

@@ -23,21 +23,17 @@ async def _pause(stage: Stage, blow: Strike) -> None:
         await stage.the_broker.resume()
 
 
-async def _crash(stage: Stage, blow: Strike) -> None:
-    await stage.the_broker.kill()
-    try:
-        await rest(blow.lasts_s)
-    finally:
-        await stage.the_broker.start()
+def _crash(*, loses: bool) -> Act:
+    async def act(stage: Stage, blow: Strike) -> None:
+        await stage.the_broker.kill()
+        try:
+            if loses:
+                await stage.the_broker.empty()
+            await rest(blow.lasts_s)
+        finally:
+            await stage.the_broker.start()
 
-
-async def _empty(stage: Stage, blow: Strike) -> None:
-    await stage.the_broker.kill()
-    try:
-        await stage.the_broker.empty()
-        await rest(blow.lasts_s)
-    finally:
-        await stage.the_broker.start()
+    return act
 
 
 async def _delete_topic(stage: Stage, _: Strike) -> None:
@@ -99,8 +95,9 @@ def _fault(name: str, what: str, lasts: tuple[float, float], act: Act) -> Fault:
 
 BROKER_FAULTS: Final = (
     Fault("broker-pause", "broker", "SIGSTOP, later SIGCONT", (0.2, 4.0), _pause),
-    Fault("broker-crash", "broker", "SIGKILL, and a restart with what it had acknowledged", (0.2, 2.0), _crash),
-    Fault("broker-empty", "broker", "SIGKILL, and a restart with an empty disk", (0.2, 1.0), _empty),
+    Fault("broker-crash", "broker", "SIGKILL, and a restart with what it had acknowledged", (0.2, 2.0),
+          _crash(loses=False)),
+    Fault("broker-empty", "broker", "SIGKILL, and a restart with an empty disk", (0.2, 1.0), _crash(loses=True)),
     Fault("topic-deleted", "broker", "the topic is deleted", (0.0, 0.0), _delete_topic),
     Fault("topic-widened", "broker", "the topic is given more partitions", (0.0, 0.0), _widen_topic),
     _fault("bus-cut", "all its connections to Kafka break, and new ones are refused", (0.2, 2.0),

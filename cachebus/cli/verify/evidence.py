@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
+from cachebus.backoff import RECONNECT_MAX_S
 from cachebus.cli.lab.messages import Tick
 from cachebus.cli.verify import kinds
 from cachebus.cli.verify.history import History, writes_of
@@ -19,9 +19,8 @@ from cachebus.cli.verify.stage import Done
 from cachebus.cli.verify.story import Known, Teller
 from cachebus.cli.verify.tape import all_records
 from cachebus.cli.verify.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
+from cachebus.keys import shard_of
 
-BACK_S = 2.0
-"""The longest pause between two attempts to connect."""
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""
 BORN_S = 1.0
@@ -75,14 +74,12 @@ class Evidence:
 
     def history(self) -> History:
         """All writes."""
-        newborn = self.newborn()
+        newborn, none = self.newborn(), Excuses(())
         return History(
             len(self.items),
             (w for node in self.lives for w in writes_of(node, self.records(node, "writes"))),
             self.losing(),
-            lambda write: number_of(write.node) in newborn and newborn[number_of(write.node)].touch(
-                write.called_s, write.called_s
-            ),
+            lambda write: newborn.get(number_of(write.node), none).touch(write.called_s, write.called_s),
         )  # fmt: skip
 
     def newborn(self) -> dict[str, Excuses]:
@@ -160,7 +157,7 @@ class Evidence:
     def unwell(self, shard: int | None = None) -> dict[str, Excuses]:
         """By node and life: when something was wrong with it, its network, or what the shard lies on; None: or what
         any lies on."""
-        after_s = BACK_S + 2 * l2_timeout_s(self.largest_bound_s)
+        after_s = RECONNECT_MAX_S + 2 * l2_timeout_s(self.largest_bound_s)
         found = {}
         for node, (began_s, _) in self.lives.items():
             spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, HURRIED)]
@@ -174,7 +171,7 @@ class Evidence:
 
     def shard_of(self, item: Item) -> int | None:
         """Where an item lies; None where faults don't tell of that, as in the other namespace."""
-        return None if item.world else crc32((item.tenant or "").encode()) % self.shards
+        return None if item.world else shard_of(item.tenant or "", self.shards)
 
     def befell(self) -> dict[str, Excuses]:
         """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,

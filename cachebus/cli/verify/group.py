@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Final, Literal
-from zlib import crc32
 
 from cachebus.cli.doctor.counting import needed
 from cachebus.cli.embedded import EmbeddedServer, ServerBinary
@@ -17,6 +16,7 @@ from cachebus.cli.verify.items import TENANTS
 from cachebus.cli.verify.server import Machine, ServerUnderTest
 from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
+from cachebus.keys import shard_of
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address, slot_of
 from cachebus.settings import CLUSTER_SHARDS
@@ -40,7 +40,7 @@ class GroupUnderTest:
         self.namespace = namespace
         self._group = group
         shards = CLUSTER_SHARDS if kind == "cluster" else 1
-        self._shards = sorted({crc32(tenant.encode()) % shards for tenant in (*TENANTS, "")})
+        self._shards = sorted({shard_of(tenant, shards) for tenant in (*TENANTS, "")})
 
     @property
     def dials(self) -> Mapping[int, Dial]:

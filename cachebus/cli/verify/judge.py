@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 from cachebus.cli.verify import oddities
 from cachebus.cli.verify.evidence import Evidence
@@ -135,17 +135,22 @@ def _tokens(case: Judgement) -> int:
 
 def _oddities(case: Judgement) -> None:
     """G8, and whatever else a node sees by itself."""
-    items, excused, stood_still = case.evidence.items, case.evidence.losing(), case.evidence.stood_still()
-    for node in case.evidence.lives:
-        for mark, kind, a, b, at_s in case.evidence.records(node, "odd"):
+    evidence, unwell = case.evidence, cache(case.evidence.unwell)
+    items, excused, stood_still = evidence.items, evidence.losing(), evidence.stood_still()
+    for node in evidence.lives:
+        for mark, kind, a, b, at_s in evidence.records(node, "odd"):
+            item = items[mark & ITEM_MASK]
+            story: Callable[[], tuple[str, ...]] = tuple
             if kind == oddities.DOWN:
-                continue
+                if unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
+                    continue
+                story = partial(case.teller.of_moment, node, at_s)
             if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
                 continue
             if kind == oddities.LONG and stood_still[node].touch(at_s, at_s + a / 1000):
                 continue
             told = oddities.TOLD[kind].format(a=a, b=b)
-            case.found(oddities.PROMISES[kind], f"node {node}: {items[mark & ITEM_MASK]} {told}")
+            case.found(oddities.PROMISES[kind], f"node {node}: {item} {told}", story)
 
 
 def _loads(case: Judgement, loads: list[Load]) -> int:

@@ -16,6 +16,8 @@ from cachebus.cli.verify.writing import VERBS as WRITE_VERBS
 
 LINES_MAX = 40
 """Lines of what was around two loads: the latest of them."""
+AROUND_S = 10.0
+"""Of what is told of a moment, before and after."""
 Known = Sequence[tuple[int, int, float]]
 """A node's knowledge: epoch, seq and since when, in order."""
 
@@ -66,15 +68,15 @@ class Teller:
         ]
         return (*lines, *self._broken(since_s, second.began_s, zero_s))
 
-    def of_moment(self, node: str, at_s: float, around_s: float) -> tuple[str, ...]:
+    def of_moment(self, node: str, at_s: float) -> tuple[str, ...]:
         """What was amiss with a node around that time, or broken, a line each; times are seconds from it."""
-        began_s, since_s = self.lives[node][0], at_s - around_s
+        began_s, since_s, until_s = self.lives[node][0], at_s - AROUND_S, at_s + AROUND_S
         lines = [
-            _line(from_s - at_s, f"{what}, until {until_s - at_s:+.3f} s" if until_s else what)
-            for from_s, until_s, what in sorted(self._of_node(node, since_s, at_s + around_s))[-LINES_MAX:]
+            _line(from_s - at_s, f"{what}, until {to_s - at_s:+.3f} s" if to_s else what)
+            for from_s, to_s, what in sorted(self._of_node(node, since_s, until_s))[-LINES_MAX:]
         ]
         lines.insert(0, _line(began_s - at_s, f"node {node} began"))
-        return (*lines, *self._broken(since_s, at_s + around_s, at_s))
+        return (*lines, *self._broken(since_s, until_s, at_s))
 
     def _of_item(self, item: int, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
         for write in self.writes:

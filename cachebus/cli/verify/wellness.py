@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
-from cachebus.cli.verify import oddities
 from cachebus.cli.verify.history import Stale
 from cachebus.cli.verify.spans import Excuses
-from cachebus.cli.verify.tape import ITEM_MASK
 from cachebus.cli.verify.trouble import BEGAN_ANEW
 
 if TYPE_CHECKING:
     from cachebus.cli.verify.judge import Judgement
 
-AROUND_S: Final = 10.0
-"""Of what is told, before and after."""
-
 
 def while_well(case: Judgement, late: Sequence[Stale]) -> None:
-    """Refusals, late news and flushes, and what was left over; `late`: reads that were older than half of the bound."""
-    evidence, unwell = case.evidence, cache(case.evidence.unwell)
+    """Late news and flushes, and what was left over; `late`: reads that were older than half of the bound."""
+    evidence, unwell = case.evidence, case.evidence.unwell()
     for node in evidence.lives:
-        for mark, kind, a, _, at_s in evidence.records(node, "odd"):
-            item = evidence.items[mark & ITEM_MASK]
-            if kind != oddities.DOWN or item is None:
-                continue
-            if not unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
-                told = f"node {node}: {item} {oddities.TOLD[kind].format(a=a)}"
-                case.found("up", told, partial(case.teller.of_moment, node, at_s, AROUND_S))
         for kind, from_s, until_s in evidence.records(node, "trouble"):
-            if kind == BEGAN_ANEW and not unwell(None)[node].touch(from_s, until_s):
+            if kind == BEGAN_ANEW and not unwell[node].touch(from_s, until_s):
                 told = f"node {node} dropped all it held, though nothing was wrong"
-                case.found("flush", told, partial(case.teller.of_moment, node, from_s, AROUND_S))
+                case.found("flush", told, partial(case.teller.of_moment, node, from_s))
     for stale in late:
-        if not _any(unwell(None), stale):
+        if not _any(unwell, stale):
             told = f"node {stale.node} read version {stale.version} of {evidence.items[stale.item]}"
             case.found("lag", f"{told}, {stale.age_s:.3f} s after that of version {stale.missed} had returned")
     for number, what in evidence.left.items():
