@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -101,7 +101,8 @@ class Applier:
             elif isinstance(trouble, BaseException):
                 raise trouble
         if away:
-            self._tell_of(away)
+            shards = ", ".join(map(str, sorted(away)))
+            self._tell_of_a_part(f"shards {shards}: {next(iter(away.values()))}")
         return set(away)
 
     @property
@@ -109,14 +110,12 @@ class Applier:
         """Whether any primary is connected to."""
         return self._producer.reaches_any
 
-    def _tell_of(self, away: Mapping[int, InvalidationFailed]) -> None:
+    def _tell_of_a_part(self, why: str) -> None:
         """Now and then, where a part of L2 is away: all of it is in the worker's health."""
         now_s = monotonic()
         if self.reaches_any and now_s >= self._tell_from_s:
             self._tell_from_s = now_s + TELL_EVERY_S
-            shards = ", ".join(map(str, sorted(away)))
-            why = next(iter(away.values()))
-            logger.warning("a part of l2 is out of reach, and what is for it waits: shards {}: {}", shards, why)
+            logger.warning("a part of l2 is out of reach, and what is for it waits: {}", why)
 
     async def _once(self, plan: Plan) -> None:
         if not await self._producer.reaches(plan.shard):
@@ -142,6 +141,10 @@ class Applier:
             try:
                 await self._producer.probe()
             except CacheBusError as error:
-                self._patience.failed(error)
+                if isinstance(error, L2Unavailable) and self.reaches_any:
+                    self._tell_of_a_part(str(error))
+                    self._patience.over()
+                else:
+                    self._patience.failed(error)
             else:
                 self._patience.over()

@@ -56,6 +56,10 @@ class Meters:
         self.in_flight = Gauge(
             "cachebus_worker_in_flight", "Taken, and not yet applied", ["worker"], registry=self.registry
         ).labels(worker)
+        self.held = Gauge(
+            "cachebus_worker_held", "Taken, and held for a primary of L2 that is away, while the rest goes on",
+            ["worker"], registry=self.registry,
+        ).labels(worker)  # fmt: skip
         self.backlog = Gauge(
             "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
         ).labels(worker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -18,6 +19,7 @@ from consumers.cdc.debezium import parse_envelope
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
 from consumers.topics.group import GroupWorker, Membership, Records
+from consumers.topics.held import Asked
 
 DEAD_TOPIC: Final = "cachebus.cdc.dead"
 
@@ -83,15 +85,21 @@ class TopicsWorker(GroupWorker):
         await self._applier.apply([self._applier.plan_of(command) for command in commands])
 
     async def _carry(self, records: Records) -> None:
-        batch = Batch()
-        for of_partition in records.values():
-            for record in of_partition:
+        batch, asked = Batch(), list[Asked]()
+        for partition, several in records.items():
+            for record in several:
+                known, counted = len(batch.plans), len(batch.committed_s)
                 self._take(record, batch)
+                # One row counts once, however much it asks for.
+                times: list[float | None] = [*batch.committed_s[counted:], *[None] * len(batch.plans[known + 1 :])]
+                asked += map(
+                    Asked, batch.plans[known:], repeat(partition), repeat(record.offset), times
+                )  # fmt: skip
         if batch.dead:
             await self._dead.put(batch.dead)
             self._carrier.buried(batch.dead)
-        await self._applier.apply(batch.plans)
-        self._carrier.applied(batch)
+        self._account_applied(await self._applied(asked))
+        self.meters.done("ignored", batch.ignored)
 
     def _take(self, record: Any, batch: Batch) -> None:
         source = f"{record.topic}/{record.partition}@{record.offset}"

@@ -14,7 +14,6 @@ from prometheus_client import Counter
 from cachebus.bus.kafka_client import Endings
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
-from cachebus.clock import wall_s
 from cachebus.errors import ConfigError
 from cachebus.plan import Plan
 from cachebus.settings import Settings
@@ -22,6 +21,7 @@ from consumers.apply import REFUSED, Applier
 from consumers.dead import DeadLetter
 from consumers.topics.dead_topic import count_of
 from consumers.topics.group import GroupWorker, Membership, Records
+from consumers.topics.held import Asked
 from producers.command import InvalidCommand
 from producers.kafka.message import ATTEMPTS, LARGEST_BYTES, Seal, commands_access
 
@@ -65,8 +65,7 @@ class Batch:
     """Messages on their way: what they address, and what of them is dead."""
 
     def __init__(self) -> None:
-        self.plans: list[Plan] = []
-        self.sent_s: list[float] = []
+        self.asked: list[Asked] = []
         self.dead: list[DeadLetter] = []
         self.ignored = 0
         self.again = 0
@@ -90,8 +89,8 @@ class CommandsWorker(GroupWorker):
             "cachebus_worker_cut", "How often Kafka had removed messages that were not read yet", ["worker"],
             registry=self.meters.registry,
         ).labels(self.name)  # fmt: skip
-        self._applied: dict[tuple[str, int], int] = {}
-        """By partition: up to where this worker has applied; what comes from before that comes again."""
+        self._before: dict[TopicPartition, int] = {}
+        """By partition: up to where this worker has taken; what comes from before that comes again."""
 
     def _subscription(self) -> dict[str, Any]:
         return {"topics": [self._access.topic]}
@@ -106,7 +105,7 @@ class CommandsWorker(GroupWorker):
     async def _missed(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
         self._cut.inc()
         for one in partitions:
-            self._applied.pop((one.topic, one.partition), None)
+            self._before.pop(one, None)
         logger.error(
             "kafka: commands of {} were removed before they were read (retention, or the topic was made anew): what "
             "they would have invalidated may be served until it expires. Invalidate what was written meanwhile by "
@@ -121,10 +120,9 @@ class CommandsWorker(GroupWorker):
                 self._take(record, batch)
         if batch.dead:
             await self._dead.put(batch.dead)
-        await self._applier.apply(batch.plans)
-        self._account(batch)
+        self._account(batch, await self._applied(batch.asked))
         for partition, several in records.items():
-            self._applied[partition.topic, partition.partition] = several[-1].offset + 1
+            self._before[partition] = several[-1].offset + 1
 
     def _take(self, record: Any, batch: Batch) -> None:
         headers = dict(record.headers)
@@ -138,15 +136,13 @@ class CommandsWorker(GroupWorker):
         except Exception as error:  # noqa: BLE001 -- whatever one message does to us, those behind it must not wait
             batch.dead.append(letter(record, f"{type(error).__name__} while it was read"))
         else:
-            batch.plans.append(plan)
-            batch.sent_s.append(record.timestamp / 1000)
-            batch.again += record.offset < self._applied.get((record.topic, record.partition), 0)
+            partition = TopicPartition(record.topic, record.partition)
+            again = record.offset < self._before.get(partition, 0)
+            batch.again += again
+            batch.asked.append(Asked(plan, partition, record.offset, None if again else record.timestamp / 1000))
 
-    def _account(self, batch: Batch) -> None:
-        now_s = wall_s()
-        for at_s in batch.sent_s:
-            self.meters.lag_s.observe(max(0.0, now_s - at_s))
-        self.meters.done("applied", len(batch.plans) - batch.again)
+    def _account(self, batch: Batch, applied: Sequence[Asked]) -> None:
+        self._account_applied(applied)
         self.meters.done("again", batch.again)
         self.meters.done("ignored", batch.ignored)
         self.meters.done("dead", len(batch.dead))

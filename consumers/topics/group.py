@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,11 +22,13 @@ from loguru import logger
 
 from cachebus.bus.kafka_client import quietly
 from cachebus.cascade import Cascade
+from cachebus.clock import wall_s
 from cachebus.errors import BusUnavailable
 from cachebus.settings import Settings
 from consumers.apply import Applier
 from consumers.patience import Patience
 from consumers.topics.dead_topic import DeadTopic
+from consumers.topics.held import Asked, Held
 from consumers.topics.unreadable import UNREADABLE, Unreadable, go_back, next_one
 from consumers.worker import Worker
 
@@ -73,6 +75,10 @@ class GroupWorker(Worker):
         self._in_hand = asyncio.Lock()
         """Held from before a batch is looked at until its offsets are committed."""
         self._read: dict[TopicPartition, int] = {}
+        """Up to where each partition is committed."""
+        self._taken: dict[TopicPartition, int] = {}
+        """Up to where each partition was taken; what is held lies in front of that."""
+        self._held = Held()
         self._one_by_one = False
         """Whether one of the next messages can't be read, and is looked for."""
 
@@ -136,15 +142,21 @@ class GroupWorker(Worker):
             heartbeat_interval_ms=int(member.session_timeout_s * 300),
         )
         looking: asyncio.Task[None] | None = None
+        self._begin_anew()
         try:
             await consumer.start()
             consumer.subscribe(**self._subscription(), listener=_Shares(self))
             looking = asyncio.create_task(self._look(consumer), name=f"cachebus-{self.name}-look")
             while True:
-                records = await self._next(consumer)
-                if records:
+                if self._held.full:
+                    await asyncio.sleep(self._held.wait_s)
+                    records: Records = {}
+                else:
+                    records = await self._next(consumer)
+                if records or self._held.due:
                     async with self._in_hand:
                         await self._carry(records)
+                        await self._try_held()
                         await self._commit(consumer, records)
         finally:
             if looking is not None:
@@ -181,17 +193,50 @@ class GroupWorker(Worker):
         letter = found.letter()
         async with self._in_hand:
             await self._dead.put([letter])
-            with suppress(*MOVED_ON):
-                await consumer.commit({found.partition: found.behind})
+            self._taken[found.partition] = found.behind
+            await self._commit(consumer, {})
         self.meters.done("dead", found.behind - found.first)
         logger.error("{}: {} is set aside: {}", self.name, letter.source, letter.reason)
         return {}
 
+    async def _applied(self, asked: Sequence[Asked]) -> list[Asked]:
+        """Apply what can be, and hold what waits for one primary of several that is away; gives what was applied. What
+        comes behind something held for the same primary is held with it. While all are away, nothing goes on."""
+        away = self._held.shards
+        plans = [one.plan for one in asked if one.plan.shard not in away]
+        more = await self._applier.apply_what_can_be(plans)
+        if more and not self._applier.reaches_any:
+            await self._applier.apply(plans)
+            more = set()
+        away |= more
+        self._held.add([one for one in asked if one.plan.shard in away])
+        return [one for one in asked if one.plan.shard not in away]
+
+    async def _try_held(self) -> None:
+        if self._held.due:
+            self._account_applied(self._held.released(await self._applier.apply_what_can_be(self._held.plans)))
+        self.meters.held.set(len(self._held))
+
+    def _account_applied(self, asked: Sequence[Asked]) -> None:
+        now_s = wall_s()
+        sent_s = [one.sent_s for one in asked if one.sent_s is not None]
+        for at_s in sent_s:
+            self.meters.lag_s.observe(max(0.0, now_s - at_s))
+        self.meters.done("applied", len(sent_s))
+
     async def _commit(self, consumer: AIOKafkaConsumer, records: Records) -> None:
-        read = {partition: several[-1].offset + 1 for partition, several in records.items()}
-        with suppress(*MOVED_ON):
-            await consumer.commit(read)
-        self._read |= read
+        """Of each partition what lies before the first message that is held."""
+        self._taken |= {partition: several[-1].offset + 1 for partition, several in records.items()}
+        assigned, done = consumer.assignment(), dict[TopicPartition, int]()
+        for partition, taken in self._taken.items():
+            first = self._held.first(partition)
+            up_to = taken if first is None else min(first, taken)
+            if partition in assigned and up_to != self._read.get(partition):
+                done[partition] = up_to
+        if done:
+            with suppress(*MOVED_ON):
+                await consumer.commit(done)
+            self._read |= done
 
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         """Whether brokers answer, which a consumer itself never tells, and how much is waiting."""
@@ -218,11 +263,22 @@ class GroupWorker(Worker):
         self._read = {partition: at for partition, at in self._read.items() if partition in assigned}
         self.meters.backlog.set(sum(max(0, ends[one] - at) for one, at in self._read.items() if one in ends))
 
-    async def hand_over(self) -> None:
-        """Have what is in hand applied and committed before others get its partitions, as long as the group waits."""
+    def _begin_anew(self) -> None:
+        """A new consumer is given again what was not committed, and with it all that is held."""
+        self._held.forget(lambda _: False)
+        self._taken.clear()
+        self._read.clear()
+
+    async def hand_over(self, revoked: Collection[TopicPartition]) -> None:
+        """Have what is in hand applied and committed before others get its partitions, as long as the group waits. What
+        is held is theirs."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.membership.session_timeout_s / 2), self._in_hand:
                 pass
+        self._held.forget(lambda partition: partition not in revoked)
+        for partition in revoked:
+            self._taken.pop(partition, None)
+            self._read.pop(partition, None)
 
 
 class _Shares(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -232,7 +288,7 @@ class _Shares(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Each batch is committed before the next is asked for: only the one in hand has to be waited for."""
         if revoked:
-            await self._worker.hand_over()
+            await self._worker.hand_over(revoked)
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
         name = self._worker.name

@@ -253,17 +253,24 @@ async def test_without_any_sentinel_the_known_primary_is_tried() -> None:
             sentinel.resume()
 
 
-async def test_a_relays_rows_for_one_hold_up_no_others(town: Town, database: str) -> None:
+@pytest.mark.parametrize("begun", ["before its death", "after it"])
+async def test_a_relays_rows_for_one_hold_up_no_others(town: Town, database: str, begun: str) -> None:
     first, *_ = town.servers
+    lost = invalidation("x", tenant_id=town.tenants[0])
     await create_tables(database)
     async with nodes(town.url, 1, shards=SHARDS) as (a,), connected(database) as connection:
         for tenant in town.tenants:
             await a.set("config", "x", "old", tenant)
-        first.kill()
         relay = OutboxRelay(database, quick(town.url, shards=SHARDS), options=QUICKLY)
-        lost = invalidation("x", tenant_id=town.tenants[0])
-        await put(connection, *[lost] * 50)
+        if begun == "after it":
+            first.kill()
+            await put(connection, *[lost] * 50)
         async with running(relay):
+            if begun == "before its death":
+                await put(connection, *[invalidation("y", tenant_id=tenant) for tenant in town.tenants])
+                await until(lambda: relay.meters.count("applied") == len(town.tenants))
+                first.kill()
+                await put(connection, *[lost] * 50)
             await put(connection, *[invalidation("x", tenant_id=tenant) for tenant in town.tenants[1:]])
             for tenant in town.tenants[1:]:
 

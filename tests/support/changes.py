@@ -116,11 +116,19 @@ class Heard:
 
     def __init__(self, worker: Any) -> None:
         self.asked: Counter[str] = Counter()
-        self._apply = worker._applier.apply
-        worker._applier.apply = self._noted
+        self._apply, self._apply_what_can_be = worker._applier.apply, worker._applier.apply_what_can_be
+        worker._applier.apply, worker._applier.apply_what_can_be = self._noted, self._noted_what_could_be
 
     async def _noted(self, plans: Sequence[Plan]) -> None:
         await self._apply(plans)
+        self._note(plans)
+
+    async def _noted_what_could_be(self, plans: Sequence[Plan]) -> set[int]:
+        away: set[int] = await self._apply_what_can_be(plans)
+        self._note([plan for plan in plans if plan.shard not in away])
+        return away
+
+    def _note(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
             self.asked.update(f"K {key.l2}" for key in plan.keys)
             self.asked.update(name.replace(GIVEN, " ") for name in plan.names)

@@ -1,0 +1,190 @@
+"""One primary of a Cluster is away: what messages of Kafka ask of it is held, and everything else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from cachebus import Cache, CacheBusError, Settings
+from cachebus.cli.servers.kafka import KafkaServer
+from consumers.cdc.kafka import KafkaSource, TopicsWorker
+from consumers.cdc.rules import parse_rules
+from consumers.kafka import CommandsWorker
+from tests.chaos.test_primaries import SHARDS, Town
+from tests.support.caches import nodes, quick, until
+from tests.support.changes import running
+from tests.support.commands import committed, invalidation, made, put, setup, worker_of
+from tests.support.servers import any_binary
+
+LOST = 5
+RULES = """
+[[rule]]
+table = "*.configs"
+data_type = "config"
+resource_id = "{id}"
+tenant_id = "{tenant}"
+on_truncate = "ignore"
+"""
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    """Three primaries, of which the first dies."""
+    async with Town(any_binary(), replicas=0) as town:
+        yield town
+
+
+@pytest.fixture
+async def settings(town: Town, kafka: KafkaServer) -> Settings:
+    """All tenants' commands in one partition, one behind the other."""
+    found = setup(town.url, kafka.address, namespace="cachebus", shards=SHARDS, kafka_partitions=1)
+    await made(found)
+    return found
+
+
+async def gone(cache: Cache, tenant: str) -> None:
+    """Until the tenant's value is invalidated."""
+
+    async def absent() -> bool:
+        try:
+            return await cache.get("config", "x", tenant, use_memory=False) is None
+        except CacheBusError:  # this machine is busy
+            return False
+
+    await until(absent)
+
+
+async def fill(cache: Cache, tenant: str) -> None:
+    """Until the tenant has a value."""
+
+    async def there() -> bool:
+        try:
+            await cache.set("config", "x", "old", tenant)
+        except CacheBusError:
+            return False
+        return True
+
+    await until(there)
+
+
+def held(worker: CommandsWorker) -> Any:
+    """How many commands wait."""
+    return worker.meters.registry.get_sample_value("cachebus_worker_held", {"worker": "kafka"})
+
+
+async def lose(town: Town, settings: Settings, worker: CommandsWorker, cache: Cache) -> None:
+    """The worker has spoken to all primaries when the first dies, and is then asked for something of each."""
+    await put(settings, *[invalidation("y", tenant) for tenant in town.tenants])
+    await until(lambda: worker.meters.count("applied") == 3)
+    town.servers[0].kill()
+    await put(settings, *[invalidation("x", town.tenants[0])] * LOST)
+    await put(settings, *[invalidation("x", tenant) for tenant in town.tenants[1:]])
+    for tenant in town.tenants[1:]:
+        await gone(cache, tenant)
+    await until(lambda: held(worker) == LOST)
+
+
+def away_once(worker: CommandsWorker) -> Any:
+    """Its way to the next messages, at whose first step the broker is away."""
+    following, times = worker._next, iter([True])
+
+    async def fails(consumer: Any) -> Any:
+        if next(times, False):
+            raise KafkaConnectionError("a fault")
+        return await following(consumer)
+
+    return fails
+
+
+async def test_commands_for_one_hold_up_no_others(town: Town, settings: Settings) -> None:
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        for tenant in town.tenants:
+            await fill(cache, tenant)
+        worker = worker_of(settings)
+        async with running(worker):
+            await lose(town, settings, worker, cache)
+            assert await committed(settings) == 3, "nothing behind the first that is held"
+            assert worker.health.ready
+            town.servers[0].start()
+
+            async def all_committed() -> bool:
+                return await committed(settings) == 3 + LOST + 2
+
+            await until(all_committed)
+            assert held(worker) == 0
+            assert worker.meters.count("applied") == 3 + LOST + 2
+
+
+async def test_rows_changes_for_one_hold_up_no_others(town: Town, kafka: KafkaServer) -> None:
+    topic = f"changes-{secrets.token_hex(4)}"
+    await made(setup(town.url, kafka.address, kafka_commands_topic=topic, kafka_partitions=1))
+    settings = quick(town.url, shards=SHARDS)
+    worker = TopicsWorker(settings, parse_rules(RULES), KafkaSource(kafka.address, topic, topic))
+    changes = setup(town.url, kafka.address, kafka_commands_topic=topic)
+
+    def changed(number: str, tenant: str) -> bytes:
+        row = {"id": number, "tenant": tenant}
+        return json.dumps({"op": "c", "after": row, "source": {"schema": "any", "table": "configs"}}).encode()
+
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        for tenant in town.tenants:
+            await fill(cache, tenant)
+        async with running(worker):
+            await put(changes, *[changed("y", tenant) for tenant in town.tenants])
+            await until(lambda: worker.meters.count("applied") == 3)
+            town.servers[0].kill()
+            await put(changes, *[changed("x", tenant) for tenant in town.tenants])
+            for tenant in town.tenants[1:]:
+                await gone(cache, tenant)
+            await until(lambda: worker.meters.count("applied") == 5)
+            assert worker._held.plans
+            town.servers[0].start()
+            await until(lambda: worker.meters.count("applied") == 6)
+            assert not worker._held.plans
+
+
+@pytest.mark.parametrize("anew", ["others came", "the broker was away"])
+async def test_what_is_held_comes_once_more_to_a_new_consumer_not_twice(
+    town: Town, settings: Settings, anew: str
+) -> None:
+    """What is not committed is read again, by the same worker too: after its broker was away, or others came."""
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        for tenant in town.tenants:
+            await fill(cache, tenant)
+        worker = worker_of(settings)
+        async with running(worker):
+            await lose(town, settings, worker, cache)
+            if anew == "others came":
+                async with running(worker_of(settings)):  # one partition, two workers
+                    pass
+            else:
+                worker._next = away_once(worker)  # type: ignore[method-assign]
+            await put(settings, invalidation("z", town.tenants[0]), invalidation("z", town.tenants[1]))
+            await until(lambda: worker.meters.count("again") >= LOST)
+            await until(lambda: held(worker) == LOST + 1)
+            town.servers[0].start()
+
+            async def all_committed() -> bool:
+                return await committed(settings) == 3 + LOST + 2 + 2
+
+            await until(all_committed)
+            assert held(worker) == 0
+
+
+async def test_what_a_killed_worker_held_comes_to_the_next(town: Town, settings: Settings) -> None:
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        worker = worker_of(settings)
+        task = asyncio.create_task(worker.run())
+        await lose(town, settings, worker, cache)
+        task.cancel()
+        await asyncio.wait([task])
+        town.servers[0].start()
+        await fill(cache, town.tenants[0])
+        async with running(worker_of(settings)):
+            await gone(cache, town.tenants[0])
