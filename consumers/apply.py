@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -104,6 +104,16 @@ class Applier:
             shards = ", ".join(map(str, sorted(away)))
             self._tell_of_a_part(f"shards {shards}: {next(iter(away.values()))}")
         return set(away)
+
+    async def apply_around(self, plans: Sequence[Plan], away: Collection[int] = ()) -> set[int]:
+        """As `apply_what_can_be`, but while all primaries are away, it waits. `away`: shards that are known to be, and
+        are not tried; gives those, and all that turned out to be."""
+        mine = [plan for plan in plans if plan.shard not in away]
+        more = await self.apply_what_can_be(mine)
+        if more and not self.reaches_any:
+            await self.apply(mine)
+            more = set()
+        return more.union(away)
 
     @property
     def reaches_any(self) -> bool:

@@ -188,25 +188,23 @@ class DirectProducer(Producer):
         for each in reaching:
             each.add_done_callback(heard)
         try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
-                while lacking:
-                    done, lacking = await asyncio.wait(lacking, return_when=asyncio.FIRST_COMPLETED)
-                    for reached in sorted(done, key=lambda task: reaching[task]):
-                        try:
-                            reached.result()
-                            await self._asked(store, reaching[reached])
-                        except L2Unavailable as error:
-                            trouble = error
-                        else:
-                            self._reaching = [task for task in reaching if not task.done()]
-                            return
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.connect_timeout_s):
+                    while lacking:
+                        done, lacking = await asyncio.wait(lacking, return_when=asyncio.FIRST_COMPLETED)
+                        for reached in sorted(done, key=reaching.__getitem__):
+                            try:
+                                reached.result()
+                                await self._asked(store, reaching[reached])
+                            except L2Unavailable as error:
+                                trouble = error
+                            else:
+                                self._reaching = [task for task in reaching if not task.done()]
+                                return
+            raise trouble
         except BaseException:
             await ended(*reaching)
             raise
-        await ended(*reaching)
-        raise trouble
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
         return await self.send(order.plan, wait)

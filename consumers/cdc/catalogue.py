@@ -34,7 +34,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
 GROUP BY 1, 2, 3
 ORDER BY 1, 2
 """
-OWN_TABLES: Final = ("cachebus_cdc_dead", "cachebus_cdc_slots")
+OWN_TABLES: Final = ("cachebus_cdc_dead", "cachebus_cdc_held", "cachebus_cdc_slots")
 
 
 @dataclass(frozen=True)

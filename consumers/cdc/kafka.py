@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -88,13 +87,10 @@ class TopicsWorker(GroupWorker):
         batch, asked = Batch(), list[Asked]()
         for partition, several in records.items():
             for record in several:
-                known, counted = len(batch.plans), len(batch.committed_s)
+                known = len(batch.asks)
                 self._take(record, batch)
-                # One row counts once, however much it asks for.
-                times: list[float | None] = [*batch.committed_s[counted:], *[None] * len(batch.plans[known + 1 :])]
-                asked += map(
-                    Asked, batch.plans[known:], repeat(partition), repeat(record.offset), times
-                )  # fmt: skip
+                new = batch.asks[known:]
+                asked += [Asked(ask.plan, partition, record.offset, ask.committed_s) for ask in new]
         if batch.dead:
             await self._dead.put(batch.dead)
             self._carrier.buried(batch.dead)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 from loguru import logger
@@ -17,9 +17,10 @@ from cachebus.clock import monotonic
 from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 from consumers.apply import Applier
-from consumers.cdc.carry import Batch, Carrier
+from consumers.cdc.carry import Ask, Batch, Carrier
 from consumers.cdc.catalogue import OWN_TABLES, plain_url
 from consumers.cdc.dead import TableOfDead
+from consumers.cdc.held import HeldCommands
 from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
@@ -87,6 +88,13 @@ class Peek:
         """Transactions that it has told of, and that others may not see yet."""
         self.whole = True
         """Whether it was heard to its end."""
+
+
+class Aside(NamedTuple):
+    """Where that is put for which the slot does not wait."""
+
+    dead: TableOfDead
+    held: HeldCommands
 
 
 class SlotWorker(Worker):
@@ -191,7 +199,9 @@ class SlotWorker(Worker):
             busy = asyncio.Lock()  # of a connection that two use
             watching = asyncio.create_task(self._watch(beside, busy), name="cachebus-cdc-watch")
             try:
-                await self._work(connection, TableOfDead(beside, self.source.slot, busy), watching)
+                held = HeldCommands(beside, self.source.slot, busy, self._applier, self.meters)
+                await held.found()
+                await self._work(connection, Aside(TableOfDead(beside, self.source.slot, busy), held), watching)
             finally:
                 watching.cancel()
                 with suppress(asyncio.CancelledError, LostSlot, *OUT_OF_REACH):
@@ -234,19 +244,20 @@ class SlotWorker(Worker):
             logger.warning("cdc: invalidated all that the rules name, for {} tenants", len(tenants))
         return True
 
-    async def _work(self, connection: asyncpg.Connection, dead: TableOfDead, watching: asyncio.Task[None]) -> None:
+    async def _work(self, connection: asyncpg.Connection, aside: Aside, watching: asyncio.Task[None]) -> None:
         while not self.draining:
             if watching.done():
                 watching.result()  # a lost slot, or a lost connection: begin anew
                 return
             started_s = monotonic()
+            await aside.held.tried()
             now = await connection.fetchval(NOW)
-            more = now != self._seen and await self._peek(connection, now, dead)
+            more = now != self._seen and await self._peek(connection, now, aside)
             if not more:
                 # At most half of the time is the server kept reading its log over for us.
                 await self.drained(max(self.source.poll_s, monotonic() - started_s))
 
-    async def _peek(self, connection: asyncpg.Connection, now: str, dead: TableOfDead) -> bool:
+    async def _peek(self, connection: asyncpg.Connection, now: str, aside: Aside) -> bool:
         """Look at what comes next, apply it, and advance the slot behind it. Whether there is more already."""
         peek = Peek()
         try:
@@ -257,14 +268,14 @@ class SlotWorker(Worker):
                 while rows := await cursor.fetch(AT_ONCE, timeout=self._peek_timeout_s):
                     for row in rows:
                         self._take(row, peek)
-                    if len(peek.batch) >= AT_ONCE and not await self._in_time(connection, peek, dead):
+                    if len(peek.batch) >= AT_ONCE and not await self._in_time(connection, peek, aside):
                         break
         except TimeoutError:
             self._peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._peek_timeout_s * 2)
             raise
         except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
             return False
-        await self._finish(connection, peek, dead)
+        await self._finish(connection, peek, aside)
         if not peek.whole:
             return True  # what came behind it is told once more
         self._peek_timeout_s = PEEK_TIMEOUT_S
@@ -293,11 +304,11 @@ class SlotWorker(Worker):
                 if change.table not in OWN_TABLES:
                     self._carrier.take(change, peek.batch, source=change.position)
 
-    async def _in_time(self, connection: asyncpg.Connection, peek: Peek, dead: TableOfDead) -> bool:
+    async def _in_time(self, connection: asyncpg.Connection, peek: Peek, aside: Aside) -> bool:
         """Finish with what has been told so far; False where L2 makes that wait longer than the transaction may."""
         try:
             async with asyncio.timeout(HOLD_S):
-                await self._finish(connection, peek, dead)
+                await self._finish(connection, peek, aside)
         except TimeoutError:
             peek.whole = False
             return False
@@ -317,14 +328,23 @@ class SlotWorker(Worker):
                 await asyncio.sleep(patience_s)
                 patience_s = min(VISIBLE_MAX_S, patience_s * 2)
 
-    async def _finish(self, connection: asyncpg.Connection, peek: Peek, dead: TableOfDead) -> None:
+    async def _finish(self, connection: asyncpg.Connection, peek: Peek, aside: Aside) -> None:
         batch = peek.batch
         await self._seen_by_all(connection, peek)
         if batch.dead:
-            await dead.put(batch.dead)
+            await aside.dead.put(batch.dead)
             self._carrier.buried(batch.dead)
-        await self._applier.apply(batch.plans)
-        self._carrier.applied(batch)
+        self._carrier.applied(await self._applied(batch.asks, aside.held))
+        self.meters.done("ignored", batch.ignored)
+
+    async def _applied(self, asks: Sequence[Ask], held: HeldCommands) -> list[Ask]:
+        """Apply what can be, and hold what waits for one primary of several that is away, with what comes behind it;
+        gives what was applied. While all are away, nothing goes on."""
+        away = await self._applier.apply_around([ask.plan for ask in asks], held.shards)
+        waiting = [ask for ask in asks if ask.plan.shard in away]
+        if waiting:
+            await held.put(waiting)
+        return [ask for ask in asks if ask.plan.shard not in away]
 
     def _is_far(self, now: str) -> bool:
         return _lsn(now) - self._advanced > IDLE_ADVANCE_BYTES

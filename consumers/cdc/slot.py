@@ -10,6 +10,7 @@ from loguru import logger
 from cachebus.errors import ConfigError
 from consumers.cdc.catalogue import Table, examine, quoted, tables_of
 from consumers.cdc.dead import TABLE as DEAD_TABLE
+from consumers.cdc.held import TABLE as HELD_TABLE
 from consumers.cdc.router import Router
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Setup:
             raise ConfigError("; ".join(problems))
         for warning in warnings:
             logger.warning("cdc: {}", warning)
-        for sql in (SLOTS_TABLE, DEAD_TABLE):
+        for sql in (SLOTS_TABLE, DEAD_TABLE, HELD_TABLE):
             name = sql.split()[5]
             if await self._connection.fetchval("SELECT to_regclass($1) IS NULL", name):
                 await self._make(" ".join(sql.split()))

@@ -185,11 +185,7 @@ class OutboxRelay(Worker):
         """Which shards are away, where one primary of several is; `_HeldTooLong` where all of L2 is."""
         try:
             async with asyncio.timeout(self._options.hold_s):
-                away = await self._applier.apply_what_can_be(plans)
-                if away and not self._applier.reaches_any:
-                    await self._applier.apply(plans)
-                    return set()
-                return away
+                return await self._applier.apply_around(plans)
         except TimeoutError:
             raise _HeldTooLong from None
 

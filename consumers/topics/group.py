@@ -202,13 +202,7 @@ class GroupWorker(Worker):
     async def _applied(self, asked: Sequence[Asked]) -> list[Asked]:
         """Apply what can be, and hold what waits for one primary of several that is away; gives what was applied. What
         comes behind something held for the same primary is held with it. While all are away, nothing goes on."""
-        away = self._held.shards
-        plans = [one.plan for one in asked if one.plan.shard not in away]
-        more = await self._applier.apply_what_can_be(plans)
-        if more and not self._applier.reaches_any:
-            await self._applier.apply(plans)
-            more = set()
-        away |= more
+        away = await self._applier.apply_around([one.plan for one in asked], self._held.shards)
         self._held.add([one for one in asked if one.plan.shard in away])
         return [one for one in asked if one.plan.shard not in away]
 

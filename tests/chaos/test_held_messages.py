@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from pydantic import SecretStr
 
 from cachebus import Cache, CacheBusError, Settings
 from cachebus.cli.servers.kafka import KafkaServer
 from consumers.cdc.kafka import KafkaSource, TopicsWorker
+from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.rules import parse_rules
 from consumers.kafka import CommandsWorker
 from tests.chaos.test_primaries import SHARDS, Town
+from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
-from tests.support.changes import running
+from tests.support.changes import running, tell
 from tests.support.commands import committed, invalidation, made, put, setup, worker_of
 from tests.support.servers import any_binary
 
 LOST = 5
+PASSED = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE database = current_database()"
 RULES = """
 [[rule]]
 table = "*.configs"
@@ -147,6 +151,64 @@ async def test_rows_changes_for_one_hold_up_no_others(town: Town, kafka: KafkaSe
             town.servers[0].start()
             await until(lambda: worker.meters.count("applied") == 6)
             assert not worker._held.plans
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_slots_changes_for_one_hold_up_no_others(town: Town, database: str, killed: bool) -> None:
+    """What is held is in a table: the slot goes on behind it, and the next worker finds it there."""
+
+    def a_worker() -> SlotWorker:
+        return SlotWorker(quick(town.url, shards=SHARDS), parse_rules(RULES), SlotSource(SecretStr(database)))
+
+    async def written(number: str, *tenants: str) -> None:
+        await tell(database, [f"INSERT INTO configs VALUES ('{number}', '{tenant}')" for tenant in tenants])
+
+    async def held_rows() -> int:
+        async with connected(database) as connection:
+            return int(await connection.fetchval("SELECT count(*) FROM cachebus_cdc_held"))
+
+    async def passed() -> bool:
+        """The slot is behind all that was written."""
+        async with connected(database) as connection:
+            return bool(await connection.fetchval(PASSED, before))
+
+    await tell(database, ["CREATE TABLE configs (id text, tenant text, PRIMARY KEY (id, tenant))"])
+    first, *others = town.tenants
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        for tenant in town.tenants:
+            await fill(cache, tenant)
+        worker = a_worker()
+        task = asyncio.create_task(worker.run())
+        await until(lambda: worker.follows)
+        await written("y", *town.tenants)
+        await until(lambda: worker.meters.count("applied") == 3)
+        town.servers[0].kill()
+        await written("x", first, *others)
+        for tenant in others:
+            await gone(cache, tenant)
+        await written("z", first, *others)
+        async with connected(database) as connection:
+            before = await connection.fetchval("SELECT pg_current_wal_lsn()::text")
+        await until(passed)
+        assert await held_rows() == 2
+        assert worker.meters.registry.get_sample_value("cachebus_worker_held", {"worker": "cdc"}) == 2
+        assert worker.health.ready
+        if killed:
+            task.cancel()
+            await asyncio.wait([task])
+            worker = a_worker()
+            task = asyncio.create_task(worker.run())
+            await until(lambda: worker.follows)
+        town.servers[0].start()
+        await gone(cache, first)
+
+        async def none_held() -> bool:
+            return await held_rows() == 0
+
+        await until(none_held)
+        assert worker.meters.count("applied") == (2 if killed else 3 + 4 + 2)
+        worker.drain()
+        await asyncio.wait_for(task, 20)
 
 
 @pytest.mark.parametrize("anew", ["others came", "the broker was away"])

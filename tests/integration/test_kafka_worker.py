@@ -208,14 +208,14 @@ async def test_commands_for_other_caches_are_passed_over(settings: Settings) -> 
 async def test_one_tenants_commands_are_applied_in_their_order(settings: Settings) -> None:
     worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=3))
     order: list[str] = []
-    apply = worker._applier.apply_what_can_be
+    apply = worker._applier.apply_around
 
-    async def noted(plans: Any) -> set[int]:
+    async def noted(plans: Any, away: Any) -> set[int]:
         assert len(plans) <= 3
         order.extend(key.l2 for plan in plans for key in plan.keys)
-        return await apply(plans)
+        return await apply(plans, away)
 
-    worker._applier.apply_what_can_be = noted  # type: ignore[method-assign]
+    worker._applier.apply_around = noted  # type: ignore[method-assign]
     async with KafkaProducer.open(settings) as producer, running(worker):
         for number in range(20):
             await producer.invalidate("config", number, "acme" if number % 2 else "globex")
@@ -263,14 +263,14 @@ async def test_draining_ends_with_what_is_in_hand_applied_and_committed(settings
     await put(settings, *(invalidation(number) for number in range(500)))
     worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=50))
     applying, going_on = asyncio.Event(), asyncio.Event()
-    apply = worker._applier.apply_what_can_be
+    apply = worker._applier.apply_around
 
-    async def slowly(plans: Any) -> set[int]:
+    async def slowly(plans: Any, away: Any) -> set[int]:
         applying.set()
         await going_on.wait()
-        return await apply(plans)
+        return await apply(plans, away)
 
-    worker._applier.apply_what_can_be = slowly  # type: ignore[method-assign]
+    worker._applier.apply_around = slowly  # type: ignore[method-assign]
     task = asyncio.create_task(worker.run())
     await applying.wait()
     worker.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -116,17 +116,17 @@ class Heard:
 
     def __init__(self, worker: Any) -> None:
         self.asked: Counter[str] = Counter()
-        self._apply, self._apply_what_can_be = worker._applier.apply, worker._applier.apply_what_can_be
-        worker._applier.apply, worker._applier.apply_what_can_be = self._noted, self._noted_what_could_be
+        self._apply, self._apply_around = worker._applier.apply, worker._applier.apply_around
+        worker._applier.apply, worker._applier.apply_around = self._noted, self._noted_around
 
     async def _noted(self, plans: Sequence[Plan]) -> None:
         await self._apply(plans)
         self._note(plans)
 
-    async def _noted_what_could_be(self, plans: Sequence[Plan]) -> set[int]:
-        away: set[int] = await self._apply_what_can_be(plans)
-        self._note([plan for plan in plans if plan.shard not in away])
-        return away
+    async def _noted_around(self, plans: Sequence[Plan], away: Collection[int]) -> set[int]:
+        waiting: set[int] = await self._apply_around(plans, away)
+        self._note([plan for plan in plans if plan.shard not in waiting])
+        return waiting
 
     def _note(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
