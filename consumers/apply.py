@@ -1,19 +1,21 @@
-"""Commands into L2: those of one shard in one script, tried until it has happened."""
+"""Plans into L2: those of one shard in one script, tried until it has happened."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from loguru import logger
 
 from cachebus.cascade import Cascade
 from cachebus.clock import monotonic
-from cachebus.errors import CacheBusError, InvalidationFailed, InvalidKey, L2Unavailable
-from cachebus.plan import Plan, Planner, joined
+from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
+from cachebus.plan import AT_ONCE, Plan, Planner, joined
 from cachebus.settings import Settings
+from consumers.clean import clean
 from consumers.health import Health
 from consumers.meters import Meters
 from consumers.patience import TELL_EVERY_S, Patience
@@ -22,9 +24,26 @@ from producers.command import Command, InvalidCommand, parse
 from producers.direct import DirectProducer
 
 LOOK_EVERY_S: Final = 1.0
+AWAY_S: Final = 1.0
+"""A primary that was found to be away is not tried again before."""
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
 """What `Applier.plan_of` raises for a command that will never be applicable: a dead letter's reason."""
+HOPELESS: Final = (ConfigError, ProtocolMismatch)
+"""What no waiting helps against."""
+
+
+@dataclass
+class Carried:
+    """What became of plans, which are named by their place in what was given; of all others L2 and all caches have let
+    go."""
+
+    away: set[int] = field(default_factory=set)
+    """Those whose primary is away, while another one is there: nothing has happened, or not for sure."""
+    late: set[int] = field(default_factory=set)
+    """Those for which there was no time."""
+    failed: dict[int, Exception] = field(default_factory=dict)
+    """Those that can't be applied, each by itself, whatever is tried."""
 
 
 class Applier:
@@ -37,10 +56,16 @@ class Applier:
         self._settings = settings
         self._cascades = tuple(cascades)
         self._planner: Planner = Orders(settings.shards, self._cascades).planner
+        self._health = health
         self._meters = meters
         self._patience = Patience("l2", health)
         self._producer = DirectProducer(settings)
         self._tell_from_s = float("-inf")
+        self._is_open = asyncio.Event()
+        self._away_until_s: dict[int, float] = {}
+        """By shard: until when its primary is not tried."""
+        self._refusing = set[int]()
+        """Shards of which all is waited for, since no other primary is there: to answer a probe is not enough."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
@@ -53,10 +78,12 @@ class Applier:
             else:
                 break
         self._patience.over()
+        self._is_open.set()
         looking = asyncio.create_task(self._look(), name="cachebus-applier")
         try:
             yield self
         finally:
+            self._is_open.clear()
             looking.cancel()
             with suppress(asyncio.CancelledError):
                 await looking
@@ -69,80 +96,100 @@ class Applier:
         return command.plan(self._planner)
 
     async def apply(self, plans: Sequence[Plan]) -> None:
-        """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2
-        is away; cancelled, it may have happened in part."""
-        if plans:
-            self._meters.batch_size.observe(len(plans))
-            self._meters.in_flight.inc(len(plans))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for plan in joined(plans):
-                        group.create_task(self._until_it_happened(plan))
-            except* CacheBusError as troubles:  # such as ProtocolMismatch: no trial would help
-                raise troubles.exceptions[0] from None
-            finally:
-                self._meters.in_flight.dec(len(plans))
+        """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2,
+        or any primary of it, is away; raises what a plan can't be applied for. Cancelled, it may have happened in
+        part."""
+        while plans:
+            carried = await self.carry(plans)
+            for error in carried.failed.values():
+                raise error
+            plans = [plans[at] for at in sorted(carried.away)]
+            if plans:
+                await asyncio.sleep(AWAY_S)
 
-    async def apply_what_can_be(self, plans: Sequence[Plan]) -> set[int]:
-        """As `apply`, for those whose primary is there: gives the shards of which it is not, where nothing has
-        happened, or not for sure. One primary of several that is away holds up nobody else's rows."""
-        if not plans:
-            return set()
+    async def carry(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
+        """As `apply`, but what waits for one primary of several is given back, and so is what `within_s` was too short
+        for, and what can't be applied at all. Waits until L2 has been reached for the first time."""
+        await self._is_open.wait()
+        now_s = monotonic()
+        self._away_until_s = {shard: at_s for shard, at_s in self._away_until_s.items() if at_s > now_s}
+        parts = _parts(plans, self._away_until_s)
+        tried = set[int]().union(*parts)
+        carried = Carried(away=set(range(len(plans))) - tried, late=tried)
         self._meters.batch_size.observe(len(plans))
         self._meters.in_flight.inc(len(plans))
         try:
-            done = await asyncio.gather(*map(self._once, joined(plans)), return_exceptions=True)
+            async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(self._carry(part, plans, carried))
+        except TimeoutError:
+            pass
+        except BaseExceptionGroup as troubles:
+            raise _first(troubles) from None
         finally:
             self._meters.in_flight.dec(len(plans))
-        away: dict[int, InvalidationFailed] = {}
-        for plan, trouble in zip(joined(plans), done, strict=True):
-            if isinstance(trouble, InvalidationFailed):
-                away[plan.shard] = trouble
-            elif isinstance(trouble, BaseException):
-                raise trouble
-        if away:
-            shards = ", ".join(map(str, sorted(away)))
-            self._tell_of_a_part(f"shards {shards}: {next(iter(away.values()))}")
-        return set(away)
-
-    async def apply_around(self, plans: Sequence[Plan], away: Collection[int] = ()) -> set[int]:
-        """As `apply_what_can_be`, but while all primaries are away, it waits. `away`: shards that are known to be, and
-        are not tried; gives those, and all that turned out to be."""
-        mine = [plan for plan in plans if plan.shard not in away]
-        more = await self.apply_what_can_be(mine)
-        if more and not self.reaches_any:
-            await self.apply(mine)
-            more = set()
-        return more.union(away)
+        return carried
 
     @property
-    def reaches_any(self) -> bool:
-        """Whether any primary is connected to."""
-        return self._producer.reaches_any
+    def away(self) -> Collection[int]:
+        """The shards whose primaries are not to be tried now."""
+        now_s = monotonic()
+        return {shard for shard, until_s in self._away_until_s.items() if until_s > now_s}
+
+    async def _carry(self, part: Sequence[int], plans: Sequence[Plan], carried: Carried) -> None:
+        """Plans of one shard together; where they fail as a whole, each half by itself."""
+        try:
+            if not await self._happened([plans[at] for at in part]):
+                carried.away.update(part)
+        except HOPELESS:
+            raise
+        except Exception as error:  # noqa: BLE001 -- whatever one plan does to us, the others go on
+            if len(part) > 1:
+                for half in part[: len(part) // 2], part[len(part) // 2 :]:
+                    await self._carry(half, plans, carried)
+                return
+            carried.failed[part[0]] = error
+        carried.late.difference_update(part)
+
+    async def _happened(self, plans: Sequence[Plan]) -> bool:
+        """Tried until it has happened; False where another primary goes on meanwhile."""
+        shard = plans[0].shard
+        for plan in joined(plans):
+            while True:
+                try:
+                    if not await self._producer.reaches(shard) and self._producer.goes_on_without(shard):
+                        raise InvalidationFailed(f"the primary of shard {shard} is out of reach")
+                    await self._producer.send(plan)
+                except InvalidationFailed as error:
+                    if self._producer.goes_on_without(shard):
+                        self._is_away(shard, error)
+                        return False
+                    self._refusing.add(shard)
+                    await self._patience.wait(error)
+                else:
+                    self._meters.scripts.inc()
+                    self._refusing.discard(shard)
+                    if not self._refusing:
+                        self._patience.over()
+                    break
+        return True
+
+    def _is_away(self, shard: int, error: Exception) -> None:
+        """With it all that lie at its primary."""
+        until_s = monotonic() + AWAY_S
+        self._away_until_s |= dict.fromkeys(self._producer.beside(shard), until_s)
+        self._refusing.clear()
+        self._patience.over()
+        self._tell_of_a_part(f"shard {shard}: {error}")
 
     def _tell_of_a_part(self, why: str) -> None:
-        """Now and then, where a part of L2 is away: all of it is in the worker's health."""
+        """Where a part of L2 is away: in the worker's health, which is good all the same, and now and then in the log.
+        All of it is told as what is waited for."""
         now_s = monotonic()
-        if self.reaches_any and now_s >= self._tell_from_s:
+        self._health.up("l2", f"a part is out of reach, and what is for it waits: {clean(why)}")
+        if now_s >= self._tell_from_s:
             self._tell_from_s = now_s + TELL_EVERY_S
             logger.warning("a part of l2 is out of reach, and what is for it waits: {}", why)
-
-    async def _once(self, plan: Plan) -> None:
-        if not await self._producer.reaches(plan.shard):
-            raise InvalidationFailed(f"the primary of shard {plan.shard} is out of reach")
-        await self._producer.send(plan)
-        self._meters.scripts.inc()
-
-    async def _until_it_happened(self, plan: Plan) -> None:
-        while True:
-            try:
-                await self._producer.send(plan)
-            except InvalidationFailed as error:
-                await self._patience.wait(error)
-            else:
-                self._meters.scripts.inc()
-                self._patience.over()
-                return
 
     async def _look(self) -> None:
         """L2's state for those who watch, and its epochs: what was said before a failover is repeated after it."""
@@ -151,10 +198,35 @@ class Applier:
             try:
                 await self._producer.probe()
             except CacheBusError as error:
-                if isinstance(error, L2Unavailable) and self.reaches_any:
-                    self._tell_of_a_part(str(error))
+                if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
                     self._patience.over()
+                    self._tell_of_a_part(str(error))
                 else:
                     self._patience.failed(error)
             else:
-                self._patience.over()
+                if not self._refusing and not self.away:
+                    self._patience.over()
+
+
+def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
+    """The places of plans that can go together, less those of shards that are away."""
+    made: list[list[int]] = []
+    open_parts: dict[int, list[int]] = {}
+    sizes: dict[int, int] = {}
+    for at, plan in enumerate(plans):
+        if plan.shard in away:
+            continue
+        size = max(len(plan.keys), len(plan.names))
+        if plan.shard not in open_parts or sizes[plan.shard] + size > AT_ONCE:
+            open_parts[plan.shard], sizes[plan.shard] = [], 0
+            made.append(open_parts[plan.shard])
+        open_parts[plan.shard].append(at)
+        sizes[plan.shard] += size
+    return made
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -31,10 +31,10 @@ class Health:
         self._beat_s = clock()
         self.draining = False
 
-    def up(self, part: str) -> None:
-        """The part works."""
-        if not self._parts[part].up:
-            self._parts[part] = Part(True, "", self._clock())
+    def up(self, part: str, note: str = "") -> None:
+        """The part works; `note`: what there is to say of it all the same."""
+        before = self._parts[part]
+        self._parts[part] = Part(True, note, before.since_s if before.up else self._clock())
 
     def down(self, part: str, reason: str) -> None:
         """The part does not work; the reason is for people, without secrets."""

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from cachebus.clock import monotonic
 from consumers.health import Health
 
 LAG_BUCKETS_S = (
@@ -63,6 +64,16 @@ class Meters:
         self.backlog = Gauge(
             "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
         ).labels(worker)
+        self.oldest_s = Gauge(
+            "cachebus_worker_oldest_seconds", "How long the oldest has waited, as last looked at", ["worker"],
+            registry=self.registry,
+        ).labels(worker)  # fmt: skip
+        Gauge(
+            "cachebus_worker_progress_seconds", "Since something was let go of, while something waits; else 0",
+            ["worker"], registry=self.registry,
+        ).labels(worker).set_function(self._without_progress_s)  # fmt: skip
+        self._waiting = 0
+        self._moved_s = monotonic()
         self.scripts = Counter(
             "cachebus_worker_scripts", "Invalidations asked of L2, each of many commands", ["worker"],
             registry=self.registry,
@@ -74,6 +85,23 @@ class Meters:
     def done(self, outcome: str, count: int = 1) -> None:
         """So many came to this end."""
         self._messages.labels(self._worker, outcome).inc(count)
+
+    def waits(self, backlog: int | None, oldest_s: float | None) -> None:
+        """How much waits at the source, and for how long the oldest has, where that is known."""
+        if not self._waiting:
+            self._moved_s = monotonic()
+        self._waiting = backlog or 0
+        if backlog is not None:
+            self.backlog.set(backlog)
+        if oldest_s is not None:
+            self.oldest_s.set(oldest_s)
+
+    def moved(self) -> None:
+        """Something was let go of."""
+        self._moved_s = monotonic()
+
+    def _without_progress_s(self) -> float:
+        return monotonic() - self._moved_s if self._waiting else 0.0
 
     def count(self, outcome: str) -> int:
         """How many came to this end so far."""

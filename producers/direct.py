@@ -131,6 +131,16 @@ class DirectProducer(Producer):
         store = self._live()
         return any(map(store.reaches, range(self.settings.shards)))
 
+    def beside(self, shard: int) -> list[int]:
+        """The shards that lie where this one does, it among them."""
+        store, place = self._live(), self._live().lies_at(shard)
+        return [each for each in range(self.settings.shards) if each == shard or store.lies_at(each) == place]
+
+    def goes_on_without(self, shard: int) -> bool:
+        """Whether another primary than the shard's is connected to."""
+        store, place = self._live(), self._live().lies_at(shard)
+        return any(store.reaches(each) and store.lies_at(each) != place for each in range(self.settings.shards))
+
     async def reaches(self, shard: int) -> bool:
         """Whether the shard's primary is connected to, or can be at once; else it is tried, and nobody waits."""
         store = self._live()

@@ -1,0 +1,76 @@
+"""What a source assumes, watched: told while it is not so, and what it made go unnoticed is made up for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from loguru import logger
+
+from cachebus.clock import Clock, monotonic
+from consumers.health import Health
+from consumers.patience import TELL_EVERY_S
+from consumers.source import Finding
+
+MAKE_UP_EVERY_S: Final = 60.0
+"""While changes go unnoticed, what they may touch is let go of again and again."""
+
+
+class _Known(NamedTuple):
+    finding: Finding
+    since_s: float
+    told_s: float
+    made_up_s: float
+
+
+class Assumptions:
+    """Of one worker, over all sessions of its source. Each is a part of its health, and so of `cachebus_worker_up`."""
+
+    def __init__(self, worker: str, names: Sequence[str], health: Health, clock: Clock = monotonic) -> None:
+        self._worker = worker
+        self._names = tuple(names)
+        self._health = health
+        self._clock = clock
+        self._known: dict[tuple[str, str], _Known] = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether something is wrong that nothing is to be taken with."""
+        return any(known.finding.stops for known in self._known.values())
+
+    def heard(self, findings: Sequence[Finding]) -> list[Finding]:
+        """These are not so, and all else is. Gives those for which something is to be made up now: when they begin,
+        once a minute while they last, and when they end."""
+        now_s = self._clock()
+        found = {(finding.assumption, finding.subject): finding for finding in findings}
+        due = [self._ended(key, now_s) for key in self._known.keys() - found.keys()]
+        due += [self._begun(key, finding, now_s) for key, finding in found.items()]
+        for name in self._names:
+            wrong = [str(finding) for (of, _), finding in found.items() if of == name and not finding.over]
+            if wrong:
+                self._health.down(name, "; ".join(wrong))
+            else:
+                self._health.up(name)
+        return [finding for finding in due if finding is not None]
+
+    def _begun(self, key: tuple[str, str], finding: Finding, now_s: float) -> Finding | None:
+        """Seen now: told when it is new, or something else than it was, and then once a minute."""
+        known = self._known.get(key)
+        fresh = known is None or known.finding.problem != finding.problem
+        since_s = now_s if known is None else known.since_s
+        told_s, made_up_s = (-MAKE_UP_EVERY_S, -MAKE_UP_EVERY_S) if known is None else (known.told_s, known.made_up_s)
+        if fresh or now_s - told_s >= TELL_EVERY_S:
+            told_s = now_s
+            lasts = "" if fresh else f" (for {now_s - since_s:.0f} s)"
+            logger.error("{}: {}: {}{}", self._worker, finding.assumption, finding, lasts)
+        due = finding.missed and (fresh or now_s - made_up_s >= MAKE_UP_EVERY_S)
+        self._known[key] = _Known(finding, since_s, told_s, now_s if due else made_up_s)
+        return finding if due else None
+
+    def _ended(self, key: tuple[str, str], now_s: float) -> Finding | None:
+        known = self._known.pop(key)
+        if not known.finding.over:
+            logger.info(
+                "{}: {}: {}: is in order again, after {:.0f} s", self._worker, *key, now_s - known.since_s
+            )  # fmt: skip
+        return known.finding if known.finding.missed and not known.finding.over else None

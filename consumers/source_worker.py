@@ -1,0 +1,302 @@
+"""The worker around any source: it takes, has L2 let go, sets aside what can't be used, and only then lets go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from loguru import logger
+
+from cachebus.cascade import Cascade
+from cachebus.clock import monotonic, wall_s
+from cachebus.plan import Plan
+from cachebus.settings import Settings
+from consumers.apply import HOPELESS, REFUSED, Applier
+from consumers.assumptions import Assumptions
+from consumers.clean import clean, told
+from consumers.dead import DeadLetter
+from consumers.patience import Patience
+from consumers.source import Batch, Finding, Item, Left, Session, Source, Waiting
+from consumers.worker import Worker
+
+LOOK_EVERY_S: Final = 5.0
+NAMED: Final = 5
+"""Dead letters that are named in the log, of a batch that has more of them."""
+NAMES_AT_ONCE: Final = 5000
+"""Keys, scopes and tags that are planned before L2 is asked for them."""
+YIELD_S: Final = 0.005
+"""The loop is held no longer by reading: who asks how the worker is waits no longer than that, nor do heartbeats."""
+WITHOUT_L2_S: Final = 0.25
+STOPPED_S: Final = 0.25
+SENT_FROM_S: Final = 1_420_000_000.0
+"""Times before 2015 are none: nothing was sent then."""
+
+
+class Reading:
+    """Items of a batch that go to L2 together: what they address, and whose plan is whose."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.commands: list[Any] = []
+        self.plans: list[Plan] = []
+        self.of: list[int] = []
+        """By plan: the place of its item."""
+        self.letters: list[DeadLetter] = []
+        self.ignored = 0
+        self.size = 0
+
+    def add(self, item: Item, commands: Sequence[Any], plans: Sequence[Plan]) -> None:
+        """An item, and what it asks for."""
+        self.of += [len(self.items)] * len(plans)
+        self.items.append(item)
+        self.commands += commands
+        self.plans += plans
+        self.size += 1 + sum(len(plan.keys) + len(plan.names) for plan in plans)
+
+
+class SourceWorker(Worker):
+    """Works on a source, until drained. Killed anywhere, what it had not let go of comes again to whoever is there.
+
+    No item holds up or ends anything: what can't be used is a dead letter, and the others go on; what waits for one
+    primary of several is kept apart; what L2 was too slow for is tried again in smaller batches.
+    """
+
+    def __init__(self, name: str, source: Source, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
+        super().__init__(name, ("l2", source.part, *source.assumptions))
+        self._source = source
+        source.register(self.meters.registry)
+        self._applier = Applier(settings, self.health, self.meters, cascades)
+        self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
+        self._patience = Patience(source.part, self.health)
+        self._assumptions = Assumptions(name, source.assumptions, self.health)
+        self._owed: dict[Any, Plan] = {}
+        """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
+        self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._limit = source.limit
+        self._in_hand = asyncio.Lock()
+        """Held from before a batch is read until it is let go of."""
+
+    async def run(self) -> None:
+        """Work, until drained; raises only what no waiting helps against, such as `ConfigError`."""
+        store = asyncio.create_task(self._hold_the_store(), name=f"cachebus-{self.name}-l2")
+        work = asyncio.create_task(self._work(), name=f"cachebus-{self.name}")
+        asked = asyncio.create_task(self._draining.wait(), name=f"cachebus-{self.name}-drain")
+        try:
+            await asyncio.wait((store, work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                async with self._in_hand:  # the batch under way is the last
+                    work.cancel()
+        finally:
+            for task in (work, store, asked):  # in this order: the work needs the store
+                task.cancel()
+                await asyncio.wait((task,))
+        for task in (store, work):
+            if not task.cancelled():
+                task.result()
+
+    async def _hold_the_store(self) -> None:
+        """Connect to L2, however long that takes, while the source is seen to as well."""
+        async with self._applier.opened():
+            await asyncio.Event().wait()
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                async with self._source.opened() as session:
+                    await self._sit(session)
+            except HOPELESS:
+                raise
+            except self._source.trouble as error:
+                await self._patience.wait(self._source.told(error))
+            except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
+                self._limit = max(1, self._limit // 2)
+                logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, told(error))
+                await self._patience.wait(told(error))
+
+    async def _sit(self, session: Session) -> None:
+        await self._looked(session)
+        watching = asyncio.create_task(self._watch(session), name=f"cachebus-{self.name}-watch")
+        try:
+            while not watching.done():
+                await self._step(session)
+            watching.result()
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await watching
+
+    async def _step(self, session: Session) -> None:
+        self._patience.over()
+        if self._hold_s is not None and not self.health.is_up("l2"):
+            await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
+            return
+        if self._assumptions.stopped or self.draining:
+            await asyncio.sleep(STOPPED_S)
+            return
+        batch = await session.take(self._limit, self._applier.away)
+        if not batch.items:
+            return
+        async with self._in_hand:
+            left = await self._carried(session, batch)
+            await session.let_go(batch, left)
+        self.meters.moved()
+        slow = bool(left.undone)
+        self._limit = max(1, self._limit // 2) if slow else min(self._source.limit, 2 * self._limit)
+
+    # -- a batch ------------------------------------------------------------------------------------------------------
+
+    async def _carried(self, session: Session, batch: Batch) -> Left:
+        """Have L2 let go of what the batch asks for, some of it at a time; gives what is left."""
+        left, at = Left(), 0
+        until_s = float("inf") if self._hold_s is None else monotonic() + self._hold_s
+        while at < len(batch.items):
+            reading, at = await self._read(session, batch.items, at)
+            await self._bury(session, reading.letters)
+            within_s = None if self._hold_s is None else max(0.0, until_s - monotonic())
+            carried = await self._applier.carry(reading.plans, within_s)
+            late = {reading.of[place] for place in carried.late}
+            failed = {reading.of[place]: error for place, error in carried.failed.items()}
+            await self._bury(session, [self._letter(session, reading.items[of], e) for of, e in failed.items()])
+            left.undone += [reading.items[of] for of in sorted(late)]
+            waiting = _waiting(reading, carried.away, late)
+            left.waiting += waiting.values()
+            self._account(reading, late.union(waiting, failed))
+            if late:
+                left.undone += batch.items[at:]
+                break
+        return left
+
+    async def _read(self, session: Session, items: Sequence[Item], at: int) -> tuple[Reading, int]:
+        """What the items from `at` on address, as many as go together; and where that ends."""
+        reading, held_s = Reading(), monotonic()
+        while at < len(items) and reading.size < NAMES_AT_ONCE:
+            self._take(session, items[at], reading)
+            at += 1
+            if monotonic() - held_s > YIELD_S:
+                await asyncio.sleep(0)
+                held_s = monotonic()
+        return reading, at
+
+    def _take(self, session: Session, item: Item, reading: Reading) -> None:
+        commands, plans, problems = list[Any](), list[Plan](), list[str]()
+        try:
+            meaning = session.mean(item)
+            problems += meaning.problems
+            for command in meaning.commands:
+                try:
+                    plans.append(self._applier.plan_of(command))
+                    commands.append(command)
+                except REFUSED as error:
+                    problems.append(str(error))
+        except REFUSED as error:
+            problems.append(str(error))
+        except Exception as error:  # noqa: BLE001 -- whatever one item does to us, those behind it must not wait
+            problems.append(f"{type(error).__name__} while it was read")
+        if problems:
+            reading.letters.append(self._letter(session, item, "; ".join(problems)))
+        if plans:
+            reading.add(item, commands, plans)
+        elif not problems:
+            reading.ignored += 1
+
+    def _letter(self, session: Session, item: Item, why: str | BaseException) -> DeadLetter:
+        reason = clean(told(why) if isinstance(why, BaseException) else why)
+        try:
+            return session.letter(item, reason)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return DeadLetter(b"", clean(f"{reason} ({type(error).__name__} while it was set aside)"), item.place, 1)
+
+    async def _bury(self, session: Session, letters: Sequence[DeadLetter]) -> None:
+        """Set these aside. Where they can't be kept as a whole, each half by itself; one that can't, without what is in
+        it."""
+        if not letters:
+            return
+        try:
+            await session.bury(letters)
+        except self._source.poison as error:
+            if len(letters) > 1:
+                for half in letters[: len(letters) // 2], letters[len(letters) // 2 :]:
+                    await self._bury(session, half)
+                return
+            bare = DeadLetter(b"", clean(f"{letters[0].reason} (kept without its value: {told(error)})"),
+                              clean(letters[0].source), 1, wall_s())  # fmt: skip
+            try:
+                await session.bury([bare])
+            except self._source.poison as again:
+                logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
+        self.meters.done("dead", len(letters))
+        for letter in letters[:NAMED]:
+            logger.warning("{}: {} is set aside: {}", self.name, clean(letter.source), letter.reason)
+        if len(letters) > NAMED:
+            logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
+
+    def _account(self, reading: Reading, left: set[int]) -> None:
+        now_s, again, applied = wall_s(), 0, 0
+        for place, item in enumerate(reading.items):
+            if place in left:
+                continue
+            again += item.again
+            applied += not item.again
+            if item.sent_s is not None and item.sent_s > SENT_FROM_S:
+                self.meters.lag_s.observe(max(0.0, now_s - item.sent_s))
+        self.meters.done("applied", applied)
+        self.meters.done("again", again)
+        self.meters.done("ignored", reading.ignored)
+
+    # -- what is assumed ----------------------------------------------------------------------------------------------
+
+    async def _watch(self, session: Session) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._looked(session)
+
+    async def _looked(self, session: Session) -> None:
+        """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
+        look = await session.look()
+        if look.findings and await session.mend(look.findings):
+            look = await session.look()
+        self.meters.waits(look.backlog, look.oldest_s)
+        self.meters.held.set(look.held)
+        due = self._assumptions.heard(look.findings)
+        if due:
+            self._owe(session, due)
+        if self._owed_for:
+            await self._make_up(session)
+
+    def _owe(self, session: Session, findings: Sequence[Finding]) -> None:
+        commands, unnamed = session.scopes(findings)
+        if unnamed:
+            logger.error(
+                "{}: changes of {} went unnoticed, and nobody can name what they touched: caches may serve it until it "
+                "expires. Name tenants at the head of the rules, or invalidate it by hand",
+                self.name, clean(", ".join(unnamed)),
+            )  # fmt: skip
+        self._owed |= {command: self._applier.plan_of(command) for command in commands}
+        self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
+
+    async def _make_up(self, session: Session) -> None:
+        """What went unnoticed, as far as L2 is there; the rest at the next look."""
+        commands = list(self._owed)
+        carried = await self._applier.carry(list(self._owed.values()), LOOK_EVERY_S)
+        rest = carried.away | carried.late
+        self._owed = {commands[place]: self._owed[commands[place]] for place in sorted(rest)}
+        if len(commands) > len(rest):
+            done = len(commands) - len(rest)
+            logger.warning("{}: {} scopes were let go of: their changes may have gone unnoticed", self.name, done)
+        if not rest:
+            findings, self._owed_for = list(self._owed_for.values()), {}
+            await session.made_up(findings)
+
+
+def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
+    """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
+    commands: dict[int, list[Any]] = {}
+    shards: dict[int, set[int]] = {}
+    for place in sorted(away):
+        of = reading.of[place]
+        if of not in late:
+            commands.setdefault(of, []).append(reading.commands[place])
+            shards.setdefault(of, set()).add(reading.plans[place].shard)
+    return {of: Waiting(reading.items[of], commands[of], frozenset(shards[of])) for of in commands}

@@ -1,0 +1,437 @@
+"""The worker around any source, with one in memory that fails in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from cachebus import Cache, ConfigError
+from cachebus.cli.embedded import EmbeddedServer
+from cachebus.clock import monotonic
+from cachebus.plan import Plan
+from consumers import assumptions, source_worker
+from consumers.health import Health
+from consumers.source import Finding, Meaning
+from consumers.source_worker import SourceWorker
+from tests.support.caches import nodes, quick, until
+from tests.support.memory_source import Gone, MemorySource, Poisoned, scope
+
+GOOD = "good"
+
+
+def invalidation(resource_id: Any, data_type: str = "config", **more: Any) -> bytes:
+    """One resource's."""
+    command = {"op": "invalidate", "tenant_id": "acme", "data_type": data_type, "resource_id": resource_id}
+    return json.dumps(command | more).encode()
+
+
+@asynccontextmanager
+async def at_work(source: MemorySource, url: str, **settings: Any) -> AsyncIterator[SourceWorker]:
+    """A worker, drained at the end, which must succeed."""
+    worker = SourceWorker("test", source, quick(url, **settings))
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+        assert not task.done(), task.exception()
+        worker.drain()
+        await asyncio.wait_for(task, 10)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+def said() -> Any:
+    """What the workers' log says."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}")
+    logger.enable("consumers")
+    yield lines
+    logger.remove(sink)
+    logger.disable("consumers")
+
+
+@pytest.fixture
+async def cache(redis_url: str) -> AsyncIterator[Cache]:
+    """One that has a value which the good command invalidates."""
+    async with nodes(redis_url, 1) as (cache,):
+        await cache.set("config", GOOD, 1, "acme")
+        yield cache
+
+
+async def gone(cache: Cache) -> None:
+    """Until the good command was applied."""
+
+    async def absent() -> bool:
+        return await cache.get("config", GOOD, "acme") is None
+
+    await until(absent)
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    """A row that raises."""
+
+    def row() -> Any:
+        raise error
+
+    return row
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (b"{", "Invalid JSON"),
+        (b"[" * 100_000, ""),
+        (b'{"op": "invalidate", "x\\u0000\\n": 1}', ""),
+        (invalidation("1", tenant_id="a\0b"), ""),
+        (invalidation("x" * 5000), ""),
+        (b'{"op": "invalidate", "tenant_id": "acme", "data_type": "t", "resource_id": "\\ud800"}', ""),
+        (raising(RecursionError("too deep")), "RecursionError while it was read"),
+        (raising(ZeroDivisionError()), "ZeroDivisionError while it was read"),
+        (raising(ValueError("first\nINFO forged \u65e5 \0")), "first"),
+        (Meaning([invalidation("1")], ["the old row has no tenant"]), "the old row has no tenant"),
+    ],
+    ids=range(10),
+)
+async def test_no_item_holds_up_another(
+    cache: Cache, redis_url: str, poison: Any, reason: str, said: list[str]
+) -> None:
+    source = MemorySource()
+    source.put(poison, invalidation(GOOD))
+    async with at_work(source, redis_url) as worker:
+        await gone(cache)
+        await until(lambda: not source.rows)
+        assert worker.meters.count("dead") == len(source.dead) == 1
+    (letter,) = source.dead
+    assert reason in letter.reason
+    assert letter.reason.isascii() and letter.reason.isprintable()
+    assert len(letter.reason) <= 500
+    assert not [line for line in said if not line.rstrip("\n").isprintable() or "INFO forged" in line.split("first")[0]]
+
+
+async def test_what_can_be_named_of_an_item_is_applied_beside_its_letter(cache: Cache, redis_url: str) -> None:
+    source = MemorySource()
+    source.put(Meaning([invalidation(GOOD), invalidation("x" * 5000)], ["half of it"]))
+    async with at_work(source, redis_url):
+        await gone(cache)
+        await until(lambda: not source.rows)
+    (letter,) = source.dead
+    assert "half of it" in letter.reason and "resource_id" in letter.reason
+
+
+async def test_a_plan_that_l2_never_takes_is_set_aside_alone(
+    cache: Cache, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemorySource()
+    source.put(*[invalidation(f"n{number}") for number in range(20)], invalidation("bad"), invalidation(GOOD))
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        send = worker._applier._producer.send
+
+        async def fails(plan: Plan, wait: str | None = None) -> Any:
+            if any("bad" in key.l2 for key in plan.keys):
+                raise OverflowError("no server takes this")
+            return await send(plan, wait)
+
+        monkeypatch.setattr(worker._applier._producer, "send", fails)
+        source.put(invalidation("bad"), *[invalidation(f"m{number}") for number in range(20)])
+        await until(lambda: not source.rows)
+    assert "OverflowError: no server takes this" in source.dead[-1].reason
+    assert len(source.dead) <= 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_letters_that_cant_be_kept_are_kept_bare_or_told(
+    cache: Cache, redis_url: str, whole: bool, said: list[str]
+) -> None:
+    source = MemorySource()
+    source.put(b"one", b"two poison", b"three", invalidation(GOOD))
+
+    def bury(letters: Any) -> None:
+        if any(b"poison" in letter.payload or (whole and letter.source == "row 2") for letter in letters):
+            raise Poisoned("not in this encoding")
+
+    source.faults["bury"] = bury
+    async with at_work(source, redis_url) as worker:
+        await gone(cache)
+        await until(lambda: not source.rows)
+        assert worker.meters.count("dead") == 3
+    kept = {letter.source: letter.payload for letter in source.dead}
+    assert kept == {"row 1": b"one", "row 3": b"three"} | ({} if whole else {"row 2": b""})
+    assert any("can't even be set aside" in line for line in said) == whole
+
+
+@pytest.mark.parametrize("step", ["open", "take", "let_go", "look", "bury"])
+@pytest.mark.parametrize("error", [Gone("away"), RuntimeError("a bug")], ids=["trouble", "unexpected"])
+async def test_a_source_that_fails_is_come_back_to(
+    cache: Cache, redis_url: str, step: str, error: Exception, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    source, times = MemorySource(), iter([True] * 3)
+
+    def fails(*_: Any) -> None:
+        if next(times, False):
+            raise error
+
+    source.faults[step] = fails
+    async with at_work(source, redis_url) as worker:
+        source.put(b"?", invalidation(GOOD))
+        await gone(cache)
+        await until(lambda: not source.rows and worker.health.ready)
+        await until(lambda: next(times, None) is None)
+    assert source.opens >= 2
+    assert any("place is out of reach" in line for line in said)
+    assert any("unexpected, and tried again: RuntimeError" in line for line in said) == isinstance(error, RuntimeError)
+
+
+async def test_what_no_waiting_helps_against_ends_it(redis_url: str) -> None:
+    source = MemorySource()
+
+    def fails() -> None:
+        raise ConfigError("no such thing")
+
+    source.faults["open"] = fails
+    with pytest.raises(ConfigError, match="no such thing"):
+        await asyncio.wait_for(SourceWorker("test", source, quick(redis_url)).run(), 10)
+
+
+async def test_a_slow_l2_is_given_less_at_a_time_and_what_was_applied_is_let_go(own_server: EmbeddedServer) -> None:
+    """A batch that takes too long as a whole gets done all the same."""
+
+    source = MemorySource(limit=4000, hold_s=0.05)
+    async with nodes(own_server.url, 1) as (cache,):
+        await cache.set("config", 2999, 1, "acme")
+        async with at_work(source, own_server.url, l2_timeout_s=0.2) as worker:
+            await until(lambda: worker.health.ready)
+            producer = worker._applier._producer
+            send, busy = producer.send, asyncio.Lock()
+
+            async def slowly(plan: Plan, wait: str | None = None) -> Any:
+                async with busy:
+                    await asyncio.sleep(0.03 * len(plan.keys) / 100)
+                return await send(plan, wait)
+
+            producer.send = slowly  # type: ignore[method-assign]
+            source.put(*[invalidation(number) for number in range(3000)])
+            await until(lambda: not source.rows)
+            assert await cache.get("config", 2999, "acme") is None
+            assert worker.meters.count("applied") == 3000
+    assert source.taken[0] == 3000
+    assert min(source.taken) < 3000
+    assert sum(source.taken) < 3 * 3000, "what was applied is not taken again"
+
+
+@pytest.mark.parametrize("hold_s", [None, 0.1])
+async def test_without_l2_it_waits_and_then_goes_on(own_server: EmbeddedServer, hold_s: float | None) -> None:
+    source = MemorySource(hold_s=hold_s)
+    async with at_work(source, own_server.url) as worker:
+        await until(lambda: worker.health.ready)
+        own_server.kill()
+        await until(lambda: not worker.health.ready)
+        source.put(invalidation(1))
+        await asyncio.sleep(0.1)
+        assert source.rows
+        own_server.start()
+        await until(lambda: not source.rows)
+        await until(lambda: worker.health.ready)
+
+
+async def test_large_fan_out_does_not_hold_the_loop(redis_url: str) -> None:
+    related = [{"data_type": f"r{number % 40}", "resource_id": f"{number}:x"} for number in range(150)]
+    source = MemorySource(limit=5000)
+    source.put(*[Meaning([invalidation(number, related=related)]) for number in range(400)])
+    worst_s = 0.0
+
+    async def beat() -> None:
+        nonlocal worst_s
+        while True:
+            began_s = monotonic()
+            await asyncio.sleep(0)
+            worst_s = max(worst_s, monotonic() - began_s)
+
+    beating = asyncio.create_task(beat())
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: not source.rows)
+        assert worker.meters.count("applied") == 400
+    for task in beating, counting:
+        task.cancel()
+    print(f"the loop was held {worst_s * 1000:.0f} ms at most, and turned {turns} times")
+    assert turns > 400 * 150 / source_worker.NAMES_AT_ONCE * 3, "it reads some, and lets others in between"
+
+
+async def test_killed_while_it_carries_nothing_is_let_go(redis_url: str) -> None:
+    source = MemorySource()
+    source.put(invalidation(1))
+    going_on = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        going_on.set()
+        await asyncio.Event().wait()
+
+    source.faults["let_go"] = never
+    worker = SourceWorker("test", source, quick(redis_url))
+    task = asyncio.create_task(worker.run())
+    await going_on.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert source.rows
+
+
+async def test_draining_finishes_what_is_in_hand_and_takes_no_more(redis_url: str) -> None:
+    source = MemorySource(limit=10)
+    source.put(*[invalidation(number) for number in range(100)])
+    began, going_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*_: Any) -> None:
+        began.set()
+        await going_on.wait()
+
+    source.faults["let_go"] = slowly
+    worker = SourceWorker("test", source, quick(redis_url))
+    task = asyncio.create_task(worker.run())
+    await began.wait()
+    worker.drain()
+    going_on.set()
+    await asyncio.wait_for(task, 10)
+    assert len(source.rows) == 90
+
+
+BROKEN = Finding(
+    "shape", "public.o", "it has no column tenant_id", "ALTER TABLE o ADD COLUMN tenant_id text;", missed=True
+)
+
+
+async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
+    cache: Cache, redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    source = MemorySource()
+    source.names = lambda _: [scope("config")]
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        source.findings = [BROKEN]
+        await gone(cache)
+        await until(lambda: not worker.health.ready)
+        told = worker.health.told()["parts"]
+        assert told["shape"]["why"] == str(BROKEN)
+        assert told["access"]["up"]
+        assert worker.meters.registry.get_sample_value("cachebus_worker_up", {"worker": "test", "part": "shape"}) == 0
+        source.put(invalidation("other"))
+        await until(lambda: not source.rows)
+        await until(lambda: source.made_up == [BROKEN])
+        await cache.set("config", GOOD, 2, "acme")
+        source.findings = []
+        await gone(cache)
+        await until(lambda: worker.health.ready)
+        assert source.made_up == [BROKEN, BROKEN]
+    assert [line.partition(" (")[0].rstrip("\n") for line in said if "shape" in line] == [
+        f"ERROR test: shape: {BROKEN}",
+        "INFO test: shape: public.o: is in order again, after 0 s",
+    ]
+
+
+async def test_while_it_lasts_it_is_told_and_made_up_for_once_a_minute() -> None:
+    now_s = 0.0
+    health = Health("test", ("shape",))
+    watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
+    due = []
+    for _ in range(181):
+        due += watched.heard([BROKEN])
+        now_s += 1.0
+    assert len(due) == 4
+    assert len(watched.heard([])) == 1
+    assert health.ready
+
+
+async def test_what_can_be_mended_is_mended_and_never_told(
+    redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    source = MemorySource()
+
+    def mended(_: Any) -> bool:
+        source.findings = []
+        return True
+
+    source.mends, source.findings = mended, [BROKEN]
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        assert not source.findings
+    assert not [line for line in said if "shape" in line]
+
+
+async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(source_worker, "STOPPED_S", 0.01)
+    source = MemorySource()
+    source.findings = [BROKEN._replace(stops=True, missed=False)]
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: "no column" in worker.health.told()["parts"]["shape"]["why"])
+        source.put(invalidation(1))
+        await asyncio.sleep(0.1)
+        assert source.rows
+        source.findings = []
+        await until(lambda: not source.rows)
+
+
+async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:
+    source = MemorySource()
+    source.findings = [BROKEN._replace(over=True)]
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: source.made_up)
+        assert worker.health.ready, "it is over"
+    assert any("nobody can name what they touched" in line for line in said)
+
+
+async def test_what_could_not_be_made_up_for_is_due_again(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.05)
+    source = MemorySource()
+    source.names = lambda _: [scope("config")]
+    async with at_work(source, own_server.url) as worker:
+        await until(lambda: worker.health.ready)
+        own_server.kill()
+        source.findings = [BROKEN._replace(over=True)]
+        await until(lambda: not worker.health.is_up("l2"))
+        assert not source.made_up
+        own_server.start()
+        await until(lambda: source.made_up)
+
+
+async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    source = MemorySource()
+
+    def figure(worker: SourceWorker) -> float:
+        found = worker.meters.registry.get_sample_value("cachebus_worker_progress_seconds", {"worker": "test"})
+        assert found is not None
+        return found
+
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        assert figure(worker) == 0
+
+        def fails(*_: Any) -> None:
+            raise Gone("away")
+
+        source.faults["let_go"] = fails
+        source.put(invalidation(1))
+        await until(lambda: figure(worker) > 0.2)
+        del source.faults["let_go"]
+        await until(lambda: not source.rows and figure(worker) == 0)

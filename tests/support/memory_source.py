@@ -1,0 +1,137 @@
+"""A worker's source in memory, and every way in which one can fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from consumers.dead import DeadLetter
+from consumers.source import Batch, Finding, Item, Left, Look, Meaning, Session, Source
+from producers.command import Command, InvalidateScope
+
+
+class Gone(Exception):
+    """The source is out of reach."""
+
+
+class Poisoned(ValueError):
+    """A letter can't be kept."""
+
+
+class MemorySource(Source):
+    """Rows by number; those that are taken come again, unless they were let go of. Faults are functions that tests
+    set; each is called at its step, and may raise or wait."""
+
+    part = "place"
+    trouble = (Gone,)
+    poison = (Poisoned,)
+    assumptions = ("shape", "access")
+
+    def __init__(self, *, limit: int = 500, hold_s: float | None = None) -> None:
+        self.limit = limit
+        self.hold_s = hold_s
+        self.rows: dict[int, Any] = {}
+        self.dead: list[DeadLetter] = []
+        self.held: dict[int, frozenset[int]] = {}
+        """Rows that wait, and for which shards."""
+        self.findings: list[Finding] = []
+        self.mends: Callable[[Sequence[Finding]], bool] = lambda _: False
+        self.names: Callable[[Finding], list[Command]] = lambda _: []
+        self.made_up: list[Finding] = []
+        self.faults: dict[str, Callable[..., Any]] = {}
+        self.taken: list[int] = []
+        """How many were taken each time."""
+        self.opens = 0
+        self._next = 0
+
+    def put(self, *rows: Any) -> None:
+        """Have these come, in this order."""
+        for row in rows:
+            self._next += 1
+            self.rows[self._next] = row
+
+    async def fault(self, step: str, *given: Any) -> None:
+        """What a test has set for this step happens."""
+        if step in self.faults:
+            found = self.faults[step](*given)
+            if asyncio.iscoroutine(found):
+                await found
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Session]:
+        """See `Source.opened`."""
+        self.opens += 1
+        await self.fault("open")
+        yield MemorySession(self)
+
+
+class MemorySession(Session):
+    """See `MemorySource`."""
+
+    def __init__(self, source: MemorySource) -> None:
+        self._source = source
+
+    async def take(self, limit: int, away: Collection[int]) -> Batch:
+        """See `Session.take`."""
+        source = self._source
+        await source.fault("take", limit)
+        waiting = {number for number, shards in source.held.items() if shards & set(away)}
+        items = [Item(f"row {number}", number) for number in source.rows if number not in waiting][:limit]
+        if items:
+            source.taken.append(len(items))
+        else:
+            await asyncio.sleep(0.005)
+        return Batch(items)
+
+    def mean(self, item: Item) -> Meaning:
+        """See `Session.mean`."""
+        row = self._source.rows[item.raw]
+        if callable(row):
+            row = row()
+        return row if isinstance(row, Meaning) else Meaning([row])
+
+    def letter(self, item: Item, reason: str) -> DeadLetter:
+        """See `Session.letter`."""
+        row = self._source.rows[item.raw]
+        return DeadLetter(row if isinstance(row, bytes) else repr(row).encode(), reason, item.place, 1)
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.bury`."""
+        await self._source.fault("bury", letters)
+        self._source.dead += letters
+
+    async def let_go(self, batch: Batch, left: Left) -> None:
+        """See `Session.let_go`."""
+        await self._source.fault("let_go", batch, left)
+        kept = {item.raw for item in left.undone} | {waiting.item.raw for waiting in left.waiting}
+        self._source.held = {waiting.item.raw: waiting.shards for waiting in left.waiting}
+        for item in batch.items:
+            if item.raw not in kept:
+                del self._source.rows[item.raw]
+
+    async def look(self) -> Look:
+        """See `Session.look`."""
+        await self._source.fault("look")
+        return Look(list(self._source.findings), len(self._source.rows), 0.0)
+
+    async def mend(self, findings: Sequence[Finding]) -> bool:
+        """See `Session.mend`."""
+        return self._source.mends(findings)
+
+    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+        """See `Session.scopes`."""
+        named = {finding: self._source.names(finding) for finding in findings}
+        return [one for several in named.values() for one in several], [
+            str(f) for f, found in named.items() if not found
+        ]
+
+    async def made_up(self, findings: Sequence[Finding]) -> None:
+        """See `Session.made_up`."""
+        self._source.made_up += findings
+
+
+def scope(data_type: str, tenant_id: str = "acme") -> InvalidateScope:
+    """All of a type."""
+    return InvalidateScope(tenant_id=tenant_id, data_type=data_type)
