@@ -46,12 +46,16 @@ def _of_sample(rules: Rules, sample: Path) -> Iterator[str]:
 
 def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
     router = Router(rules)
-    commands = router.commands(change)
-    if not commands:
+    commands, problems = router.meaning(change)
+    for problem in problems:
+        yield f"  would be a dead letter: {problem}"
+    if not commands and not problems:
         named = router.rules_of(change.schema, change.table)
         yield "  invalidates nothing: " + ("its rules leave it out" if named else "no rule is for this table")
     planner = Planner(Keyspace(1), CascadeTable(rules.cascades))
     for command in commands:
+        if isinstance(command, bytes | str):
+            continue  # none that a router makes
         command.plan(planner)
         yield f"  invalidates {told(command)}"
         if isinstance(command, Invalidate):

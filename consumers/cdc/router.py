@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from cachebus.cascade import CascadeTable
 from cachebus.keys import Keyspace
 from cachebus.plan import Planner
 from consumers.cdc.change import Row, RowChange, UnusableChange
-from consumers.cdc.rules import CONTEXTS, Rule, Rules, ScopeRule, _InContext
-from producers.command import Command, Invalidate, InvalidateScope, InvalidateTags, Related
+from consumers.cdc.rules import CONTEXTS, RelatedRule, Rule, Rules, ScopeRule, _InContext
+from consumers.cdc.template import Template
+from consumers.source import Meaning
+from producers.command import Command, Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, Related
 
 TABLES_REMEMBERED = 4096
 
@@ -37,40 +40,54 @@ class Router:
             self._by_table[schema, table] = found
         return found
 
-    def commands(self, change: RowChange) -> list[Command]:
-        """What this change invalidates, each once; none where no rule is for it. `UnusableChange` where a rule is, and
-        the row lacks what the rule needs."""
+    def meaning(self, change: RowChange) -> Meaning:
+        """What this change invalidates, each once; nothing where no rule is for it. What one rule can't name, or one
+        half of the change, is a problem, and takes nothing from the others."""
         made: dict[Command, None] = {}
-        told = change
-        for rule in self.rules_of(told.schema, told.table):
-            change = told if rule.replica_identity == "full" else told.only_sure()
-            if change.op not in rule.operations or (rule.when and not change.touched(self._watched[id(rule)])):
+        problems: list[str] = []
+        for rule in self.rules_of(change.schema, change.table):
+            seen = change if rule.replica_identity == "full" else change.only_sure()
+            if seen.op not in rule.operations or (rule.when and not seen.touched(self._watched[id(rule)])):
                 continue
-            if change.op == "truncate":
+            if seen.op == "truncate":
                 made.update(dict.fromkeys(self._truncated(rule)))
                 continue
-            rows = [row for row in (change.after(), change.before()) if row is not None]
-            if not rows:
-                raise UnusableChange(f"{_named(rule)}: the {change.op} has neither the new row nor the old one")
-            if len(rows) == 2 and not self._differ(rule, *rows):
-                rows.pop()
-            for row in rows:
-                try:
-                    made.update(dict.fromkeys(_of_row(rule, row)))
-                except UnusableChange as error:
-                    raise UnusableChange(f"{_named(rule)}: {error}") from None
-        return list(made)
+            halves = self._halves(rule, seen)
+            if not halves:
+                problems.append(f"{_named(rule)}: the {seen.op} has neither the new row nor the old one")
+            for which, row in halves:
+                commands, unnamed = _of_row(rule, row)
+                made.update(dict.fromkeys(commands))
+                problems += (f"{_named(rule)}: {which}: {problem}" for problem in unnamed)
+        return Meaning(list(made), list(dict.fromkeys(problems)))
 
-    def everything(self, tenants: Sequence[str]) -> list[Command]:
-        """All that any rule may ever invalidate, for these tenants: for when changes may have been missed."""
-        found = (one for rule in self.rules.rule for one in self._scopes_of(rule, _tenants(rule, tenants)))
-        return list(dict.fromkeys(found))
+    def _halves(self, rule: Rule, change: RowChange) -> list[tuple[str, Row]]:
+        """The row as it is and as it was, less what is not known, and what for this rule is the same."""
+        rows = [("the new row", change.after()), ("the old row", change.before())]
+        known = [(which, row) for which, row in rows if row is not None]
+        if len(known) == 2 and not self._differ(rule, known[0][1], known[1][1]):
+            known.pop()
+        return known
+
+    def missed(self, rules: Iterable[Rule]) -> tuple[list[Command], list[str]]:
+        """All that these rules may ever invalidate, for the tenants at the head of the file: for when changes may have
+        been missed. And the tables of those whose tenants are known from rows alone, where the file names none."""
+        made: dict[Command, None] = {}
+        unnamed: list[str] = []
+        for rule in rules:
+            made.update(dict.fromkeys(self._scopes_of(rule, _tenants(rule, self.rules.tenants))))
+            if rule.needs_tenants and not self.rules.tenants:
+                unnamed.append(rule.table)
+        return list(made), list(dict.fromkeys(unnamed))
 
     def try_out(self, rule: Rule) -> None:
         """Make plans of a row that has all that the rule asks for; raises what is wrong with them."""
         row = dict.fromkeys(self._columns[id(rule)], "x")
         planner = Planner(Keyspace(1), CascadeTable(self.rules.cascades))
-        for command in (*_of_row(rule, row), *self._scopes_of(rule, _tenants(rule, ("x",)))):
+        commands, problems = _of_row(rule, row)
+        if problems:
+            raise ValueError(problems[0])
+        for command in (*commands, *self._scopes_of(rule, _tenants(rule, ("x",)))):
             command.plan(planner)
 
     def _differ(self, rule: Rule, new: Row, old: Row) -> bool:
@@ -128,32 +145,64 @@ def _entailed(rules: Rules) -> dict[str, list[str]]:
     return reached
 
 
-def _of_row(rule: Rule, row: Row) -> Iterator[Command]:
-    resource = rule.resource_id.fill(row)
-    if resource is None:
-        raise UnusableChange(f"resource_id is null: {rule.resource_id.text!r}")
-    tenant = _tenant(rule, row)
-    yield Invalidate(
-        op="invalidate", data_type=rule.data_type, resource_id=resource, **tenant, **_contexts(rule, row),
-        contexts="all" if rule.every_context else "exact", related=tuple(_related(rule, row)),
-    )  # fmt: skip
+def _of_row(rule: Rule, row: Row) -> tuple[list[Command], list[str]]:
+    """What a row names, each part by itself; and what of it can't be named. What is null names nothing."""
+    made: list[Command] = []
+    problems: list[str] = []
+    try:
+        tenant = _tenant(rule, row)
+    except UnusableChange as error:
+        return [], [f"tenant_id: {error}"]
+    if tenant is None:
+        return [], []
+
+    def add(what: str, part: Callable[[], Command | None]) -> None:
+        try:
+            command = part()
+        except UnusableChange as error:
+            problems.append(f"{what}: {error}")
+        else:
+            made.extend([] if command is None else [command])
+
+    related: list[Related] = []
+    for one in rule.related:
+        try:
+            related += _related(one, row)
+        except UnusableChange as error:
+            problems.append(f"related {one.data_type}: {error}")
+    add("resource_id", partial(_resource, rule, row, tenant, related))
     for scope in rule.scopes:
-        yield _scope(scope, row, tenant)
-    tags = tuple(dict.fromkeys(tag for tag in (template.fill(row) for template in rule.tags) if tag is not None))
-    if tags:
-        yield InvalidateTags(op="tags", tags=tags, **tenant)
+        add(f"the scope of {scope.data_type}", partial(_scope, scope, row, tenant))
+    for tag in rule.tags:
+        add(f"the tag {tag.text!r}", partial(_tag, tag, row, tenant))
+    return made, problems
 
 
-def _tenant(rule: Rule, row: Row) -> dict[str, Any]:
+def _resource(rule: Rule, row: Row, tenant: dict[str, Any], related: Sequence[Related]) -> Command | None:
+    """The resource, with what is related; what is related alone where the resource is null."""
+    resource = rule.resource_id.fill(row)
+    if resource is not None:
+        return Invalidate(
+            op="invalidate", data_type=rule.data_type, resource_id=resource, **tenant, **_contexts(rule, row),
+            contexts="all" if rule.every_context else "exact", related=tuple(related),
+        )  # fmt: skip
+    if not related:
+        return None
+    first, *others = related
+    return InvalidateCoordinated(op="coordinated", **tenant, **first.given(), related=tuple(others))
+
+
+def _tag(tag: Template, row: Row, tenant: dict[str, Any]) -> Command | None:
+    name = tag.fill(row)
+    return None if name is None else InvalidateTags(op="tags", tags=(name,), **tenant)
+
+
+def _tenant(rule: Rule, row: Row) -> dict[str, Any] | None:
+    """None where it is null: the row is nobody's."""
     if rule.tenant_id is None:
         return {}
     tenant = rule.tenant_id.fill(row)
-    if tenant is None:
-        raise UnusableChange(
-            f"tenant_id is null: {rule.tenant_id.text!r} (or the old row was told without it: does the table have "
-            "REPLICA IDENTITY FULL?)"
-        )
-    return {"tenant_id": tenant}
+    return None if tenant is None else {"tenant_id": tenant}
 
 
 def _contexts(part: _InContext, row: Row) -> dict[str, Any]:
@@ -165,12 +214,10 @@ def _contexts(part: _InContext, row: Row) -> dict[str, Any]:
     }
 
 
-def _related(rule: Rule, row: Row) -> Iterator[Related]:
-    for one in rule.related:
-        resource = one.resource_id.fill(row)
-        if resource is not None:  # null: this row is related to none
-            contexts = dict.fromkeys(CONTEXTS) | _contexts(one, row)
-            yield Related(data_type=one.data_type, resource_id=resource, **contexts)
+def _related(one: RelatedRule, row: Row) -> Iterator[Related]:
+    resource = one.resource_id.fill(row)
+    if resource is not None:  # null: this row is related to none
+        yield Related(data_type=one.data_type, resource_id=resource, **(dict.fromkeys(CONTEXTS) | _contexts(one, row)))
 
 
 def _scope(scope: ScopeRule, row: Row, tenant: dict[str, Any]) -> Command:
