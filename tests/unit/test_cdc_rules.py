@@ -270,11 +270,10 @@ def test_every_half_and_every_rule_that_can_be_named_is_and_one_letter_says_what
     assert "'2' of 'user' of tenant 'acme', and '3' of 'team'" in commands
     assert "'1' of 'user' of tenant 'acme', and '3' of 'team'" in commands
     assert "'a@x' of 'by_email' of tenant 'acme'" in commands
+    what = "the column 'email' holds neither text nor a whole number"
     assert problems == [
-        "the rule of 'shop.users' for 'user': the new row: the tag 'mail:{email}': the column 'email' holds neither text "
-        "nor a whole number",
-        "the rule of 'shop.users' for 'by_email': the new row: resource_id: the column 'email' holds neither text nor a "
-        "whole number",
+        f"the rule of 'shop.users' for 'user': the new row: the tag 'mail:{{email}}': {what}",
+        f"the rule of 'shop.users' for 'by_email': the new row: resource_id: {what}",
     ]
 
 
@@ -306,9 +305,8 @@ def test_check_shows_what_a_sample_invalidates(tmp_path: Path) -> None:
         "  invalidates all of 'order_list' of tenant 'acme'",
     ]
     sample.write_bytes(orders("insert", {"id": 1}).payload())
-    assert "would be a dead letter: the rule of 'shop.orders' for 'order': the new row: tenant_id: the" in checked(
-        rules, sample
-    )
+    with pytest.raises(ConfigError, match=r"it would be a dead letter: .*'tenant_id' is not known"):
+        checked(rules, sample)
     sample.write_text('{"op": "c", "after": {"name": "x"}, "source": {"schema": "a", "table": "settings"}}')
     assert "a Debezium envelope: insert of a.settings\n  invalidates 'x' of 'system'" in checked(rules, sample)
     sample.write_text('{"op": "c", "after": {"name": "x"}, "source": {"schema": "a", "table": "b"}}')
