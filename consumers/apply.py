@@ -66,6 +66,8 @@ class Applier:
         """The shards whose primaries are away, while another one is there: they are not tried until they answer."""
         self._refusing = set[int]()
         """Shards of which all is waited for, since no other primary is there: to answer a probe is not enough."""
+        self._answers = False
+        """Whether the last probe was answered."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
@@ -89,6 +91,11 @@ class Applier:
             with suppress(asyncio.CancelledError):
                 await looking
             await self._producer.aclose()
+
+    @property
+    def worth_trying(self) -> bool:
+        """Whether L2 is there; or answers, and what it has refused or left undone is to be tried again."""
+        return self._health.is_up("l2") or (bool(self._refusing) and self._answers)
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
         """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
@@ -195,12 +202,14 @@ class Applier:
             try:
                 await self._producer.probe()
             except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
+                self._answers = False
                 if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
                     self._patience.over()
                     self._tell_of_a_part(str(error))
                 else:
                     self._patience.failed(error)
             else:
+                self._answers = True
                 if not self._refusing:
                     self._patience.over()
                 if not self.away:
