@@ -66,8 +66,9 @@ class Applier:
         """The shards whose primaries are away, while another one is there: they are not tried until they answer."""
         self._refusing = set[int]()
         """Shards of which all is waited for, since no other primary is there: to answer a probe is not enough."""
-        self._answers = False
-        """Whether the last probe was answered."""
+        self.answers = False
+        """Whether L2 has answered since it last failed: it may refuse all the same, so that is worth a trial, and says
+        nothing of its health."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
@@ -81,21 +82,18 @@ class Applier:
                 break
         self._patience.over()
         self._is_open.set()
+        self.answers = True
         looking = asyncio.create_task(self._watch(), name="cachebus-applier")
         try:
             yield self
         finally:
             self._is_open.clear()
             self.away.clear()
+            self.answers = False
             looking.cancel()
             with suppress(asyncio.CancelledError):
                 await looking
             await self._producer.aclose()
-
-    @property
-    def worth_trying(self) -> bool:
-        """Whether L2 is there; or answers, and what it has refused or left undone is to be tried again."""
-        return self._health.is_up("l2") or (bool(self._refusing) and self._answers)
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
         """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
@@ -165,6 +163,7 @@ class Applier:
                         self._is_away(shard, error)
                         return False
                     self._refusing.add(shard)
+                    self.answers = False
                     await self._patience.wait(error)
                 else:
                     self._meters.scripts.inc()
@@ -206,10 +205,12 @@ class Applier:
                 if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
                     self._patience.over()
                     self._tell_of_a_part(str(error))
+                    self.answers = True
                 else:
+                    self.answers = False
                     self._patience.failed(error)
             else:
-                self._answers = True
+                self.answers = True
                 if not self._refusing:
                     self._patience.over()
                 if not self.away:

@@ -149,7 +149,7 @@ class Source(ABC):
 
     part: str
     """What it is called in health and logs: "database", "kafka"."""
-    trouble: tuple[type[BaseException], ...]
+    trouble: tuple[type[BaseException], ...] = ()
     """What is raised when it is out of reach: it is waited for."""
     assumptions: tuple[str, ...] = ()
     """The names of what it assumes, for figures: few, and always the same."""

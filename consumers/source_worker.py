@@ -132,7 +132,7 @@ class SourceWorker(Worker):
 
     async def _step(self, session: Session) -> None:
         self._patience.over()
-        if self._hold_s is not None and not self._applier.worth_trying:
+        if self._hold_s is not None and not self._applier.answers:
             await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
             return
         if self._assumptions.stopped or self.draining:

@@ -227,17 +227,24 @@ async def test_a_slow_l2_is_given_less_at_a_time_and_what_was_applied_is_let_go(
     assert sum(source.taken) < 3 * 3000, "what was applied is not taken again"
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("hold_s", [None, 0.1])
-async def test_without_l2_it_waits_and_then_goes_on(own_server: EmbeddedServer, hold_s: float | None) -> None:
+async def test_without_l2_it_waits_and_then_goes_on(
+    own_server: EmbeddedServer, hold_s: float | None, known: bool, frozen: bool
+) -> None:
+    """Whether it notices that L2 is away by an item, or by itself before one comes."""
     source = MemorySource(hold_s=hold_s)
     async with at_work(source, own_server.url) as worker:
         await until(lambda: worker.health.ready)
-        own_server.kill()
-        await until(lambda: not worker.health.ready)
+        own_server.pause() if frozen else own_server.kill()
+        if known:
+            await until(lambda: not worker.health.ready)
         source.put(invalidation(1))
-        await asyncio.sleep(0.1)
+        await until(lambda: not worker.health.ready)
+        await asyncio.sleep(0.3)
         assert source.rows
-        own_server.start()
+        own_server.resume() if frozen else own_server.start()
         await until(lambda: not source.rows)
         await until(lambda: worker.health.ready)
 
