@@ -201,7 +201,6 @@ class Applier:
             try:
                 await self._producer.probe()
             except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
-                self._answers = False
                 if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
                     self._patience.over()
                     self._tell_of_a_part(str(error))
