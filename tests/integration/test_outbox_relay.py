@@ -489,7 +489,9 @@ async def test_while_redis_hangs_no_transaction_stays_open_and_nothing_is_lost(
                 await asyncio.sleep(0.01)
                 assert not await in_transaction(connection)
             assert relay.meters.count("applied") == 0
-            assert invalidation("x") in [row[0] for row in await connection.fetch("SELECT command FROM cachebus_outbox")]
+            assert invalidation("x") in [
+                row[0] for row in await connection.fetch("SELECT command FROM cachebus_outbox")
+            ]
             own_server.resume()
             await gone(caches, "x")
             await until(lambda: relay.meters.count("dead") == relay.meters.count("applied") == 1)

@@ -21,7 +21,7 @@ BROKEN = {
     "no index": ("ALTER TABLE cachebus_outbox DROP CONSTRAINT cachebus_outbox_pkey", "table", False),
     "waits_for: it is not there": ("ALTER TABLE cachebus_outbox DROP COLUMN waits_for", "columns", True),
     "attempts: it is not there": ("ALTER TABLE cachebus_outbox DROP COLUMN attempts", "columns", True),
-    "dead\".reason: it is not there": ("ALTER TABLE cachebus_outbox_dead DROP COLUMN reason", "columns", False),
+    'dead".reason: it is not there': ("ALTER TABLE cachebus_outbox_dead DROP COLUMN reason", "columns", False),
     "of the type jsonb": (
         "ALTER TABLE cachebus_outbox ALTER COLUMN command TYPE jsonb USING command::jsonb", "columns", True,
     ),
@@ -183,5 +183,3 @@ async def test_rows_of_a_namespace_that_nobody_serves_are_told(database: str, re
             assert len((await look_at(database)).findings) == 2
             assert len((await other.look()).findings) == 2
             assert await waiting(database, "a") == 2
-
-
