@@ -16,7 +16,7 @@ from consumers.dead import DeadLetter
 from consumers.outbox import standing
 from consumers.outbox.database import TROUBLE, connected, told
 from consumers.outbox.options import RelayOptions
-from consumers.outbox.reading import Taker
+from consumers.outbox.reading import PostgresTaker
 from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from producers.outbox.table import OutboxTable
 
@@ -81,7 +81,7 @@ class PostgresSession(Session):
         self._table = OutboxTable.of(options.table)
         self._options = options
         self._known = known or Known()
-        self._taker = Taker(connection, self._table, namespace)
+        self._taker = PostgresTaker(connection, self._table, namespace)
         self._woken = asyncio.Event()
         self._rest_until_s = float("-inf")
         self._busy = asyncio.Lock()
@@ -190,7 +190,7 @@ class PostgresSession(Session):
         gone = [item for item in batch.items if id(item) not in kept]
         self._known.unsure.update(item.raw[2] for item in gone)
         for shard, items in put_back.items():
-            self._taker.waits_for(shard)
+            self._taker.shards.add(shard)
             await self._each(_WAITS.format(t=self._table), items, shard)
         await self._each(_LATER.format(t=self._table), later, AGAIN_S)
         await self._each(_DELETE.format(t=self._table), gone)

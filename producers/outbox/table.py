@@ -48,6 +48,12 @@ class OutboxTable(NamedTuple):
         relays up; without it one that is there is removed."""
         return [_ROWS.format(t=self), _DEAD.format(t=self), *(self._trigger() if notify else self._no_trigger())]
 
+    def sqlite_statements(self) -> list[str]:
+        """As `statements`, for SQLite; `ConfigError` for a table in a schema."""
+        if self.schema is not None:
+            raise ConfigError("in SQLite the outbox's table must be NAME alone")
+        return [statement.format(t=self) for statement in _SQLITE]
+
     def _quoted(self, name: str) -> str:
         return f'"{name}"' if self.schema is None else f'"{self.schema}"."{name}"'
 
@@ -100,3 +106,31 @@ CREATE TABLE IF NOT EXISTS {t.dead} (
     created_at timestamptz NOT NULL,
     died_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
+# Ids are given once: of two relays that take a row, as both may here, the slower one removes no other row by its id.
+# Times are Unix seconds.
+_NOW: Final = "(julianday('now') - 2440587.5) * 86400.0"
+_SQLITE: Final = (
+    f"""\
+CREATE TABLE IF NOT EXISTS {{t.rows}} (
+    namespace TEXT NOT NULL DEFAULT 'cachebus',
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    command TEXT NOT NULL,
+    created_at REAL NOT NULL DEFAULT ({_NOW}),
+    due_at REAL NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    waits_for INTEGER NOT NULL DEFAULT -1
+)""",
+    """\
+CREATE INDEX IF NOT EXISTS "{t.name}_due" ON {t.rows} (namespace, waits_for, due_at, id)""",
+    f"""\
+CREATE TABLE IF NOT EXISTS {{t.dead}} (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL,
+    row_id INTEGER NOT NULL,
+    command TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    died_at REAL NOT NULL DEFAULT ({_NOW})
+)""",
+)

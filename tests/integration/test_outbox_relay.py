@@ -231,7 +231,7 @@ async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, 
 
 
 async def test_an_address_that_is_none_ends_it(redis_url: str) -> None:
-    for url in ("mysql://localhost/x", "cachebus", ""):
+    for url in ("oracle://localhost/x", "cachebus", ""):
         with pytest.raises(ConfigError, match="must be a URL like"):
             relay_of(url, redis_url)
     for url in ("postgresql://localhost:port/x", "postgresql://localhost/x?sslmode=s3cret"):
