@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -76,6 +77,8 @@ class SourceWorker(Worker):
         """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
         self._owed_for: dict[tuple[str, str], Finding] = {}
         self._limit = source.limit
+        self._done = Counter[str]()
+        """By outcome: of the batch in hand, which counts when it was let go of."""
         self._in_hand = asyncio.Lock()
         """Held from before a batch is read until it is let go of."""
 
@@ -140,8 +143,11 @@ class SourceWorker(Worker):
         if not batch.items:
             return
         async with self._in_hand:
+            self._done.clear()
             left = await self._carried(session, batch)
             await session.let_go(batch, left)
+        for outcome, count in self._done.items():
+            self.meters.done(outcome, count)
         self.meters.moved()
         slow = bool(left.undone)
         self._limit = max(1, self._limit // 2) if slow else min(self.source.limit, 2 * self._limit)
@@ -227,7 +233,7 @@ class SourceWorker(Worker):
                 await session.bury([bare])
             except self.source.poison as again:
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
-        self.meters.done("dead", len(letters))
+        self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
             logger.warning("{}: {} is set aside: {}", self.name, clean(letter.source), letter.reason)
         if len(letters) > NAMED:
@@ -242,9 +248,7 @@ class SourceWorker(Worker):
             applied += not item.again
             if item.sent_s is not None and item.sent_s > SENT_FROM_S:
                 self.meters.lag_s.observe(max(0.0, now_s - item.sent_s))
-        self.meters.done("applied", applied)
-        self.meters.done("again", again)
-        self.meters.done("ignored", reading.ignored)
+        self._done.update(applied=applied, again=again, ignored=reading.ignored)
 
     # -- what is assumed ----------------------------------------------------------------------------------------------
 

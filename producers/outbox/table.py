@@ -72,7 +72,11 @@ class OutboxTable(NamedTuple):
 
 # `command` is text, not jsonb: a mistake in it must cost no business transaction, and is kept as it was written.
 # `created_at` is when the row was written: now() would be when its transaction began, and count that as the relay's
-# lag. Ids come out of order, since a transaction may commit long after it took one: nothing here relies on them.
+# lag. `due_at` is before all times, unless a writer says so: it is compared with the clock only then, and a clock that
+# was put back, or is another machine's after a failover, holds up no row. `waits_for` is the shard of a primary of L2
+# that was away; the relay's. The key begins with what rows are looked for by: those that are due are found at its
+# head, however many are not, and one index is all that a row costs its writer. Ids come out of order, since a
+# transaction may commit long after it took one: nothing here relies on them.
 # Such a table is empty most of the time and full of dead rows when it is busy, so it is vacuumed by their number.
 _ROWS: Final = """\
 CREATE TABLE IF NOT EXISTS {t.rows} (
@@ -80,9 +84,10 @@ CREATE TABLE IF NOT EXISTS {t.rows} (
     id bigint GENERATED ALWAYS AS IDENTITY,
     command text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at timestamptz NOT NULL DEFAULT '-infinity',
     attempts integer NOT NULL DEFAULT 0,
-    not_before timestamptz,
-    PRIMARY KEY (namespace, id)
+    waits_for integer NOT NULL DEFAULT -1,
+    PRIMARY KEY (namespace, waits_for, due_at, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"""
 _DEAD: Final = """\
 CREATE TABLE IF NOT EXISTS {t.dead} (

@@ -249,6 +249,19 @@ async def test_without_l2_it_waits_and_then_goes_on(
         await until(lambda: worker.health.ready)
 
 
+async def test_what_was_in_hand_when_l2_hung_is_done_once_it_goes_on(own_server: EmbeddedServer) -> None:
+    source = MemorySource(hold_s=0.1)
+    async with at_work(source, own_server.url, l2_timeout_s=0.2) as worker:
+        await until(lambda: worker.health.ready)
+        own_server.pause()
+        source.put(invalidation(1))
+        await until(lambda: not worker.health.is_up("l2"))
+        await until(lambda: worker._limit < source.limit)  # it was given back
+        own_server.resume()
+        await until(lambda: not source.rows)
+        await until(lambda: worker.health.ready)
+
+
 async def test_large_fan_out_does_not_hold_the_loop(redis_url: str) -> None:
     related = [{"data_type": f"r{number % 40}", "resource_id": f"{number}:x"} for number in range(150)]
     source = MemorySource(limit=5000)
