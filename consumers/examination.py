@@ -26,8 +26,8 @@ class Seen(NamedTuple):
 
 
 async def examined(worker: SourceWorker, within_s: float = WITHIN_S) -> list[Seen]:
-    """L2, the source, and all that is assumed of it, in the order of what needs what. Nothing is changed, nothing taken;
-    `ConfigError` for what can't even be tried."""
+    """L2, the source, and all that is assumed of it, in the order of what needs what. Nothing is changed, and nothing
+    taken; `ConfigError` for what can't even be tried."""
     source = worker.source
     seen = [Seen(L2, await _of_l2(worker, within_s))]
     try:
@@ -37,10 +37,8 @@ async def examined(worker: SourceWorker, within_s: float = WITHIN_S) -> list[See
         return [*seen, *_in_the_way(source, f"it did not answer in {within_s:g} s")]
     except source.trouble as error:
         return [*seen, *_in_the_way(source, source.told(error))]
-    seen.append(Seen(source.part))
-    for name in source.assumptions:
-        seen.append(Seen(name, tuple(finding for finding in findings if finding.assumption == name)))
-    return seen
+    of = {name: tuple(finding for finding in findings if finding.assumption == name) for name in source.assumptions}
+    return [*seen, Seen(source.part), *(Seen(name, found) for name, found in of.items())]
 
 
 async def _of_l2(worker: SourceWorker, within_s: float) -> tuple[Finding, ...]:

@@ -29,9 +29,7 @@ worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
 replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
 replay_dead.command("kafka", short_help="Of commands on Kafka, into their topic.")(replay_kafka)
 replay_dead.command("cdc", short_help="Of changes of rows, by the rules as they are now.")(replay_cdc)
-checks = _group(
-    "check", "Look at all that a worker assumes, without starting it. Exit status: 1 if something is wrong."
-)
+checks = _group("check", "Look at all that a worker needs and assumes, without starting it.")
 worker.add_typer(checks, short_help="Look at all that a worker assumes, without starting it.")
 worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
 worker.command(short_help="From commands in a topic of Kafka.")(kafka)
