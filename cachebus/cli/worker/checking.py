@@ -7,9 +7,9 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from consumers.examination import Seen
     from consumers.worker import Worker
 
-NAME: Final = "check"
 WIDE: Final = 14
 
 
-def is_checking() -> bool:
-    """Whether the command that runs is one of `cachebus worker check`."""
-    context = click.get_current_context(silent=True)
-    return context is not None and context.parent is not None and context.parent.info_name == NAME
+_asked: ContextVar[Literal["", "text", "json"]] = ContextVar("_asked", default="")
+"""Whether the command that runs is one of `cachebus worker check`, and how it is to tell what it finds."""
+
+
+def begin(*, as_json: bool) -> None:
+    """The worker that is made next is to be looked at, and not to be run."""
+    _asked.set("json" if as_json else "text")
+
+
+def is_asked() -> bool:
+    """Whether it is."""
+    return bool(_asked.get())
 
 
 def check(make: Callable[[], Worker]) -> None:
@@ -40,16 +47,11 @@ def check(make: Callable[[], Worker]) -> None:
         return worker.name, await examined(worker)
 
     name, seen = asyncio.run(main())
-    if not _wants_json():
-        printed(name, seen, Console())
-    else:
+    if _asked.get() == "json":
         sys.stdout.write(json.dumps(told(name, seen), indent=2) + "\n")
+    else:
+        printed(name, seen, Console())
     raise typer.Exit(int(any(one.findings or not one.looked_at for one in seen)))
-
-
-def _wants_json() -> bool:
-    context = click.get_current_context(silent=True)
-    return bool(context and context.parent and context.parent.params.get("as_json"))
 
 
 def printed(name: str, seen: Sequence[Seen], console: Console) -> None:

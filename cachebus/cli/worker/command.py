@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cachebus.cli.worker.cdc import cdc, replay_cdc
+from cachebus.cli.worker.checking import begin
 from cachebus.cli.worker.kafka import kafka, replay_kafka
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
@@ -45,6 +46,7 @@ def _check(
     L2, the database or the brokers, tables, rights, publications, slots, topics, offsets: each is ok or a problem, with
     what mends it. Nothing is changed. Exit status: 0, 1 if something is wrong, 2 if nothing could be looked at.
     """
+    begin(as_json=as_json)
 
 
 checks.command("outbox", short_help="An outbox, its tables and triggers.")(outbox)
