@@ -66,7 +66,8 @@ class SourceWorker(Worker):
 
     def __init__(self, name: str, source: Source, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
         super().__init__(name, ("l2", source.part, *source.assumptions))
-        self._source = source
+        self.source = source
+        self.settings = settings
         source.register(self.meters.registry)
         self._applier = Applier(settings, self.health, self.meters, cascades)
         self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
@@ -107,12 +108,12 @@ class SourceWorker(Worker):
     async def _work(self) -> None:
         while True:
             try:
-                async with self._source.opened() as session:
+                async with self.source.opened() as session:
                     await self._sit(session)
             except HOPELESS:
                 raise
-            except self._source.trouble as error:
-                await self._patience.wait(self._source.told(error))
+            except self.source.trouble as error:
+                await self._patience.wait(self.source.told(error))
             except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
                 self._limit = max(1, self._limit // 2)
                 logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, told(error))
@@ -149,7 +150,7 @@ class SourceWorker(Worker):
             self.meters.done(outcome, count)
         self.meters.moved()
         slow = bool(left.undone)
-        self._limit = max(1, self._limit // 2) if slow else min(self._source.limit, 2 * self._limit)
+        self._limit = max(1, self._limit // 2) if slow else min(self.source.limit, 2 * self._limit)
 
     # -- a batch ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class SourceWorker(Worker):
             return
         try:
             await session.bury(letters)
-        except self._source.poison as error:
+        except self.source.poison as error:
             if len(letters) > 1:
                 for half in letters[: len(letters) // 2], letters[len(letters) // 2 :]:
                     await self._bury(session, half)
@@ -230,7 +231,7 @@ class SourceWorker(Worker):
                               clean(letters[0].source), 1, wall_s())  # fmt: skip
             try:
                 await session.bury([bare])
-            except self._source.poison as again:
+            except self.source.poison as again:
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
         self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
