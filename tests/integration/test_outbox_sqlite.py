@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
@@ -100,6 +101,16 @@ async def test_what_is_committed_is_applied_and_what_is_not_is_not(
         await until(lambda: relay.meters.count("applied") == 1)
         assert found(file, "SELECT * FROM cachebus_outbox") == []
     assert await cache.get("config", "undone", "acme") == "old"
+
+
+def test_the_write_in_the_documentation(url: str, file: Path, redis_url: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "outbox.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "sqlite3.connect" in block]
+    with connected(file) as connection, connection:
+        connection.execute("CREATE TABLE agent (id, config)")
+    names = {"sqlite3": sqlite3, "config": "new", "outbox": Outbox(settings(redis_url))}
+    exec(code.replace('"shop.db"', repr(str(file))), names | {"SyncOutboxProducer": SyncOutboxProducer})
+    assert len(found(file, "SELECT * FROM cachebus_outbox")) == 1
 
 
 def test_a_connection_that_commits_by_itself_is_refused(url: str, file: Path, redis_url: str) -> None:
