@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 
-from producers.outbox.table import OutboxTable
+from producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 COUNTED: Final = 100_000
 """Rows that are counted one by one; of more there is an estimate."""
@@ -82,7 +82,8 @@ class PostgresTaker(Taker):
     async def _some(self, kind: Kind, limit: int, shards: Sequence[int] = ()) -> list[Any]:
         if limit == 0:
             return []
-        command = "convert_to(command, getdatabaseencoding())" if self.as_bytes else "command"
+        read = "convert_to(command, getdatabaseencoding())" if self.as_bytes else "command"
+        command = f"CASE WHEN octet_length(command) <= {LARGEST_BYTES} THEN {read} END"
         sql = _TAKE[kind].format(t=self._table, limit=int(limit), command=command)
         more = [shards] if shards else []
         found: list[Any] = await self._connection.fetch(sql, self._namespace, *more)

@@ -17,7 +17,7 @@ from consumers.outbox.options import RelayOptions
 from consumers.outbox.reading import COUNTED, Kind, Taker, Waits
 from consumers.outbox.sqlite_file import TROUBLE, Database, opened, path_of, told
 from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
-from producers.outbox.table import OutboxTable
+from producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 AGAIN_S: Final = 60.0
 POISON: Final = (ValueError, TypeError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError)
@@ -84,7 +84,9 @@ class SqliteTaker(Taker):
     async def _some(self, kind: Kind, limit: int, shards: Sequence[int] = ()) -> list[Any]:
         if limit == 0:
             return []
-        sql = f"{_HEAD}{_KINDS[kind]} LIMIT ?".format(t=self._table, shards=",".join(map(str, shards)))
+        sql = f"{_HEAD}{_KINDS[kind]} LIMIT ?".format(
+            t=self._table, largest=LARGEST_BYTES, shards=",".join(map(str, shards))
+        )
         return await self._database.fetch(sql, self._namespace, wall_s(), limit)
 
     async def waits(self) -> Waits:
@@ -126,6 +128,8 @@ class SqliteSession(Session):
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
         command = item.raw[1]
+        if command is None:
+            raise ValueError(f"it is longer than {LARGEST_BYTES} bytes")
         if not isinstance(command, bytes):
             raise ValueError(f"command: it is no text, but of the type {type(command).__name__}")
         return Meaning((command,))
@@ -215,7 +219,8 @@ ROWS: Final = ("namespace", "id", "command", "created_at", "due_at", "attempts",
 DEAD: Final = ("namespace", "row_id", "command", "reason", "attempts", "created_at")
 REMAKE: Final = "make the table anew, with its rows"
 _HEAD: Final = """\
-SELECT id, command, created_at, due_at, waits_for FROM {t.rows} WHERE namespace = ? AND due_at <= ? AND """
+SELECT id, CASE WHEN length(CAST(command AS BLOB)) <= {largest} THEN command END, created_at, due_at, waits_for
+FROM {t.rows} WHERE namespace = ? AND due_at <= ? AND """
 _KINDS: Final[dict[Kind, str]] = {
     "due": "waits_for = -1 ORDER BY due_at, id",
     "fresh": "waits_for = -1 AND due_at = 0 ORDER BY due_at, id",

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple, Self
 from cachebus.errors import ConfigError
 
 DEFAULT: Final = "cachebus_outbox"
+LARGEST_BYTES: Final = 256 * 1024
+"""Of one command: more is refused where it is written, and set aside where it is read."""
 # So long that no name made of it is cut off by PostgreSQL (63 bytes), and nothing in it could mean anything in SQL.
 _plain = re.compile(r"[a-z_][a-z0-9_]{0,54}").fullmatch
 

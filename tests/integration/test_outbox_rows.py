@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cachebus import Cache
+from cachebus import Cache, ValueTooLarge
 from cachebus.cli.servers.postgres import PostgresServer
 from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
 from consumers.outbox.postgres import PostgresOutbox, PostgresSession
 from consumers.source import Left
+from producers import Outbox, OutboxProducer
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
@@ -113,6 +114,31 @@ async def test_encodings(postgres: PostgresServer, redis_url: str, cache: Cache,
     finally:
         async with connected(postgres.url) as connection:
             await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("size", [300_000, 60_000_000])
+async def test_a_row_that_is_too_large_is_not_even_read(database: str, redis_url: str, cache: Cache, size: int) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute("INSERT INTO cachebus_outbox (command) VALUES (repeat('[', $1))", size)
+        await put(connection, GOOD)
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await gone(cache)
+            await emptied(database)
+            assert relay.meters.count("dead") == 1
+        reason, kept = await connection.fetchrow("SELECT reason, length(command) FROM cachebus_outbox_dead")
+    assert "longer than" in reason
+    assert kept == (size if size < 1_000_000 else 1000)
+
+
+async def test_nor_is_it_written(database: str, redis_url: str) -> None:
+    await create_tables(database)
+    related = [{"data_type": "t", "resource_id": "x" * 400 + str(number)} for number in range(1000)]
+    async with connected(database) as connection, connection.transaction():
+        producer = OutboxProducer(connection, Outbox(settings(redis_url)))
+        with pytest.raises(ValueTooLarge):
+            await producer.invalidate_coordinated("acme", "t", "x", related)
+    assert await waiting(database) == 0
 
 
 PARTS = """\

@@ -143,6 +143,7 @@ ODD: dict[str, tuple[Any, dict[str, Any]]] = {
     "a blob": (b"\xff\xfe\x00", {}),
     "a number": (7.5, {}),
     "empty": ("", {}),
+    "too large": ("[" * 300_000, {}),
     "attempts": ("nonsense", {"attempts": 9223372036854775807}),
     "attempts in words": ("nonsense", {"attempts": "many"}),
     "created never": ("nonsense", {"created_at": float("inf")}),
