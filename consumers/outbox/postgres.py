@@ -179,6 +179,10 @@ class PostgresSession(Session):
                     )
         except NO_PLACE:
             self._unburied.update(letter.source for letter in letters)
+        except ROW_POISON:
+            if len(letters) > 1 or letters[0].payload:
+                raise  # each by itself, and then without what is in it
+            self._unburied.add(letters[0].source)
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
@@ -217,10 +221,9 @@ class PostgresSession(Session):
         """See `Session.look`."""
         async with self._busy:
             findings, oid = await standing.findings(self._connection, self._table, self._namespace, self._known.oid)
-            if oid is None or any(finding.stops for finding in findings):
+            self._known.oid = oid
+            if any(finding.stops for finding in findings):
                 return Look(findings)
-            if self._known.oid is None:
-                self._known.oid = oid
             waits = await self._taker.waits()
         return Look(findings, waits.backlog, waits.oldest_s, waits.held)
 

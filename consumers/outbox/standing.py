@@ -44,16 +44,17 @@ DEFAULTS: Final = {"waits_for": "-1", "due_at": "'-infinity'"}
 async def findings(
     connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid_before: int | None
 ) -> tuple[list[Finding], int | None]:
-    """What is not as it should be, and which table it is now, if there is one."""
+    """What is not as it should be, and which table rows are taken from: the one before, while some may lie there."""
     try:
-        rows = await connection.fetchrow(_TABLE, table.rows)
-        dead = await connection.fetchrow(_TABLE, table.dead)
+        rows = await connection.fetchrow(_TABLE, table.rows, f"{table.name}_notify")
+        dead = await connection.fetchrow(_TABLE, table.dead, "")
     except asyncpg.InsufficientPrivilegeError:
         remedy = f'GRANT USAGE ON SCHEMA "{table.schema}" TO the relay\'s role'
-        return [Finding("rights", table.rows, "its schema may not be used", remedy, stops=True)], None
+        return [Finding("rights", table.rows, "its schema may not be used", remedy, stops=True)], oid_before
     if rows is None:
         found = [Finding("table", table.rows, "it is not there", _made(table), stops=True)]
-        return found, None
+        return found, oid_before
+    swapped: list[Finding] = []
     found = list(_of_columns(table.rows, ROWS, await connection.fetch(_COLUMNS, rows["oid"]), stops=True))
     found += _of_the_table(table, rows)
     found += _of_rights(table.rows, rows, ("SELECT", "UPDATE", "DELETE"), stops=True)
@@ -65,10 +66,11 @@ async def findings(
         found += _of_others(table.dead, columns)
         found += _of_rights(table.dead, dead, ("INSERT",), stops=False)
     if rows["oid"] != oid_before and oid_before is not None:
-        found += await _of_the_one_before(connection, table, namespace, oid_before)
+        swapped = await _of_the_one_before(connection, table, namespace, oid_before)
+        found += swapped
     if not any(finding.stops for finding in found):
         found += await _of_namespaces(connection, table, namespace)
-    return found, rows["oid"]
+    return found, oid_before if swapped else rows["oid"]
 
 
 def _made(table: OutboxTable) -> str:
@@ -170,7 +172,7 @@ SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persist
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= 3
         ) = ARRAY['namespace', 'waits_for', 'due_at']) AS indexed,
     (SELECT quote_ident(g.tgname) FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
-        AND g.tgname LIKE '%notify' AND g.tgenabled IN ('D', 'R') LIMIT 1) AS silent
+        AND g.tgname = $2 AND g.tgenabled IN ('D', 'R') LIMIT 1) AS silent
 FROM pg_class c WHERE c.oid = to_regclass($1)"""
 
 _COLUMNS: Final = """\

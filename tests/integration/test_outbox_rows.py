@@ -231,6 +231,21 @@ async def test_what_can_be_neither_applied_nor_set_aside_holds_up_nothing(
         assert await connection.fetchval("SELECT command FROM cachebus_outbox_dead") == "nonsense"
 
 
+async def test_what_its_table_of_the_dead_refuses_is_not_lost(database: str, redis_url: str, cache: Cache) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(
+            "ALTER TABLE cachebus_outbox_dead ADD CHECK (row_id <> 2), ADD CHECK (command <> 'odd')"
+        )
+        await put(connection, "nonsense", "never", "odd", GOOD)
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await gone(cache)
+            await until(lambda: relay.meters.count("applied") == 1)
+        dead = await connection.fetch("SELECT row_id, command FROM cachebus_outbox_dead ORDER BY row_id")
+        assert [tuple(row) for row in dead] == [(1, "nonsense"), (3, "")]
+        assert await connection.fetchval("SELECT command FROM cachebus_outbox") == "never"
+
+
 READ = """\
 SELECT coalesce(sum(i.idx_tup_read), 0) + min(t.seq_tup_read)
 FROM pg_stat_user_indexes i JOIN pg_stat_user_tables t USING (relid) WHERE t.relname = 'cachebus_outbox'"""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
 from consumers.outbox import OutboxRelay, RelayOptions, create_tables
 from consumers.outbox.postgres import PostgresOutbox
-from consumers.source import Finding, Look
+from consumers.source import Finding, Look, Session
 from tests.conftest import connected
 from tests.support.caches import until
 from tests.support.logs import warnings_of
@@ -147,6 +149,25 @@ async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_
         await connection.execute(why.partition("to mend it: ")[2])
         await until(lambda: relay.meters.count("applied") == 1)
         await until(lambda: relay.health.ready)
+        with warnings_of("consumers") as told:
+            await connection.execute("DROP TABLE before")  # which has none any more
+            await put(connection, invalidation("x"))
+            await until(lambda: relay.meters.count("applied") == 2)
+            await looked(relay)
+        assert told == []
+
+
+async def looked(relay: OutboxRelay) -> None:
+    """When it has looked at its tables once more."""
+    seen, look = asyncio.Event(), relay._looked
+
+    async def looks(session: Session) -> None:
+        await look(session)
+        seen.set()
+
+    relay._looked = looks  # type: ignore[method-assign]
+    await seen.wait()
+    relay._looked = look  # type: ignore[method-assign]
 
 
 @pytest.mark.usefixtures("often")
