@@ -94,7 +94,8 @@ class Campaign:
         """All of it."""
         async with (
             Relays() as relays,
-            nodes(self._redis_url, 3) as caches,
+            # Without write guards what is stored in the store's first minute does not expire when that is over.
+            nodes(self._redis_url, 3, guard_max_s=0) as caches,
             connected(self._database) as connection,
             asyncpg.create_pool(self._database, min_size=0, max_size=WRITERS + 3) as pool,
         ):
