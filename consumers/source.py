@@ -54,6 +54,8 @@ class Waiting(NamedTuple):
     item: Item
     commands: Sequence[Command | bytes | str]
     shards: frozenset[int]
+    of: Sequence[int] = ()
+    """By command: its shard."""
 
 
 @dataclass

@@ -76,6 +76,8 @@ class SourceWorker(Worker):
         self._owed: dict[Any, Plan] = {}
         """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
         self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._unexpected = ""
+        """The last error that nothing here knows, told once."""
         self._limit = source.limit
         self._done = Counter[str]()
         """By outcome: of the batch in hand, which counts when it was let go of."""
@@ -116,11 +118,15 @@ class SourceWorker(Worker):
                 await self._patience.wait(self.source.told(error))
             except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
                 self._limit = max(1, self._limit // 2)
-                logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, told(error))
+                said = told(error)
+                if said != self._unexpected:
+                    self._unexpected = said
+                    logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, said)
                 await self._patience.wait(told(error))
 
     async def _sit(self, session: Session) -> None:
         await self._looked(session)
+        self.health.up(self.source.part)  # its pauses begin anew only when it has given something, or lasts
         watching = asyncio.create_task(self._watch(session), name=f"cachebus-{self.name}-watch")
         try:
             while not watching.done():
@@ -132,7 +138,6 @@ class SourceWorker(Worker):
                 await watching
 
     async def _step(self, session: Session) -> None:
-        self._patience.over()
         if self._hold_s is not None and not self._applier.answers:
             await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
             return
@@ -140,6 +145,7 @@ class SourceWorker(Worker):
             await asyncio.sleep(STOPPED_S)
             return
         batch = await session.take(self._limit, self._applier.away)
+        self._patience.over()
         if not batch.items:
             return
         async with self._in_hand:
@@ -256,6 +262,7 @@ class SourceWorker(Worker):
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._looked(session)
+            self._patience.over()
 
     async def _looked(self, session: Session) -> None:
         """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
@@ -298,10 +305,13 @@ class SourceWorker(Worker):
 def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
     """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
     commands: dict[int, list[Any]] = {}
-    shards: dict[int, set[int]] = {}
+    shards: dict[int, list[int]] = {}
     for place in sorted(away):
         of = reading.of[place]
         if of not in late:
             commands.setdefault(of, []).append(reading.commands[place])
-            shards.setdefault(of, set()).add(reading.plans[place].shard)
-    return {of: Waiting(reading.items[of], commands[of], frozenset(shards[of])) for of in commands}
+            shards.setdefault(of, []).append(reading.plans[place].shard)
+    return {
+        of: Waiting(reading.items[of], asked, frozenset(shards[of]), tuple(shards[of]))
+        for of, asked in commands.items()
+    }
