@@ -106,6 +106,9 @@ class Session(ABC):
     """One connection's life. Its methods raise one of `Source.trouble` when the connection is gone; then comes another
     session. `take` and `let_go` take turns; `look` and `mend` may be called at any time."""
 
+    look_again = False
+    """Set by a session of which a look would tell something else by now: it is looked at once more, at once."""
+
     @abstractmethod
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """At most so many items. Waits a little where there are none, so that whoever calls it again and again costs

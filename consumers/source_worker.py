@@ -146,6 +146,9 @@ class SourceWorker(Worker):
             return
         batch = await session.take(self._limit, self._applier.away)
         self._patience.over()
+        if session.look_again:
+            session.look_again = False
+            await self._looked(session)
         if not batch.items:
             return
         async with self._in_hand:

@@ -115,10 +115,18 @@ class Judge:
         name, tables = self._names.publication, facts.tables
         row = facts.publication
         unkeyed = [table for table in tables if not table.identified]
+        for table in unkeyed:
+            if (table.schema, table.name) not in facts.published:
+                yield Finding(
+                    "publication", table.full_name,
+                    "it has no primary key: once published, PostgreSQL refuses its updates and deletes",
+                    f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;", missed=True,
+                )  # fmt: skip
         if row is None:
             kept = [table for table in tables if table.identified]
             if not kept:
-                return  # there is nothing to publish, which is a finding of its own
+                yield Finding("publication", name, "there is none, and nothing to publish yet", stops=True)
+                return
             remedy = (
                 f"CREATE PUBLICATION {quoted(name)} FOR {self._target(kept)} WITH (publish_via_partition_root = true)"
             )
@@ -127,13 +135,6 @@ class Judge:
         else:
             yield from self._left_out(facts)
             yield from self._narrowed(facts, row)
-        for table in unkeyed:
-            if (table.schema, table.name) not in facts.published:
-                yield Finding(
-                    "publication", table.full_name,
-                    "it has no primary key: once published, PostgreSQL refuses its updates and deletes",
-                    f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;", missed=True,
-                )  # fmt: skip
 
     def _left_out(self, facts: Facts) -> Iterator[Finding]:
         name = self._names.publication

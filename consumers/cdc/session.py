@@ -146,6 +146,7 @@ class SlotSession(Session):
         await self._standing.note()
         await self._held.found()
         self._figures.leading(True)
+        self.look_again = True
         return True
 
     async def _opened(self) -> bool:
@@ -177,7 +178,10 @@ class SlotSession(Session):
             return Batch()
         except asyncpg.UndefinedObjectError as error:
             await self._closed()
-            self._standing.unreadable = str(error)
+            if "publication" in str(error):  # else it is the slot that is gone
+                self._standing.unreadable = str(error)
+            self.look_again = True
+            self._rests_until_s = monotonic() + POLL_S
             return Batch()
         self._figures.waits = peek.waits
         await peek.seen_by_all()
@@ -270,6 +274,8 @@ class SlotSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         findings = await self._standing.findings()
+        if not self._standing.leads:  # whoever leads makes up for what was missed
+            findings = [finding for finding in findings if not finding.over]
         facts = self._standing.facts
         assert facts is not None
         held, oldest_s = await self._held.waits() if not facts.missing else (0, None)

@@ -79,7 +79,9 @@ class Standing:
                 self._warned.add(warning)
                 logger.warning("cdc: {}", warning)
         found = self._judge.findings(facts)
-        if self.unreadable and facts.slot is not None:
+        if facts.slot is None:
+            self.unreadable = ""
+        if self.unreadable:
             found = [finding for finding in found if finding.assumption != "slot"]
             why = "lost: changes were made while its publication was not there, and can't be read"
             remedy = "" if self._invalidates else "start with --on-lost-slot=invalidate"
