@@ -28,7 +28,9 @@ _scheme = re.compile(r"postgres(ql)?(\+\w+)?://").match
 def checked_url(url: str) -> str:
     """The URL, if it looks like one of PostgreSQL's; `ConfigError`, which does not show it."""
     if not _scheme(url):
-        raise ConfigError("the outbox's database must be a URL like postgresql://user:password@host:5432/name")
+        raise ConfigError(
+            "the outbox's database must be a URL like postgresql://user:password@host:5432/name, or sqlite:////PATH"
+        )
     return url
 
 

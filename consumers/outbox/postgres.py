@@ -16,9 +16,9 @@ from consumers.dead import DeadLetter
 from consumers.outbox import standing
 from consumers.outbox.database import TROUBLE, connected, told
 from consumers.outbox.options import RelayOptions
-from consumers.outbox.reading import Taker
+from consumers.outbox.reading import PostgresTaker
 from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
-from producers.outbox.table import OutboxTable
+from producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 IDLE_GRACE_S: Final = 5.0
 AGAIN_S: Final = 60.0
@@ -81,7 +81,7 @@ class PostgresSession(Session):
         self._table = OutboxTable.of(options.table)
         self._options = options
         self._known = known or Known()
-        self._taker = Taker(connection, self._table, namespace)
+        self._taker = PostgresTaker(connection, self._table, namespace)
         self._woken = asyncio.Event()
         self._rest_until_s = float("-inf")
         self._busy = asyncio.Lock()
@@ -159,7 +159,10 @@ class PostgresSession(Session):
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
-        return Meaning((item.raw[3],))
+        command = item.raw[3]
+        if command is None:
+            raise ValueError(f"it is longer than {LARGEST_BYTES} bytes")
+        return Meaning((command,))
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`; what is in it stays in the database."""
@@ -190,7 +193,7 @@ class PostgresSession(Session):
         gone = [item for item in batch.items if id(item) not in kept]
         self._known.unsure.update(item.raw[2] for item in gone)
         for shard, items in put_back.items():
-            self._taker.waits_for(shard)
+            self._taker.shards.add(shard)
             await self._each(_WAITS.format(t=self._table), items, shard)
         await self._each(_LATER.format(t=self._table), later, AGAIN_S)
         await self._each(_DELETE.format(t=self._table), gone)
@@ -242,8 +245,11 @@ _LATER: Final = """\
 UPDATE {t.rows} SET due_at = clock_timestamp() + make_interval(secs => $3)
 WHERE tableoid = $1 AND ctid = ANY($2::tid[])"""
 
-# All of it stays where it is: nothing in it can be too large, too old or too odd for a way to here and back.
+# All of it stays where it is: nothing in it can be too old or too odd for a way to here and back. Of what would take
+# the database longer to copy than anybody waits, the beginning is enough.
 _BURY: Final = """\
 INSERT INTO {t.dead} (namespace, row_id, command, reason, attempts, created_at)
-SELECT namespace, id, CASE WHEN $4 THEN command ELSE '' END, $3, least(attempts::bigint + 1, 2147483647), created_at
+SELECT namespace, id,
+    CASE WHEN NOT $4 THEN '' WHEN octet_length(command) > 16777216 THEN left(command, 1000) ELSE command END,
+    $3, least(attempts::bigint + 1, 2147483647), created_at
 FROM {t.rows} WHERE tableoid = $1 AND ctid = $2"""

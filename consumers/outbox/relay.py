@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from cachebus.cascade import Cascade
 from cachebus.settings import Settings
-from consumers.outbox.database import checked_url
+from consumers.outbox.kinds import source_of
 from consumers.outbox.options import RelayOptions
-from consumers.outbox.postgres import PostgresOutbox
 from consumers.source_worker import SourceWorker
 
 
@@ -23,5 +22,5 @@ class OutboxRelay(SourceWorker):
         self, database_url: str, settings: Settings, cascades: Iterable[Cascade] = (),
         options: RelayOptions | None = None,
     ) -> None:  # fmt: skip
-        source = PostgresOutbox(checked_url(database_url), settings.namespace, options or RelayOptions())
+        source = source_of(database_url, settings.namespace, options or RelayOptions())
         super().__init__("outbox", source, settings, cascades)

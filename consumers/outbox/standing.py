@@ -54,8 +54,8 @@ async def findings(
     if rows is None:
         found = [Finding("table", table.rows, "it is not there", _made(table), stops=True)]
         return found, None
-    found = [*_of_the_table(table, rows)]
-    found += _of_columns(table.rows, ROWS, await connection.fetch(_COLUMNS, rows["oid"]), stops=True)
+    found = list(_of_columns(table.rows, ROWS, await connection.fetch(_COLUMNS, rows["oid"]), stops=True))
+    found += _of_the_table(table, rows)
     found += _of_rights(table.rows, rows, ("SELECT", "UPDATE", "DELETE"), stops=True)
     if dead is None:
         found.append(Finding("table", table.dead, "it is not there: what can't be applied lies", _made(table)))

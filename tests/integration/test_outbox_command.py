@@ -95,7 +95,8 @@ def test_what_is_wrong_is_told_without_secrets() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "which database?"),
         ({"table": "x; drop table y", "print_sql": True}, "lower-case letters"),
-        ({"database_url": "mysql://s3cret"}, "must be a URL like"),
+        ({"database_url": "oracle://s3cret"}, "must be a URL like"),
+        ({"database_url": "mysql://s3cret"}, "no outbox in MySQL"),
         ({"database_url": nobody, "create_table": True}, "could not be made"),
     ]
     for arguments, words in wrong:
