@@ -12,7 +12,6 @@ from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import ConfigError
 from cachebus.settings import Settings
-from consumers.clean import clean
 from consumers.dead import DeadLetter
 from consumers.source import Finding, Item, Meaning
 from consumers.source_worker import SourceWorker
@@ -115,7 +114,7 @@ class CommandsSource(TopicSource):
             for one, how in ((name, f"--partitions {self._access.partitions}"), (dead, "--partitions 1"))
             if one not in topics or topics[one].error == UNKNOWN
         ]
-        policy = (await brokers.configuration(name)).get("cleanup.policy") or "" if not findings else ""
+        policy = (await brokers.configuration(name)).get("cleanup.policy") or ""
         if "compact" in policy:
             change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
             findings.append(Finding(
@@ -148,6 +147,6 @@ def letter(record: Any, reason: str) -> DeadLetter:
     """The message as it came, with the reason, and counted once more."""
     before = (dict(record.headers).get(ATTEMPTS) or b"0").decode("ascii", "replace")
     return DeadLetter(
-        record.value or b"", clean(reason), place_of(record), count_of(before, 0) + 1, record.timestamp / 1000,
+        record.value or b"", reason, place_of(record), count_of(before, 0) + 1, record.timestamp / 1000,
         record.key, tuple(record.headers),
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import TopicPartition, codec
@@ -92,13 +91,10 @@ class Looking:
 
     async def mend(self, findings: Iterable[Finding]) -> bool:
         """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to."""
-        from consumers.topics.source import NOT_LET
-
         before, self._missing_before = self._missing_before, any(one.problem == MISSING for one in findings)
         if before and self._missing_before:
-            with suppress(*NOT_LET):
-                await self._source.make_topics()
-                return True
+            await self._source.make_topics()
+            return True
         return False
 
     # -- the group ----------------------------------------------------------------------------------------------------

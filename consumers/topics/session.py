@@ -238,11 +238,12 @@ class TopicSession(Session):
         nothing, when others have come meanwhile."""
         share = self._carried
         try:
-            if share is not None and share is self.share and self._assignment() is share.assignment:
+            if share is None:
+                return
+            for one, taken in share.taken.items():
+                self.source.before[share.identity(one.topic), one] = taken
+            if share is self.share and self._assignment() is share.assignment:
                 share.let_go(left)
-                self.source.before.update(
-                    {(share.identity(one.topic), one): taken for one, taken in share.taken.items()}
-                )  # fmt: skip
                 await self._commit(share)
         finally:
             self._carried, self.in_hand = None, ()

@@ -103,8 +103,7 @@ class TopicSource(Source):
                 brokers = Brokers(self._clients)
                 stack.push_async_callback(_closed, brokers.aclose)
                 await brokers.start()
-                with suppress(*NOT_LET):
-                    await self.make_topics()
+                await self.make_topics()
                 consumer = self._consumer()
                 stack.push_async_callback(_closed, self.dead.aclose)
                 stack.push_async_callback(_closed, consumer.stop)
@@ -112,9 +111,11 @@ class TopicSource(Source):
                 yield TopicSession(self, brokers, consumer)
 
     async def make_topics(self) -> None:
-        """Those that are missing and may be made."""
-        await self.prepare()
-        await self.dead.ensure()  # now, not when the first letter waits for it
+        """Those that are missing and may be made; a look tells of the others."""
+        with suppress(*NOT_LET):
+            await self.prepare()
+        with suppress(*NOT_LET):
+            await self.dead.ensure()  # now, not when the first letter waits for it
 
     @property
     def _clients(self) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from cachebus import Cache, Cascade, ConfigError, Settings
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers.kafka import CommandsWorker, WorkerOptions, replay
 from consumers import source_worker
+from consumers.kafka import CommandsWorker, WorkerOptions, replay
 from consumers.topics import looking
 from producers import KafkaProducer
 from tests.support.caches import PATIENCE_S, nodes, until
