@@ -243,7 +243,7 @@ class TopicSession(Session):
             for one, taken in share.taken.items():
                 self.source.before[share.identity(one.topic), one] = taken
             if share is self.share and self._assignment() is share.assignment:
-                share.let_go(left)
+                await share.let_go(left)
                 await self._commit(share)
         finally:
             self._carried, self.in_hand = None, ()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 
+from cachebus.clock import monotonic
 from consumers.source import Item, Left
 from consumers.topics.held import Held, Kept
 from consumers.topics.note import Begin, Note
 from producers.command import encode
+
+YIELD_S: Final = 0.005
+"""The loop is held no longer by what is to be held."""
 
 
 class Share:
@@ -59,15 +64,19 @@ class Share:
                 found[partition] = entry
         return found
 
-    def let_go(self, left: Left) -> None:
+    async def let_go(self, left: Left) -> None:
         """A batch was carried; this is what is left of it."""
         waiting = {one.item.raw: one.shards for one in left.waiting if isinstance(one.item.raw, Kept)}
         self.held.tried(waiting, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        held_s = monotonic()
         for one in left.waiting:
             if not isinstance(one.item.raw, Kept):
                 commands = tuple(_bytes_of(command) for command in one.commands)
                 kept = Kept(one.item.raw, partition_of(one.item.raw), commands, one.item.sent_s, one.item.again)
                 self.held.keep(kept, one.shards)
+            if monotonic() - held_s > YIELD_S:
+                await asyncio.sleep(0)
+                held_s = monotonic()
         self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, Kept)]))
 
     def _text(self, partition: TopicPartition) -> str:
