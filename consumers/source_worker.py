@@ -27,6 +27,8 @@ NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 5000
 """Keys, scopes and tags that are planned before L2 is asked for them."""
+WAITING_AT_ONCE: Final = 20_000
+"""Of what waits for a primary that is away the source is given no more at a time: it takes memory, and the time of all."""
 YIELD_S: Final = 0.005
 """The loop is held no longer by reading: who asks how the worker is waits no longer than that, nor do heartbeats."""
 WITHOUT_L2_S: Final = 0.25
@@ -54,7 +56,7 @@ class Reading:
         self.items.append(item)
         self.commands += commands
         self.plans += plans
-        self.size += 1 + sum(len(plan.keys) + len(plan.names) for plan in plans)
+        self.size += 1 + sum(map(_size, plans))
 
 
 class SourceWorker(Worker):
@@ -165,7 +167,7 @@ class SourceWorker(Worker):
 
     async def _carried(self, session: Session, batch: Batch) -> Left:
         """Have L2 let go of what the batch asks for, some of it at a time; gives what is left."""
-        left, at = Left(), 0
+        left, at, kept = Left(), 0, 0
         until_s = float("inf") if self._hold_s is None else monotonic() + self._hold_s
         while at < len(batch.items):
             reading, at = await self._read(session, batch.items, at)
@@ -179,7 +181,8 @@ class SourceWorker(Worker):
             waiting = _waiting(reading, carried.away, late)
             left.waiting += waiting.values()
             self._account(reading, late.union(waiting, failed))
-            if late:
+            kept += sum(_size(reading.plans[place]) for place in carried.away)
+            if late or kept > WAITING_AT_ONCE:
                 left.undone += batch.items[at:]
                 break
         return left
@@ -244,7 +247,8 @@ class SourceWorker(Worker):
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
         self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
-            logger.warning("{}: {} is set aside: {}", self.name, clean(letter.source), letter.reason)
+            tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""
+            logger.warning("{}: {} is set aside{}: {}", self.name, clean(letter.source), tried, letter.reason)
         if len(letters) > NAMED:
             logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
 
@@ -264,7 +268,11 @@ class SourceWorker(Worker):
     async def _watch(self, session: Session) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self._looked(session)
+            try:
+                await self._looked(session)
+            except self.source.trouble as error:
+                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
+                raise
             self._patience.over()
 
     async def _looked(self, session: Session) -> None:
@@ -303,6 +311,10 @@ class SourceWorker(Worker):
         if not rest:
             findings, self._owed_for = list(self._owed_for.values()), {}
             await session.made_up(findings)
+
+
+def _size(plan: Plan) -> int:
+    return len(plan.keys) + len(plan.names)
 
 
 def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
