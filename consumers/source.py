@@ -54,6 +54,8 @@ class Waiting(NamedTuple):
     item: Item
     commands: Sequence[Command | bytes | str]
     shards: frozenset[int]
+    of: Sequence[int] = ()
+    """By command: its shard."""
 
 
 @dataclass
@@ -103,6 +105,9 @@ class Look:
 class Session(ABC):
     """One connection's life. Its methods raise one of `Source.trouble` when the connection is gone; then comes another
     session. `take` and `let_go` take turns; `look` and `mend` may be called at any time."""
+
+    look_again = False
+    """Set by a session of which a look would tell something else by now: it is looked at once more, at once."""
 
     @abstractmethod
     async def take(self, limit: int, away: Collection[int]) -> Batch:

@@ -27,6 +27,8 @@ NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 5000
 """Keys, scopes and tags that are planned before L2 is asked for them."""
+WAITING_AT_ONCE: Final = 20_000
+"""Of what waits for a primary that is away the source is given no more at a time: it takes memory, and the time of all."""
 YIELD_S: Final = 0.005
 """The loop is held no longer by reading: who asks how the worker is waits no longer than that, nor do heartbeats."""
 WITHOUT_L2_S: Final = 0.25
@@ -54,7 +56,7 @@ class Reading:
         self.items.append(item)
         self.commands += commands
         self.plans += plans
-        self.size += 1 + sum(len(plan.keys) + len(plan.names) for plan in plans)
+        self.size += 1 + sum(map(_size, plans))
 
 
 class SourceWorker(Worker):
@@ -76,6 +78,8 @@ class SourceWorker(Worker):
         self._owed: dict[Any, Plan] = {}
         """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
         self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._unexpected = ""
+        """The last error that nothing here knows, told once."""
         self._limit = source.limit
         self._done = Counter[str]()
         """By outcome: of the batch in hand, which counts when it was let go of."""
@@ -116,11 +120,15 @@ class SourceWorker(Worker):
                 await self._patience.wait(self.source.told(error))
             except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
                 self._limit = max(1, self._limit // 2)
-                logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, told(error))
+                said = told(error)
+                if said != self._unexpected:
+                    self._unexpected = said
+                    logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, said)
                 await self._patience.wait(told(error))
 
     async def _sit(self, session: Session) -> None:
         await self._looked(session)
+        self.health.up(self.source.part)  # its pauses begin anew only when it has given something, or lasts
         watching = asyncio.create_task(self._watch(session), name=f"cachebus-{self.name}-watch")
         try:
             while not watching.done():
@@ -132,7 +140,6 @@ class SourceWorker(Worker):
                 await watching
 
     async def _step(self, session: Session) -> None:
-        self._patience.over()
         if self._hold_s is not None and not self._applier.answers:
             await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
             return
@@ -140,6 +147,10 @@ class SourceWorker(Worker):
             await asyncio.sleep(STOPPED_S)
             return
         batch = await session.take(self._limit, self._applier.away)
+        self._patience.over()
+        if session.look_again:
+            session.look_again = False
+            await self._looked(session)
         if not batch.items:
             return
         async with self._in_hand:
@@ -156,7 +167,7 @@ class SourceWorker(Worker):
 
     async def _carried(self, session: Session, batch: Batch) -> Left:
         """Have L2 let go of what the batch asks for, some of it at a time; gives what is left."""
-        left, at = Left(), 0
+        left, at, kept = Left(), 0, 0
         until_s = float("inf") if self._hold_s is None else monotonic() + self._hold_s
         while at < len(batch.items):
             reading, at = await self._read(session, batch.items, at)
@@ -170,7 +181,8 @@ class SourceWorker(Worker):
             waiting = _waiting(reading, carried.away, late)
             left.waiting += waiting.values()
             self._account(reading, late.union(waiting, failed))
-            if late:
+            kept += sum(_size(reading.plans[place]) for place in carried.away)
+            if late or kept > WAITING_AT_ONCE:
                 left.undone += batch.items[at:]
                 break
         return left
@@ -235,7 +247,8 @@ class SourceWorker(Worker):
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
         self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
-            logger.warning("{}: {} is set aside: {}", self.name, clean(letter.source), letter.reason)
+            tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""
+            logger.warning("{}: {} is set aside{}: {}", self.name, clean(letter.source), tried, letter.reason)
         if len(letters) > NAMED:
             logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
 
@@ -255,7 +268,12 @@ class SourceWorker(Worker):
     async def _watch(self, session: Session) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self._looked(session)
+            try:
+                await self._looked(session)
+            except self.source.trouble as error:
+                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
+                raise
+            self._patience.over()
 
     async def _looked(self, session: Session) -> None:
         """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
@@ -295,13 +313,20 @@ class SourceWorker(Worker):
             await session.made_up(findings)
 
 
+def _size(plan: Plan) -> int:
+    return len(plan.keys) + len(plan.names)
+
+
 def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
     """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
     commands: dict[int, list[Any]] = {}
-    shards: dict[int, set[int]] = {}
+    shards: dict[int, list[int]] = {}
     for place in sorted(away):
         of = reading.of[place]
         if of not in late:
             commands.setdefault(of, []).append(reading.commands[place])
-            shards.setdefault(of, set()).add(reading.plans[place].shard)
-    return {of: Waiting(reading.items[of], commands[of], frozenset(shards[of])) for of in commands}
+            shards.setdefault(of, []).append(reading.plans[place].shard)
+    return {
+        of: Waiting(reading.items[of], asked, frozenset(shards[of]), tuple(shards[of]))
+        for of, asked in commands.items()
+    }
