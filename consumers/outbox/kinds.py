@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from cachebus.errors import ConfigError
 from consumers.outbox import database as postgres
 from consumers.outbox import sqlite, sqlite_file
@@ -58,6 +56,6 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
     return await postgres.replay(url, namespace, table, limit=limit)
 
 
-def told(error: BaseException) -> str:
+def told(error: BaseException, url: str) -> str:
     """An error of theirs in a line, without values and secrets."""
-    return sqlite_file.told(error) if isinstance(error, sqlite3.Error | OSError) else postgres.told(error)
+    return sqlite_file.told(error) if is_sqlite(url) else postgres.told(error, url)

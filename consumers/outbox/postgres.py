@@ -67,7 +67,7 @@ class PostgresOutbox(Source):
 
     def told(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error)
+        return told(error, self._url)
 
 
 class PostgresSession(Session):

@@ -94,7 +94,7 @@ class SqliteTaker(Taker):
         values = (self._namespace, wall_s())
         ((due, due_s, held, held_s),) = await self._database.fetch(_WAITS.format(t=self._table), *values, *values)
         since_s = [each for each in (due_s, held_s) if isinstance(each, float) and math.isfinite(each)]
-        shards = await self._database.fetch(_SHARDS.format(t=self._table), self._namespace)
+        shards = await self._database.fetch(_SHARDS.format(t=self._table), *[self._namespace] * 2)
         self.shards.update(shard for (shard,) in shards)
         return Waits(due + held, max(0.0, wall_s() - min(since_s)) if since_s else 0.0, held)
 
@@ -243,5 +243,7 @@ SELECT d.n, d.since, h.n, h.since FROM
     (SELECT count(*) AS n, min(since) AS since FROM (
         SELECT {_SINCE} AND waits_for > -1 AND due_at <= ? LIMIT {COUNTED})) AS h"""
 _SHARDS: Final = f"""\
-SELECT DISTINCT waits_for FROM (SELECT waits_for FROM {{t.rows}} WHERE namespace = ? AND waits_for <> -1
-    AND typeof(waits_for) = 'integer' LIMIT {COUNTED})"""
+SELECT DISTINCT waits_for FROM (
+    SELECT waits_for FROM {{t.rows}} WHERE namespace = ? AND waits_for > -1 LIMIT {COUNTED})
+WHERE typeof(waits_for) = 'integer'
+UNION SELECT waits_for FROM (SELECT waits_for FROM {{t.rows}} WHERE namespace = ? AND waits_for < -1 LIMIT {COUNTED})"""

@@ -108,7 +108,7 @@ def _create(database_url: str, table: str, *, notify: bool) -> None:
     try:
         asyncio.run(create_tables(database_url, table, notify=notify))
     except TROUBLE as error:
-        raise ConfigError(f"the tables could not be made: {told(error)}") from None
+        raise ConfigError(f"the tables could not be made: {told(error, database_url)}") from None
     sys.stderr.write(f"{table} and {table}_dead are there\n")
 
 
@@ -133,5 +133,5 @@ def replay_outbox(
     try:
         done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
     except TROUBLE as error:
-        raise ConfigError(f"the rows could not be brought back: {told(error)}") from None
+        raise ConfigError(f"the rows could not be brought back: {told(error, database_url)}") from None
     typer.echo(f"{done} rows are back in {table}")
