@@ -22,7 +22,7 @@ from consumers.patience import Patience
 from consumers.source import Batch, Finding, Item, Left, Session, Source, Waiting
 from consumers.worker import Worker
 
-LOOK_EVERY_S: Final = 5.0
+LOOK_EVERY_S: Final = 2.0
 NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 5000
@@ -311,6 +311,7 @@ class SourceWorker(Worker):
         if not rest:
             findings, self._owed_for = list(self._owed_for.values()), {}
             await session.made_up(findings)
+            self._assumptions.made_up(findings)
 
 
 def _size(plan: Plan) -> int:

@@ -365,7 +365,7 @@ async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
     ]
 
 
-async def test_while_it_lasts_it_is_told_and_made_up_for_once_a_minute() -> None:
+async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_often() -> None:
     now_s = 0.0
     health = Health("test", ("shape",))
     watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
@@ -373,7 +373,7 @@ async def test_while_it_lasts_it_is_told_and_made_up_for_once_a_minute() -> None
     for _ in range(181):
         due += watched.heard([BROKEN])
         now_s += 1.0
-    assert len(due) == 4
+    assert len(due) == 1 + 180 / assumptions.MAKE_UP_EVERY_S
     assert len(watched.heard([])) == 1
     assert health.ready
 
@@ -407,6 +407,16 @@ async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypa
         assert source.rows
         source.findings = []
         await until(lambda: not source.rows)
+
+
+def test_what_happens_again_is_made_up_for_again() -> None:
+    """Also where nobody has looked in between."""
+    watched = assumptions.Assumptions("test", ["shape"], Health("test", ("shape",)))
+    past = BROKEN._replace(over=True)
+    assert watched.heard([past]) == [past]
+    assert watched.heard([past]) == [], "it is under way"
+    watched.made_up([past])
+    assert watched.heard([past]) == [past]
 
 
 async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:
