@@ -239,7 +239,7 @@ _SESSION: Final = """\
 SET application_name = 'cachebus outbox'; SET idle_in_transaction_session_timeout = {idle_limit_ms};
 SET enable_seqscan = off; SET enable_bitmapscan = off"""
 
-_SERVED: Final = "SELECT pg_advisory_lock_shared($1::int, hashtext($2))"
+_SERVED: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
 
 # A row is where its part of the table has it, until the transaction ends that has locked it.
 _DELETE: Final = "DELETE FROM {t.rows} WHERE tableoid = $1 AND ctid = ANY($2::tid[])"
