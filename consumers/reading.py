@@ -48,7 +48,7 @@ class Reading:
         self.size += 1 + sum(map(size_of, plans))
 
     def counted(self, left: Collection[int]) -> tuple[int, int, Counter[float]]:
-        """Of those whose places are not left: how many were applied, how many of them again, and when they were sent."""
+        """Of all but those left: how many were applied, how many of them again, and when they were sent."""
         applied, again, sent_s = 0, 0, Counter[float]()
         for place, item in enumerate(self.items):
             if place in left:
