@@ -65,6 +65,8 @@ class Left:
     waiting: list[Waiting] = field(default_factory=list)
     undone: list[Item] = field(default_factory=list)
     """For these there was no time: nothing has happened to them, or not for sure."""
+    size: int = 0
+    """Of keys, scopes and tags that wait."""
 
 
 class Finding(NamedTuple):

@@ -14,7 +14,7 @@ from cachebus.cascade import Cascade
 from cachebus.clock import monotonic, wall_s
 from cachebus.plan import Plan
 from cachebus.settings import Settings
-from consumers.apply import HOPELESS, REFUSED, Applier
+from consumers.apply import HOPELESS, REFUSED, Applier, Carried
 from consumers.assumptions import Assumptions
 from consumers.clean import clean, told
 from consumers.dead import DeadLetter
@@ -25,8 +25,8 @@ from consumers.worker import Worker
 LOOK_EVERY_S: Final = 2.0
 NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
-NAMES_AT_ONCE: Final = 5000
-"""Keys, scopes and tags that are planned before L2 is asked for them."""
+NAMES_AT_ONCE: Final = 1000
+"""Keys, scopes and tags that are planned before L2 is asked for them, while which the next are planned."""
 WAITING_AT_ONCE: Final = 20_000
 """Of what waits for a primary that is away the source is given no more at a time: it takes memory, and the time of all."""
 YIELD_S: Final = 0.005
@@ -52,8 +52,15 @@ class Reading:
 
     def add(self, item: Item, commands: Sequence[Any], plans: Sequence[Plan]) -> None:
         """An item, and what it asks for."""
-        self.of += [len(self.items)] * len(plans)
+        at = len(self.items)
         self.items.append(item)
+        if len(plans) == 1:  # nearly always
+            self.of.append(at)
+            self.commands.append(commands[0])
+            self.plans.append(plans[0])
+            self.size += 1 + _size(plans[0])
+            return
+        self.of += [at] * len(plans)
         self.commands += commands
         self.plans += plans
         self.size += 1 + sum(map(_size, plans))
@@ -166,26 +173,41 @@ class SourceWorker(Worker):
     # -- a batch ------------------------------------------------------------------------------------------------------
 
     async def _carried(self, session: Session, batch: Batch) -> Left:
-        """Have L2 let go of what the batch asks for, some of it at a time; gives what is left."""
-        left, at, kept = Left(), 0, 0
+        """Have L2 let go of what the batch asks for, some of it at a time, while the next is read; gives what is left."""
+        items, left, at = batch.items, Left(), 0
         until_s = float("inf") if self._hold_s is None else monotonic() + self._hold_s
-        while at < len(batch.items):
-            reading, at = await self._read(session, batch.items, at)
-            await self._bury(session, reading.letters)
-            within_s = None if self._hold_s is None else max(0.0, until_s - monotonic())
-            carried = await self._applier.carry(reading.plans, within_s)
-            late = {reading.of[place] for place in carried.late}
-            failed = {reading.of[place]: error for place, error in carried.failed.items()}
-            await self._bury(session, [self._letter(session, reading.items[of], e) for of, e in failed.items()])
-            left.undone += [reading.items[of] for of in sorted(late)]
-            waiting = _waiting(reading, carried.away, late)
-            left.waiting += waiting.values()
-            self._account(reading, late.union(waiting, failed))
-            kept += sum(_size(reading.plans[place]) for place in carried.away)
-            if late or kept > WAITING_AT_ONCE:
-                left.undone += batch.items[at:]
-                break
+        under_way: tuple[Reading, asyncio.Task[Carried]] | None = None
+        try:
+            while at < len(items):
+                began = at
+                reading, at = await self._read(session, items, at)
+                if under_way is not None and await self._settled(session, *under_way, left):
+                    under_way = None
+                    left.undone += items[began:]
+                    break
+                await self._bury(session, reading.letters)
+                within_s = None if self._hold_s is None else max(0.0, until_s - monotonic())
+                under_way = reading, asyncio.create_task(self._applier.carry(reading.plans, within_s))
+            if under_way is not None:
+                await self._settled(session, *under_way, left)
+        finally:
+            if under_way is not None:
+                under_way[1].cancel()
+                await asyncio.gather(under_way[1], return_exceptions=True)
         return left
+
+    async def _settled(self, session: Session, reading: Reading, carrying: asyncio.Task[Carried], left: Left) -> bool:
+        """What became of some of a batch goes into what is left of it; whether no more of the batch is to be tried."""
+        carried = await carrying
+        late = {reading.of[place] for place in carried.late}
+        failed = {reading.of[place]: error for place, error in carried.failed.items()}
+        await self._bury(session, [self._letter(session, reading.items[of], e) for of, e in failed.items()])
+        left.undone += [reading.items[of] for of in sorted(late)]
+        waiting = _waiting(reading, carried.away, late)
+        left.waiting += waiting.values()
+        self._account(reading, late.union(waiting, failed))
+        left.size += sum(_size(reading.plans[place]) for place in carried.away)
+        return bool(late) or left.size > WAITING_AT_ONCE
 
     async def _read(self, session: Session, items: Sequence[Item], at: int) -> tuple[Reading, int]:
         """What the items from `at` on address, as many as go together; and where that ends."""
@@ -199,7 +221,9 @@ class SourceWorker(Worker):
         return reading, at
 
     def _take(self, session: Session, item: Item, reading: Reading) -> None:
-        commands, plans, problems = list[Any](), list[Plan](), list[str]()
+        commands: list[Any] = []
+        plans: list[Plan] = []
+        problems: list[str] = []
         try:
             meaning = session.mean(item)
             problems += meaning.problems
@@ -254,13 +278,16 @@ class SourceWorker(Worker):
 
     def _account(self, reading: Reading, left: set[int]) -> None:
         now_s, again, applied = wall_s(), 0, 0
+        sent_s = Counter[float]()
         for place, item in enumerate(reading.items):
             if place in left:
                 continue
             again += item.again
             applied += not item.again
             if item.sent_s is not None and item.sent_s > SENT_FROM_S:
-                self.meters.lag_s.observe(max(0.0, now_s - item.sent_s))
+                sent_s[item.sent_s] += 1
+        for at_s, count in sent_s.items():
+            self.meters.lag(max(0.0, now_s - at_s), count)
         self._done.update(applied=applied, again=again, ignored=reading.ignored)
 
     # -- what is assumed ----------------------------------------------------------------------------------------------

@@ -84,10 +84,9 @@ class CommandsSource(TopicSource):
     def mean(self, item: Item) -> Meaning:
         """See `TopicSource.mean`."""
         record = item.raw
-        headers = dict(record.headers)
-        if self._seal.is_for_others(headers):
+        headers, value = dict(record.headers), record.value
+        if headers and self._seal.is_for_others(headers):
             return NOTHING
-        value = record.value
         if value is None:
             raise InvalidCommand("it has no value")
         if len(value) > LARGEST_BYTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,7 +145,7 @@ class TopicSession(Session):
                 return await self._one_by_one(share, limit)
             async with asyncio.timeout(wait_s + GET_S):
                 found = await self.consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=limit)
-            return self._taken(share, [record for several in found.values() for record in several])
+            return self._taken(share, found)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
             (named,) = error.args  # one, or a mapping from several to offsets
             if isinstance(error, OffsetOutOfRangeError):
@@ -164,19 +164,16 @@ class TopicSession(Session):
             self._go_back(share)
         return []
 
-    def _taken(self, share: Share, records: Sequence[Any]) -> list[Item]:
+    def _taken(self, share: Share, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
         if self._assignment() is not share.assignment:  # they are the next one's, and come again
             return []
-        before = {
-            one: self.source.before.get((share.identity(one.topic), one), 0) for one in share.taken
-        }  # fmt: skip
-        items = [
-            Item(
-                f"{one.topic}/{one.partition}@{one.offset}", one, (one.timestamp or 0) / 1000,
-                one.offset < before[one.topic, one.partition],
-            )
-            for one in records
-        ]  # fmt: skip
+        items: list[Item] = []
+        for partition, several in records.items():
+            before = self.source.before.get((share.identity(partition.topic), partition), 0)
+            place = f"{partition.topic}/{partition.partition}@"
+            items += [
+                Item(f"{place}{one.offset}", one, (one.timestamp or 0) / 1000, one.offset < before) for one in several
+            ]
         self._positions(share)
         return items
 
@@ -206,20 +203,21 @@ class TopicSession(Session):
                 unreadable = await stepped_over(self.consumer, partition, at, error)
                 self.source.unreadable.inc(unreadable.behind - unreadable.offset)
                 share.broken.discard(partition)
-                return [*self._taken(share, records), Item(place_of(unreadable), unreadable)]
+                return [*self._taken(share, {partition: records}), Item(place_of(unreadable), unreadable)]
             if not found:
                 share.broken.discard(partition)
                 break
             records += found[partition]
-        return self._taken(share, records)
+        return self._taken(share, {partition: records})
 
     # -- what it means, and letting go --------------------------------------------------------------------------------
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
-        if isinstance(item.raw, Kept):
+        kind = type(item.raw)
+        if kind is Kept:
             return Meaning(item.raw.commands)
-        if isinstance(item.raw, Unreadable):
+        if kind is Unreadable:
             raise InvalidCommand(item.raw.reason)
         return self.source.mean(item)
 
