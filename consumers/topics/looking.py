@@ -83,9 +83,10 @@ class Looking:
             if topic is not None and (
                 topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE)
             ):
+                needed = "Read" if verb == "read" else "Write"
                 yield Finding(
                     "rights", clean(name), f"this user may not {verb} it",
-                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {'Read' if verb == 'read' else 'Write'} "
+                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {needed} "
                     f"--operation Describe --topic {clean(name)}",
                 )  # fmt: skip
 

@@ -42,7 +42,7 @@ def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
     and it is the first that is left."""
     for partition, found in consumer._fetcher._records.items():
         if hasattr(found, "_partition_records"):
-            return partition  # type: ignore[no-any-return]
+            return partition
     return None
 
 
@@ -51,7 +51,7 @@ async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at
     consumer.seek(partition, at)
     behind = at + 1
     async with asyncio.timeout(FETCH_S):
-        while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):
+        while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_EVERY_S)
     batches = found._partition_records._records
     while batches.has_next():

@@ -96,7 +96,7 @@ async def test_rights(database: str) -> None:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays look at their tables all the time."""
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("consumers.source_worker.STOPPED_S", 0.05)
 
 

@@ -15,7 +15,7 @@ from cachebus import Cache, ConfigError
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.plan import Plan
-from consumers import assumptions, source_worker
+from consumers import assumptions, source_worker, watcher
 from consumers.health import Health
 from consumers.source import Finding, Meaning
 from consumers.source_worker import SourceWorker
@@ -172,7 +172,7 @@ async def test_letters_that_cant_be_kept_are_kept_bare_or_told(
 async def test_a_source_that_fails_is_come_back_to(
     cache: Cache, redis_url: str, step: str, error: Exception, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source, times = MemorySource(), iter([True] * 3)
 
     def fails(*_: Any) -> None:
@@ -339,7 +339,7 @@ BROKEN = Finding(
 async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
     cache: Cache, redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
     source.names = lambda _: [scope("config")]
     async with at_work(source, redis_url) as worker:
@@ -381,7 +381,7 @@ async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_ofte
 async def test_what_can_be_mended_is_mended_and_never_told(
     redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
 
     def mended(_: Any) -> bool:
@@ -396,7 +396,7 @@ async def test_what_can_be_mended_is_mended_and_never_told(
 
 
 async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(source_worker, "STOPPED_S", 0.01)
     source = MemorySource()
     source.findings = [BROKEN._replace(stops=True, missed=False)]
@@ -431,7 +431,7 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
 async def test_what_could_not_be_made_up_for_is_due_again(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
     source = MemorySource()
     source.names = lambda _: [scope("config")]
     async with at_work(source, own_server.url) as worker:
@@ -445,7 +445,7 @@ async def test_what_could_not_be_made_up_for_is_due_again(
 
 
 async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
 
     def figure(worker: SourceWorker) -> float:

@@ -19,7 +19,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.apply import Carried
 from consumers.kafka import CommandsWorker, WorkerOptions
 from consumers.topics import looking, share
@@ -44,7 +44,7 @@ from tests.support.logs import warnings_of
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
 
 
 @pytest.fixture
@@ -134,12 +134,12 @@ async def test_what_was_missed_is_told_until_it_is_made_up_for_by_whoever_comes(
         group = settings.namespace
         await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     await put(settings, invalidation("next"))
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 60.0)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 60.0)
     first = worker_of(settings)
     async with running(first):
         await until(lambda: all_committed(settings, 7))
     assert figure(first, "cut_total") == 1
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     for times in (1, 0):
         with warnings_of("consumers") as told:
             async with running(worker_of(settings)) as _:
