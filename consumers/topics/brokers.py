@@ -226,5 +226,5 @@ class _Topics(Request[_TopicsQuestion]):  # type: ignore[misc]
         self._names = names
 
     def build(self, request_struct_class: type[_TopicsQuestion]) -> _TopicsQuestion:
-        named = None if self._names is None else [("0" * 32, name, {}) for name in self._names]
+        named: Any = None if self._names is None else [("0" * 32, name, {}) for name in self._names]
         return request_struct_class(named, False, True, {})

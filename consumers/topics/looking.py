@@ -76,17 +76,17 @@ class Looking:
                 self._session.begin_anew()
 
     def _rights(self, topics: Mapping[str, Topic], named: Collection[str]) -> Iterable[Finding]:
-        wanted = [(name, READ, "read") for name in named]
-        wanted.append((self._source.membership.dead_topic, WRITE, "write to"))
+        wanted = [(name, READ, "Read") for name in named]
+        wanted.append((self._source.membership.dead_topic, WRITE, "Write"))
         for name, operation, verb in wanted:
             topic = topics.get(name)
-            if topic is not None and (
-                topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE)
-            ):
+            if topic is None:
+                continue
+            if topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE):
                 yield Finding(
-                    "rights", clean(name), f"this user may not {verb} it",
-                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {'Read' if verb == 'read' else 'Write'} "
-                    f"--operation Describe --topic {clean(name)}",
+                    "rights", clean(name), f"this user has not the rights {verb} and Describe",
+                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {verb} --operation Describe "
+                    f"--topic {clean(name)}",
                 )  # fmt: skip
 
     async def mend(self, findings: Iterable[Finding]) -> bool:

@@ -40,6 +40,8 @@ COMMIT_S: Final = 10.0
 GET_S: Final = 2.0
 """Asked for messages in the middle of a rebalance, the driver waits for its end."""
 ONE_BY_ONE_MS: Final = 200
+JOIN_S: Final = 0.01
+"""So often one looks whether there is an assignment."""
 MOVED_ON: Final = (
     IllegalStateError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError,
     UnknownTopicOrPartitionError,
@@ -60,6 +62,8 @@ class TopicSession(Session):
         self.in_hand: Sequence[Item] = ()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._committing: asyncio.Task[None] | None = None
+        """The last commit, while the next batch is taken: before the next one it must have ended."""
         self._cut = set[TopicPartition]()
         self._looking = Looking(self)
 
@@ -69,7 +73,7 @@ class TopicSession(Session):
         """See `Session.take`."""
         share = await self._current()
         if share is None:
-            await asyncio.sleep(POLL_S / 10)
+            await asyncio.sleep(JOIN_S)
             return Batch()
         items = [share.undone.popleft() for _ in range(min(limit, len(share.undone)))]
         given = share.held.give(limit - len(items), away)
@@ -116,6 +120,7 @@ class TopicSession(Session):
 
     async def _begun(self, assignment: Any) -> Share | None:
         """From where its partitions are to be read: from behind what is committed, unless that is not what it was."""
+        await self.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
         committed = await self.brokers.committed(self.source.membership.group) if names else {}
@@ -248,12 +253,32 @@ class TopicSession(Session):
             self._idle.set()
 
     async def _commit(self, share: Share) -> None:
+        await self.committed()
         due = share.to_commit()
-        if due and self._assignment() is share.assignment:
-            with suppress(*MOVED_ON):
-                async with asyncio.timeout(COMMIT_S):
-                    await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
-                share.committed |= due
+        if due and self._assignment() is share.assignment and self._committing is None:
+            self._committing = asyncio.create_task(self._committed(share, due))
+
+    async def committed(self) -> None:
+        """Until what is being committed is; raises why it is not."""
+        while (task := self._committing) is not None:
+            await asyncio.wait((task,))
+            if self._committing is task:
+                self._committing = None
+                task.result()
+
+    async def _committed(self, share: Share, due: dict[TopicPartition, tuple[int, str]]) -> None:
+        with suppress(*MOVED_ON):
+            async with asyncio.timeout(COMMIT_S):
+                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
+            share.committed |= due
+
+    async def aclose(self) -> None:
+        """When what is being committed is, or can't be."""
+        task = self._committing
+        if task is not None:
+            await asyncio.wait((task,), timeout=COMMIT_S / 2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
         """As the driver's `commit`, which can't be given up without a word in the log."""
@@ -276,6 +301,8 @@ class TopicSession(Session):
         with suppress(TimeoutError):
             async with asyncio.timeout(self.source.membership.session_timeout_s / 2):
                 await self._idle.wait()
+                if self._committing is not None:
+                    await asyncio.wait((self._committing,))
 
     # -- what is assumed ----------------------------------------------------------------------------------------------
 

@@ -108,7 +108,9 @@ class TopicSource(Source):
                 stack.push_async_callback(_closed, self.dead.aclose)
                 stack.push_async_callback(_closed, consumer.stop)
                 await consumer.start()
-                yield TopicSession(self, brokers, consumer)
+                session = TopicSession(self, brokers, consumer)
+                stack.push_async_callback(session.aclose)
+                yield session
 
     async def make_topics(self) -> None:
         """Those that are missing and may be made; a look tells of the others."""

@@ -12,7 +12,6 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 from consumers.clean import told
 
 FETCH_S: Final = 3.0
-LOOK_EVERY_S: Final = 0.01
 
 
 class Unreadable(NamedTuple):
@@ -42,7 +41,7 @@ def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
     and it is the first that is left."""
     for partition, found in consumer._fetcher._records.items():
         if hasattr(found, "_partition_records"):
-            return partition  # type: ignore[no-any-return]
+            return partition
     return None
 
 
@@ -52,7 +51,7 @@ async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at
     behind = at + 1
     async with asyncio.timeout(FETCH_S):
         while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):
-            await asyncio.sleep(LOOK_EVERY_S)
+            await consumer._fetcher._create_fetch_waiter()
     batches = found._partition_records._records
     while batches.has_next():
         batch = batches.next_batch()

@@ -168,7 +168,7 @@ async def test_compressed_messages_are_read(settings: Settings, codec: str) -> N
 
 def test_a_codec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(looking._codecs()) == []
-    monkeypatch.setattr(looking.codec, "cramjam", None)
+    monkeypatch.setattr("aiokafka.codec.cramjam", None)
     (finding,) = looking._codecs()
     assert "snappy, lz4, zstd" in finding.problem and "cachebus[kafka]" in finding.remedy
 
