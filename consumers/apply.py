@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +12,7 @@ from loguru import logger
 
 from cachebus.cascade import Cascade
 from cachebus.clock import monotonic
-from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
+from cachebus.errors import ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
 from cachebus.plan import AT_ONCE, Plan, Planner, joined
 from cachebus.settings import Settings
 from consumers.clean import clean
@@ -25,7 +25,7 @@ from producers.direct import DirectProducer
 
 LOOK_EVERY_S: Final = 1.0
 AWAY_S: Final = 1.0
-"""A primary that was found to be away is not tried again before."""
+"""How often a primary that is away is looked at, beside all that goes on: nothing is tried there until it answers."""
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
 """What `Applier.plan_of` raises for a command that will never be applicable: a dead letter's reason."""
@@ -62,10 +62,13 @@ class Applier:
         self._producer = DirectProducer(settings)
         self._tell_from_s = float("-inf")
         self._is_open = asyncio.Event()
-        self._away_until_s: dict[int, float] = {}
-        """By shard: until when its primary is not tried."""
+        self.away = set[int]()
+        """The shards whose primaries are away, while another one is there: they are not tried until they answer."""
         self._refusing = set[int]()
         """Shards of which all is waited for, since no other primary is there: to answer a probe is not enough."""
+        self.answers = False
+        """Whether L2 has answered since it last failed: it may refuse all the same, so that is worth a trial, and says
+        nothing of its health."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
@@ -79,11 +82,14 @@ class Applier:
                 break
         self._patience.over()
         self._is_open.set()
-        looking = asyncio.create_task(self._look(), name="cachebus-applier")
+        self.answers = True
+        looking = asyncio.create_task(self._watch(), name="cachebus-applier")
         try:
             yield self
         finally:
             self._is_open.clear()
+            self.away.clear()
+            self.answers = False
             looking.cancel()
             with suppress(asyncio.CancelledError):
                 await looking
@@ -111,9 +117,7 @@ class Applier:
         """As `apply`, but what waits for one primary of several is given back, and so is what `within_s` was too short
         for, and what can't be applied at all. Waits until L2 has been reached for the first time."""
         await self._is_open.wait()
-        now_s = monotonic()
-        self._away_until_s = {shard: at_s for shard, at_s in self._away_until_s.items() if at_s > now_s}
-        parts = _parts(plans, self._away_until_s)
+        parts = _parts(plans, self.away)
         tried = set[int]().union(*parts)
         carried = Carried(away=set(range(len(plans))) - tried, late=tried)
         self._meters.batch_size.observe(len(plans))
@@ -129,12 +133,6 @@ class Applier:
         finally:
             self._meters.in_flight.dec(len(plans))
         return carried
-
-    @property
-    def away(self) -> Collection[int]:
-        """The shards whose primaries are not to be tried now."""
-        now_s = monotonic()
-        return {shard for shard, until_s in self._away_until_s.items() if until_s > now_s}
 
     async def _carry(self, part: Sequence[int], plans: Sequence[Plan], carried: Carried) -> None:
         """Plans of one shard together; where they fail as a whole, each half by itself."""
@@ -165,6 +163,7 @@ class Applier:
                         self._is_away(shard, error)
                         return False
                     self._refusing.add(shard)
+                    self.answers = False
                     await self._patience.wait(error)
                 else:
                     self._meters.scripts.inc()
@@ -176,8 +175,7 @@ class Applier:
 
     def _is_away(self, shard: int, error: Exception) -> None:
         """With it all that lie at its primary."""
-        until_s = monotonic() + AWAY_S
-        self._away_until_s |= dict.fromkeys(self._producer.beside(shard), until_s)
+        self.away.update(self._producer.beside(shard))
         self._refusing.clear()
         self._patience.over()
         self._tell_of_a_part(f"shard {shard}: {error}")
@@ -186,10 +184,15 @@ class Applier:
         """Where a part of L2 is away: in the worker's health, which is good all the same, and now and then in the log.
         All of it is told as what is waited for."""
         now_s = monotonic()
-        self._health.up("l2", f"a part is out of reach, and what is for it waits: {clean(why)}")
+        self._health.note("l2", f"a part is out of reach, and what is for it waits: {clean(why)}")
         if now_s >= self._tell_from_s:
             self._tell_from_s = now_s + TELL_EVERY_S
             logger.warning("a part of l2 is out of reach, and what is for it waits: {}", why)
+
+    async def _watch(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look())
+            group.create_task(self._look_at_those_away())
 
     async def _look(self) -> None:
         """L2's state for those who watch, and its epochs: what was said before a failover is repeated after it."""
@@ -197,15 +200,41 @@ class Applier:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 await self._producer.probe()
-            except CacheBusError as error:
+            except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
                 if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
                     self._patience.over()
                     self._tell_of_a_part(str(error))
+                    self.answers = True
                 else:
+                    self.answers = False
                     self._patience.failed(error)
             else:
-                if not self._refusing and not self.away:
+                self.answers = True
+                if not self._refusing:
                     self._patience.over()
+                if not self.away:
+                    self._health.note("l2", "")
+
+    async def _look_at_those_away(self) -> None:
+        """One that hangs takes its time here, where nobody waits for it."""
+        while True:
+            await asyncio.sleep(AWAY_S)
+            left = set(self.away)
+            looks = list[Awaitable[None]]()
+            while left:
+                shard = min(left)
+                there = left.intersection(self._producer.beside(shard))
+                left -= there
+                looks.append(self._look_at(shard, there))
+            await asyncio.gather(*looks)
+
+    async def _look_at(self, shard: int, beside: Collection[int]) -> None:
+        if self._producer.goes_on_without(shard):  # else all of L2 is away, and waited for
+            try:
+                await self._producer.probe_one(shard)
+            except Exception:  # noqa: BLE001 -- as above
+                return
+        self.away.difference_update(beside)
 
 
 def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:

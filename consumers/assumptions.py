@@ -12,7 +12,7 @@ from consumers.health import Health
 from consumers.patience import TELL_EVERY_S
 from consumers.source import Finding
 
-MAKE_UP_EVERY_S: Final = 60.0
+MAKE_UP_EVERY_S: Final = 10.0
 """While changes go unnoticed, what they may touch is let go of again and again."""
 
 
@@ -40,7 +40,7 @@ class Assumptions:
 
     def heard(self, findings: Sequence[Finding]) -> list[Finding]:
         """These are not so, and all else is. Gives those for which something is to be made up now: when they begin,
-        once a minute while they last, and when they end."""
+        again and again while they last, and when they end."""
         now_s = self._clock()
         found = {(finding.assumption, finding.subject): finding for finding in findings}
         due = [self._ended(key, now_s) for key in self._known.keys() - found.keys()]
@@ -66,6 +66,12 @@ class Assumptions:
         due = finding.missed and (fresh or now_s - made_up_s >= MAKE_UP_EVERY_S)
         self._known[key] = _Known(finding, since_s, told_s, now_s if due else made_up_s)
         return finding if due else None
+
+    def made_up(self, findings: Sequence[Finding]) -> None:
+        """What these made go unnoticed is made up for: of those that are over, the next is another one."""
+        for finding in findings:
+            if finding.over:
+                self._known.pop((finding.assumption, finding.subject), None)
 
     def _ended(self, key: tuple[str, str], now_s: float) -> Finding | None:
         known = self._known.pop(key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
+from urllib.parse import unquote
 
 LONGEST: Final = 500
 
@@ -18,3 +20,24 @@ def told(error: BaseException) -> str:
     """An error in a line: its kind, and the first line of what it says. Databases' further lines show values."""
     name, said = type(error).__name__, str(error).splitlines()
     return clean(f"{name}: {said[0]}") if said else name
+
+
+def without(text: str, url: str) -> str:
+    """The text with `***` for whatever of it is a part of the URL: a password, and also a user, a host, a name, or what
+    somebody has put elsewhere by mistake. Names of its parameters and the loopback stay."""
+    _, _, rest = url.partition("://")
+    words: set[str] = set()
+    for part in re.split(r"[/:@?&=,;#\[\]]", rest):
+        words |= {part, unquote(part), *re.split(r"[\s=]", unquote(part))}
+    for word in sorted(words - _PUBLIC, key=len, reverse=True):
+        if len(word) >= SHORTEST:
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", text)
+    return text
+
+
+SHORTEST: Final = 3
+_PUBLIC: Final = frozenset({
+    "localhost", "127.0.0.1", "host", "port", "user", "password", "dbname", "database", "sslmode", "sslrootcert",
+    "sslcert", "sslkey", "sslcrl", "passfile", "options", "service", "servicefile", "target_session_attrs",
+    "connect_timeout", "application_name", "krbsrvname", "gsslib",
+})  # fmt: skip

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
+from cachebus.clock import monotonic
 from cachebus.errors import ConfigError
 from consumers.health import Health
 from consumers.meters import Meters
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse
 
 HOST: Final = "127.0.0.1"
+CLIENTS_MAX: Final = 16
+CLIENT_S: Final = 5.0
+"""How long one may take from its connection to the end of its answer."""
 PATHS: Final = "/metrics, /health/live, /health/ready"
 
 
@@ -81,7 +86,17 @@ def _app(health: Health, meters: Meters) -> Callable[[dict[str, Any], StartRespo
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Each client has a thread, of which there are few, and little time: the oldest goes where one more comes, so that
+    whoever hangs on keeps nobody out who looks how the worker is."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *given: Any) -> None:
+        self._clients: dict[Any, float] = {}
+        """By socket: until when it may last, the oldest first."""
+        self._lock = Lock()
+        super().__init__(*given)
 
     def server_bind(self) -> None:
         """As its base does, without asking a name server for the name of this machine."""
@@ -89,6 +104,35 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """See its base."""
+        with self._lock:
+            if len(self._clients) >= CLIENTS_MAX:
+                _hang_up(next(iter(self._clients)))
+            self._clients[request] = monotonic() + CLIENT_S
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """See its base."""
+        with self._lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """See its base, which calls this several times a second."""
+        with self._lock:
+            for request in [one for one, until_s in self._clients.items() if monotonic() > until_s]:
+                _hang_up(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a client that went away is its own business."""
+
+
+def _hang_up(request: Any) -> None:
+    """Its thread finds that it is over, and clears up."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Server6(_Server):

@@ -31,10 +31,16 @@ class Health:
         self._beat_s = clock()
         self.draining = False
 
-    def up(self, part: str, note: str = "") -> None:
-        """The part works; `note`: what there is to say of it all the same."""
+    def up(self, part: str) -> None:
+        """The part works."""
+        if not self._parts[part].up:
+            self._parts[part] = Part(True, "", self._clock())
+
+    def note(self, part: str, note: str) -> None:
+        """What there is to say of a part that works; "": nothing any more."""
         before = self._parts[part]
-        self._parts[part] = Part(True, note, before.since_s if before.up else self._clock())
+        if before.up:
+            self._parts[part] = before._replace(reason=note)
 
     def down(self, part: str, reason: str) -> None:
         """The part does not work; the reason is for people, without secrets."""

@@ -54,6 +54,8 @@ class Waiting(NamedTuple):
     item: Item
     commands: Sequence[Command | bytes | str]
     shards: frozenset[int]
+    of: Sequence[int] = ()
+    """By command: its shard."""
 
 
 @dataclass
@@ -106,6 +108,9 @@ class Session(ABC):
     """One connection's life. Its methods raise one of `Source.trouble` when the connection is gone; then comes another
     session. `take` and `let_go` take turns; `look` and `mend` may be called at any time."""
 
+    look_again = False
+    """Set by a session of which a look would tell something else by now: it is looked at once more, at once."""
+
     @abstractmethod
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """At most so many items. Waits a little where there are none, so that whoever calls it again and again costs
@@ -151,7 +156,7 @@ class Source(ABC):
 
     part: str
     """What it is called in health and logs: "database", "kafka"."""
-    trouble: tuple[type[BaseException], ...]
+    trouble: tuple[type[BaseException], ...] = ()
     """What is raised when it is out of reach: it is waited for."""
     assumptions: tuple[str, ...] = ()
     """The names of what it assumes, for figures: few, and always the same."""

@@ -22,7 +22,7 @@ from consumers.patience import Patience
 from consumers.source import Batch, Finding, Item, Left, Session, Source, Waiting
 from consumers.worker import Worker
 
-LOOK_EVERY_S: Final = 5.0
+LOOK_EVERY_S: Final = 2.0
 NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 1000
@@ -76,7 +76,8 @@ class SourceWorker(Worker):
 
     def __init__(self, name: str, source: Source, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
         super().__init__(name, ("l2", source.part, *source.assumptions))
-        self._source = source
+        self.source = source
+        self.settings = settings
         source.register(self.meters.registry)
         self._applier = Applier(settings, self.health, self.meters, cascades)
         self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
@@ -85,7 +86,11 @@ class SourceWorker(Worker):
         self._owed: dict[Any, Plan] = {}
         """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
         self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._unexpected = ""
+        """The last error that nothing here knows, told once."""
         self._limit = source.limit
+        self._done = Counter[str]()
+        """By outcome: of the batch in hand, which counts when it was let go of."""
         self._in_hand = asyncio.Lock()
         """Held from before a batch is read until it is let go of."""
 
@@ -115,19 +120,23 @@ class SourceWorker(Worker):
     async def _work(self) -> None:
         while True:
             try:
-                async with self._source.opened() as session:
+                async with self.source.opened() as session:
                     await self._sit(session)
             except HOPELESS:
                 raise
-            except self._source.trouble as error:
-                await self._patience.wait(self._source.told(error))
+            except self.source.trouble as error:
+                await self._patience.wait(self.source.told(error))
             except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
                 self._limit = max(1, self._limit // 2)
-                logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, told(error))
+                said = told(error)
+                if said != self._unexpected:
+                    self._unexpected = said
+                    logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, said)
                 await self._patience.wait(told(error))
 
     async def _sit(self, session: Session) -> None:
         await self._looked(session)
+        self.health.up(self.source.part)  # its pauses begin anew only when it has given something, or lasts
         watching = asyncio.create_task(self._watch(session), name=f"cachebus-{self.name}-watch")
         try:
             while not watching.done():
@@ -139,22 +148,28 @@ class SourceWorker(Worker):
                 await watching
 
     async def _step(self, session: Session) -> None:
-        self._patience.over()
-        if self._hold_s is not None and not self.health.is_up("l2"):
+        if self._hold_s is not None and not self._applier.answers:
             await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
             return
         if self._assumptions.stopped or self.draining:
             await asyncio.sleep(STOPPED_S)
             return
         batch = await session.take(self._limit, self._applier.away)
+        self._patience.over()
+        if session.look_again:
+            session.look_again = False
+            await self._looked(session)
         if not batch.items:
             return
         async with self._in_hand:
+            self._done.clear()
             left = await self._carried(session, batch)
             await session.let_go(batch, left)
+        for outcome, count in self._done.items():
+            self.meters.done(outcome, count)
         self.meters.moved()
         slow = bool(left.undone)
-        self._limit = max(1, self._limit // 2) if slow else min(self._source.limit, 2 * self._limit)
+        self._limit = max(1, self._limit // 2) if slow else min(self.source.limit, 2 * self._limit)
 
     # -- a batch ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +259,7 @@ class SourceWorker(Worker):
             return
         try:
             await session.bury(letters)
-        except self._source.poison as error:
+        except self.source.poison as error:
             if len(letters) > 1:
                 for half in letters[: len(letters) // 2], letters[len(letters) // 2 :]:
                     await self._bury(session, half)
@@ -253,9 +268,9 @@ class SourceWorker(Worker):
                               clean(letters[0].source), 1, wall_s())  # fmt: skip
             try:
                 await session.bury([bare])
-            except self._source.poison as again:
+            except self.source.poison as again:
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
-        self.meters.done("dead", len(letters))
+        self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
             tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""
             logger.warning("{}: {} is set aside{}: {}", self.name, clean(letter.source), tried, letter.reason)
@@ -274,9 +289,7 @@ class SourceWorker(Worker):
                 sent_s[item.sent_s] += 1
         for at_s, count in sent_s.items():
             self.meters.lag(max(0.0, now_s - at_s), count)
-        self.meters.done("applied", applied)
-        self.meters.done("again", again)
-        self.meters.done("ignored", reading.ignored)
+        self._done.update(applied=applied, again=again, ignored=reading.ignored)
 
     # -- what is assumed ----------------------------------------------------------------------------------------------
 
@@ -285,9 +298,10 @@ class SourceWorker(Worker):
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 await self._looked(session)
-            except self._source.trouble as error:
-                self.health.down(self._source.part, self._source.told(error))  # at once: a step may take its time
+            except self.source.trouble as error:
+                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
                 raise
+            self._patience.over()
 
     async def _looked(self, session: Session) -> None:
         """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
@@ -325,6 +339,7 @@ class SourceWorker(Worker):
         if not rest:
             findings, self._owed_for = list(self._owed_for.values()), {}
             await session.made_up(findings)
+            self._assumptions.made_up(findings)
 
 
 def _size(plan: Plan) -> int:
@@ -334,10 +349,13 @@ def _size(plan: Plan) -> int:
 def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
     """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
     commands: dict[int, list[Any]] = {}
-    shards: dict[int, set[int]] = {}
+    shards: dict[int, list[int]] = {}
     for place in sorted(away):
         of = reading.of[place]
         if of not in late:
             commands.setdefault(of, []).append(reading.commands[place])
-            shards.setdefault(of, set()).add(reading.plans[place].shard)
-    return {of: Waiting(reading.items[of], commands[of], frozenset(shards[of])) for of in commands}
+            shards.setdefault(of, []).append(reading.plans[place].shard)
+    return {
+        of: Waiting(reading.items[of], asked, frozenset(shards[of]), tuple(shards[of]))
+        for of, asked in commands.items()
+    }

@@ -181,6 +181,10 @@ class DirectProducer(Producer):
             if isinstance(trouble, BaseException):
                 raise trouble
 
+    async def probe_one(self, shard: int) -> None:
+        """As `probe`, the shard's primary alone; `L2Unavailable`."""
+        await self._look(self._live(), shard)
+
     async def _look(self, store: Store, shard: int) -> None:
         budget = Budget(monotonic, self.settings.l2_timeout_s)
         await budget.bounds(store.reach(shard))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
 from cachebus.errors import ConfigError
-from consumers.cdc.pgoutput import nameable
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rule
 
 if TYPE_CHECKING:
     import asyncpg
 
 TABLES: Final = """
-SELECT n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
+SELECT c.oid, c.relkind = 'p' AS partitioned, n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
@@ -31,8 +27,8 @@ LEFT JOIN pg_index i ON i.indrelid = c.oid
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
   AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema$)'
-GROUP BY 1, 2, 3
-ORDER BY 1, 2
+GROUP BY 1, 2, 3, 4, 5
+ORDER BY 3, 4
 """
 OWN_TABLES: Final = ("cachebus_cdc_dead", "cachebus_cdc_held", "cachebus_cdc_slots")
 
@@ -48,6 +44,8 @@ class Table:
     """By name: the type's number. Columns that are generated are not told of by PostgreSQL, so not here."""
     key: frozenset[str]
     """The columns that PostgreSQL tells of an old row."""
+    oid: int = 0
+    partitioned: bool = False
 
     @property
     def full_name(self) -> str:
@@ -87,58 +85,5 @@ async def tables_of(connection: asyncpg.Connection) -> list[Table]:
         columns = list(zip(row["columns"], row["types"], row["generated"], row["in_key"], strict=True))
         told = {name: oid for name, oid, generated, _ in columns if not generated}
         key = frozenset(told if row["identity"] == "f" else (name for name, _, _, in_key in columns if in_key))
-        found.append(Table(row["schema"], row["name"], row["identity"], told, key))
+        found.append(Table(row["schema"], row["name"], row["identity"], told, key, row["oid"], row["partitioned"]))
     return found
-
-
-def examine(router: Router, tables: Sequence[Table]) -> tuple[list[str], list[str]]:
-    """What is wrong (rows would all be dead letters), and what is to be warned of, each for people."""
-    problems: list[str] = []
-    warnings: list[str] = []
-    for table in tables:
-        for rule in router.rules_of(table.schema, table.name):
-            said = warnings if rule.is_pattern else problems
-            wrong = list(_wrong(rule, table))
-            said += wrong
-            if not wrong:
-                warnings += _doubtful(rule, table)
-    known = {rule.table for rule in router.rules.rule for table in tables if rule in _rules(router, table)}
-    for rule in router.rules.rule:
-        if rule.table not in known:
-            (warnings if rule.is_pattern else problems).append(f"rule of {rule.table!r}: there is no such table")
-    return list(dict.fromkeys(problems)), list(dict.fromkeys(warnings))
-
-
-def _rules(router: Router, table: Table) -> tuple[Rule, ...]:
-    return router.rules_of(table.schema, table.name)
-
-
-def _wrong(rule: Rule, table: Table) -> Iterator[str]:
-    where = f"rule of {rule.table!r}: table {table.full_name}"
-    for column in sorted(rule.columns.union(rule.when)):
-        if column not in table.columns:
-            yield f"{where} has no column {column!r} (or it is generated, which PostgreSQL does not tell of)"
-        elif column in rule.columns and not nameable(table.columns[column]):
-            yield f"{where}: column {column!r} is neither text nor a whole number"
-    if rule.replica_identity == "full" and table.identity != "f":
-        yield f'{where} is not as replica_identity = "full" says: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;'
-    missing = sorted(rule.columns & table.columns.keys() - table.key)
-    if "delete" in rule.operations and missing:
-        yield (
-            f"{where}: of a deleted row PostgreSQL tells only {_listed(table.key)}, and the rule needs "
-            f"{_listed(missing)}: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL; "
-            "(or leave deletes out of the rule's operations)"
-        )
-
-
-def _doubtful(rule: Rule, table: Table) -> Iterator[str]:
-    if "update" in rule.operations and table.identity != "f" and (rule.columns - table.key or rule.when):
-        yield (
-            f"rule of {rule.table!r}: of an updated row of {table.full_name} PostgreSQL tells the old "
-            f"{_listed(table.key)} only: what a change of another column leaves behind is not invalidated, and every "
-            f"update counts; to mend it: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
-        )
-
-
-def _listed(columns: Sequence[str] | frozenset[str]) -> str:
-    return ", ".join(sorted(columns)) or "nothing"

@@ -47,6 +47,8 @@ def _of_sample(rules: Rules, sample: Path) -> Iterator[str]:
 def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
     router = Router(rules)
     commands, problems = router.meaning(change)
+    if problems and not commands:
+        raise ValueError("; ".join(problems))
     for problem in problems:
         yield f"  would be a dead letter: {problem}"
     if not commands and not problems:

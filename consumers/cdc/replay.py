@@ -13,6 +13,7 @@ from consumers.apply import REFUSED, Applier
 from consumers.cdc.catalogue import plain_url
 from consumers.cdc.change import parse_change
 from consumers.cdc.router import Router
+from consumers.clean import clean
 
 TAKE = "SELECT id, payload FROM cachebus_cdc_dead WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
 KEEP = "UPDATE cachebus_cdc_dead SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"
@@ -25,6 +26,21 @@ class Replayed(NamedTuple):
     applied: int
     dead: int
     """Those that stay where they are: with the new reason, and counted once more."""
+
+
+def _planned(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
+    """What of a letter can be applied: a change, or a command that was held; and what can't."""
+    try:
+        asked, problems = router.meaning(parse_change(payload))
+    except REFUSED:
+        return [applier.plan_of(payload)], []
+    plans, wrong = list[Plan](), list(problems)
+    for command in asked:
+        try:
+            plans.append(applier.plan_of(command))
+        except REFUSED as error:
+            wrong.append(str(error))
+    return plans, wrong
 
 
 async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) -> Replayed:
@@ -42,9 +58,12 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
             plans: list[Plan] = []
             for row in rows:
                 try:
-                    plans += [applier.plan_of(command) for command in router.commands(parse_change(row["payload"]))]
+                    found, problems = _planned(row["payload"], router, applier)
                 except REFUSED as error:
-                    kept.append((row["id"], str(error), wall_s()))
+                    found, problems = [], [str(error)]
+                plans += found
+                if problems:
+                    kept.append((row["id"], clean("; ".join(problems)), wall_s()))
                 else:
                     done.append(row["id"])
             await applier.apply(plans)

@@ -171,9 +171,24 @@ def _over_dbapi(style: str) -> Write:
     return write
 
 
+def _over_sqlite(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
+    _refuse_autocommit(_sqlite_commits(connection))
+    connection.execute(*_arguments("qmark", insert, rows)).close()
+
+
+def _sqlite_commits(connection: Any) -> bool:
+    """Whether it begins no transaction by itself, and there is none."""
+    by_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True
+    return bool(by_itself and not connection.in_transaction)
+
+
 def _commits_by_itself(connection: Any) -> object:
     """Whether one of SQLAlchemy's does, which may follow from its engine or its own options: the driver's own knows."""
-    return connection is not None and getattr(connection.connection.dbapi_connection, "autocommit", False)
+    if connection is None:
+        return False
+    if type(connection.connection.driver_connection).__module__.partition(".")[0] in ("sqlite3", "aiosqlite"):
+        return _sqlite_commits(connection.connection.driver_connection)
+    return getattr(connection.connection.dbapi_connection, "autocommit", False)
 
 
 _ASYNC: Final[dict[tuple[str, str], AsyncWrite]] = {
@@ -189,4 +204,5 @@ _SYNC: Final[dict[tuple[str, str], Write]] = {
     ("sqlalchemy", "scoped_session"): _over_session,
     ("sqlalchemy", "Connection"): _over_connection,
     ("psycopg", "Connection"): _over_psycopg,
+    ("sqlite3", "Connection"): _over_sqlite,
 }

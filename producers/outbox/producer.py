@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cachebus.cascade import Cascade
+from cachebus.errors import ValueTooLarge
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from producers.base import Order, Orders, Producer, handed_on
 from producers.command import encode
 from producers.outbox.connections import Insert, Row, async_writer, in_parts
-from producers.outbox.table import DEFAULT, OutboxTable
+from producers.outbox.table import DEFAULT, LARGEST_BYTES, OutboxTable
 
 
 class Outbox:
@@ -32,8 +33,11 @@ class Outbox:
         self.insert = Insert(self.table.rows)
 
     def row(self, order: Order) -> Row:
-        """What is written for an order."""
-        return self.namespace, encode(order.command()).decode()
+        """What is written for an order; `ValueTooLarge`."""
+        command = encode(order.command())
+        if len(command) > LARGEST_BYTES:
+            raise ValueTooLarge(f"the command is {len(command)} bytes long, more than {LARGEST_BYTES}")
+        return self.namespace, command.decode()
 
 
 class OutboxProducer(Producer):

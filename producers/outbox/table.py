@@ -8,6 +8,8 @@ from typing import Final, NamedTuple, Self
 from cachebus.errors import ConfigError
 
 DEFAULT: Final = "cachebus_outbox"
+LARGEST_BYTES: Final = 256 * 1024
+"""Of one command: more is refused where it is written, and set aside where it is read."""
 # So long that no name made of it is cut off by PostgreSQL (63 bytes), and nothing in it could mean anything in SQL.
 _plain = re.compile(r"[a-z_][a-z0-9_]{0,54}").fullmatch
 
@@ -48,6 +50,12 @@ class OutboxTable(NamedTuple):
         relays up; without it one that is there is removed."""
         return [_ROWS.format(t=self), _DEAD.format(t=self), *(self._trigger() if notify else self._no_trigger())]
 
+    def sqlite_statements(self) -> list[str]:
+        """As `statements`, for SQLite; `ConfigError` for a table in a schema."""
+        if self.schema is not None:
+            raise ConfigError("in SQLite the outbox's table must be NAME alone")
+        return [statement.format(t=self) for statement in _SQLITE]
+
     def _quoted(self, name: str) -> str:
         return f'"{name}"' if self.schema is None else f'"{self.schema}"."{name}"'
 
@@ -72,7 +80,11 @@ class OutboxTable(NamedTuple):
 
 # `command` is text, not jsonb: a mistake in it must cost no business transaction, and is kept as it was written.
 # `created_at` is when the row was written: now() would be when its transaction began, and count that as the relay's
-# lag. Ids come out of order, since a transaction may commit long after it took one: nothing here relies on them.
+# lag. `due_at` is before all times, unless a writer says so: it is compared with the clock only then, and a clock that
+# was put back, or is another machine's after a failover, holds up no row. `waits_for` is the shard of a primary of L2
+# that was away; the relay's. The key begins with what rows are looked for by: those that are due are found at its
+# head, however many are not, and one index is all that a row costs its writer. Ids come out of order, since a
+# transaction may commit long after it took one: nothing here relies on them.
 # Such a table is empty most of the time and full of dead rows when it is busy, so it is vacuumed by their number.
 _ROWS: Final = """\
 CREATE TABLE IF NOT EXISTS {t.rows} (
@@ -80,9 +92,10 @@ CREATE TABLE IF NOT EXISTS {t.rows} (
     id bigint GENERATED ALWAYS AS IDENTITY,
     command text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at timestamptz NOT NULL DEFAULT '-infinity',
     attempts integer NOT NULL DEFAULT 0,
-    not_before timestamptz,
-    PRIMARY KEY (namespace, id)
+    waits_for integer NOT NULL DEFAULT -1,
+    PRIMARY KEY (namespace, waits_for, due_at, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"""
 _DEAD: Final = """\
 CREATE TABLE IF NOT EXISTS {t.dead} (
@@ -95,3 +108,31 @@ CREATE TABLE IF NOT EXISTS {t.dead} (
     created_at timestamptz NOT NULL,
     died_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
+# Ids are given once: of two relays that take a row, as both may here, the slower one removes no other row by its id.
+# Times are Unix seconds.
+_NOW: Final = "(julianday('now') - 2440587.5) * 86400.0"
+_SQLITE: Final = (
+    f"""\
+CREATE TABLE IF NOT EXISTS {{t.rows}} (
+    namespace TEXT NOT NULL DEFAULT 'cachebus',
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    command TEXT NOT NULL,
+    created_at REAL NOT NULL DEFAULT ({_NOW}),
+    due_at REAL NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    waits_for INTEGER NOT NULL DEFAULT -1
+)""",
+    """\
+CREATE INDEX IF NOT EXISTS "{t.name}_due" ON {t.rows} (namespace, waits_for, due_at, id)""",
+    f"""\
+CREATE TABLE IF NOT EXISTS {{t.dead}} (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL,
+    row_id INTEGER NOT NULL,
+    command TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    died_at REAL NOT NULL DEFAULT ({_NOW})
+)""",
+)

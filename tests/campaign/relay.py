@@ -27,11 +27,13 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.postgres import PostgresServer
 from consumers.outbox import create_tables
 from consumers.outbox.database import TROUBLE
+from consumers.outbox.postgres import AGAIN_S
 from producers import Outbox, OutboxProducer
+from producers.outbox import OutboxTable
 from tests.conftest import connected
 from tests.support.caches import nodes, parts, until
 from tests.support.command import alive
-from tests.support.outbox import settings, waiting
+from tests.support.outbox import put, settings, waiting
 from tests.support.relay_lives import WHENS, Relays, When, kill
 
 THINGS: Final = 100
@@ -43,6 +45,10 @@ AWAITS: Final = 12
 LIFE_S: Final = (0.005, 0.25)
 OLD_S: Final = 2.0
 AT_ONCE: Final = 1000
+FAULTS: Final = (
+    "the database crashes", "it ends its sessions", "the shared store hangs", "a table is swapped",
+    "the table of the dead is gone for a while",
+)  # fmt: skip
 END_SESSIONS: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
 Servers = tuple[PostgresServer, EmbeddedServer]
 
@@ -88,7 +94,8 @@ class Campaign:
         """All of it."""
         async with (
             Relays() as relays,
-            nodes(self._redis_url, 3) as caches,
+            # Without write guards what is stored in the store's first minute does not expire when that is over.
+            nodes(self._redis_url, 3, guard_max_s=0) as caches,
             connected(self._database) as connection,
             asyncpg.create_pool(self._database, min_size=0, max_size=WRITERS + 3) as pool,
         ):
@@ -100,7 +107,7 @@ class Campaign:
             await relays.ready()
             await self._live(relays, caches, pool)
             await relays.begin(self._database, self._redis_url)  # the last one lives
-            await until(self._nothing_waits, within_s=60)
+            await until(self._nothing_waits, within_s=60 + AGAIN_S)
             await self._judge(caches, pool, untouched)
         return self.tally
 
@@ -123,7 +130,7 @@ class Campaign:
         postgres, store = self._servers or ()
         while not self._over.is_set():
             await asyncio.sleep(self._dice.uniform(0.3, 1.5))
-            fault = self._dice.choice(("the database crashes", "it ends its sessions", "the shared store hangs"))
+            fault = self._dice.choice(FAULTS)
             self.tally.faults[fault] += 1
             if fault == "the database crashes":
                 await asyncio.to_thread(postgres.kill)
@@ -132,10 +139,32 @@ class Campaign:
                 with suppress(*TROUBLE):
                     async with connected(self._database) as connection:
                         await connection.execute(END_SESSIONS)
+            elif fault == "a table is swapped":
+                with suppress(*TROUBLE):
+                    await self._swap()
+            elif fault == "the table of the dead is gone for a while":
+                with suppress(*TROUBLE):
+                    async with connected(self._database) as connection:
+                        await connection.execute("DROP TABLE IF EXISTS cachebus_outbox_dead")
+                        await put(connection, "nonsense")
+                        await asyncio.sleep(self._dice.uniform(0.1, 0.5))
+                    await create_tables(self._database)
             else:
                 store.pause()
                 await asyncio.sleep(self._dice.uniform(0.1, 1.5))
                 store.resume()
+
+    async def _swap(self) -> None:
+        """Another table is put in the place of the outbox's, with its rows, as a migration does."""
+        async with connected(self._database) as connection, connection.transaction():
+            await connection.execute("LOCK TABLE cachebus_outbox; ALTER TABLE cachebus_outbox RENAME TO before")
+            await connection.execute("ALTER TABLE before RENAME CONSTRAINT cachebus_outbox_pkey TO before_pkey")
+            for statement in OutboxTable.of("cachebus_outbox").statements():
+                await connection.execute(statement)
+            await connection.execute(
+                "INSERT INTO cachebus_outbox (namespace, command, created_at, due_at, attempts) "
+                "SELECT namespace, command, created_at, due_at, attempts FROM before; DROP TABLE before"
+            )
 
     def _drawn(self) -> Iterator[tuple[When, int | None]]:
         """First each way to end at the two awaits that matter most, of the shared store and of the commit."""

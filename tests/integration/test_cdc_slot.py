@@ -32,10 +32,23 @@ def worker(database: str, redis_url: str, given: Rules | None = None, **more: An
     return SlotWorker(quick(redis_url), given or rules(), source)
 
 
-async def refusal(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> str:
-    with pytest.raises(ConfigError) as raised:
-        await asyncio.wait_for(worker(database, redis_url, given, **more).run(), 20)
-    return str(raised.value)
+async def trouble(database: str, redis_url: str, says: str, given: Rules | None = None, **more: Any) -> str:
+    """What a worker's health says, once that has these words: it stays at work, and is not ready."""
+    one = worker(database, redis_url, given, **more)
+    task = asyncio.create_task(one.run())
+
+    def why() -> str:
+        assert not task.done(), task.exception()
+        parts = one.health.told()["parts"]
+        return "; ".join(f"{name}: {part['why']}" for name, part in parts.items() if not part["up"])
+
+    try:
+        await until(lambda: says in why())
+        assert not one.health.ready
+        return why()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def fetched(database: str, sql: str, *arguments: Any) -> Any:
@@ -111,17 +124,17 @@ async def test_what_no_rule_is_for_does_not_hold_the_log_back(database: str, red
 
 async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(database: str, redis_url: str) -> None:
     loose = parse_rules(RULES.replace('resource_id = "{name}"', 'resource_id = "{value}"'))
-    await tell(database, [SCHEMA, "ALTER TABLE other.settings REPLICA IDENTITY FULL"])
+    await tell(database, [SCHEMA, *(f"ALTER TABLE {one}.settings REPLICA IDENTITY FULL" for one in ("other", "shop"))])
     one = worker(database, redis_url, loose)
     heard = Heard(one)
     async with running(one):
-        await tell(database, ["INSERT INTO other.settings VALUES ('theme', NULL), ('limit', '5')", THE_END])
+        await tell(database, ["INSERT INTO other.settings VALUES ('theme', repeat('x', 600)), ('limit', '5')", THE_END])
         await until(lambda: heard.has(*END))
         assert heard.asked["K :system:5"] == 1, "those around it pass"
         assert one.meters.count("dead") == 1
         async with connected(database) as connection:
             (letter,) = await connection.fetch(DEAD)
-        assert "rule of '*.settings' for 'system': resource_id is null" in letter["reason"]
+        assert "resource_id" in letter["reason"]
         assert letter["attempts"] == 1
         assert '"name": "theme"' in letter["payload"]
         again = await replay(SecretStr(database), "cachebus_cdc", Router(loose), one._applier)
@@ -210,7 +223,7 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
     await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')", ORDER.format(1)])
     one = worker(database, redis_url)
     task = asyncio.create_task(one.run())
-    await until(lambda: one.health.told()["parts"]["slot"]["why"].startswith("lost: it is gone"))
+    await until(lambda: "lost: it is gone" in one.health.told()["parts"]["slot"]["why"])
     assert not await fetched(database, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
     one.drain()
     await asyncio.wait_for(task, 20)
@@ -219,8 +232,8 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
     async with Cache(quick(redis_url)) as cache:
         await cache.set("order", "1", "old", tenant_id="acme")
         async with running(mending):
-            assert await cache.get("order", "1", tenant_id="acme") is None
-            assert heard.asked["D globex embedding"] == 1
+            await until(lambda: _absent(cache, "order", "1"))
+            await until(lambda: heard.asked["D globex embedding"] == 1)
             await tell(database, [THE_END])
             await until(lambda: heard.has(*END))
     without = parse_rules(RULES.replace('["acme", "globex"]', "[]").replace('"all"', '"ignore"'))
@@ -237,8 +250,8 @@ async def test_a_slot_made_anew_whose_loss_was_not_made_up_for_is_a_lost_one(dat
     one = worker(database, redis_url, on_lost_slot="invalidate")
     heard = Heard(one)
     async with running(one):
-        assert heard.asked["D acme order"] == 1
-        assert await fetched(database, "SELECT whole FROM cachebus_cdc_slots")
+        await until(lambda: heard.asked["D acme order"] == 1)
+        await until(lambda: fetched(database, "SELECT whole FROM cachebus_cdc_slots"))
 
 
 async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: str) -> None:
@@ -254,7 +267,7 @@ async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: s
         assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
         one = worker(server.url, redis_url)
         task = asyncio.create_task(one.run())
-        await until(lambda: "max_slot_wal_keep_size" in one.health.told()["parts"]["slot"]["why"])
+        await until(lambda: "had not confirmed (wal_removed)" in one.health.told()["parts"]["slot"]["why"])
         one.drain()
         await asyncio.wait_for(task, 20)
         async with running(worker(server.url, redis_url, on_lost_slot="invalidate")):
@@ -279,17 +292,17 @@ async def test_wal_that_is_held_back_is_measured_and_warned_of(database: str, re
         logger.disable("consumers")
 
 
-async def test_what_is_set_up_wrong_is_refused_with_what_mends_it(
+async def test_what_is_set_up_wrong_is_told_with_what_mends_it(
     database: str, postgres: PostgresServer, redis_url: str
 ) -> None:
-    assert "there is no such table" in await refusal(database, redis_url)
+    await trouble(database, redis_url, "tables: shop.orders: there is no such table")
     await tell(database, [SCHEMA, "ALTER TABLE shop.notes DROP COLUMN title"])
-    assert "table shop.notes has no column 'title'" in await refusal(database, redis_url)
+    await trouble(database, redis_url, "shop.notes: it has no column 'title'")
     await tell(database, ["ALTER TABLE shop.notes ADD title text, ALTER folder TYPE numeric"])
-    assert "column 'folder' is neither text nor a whole number" in await refusal(database, redis_url)
+    await trouble(database, redis_url, "column 'folder' is neither text nor a whole number")
     await tell(database, ["ALTER TABLE shop.notes ALTER folder TYPE int, REPLICA IDENTITY DEFAULT"])
-    said = await refusal(database, redis_url)
-    assert "of a deleted row PostgreSQL tells only code, and the rule needs folder, tenant_id" in said
+    needs = "of a deleted row PostgreSQL tells only code, and the rule needs folder, tenant_id"
+    said = await trouble(database, redis_url, needs)
     assert 'ALTER TABLE "shop"."notes" REPLICA IDENTITY FULL' in said
     await tell(database, ["ALTER TABLE shop.notes REPLICA IDENTITY FULL", "CREATE TABLE shop.keyless (id int)"])
     keyless = parse_rules("""
@@ -299,18 +312,21 @@ async def test_what_is_set_up_wrong_is_refused_with_what_mends_it(
         resource_id = "{id}"
         operations = ["insert"]
     """)
-    assert "has no primary key: once published" in await refusal(database, redis_url, keyless)
+    await trouble(database, redis_url, "it has no primary key: once published", keyless, publication="keys")
     await tell(database, ["CREATE PUBLICATION few FOR TABLE shop.orders"])
-    assert "rules with patterns need one for all tables" in await refusal(database, redis_url, publication="few")
+    said = await trouble(
+        database, redis_url, "rules with patterns need a publication for all tables", publication="few"
+    )  # fmt: skip
+    assert 'BEGIN; DROP PUBLICATION "few"; CREATE PUBLICATION "few" FOR ALL TABLES' in said
     await tell(database, ["CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert')"])
-    assert "leaves out delete, truncate, update" in await refusal(database, redis_url, publication="p")
+    await trouble(database, redis_url, "leaves out delete, truncate, update", publication="p")
     await tell(database, ["SELECT pg_create_logical_replication_slot('s', 'test_decoding')"])
-    assert "of the plugin test_decoding, not pgoutput" in await refusal(database, redis_url, slot="s")
+    await trouble(database, redis_url, "of the plugin test_decoding, not pgoutput", slot="s")
     other = "SELECT pg_create_logical_replication_slot('s2', 'pgoutput')"
     async with connected(postgres.url) as connection:
         await connection.execute(other)
         try:
-            assert "is of the database 'postgres'" in await refusal(database, redis_url, slot="s2")
+            await trouble(database, redis_url, "is of the database 'postgres'", slot="s2")
         finally:
             await connection.execute("SELECT pg_drop_replication_slot('s2')")
 
@@ -319,19 +335,14 @@ async def test_who_may_not_make_them_is_told_the_sql(database: str, redis_url: s
     await tell(database, [SCHEMA, "DROP ROLE IF EXISTS cdc_small", "CREATE ROLE cdc_small LOGIN"])
     small = database.replace("postgres@", "cdc_small@")
     try:
-        assert "have somebody who may run: CREATE TABLE IF NOT EXISTS cachebus_cdc_slots" in await refusal(
-            small, redis_url
-        )
+        await trouble(small, redis_url, "CREATE TABLE IF NOT EXISTS cachebus_cdc_slots")
         await tell(database, ["GRANT CREATE ON SCHEMA public TO cdc_small"])
-        said = await refusal(small, redis_url)
-        assert (
-            'have somebody who may run: CREATE PUBLICATION "cachebus_cdc" FOR TABLES IN SCHEMA' in said
-            or "ALL TABLES" in said
+        said = await trouble(small, redis_url, 'CREATE PUBLICATION "cachebus_cdc" FOR')
+        assert "(InsufficientPrivilegeError: " in said
+        await tell(
+            database, ["CREATE PUBLICATION cachebus_cdc FOR ALL TABLES WITH (publish_via_partition_root = true)"]
         )
-        await tell(database, ["CREATE PUBLICATION cachebus_cdc FOR ALL TABLES"])
-        assert "SELECT pg_create_logical_replication_slot('cachebus_cdc', 'pgoutput')" in await refusal(
-            small, redis_url
-        )
+        await trouble(small, redis_url, "SELECT pg_create_logical_replication_slot('cachebus_cdc', 'pgoutput')")
         await tell(database, ["ALTER ROLE cdc_small REPLICATION"])
         async with running(worker(small, redis_url)):
             pass

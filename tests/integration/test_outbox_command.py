@@ -22,10 +22,10 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.worker.command import worker
 from cachebus.cli.worker.outbox import outbox, replay_outbox
-from consumers.outbox import create_tables
-from consumers.outbox.database import DeadRow, RelayConnection
+from consumers.outbox import RelayOptions, create_tables
+from consumers.outbox.postgres import PostgresSession
+from consumers.source import Left
 from producers.command import Invalidate, parse
-from producers.outbox import OutboxTable
 from tests.conftest import connected
 from tests.integration.test_readme import run_inside
 from tests.support.caches import until
@@ -82,7 +82,7 @@ async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(
         assert health(port, "/health/live")[0] == 200
         status, errors = command.signal(signal.SIGTERM)
     assert status == 0, errors
-    assert "set aside (attempt 1): Invalid JSON" in errors
+    assert "row 2 is set aside: Invalid JSON" in errors
     assert "drained" in errors
 
 
@@ -95,7 +95,8 @@ def test_what_is_wrong_is_told_without_secrets() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "which database?"),
         ({"table": "x; drop table y", "print_sql": True}, "lower-case letters"),
-        ({"database_url": "mysql://s3cret"}, "must be a URL like"),
+        ({"database_url": "oracle://s3cret"}, "must be a URL like"),
+        ({"database_url": "mysql://s3cret"}, "no outbox in MySQL"),
         ({"database_url": nobody, "create_table": True}, "could not be made"),
     ]
     for arguments, words in wrong:
@@ -209,13 +210,15 @@ async def test_the_sql_in_the_documentation_runs(database: str) -> None:
             await connection.execute("SET ROLE app_of_docs")
             await put(connection, invalidation("by the app"))
             await connection.execute("SET ROLE relay_of_docs")
-            table = OutboxTable.of("cachebus_outbox")
-            relay = RelayConnection(connection, table, "cachebus")
-            async with relay.taken(100) as rows:
-                assert len(rows) == 4  # one is not due yet
-                await relay.bury([DeadRow(rows[0], "a reason")])
-            assert (await relay.backlog()).rows == 0
-            assert all(parse(row.command) for row in rows)
+            session = PostgresSession(connection, "cachebus", RelayOptions())
+            await session.begin()
+            batch = await session.take(100, ())
+            assert len(batch.items) == 4  # one is not due yet
+            await session.bury([session.letter(batch.items[0], "a reason")])
+            await session.let_go(batch, Left())
+            look = await session.look()
+            assert (look.backlog, look.findings) == (0, [])
+            assert all(parse(command) for item in batch.items for command in session.mean(item).commands)
         finally:
             await connection.execute("RESET ROLE")
             await connection.execute("DROP OWNED BY app_of_docs, relay_of_docs")

@@ -18,9 +18,9 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.postgres import PostgresServer
 from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
 from consumers.outbox.database import TROUBLE
-from consumers.outbox.database import connected as relay_connection
+from consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from consumers.source import Left
 from producers import Outbox, OutboxProducer
-from producers.outbox import OutboxTable
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.command import descendants
@@ -146,7 +146,7 @@ async def test_rows_for_other_caches_are_left_alone(tables: str, redis_url: str)
 async def test_a_row_waits_until_it_is_due(tables: str, redis_url: str) -> None:
     async with running(relay_of(tables, redis_url)) as relay, connected(tables) as connection:
         await connection.execute(
-            "INSERT INTO cachebus_outbox (command, not_before) VALUES ($1, clock_timestamp() + interval '0.3 s'), "
+            "INSERT INTO cachebus_outbox (command, due_at) VALUES ($1, clock_timestamp() + interval '0.3 s'), "
             "($1, clock_timestamp() + interval '1 hour'), ($1, clock_timestamp() - interval '1 hour')",
             invalidation("x"),
         )
@@ -219,7 +219,7 @@ async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, 
         async with running(relay_of(database, redis_url)) as relay:
             await until(lambda: told)
             assert "--create-table" in told[0]
-            part = relay.health.told()["parts"]["database"]
+            part = relay.health.told()["parts"]["table"]
             assert not part["up"]
             assert "cachebus_outbox" in part["why"]
             await create_tables(database)
@@ -231,7 +231,7 @@ async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, 
 
 
 async def test_an_address_that_is_none_ends_it(redis_url: str) -> None:
-    for url in ("mysql://localhost/x", "cachebus", ""):
+    for url in ("oracle://localhost/x", "cachebus", ""):
         with pytest.raises(ConfigError, match="must be a URL like"):
             relay_of(url, redis_url)
     for url in ("postgresql://localhost:port/x", "postgresql://localhost/x?sslmode=s3cret"):
@@ -273,7 +273,8 @@ async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: 
         with warnings_of("consumers") as told:
             async with running(relay):
                 await gone(caches, "a", "b")
-                await until(lambda: relay.meters.count("dead") == len(POISON))
+                await until(lambda: _none(tables))
+                assert relay.meters.count("dead") == len(POISON)
                 assert relay.meters.count("applied") == 2
         rows = await connection.fetch("SELECT * FROM cachebus_outbox_dead ORDER BY row_id")
     assert [row["command"] for row in rows] == list(POISON)
@@ -356,7 +357,7 @@ async def test_what_another_has_in_hand_is_passed_over_until_he_lets_it_go(
             await put(connection, invalidation("free"))
             await gone(caches, "free")
             assert await caches[0].get("config", "held", "acme") == "old"
-            assert relay.meters.count("applied") == 1
+            await applied(relay, 1)
             await hand.fail()
             await gone(caches, "held")
 
@@ -376,11 +377,11 @@ class Hand:
         await self._taken.wait()
 
     async def _hold(self) -> None:
-        async with self._database.taken(100) as rows:
-            assert rows
-            self._taken.set()
-            await self._failed.wait()
-            raise ZeroDivisionError
+        assert (await self._database.take(100, ())).items
+        self._taken.set()
+        await self._failed.wait()
+        await self._database._connection.close()
+        raise ZeroDivisionError
 
     async def fail(self) -> None:
         """As a relay that is killed."""
@@ -393,21 +394,30 @@ class Hand:
 @asynccontextmanager
 async def hand_at(url: str) -> AsyncIterator[Hand]:
     """A hand that can take rows."""
-    table = OutboxTable.of("cachebus_outbox")
-    async with relay_connection(url, table, "cachebus", idle_limit_s=60, on_rows=lambda: None) as database:
-        yield Hand(database)
+    async with session_at(url, hold_s=60) as session:
+        yield Hand(session)
 
 
-async def test_rows_in_the_hands_of_one_that_is_frozen_are_freed_by_the_database(tables: str, redis_url: str) -> None:
+@asynccontextmanager
+async def session_at(url: str, **options: Any) -> AsyncIterator[PostgresSession]:
+    """A relay's session."""
+    async with PostgresOutbox(url, "cachebus", RelayOptions(**options)).opened() as session:
+        assert isinstance(session, PostgresSession)
+        yield session
+
+
+async def test_rows_in_the_hands_of_one_that_is_frozen_are_freed_by_the_database(
+    tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.outbox.postgres.IDLE_GRACE_S", 0.05)
+
     async def frozen() -> None:
-        table = OutboxTable.of("cachebus_outbox")
-        async with (
-            relay_connection(tables, table, "cachebus", idle_limit_s=0.1, on_rows=lambda: None) as connection,
-            connection.taken(10) as rows,
-        ):
-            assert len(rows) == 1
+        async with session_at(tables, hold_s=0.05) as session:
+            batch = await session.take(10, ())
+            assert len(batch.items) == 1
             async with running(relay_of(tables, redis_url)) as relay:
                 await applied(relay, 1)
+            await session.let_go(batch, Left())
 
     async with connected(tables) as connection:
         await put(connection, invalidation("x"))
@@ -479,11 +489,12 @@ async def test_while_redis_hangs_no_transaction_stays_open_and_nothing_is_lost(
                 await asyncio.sleep(0.01)
                 assert not await in_transaction(connection)
             assert relay.meters.count("applied") == 0
-            assert await waiting(tables) == 2
+            assert invalidation("x") in [
+                row[0] for row in await connection.fetch("SELECT command FROM cachebus_outbox")
+            ]
             own_server.resume()
             await gone(caches, "x")
-            await until(lambda: relay.meters.count("dead") == 1)
-            assert relay.meters.count("applied") == 1
+            await until(lambda: relay.meters.count("dead") == relay.meters.count("applied") == 1)
             await until(lambda: relay.health.ready)
         assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
 
@@ -518,19 +529,19 @@ async def test_rows_that_were_applied_and_not_let_go_come_again_and_are_counted(
     tables: str, redis_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = relay_of(tables, redis_url)
-    real, ended = relay._applier.apply_what_can_be, []
+    real, ended = relay._applier.carry, []
 
-    async def apply(plans: Any) -> Any:
-        away = await real(plans)
+    async def apply(plans: Any, within_s: float | None = None) -> Any:
+        carried = await real(plans, within_s)
         if plans and not ended:
             ended.append(1)
             async with connected(postgres.url) as other:
                 await other.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cachebus outbox'"
                 )
-        return away
+        return carried
 
-    monkeypatch.setattr(relay._applier, "apply_what_can_be", apply)
+    monkeypatch.setattr(relay._applier, "carry", apply)
     async with running(relay), connected(tables) as connection:
         await until(lambda: relay.health.ready)
         await put(connection, invalidation("x"))
@@ -546,15 +557,15 @@ async def test_draining_finishes_what_is_in_hand_and_takes_no_more(
     tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = relay_of(tables, redis_url, RelayOptions(batch=3))
-    real, begun, go_on = relay._applier.apply_what_can_be, asyncio.Event(), asyncio.Event()
+    real, begun, go_on = relay._applier.carry, asyncio.Event(), asyncio.Event()
 
-    async def apply(plans: Any) -> Any:
+    async def apply(plans: Any, within_s: float | None = None) -> Any:
         if plans:
             begun.set()
             await go_on.wait()
-        return await real(plans)
+        return await real(plans, within_s)
 
-    monkeypatch.setattr(relay._applier, "apply_what_can_be", apply)
+    monkeypatch.setattr(relay._applier, "carry", apply)
     async with connected(tables) as connection:
         await put(connection, *[invalidation(f"n{number}") for number in range(10)])
         run = asyncio.create_task(relay.run())
@@ -605,7 +616,7 @@ async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str
 
 
 async def test_backlog_and_lag_are_told(tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.outbox.relay.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
     relay = relay_of(tables, redis_url)
 
     def figure(name: str) -> float:

@@ -227,17 +227,37 @@ async def test_a_slow_l2_is_given_less_at_a_time_and_what_was_applied_is_let_go(
     assert sum(source.taken) < 3 * 3000, "what was applied is not taken again"
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("hold_s", [None, 0.1])
-async def test_without_l2_it_waits_and_then_goes_on(own_server: EmbeddedServer, hold_s: float | None) -> None:
+async def test_without_l2_it_waits_and_then_goes_on(
+    own_server: EmbeddedServer, hold_s: float | None, known: bool, frozen: bool
+) -> None:
+    """Whether it notices that L2 is away by an item, or by itself before one comes."""
     source = MemorySource(hold_s=hold_s)
     async with at_work(source, own_server.url) as worker:
         await until(lambda: worker.health.ready)
-        own_server.kill()
-        await until(lambda: not worker.health.ready)
+        own_server.pause() if frozen else own_server.kill()
+        if known:
+            await until(lambda: not worker.health.ready)
         source.put(invalidation(1))
-        await asyncio.sleep(0.1)
+        await until(lambda: not worker.health.ready)
+        await asyncio.sleep(0.3)
         assert source.rows
-        own_server.start()
+        own_server.resume() if frozen else own_server.start()
+        await until(lambda: not source.rows)
+        await until(lambda: worker.health.ready)
+
+
+async def test_what_was_in_hand_when_l2_hung_is_done_once_it_goes_on(own_server: EmbeddedServer) -> None:
+    source = MemorySource(hold_s=0.1)
+    async with at_work(source, own_server.url, l2_timeout_s=0.2) as worker:
+        await until(lambda: worker.health.ready)
+        own_server.pause()
+        source.put(invalidation(1))
+        await until(lambda: not worker.health.is_up("l2"))
+        await until(lambda: worker._limit < source.limit)  # it was given back
+        own_server.resume()
         await until(lambda: not source.rows)
         await until(lambda: worker.health.ready)
 
@@ -345,7 +365,7 @@ async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
     ]
 
 
-async def test_while_it_lasts_it_is_told_and_made_up_for_once_a_minute() -> None:
+async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_often() -> None:
     now_s = 0.0
     health = Health("test", ("shape",))
     watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
@@ -353,7 +373,7 @@ async def test_while_it_lasts_it_is_told_and_made_up_for_once_a_minute() -> None
     for _ in range(181):
         due += watched.heard([BROKEN])
         now_s += 1.0
-    assert len(due) == 4
+    assert len(due) == 1 + 180 / assumptions.MAKE_UP_EVERY_S
     assert len(watched.heard([])) == 1
     assert health.ready
 
@@ -387,6 +407,16 @@ async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypa
         assert source.rows
         source.findings = []
         await until(lambda: not source.rows)
+
+
+def test_what_happens_again_is_made_up_for_again() -> None:
+    """Also where nobody has looked in between."""
+    watched = assumptions.Assumptions("test", ["shape"], Health("test", ("shape",)))
+    past = BROKEN._replace(over=True)
+    assert watched.heard([past]) == [past]
+    assert watched.heard([past]) == [], "it is under way"
+    watched.made_up([past])
+    assert watched.heard([past]) == [past]
 
 
 async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,9 +19,10 @@ import pytest
 
 from cachebus import ConfigError, ProtocolMismatch
 from cachebus.cli.embedded import EmbeddedServer
+from cachebus.clock import monotonic
 from cachebus.plan import Plan
 from consumers.apply import REFUSED, Applier
-from consumers.endpoint import Endpoint
+from consumers.endpoint import CLIENTS_MAX, Endpoint
 from consumers.health import STUCK_S, Health
 from consumers.meters import Meters
 from consumers.patience import TELL_EVERY_S, Patience
@@ -205,6 +209,34 @@ def test_the_endpoint_tells_health_and_figures() -> None:
         with pytest.raises(ConfigError, match=r"can't be had on 127\.0\.0\.1"):
             Endpoint(int(endpoint.url.rpartition(":")[2])).start(health, meters)
     finally:
+        endpoint.stop()
+
+
+def test_clients_that_hang_on_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that say nothing nor those that never end saying it; and they cost no more threads than a few."""
+    health = Health("test", ())
+    endpoint = Endpoint(0)
+    endpoint.start(health, Meters(health))
+    port = int(endpoint.url.rpartition(":")[2])
+    before = threading.active_count()
+    hanging = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+    try:
+        for one in hanging[::2]:
+            with contextlib.suppress(OSError):
+                one.sendall(b"GET /health/live HTTP/1.1\r\nx: ")
+        for _ in range(5):
+            health.beat()
+            assert fetched(endpoint.url + "/health/live")[0] == 200
+        deadline_s = monotonic() + 15
+        while threading.active_count() > before + CLIENTS_MAX:
+            assert monotonic() < deadline_s
+        monkeypatch.setattr("consumers.endpoint.CLIENT_S", 0.05)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as late:
+            late.sendall(b"GET /")
+            assert late.recv(100) == b"", "it is hung up on, whatever it goes on saying"
+    finally:
+        for one in hanging:
+            one.close()
         endpoint.stop()
 
 

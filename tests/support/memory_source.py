@@ -105,8 +105,11 @@ class MemorySession(Session):
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
         await self._source.fault("let_go", batch, left)
-        kept = {item.raw for item in left.undone} | {waiting.item.raw for waiting in left.waiting}
-        self._source.held = {waiting.item.raw: waiting.shards for waiting in left.waiting}
+        waiting = {one.item.raw: one.shards for one in left.waiting}
+        kept = {item.raw for item in left.undone} | waiting.keys()
+        for item in batch.items:
+            self._source.held.pop(item.raw, None)
+        self._source.held |= waiting
         for item in batch.items:
             if item.raw not in kept:
                 del self._source.rows[item.raw]

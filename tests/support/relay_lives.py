@@ -146,21 +146,20 @@ def _end(_: object) -> None:
 async def _relay(database: str, redis_url: str, batch: int, last_await: int | None, when: When) -> None:
     options = RelayOptions(batch=batch, poll_interval_s=0.02)
     relay = OutboxRelay(database, settings(redis_url), options=options)
-    batch_of_it: Any = relay._batch
-    applied: Any = relay._applied
+    step: Any = relay._step
+    carried: Any = relay._carried
     fate = _Fate(last_await, when)
 
-    async def counted(connection: Any) -> bool:
+    async def counted(session: Any) -> None:
         fate.armed = False
-        found: bool = await fate.counted(batch_of_it(connection))
-        return found
+        await fate.counted(step(session))
 
-    async def begins(plans: Any) -> Any:
-        fate.armed = bool(plans)
-        return await applied(plans)
+    async def begins(session: Any, batch: Any) -> Any:
+        fate.armed = True
+        return await carried(session, batch)
 
-    relay._batch = counted  # type: ignore[method-assign]
-    relay._applied = begins  # type: ignore[method-assign]
+    relay._step = counted  # type: ignore[method-assign]
+    relay._carried = begins  # type: ignore[method-assign]
     await relay.run()
 
 

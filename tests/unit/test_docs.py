@@ -33,6 +33,7 @@ SIGKILL of an outbox relay; SIGSTOP of an outbox relay; outbox rows that commit 
 SIGKILL of a worker of commands on Kafka; partitions of commands that move while workers are busy;
 messages on Kafka that are no commands, or wrongly signed; the broker of commands away, or hanging;
 outbox rows that are no commands; the outbox's database killed, or hanging;
+many outbox rows for a primary that is away; an outbox's table dropped, swapped or changed under its relay;
 L2 away while rows are in hand; SIGKILL of a worker of change data capture;
 a commit that the log tells of before others see it; a slot that is lost; rows and envelopes that no rule can use;
 a captured database killed, or L2 away; Kafka broker restart; Kafka broker that hangs;

@@ -22,7 +22,7 @@ from cachebus.cli.verify.story import LINES_MAX
 from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
 from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 from cachebus.cli.verify.verdict import Verdict
-from cachebus.cli.verify.writing import ADD, DELETE, KEY, SET, TAG, TENANT, TYPE
+from cachebus.cli.verify.writing import ADD, DELETE, ERRAND, KEY, SET, TAG, TENANT, TYPE
 
 D_S = 1.0
 NEVER = 0.0
@@ -564,6 +564,26 @@ async def test_what_happens_while_nothing_is_wrong_is_news_in_time_and_no_flush(
     past.note("2.1", "trouble", BEGAN_ANEW, 130.2, 130.25)
     counts = (await past.verdict()).counts
     assert (counts["lag"], counts["flush"]) == (1, 1)
+
+
+async def test_a_worker_is_late_only_where_something_is_wrong_or_was_just_before(past: Past) -> None:
+    past.wrote("1.1", 2, 20.0, 20.0 + 0.9 * D_S, verb=ERRAND)
+    past.wrote("1.1", 3, 30.0, 30.0 + 1.1 * D_S, verb=KEY)
+    past.fault("cut", 1, 40.0, 41.0)
+    past.wrote("1.1", 4, 44.0, 44.0 + 1.1 * D_S, verb=ERRAND)
+    assert not any((await past.verdict()).counts.values())
+    past.wrote("1.1", 5, 60.0, 60.0 + 1.1 * D_S, verb=ERRAND)
+    (finding,) = (await past.verdict()).broken
+    assert "the worker of node 1.1 had acme page 0" in finding.told
+
+
+async def test_what_the_own_worker_has_said_may_reach_the_own_cache_as_late_as_any(past: Past) -> None:
+    past.wrote("1.1", 2, 20.0, 20.1, verb=ERRAND)
+    past.read("1.1", 1, 20.2)
+    assert await past.broken() == {}
+    past.wrote("1.1", 3, 30.0, 30.1)
+    past.read("1.1", 2, 30.2)
+    assert await past.broken() == {"G2": 1}
 
 
 async def test_what_is_left_over_is_told(past: Past) -> None:

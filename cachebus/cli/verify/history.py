@@ -15,7 +15,7 @@ from cachebus.cli.verify.setup import GUARD_DB_S
 from cachebus.cli.verify.spans import Excuses, Span
 from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, WAITED
 from cachebus.cli.verify.verdict import EDGES_S, bucket_of
-from cachebus.cli.verify.writing import ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
+from cachebus.cli.verify.writing import BY_OTHERS, ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
 
 
 class Write(NamedTuple):
@@ -224,7 +224,11 @@ class Check:
 
     def add(self, node: str, batches: Iterable[Sequence[tuple[int, int, float]]], bound_s: float) -> Iterator[None]:
         """Check the reads of a node, whose bound this is; gives way after each batch."""
-        latest, told, own = self.history.latest, self.history.told, self.history.table(node)
+        latest, told, own = (
+            self.history.latest,
+            self.history.told,
+            self.history.table(node, lambda write: write.verb not in BY_OTHERS),
+        )
         for batch in batches:
             self.judged += len(batch)
             for mark, version, started_s in batch:  # ten million times in a long run: kept as plain as can be

@@ -22,6 +22,7 @@ from cachebus.cli.lab.talk import hear, next_order, say
 from cachebus.cli.verify import kinds, messages
 from cachebus.cli.verify.answers import Answers
 from cachebus.cli.verify.counting import Counting
+from cachebus.cli.verify.errands import Errands
 from cachebus.cli.verify.guarding import Guards
 from cachebus.cli.verify.items import Item, make_items
 from cachebus.cli.verify.loaders import Loaders
@@ -106,12 +107,14 @@ class _Node:
             caches, items, truth, self._loaders, self._answers, self._tapes["tokens"], Random(f"{name}:reads"),
             job.rate, monotonic, order_seed=str(job.seed),
         )  # fmt: skip
+        self._errands = Errands(settings_of(job))
         guards = Guards(
             caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s
         )  # fmt: skip
         self._writers = Writers(
             caches, items, truth, self._tapes["writes"], odd, guards, Random(f"{name}:writes"), monotonic,
             node=job.node, nodes=job.nodes, rate=job.write_rate, read_own=self._readers.own, order_seed=str(job.seed),
+            errands=self._errands,
         )  # fmt: skip
         self._before = 0, 0
         self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
@@ -144,7 +147,25 @@ class _Node:
 
     async def _load(self) -> None:
         counting = () if self._counting is None else (self._counting.run(),)
-        await asyncio.gather(self._readers.run(), self._writers.run(), *counting)
+        await asyncio.gather(self._readers.run(), self._write(), *counting)
+
+    async def _write(self) -> None:
+        """The writers, and the worker to whom they leave some of it; until it is drained."""
+        worker = self._errands.worker
+        working = asyncio.create_task(worker.run(), name="verify-worker")
+        writing = asyncio.create_task(self._writers.run(), name="verify-writers")
+        try:
+            await asyncio.wait([working, writing], return_when=asyncio.FIRST_COMPLETED)
+            worker.drain()
+            await asyncio.wait([working], timeout=self._job.largest_bound_s)
+            self._errands.give_up()
+        finally:
+            for task in (working, writing):
+                task.cancel()
+            await asyncio.wait([working, writing])
+        for task in (working, writing):
+            if not task.cancelled():
+                task.result()
 
     async def _obey(self, orders: asyncio.StreamReader, load: asyncio.Task[None]) -> None:
         while True:
@@ -247,6 +268,7 @@ class _Node:
             "values that can't be cached": sum(each.serialization_errors for each in types),
             "fills refused": sum(one.fills_rejected for one in stats),
             "callers that gave up": self._answers.given_up,
+            "invalidations by a worker": self._errands.worker.meters.count("applied"),
             "increments": 0 if self._counting is None else self._counting.counted,
         }
 

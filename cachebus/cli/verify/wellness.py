@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from cachebus.cli.verify.history import Stale
 from cachebus.cli.verify.spans import Excuses
 from cachebus.cli.verify.trouble import BEGAN_ANEW
+from cachebus.cli.verify.writing import ERRAND
+from consumers.patience import LONGEST_S
 
 if TYPE_CHECKING:
     from cachebus.cli.verify.judge import Judgement
@@ -26,6 +28,17 @@ def while_well(case: Judgement, late: Sequence[Stale]) -> None:
         if not _any(unwell, stale):
             told = f"node {stale.node} read version {stale.version} of {evidence.items[stale.item]}"
             case.found("lag", f"{told}, {stale.age_s:.3f} s after that of version {stale.missed} had returned")
+    for write in case.history.writes:
+        took_s = write.returned_s - write.called_s
+        # Whatever was wrong before is tried again after the longest pause only.
+        began_s = write.called_s - LONGEST_S
+        if (
+            write.verb == ERRAND
+            and took_s > evidence.bound_s
+            and not unwell[write.node].touch(began_s, write.returned_s)
+        ):
+            told = f"the worker of node {write.node} had {evidence.items[write.item]} invalidated"
+            case.found("lag", f"{told} {took_s:.3f} s after it was asked to, though nothing was wrong")
     for number, what in evidence.left.items():
         case.found("left", f"node {number} had {what} more than at its start")
 

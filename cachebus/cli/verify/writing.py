@@ -12,6 +12,7 @@ from typing import Any, Final
 from cachebus import Cache, CacheBusError, Receipt
 from cachebus.cascade import Target
 from cachebus.cli.lab.traffic import Pace
+from cachebus.cli.verify.errands import Errands
 from cachebus.cli.verify.guarding import GUARDED, Guards
 from cachebus.cli.verify.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
 from cachebus.cli.verify.oddities import REFUSED, Oddities
@@ -20,15 +21,15 @@ from cachebus.cli.verify.truth import RECENT, Token, Truth
 from cachebus.clock import Clock
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
-CLAIM, FEW = 11, 12
+CLAIM, FEW, ERRAND = 11, 12, 13
 VERBS: Final = (
     "invalidate", "invalidate(contexts=all)", "invalidate_tags", "invalidate_scope(type)",
     "invalidate_scope(type, context)", "invalidate_scope(tenant)", "set", "delete", "add", "invalidate, repeated later",
-    "write_guard", "add of what was absent", "invalidate_targets",
+    "write_guard", "add of what was absent", "invalidate_targets", "invalidate, by a worker",
 )  # fmt: skip
 WEIGHTS: Final = {
     KEY: 46, EVERY_CONTEXT: 6, TAG: 3, TYPE: 1, CONTEXT: 2, TENANT: 0.1, SET: 26, DELETE: 5, ADD: 4, GUARDED: 15,
-    CLAIM: 4, FEW: 3,
+    CLAIM: 4, FEW: 3, ERRAND: 8,
 }  # fmt: skip
 GUARDED_TYPE: Final = "deed"
 """Only written behind guards, so that what one of these leaves behind is not soon replaced by another write."""
@@ -36,7 +37,7 @@ DEEDS: Final = 0.7
 """How many of the guarded writes are of these."""
 WAITS: Final = 0.12
 """How many return only when no node has the old value any more."""
-ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW})
+ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, ERRAND})
 """Those that name a key, and so end a load's lease on it; the others leave a mark."""
 PUTS: Final = frozenset({SET, ADD, CLAIM})
 """Those that bring a value along. One whose outcome is unknown may still arrive later."""
@@ -44,6 +45,8 @@ WRITERS: Final = 8
 REPEAT_S: Final = 0.1
 SKEW: Final = 0.6
 
+BY_OTHERS: Final = frozenset({ERRAND})
+"""Those that the node's own cache hears of like any other: until then it may give what is old."""
 UNTOLD: Final = frozenset({ADD})
 """Those that change nothing at the source."""
 SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
@@ -58,10 +61,10 @@ class Writers:
     def __init__(
         self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, tape: Tape, odd: Oddities, guards: Guards,
         dice: Random, clock: Clock, *, node: int, nodes: int, rate: float, read_own: Callable[[Item], Awaitable[None]],
-        order_seed: str,
+        order_seed: str, errands: Errands,
     ) -> None:  # fmt: skip
         self._caches, self._items, self._truth, self._tape = caches, items, truth, tape
-        self._odd, self._guards = odd, guards
+        self._odd, self._guards, self._errands = odd, guards, errands
         self._dice, self._clock, self._read_own = dice, clock, read_own
         self._pace = Pace(rate, clock)
         self._rate = rate
@@ -116,6 +119,8 @@ class Writers:
                 await self._write_owned(verb)
             elif verb == GUARDED:
                 await self._write_guarded()
+            elif verb == ERRAND:
+                await self._send_errand()
             else:
                 await self._write_shared(verb)
 
@@ -192,6 +197,12 @@ class Writers:
             self.written += 1
             await self._look_at_own([item])
 
+    async def _send_errand(self) -> None:
+        item = self._pick(self._shared)
+        if item.world == 0:
+            version = self._truth.raise_version(item.number)
+            await self._told(ERRAND, {item: version}, lambda _: self._errands.invalidate(item))
+
     async def _write_shared(self, verb: int) -> None:
         items, call = self._planned(verb)
         versions = {item: self._truth.raise_version(item.number) for item in items}
@@ -241,7 +252,7 @@ class Writers:
     async def _told(self, verb: int, versions: dict[Item, int], call: Call) -> object:
         """Call until it returns, and write down when: before that nothing is promised of it. Gives what it returned."""
         called_s, failed_s = self._clock(), 0.0
-        waits = verb not in (ADD, CLAIM, SETTLED) and self._dice.random() < WAITS
+        waits = verb not in (ADD, CLAIM, SETTLED, ERRAND) and self._dice.random() < WAITS
         named = (verb | (WAITED if waits else 0)) << VERB_SHIFT
         marks = {item: (item.number | named, version) for item, version in versions.items()}
         places = {item: self._tape.add(*mark, called_s, 0.0, 0.0, 0, 0) for item, mark in marks.items()}

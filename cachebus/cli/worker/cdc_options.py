@@ -65,12 +65,24 @@ Database = Annotated[
     ),
 ]
 SlotName = Annotated[
-    str, typer.Option("--slot", metavar="NAME", envvar="CACHEBUS_CDC_SLOT", help="The slot; made where missing.")
+    str,
+    typer.Option(
+        "--slot",
+        metavar="NAME",
+        envvar="CACHEBUS_CDC_SLOT",
+        show_default=False,
+        help="The slot; made where missing. By default cachebus_cdc, with the namespace behind it if it is another "
+        "than cachebus.",
+    ),
 ]
 Publication = Annotated[
     str,
     typer.Option(
-        "--publication", metavar="NAME", envvar="CACHEBUS_CDC_PUBLICATION", help="The publication; made likewise."
+        "--publication",
+        metavar="NAME",
+        envvar="CACHEBUS_CDC_PUBLICATION",
+        show_default=False,
+        help="The publication; made and named likewise.",
     ),
 ]
 BatchSize = Annotated[

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cachebus.cli.worker.cdc import cdc, replay_cdc
+from cachebus.cli.worker.checking import begin
 from cachebus.cli.worker.kafka import kafka, replay_kafka
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
@@ -24,9 +27,28 @@ def _group(name: str, text: str) -> typer.Typer:
 worker = _group("worker", "Run a worker until SIGTERM: it carries committed writes on to every cache, at least once.")
 replay_dead = _group("replay-dead", "Bring back what a worker has set aside, to be tried once more.")
 worker.add_typer(replay_dead, short_help="Bring back what was set aside.")
-replay_dead.command("outbox", short_help="Into an outbox in PostgreSQL.")(replay_outbox)
+replay_dead.command("outbox", short_help="Into an outbox.")(replay_outbox)
 replay_dead.command("kafka", short_help="Of commands on Kafka, into their topic.")(replay_kafka)
 replay_dead.command("cdc", short_help="Of changes of rows, by the rules as they are now.")(replay_cdc)
-worker.command(short_help="From an outbox in PostgreSQL.")(outbox)
+checks = _group("check", "Look at all that a worker needs and assumes, without starting it.")
+worker.add_typer(checks, short_help="Look at all that a worker assumes, without starting it.")
+worker.command(short_help="From an outbox in PostgreSQL or SQLite.")(outbox)
 worker.command(short_help="From commands in a topic of Kafka.")(kafka)
 worker.command(short_help="From the changes of a database's rows, by rules.")(cdc)
+
+
+@checks.callback()
+def _check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Look at all that a worker assumes, without starting it: with the options of the worker itself.
+
+    L2, the database or the brokers, tables, rights, publications, slots, topics, offsets: each is ok or a problem, with
+    what mends it. Nothing is changed. Exit status: 0, 1 if something is wrong, 2 if nothing could be looked at.
+    """
+    begin(as_json=as_json)
+
+
+checks.command("outbox", short_help="An outbox, its tables and triggers.")(outbox)
+checks.command("kafka", short_help="The commands' topic and the group's offsets.")(kafka)
+checks.command("cdc", short_help="Rules, publication, slot and tables; or topics and offsets.")(cdc)

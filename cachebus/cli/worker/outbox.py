@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 HEALTH_PORT: Final = 9108
 MISSING: Final = "the outbox needs {}: pip install 'cachebus[worker,outbox]'"
-NO_DATABASE: Final = "which database? give --database-url or CACHEBUS_DATABASE_URL, as postgresql://user@host:5432/name"
+NO_DATABASE: Final = (
+    "which database? give --database-url or CACHEBUS_DATABASE_URL, as postgresql://user@host:5432/name, or "
+    "sqlite:////PATH"
+)
 
 DatabaseUrl = Annotated[
     str,
     typer.Option(
         "--database-url", metavar="URL", envvar="CACHEBUS_DATABASE_URL", show_default=False, show_envvar=True,
-        help="The PostgreSQL that has the outbox: postgresql://user:password@host:5432/name. Beware: what is given "
-        "here is seen by all users of the machine; the variable is not.",
+        help="The database that has the outbox: postgresql://user:password@host:5432/name, or sqlite:////PATH. Beware: "
+        "what is given here is seen by all users of the machine; the variable is not.",
     ),
 ]  # fmt: skip
 Table = Annotated[
@@ -72,16 +75,18 @@ def outbox(
     if print_sql:
         from producers.outbox import OutboxTable
 
-        for statement in OutboxTable.of(table).statements(notify=notify):
+        made = OutboxTable.of(table)
+        lite = database_url.startswith("sqlite")
+        for statement in made.sqlite_statements() if lite else made.statements(notify=notify):
             sys.stdout.write(f"{statement};\n")
         return
     if not database_url:
         raise ConfigError(NO_DATABASE)
     try:
-        from consumers.outbox.database import checked_url
+        from consumers.outbox.kinds import is_sqlite
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
-    checked_url(database_url)
+    is_sqlite(database_url)  # or refused, before anything is begun
     if create_table:
         _create(database_url, table, notify=notify)
         return
@@ -98,12 +103,12 @@ def outbox(
 
 def _create(database_url: str, table: str, *, notify: bool) -> None:
     from consumers.outbox import create_tables
-    from consumers.outbox.database import TROUBLE, told
+    from consumers.outbox.kinds import TROUBLE, told
 
     try:
         asyncio.run(create_tables(database_url, table, notify=notify))
     except TROUBLE as error:
-        raise ConfigError(f"the tables could not be made: {told(error)}") from None
+        raise ConfigError(f"the tables could not be made: {told(error, database_url)}") from None
     sys.stderr.write(f"{table} and {table}_dead are there\n")
 
 
@@ -122,11 +127,11 @@ def replay_outbox(
         raise ConfigError(NO_DATABASE)
     try:
         from consumers.outbox import replay
-        from consumers.outbox.database import TROUBLE, told
+        from consumers.outbox.kinds import TROUBLE, told
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
     try:
         done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
     except TROUBLE as error:
-        raise ConfigError(f"the rows could not be brought back: {told(error)}") from None
+        raise ConfigError(f"the rows could not be brought back: {told(error, database_url)}") from None
     typer.echo(f"{done} rows are back in {table}")

@@ -13,6 +13,7 @@ import typer
 from loguru import logger
 
 from cachebus.cascade import Cascade
+from cachebus.cli.worker.checking import check, is_asked
 from cachebus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str
         from consumers.worker import serve
     except ImportError as missing:
         raise ConfigError(f"a worker needs {missing.name}: pip install 'cachebus[worker]'") from None
+    if is_asked():
+        check(make)
     logger.remove()
     logger.add(sys.stderr, level="INFO", format=LOG_FORMAT, diagnose=False, backtrace=False)
     logger.enable("cachebus")

@@ -1,0 +1,30 @@
+"""How a relay works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachebus.errors import ConfigError
+from producers.outbox.table import DEFAULT, OutboxTable
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """How a relay works; `ConfigError` for what can't be."""
+
+    table: str = DEFAULT
+    """"NAME" or "SCHEMA.NAME"."""
+    batch: int = 500
+    """The most rows that are in hand at a time."""
+    poll_interval_s: float = 0.25
+    """How often it looks for rows unasked: notifications are only a hint, and may be turned off."""
+    hold_s: float = 5.0
+    """How long a batch may be in hand while L2 does not answer: then its rows are free again, since an open
+    transaction keeps the database from vacuuming."""
+
+    def __post_init__(self) -> None:
+        OutboxTable.of(self.table)
+        if not 1 <= self.batch <= 10_000:
+            raise ConfigError("an outbox relay's batch must be 1 to 10000 rows")
+        if not (0.001 <= self.poll_interval_s <= 3600 and 0.05 <= self.hold_s <= 300):
+            raise ConfigError("an outbox relay polls every 0.001 to 3600 s, and holds rows for 0.05 to 300 s")

@@ -1,0 +1,106 @@
+"""A worker that has the slot is frozen, at any moment: another takes over, and no row is passed over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from cachebus import Cache
+from tests.support.caches import quick, until
+from tests.support.changes import ROOT, RULES, SCHEMA, tell
+
+PROGRAM = """
+import sys
+import consumers.cdc.postgres as postgres, consumers.cdc.session as session
+postgres.SILENT_MS, session.PING_S, session.STAND_BY_S = 1000, 0.2, 0.05
+from cachebus.cli.main import run
+run()
+"""
+BEGUN = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+FREEZES = 4
+
+
+@contextmanager
+def worker(rules: Path, database: str, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own, of whose silence the server makes up its mind soon."""
+    arguments = ["worker", "cdc", "--rules", str(rules), "--database-url", database, "--url", redis_url]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments, "--health-port", "0"], cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CACHEBUS_GUARD_MAX_S": "0"},
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_another_takes_over_and_nothing_is_passed_over(
+    database: str, redis_url: str, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    await tell(database, [SCHEMA])
+    writer = await asyncpg.connect(database)
+    written = 0
+
+    async def gone() -> None:
+        """All rows that were written are invalidated."""
+        left = list(range(written))
+
+        async def none_left() -> bool:
+            nonlocal left
+            found = await cache.get_many("order", left, tenant_id="acme")
+            left = [number for number in left if number in found]
+            return not left
+
+        await until(none_left, within_s=60)
+
+    with ExitStack() as stack:
+        two = [stack.enter_context(worker(rules, database, redis_url)) for _ in range(2)]
+        async with Cache(quick(redis_url, guard_max_s=0)) as cache:
+
+            async def begun() -> bool:
+                return bool(
+                    await writer.fetchval(
+                        "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+                    )
+                )
+
+            await until(begun, within_s=60)
+
+            async def load() -> None:
+                nonlocal written
+                while True:
+                    await cache.set("order", written, "old", tenant_id="acme")
+                    await writer.execute("INSERT INTO shop.orders VALUES ($1, 'acme', 1, '')", written)
+                    written += 1
+                    await asyncio.sleep(0.002)
+
+            loading = asyncio.create_task(load())
+            try:
+                for turn in range(FREEZES):
+                    frozen = two[turn % 2]
+                    await asyncio.sleep(dice.uniform(0.05, 0.3))
+                    os.kill(frozen.pid, signal.SIGSTOP)
+                    at = written
+                    await until(lambda at=at: written > at + 50)
+                    await gone()
+                    os.kill(frozen.pid, signal.SIGCONT)
+            finally:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+            await gone()
+    await writer.close()

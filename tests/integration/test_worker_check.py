@@ -1,0 +1,64 @@
+"""`cachebus worker check`: what a worker would find, without starting it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cachebus.cli.embedded import free_port
+from consumers.outbox import create_tables
+from tests.support.changes import RULES, tell
+from tests.support.command import ran
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where commands run."""
+    found = tmp_path / "folder"
+    found.mkdir()
+    return found
+
+
+async def test_an_outbox_that_is_not_there_is_a_problem_with_its_remedy(
+    database: str, redis_url: str, folder: Path
+) -> None:
+    options = ("--database-url", database, "--url", redis_url)
+    status, out, errors = ran("worker", "check", "outbox", *options, folder=folder)
+    assert status == 1, errors
+    assert "ok            l2" in out
+    assert "ok            database" in out
+    assert "problem       table" in out
+    assert "cachebus worker outbox --create-table" in out
+    await create_tables(database)
+    status, out, _ = ran("worker", "check", "outbox", *options, folder=folder)
+    assert status == 0
+    assert "problem" not in out
+    await tell(database, ["ALTER TABLE cachebus_outbox DROP COLUMN attempts"])
+    status, out, _ = ran("worker", "check", "--json", "outbox", *options, folder=folder)
+    assert status == 1
+    (wrong,) = [one for one in json.loads(out)["checks"] if one["problems"]]
+    assert "attempts" in wrong["problems"][0]["problem"] + wrong["problems"][0]["remedy"]
+
+
+async def test_what_is_out_of_reach_is_told_and_what_it_hides_is_not_checked(redis_url: str, folder: Path) -> None:
+    url = f"postgresql://u:secret@127.0.0.1:{free_port()}/d"
+    status, out, errors = ran("worker", "check", "outbox", "--database-url", url, "--url", redis_url, folder=folder)
+    assert status == 1
+    assert "problem       database" in out
+    assert "not checked   table" in out
+    assert "secret" not in out + errors
+    gone = f"redis://u:secret@127.0.0.1:{free_port()}"
+    status, out, errors = ran("worker", "check", "outbox", "--database-url", url, "--url", gone, folder=folder)
+    assert "problem       l2" in out
+    assert "secret" not in out + errors
+
+
+async def test_a_check_of_a_slot_makes_nothing(database: str, redis_url: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES)
+    options = ("--rules", str(path), "--database-url", database, "--url", redis_url)
+    status, out, errors = ran("worker", "check", "cdc", *options, folder=folder)
+    assert status == 1, errors
+    assert "there is no such table" in out
