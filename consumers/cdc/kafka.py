@@ -125,10 +125,11 @@ class DebeziumSource(TopicSource):
 class TopicsWorker(SourceWorker):
     """Follows Debezium's topics; several share the partitions. `ConfigError`."""
 
+    source: DebeziumSource
+
     def __init__(self, settings: Settings, rules: Rules, source: KafkaSource) -> None:
         self.given = replace(source, namespace=settings.namespace)
-        self.source = DebeziumSource(rules, self.given)
-        super().__init__("cdc", self.source, settings, rules.cascades)
+        super().__init__("cdc", DebeziumSource(rules, self.given), settings, rules.cascades)
         for rule in rules.rule:
             if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
                 logger.warning(

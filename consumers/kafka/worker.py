@@ -130,11 +130,12 @@ class CommandsWorker(SourceWorker):
     topic of the dead with the reason before anything is committed; commands for other namespaces are passed over.
     """
 
+    source: CommandsSource
+
     def __init__(
         self, settings: Settings, cascades: Iterable[Cascade] = (), options: WorkerOptions | None = None
     ) -> None:
-        self.source = CommandsSource(settings, options or WorkerOptions())
-        super().__init__("kafka", self.source, settings, cascades)
+        super().__init__("kafka", CommandsSource(settings, options or WorkerOptions()), settings, cascades)
 
     @property
     def membership(self) -> Membership:

@@ -103,13 +103,12 @@ class TopicSource(Source):
                 brokers = Brokers(self._clients)
                 stack.push_async_callback(_closed, brokers.aclose)
                 await brokers.start()
-                await self.make_topics()
                 consumer = self._consumer()
                 stack.push_async_callback(_closed, self.dead.aclose)
                 stack.push_async_callback(_closed, consumer.stop)
                 await consumer.start()
                 session = TopicSession(self, brokers, consumer)
-                stack.push_async_callback(session.aclose)
+                stack.push_async_callback(session.commits.aclose)
                 yield session
 
     async def make_topics(self) -> None:

@@ -24,10 +24,12 @@ from consumers.apply import Carried
 from consumers.kafka import CommandsWorker, WorkerOptions
 from consumers.topics import looking, share
 from consumers.topics.held import Held
+from consumers.topics.session import TopicSession
 from tests.integration.test_kafka_worker import ODD
 from tests.support.caches import until
 from tests.support.changes import Heard, running
 from tests.support.commands import (
+    another_joined,
     committed,
     dead,
     dead_topic,
@@ -134,12 +136,16 @@ async def test_what_was_missed_is_told_until_it_is_made_up_for_by_whoever_comes(
         group = settings.namespace
         await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     await put(settings, invalidation("next"))
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 60.0)
-    first = worker_of(settings)
-    async with running(first):
-        await until(lambda: all_committed(settings, 7))
+
+    async def ended(*_: Any) -> None:
+        """Before it was made up for."""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TopicSession, "made_up", ended)
+        first = worker_of(settings)
+        async with running(first):
+            await until(lambda: all_committed(settings, 7))
     assert figure(first, "cut_total") == 1
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
     for times in (1, 0):
         with warnings_of("consumers") as told:
             async with running(worker_of(settings)) as _:
@@ -345,7 +351,7 @@ async def test_what_is_held_is_never_committed_past_by_a_batch_that_a_rebalance_
         await until(lambda: away.asked > asked)
         second = worker_of(settings)
         Away(second)
-        async with running(second):
+        async with another_joined(second):
             pass
         away.waits.set()
         await until(lambda: worker.meters.count("again") >= 1)
