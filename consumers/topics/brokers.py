@@ -10,7 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, for_code
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    IncompatibleBrokerVersion,
+    for_code,
+)
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest
@@ -49,11 +54,11 @@ class Topic(NamedTuple):
     leaders: Mapping[int, int] = {}
     """By partition: the broker that has it, -1 for none."""
     operations: int | None = None
-    """What one may do with it, as bits; None where nobody tells."""
+    """What one may do with it, as bits; None, or less than nothing, where nobody tells."""
 
     def may(self, operation: int) -> bool:
         """Whether this user may do that, as far as anybody tells."""
-        return self.operations is None or bool(self.operations >> operation & 1)
+        return _may(self.operations, operation)
 
 
 class Group(NamedTuple):
@@ -118,9 +123,12 @@ class Brokers:
 
     async def group(self, name: str) -> Group:
         """Who is in it."""
-        answer = await self._of_group(name, DescribeGroupsRequest([name]))
-        ((error, _, _, _, _, members, *_),) = answer.groups
-        if error in NOT_ALLOWED:
+        try:
+            answer = await self._of_group(name, DescribeGroupsRequest([name], include_authorized_operations=True))
+        except GroupAuthorizationFailedError:
+            return Group(frozenset(), allowed=False)
+        ((error, _, _, _, _, members, *operations),) = answer.groups
+        if error in NOT_ALLOWED or not all(_may(one, READ) for one in operations):
             return Group(frozenset(), allowed=False)
         raise_for(error, f"the group {name}")
         return Group(frozenset(str(client) for _, client, *_ in members))
@@ -157,6 +165,10 @@ class Brokers:
         (answer,) = await self.admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         ((error, _, _, _, entries),) = answer.resources
         return {} if error else {name: value for name, value, *_ in entries}
+
+
+def _may(operations: int | None, operation: int) -> bool:
+    return operations is None or operations < 0 or bool(operations >> operation & 1)
 
 
 def _topic(told: Mapping[str, Any]) -> Topic:

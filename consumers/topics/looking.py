@@ -13,10 +13,10 @@ from cachebus.clock import monotonic, wall_s
 from cachebus.errors import BusUnavailable
 from consumers.clean import clean
 from consumers.source import Finding, Look
-from consumers.topics.brokers import DESCRIBE, LATEST, NOT_ALLOWED, READ, WRITE, Committed, Group, Topic
+from consumers.topics.brokers import DESCRIBE, EARLIEST, LATEST, NOT_ALLOWED, READ, WRITE, Committed, Group, Topic
 from consumers.topics.held import Kept
 from consumers.topics.membership import CLIENT
-from consumers.topics.note import ANEW, REMEDY, WHY, note_of
+from consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
 
 if TYPE_CHECKING:
     from consumers.topics.session import TopicSession
@@ -36,7 +36,8 @@ class Looking:
     def __init__(self, session: TopicSession) -> None:
         self._session = session
         self._source = session.source
-        self._missing_before = False
+        self._missing = 0
+        """At how many looks on end some topic was missing."""
         self._stuck: dict[TopicPartition, tuple[int, float]] = {}
         """By partition with an open transaction: where that begins, and since when it is seen."""
 
@@ -51,6 +52,7 @@ class Looking:
         named = source.named(topics)
         self._begun_anew(topics)
         findings = [*await source.look_at(session.brokers, topics), *self._rights(topics, named), *_codecs()]
+        self._missing = self._missing + 1 if any(one.problem == MISSING for one in findings) else 0
         group = await session.brokers.group(source.membership.group)
         if not group.allowed:
             return Look([*findings, self._not_in_group()])
@@ -62,7 +64,8 @@ class Looking:
         positions = self._positions(topics, named, committed)
         ends = await session.brokers.offsets(topics, positions, LATEST)
         stable = await session.brokers.offsets(topics, positions, LATEST, committed=True)
-        findings += [*self._missed(), *self._open_transactions(ends, stable)]
+        findings += self._missed() if session.joined else await self._to_be_missed(topics, positions, committed)
+        findings += self._open_transactions(ends, stable)
         return self._counted(findings, positions, ends)
 
     # -- topics -------------------------------------------------------------------------------------------------------
@@ -76,24 +79,23 @@ class Looking:
                 self._session.begin_anew()
 
     def _rights(self, topics: Mapping[str, Topic], named: Collection[str]) -> Iterable[Finding]:
-        wanted = [(name, READ, "read") for name in named]
-        wanted.append((self._source.membership.dead_topic, WRITE, "write to"))
+        wanted = [(name, READ, "Read") for name in named]
+        wanted.append((self._source.membership.dead_topic, WRITE, "Write"))
         for name, operation, verb in wanted:
             topic = topics.get(name)
-            if topic is not None and (
-                topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE)
-            ):
-                needed = "Read" if verb == "read" else "Write"
+            if topic is None:
+                continue
+            if topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE):
                 yield Finding(
-                    "rights", clean(name), f"this user may not {verb} it",
-                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {needed} "
-                    f"--operation Describe --topic {clean(name)}",
+                    "rights", clean(name), f"this user has not the rights {verb} and Describe",
+                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {verb} --operation Describe "
+                    f"--topic {clean(name)}",
                 )  # fmt: skip
 
-    async def mend(self, findings: Iterable[Finding]) -> bool:
-        """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to."""
-        before, self._missing_before = self._missing_before, any(one.problem == MISSING for one in findings)
-        if before and self._missing_before:
+    async def mend(self) -> bool:
+        """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to. At the
+        start it is made at once."""
+        if self._missing and (self._missing > 1 or not self._session.joined):
             await self._source.make_topics()
             return True
         return False
@@ -125,21 +127,26 @@ class Looking:
 
     def _missed(self) -> Iterable[Finding]:
         share = self._session.share
-        missed: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for one, why in share.missed.items() if share is not None else ():
-            missed[self.names(one)][why].append(one.partition)
-        for (assumption, subject), by_why in missed.items():
-            problem = "; ".join(
-                f"{WHY[why]} (partitions {', '.join(map(str, sorted(parts)))})" for why, parts in by_why.items()
-            )
-            remedy = "; ".join(REMEDY[why] for why in by_why if REMEDY[why])
-            yield Finding(assumption, subject, problem, remedy, missed=True, over=True)
+        return _of_missed(share.missed) if share is not None else ()
+
+    async def _to_be_missed(
+        self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition],
+        committed: Mapping[TopicPartition, Committed],
+    ) -> Iterable[Finding]:  # fmt: skip
+        """What will be found missed by whoever begins now. It is made up for when it has begun."""
+        first = await self._session.brokers.offsets(topics, partitions, EARLIEST)
+        namespace, known = self._source.membership.namespace, self._source.identities
+        begins = {
+            one: begin_at(committed.get(one), at, namespace, topics[one.topic].identity, known.get(one.topic))
+            for one, at in first.items()
+        }
+        found = _of_missed({one: begin.missed for one, begin in begins.items() if begin.missed})
+        return [finding._replace(missed=False) for finding in found]
 
     def names(self, partition: TopicPartition) -> tuple[str, str]:
         """The assumption, and the subject, by which what was missed of a partition is told."""
         share = self._session.share
-        why = share.missed[partition] if share is not None else ""
-        return "topic" if why == ANEW else "offsets", clean(partition.topic)
+        return _named(partition, share.missed[partition] if share is not None else "")
 
     # -- what waits ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +194,22 @@ class Looking:
         true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
         oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
         return Look(findings, kept + unread, oldest_s, held)
+
+
+def _named(partition: TopicPartition, why: str) -> tuple[str, str]:
+    return "topic" if why == ANEW else "offsets", clean(partition.topic)
+
+
+def _of_missed(missed: Mapping[TopicPartition, str]) -> Iterable[Finding]:
+    found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for one, why in missed.items():
+        found[_named(one, why)][why].append(one.partition)
+    for (assumption, subject), by_why in found.items():
+        problem = "; ".join(
+            f"{WHY[why]} (partitions {', '.join(map(str, sorted(parts)))})" for why, parts in by_why.items()
+        )
+        remedy = "; ".join(REMEDY[why] for why in by_why if REMEDY[why])
+        yield Finding(assumption, subject, problem, remedy, missed=True, over=True)
 
 
 def _codecs() -> Iterable[Finding]:

@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
-    IllegalGenerationError,
     IllegalStateError,
-    KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    RebalanceInProgressError,
     TopicAuthorizationFailedError,
-    UnknownMemberIdError,
-    UnknownTopicOrPartitionError,
 )
-from aiokafka.structs import OffsetAndMetadata
 from loguru import logger
 
 from cachebus.clock import wall_s
 from consumers.dead import DeadLetter
 from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
-from consumers.topics.brokers import AGAIN_S, EARLIEST, Brokers
+from consumers.topics.brokers import EARLIEST, Brokers
+from consumers.topics.committing import MOVED_ON, Commits, assignment_of
 from consumers.topics.held import Kept
 from consumers.topics.looking import Looking
 from consumers.topics.note import Begin, Note, begin_at
+from consumers.topics.reading import Reader
 from consumers.topics.share import Share, place_of
-from consumers.topics.unreadable import Unreadable, is_unreadable, stepped_over, where
+from consumers.topics.unreadable import Unreadable, is_unreadable, where
 from producers.command import Command, InvalidCommand
 
 if TYPE_CHECKING:
     from consumers.topics.source import TopicSource
 
-COMMIT_S: Final = 10.0
 GET_S: Final = 2.0
 """Asked for messages in the middle of a rebalance, the driver waits for its end."""
-ONE_BY_ONE_MS: Final = 200
-MOVED_ON: Final = (
-    IllegalStateError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError,
-    UnknownTopicOrPartitionError,
-)  # fmt: skip
-"""Partitions are another worker's now, or nobody's: what was not committed comes again, to it."""
+JOIN_S: Final = 0.01
+"""So often one looks whether there is an assignment."""
 
 
 class TopicSession(Session):
@@ -60,6 +51,8 @@ class TopicSession(Session):
         self.in_hand: Sequence[Item] = ()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.commits = Commits(consumer)
+        self._reader = Reader(source, consumer)
         self._cut = set[TopicPartition]()
         self._looking = Looking(self)
 
@@ -69,7 +62,7 @@ class TopicSession(Session):
         """See `Session.take`."""
         share = await self._current()
         if share is None:
-            await asyncio.sleep(POLL_S / 10)
+            await asyncio.sleep(JOIN_S)
             return Batch()
         items = [share.undone.popleft() for _ in range(min(limit, len(share.undone)))]
         given = share.held.give(limit - len(items), away)
@@ -84,12 +77,14 @@ class TopicSession(Session):
             self._carried, self.in_hand = share, items
             self._idle.clear()
         elif share is self.share:
-            await self._commit(share)  # behind what is no message, such as the end of a transaction
+            await self.commits.commit(share)  # behind what is no message, such as the end of a transaction
         return Batch(items, len(items) >= limit)
 
     async def _current(self) -> Share | None:
         """What there is by the assignment as it is now; None where there is none yet."""
-        self._subscribe()
+        if not self.joined:
+            await self.source.make_topics()
+            self.consumer.subscribe(**self.source.subscription, listener=_Shares(self))
         assignment = self._assignment()
         if assignment is None:
             self.consumer._coordinator.check_errors()
@@ -97,7 +92,7 @@ class TopicSession(Session):
             self.share = None
             self.share = await self._begun(assignment)
             if self.share is not None:
-                await self._commit(self.share)
+                await self.commits.commit(self.share)
         return self.share
 
     @property
@@ -105,17 +100,12 @@ class TopicSession(Session):
         """Whether it is in the group, or about to be."""
         return bool(self.consumer._subscription.listener)
 
-    def _subscribe(self) -> None:
-        if not self.joined:
-            self.consumer.subscribe(**self.source.subscription, listener=_Shares(self))
-
     def _assignment(self) -> Any:
-        subscription = self.consumer._subscription.subscription
-        assignment = None if subscription is None else subscription.assignment
-        return assignment if assignment is not None and assignment.active else None
+        return assignment_of(self.consumer)
 
     async def _begun(self, assignment: Any) -> Share | None:
         """From where its partitions are to be read: from behind what is committed, unless that is not what it was."""
+        await self.commits.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
         committed = await self.brokers.committed(self.source.membership.group) if names else {}
@@ -134,6 +124,7 @@ class TopicSession(Session):
             self.consumer.seek(partition, begin.offset)
             if begin.missed:
                 self.source.cut.inc()
+                self.look_again = True
         known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
         logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
         return Share(assignment, begins, {name: Note(namespace, topic.identity) for name, topic in topics.items()})
@@ -142,10 +133,10 @@ class TopicSession(Session):
         """Messages that were not taken before."""
         try:
             if share.broken:
-                return await self._one_by_one(share, limit)
+                return await self._reader.one_by_one(share, limit)
             async with asyncio.timeout(wait_s + GET_S):
                 found = await self.consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=limit)
-            return self._taken(share, found)
+            return self._reader.taken(share, found)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
             (named,) = error.args  # one, or a mapping from several to offsets
             if isinstance(error, OffsetOutOfRangeError):
@@ -161,54 +152,8 @@ class TopicSession(Session):
             if broken is None:
                 raise
             share.broken.add(broken)
-            self._go_back(share)
+            self._reader.go_back(share)
         return []
-
-    def _taken(self, share: Share, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
-        if self._assignment() is not share.assignment:  # they are the next one's, and come again
-            return []
-        items: list[Item] = []
-        for partition, several in records.items():
-            before = self.source.before.get((share.identity(partition.topic), partition), 0)
-            place = f"{partition.topic}/{partition.partition}@"
-            items += [
-                Item(f"{place}{one.offset}", one, (one.timestamp or 0) / 1000, one.offset < before) for one in several
-            ]
-        self._positions(share)
-        return items
-
-    def _positions(self, share: Share) -> None:
-        """Where the driver is, is what was taken; also behind what is no message."""
-        for partition in share.taken:
-            state = share.assignment.state_value(partition)
-            if state is not None and state.has_valid_position:
-                share.taken[partition] = state.position
-
-    def _go_back(self, share: Share) -> None:
-        """To behind what was taken: what the driver had given of other partitions is lost with what it raised."""
-        for partition, offset in share.taken.items():
-            self.consumer.seek(partition, offset)
-
-    async def _one_by_one(self, share: Share, limit: int) -> list[Item]:
-        """The messages of a partition up to one that can't be read, and that one."""
-        partition = min(share.broken)
-        records: list[Any] = []
-        while len(records) < limit:
-            try:
-                found = await self.consumer.getmany(partition, timeout_ms=ONE_BY_ONE_MS, max_records=1)
-            except Exception as error:
-                if not is_unreadable(error):
-                    raise
-                at = share.assignment.state_value(partition).position
-                unreadable = await stepped_over(self.consumer, partition, at, error)
-                self.source.unreadable.inc(unreadable.behind - unreadable.offset)
-                share.broken.discard(partition)
-                return [*self._taken(share, {partition: records}), Item(place_of(unreadable), unreadable)]
-            if not found:
-                share.broken.discard(partition)
-                break
-            records += found[partition]
-        return self._taken(share, {partition: records})
 
     # -- what it means, and letting go --------------------------------------------------------------------------------
 
@@ -242,33 +187,10 @@ class TopicSession(Session):
                 self.source.before[share.identity(one.topic), one] = taken
             if share is self.share and self._assignment() is share.assignment:
                 await share.let_go(left)
-                await self._commit(share)
+                await self.commits.commit(share)
         finally:
             self._carried, self.in_hand = None, ()
             self._idle.set()
-
-    async def _commit(self, share: Share) -> None:
-        due = share.to_commit()
-        if due and self._assignment() is share.assignment:
-            with suppress(*MOVED_ON):
-                async with asyncio.timeout(COMMIT_S):
-                    await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
-                share.committed |= due
-
-    async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
-        """As the driver's `commit`, which can't be given up without a word in the log."""
-        coordinator = self.consumer._coordinator
-        while True:
-            await coordinator.ensure_coordinator_known()
-            try:
-                async with coordinator._commit_lock:
-                    await coordinator._do_commit_offsets(assignment, offsets)
-            except KafkaError as error:
-                if not error.retriable or isinstance(error, MOVED_ON):
-                    raise
-                await asyncio.sleep(AGAIN_S)
-            else:
-                return
 
     async def hand_over(self) -> None:
         """Have what is in hand applied and committed before others get its partitions, as long as the group waits. What
@@ -276,6 +198,7 @@ class TopicSession(Session):
         with suppress(TimeoutError):
             async with asyncio.timeout(self.source.membership.session_timeout_s / 2):
                 await self._idle.wait()
+                await self.commits.over()
 
     # -- what is assumed ----------------------------------------------------------------------------------------------
 
@@ -289,7 +212,7 @@ class TopicSession(Session):
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
-        return await self._looking.mend(findings)
+        return await self._looking.mend()
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
         """See `Session.scopes`."""
@@ -302,7 +225,7 @@ class TopicSession(Session):
             subjects = {(finding.assumption, finding.subject) for finding in findings}
             share.made_up([one for one in list(share.missed) if self._looking.names(one) in subjects])
             if self._idle.is_set():
-                await self._commit(share)
+                await self.commits.commit(share)
 
 
 class _Shares(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -103,12 +103,13 @@ class TopicSource(Source):
                 brokers = Brokers(self._clients)
                 stack.push_async_callback(_closed, brokers.aclose)
                 await brokers.start()
-                await self.make_topics()
                 consumer = self._consumer()
                 stack.push_async_callback(_closed, self.dead.aclose)
                 stack.push_async_callback(_closed, consumer.stop)
                 await consumer.start()
-                yield TopicSession(self, brokers, consumer)
+                session = TopicSession(self, brokers, consumer)
+                stack.push_async_callback(session.commits.aclose)
+                yield session
 
     async def make_topics(self) -> None:
         """Those that are missing and may be made; a look tells of the others."""

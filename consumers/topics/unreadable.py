@@ -12,7 +12,6 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 from consumers.clean import told
 
 FETCH_S: Final = 3.0
-LOOK_EVERY_S: Final = 0.01
 
 
 class Unreadable(NamedTuple):
@@ -51,8 +50,8 @@ async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at
     consumer.seek(partition, at)
     behind = at + 1
     async with asyncio.timeout(FETCH_S):
-        while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_EVERY_S)
+        while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):
+            await consumer._fetcher._create_fetch_waiter()
     batches = found._partition_records._records
     while batches.has_next():
         batch = batches.next_batch()

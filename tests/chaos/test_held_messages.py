@@ -25,7 +25,7 @@ from tests.chaos.test_primaries import SHARDS, Town
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
 from tests.support.changes import running, tell
-from tests.support.commands import committed, invalidation, made, put, setup, worker_of
+from tests.support.commands import another_joined, committed, invalidation, made, put, setup, worker_of
 from tests.support.servers import any_binary
 
 LOST = 5
@@ -199,7 +199,7 @@ async def test_a_slots_changes_for_one_hold_up_no_others(town: Town, database: s
             before = await connection.fetchval("SELECT pg_current_wal_lsn()::text")
         await until(passed)
         assert await held_rows() == 2
-        assert worker.meters.registry.get_sample_value("cachebus_worker_held", {"worker": "cdc"}) == 2
+        await until(lambda: held(worker) == 2)
         assert worker.health.ready
         if killed:
             task.cancel()
@@ -231,7 +231,7 @@ async def test_what_is_held_comes_once_more_to_a_new_consumer_not_twice(
         async with running(worker):
             await lose(town, settings, worker, cache)
             if anew == "others came":
-                async with running(worker_of(settings)):  # one partition, two workers
+                async with another_joined(worker_of(settings)):  # one partition, two workers
                     pass
             else:
                 away_once(monkeypatch)

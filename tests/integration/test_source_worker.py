@@ -16,7 +16,9 @@ from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.plan import Plan
 from consumers import assumptions, source_worker, watcher
+from consumers.apply import Carried
 from consumers.health import Health
+from consumers.meters import Meters
 from consumers.source import Finding, Meaning
 from consumers.source_worker import SourceWorker
 from tests.support.caches import nodes, quick, until
@@ -465,3 +467,72 @@ async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest
         await until(lambda: figure(worker) > 0.2)
         del source.faults["let_go"]
         await until(lambda: not source.rows and figure(worker) == 0)
+
+
+async def test_that_a_look_fails_is_told_at_once_however_long_a_step_takes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
+    source, going_on = MemorySource(), asyncio.Event()
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        stuck = asyncio.Event()
+
+        async def never(*_: Any) -> None:
+            stuck.set()
+            await going_on.wait()
+
+        def fails() -> None:
+            if not going_on.is_set():
+                raise Gone("away")
+
+        source.faults["let_go"] = never
+        source.put(invalidation(1))
+        await stuck.wait()
+        source.faults["look"] = fails
+        await until(lambda: not worker.health.is_up("place"))
+        going_on.set()
+        await until(lambda: not source.rows and worker.health.is_up("place"))
+
+
+async def test_what_waits_is_given_back_some_of_it_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch of which all waits for a primary that is away, and that names much."""
+    monkeypatch.setattr(source_worker, "NAMES_AT_ONCE", 20)
+    monkeypatch.setattr(source_worker, "WAITING_AT_ONCE", 50)
+    source = MemorySource()
+    given: list[tuple[int, int]] = []
+    source.faults["let_go"] = lambda batch, left: given.append((len(left.waiting), len(left.undone)))
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        carry = worker._applier.carry
+
+        async def away(plans: Any, within_s: float | None = None) -> Carried:
+            return Carried(away=set(range(len(plans))))
+
+        worker._applier.carry = away  # type: ignore[method-assign]
+        related = [{"data_type": "r", "resource_id": number} for number in range(9)]
+        source.put(*[invalidation(number, related=related) for number in range(100)])
+        await until(lambda: len(given) >= 3)
+        worker._applier.carry = carry  # type: ignore[method-assign]
+        await until(lambda: not source.rows)
+    assert max(waiting for waiting, _ in given) <= 10
+    assert given[0][0] + given[0][1] == 100
+
+
+def test_many_that_were_sent_together_are_told_together() -> None:
+    health = Health("test", ())
+    one, other = Meters(health), Meters(health)
+    for lag_s in (0.0, 0.0015, 7.0, 10_000.0):
+        one.lag(lag_s, 3)
+        for _ in range(3):
+            other.lag(lag_s)
+    told = [
+        {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in meters.registry.collect() for sample in family.samples
+            if sample.name.startswith("cachebus_worker_lag_seconds") and not sample.name.endswith("_created")
+        }
+        for meters in (one, other)
+    ]  # fmt: skip
+    assert told[0] == pytest.approx(told[1])
+    assert told[0]["cachebus_worker_lag_seconds_count", "test"] == 12

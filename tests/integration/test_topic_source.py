@@ -14,20 +14,21 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
-from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import watcher
 from consumers.apply import Carried
 from consumers.kafka import CommandsWorker, WorkerOptions
 from consumers.topics import looking, share
 from consumers.topics.held import Held
+from consumers.topics.session import TopicSession
 from tests.integration.test_kafka_worker import ODD
 from tests.support.caches import until
 from tests.support.changes import Heard, running
 from tests.support.commands import (
+    another_joined,
     committed,
     dead,
     dead_topic,
@@ -134,12 +135,16 @@ async def test_what_was_missed_is_told_until_it_is_made_up_for_by_whoever_comes(
         group = settings.namespace
         await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     await put(settings, invalidation("next"))
-    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 60.0)
-    first = worker_of(settings)
-    async with running(first):
-        await until(lambda: all_committed(settings, 7))
+
+    async def ended(*_: Any) -> None:
+        """Before it was made up for."""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TopicSession, "made_up", ended)
+        first = worker_of(settings)
+        async with running(first):
+            await until(lambda: all_committed(settings, 7))
     assert figure(first, "cut_total") == 1
-    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     for times in (1, 0):
         with warnings_of("consumers") as told:
             async with running(worker_of(settings)) as _:
@@ -168,7 +173,7 @@ async def test_compressed_messages_are_read(settings: Settings, codec: str) -> N
 
 def test_a_codec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(looking._codecs()) == []
-    monkeypatch.setattr(looking.codec, "cramjam", None)
+    monkeypatch.setattr("aiokafka.codec.cramjam", None)
     (finding,) = looking._codecs()
     assert "snappy, lz4, zstd" in finding.problem and "cachebus[kafka]" in finding.remedy
 
@@ -293,11 +298,12 @@ async def test_of_two_namespaces_that_begin_together_one_leaves(settings: Settin
     options = WorkerOptions(group=f"{settings.namespace}-both", session_timeout_s=1.0)
     one, two = worker_of(settings, options), worker_of(settings.model_copy(update={"namespace": "zz"}), options)
     tasks = [asyncio.create_task(worker.run()) for worker in (one, two)]
-    await until(lambda: not two.health.is_up("group") and two.health.is_up("kafka"))
+    refused = "it serves the caches of the namespace"
+    await until(lambda: sum(refused in why(worker, "group") for worker in (one, two)) == 1)
     for number in range(4):
         await put(settings, invalidation(number), key=str(number).encode())
-    await until(lambda: one.meters.count("applied") >= 4)
-    assert one.health.is_up("group")
+    await until(lambda: any(worker.meters.count("applied") >= 4 for worker in (one, two)))
+    await until(lambda: sum(refused in why(worker, "group") for worker in (one, two)) == 1)
     for worker, task in zip((one, two), tasks, strict=True):
         worker.drain()
         await asyncio.wait_for(task, 10)
@@ -344,7 +350,7 @@ async def test_what_is_held_is_never_committed_past_by_a_batch_that_a_rebalance_
         await until(lambda: away.asked > asked)
         second = worker_of(settings)
         Away(second)
-        async with running(second):
+        async with another_joined(second):
             pass
         away.waits.set()
         await until(lambda: worker.meters.count("again") >= 1)
@@ -404,3 +410,40 @@ async def test_more_than_is_kept_is_read_again_and_nothing_is_lost(
         await until(lambda: all_committed(settings, 20))
         assert all(heard.has("config", f"held{number}") for number in range(10))
         await until(lambda: figure(worker, "held") == 0 and figure(worker, "backlog") == 0)
+
+
+# -- rights ----------------------------------------------------------------------------------------------------
+
+TOPIC, GROUP = 2, 3
+READ, WRITE = 3, 4
+
+
+async def deny(admin: AIOKafkaAdminClient, resource: int, name: str, operation: int) -> None:
+    """Nobody may do that with it from now on."""
+    literal, denied = 3, 2
+    request = CreateAclsRequest(resource, name, literal, "User:ANONYMOUS", "*", operation, denied)
+    answer = await admin._send_request(request)
+    assert not answer.creation_responses[0][0], answer
+
+
+async def test_rights_that_are_missing_are_told_and_waited_for(redis_url: str) -> None:
+    server = KafkaServer(
+        settings={
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
+        }
+    )
+    with server:
+        settings = setup(redis_url, server.address, kafka_partitions=1)
+        await made(settings)
+        worker = worker_of(settings)
+        async with running(worker), admin_of(settings) as admin:
+            await put(settings, invalidation("a"))
+            await until(lambda: worker.meters.count("applied") == 1)
+            await deny(admin, TOPIC, settings.kafka_commands_topic, READ)
+            await until(lambda: "--operation Read --operation Describe --topic" in why(worker, "rights"))
+            await deny(admin, TOPIC, dead_topic(settings), WRITE)
+            await until(lambda: "--operation Write --operation Describe --topic" in why(worker, "rights"))
+            await deny(admin, GROUP, settings.namespace, READ)
+            await until(lambda: "--operation Read --group" in why(worker, "rights"))
+            assert not worker.health.ready

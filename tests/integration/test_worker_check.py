@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
 
+from cachebus import Settings
 from cachebus.cli.embedded import free_port
+from cachebus.cli.servers.kafka import KafkaServer
 from consumers.outbox import create_tables
-from tests.support.changes import RULES, tell
+from tests.support.caches import until
+from tests.support.changes import RULES, running, tell
 from tests.support.command import ran
+from tests.support.commands import committed, invalidation, put, setup, worker_of
 
 
 @pytest.fixture
@@ -62,3 +68,35 @@ async def test_a_check_of_a_slot_makes_nothing(database: str, redis_url: str, fo
     status, out, errors = ran("worker", "check", "cdc", *options, folder=folder)
     assert status == 1, errors
     assert "there is no such table" in out
+
+
+async def test_a_check_of_commands_makes_nothing_and_tells_what_will_be_missed(
+    kafka: KafkaServer, redis_url: str, folder: Path
+) -> None:
+    settings = setup(redis_url, kafka.address, kafka_partitions=1)
+    options = ("kafka", "--bootstrap-servers", kafka.address, "--topic", settings.kafka_commands_topic,
+               "--namespace", settings.namespace, "--url", redis_url)  # fmt: skip
+    for _ in range(2):
+        status, out, errors = ran("worker", "check", *options, folder=folder)
+        assert status == 1, errors
+        assert "problem       topic" in out, "the first has made none"
+        assert "kafka-topics.sh --create" in out
+    async with running(worker_of(settings)):
+        await put(settings, *(invalidation(number) for number in range(5)))
+        await until(lambda: committed_all(settings, 5))
+    status, out, errors = ran("worker", "check", *options, folder=folder)
+    assert status == 0, out + errors
+    await put(settings, invalidation("lost"))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    part = TopicPartition(settings.kafka_commands_topic, 0)
+    await admin.delete_records({part: RecordsToDelete(before_offset=6)})
+    await admin.close()
+    status, out, errors = ran("worker", "check", *options, folder=folder)
+    assert status == 1, errors
+    assert "problem       offsets" in out and "were removed before they were read" in out
+
+
+async def committed_all(settings: Settings, count: int) -> bool:
+    """Whether the group has come so far."""
+    return await committed(settings) == count

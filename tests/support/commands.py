@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -13,7 +14,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import Settings
 from consumers.kafka import CommandsWorker, WorkerOptions
-from tests.support.caches import quick
+from consumers.topics.session import TopicSession
+from tests.support.caches import PATIENCE_S, quick
+from tests.support.changes import running
 
 QUICKLY = WorkerOptions(session_timeout_s=1.0)
 
@@ -57,6 +60,24 @@ async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         yield producer
     finally:
         await producer.stop()
+
+
+@asynccontextmanager
+async def another_joined(worker: CommandsWorker) -> AsyncIterator[None]:
+    """Another worker works, when those who were there have given their partitions up, or could not."""
+    given_up, hand_over = asyncio.Event(), TopicSession.hand_over
+
+    async def noted(session: TopicSession) -> None:
+        await hand_over(session)
+        given_up.set()
+
+    TopicSession.hand_over = noted  # type: ignore[method-assign]
+    try:
+        async with running(worker):
+            await asyncio.wait_for(given_up.wait(), PATIENCE_S)
+            yield
+    finally:
+        TopicSession.hand_over = hand_over  # type: ignore[method-assign]
 
 
 async def put(

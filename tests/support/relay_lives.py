@@ -22,6 +22,7 @@ from loguru import logger
 
 from consumers.kafka import WorkerOptions
 from consumers.outbox import OutboxRelay, RelayOptions
+from consumers.topics.committing import Commits
 from tests.support.command import alive
 from tests.support.commands import setup, worker_of
 from tests.support.outbox import settings
@@ -165,20 +166,20 @@ async def _relay(database: str, redis_url: str, batch: int, last_await: int | No
 async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_await: int | None, when: When) -> None:
     options = WorkerOptions(batch=batch, session_timeout_s=1.0)
     worker = worker_of(setup(redis_url, kafka, namespace=name, kafka_commands_topic=name), options)
-    carry: Any = worker._carry
-    commit: Any = worker._commit
+    carried: Any = worker._carried
+    committed: Any = Commits._committed
     fate = _Fate(last_await, when)
 
-    async def carries(records: Any) -> None:
+    async def carries(session: Any, batch: Any) -> Any:
         fate.armed = True
-        await fate.counted(carry(records))
+        return await fate.counted(carried(session, batch))
 
-    async def commits(consumer: Any, records: Any) -> None:
-        await fate.counted(commit(consumer, records))
+    async def commits(*given: Any) -> None:
+        await fate.counted(committed(*given))
         fate.armed = False
 
-    worker._carry = carries  # type: ignore[method-assign]
-    worker._commit = commits  # type: ignore[method-assign]
+    worker._carried = carries  # type: ignore[method-assign]
+    Commits._committed = commits  # type: ignore[method-assign]
     await worker.run()
 
 

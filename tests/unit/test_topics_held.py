@@ -146,8 +146,8 @@ OURS = Note("ours", "id").text()
     ],
     ids=[
         "new", "expired", "behind it", "noted by nobody", "cut before the start", "cut meanwhile",
-        "made anew while away", "another began it anew", "made anew meanwhile", "not made up for yet",
-        "others' and cut", "others'",
+        "made anew while away", "another began it anew", "made anew meanwhile",
+        "not made up for yet", "others' and cut", "others'",
     ],
 )  # fmt: skip
 def test_where_a_partition_is_begun(

@@ -1,0 +1,92 @@
+"""How far a worker has come, told to its group while it takes what comes next."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from consumers.topics.brokers import AGAIN_S
+from consumers.topics.share import Share
+
+COMMIT_S: Final = 10.0
+MOVED_ON: Final = (
+    IllegalStateError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+)  # fmt: skip
+"""Partitions are another worker's now, or nobody's: what was not committed comes again, to it."""
+
+
+def assignment_of(consumer: AIOKafkaConsumer) -> Any:
+    """The driver's, as it is now; None between two."""
+    subscription = consumer._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    return assignment if assignment is not None and assignment.active else None
+
+
+class Commits:
+    """One after the other, each beside the next batch."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._committing: asyncio.Task[None] | None = None
+
+    async def commit(self, share: Share) -> None:
+        """What is due of it, when the last one is over; nothing, where others have come meanwhile."""
+        await self.committed()
+        due = share.to_commit()
+        if due and assignment_of(self._consumer) is share.assignment and self._committing is None:
+            self._committing = asyncio.create_task(self._committed(share, due))
+
+    async def committed(self) -> None:
+        """Until what is being committed is; raises why it is not."""
+        while (task := self._committing) is not None:
+            await asyncio.wait((task,))
+            if self._committing is task:
+                self._committing = None
+                task.result()
+
+    async def _committed(self, share: Share, due: dict[TopicPartition, tuple[int, str]]) -> None:
+        with suppress(*MOVED_ON):
+            async with asyncio.timeout(COMMIT_S):
+                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
+            share.committed |= due
+
+    async def aclose(self) -> None:
+        """When what is being committed is, or can't be."""
+        task = self._committing
+        if task is not None:
+            await asyncio.wait((task,), timeout=COMMIT_S / 2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
+        """As the driver's `commit`, which can't be given up without a word in the log."""
+        coordinator = self._consumer._coordinator
+        while True:
+            await coordinator.ensure_coordinator_known()
+            try:
+                async with coordinator._commit_lock:
+                    await coordinator._do_commit_offsets(assignment, offsets)
+            except KafkaError as error:
+                if not error.retriable or isinstance(error, MOVED_ON):
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    async def over(self) -> None:
+        """Until nothing is being committed, whatever came of it."""
+        if self._committing is not None:
+            await asyncio.wait((self._committing,))
