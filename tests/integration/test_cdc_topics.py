@@ -15,6 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import ConfigError
 from cachebus.cli.servers.kafka import KafkaServer
+from consumers import watcher
 from consumers.apply import Carried
 from consumers.cdc.kafka import KafkaSource, TopicsWorker
 from consumers.cdc.replay_topic import replay_topic

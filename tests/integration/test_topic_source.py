@@ -19,6 +19,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.cli.servers.kafka import KafkaServer
+from consumers import watcher
 from consumers.apply import Carried
 from consumers.kafka import CommandsWorker, WorkerOptions
 from consumers.topics import looking, share
