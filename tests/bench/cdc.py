@@ -23,8 +23,10 @@ from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.cli.servers.postgres import PostgresServer
 from cachebus.clock import monotonic
 from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.postgres import ADVANCE, PEEK, SlotSource, SlotWorker
+from consumers.cdc.peek import PEEK
+from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.rules import Rules, parse_rules
+from consumers.cdc.session import ADVANCE
 from consumers.worker import Worker
 from tests.bench.rounds import p99
 from tests.bench.rows import Row
