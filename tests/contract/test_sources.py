@@ -1,0 +1,238 @@
+"""What every source of a worker must do, whatever it is: nothing is lost, nothing holds up or ends anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachebus import Cache
+from cachebus.cli.embedded import EmbeddedServer
+from consumers import watcher
+from consumers.cdc.postgres import SlotWorker
+from consumers.source_worker import SourceWorker
+from tests.chaos.test_primaries import SHARDS, Town
+from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
+from tests.support.caches import quick, until
+from tests.support.servers import any_binary
+
+KINDS = {"memory": "", "outbox": "database", "sqlite": "", "kafka": "kafka", "topics": "kafka", "slot": "database"}
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.2)
+
+
+@pytest.fixture(params=KINDS)
+def rig(request: pytest.FixtureRequest) -> SourceRig:
+    """A source of each kind; not begun."""
+    kind = request.param
+    if kind == "memory":
+        return InMemory()
+    if kind == "sqlite":
+        return InSqlite()
+    needs: Any = request.getfixturevalue(KINDS[kind])
+    if kind == "outbox":
+        return InPostgres(needs)
+    if kind == "slot":
+        return OnSlot(needs)
+    return (OnKafka if kind == "kafka" else OnTopics)(needs.address)
+
+
+@asynccontextmanager
+async def at_work(rig: SourceRig) -> AsyncIterator[SourceWorker]:
+    """A worker that works, drained at the end."""
+    worker = rig.worker()
+    task = asyncio.create_task(worker.run())
+    try:
+        await until(lambda: task.done() or works(worker), within_s=30)
+        yield worker
+        assert not task.done(), task.exception()
+        worker.drain()
+        await asyncio.wait_for(task, 20)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def works(worker: SourceWorker) -> bool:
+    """Whether all that it needs is there."""
+    up = all(map(worker.health.is_up, worker.health.parts))
+    return up and (not isinstance(worker, SlotWorker) or worker.follows)
+
+
+@asynccontextmanager
+async def caching(rig: SourceRig, tenant: str = "acme", count: int = 0) -> AsyncIterator[Cache]:
+    """A cache of the rig's, that has values."""
+    async with Cache(rig.settings.model_copy(update={"use_memory_cache": False})) as cache:
+        for number in range(count):
+            await cache.set("config", str(number), "old", tenant)
+        yield cache
+
+
+async def gone(cache: Cache, *numbers: str, tenant: str = "acme") -> None:
+    """Until none of these has a value."""
+
+    async def none_left() -> bool:
+        return not await cache.get_many("config", numbers, tenant)
+
+    await until(none_left, within_s=30)
+
+
+async def nothing_left(rig: SourceRig) -> None:
+    """Until all is let go of."""
+
+    async def none() -> bool:
+        return not await rig.left()
+
+    await until(none, within_s=30)
+
+
+async def test_what_is_put_is_applied_let_go_of_and_counted(rig: SourceRig, redis_url: str, tmp_path: Path) -> None:
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=20) as cache, at_work(rig) as worker:
+        await rig.put([str(number) for number in range(20)])
+        await gone(cache, *map(str, range(20)))
+        await nothing_left(rig)
+        await until(lambda: worker.meters.count("applied") == 20)
+        lag = worker.meters.registry.get_sample_value("cachebus_worker_lag_seconds_sum", {"worker": worker.name})
+        assert lag is not None
+        assert 0 <= lag < 20 * 60
+        assert not await rig.dead()
+
+
+async def test_what_cant_be_used_is_set_aside_and_holds_up_nothing(
+    rig: SourceRig, redis_url: str, tmp_path: Path
+) -> None:
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=4) as cache, at_work(rig) as worker:
+        await rig.put(["0", TOO_LONG, "1", TOO_LONG + "y", "2"])
+        await rig.put(["3"])
+        await gone(cache, "0", "1", "2", "3")
+        await nothing_left(rig)
+        await until(lambda: (worker.meters.count("dead"), worker.meters.count("applied")) == (2, 4))
+        reasons = await rig.dead()
+        assert len(reasons) == 2
+        assert all("resource_id" in reason and "xxx" not in reason and reason.isprintable() for reason in reasons)
+
+
+async def test_what_a_killed_one_had_in_hand_comes_to_the_next(rig: SourceRig, redis_url: str, tmp_path: Path) -> None:
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=30) as cache:
+        async with at_work(rig):
+            pass
+        worker = rig.worker()
+        began = asyncio.Event()
+
+        async def never(*_: Any) -> Any:
+            began.set()
+            await asyncio.Event().wait()
+
+        worker._applier.carry = never  # type: ignore[method-assign]
+        task = asyncio.create_task(worker.run())
+        await rig.put([str(number) for number in range(30)])
+        await asyncio.wait_for(began.wait(), 30)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await cache.get("config", "0", "acme") == "old"
+        assert await rig.left()
+        async with at_work(rig):
+            await gone(cache, *map(str, range(30)))
+            await nothing_left(rig)
+
+
+async def test_what_comes_while_none_is_there_is_not_lost(rig: SourceRig, redis_url: str, tmp_path: Path) -> None:
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=3) as cache:
+        async with at_work(rig):
+            pass
+        await rig.put(["0", "1"])
+        async with at_work(rig):
+            await gone(cache, "0", "1")
+        await rig.put(["2"])
+        async with at_work(rig):
+            await gone(cache, "2")
+            await nothing_left(rig)
+
+
+async def test_without_l2_nothing_is_lost_and_it_says_so(
+    rig: SourceRig, own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    await rig.begin(quick(own_server.url), tmp_path)
+    async with caching(rig, count=3) as cache, at_work(rig) as worker:
+        await rig.put(["0"])
+        await gone(cache, "0")
+        own_server.pause()
+        await rig.put(["1", "2"])
+        await until(lambda: not worker.health.ready)
+        assert not worker.health.is_up("l2")
+        own_server.resume()
+        await gone(cache, "1", "2")
+        await nothing_left(rig)
+        await until(lambda: works(worker))
+
+
+@pytest.mark.parametrize("step", ["take", "let_go", "look"])
+async def test_a_driver_that_fails_in_any_way_is_come_back_to(
+    rig: SourceRig, redis_url: str, tmp_path: Path, step: str
+) -> None:
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=3) as cache, at_work(rig) as worker:
+        opened, times = worker.source.opened, iter([True])
+
+        @asynccontextmanager
+        async def breaks() -> AsyncIterator[Any]:
+            async with opened() as session:
+                following = getattr(session, step)
+
+                async def fails(*given: Any) -> Any:
+                    if next(times, False):
+                        raise RuntimeError("a bug in a driver")
+                    return await following(*given)
+
+                setattr(session, step, fails)
+                yield session
+
+        worker.source.opened = breaks  # type: ignore[method-assign]
+        worker._watcher._meters.waits(0, None)
+        for task in asyncio.all_tasks():
+            if task.get_name() == f"cachebus-{worker.name}-watch":
+                task.cancel()  # this session ends, and the next one fails
+        await rig.put(["0", "1"])
+        await gone(cache, "0", "1")
+        await until(lambda: next(times, None) is None)
+        await rig.put(["2"])
+        await gone(cache, "2")
+        await nothing_left(rig)
+
+
+async def test_one_primary_that_is_away_holds_up_nobody_elses(rig: SourceRig, tmp_path: Path) -> None:
+    async with Town(any_binary(), replicas=0) as town:
+        await rig.begin(quick(town.url, shards=SHARDS), tmp_path)
+        first, second, third = town.tenants
+        async with at_work(rig) as worker:
+            await rig.put(["0"], first)
+            await rig.put(["0"], second)
+            await rig.put(["0"], third)
+            await until(lambda: worker.meters.count("applied") == 3)
+            town.servers[0].kill()
+            await rig.put([str(number) for number in range(1, 31)], first)
+            await rig.put(["1"], second)
+            await rig.put(["1"], third)
+            await until(lambda: worker.meters.count("applied") == 5)
+            await until(lambda: held(worker) == 30)
+            assert worker.health.ready
+            town.servers[0].start()
+            await until(lambda: worker.meters.count("applied") == 35, within_s=30)
+            await nothing_left(rig)
+            await until(lambda: held(worker) == 0)
+
+
+def held(worker: SourceWorker) -> Any:
+    """How many wait, as it says."""
+    return worker.meters.registry.get_sample_value("cachebus_worker_held", {"worker": worker.name})
