@@ -115,21 +115,22 @@ class Applier:
 
     async def carry(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
         """As `apply`, but what waits for one primary of several is given back, and so is what `within_s` was too short
-        for, and what can't be applied at all. Waits until L2 has been reached for the first time."""
-        await self._is_open.wait()
+        for, and what can't be applied at all."""
         parts = _parts(plans, self.away)
         tried = set[int]().union(*parts)
         carried = Carried(away=set(range(len(plans))) - tried, late=tried)
         self._meters.batch_size.observe(len(plans))
         self._meters.in_flight.inc(len(plans))
         try:
-            async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
-                for part in parts:
-                    group.create_task(self._carry(part, plans, carried))
+            async with asyncio.timeout(within_s):
+                await self._is_open.wait()  # before that L2 was not reached for the first time
+                async with asyncio.TaskGroup() as group:
+                    for part in parts:
+                        group.create_task(self._carry(part, plans, carried))
         except TimeoutError:
             pass
         except BaseExceptionGroup as troubles:
-            raise _first(troubles) from None
+            raise troubles.exceptions[0] from None
         finally:
             self._meters.in_flight.dec(len(plans))
         return carried
@@ -252,10 +253,3 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
         open_parts[plan.shard].append(at)
         sizes[plan.shard] += size
     return made
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -14,15 +14,16 @@ from cachebus.cascade import Cascade
 from cachebus.clock import monotonic, wall_s
 from cachebus.plan import Plan
 from cachebus.settings import Settings
+from consumers import watcher
 from consumers.apply import HOPELESS, REFUSED, Applier, Carried
-from consumers.assumptions import Assumptions
 from consumers.clean import clean, told
 from consumers.dead import DeadLetter
 from consumers.patience import Patience
-from consumers.source import Batch, Finding, Item, Left, Session, Source, Waiting
+from consumers.reading import Reading, size_of
+from consumers.source import Batch, Item, Left, Session, Source
+from consumers.watcher import Watcher
 from consumers.worker import Worker
 
-LOOK_EVERY_S: Final = 2.0
 NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 1000
@@ -34,37 +35,6 @@ YIELD_S: Final = 0.005
 """The loop is held no longer by reading: who asks how the worker is waits no longer than that, nor do heartbeats."""
 WITHOUT_L2_S: Final = 0.25
 STOPPED_S: Final = 0.25
-SENT_FROM_S: Final = 1_420_000_000.0
-"""Times before 2015 are none: nothing was sent then."""
-
-
-class Reading:
-    """Items of a batch that go to L2 together: what they address, and whose plan is whose."""
-
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.commands: list[Any] = []
-        self.plans: list[Plan] = []
-        self.of: list[int] = []
-        """By plan: the place of its item."""
-        self.letters: list[DeadLetter] = []
-        self.ignored = 0
-        self.size = 0
-
-    def add(self, item: Item, commands: Sequence[Any], plans: Sequence[Plan]) -> None:
-        """An item, and what it asks for."""
-        at = len(self.items)
-        self.items.append(item)
-        if len(plans) == 1:  # nearly always
-            self.of.append(at)
-            self.commands.append(commands[0])
-            self.plans.append(plans[0])
-            self.size += 1 + _size(plans[0])
-            return
-        self.of += [at] * len(plans)
-        self.commands += commands
-        self.plans += plans
-        self.size += 1 + sum(map(_size, plans))
 
 
 class SourceWorker(Worker):
@@ -82,10 +52,7 @@ class SourceWorker(Worker):
         self._applier = Applier(settings, self.health, self.meters, cascades)
         self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
         self._patience = Patience(source.part, self.health)
-        self._assumptions = Assumptions(name, source.assumptions, self.health)
-        self._owed: dict[Any, Plan] = {}
-        """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
-        self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._watcher = Watcher(name, source, self._applier, self.health, self.meters)
         self._unexpected = ""
         """The last error that nothing here knows, told once."""
         self._limit = source.limit
@@ -135,7 +102,7 @@ class SourceWorker(Worker):
                 await self._patience.wait(told(error))
 
     async def _sit(self, session: Session) -> None:
-        await self._looked(session)
+        await self._watcher.look(session)
         self.health.up(self.source.part)  # its pauses begin anew only when it has given something, or lasts
         watching = asyncio.create_task(self._watch(session), name=f"cachebus-{self.name}-watch")
         try:
@@ -151,14 +118,14 @@ class SourceWorker(Worker):
         if self._hold_s is not None and not self._applier.answers:
             await asyncio.sleep(WITHOUT_L2_S)  # items lie well where they are
             return
-        if self._assumptions.stopped or self.draining:
+        if self._watcher.stopped or self.draining:
             await asyncio.sleep(STOPPED_S)
             return
         batch = await session.take(self._limit, self._applier.away)
         self._patience.over()
         if session.look_again:
             session.look_again = False
-            await self._looked(session)
+            await self._watcher.look(session)
         if not batch.items:
             return
         async with self._in_hand:
@@ -170,6 +137,16 @@ class SourceWorker(Worker):
         self.meters.moved()
         slow = bool(left.undone)
         self._limit = max(1, self._limit // 2) if slow else min(self.source.limit, 2 * self._limit)
+
+    async def _watch(self, session: Session) -> None:
+        while True:
+            await asyncio.sleep(watcher.LOOK_EVERY_S)
+            try:
+                await self._watcher.look(session)
+            except self.source.trouble as error:
+                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
+                raise
+            self._patience.over()
 
     # -- a batch ------------------------------------------------------------------------------------------------------
 
@@ -204,10 +181,10 @@ class SourceWorker(Worker):
         failed = {reading.of[place]: error for place, error in carried.failed.items()}
         await self._bury(session, [self._letter(session, reading.items[of], e) for of, e in failed.items()])
         left.undone += [reading.items[of] for of in sorted(late)]
-        waiting = _waiting(reading, carried.away, late)
+        waiting = reading.waiting(carried.away, late)
         left.waiting += waiting.values()
         self._account(reading, late.union(waiting, failed))
-        left.size += sum(_size(reading.plans[place]) for place in carried.away)
+        left.size += sum(size_of(reading.plans[place]) for place in carried.away)
         return bool(late) or left.size > WAITING_AT_ONCE
 
     async def _read(self, session: Session, items: Sequence[Item], at: int) -> tuple[Reading, int]:
@@ -278,84 +255,8 @@ class SourceWorker(Worker):
             logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
 
     def _account(self, reading: Reading, left: set[int]) -> None:
-        now_s, again, applied = wall_s(), 0, 0
-        sent_s = Counter[float]()
-        for place, item in enumerate(reading.items):
-            if place in left:
-                continue
-            again += item.again
-            applied += not item.again
-            if item.sent_s is not None and item.sent_s > SENT_FROM_S:
-                sent_s[item.sent_s] += 1
+        applied, again, sent_s = reading.counted(left)
+        now_s = wall_s()
         for at_s, count in sent_s.items():
             self.meters.lag(max(0.0, now_s - at_s), count)
         self._done.update(applied=applied, again=again, ignored=reading.ignored)
-
-    # -- what is assumed ----------------------------------------------------------------------------------------------
-
-    async def _watch(self, session: Session) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                await self._looked(session)
-            except self.source.trouble as error:
-                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
-                raise
-            self._patience.over()
-
-    async def _looked(self, session: Session) -> None:
-        """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
-        look = await session.look()
-        if look.findings and await session.mend(look.findings):
-            look = await session.look()
-        self.meters.waits(look.backlog, look.oldest_s)
-        self.meters.held.set(look.held)
-        due = self._assumptions.heard(look.findings)
-        if due:
-            self._owe(session, due)
-        if self._owed_for:
-            await self._make_up(session)
-
-    def _owe(self, session: Session, findings: Sequence[Finding]) -> None:
-        commands, unnamed = session.scopes(findings)
-        if unnamed:
-            logger.error(
-                "{}: changes of {} went unnoticed, and nobody can name what they touched: caches may serve it until it "
-                "expires. Name tenants at the head of the rules, or invalidate it by hand",
-                self.name, clean(", ".join(unnamed)),
-            )  # fmt: skip
-        self._owed |= {command: self._applier.plan_of(command) for command in commands}
-        self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
-
-    async def _make_up(self, session: Session) -> None:
-        """What went unnoticed, as far as L2 is there; the rest at the next look."""
-        commands = list(self._owed)
-        carried = await self._applier.carry(list(self._owed.values()), LOOK_EVERY_S)
-        rest = carried.away | carried.late
-        self._owed = {commands[place]: self._owed[commands[place]] for place in sorted(rest)}
-        if len(commands) > len(rest):
-            done = len(commands) - len(rest)
-            logger.warning("{}: {} scopes were let go of: their changes may have gone unnoticed", self.name, done)
-        if not rest:
-            findings, self._owed_for = list(self._owed_for.values()), {}
-            await session.made_up(findings)
-            self._assumptions.made_up(findings)
-
-
-def _size(plan: Plan) -> int:
-    return len(plan.keys) + len(plan.names)
-
-
-def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
-    """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
-    commands: dict[int, list[Any]] = {}
-    shards: dict[int, list[int]] = {}
-    for place in sorted(away):
-        of = reading.of[place]
-        if of not in late:
-            commands.setdefault(of, []).append(reading.commands[place])
-            shards.setdefault(of, []).append(reading.plans[place].shard)
-    return {
-        of: Waiting(reading.items[of], asked, frozenset(shards[of]), tuple(shards[of]))
-        for of, asked in commands.items()
-    }

@@ -13,7 +13,7 @@ JSON with the arguments of the verbs, told apart by `op`; made by producers, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
@@ -136,6 +136,9 @@ class InvalidateCoordinated(_Command):
 Command = Invalidate | InvalidateScope | InvalidateTags | InvalidateCoordinated
 _parser: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="op")])
 
+_validate: Callable[[bytes | str], Command] = _parser.validator.validate_json
+"""What the adapter calls after it has looked for options that are none here."""
+
 
 def encode(command: Command) -> bytes:
     """The command as JSON, UTF-8; what was not given is left out."""
@@ -145,7 +148,7 @@ def encode(command: Command) -> bytes:
 def parse(data: bytes | str) -> Command:
     """The command in this JSON; `InvalidCommand`, whatever the bytes are."""
     try:
-        return _parser.validate_json(data)
+        return _validate(data)
     except ValidationError as error:
         raise InvalidCommand("; ".join(_clause(problem) for problem in error.errors(include_url=False))) from None
 

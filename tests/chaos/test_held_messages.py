@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from cachebus import Cache, CacheBusError, Settings
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.cdc.kafka import KafkaSource, TopicsWorker
 from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.rules import parse_rules
@@ -82,7 +82,7 @@ async def fill(cache: Cache, tenant: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
 
 
 def held(worker: Worker) -> Any:

@@ -60,7 +60,7 @@ def figure(relay: OutboxRelay, name: str) -> float:
 async def test_many_rows_for_one_that_is_away_hold_up_no_healthy_tenant_and_are_written_once(
     town: Town, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.2)
     first, healthy = town.servers[0], town.tenants[1]
     async with at_work(town, database) as (relay, cache), connected(database) as connection:
         first.kill()

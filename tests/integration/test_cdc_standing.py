@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from cachebus import Cache
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.postgres import PostgresServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.cdc.postgres import SlotSource, SlotWorker, name_for
 from consumers.cdc.rules import parse_rules
 from tests.conftest import connected
@@ -44,7 +44,7 @@ PUBLICATION = "cachebus_cdc"
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
 
 
 def worker(database: str, redis_url: str, rules: str = RULES, **more: Any) -> SlotWorker:

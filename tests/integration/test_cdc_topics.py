@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import ConfigError
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.apply import Carried
 from consumers.cdc.kafka import KafkaSource, TopicsWorker
 from consumers.cdc.replay_topic import replay_topic
@@ -39,7 +39,7 @@ on_truncate = "all"
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
 
 
 class Topic:

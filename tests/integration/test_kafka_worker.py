@@ -18,7 +18,7 @@ from cachebus import Cache, Cascade, ConfigError, Settings
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.kafka import CommandsWorker, WorkerOptions, replay
 from consumers.topics import looking
 from producers import KafkaProducer
@@ -363,7 +363,7 @@ async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
     settings: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(looking, "LOOK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     worker = worker_of(settings)
     async with running(worker):
         await put(settings, invalidation("a"))
@@ -381,7 +381,7 @@ async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
 async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     settings = settings.model_copy(update={"kafka_partitions": 1})
     async with running(worker_of(settings)):
         await put(settings, invalidation("a"))

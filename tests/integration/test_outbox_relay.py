@@ -616,7 +616,7 @@ async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str
 
 
 async def test_backlog_and_lag_are_told(tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
     relay = relay_of(tables, redis_url)
 
     def figure(name: str) -> float:

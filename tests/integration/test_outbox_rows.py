@@ -213,7 +213,7 @@ async def test_rows_that_have_become_due_are_not_kept_from_it_by_rows_that_keep_
 async def test_what_can_be_neither_applied_nor_set_aside_holds_up_nothing(
     database: str, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("consumers.outbox.postgres.AGAIN_S", 0.05)
     await create_tables(database)
     async with connected(database) as connection:

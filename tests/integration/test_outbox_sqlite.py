@@ -224,7 +224,7 @@ async def test_rows_that_wait_and_rows_that_are_not_due(url: str, file: Path) ->
 
 
 async def test_what_is_wrong_is_told(url: str, file: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
     async with running(relay_of(url, redis_url)) as relay:
         await until(lambda: relay.health.ready)
         with connected(file) as connection, connection:

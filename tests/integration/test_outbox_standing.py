@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import asyncpg
 import pytest
 
 from consumers.outbox import OutboxRelay, RelayOptions, create_tables
-from consumers.outbox.postgres import PostgresOutbox
-from consumers.source import Finding, Look, Session
+from consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from consumers.source import Finding, Look
 from tests.conftest import connected
 from tests.support.caches import until
 from tests.support.logs import warnings_of
@@ -96,7 +94,7 @@ async def test_rights(database: str) -> None:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays look at their tables all the time."""
-    monkeypatch.setattr("consumers.source_worker.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("consumers.source_worker.STOPPED_S", 0.05)
 
 
@@ -135,7 +133,7 @@ async def swapped(connection: asyncpg.Connection, database: str) -> None:
 
 @pytest.mark.usefixtures("often")
 async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_moved(
-    database: str, redis_url: str
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_tables(database)
     async with connected(database) as connection, running(relay_of(database, redis_url)) as relay:
@@ -153,21 +151,21 @@ async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_
             await connection.execute("DROP TABLE before")  # which has none any more
             await put(connection, invalidation("x"))
             await until(lambda: relay.meters.count("applied") == 2)
-            await looked(relay)
+            await looked(monkeypatch)
         assert told == []
 
 
-async def looked(relay: OutboxRelay) -> None:
-    """When it has looked at its tables once more."""
-    seen, look = asyncio.Event(), relay._looked
+async def looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it has looked at its tables once more, and thought about it."""
+    look, times = PostgresSession.look, 0
 
-    async def looks(session: Session) -> None:
-        await look(session)
-        seen.set()
+    async def looks(session: PostgresSession) -> Look:
+        nonlocal times
+        times += 1
+        return await look(session)
 
-    relay._looked = looks  # type: ignore[method-assign]
-    await seen.wait()
-    relay._looked = look  # type: ignore[method-assign]
+    monkeypatch.setattr(PostgresSession, "look", looks)
+    await until(lambda: times > 1)
 
 
 @pytest.mark.usefixtures("often")

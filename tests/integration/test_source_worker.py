@@ -15,7 +15,7 @@ from cachebus import Cache, ConfigError
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.clock import monotonic
 from cachebus.plan import Plan
-from consumers import assumptions, source_worker
+from consumers import assumptions, source_worker, watcher
 from consumers.apply import Carried
 from consumers.health import Health
 from consumers.meters import Meters
@@ -174,7 +174,7 @@ async def test_letters_that_cant_be_kept_are_kept_bare_or_told(
 async def test_a_source_that_fails_is_come_back_to(
     cache: Cache, redis_url: str, step: str, error: Exception, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source, times = MemorySource(), iter([True] * 3)
 
     def fails(*_: Any) -> None:
@@ -341,7 +341,7 @@ BROKEN = Finding(
 async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
     cache: Cache, redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
     source.names = lambda _: [scope("config")]
     async with at_work(source, redis_url) as worker:
@@ -383,7 +383,7 @@ async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_ofte
 async def test_what_can_be_mended_is_mended_and_never_told(
     redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
 
     def mended(_: Any) -> bool:
@@ -398,7 +398,7 @@ async def test_what_can_be_mended_is_mended_and_never_told(
 
 
 async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(source_worker, "STOPPED_S", 0.01)
     source = MemorySource()
     source.findings = [BROKEN._replace(stops=True, missed=False)]
@@ -433,7 +433,7 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
 async def test_what_could_not_be_made_up_for_is_due_again(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
     source = MemorySource()
     source.names = lambda _: [scope("config")]
     async with at_work(source, own_server.url) as worker:
@@ -447,7 +447,7 @@ async def test_what_could_not_be_made_up_for_is_due_again(
 
 
 async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source = MemorySource()
 
     def figure(worker: SourceWorker) -> float:
@@ -472,7 +472,7 @@ async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest
 async def test_that_a_look_fails_is_told_at_once_however_long_a_step_takes(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
     source, going_on = MemorySource(), asyncio.Event()
     async with at_work(source, redis_url) as worker:
         await until(lambda: worker.health.ready)

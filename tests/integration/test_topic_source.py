@@ -19,7 +19,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.cli.servers.kafka import KafkaServer
-from consumers import source_worker
+from consumers import watcher
 from consumers.apply import Carried
 from consumers.kafka import CommandsWorker, WorkerOptions
 from consumers.topics import looking, share
@@ -46,7 +46,7 @@ from tests.support.logs import warnings_of
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
 
 
 @pytest.fixture

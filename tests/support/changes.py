@@ -141,7 +141,10 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
     """The worker at work; drained at the end."""
     task = asyncio.create_task(worker.run())
     try:
-        await until(lambda: task.done() or _works(worker))
+        try:
+            await until(lambda: task.done() or _works(worker))
+        except AssertionError:
+            raise AssertionError(f"it does not work: {worker.health.told()}") from None
         if task.done():
             task.result()
         yield task

@@ -1,0 +1,78 @@
+"""A source looked at while a worker works on it: what is assumed and is not so is told, mended and made up for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from loguru import logger
+
+from cachebus.plan import Plan
+from consumers.apply import Applier
+from consumers.assumptions import Assumptions
+from consumers.clean import clean
+from consumers.health import Health
+from consumers.meters import Meters
+from consumers.source import Finding, Session, Source
+
+LOOK_EVERY_S: Final = 2.0
+
+
+class Watcher:
+    """Of one worker, over all sessions of its source."""
+
+    def __init__(self, name: str, source: Source, applier: Applier, health: Health, meters: Meters) -> None:
+        self._name = name
+        self._applier = applier
+        self._meters = meters
+        self._assumptions = Assumptions(name, source.assumptions, health)
+        self._owed: dict[Any, Plan] = {}
+        """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
+        self._owed_for: dict[tuple[str, str], Finding] = {}
+        self._one = asyncio.Lock()
+        """One look at a time: who takes may ask for one more."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether something is wrong that nothing is to be taken with."""
+        return self._assumptions.stopped
+
+    async def look(self, session: Session) -> None:
+        """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
+        async with self._one:
+            look = await session.look()
+            if look.findings and await session.mend(look.findings):
+                look = await session.look()
+            self._meters.waits(look.backlog, look.oldest_s)
+            self._meters.held.set(look.held)
+            due = self._assumptions.heard(look.findings)
+            if due:
+                self._owe(session, due)
+            if self._owed_for:
+                await self._make_up(session)
+
+    def _owe(self, session: Session, findings: Sequence[Finding]) -> None:
+        commands, unnamed = session.scopes(findings)
+        if unnamed:
+            logger.error(
+                "{}: changes of {} went unnoticed, and nobody can name what they touched: caches may serve it until it "
+                "expires. Name tenants at the head of the rules, or invalidate it by hand",
+                self._name, clean(", ".join(unnamed)),
+            )  # fmt: skip
+        self._owed |= {command: self._applier.plan_of(command) for command in commands}
+        self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
+
+    async def _make_up(self, session: Session) -> None:
+        """What went unnoticed, as far as L2 is there; the rest at the next look."""
+        commands = list(self._owed)
+        carried = await self._applier.carry(list(self._owed.values()), LOOK_EVERY_S)
+        rest = carried.away | carried.late
+        self._owed = {commands[place]: self._owed[commands[place]] for place in sorted(rest)}
+        if len(commands) > len(rest):
+            done = len(commands) - len(rest)
+            logger.warning("{}: {} scopes were let go of: their changes may have gone unnoticed", self._name, done)
+        if not rest:
+            findings, self._owed_for = list(self._owed_for.values()), {}
+            await session.made_up(findings)
+            self._assumptions.made_up(findings)
