@@ -216,10 +216,10 @@ class TopicSession(Session):
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
-        share = self.share
-        if share is not None:
+        share, told = self._looking.told
+        if share is not None and share is self.share:  # what was missed since then is still to be told
             subjects = {(finding.assumption, finding.subject) for finding in findings}
-            share.made_up([one for one in list(share.missed) if self._looking.names(one) in subjects])
+            share.made_up([one for one, by in told.items() if by in subjects])
             if self._idle.is_set():
                 await self.commits.commit(share)
 
