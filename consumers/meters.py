@@ -101,7 +101,7 @@ class Meters:
         if count == 1:
             self.lag_s.observe(lag_s)
             return
-        # What `observe` does, for all of them at once: one by one it takes longer than to apply them.
+        # What `observe` does, for all of them at once: of many that were written together it would take too long.
         self.lag_s._sum.inc(lag_s * count)
         for at, bound in enumerate(self.lag_s._upper_bounds):
             if lag_s <= bound:

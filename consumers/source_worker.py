@@ -29,8 +29,7 @@ NAMED: Final = 5
 NAMES_AT_ONCE: Final = 1000
 """Keys, scopes and tags that are planned before L2 is asked for them, while which the next are planned."""
 WAITING_AT_ONCE: Final = 20_000
-"""Of what waits for a primary that is away the source is given no more at a time: it takes memory, and everybody's
-time."""
+"""Of what waits for a primary that is away the source is given no more at a time: it takes memory, and time."""
 YIELD_S: Final = 0.005
 """The loop is held no longer by reading: who asks how the worker is waits no longer than that, nor do heartbeats."""
 WITHOUT_L2_S: Final = 0.25
@@ -151,7 +150,7 @@ class SourceWorker(Worker):
     # -- a batch ------------------------------------------------------------------------------------------------------
 
     async def _carried(self, session: Session, batch: Batch) -> Left:
-        """Have L2 let go of what the batch asks for, some of it at a time, while more is read; gives what is left."""
+        """Have L2 let go of what the batch asks for, some at a time, while the next is read; gives what is left."""
         items, left, at = batch.items, Left(), 0
         until_s = float("inf") if self._hold_s is None else monotonic() + self._hold_s
         under_way: tuple[Reading, asyncio.Task[Carried]] | None = None
