@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
 from cachebus.plan import Plan
-from consumers.apply import REFUSED, Applier
+from consumers.apply import AWAY_S, REFUSED, Applier
 from consumers.cdc.debezium import parse_envelope
 from consumers.cdc.kafka import KafkaSource
 from consumers.cdc.replay import Replayed
 from consumers.cdc.router import Router
-from consumers.clean import clean
+from consumers.clean import clean, told
 from consumers.dead import DeadLetter
 from consumers.topics.dead_topic import DeadTopic, letter_of
 from consumers.topics.replay import each_letter
@@ -44,16 +45,21 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
 async def _tried(records: Sequence[Any], router: Router, applier: Applier) -> list[DeadLetter]:
     """Apply what can be; the others, as letters with the new reason. What of a change can be named is applied beside
     its letter."""
-    plans: list[Plan] = []
-    still: list[DeadLetter] = []
-    for record in records:
-        letter = letter_of(record)
-        found, problems = _planned(letter, router, applier)
-        plans += found
-        if problems:
-            still.append(letter._replace(reason=clean("; ".join(problems)), attempts=letter.attempts + 1))
-    await applier.apply(plans)
-    return still
+    letters = [letter_of(record) for record in records]
+    planned = [_planned(letter, router, applier) for letter in letters]
+    plans = [(plan, problems) for found, problems in planned for plan in found]
+    while plans:
+        carried = await applier.carry([plan for plan, _ in plans])
+        for place, error in carried.failed.items():
+            plans[place][1].append(told(error))
+        plans = [plans[place] for place in sorted(carried.away)]
+        if plans:
+            await asyncio.sleep(AWAY_S)
+    return [
+        letter._replace(reason=clean("; ".join(problems)), attempts=letter.attempts + 1)
+        for letter, (_, problems) in zip(letters, planned, strict=True)
+        if problems
+    ]
 
 
 def _planned(letter: DeadLetter, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
@@ -70,7 +76,7 @@ def _planned(letter: DeadLetter, router: Router, applier: Applier) -> tuple[list
             except REFUSED as error:
                 problems.append(str(error))
     except REFUSED as error:
-        return plans, [str(error)]
+        return [], [str(error)]
     except Exception as error:  # noqa: BLE001 -- whatever one letter does to us, the others are tried
-        return plans, [f"{type(error).__name__} while it was read"]
+        return [], [f"{type(error).__name__} while it was read"]
     return plans, problems

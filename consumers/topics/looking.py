@@ -20,6 +20,7 @@ from consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
 
 if TYPE_CHECKING:
     from consumers.topics.session import TopicSession
+    from consumers.topics.share import Share
 
 LOOK_TIMEOUT_S: Final = 3.0
 OPEN_S: Final = 60.0
@@ -36,6 +37,8 @@ class Looking:
     def __init__(self, session: TopicSession) -> None:
         self._session = session
         self._source = session.source
+        self.told: tuple[Share | None, dict[TopicPartition, tuple[str, str]]] = None, {}
+        """What was missed as it was last told: of which partitions, by which assumption and subject."""
         self._missing = 0
         """At how many looks on end some topic was missing."""
         self._stuck: dict[TopicPartition, tuple[int, float]] = {}
@@ -127,7 +130,9 @@ class Looking:
 
     def _missed(self) -> Iterable[Finding]:
         share = self._session.share
-        return _of_missed(share.missed) if share is not None else ()
+        missed = dict(share.missed) if share is not None else {}
+        self.told = share, {one: _named(one, why) for one, why in missed.items()}
+        return _of_missed(missed)
 
     async def _to_be_missed(
         self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition],
@@ -142,11 +147,6 @@ class Looking:
         }
         found = _of_missed({one: begin.missed for one, begin in begins.items() if begin.missed})
         return [finding._replace(missed=False) for finding in found]
-
-    def names(self, partition: TopicPartition) -> tuple[str, str]:
-        """The assumption, and the subject, by which what was missed of a partition is told."""
-        share = self._session.share
-        return _named(partition, share.missed[partition] if share is not None else "")
 
     # -- what waits ---------------------------------------------------------------------------------------------------
 

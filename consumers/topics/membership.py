@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiokafka.errors import KafkaError
 
-from cachebus.errors import BusUnavailable
+from cachebus.errors import BusUnavailable, ConfigError
 from consumers.clean import clean
 from consumers.clean import told as told_of
 
 TROUBLE: Final = (KafkaError, OSError, TimeoutError, BusUnavailable)
 """What is raised when Kafka is out of reach, or does not let one do what is asked."""
+NAME: Final = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
 CLIENT: Final = "cachebus-"
 """What the brokers call a client of ours, with its namespace behind it."""
 
@@ -32,6 +34,10 @@ class Membership:
     """So long after a worker vanished without a word others take its partitions over."""
     namespace: str = "cachebus"
     """Whose caches it serves: a group serves one."""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.dead_topic):
+            raise ConfigError(f"dead_topic: {clean(self.dead_topic)} can't be a topic's name: give another one")
 
 
 def told(error: BaseException) -> str:

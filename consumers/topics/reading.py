@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from consumers.source import Item
 from consumers.topics.committing import assignment_of
 from consumers.topics.share import Share, place_of
-from consumers.topics.unreadable import is_unreadable, stepped_over
+from consumers.topics.unreadable import is_unreadable, stepped_over, where
 
 if TYPE_CHECKING:
     from consumers.topics.source import TopicSource
@@ -52,8 +52,22 @@ class Reader:
             self._consumer.seek(partition, offset)
 
     async def one_by_one(self, share: Share, limit: int) -> list[Item]:
-        """The messages of a partition up to one that can't be read, and that one."""
+        """The messages of a partition up to one that can't be read, and that one; and those of others, which do not
+        wait for it."""
         partition = min(share.broken)
+        items = await self._up_to_broken(share, partition, limit)
+        share.broken.discard(partition)
+        others = share.taken.keys() - share.broken - {partition}
+        if others and len(items) < limit:
+            try:
+                found = await self._consumer.getmany(*others, timeout_ms=0, max_records=limit - len(items))
+            except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
+                self.broke(share, error)
+            else:
+                items += self.taken(share, found)
+        return items
+
+    async def _up_to_broken(self, share: Share, partition: TopicPartition, limit: int) -> list[Item]:
         records: list[Any] = []
         while len(records) < limit:
             try:
@@ -64,10 +78,17 @@ class Reader:
                 at = share.assignment.state_value(partition).position
                 unreadable = await stepped_over(self._consumer, partition, at, error)
                 self._source.unreadable.inc(unreadable.behind - unreadable.offset)
-                share.broken.discard(partition)
                 return [*self.taken(share, {partition: records}), Item(place_of(unreadable), unreadable)]
             if not found:
-                share.broken.discard(partition)
                 break
             records += found[partition]
         return self.taken(share, {partition: records})
+
+    def broke(self, share: Share, error: Exception) -> None:
+        """The driver has raised this for one of several partitions: that one is read one by one from now on. What is
+        not of a message's making is raised again."""
+        broken = where(self._consumer) if is_unreadable(error) else None
+        if broken is None:
+            raise error
+        share.broken.add(broken)
+        self.go_back(share)

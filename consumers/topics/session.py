@@ -26,7 +26,7 @@ from consumers.topics.looking import Looking
 from consumers.topics.note import Begin, Note, begin_at
 from consumers.topics.reading import Reader
 from consumers.topics.share import Share, place_of
-from consumers.topics.unreadable import Unreadable, is_unreadable, where
+from consumers.topics.unreadable import Unreadable
 from producers.command import Command, InvalidCommand
 
 if TYPE_CHECKING:
@@ -147,12 +147,8 @@ class TopicSession(Session):
         except TimeoutError:
             if self._assignment() is share.assignment and not self.consumer._subscription.reassignment_in_progress:
                 raise
-        except Exception as error:
-            broken = where(self.consumer) if is_unreadable(error) else None
-            if broken is None:
-                raise
-            share.broken.add(broken)
-            self._reader.go_back(share)
+        except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
+            self._reader.broke(share, error)
         return []
 
     # -- what it means, and letting go --------------------------------------------------------------------------------
@@ -220,10 +216,10 @@ class TopicSession(Session):
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
-        share = self.share
-        if share is not None:
+        share, told = self._looking.told
+        if share is not None and share is self.share:  # what was missed since then is still to be told
             subjects = {(finding.assumption, finding.subject) for finding in findings}
-            share.made_up([one for one in list(share.missed) if self._looking.names(one) in subjects])
+            share.made_up([one for one, by in told.items() if by in subjects])
             if self._idle.is_set():
                 await self.commits.commit(share)
 

@@ -443,6 +443,9 @@ def test_what_cannot_be_is_refused(settings: Settings) -> None:
             WorkerOptions(**wrong)
     with pytest.raises(ConfigError, match="where commands come from"):
         worker_of(settings, WorkerOptions(dead_topic=settings.kafka_commands_topic))
+    for odd in ("", "..", "a b", "x" * 250):
+        with pytest.raises(ConfigError, match="dead_topic"):
+            worker_of(settings, WorkerOptions(dead_topic=odd or "\n"))
     with pytest.raises(ConfigError, match="CACHEBUS_KAFKA_BOOTSTRAP_SERVERS"):
         worker_of(settings.model_copy(update={"kafka_bootstrap_servers": None}))
     assert json.loads(invalidation("x"))["op"] == "invalidate"
