@@ -45,9 +45,9 @@ def rig(request: pytest.FixtureRequest) -> SourceRig:
 
 
 @asynccontextmanager
-async def at_work(rig: SourceRig) -> AsyncIterator[SourceWorker]:
+async def at_work(rig: SourceRig, given: SourceWorker | None = None) -> AsyncIterator[SourceWorker]:
     """A worker that works, drained at the end."""
-    worker = rig.worker()
+    worker = given or rig.worker()
     task = asyncio.create_task(worker.run())
     try:
         await until(lambda: task.done() or works(worker), within_s=30)
@@ -182,33 +182,35 @@ async def test_a_driver_that_fails_in_any_way_is_come_back_to(
     rig: SourceRig, redis_url: str, tmp_path: Path, step: str
 ) -> None:
     await rig.begin(quick(redis_url), tmp_path)
-    async with caching(rig, count=3) as cache, at_work(rig) as worker:
-        opened, times = worker.source.opened, iter([True])
+    worker, fails_now = rig.worker(), asyncio.Event()
+    opened = worker.source.opened
 
-        @asynccontextmanager
-        async def breaks() -> AsyncIterator[Any]:
-            async with opened() as session:
-                following = getattr(session, step)
+    @asynccontextmanager
+    async def breaks() -> AsyncIterator[Any]:
+        async with opened() as session:
+            following = getattr(session, step)
 
-                async def fails(*given: Any) -> Any:
-                    if next(times, False):
-                        raise RuntimeError("a bug in a driver")
-                    return await following(*given)
+            async def fails(*given: Any) -> Any:
+                if fails_now.is_set():
+                    fails_now.clear()
+                    raise RuntimeError("a bug in a driver")
+                return await following(*given)
 
-                setattr(session, step, fails)
-                yield session
+            setattr(session, step, fails)
+            yield session
 
-        worker.source.opened = breaks  # type: ignore[method-assign]
-        worker._watcher._meters.waits(0, None)
-        for task in asyncio.all_tasks():
-            if task.get_name() == f"cachebus-{worker.name}-watch":
-                task.cancel()  # this session ends, and the next one fails
-        await rig.put(["0", "1"])
-        await gone(cache, "0", "1")
-        await until(lambda: next(times, None) is None)
+    worker.source.opened = breaks  # type: ignore[method-assign]
+    async with caching(rig, count=3) as cache, at_work(rig, worker):
+        await rig.put(["0"])
+        await gone(cache, "0")
+        fails_now.set()
+        await rig.put(["1"])
+        await until(lambda: not fails_now.is_set())
+        await gone(cache, "1")
         await rig.put(["2"])
         await gone(cache, "2")
         await nothing_left(rig)
+        await until(lambda: works(worker))
 
 
 async def test_one_primary_that_is_away_holds_up_nobody_elses(rig: SourceRig, tmp_path: Path) -> None:

@@ -119,12 +119,11 @@ def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
             "Users do not replicate. Once it is promoted no node gets in: L2 counts as lost. Nothing stale is served.",
             otherwise="make the same user there, by ACL SETUSER with a user who may, or by the same aclfile",
         )  # fmt: skip
-    if not watched.kind:  # only the server says that it is there
-        return unknown("replicas", replica.refused)
+    who = "Those who would promote it say" if watched.kind else "The primary says"
     return Finding(
         "replicas", Level.ADVICE, f"out of reach ({replica.refused})",
-        "Those who would promote it say that it is there. Where nodes can't reach it either, a failover to it is the "
-        "loss of L2.",
+        f"{who} that it is there. Where nodes can't reach it either, a failover to it is the loss of L2; one that is "
+        "frozen counts for min-replicas-to-write until min-replicas-max-lag is over.",
         otherwise="look whether it answers, at this address, and with TLS as the primary does",
     )  # fmt: skip
 

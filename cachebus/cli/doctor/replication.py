@@ -74,13 +74,13 @@ def _alone(facts: Facts) -> Finding:
     counts since its start what it has copied itself to, as to a backup too."""
     copied = facts.server.number("sync_full") or 0
     if copied and facts.watched.known is None:
-        return unknown(
-            "replication", f"no replica follows, and {WRITES} is 0; but something has followed since the server's "
-            f"start (sync_full is {copied})",
-            "A backup, or a replica. If that was promoted, two primaries write: what this one acknowledges is lost, "
-            "and its nodes serve on.",
-            "look at who has followed: if one of them is a primary now, let the URL name that one. If these were "
-            "backups, or replicas that are no more: CONFIG RESETSTAT, and this is told no more",
+        return Finding(
+            "replication", Level.ADVICE, f"no replica follows, and {WRITES} is 0; but something has followed since the "
+            f"server's start (sync_full is {copied})",
+            "A backup, or a replica: that could not be checked. If it was promoted, two primaries write: what this one "
+            "acknowledges is lost, and its nodes serve on.",
+            otherwise="look at who has followed: if one of them is a primary now, let the URL name that one. If these "
+            "were backups, or replicas that are no more: CONFIG RESETSTAT, and this is told no more",
         )  # fmt: skip
     return ok(
         "replication", "a primary without replicas",
