@@ -22,6 +22,8 @@ class DeadLetter(NamedTuple):
     """That of its message, where it had one and it is to be kept."""
     headers: tuple[tuple[str, bytes], ...] = ()
     """Those of its message that are to be kept."""
+    key_cut: bool = False
+    """Whether it had a key that could not be kept."""
 
 
 class DeadLetters(Protocol):

@@ -235,7 +235,8 @@ class SourceWorker(Worker):
                 logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
         self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
-            logger.warning("{}: {} is set aside: {}", self.name, clean(letter.source), letter.reason)
+            tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""
+            logger.warning("{}: {} is set aside{}: {}", self.name, clean(letter.source), tried, letter.reason)
         if len(letters) > NAMED:
             logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
 
@@ -255,7 +256,11 @@ class SourceWorker(Worker):
     async def _watch(self, session: Session) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self._looked(session)
+            try:
+                await self._looked(session)
+            except self._source.trouble as error:
+                self.health.down(self._source.part, self._source.told(error))  # at once: a step may take its time
+                raise
 
     async def _looked(self, session: Session) -> None:
         """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any, Final
 
 from consumers.cdc.change import Op, OtherText, Row, RowChange, UnusableChange
@@ -92,11 +93,18 @@ def _change(payload: Mapping[str, Any], schema: Any) -> RowChange:
         raise UnusableChange("after: is missing")
     if op == "delete" and old is None:
         raise UnusableChange("before: is missing")
-    at_ms, lsn = source.get("ts_ms"), source.get("lsn")
-    return RowChange(
-        op, str(where[0]), str(where[1]), new, old,
-        str(lsn) if isinstance(lsn, int) else "", at_ms / 1000 if isinstance(at_ms, int | float) else None,
-    )  # fmt: skip
+    lsn = source.get("lsn")
+    position = str(lsn) if isinstance(lsn, int) and lsn.bit_length() <= 64 else ""
+    return RowChange(op, str(where[0]), str(where[1]), new, old, position, _seconds(source.get("ts_ms")))
+
+
+def _seconds(at_ms: Any) -> float | None:
+    """None for what is no time: whatever it is, the change is one all the same."""
+    try:
+        at_s = float(at_ms) / 1000 if isinstance(at_ms, int | float) else None
+    except OverflowError:
+        return None
+    return at_s if at_s is not None and isfinite(at_s) else None
 
 
 def _row(payload: Mapping[str, Any], schema: Any, part: str) -> Row | None:
@@ -127,7 +135,7 @@ def _meanings(schema: Any, part: str) -> Iterator[tuple[str, str]]:
     try:
         (row,) = (field for field in schema["fields"] if field["field"] == part)
         for column in row["fields"]:
-            if isinstance(column.get("name"), str):
+            if isinstance(column.get("name"), str) and isinstance(column.get("field"), str):
                 yield column["field"], column["name"]
     except (TypeError, KeyError, ValueError, AttributeError):
         return  # no schema: its values are taken for what they are

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from loguru import logger
 
 from cachebus.errors import ConfigError
 from cachebus.settings import Settings
-from consumers.cdc.carry import Batch, Carrier
-from consumers.cdc.change import UnusableChange
 from consumers.cdc.debezium import parse_envelope
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
-from consumers.topics.group import GroupWorker, Membership, Records
-from consumers.topics.held import Asked
+from consumers.clean import clean
+from consumers.dead import DeadLetter
+from consumers.source import Finding, Item, Meaning
+from consumers.source_worker import SourceWorker
+from consumers.topics.brokers import Brokers, Topic
+from consumers.topics.looking import MISSING
+from consumers.topics.membership import Membership
+from consumers.topics.share import place_of
+from consumers.topics.source import TopicSource
+from producers.command import Command
 
-DEAD_TOPIC: Final = "cachebus.cdc.dead"
+NOTHING = Meaning()
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,18 @@ class KafkaSource:
     bootstrap_servers: str
     topics: str
     """A regular expression that fits a topic's whole name: several prefixes by `|`."""
-    group: str = "cachebus-cdc"
+    group: str | None = None
+    """By default the namespace with "-cdc" behind it: "cachebus-cdc"."""
     batch: int = 5000
     """Messages that are looked at together."""
     session_timeout_s: float = 10.0
     """So long after a worker vanished without a word others take its partitions over."""
-    dead_topic: str = DEAD_TOPIC
+    dead_topic: str | None = None
+    """By default the namespace with ".cdc.dead" behind it: "cachebus.cdc.dead"."""
     clients: Mapping[str, Any] = field(default_factory=dict)
     """More of aiokafka's client settings, such as those of TLS and SASL."""
+    namespace: str = "cachebus"
+    """Whose caches it is for; a worker's is that of its settings."""
 
     def client(self) -> dict[str, Any]:
         """What all clients are given."""
@@ -45,66 +54,84 @@ class KafkaSource:
 
     def membership(self) -> Membership:
         """Its place in the group."""
-        return Membership(self.client(), self.group, self.dead_topic, self.batch, self.session_timeout_s)
+        return Membership(
+            self.client(), self.group or f"{self.namespace}-cdc", self.dead_topic or f"{self.namespace}.cdc.dead",
+            self.batch, self.session_timeout_s, self.namespace,
+        )  # fmt: skip
 
 
-class TopicsWorker(GroupWorker):
-    """Follows Debezium's topics; several share the partitions."""
+class DebeziumSource(TopicSource):
+    """Debezium's topics, by rules."""
 
-    def __init__(self, settings: Settings, rules: Rules, source: KafkaSource) -> None:
-        super().__init__("cdc", settings, source.membership(), rules.cascades)
-        self.source = source
+    def __init__(self, rules: Rules, given: KafkaSource) -> None:
+        super().__init__("cdc", given.membership())
         try:
-            self._topics = re.compile(f"(?:{source.topics})\\Z")
+            self._fits = re.compile(f"(?:{given.topics})\\Z")
         except re.error as error:
-            raise ConfigError(f"topics: {source.topics!r} is no regular expression: {error}") from None
+            raise ConfigError(f"topics: {given.topics!r} is no regular expression: {error}") from None
+        if self._fits.match(self.membership.dead_topic):
+            raise ConfigError(f"dead letters can't go to {self.membership.dead_topic}, where changes come from")
+        self._pattern = given.topics
         self._rules = rules
         self._router = Router(rules)
-        self._carrier = Carrier(self._router, self._applier, self.meters)
+
+    @property
+    def subscription(self) -> dict[str, Any]:
+        """See `TopicSource.subscription`."""
+        return {"pattern": self._fits.pattern}
+
+    @property
+    def asked(self) -> None:
+        """See `TopicSource.asked`."""
+        return
+
+    def named(self, topics: Mapping[str, Topic]) -> list[str]:
+        """See `TopicSource.named`."""
+        return [name for name, topic in topics.items() if self._fits.match(name) and not topic.error]
+
+    def mean(self, item: Item) -> Meaning:
+        """See `TopicSource.mean`."""
+        change = parse_envelope(item.raw.value, item.raw.key)
+        if change is None:
+            return NOTHING
+        item.sent_s = change.committed_at_s or item.sent_s
+        return self._router.meaning(change)
+
+    def letter(self, record: Any, reason: str) -> DeadLetter:
+        """See `TopicSource.letter`."""
+        return DeadLetter(record.value or b"", reason, place_of(record), 1, record.timestamp / 1000, record.key)
+
+    async def prepare(self) -> None:
+        """See `TopicSource.prepare`: Debezium makes them."""
+
+    async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
+        """See `TopicSource.look_at`."""
+        findings: list[Finding] = []
+        if not self.named(topics):
+            findings.append(Finding(
+                "topic", clean(self._pattern), "no topic that one may see fits it",
+                "look at --topics, at the connector's topic.prefix, and at this user's rights",
+            ))  # fmt: skip
+        dead = self.membership.dead_topic
+        if dead not in topics:
+            findings.append(Finding("topic", dead, MISSING, f"kafka-topics.sh --create --topic {dead} --partitions 1"))
+        return findings
+
+    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+        """See `TopicSource.scopes`: all that the rules name."""
+        return self._router.missed(self._rules.rule)
+
+
+class TopicsWorker(SourceWorker):
+    """Follows Debezium's topics; several share the partitions. `ConfigError`."""
+
+    def __init__(self, settings: Settings, rules: Rules, source: KafkaSource) -> None:
+        self.given = replace(source, namespace=settings.namespace)
+        self.source = DebeziumSource(rules, self.given)
+        super().__init__("cdc", self.source, settings, rules.cascades)
         for rule in rules.rule:
             if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
                 logger.warning(
                     "cdc: rule of {!r}: old rows count by their key alone; if the table has REPLICA IDENTITY FULL, say "
                     'so by replica_identity = "full"', rule.table,
                 )  # fmt: skip
-
-    def _subscription(self) -> dict[str, Any]:
-        return {"pattern": self._topics.pattern}
-
-    async def _missed(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
-        """All that the rules name goes."""
-        named = ", ".join(f"{one.topic}/{one.partition}" for one in partitions)
-        commands = self._router.everything(self._rules.tenants)
-        logger.error(
-            "cdc: Kafka has removed messages of {} that were not read yet: changes were missed. Invalidating all that "
-            "the rules name, for the {} tenants at the head of the rules; others' caches may hold old rows until they "
-            "expire", named, len(self._rules.tenants),
-        )  # fmt: skip
-        await consumer.seek_to_beginning(*partitions)  # before, so that what comes meanwhile is in it
-        await self._applier.apply([self._applier.plan_of(command) for command in commands])
-
-    async def _carry(self, records: Records) -> None:
-        batch, asked = Batch(), list[Asked]()
-        for partition, several in records.items():
-            for record in several:
-                known = len(batch.asks)
-                self._take(record, batch)
-                new = batch.asks[known:]
-                asked += [Asked(ask.plan, partition, record.offset, ask.committed_s) for ask in new]
-        if batch.dead:
-            await self._dead.put(batch.dead)
-            self._carrier.buried(batch.dead)
-        self._account_applied(await self._applied(asked))
-        self.meters.done("ignored", batch.ignored)
-
-    def _take(self, record: Any, batch: Batch) -> None:
-        source = f"{record.topic}/{record.partition}@{record.offset}"
-        try:
-            change = parse_envelope(record.value, record.key)
-        except UnusableChange as error:
-            self._carrier.refuse(batch, record.value, str(error), source)
-            return
-        if change is None:
-            batch.ignored += 1
-        else:
-            self._carrier.take(change, batch, source=source, payload=record.value)

@@ -2,6 +2,6 @@
 
 from consumers.kafka.replay import replay
 from consumers.kafka.worker import CommandsWorker, WorkerOptions
-from consumers.topics.group import TROUBLE
+from consumers.topics.membership import TROUBLE
 
 __all__ = ["TROUBLE", "CommandsWorker", "WorkerOptions", "replay"]

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from loguru import logger
-from prometheus_client import Counter
 
 from cachebus.bus.kafka_client import Endings
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import ConfigError
-from cachebus.plan import Plan
 from cachebus.settings import Settings
-from consumers.apply import REFUSED, Applier
 from consumers.dead import DeadLetter
+from consumers.source import Finding, Item, Meaning
+from consumers.source_worker import SourceWorker
+from consumers.topics.brokers import Brokers, Topic
 from consumers.topics.dead_topic import count_of
-from consumers.topics.group import GroupWorker, Membership, Records
-from consumers.topics.held import Asked
+from consumers.topics.looking import MISSING, UNKNOWN
+from consumers.topics.membership import Membership
+from consumers.topics.share import place_of
+from consumers.topics.source import TopicSource
 from producers.command import InvalidCommand
 from producers.kafka.message import ATTEMPTS, LARGEST_BYTES, Seal, commands_access
 
 REQUEST_TIMEOUT_S: Final = 10.0
-NAMED: Final = 5
-"""Letters that are named in the log when a batch has more of them."""
-REASON_MAX: Final = 500
+NOTHING: Final = Meaning()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class WorkerOptions:
     session_timeout_s: float = 10.0
     """So long after a worker vanished without a word others take its partitions over."""
     dead_topic: str | None = None
-    """By default that of the commands with ".dead" behind it."""
+    """By default that of the commands with the namespace and ".dead" behind it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= 100_000:
@@ -53,25 +50,81 @@ class WorkerOptions:
     def membership(self, settings: Settings) -> Membership:
         """A worker's place in its group; `ConfigError` where the settings say of no Kafka."""
         access = commands_access(settings, max(REQUEST_TIMEOUT_S, self.session_timeout_s + 5))
-        dead_topic = self.dead_topic or f"{access.topic}.dead"
+        dead_topic = self.dead_topic or f"{access.topic}.{settings.namespace}.dead"
         if dead_topic == access.topic:
             raise ConfigError(f"dead letters can't go to {dead_topic}, where commands come from")
         return Membership(
-            access.arguments(), self.group or settings.namespace, dead_topic, self.batch, self.session_timeout_s
-        )
+            access.arguments(), self.group or settings.namespace, dead_topic, self.batch, self.session_timeout_s,
+            settings.namespace,
+        )  # fmt: skip
 
 
-class Batch:
-    """Messages on their way: what they address, and what of them is dead."""
+class CommandsSource(TopicSource):
+    """The topic of commands. Those for other namespaces are passed over."""
 
-    def __init__(self) -> None:
-        self.asked: list[Asked] = []
-        self.dead: list[DeadLetter] = []
-        self.ignored = 0
-        self.again = 0
+    def __init__(self, settings: Settings, options: WorkerOptions) -> None:
+        super().__init__("kafka", options.membership(settings))
+        self._access = commands_access(settings, REQUEST_TIMEOUT_S)
+        self._seal = Seal(settings)
+
+    @property
+    def subscription(self) -> dict[str, Any]:
+        """See `TopicSource.subscription`."""
+        return {"topics": [self._access.topic]}
+
+    @property
+    def asked(self) -> Collection[str]:
+        """See `TopicSource.asked`."""
+        return [self._access.topic, self.membership.dead_topic]
+
+    def named(self, topics: Mapping[str, Topic]) -> list[str]:
+        """See `TopicSource.named`."""
+        return [self._access.topic]
+
+    def mean(self, item: Item) -> Meaning:
+        """See `TopicSource.mean`."""
+        record = item.raw
+        headers = dict(record.headers)
+        if self._seal.is_for_others(headers):
+            return NOTHING
+        value = record.value
+        if value is None:
+            raise InvalidCommand("it has no value")
+        if len(value) > LARGEST_BYTES:
+            raise InvalidCommand(f"it is {len(value)} bytes long, more than {LARGEST_BYTES}")
+        self._seal.check(value, headers)
+        return Meaning((value,))
+
+    def letter(self, record: Any, reason: str) -> DeadLetter:
+        """See `TopicSource.letter`."""
+        return letter(record, reason)
+
+    async def prepare(self) -> None:
+        """See `TopicSource.prepare`."""
+        endings = Endings()
+        async with asyncio.timeout(self._access.timeout_s):
+            await ensure(self._access, endings)
+        await endings.over(self._access.timeout_s)
+
+    async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
+        """See `TopicSource.look_at`."""
+        name, dead = self._access.topic, self.membership.dead_topic
+        findings = [
+            Finding("topic", one, MISSING, f"kafka-topics.sh --create --topic {one} {how}")
+            for one, how in ((name, f"--partitions {self._access.partitions}"), (dead, "--partitions 1"))
+            if one not in topics or topics[one].error == UNKNOWN
+        ]
+        policy = (await brokers.configuration(name)).get("cleanup.policy") or ""
+        if "compact" in policy:
+            change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
+            findings.append(Finding(
+                "topic", name, "it is compacted, and keeps only the last message of each key",
+                f"{change} cleanup.policy=delete", missed=True,
+            ))  # fmt: skip
+        return findings
 
 
-class CommandsWorker(GroupWorker):
+class CommandsWorker(SourceWorker):
     """Takes commands, applies them in L2, and only then commits; several share the partitions. `ConfigError`.
 
     Killed anywhere, what it had in hand comes again to whoever is there. What can't be applied is set aside in the
@@ -81,91 +134,19 @@ class CommandsWorker(GroupWorker):
     def __init__(
         self, settings: Settings, cascades: Iterable[Cascade] = (), options: WorkerOptions | None = None
     ) -> None:
-        known = options or WorkerOptions()
-        super().__init__("kafka", settings, known.membership(settings), cascades)
-        self._access = commands_access(settings, REQUEST_TIMEOUT_S)
-        self._seal = Seal(settings)
-        self._cut = Counter(
-            "cachebus_worker_cut", "How often Kafka had removed messages that were not read yet", ["worker"],
-            registry=self.meters.registry,
-        ).labels(self.name)  # fmt: skip
-        self._before: dict[TopicPartition, int] = {}
-        """By partition: up to where this worker has taken; what comes from before that comes again."""
+        self.source = CommandsSource(settings, options or WorkerOptions())
+        super().__init__("kafka", self.source, settings, cascades)
 
-    def _subscription(self) -> dict[str, Any]:
-        return {"topics": [self._access.topic]}
-
-    async def _prepared(self) -> None:
-        endings = Endings()
-        async with asyncio.timeout(self._access.timeout_s):
-            await ensure(self._access, endings)
-            await self._dead.ensure()  # now, not when the first letter waits for it
-        await endings.over(self._access.timeout_s)
-
-    async def _missed(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
-        self._cut.inc()
-        for one in partitions:
-            self._before.pop(one, None)
-        logger.error(
-            "kafka: commands of {} were removed before they were read (retention, or the topic was made anew): what "
-            "they would have invalidated may be served until it expires. Invalidate what was written meanwhile by "
-            "`cachebus invalidate`", ", ".join(f"{one.topic}/{one.partition}" for one in partitions),
-        )  # fmt: skip
-        await consumer.seek_to_beginning(*partitions)
-
-    async def _carry(self, records: Records) -> None:
-        batch = Batch()
-        for several in records.values():
-            for record in several:
-                self._take(record, batch)
-        if batch.dead:
-            await self._dead.put(batch.dead)
-        self._account(batch, await self._applied(batch.asked))
-        for partition, several in records.items():
-            self._before[partition] = several[-1].offset + 1
-
-    def _take(self, record: Any, batch: Batch) -> None:
-        headers = dict(record.headers)
-        if self._seal.is_for_others(headers):
-            batch.ignored += 1
-            return
-        try:
-            plan = read(record.value, headers, self._seal, self._applier)
-        except REFUSED as error:
-            batch.dead.append(letter(record, str(error)))
-        except Exception as error:  # noqa: BLE001 -- whatever one message does to us, those behind it must not wait
-            batch.dead.append(letter(record, f"{type(error).__name__} while it was read"))
-        else:
-            partition = TopicPartition(record.topic, record.partition)
-            again = record.offset < self._before.get(partition, 0)
-            batch.again += again
-            batch.asked.append(Asked(plan, partition, record.offset, None if again else record.timestamp / 1000))
-
-    def _account(self, batch: Batch, applied: Sequence[Asked]) -> None:
-        self._account_applied(applied)
-        self.meters.done("again", batch.again)
-        self.meters.done("ignored", batch.ignored)
-        self.meters.done("dead", len(batch.dead))
-        for dead in batch.dead[:NAMED]:
-            logger.warning("kafka: {} is set aside (attempt {}): {}", dead.source, dead.attempts, dead.reason)
-        if len(batch.dead) > NAMED:
-            logger.warning("kafka: so are {} more, see {}", len(batch.dead) - NAMED, self.membership.dead_topic)
-
-
-def read(value: bytes | None, headers: dict[str, bytes], seal: Seal, applier: Applier) -> Plan:
-    """What a message asks for; one of `REFUSED`."""
-    if value is None:
-        raise InvalidCommand("it has no value")
-    if len(value) > LARGEST_BYTES:
-        raise InvalidCommand(f"it is {len(value)} bytes long, more than {LARGEST_BYTES}")
-    seal.check(value, headers)
-    return applier.plan_of(value)
+    @property
+    def membership(self) -> Membership:
+        """Its place in the group."""
+        return self.source.membership
 
 
 def letter(record: Any, reason: str) -> DeadLetter:
     """The message as it came, with the reason, and counted once more."""
     before = (dict(record.headers).get(ATTEMPTS) or b"0").decode("ascii", "replace")
     return DeadLetter(
-        record.value or b"", reason[:REASON_MAX], f"{record.topic}/{record.partition}@{record.offset}",
-        count_of(before, 0) + 1, record.timestamp / 1000, record.key, tuple(record.headers),
+        record.value or b"", reason, place_of(record), count_of(before, 0) + 1, record.timestamp / 1000,
+        record.key, tuple(record.headers),
     )  # fmt: skip

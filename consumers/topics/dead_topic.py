@@ -18,7 +18,9 @@ LEAST_BYTES: Final = 1000
 """So much of a letter is kept in a topic that takes no more: nothing behind it must have to wait."""
 KEPT_BYTES: Final = 1000
 """The longest key and header that are kept."""
-OURS: Final = ("reason", "source", "attempts")
+KEYLESS: Final = "key-cut"
+"""The header of a letter whose message had a key that is too long to be kept."""
+OURS: Final = ("reason", "source", "attempts", KEYLESS)
 
 
 class DeadTopic:
@@ -59,6 +61,7 @@ class DeadTopic:
                 ("reason", (letter.reason + _cut(letter, most_bytes)).encode("utf-8", "replace")),
                 ("source", letter.source.encode()),
                 ("attempts", str(letter.attempts).encode()),
+                *([(KEYLESS, b"1")] if key is None and (letter.key is not None or letter.key_cut) else []),
             ],
         )
         return sent
@@ -98,7 +101,7 @@ def letter_of(record: Any) -> DeadLetter:
     kept = tuple((name, value) for name, value in record.headers if name not in OURS)
     return DeadLetter(
         record.value or b"", headers.get("reason", ""), headers.get("source", ""),
-        count_of(headers.get("attempts", "1")), record.timestamp / 1000, record.key, kept,
+        count_of(headers.get("attempts", "1")), record.timestamp / 1000, record.key, kept, KEYLESS in headers,
     )  # fmt: skip
 
 

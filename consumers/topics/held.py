@@ -2,81 +2,197 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Final, NamedTuple
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from cachebus.clock import monotonic
-from cachebus.plan import Plan
+from cachebus.clock import Clock, monotonic
 
-TRY_EVERY_S: Final = 1.0
 MOST: Final = 50_000
-"""Of what one message asks for: beyond that nothing more is taken before some of it could be applied."""
+MOST_BYTES: Final = 64 << 20
+"""More than that is not kept here, but read again from its topic, once what is kept could be applied."""
+FIRST_S: Final = 1.0
+LONGEST_S: Final = 5.0
+"""So long a primary is left alone that was asked for and was still away: at first, and at most."""
+
+Shards = frozenset[int]
 
 
-class Asked(NamedTuple):
-    """What a message asks for, or a part of it."""
+@dataclass(slots=True, eq=False)
+class Kept:
+    """A message, or what of it waits."""
 
-    plan: Plan
+    record: Any
     partition: TopicPartition
-    offset: int
+    commands: tuple[bytes, ...]
     sent_s: float | None
-    """When it was sent, by the wall clock; None: of a part that is not to be counted."""
+    again: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """About."""
+        record = self.record
+        held = sum(map(len, self.commands)) + len(record.key or b"") + 500
+        return held + (len(record.value or b"") if record.value not in self.commands else 0)
+
+
+class Offsets:
+    """Some offsets of a partition; the lowest is known at once."""
+
+    def __init__(self) -> None:
+        self._there: set[int] = set()
+        self._heap: list[int] = []
+
+    def __contains__(self, offset: int) -> bool:
+        return offset in self._there
+
+    def add(self, offset: int) -> None:
+        """One more."""
+        self._there.add(offset)
+        heappush(self._heap, offset)
+
+    def discard(self, offset: int) -> None:
+        """One less."""
+        self._there.discard(offset)
+        while self._heap and self._heap[0] not in self._there:
+            heappop(self._heap)
+
+    @property
+    def lowest(self) -> int | None:
+        """Of those that are there."""
+        return self._heap[0] if self._heap else None
 
 
 class Held:
-    """In memory, and not committed: whoever comes after who was killed is given it again, with all behind it."""
+    """In memory, and not committed: whoever comes after who was killed is given it again, with all behind it. One is
+    asked for as a question, and when it could be applied, so are the others. What is too much is not kept at all: of
+    its partition all is read again from there on."""
 
-    def __init__(self) -> None:
-        self._asked: list[Asked] = []
-        self._next_s = 0.0
+    def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES, clock: Clock = monotonic) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._clock = clock
+        self._queues: dict[Shards, deque[Kept]] = {}
+        self._given: dict[Kept, Shards] = {}
+        self._offsets: dict[TopicPartition, Offsets] = {}
+        self._too_much: dict[Shards, dict[TopicPartition, int]] = {}
+        """By what they wait for: where partitions are to be read from again."""
+        self._count = self._bytes = 0
+        self._back = set[Shards]()
+        """Those whose primaries have done something of it by now."""
+        self._pause_s = 0.0
+        self._ask_s = 0.0
+        """When the next question may be asked."""
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return self._count
 
     @property
-    def plans(self) -> list[Plan]:
-        """All of it."""
-        return [asked.plan for asked in self._asked]
+    def size_bytes(self) -> int:
+        """Of all of it, about."""
+        return self._bytes
 
     @property
-    def shards(self) -> set[int]:
-        """Whose primaries it waits for."""
-        return {asked.plan.shard for asked in self._asked}
+    def sent_s(self) -> float | None:
+        """When the oldest was sent, where that is known."""
+        heads = [queue[0].sent_s for queue in self._queues.values() if queue]
+        return min((at_s for at_s in heads if at_s is not None), default=None)
 
-    @property
-    def full(self) -> bool:
-        """Whether no more is to be taken."""
-        return len(self._asked) >= MOST
+    def keep(self, kept: Kept, shards: Shards) -> None:
+        """Hold this one, or remember where it can be had again."""
+        offsets = self._offsets.setdefault(kept.partition, Offsets())
+        offset = kept.record.offset
+        if offset in offsets:
+            return
+        queue, size_bytes = self._queues.setdefault(shards, deque()), kept.size_bytes
+        if queue and (self._count >= self._most or self._bytes + size_bytes > self._most_bytes):
+            again = self._too_much.setdefault(shards, {})
+            again[kept.partition] = min(offset, again.get(kept.partition, offset))
+            return
+        self._back.discard(shards)
+        if not self._count:
+            self._paused()
+        queue.append(kept)
+        offsets.add(offset)
+        self._count += 1
+        self._bytes += size_bytes
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time to try it again."""
-        return bool(self._asked) and monotonic() >= self._next_s
+    def give(self, limit: int, away: Collection[int]) -> list[Kept]:
+        """What may be tried now."""
+        given: list[Kept] = []
+        may_ask = self._clock() >= self._ask_s
+        for shards, queue in list(self._queues.items()):
+            if not shards.isdisjoint(away):
+                self._back.discard(shards)
+            elif shards in self._back or may_ask:
+                most = limit - len(given) if shards in self._back else min(1, limit - len(given))
+                may_ask = may_ask and shards in self._back
+                given += self._taken(shards, queue, most)
+        return given
 
-    @property
-    def wait_s(self) -> float:
-        """For how long it is not."""
-        return max(0.0, self._next_s - monotonic())
+    def _taken(self, shards: Shards, queue: deque[Kept], most: int) -> list[Kept]:
+        taken = [queue.popleft() for _ in range(min(most, len(queue)))]
+        self._given.update(dict.fromkeys(taken, shards))
+        if shards not in self._back:
+            self._queues[shards] = self._queues.pop(shards)  # behind the others, so that each is asked for in its turn
+        return taken
 
-    def add(self, asked: Sequence[Asked]) -> None:
-        """Hold these."""
-        if not self._asked:
-            self._next_s = monotonic() + TRY_EVERY_S
-        self._asked += asked
+    def tried(self, waiting: Mapping[Kept, Shards], undone: Collection[Kept]) -> None:
+        """What was given was tried: some of it still waits, for some there was no time."""
+        for kept, shards in reversed(self._given.items()):
+            if kept in waiting:
+                self._back.discard(shards)
+                self._queues.setdefault(waiting[kept], deque()).appendleft(kept)
+            elif kept in undone:
+                self._queues[shards].appendleft(kept)
+            else:
+                self._done(kept, shards)
+        if waiting:
+            self._paused()
+        elif self._given:
+            self._pause_s = 0.0
+        self._given.clear()
+        for shards in [shards for shards, queue in self._queues.items() if not queue and shards not in self._too_much]:
+            del self._queues[shards]
 
-    def released(self, away: Collection[int]) -> list[Asked]:
-        """It was tried, and these shards are away: gives what is done, and is held no more."""
-        self._next_s = monotonic() + TRY_EVERY_S
-        done = [asked for asked in self._asked if asked.plan.shard not in away]
-        self._asked = [asked for asked in self._asked if asked.plan.shard in away]
-        return done
+    def _done(self, kept: Kept, shards: Shards) -> None:
+        self._back.add(shards)
+        self._offsets[kept.partition].discard(kept.record.offset)
+        self._count -= 1
+        self._bytes -= kept.size_bytes
 
-    def forget(self, mine: Callable[[TopicPartition], bool]) -> None:
-        """Others have the partitions that are not mine any more, and will be given it."""
-        self._asked = [asked for asked in self._asked if mine(asked.partition)]
+    def _paused(self) -> None:
+        self._pause_s = min(LONGEST_S, max(FIRST_S, 2 * self._pause_s))
+        self._ask_s = self._clock() + self._pause_s
+
+    def to_read_again(self) -> dict[TopicPartition, int]:
+        """From where partitions are to be read again now: all that was kept of the kind has been applied."""
+        due = [shards for shards in self._too_much if not self._queues.get(shards)]
+        found: dict[TopicPartition, int] = {}
+        for shards in due:
+            _lower(found, self._too_much.pop(shards).items())
+        return found
 
     def first(self, partition: TopicPartition) -> int | None:
-        """The offset of the first message of which something is held."""
-        return min((asked.offset for asked in self._asked if asked.partition == partition), default=None)
+        """The lowest offset of the partition that waits, here or there."""
+        offsets = self._offsets.get(partition)
+        found = [again[partition] for again in self._too_much.values() if partition in again]
+        if offsets is not None and offsets.lowest is not None:
+            found.append(offsets.lowest)
+        return min(found, default=None)
+
+    @property
+    def left_there(self) -> dict[TopicPartition, int]:
+        """Where what is too much to be kept begins."""
+        found: dict[TopicPartition, int] = {}
+        for again in self._too_much.values():
+            _lower(found, again.items())
+        return found
+
+
+def _lower(found: dict[TopicPartition, int], more: Iterable[tuple[TopicPartition, int]]) -> None:
+    for partition, offset in more:
+        found[partition] = min(offset, found.get(partition, offset))

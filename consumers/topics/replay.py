@@ -8,7 +8,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumers.topics.dead_topic import DeadTopic
-from consumers.topics.group import Membership
+from consumers.topics.membership import Membership
 
 AT_ONCE: Final = 500
 

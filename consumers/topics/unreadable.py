@@ -1,70 +1,64 @@
-"""Messages that the driver can't take apart: a header's name is not UTF-8. Those behind it in its batch are hidden too.
-
-The driver raises for all that it was asked for together, whichever partition it is in. So they are then asked for one
-at a time, up to the one, which is stepped over.
-"""
+"""Messages that the driver can't take apart: a header's name is not UTF-8, its batch is damaged. Those behind it in its
+batch are hidden too: the batch is stepped over from there on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
 from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CorruptRecordException, KafkaError
 
-from cachebus.clock import wall_s
-from consumers.dead import DeadLetter
+from consumers.clean import told
 
-UNREADABLE: Final = (UnicodeDecodeError,)
-ASK_MS: Final = 100
+FETCH_S: Final = 3.0
+LOOK_EVERY_S: Final = 0.01
 
 
 class Unreadable(NamedTuple):
-    """Messages of a partition, from the offset `first` on and before `behind`."""
+    """Messages of a partition, from the offset `offset` on and before `behind`."""
 
-    partition: TopicPartition
-    first: int
+    topic: str
+    partition: int
+    offset: int
     behind: int
+    why: str
 
-    def letter(self) -> DeadLetter:
-        """What stands for them; their bytes are in the topic as long as it keeps them."""
-        where = f"{self.partition.topic}/{self.partition.partition}@{self.first}"
-        reason = f"a header's name is not UTF-8: {self.behind - self.first} messages from here on can't be read"
-        return DeadLetter(b"", reason, where, 1, wall_s())
-
-
-async def go_back(consumer: AIOKafkaConsumer) -> None:
-    """To what is committed: what the driver had taken of other partitions is lost with what it raised."""
-    for partition in consumer.assignment():
-        committed = await consumer.committed(partition)
-        if committed is None:
-            await consumer.seek_to_beginning(partition)
-        else:
-            consumer.seek(partition, committed)
+    @property
+    def reason(self) -> str:
+        """What is wrong with them; their bytes are in the topic as long as it keeps them."""
+        return f"{self.why}: {self.behind - self.offset} messages from here on can't be read"
 
 
-async def next_one(consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]] | Unreadable:
-    """The next message of any partition, or those that had to be stepped over; nothing where there is no more now."""
-    for partition in sorted(consumer.assignment()):
-        try:
-            found: Mapping[TopicPartition, Sequence[Any]] = await consumer.getmany(
-                partition, timeout_ms=ASK_MS, max_records=1
-            )
-        except UNREADABLE:
-            return await _stepped_over(consumer, partition)
-        if found:
-            return found
-    return {}
+def is_unreadable(error: BaseException) -> bool:
+    """Whether it is the message's fault, not that of the way to it."""
+    if isinstance(error, KafkaError):
+        return isinstance(error, CorruptRecordException)
+    return isinstance(error, Exception) and not isinstance(error, OSError | TimeoutError)
 
 
-async def _stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Unreadable:
-    first = at = await consumer.position(partition)
-    end = (await consumer.end_offsets([partition]))[partition]
-    while (at := at + 1) < end:
-        consumer.seek(partition, at)
-        try:
-            await consumer.getmany(partition, timeout_ms=ASK_MS, max_records=1)
-        except UNREADABLE:
-            continue
-        break
+def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
+    """The partition whose messages could not be taken apart just now: what the driver has of those before it is gone,
+    and it is the first that is left."""
+    for partition, found in consumer._fetcher._records.items():
+        if hasattr(found, "_partition_records"):
+            return partition  # type: ignore[no-any-return]
+    return None
+
+
+async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at: int, error: BaseException) -> Any:
+    """What is at that offset can't be read: it is passed over, with what is behind it in its batch."""
     consumer.seek(partition, at)
-    return Unreadable(partition, first, at)
+    behind = at + 1
+    async with asyncio.timeout(FETCH_S):
+        while not hasattr(found := consumer._fetcher._records.get(partition), "_partition_records"):
+            await asyncio.sleep(LOOK_EVERY_S)
+    batches = found._partition_records._records
+    while batches.has_next():
+        batch = batches.next_batch()
+        if batch.next_offset > at:
+            behind = batch.next_offset
+            break
+    consumer.seek(partition, behind)
+    why = "a header's name is not UTF-8" if isinstance(error, UnicodeDecodeError) else told(error)
+    return Unreadable(partition.topic, partition.partition, at, behind, why)

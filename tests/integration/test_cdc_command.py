@@ -128,7 +128,7 @@ async def test_a_message_that_cant_be_used_is_set_aside_counted_and_brought_back
         row = {"name": name, "value": value}
         return json.dumps({"op": "c", "after": row, "source": {"schema": "any", "table": "settings"}}).encode()
 
-    for message in (b"?", b"x" * 950_000, None, setting("theme", None), setting("limit", "5")):
+    for message in (b"?", b"x" * 950_000, None, setting("theme", 1.5), setting("limit", "5")):
         await producer.send_and_wait(f"{prefix}-x", message, key=b"{}")
     await producer.stop()
     async with running(one):

@@ -18,12 +18,13 @@ from cachebus import Cache, Cascade, ConfigError, Settings
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
+from consumers import source_worker
 from consumers.kafka import CommandsWorker, WorkerOptions, replay
-from consumers.topics import group
+from consumers.topics import looking
 from producers import KafkaProducer
 from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.changes import Heard, running
-from tests.support.commands import QUICKLY, committed, dead, held, invalidation, made, put, setup, worker_of
+from tests.support.commands import QUICKLY, committed, dead, dead_topic, held, invalidation, made, put, setup, worker_of
 from tests.support.logs import warnings_of
 
 
@@ -164,8 +165,9 @@ async def test_what_the_driver_cannot_read_is_stepped_over_and_named(settings: S
     worker = worker_of(settings)
     async with running(worker):
         await gone(caches, "a", "z", *names)
-        await until(lambda: worker.meters.count("dead") == 2)
+        await until(lambda: worker.meters.count("dead") == 1)
         await until(lambda: figure(worker, "backlog") == 0)
+    assert figure(worker, "unreadable_total") == 2
     (letter,) = await dead(settings)
     headers = dict(letter.headers)
     assert headers["source"].decode() == f"{settings.kafka_commands_topic}/0@1"
@@ -208,14 +210,14 @@ async def test_commands_for_other_caches_are_passed_over(settings: Settings) -> 
 async def test_one_tenants_commands_are_applied_in_their_order(settings: Settings) -> None:
     worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=3))
     order: list[str] = []
-    apply = worker._applier.apply_around
+    carry = worker._applier.carry
 
-    async def noted(plans: Any, away: Any) -> set[int]:
+    async def noted(plans: Any, within_s: Any = None) -> Any:
         assert len(plans) <= 3
         order.extend(key.l2 for plan in plans for key in plan.keys)
-        return await apply(plans, away)
+        return await carry(plans, within_s)
 
-    worker._applier.apply_around = noted  # type: ignore[method-assign]
+    worker._applier.carry = noted  # type: ignore[method-assign]
     async with KafkaProducer.open(settings) as producer, running(worker):
         for number in range(20):
             await producer.invalidate("config", number, "acme" if number % 2 else "globex")
@@ -263,14 +265,14 @@ async def test_draining_ends_with_what_is_in_hand_applied_and_committed(settings
     await put(settings, *(invalidation(number) for number in range(500)))
     worker = worker_of(settings, WorkerOptions(session_timeout_s=1.0, batch=50))
     applying, going_on = asyncio.Event(), asyncio.Event()
-    apply = worker._applier.apply_around
+    carry = worker._applier.carry
 
-    async def slowly(plans: Any, away: Any) -> set[int]:
+    async def slowly(plans: Any, within_s: Any = None) -> Any:
         applying.set()
         await going_on.wait()
-        return await apply(plans, away)
+        return await carry(plans, within_s)
 
-    worker._applier.apply_around = slowly  # type: ignore[method-assign]
+    worker._applier.carry = slowly  # type: ignore[method-assign]
     task = asyncio.create_task(worker.run())
     await applying.wait()
     worker.drain()
@@ -304,7 +306,7 @@ async def test_without_l2_it_takes_no_more_than_a_batch_stays_in_the_group_and_g
 
 async def test_dead_letters_are_there_before_anything_is_committed(settings: Settings) -> None:
     worker = worker_of(settings)
-    put_dead = worker._dead.put
+    put_dead = worker.source.dead.put
     tried = 0
 
     async def fails_first(letters: Any) -> None:
@@ -315,7 +317,7 @@ async def test_dead_letters_are_there_before_anything_is_committed(settings: Set
             raise OSError("no broker")
         await put_dead(letters)
 
-    worker._dead.put = fails_first  # type: ignore[method-assign]
+    worker.source.dead.put = fails_first  # type: ignore[method-assign]
     await made(settings)
     await put(settings, b"nonsense", invalidation("x"))
     async with running(worker):
@@ -325,7 +327,7 @@ async def test_dead_letters_are_there_before_anything_is_committed(settings: Set
 
 
 async def test_a_letter_larger_than_its_topic_takes_is_cut_and_holds_nothing_up(settings: Settings) -> None:
-    await made(settings.model_copy(update={"kafka_commands_topic": f"{settings.kafka_commands_topic}.dead"}),
+    await made(settings.model_copy(update={"kafka_commands_topic": dead_topic(settings)}),
                **{"max.message.bytes": "5000"})  # fmt: skip
     await made(settings)
     await put(settings, b"x" * 100_000, invalidation("behind"))
@@ -333,7 +335,7 @@ async def test_a_letter_larger_than_its_topic_takes_is_cut_and_holds_nothing_up(
     async with running(worker):
         await applied(worker, 1)
         await until(lambda: worker.meters.count("dead") == 1)
-    (letter,) = await held(settings, f"{settings.kafka_commands_topic}.dead")
+    (letter,) = await held(settings, dead_topic(settings))
     assert letter.value == b"x" * 1000
     assert b"it is 100000 bytes long, whole at its source" in dict(letter.headers)["reason"]
 
@@ -360,8 +362,8 @@ async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(re
 async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
     settings: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "LOOK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(group, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(looking, "LOOK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
     worker = worker_of(settings)
     async with running(worker):
         await put(settings, invalidation("a"))
@@ -376,7 +378,10 @@ async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
         await applied(worker, 2)
 
 
-async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(settings: Settings) -> None:
+async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 0.1)
     settings = settings.model_copy(update={"kafka_partitions": 1})
     async with running(worker_of(settings)):
         await put(settings, invalidation("a"))
@@ -393,7 +398,8 @@ async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(settings: 
     with warnings_of("consumers") as told:
         async with running(worker):
             await applied(worker, 5)
-    assert any("were removed before they were read" in line for line in told)
+            await until(lambda: any("were removed before they were read" in line for line in told))
+            await until(lambda: any("nobody can name what they touched" in line for line in told))
     assert figure(worker, "cut_total") == 1
 
 
@@ -412,16 +418,17 @@ async def test_letters_come_back_with_their_count_and_their_signature(redis_url:
         await put(settings, b"nonsense")
         await until(lambda: worker.meters.count("dead") == 1)
         # As a worker with another key would have set it aside.
-        await worker._dead.put([_letter(good)])
+        await worker.source.dead.put([_letter(good)])
         assert await replay(settings, QUICKLY, limit=1) == 1
         assert await replay(settings, QUICKLY, limit=1) == 1
         await until(lambda: worker.meters.count("dead") == 2)
         await until(lambda: heard.asked["K acme:config:good"] == 2)
         letters = await dead(settings)
         assert [dict(one.headers)["attempts"] for one in letters] == [b"1", b"4", b"2"]
-        assert (
-            await replay(settings.model_copy(update={"namespace": "others"}), QUICKLY) == 2
-        )  # of nobody in particular
+        others = settings.model_copy(update={"namespace": "others"})
+        there = WorkerOptions(dead_topic=dead_topic(settings))
+        assert await replay(others, there) == 2, "of nobody in particular"
+        assert await replay(others, QUICKLY) == 0, "a namespace has dead letters of its own"
 
 
 def _letter(record: Any) -> Any:

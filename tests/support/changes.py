@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import asyncpg
 
 from cachebus.keys import GIVEN
 from cachebus.plan import Plan
+from consumers.apply import Carried
 from consumers.cdc.postgres import SlotWorker
 from consumers.cdc.rules import Rules, parse_rules
 from consumers.worker import Worker
@@ -116,17 +117,14 @@ class Heard:
 
     def __init__(self, worker: Any) -> None:
         self.asked: Counter[str] = Counter()
-        self._apply, self._apply_around = worker._applier.apply, worker._applier.apply_around
-        worker._applier.apply, worker._applier.apply_around = self._noted, self._noted_around
+        self._carry = worker._applier.carry
+        worker._applier.carry = self._noted
 
-    async def _noted(self, plans: Sequence[Plan]) -> None:
-        await self._apply(plans)
-        self._note(plans)
-
-    async def _noted_around(self, plans: Sequence[Plan], away: Collection[int]) -> set[int]:
-        waiting: set[int] = await self._apply_around(plans, away)
-        self._note([plan for plan in plans if plan.shard not in waiting])
-        return waiting
+    async def _noted(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
+        carried: Carried = await self._carry(plans, within_s)
+        left = carried.away | carried.late | carried.failed.keys()
+        self._note([plan for at, plan in enumerate(plans) if at not in left])
+        return carried
 
     def _note(self, plans: Sequence[Plan]) -> None:
         for plan in plans:

@@ -92,7 +92,12 @@ async def held(settings: Settings, topic: str | None = None) -> list[Any]:
 
 async def dead(settings: Settings) -> list[Any]:
     """The messages of the topic of the dead, which has one partition."""
-    return await held(settings.model_copy(update={"kafka_partitions": 1}), f"{settings.kafka_commands_topic}.dead")
+    return await held(settings.model_copy(update={"kafka_partitions": 1}), dead_topic(settings))
+
+
+def dead_topic(settings: Settings) -> str:
+    """Where their dead letters are, unless somebody says otherwise."""
+    return f"{settings.kafka_commands_topic}.{settings.namespace}.dead"
 
 
 async def committed(settings: Settings, group: str | None = None) -> int:

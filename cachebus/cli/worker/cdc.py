@@ -35,7 +35,8 @@ def cdc(
     on_lost_slot: options.WhenLost = options.OnLostSlot.STOP,
     bootstrap_servers: options.BootstrapServers = None,
     topics: options.Topics = None,
-    group: options.Group = "cachebus-cdc",
+    group: options.Group = None,
+    dead_topic: options.DeadTopic = None,
     session_timeout_s: options.SessionTimeout = 10.0,
     batch: options.BatchSize = 5000,
     url: Url = None,
@@ -72,7 +73,7 @@ def cdc(
     def topics_worker() -> Worker:
         from consumers.cdc.kafka import KafkaSource, TopicsWorker
 
-        given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s)
+        given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s, dead_topic)
         return TopicsWorker(settings, loaded, replace(given, clients=_security(settings)))
 
     _complete(source, database_url, bootstrap_servers)
@@ -116,7 +117,8 @@ def replay_cdc(
     database_url: options.Database = None,
     slot: options.SlotName = "cachebus_cdc",
     bootstrap_servers: options.BootstrapServers = None,
-    group: options.Group = "cachebus-cdc",
+    group: options.Group = None,
+    dead_topic: options.DeadTopic = None,
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
@@ -148,7 +150,10 @@ def replay_cdc(
             from consumers.cdc.kafka import KafkaSource
             from consumers.cdc.replay_topic import replay_topic
 
-            given = KafkaSource(bootstrap_servers or "", "", group, clients=brokers)
+            given = KafkaSource(
+                bootstrap_servers or "", "", group, dead_topic=dead_topic, clients=brokers,
+                namespace=settings.namespace,
+            )  # fmt: skip
             return await replay_topic(given, Router(loaded), applier)
 
     try:

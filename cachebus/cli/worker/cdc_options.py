@@ -117,7 +117,24 @@ Topics = Annotated[
     ),
 ]
 Group = Annotated[
-    str, typer.Option("--group", metavar="NAME", envvar="CACHEBUS_CDC_GROUP", help="The consumer group (source kafka).")
+    str | None,
+    typer.Option(
+        "--group",
+        metavar="NAME",
+        envvar="CACHEBUS_CDC_GROUP",
+        show_default=False,
+        help="The consumer group (source kafka); by default the namespace with -cdc behind it (cachebus-cdc).",
+    ),
+]
+DeadTopic = Annotated[
+    str | None,
+    typer.Option(
+        "--dead-topic",
+        metavar="NAME",
+        envvar="CACHEBUS_CDC_DEAD_TOPIC",
+        show_default=False,
+        help="Where what can't be used is set aside (source kafka); by default the namespace with .cdc.dead behind it.",
+    ),
 ]
 SessionTimeout = Annotated[
     float,

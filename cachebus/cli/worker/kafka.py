@@ -42,7 +42,7 @@ DeadTopic = Annotated[
     str | None,
     typer.Option(
         "--dead-topic", metavar="NAME", envvar="CACHEBUS_COMMANDS_DEAD_TOPIC", show_default=False,
-        help="Where what can't be applied is set aside; by default the topic with .dead behind it.",
+        help="Where what can't be applied is set aside; by default the topic with .NAMESPACE.dead behind it.",
     ),
 ]  # fmt: skip
 

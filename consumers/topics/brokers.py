@@ -1,0 +1,230 @@
+"""What brokers say of topics and groups that the driver does not ask them: a topic's identity, and what one may do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from io import BytesIO
+from typing import Any, Final, NamedTuple
+
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, for_code
+from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.protocol.types import (
+    AbstractType,
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+METADATA_MAX_AGE_MS: Final = 5000
+EARLIEST: Final = -2
+LATEST: Final = -1
+NOT_ALLOWED: Final = (29, 30)
+"""What brokers answer about a topic, or a group, that one may not see."""
+NOT_YET: Final = (14, 15, 16)
+"""What they answer about a group whose coordinator is being found."""
+AGAIN_S: Final = 0.1
+READ, WRITE, DESCRIBE = 3, 4, 8
+"""Operations, as bits of what one may do."""
+
+
+class Topic(NamedTuple):
+    """As brokers know it now."""
+
+    name: str
+    error: int
+    """0: it is there; 3: it is not; 29: it may not be seen."""
+    identity: str = ""
+    """Of this topic, not of its name: one that is made anew has another. Empty where brokers are too old to tell."""
+    leaders: Mapping[int, int] = {}
+    """By partition: the broker that has it, -1 for none."""
+    operations: int | None = None
+    """What one may do with it, as bits; None where nobody tells."""
+
+    def may(self, operation: int) -> bool:
+        """Whether this user may do that, as far as anybody tells."""
+        return self.operations is None or bool(self.operations >> operation & 1)
+
+
+class Group(NamedTuple):
+    """As its coordinator knows it now."""
+
+    clients: frozenset[str]
+    """What the clients call themselves that are in it."""
+    allowed: bool = True
+    """Whether this user may be in it."""
+
+
+class Committed(NamedTuple):
+    """How far a group has come in a partition, and what was noted with that."""
+
+    offset: int
+    note: str
+
+
+class Brokers:
+    """Asked about topics and groups, over a connection of its own."""
+
+    def __init__(self, clients: Mapping[str, Any]) -> None:
+        self.admin = AIOKafkaAdminClient(**clients, metadata_max_age_ms=METADATA_MAX_AGE_MS)
+
+    async def start(self) -> None:
+        """Connect; the driver's errors."""
+        await self.admin.start()
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        await self.admin.close()
+
+    async def topics(self, names: Collection[str] | None) -> dict[str, Topic]:
+        """These topics, or all that one may see."""
+        try:
+            found = (await self.admin._send_request(_Topics(names))).to_object()["topics"]
+        except (NotImplementedError, IncompatibleBrokerVersion):  # before Kafka 3, and what only speaks like it
+            found = await self.admin.describe_topics(None if names is None else list(names))
+        return {one.name: one for one in map(_topic, found)}
+
+    async def offsets(
+        self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition], which: int, *, committed: bool = False
+    ) -> dict[TopicPartition, int]:
+        """Of these partitions, as far as somebody leads them, the first offset or that behind the last message.
+        `committed`: that behind the last one that no open transaction comes before."""
+        asked: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for one in partitions:
+            leader = topics[one.topic].leaders.get(one.partition, -1) if one.topic in topics else -1
+            if leader >= 0:
+                asked[leader][one.topic].append((one.partition, which))
+        requests = [
+            self.admin._send_request(OffsetRequest(-1, int(committed), list(parts.items())), leader)
+            for leader, parts in asked.items()
+        ]
+        return {
+            TopicPartition(topic, part): offset
+            for answer in await asyncio.gather(*requests)
+            for topic, parts in answer.topics
+            for part, error, _, offset in parts
+            if not error
+        }
+
+    async def group(self, name: str) -> Group:
+        """Who is in it."""
+        answer = await self._of_group(name, DescribeGroupsRequest([name]))
+        ((error, _, _, _, _, members, *_),) = answer.groups
+        if error in NOT_ALLOWED:
+            return Group(frozenset(), allowed=False)
+        raise_for(error, f"the group {name}")
+        return Group(frozenset(str(client) for _, client, *_ in members))
+
+    async def committed(self, group: str) -> dict[TopicPartition, Committed]:
+        """How far it has come wherever it has been."""
+        answer = await self._of_group(group, OffsetFetchRequest(group, None))
+        raise_for(answer.error_code, f"the group {group}")
+        found: dict[TopicPartition, Committed] = {}
+        for topic, parts in answer.topics:
+            for part, offset, note, error in parts:
+                raise_for(error, f"the group {group}")
+                if offset >= 0:
+                    found[TopicPartition(topic, part)] = Committed(offset, note or "")
+        return found
+
+    async def _of_group(self, group: str, request: Any) -> Any:
+        """Asked of the group's coordinator, as soon as there is one."""
+        while True:
+            try:
+                answer = await self.admin._send_request(request, await self.admin.find_coordinator(group))
+            except GroupCoordinatorNotAvailableError:
+                pass
+            else:
+                errors = {getattr(answer, "error_code", 0), *(one[0] for one in getattr(answer, "groups", ()))}
+                if errors.isdisjoint(NOT_YET):
+                    return answer
+            await asyncio.sleep(AGAIN_S)
+
+    async def configuration(self, topic: str) -> dict[str, str | None]:
+        """Of a topic; empty where one may not see it."""
+        from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+        (answer,) = await self.admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        ((error, _, _, _, entries),) = answer.resources
+        return {} if error else {name: value for name, value, *_ in entries}
+
+
+def _topic(told: Mapping[str, Any]) -> Topic:
+    return Topic(
+        told["topic"], told["error_code"], told.get("identity", ""),
+        {part["partition"]: part["leader"] for part in told["partitions"]}, told.get("operations"),
+    )  # fmt: skip
+
+
+def raise_for(code: int, what: str) -> None:
+    """The driver's error of that code, if it is one."""
+    if code:
+        raise for_code(code)(what)
+
+
+class _Identity(AbstractType):  # type: ignore[misc]
+    @classmethod
+    def encode(cls, value: str) -> bytes:
+        return bytes.fromhex(value)
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> str:
+        return data.read(16).hex()
+
+
+class _TopicsAnswer(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", CompactArray(
+            ("node_id", Int32), ("host", CompactString("utf-8")), ("port", Int32), ("rack", CompactString("utf-8")),
+            ("tags", TaggedFields),
+        )),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        ("topics", CompactArray(
+            ("error_code", Int16), ("topic", CompactString("utf-8")), ("identity", _Identity), ("is_internal", Boolean),
+            ("partitions", CompactArray(
+                ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
+                ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)), ("offline", CompactArray(Int32)),
+                ("tags", TaggedFields),
+            )),
+            ("operations", Int32), ("tags", TaggedFields),
+        )),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _TopicsQuestion(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = 3
+    API_VERSION = 12
+    RESPONSE_TYPE = _TopicsAnswer
+    SCHEMA = Schema(
+        ("topics", CompactArray(("identity", _Identity), ("topic", CompactString("utf-8")), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _Topics(Request[_TopicsQuestion]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, names: Collection[str] | None) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: type[_TopicsQuestion]) -> _TopicsQuestion:
+        named = None if self._names is None else [("0" * 32, name, {}) for name in self._names]
+        return request_struct_class(named, False, True, {})

@@ -1,0 +1,197 @@
+"""What a worker that reads topics assumes, looked at again and again; and how much waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import TopicPartition, codec
+
+from cachebus.clock import monotonic, wall_s
+from cachebus.errors import BusUnavailable
+from consumers.clean import clean
+from consumers.source import Finding, Look
+from consumers.topics.brokers import DESCRIBE, LATEST, NOT_ALLOWED, READ, WRITE, Committed, Group, Topic
+from consumers.topics.held import Kept
+from consumers.topics.membership import CLIENT
+from consumers.topics.note import ANEW, REMEDY, WHY, note_of
+
+if TYPE_CHECKING:
+    from consumers.topics.session import TopicSession
+
+LOOK_TIMEOUT_S: Final = 3.0
+OPEN_S: Final = 60.0
+"""A transaction that is open for longer is told."""
+MISSING: Final = "it is missing"
+UNKNOWN: Final = 3
+SENT_FROM_S: Final = 1_420_000_000.0
+"""Times before 2015 are none: nothing was sent then."""
+
+
+class Looking:
+    """Of one session."""
+
+    def __init__(self, session: TopicSession) -> None:
+        self._session = session
+        self._source = session.source
+        self._missing_before = False
+        self._stuck: dict[TopicPartition, tuple[int, float]] = {}
+        """By partition with an open transaction: where that begins, and since when it is seen."""
+
+    async def look(self) -> Look:
+        """See `Session.look`."""
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            return await self._look()
+
+    async def _look(self) -> Look:
+        source, session = self._source, self._session
+        topics = await session.brokers.topics(source.asked)
+        named = source.named(topics)
+        self._begun_anew(topics)
+        findings = [*await source.look_at(session.brokers, topics), *self._rights(topics, named), *_codecs()]
+        group = await session.brokers.group(source.membership.group)
+        if not group.allowed:
+            return Look([*findings, self._not_in_group()])
+        committed = await session.brokers.committed(source.membership.group)
+        other = self._other(group, committed)
+        if other is not None and session.joined:
+            raise BusUnavailable(str(other))  # which is to leave it
+        findings += [other] if other is not None else []
+        positions = self._positions(topics, named, committed)
+        ends = await session.brokers.offsets(topics, positions, LATEST)
+        stable = await session.brokers.offsets(topics, positions, LATEST, committed=True)
+        findings += [*self._missed(), *self._open_transactions(ends, stable)]
+        return self._counted(findings, positions, ends)
+
+    # -- topics -------------------------------------------------------------------------------------------------------
+
+    def _begun_anew(self, topics: Mapping[str, Topic]) -> None:
+        """A topic that is another one than was begun is begun once more, from its first message."""
+        share = self._session.share
+        for name in {one.topic for one in share.taken} if share is not None else ():
+            now = topics[name].identity if name in topics and not topics[name].error else ""
+            if share is not None and now and share.identity(name) and now != share.identity(name):
+                self._session.begin_anew()
+
+    def _rights(self, topics: Mapping[str, Topic], named: Collection[str]) -> Iterable[Finding]:
+        wanted = [(name, READ, "read") for name in named]
+        wanted.append((self._source.membership.dead_topic, WRITE, "write to"))
+        for name, operation, verb in wanted:
+            topic = topics.get(name)
+            if topic is not None and (
+                topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE)
+            ):
+                yield Finding(
+                    "rights", clean(name), f"this user may not {verb} it",
+                    f"kafka-acls.sh --add --allow-principal User:NAME --operation {'Read' if verb == 'read' else 'Write'} "
+                    f"--operation Describe --topic {clean(name)}",
+                )  # fmt: skip
+
+    async def mend(self, findings: Iterable[Finding]) -> bool:
+        """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to."""
+        before, self._missing_before = self._missing_before, any(one.problem == MISSING for one in findings)
+        if before and self._missing_before:
+            await self._source.make_topics()
+            return True
+        return False
+
+    # -- the group ----------------------------------------------------------------------------------------------------
+
+    def _not_in_group(self) -> Finding:
+        name = self._source.membership.group
+        return Finding(
+            "rights", clean(name), "this user may not be in this group",
+            f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --group {clean(name)}", stops=True,
+        )  # fmt: skip
+
+    def _other(self, group: Group, committed: Mapping[TopicPartition, Committed]) -> Finding | None:
+        """Of several namespaces' workers in one group each would have a part of the messages only. It is that one's
+        which has committed something."""
+        ours, name = self._source.membership.namespace, self._source.membership.group
+        found = {note_of(one.note).namespace for one in committed.values()} - {""}
+        if not found:
+            found = {client.removeprefix(CLIENT) for client in group.clients if client.startswith(CLIENT)} | {ours}
+        owner = min(found)
+        if owner == ours:
+            return None
+        return Finding(
+            "group", clean(name), f"it serves the caches of the namespace {clean(owner)}, not those of {ours}",
+            f"give this worker a group of its own by --group; or, when nobody is in it any more: "
+            f"kafka-consumer-groups.sh --delete --group {clean(name)}", stops=True,
+        )  # fmt: skip
+
+    def _missed(self) -> Iterable[Finding]:
+        share = self._session.share
+        missed: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for one, why in share.missed.items() if share is not None else ():
+            missed[self.names(one)][why].append(one.partition)
+        for (assumption, subject), by_why in missed.items():
+            problem = "; ".join(
+                f"{WHY[why]} (partitions {', '.join(map(str, sorted(parts)))})" for why, parts in by_why.items()
+            )
+            remedy = "; ".join(REMEDY[why] for why in by_why if REMEDY[why])
+            yield Finding(assumption, subject, problem, remedy, missed=True, over=True)
+
+    def names(self, partition: TopicPartition) -> tuple[str, str]:
+        """The assumption, and the subject, by which what was missed of a partition is told."""
+        share = self._session.share
+        why = share.missed[partition] if share is not None else ""
+        return "topic" if why == ANEW else "offsets", clean(partition.topic)
+
+    # -- what waits ---------------------------------------------------------------------------------------------------
+
+    def _positions(
+        self, topics: Mapping[str, Topic], named: Iterable[str], committed: Mapping[TopicPartition, Committed]
+    ) -> dict[TopicPartition, int]:
+        """Behind what was taken; of a group that this worker is not in, behind what is committed."""
+        share = self._session.share
+        if share is not None:
+            return share.taken | share.held.left_there
+        if self._session.joined:
+            return {}
+        there = [TopicPartition(name, part) for name in named for part in topics[name].leaders]
+        return {one: committed[one].offset if one in committed else 0 for one in there}
+
+    def _open_transactions(
+        self, ends: Mapping[TopicPartition, int], stable: Mapping[TopicPartition, int]
+    ) -> Iterable[Finding]:
+        now_s = monotonic()
+        open_at = {one: at for one, at in stable.items() if at < ends.get(one, at)}
+        self._stuck = {
+            one: self._stuck[one] if one in self._stuck and self._stuck[one][0] == at else (at, now_s)
+            for one, at in open_at.items()
+        }
+        for one, (at, since_s) in self._stuck.items():
+            if now_s - since_s >= OPEN_S:
+                yield Finding(
+                    "transactions", f"{clean(one.topic)}/{one.partition}",
+                    f"a transaction is open since the message {at}, and all behind that waits",
+                    "end its producer, or find it by kafka-transactions.sh find-hanging, and abort it",
+                )  # fmt: skip
+
+    def _counted(
+        self, findings: list[Finding], positions: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+    ) -> Look:
+        session = self._session
+        share = session.share
+        new = [item for item in session.in_hand if not isinstance(item.raw, Kept)]
+        held = len(share.held) if share is not None else 0
+        kept = held + len(new) + (len(share.undone) if share is not None else 0)
+        unread = sum(max(0, ends[one] - at) for one, at in positions.items() if one in ends)
+        sent_s = [item.sent_s for item in new if item.sent_s is not None]
+        if share is not None and share.held.sent_s is not None:
+            sent_s.append(share.held.sent_s)
+        true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
+        oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
+        return Look(findings, kept + unread, oldest_s, held)
+
+
+def _codecs() -> Iterable[Finding]:
+    missing = [name for name in ("snappy", "lz4", "zstd") if not getattr(codec, f"has_{name}")()]
+    if missing:
+        yield Finding(
+            "codecs", "kafka", f"messages that are compressed by {', '.join(missing)} can't be read",
+            "pip install 'cachebus[kafka]'",
+        )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What is noted with a group's offsets, and where a partition is begun by it."""
+
+from __future__ import annotations
+
+import json
+from typing import Final, NamedTuple
+
+from consumers.topics.brokers import Committed
+
+ANEW: Final = "anew"
+CUT: Final = "cut"
+EXPIRED: Final = "expired"
+WHY: Final = {
+    ANEW: "the topic was deleted and made anew: what was in it and not read yet is gone",
+    CUT: "messages were removed before they were read (by the topic's retention)",
+    EXPIRED: "the group has no offsets (they have expired, or it is new), and messages were removed before that",
+}
+REMEDY: Final = {
+    ANEW: "",
+    CUT: "raise the topic's retention.ms above the time for which workers may be away",
+    EXPIRED: "raise the brokers' offsets.retention.minutes, and the topic's retention.ms, above the time for which "
+    "workers may be away",
+}
+
+
+class Note(NamedTuple):
+    """Whose offsets they are, of which topic, and whether what was missed is yet to be made up for."""
+
+    namespace: str = ""
+    identity: str = ""
+    missed: str = ""
+    """One of `WHY`, or nothing."""
+
+    def text(self) -> str:
+        """As it is committed."""
+        return json.dumps({"cachebus": self.namespace, "topic": self.identity, "missed": self.missed})
+
+
+def note_of(text: str) -> Note:
+    """What was committed; nothing where others have."""
+    try:
+        found = json.loads(text)
+        note = Note(*(str(found[name]) for name in ("cachebus", "topic", "missed")))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Note()
+    return note if note.missed in WHY else note._replace(missed="")
+
+
+class Begin(NamedTuple):
+    """Where a partition is read from, and why something was missed before that."""
+
+    offset: int
+    missed: str = ""
+
+
+def begin_at(
+    committed: Committed | None, first: int, namespace: str, identity: str, known: str | None, *, cut: bool = False
+) -> Begin:
+    """Where to read a partition from, whose log begins at `first`. `identity`: the topic's; `known`: the one that this
+    worker has read before; `cut`: what it was to read next is not there."""
+    note = note_of(committed.note) if committed is not None else Note()
+    before = note.identity or known
+    if before and identity and before != identity:
+        return Begin(first, ANEW)
+    if cut:
+        return Begin(first, CUT)
+    if committed is None:
+        return Begin(first, EXPIRED if first else "")
+    if note.namespace not in ("", namespace):  # what others have read was not for these caches
+        return Begin(first, EXPIRED if first else "")
+    if committed.offset < first:
+        return Begin(first, CUT)
+    return Begin(committed.offset, note.missed)

@@ -1,0 +1,320 @@
+"""A worker's place in a group, while the connection lasts: what it takes, and how far it commits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import (
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    TopicAuthorizationFailedError,
+    UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.structs import OffsetAndMetadata
+from loguru import logger
+
+from cachebus.clock import wall_s
+from consumers.dead import DeadLetter
+from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
+from consumers.topics.brokers import AGAIN_S, EARLIEST, Brokers
+from consumers.topics.held import Kept
+from consumers.topics.looking import Looking
+from consumers.topics.note import Begin, Note, begin_at
+from consumers.topics.share import Share, place_of
+from consumers.topics.unreadable import Unreadable, is_unreadable, stepped_over, where
+from producers.command import Command, InvalidCommand
+
+if TYPE_CHECKING:
+    from consumers.topics.source import TopicSource
+
+COMMIT_S: Final = 10.0
+GET_S: Final = 2.0
+"""Asked for messages in the middle of a rebalance, the driver waits for its end."""
+ONE_BY_ONE_MS: Final = 200
+MOVED_ON: Final = (
+    IllegalStateError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+)  # fmt: skip
+"""Partitions are another worker's now, or nobody's: what was not committed comes again, to it."""
+
+
+class TopicSession(Session):
+    """See `Session`. It joins the group when something is taken for the first time."""
+
+    def __init__(self, source: TopicSource, brokers: Brokers, consumer: AIOKafkaConsumer) -> None:
+        self.source = source
+        self.consumer = consumer
+        self.brokers = brokers
+        self.share: Share | None = None
+        self._carried: Share | None = None
+        """Whose the batch is that is in hand."""
+        self.in_hand: Sequence[Item] = ()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._cut = set[TopicPartition]()
+        self._looking = Looking(self)
+
+    # -- taking -------------------------------------------------------------------------------------------------------
+
+    async def take(self, limit: int, away: Collection[int]) -> Batch:
+        """See `Session.take`."""
+        share = await self._current()
+        if share is None:
+            await asyncio.sleep(POLL_S / 10)
+            return Batch()
+        items = [share.undone.popleft() for _ in range(min(limit, len(share.undone)))]
+        given = share.held.give(limit - len(items), away)
+        items += [Item(place_of(one.record), one, one.sent_s, one.again) for one in given]
+        with suppress(IllegalStateError):
+            for partition, offset in share.held.to_read_again().items():
+                self.consumer.seek(partition, offset)
+                share.taken[partition] = offset
+        if len(items) < limit:
+            items += await self._new(share, limit - len(items), 0.0 if items else POLL_S)
+        if items:
+            self._carried, self.in_hand = share, items
+            self._idle.clear()
+        elif share is self.share:
+            await self._commit(share)  # behind what is no message, such as the end of a transaction
+        return Batch(items, len(items) >= limit)
+
+    async def _current(self) -> Share | None:
+        """What there is by the assignment as it is now; None where there is none yet."""
+        self._subscribe()
+        assignment = self._assignment()
+        if assignment is None:
+            self.consumer._coordinator.check_errors()
+        elif self.share is None or self.share.assignment is not assignment:
+            self.share = None
+            self.share = await self._begun(assignment)
+            if self.share is not None:
+                await self._commit(self.share)
+        return self.share
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is in the group, or about to be."""
+        return bool(self.consumer._subscription.listener)
+
+    def _subscribe(self) -> None:
+        if not self.joined:
+            self.consumer.subscribe(**self.source.subscription, listener=_Shares(self))
+
+    def _assignment(self) -> Any:
+        subscription = self.consumer._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        return assignment if assignment is not None and assignment.active else None
+
+    async def _begun(self, assignment: Any) -> Share | None:
+        """From where its partitions are to be read: from behind what is committed, unless that is not what it was."""
+        names = {partition.topic for partition in assignment.tps}
+        topics = await self.brokers.topics(names) if names else {}
+        committed = await self.brokers.committed(self.source.membership.group) if names else {}
+        first = await self.brokers.offsets(topics, assignment.tps, EARLIEST)
+        namespace, known = self.source.membership.namespace, self.source.identities
+        begins: dict[TopicPartition, Begin] = {}
+        for one in assignment.tps & first.keys():
+            begins[one] = begin_at(
+                committed.get(one), first[one], namespace, topics[one.topic].identity, known.get(one.topic),
+                cut=one in self._cut,
+            )  # fmt: skip
+        if self._assignment() is not assignment:
+            return None
+        self._cut -= assignment.tps
+        for partition, begin in begins.items():
+            self.consumer.seek(partition, begin.offset)
+            if begin.missed:
+                self.source.cut.inc()
+        known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
+        logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
+        return Share(assignment, begins, {name: Note(namespace, topic.identity) for name, topic in topics.items()})
+
+    async def _new(self, share: Share, limit: int, wait_s: float) -> list[Item]:
+        """Messages that were not taken before."""
+        try:
+            if share.broken:
+                return await self._one_by_one(share, limit)
+            async with asyncio.timeout(wait_s + GET_S):
+                found = await self.consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=limit)
+            return self._taken(share, [record for several in found.values() for record in several])
+        except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
+            (named,) = error.args  # one, or a mapping from several to offsets
+            if isinstance(error, OffsetOutOfRangeError):
+                self._cut |= set(named)
+            self.share = None
+        except (TopicAuthorizationFailedError, *MOVED_ON):  # the first is found by looking
+            await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            if self._assignment() is share.assignment and not self.consumer._subscription.reassignment_in_progress:
+                raise
+        except Exception as error:
+            broken = where(self.consumer) if is_unreadable(error) else None
+            if broken is None:
+                raise
+            share.broken.add(broken)
+            self._go_back(share)
+        return []
+
+    def _taken(self, share: Share, records: Sequence[Any]) -> list[Item]:
+        if self._assignment() is not share.assignment:  # they are the next one's, and come again
+            return []
+        before = {
+            one: self.source.before.get((share.identity(one.topic), one), 0) for one in share.taken
+        }  # fmt: skip
+        items = [
+            Item(
+                f"{one.topic}/{one.partition}@{one.offset}", one, (one.timestamp or 0) / 1000,
+                one.offset < before[one.topic, one.partition],
+            )
+            for one in records
+        ]  # fmt: skip
+        self._positions(share)
+        return items
+
+    def _positions(self, share: Share) -> None:
+        """Where the driver is, is what was taken; also behind what is no message."""
+        for partition in share.taken:
+            state = share.assignment.state_value(partition)
+            if state is not None and state.has_valid_position:
+                share.taken[partition] = state.position
+
+    def _go_back(self, share: Share) -> None:
+        """To behind what was taken: what the driver had given of other partitions is lost with what it raised."""
+        for partition, offset in share.taken.items():
+            self.consumer.seek(partition, offset)
+
+    async def _one_by_one(self, share: Share, limit: int) -> list[Item]:
+        """The messages of a partition up to one that can't be read, and that one."""
+        partition = min(share.broken)
+        records: list[Any] = []
+        while len(records) < limit:
+            try:
+                found = await self.consumer.getmany(partition, timeout_ms=ONE_BY_ONE_MS, max_records=1)
+            except Exception as error:
+                if not is_unreadable(error):
+                    raise
+                at = share.assignment.state_value(partition).position
+                unreadable = await stepped_over(self.consumer, partition, at, error)
+                self.source.unreadable.inc(unreadable.behind - unreadable.offset)
+                share.broken.discard(partition)
+                return [*self._taken(share, records), Item(place_of(unreadable), unreadable)]
+            if not found:
+                share.broken.discard(partition)
+                break
+            records += found[partition]
+        return self._taken(share, records)
+
+    # -- what it means, and letting go --------------------------------------------------------------------------------
+
+    def mean(self, item: Item) -> Meaning:
+        """See `Session.mean`."""
+        if isinstance(item.raw, Kept):
+            return Meaning(item.raw.commands)
+        if isinstance(item.raw, Unreadable):
+            raise InvalidCommand(item.raw.reason)
+        return self.source.mean(item)
+
+    def letter(self, item: Item, reason: str) -> DeadLetter:
+        """See `Session.letter`."""
+        if isinstance(item.raw, Unreadable):
+            return DeadLetter(b"", reason, item.place, 1, wall_s())
+        return self.source.letter(item.raw.record if isinstance(item.raw, Kept) else item.raw, reason)
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.bury`."""
+        await self.source.dead.put(letters)
+
+    async def let_go(self, batch: Batch, left: Left) -> None:
+        """See `Session.let_go`. Of each partition what lies before the first message that is held is committed; and
+        nothing, when others have come meanwhile."""
+        share = self._carried
+        try:
+            if share is None:
+                return
+            for one, taken in share.taken.items():
+                self.source.before[share.identity(one.topic), one] = taken
+            if share is self.share and self._assignment() is share.assignment:
+                share.let_go(left)
+                await self._commit(share)
+        finally:
+            self._carried, self.in_hand = None, ()
+            self._idle.set()
+
+    async def _commit(self, share: Share) -> None:
+        due = share.to_commit()
+        if due and self._assignment() is share.assignment:
+            with suppress(*MOVED_ON):
+                async with asyncio.timeout(COMMIT_S):
+                    await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
+                share.committed |= due
+
+    async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
+        """As the driver's `commit`, which can't be given up without a word in the log."""
+        coordinator = self.consumer._coordinator
+        while True:
+            await coordinator.ensure_coordinator_known()
+            try:
+                async with coordinator._commit_lock:
+                    await coordinator._do_commit_offsets(assignment, offsets)
+            except KafkaError as error:
+                if not error.retriable or isinstance(error, MOVED_ON):
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    async def hand_over(self) -> None:
+        """Have what is in hand applied and committed before others get its partitions, as long as the group waits. What
+        is held is theirs."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.source.membership.session_timeout_s / 2):
+                await self._idle.wait()
+
+    # -- what is assumed ----------------------------------------------------------------------------------------------
+
+    async def look(self) -> Look:
+        """See `Session.look`."""
+        return await self._looking.look()
+
+    def begin_anew(self) -> None:
+        """The topics are not what they were: all is begun once more before anything else is taken."""
+        self.share = None
+
+    async def mend(self, findings: Sequence[Finding]) -> bool:
+        """See `Session.mend`."""
+        return await self._looking.mend(findings)
+
+    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+        """See `Session.scopes`."""
+        return self.source.scopes(findings)
+
+    async def made_up(self, findings: Sequence[Finding]) -> None:
+        """See `Session.made_up`."""
+        share = self.share
+        if share is not None:
+            subjects = {(finding.assumption, finding.subject) for finding in findings}
+            share.made_up([one for one in list(share.missed) if self._looking.names(one) in subjects])
+            if self._idle.is_set():
+                await self._commit(share)
+
+
+class _Shares(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, session: TopicSession) -> None:
+        self._session = session
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Each batch is committed before the next is asked for: only the one in hand has to be waited for."""
+        if revoked:
+            await self._session.hand_over()
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        """The next `take` begins it."""

@@ -1,0 +1,94 @@
+"""What a worker has of its topics from one rebalance to the next: how far it has come, and what it holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from consumers.source import Item, Left
+from consumers.topics.held import Held, Kept
+from consumers.topics.note import Begin, Note
+from producers.command import encode
+
+
+class Share:
+    """Of one assignment of the driver's. After the next rebalance nothing of it counts: what was not committed by then
+    is read again, by whoever has the partition."""
+
+    def __init__(self, assignment: Any, begins: Mapping[TopicPartition, Begin], notes: Mapping[str, Note]) -> None:
+        self.assignment = assignment
+        self.taken = {partition: begin.offset for partition, begin in begins.items()}
+        """By partition: behind what was taken last."""
+        self.missed = {partition: begin.missed for partition, begin in begins.items() if begin.missed}
+        """Where something was missed that is not made up for yet, and why."""
+        self.held = Held()
+        self.undone = deque[Item]()
+        """For these there was no time: they come first."""
+        self.broken = set[TopicPartition]()
+        """Partitions of which the next messages are read one by one: one of them can't be read."""
+        self.committed: dict[TopicPartition, tuple[int, str]] = {}
+        self._notes = dict(notes)
+        self._texts: dict[TopicPartition, str] = {}
+
+    def identity(self, topic: str) -> str:
+        """The topic's, as it was when this began."""
+        return self._notes[topic].identity
+
+    def made_up(self, partitions: Sequence[TopicPartition]) -> None:
+        """What was missed of these is."""
+        for partition in partitions:
+            if self.missed.pop(partition, None) is not None:
+                self._texts.pop(partition, None)
+
+    def to_commit(self) -> dict[TopicPartition, tuple[int, str]]:
+        """What is not committed yet of how far all partitions have come: nothing behind what is held."""
+        first: dict[TopicPartition, int] = {}
+        for item in self.undone:
+            if not isinstance(item.raw, Kept):
+                partition = partition_of(item.raw)
+                first[partition] = min(item.raw.offset, first.get(partition, item.raw.offset))
+        found: dict[TopicPartition, tuple[int, str]] = {}
+        for partition, taken in self.taken.items():
+            held, undone = self.held.first(partition), first.get(partition, taken)
+            up_to = min(taken, undone) if held is None else min(taken, undone, held)
+            entry = up_to, self._text(partition)
+            if self.committed.get(partition) != entry:
+                found[partition] = entry
+        return found
+
+    def let_go(self, left: Left) -> None:
+        """A batch was carried; this is what is left of it."""
+        waiting = {one.item.raw: one.shards for one in left.waiting if isinstance(one.item.raw, Kept)}
+        self.held.tried(waiting, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        for one in left.waiting:
+            if not isinstance(one.item.raw, Kept):
+                commands = tuple(_bytes_of(command) for command in one.commands)
+                kept = Kept(one.item.raw, partition_of(one.item.raw), commands, one.item.sent_s, one.item.again)
+                self.held.keep(kept, one.shards)
+        self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, Kept)]))
+
+    def _text(self, partition: TopicPartition) -> str:
+        text = self._texts.get(partition)
+        if text is None:
+            note = self._notes[partition.topic]._replace(missed=self.missed.get(partition, ""))
+            text = self._texts[partition] = note.text()
+        return text
+
+
+def partition_of(record: Any) -> TopicPartition:
+    """Where it is."""
+    return TopicPartition(record.topic, record.partition)
+
+
+def place_of(record: Any) -> str:
+    """The same for people."""
+    return f"{record.topic}/{record.partition}@{record.offset}"
+
+
+def _bytes_of(command: Any) -> bytes:
+    if isinstance(command, str):
+        return command.encode()
+    return command if isinstance(command, bytes) else encode(command)
