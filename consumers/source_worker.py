@@ -258,8 +258,8 @@ class SourceWorker(Worker):
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 await self._looked(session)
-            except self._source.trouble as error:
-                self.health.down(self._source.part, self._source.told(error))  # at once: a step may take its time
+            except self.source.trouble as error:
+                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
                 raise
 
     async def _looked(self, session: Session) -> None:

@@ -2,90 +2,106 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from cachebus.clock import monotonic, wall_s
-from consumers.apply import Applier
-from consumers.cdc.carry import Ask
-from consumers.meters import Meters
-from producers.command import encode
+from cachebus.clock import wall_s
+from consumers.cdc.storage import HELD
+from consumers.source import Item, Waiting
+from producers.command import Command, encode
 
 if TYPE_CHECKING:
     import asyncpg
 
-TABLE: Final = """
-CREATE TABLE IF NOT EXISTS cachebus_cdc_held (
-  slot text NOT NULL, shard int NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, command text NOT NULL,
-  at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (slot, shard, id))
+SHARDS: Final = f"SELECT DISTINCT shard FROM {HELD} WHERE slot = $1"
+PUT: Final = f"""
+INSERT INTO {HELD} (slot, digest, shards, shard, command, at)
+SELECT $1, d, $2, s, c, to_timestamp(a) FROM unnest($3::text[], $4::int[], $5::text[], $6::float8[]) AS t (d, s, c, a)
+ON CONFLICT (slot, digest) DO UPDATE SET id = DEFAULT, shards = excluded.shards, shard = excluded.shard,
+  at = least({HELD}.at, excluded.at)
 """
-COUNT: Final = "SELECT shard, count(*) FROM cachebus_cdc_held WHERE slot = $1 GROUP BY shard"
-PUT: Final = "INSERT INTO cachebus_cdc_held (slot, shard, command) SELECT $1, * FROM unnest($2::int[], $3::text[])"
-TAKE: Final = """
-SELECT id, command, extract(epoch FROM at)::float8 AS at_s FROM cachebus_cdc_held
+TAKE: Final = f"""
+SELECT id, command, extract(epoch FROM at)::float8 AS at_s FROM {HELD}
 WHERE slot = $1 AND shard = $2 ORDER BY id LIMIT $3
 """
-LET_GO: Final = "DELETE FROM cachebus_cdc_held WHERE slot = $1 AND shard = $2 AND id = ANY ($3::bigint[])"
-TRY_EVERY_S: Final = 1.0
+LET_GO: Final = f"DELETE FROM {HELD} WHERE slot = $1 AND shard = $2 AND id = ANY ($3::bigint[])"
+FIGURES: Final = f"""
+SELECT count(*) AS held, extract(epoch FROM now() - min(at))::float8 AS oldest_s FROM {HELD} WHERE slot = $1
+"""
+ANYWHERE: Final = f"UPDATE {HELD} SET shard = -1 WHERE slot = $1 AND shards <> $2 AND shard <> -1"
+"""With another number of shards they lie elsewhere: each is tried once, and then known to be for another."""
 AT_ONCE: Final = 500
 
 
-class HeldCommands:
-    """The table's rows for one slot. What is told again, after a crash, is held twice, and applied twice."""
+class HeldCommand(NamedTuple):
+    """A row of the table."""
 
-    def __init__(
-        self, connection: asyncpg.Connection, slot: str, busy: asyncio.Lock, applier: Applier, meters: Meters
-    ) -> None:
+    id: int
+    shard: int
+    command: str
+
+
+class HeldCommands:
+    """The table's rows for one slot: each command once, however often it is asked for meanwhile."""
+
+    def __init__(self, connection: asyncpg.Connection, slot: str, shards: int, shard_of: Callable[[Any], int]) -> None:
         self._connection = connection
         self._slot = slot
-        self._busy = busy
-        self._applier = applier
-        self._meters = meters
-        self._next_s = float("-inf")
-        self._counts = Counter[int]()
-        """How many wait for which shard."""
+        self._of = shards
+        self._shard_of = shard_of
+        self.shards = list[int]()
+        """Whose primaries some may wait for."""
 
     async def found(self) -> None:
         """Learn of those that another worker has held. Raises what the driver does, as all here."""
-        async with self._busy:
-            self._counts = Counter(dict(await self._connection.fetch(COUNT, self._slot)))
+        await self._connection.execute(ANYWHERE, self._slot, self._of)
+        self.shards = [row["shard"] for row in await self._connection.fetch(SHARDS, self._slot)]
 
-    @property
-    def shards(self) -> set[int]:
-        """Whose primaries they wait for."""
-        return set(self._counts)
-
-    async def put(self, asks: Sequence[Ask]) -> None:
+    async def put(self, waiting: Sequence[Waiting]) -> None:
         """Keep them: committed when this returns."""
-        shards = [ask.plan.shard for ask in asks]
-        async with self._busy:
-            await self._connection.execute(PUT, self._slot, shards, [encode(ask.command).decode() for ask in asks])
-        self._counts += Counter(shards)
-        self._meters.held.set(self._counts.total())
+        rows: dict[str, tuple[int, str, float]] = {}
+        for one in waiting:
+            for command in one.commands:
+                text = _text(command)
+                digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+                rows[digest] = (self._shard_of(command), text, one.item.sent_s or wall_s())
+        shards, texts, times = zip(*rows.values(), strict=True)
+        await self._connection.execute(PUT, self._slot, self._of, list(rows), shards, texts, times)
+        self.shards += set(shards).difference(self.shards)
 
-    async def tried(self) -> None:
-        """Apply what can be by now, some of it: all goes on in between. While nothing can be, once a second."""
-        if not self._counts or monotonic() < self._next_s:
-            return
-        done = [await self._tried(shard) for shard in sorted(self._counts)]
-        self._meters.held.set(self._counts.total())
-        if not any(done):
-            self._next_s = monotonic() + TRY_EVERY_S
+    async def take(self, limit: int, away: Collection[int]) -> list[Item]:
+        """Some whose primary is not known to be away, all of one shard; no more than a few queries find them."""
+        for _ in range(len(self.shards)):
+            shard = self.shards.pop(0)  # one after the other: none waits for another's
+            if shard in away:
+                self.shards.append(shard)
+                continue
+            rows = await self._connection.fetch(TAKE, self._slot, shard, min(limit, AT_ONCE))
+            if rows:
+                self.shards.append(shard)
+                return [
+                    Item(f"held {one['id']}", HeldCommand(one["id"], shard, one["command"]), one["at_s"])
+                    for one in rows
+                ]
+        return []
 
-    async def _tried(self, shard: int) -> bool:
-        async with self._busy:
-            rows = await self._connection.fetch(TAKE, self._slot, shard, AT_ONCE)
-        plans = [self._applier.plan_of(row["command"]) for row in rows]
-        away = await self._applier.apply_what_can_be(plans)
-        done = [row for row, plan in zip(rows, plans, strict=True) if plan.shard not in away]
-        async with self._busy:
-            await self._connection.execute(LET_GO, self._slot, shard, [row["id"] for row in done])
-        for row in done:
-            self._meters.lag_s.observe(max(0.0, wall_s() - row["at_s"]))
-        self._meters.done("applied", len(done))
-        self._counts[shard] -= len(done)
-        if not rows or self._counts[shard] <= 0:
-            del self._counts[shard]
-        return bool(done)
+    async def let_go(self, items: Sequence[Item]) -> None:
+        """These are done with. One that was asked for again meanwhile has another number, and stays."""
+        if items:
+            ids = [item.raw.id for item in items]
+            await self._connection.execute(LET_GO, self._slot, items[0].raw.shard, ids)
+
+    async def figures(self) -> tuple[int, float]:
+        """How many there are, and for how long the oldest has waited."""
+        row = await self._connection.fetchrow(FIGURES, self._slot)
+        return row["held"], row["oldest_s"] or 0.0
+
+
+def _text(command: Command | bytes | str) -> str:
+    """JSON that every database takes, whatever its encoding."""
+    if isinstance(command, str):
+        return command
+    text = (command if isinstance(command, bytes) else encode(command)).decode()
+    return text if text.isascii() else json.dumps(json.loads(text))

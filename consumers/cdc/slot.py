@@ -1,195 +1,145 @@
-"""A slot and its publication: made where they are missing, or the SQL that makes them is told."""
+"""A slot: how it stands, and what of that is not as it must be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from loguru import logger
-
-from cachebus.errors import ConfigError
-from consumers.cdc.catalogue import Table, examine, quoted, tables_of
-from consumers.cdc.dead import TABLE as DEAD_TABLE
-from consumers.cdc.held import TABLE as HELD_TABLE
-from consumers.cdc.router import Router
+from consumers.cdc.storage import Memory
+from consumers.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg
 
-SLOTS_TABLE: Final = """
-CREATE TABLE IF NOT EXISTS cachebus_cdc_slots (
-  slot text PRIMARY KEY, made_at timestamptz NOT NULL DEFAULT now(), whole boolean NOT NULL)
-"""
-EVERY_TABLE: Final = "ALL TABLES"
+OnLostSlot = Literal["stop", "invalidate"]
+LONGEST_NAME: Final = 63
 LOOK: Final = """
-SELECT wal_status, restart_lsn, plugin, database, current_database() AS here,
-       pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes,
-       pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint AS behind_bytes
-FROM pg_replication_slots WHERE slot_name = $1
+SELECT s.plugin, s.database, current_database() AS here, s.active_pid, s.wal_status, s.restart_lsn IS NULL AS unkept,
+       s.confirmed_flush_lsn - '0/0'::pg_lsn AS confirmed, to_jsonb(s) ->> 'invalidation_reason' AS reason,
+       extract(epoch FROM now() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8 AS untouched_s,
+       pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint AS retained_bytes,
+       pg_wal_lsn_diff(here.lsn, s.confirmed_flush_lsn)::bigint AS behind_bytes,
+       (SELECT application_name FROM pg_stat_activity WHERE pid = s.active_pid) AS active_as
+FROM pg_replication_slots s,
+     (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END AS lsn)
+       AS here
+WHERE s.slot_name = $1
 """
+REASONS: Final = {
+    "wal_removed": "the server has removed WAL that the slot had not confirmed (max_slot_wal_keep_size)",
+    "rows_removed": "rows that the slot needed were removed",
+    "wal_level_insufficient": "wal_level was lowered",
+    "idle_timeout": "no worker had used it for longer than idle_replication_slot_timeout",
+}
 
 
 class Slot(NamedTuple):
     """How a slot stands."""
 
-    lost: bool
-    """Whether the server has removed what it was to keep: it will never give anything again."""
+    lost: str
+    """Why it will never give anything again; empty where it is well."""
+    foreign: str
+    """Why it is none for this."""
+    confirmed: int
     retained_bytes: int
     """WAL that the server keeps for it."""
     behind_bytes: int
     """WAL that was written since what it has confirmed."""
+    wal_status: str
+    active_pid: int | None
+    active_as: str
+    untouched_s: float
+    """For how long nobody has used it, where the server tells."""
 
 
-class LostSlot(Exception):
-    """Changes were missed, and nobody knows which."""
+def default_name(namespace: str) -> str:
+    """Of slot and publication: one for each namespace, of letters that a slot's name may have. "cachebus_cdc" for the
+    namespace "cachebus"."""
+    plain = re.sub(r"[^a-z0-9_]", "_", namespace.lower())
+    if plain != namespace or len(plain) + len("_cdc") > LONGEST_NAME:
+        digest = hashlib.md5(namespace.encode(), usedforsecurity=False).hexdigest()[:8]
+        plain = f"{plain[:40]}_{digest}"
+    return f"{plain}_cdc"
 
 
 async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
     """How the slot stands; None where there is none."""
     row = await connection.fetchrow(LOOK, name)
-    if row is None:
-        return None
+    return row and _slot(row)
+
+
+def _slot(row: Any) -> Slot:
+    lost = ""
+    if row["reason"]:
+        lost = f"{REASONS.get(row['reason'], 'the server has invalidated it')} (invalidation_reason {row['reason']})"
+    elif row["wal_status"] == "lost" or row["unkept"]:
+        lost = f"{REASONS['wal_removed']} (wal_status {row['wal_status']})"
+    foreign = ""
     if row["plugin"] != "pgoutput":
-        raise ConfigError(f"the slot {name!r} is of the plugin {row['plugin']}, not pgoutput: name another")
-    if row["database"] != row["here"]:
-        raise ConfigError(
-            f"the slot {name!r} is of the database {row['database']!r} (a name is for a whole server): name another"
-        )
-    lost = row["wal_status"] == "lost" or row["restart_lsn"] is None
-    return Slot(lost, row["retained_bytes"] or 0, row["behind_bytes"] or 0)
+        foreign = f"it is of the plugin {row['plugin']}, not pgoutput"
+    elif row["database"] != row["here"]:
+        foreign = f"it is of the database {row['database']!r}, and a name is for a whole server"
+    return Slot(
+        lost, foreign, int(row["confirmed"] or 0), row["retained_bytes"] or 0, row["behind_bytes"] or 0,
+        row["wal_status"] or "", row["active_pid"], row["active_as"] or "", row["untouched_s"] or 0.0,
+    )  # fmt: skip
 
 
-class Setup:
-    """Makes sure that publication, tables and slot are there; `ConfigError` says what SQL is needed where it can't."""
+def slot_findings(
+    name: str, slot: Slot | None, memory: Memory | None, namespace: str, on_lost: OnLostSlot, refused: str
+) -> list[Finding]:
+    """What is not as it must be: one finding, the gravest. `refused`: why it could not be made."""
+    if memory is not None and memory.namespace != namespace:
+        return [Finding(
+            "slot", name, f"it serves the namespace {memory.namespace!r}, and this worker is for {namespace!r}",
+            "give this one a slot of its own (--slot), which is the default; or, where the other namespace is no more: "
+            f"SELECT pg_drop_replication_slot({literal(name)}); DELETE FROM cachebus_cdc_slots WHERE slot = "
+            f"{literal(name)};", stops=True,
+        )]  # fmt: skip
+    if slot is not None and slot.foreign:
+        return [Finding("slot", name, slot.foreign, "name another (--slot)", stops=True)]
+    lost = "" if slot is None else slot.lost
+    if slot is None and memory is not None:
+        lost = "it is gone: dropped, or left behind by a failover or an upgrade"
+    if lost:
+        return [_lost(name, lost, on_lost)]
+    if slot is None:
+        why = f", and this user may not make it ({refused})" if refused else ""
+        return [Finding("slot", name, f"it is not there{why}", f"{made_by(name)};", stops=True)]
+    if memory is not None and not memory.whole:
+        return [Finding(
+            "slot", name, "it was made anew, or others have read from it, and what was missed was not made up for",
+            missed=True, over=True,
+        )]  # fmt: skip
+    if memory is not None and slot.confirmed > memory.lsn:
+        return [Finding(
+            "slot", name, "it is further than any worker has gone: it was made anew, or others have read from it",
+            missed=True, over=True,
+        )]  # fmt: skip
+    if slot.wal_status == "unreserved":
+        return [Finding(
+            "slot", name, "the next checkpoint may remove WAL that it needs (wal_status unreserved)",
+            "a larger max_slot_wal_keep_size, or less that holds this worker up",
+        )]  # fmt: skip
+    return []
 
-    def __init__(self, connection: asyncpg.Connection, router: Router, slot: str, publication: str) -> None:
-        self._connection = connection
-        self._router = router
-        self._slot = slot
-        self._publication = publication
 
-    async def done(self) -> None:
-        """All but the slot."""
-        await self._server()
-        tables = [t for t in await tables_of(self._connection) if self._router.rules_of(t.schema, t.name)]
-        problems, warnings = examine(self._router, tables)
-        if problems:
-            raise ConfigError("; ".join(problems))
-        for warning in warnings:
-            logger.warning("cdc: {}", warning)
-        for sql in (SLOTS_TABLE, DEAD_TABLE, HELD_TABLE):
-            name = sql.split()[5]
-            if await self._connection.fetchval("SELECT to_regclass($1) IS NULL", name):
-                await self._make(" ".join(sql.split()))
-        await self._published(tables)
+def _lost(name: str, why: str, on_lost: OnLostSlot) -> Finding:
+    problem = f"lost: {why}. Changes were missed, so caches may hold old rows until they expire"
+    if on_lost == "invalidate":
+        return Finding("slot", name, problem, f"{made_by(name)};", stops=True)
+    return Finding(
+        "slot", name, problem,
+        "start with --on-lost-slot=invalidate: it makes a new slot and invalidates all that the rules name", stops=True,
+    )  # fmt: skip
 
-    async def slot(self) -> None:
-        """The slot; `LostSlot` where there was one, and it is no more, or was never made up for."""
-        now = await look(self._connection, self._slot)
-        whole = await self._connection.fetchval("SELECT whole FROM cachebus_cdc_slots WHERE slot = $1", self._slot)
-        if now is not None and now.lost:
-            raise LostSlot("the server has removed WAL that the slot had not confirmed (max_slot_wal_keep_size)")
-        if now is None and whole is not None:
-            raise LostSlot("it is gone: dropped, or left behind by a failover or an upgrade")
-        if whole is False:
-            raise LostSlot("it was made anew, and what was missed before that has not been made up for")
-        if now is None:
-            await self._make_slot()
-        await self.remember(whole=True)
 
-    async def make_anew(self) -> None:
-        """A new slot in the place of one that is lost; remembered as such until `remember(whole=True)`."""
-        await self.remember(whole=False)
-        now = await look(self._connection, self._slot)
-        if now is not None and now.lost:
-            await self._connection.execute("SELECT pg_drop_replication_slot($1)", self._slot)
-            now = None
-        if now is None:
-            await self._make_slot()
+def made_by(name: str) -> str:
+    """The SQL that makes it."""
+    return f"SELECT pg_create_logical_replication_slot({literal(name)}, 'pgoutput')"
 
-    async def remember(self, *, whole: bool) -> None:
-        """That there is this slot, and whether all since its making is either told or made up for."""
-        await self._connection.execute(
-            "INSERT INTO cachebus_cdc_slots (slot, whole) VALUES ($1, $2) "
-            "ON CONFLICT (slot) DO UPDATE SET whole = $2 WHERE cachebus_cdc_slots.whole IS DISTINCT FROM $2",
-            self._slot, whole,
-        )  # fmt: skip
 
-    async def _server(self) -> None:
-        level = await self._connection.fetchval("SELECT current_setting('wal_level')")
-        if level != "logical":
-            raise ConfigError(
-                f"wal_level is {level}, and must be logical: ALTER SYSTEM SET wal_level = 'logical'; then restart it"
-            )
-
-    async def _published(self, tables: Sequence[Table]) -> None:
-        row = await self._connection.fetchrow("SELECT * FROM pg_publication WHERE pubname = $1", self._publication)
-        if row is None:
-            self._refuse_unidentified(tables)
-            await self._make(
-                f"CREATE PUBLICATION {quoted(self._publication)} FOR {self._target(tables)} "
-                "WITH (publish_via_partition_root = true)"
-            )
-            return
-        self._check_operations(row)
-        there = {
-            (r["schemaname"], r["tablename"])
-            for r in await self._connection.fetch(
-                "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1", self._publication
-            )
-        }
-        missing = [table for table in tables if (table.schema, table.name) not in there]
-        if missing:
-            self._refuse_unidentified(missing)
-            if self._target(missing) == EVERY_TABLE:
-                raise ConfigError(
-                    f"the publication {self._publication!r} leaves out {', '.join(one.full_name for one in missing)}, "
-                    f"and rules with patterns need one for all tables: DROP PUBLICATION {quoted(self._publication)}; "
-                    f"CREATE PUBLICATION {quoted(self._publication)} FOR ALL TABLES "
-                    "WITH (publish_via_partition_root = true);"
-                )
-            await self._make(f"ALTER PUBLICATION {quoted(self._publication)} ADD {self._target(missing)}")
-            logger.info("cdc: changes of {} are told from now on", ", ".join(table.full_name for table in missing))
-
-    def _target(self, tables: Sequence[Table]) -> str:
-        """Tables by name, or, for rules with patterns, all that may come to be."""
-        patterns = [rule.table for rule in self._router.rules.rule if rule.is_pattern]
-        schemas = {table.partition(".")[0] for table in (rule.table for rule in self._router.rules.rule)}
-        if not patterns:
-            return "TABLE " + ", ".join(table.sql_name for table in tables)
-        if any(sign in schema for schema in schemas for sign in "*?["):
-            return EVERY_TABLE
-        return "TABLES IN SCHEMA " + ", ".join(quoted(schema) for schema in sorted(schemas))
-
-    def _refuse_unidentified(self, tables: Sequence[Table]) -> None:
-        """A published table without a key takes no update or delete any more: applications would fail."""
-        for table in tables:
-            if not table.identified:
-                raise ConfigError(
-                    f"table {table.full_name} has no primary key: once published, PostgreSQL refuses its updates and "
-                    f"deletes. First: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
-                )
-
-    def _check_operations(self, publication: Any) -> None:
-        wanted = {operation for rule in self._router.rules.rule for operation in rule.operations}
-        missing = sorted(operation for operation in wanted if not publication[f"pub{operation}"])
-        if missing:
-            raise ConfigError(
-                f"the publication {self._publication!r} leaves out {', '.join(missing)}, which rules ask for: "
-                f"ALTER PUBLICATION {quoted(self._publication)} SET (publish = 'insert, update, delete, truncate');"
-            )
-
-    async def _make_slot(self) -> None:
-        literal = "'" + self._slot.replace("'", "''") + "'"
-        await self._make(f"SELECT pg_create_logical_replication_slot({literal}, 'pgoutput')")
-        logger.info("cdc: made the slot {}: changes are told from now on", self._slot)
-
-    async def _make(self, sql: str) -> None:
-        import asyncpg
-
-        try:
-            await self._connection.execute(sql)
-        except asyncpg.DuplicateObjectError:
-            pass  # another worker was faster
-        except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectNotInPrerequisiteStateError) as error:
-            raise ConfigError(f"{error}; have somebody who may run: {sql};") from None
+def literal(text: str) -> str:
+    """A text as SQL takes it."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,117 @@
+"""How all stands that a slot's worker assumes: looked at again and again, and compared with what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from consumers.cdc import publication, slot, storage
+from consumers.cdc.catalogue import Table, table_findings, tables_of
+from consumers.cdc.publication import Publication, Published
+from consumers.cdc.router import Router
+from consumers.cdc.slot import OnLostSlot, Slot
+from consumers.cdc.storage import Memory
+from consumers.source import Finding
+
+if TYPE_CHECKING:
+    import asyncpg
+
+
+@dataclass(frozen=True)
+class Names:
+    """What is followed, for whom."""
+
+    slot: str
+    publication: str
+    namespace: str
+    on_lost: OnLostSlot
+
+
+@dataclass
+class Standing:
+    """What one look has found."""
+
+    slot: Slot | None = None
+    memory: Memory | None = None
+    published: Publication | None = None
+    needs: Published | None = None
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    marks: dict[str, Any] = field(default_factory=dict)
+    """As what tables are known now of which all changes are told."""
+    quiet: dict[str, Any] = field(default_factory=dict)
+    """Those of them that are to be remembered, though nothing was missed."""
+
+
+async def look(connection: asyncpg.Connection, router: Router, names: Names, refused: Mapping[str, str]) -> Standing:
+    """How all stands. Raises what the driver does."""
+    found = Standing()
+    level = await connection.fetchval("SELECT current_setting('wal_level')")
+    if level != "logical":
+        found.findings.append(Finding(
+            "slot", names.slot, f"wal_level is {level}, and must be logical",
+            "ALTER SYSTEM SET wal_level = 'logical'; then restart the server", stops=True,
+        ))  # fmt: skip
+    found.findings += await storage.storage_findings(connection, refused)
+    # The slot before what is remembered: that is always written before the slot moves.
+    found.slot = await slot.look(connection, names.slot)
+    if not any(one.subject == storage.SLOTS for one in found.findings):
+        found.memory = await storage.recall(connection, names.slot)
+    if level == "logical":
+        why = refused.get(slot.made_by(names.slot), "")
+        found.findings += slot.slot_findings(names.slot, found.slot, found.memory, names.namespace, names.on_lost, why)
+    tables = await tables_of(connection, router.rules.rule)
+    found.needs = Published(router, names.publication, tables)
+    found.published = await publication.look(connection, names.publication)
+    wrong, found.warnings = table_findings(router, tables)
+    told = found.needs.findings(found.published, refused)
+    followed = [table for table in tables if router.rules_of(table.schema, table.name)]
+    found.marks = _marks(found.published, followed, [*wrong, *told])
+    known = {} if found.memory is None else found.memory.tables
+    found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
+    found.findings += told
+    if found.memory is not None:
+        _compare(found, followed, known)
+    return found
+
+
+def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding]) -> dict[str, Any]:
+    unwell = {one.subject for one in wrong if one.missed}
+    if found is None or any(one.assumption == "publication" and "." not in one.subject for one in wrong if one.missed):
+        return {}
+    return {
+        table.full_name: {"is": found.mark(table), "parts": {str(leaf.oid): leaf.file for leaf in table.leaves}}
+        for table in tables
+        if table.full_name not in unwell and found.has(table)
+    }
+
+
+def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> None:
+    """Where a table is another one than before, changes may have been missed in between."""
+    there = {table.full_name: table for table in tables}
+    unwell = {one.subject for one in found.findings}
+    for name, mark in found.marks.items():
+        before = known.get(name)
+        if before is None:
+            _over(found, name, "it is followed from now on, and what was changed before was not told")
+        elif before["is"] != mark["is"]:
+            _over(found, name, "it is another table than before, or its publication is another one")
+        elif before["parts"] != mark["parts"]:
+            _compare_parts(found, there[name], before["parts"], mark)
+    for name in known.keys() - there.keys() - unwell:
+        _over(found, name, "it was dropped or renamed")
+
+
+def _compare_parts(found: Standing, table: Table, before: Mapping[str, int], mark: Mapping[str, Any]) -> None:
+    name, now = table.full_name, mark["parts"]
+    if any(now.get(one) != file for one, file in before.items()):
+        _over(found, name, "partitions of it were truncated, detached or dropped, of which PostgreSQL tells nothing")
+    elif any(not leaf.is_empty for leaf in table.leaves if str(leaf.oid) not in before):
+        _over(found, name, "partitions with rows were attached, of which PostgreSQL tells nothing")
+    else:
+        found.quiet[name] = mark
+
+
+def _over(found: Standing, name: str, problem: str) -> None:
+    found.findings.append(Finding("tables", name, problem, missed=True, over=True))
