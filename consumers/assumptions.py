@@ -53,6 +53,12 @@ class Assumptions:
                 self._health.up(name)
         return [finding for finding in due if finding is not None]
 
+    def made_up(self, findings: Sequence[Finding]) -> None:
+        """For these it was: what is over and is found again is something new."""
+        for finding in findings:
+            if finding.over:
+                self._known.pop((finding.assumption, finding.subject), None)
+
     def _begun(self, key: tuple[str, str], finding: Finding, now_s: float) -> Finding | None:
         """Seen now: told when it is new, or something else than it was, and then once a minute."""
         known = self._known.get(key)

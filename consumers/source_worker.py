@@ -298,6 +298,7 @@ class SourceWorker(Worker):
         if not rest:
             findings, self._owed_for = list(self._owed_for.values()), {}
             await session.made_up(findings)
+            self._assumptions.made_up(findings)
 
 
 def _waiting(reading: Reading, away: set[int], late: set[int]) -> dict[int, Waiting]:
