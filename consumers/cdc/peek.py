@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from loguru import logger
 
 from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
-from consumers.cdc.storage import OWN_TABLES
+from consumers.cdc.storage import OWN_TABLES, lsn_of
 from consumers.clean import clean
 from consumers.source import Item
 
@@ -61,6 +61,7 @@ class Peek:
         self._at = Progress()
         self._has_other = False
         self._cursor: Any = None
+        self._begins = self._ends = ""
         self.count = 0
         self.end: int | None = None
         """Where the last whole transaction ends in which there was something."""
@@ -84,6 +85,9 @@ class Peek:
         rows = await self._cursor.fetch(limit, timeout=self._timeout_s)
         self.over = len(rows) < limit
         self.count += len(rows)
+        if rows:
+            self._begins = self._begins or rows[0]["lsn"]
+            self._ends = rows[-1]["lsn"]
         items: list[Item] = []
         for row in rows:
             self._take(row["data"], row["lsn"], items)
@@ -125,6 +129,11 @@ class Peek:
         self._has_other = True
         if at.transaction != self._progress.transaction or at.done > self._progress.done:
             items.append(Change(lsn, raw, sent_s, False, at.transaction, at.done, self.end))
+
+    @property
+    def wal_bytes(self) -> int:
+        """From the first change to the last."""
+        return lsn_of(self._ends) - lsn_of(self._begins) if self._begins else 0
 
     def seen_by(self, snapshot: str) -> bool:
         """Whether all that it has told of is seen by whoever has this snapshot, or begins to read later."""

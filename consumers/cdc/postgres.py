@@ -55,6 +55,8 @@ OUT_OF_REACH: Final = (
 )
 REFUSES: Final = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 TYPICAL_CHANGE_BYTES: Final = 200
+MEASURED: Final = 50
+"""Changes together that tell how much WAL one is."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ class PostgresSource(Source):
 
     def measured(self, wal_bytes: int, changes: int) -> None:
         """So much WAL had so many changes."""
-        self._change_bytes += 0.2 * (max(50.0, wal_bytes / changes) - self._change_bytes)
+        if changes >= MEASURED:
+            self._change_bytes += 0.2 * (max(50.0, wal_bytes / changes) - self._change_bytes)
 
     def changes_in(self, wal_bytes: int) -> int:
         """About how many changes it has."""

@@ -257,8 +257,7 @@ class SlotSession(Session):
             self._seen = self._now
         if not peek.count:  # at most half of the time is the server kept reading its log over for us
             self._pause_s = max(self._source.poll_s, monotonic() - self._started_s)
-        if peek.count and target is not None and self._advanced:
-            self._source.measured(target - self._advanced, peek.count)
+        self._source.measured(peek.wal_bytes, peek.count)
         await self._closed("COMMIT" if target is None else self._advance(target))
         if target is not None:
             await self._shorten(target)
