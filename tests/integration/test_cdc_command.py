@@ -133,7 +133,7 @@ async def test_a_message_that_cant_be_used_is_set_aside_counted_and_brought_back
     await producer.stop()
     async with running(one):
         await until(lambda: heard.asked["K :system:5"] == 1)
-        assert one.meters.count("dead") == 3
+        await until(lambda: one.meters.count("dead") == 3)
         assert one.meters.count("ignored") == 1
         assert await replay_topic(source, Router(loose), one._applier) == (0, 3)
         assert await replay_topic(source, Router(rules()), one._applier) == (1, 2)
