@@ -266,7 +266,7 @@ async def test_what_a_killed_worker_held_comes_to_the_next(town: Town, settings:
 
 
 async def test_a_lost_slot_waits_for_no_primary_that_is_away(town: Town, database: str) -> None:
-    """All that the rules name is let go of where that can be, the slot is followed, and the rest is made up for later."""
+    """All that rules name is let go of where that can be, the slot is followed, and the rest is made up for later."""
     first, *others = town.tenants
     head = f"tenants = {json.dumps(list(town.tenants))}\n"
 

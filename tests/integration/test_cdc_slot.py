@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -179,11 +180,10 @@ async def test_a_restart_of_the_database_is_waited_for(redis_url: str) -> None:
 
 
 async def tell_when_up(database: str) -> bool:
-    try:
+    with suppress(OSError, asyncpg.PostgresError):
         await tell(database, [THE_END])
-    except (OSError, asyncpg.PostgresError):
-        return False
-    return True
+        return True
+    return False
 
 
 async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
@@ -203,14 +203,10 @@ async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
             SELECT count(*) FROM pg_stat_activity
             WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL
         """
-        await until(lambda: _is_zero(database, mine))
+        await until(lambda: _fetched_is(database, 0, mine))
         own_server.start()
         await until(lambda: heard.has(*END), within_s=30)
         assert all(heard.has("order", str(number)) for number in range(1000, 3501))
-
-
-async def _is_zero(database: str, sql: str) -> bool:
-    return await fetched(database, sql) == 0
 
 
 async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url: str) -> None:
@@ -239,7 +235,6 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
 
 
 async def test_a_slot_made_anew_whose_loss_was_not_made_up_for_is_a_lost_one(database: str, redis_url: str) -> None:
-    """A worker that is killed between the two."""
     await tell(database, [SCHEMA])
     async with running(worker(database, redis_url)):
         pass

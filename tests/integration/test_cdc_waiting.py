@@ -16,7 +16,7 @@ from cachebus.cli.servers.postgres import PostgresServer
 from cachebus.plan import Plan
 from consumers import source_worker
 from consumers.apply import Carried
-from consumers.cdc import postgres, session, storage
+from consumers.cdc import postgres, reader, session, storage
 from consumers.cdc.held import HeldCommands
 from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.replay import replay
@@ -179,10 +179,10 @@ async def test_a_worker_that_is_frozen_loses_the_slot(
     await tell(database, [SCHEMA])
     first, second = worker(database, redis_url, poll_s=60.0), worker(database, redis_url)
     first.source._lock_s = 1
-    monkeypatch.setattr(session, "KEEP_S", 3600.0)
+    monkeypatch.setattr(reader, "KEEP_S", 3600.0)
     heard = Heard(second)
     async with running(first):
-        monkeypatch.setattr(session, "KEEP_S", 0.1)
+        monkeypatch.setattr(reader, "KEEP_S", 0.1)
         async with asyncio.TaskGroup() as group:
             group.create_task(second.run())
             await until(lambda: second.follows)
@@ -194,7 +194,7 @@ async def test_a_worker_that_is_frozen_loses_the_slot(
 async def test_a_worker_where_nothing_happens_keeps_its_session_and_its_slot_alive(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "KEEP_S", 0.02)
+    monkeypatch.setattr(reader, "KEEP_S", 0.02)
     await tell(database, [SCHEMA])
     used = """
         SELECT to_jsonb(s) ->> 'inactive_since' FROM pg_replication_slots s WHERE database = current_database()
