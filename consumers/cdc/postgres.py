@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class PostgresSource(Source):
         if isinstance(error, REFUSES):
             return f"{type(error).__name__}: the server refuses this user, or has no such database"
         if isinstance(error, OSError):
-            return clean.clean(f"{type(error).__name__}: {error.strerror or 'no connection'}")
+            return f"{type(error).__name__}: {os.strerror(error.errno) if error.errno else 'no connection'}"
         return clean.told(error)
 
     def register(self, registry: CollectorRegistry) -> None:

@@ -26,8 +26,8 @@ SHORTEN_BYTES: Final = 1 << 18
 """Of WAL: so much is read again at each look before the server is asked for a point to begin at that is nearer."""
 SHORTEN_EVERY_S: Final = 1.0
 KEEP_S: Final = 1.0
-VISIBLE_S: Final = 2.0
-"""A transaction is held open no longer for a commit to be seen by others."""
+HOLD_S: Final = 2.0
+"""A transaction is held open no longer for a commit to be seen by others, or for somebody to take what it tells."""
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
 
 
@@ -46,6 +46,9 @@ class SlotReader:
         self._advanced = self._shortened = 0
         self._shorten_from_s = float("-inf")
         self._started_s = 0.0
+        self._in_hand = False
+        """Whether a slice is being applied."""
+        self._idle_since_s = 0.0
         self.pause_s = 0.0
         """How long there is nothing to look for."""
         self.in_use_s: float | None = None
@@ -64,6 +67,8 @@ class SlotReader:
         while True:
             await asyncio.sleep(KEEP_S)
             async with self.lock:
+                if self.peek is not None and not self._in_hand and monotonic() - self._idle_since_s > HOLD_S:
+                    await self._closed("COMMIT")  # nobody takes: L2 is away; it is told once more
                 if self._source.following and self.peek is None:
                     with suppress(asyncpg.PostgresError):
                         await self._main.fetchval(touch, self._names.slot, 1, quoted(self._names.publication))
@@ -132,13 +137,14 @@ class SlotReader:
             return []
         if not items:
             await self._heard(peek)
+        self._in_hand = bool(items)
         return items
 
     async def _visible(self, peek: Peek) -> bool:
         """Wait until whoever begins to read sees what was told of: the log has a commit before that, by far where a
         synchronous standby is waited for. Who loads in between loads what is old, and would keep it. False where that
         takes longer than a transaction may be open: it is told of once more."""
-        pause_s, until_s = 0.001, monotonic() + VISIBLE_S
+        pause_s, until_s = 0.001, monotonic() + HOLD_S
         while not peek.seen_by(self._snapshot):
             self._source.waits_for_commits = True
             if monotonic() > until_s:
@@ -163,12 +169,14 @@ class SlotReader:
         """All up to this one is done with."""
         peek = self.peek
         assert peek is not None
+        self._in_hand, self._idle_since_s = False, monotonic()
         self._source.progress = Progress(last.transaction, last.number)
         if peek.over:
             await self._heard(peek)
 
     async def left(self, first: Change) -> None:
         """All before this one is done with, and from it on nothing: it is told once more."""
+        self._in_hand = False
         self._source.progress = Progress(first.transaction, first.number - 1)
         await self._closed("COMMIT" if first.behind is None else self._advance(first.behind))
 

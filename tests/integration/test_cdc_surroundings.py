@@ -4,6 +4,7 @@ what mends it, mended where that is anybody's to do, and made up for."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from cachebus import Cache
+from cachebus import Cache, ConfigError
+from cachebus.cli.servers.daemon import free_port
 from consumers import source_worker
 from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.rules import Rules, parse_rules
@@ -296,6 +298,21 @@ async def test_a_publications_name_is_taken_as_it_is(database: str, redis_url: s
         await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
         await gone(cache)
         assert await fetched(database, "SELECT pubname FROM pg_publication") == name
+
+
+async def test_nothing_of_a_url_is_told(database: str, redis_url: str) -> None:
+    secret = "s3cret"
+    for host, name in ((f"127.0.0.1:{free_port()}", "x"), (database.partition("@")[2].partition("/")[0], "nowhere")):
+        one = worker(f"postgresql://nobody:{secret}@{host}/{name}", redis_url)
+        task = asyncio.create_task(one.run())
+        await until(lambda one=one: ": " in why(one, "database"))
+        said = json.dumps(one.health.told())
+        assert not any(part in said for part in (secret, "127.0.0.1", "nobody", "nowhere"))
+        one.drain()
+        await asyncio.wait_for(task, 20)
+    with pytest.raises(ConfigError) as raised:
+        await worker("postgresql://nobody:s3cret@127.0.0.1:port/x", redis_url).run()
+    assert str(raised.value) == "the database's URL can't be read"
 
 
 def test_default_names() -> None:

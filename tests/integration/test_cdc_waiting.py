@@ -170,6 +170,40 @@ async def test_what_was_begun_is_gone_on_with_after_a_reconnect(database: str, r
     assert all(heard.has("order", str(number)) for number in range(1000, 2000))
 
 
+async def test_no_transaction_is_open_while_nothing_is_taken(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2 is known to be away when half of a look is done with."""
+    monkeypatch.setattr(reader, "HOLD_S", 0.05)
+    monkeypatch.setattr(reader, "KEEP_S", 0.05)
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url)
+    heard, taking = Heard(one), True
+    step = one._step
+
+    async def stepped(session: Any) -> None:
+        if heard.has("order", "1500") and not taking:
+            await asyncio.sleep(0.01)
+        else:
+            one._limit = 100
+            await step(session)
+
+    one._step = stepped  # type: ignore[method-assign]
+    opened = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL
+    """
+    async with running(one):
+        taking = False
+        await tell(database, [MANY.format(1999), THE_END])
+        await until(lambda: heard.has("order", "1500"))
+        await until(lambda: _is(database, 0, opened))
+        assert not heard.has(*END)
+        taking = True
+        await until(lambda: heard.has(*END))
+        assert {heard.asked[f"K acme:order:{number}"] for number in range(1000, 2000)} == {1}
+
+
 async def test_a_worker_that_is_frozen_loses_the_slot(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
