@@ -25,6 +25,11 @@ IDLE_ADVANCE_BYTES: Final = 1 << 20
 SHORTEN_BYTES: Final = 1 << 18
 """Of WAL: so much is read again at each look before the server is asked for a point to begin at that is nearer."""
 SHORTEN_EVERY_S: Final = 1.0
+SHORTEN_MAX_S: Final = 15.0
+"""The server does so by itself as often."""
+SHORTEN: Final = """
+SELECT restart_lsn::text FROM pg_log_standby_snapshot(), pg_replication_slots WHERE slot_name = $1
+"""
 KEEP_S: Final = 1.0
 HOLD_S: Final = 2.0
 """A transaction is held open no longer for a commit to be seen by others, or for somebody to take what it tells."""
@@ -44,7 +49,9 @@ class SlotReader:
         self._now, self._seen, self._snapshot = "", "", ""
         """Up to where the server's log reached when it was looked at, and up to where it was looked through."""
         self._advanced = self._shortened = 0
-        self._shorten_from_s = float("-inf")
+        self._shorten_from_s, self._shorten_every_s = float("-inf"), SHORTEN_EVERY_S
+        self._begins = ""
+        """From where the server read when it was last asked for a nearer point."""
         self._started_s = 0.0
         self._in_hand = False
         """Whether a slice is being applied."""
@@ -220,10 +227,13 @@ class SlotReader:
         near = target - self._shortened < SHORTEN_BYTES or monotonic() < self._shorten_from_s
         if near or not self._source.may_shorten:
             return
-        self._shortened, self._shorten_from_s = target, monotonic() + SHORTEN_EVERY_S
+        self._shortened = target
         try:
-            await self._main.execute("SELECT pg_log_standby_snapshot()")
+            begins = await self._main.fetchval(SHORTEN, self._names.slot)
         except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
             self._source.may_shorten = False
         else:
+            helped, self._begins = begins != self._begins, begins  # it does not while an old transaction is open
+            self._shorten_every_s = SHORTEN_EVERY_S if helped else min(SHORTEN_MAX_S, 2 * self._shorten_every_s)
+            self._shorten_from_s = monotonic() + self._shorten_every_s
             self._advanced -= 2 * IDLE_ADVANCE_BYTES  # and pass it by at once

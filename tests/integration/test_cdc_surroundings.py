@@ -235,6 +235,39 @@ async def test_a_slot_that_is_further_than_any_worker_went_is_made_up_for(
                 await until(lambda: fetched(database, WHOLE))
 
 
+async def test_a_slot_that_others_read_from_between_two_looks_is_made_up_for(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next look the worker itself may be further than they were: it sees it when it advances the slot."""
+    monkeypatch.setattr(source_worker, "LOOK_EVERY_S", 3600.0)
+    await tell(database, [TABLE.format("o")])
+    one = worker(database, redis_url)
+    goes_on, paused, step = asyncio.Event(), asyncio.Event(), one._step
+
+    async def stepped(session: Any) -> None:
+        if not goes_on.is_set():
+            paused.set()
+        await goes_on.wait()
+        await step(session)
+
+    async def is_whole(wanted: bool) -> bool:
+        return await fetched(database, WHOLE) is wanted
+
+    async with Cache(quick(redis_url)) as cache:
+        goes_on.set()
+        one._step = stepped  # type: ignore[method-assign]
+        async with running(one):
+            goes_on.clear()
+            await paused.wait()
+            await put(cache)
+            await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)", EATEN, "INSERT INTO o VALUES (2, 'acme', 1)"])
+            goes_on.set()
+            await until(lambda: is_whole(False))
+        async with running(worker(database, redis_url)):
+            await gone(cache)
+            await until(lambda: is_whole(True))
+
+
 async def test_partitions_that_are_truncated_detached_or_dropped_are_noticed(database: str, redis_url: str) -> None:
     await tell(database, [*PARTS.strip().split(";\n")])
     one = worker(database, redis_url)
