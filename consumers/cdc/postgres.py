@@ -47,7 +47,8 @@ SESSION: Final = """
 SELECT set_config(s.name, v.value, false) FROM pg_settings s JOIN (VALUES
   ('statement_timeout', '0'), ('transaction_timeout', '0'), ('tcp_keepalives_idle', '5'),
   ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '10000'),
-  ('client_connection_check_interval', '5000'), ('synchronous_commit', $2),
+  ('client_connection_check_interval', '5000'),
+  ('synchronous_commit', coalesce($2, current_setting('synchronous_commit'))),
   ('idle_in_transaction_session_timeout', $1), ('idle_session_timeout', $1)) AS v (name, value) USING (name)
 """
 OUT_OF_REACH: Final = (
@@ -130,7 +131,7 @@ class PostgresSource(Source):
             yield session
 
     @asynccontextmanager
-    async def _connected(self, idle_ms: str, durable: str = "on") -> AsyncIterator[asyncpg.Connection]:
+    async def _connected(self, idle_ms: str, durable: str | None = None) -> AsyncIterator[asyncpg.Connection]:
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await asyncpg.connect(

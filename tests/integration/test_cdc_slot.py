@@ -359,13 +359,12 @@ async def test_a_table_that_a_rule_was_written_for_later_is_added(database: str,
 async def test_a_commit_that_others_do_not_see_yet_is_waited_for(redis_url: str) -> None:
     """The log tells of a commit before it is visible: until a synchronous standby has it, when there is one. A row
     that is loaded in between is the old one, and nothing would ever invalidate that."""
-    with PostgresServer() as server:
+    with PostgresServer(settings={"synchronous_standby_names": "nobody", "synchronous_commit": "local"}) as server:
         await tell(server.url, [SCHEMA])
         one = worker(server.url, redis_url)
         heard = Heard(one)
         async with running(one), connected(server.url) as writer:
-            await tell(server.url, ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"])
-            await until(lambda: _is(writer, "SHOW synchronous_standby_names", "nobody"))
+            await writer.execute("SET synchronous_commit = on")
             committing = asyncio.create_task(writer.execute(THE_END))
             waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = $1"
             pid = writer.get_server_pid()
@@ -376,10 +375,6 @@ async def test_a_commit_that_others_do_not_see_yet_is_waited_for(redis_url: str)
             await fetched(server.url, "SELECT pg_cancel_backend($1)", pid)
             await committing
             await until(lambda: heard.has(*END))
-
-
-async def _is(connection: asyncpg.Connection, sql: str, wanted: Any) -> bool:
-    return bool(await connection.fetchval(sql) == wanted)
 
 
 async def _fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
