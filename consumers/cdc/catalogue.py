@@ -1,20 +1,28 @@
-"""What a database says of the tables that the rules name: looked at when the worker starts, before a row is lost."""
+"""What a database says of the tables that the rules name: looked at again and again, since migrations change it."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
 from cachebus.errors import ConfigError
+from consumers.cdc.pgoutput import nameable
+from consumers.cdc.router import Router
+from consumers.cdc.rules import Rule
+from consumers.cdc.storage import OWN_TABLES
+from consumers.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg
 
 TABLES: Final = """
-SELECT c.oid, c.relkind = 'p' AS partitioned, n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
+SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
+       c.relkind = 'p' AS partitioned,
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
@@ -27,16 +35,43 @@ LEFT JOIN pg_index i ON i.indrelid = c.oid
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
   AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema$)'
+  AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY ($1))
 GROUP BY 1, 2, 3, 4, 5
+ORDER BY 2, 3
+"""
+LEAVES: Final = """
+SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
+       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file, pg_relation_size(leaf.oid) = 0 AS is_empty
+FROM unnest($1::bigint[]) AS given, pg_class root, pg_partition_tree(root.oid) AS part, pg_class leaf, pg_namespace n
+WHERE root.oid::bigint = given AND part.isleaf AND leaf.oid = part.relid AND leaf.relkind = 'r'
+  AND n.oid = leaf.relnamespace
 ORDER BY 3, 4
 """
-OWN_TABLES: Final = ("cachebus_cdc_dead", "cachebus_cdc_held", "cachebus_cdc_slots")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A partition that has rows of its own."""
+
+    oid: int
+    schema: str
+    name: str
+    identity: str
+    file: int
+    """Another one after a truncate."""
+    is_empty: bool
+
+    @property
+    def sql_name(self) -> str:
+        """As SQL needs it."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of the database."""
 
+    oid: int
     schema: str
     name: str
     identity: str
@@ -44,8 +79,8 @@ class Table:
     """By name: the type's number. Columns that are generated are not told of by PostgreSQL, so not here."""
     key: frozenset[str]
     """The columns that PostgreSQL tells of an old row."""
-    oid: int = 0
     partitioned: bool = False
+    leaves: list[Leaf] = field(default_factory=list)
 
     @property
     def full_name(self) -> str:
@@ -76,14 +111,95 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def tables_of(connection: asyncpg.Connection) -> list[Table]:
-    """All tables of the database, less the system's and the worker's own."""
-    found = []
-    for row in await connection.fetch(TABLES):
-        if row["name"] in OWN_TABLES:
-            continue
-        columns = list(zip(row["columns"], row["types"], row["generated"], row["in_key"], strict=True))
-        told = {name: oid for name, oid, generated, _ in columns if not generated}
-        key = frozenset(told if row["identity"] == "f" else (name for name, _, _, in_key in columns if in_key))
-        found.append(Table(row["schema"], row["name"], row["identity"], told, key, row["oid"], row["partitioned"]))
+async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> list[Table]:
+    """The tables that rules name, or all of the database where one has a pattern: less the system's and the worker's
+    own."""
+    named = None if any(rule.is_pattern for rule in rules) else [rule.table for rule in rules]
+    found = [_table(row) for row in await connection.fetch(TABLES, named) if row["name"] not in OWN_TABLES]
+    if partitioned := {table.oid: table for table in found if table.partitioned}:
+        for row in await connection.fetch(LEAVES, list(partitioned)):
+            leaf = Leaf(row["oid"], row["schema"], row["name"], row["identity"], row["file"], row["is_empty"])
+            partitioned[row["root"]].leaves.append(leaf)
     return found
+
+
+def _table(row: Any) -> Table:
+    columns = list(zip(row["columns"], row["types"], row["generated"], row["in_key"], strict=True))
+    told = {name: oid for name, oid, generated, _ in columns if not generated}
+    key = frozenset(told if row["identity"] == "f" else (name for name, _, _, in_key in columns if in_key))
+    return Table(row["oid"], row["schema"], row["name"], row["identity"], told, key, row["partitioned"])
+
+
+def table_findings(router: Router, tables: Sequence[Table]) -> tuple[list[Finding], list[str]]:
+    """What is wrong with the tables that rules name, one finding a table; and what is only to be warned of."""
+    problems: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    warnings: list[str] = []
+    for table in tables:
+        for rule in router.rules_of(table.schema, table.name):
+            wrong = list(_wrong(rule, table))
+            if rule.is_pattern:
+                warnings += (f"{table.full_name}: {problem}; to mend it: {remedy}" for problem, remedy in wrong)
+            else:
+                problems[table.full_name] += wrong
+            if not wrong:
+                warnings += _doubtful(rule, table)
+    found = [
+        Finding("tables", name, _joined(p for p, _ in wrong), _joined((r for _, r in wrong), " "), missed=True)
+        for name, wrong in problems.items()
+        if wrong
+    ]
+    known = {rule.table for table in tables for rule in router.rules_of(table.schema, table.name)}
+    for rule in router.rules.rule:
+        if rule.table not in known and not rule.is_pattern:
+            found.append(Finding("tables", rule.table, "there is no such table"))
+        elif rule.table not in known:
+            warnings.append(f"rule of {rule.table!r}: there is no such table")
+    return list(dict.fromkeys(found)), list(dict.fromkeys(warnings))
+
+
+def _wrong(rule: Rule, table: Table) -> Iterator[tuple[str, str]]:
+    for column in sorted(rule.columns.union(rule.when)):
+        if column not in table.columns:
+            yield f"it has no column {column!r} (or it is generated, which PostgreSQL does not tell of)", ""
+        elif column in rule.columns and not nameable(table.columns[column]):
+            yield f"column {column!r} is neither text nor a whole number", ""
+    full = f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
+    if rule.replica_identity == "full" and table.identity != "f":
+        yield 'it is not as replica_identity = "full" says', full
+        return
+    missing = sorted(rule.columns & table.columns.keys() - table.key)
+    if "delete" in rule.operations and missing:
+        needs = f"and the rule needs {_listed(missing)} (or leave deletes out of the rule's operations)"
+        yield f"of a deleted row PostgreSQL tells only {_listed(table.key)}, {needs}", full
+    other = [leaf for leaf in table.leaves if leaf.identity != table.identity and leaf.identity != "f"]
+    if other:
+        less = f"that of {_listed([leaf.name for leaf in other])} is less than the table's"
+        identity = _IDENTITIES[table.identity]
+        sql = " ".join(f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {identity};" for leaf in other)
+        yield f"partitions have a REPLICA IDENTITY of their own, and {less}", sql
+
+
+_IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "USING INDEX ..."}
+
+
+def _doubtful(rule: Rule, table: Table) -> Iterator[str]:
+    if "update" in rule.operations and table.identity != "f" and (rule.columns - table.key or rule.when):
+        yield (
+            f"rule of {rule.table!r}: of an updated row of {table.full_name} PostgreSQL tells the old "
+            f"{_listed(table.key)} only: what a change of another column leaves behind is not invalidated, and every "
+            f"update counts; to mend it: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
+        )
+    if table.partitioned:
+        yield (
+            f"{table.full_name} is partitioned: PostgreSQL tells nothing of partitions that are attached, detached, "
+            "truncated or dropped; they are looked for every few seconds, and then all that the table's rules name is "
+            "let go of, for the tenants at the head of the rules"
+        )
+
+
+def _joined(several: Iterable[str], by: str = "; ") -> str:
+    return by.join(dict.fromkeys(one for one in several if one))
+
+
+def _listed(names: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

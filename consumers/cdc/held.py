@@ -2,97 +2,106 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cachebus.clock import wall_s
+from consumers.cdc.storage import HELD
 from consumers.source import Item, Waiting
-from producers.command import encode
+from producers.command import Command, encode
 
 if TYPE_CHECKING:
     import asyncpg
 
-TABLE: Final = """
-CREATE TABLE IF NOT EXISTS cachebus_cdc_held (
-  slot text NOT NULL, shard int NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, command text NOT NULL,
-  at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (slot, shard, id))
+SHARDS: Final = f"SELECT DISTINCT shard FROM {HELD} WHERE slot = $1"
+PUT: Final = f"""
+INSERT INTO {HELD} (slot, digest, shards, shard, command, at)
+SELECT $1, d, $2, s, c, to_timestamp(a) FROM unnest($3::text[], $4::int[], $5::text[], $6::float8[]) AS t (d, s, c, a)
+ON CONFLICT (slot, digest) DO UPDATE SET id = DEFAULT, shards = excluded.shards, shard = excluded.shard,
+  at = least({HELD}.at, excluded.at)
 """
-COUNT: Final = """
-SELECT shard, count(*) AS count, extract(epoch FROM min(at))::float8 AS at_s
-FROM cachebus_cdc_held WHERE slot = $1 GROUP BY shard
-"""
-PUT: Final = """
-INSERT INTO cachebus_cdc_held (slot, shard, command, at)
-SELECT $1, shard, command, coalesce(to_timestamp(at_s), now())
-FROM unnest($2::int[], $3::text[], $4::float8[]) AS held (shard, command, at_s)
-"""
-TAKE: Final = """
-SELECT id, shard, command, extract(epoch FROM at)::float8 AS at_s FROM cachebus_cdc_held
+TAKE: Final = f"""
+SELECT id, command, extract(epoch FROM at)::float8 AS at_s FROM {HELD}
 WHERE slot = $1 AND shard = $2 ORDER BY id LIMIT $3
 """
-LET_GO: Final = "DELETE FROM cachebus_cdc_held WHERE slot = $1 AND shard = $2 AND id = $3"
+LET_GO: Final = f"DELETE FROM {HELD} WHERE slot = $1 AND shard = $2 AND id = ANY ($3::bigint[])"
+FIGURES: Final = f"""
+SELECT count(*) AS held, extract(epoch FROM now() - min(at))::float8 AS oldest_s FROM {HELD} WHERE slot = $1
+"""
+ANYWHERE: Final = f"UPDATE {HELD} SET shard = -1 WHERE slot = $1 AND shards <> $2 AND shard <> -1"
+"""With another number of shards they lie elsewhere: each is tried once, and then known to be for another."""
+AT_ONCE: Final = 500
+
+
+class HeldCommand(NamedTuple):
+    """A row of the table."""
+
+    id: int
+    shard: int
+    command: str
 
 
 class HeldCommands:
-    """The table's rows for one slot. What is told again, after a crash, is held twice, and applied twice."""
+    """The table's rows for one slot: each command once, however often it is asked for meanwhile."""
 
-    def __init__(self, connection: asyncpg.Connection, slot: str, busy: asyncio.Lock) -> None:
+    def __init__(self, connection: asyncpg.Connection, slot: str, shards: int, shard_of: Callable[[Any], int]) -> None:
         self._connection = connection
         self._slot = slot
-        self._busy = busy
-        self._counts = Counter[int]()
-        """How many wait for which shard, as far as this session knows."""
+        self._of = shards
+        self._shard_of = shard_of
+        self.shards = list[int]()
+        """Whose primaries some may wait for."""
 
     async def found(self) -> None:
-        """Learn of those that others have held. Raises what the driver does, as all here."""
-        async with self._busy:
-            rows = await self._connection.fetch(COUNT, self._slot)
-        self._counts = Counter({row["shard"]: row["count"] for row in rows})
-
-    async def waits(self) -> tuple[int, float | None]:
-        """How many wait, and for how long the oldest has."""
-        async with self._busy:
-            rows = await self._connection.fetch(COUNT, self._slot)
-        oldest_s = min((row["at_s"] for row in rows), default=None)
-        return sum(row["count"] for row in rows), oldest_s and max(0.0, wall_s() - oldest_s)
+        """Learn of those that another worker has held. Raises what the driver does, as all here."""
+        await self._connection.execute(ANYWHERE, self._slot, self._of)
+        self.shards = [row["shard"] for row in await self._connection.fetch(SHARDS, self._slot)]
 
     async def put(self, waiting: Sequence[Waiting]) -> None:
-        """Keep what of these waits: committed when this returns."""
-        shards, commands, times = list[int](), list[str](), list[float | None]()
+        """Keep them: committed when this returns."""
+        rows: dict[str, tuple[int, str, float]] = {}
         for one in waiting:
-            for command, shard in zip(one.commands, one.of, strict=True):
-                shards.append(shard)
-                commands.append(command if isinstance(command, str) else _text(command))
-                times.append(one.item.sent_s)
-        async with self._busy:
-            await self._connection.execute(PUT, self._slot, shards, commands, times)
-        self._counts += Counter(shards)
+            for command in one.commands:
+                text = _text(command)
+                digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+                rows[digest] = (self._shard_of(command), text, one.item.sent_s or wall_s())
+        shards, texts, times = zip(*rows.values(), strict=True)
+        await self._connection.execute(PUT, self._slot, self._of, list(rows), shards, texts, times)
+        self.shards += set(shards).difference(self.shards)
 
     async def take(self, limit: int, away: Collection[int]) -> list[Item]:
-        """Some that need not wait any more: of one shard, the oldest."""
-        for shard in sorted(self._counts.keys() - set(away)):
-            async with self._busy:
-                rows = await self._connection.fetch(TAKE, self._slot, shard, limit)
-            self._counts[shard] = max(self._counts[shard], len(rows)) if rows else 0
-            self._counts += Counter()
+        """Some whose primary is not known to be away, all of one shard; no more than a few queries find them."""
+        for _ in range(len(self.shards)):
+            shard = self.shards.pop(0)  # one after the other: none waits for another's
+            if shard in away:
+                self.shards.append(shard)
+                continue
+            rows = await self._connection.fetch(TAKE, self._slot, shard, min(limit, AT_ONCE))
             if rows:
-                return [Item(f"held {row['id']}", row, row["at_s"]) for row in rows]
+                self.shards.append(shard)
+                return [
+                    Item(f"held {one['id']}", HeldCommand(one["id"], shard, one["command"]), one["at_s"])
+                    for one in rows
+                ]
         return []
 
-    async def let_go(self, items: Sequence[Item], still: Sequence[Waiting]) -> None:
-        """These were taken, and are done with, but for those that wait still: of those the shard may be another one by
-        now, where caches have another number of shards than before."""
-        moved = [one for one in still if one.of[0] != one.item.raw["shard"]]
-        if moved:
-            await self.put(moved)
-        kept = {id(one.item) for one in still}.difference(id(one.item) for one in moved)
-        rows: list[Any] = [item.raw for item in items if id(item) not in kept]
-        async with self._busy:
-            await self._connection.executemany(LET_GO, [(self._slot, row["shard"], row["id"]) for row in rows])
-        self._counts -= Counter(row["shard"] for row in rows)
+    async def let_go(self, items: Sequence[Item]) -> None:
+        """These are done with. One that was asked for again meanwhile has another number, and stays."""
+        if items:
+            ids = [item.raw.id for item in items]
+            await self._connection.execute(LET_GO, self._slot, items[0].raw.shard, ids)
+
+    async def figures(self) -> tuple[int, float]:
+        """How many there are, and for how long the oldest has waited."""
+        row = await self._connection.fetchrow(FIGURES, self._slot)
+        return row["held"], row["oldest_s"] or 0.0
 
 
-def _text(command: Any) -> str:
-    return command.decode() if isinstance(command, bytes) else encode(command).decode()
+def _text(command: Command | bytes | str) -> str:
+    """JSON that every database takes, whatever its encoding."""
+    if isinstance(command, str):
+        return command
+    text = (command if isinstance(command, bytes) else encode(command)).decode()
+    return text if text.isascii() else json.dumps(json.loads(text))

@@ -1,151 +1,147 @@
-"""One look into a slot: what was committed is told from where the slot stands, and told again until it moves on."""
+"""One look into a slot: what comes next, a slice at a time, in the transaction that holds it."""
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
+from loguru import logger
 
-from cachebus.clock import monotonic
-from consumers.cdc.catalogue import OWN_TABLES
-from consumers.cdc.change import RowChange
-from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError
+from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
+from consumers.cdc.storage import OWN_TABLES, lsn_of
+from consumers.clean import clean
 from consumers.source import Item
+
+if TYPE_CHECKING:
+    import asyncpg
 
 PEEK: Final = (
     "SELECT lsn::text AS lsn, data FROM pg_logical_slot_peek_binary_changes("
     "$1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
 )
-SNAPSHOT: Final = "SELECT pg_current_snapshot()::text"
 XID_BITS: Final = 0xFFFFFFFF
-VISIBLE_FIRST_S: Final = 0.001
-VISIBLE_MAX_S: Final = 0.1
 
 
-class Told(NamedTuple):
-    """A change, or bytes that tell of none."""
+@dataclass(slots=True)
+class Change(Item):
+    """A change of the slot: which of which transaction, and where the last whole one before it ends."""
 
-    change: RowChange | None
-    data: bytes
-    problem: str
-    xid: int
-    number: int
-    """Which of its transaction it is, from 1."""
+    transaction: int = 0
+    number: int = 0
+    behind: int | None = None
 
 
 @dataclass
-class Slice:
-    """Some of what a peek tells, in its order."""
+class Progress:
+    """How many changes of one transaction are done with, of which the slot can only go behind the end: so that one that
+    is larger than what L2 takes in time is not begun anew for ever."""
 
-    items: list[Item] = field(default_factory=list)
-    ends: list[tuple[int, int]] = field(default_factory=list)
-    """Where whole transactions end: how many items lie before that, and the LSN behind it."""
+    transaction: int = 0
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A message that is none."""
+
+    data: bytes
+    problem: str
 
 
 class Peek:
-    """A transaction with a cursor; both are over when it is closed.
+    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read."""
 
-    `skip`: changes of the first transaction that were applied before, when there was no time for the rest.
-    """
-
-    def __init__(self, connection: asyncpg.Connection, *, skip: tuple[int, int] = (0, 0)) -> None:
-        self._connection = connection
-        self._transaction: Any = None
-        self._cursor: Any = None
+    def __init__(self, progress: Progress, follows: Callable[[str, str], bool]) -> None:
+        self._progress = progress
+        self._follows = follows
         self._decoder = Decoder()
-        self._xids: set[int] = set()
-        """Transactions that it has told of, and that others may not see yet."""
-        self._xid = 0
-        self._told = 0
-        """How many changes of the transaction in hand were told."""
-        self._skip_of, self._skip = skip
-        self.opened_s = monotonic()
+        self._followed: dict[int, tuple[Relation, bool | None]] = {}
+        """By `id`, which costs less than all that is in it. None: the worker's own."""
+        self._at = Progress()
+        self._has_other = False
+        self._cursor: Any = None
+        self._begins = self._ends = ""
         self.count = 0
-        """Rows that the server has told."""
+        self.end: int | None = None
+        """Where the last whole transaction ends in which there was something."""
+        self.last: int | None = None
+        """Where the last whole transaction ends, were it the worker's own."""
+        self.xids: set[int] = set()
+        """Transactions that it has told of, and that others may not see yet."""
         self.over = False
         """Whether it was heard to its end."""
-        self.end = 0
-        """Where the last whole transaction ends of which all is done with."""
-        self.place = skip
-        """The transaction in hand, and how many of its changes are done with."""
+
+    async def begin(
+        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, str], timeout_s: float
+    ) -> None:
+        """Ask for what comes next (of which slot, about how many, of which publication): a transaction is open then."""
+        self._timeout_s = timeout_s
+        await connection.execute("BEGIN READ ONLY")
+        self._cursor = await statement.cursor(*asked, timeout=timeout_s)
+
+    async def some(self, limit: int) -> list[Item]:
+        """The next changes, about so many; none at its end, or where none of them is for anybody."""
+        rows = await self._cursor.fetch(limit, timeout=self._timeout_s)
+        self.over = len(rows) < limit
+        self.count += len(rows)
+        if rows:
+            self._begins = self._begins or rows[0]["lsn"]
+            self._ends = rows[-1]["lsn"]
+        items: list[Item] = []
+        for row in rows:
+            self._take(row["data"], row["lsn"], items)
+        return items
+
+    def _take(self, data: bytes, lsn: str, items: list[Item]) -> None:
+        at = self._at
+        try:
+            found = self._decoder.read(data, lsn)
+        except PgOutputError as error:
+            logger.warning("cdc: a message at {} can't be read: {}", lsn, clean(str(error)))
+            self._add(items, lsn, Unreadable(data, str(error)), None)
+            return
+        if found is None:
+            return
+        if isinstance(found, Told):
+            meant = [self._is_followed(one) for one in found.relations]
+            if any(one is not None for one in meant):
+                self._add(items, lsn, found if any(meant) else None, found.committed_at_s)
+        elif isinstance(found, Begin):
+            at.transaction, at.done, self._has_other = found.lsn, 0, False
+            self.xids.add(found.xid)
+        elif isinstance(found, Commit):
+            self.last = found.end_lsn
+            if self._has_other:
+                self.end = found.end_lsn
+
+    def _is_followed(self, relation: Relation) -> bool | None:
+        known = self._followed.get(id(relation))
+        if known is None:
+            own = relation.table in OWN_TABLES
+            known = relation, None if own else self._follows(relation.schema, relation.table)
+            self._followed[id(relation)] = known
+        return known[1]
+
+    def _add(self, items: list[Item], lsn: str, raw: Any, sent_s: float | None) -> None:
+        at = self._at
+        at.done += 1
+        self._has_other = True
+        if at.transaction != self._progress.transaction or at.done > self._progress.done:
+            items.append(Change(lsn, raw, sent_s, False, at.transaction, at.done, self.end))
 
     @property
-    def waits(self) -> bool:
-        """Whether transactions are told of that others do not see yet."""
-        return bool(self._xids)
+    def wal_bytes(self) -> int:
+        """From the first change to the last."""
+        return lsn_of(self._ends) - lsn_of(self._begins) if self._begins else 0
 
-    async def open(self, slot: str, limit: int, publication: str, timeout_s: float) -> None:
-        """Begin; what the driver raises."""
-        self._transaction = self._connection.transaction(readonly=True, isolation="read_committed")
-        await self._transaction.start()
-        self._cursor = await self._connection.cursor(PEEK, slot, limit, publication, timeout=timeout_s)
-
-    async def close(self) -> None:
-        """End it."""
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            await transaction.rollback()
-
-    async def slice(self, limit: int, timeout_s: float) -> Slice:
-        """At least one item, unless there is none any more."""
-        found = Slice()
-        while not found.items and not self.over:
-            rows = await self._cursor.fetch(limit, timeout=timeout_s)
-            self.over = len(rows) < limit
-            self.count += len(rows)
-            for row in rows:
-                self._take(row, found)
-        return found
-
-    def _take(self, row: Any, found: Slice) -> None:
-        try:
-            said = self._decoder.decode(row["data"], row["lsn"])
-        except PgOutputError as error:
-            self._add(found, row["lsn"], None, row["data"], str(error))
-            return
-        if isinstance(said, Begin):
-            self._xids.add(said.xid)
-            self._xid, self._told = said.xid, 0
-        elif isinstance(said, Commit):
-            found.ends.append((len(found.items), said.end_lsn))
-        elif isinstance(said, list):
-            for change in said:
-                if change.table not in OWN_TABLES:
-                    self._add(found, change.position, change)
-
-    def _add(
-        self, found: Slice, place: str, change: RowChange | None, data: bytes = b"", problem: str = ""
-    ) -> None:  # fmt: skip
-        self._told += 1
-        if self._xid != self._skip_of or self._told > self._skip:
-            told = Told(change, data, problem, self._xid, self._told)
-            found.items.append(Item(place, told, None if change is None else change.committed_at_s))
-
-    async def seen_by_all(self) -> None:
-        """Wait until whoever begins to read sees what was told of: the log has a commit before that, by far where a
-        synchronous standby is waited for. Who loads in between loads what is old, and would keep it."""
-        patience_s = VISIBLE_FIRST_S
-        while self._xids:
-            _, end, running = str(await self._connection.fetchval(SNAPSHOT)).split(":")
+    def seen_by(self, snapshot: str) -> bool:
+        """Whether all that it has told of is seen by whoever has this snapshot, or begins to read later."""
+        if self.xids:
+            _, end, running = snapshot.split(":")
             under_way = {int(one) & XID_BITS for one in running.split(",") if one}
-            self._xids = {xid for xid in self._xids if xid in under_way or _is_behind(xid, int(end))}
-            if self._xids:
-                await asyncio.sleep(patience_s)
-                patience_s = min(VISIBLE_MAX_S, patience_s * 2)
-
-    def done(self, part: Slice, count: int) -> None:
-        """Of a slice so many items are done with, from its head on."""
-        ended = -1
-        for before, end in part.ends:
-            if before <= count:
-                ended, self.end = before, end
-        if ended == count:
-            self.place = (0, 0)
-        elif count:
-            told: Told = part.items[count - 1].raw
-            self.place = told.xid, told.number
+            self.xids = {xid for xid in self.xids if xid in under_way or _is_behind(xid, int(end))}
+        return not self.xids
 
 
 def _is_behind(xid: int, end: int) -> bool:

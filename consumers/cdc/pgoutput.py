@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
-from consumers.cdc.change import OtherText, RowChange
+from consumers.cdc.change import Op, OtherText, RowChange
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""
@@ -21,6 +21,9 @@ TEXTS: Final = frozenset({18, 19, 25, 650, 829, 869, 1042, 1043, 2950})
 FIRST_OWN_TYPE: Final = 16_384
 """Types from here on are a database's own, such as enums: taken for text."""
 KEY: Final = 1
+_ROWS: Final[dict[bytes, Op]] = {b"I": "insert", b"U": "update", b"D": "delete"}
+_OLD: Final = (b"K", b"O")
+_TEXT, _NULL, _UNCHANGED = b"tnu"
 
 _begin = struct.Struct(">qqI")
 _commit = struct.Struct(">bqqq")
@@ -37,6 +40,8 @@ class Begin(NamedTuple):
 
     committed_at_s: float
     xid: int
+    lsn: int = 0
+    """Of its commit's record: no two transactions have the same."""
 
 
 class Commit(NamedTuple):
@@ -63,6 +68,26 @@ class Relation(NamedTuple):
     columns: tuple[Column, ...]
 
 
+class Told(NamedTuple):
+    """A message that tells of rows, and what is needed to read it: reading it may wait until it is asked what it
+    means."""
+
+    data: bytes
+    relations: tuple[Relation, ...]
+    """That of the row; of a truncate all that it names."""
+    position: str
+    committed_at_s: float | None
+
+    def changes(self, wanted: frozenset[str] | None = None) -> list[RowChange]:
+        """The rows, with these columns alone where they are given. `PgOutputError`, whatever the bytes are."""
+        if self.data[:1] == b"T":
+            return [
+                RowChange("truncate", one.schema, one.table, None, None, self.position, self.committed_at_s)
+                for one in self.relations
+            ]
+        return [_change(self, wanted)]
+
+
 class Decoder:
     """Reads the messages of one peek, in order: rows are told with the number of a table that was told before."""
 
@@ -70,28 +95,35 @@ class Decoder:
         self.relations: dict[int, Relation] = {}
         self._committed_at_s: float | None = None
 
-    def decode(self, data: bytes, position: str = "") -> Begin | Commit | list[RowChange]:
-        """What a message says; an empty list for those that tell of no row. `PgOutputError`, whatever the bytes are."""
+    def read(self, data: bytes, position: str = "") -> Begin | Commit | Told | None:
+        """What a message is; None for those that tell of no row. `PgOutputError`, whatever the bytes are."""
+        kind = data[:1]
+        if kind in _ROWS and len(data) >= _u32.size + 1:
+            return Told(data, (self._of(_u32.unpack_from(data, 1)[0]),), position, self._committed_at_s)
         read = _Reader(data)
-        kind = read.letter()
-        if kind == "B":
-            _, at_us, xid = read.fields(_begin)
+        letter = read.letter()
+        if letter == "B":
+            end_lsn, at_us, xid = read.fields(_begin)
             self._committed_at_s = _unix_s(at_us)
-            return Begin(self._committed_at_s, xid)
-        if kind == "C":
+            return Begin(self._committed_at_s, xid, end_lsn)
+        if letter == "C":
             _, _, end_lsn, at_us = read.fields(_commit)
             return Commit(end_lsn, _unix_s(at_us))
-        if kind in "IUD":
-            return [self._row(kind, read, position)]
-        if kind == "T":
+        if letter == "T":
             count, _ = read.fields(_i32)[0], read.letter()
-            return [self._truncated(read.fields(_u32)[0], position) for _ in range(_sane(count, read))]
-        if kind == "R":
+            named = tuple(self._of(read.fields(_u32)[0]) for _ in range(_sane(count, read)))
+            return Told(data, named, position, self._committed_at_s)
+        if letter == "R":
             oid, relation = _relation(read)
             self.relations[oid] = relation
-        elif kind not in "YOM":  # types, origins, and messages that applications write: no rows
-            raise PgOutputError(f"no message begins with {kind!r}")
-        return []
+        elif letter not in "YOM":  # types, origins, and messages that applications write: no rows
+            raise PgOutputError(f"no message begins with {letter!r}")
+        return None
+
+    def decode(self, data: bytes, position: str = "") -> Begin | Commit | list[RowChange]:
+        """What a message says; an empty list for those that tell of no row. `PgOutputError` likewise."""
+        found = self.read(data, position)
+        return [] if found is None else found.changes() if isinstance(found, Told) else found
 
     def _of(self, oid: int) -> Relation:
         try:
@@ -99,26 +131,55 @@ class Decoder:
         except KeyError:
             raise PgOutputError(f"a row of the table {oid}, which was not told before") from None
 
-    def _row(self, kind: str, read: _Reader, position: str) -> RowChange:
-        relation = self._of(read.fields(_u32)[0])
-        new = old = None
-        part = read.letter()
-        if part in "KO" and kind != "I":
-            old = read.row(relation, key_only=part == "K")
-            part = read.letter() if kind == "U" else ""
-        if part == "N" and kind != "D":
-            new = read.row(relation)
-        elif part or kind != "D":
-            raise PgOutputError(f"{part!r} is no part of {kind!r}")
-        read.end()
-        op = {"I": "insert", "U": "update", "D": "delete"}[kind]
-        return RowChange(op, relation.schema, relation.table, new, old, position, self._committed_at_s)  # type: ignore[arg-type]
 
-    def _truncated(self, oid: int, position: str) -> RowChange:
-        relation = self._of(oid)
-        return RowChange(
-            "truncate", relation.schema, relation.table, position=position, committed_at_s=self._committed_at_s
-        )
+def _change(told: Told, wanted: frozenset[str] | None) -> RowChange:
+    data, (relation,) = told.data, told.relations
+    kind, part, at = data[:1], data[5:6], 6
+    new = old = None
+    if part in _OLD and kind != b"I":
+        old, at = _row(data, at, relation, wanted, key_only=part == b"K")
+        part, at = (data[at : at + 1], at + 1) if kind == b"U" else (b"", at)
+    if part == b"N" and kind != b"D":
+        new, at = _row(data, at, relation, wanted)
+    elif part or kind != b"D":
+        raise PgOutputError(f"{part.decode('latin1')!r} is no part of {kind.decode('latin1')!r}")
+    if at != len(data):
+        raise PgOutputError(f"{len(data) - at} bytes too many in a message")
+    if old is None and new is None:
+        raise PgOutputError("a message is cut short")
+    return RowChange(_ROWS[kind], relation.schema, relation.table, new, old, told.position, told.committed_at_s)
+
+
+def _row(
+    data: bytes, at: int, relation: Relation, wanted: frozenset[str] | None, *, key_only: bool = False
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """The columns that are told; of an old row that has only its key, the key. And where it ends."""
+    try:
+        (count,) = _i16.unpack_from(data, at)
+        if count != len(relation.columns):
+            raise PgOutputError(f"a row of {count} columns in a table of {len(relation.columns)}")
+        at += 2
+        found: dict[str, Any] = {}
+        for name, type_oid, in_key in relation.columns:
+            kind = data[at]
+            if kind == _TEXT:
+                (size,) = _i32.unpack_from(data, at + 1)
+                at += 5
+                if not 0 <= size <= len(data) - at:
+                    raise PgOutputError("a value is cut short")
+                if wanted is None or name in wanted:
+                    found[name] = _value(data[at : at + size], type_oid)
+                at += size
+                continue
+            at += 1
+            if kind == _NULL:
+                if (in_key or not key_only) and (wanted is None or name in wanted):
+                    found[name] = None
+            elif kind != _UNCHANGED:  # a large value that was left as it was, and is not told
+                raise PgOutputError(f"no value is of the kind {chr(kind)!r}")
+    except (struct.error, IndexError):
+        raise PgOutputError("a message is cut short") from None
+    return found, at
 
 
 class _Reader:
@@ -158,28 +219,6 @@ class _Reader:
     def end(self) -> None:
         if self.left():
             raise PgOutputError(f"{self.left()} bytes too many in a message")
-
-    def row(self, relation: Relation, *, key_only: bool = False) -> dict[str, Any]:
-        """The columns that are told; of an old row that has only its key, the key."""
-        (count,) = self.fields(_i16)
-        if count != len(relation.columns):
-            raise PgOutputError(f"a row of {count} columns in a table of {len(relation.columns)}")
-        found: dict[str, Any] = {}
-        for column in relation.columns:
-            kind = self.letter()
-            if kind == "t":
-                (size,) = self.fields(_i32)
-                if not 0 <= size <= self.left():
-                    raise PgOutputError("a value is cut short")
-                data = self._data[self._at : self._at + size]
-                self._at += size
-                found[column.name] = _value(data, column.type_oid)
-            elif kind == "n":
-                if column.key or not key_only:
-                    found[column.name] = None
-            elif kind != "u":  # a large value that was left as it was, and is not told
-                raise PgOutputError(f"no value is of the kind {kind!r}")
-        return found
 
 
 def _relation(read: _Reader) -> tuple[int, Relation]:

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import asyncpg
+from loguru import logger
 from prometheus_client import CollectorRegistry, Gauge
 from pydantic import SecretStr
 
+from cachebus.clock import monotonic
 from cachebus.errors import ConfigError
+from cachebus.plan import Planner
 from cachebus.settings import Settings
+from consumers import clean
 from consumers.cdc.catalogue import plain_url
-from consumers.cdc.judged import ASSUMPTIONS, Names
+from consumers.cdc.mending import Mending
+from consumers.cdc.peek import Progress
+from consumers.cdc.pgoutput import Relation
 from consumers.cdc.router import Router
 from consumers.cdc.rules import Rules
-from consumers.cdc.session import HOLD_S, SlotFigures, SlotSession
+from consumers.cdc.session import SlotSession
+from consumers.cdc.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
+from consumers.cdc.standing import Names
+from consumers.patience import TELL_EVERY_S
 from consumers.source import Session, Source
 from consumers.source_worker import SourceWorker
+from producers.base import Orders
+from producers.command import Command, parse
 
-NAME: Final = "cachebus_cdc"
-NAME_MAX: Final = 63
+AT_ONCE: Final = 2000
+"""Changes that are applied together."""
+HOLD_S: Final = 2.0
+"""A transaction is held open no longer than this while L2 is away: an old one keeps the database from cleaning up."""
+LOCK_S: Final = 10
+"""A worker that is frozen for so long loses its session, and with it the slot's lock: its own keep-alive is every
+second, so nothing else does."""
+PEEK_TIMEOUT_S: Final = 60.0
 CONNECT_S: Final = 10.0
-COMMAND_S: Final = 30.0
 SESSION: Final = """
-SELECT set_config(pg_settings.name, wanted.value, false) FROM (VALUES
-  ('statement_timeout', '0'), ('transaction_timeout', '0'), ('idle_session_timeout', '{0}'),
-  ('idle_in_transaction_session_timeout', '{0}'), ('tcp_user_timeout', '{0}'), ('tcp_keepalives_idle', '5'),
-  ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3')
-) AS wanted (name, value) JOIN pg_settings USING (name)
+SELECT set_config(s.name, v.value, false) FROM pg_settings s JOIN (VALUES
+  ('statement_timeout', '0'), ('transaction_timeout', '0'), ('tcp_keepalives_idle', '5'),
+  ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '10000'),
+  ('client_connection_check_interval', '5000'),
+  ('synchronous_commit', coalesce($2, current_setting('synchronous_commit'))),
+  ('idle_in_transaction_session_timeout', $1), ('idle_session_timeout', $1)) AS v (name, value) USING (name)
 """
-LOOKS_FOR_ITS_CLIENT: Final = "SET client_connection_check_interval = 2000"
-"""While it decodes, too; not every platform can."""
-SILENT_MS: Final = 15_000
-"""So long after the last word of a worker the server ends its sessions: one that is frozen keeps the slot no longer."""
-TROUBLE: Final = (
+OUT_OF_REACH: Final = (
     *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError),
     asyncpg.InternalClientError,  # some of its calls raise this on a connection that has gone
 )
-POISON: Final = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
-OnLostSlot = Literal["stop", "invalidate"]
+REFUSES: Final = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+TYPICAL_CHANGE_BYTES: Final = 200
+MEASURED: Final = 50
+"""Changes together that tell how much WAL one is."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,9 @@ class SlotSource:
     """Which slot of which database, and how it is read. Times are in seconds."""
 
     dsn: SecretStr
-    slot: str = ""
-    """"": "cachebus_cdc", and what tells the namespace where that is not the default one."""
-    publication: str = ""
-    """"": as the slot."""
+    slot: str | None = None
+    """By default the namespace with "_cdc" behind it: "cachebus_cdc"; so is the publication."""
+    publication: str | None = None
     batch: int = 5000
     """A peek stops behind the transaction with which it has told so many changes."""
     poll_s: float = 0.02
@@ -63,95 +76,161 @@ class SlotSource:
     on_lost_slot: OnLostSlot = "stop"
 
     def names(self, namespace: str) -> Names:
-        """With what is not given: no two namespaces share a slot."""
-        slot = self.slot or name_for(namespace)
-        return Names(slot, self.publication or (name_for(namespace) if not self.slot else NAME), namespace)
+        """What it follows for this namespace; `ConfigError` for a name that no slot may have."""
+        by_default = default_name(namespace)
+        slot = self.slot or by_default
+        if not 0 < len(slot) <= LONGEST_NAME or not set(slot) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
+            raise ConfigError("slot: a name has 1 to 63 of the letters a-z, digits and _")
+        return Names(slot, self.publication or by_default, namespace, self.on_lost_slot)
 
 
-def name_for(namespace: str) -> str:
-    """The slot and publication of a namespace that names none: each has its own."""
-    if namespace == "cachebus":
-        return NAME
-    plain = re.sub(r"[^a-z0-9_]", "_", namespace.lower())
-    if plain != namespace or len(plain) > NAME_MAX - len(NAME) - 1:
-        digest = hashlib.sha256(namespace.encode()).hexdigest()[:8]
-        plain = f"{plain[: NAME_MAX - len(NAME) - 10]}_{digest}"
-    return f"{NAME}_{plain}"
-
-
-class PostgresSlot(Source):
-    """A slot of a database, over any number of sessions."""
+class PostgresSource(Source):
+    """A slot, over all connections. Of several workers on one slot one works, and the others stand by."""
 
     part = "database"
-    trouble = TROUBLE
-    poison = POISON
-    assumptions = ASSUMPTIONS
-    limit = 1000
+    trouble = OUT_OF_REACH
+    assumptions = ("slot", "publication", "tables", "storage", "leader")
     hold_s = HOLD_S
+    poison = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
 
-    def __init__(self, source: SlotSource, rules: Rules, namespace: str) -> None:
-        plain_url(source.dsn)
-        self.options = source
-        self.names = source.names(namespace)
+    def __init__(self, given: SlotSource, rules: Rules, settings: Settings) -> None:
+        self.limit = min(AT_ONCE, given.batch)
+        self.hold_s = HOLD_S
+        self._given = given
+        self._url = plain_url(given.dsn)
+        self.names = given.names(settings.namespace)
         self.router = Router(rules)
-        self.figures = SlotFigures()
-        self.place = (0, 0)
-        """Of the transaction in hand how many changes were applied: what another session need not apply again."""
-
-    @property
-    def slot(self) -> str:
-        """Its name."""
-        return self.names.slot
-
-    def register(self, registry: CollectorRegistry) -> None:
-        """See `Source.register`."""
-        self.figures.retained = Gauge(
-            "cachebus_cdc_wal_retained_bytes", "WAL that the server keeps for the slot", registry=registry
-        )
-        self.figures.behind = Gauge(
-            "cachebus_cdc_wal_behind_bytes", "WAL written since what is applied", registry=registry
-        )
-        self.figures.active = Gauge(
-            "cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)", registry=registry
-        )
+        self.mending = Mending(self.names)
+        self.shards = settings.shards
+        self._planner: Planner = Orders(settings.shards, rules.cascades).planner
+        self.batch, self.poll_s = given.batch, given.poll_s
+        self.first_timeout_s = self.peek_timeout_s = PEEK_TIMEOUT_S
+        self.progress = Progress()
+        self.leading = False
+        """Whether this worker has the slot's lock."""
+        self.following = False
+        """Whether it works on the slot."""
+        self.waits_for_commits = False
+        """Whether transactions are told of that others do not see yet."""
+        self.may_shorten = True
+        self._change_bytes = float(TYPICAL_CHANGE_BYTES)
+        self._wanted: dict[tuple[str, str], frozenset[str]] = {}
+        self._warned: set[str] = set()
+        self._warned_s = float("-inf")
+        self._lock_s = max(LOCK_S, int(4 * settings.l2_timeout_s))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
-        async with self._connected() as connection, self._connected() as beside:
-            session = SlotSession(self, connection, beside)
-            async with session.alive():
-                yield session
+        async with (
+            # Where the slot goes is written here, which is to wait for no standby that may be away.
+            self._connected(str(self._lock_s * 1000), "local") as main,
+            self._connected("0") as beside,
+            SlotSession(self, main, beside).kept() as session,
+        ):
+            yield session
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
+    async def _connected(self, idle_ms: str, durable: str | None = None) -> AsyncIterator[asyncpg.Connection]:
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await asyncpg.connect(
-                    plain_url(self.options.dsn),
-                    command_timeout=COMMAND_S,
+                    self._url,
+                    command_timeout=30,
                     target_session_attrs="primary",  # of several hosts: after a failover that is another
-                    server_settings={"application_name": f"cachebus-cdc {self.slot}"[:NAME_MAX]},
+                    server_settings={"application_name": f"cachebus-cdc {self.names.slot}"[:LONGEST_NAME]},
                 )
-        except asyncpg.ClientConfigurationError as error:
-            raise ConfigError(f"the database's URL: {str(error).splitlines()[0]}") from None
-        except ValueError:  # a port that is no number, a host in broken brackets
+        except (asyncpg.ClientConfigurationError, ValueError):
             raise ConfigError("the database's URL can't be read") from None
         try:
-            await connection.execute(SESSION.format(SILENT_MS))
-            with suppress(asyncpg.PostgresError):
-                await connection.execute(LOOKS_FOR_ITS_CLIENT)
+            await connection.fetch(SESSION, idle_ms, durable)
             yield connection
         finally:
             # Not in order where the server hangs: what matters is that the lock on the slot goes with the connection.
-            with suppress(*TROUBLE):
+            with suppress(*OUT_OF_REACH):
                 await connection.close(timeout=2)
+
+    def told(self, error: BaseException) -> str:
+        """See `Source.told`."""
+        if isinstance(error, REFUSES):
+            return f"{type(error).__name__}: the server refuses this user, or has no such database"
+        if isinstance(error, OSError):
+            return f"{type(error).__name__}: {os.strerror(error.errno) if error.errno else 'no connection'}"
+        return clean.told(error)
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """See `Source.register`."""
+
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(name, meaning, registry=registry)
+
+        self._retained = gauge("cachebus_cdc_wal_retained_bytes", "WAL that the server keeps for the slot")
+        self._behind = gauge("cachebus_cdc_wal_behind_bytes", "WAL written since what is applied")
+        self._active = gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
+
+    # -- what outlives a connection -----------------------------------------------------------------------------------
+
+    def leads(self, leading: bool) -> None:
+        """Whether it has the lock now."""
+        self.leading = leading
+        if not leading:
+            self.follows(False)
+
+    def follows(self, following: bool) -> None:
+        """Whether it works on the slot now."""
+        self.following = following
+        self._active.set(following)
+
+    def is_followed(self, schema: str, table: str) -> bool:
+        """Whether rules are for this table."""
+        return bool(self.router.rules_of(schema, table))
+
+    def wanted(self, relations: Sequence[Relation]) -> frozenset[str] | None:
+        """The columns that rules for it look at."""
+        place = relations[0].schema, relations[0].table
+        found = self._wanted.get(place)
+        if found is None:
+            rules = self.router.rules_of(*place)
+            found = frozenset[str]().union(*(rule.columns.union(rule.when) for rule in rules))
+            self._wanted[place] = found
+        return found
+
+    def shard_of(self, command: Command | bytes | str) -> int:
+        """Where it belongs to."""
+        return (parse(command) if isinstance(command, bytes | str) else command).plan(self._planner).shard
+
+    def measured(self, wal_bytes: int, changes: int) -> None:
+        """So much WAL had so many changes."""
+        if changes >= MEASURED:
+            self._change_bytes += 0.2 * (max(50.0, wal_bytes / changes) - self._change_bytes)
+
+    def changes_in(self, wal_bytes: int) -> int:
+        """About how many changes it has."""
+        return round(wal_bytes / self._change_bytes)
+
+    def stands(self, slot: Slot) -> None:
+        """How much the slot holds back, for those who watch."""
+        self._retained.set(slot.retained_bytes)
+        self._behind.set(slot.behind_bytes)
+        if slot.retained_bytes > self._given.wal_warning_bytes and monotonic() - self._warned_s > TELL_EVERY_S:
+            self._warned_s = monotonic()
+            logger.warning(
+                "cdc: the slot {} makes the server keep {:.1f} GiB of WAL ({} bytes not applied yet)",
+                self.names.slot, slot.retained_bytes / (1 << 30), slot.behind_bytes,
+            )  # fmt: skip
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Each once."""
+        for warning in warnings:
+            if warning not in self._warned:
+                logger.warning("cdc: {}", clean.clean(warning, 2000))
+        self._warned = set(warnings)
 
 
 class SlotWorker(SourceWorker):
-    """Follows a slot. Of several workers on one slot one works, and the others stand by to take over. `ConfigError`."""
+    """Follows a slot. Of several workers on one slot one works, and the others stand by to take over."""
 
-    source: PostgresSlot
+    source: PostgresSource
 
     def __init__(self, settings: Settings, rules: Rules, source: SlotSource) -> None:
         if source.on_lost_slot == "invalidate" and not rules.tenants and any(r.needs_tenants for r in rules.rule):
@@ -159,14 +238,9 @@ class SlotWorker(SourceWorker):
                 "on_lost_slot=invalidate needs the tenants whose caches to invalidate: tenants = [...] at the head of "
                 "the rules"
             )
-        super().__init__("cdc", PostgresSlot(source, rules, settings.namespace), settings, rules.cascades)
+        super().__init__("cdc", PostgresSource(source, rules, settings), settings, rules.cascades)
 
     @property
     def follows(self) -> bool:
         """Whether it has the slot now; else another has, or it is on its way there."""
-        return self.source.figures.leads
-
-    @property
-    def waits_for_commits(self) -> bool:
-        """Whether transactions are told of that others do not see yet."""
-        return self.source.figures.waits
+        return self.source.following

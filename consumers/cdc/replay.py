@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import asyncpg
@@ -11,12 +12,14 @@ from cachebus.clock import wall_s
 from cachebus.plan import Plan
 from consumers.apply import REFUSED, Applier
 from consumers.cdc.catalogue import plain_url
-from consumers.cdc.change import parse_change
+from consumers.cdc.change import OPS, parse_change
 from consumers.cdc.router import Router
+from consumers.cdc.storage import DEAD
 from consumers.clean import clean
+from consumers.source import Meaning
 
-TAKE = "SELECT id, payload FROM cachebus_cdc_dead WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
-KEEP = "UPDATE cachebus_cdc_dead SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"
+TAKE = f"SELECT id, payload FROM {DEAD} WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
+KEEP = f"UPDATE {DEAD} SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"
 AT_ONCE = 500
 
 
@@ -28,23 +31,9 @@ class Replayed(NamedTuple):
     """Those that stay where they are: with the new reason, and counted once more."""
 
 
-def _planned(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
-    """What of a letter can be applied: a change, or a command that was held; and what can't."""
-    try:
-        asked, problems = router.meaning(parse_change(payload))
-    except REFUSED:
-        return [applier.plan_of(payload)], []
-    plans, wrong = list[Plan](), list(problems)
-    for command in asked:
-        try:
-            plans.append(applier.plan_of(command))
-        except REFUSED as error:
-            wrong.append(str(error))
-    return plans, wrong
-
-
 async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) -> Replayed:
-    """Try all dead letters of a slot again, once each; those that are applied are removed. The applier is open.
+    """Try all dead letters of a slot again, once each; those that are applied are removed. Of one of which only a part
+    can be applied that part is, and it stays. The applier is open.
 
     Raises `OSError` or asyncpg's errors where the database can't be reached; what was applied till then is removed.
     """
@@ -57,19 +46,44 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
             kept: list[tuple[int, str, float]] = []
             plans: list[Plan] = []
             for row in rows:
-                try:
-                    found, problems = _planned(row["payload"], router, applier)
-                except REFUSED as error:
-                    found, problems = [], [str(error)]
-                plans += found
+                mine, problems = _meant(row["payload"], router, applier)
+                plans += mine
                 if problems:
                     kept.append((row["id"], clean("; ".join(problems)), wall_s()))
                 else:
                     done.append(row["id"])
             await applier.apply(plans)
-            await connection.execute("DELETE FROM cachebus_cdc_dead WHERE id = ANY ($1::bigint[])", done)
+            await connection.execute(f"DELETE FROM {DEAD} WHERE id = ANY ($1::bigint[])", done)
             await connection.executemany(KEEP, kept)
             applied, dead = applied + len(done), dead + len(kept)
     finally:
         await connection.close()
     return Replayed(applied, dead)
+
+
+def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
+    """What it asks for as things are now, and what of it still can't be used."""
+    plans: list[Plan] = []
+    problems: list[str] = []
+    for line in payload.split("\n"):
+        try:
+            meaning = Meaning([line]) if _is_command(line) else router.meaning(parse_change(line))
+        except REFUSED as error:
+            problems.append(str(error))
+            continue
+        problems += meaning.problems
+        for command in meaning.commands:
+            try:
+                plans.append(applier.plan_of(command))
+            except REFUSED as error:
+                problems.append(str(error))
+    return plans, problems
+
+
+def _is_command(line: str) -> bool:
+    """One that was held for a primary that was away, and could not be used any more when it was back."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("op") not in (None, *OPS)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 from cachebus.cascade import CascadeTable
@@ -18,6 +17,7 @@ from consumers.source import Meaning
 from producers.command import Command, Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, Related
 
 TABLES_REMEMBERED = 4096
+NO_CONTEXTS = (None, None, None)
 
 
 class Router:
@@ -43,23 +43,25 @@ class Router:
     def meaning(self, change: RowChange) -> Meaning:
         """What this change invalidates, each once; nothing where no rule is for it. What one rule can't name, or one
         half of the change, is a problem, and takes nothing from the others."""
-        made: dict[Command, None] = {}
+        made: list[Command] = []
         problems: list[str] = []
         for rule in self.rules_of(change.schema, change.table):
             seen = change if rule.replica_identity == "full" else change.only_sure()
             if seen.op not in rule.operations or (rule.when and not seen.touched(self._watched[id(rule)])):
                 continue
             if seen.op == "truncate":
-                made.update(dict.fromkeys(self._truncated(rule)))
+                made += self._truncated(rule)
                 continue
             halves = self._halves(rule, seen)
             if not halves:
                 problems.append(f"{_named(rule)}: the {seen.op} has neither the new row nor the old one")
             for which, row in halves:
                 commands, unnamed = _of_row(rule, row)
-                made.update(dict.fromkeys(commands))
+                made += commands
                 problems += (f"{_named(rule)}: {which}: {problem}" for problem in unnamed)
-        return Meaning(list(made), list(dict.fromkeys(problems)))
+        if len(made) > 1:  # to compare them costs
+            made = list(dict.fromkeys(made))
+        return Meaning(made, list(dict.fromkeys(problems)) if problems else ())
 
     def _halves(self, rule: Rule, change: RowChange) -> list[tuple[str, Row]]:
         """The row as it is and as it was, less what is not known, and what for this rule is the same."""
@@ -156,25 +158,30 @@ def _of_row(rule: Rule, row: Row) -> tuple[list[Command], list[str]]:
     if tenant is None:
         return [], []
 
-    def add(what: str, part: Callable[[], Command | None]) -> None:
-        try:
-            command = part()
-        except UnusableChange as error:
-            problems.append(f"{what}: {error}")
-        else:
-            made.extend([] if command is None else [command])
-
     related: list[Related] = []
     for one in rule.related:
         try:
             related += _related(one, row)
         except UnusableChange as error:
             problems.append(f"related {one.data_type}: {error}")
-    add("resource_id", partial(_resource, rule, row, tenant, related))
+    try:
+        resource = _resource(rule, row, tenant, related)
+    except UnusableChange as error:
+        problems.append(f"resource_id: {error}")
+    else:
+        made += () if resource is None else (resource,)
     for scope in rule.scopes:
-        add(f"the scope of {scope.data_type}", partial(_scope, scope, row, tenant))
+        try:
+            made.append(_scope(scope, row, tenant))
+        except UnusableChange as error:
+            problems.append(f"the scope of {scope.data_type}: {error}")
     for tag in rule.tags:
-        add(f"the tag {tag.text!r}", partial(_tag, tag, row, tenant))
+        try:
+            named = _tag(tag, row, tenant)
+        except UnusableChange as error:
+            problems.append(f"the tag {tag.text!r}: {error}")
+        else:
+            made += () if named is None else (named,)
     return made, problems
 
 
@@ -207,6 +214,8 @@ def _tenant(rule: Rule, row: Row) -> dict[str, Any] | None:
 
 def _contexts(part: _InContext, row: Row) -> dict[str, Any]:
     """The context ids of a row; one that is null is none."""
+    if part.contexts == NO_CONTEXTS:
+        return {}
     return {
         name: made
         for name, template in zip(CONTEXTS, part.contexts, strict=True)

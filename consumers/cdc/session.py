@@ -1,318 +1,226 @@
-"""One connection's life with a slot: peek, apply, advance."""
+"""A slot's worker while it is connected: peeks, and advances the slot behind what was let go of."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from loguru import logger
-from prometheus_client import Gauge
 
 from cachebus.clock import monotonic, wall_s
-from consumers.cdc.catalogue import quoted
-from consumers.cdc.change import UnusableChange
+from consumers.cdc import standing
 from consumers.cdc.dead import TableOfDead
-from consumers.cdc.held import HeldCommands
-from consumers.cdc.peek import Peek, Slice, Told
+from consumers.cdc.held import HeldCommand, HeldCommands
+from consumers.cdc.peek import Unreadable
+from consumers.cdc.pgoutput import PgOutputError
+from consumers.cdc.reader import IDLE_ADVANCE_BYTES, SlotReader
 from consumers.cdc.standing import Standing
 from consumers.dead import DeadLetter
-from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
+from consumers.source import Batch, Finding, Item, Left, Look, Meaning, Session
 from producers.command import Command
 
 if TYPE_CHECKING:
-    from consumers.cdc.postgres import PostgresSlot
+    from consumers.cdc.postgres import PostgresSource
 
-HOLD_S: Final = 2.0
-"""A transaction is held open no longer than this while L2 is away: an old one keeps the database from cleaning up."""
-NOW: Final = "SELECT pg_current_wal_flush_lsn()::text"
-NOTE: Final = """
-WITH at_once AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
-UPDATE cachebus_cdc_slots AS noted SET
-  whole = whole AND (noted.confirmed IS NULL OR slot.confirmed_flush_lsn <= noted.confirmed),
-  confirmed = greatest(noted.confirmed, $2::text::pg_lsn)
-FROM pg_replication_slots AS slot, at_once WHERE noted.slot = $1::text AND slot.slot_name = $1::text
-"""
-# No standby is waited for, nor the disk: the slot's own place is written later than this is, by the next checkpoint.
-ADVANCE: Final = "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)"
-LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-IDLE_ADVANCE_BYTES: Final = 1 << 20
-"""Of others' WAL: past that the slot moves on, though nothing in it is for these rules."""
-TOUCH_S: Final = 5.0
-"""A slot that nothing is told by is used all the same, before a server takes it for one that nobody wants."""
 STAND_BY_S: Final = 0.5
-PING_S: Final = 3.0
-PEEK_TIMEOUT_S: Final = 60.0
-PEEK_TIMEOUT_MAX_S: Final = 3600.0
-WARN_EVERY_S: Final = 60.0
-
-
-class SlotFigures:
-    """What a worker tells of its slot, over all sessions."""
-
-    retained: Gauge | None = None
-    behind: Gauge | None = None
-    active: Gauge | None = None
-    leads = False
-    waits = False
-    peek_timeout_s = PEEK_TIMEOUT_S
-    warned_s = float("-inf")
-
-    def leading(self, leads: bool) -> None:
-        """Whether this worker has the slot."""
-        self.leads = leads
-        if self.active is not None:
-            self.active.set(int(leads))
+STILL_S: Final = 15.0
+"""A worker that has the slot's lock and does nothing with it for so long is said to by those who stand by."""
+TAKEN_S: Final = 5.0
+"""Others may use the slot for so long before that is told: the server's process of a worker that was killed does."""
+NOTHING: Final = Meaning()
 
 
 class SlotSession(Session):
-    """`connection` peeks and has the lock that stands for the slot; `beside` looks, and keeps what is set aside."""
+    """Two connections: the one has the lock, peeks and advances; the other is for all else."""
 
-    def __init__(self, source: PostgresSlot, connection: asyncpg.Connection, beside: asyncpg.Connection) -> None:
+    def __init__(self, source: PostgresSource, main: asyncpg.Connection, beside: asyncpg.Connection) -> None:
         self._source = source
-        self._options = source.options
         self._names = source.names
-        self._router = source.router
-        self._figures = source.figures
-        self._connection, self._beside = connection, beside
-        self._busy, self._busy_beside = asyncio.Lock(), asyncio.Lock()
-        self._dead = TableOfDead(beside, self._names.slot, self._busy_beside)
-        self._held = HeldCommands(beside, self._names.slot, self._busy_beside)
-        self._standing = Standing(
-            beside, self._busy_beside, self._router, self._names,
-            invalidates=self._options.on_lost_slot == "invalidate", lead=self._leads,
-        )  # fmt: skip
-        self._peek: Peek | None = None
-        self._slice: Slice | None = None
-        self._taken_held = False
-        self._now = ""
-        self._seen = ""
-        """Up to where the server's log has been looked through."""
-        self._advanced = 0
-        self._touched_s = monotonic()
-        self._rests_until_s = float("-inf")
+        self._reader = SlotReader(source, main)
+        self._beside, self._in_beside = beside, asyncio.Lock()
+        self._held = HeldCommands(beside, self._names.slot, source.shards, source.shard_of)
+        self._dead = TableOfDead(beside, self._names.slot)
+        self._found = Standing()
+        self._turn = False
+        self._still: tuple[int, float] = (0, monotonic())
 
     @asynccontextmanager
-    async def alive(self) -> AsyncIterator[None]:
-        """While the server is to believe that this worker is."""
-        pinging = asyncio.create_task(self._ping(), name="cachebus-cdc-ping")
+    async def kept(self) -> AsyncIterator[SlotSession]:
+        """Neither idle for the server, which ends a session that is, nor is its slot."""
+        keeping = asyncio.create_task(self._reader.keep(), name="cachebus-cdc-keep")
         try:
-            yield
+            yield self
         finally:
-            self._figures.leading(False)
-            pinging.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await pinging
-
-    async def _ping(self) -> None:
-        while True:
-            await asyncio.sleep(PING_S)
-            for connection, busy in (self._connection, self._busy), (self._beside, self._busy_beside):
-                if not busy.locked():
-                    async with busy:
-                        await connection.execute("SELECT 1")
+            self._source.leads(False)
+            keeping.cancel()
+            with suppress(asyncio.CancelledError, *self._source.trouble):
+                await keeping
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
-        if not self._standing.leads and not await self._leads():
-            await asyncio.sleep(STAND_BY_S)
-            return Batch()
-        if self._peek is None:
-            held = await self._held.take(limit, away)
-            if held:
-                self._taken_held = True
-                return Batch(held)
-            rest_s = self._rests_until_s - monotonic()
-            if rest_s > 0:
-                await asyncio.sleep(min(rest_s, POLL_S))
-                return Batch()
-        async with self._busy:
-            if self._peek is None and not await self._opened():
-                return Batch()
-            return await self._next(limit)
+        items: list[Item] = []
+        async with self._reader.lock:
+            if await self._reader.leads():
+                await self._follow()
+                items = await self._taken(limit, away)
+            else:
+                self._reader.pause_s = STAND_BY_S
+        if not items and self._reader.pause_s:
+            await asyncio.sleep(self._reader.pause_s)
+        return Batch(items, full=not self._reader.pause_s)
 
-    async def _leads(self) -> bool:
-        """Have the lock that stands for the slot, which goes with the connection."""
-        async with self._busy:
-            has = await self._connection.fetchval(LOCK, f"cachebus-cdc {self._names.slot}")
-        if not has:
-            return False
-        self._standing.leads = True
-        await self._standing.findings()
-        await self._standing.note()
-        await self._held.found()
-        self._figures.leading(True)
-        self.look_again = True
-        return True
+    async def _follow(self) -> None:
+        if not self._source.following:
+            await self._reader.prepare()
+            async with self._in_beside:
+                await self._held.found()
+            self._source.follows(True)
 
-    async def _opened(self) -> bool:
-        """Begin a peek, if there may be something to be told."""
-        began_s = monotonic()
-        now = await self._connection.fetchval(NOW)
-        if now == self._seen and began_s - self._touched_s < TOUCH_S:
-            self._rests_until_s = began_s + self._options.poll_s
-            return False
-        self._touched_s = began_s
-        self._now = now
-        self._peek = Peek(self._connection, skip=self._source.place)
-        await self._peek.open(
-            self._names.slot, self._options.batch, quoted(self._names.publication), self._figures.peek_timeout_s
-        )
-        return True
+    async def _taken(self, limit: int, away: Collection[int]) -> list[Item]:
+        self._reader.pause_s = 0.0
+        if self._reader.peek is None:
+            if self._found.quiet:
+                async with self._in_beside:
+                    await self._source.mending.keep(self._beside, self._found)
+            self._turn = not self._turn
+            if self._turn and self._held.shards:
+                async with self._in_beside:
+                    held = await self._held.take(limit, away)
+                if held:
+                    return held
+            if not await self._reader.begins(monotonic()):
+                return []
+        return await self._reader.some(limit)
 
-    async def _next(self, limit: int) -> Batch:
-        peek = self._peek
-        assert peek is not None
-        try:
-            self._slice = await peek.slice(limit, self._figures.peek_timeout_s)
-        except TimeoutError:
-            self._figures.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._figures.peek_timeout_s * 2)
-            raise
-        except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
-            await self._closed()
-            self._rests_until_s = monotonic() + self._options.poll_s
-            return Batch()
-        except asyncpg.UndefinedObjectError as error:
-            await self._closed()
-            if "publication" in str(error):  # else it is the slot that is gone
-                self._standing.unreadable = str(error)
-            self.look_again = True
-            self._rests_until_s = monotonic() + POLL_S
-            return Batch()
-        self._figures.waits = peek.waits
-        await peek.seen_by_all()
-        self._figures.waits = False
-        if not self._slice.items:
-            await self._passed(peek, self._slice)
-            return Batch()
-        return Batch(self._slice.items)
+    # -- letting go ---------------------------------------------------------------------------------------------------
 
-    async def _passed(self, peek: Peek, part: Slice) -> None:
-        """All that a peek has told is done with: it is over, and the slot moves on."""
-        peek.done(part, len(part.items))
-        limited = peek.count >= self._options.batch
-        place, end = peek.place, peek.end
-        took_s = monotonic() - peek.opened_s
-        await self._closed()
-        self._figures.peek_timeout_s = PEEK_TIMEOUT_S
-        self._source.place = place
-        if end or _lsn(self._now) - self._advanced > IDLE_ADVANCE_BYTES:
-            # What was committed after the look at the log's end, and was told of all the same, is passed as well.
-            await self._advance(end if limited else max(end, _lsn(self._now)))
-        if not limited:
-            self._seen = self._now
-        if not peek.count:
-            # At most half of the time is the server kept reading its log over for us.
-            self._rests_until_s = monotonic() + max(self._options.poll_s, took_s)
+    async def let_go(self, batch: Batch, left: Left) -> None:
+        """See `Session.let_go`."""
+        if isinstance(batch.items[0].raw, HeldCommand):
+            await self._let_go_held(batch, left)
+            return
+        if left.waiting:
+            async with self._in_beside:
+                await self._held.put(left.waiting)
+        undone = {id(item) for item in left.undone}
+        first = next((item for item in batch.items if id(item) in undone), None)
+        async with self._reader.lock:
+            if first is not None:
+                await self._reader.left(first)  # type: ignore[arg-type]
+            else:
+                await self._reader.done(batch.items[-1])  # type: ignore[arg-type]
 
-    async def _closed(self) -> None:
-        peek, self._peek, self._slice = self._peek, None, None
-        if peek is not None:
-            await peek.close()
+    async def _let_go_held(self, batch: Batch, left: Left) -> None:
+        kept = {id(item) for item in left.undone} | {id(one.item) for one in left.waiting}
+        async with self._in_beside:
+            moved = [one for one in left.waiting if one.shards != {one.item.raw.shard}]
+            if moved:
+                await self._held.put(moved)
+            await self._held.let_go([item for item in batch.items if id(item) not in kept])
 
-    # -- what is taken ------------------------------------------------------------------------------------------------
+    # -- items --------------------------------------------------------------------------------------------------------
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
-        if not isinstance(item.raw, Told):
-            return Meaning([item.raw["command"]])
-        if item.raw.change is None:
-            raise UnusableChange(item.raw.problem)
-        return self._router.meaning(item.raw.change)
+        raw = item.raw
+        if raw is None:
+            return NOTHING
+        if isinstance(raw, HeldCommand):
+            return Meaning([raw.command])
+        if isinstance(raw, Unreadable):
+            raise PgOutputError(raw.problem)
+        several = [self._source.router.meaning(change) for change in raw.changes(self._source.wanted(raw.relations))]
+        if len(several) == 1:
+            return several[0]
+        commands = dict.fromkeys(command for one in several for command in one.commands)
+        return Meaning(list(commands), [problem for one in several for problem in one.problems])
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
-        if not isinstance(item.raw, Told):
-            return DeadLetter(item.raw["command"].encode(), reason, item.place, 1, wall_s())
-        payload = item.raw.data if item.raw.change is None else item.raw.change.payload()
+        raw = item.raw
+        if isinstance(raw, HeldCommand):
+            payload = raw.command.encode()
+        else:
+            try:
+                payload = b"\n".join(change.payload() for change in raw.changes())
+            except (PgOutputError, AttributeError):
+                payload = repr(raw.data).encode()
         return DeadLetter(payload, reason, item.place, 1, wall_s())
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`."""
-        await self._dead.put(letters)
+        async with self._in_beside:
+            await self._dead.put(letters)
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
-        if self._taken_held:
-            self._taken_held = False
-            undone = {id(item) for item in left.undone}
-            await self._held.let_go([item for item in batch.items if id(item) not in undone], left.waiting)
-            return
-        peek, part = self._peek, self._slice
-        assert peek is not None
-        assert part is not None
-        if left.waiting:
-            await self._held.put(left.waiting)
-        undone = {id(item) for item in left.undone}
-        count = next((at for at, item in enumerate(part.items) if id(item) in undone), len(part.items))
-        async with self._busy:
-            if peek.over and not undone:
-                await self._passed(peek, part)
-                return
-            peek.done(part, count)
-            self._source.place = peek.place
-            if undone or monotonic() - peek.opened_s > HOLD_S:
-                end = peek.end
-                await self._closed()
-                if end:
-                    await self._advance(end)
-
-    async def _advance(self, end: int) -> None:
-        """The slot's confirmed place is noted before it is there: one beyond what is noted was moved by others."""
-        target = _lsn_text(end)
-        async with self._busy_beside:
-            await self._beside.execute(NOTE, self._names.slot, target)
-        await self._connection.execute(ADVANCE, self._names.slot, target)
-        self._advanced = end
-
-    # -- how it stands ------------------------------------------------------------------------------------------------
+    # -- what is assumed ----------------------------------------------------------------------------------------------
 
     async def look(self) -> Look:
         """See `Session.look`."""
-        findings = await self._standing.findings()
-        if not self._standing.leads:  # whoever leads makes up for what was missed
-            findings = [finding for finding in findings if not finding.over]
-        facts = self._standing.facts
-        assert facts is not None
-        held, oldest_s = await self._held.waits() if not facts.missing else (0, None)
-        if self._standing.leads:
-            await self._standing.note()
-        retained = behind = 0
-        if facts.slot is not None:
-            retained, behind = facts.slot["retained_bytes"] or 0, facts.slot["behind_bytes"] or 0
-        if self._figures.retained is not None and self._figures.behind is not None:
-            self._figures.retained.set(retained)
-            self._figures.behind.set(behind)
-        if retained > self._options.wal_warning_bytes and monotonic() - self._figures.warned_s > WARN_EVERY_S:
-            self._figures.warned_s = monotonic()
-            logger.warning(
-                "cdc: the slot {} makes the server keep {:.1f} GiB of WAL ({} bytes not applied yet)",
-                self._names.slot, retained / (1 << 30), behind,
-            )  # fmt: skip
-        in_hand = len(self._slice.items) if self._slice is not None else 0
-        return Look(findings, held + in_hand, oldest_s, held)
+        async with self._in_beside:
+            found = self._found = await self._standing()
+            waits = not any(one.subject == "cachebus_cdc_held" for one in found.findings)
+            held, oldest_s = await self._held.figures() if waits and found.memory is not None else (0, 0.0)
+        findings = list(found.findings)
+        if found.slot is not None:
+            self._source.stands(found.slot)
+            findings += self._others(found.slot)
+        self._source.warn(found.warnings)
+        backlog = None
+        if self._source.leading and found.slot is not None:
+            backlog = held + self._source.changes_in(0 if self._reader.is_idle else found.slot.behind_bytes)
+        return Look(findings, backlog, oldest_s, held)
+
+    async def _standing(self) -> Standing:
+        return await standing.look(self._beside, self._source.router, self._names, self._source.mending.refused)
+
+    def _others(self, slot: Any) -> list[Finding]:
+        """What others do with the slot, and do not."""
+        if self._source.leading:
+            if self._reader.in_use_s is not None and monotonic() - self._reader.in_use_s > TAKEN_S and slot.active_pid:
+                who = f"another program reads it: {slot.active_as!r}, process {slot.active_pid}"
+                return [Finding("slot", self._names.slot, who, f"SELECT pg_terminate_backend({slot.active_pid});")]
+            return []
+        confirmed, since_s = self._still
+        if slot.confirmed != confirmed or slot.behind_bytes < IDLE_ADVANCE_BYTES:
+            self._still = slot.confirmed, monotonic()
+        unmoved = monotonic() - since_s > 4 * STILL_S and self._still[0] == confirmed
+        if self._reader.waited_since_s is not None and (slot.untouched_s > STILL_S or unmoved):
+            return [Finding(
+                "leader", self._names.slot, "another worker has the lock of the slot, and does nothing with it: it is "
+                "frozen, or all that it needs is out of reach", "end the other worker",
+            )]  # fmt: skip
+        return []
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
-        return await self._standing.mend(findings)
+        async with self._reader.lock:
+            if not await self._reader.leads():
+                return False
+        made = False
+        async with self._in_beside:
+            for _ in range(5):  # one makes the next possible
+                if not await self._source.mending.mend(self._beside, self._found):
+                    break
+                made = True
+                self._found = await self._standing()
+        return made
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
         """See `Session.scopes`."""
-        return self._standing.scopes(findings)
+        router = self._source.router
+        rules: dict[int, Any] = {}
+        for one in findings:
+            schema, _, table = one.subject.partition(".")
+            meant = router.rules_of(schema, table) if table else router.rules.rule
+            rules |= {id(rule): rule for rule in meant}
+        return router.missed(rules.values())
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
-        await self._standing.made_up(findings)
-
-
-def _lsn(text: str) -> int:
-    high, _, low = text.partition("/")
-    return (int(high, 16) << 32) + int(low, 16)
-
-
-def _lsn_text(lsn: int) -> str:
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+        async with self._in_beside:
+            if self._source.leading:
+                await self._source.mending.made_up(self._beside, self._found, findings)

@@ -26,7 +26,6 @@ from consumers.cdc.kafka import KafkaSource, TopicsWorker
 from consumers.cdc.peek import PEEK
 from consumers.cdc.postgres import SlotSource, SlotWorker
 from consumers.cdc.rules import Rules, parse_rules
-from consumers.cdc.session import ADVANCE
 from consumers.worker import Worker
 from tests.bench.rounds import p99
 from tests.bench.rows import Row
@@ -43,6 +42,7 @@ MANY: Final = """
 INSERT INTO orders SELECT n, 'acme', 1 FROM generate_series(1, $1::int) n
 ON CONFLICT (id) DO UPDATE SET total = orders.total + 1
 """
+ADVANCE: Final = "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)"
 POLL_S: Final = 0.002
 BATCH: Final = 5000
 

@@ -194,12 +194,17 @@ async def test_a_slots_changes_for_one_hold_up_no_others(town: Town, database: s
         await written("x", first, *others)
         for tenant in others:
             await gone(cache, tenant)
-        await written("z", first, *others)
         async with connected(database) as connection:
             before = await connection.fetchval("SELECT pg_current_wal_lsn()::text")
+        await written("z", first, *others)
         await until(passed)
-        assert await held_rows() == 2
-        await until(lambda: held(worker) == 2)
+
+        async def both_held() -> bool:
+            return await held_rows() == 2
+
+        await until(both_held)
+        held = "cachebus_worker_held", {"worker": "cdc"}
+        await until(lambda: worker.meters.registry.get_sample_value(*held) == 2)
         assert worker.health.ready
         if killed:
             task.cancel()
@@ -214,7 +219,7 @@ async def test_a_slots_changes_for_one_hold_up_no_others(town: Town, database: s
             return await held_rows() == 0
 
         await until(none_held)
-        assert worker.meters.count("applied") == (2 if killed else 3 + 4 + 2)
+        await until(lambda: worker.meters.count("applied") == (2 if killed else 3 + 4 + 2))
         worker.drain()
         await asyncio.wait_for(task, 20)
 
@@ -258,3 +263,41 @@ async def test_what_a_killed_worker_held_comes_to_the_next(town: Town, settings:
         await fill(cache, town.tenants[0])
         async with running(worker_of(settings)):
             await gone(cache, town.tenants[0])
+
+
+async def test_a_lost_slot_waits_for_no_primary_that_is_away(town: Town, database: str) -> None:
+    """All that rules name is let go of where that can be, the slot is followed, and the rest is made up for later."""
+    first, *others = town.tenants
+    head = f"tenants = {json.dumps(list(town.tenants))}\n"
+
+    def a_worker() -> SlotWorker:
+        given = SlotSource(SecretStr(database), on_lost_slot="invalidate")
+        return SlotWorker(quick(town.url, shards=SHARDS), parse_rules(head + RULES), given)
+
+    async def is_whole() -> bool:
+        async with connected(database) as connection:
+            return bool(await connection.fetchval("SELECT whole FROM cachebus_cdc_slots"))
+
+    await tell(database, ["CREATE TABLE configs (id text, tenant text, PRIMARY KEY (id, tenant))"])
+    async with running(a_worker()):
+        pass
+    await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')"])
+    async with nodes(town.url, 1, shards=SHARDS) as (cache,):
+        for tenant in town.tenants:
+            await fill(cache, tenant)
+        town.servers[0].kill()
+        worker = a_worker()
+        task = asyncio.create_task(worker.run())
+        for tenant in others:
+            await gone(cache, tenant)
+        await until(lambda: worker.follows)
+        for tenant in others:
+            await fill(cache, tenant)
+            await tell(database, [f"INSERT INTO configs VALUES ('x', '{tenant}')"])
+            await gone(cache, tenant)
+        assert not await is_whole()
+        town.servers[0].start()
+        await gone(cache, first)
+        await until(is_whole)
+        worker.drain()
+        await asyncio.wait_for(task, 20)

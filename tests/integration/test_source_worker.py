@@ -430,6 +430,18 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
     assert any("nobody can name what they touched" in line for line in said)
 
 
+async def test_what_has_happened_once_more_is_made_up_for_once_more(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only a minute later: the one was over and made up for before the other happened."""
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
+    source = MemorySource()
+    source.names = lambda _: [scope("config")]
+    source.findings = [BROKEN._replace(over=True)]
+    async with at_work(source, redis_url):
+        await until(lambda: len(source.made_up) > 1)
+
+
 async def test_what_could_not_be_made_up_for_is_due_again(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

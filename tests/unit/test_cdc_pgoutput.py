@@ -37,7 +37,7 @@ def decoder() -> Decoder:
 
 
 def test_a_transactions_borders() -> None:
-    assert Decoder().decode(BEGIN) == Begin(AT_S, 754)
+    assert Decoder().decode(BEGIN) == Begin(AT_S, 754, 0x173B298)
     assert Decoder().decode(COMMIT) == Commit(0x173B2C8, AT_S)
 
 

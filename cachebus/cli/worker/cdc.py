@@ -28,8 +28,8 @@ def cdc(
     check: options.Check = None,
     sample: options.Sample = None,
     database_url: options.Database = None,
-    slot: options.SlotName = "",
-    publication: options.Publication = "",
+    slot: options.SlotName = None,
+    publication: options.Publication = None,
     poll_s: options.Poll = 0.02,
     wal_warning_mb: options.WalWarning = 1024,
     on_lost_slot: options.WhenLost = options.OnLostSlot.STOP,
@@ -115,7 +115,7 @@ def replay_cdc(
     rules: options.RulesFile = None,
     source: options.From = options.Source.POSTGRES,
     database_url: options.Database = None,
-    slot: options.SlotName = "",
+    slot: options.SlotName = None,
     bootstrap_servers: options.BootstrapServers = None,
     group: options.Group = None,
     dead_topic: options.DeadTopic = None,
@@ -144,11 +144,11 @@ def replay_cdc(
         health = Health("cdc", ("l2",))
         async with Applier(settings, health, Meters(health), loaded.cascades).opened() as applier:
             if source is options.Source.POSTGRES:
-                from consumers.cdc.postgres import name_for
+                from consumers.cdc.postgres import SlotSource
                 from consumers.cdc.replay import replay
 
-                whose = slot or name_for(settings.namespace)
-                return await replay(SecretStr(database_url or ""), whose, Router(loaded), applier)
+                names = SlotSource(SecretStr(database_url or ""), slot).names(settings.namespace)
+                return await replay(SecretStr(database_url or ""), names.slot, Router(loaded), applier)
             from consumers.cdc.kafka import KafkaSource
             from consumers.cdc.replay_topic import replay_topic
 

@@ -65,24 +65,23 @@ Database = Annotated[
     ),
 ]
 SlotName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--slot",
         metavar="NAME",
         envvar="CACHEBUS_CDC_SLOT",
         show_default=False,
-        help="The slot; made where missing. By default cachebus_cdc, with the namespace behind it if it is another "
-        "than cachebus.",
+        help="The slot; made where missing. By default the namespace with _cdc behind it (cachebus_cdc).",
     ),
 ]
 Publication = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--publication",
         metavar="NAME",
         envvar="CACHEBUS_CDC_PUBLICATION",
         show_default=False,
-        help="The publication; made and named likewise.",
+        help="The publication; made likewise, and named likewise by default.",
     ),
 ]
 BatchSize = Annotated[

@@ -1,0 +1,146 @@
+"""What a slot's worker mends of what it assumes, and how it remembers what was made up for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import asyncpg
+from loguru import logger
+
+from consumers.cdc import slot as slots
+from consumers.cdc import storage
+from consumers.cdc.slot import literal
+from consumers.cdc.standing import Names, Standing
+from consumers.cdc.storage import SLOTS, Memory
+from consumers.clean import clean
+from consumers.source import Finding
+
+REFUSED: Final = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.ConfigurationLimitExceededError,
+)
+
+
+class Mending:
+    """One worker's, of one slot. `refused`: SQL that this user may not run, and why."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.refused: dict[str, str] = {}
+
+    async def mend(self, connection: asyncpg.Connection, found: Standing) -> bool:
+        """Whether something was mended. Raises what the driver does."""
+        made = False
+        for finding in found.findings:
+            if finding.assumption == "storage" and finding.subject in storage.MAKE and "not there" in finding.problem:
+                made |= await self._run(connection, storage.sql_of(finding.subject), finding.subject)
+        if made:
+            return True  # looked at again before anything else is done
+        for sql in found.needs.mends(found.published) if found.needs else ():
+            made |= await self._run(connection, sql)
+        if made or any(one.assumption == "storage" for one in found.findings):
+            return made
+        if found.memory is None:
+            return await self._begin(connection, found)
+        if found.memory.namespace != self._names.namespace:
+            return False
+        await self._forget(connection, found)
+        return await self._slot_anew(connection, found)
+
+    async def _run(self, connection: asyncpg.Connection, sql: str, name: str = "") -> bool:
+        try:
+            await connection.execute(sql)
+        except asyncpg.DuplicateObjectError:
+            return True  # another worker was faster
+        except REFUSED as error:
+            self.refused[name or sql] = clean(error.args[0])
+            return False
+        self.refused.pop(name or sql, None)
+        logger.info("cdc: mended: {}", clean(sql))
+        return True
+
+    async def _begin(self, connection: asyncpg.Connection, found: Standing) -> bool:
+        """The slot is there from now on: nothing was to be told before."""
+        if any(one.assumption in ("slot", "publication") and one.stops and "not there" not in one.problem
+               for one in found.findings) or found.published is None:  # fmt: skip
+            return False
+        if found.slot is None and not await self._run(connection, slots.made_by(self._names.slot)):
+            return False
+        made = await slots.look(connection, self._names.slot)
+        if made is None or made.lost:
+            return False
+        await storage.remember(
+            connection, self._names.slot, Memory(self._names.namespace, made.confirmed, True, found.marks)
+        )
+        return True
+
+    async def _forget(self, connection: asyncpg.Connection, found: Standing) -> None:
+        """Of these changes go unnoticed now, and that is remembered until they were made up for."""
+        memory = found.memory
+        if memory is None:
+            return
+        everything = any(
+            one.assumption == "publication" and one.missed and one.subject == self._names.publication
+            for one in found.findings
+        )
+        lost = {one.subject for one in found.findings if one.missed and not one.over}
+        left = {} if everything else {name: mark for name, mark in memory.tables.items() if name not in lost}
+        gone_on = found.slot is not None and found.slot.confirmed > memory.lsn
+        if left != memory.tables or (gone_on and memory.whole):
+            memory.tables = left
+            await self._write_tables(connection, left)
+            if gone_on:
+                await connection.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", self._names.slot)
+
+    async def _slot_anew(self, connection: asyncpg.Connection, found: Standing) -> bool:
+        """A new slot in the place of one that is lost; remembered as such until that is made up for."""
+        names = self._names
+        if names.on_lost != "invalidate" or not any(one.problem.startswith("lost: ") for one in found.findings):
+            return False
+        await connection.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", names.slot)
+        if found.slot is not None and not await self._run(
+            connection, f"SELECT pg_drop_replication_slot({literal(names.slot)})"
+        ):
+            return False
+        if not await self._run(connection, slots.made_by(names.slot)):
+            return False
+        made = await slots.look(connection, names.slot)
+        confirmed = 0 if made is None else made.confirmed
+        await connection.execute(
+            f"UPDATE {SLOTS} SET lsn = $2::text::pg_lsn WHERE slot = $1", names.slot, storage.lsn_text(confirmed)
+        )
+        logger.error("cdc: the slot {} was lost, and a new one is made: all that rules name is let go of", names.slot)
+        return True
+
+    async def made_up(self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding]) -> None:
+        """All scopes of these were let go of: what is over need not be found again."""
+        memory = await storage.recall(connection, self._names.slot)
+        if memory is None or memory.namespace != self._names.namespace:
+            return
+        if found.slot is not None and any(one.assumption == "slot" for one in findings):
+            await connection.execute(
+                f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1",
+                self._names.slot, storage.lsn_text(found.slot.confirmed),
+            )  # fmt: skip
+        tables = dict(memory.tables)
+        for one in findings:
+            if one.assumption in ("tables", "publication"):
+                tables.pop(one.subject, None)
+                if one.subject in found.marks:
+                    tables[one.subject] = found.marks[one.subject]
+        if tables != memory.tables:
+            await self._write_tables(connection, tables)
+
+    async def keep(self, connection: asyncpg.Connection, found: Standing) -> None:
+        """Remember what has changed without anything having been missed."""
+        if found.quiet and found.memory is not None:
+            found.memory.tables = {**found.memory.tables, **found.quiet}
+            found.quiet = {}
+            await self._write_tables(connection, found.memory.tables)
+
+    async def _write_tables(self, connection: asyncpg.Connection, tables: dict[str, Any]) -> None:
+        await connection.execute(
+            f"UPDATE {SLOTS} SET tables = $2 WHERE slot = $1", self._names.slot, storage.as_json(tables)
+        )

@@ -1,0 +1,239 @@
+"""The connection that has a slot's lock: it looks into the slot, and advances it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from loguru import logger
+
+from cachebus.clock import monotonic
+from consumers.cdc.catalogue import quoted
+from consumers.cdc.peek import PEEK, Change, Peek, Progress
+from consumers.cdc.slot import literal
+from consumers.cdc.storage import SLOTS, lsn_of, lsn_text
+from consumers.source import Item
+
+if TYPE_CHECKING:
+    from consumers.cdc.postgres import PostgresSource
+
+NOW: Final = "SELECT pg_current_wal_flush_lsn()::text AS lsn, pg_current_snapshot()::text AS snapshot"
+IDLE_ADVANCE_BYTES: Final = 1 << 20
+"""Of others' WAL: past that the slot moves on, though nothing in it is for these rules."""
+SHORTEN_BYTES: Final = 1 << 18
+"""Of WAL: so much is read again at each look before the server is asked for a point to begin at that is nearer."""
+SHORTEN_EVERY_S: Final = 1.0
+SHORTEN_MAX_S: Final = 15.0
+"""The server does so by itself as often."""
+SHORTEN: Final = """
+SELECT restart_lsn::text FROM pg_log_standby_snapshot(), pg_replication_slots WHERE slot_name = $1
+"""
+KEEP_S: Final = 1.0
+HOLD_S: Final = 2.0
+"""A transaction is held open no longer for a commit to be seen by others, or for somebody to take what it tells."""
+PEEK_TIMEOUT_MAX_S: Final = 3600.0
+
+
+class SlotReader:
+    """Looks into the slot, a slice at a time. Whoever calls it holds `lock`, since a connection does one thing at a
+    time."""
+
+    def __init__(self, source: PostgresSource, connection: asyncpg.Connection) -> None:
+        self._source = source
+        self._names = source.names
+        self._main, self.lock = connection, asyncio.Lock()
+        self._statement: Any = None
+        self.peek: Peek | None = None
+        self._now, self._seen, self._snapshot = "", "", ""
+        """Up to where the server's log reached when it was looked at, and up to where it was looked through."""
+        self._advanced = self._shortened = 0
+        self._shorten_from_s, self._shorten_every_s = float("-inf"), SHORTEN_EVERY_S
+        self._begins = ""
+        """From where the server read when it was last asked for a nearer point."""
+        self._started_s = 0.0
+        self._in_hand = False
+        """Whether a slice is being applied."""
+        self._idle_since_s = 0.0
+        self.pause_s = 0.0
+        """How long there is nothing to look for."""
+        self.in_use_s: float | None = None
+        """Since when others use the slot."""
+        self.waited_since_s: float | None = None
+        """Since when another worker has the lock."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that there was is done with."""
+        return self.peek is None and self._now == self._seen
+
+    async def keep(self) -> None:
+        """Say something every second, and use the slot: neither is idle for the server, which would end them."""
+        touch = f"SELECT count(*) FROM ({PEEK.replace('NULL', repr('0/1'))}) AS touched"
+        while True:
+            await asyncio.sleep(KEEP_S)
+            async with self.lock:
+                if self.peek is not None and not self._in_hand and monotonic() - self._idle_since_s > HOLD_S:
+                    await self._closed("COMMIT")  # nobody takes: L2 is away; it is told once more
+                if self._source.following and self.peek is None:
+                    with suppress(asyncpg.PostgresError):
+                        await self._main.fetchval(touch, self._names.slot, 1, quoted(self._names.publication))
+                        continue
+                with suppress(asyncpg.InFailedSQLTransactionError):
+                    await self._main.execute("SELECT 1")
+
+    async def prepare(self) -> None:
+        """Before the first look."""
+        self._statement = await self._main.prepare(PEEK)
+
+    async def leads(self) -> bool:
+        """Whether this worker has the lock that stands for the slot; it goes with the connection."""
+        if not self._source.leading:
+            name = f"cachebus-cdc {self._names.slot}"
+            if not await self._main.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name):
+                if self.waited_since_s is None:
+                    self.waited_since_s = monotonic()
+                    logger.info("cdc: another worker follows the slot {}: standing by", self._names.slot)
+                return False
+            self._source.leads(True)
+        return True
+
+    async def begins(self, started_s: float) -> bool:
+        """Begin a look into the slot, where the log has grown since the last one."""
+        now = await self._main.fetchrow(NOW)
+        if now["lsn"] == self._seen:
+            self.pause_s = self._source.poll_s
+            return False
+        self._now, self._snapshot = now["lsn"], now["snapshot"]
+        self._started_s = started_s
+        peek = Peek(self._source.progress, self._source.is_followed)
+        timeout_s = self._source.peek_timeout_s
+        asked = self._names.slot, self._source.batch, quoted(self._names.publication)
+        try:
+            await peek.begin(self._main, self._statement, asked, timeout_s)
+        except asyncpg.PostgresError:
+            await self._main.execute("ROLLBACK")
+            raise
+        self.peek = peek
+        return True
+
+    async def some(self, limit: int) -> list[Item]:
+        """The next changes of this look; at its end, where there are none, the slot goes behind it."""
+        peek = self.peek
+        assert peek is not None
+        items: list[Item] = []
+        try:
+            while not items and not peek.over:
+                items = await peek.some(limit)
+        except TimeoutError:
+            self._source.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._source.peek_timeout_s * 2)
+            raise
+        except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
+            await self._closed("ROLLBACK")
+            self.in_use_s = self.in_use_s or monotonic()
+            self.pause_s = self._source.poll_s
+            return []
+        except asyncpg.UndefinedObjectError:
+            await self._closed("ROLLBACK")
+            await self._pass_by()
+            return []
+        self.in_use_s = None
+        if items and not await self._visible(peek):
+            await self._closed("COMMIT")
+            return []
+        if not items:
+            await self._heard(peek)
+        self._in_hand = bool(items)
+        return items
+
+    async def _visible(self, peek: Peek) -> bool:
+        """Wait until whoever begins to read sees what was told of: the log has a commit before that, by far where a
+        synchronous standby is waited for. Who loads in between loads what is old, and would keep it. False where that
+        takes longer than a transaction may be open: it is told of once more."""
+        pause_s, until_s = 0.001, monotonic() + HOLD_S
+        while not peek.seen_by(self._snapshot):
+            self._source.waits_for_commits = True
+            if monotonic() > until_s:
+                return False
+            self._snapshot = (await self._main.fetchrow(NOW))["snapshot"]
+            if not peek.seen_by(self._snapshot):
+                await asyncio.sleep(pause_s)
+                pause_s = min(0.1, pause_s * 2)
+        self._source.waits_for_commits = False
+        return True
+
+    async def _pass_by(self) -> None:
+        """Some servers can't tell of a time when there was no publication: it is passed by, as missed."""
+        self.pause_s = 1.0
+        if await self._main.fetchval("SELECT true FROM pg_publication WHERE pubname = $1", self._names.publication):
+            await self._main.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", self._names.slot)
+            await self._closed(self._advance(lsn_of(self._now)))
+
+    # -- letting go ---------------------------------------------------------------------------------------------------
+
+    async def done(self, last: Change) -> None:
+        """All up to this one is done with."""
+        peek = self.peek
+        assert peek is not None
+        self._in_hand, self._idle_since_s = False, monotonic()
+        self._source.progress = Progress(last.transaction, last.number)
+        if peek.over:
+            await self._heard(peek)
+
+    async def left(self, first: Change) -> None:
+        """All before this one is done with, and from it on nothing: it is told once more."""
+        self._in_hand = False
+        self._source.progress = Progress(first.transaction, first.number - 1)
+        await self._closed("COMMIT" if first.behind is None else self._advance(first.behind))
+
+    async def _heard(self, peek: Peek) -> None:
+        """It was heard to its end: the slot goes behind it."""
+        self._source.peek_timeout_s = self._source.first_timeout_s
+        limited = peek.count >= self._source.batch
+        now = lsn_of(self._now)
+        target = peek.last if limited else peek.end
+        if not limited and (target is not None or now - self._advanced > IDLE_ADVANCE_BYTES):
+            # What was committed after the look at the log's end, and was told of all the same, is passed as well.
+            target = max(target or 0, now)
+        if not limited:
+            self._seen = self._now
+        if not peek.count:  # at most half of the time is the server kept reading its log over for us
+            self.pause_s = max(self._source.poll_s, monotonic() - self._started_s)
+        self._source.measured(peek.wal_bytes, peek.count)
+        await self._closed("COMMIT" if target is None else self._advance(target))
+        if target is not None:
+            await self._shorten(target)
+
+    def _advance(self, target: int) -> str:
+        """The SQL: where the slot goes is durable before it does. Where it is beyond already, others were there."""
+        slot, lsn = literal(self._names.slot), lsn_text(target)
+        self._advanced = target
+        return (
+            f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT EXISTS "
+            f"(SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND confirmed_flush_lsn > lsn) "
+            f"WHERE slot = {slot}; COMMIT; SELECT pg_replication_slot_advance({slot}, '{lsn}')"
+        )
+
+    async def _closed(self, sql: str) -> None:
+        """The look is over, and its transaction."""
+        self.peek = None
+        with suppress(asyncpg.ObjectInUseError):  # then it is told once more
+            await self._main.execute(sql)
+
+    async def _shorten(self, target: int) -> None:
+        """Have the server log where it may begin to read: else each look reads again what was written since the last
+        time that it did so, which is up to 15 seconds ago."""
+        near = target - self._shortened < SHORTEN_BYTES or monotonic() < self._shorten_from_s
+        if near or not self._source.may_shorten:
+            return
+        self._shortened = target
+        try:
+            begins = await self._main.fetchval(SHORTEN, self._names.slot)
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            self._source.may_shorten = False
+        else:
+            helped, self._begins = begins != self._begins, begins  # it does not while an old transaction is open
+            self._shorten_every_s = SHORTEN_EVERY_S if helped else min(SHORTEN_MAX_S, 2 * self._shorten_every_s)
+            self._shorten_from_s = monotonic() + self._shorten_every_s
+            self._advanced -= 2 * IDLE_ADVANCE_BYTES  # and pass it by at once

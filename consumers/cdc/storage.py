@@ -1,0 +1,121 @@
+"""The worker's own tables, beside those that it follows; and what it remembers of its slot there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from consumers.source import Finding
+
+if TYPE_CHECKING:
+    import asyncpg
+
+SLOTS: Final = "cachebus_cdc_slots"
+DEAD: Final = "cachebus_cdc_dead"
+HELD: Final = "cachebus_cdc_held"
+OWN_TABLES: Final = (DEAD, HELD, SLOTS)
+MAKE: Final[Mapping[str, str]] = {
+    SLOTS: f"""
+CREATE TABLE IF NOT EXISTS {SLOTS} (
+  slot text PRIMARY KEY, namespace text NOT NULL, lsn pg_lsn NOT NULL, whole boolean NOT NULL, tables jsonb NOT NULL,
+  made_at timestamptz NOT NULL DEFAULT now())""",
+    DEAD: f"""
+CREATE TABLE IF NOT EXISTS {DEAD} (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, slot text NOT NULL, source text NOT NULL,
+  payload text NOT NULL, digest text NOT NULL, reason text NOT NULL, attempts int NOT NULL,
+  at timestamptz NOT NULL DEFAULT now(), UNIQUE (slot, source, digest))""",
+    HELD: f"""
+CREATE TABLE IF NOT EXISTS {HELD} (
+  slot text NOT NULL, digest text NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, shards int NOT NULL,
+  shard int NOT NULL, command text NOT NULL, at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (slot, digest), UNIQUE (slot, shard, id))""",
+}
+COLUMNS: Final[Mapping[str, frozenset[str]]] = {
+    SLOTS: frozenset({"slot", "namespace", "lsn", "whole", "tables", "made_at"}),
+    DEAD: frozenset({"id", "slot", "source", "payload", "digest", "reason", "attempts", "at"}),
+    HELD: frozenset({"slot", "digest", "id", "shards", "shard", "command", "at"}),
+}
+_LOOK: Final = """
+SELECT name, r IS NOT NULL AS there,
+       (SELECT array_agg(attname::text) FROM pg_attribute
+        WHERE attrelid = r AND attnum > 0 AND NOT attisdropped) AS has,
+       (SELECT array_agg(needed) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
+        WHERE r IS NOT NULL AND NOT has_table_privilege(r, needed)) AS lacks
+FROM (SELECT name, to_regclass(name) AS r FROM unnest($1::text[]) AS name) AS named
+"""
+_RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, tables FROM {SLOTS} WHERE slot = $1"
+_REMEMBER: Final = f"""
+INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables) VALUES ($1, $2, $3::text::pg_lsn, $4, $5)
+ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole = $4, tables = $5
+"""
+
+
+def sql_of(table: str) -> str:
+    """What makes it, in a line."""
+    return " ".join(MAKE[table].split())
+
+
+@dataclass
+class Memory:
+    """What is remembered of a slot."""
+
+    namespace: str
+    """Whose caches it is for."""
+    lsn: int
+    """The slot has never been told to go beyond."""
+    whole: bool
+    """Whether all since the slot's making was either told or made up for."""
+    tables: dict[str, Any] = field(default_factory=dict)
+    """Tables of which every change was either told or made up for, and as what they were known then."""
+
+
+async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str, str]) -> list[Finding]:
+    """What is wrong with the three tables; `refused`: why some could not be made."""
+    found = []
+    for row in await connection.fetch(_LOOK, list(OWN_TABLES)):
+        name = row["name"]
+        missing = sorted(COLUMNS[name].difference(row["has"] or ()))
+        if not row["there"]:
+            why = f", and this user may not make it ({refused[name]})" if name in refused else ""
+            found.append(Finding("storage", name, f"it is not there{why}", f"{sql_of(name)};", stops=True))
+        elif missing:
+            found.append(Finding(
+                "storage", name, f"it has no column {', '.join(missing)}: it is another release's",
+                f"BEGIN; ALTER TABLE {name} RENAME TO {name}_old; {sql_of(name)}; COMMIT;", stops=True,
+            ))  # fmt: skip
+        elif row["lacks"]:
+            lacks = ", ".join(row["lacks"])
+            remedy = f"GRANT {lacks} ON {name} TO CURRENT_USER;"
+            found.append(Finding("storage", name, f"this user lacks {lacks}", remedy, stops=True))
+    return found
+
+
+async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
+    """What is remembered of the slot, if anything."""
+    row = await connection.fetchrow(_RECALL, slot)
+    return row and Memory(row["namespace"], int(row["lsn"]), row["whole"], json.loads(row["tables"]))
+
+
+async def remember(connection: asyncpg.Connection, slot: str, memory: Memory) -> None:
+    """Committed when this returns."""
+    await connection.execute(
+        _REMEMBER, slot, memory.namespace, lsn_text(memory.lsn), memory.whole, as_json(memory.tables)
+    )
+
+
+def as_json(tables: dict[str, Any]) -> str:
+    """As the column `tables` has them."""
+    return json.dumps(tables)
+
+
+def lsn_of(text: str) -> int:
+    """The number of a place in the log."""
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def lsn_text(lsn: int) -> str:
+    """As PostgreSQL writes it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
