@@ -131,7 +131,7 @@ async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(dat
         await tell(database, ["INSERT INTO other.settings VALUES ('theme', repeat('x', 600)), ('limit', '5')", THE_END])
         await until(lambda: heard.has(*END))
         assert heard.asked["K :system:5"] == 1, "those around it pass"
-        assert one.meters.count("dead") == 1
+        await until(lambda: one.meters.count("dead") == 1)
         async with connected(database) as connection:
             (letter,) = await connection.fetch(DEAD)
         assert "resource_id" in letter["reason"]
