@@ -130,7 +130,7 @@ async def test_commands_for_one_hold_up_no_others(town: Town, settings: Settings
 
             await until(all_committed)
             await until(lambda: held(worker) == 0)
-            assert worker.meters.count("applied") == 3 + LOST + 2
+            await until(lambda: worker.meters.count("applied") == 3 + LOST + 2)
 
 
 async def test_rows_changes_for_one_hold_up_no_others(town: Town, kafka: KafkaServer) -> None:

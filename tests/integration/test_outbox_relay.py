@@ -94,7 +94,7 @@ async def test_what_is_committed_reaches_every_node_and_what_is_not_none(
         await transaction.rollback()
         await gone(caches, "written", "cascaded")
         await until(lambda: _none(tables))
-        assert relay.meters.count("applied") == 2
+        await until(lambda: relay.meters.count("applied") == 2)
     for cache in caches:
         assert await cache.get("config", "undone", "acme") == "old"
         assert await cache.get("config", "other", "acme") == "old"
@@ -274,8 +274,8 @@ async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: 
             async with running(relay):
                 await gone(caches, "a", "b")
                 await until(lambda: _none(tables))
-                assert relay.meters.count("dead") == len(POISON)
-                assert relay.meters.count("applied") == 2
+                await until(lambda: relay.meters.count("dead") == len(POISON))
+                await until(lambda: relay.meters.count("applied") == 2)
         rows = await connection.fetch("SELECT * FROM cachebus_outbox_dead ORDER BY row_id")
     assert [row["command"] for row in rows] == list(POISON)
     for row in rows:
@@ -575,7 +575,7 @@ async def test_draining_finishes_what_is_in_hand_and_takes_no_more(
         assert not run.done()
         go_on.set()
         await run
-    assert relay.meters.count("applied") == 3
+    await until(lambda: relay.meters.count("applied") == 3)
     assert await waiting(tables) == 7
 
 

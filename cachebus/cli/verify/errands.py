@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from cachebus.cli.verify.items import Item as Subject
+from cachebus.errors import InvalidationFailed
 from cachebus.settings import Settings
 from consumers.dead import DeadLetter
 from consumers.source import Batch, Item, Left, Look, Meaning, Session, Source
@@ -53,7 +54,8 @@ class Errands(Source):
     def give_up(self) -> None:
         """Fail those that are not done with."""
         for _, done in self._waiting.values():
-            done.cancel()
+            if not done.done():
+                done.set_exception(InvalidationFailed("the worker did not come to it"))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:

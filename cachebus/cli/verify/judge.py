@@ -65,7 +65,9 @@ async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, secon
     _rests(case, loads)
     looked = _at_rest(case)
     for node in evidence.not_ready:
-        case.found("recovery", f"node {node} had no lease, long after the last fault was over")
+        case.found(
+            "recovery", f"node {node} had no lease, or a worker that stood still, long after the last fault was over"
+        )
     ticks = evidence.ticks
     return Verdict(
         seed=seed, server=server, nodes=nodes, seconds=seconds, bound_s=evidence.bound_s,

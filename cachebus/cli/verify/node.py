@@ -198,8 +198,12 @@ class _Node:
         self._writers.stop()
         if self._counting is not None:
             self._counting.stop()
-        await load
         deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.largest_bound_s + RECOVERY_S
+        if not (await asyncio.wait([load], timeout=deadline_s - monotonic()))[0]:
+            self._errands.give_up()  # its worker is stuck: the node is not ready either
+            await load
+            return messages.NOT_READY
+        await load
         while not self._ready() and monotonic() < deadline_s:  # noqa: ASYNC110 (nothing tells of a lease)
             await asyncio.sleep(0.01)
         if not self._ready():
