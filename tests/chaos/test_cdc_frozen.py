@@ -21,8 +21,8 @@ from tests.support.changes import ROOT, RULES, SCHEMA, tell
 
 PROGRAM = """
 import sys
-import consumers.cdc.postgres as postgres, consumers.cdc.session as session
-postgres.SILENT_MS, session.PING_S, session.STAND_BY_S = 1000, 0.2, 0.05
+import consumers.cdc.postgres as postgres, consumers.cdc.reader as reader, consumers.cdc.session as session
+postgres.LOCK_S, reader.KEEP_S, session.STAND_BY_S = 1, 0.2, 0.05
 from cachebus.cli.main import run
 run()
 """
