@@ -183,13 +183,13 @@ class OnKafka(SourceRig):
         """See `SourceRig`."""
         name = f"contract-{secrets.token_hex(4)}"
         more = {"kafka_bootstrap_servers": self._brokers, "kafka_commands_topic": name, "kafka_partitions": 1}
-        await super().begin(settings.model_copy(update={**more, "namespace": name}), folder)
+        await super().begin(settings.model_copy(update=more), folder)
         self.topic, self.count = name, 0
         await made(self.settings)
 
     def worker(self) -> SourceWorker:
         """See `SourceRig`."""
-        return CommandsWorker(self.settings, options=WorkerOptions(session_timeout_s=1.0))
+        return CommandsWorker(self.settings, options=WorkerOptions(self.topic, session_timeout_s=1.0))
 
     async def put(self, numbers: Sequence[str], tenant: str = "acme") -> None:
         """See `SourceRig`."""
@@ -198,7 +198,7 @@ class OnKafka(SourceRig):
 
     async def left(self) -> int:
         """See `SourceRig`."""
-        return self.count - await committed(self.settings)
+        return self.count - await committed(self.settings, self.topic)
 
     async def dead(self) -> list[str]:
         """See `SourceRig`."""
