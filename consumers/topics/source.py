@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -153,7 +153,16 @@ class TopicSource(Source):
         ).labels(self.name)  # fmt: skip
 
 
-async def _closed(close: Any) -> None:
-    with suppress(*TROUBLE):
-        async with asyncio.timeout(LEAVE_S):
-            await close()
+async def _closed(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Closed whole, also where whoever closes is cancelled meanwhile: what the driver has begun to close only in part
+    would stay for ever. A broker that does not answer is not waited for."""
+    closing = asyncio.create_task(close(), name="cachebus-topics-close")
+    try:
+        await asyncio.wait([closing], timeout=LEAVE_S)
+    finally:
+        await asyncio.wait([closing], timeout=0 if closing.done() else LEAVE_S)
+        closing.cancel()
+        await asyncio.wait([closing])
+        error = None if closing.cancelled() else closing.exception()
+        if error is not None and not isinstance(error, TROUBLE):
+            raise error
