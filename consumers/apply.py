@@ -20,7 +20,7 @@ from consumers.health import Health
 from consumers.meters import Meters
 from consumers.patience import TELL_EVERY_S, Patience
 from producers.base import Orders
-from producers.command import Command, InvalidCommand, parse
+from producers.command import Command, InvalidCommand, apart, parse
 from producers.direct import DirectProducer
 
 LOOK_EVERY_S: Final = 1.0
@@ -100,6 +100,26 @@ class Applier:
         if isinstance(command, bytes | str):
             command = parse(command)
         return command.plan(self._planner)
+
+    def planned(
+        self, commands: Sequence[Command | bytes | str]
+    ) -> tuple[list[tuple[Command | bytes | str, Plan]], list[str]]:
+        """The commands that can be applied, each with what it addresses, and why others can't. One that was made of a
+        change is taken apart where it can't: a related name that no cache takes costs the others nothing."""
+        found: list[tuple[Command | bytes | str, Plan]] = []
+        problems: list[str] = []
+        for command in commands:
+            try:
+                found.append((command, self.plan_of(command)))
+            except REFUSED as error:
+                parts = [] if isinstance(command, bytes | str) else apart(command)
+                if not parts:
+                    problems.append(str(error))
+                for part in parts:
+                    more, wrong = self.planned([part])
+                    found += more
+                    problems += (f"{_type_of(part)}: {problem}" for problem in wrong)
+        return found, problems
 
     async def apply(self, plans: Sequence[Plan]) -> None:
         """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2,
@@ -253,3 +273,7 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
         open_parts[plan.shard].append(at)
         sizes[plan.shard] += size
     return made
+
+
+def _type_of(command: Command) -> str:
+    return getattr(command, "data_type", None) or command.op

@@ -204,12 +204,10 @@ class SourceWorker(Worker):
         try:
             meaning = session.mean(item)
             problems += meaning.problems
-            for command in meaning.commands:
-                try:
-                    plans.append(self._applier.plan_of(command))
-                    commands.append(command)
-                except REFUSED as error:
-                    problems.append(str(error))
+            found, wrong = self._applier.planned(meaning.commands)
+            problems += wrong
+            commands += (command for command, _ in found)
+            plans += (plan for _, plan in found)
         except REFUSED as error:
             problems.append(str(error))
         except Exception as error:  # noqa: BLE001 -- whatever one item does to us, those behind it must not wait

@@ -153,6 +153,18 @@ def parse(data: bytes | str) -> Command:
         raise InvalidCommand("; ".join(_clause(problem) for problem in error.errors(include_url=False))) from None
 
 
+def apart(command: Command) -> list[Command]:
+    """What a command with related resources names, each by itself; empty for what names one thing. Of a related one all
+    contexts' resources are named."""
+    if not isinstance(command, Invalidate | InvalidateCoordinated) or not command.related:
+        return []
+    fixed: dict[str, Any] = {"op": "coordinated", "tenant_id": command.tenant_id}
+    return [
+        command.model_copy(update={"related": ()}),
+        *(InvalidateCoordinated(**fixed, **one.given()) for one in command.related),
+    ]
+
+
 def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
     """Targets as they go into a command: every id given, so that none is inherited."""
     return tuple(_related(one.in_text()) for one in targets)

@@ -72,11 +72,9 @@ def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], 
             problems.append(str(error))
             continue
         problems += meaning.problems
-        for command in meaning.commands:
-            try:
-                plans.append(applier.plan_of(command))
-            except REFUSED as error:
-                problems.append(str(error))
+        found, wrong = applier.planned(meaning.commands)
+        plans += (plan for _, plan in found)
+        problems += wrong
     return plans, problems
 
 

@@ -69,12 +69,9 @@ def _planned(letter: DeadLetter, router: Router, applier: Applier) -> tuple[list
         if change is None:
             return [], []
         commands, problems = router.meaning(change)
-        problems = list(problems)
-        for command in commands:
-            try:
-                plans.append(applier.plan_of(command))
-            except REFUSED as error:
-                problems.append(str(error))
+        found, wrong = applier.planned(commands)
+        problems = [*problems, *wrong]
+        plans += (plan for _, plan in found)
     except REFUSED as error:
         return [], [str(error)]
     except Exception as error:  # noqa: BLE001 -- whatever one letter does to us, the others are tried

@@ -21,6 +21,7 @@ from consumers.health import Health
 from consumers.meters import Meters
 from consumers.source import Finding, Meaning
 from consumers.source_worker import SourceWorker
+from producers.command import Invalidate, InvalidateCoordinated, Related
 from tests.support.caches import nodes, quick, until
 from tests.support.memory_source import Gone, MemorySource, Poisoned, scope
 
@@ -125,6 +126,26 @@ async def test_what_can_be_named_of_an_item_is_applied_beside_its_letter(cache: 
         await until(lambda: not source.rows)
     (letter,) = source.dead
     assert "half of it" in letter.reason and "resource_id" in letter.reason
+
+
+@pytest.mark.parametrize("kind", ["invalidate", "coordinated"])
+async def test_a_related_name_that_no_cache_takes_costs_the_others_of_a_change_nothing(
+    cache: Cache, redis_url: str, kind: Any
+) -> None:
+    good, bad = Related(data_type="config", resource_id=GOOD), Related(data_type="note", resource_id="x" * 600)
+    await cache.set("config", "own", 1, "acme")
+    given: Any = {"op": kind, "tenant_id": "acme", "data_type": "config"}
+    command = Invalidate if kind == "invalidate" else InvalidateCoordinated
+    source = MemorySource()
+    source.put(Meaning([command(**given, resource_id="own", related=(bad, good))]))
+    source.put(Meaning([command(**given, resource_id="y" * 600, related=(good,))]))
+    async with at_work(source, redis_url):
+        await gone(cache)
+        assert await cache.get("config", "own", "acme") is None
+        await until(lambda: not source.rows)
+    assert [letter.reason.split(" is too long")[0] for letter in source.dead] == [
+        "note: resource_id", "config: resource_id",
+    ]  # fmt: skip
 
 
 async def test_a_plan_that_l2_never_takes_is_set_aside_alone(
