@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.mariadb import MariaDBServer
 from cachebus.cli.servers.postgres import PostgresServer
 from tests.support.leftovers import child_processes, children_left, tasks_left
 from tests.support.require import require
@@ -94,6 +95,12 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
         )
         await connection.execute(slots, name)
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def mariadb(shared_servers: SharedServers) -> MariaDBServer:
+    """A MariaDB server. Shared: a test that breaks or sets up its server takes one of its own."""
+    return shared_servers.mariadb()
 
 
 @pytest.fixture

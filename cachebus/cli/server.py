@@ -26,12 +26,16 @@ class Kind(StrEnum):
     SENTINEL = "sentinel"
     CLUSTER = "cluster"
     POSTGRES = "postgres"
+    MARIADB = "mariadb"
     KAFKA = "kafka"
     DEBEZIUM = "debezium"
+    DEBEZIUM_MARIADB = "debezium-mariadb"
 
 
 D = TypeVar("D", bound="Daemon")
-ONE: tuple[Kind, ...] = (Kind.REDIS, Kind.POSTGRES, Kind.KAFKA)
+KEEPING: tuple[Kind, ...] = (Kind.POSTGRES, Kind.MARIADB, Kind.KAFKA)
+"""Those that can keep what they hold."""
+ONE: tuple[Kind, ...] = (Kind.REDIS, *KEEPING)
 """Those that are one server, so that a port can be chosen."""
 
 
@@ -41,12 +45,13 @@ def server(
         typer.Argument(
             metavar="KIND",
             help="redis (or Valkey), sentinel (a primary, two replicas, three Sentinels), cluster (three primaries, a "
-            "replica each), postgres, kafka, or debezium (PostgreSQL, Kafka, and the connector between them).",
+            "replica each), postgres, mariadb, kafka, debezium (PostgreSQL, Kafka, and the connector between them), or "
+            "debezium-mariadb (likewise).",
         ),
     ] = Kind.REDIS,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=1, max=65535, help="Listen here (redis, postgres, kafka); a free port by default."),
+        typer.Option("--port", min=1, max=65535, help="Listen here, where it is one server; a free port by default."),
     ] = None,
     directory: Annotated[
         Path | None,
@@ -56,19 +61,19 @@ def server(
             file_okay=False,
             exists=True,
             show_default=False,
-            help="Keep what postgres or kafka hold in this folder; by default nothing is kept.",
+            help="Keep what postgres, mariadb or kafka hold in this folder; by default nothing is kept.",
         ),
     ] = None,
 ) -> None:
     """Run servers on this machine's loopback until Ctrl-C, and print how a cache or worker reaches them.
 
     They need no installing: Redis and PostgreSQL come as wheels (or from PATH), Kafka and Debezium by Maven, once, into
-    the user's cache folder.
+    the user's cache folder, and so does MariaDB where the machine has none.
     """
     if port is not None and kind not in ONE:
         raise ConfigError(f"--port is for {', '.join(ONE)}: {kind.value} takes several, and chooses them")
-    if directory is not None and kind not in (Kind.POSTGRES, Kind.KAFKA):
-        raise ConfigError(f"--directory is for postgres and kafka: {kind.value} keeps nothing")
+    if directory is not None and kind not in KEEPING:
+        raise ConfigError(f"--directory is for {', '.join(KEEPING)}: {kind.value} keeps nothing")
     try:
         until_signalled(_serve(kind, port, directory))
     except Interrupted:
@@ -106,14 +111,18 @@ async def _started(
     else:
         from cachebus.cli.servers.debezium import DebeziumServer
         from cachebus.cli.servers.kafka import KafkaServer
+        from cachebus.cli.servers.mariadb import MariaDBServer
         from cachebus.cli.servers.postgres import PostgresServer
 
-        if kind is not Kind.KAFKA:
-            postgres = await up(PostgresServer(port=port, directory=directory))
-            yield "CACHEBUS_DATABASE_URL", postgres.url
-        if kind is not Kind.POSTGRES:
+        database_url = None
+        if kind in (Kind.POSTGRES, Kind.DEBEZIUM):
+            database_url = (await up(PostgresServer(port=port, directory=directory))).url
+            yield "CACHEBUS_DATABASE_URL", database_url
+        elif kind in (Kind.MARIADB, Kind.DEBEZIUM_MARIADB):
+            database_url = (await up(MariaDBServer(port=port, directory=directory))).url
+            yield "MARIADB_URL", database_url  # no worker follows it by itself
+        if kind not in (Kind.POSTGRES, Kind.MARIADB):
             kafka = await up(KafkaServer(port=port, directory=directory))
             yield "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS", kafka.address
-        if kind is Kind.DEBEZIUM:
-            connect = await up(DebeziumServer(kafka, postgres.url))
-            yield "CACHEBUS_CONNECT_URL", connect.url
+            if database_url is not None:
+                yield "CACHEBUS_CONNECT_URL", (await up(DebeziumServer(kafka, database_url))).url

@@ -15,7 +15,10 @@ import pytest
 
 from cachebus import Cache
 from cachebus.cli.server import Kind
+from cachebus.cli.servers.mariadb import MariaDBServer
 from tests.support.caches import quick
+from tests.support.mariadb import query
+from tests.support.servers import to_be_had
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "cachebus.cli.main", "server"]
@@ -64,11 +67,19 @@ async def test_postgres_keeps_its_rows_in_the_folder_it_is_given(folder: Path) -
         await asyncpg.connect(url)
 
 
+async def test_mariadb_keeps_its_rows_in_the_folder_it_is_given(folder: Path) -> None:
+    to_be_had(MariaDBServer, "MariaDB")
+    for turn in range(2):
+        with running("mariadb", "--directory", str(folder)) as url:
+            assert query(url, "SELECT count(*) FROM information_schema.schemata WHERE schema_name = 'kept'") == (turn,)
+            query(url, "CREATE DATABASE IF NOT EXISTS kept")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("cluster", "--port", "7000"), "--port is for redis, postgres, kafka"),
-        (("redis", "--directory", "."), "--directory is for postgres and kafka"),
+        (("cluster", "--port", "7000"), "--port is for redis, postgres, mariadb, kafka"),
+        (("redis", "--directory", "."), "--directory is for postgres, mariadb, kafka"),
         (("memcached",), "Invalid value for 'KIND'"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import asyncpg
 import pytest
@@ -13,11 +15,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import ConfigError
 from cachebus.cli.servers import jars
-from cachebus.cli.servers.daemon import Daemon
-from cachebus.cli.servers.jars import Artifacts, classpath, find_java
+from cachebus.cli.servers import mariadb as mariadb_server
+from cachebus.cli.servers.daemon import HOST, Daemon
+from cachebus.cli.servers.jars import Artifacts, classpath, find_java, folder_of
 from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.mariadb import MariaDBServer
 from cachebus.cli.servers.postgres import PostgresServer
 from tests.conftest import connected
+from tests.support.mariadb import query
 
 
 async def test_postgres_keeps_what_was_committed_over_a_crash(postgres: PostgresServer, database: str) -> None:
@@ -50,6 +55,48 @@ async def test_kafka_keeps_what_was_acknowledged_over_a_crash(kafka: KafkaServer
     consumer.assign([TopicPartition(topic, 1)])
     assert (await consumer.getone()).value == b"kept"
     await consumer.stop()
+
+
+def test_mariadb_keeps_what_was_committed_over_a_crash_and_tells_whole_rows(mariadb: MariaDBServer) -> None:
+    name = f"kept_{secrets.token_hex(4)}"
+    asked = query(mariadb.url, "SELECT @@binlog_format, @@binlog_row_image, @@log_bin, @@bind_address, @@socket")
+    assert asked == ("ROW", "FULL", 1, HOST, "")
+    query(mariadb.url, f"CREATE DATABASE {name}")
+    mariadb.kill()
+    with pytest.raises(OSError, match="refused"):
+        mariadb.connected()
+    mariadb.start()
+    assert query(mariadb.url, f"SHOW DATABASES LIKE '{name}'") == (name,)
+    if os.geteuid() == 0:
+        assert Path(f"/proc/{mariadb.pid}").stat().st_uid != 0
+
+
+def test_without_mariadb_or_maven_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mariadb_server, "FOLDERS", ())
+    monkeypatch.setenv("CACHEBUS_JARS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no MariaDB server found: put its `mariadbd` on PATH"):
+        MariaDBServer()
+
+
+def test_of_what_maven_fetches_one_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ZipFile(tmp_path / "some.jar", "w") as jar:
+        jar.writestr("deep/inside/bin/program", "#!/bin/sh")
+        jar.writestr("META-INF/MANIFEST.MF", "")
+    maven = tmp_path / "bin" / "mvn"
+    maven.parent.mkdir()
+    copy = f'mkdir "${{a#*=}}"; cp {tmp_path}/some.jar "${{a#*=}}"'
+    maven.write_text(f"#!/bin/sh\nfor a; do case $a in -DoutputDirectory=*) {copy};; esac; done\n")
+    maven.chmod(0o755)
+    java = find_java()
+    monkeypatch.setattr(jars, "find_java", lambda: java)
+    monkeypatch.setenv("CACHEBUS_JARS", str(tmp_path / "kept"))
+    monkeypatch.setenv("PATH", f"{maven.parent}:/usr/bin:/bin")
+    folder = folder_of(Artifacts("some-1", [("a", "b", "1")], unpacked="deep/inside"))
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()] == ["bin/program"]
+    with pytest.raises(ConfigError, match="there is no other in what Maven fetched"):
+        folder_of(Artifacts("some-2", [("a", "b", "1")], unpacked="other"))
+    assert not (tmp_path / "kept" / "some-2").exists()
 
 
 def test_without_maven_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

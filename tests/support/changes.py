@@ -71,28 +71,31 @@ ALTER TABLE shop.notes ALTER COLUMN text SET STORAGE EXTERNAL;
 TABLES = ("shop.orders", "shop.notes", "shop.settings", "other.settings", "shop.unruled")
 CODE = "00000000-0000-0000-0000-0000000000"
 LARGE = "repeat('large ', 2000)"
+ORDERS = "shop.orders (id, tenant_id, customer_id, note)"
+NOTES = "shop.notes (code, tenant_id, folder, title, text)"
+MANY = "generate_series(1000, 4000) g"
 STORY: Sequence[str] = (
-    "INSERT INTO shop.orders VALUES (1, 'acme', 10, 'a'), (2, 'globex', NULL, 'b')",
+    f"INSERT INTO {ORDERS} VALUES (1, 'acme', 10, 'a'), (2, 'globex', NULL, 'b')",
     "UPDATE shop.orders SET note = 'c' WHERE id = 1",
     "UPDATE shop.orders SET id = 3 WHERE id = 1",
     "UPDATE shop.orders SET tenant_id = 'globex' WHERE id = 3",
     "UPDATE shop.orders SET customer_id = 11 WHERE id = 2",
     "DELETE FROM shop.orders WHERE id = 3",
-    f"INSERT INTO shop.notes VALUES ('{CODE}01', 'acme', 7, 't', {LARGE}), ('{CODE}02', 'acme', NULL, 't', {LARGE})",
+    f"INSERT INTO {NOTES} VALUES ('{CODE}01', 'acme', 7, 't', {LARGE}), ('{CODE}02', 'acme', NULL, 't', {LARGE})",
     f"UPDATE shop.notes SET seen = 1 WHERE code = '{CODE}01'",
     f"UPDATE shop.notes SET title = 'u' WHERE code = '{CODE}01'",
     f"UPDATE shop.notes SET folder = 8 WHERE code = '{CODE}01'",
     f"UPDATE shop.notes SET text = 'short' WHERE code = '{CODE}02'",
     "INSERT INTO other.settings VALUES ('theme', 'dark'); INSERT INTO shop.settings VALUES ('limit', '5')",
     "UPDATE other.settings SET name = 'colour' WHERE name = 'theme'",
-    "BEGIN; INSERT INTO shop.orders VALUES (90, 'acme', 1, ''); DELETE FROM shop.notes; ROLLBACK",
+    f"BEGIN; INSERT INTO {ORDERS} VALUES (90, 'acme', 1, ''); DELETE FROM shop.notes; ROLLBACK",
     "INSERT INTO shop.unruled VALUES (1)",
-    """BEGIN; INSERT INTO shop.orders VALUES (5, 'acme', 1, ''); UPDATE shop.orders SET id = 6 WHERE id = 5;
+    f"""BEGIN; INSERT INTO {ORDERS} VALUES (5, 'acme', 1, ''); UPDATE shop.orders SET id = 6 WHERE id = 5;
     DELETE FROM shop.orders WHERE id = 6; COMMIT""",
-    "INSERT INTO shop.orders SELECT g, 'acme', g % 7, 'many' FROM generate_series(1000, 4000) g",
-    "TRUNCATE shop.orders, shop.notes",
+    f"INSERT INTO {ORDERS} SELECT g, 'acme', g % 7, 'many' FROM {MANY}",
+    "TRUNCATE shop.orders; TRUNCATE shop.notes",
     "DELETE FROM other.settings; TRUNCATE shop.settings",
-    "INSERT INTO shop.orders VALUES (99, 'acme', NULL, 'the end')",
+    f"INSERT INTO {ORDERS} VALUES (99, 'acme', NULL, 'the end')",
 )
 END = ("order", "99")
 

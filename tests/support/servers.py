@@ -12,6 +12,7 @@ from cachebus.cli.embedded import EmbeddedServer, Origin, ServerBinary, find_ser
 from cachebus.cli.groups import ClusterGroup, ask
 from cachebus.cli.servers.daemon import Daemon
 from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.cli.servers.mariadb import MariaDBServer
 from cachebus.cli.servers.postgres import PostgresServer
 from cachebus.errors import ConfigError
 from tests.support.require import require
@@ -81,6 +82,7 @@ class SharedServers:
         self._cluster: ClusterGroup | None = None
         self._kafka: KafkaServer | None = None
         self._postgres: PostgresServer | None = None
+        self._mariadb: MariaDBServer | None = None
 
     def get(self, binary: ServerBinary) -> EmbeddedServer:
         """The running server of that program, with its keys and scripts dropped."""
@@ -121,10 +123,18 @@ class SharedServers:
         self._postgres.resume()
         return self._postgres
 
+    def mariadb(self) -> MariaDBServer:
+        """The running MariaDB; a test takes databases of its own. Skips the test loudly where it can't be had."""
+        if self._mariadb is None:
+            self._mariadb = to_be_had(MariaDBServer, "MariaDB")
+        self._mariadb.start()
+        self._mariadb.resume()
+        return self._mariadb
+
     def pids(self) -> set[int]:
         """The processes that outlive a single test."""
         cluster = set() if self._cluster is None else self._cluster.pids
-        daemons: list[Daemon | None] = [*self._by_name.values(), self._kafka, self._postgres]
+        daemons: list[Daemon | None] = [*self._by_name.values(), self._kafka, self._postgres, self._mariadb]
         mine = {daemon.pid for daemon in daemons if daemon is not None and daemon.running}
         return mine | cluster
 
@@ -133,10 +143,10 @@ class SharedServers:
         for server in self._by_name.values():
             server.stop()
         self._by_name.clear()
-        for daemon in (self._kafka, self._postgres):
+        for daemon in (self._kafka, self._postgres, self._mariadb):
             if daemon is not None:
                 daemon.stop()
-        self._kafka = self._postgres = None
+        self._kafka = self._postgres = self._mariadb = None
         if self._cluster is not None:
             self._cluster.stop()
             self._cluster = None

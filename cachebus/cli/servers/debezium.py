@@ -1,51 +1,57 @@
-"""Debezium's PostgreSQL connector on a Kafka Connect of its own: one process, no cluster."""
+"""Debezium's connectors for PostgreSQL and MariaDB, each on a Kafka Connect of its own: one process, no cluster."""
 
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
+from zlib import crc32
 
 from cachebus.cli.servers.daemon import HOST, Daemon
 from cachebus.cli.servers.jars import JVM, Artifacts, classpath, find_java
 from cachebus.cli.servers.kafka import VERSION as KAFKA_VERSION
 from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.errors import ConfigError
 
 VERSION: Final = "3.2.0.Final"
-ARTIFACTS: Final = Artifacts(
-    f"debezium-{VERSION}-kafka-{KAFKA_VERSION}",
-    [
-        ("io.debezium", "debezium-connector-postgres", VERSION),
-        ("org.apache.kafka", "connect-runtime", KAFKA_VERSION),
-        ("org.apache.kafka", "connect-json", KAFKA_VERSION),
-    ],
+CONNECT: Final = (
+    ("org.apache.kafka", "connect-runtime", KAFKA_VERSION),
+    ("org.apache.kafka", "connect-json", KAFKA_VERSION),
+)
+POSTGRES: Final = Artifacts(
+    f"debezium-{VERSION}-kafka-{KAFKA_VERSION}", [("io.debezium", "debezium-connector-postgres", VERSION), *CONNECT]
+)
+MARIADB: Final = Artifacts(
+    f"debezium-mariadb-{VERSION}-kafka-{KAFKA_VERSION}",
+    [("io.debezium", "debezium-connector-mariadb", VERSION), *CONNECT],
 )
 CONNECTOR: Final = "changes"
 
 
 class DebeziumServer(Daemon):
-    """Kafka Connect, standalone, with a connector that follows a PostgreSQL database; up when its task runs.
+    """Kafka Connect, standalone, with a connector that follows a database; up when it tells of all that comes.
 
-    Topics are named `{topic_prefix}.{schema}.{table}`. `tables`: with their schemas; none: all. `connector`: more of
-    the connector's properties, over those here. Restarts go on where its slot stands.
+    `database_url`: of a PostgreSQL database, or of a MariaDB server ("mysql://..."), which is followed with all of its
+    databases. Topics are named `{topic_prefix}.{schema}.{table}`, MariaDB's by the database. `tables`: with their
+    schemas; none: all. `connector`: more of the connector's properties, over those here. Restarts go on where it stood.
     """
 
     name = "Debezium"
     START_TIMEOUT_S = 90.0
 
     def __init__(
-        self, kafka: KafkaServer, postgres_url: str, *, tables: Sequence[str] = (), topic_prefix: str = "cdc",
+        self, kafka: KafkaServer, database_url: str, *, tables: Sequence[str] = (), topic_prefix: str = "cdc",
         connector: Mapping[str, str] | None = None, worker: Mapping[str, str] | None = None, port: int | None = None,
         directory: Path | None = None,
     ) -> None:  # fmt: skip
         super().__init__(port=port, directory=directory)
-        self._java, self._jars = find_java(), classpath(ARTIFACTS)
         self._kafka = kafka
-        self._database = urlsplit(postgres_url)
+        self._database = urlsplit(database_url)
+        self._is_mariadb = self._database.scheme == "mysql"
+        self._java, self._jars = find_java(), classpath(MARIADB if self._is_mariadb else POSTGRES)
         self._tables = tuple(tables)
         self.topic_prefix = topic_prefix
         self._connector = dict(connector or {})
@@ -71,27 +77,42 @@ class DebeziumServer(Daemon):
 
     def _connector_properties(self) -> dict[str, str]:
         database = self._database
-        name = self.topic_prefix.replace(".", "_").replace("-", "_")
         return {
             "name": CONNECTOR,
-            "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
             "tasks.max": "1",
-            "plugin.name": "pgoutput",
             "database.hostname": database.hostname or HOST,
-            "database.port": str(database.port or 5432),
-            "database.user": unquote(database.username or "postgres"),
             "database.password": unquote(database.password or ""),
-            "database.dbname": database.path.lstrip("/") or "postgres",
             "topic.prefix": self.topic_prefix,
-            "slot.name": f"debezium_{name}",
-            "publication.name": f"debezium_{name}",
-            "publication.autocreate.mode": "filtered" if self._tables else "all_tables",
             "snapshot.mode": "no_data",
             "poll.interval.ms": "20",
             "topic.creation.default.replication.factor": "1",
             "topic.creation.default.partitions": "2",
             **({"table.include.list": ",".join(self._tables)} if self._tables else {}),
+            **(self._of_mariadb() if self._is_mariadb else self._of_postgres()),
             **self._connector,
+        }
+
+    def _of_postgres(self) -> dict[str, str]:
+        name = self.topic_prefix.replace(".", "_").replace("-", "_")
+        return {
+            "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+            "plugin.name": "pgoutput",
+            "database.port": str(self._database.port or 5432),
+            "database.user": unquote(self._database.username or "postgres"),
+            "database.dbname": self._database.path.lstrip("/") or "postgres",
+            "slot.name": f"debezium_{name}",
+            "publication.name": f"debezium_{name}",
+            "publication.autocreate.mode": "filtered" if self._tables else "all_tables",
+        }
+
+    def _of_mariadb(self) -> dict[str, str]:
+        return {
+            "connector.class": "io.debezium.connector.mariadb.MariaDbConnector",
+            "database.port": str(self._database.port or 3306),
+            "database.user": unquote(self._database.username or "root"),
+            "database.server.id": str(2 + crc32(self.topic_prefix.encode()) // 2),  # each follower's own
+            "schema.history.internal": "io.debezium.storage.file.history.FileSchemaHistory",
+            "schema.history.internal.file.filename": str(self.directory / "history"),
         }
 
     def _prepare(self) -> None:
@@ -110,9 +131,29 @@ class DebeziumServer(Daemon):
         ]
 
     def _answers(self) -> bool:
+        tasks = self.tasks()
+        for task in tasks:
+            if task.get("state") == "FAILED":
+                raise ConfigError(f"the connector has ended: {_first_cause(str(task.get('trace')))}")
+        runs = bool(tasks) and all(task.get("state") == "RUNNING" for task in tasks)
+        # A slot is there before a task runs; the place in a binary log only when the tables have been looked at.
+        return runs and (not self._is_mariadb or bool((self._asked("offsets") or {}).get("offsets")))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """What Kafka Connect says of its tasks: their "state", and the "trace" of one that is "FAILED"."""
+        found = (self._asked("status") or {}).get("tasks", [])
+        return found if isinstance(found, list) else []
+
+    def _asked(self, what: str) -> dict[str, Any] | None:
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.port}/connectors/{CONNECTOR}/status", timeout=2) as said:
-                tasks = json.load(said).get("tasks", [])
-        except (OSError, urllib.error.HTTPError, ValueError):
-            return False
-        return bool(tasks) and all(task.get("state") == "RUNNING" for task in tasks)
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/connectors/{CONNECTOR}/{what}", timeout=2) as said:
+                found = json.load(said)
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def _first_cause(trace: str) -> str:
+    """The message that a Java trace ends with, which is where it all began."""
+    lines = [line for line in trace.splitlines() if line and not line.startswith("\t")]
+    return lines[-1].removeprefix("Caused by: ") if lines else "it does not say why"

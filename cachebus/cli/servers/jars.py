@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
+from zipfile import ZipFile
 
 from cachebus.errors import ConfigError
 
@@ -44,6 +45,9 @@ class Artifacts(NamedTuple):
     name: str
     coordinates: Sequence[tuple[str, str, str]]
     """Group, artifact, version."""
+    size_mb: int = 40
+    unpacked: str | None = None
+    """The folder in one of them that is kept, with what it holds, in place of the jars."""
 
 
 def cache_folder() -> Path:
@@ -55,7 +59,12 @@ def cache_folder() -> Path:
 
 
 def classpath(artifacts: Artifacts) -> str:
-    """The class path of these artifacts, fetched now if they are not there yet (some 40 MB; half a minute).
+    """The class path of these artifacts, fetched now if they are not there yet. `ConfigError`: see `folder_of`."""
+    return f"{folder_of(artifacts)}/*"
+
+
+def folder_of(artifacts: Artifacts) -> Path:
+    """Where these artifacts are, fetched now if they are not there yet (half a minute).
 
     `ConfigError` says what is missing, or how Maven failed. Two who ask at the same time fetch once.
     """
@@ -66,14 +75,14 @@ def classpath(artifacts: Artifacts) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
                 _fetch(artifacts, folder)
-    return f"{folder}/*"
+    return folder
 
 
 def _fetch(artifacts: Artifacts, folder: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise ConfigError(MAVEN_MISSING.format(name=artifacts.name))
-    sys.stderr.write(f"fetching {artifacts.name} into {folder}: once, some 40 MB\n")
+    sys.stderr.write(f"fetching {artifacts.name} into {folder}: once, some {artifacts.size_mb} MB\n")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         pom = Path(scratch, "pom.xml")
         pom.write_text(_pom(artifacts))
@@ -91,7 +100,18 @@ def _fetch(artifacts: Artifacts, folder: Path) -> None:
         if done.returncode or not any(jars.glob("*.jar")):
             said = (done.stdout + done.stderr).strip().splitlines()
             raise ConfigError(f"Maven could not fetch {artifacts.name}: {' '.join(said[:3]) or 'it said nothing'}")
-        jars.rename(folder)  # whole, or not at all
+        made = jars if artifacts.unpacked is None else _unpack(artifacts.unpacked, jars, Path(scratch, "unpacked"))
+        made.rename(folder)  # whole, or not at all
+
+
+def _unpack(wanted: str, jars: Path, into: Path) -> Path:
+    for jar in jars.glob("*.jar"):
+        with ZipFile(jar) as archive:
+            archive.extractall(into, [name for name in archive.namelist() if name.startswith(f"{wanted}/")])
+    found = into / wanted
+    if not found.is_dir():
+        raise ConfigError(f"there is no {wanted} in what Maven fetched")
+    return found
 
 
 def _with_java() -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""Servers that root must not run: started by root, they run as a user without rights of its own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from cachebus.cli.servers.daemon import Daemon
+from cachebus.errors import ConfigError
+
+INIT_TIMEOUT_S = 60.0
+
+
+class OrdinaryDaemon(Daemon):
+    """One that runs as this process's user, or, where that is root, as the first of `users` that there is."""
+
+    users: ClassVar[tuple[str, ...]]
+    parts: ClassVar[tuple[str, ...]]
+    """The folders that its programs need, beside the one that they are in."""
+    tried: ClassVar[str]
+    """The program whose `--version` tells whether that user can run them."""
+    programs: Path
+    """The folder of its programs."""
+
+    @abstractmethod
+    def _is_made(self, data: Path) -> bool:
+        """Whether a server's files are in this folder."""
+
+    @abstractmethod
+    def _make(self, data: Path) -> subprocess.CompletedProcess[str]:
+        """Have its program make them, by `_run`."""
+
+    def _prepare(self) -> None:
+        user = self._user()
+        if user is not None:
+            self._hand_over(user)
+        data = self.directory / "data"
+        if self._is_made(data):
+            return
+        done = self._make(data)
+        if done.returncode:
+            shutil.rmtree(data, ignore_errors=True)
+            raise ConfigError(f"{self.name}'s files could not be made: {(done.stderr or done.stdout).strip()}")
+
+    def _run(self, command: Sequence[str | Path], told: str | None = None) -> subprocess.CompletedProcess[str]:
+        user = self._user()
+        return subprocess.run(
+            command,
+            user=user,
+            group=user and pwd.getpwuid(user).pw_gid,
+            extra_groups=None if user is None else (),
+            cwd=self.directory,
+            input=told,
+            capture_output=True,
+            text=True,
+            timeout=INIT_TIMEOUT_S,
+            check=False,
+        )
+
+    def _user(self) -> int | None:
+        return self._ordinary_user() if os.geteuid() == 0 else None
+
+    def _ordinary_user(self) -> int:
+        for name in self.users:
+            try:
+                return pwd.getpwnam(name).pw_uid
+            except KeyError:
+                continue
+        raise ConfigError(f"{self.name} does not run as root, and there is none of {', '.join(self.users)} here")
+
+    def _place(self) -> Path | None:
+        user = self._user()
+        if user is None:
+            return None
+        places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- for a folder of random name
+        return next((place for place in places if place.is_dir() and _may_enter(place, user)), None)
+
+    def _hand_over(self, user: int) -> None:
+        if not _may_enter(self.directory.parent, user):
+            raise ConfigError(
+                f"{self.name} refuses to run as root, so it runs as {pwd.getpwuid(user).pw_name}, who may not enter "
+                f"{self.directory.parent}: give a folder elsewhere"
+            )
+        # Nor may that user reach an environment below root's home.
+        os.chown(self.directory, user, pwd.getpwuid(user).pw_gid)
+        self.programs = self._reachable(user)
+
+    def _reachable(self, user: int) -> Path:
+        """The programs where that user can run them: as they are, else linked (or copied) into the directory."""
+        programs = self.programs
+        tried = subprocess.run(
+            [programs / self.tried, "--version"], user=user, extra_groups=(), capture_output=True, cwd="/", check=False
+        ) if _may_enter(programs, user) else None  # fmt: skip
+        if tried is not None and tried.returncode == 0:
+            return programs
+        copy = self.directory / "programs"
+        if not copy.exists():
+            with tempfile.TemporaryDirectory(dir=self.directory) as folder:
+                made = Path(folder, "programs")
+                for part in (programs.name, *self.parts):
+                    shutil.copytree(programs.parent / part, made / part, copy_function=_link, symlinks=True)
+                made.rename(copy)
+            for path in (copy, *copy.rglob("*")):
+                if path.is_dir():
+                    path.chmod(0o755)
+        return copy / programs.name
+
+
+def _may_enter(folder: Path, user: int) -> bool:
+    """Whether every folder on the way lets that user through (of others than its owner and group)."""
+    return all(
+        path.stat().st_mode & 0o001 or path.stat().st_uid == user for path in (folder, *folder.resolve().parents)
+    )
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+    return target
