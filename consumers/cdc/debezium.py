@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -14,7 +15,13 @@ OPS: Final[dict[str, Op]] = {"c": "insert", "r": "insert", "u": "update", "d": "
 UNAVAILABLE: Final = "__debezium_unavailable_value"
 """Stands for a large value that an update left as it was; the connector's `unavailable.value.placeholder`."""
 TEXT_LIKE: Final = frozenset({"io.debezium.data.Uuid", "io.debezium.data.Enum", "io.debezium.data.Ltree"})
-"""Types with a meaning of their own whose text is what PostgreSQL itself would say."""
+"""Types with a meaning of their own whose text is what the database itself would say."""
+BINLOGS: Final = ("mysql", "mariadb")
+"""Connectors whose databases are what PostgreSQL calls schemas. They end rather than tell a part of a row."""
+DECIMAL: Final = "org.apache.kafka.connect.data.Decimal"
+WHOLE: Final = "a decimal without places"
+LONGEST_WHOLE: Final = 40
+"""Of the base64 of MySQL's 65 digits."""
 
 
 def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) -> RowChange | None:
@@ -23,7 +30,8 @@ def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) ->
 
     `key`, the message's, tells what of the old row is sure: where the table's REPLICA IDENTITY is not FULL, PostgreSQL
     tells only the key, and Debezium makes up the rest: nulls, and for columns that are NOT NULL their defaults, zeros
-    and empty texts. Without a key (the table has none, so its rows are told whole) all of it is sure.
+    and empty texts. Without a key (the table has none, so its rows are told whole) all of it is sure, and so it
+    is where it comes from a binary log.
     """
     if value is None:
         return None
@@ -45,7 +53,9 @@ def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) ->
     if _tells_no_row(payload):
         return None
     change = _change(payload, schema)
-    return change if key is None or change.old is None else replace(change, sure=_names(key))
+    if key is None or change.old is None or _is_of_a_binlog(payload["source"]):
+        return change
+    return replace(change, sure=_names(key))
 
 
 def _names(key: bytes | str) -> frozenset[str]:
@@ -85,9 +95,10 @@ def _change(payload: Mapping[str, Any], schema: Any) -> RowChange:
     source = payload.get("source")
     if not isinstance(source, dict):
         raise UnusableChange("source: is missing")
-    where = [source.get(name) for name in ("schema", "table")]
+    schema_field = "db" if _is_of_a_binlog(source) else "schema"
+    where = [source.get(name) for name in (schema_field, "table")]
     if not all(isinstance(one, str) and one for one in where):
-        raise UnusableChange("source: names no schema and table")
+        raise UnusableChange(f"source: names no {schema_field} and table")
     new, old = _row(payload, schema, "after"), _row(payload, schema, "before")
     if op in ("insert", "update") and new is None:
         raise UnusableChange("after: is missing")
@@ -96,6 +107,10 @@ def _change(payload: Mapping[str, Any], schema: Any) -> RowChange:
     lsn = source.get("lsn")
     position = str(lsn) if isinstance(lsn, int) and lsn.bit_length() <= 64 else ""
     return RowChange(op, str(where[0]), str(where[1]), new, old, position, _seconds(source.get("ts_ms")))
+
+
+def _is_of_a_binlog(source: Mapping[str, Any]) -> bool:
+    return source.get("connector") in BINLOGS
 
 
 def _seconds(at_ms: Any) -> float | None:
@@ -127,15 +142,34 @@ def _untold(value: Any, meaning: str | None) -> Any:
     """A number or text that stands for something else, such as days for a date, is one to compare, not to name."""
     if meaning is None or meaning in TEXT_LIKE or value is None or not isinstance(value, str | int):
         return value
-    return OtherText(value)
+    return _whole(value) if meaning == WHOLE else OtherText(value)
+
+
+def _whole(value: str | int) -> int | OtherText:
+    """As Connect writes it: two's complement in base64, or a number."""
+    if isinstance(value, int):
+        return value
+    if not 0 < len(value) <= LONGEST_WHOLE:
+        return OtherText(value)
+    try:
+        return int.from_bytes(b64decode(value, validate=True), "big", signed=True)
+    except ValueError:
+        return OtherText(value)
 
 
 def _meanings(schema: Any, part: str) -> Iterator[tuple[str, str]]:
-    """Of a row's columns, as the envelope's schema tells them: those with a type of a name of its own."""
+    """Of a row's columns, as the envelope's schema tells them: those with a type of a name of its own, and bytes, which
+    JSON has as text."""
     try:
         (row,) = (field for field in schema["fields"] if field["field"] == part)
         for column in row["fields"]:
-            if isinstance(column.get("name"), str) and isinstance(column.get("field"), str):
-                yield column["field"], column["name"]
+            name = column.get("name") or ("bytes" if column.get("type") == "bytes" else None)
+            if not isinstance(name, str) or not isinstance(column.get("field"), str):
+                continue
+            yield column["field"], WHOLE if name == DECIMAL and _has_no_places(column.get("parameters")) else name
     except (TypeError, KeyError, ValueError, AttributeError):
         return  # no schema: its values are taken for what they are
+
+
+def _has_no_places(parameters: Any) -> bool:
+    return isinstance(parameters, dict) and parameters.get("scale") == "0"

@@ -133,6 +133,6 @@ class TopicsWorker(SourceWorker):
         for rule in rules.rule:
             if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
                 logger.warning(
-                    "cdc: rule of {!r}: old rows count by their key alone; if the table has REPLICA IDENTITY FULL, say "
-                    'so by replica_identity = "full"', rule.table,
+                    "cdc: rule of {!r}: PostgreSQL's old rows count by their key alone; if the table has REPLICA "
+                    'IDENTITY FULL, say so by replica_identity = "full"', rule.table,
                 )  # fmt: skip

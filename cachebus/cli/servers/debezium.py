@@ -50,7 +50,7 @@ class DebeziumServer(Daemon):
         super().__init__(port=port, directory=directory)
         self._kafka = kafka
         self._database = urlsplit(database_url)
-        self._is_mariadb = self._database.scheme == "mysql"
+        self._is_mariadb = self._database.scheme in ("mysql", "mariadb")
         self._java, self._jars = find_java(), classpath(MARIADB if self._is_mariadb else POSTGRES)
         self._tables = tuple(tables)
         self.topic_prefix = topic_prefix

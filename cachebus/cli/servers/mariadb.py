@@ -80,8 +80,9 @@ class MariaDBServer(OrdinaryDaemon):
         """What `mariadb-install-db` does, which needs programs of the client's package besides."""
         shutil.rmtree(data, ignore_errors=True)
         data.mkdir()
-        owner = self.directory.stat()
-        os.chown(data, owner.st_uid, owner.st_gid)
+        if self._user() is not None:
+            owner = self.directory.stat()
+            os.chown(data, owner.st_uid, owner.st_gid)
         share = _share(self.programs)
         parts = [
             # A statement a line; root with a password that is empty, and not by the system's user of that name.
