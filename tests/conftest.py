@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import secrets
@@ -113,10 +114,14 @@ def traces() -> Path:
 
 @pytest.fixture
 async def _no_task_left() -> AsyncIterator[None]:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(repr(context)))
     yield
     left = await tasks_left()
     if left:
         pytest.fail("the test left tasks behind:\n" + "\n".join(left), pytrace=False)
+    if complaints:
+        pytest.fail("the event loop was told of what nobody took:\n" + "\n".join(complaints), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

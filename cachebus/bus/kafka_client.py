@@ -6,18 +6,19 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from loguru import logger
 
 from cachebus.errors import BusUnavailable, ConfigError
 from cachebus.settings import Settings
 
+Client = TypeVar("Client")
 MISSING: Final = "the Kafka bus needs aiokafka: pip install 'cachebus[kafka]'"
 BACKOFF_MS: Final = 50
 
@@ -153,11 +154,34 @@ def connecting(access: KafkaAccess) -> Iterator[None]:
             raise BusUnavailable(f"Kafka at {access.servers}: {why}") from error
 
 
+End = Callable[[], Coroutine[Any, Any, None]]
+
+
 class Endings:
-    """Clients that are being closed, in tasks of their own: who is being cancelled can't wait for them."""
+    """The driver's clients, started and closed whole, in tasks of their own: who is being cancelled can't wait for
+    them, and what the driver gives up amid connecting, or closing, stays open."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def started(self, client: Any, end: End | None = None) -> None:
+        """Start a client; the driver's errors. One that can't be started is ended, by `end`, or its own `close` or
+        `stop`; where whoever waits is cancelled meanwhile, that happens when it has started, or failed."""
+        starting = asyncio.create_task(client.start(), name="cachebus-kafka-start")
+        try:
+            await asyncio.shield(starting)
+        except BaseException:
+            self.add(asyncio.create_task(_ended(starting, end or _end_of(client)), name="cachebus-kafka-end"))
+            raise
+
+    @asynccontextmanager
+    async def running(self, client: Client, end: End | None = None) -> AsyncIterator[Client]:
+        """A client while it is used; it is ended likewise. Wait for that by `over`."""
+        await self.started(client, end)
+        try:
+            yield client
+        finally:
+            self.add(asyncio.create_task((end or _end_of(client))(), name="cachebus-kafka-end"))
 
     def add(self, task: asyncio.Task[None]) -> None:
         """Remember it until it has ended."""
@@ -170,6 +194,30 @@ class Endings:
             logger.debug("a Kafka client did not close cleanly: {!r}", task.exception())
 
     async def over(self, timeout_s: float) -> None:
-        """Wait until all have ended, but no longer than that."""
+        """Wait until all have ended, but no longer than that: what a broker does not answer is given up. Whoever is
+        cancelled here waits likewise."""
+        try:
+            await self._wait(timeout_s)
+        except asyncio.CancelledError:
+            await self._wait(timeout_s)
+            raise
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._wait(timeout_s)
+
+    async def _wait(self, timeout_s: float) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
+
+
+async def _ended(starting: asyncio.Task[None], end: End) -> None:
+    try:
+        await asyncio.wait([starting])
+    finally:
+        starting.cancel()
+        await end()
+
+
+def _end_of(client: Any) -> End:
+    return getattr(client, "close", None) or client.stop  # type: ignore[no-any-return]

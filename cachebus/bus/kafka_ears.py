@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Final
 
 from loguru import logger
@@ -87,8 +88,8 @@ class KafkaEars:
             },
         )
         topic = self._access.topic
+        await self._endings.started(consumer, partial(_end, consumer))
         try:
-            await consumer.start()
             await consumer._client.add_topic(topic)
             numbers = await consumer._client._wait_on_metadata(topic)
             partitions = [TopicPartition(topic, number) for number in sorted(numbers)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from loguru import logger
@@ -97,13 +98,13 @@ class KafkaSender:
         from aiokafka import AIOKafkaProducer
 
         producer = AIOKafkaProducer(acks="all", linger_ms=0, max_batch_size=BATCH_BYTES, **self._access.arguments())
-        try:
-            async with asyncio.timeout(self._access.connect_timeout_s):
-                await producer.start()
+        async with asyncio.timeout(self._access.connect_timeout_s):
+            await self._endings.started(producer, partial(end_producer, producer))
+            try:
                 await producer.partitions_for(self._access.topic)
-        except BaseException:
-            self._ended(producer)
-            raise
+            except BaseException:
+                self._ended(producer)
+                raise
         return producer
 
     def post(self, shard: int, key: bytes, message: bytes, headers: Headers) -> None:
@@ -173,7 +174,7 @@ class KafkaSender:
         from aiokafka.errors import KafkaError
 
         try:
-            await sent
+            await asyncio.shield(sent)  # once: given up, the driver would hear nobody ask for its later failure
         except KafkaError as error:
             if error.retriable:
                 raise  # and was tried again for as long as it may take

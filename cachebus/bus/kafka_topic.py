@@ -32,9 +32,7 @@ async def ensure(access: KafkaAccess, endings: Endings) -> None:
     """
     from aiokafka.admin import AIOKafkaAdminClient
 
-    admin = AIOKafkaAdminClient(**access.arguments())
-    try:
-        await admin.start()
+    async with endings.running(AIOKafkaAdminClient(**access.arguments())) as admin:
         (found,) = await admin.describe_topics([access.topic])
         if found["error_code"] == UNKNOWN_TOPIC:
             await _make(admin, access)
@@ -47,8 +45,6 @@ async def ensure(access: KafkaAccess, endings: Endings) -> None:
         else:
             _check_partitions(access, len(found["partitions"]))
             await _check_configuration(admin, access)
-    finally:
-        endings.add(asyncio.create_task(admin.close()))
 
 
 async def _make(admin: Any, access: KafkaAccess) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from cachebus.bus.kafka_client import quietly
+from cachebus.bus.kafka_client import Endings, quietly
 from cachebus.settings import Settings
 from consumers.kafka.worker import WorkerOptions
-from consumers.topics.dead_topic import DeadTopic, letter_of
+from consumers.topics.dead_topic import LEAVE_S, DeadTopic, letter_of
 from consumers.topics.replay import each_letter
 from producers.kafka.message import ATTEMPTS, Seal
 
@@ -41,9 +41,10 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
                 await one
             brought += len(sent)
 
+        endings = Endings()
         try:
-            await producer.start()
-            await each_letter(member, DeadTopic(member.clients, member.dead_topic), tried, limit)
+            async with endings.running(producer):
+                await each_letter(member, DeadTopic(member.clients, member.dead_topic), tried, limit)
         finally:
-            await producer.stop()
+            await endings.over(LEAVE_S)
     return brought

@@ -101,9 +101,11 @@ class CommandsSource(TopicSource):
     async def prepare(self) -> None:
         """See `TopicSource.prepare`."""
         endings = Endings()
-        async with asyncio.timeout(self._access.timeout_s):
-            await ensure(self._access, endings)
-        await endings.over(self._access.timeout_s)
+        try:
+            async with asyncio.timeout(self._access.timeout_s):
+                await ensure(self._access, endings)
+        finally:
+            await endings.over(self._access.timeout_s)
 
     async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
         """See `TopicSource.look_at`."""

@@ -80,16 +80,9 @@ class Committed(NamedTuple):
 class Brokers:
     """Asked about topics and groups, over a connection of its own."""
 
-    def __init__(self, clients: Mapping[str, Any]) -> None:
-        self.admin = AIOKafkaAdminClient(**clients, metadata_max_age_ms=METADATA_MAX_AGE_MS)
-
-    async def start(self) -> None:
-        """Connect; the driver's errors."""
-        await self.admin.start()
-
-    async def aclose(self) -> None:
-        """Give the connections back."""
-        await self.admin.close()
+    def __init__(self, admin: AIOKafkaAdminClient) -> None:
+        """`admin`: started, and closed by who made it."""
+        self.admin = admin
 
     async def topics(self, names: Collection[str] | None) -> dict[str, Topic]:
         """These topics, or all that one may see."""

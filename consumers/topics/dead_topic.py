@@ -10,8 +10,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
+from cachebus.bus.kafka_client import Endings
 from consumers.dead import DeadLetter
 
+LEAVE_S: Final = 5.0
+"""How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
 LARGEST_BYTES: Final = 900_000
 """What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
 LEAST_BYTES: Final = 1000
@@ -30,17 +33,14 @@ class DeadTopic:
         self.topic = topic
         self._clients = dict(clients)
         self._producer: AIOKafkaProducer | None = None
+        self._endings = Endings()
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
         """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors."""
         if self._producer is None:
             await self.ensure()
             producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
-            try:
-                await producer.start()
-            except BaseException:
-                await producer.stop()
-                raise
+            await self._endings.started(producer)
             self._producer = producer
         sent = [await self._sent(self._producer, letter, LARGEST_BYTES) for letter in letters]
         for letter, one in zip(letters, sent, strict=True):
@@ -70,13 +70,12 @@ class DeadTopic:
         """Give the connections back."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            self._endings.add(asyncio.create_task(producer.stop()))
+        await self._endings.over(LEAVE_S)
 
     async def ensure(self) -> list[int]:
         """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""
-        admin = AIOKafkaAdminClient(**self._clients)
-        try:
-            await admin.start()
+        async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
             if self.topic in await admin.list_topics():
                 (told,) = await admin.describe_topics([self.topic])
                 return [partition["partition"] for partition in told["partitions"]]
@@ -86,8 +85,6 @@ class DeadTopic:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
             return [0]
-        finally:
-            await admin.close()
 
 
 def _cut(letter: DeadLetter, most_bytes: int) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from consumers.topics.dead_topic import DeadTopic
+from cachebus.bus.kafka_client import Endings
+from consumers.topics.dead_topic import LEAVE_S, DeadTopic
 from consumers.topics.membership import Membership
 
 AT_ONCE: Final = 500
@@ -25,21 +26,21 @@ async def each_letter(member: Membership, dead_topic: DeadTopic, tried: Tried, l
     consumer = AIOKafkaConsumer(
         **member.clients, group_id=f"{member.group}-replay", enable_auto_commit=False, auto_offset_reset="earliest"
     )
-    left = limit
+    left, endings = limit, Endings()
     try:
-        await consumer.start()
-        consumer.assign(parts)
-        ends = await consumer.end_offsets(parts)
-        for part in parts:
-            while (at := await consumer.position(part)) < ends[part] and left != 0:
-                most = AT_ONCE if left is None else min(AT_ONCE, left)
-                records = (await consumer.getmany(part, timeout_ms=1000, max_records=most)).get(part, [])
-                records = [record for record in records if record.offset < ends[part]]
-                await tried(records)
-                left = None if left is None else left - len(records)
-                at = records[-1].offset + 1 if records else at
-                await consumer.commit({part: at})
-                consumer.seek(part, at)
+        async with endings.running(consumer):
+            consumer.assign(parts)
+            ends = await consumer.end_offsets(parts)
+            for part in parts:
+                while (at := await consumer.position(part)) < ends[part] and left != 0:
+                    most = AT_ONCE if left is None else min(AT_ONCE, left)
+                    records = (await consumer.getmany(part, timeout_ms=1000, max_records=most)).get(part, [])
+                    records = [record for record in records if record.offset < ends[part]]
+                    await tried(records)
+                    left = None if left is None else left - len(records)
+                    at = records[-1].offset + 1 if records else at
+                    await consumer.commit({part: at})
+                    consumer.seek(part, at)
     finally:
-        await consumer.stop()
+        await endings.over(LEAVE_S)
         await dead_topic.aclose()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     MessageSizeTooLargeError,
@@ -17,18 +17,16 @@ from aiokafka.errors import (
 )
 from prometheus_client import CollectorRegistry, Counter
 
-from cachebus.bus.kafka_client import quietly
+from cachebus.bus.kafka_client import Endings, quietly
 from cachebus.errors import ConfigError
 from consumers.dead import DeadLetter
 from consumers.source import Finding, Item, Meaning, Session, Source
 from consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
-from consumers.topics.dead_topic import DeadTopic
+from consumers.topics.dead_topic import LEAVE_S, DeadTopic
 from consumers.topics.membership import CLIENT, TROUBLE, Membership, told
 from consumers.topics.session import TopicSession
 from producers.command import Command
 
-LEAVE_S: Final = 5.0
-"""How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not cost the place in the group: whoever got the partitions would wait likewise."""
 NOT_LET: Final = (
@@ -100,13 +98,11 @@ class TopicSource(Source):
         """See `Source.opened`. Not in the group until something is taken."""
         with quietly():  # aiokafka would tell each attempt of a broker that is away
             async with AsyncExitStack() as stack:
-                brokers = Brokers(self._clients)
-                stack.push_async_callback(_closed, brokers.aclose)
-                await brokers.start()
-                consumer = self._consumer()
-                stack.push_async_callback(_closed, self.dead.aclose)
-                stack.push_async_callback(_closed, consumer.stop)
-                await consumer.start()
+                endings = Endings()
+                stack.push_async_callback(endings.over, LEAVE_S)
+                stack.push_async_callback(self.dead.aclose)
+                brokers = Brokers(await stack.enter_async_context(endings.running(self._admin())))
+                consumer = await stack.enter_async_context(endings.running(self._consumer()))
                 session = TopicSession(self, brokers, consumer)
                 stack.push_async_callback(session.commits.aclose)
                 yield session
@@ -121,6 +117,9 @@ class TopicSource(Source):
     @property
     def _clients(self) -> dict[str, Any]:
         return {**self.membership.clients, "client_id": f"{CLIENT}{self.membership.namespace}"}
+
+    def _admin(self) -> AIOKafkaAdminClient:
+        return AIOKafkaAdminClient(**self._clients, metadata_max_age_ms=METADATA_MAX_AGE_MS)
 
     def _consumer(self) -> AIOKafkaConsumer:
         member = self.membership
@@ -151,18 +150,3 @@ class TopicSource(Source):
             "cachebus_worker_unreadable", "Messages that could not be taken apart, and were stepped over", ["worker"],
             registry=registry,
         ).labels(self.name)  # fmt: skip
-
-
-async def _closed(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Closed whole, also where whoever closes is cancelled meanwhile: what the driver has begun to close only in part
-    would stay for ever. A broker that does not answer is not waited for."""
-    closing = asyncio.create_task(close(), name="cachebus-topics-close")
-    try:
-        await asyncio.wait([closing], timeout=LEAVE_S)
-    finally:
-        await asyncio.wait([closing], timeout=0 if closing.done() else LEAVE_S)
-        closing.cancel()
-        await asyncio.wait([closing])
-        error = None if closing.cancelled() else closing.exception()
-        if error is not None and not isinstance(error, TROUBLE):
-            raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -130,11 +131,7 @@ class KafkaProducer(Producer):
         from aiokafka import AIOKafkaProducer
 
         producer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=0, **self._access.arguments())
-        try:
-            await producer.start()
-        except BaseException:
-            self._endings.add(asyncio.create_task(end_producer(producer)))
-            raise
+        await self._endings.started(producer, partial(end_producer, producer))
         return producer
 
     def _end(self, link: _Link) -> None:

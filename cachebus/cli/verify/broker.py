@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
-from cachebus.bus.kafka_client import quietly
+from cachebus.bus.kafka_client import Endings, quietly
 from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.cli.servers.daemon import free_port
 from cachebus.cli.servers.kafka import KafkaServer
@@ -85,12 +85,12 @@ class Broker:
 
         admin = AIOKafkaAdminClient(bootstrap_servers=self._server.address, request_timeout_ms=int(FORGET_S * 1000))
         with quietly(), suppress(KafkaError, OSError, TimeoutError):
+            endings = Endings()
             try:
-                async with asyncio.timeout(FORGET_S):
-                    await admin.start()
+                async with asyncio.timeout(FORGET_S), endings.running(admin):
                     await ask(admin)
             finally:
-                await admin.close()
+                await endings.over(FORGET_S)
 
     async def _do(self, work: Callable[[], object]) -> None:
         async with self._turn:
