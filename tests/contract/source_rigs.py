@@ -258,12 +258,17 @@ class OnSlot(InPostgres):
 
     async def put(self, numbers: Sequence[str], tenant: str = "acme") -> None:
         """See `SourceRig`."""
-        await self._asked("INSERT INTO configs SELECT *, $1 FROM unnest($2::text[])", tenant, list(numbers))
-        self._up_to = (await self._asked("SELECT pg_current_wal_lsn()::text AS up_to"))[0]["up_to"]
+        # The log's end as it was before the commit: behind that it may have, by now, what a worker wrote meanwhile, which
+        # is nothing that a slot would be advanced for.
+        rows = await self._asked(
+            "WITH put AS (INSERT INTO configs SELECT *, $1 FROM unnest($2::text[]) RETURNING 1) "
+            "SELECT count(*), pg_current_wal_insert_lsn()::text AS up_to FROM put", tenant, list(numbers),
+        )  # fmt: skip
+        self._up_to = rows[0]["up_to"]
 
     async def left(self) -> int:
         """See `SourceRig`."""
-        rows = await self._asked("SELECT confirmed_flush_lsn < $1::text::pg_lsn AS left FROM pg_replication_slots "
+        rows = await self._asked("SELECT confirmed_flush_lsn <= $1::text::pg_lsn AS left FROM pg_replication_slots "
                                  "WHERE database = current_database()", self._up_to)  # fmt: skip
         held_rows = await self._asked("SELECT count(*) AS count FROM cachebus_cdc_held")
         return int(rows[0]["left"]) + int(held_rows[0]["count"])
