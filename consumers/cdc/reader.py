@@ -218,8 +218,10 @@ class SlotReader:
     async def _closed(self, sql: str) -> None:
         """The look is over, and its transaction."""
         self.peek = None
-        with suppress(asyncpg.ObjectInUseError):  # then it is told once more
+        try:
             await self._main.execute(sql)
+        except asyncpg.ObjectInUseError:
+            self._seen = ""  # it is told once more, also where nobody writes
 
     async def _shorten(self, target: int) -> None:
         """Have the server log where it may begin to read: else each look reads again what was written since the last
