@@ -258,8 +258,8 @@ class OnSlot(InPostgres):
 
     async def put(self, numbers: Sequence[str], tenant: str = "acme") -> None:
         """See `SourceRig`."""
-        # The log's end as it was before the commit: behind that it may have, by now, what a worker wrote meanwhile, which
-        # is nothing that a slot would be advanced for.
+        # The log's end as it was before the commit: behind that it may have, by now, what a worker wrote meanwhile,
+        # which is nothing that a slot would be advanced for.
         rows = await self._asked(
             "WITH put AS (INSERT INTO configs SELECT *, $1 FROM unnest($2::text[]) RETURNING 1) "
             "SELECT count(*), pg_current_wal_insert_lsn()::text AS up_to FROM put", tenant, list(numbers),
