@@ -1,0 +1,1 @@
+"""Holds what was read against all that was written."""

@@ -1,0 +1,1 @@
+"""What goes wrong during a run."""

@@ -1,0 +1,1 @@
+"""Which changes of which tables invalidate what."""

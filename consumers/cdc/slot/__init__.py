@@ -1,0 +1,1 @@
+"""Changes as PostgreSQL's own slot tells them."""

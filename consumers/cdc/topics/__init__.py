@@ -1,0 +1,1 @@
+"""Changes as Debezium writes them into topics."""

@@ -1,0 +1,1 @@
+"""What is told of a worker while it runs: health, metrics, and the endpoint that serves both."""
