@@ -2,6 +2,8 @@
 
 from loguru import logger as _logger
 
+from cachebus.base.hashing import generate_resource_id_hash
+from cachebus.base.templates import Template
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade
 from cachebus.context import Context, with_context
@@ -18,9 +20,6 @@ from cachebus.errors import (
     TenantRequired,
     ValueTooLarge,
 )
-from cachebus.fetch import MISSING
-from cachebus.guard import WriteGuard
-from cachebus.hashing import generate_resource_id_hash
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
@@ -42,9 +41,10 @@ from cachebus.policy import (
     TTL_STANDARD,
     Policy,
 )
+from cachebus.reading.fetch import MISSING
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
-from cachebus.templates import Template
+from cachebus.writing.guard import WriteGuard
 
 __version__ = "0.1.0"
 

@@ -7,15 +7,15 @@ from functools import partial
 from typing import Any
 
 from cachebus import context
+from cachebus.base.ids import Id
+from cachebus.base.parameters import Source
 from cachebus.cache import Cache
 from cachebus.context import Context
 from cachebus.errors import ConfigError
-from cachebus.ids import Id
-from cachebus.keys import Key
-from cachebus.parameters import Source
+from cachebus.keys.key import Key
 from cachebus.policy import Rules, check_ttl
-from cachebus.request import Failing, Found, Loaded
-from cachebus.source import Bound, bind, leave_if_cancelled, shareable
+from cachebus.reading.request import Failing, Found, Loaded
+from cachebus.reading.source import Bound, bind, leave_if_cancelled, shareable
 
 Metrics = dict[str, Any]
 

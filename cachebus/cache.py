@@ -8,19 +8,19 @@ from itertools import islice
 from typing import Any
 
 from cachebus import context
+from cachebus.assembly.lifecycle import Life
+from cachebus.base.ids import Id, check_part
+from cachebus.base.parameters import Source
 from cachebus.cascade import Target
-from cachebus.confirm import check_wait
-from cachebus.fetch import MISSING, NOT_FOUND
-from cachebus.guard import WriteGuard, guard_time_s
-from cachebus.ids import Id, check_part
-from cachebus.keys import Key
-from cachebus.lifecycle import Life
-from cachebus.naming import check_contexts, tag_names, tenant_of
-from cachebus.parameters import Source
+from cachebus.keys.key import Key
+from cachebus.keys.naming import check_contexts, tag_names, tenant_of
 from cachebus.policy import Rules, check_ttl
+from cachebus.reading.fetch import MISSING, NOT_FOUND
+from cachebus.reading.request import Found, Load, Loaded, Request
+from cachebus.reading.source import bind, call
 from cachebus.receipt import Receipt, place_of
-from cachebus.request import Found, Load, Loaded, Request
-from cachebus.source import bind, call
+from cachebus.writing.confirm import check_wait
+from cachebus.writing.guard import WriteGuard, guard_time_s
 
 Contexts = tuple[Id | None, Id | None, Id | None]
 INT64 = 1 << 63

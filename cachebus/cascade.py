@@ -1,8 +1,8 @@
 """Declared cascades: what else is replaced when a resource of some type is.
 
 Registered once, followed by every invalidation of that type from any path. The targets inherit the context ids of
-the invalidation; the last part of a target is a template of its resource id (see `cachebus.templates`), or "*" for the
-whole scope.
+the invalidation; the last part of a target is a template of its resource id (see `cachebus.base.templates`), or "*" for
+the whole scope.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from cachebus.base.ids import Id, check_part, text_of
+from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.ids import Id, check_part, text_of
-from cachebus.templates import Template
 
 FAN_OUT_MAX = 256
 PLACEHOLDERS = ("resource_id", "tenant_id", "agent_id", "conversation_id", "collection_id")

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
+from cachebus.base.ids import Id, check_part, text_of
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
-from cachebus.ids import Id, check_part, text_of
 
 P = ParamSpec("P")
 T = TypeVar("T")

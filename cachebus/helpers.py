@@ -9,18 +9,18 @@ from typing import Any, ParamSpec, TypeVar
 
 from cachebus import context, values
 from cachebus.aside import TEMPLATE, Aside, Metrics
+from cachebus.base.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
+from cachebus.base.ids import Id, check_part
+from cachebus.base.parameters import Source, check_async, name_of
 from cachebus.cache import Cache
 from cachebus.context import Context
 from cachebus.errors import L2Unavailable
-from cachebus.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
-from cachebus.ids import Id, check_part
+from cachebus.keys.naming import ArgumentTemplate
+from cachebus.keys.plan import coordinated, target
 from cachebus.manager import CacheManager, current_cache
-from cachebus.naming import ArgumentTemplate
-from cachebus.packing import carried
-from cachebus.parameters import Source, check_async, name_of
-from cachebus.plan import coordinated, target
+from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
-from cachebus.source import awaited
+from cachebus.wire.packing import carried
 
 P = ParamSpec("P")
 T = TypeVar("T")

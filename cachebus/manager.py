@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, NoReturn
 
+from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
-from cachebus.guard import WriteGuard
-from cachebus.ids import Id
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings
+from cachebus.writing.guard import WriteGuard
 
 _REMEDY = (
     "no cache is open in this process: call `configure(settings)` at import time, and run inside "

@@ -9,10 +9,10 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cachebus.base.ids import check_part
+from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.ids import check_part
 from cachebus.observe import TYPES_MAX
-from cachebus.templates import Template
 from cachebus.values import check_model
 
 TTL_SHORT = 300.0

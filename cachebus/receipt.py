@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cachebus.ports import Place
+from cachebus.core.ports import Place
 
 _FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
 

@@ -22,12 +22,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from cachebus.assembly.factory import World
+from cachebus.base.clock import Clock, monotonic
 from cachebus.bus.memory import MemoryChannel
 from cachebus.cache import Cache
-from cachebus.cli.verify.verdict import Finding, Verdict
-from cachebus.clock import Clock, monotonic
-from cachebus.factory import World
 from cachebus.settings import Settings
+from cachebus.tools.verify.checker.verdict import Finding, Verdict
 
 
 class FakeClock:
@@ -142,12 +142,12 @@ async def verify(
     node, None is 20, or 2 on a server of yours. Takes `seconds` and some seconds more.
 
     `ConfigError` for what is set up wrong, `L2Unavailable` for a server that is not there, and `NodeCrashed` (of
-    `cachebus.cli.lab.supervisor`) for a node process that ended by itself.
+    `cachebus.tools.harness.supervisor`) for a node process that ended by itself.
     """
     # Only here: the twins above must not cost what starts processes and judges them.
-    from cachebus.cli.verify.faults import chosen
-    from cachebus.cli.verify.plan import planned
-    from cachebus.cli.verify.run import Run
+    from cachebus.tools.verify.nemesis.faults import chosen
+    from cachebus.tools.verify.plan import planned
+    from cachebus.tools.verify.run import Run
 
     plan = planned(
         url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,

@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cachebus.base.ids import Id, text_of
 from cachebus.cascade import Cascade, CascadeTable, Target
-from cachebus.confirm import check_wait
-from cachebus.ids import Id, text_of
-from cachebus.keys import Keyspace
-from cachebus.naming import check_contexts, tenant_of
-from cachebus.plan import Plan, Planner, coordinated, target
-from cachebus.receipt import NOTHING_DONE, Receipt
-from producers.command import (
+from cachebus.keys.key import Keyspace
+from cachebus.keys.naming import check_contexts, tenant_of
+from cachebus.keys.plan import Plan, Planner, coordinated, target
+from cachebus.producers.command import (
     Command,
     Invalidate,
     InvalidateCoordinated,
@@ -21,6 +19,8 @@ from producers.command import (
     InvalidateTags,
     related_of,
 )
+from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.writing.confirm import check_wait
 
 _NAMES = ("tenant_id", "data_type", "resource_id", "agent_id", "conversation_id", "collection_id")
 

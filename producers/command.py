@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAda
 
 from cachebus.cascade import WHOLE_SCOPE, Target
 from cachebus.errors import CacheBusError
-from cachebus.naming import check_contexts
-from cachebus.plan import Contexts, Plan, Planner, coordinated, target
+from cachebus.keys.naming import check_contexts
+from cachebus.keys.plan import Contexts, Plan, Planner, coordinated, target
 
 Id = StrictInt | StrictStr
 

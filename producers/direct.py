@@ -9,24 +9,25 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from cachebus.budget import Budget
+from cachebus.assembly.factory import kafka_bus, redis_store, route_of
+from cachebus.base.budget import Budget
+from cachebus.base.clock import OtherClock, monotonic
+from cachebus.base.home import Home
 from cachebus.cascade import Cascade
-from cachebus.clock import OtherClock, monotonic
-from cachebus.confirm import Confirmed, Confirmer, Watch, check_wait
+from cachebus.core.membership import Confirmed, MembershipView
+from cachebus.core.ports import Caller, Change, ProbeReply, Store
 from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, L2Unavailable
-from cachebus.factory import kafka_bus, redis_store, route_of
-from cachebus.home import Home
-from cachebus.keys import Keyspace
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Plan
 from cachebus.observe import Counters
-from cachebus.plan import Plan
-from cachebus.ports import Caller, Change, ProbeReply, Store
+from cachebus.producers.base import Order, Producer
+from cachebus.producers.publishing import Publisher
+from cachebus.producers.repeating import Repeating
 from cachebus.receipt import Receipt
-from cachebus.resend_buffer import ResendBuffer
 from cachebus.resp import ended, heard
 from cachebus.settings import Settings
-from producers.base import Order, Producer
-from producers.publishing import Publisher
-from producers.repeating import Repeating
+from cachebus.writing.confirm import Confirmer, check_wait
+from cachebus.writing.resend_buffer import ResendBuffer
 
 _NOBODY = Caller("", 0, b"")
 _AT_ONCE_S = 0.05
@@ -60,7 +61,7 @@ class DirectProducer(Producer):
         self._repeating: Repeating | None = None
         self._reaching: list[asyncio.Task[None]] = []
         """Connects to those primaries that nobody waited for."""
-        self._watches = [Watch() for _ in range(self.settings.shards)]
+        self._views = [MembershipView() for _ in range(self.settings.shards)]
         self._confirmer: Confirmer | None = None
         self._counters = Counters()
         self._resend_buffer = ResendBuffer(
@@ -255,7 +256,7 @@ class DirectProducer(Producer):
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:
             self._confirmer = Confirmer(
-                store, monotonic, self.settings.staleness_bound_s, self._watches, keep_alone=self.settings.keep_alone
+                store, monotonic, self.settings.staleness_bound_s, self._views, keep_alone=self.settings.keep_alone
             )
         return self._confirmer
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from loguru import logger
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.core.ports import Bus, Change
 from cachebus.errors import BusUnavailable, CacheBusError
-from cachebus.ports import Bus, Change
 
 TRY_EVERY_S: Final = 1.0
 

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable
 
 from loguru import logger
 
-from cachebus.backoff import Backoff
-from cachebus.clock import OtherClock
+from cachebus.base.backoff import Backoff
+from cachebus.base.clock import OtherClock
+from cachebus.core.ports import Change, ProbeReply
 from cachebus.errors import CacheBusError, L2Unavailable
-from cachebus.plan import Plan
-from cachebus.ports import Change, ProbeReply
-from cachebus.resend_buffer import ResendBuffer, born_s
+from cachebus.keys.plan import Plan
 from cachebus.resp import ended, heard
+from cachebus.writing.resend_buffer import ResendBuffer, born_s
 
 Ask = Callable[[int], Awaitable[tuple[ProbeReply, OtherClock]]]
 """Where a shard stands, and what its server's clock shows; `L2Unavailable`."""

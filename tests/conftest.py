@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +15,10 @@ import asyncpg
 import pytest
 from hypothesis import settings
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.mariadb import MariaDBServer
-from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.mariadb import MariaDBServer
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.leftovers import child_processes, children_left, tasks_left
 from tests.support.require import require
 from tests.support.servers import KINDS, Kind, SharedServers, any_binary, binary_of
@@ -131,6 +132,16 @@ def _no_process_left(shared_servers: SharedServers) -> Iterator[None]:
     left = children_left(before | shared_servers.pids())
     if left:
         pytest.fail("the test left processes behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_second_copy() -> Iterator[None]:
+    """Two folders of the package are links: imported by their own names, their modules would be there twice, and what
+    is patched in the one would go on in the other."""
+    yield
+    twice = sorted(name for name in sys.modules if name.partition(".")[0] in ("consumers", "producers"))
+    if twice:
+        pytest.fail(f"imported by another name than cachebus.…: {', '.join(twice)}", pytrace=False)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

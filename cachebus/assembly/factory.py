@@ -8,37 +8,37 @@ import socket
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from cachebus.base.clock import Clock, monotonic
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.cascade import CascadeTable
-from cachebus.clock import Clock, monotonic
+from cachebus.core.node import Node
+from cachebus.core.ports import Bus, Listener, Store
 from cachebus.errors import ConfigError
-from cachebus.fetch import Fetcher
-from cachebus.guard import Guards
-from cachebus.heartbeat import Heartbeat
-from cachebus.keys import Keyspace
+from cachebus.keys.key import Keyspace
+from cachebus.keys.naming import Naming
+from cachebus.keys.plan import Planner
 from cachebus.l1 import L1
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
-from cachebus.load import Loads
-from cachebus.naming import Naming
-from cachebus.node import Node
+from cachebus.listening.heartbeat import Heartbeat
+from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
-from cachebus.pending import Pending
-from cachebus.plan import Planner
 from cachebus.policy import PolicyTable
-from cachebus.ports import Bus, Listener, Store
-from cachebus.read import Reader
-from cachebus.receive import Receiver
+from cachebus.reading.fetch import Fetcher
+from cachebus.reading.load import Loads
+from cachebus.reading.read import Reader
+from cachebus.reading.waiting import Waiters
 from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Places, Route, Sentinels, parse_places
 from cachebus.settings import Settings
-from cachebus.waiting import Waiters
-from cachebus.write import Writer
+from cachebus.writing.guard import Guards
+from cachebus.writing.pending import Pending
+from cachebus.writing.write import Writer
 
 
 class World:

@@ -9,18 +9,18 @@ from typing import Any, Self
 
 from loguru import logger
 
-from cachebus import home
+from cachebus.assembly.factory import Parts, World, build
+from cachebus.base import home
+from cachebus.base.clock import Clock, monotonic
+from cachebus.base.home import Home
+from cachebus.base.ids import Id, check_part
 from cachebus.cascade import Cascade, CascadeTable
-from cachebus.clock import Clock, monotonic
+from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
-from cachebus.factory import Parts, World, build
-from cachebus.home import Home
-from cachebus.ids import Id, check_part
-from cachebus.keys import Key
-from cachebus.node import OnApplied
+from cachebus.keys.key import Key
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules
-from cachebus.reentrance import loads_for
+from cachebus.reading.reentrance import loads_for
 from cachebus.settings import Settings
 
 CANCELLED_S = 1.0

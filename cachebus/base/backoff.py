@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 
 RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_MAX_S: Final = 2.0

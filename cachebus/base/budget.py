@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Final, TypeVar
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 
 T = TypeVar("T")

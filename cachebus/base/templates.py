@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from string import Formatter
 
+from cachebus.base.ids import text_of
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.ids import text_of
 
 _OF_ESCAPES = frozenset("%0123456789ABCDEF")
 """What escapes are made of can't part two values: it stands in them."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 
-from cachebus.backoff import Attempts
+from cachebus.base.backoff import Attempts
+from cachebus.base.clock import Clock
 from cachebus.bus.kafka_client import Endings, KafkaAccess
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_sender import KafkaSender
 from cachebus.bus.kafka_topic import topic_there
-from cachebus.clock import Clock
+from cachebus.core.ports import Listener
 from cachebus.errors import BusUnavailable
 from cachebus.observe import Counters
-from cachebus.ports import Listener
 from cachebus.resp import ended, heard, shared
 
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from loguru import logger
 
+from cachebus.base.clock import Clock
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_topic import ensure
-from cachebus.clock import Clock
+from cachebus.core.ports import Listener
 from cachebus.observe import Counters
-from cachebus.ports import Listener
 
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Self
 
 from cachebus.bus.kafka_signature import SIGNATURE, Keyring
-from cachebus.event import place
 from cachebus.settings import Settings
+from cachebus.wire.event import place
 
 Headers = list[tuple[str, bytes]]
 

@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple
 
 from loguru import logger
 
-from cachebus.backoff import Attempts
+from cachebus.base.backoff import Attempts
+from cachebus.base.clock import Clock
 from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
 from cachebus.bus.kafka_envelope import Headers
-from cachebus.clock import Clock
 from cachebus.errors import BusUnavailable
 from cachebus.observe import Counters
 from cachebus.resp import ended

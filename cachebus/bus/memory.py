@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cachebus.ports import Listener
+from cachebus.core.ports import Listener
 
 
 class MemoryChannel:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cachebus.backoff import Attempts
-from cachebus.clock import Clock
+from cachebus.base.backoff import Attempts
+from cachebus.base.clock import Clock
+from cachebus.core.ports import Listener
 from cachebus.errors import BusUnavailable, L2Unavailable
-from cachebus.ports import Listener
 from cachebus.resp import Address, Links, Route, Subscriber, heard, leads_elsewhere, place_in
 
 PING_EVERY_S = 1.0

@@ -83,8 +83,8 @@ def demo(
 
     Takes about 40 seconds; leaves nothing behind. Exit status: 0, 1 if a promise broke, 2 if it could not start.
     """
-    from cachebus.cli.lab.plan import Plan
     from cachebus.cli.performance import perform
+    from cachebus.tools.demo.plan import Plan
 
     if rate is None:
         rate = DIRECT_RATE if writes is Writes.DIRECT else ROAD_RATE

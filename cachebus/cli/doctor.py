@@ -15,10 +15,10 @@ from cachebus.cli.settings import Namespace
 from cachebus.errors import ConfigError, L2Unavailable
 
 if TYPE_CHECKING:
-    from cachebus.cli.doctor.facts import Server
-    from cachebus.cli.doctor.finding import Finding
-    from cachebus.cli.doctor.primaries import Deployment, Primary
     from cachebus.settings import Settings
+    from cachebus.tools.doctor.facts import Server
+    from cachebus.tools.doctor.finding import Finding
+    from cachebus.tools.doctor.primaries import Deployment, Primary
 
 Look: TypeAlias = "Callable[[Primary], Coroutine[Any, Any, tuple[Server, list[Finding]]]]"
 Url = Annotated[
@@ -72,11 +72,11 @@ def doctor(
 
     Exit status: 0, 1 if there is a problem, as one of several servers that is away, 2 if none could be looked at.
     """
-    from cachebus.cli.doctor.access import user_of_its_own
-    from cachebus.cli.doctor.examine import examined
-    from cachebus.cli.doctor.primaries import deployment_of
     from cachebus.cli.performance import until_signalled
     from cachebus.cli.settings import settings_for
+    from cachebus.tools.doctor.access import user_of_its_own
+    from cachebus.tools.doctor.examine import examined
+    from cachebus.tools.doctor.primaries import deployment_of
 
     try:
         settings = settings_for(url, namespace)
@@ -98,10 +98,10 @@ def _gone_through(
 ) -> int:  # fmt: skip
     """Look at one server after the other, and tell what each has; gives the exit status. One that is out of reach is a
     finding where there are others: those it hides nothing of."""
-    from cachebus.cli.doctor.examine import out_of_reach
-    from cachebus.cli.doctor.finding import status_of
-    from cachebus.cli.doctor.report import printed, told, under
+    from cachebus.cli.doctor_report import printed, told, under
     from cachebus.cli.performance import until_signalled
+    from cachebus.tools.doctor.examine import out_of_reach
+    from cachebus.tools.doctor.finding import status_of
 
     everything, servers, errors, console = list(deployment.findings), [], list[L2Unavailable](), Console()
     if everything and not as_json:

@@ -9,9 +9,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from cachebus.cli.doctor.facts import Server
-from cachebus.cli.doctor.finding import Finding, Level
 from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import Server
+from cachebus.tools.doctor.finding import Finding, Level
 
 _COLOURS: Final = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "bold red", Level.UNKNOWN: "cyan"}
 _NAMES_WIDTH: Final = 18

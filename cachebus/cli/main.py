@@ -17,13 +17,13 @@ from loguru import logger
 
 from cachebus import __version__
 from cachebus.cli.demo import demo
-from cachebus.cli.doctor.command import doctor
+from cachebus.cli.doctor import doctor
 from cachebus.cli.operate.act import get, invalidate
 from cachebus.cli.operate.look import tail
 from cachebus.cli.operate.membership import nodes
 from cachebus.cli.replay import replay
 from cachebus.cli.server import server
-from cachebus.cli.verify.command import verify
+from cachebus.cli.verify import verify
 from cachebus.cli.worker.command import worker
 from cachebus.errors import CacheBusError
 

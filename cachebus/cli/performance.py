@@ -10,12 +10,12 @@ from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
-from cachebus.cli.lab.plan import Plan, load_of
-from cachebus.cli.lab.report import as_json, printed
-from cachebus.cli.lab.run import run
-from cachebus.cli.lab.screen import Screen, screen_on
-from cachebus.cli.lab.supervisor import NodeCrashed
-from cachebus.cli.lab.trace import Survey, chunks
+from cachebus.tools.demo.plan import Plan, load_of
+from cachebus.tools.demo.report import as_json, printed
+from cachebus.tools.demo.run import run
+from cachebus.tools.demo.screen import Screen, screen_on
+from cachebus.tools.demo.trace import Survey, chunks
+from cachebus.tools.harness.supervisor import NodeCrashed
 
 BROKEN: Final = 1
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cachebus.cli.embedded import EmbeddedServer, best_server
 from cachebus.cli.performance import Interrupted, until_signalled
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.redis import EmbeddedServer, best_server
 
 if TYPE_CHECKING:
-    from cachebus.cli.servers.daemon import Daemon
+    from cachebus.tools.servers.daemon import Daemon
 
 
 class Kind(StrEnum):
@@ -104,15 +104,15 @@ async def _started(
     if kind is Kind.REDIS:
         yield "CACHEBUS_URL", (await up(EmbeddedServer(best_server(), port=port))).url
     elif kind in (Kind.SENTINEL, Kind.CLUSTER):
-        from cachebus.cli.groups import ClusterGroup, SentinelGroup
+        from cachebus.tools.servers.redis_groups import ClusterGroup, SentinelGroup
 
         group = SentinelGroup(best_server()) if kind is Kind.SENTINEL else ClusterGroup(best_server())
         yield "CACHEBUS_URL", (await stack.enter_async_context(group)).url
     else:
-        from cachebus.cli.servers.debezium import DebeziumServer
-        from cachebus.cli.servers.kafka import KafkaServer
-        from cachebus.cli.servers.mariadb import MariaDBServer
-        from cachebus.cli.servers.postgres import PostgresServer
+        from cachebus.tools.servers.debezium import DebeziumServer
+        from cachebus.tools.servers.kafka import KafkaServer
+        from cachebus.tools.servers.mariadb import MariaDBServer
+        from cachebus.tools.servers.postgres import PostgresServer
 
         database_url = None
         if kind in (Kind.POSTGRES, Kind.DEBEZIUM):

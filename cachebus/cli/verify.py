@@ -57,9 +57,9 @@ def verify(
 
     Exit status: 0, 1 if a promise broke (with the telling part of the history), 2 if it could not start.
     """
-    from cachebus.cli.verify.faults import chosen
-    from cachebus.cli.verify.plan import planned
-    from cachebus.cli.verify.show import perform
+    from cachebus.cli.verify_show import perform
+    from cachebus.tools.verify.nemesis.faults import chosen
+    from cachebus.tools.verify.plan import planned
 
     if list_faults:
         _list()
@@ -75,7 +75,7 @@ def verify(
 
 
 def _list() -> None:
-    from cachebus.cli.verify.faults import FAULTS, GROUPS
+    from cachebus.tools.verify.nemesis.faults import FAULTS, GROUPS
 
     heads = {
         "network": "between one node and the server",

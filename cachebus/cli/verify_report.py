@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cachebus.cli.verify.run import Listener, Progress
-from cachebus.cli.verify.verdict import EDGES_S, Verdict, nines
+from cachebus.tools.verify.checker.verdict import EDGES_S, Verdict, nines
+from cachebus.tools.verify.run import Listener, Progress
 
 PLAIN_EVERY_S: Final = 5.0
 BAR_COLUMNS: Final = 40

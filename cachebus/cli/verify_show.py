@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cachebus.cli.lab.supervisor import NodeCrashed
 from cachebus.cli.performance import BROKEN, until_signalled
-from cachebus.cli.verify.faults import possible
-from cachebus.cli.verify.picture import drawn
-from cachebus.cli.verify.plan import Plan
-from cachebus.cli.verify.report import Screen, printed
-from cachebus.cli.verify.run import Run
+from cachebus.cli.verify_report import Screen, printed
 from cachebus.errors import ConfigError
+from cachebus.tools.harness.supervisor import NodeCrashed
+from cachebus.tools.verify.checker.picture import drawn
+from cachebus.tools.verify.nemesis.faults import possible
+from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.run import Run
 
 
 def perform(plan: Plan, *, picture: Path | None, json_file: Path | None) -> int:

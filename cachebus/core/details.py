@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from sys import getsizeof
 from typing import cast
 
-from cachebus.coherence import NEVER
+from cachebus.core.shard import NEVER
 from cachebus.l1 import Entry
-from cachebus.record import Record
+from cachebus.wire.record import Record
 
 INF = float("inf")
 DETAILS_BYTES, COPIER_BYTES = 240, 440

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.coherence import NEVER, Shard
-from cachebus.keys import ALL_OF_SHARD, GIVEN, Key
+from cachebus.core.shard import NEVER, Shard
+from cachebus.keys.key import ALL_OF_SHARD, GIVEN, Key
 from cachebus.l1 import Entry, Group
 from cachebus.observe import OTHER, Counters
 

@@ -15,18 +15,18 @@ from typing import Final
 
 from loguru import logger
 
-from cachebus import event as events
-from cachebus.clock import Clock, OtherClock
-from cachebus.coherence import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
-from cachebus.confirm import Watch
-from cachebus.details import ABSENT, Details, details
-from cachebus.groups import Groups
-from cachebus.keys import Key, is_name, names_of
+from cachebus.base.clock import Clock, OtherClock
+from cachebus.core.details import ABSENT, Details, details
+from cachebus.core.groups import Groups
+from cachebus.core.membership import MembershipView
+from cachebus.core.ports import About, Caller, Change, Marks, ProbeReply
+from cachebus.core.shard import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
+from cachebus.core.withheld import Withheld
+from cachebus.keys.key import Key, is_name, names_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
-from cachebus.ports import About, Caller, Change, Marks, ProbeReply
-from cachebus.record import COMPRESSED, Record
-from cachebus.withheld import Withheld
+from cachebus.wire import event as events
+from cachebus.wire.record import COMPRESSED, Record
 
 INF = float("inf")
 OnApplied = Callable[[int, str, int, float], None]
@@ -61,7 +61,7 @@ class Node:
         """When the shard's epoch began on its L2 server's clock; 0: unknown."""
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
-        self.watches = [Watch() for _ in range(shards)]
+        self.views = [MembershipView() for _ in range(shards)]
         """What is known of the nodes' lines, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
@@ -148,7 +148,7 @@ class Node:
         if view.epoch != reply.epoch:
             self.server_clocks[shard] = OtherClock()  # perhaps another machine's now
         self.server_clocks[shard].heard(reply.server_us / 1e6, sent_at_s, now_s)
-        self.watches[shard].saw(reply.nodes_name, now_s)
+        self.views[shard].saw(reply.nodes_name, now_s)
         known = self.largest[shard]
         self.largest[shard] = About(
             max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),

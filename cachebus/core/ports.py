@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import Any, Final, NamedTuple, Protocol
 
-from cachebus.keys import Key
-from cachebus.record import Record
+from cachebus.keys.key import Key
+from cachebus.wire.record import Record
 
 PROTOCOL = 2
 """Number of the layout in L2 and of the wire format; nodes with another one refuse to start."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from cachebus.doubts import Doubts
-from cachebus.event import NO_BUCKET
-from cachebus.keys import ALL_TENANTS, bucket_of_name
-from cachebus.marks import BucketMarks, forget_older_half
+from cachebus.core.doubts import Doubts
+from cachebus.core.marks import BucketMarks, forget_older_half
+from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.wire.event import NO_BUCKET
 
 NEVER = float("-inf")
 NO_EPOCH = b""

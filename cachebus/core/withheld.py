@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 
 
 class Withheld:

@@ -14,8 +14,8 @@ from functools import lru_cache
 from hashlib import sha1
 from zlib import crc32
 
+from cachebus.base.ids import check_part
 from cachebus.errors import InvalidKey, TenantRequired
-from cachebus.ids import check_part
 
 KEY_MAX_BYTES = 1024
 GIVEN, ABSENT = "\x1f", "\x1e"

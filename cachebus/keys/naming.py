@@ -7,11 +7,11 @@ from string import Formatter
 from typing import Any
 
 from cachebus import context
+from cachebus.base.ids import Id, check_part, text_of
+from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
-from cachebus.ids import Id, check_part, text_of
-from cachebus.keys import SYSTEM, Key, Keyspace, tag_name
+from cachebus.keys.key import SYSTEM, Key, Keyspace, tag_name
 from cachebus.policy import TAGS_MAX, Rules
-from cachebus.templates import Template
 
 KEYS_MAX = 8192
 

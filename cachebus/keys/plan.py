@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from cachebus import event as events
+from cachebus.base.ids import Id, check_part, text_of
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
-from cachebus.ids import Id, check_part, text_of
-from cachebus.keys import Key, Keyspace, everywhere
+from cachebus.keys.key import Key, Keyspace, everywhere
+from cachebus.wire import event as events
 
 Contexts = tuple[Id | None, Id | None, Id | None]
 AT_ONCE: Final = 500

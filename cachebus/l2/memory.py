@@ -9,13 +9,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.clock import WALL_S, Clock
-from cachebus.keys import Key, guard_name
-from cachebus.l2.memory_lease import MemoryLease
-from cachebus.l2.memory_marks import MemoryMarks
-from cachebus.ports import (
+from cachebus.base.clock import WALL_S, Clock
+from cachebus.core.ports import (
     SILENT_S,
     Caller,
     Change,
@@ -28,7 +23,12 @@ from cachebus.ports import (
     ReadReply,
     Stale,
 )
-from cachebus.record import FLAGS_AT, NOT_FOUND, Record
+from cachebus.keys.key import Key, guard_name
+from cachebus.l2.memory_lease import MemoryLease
+from cachebus.l2.memory_marks import MemoryMarks
+from cachebus.wire import event as events
+from cachebus.wire import record as records
+from cachebus.wire.record import FLAGS_AT, NOT_FOUND, Record
 
 REQUEST_S = 60.0
 GUARDS_MAX = 1000

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil
 
-from cachebus.event import NO_BUCKET
-from cachebus.keys import ALL_TENANTS, bucket_of_name
-from cachebus.ports import Marks
+from cachebus.core.ports import Marks
+from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.wire.event import NO_BUCKET
 
 BATCH_PART = 128
 LONG_BYTES = 256

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import overload
 
-from cachebus.backoff import RECONNECT_FIRST_S
+from cachebus.base.backoff import RECONNECT_FIRST_S
+from cachebus.core.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply, Stale
 from cachebus.errors import L2Unavailable
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
-from cachebus.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply, Stale
-from cachebus.record import Record
+from cachebus.wire.record import Record
 
 
 class MemoryShards(Sequence[MemoryShard]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus.keys import ALL_TENANTS, Key
+from cachebus.keys.key import ALL_TENANTS, Key
 
 
 class ShardNames:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cachebus.clock import Clock
-from cachebus.keys import Key
+from cachebus.base.clock import Clock
+from cachebus.keys.key import Key
 
 OWED_MAX: Final = 10_000
 """How many a store remembers, for all shards together: beyond it the oldest end by themselves."""

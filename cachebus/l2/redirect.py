@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, Links, Reads, Script, leads_elsewhere, place_in
 

@@ -14,9 +14,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.core.ports import (
+    PROTOCOL,
+    SILENT_S,
+    Caller,
+    Change,
+    LeaseReply,
+    LogEntry,
+    NodesReply,
+    ProbeReply,
+    ReadReply,
+    Stale,
+)
 from cachebus.errors import L2Unavailable
-from cachebus.keys import Key, guard_name
+from cachebus.keys.key import Key, guard_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.owed import OwedLeases
 from cachebus.l2.replies import (
@@ -35,19 +47,6 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.l2.running import Running, flag
-from cachebus.ports import (
-    PROTOCOL,
-    SILENT_S,
-    Caller,
-    Change,
-    LeaseReply,
-    LogEntry,
-    NodesReply,
-    ProbeReply,
-    ReadReply,
-    Stale,
-)
-from cachebus.record import CHECKED_AT, Record
 from cachebus.resp import (
     Address,
     Connection,
@@ -56,6 +55,7 @@ from cachebus.resp import (
     Route,
     must_be_primary,
 )
+from cachebus.wire.record import CHECKED_AT, Record
 
 PRUNE_EVERY_S: Final = 10.0
 SILENT_US: Final = int(SILENT_S * 1_000_000)

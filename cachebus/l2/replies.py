@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from cachebus.ports import (
+from cachebus.core.ports import (
     About,
     Change,
     Leased,

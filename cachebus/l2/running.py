@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from cachebus.budget import NESTED, Budget
-from cachebus.clock import Clock
+from cachebus.base.budget import NESTED, Budget
+from cachebus.base.clock import Clock
+from cachebus.core.ports import Caller
 from cachebus.errors import L2Unavailable
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redirect import Follower, as_command, leads_takeover
 from cachebus.l2.replies import place_of, unless_none
 from cachebus.l2.scripts import load_scripts
-from cachebus.ports import Caller
 from cachebus.resp import Connection, Links, Reads, is_no_primarys, leads_elsewhere
 
 T = TypeVar("T")

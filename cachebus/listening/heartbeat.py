@@ -16,14 +16,14 @@ from functools import partial
 import anyio
 from loguru import logger
 
-from cachebus.backoff import Backoff
-from cachebus.budget import Late
-from cachebus.clock import Clock, boottime_s, monotonic
-from cachebus.coherence import NO_EPOCH, Probed
+from cachebus.base.backoff import Backoff
+from cachebus.base.budget import Late
+from cachebus.base.clock import Clock, boottime_s, monotonic
+from cachebus.core.node import Node
+from cachebus.core.ports import About, Bus, ProbeReply, Store
+from cachebus.core.shard import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
-from cachebus.node import Node
-from cachebus.ports import About, Bus, ProbeReply, Store
-from cachebus.receive import Receiver
+from cachebus.listening.receive import Receiver
 from cachebus.resp import ended
 
 SWEEP_PAUSE_S = 0.002

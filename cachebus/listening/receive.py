@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from loguru import logger
 
-from cachebus import event as events
-from cachebus.clock import Clock
-from cachebus.coherence import Heard
-from cachebus.node import Node
-from cachebus.ports import LogEntry, Store
-from cachebus.waiting import Waiters
+from cachebus.base.clock import Clock
+from cachebus.core.node import Node
+from cachebus.core.ports import LogEntry, Store
+from cachebus.core.shard import Heard
+from cachebus.reading.waiting import Waiters
+from cachebus.wire import event as events
 
 LOG_BATCH_FIRST, LOG_BATCH_MAX = 16, 1000
 LOG_BATCH_BYTES = 4 * 1024 * 1024

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.core.ports import Leased, Stale
 from cachebus.errors import L2Unavailable
-from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler
-from cachebus.flight import Flight, Fly
-from cachebus.ports import Leased, Stale
-from cachebus.request import Found, Request
-from cachebus.resting import Rest, Rests
+from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.fill import Filler
+from cachebus.reading.flight import Flight, Fly
+from cachebus.reading.request import Found, Request
+from cachebus.reading.resting import Rest, Rests
 
 REFRESH = "\x1frefresh"
 LOOK = "\x1flook"

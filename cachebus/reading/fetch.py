@@ -6,21 +6,21 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cachebus import record as records
-from cachebus.budget import NESTED, Budget
-from cachebus.clock import Clock
-from cachebus.coherence import Reservation, Shard
+from cachebus.base.budget import NESTED, Budget
+from cachebus.base.clock import Clock
+from cachebus.core.node import INF, Node
+from cachebus.core.ports import Place, Store
+from cachebus.core.shard import Reservation, Shard
 from cachebus.errors import L2Unavailable
-from cachebus.keys import Key
-from cachebus.node import INF, Node
-from cachebus.packing import copier, unpack
+from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules
-from cachebus.ports import Place, Store
-from cachebus.record import HEAD, MAGIC, Record, is_of
+from cachebus.reading.resting import Superseded
 from cachebus.resp import leads_elsewhere
-from cachebus.resting import Superseded
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
+from cachebus.wire import record as records
+from cachebus.wire.packing import copier, unpack
+from cachebus.wire.record import HEAD, MAGIC, Record, is_of
 
 LARGE_BYTES = 16_384
 """To decode a record of more costs far more than to see whether another caller has just done so."""

@@ -10,16 +10,16 @@ from typing import Self
 
 from loguru import logger
 
-from cachebus.coherence import Reservation
+from cachebus.core.ports import Change, Leased, LeaseReply, Stale
+from cachebus.core.shard import Reservation
 from cachebus.errors import L2Unavailable, NotSerializable
-from cachebus.fetch import MISSING, Fetcher
-from cachebus.flight import Flight
-from cachebus.freshness import Fallback, Freshness
-from cachebus.packing import copier, keep_ms, pack
-from cachebus.ports import Change, Leased, LeaseReply, Stale
-from cachebus.record import NOT_FOUND, Record
-from cachebus.request import Found, Request
-from cachebus.source import GIVE_UP_S
+from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.flight import Flight
+from cachebus.reading.freshness import Fallback, Freshness
+from cachebus.reading.request import Found, Request
+from cachebus.reading.source import GIVE_UP_S
+from cachebus.wire.packing import copier, keep_ms, pack
+from cachebus.wire.record import NOT_FOUND, Record
 
 _tokens = itertools.count()
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from copy import copy
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
-from cachebus.freshness import Fallback, Freshness
 from cachebus.policy import TAGS_MAX
-from cachebus.reentrance import Loading, loads_for, waiting_for
-from cachebus.request import Found, Request
+from cachebus.reading.freshness import Fallback, Freshness
+from cachebus.reading.reentrance import Loading, loads_for, waiting_for
+from cachebus.reading.request import Found, Request
 
 Fly = Callable[["Flight"], Coroutine[object, object, Found]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cachebus.coherence import Shard
-from cachebus.keys import Key
-from cachebus.ports import Place
-from cachebus.request import Found
+from cachebus.core.ports import Place
+from cachebus.core.shard import Shard
+from cachebus.keys.key import Key
+from cachebus.reading.request import Found
 
 
 class Freshness:

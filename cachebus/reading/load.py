@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from loguru import logger
 
-from cachebus.background import NOTHING, Background
-from cachebus.clock import Clock
-from cachebus.details import details
+from cachebus.base.clock import Clock
+from cachebus.core.details import details
+from cachebus.core.ports import Leased, LeaseReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable, LoadTimeout
-from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler
-from cachebus.flight import Flight, Flights, Fly
-from cachebus.freshness import Fallback, Freshness
-from cachebus.ports import Leased, LeaseReply, Stale
-from cachebus.read import Reader, handed_out
-from cachebus.reentrance import check
-from cachebus.request import Failing, Found, Request
-from cachebus.resting import Rest, Rests
-from cachebus.waiting import Waiters
+from cachebus.reading.background import NOTHING, Background
+from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.fill import Filler
+from cachebus.reading.flight import Flight, Flights, Fly
+from cachebus.reading.freshness import Fallback, Freshness
+from cachebus.reading.read import Reader, handed_out
+from cachebus.reading.reentrance import check
+from cachebus.reading.request import Failing, Found, Request
+from cachebus.reading.resting import Rest, Rests
+from cachebus.reading.waiting import Waiters
 
 BACKOFF_FIRST_S = 0.005
 BACKOFF_MAX_S = 0.1

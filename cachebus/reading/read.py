@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.clock import Clock
-from cachebus.coherence import Shard
-from cachebus.details import details
+from cachebus.base.clock import Clock
+from cachebus.core.details import details
+from cachebus.core.ports import Place
+from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
-from cachebus.fetch import LARGE_BYTES, MISSING, NOT_FOUND, VOID, Fetcher, needs_script
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 from cachebus.l1 import Entry
-from cachebus.ports import Place
-from cachebus.request import Found
+from cachebus.reading.fetch import LARGE_BYTES, MISSING, NOT_FOUND, VOID, Fetcher, needs_script
+from cachebus.reading.request import Found
 
 
 class Reader:

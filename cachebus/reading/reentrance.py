@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from types import TracebackType
 
 from cachebus.errors import ConfigError
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 
 
 class Loading:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
 
-from cachebus.keys import Key
+from cachebus.core.ports import Place
+from cachebus.keys.key import Key
 from cachebus.policy import Rules
-from cachebus.ports import Place
 
 
 class Loaded(NamedTuple):

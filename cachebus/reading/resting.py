@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict
 from enum import Enum
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 
 KEYS_MAX = 10_000
 JITTER = 0.25

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from loguru import logger
 
+from cachebus.base.parameters import Source, name_of, not_async, plan_of
 from cachebus.errors import ConfigError, LoadTimeout
-from cachebus.parameters import Source, name_of, not_async, plan_of
 
 Bound = Callable[[], Any]
 

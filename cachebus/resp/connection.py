@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from cachebus.budget import NESTED, Budget
-from cachebus.clock import Clock
+from cachebus.base.budget import NESTED, Budget
+from cachebus.base.clock import Clock
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Final, cast
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.replies import NotAsked, Reads, new_reader, pack

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
-from cachebus.backoff import Attempts
-from cachebus.clock import Clock
+from cachebus.base.backoff import Attempts
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.link import Link

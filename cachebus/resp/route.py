@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from cachebus.backoff import Backoff
-from cachebus.clock import Clock
+from cachebus.base.backoff import Backoff
+from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.connection import Connection

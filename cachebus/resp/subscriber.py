@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import CacheBusError
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join

@@ -11,7 +11,7 @@ from struct import error as StructError  # noqa: N812
 from cachebus import values
 from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
-from cachebus.record import MAKESHIFT, NOT_FOUND, Record
+from cachebus.wire.record import MAKESHIFT, NOT_FOUND, Record
 
 
 def pack(

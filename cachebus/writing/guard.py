@@ -15,14 +15,14 @@ from typing import Self
 
 from loguru import logger
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.core.node import Node
 from cachebus.errors import ConfigError
-from cachebus.node import Node
-from cachebus.plan import Plan
+from cachebus.keys.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt
-from cachebus.resend_buffer import born_s
 from cachebus.settings import Settings
-from cachebus.write import Writer
+from cachebus.writing.resend_buffer import born_s
+from cachebus.writing.write import Writer
 
 MARGIN_S = 1.0
 

@@ -21,12 +21,12 @@ from itertools import islice
 
 from loguru import logger
 
-from cachebus.backoff import Backoff
+from cachebus.base.backoff import Backoff
+from cachebus.core.node import Node
+from cachebus.core.ports import Change, Store
+from cachebus.core.withheld import Withheld
 from cachebus.errors import L2Unavailable
-from cachebus.node import Node
-from cachebus.plan import Plan
-from cachebus.ports import Change, Store
-from cachebus.withheld import Withheld
+from cachebus.keys.plan import Plan
 
 BATCH = 128
 PAUSE_FIRST_S = 0.01

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 import msgspec
 from loguru import logger
 
-from cachebus.clock import Clock, OtherClock
-from cachebus.keys import Keyspace
+from cachebus.base.clock import Clock, OtherClock
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import AT_ONCE, Plan
 from cachebus.observe import Counters
-from cachebus.plan import AT_ONCE, Plan
 
 KEEP_S = 60.0
 """How far back: longer than any failover should take."""

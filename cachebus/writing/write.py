@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from cachebus import event as events
-from cachebus.clock import Clock
-from cachebus.confirm import Confirmed, Confirmer
+from cachebus.base.clock import Clock
+from cachebus.core.membership import Confirmed
+from cachebus.core.ports import Bus, Change
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.fetch import Fetcher
-from cachebus.keys import Key, Keyspace
-from cachebus.packing import keep_ms, pack
-from cachebus.pending import Pending
-from cachebus.plan import Plan
+from cachebus.keys.key import Key, Keyspace
+from cachebus.keys.plan import Plan
 from cachebus.policy import Rules
-from cachebus.ports import Bus, Change
+from cachebus.reading.fetch import Fetcher
 from cachebus.receipt import NOTHING_DONE, Receipt
-from cachebus.resend_buffer import ResendBuffer, born_s
 from cachebus.settings import RESEND_MAX_BYTES
+from cachebus.wire import event as events
+from cachebus.wire.packing import keep_ms, pack
+from cachebus.writing.confirm import Confirmer
+from cachebus.writing.pending import Pending
+from cachebus.writing.resend_buffer import ResendBuffer, born_s
 
 NOBODY_ASKED = Confirmed()
 
@@ -42,7 +43,7 @@ class Writer:
         self.pending = pending
         pending.deliver = self._deliver
         self._confirmer = Confirmer(
-            self._store, clock, self._node.bound_s, self._node.watches, keep_alone=self._node.keep_alone
+            self._store, clock, self._node.bound_s, self._node.views, keep_alone=self._node.keep_alone
         )
 
     # -- writes ---------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.consumers.kafka.worker import WorkerOptions
+from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic, letter_of
+from cachebus.consumers.topics.replay import each_letter
+from cachebus.producers.kafka.message import ATTEMPTS, Seal
 from cachebus.settings import Settings
-from consumers.kafka.worker import WorkerOptions
-from consumers.topics.dead_topic import LEAVE_S, DeadTopic, letter_of
-from consumers.topics.replay import each_letter
-from producers.kafka.message import ATTEMPTS, Seal
 
 
 async def replay(settings: Settings, options: WorkerOptions | None = None, *, limit: int | None = None) -> int:

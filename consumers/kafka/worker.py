@@ -10,19 +10,19 @@ from typing import Any, Final
 from cachebus.bus.kafka_client import Endings
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
+from cachebus.consumers.topics.brokers import Brokers, Topic
+from cachebus.consumers.topics.dead_topic import count_of
+from cachebus.consumers.topics.looking import MISSING, UNKNOWN
+from cachebus.consumers.topics.membership import Membership
+from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.source import TopicSource
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Finding, Item, Meaning
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
+from cachebus.producers.command import InvalidCommand
+from cachebus.producers.kafka.message import ATTEMPTS, LARGEST_BYTES, Seal, commands_access
 from cachebus.settings import Settings
-from consumers.dead import DeadLetter
-from consumers.source import Finding, Item, Meaning
-from consumers.source_worker import SourceWorker
-from consumers.topics.brokers import Brokers, Topic
-from consumers.topics.dead_topic import count_of
-from consumers.topics.looking import MISSING, UNKNOWN
-from consumers.topics.membership import Membership
-from consumers.topics.share import place_of
-from consumers.topics.source import TopicSource
-from producers.command import InvalidCommand
-from producers.kafka.message import ATTEMPTS, LARGEST_BYTES, Seal, commands_access
 
 REQUEST_TIMEOUT_S: Final = 10.0
 NOTHING: Final = Meaning()

@@ -13,10 +13,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.meters import Meters
 from cachebus.errors import ConfigError
-from consumers.health import Health
-from consumers.meters import Meters
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from cachebus.clock import Clock, monotonic
+from cachebus.base.clock import Clock, monotonic
 
 STUCK_S: Final = 10.0
 """A loop that has not turned for so long is stuck."""

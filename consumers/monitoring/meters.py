@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cachebus.clock import monotonic
-from consumers.health import Health
+from cachebus.base.clock import monotonic
+from cachebus.consumers.monitoring.health import Health
 
 LAG_BUCKETS_S = (
     0.001,

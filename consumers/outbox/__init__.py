@@ -1,7 +1,7 @@
 """The transactional outbox, the reader's end: from committed rows to every cache."""
 
-from consumers.outbox.kinds import create_tables, replay
-from consumers.outbox.options import RelayOptions
-from consumers.outbox.relay import OutboxRelay
+from cachebus.consumers.outbox.kinds import create_tables, replay
+from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.outbox.relay import OutboxRelay
 
 __all__ = ["OutboxRelay", "RelayOptions", "create_tables", "replay"]

@@ -9,9 +9,9 @@ from typing import Final
 
 import asyncpg
 
+from cachebus.consumers.worker import clean
 from cachebus.errors import ConfigError
-from consumers import clean
-from producers.outbox.table import DEFAULT, OutboxTable
+from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0

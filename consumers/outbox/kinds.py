@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from cachebus.consumers.outbox import database as postgres
+from cachebus.consumers.outbox import sqlite, sqlite_file
+from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.outbox.postgres import PostgresOutbox
+from cachebus.consumers.worker.source import Source
 from cachebus.errors import ConfigError
-from consumers.outbox import database as postgres
-from consumers.outbox import sqlite, sqlite_file
-from consumers.outbox.options import RelayOptions
-from consumers.outbox.postgres import PostgresOutbox
-from consumers.source import Source
-from producers.outbox.table import DEFAULT
+from cachebus.producers.outbox.table import DEFAULT
 
 TROUBLE = (*postgres.TROUBLE, *sqlite_file.TROUBLE)
 FOLLOWED = ("mysql", "mariadb")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachebus.errors import ConfigError
-from producers.outbox.table import DEFAULT, OutboxTable
+from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import asyncpg
 
-from cachebus.clock import monotonic
-from consumers.dead import DeadLetter
-from consumers.outbox import standing
-from consumers.outbox.database import TROUBLE, connected, told
-from consumers.outbox.options import RelayOptions
-from consumers.outbox.reading import PostgresTaker
-from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
-from producers.outbox.table import LARGEST_BYTES, OutboxTable
+from cachebus.base.clock import monotonic
+from cachebus.consumers.outbox import standing
+from cachebus.consumers.outbox.database import TROUBLE, connected, told
+from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.outbox.reading import PostgresTaker
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
+from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 IDLE_GRACE_S: Final = 5.0
 AGAIN_S: Final = 60.0

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 
-from producers.outbox.table import LARGEST_BYTES, OutboxTable
+from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 COUNTED: Final = 100_000
 """Rows that are counted one by one; of more there is an estimate."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cachebus.cascade import Cascade
+from cachebus.consumers.outbox.kinds import source_of
+from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.settings import Settings
-from consumers.outbox.kinds import source_of
-from consumers.outbox.options import RelayOptions
-from consumers.source_worker import SourceWorker
 
 
 class OutboxRelay(SourceWorker):

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from cachebus.clock import monotonic, wall_s
-from consumers.dead import DeadLetter
-from consumers.outbox.options import RelayOptions
-from consumers.outbox.reading import COUNTED, Kind, Taker, Waits
-from consumers.outbox.sqlite_file import TROUBLE, Database, opened, path_of, told
-from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
-from producers.outbox.table import LARGEST_BYTES, OutboxTable
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
+from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, opened, path_of, told
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
+from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 AGAIN_S: Final = 60.0
 POISON: Final = (ValueError, TypeError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError)

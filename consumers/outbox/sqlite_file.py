@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
+from cachebus.consumers.worker import clean
 from cachebus.errors import ConfigError
-from consumers import clean
 
 BUSY_S: Final = 2.0
 """How long another one's transaction is waited for, before it is told."""

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from consumers.clean import clean
-from consumers.source import Finding
-from producers.outbox.table import OutboxTable
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding
+from cachebus.producers.outbox.table import OutboxTable
 
 ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "namespaces")
 LOCK: Final = 0x0B0C

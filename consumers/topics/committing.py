@@ -17,8 +17,8 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from consumers.topics.brokers import AGAIN_S
-from consumers.topics.share import Share
+from cachebus.consumers.topics.brokers import AGAIN_S
+from cachebus.consumers.topics.share import Share
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (

@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
 from cachebus.bus.kafka_client import Endings
-from consumers.dead import DeadLetter
+from cachebus.consumers.worker.dead import DeadLetter
 
 LEAVE_S: Final = 5.0
 """How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from cachebus.clock import Clock, monotonic
+from cachebus.base.clock import Clock, monotonic
 
 MOST: Final = 50_000
 MOST_BYTES: Final = 64 << 20

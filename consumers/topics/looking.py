@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Final
 
 from aiokafka import TopicPartition, codec
 
-from cachebus.clock import monotonic, wall_s
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.topics.brokers import (
+    DESCRIBE,
+    EARLIEST,
+    LATEST,
+    NOT_ALLOWED,
+    READ,
+    WRITE,
+    Committed,
+    Group,
+    Topic,
+)
+from cachebus.consumers.topics.held import Kept
+from cachebus.consumers.topics.membership import CLIENT
+from cachebus.consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding, Look
 from cachebus.errors import BusUnavailable
-from consumers.clean import clean
-from consumers.source import Finding, Look
-from consumers.topics.brokers import DESCRIBE, EARLIEST, LATEST, NOT_ALLOWED, READ, WRITE, Committed, Group, Topic
-from consumers.topics.held import Kept
-from consumers.topics.membership import CLIENT
-from consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
 
 if TYPE_CHECKING:
-    from consumers.topics.session import TopicSession
-    from consumers.topics.share import Share
+    from cachebus.consumers.topics.session import TopicSession
+    from cachebus.consumers.topics.share import Share
 
 LOOK_TIMEOUT_S: Final = 3.0
 OPEN_S: Final = 60.0

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from aiokafka.errors import KafkaError
 
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.clean import told as told_of
 from cachebus.errors import BusUnavailable, ConfigError
-from consumers.clean import clean
-from consumers.clean import told as told_of
 
 TROUBLE: Final = (KafkaError, OSError, TimeoutError, BusUnavailable)
 """What is raised when Kafka is out of reach, or does not let one do what is asked."""

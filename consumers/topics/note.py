@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final, NamedTuple
 
-from consumers.topics.brokers import Committed
+from cachebus.consumers.topics.brokers import Committed
 
 ANEW: Final = "anew"
 CUT: Final = "cut"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from consumers.source import Item
-from consumers.topics.committing import assignment_of
-from consumers.topics.share import Share, place_of
-from consumers.topics.unreadable import is_unreadable, stepped_over, where
+from cachebus.consumers.topics.committing import assignment_of
+from cachebus.consumers.topics.share import Share, place_of
+from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
+from cachebus.consumers.worker.source import Item
 
 if TYPE_CHECKING:
-    from consumers.topics.source import TopicSource
+    from cachebus.consumers.topics.source import TopicSource
 
 ONE_BY_ONE_MS: Final = 200
 

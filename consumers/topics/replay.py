@@ -8,8 +8,8 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from cachebus.bus.kafka_client import Endings
-from consumers.topics.dead_topic import LEAVE_S, DeadTopic
-from consumers.topics.membership import Membership
+from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
+from cachebus.consumers.topics.membership import Membership
 
 AT_ONCE: Final = 500
 

@@ -16,21 +16,21 @@ from aiokafka.errors import (
 )
 from loguru import logger
 
-from cachebus.clock import wall_s
-from consumers.dead import DeadLetter
-from consumers.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
-from consumers.topics.brokers import EARLIEST, Brokers
-from consumers.topics.committing import MOVED_ON, Commits, assignment_of
-from consumers.topics.held import Kept
-from consumers.topics.looking import Looking
-from consumers.topics.note import Begin, Note, begin_at
-from consumers.topics.reading import Reader
-from consumers.topics.share import Share, place_of
-from consumers.topics.unreadable import Unreadable
-from producers.command import Command, InvalidCommand
+from cachebus.base.clock import wall_s
+from cachebus.consumers.topics.brokers import EARLIEST, Brokers
+from cachebus.consumers.topics.committing import MOVED_ON, Commits, assignment_of
+from cachebus.consumers.topics.held import Kept
+from cachebus.consumers.topics.looking import Looking
+from cachebus.consumers.topics.note import Begin, Note, begin_at
+from cachebus.consumers.topics.reading import Reader
+from cachebus.consumers.topics.share import Share, place_of
+from cachebus.consumers.topics.unreadable import Unreadable
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
+from cachebus.producers.command import Command, InvalidCommand
 
 if TYPE_CHECKING:
-    from consumers.topics.source import TopicSource
+    from cachebus.consumers.topics.source import TopicSource
 
 GET_S: Final = 2.0
 """Asked for messages in the middle of a rebalance, the driver waits for its end."""

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from cachebus.clock import monotonic
-from consumers.source import Item, Left
-from consumers.topics.held import Held, Kept
-from consumers.topics.note import Begin, Note
-from producers.command import encode
+from cachebus.base.clock import monotonic
+from cachebus.consumers.topics.held import Held, Kept
+from cachebus.consumers.topics.note import Begin, Note
+from cachebus.consumers.worker.source import Item, Left
+from cachebus.producers.command import encode
 
 YIELD_S: Final = 0.005
 """The loop is held no longer by what is to be held."""

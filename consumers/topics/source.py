@@ -18,14 +18,14 @@ from aiokafka.errors import (
 from prometheus_client import CollectorRegistry, Counter
 
 from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
+from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
+from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, told
+from cachebus.consumers.topics.session import TopicSession
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, Source
 from cachebus.errors import ConfigError
-from consumers.dead import DeadLetter
-from consumers.source import Finding, Item, Meaning, Session, Source
-from consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
-from consumers.topics.dead_topic import LEAVE_S, DeadTopic
-from consumers.topics.membership import CLIENT, TROUBLE, Membership, told
-from consumers.topics.session import TopicSession
-from producers.command import Command
+from cachebus.producers.command import Command
 
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not cost the place in the group: whoever got the partitions would wait likewise."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError
 
-from consumers.clean import told
+from cachebus.consumers.worker.clean import told
 
 FETCH_S: Final = 3.0
 

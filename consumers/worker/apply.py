@@ -10,18 +10,18 @@ from typing import Final
 
 from loguru import logger
 
+from cachebus.base.clock import monotonic
 from cachebus.cascade import Cascade
-from cachebus.clock import monotonic
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.meters import Meters
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
 from cachebus.errors import ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
-from cachebus.plan import AT_ONCE, Plan, Planner, joined
+from cachebus.keys.plan import AT_ONCE, Plan, Planner, joined
+from cachebus.producers.base import Orders
+from cachebus.producers.command import Command, InvalidCommand, apart, parse
+from cachebus.producers.direct import DirectProducer
 from cachebus.settings import Settings
-from consumers.clean import clean
-from consumers.health import Health
-from consumers.meters import Meters
-from consumers.patience import TELL_EVERY_S, Patience
-from producers.base import Orders
-from producers.command import Command, InvalidCommand, apart, parse
-from producers.direct import DirectProducer
 
 LOOK_EVERY_S: Final = 1.0
 AWAY_S: Final = 1.0

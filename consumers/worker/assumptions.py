@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 from loguru import logger
 
-from cachebus.clock import Clock, monotonic
-from consumers.health import Health
-from consumers.patience import TELL_EVERY_S
-from consumers.source import Finding
+from cachebus.base.clock import Clock, monotonic
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.source import Finding
 
 MAKE_UP_EVERY_S: Final = 10.0
 """While changes go unnoticed, what they may touch is let go of again and again."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding, Source
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import CacheBusError
-from consumers.clean import clean
-from consumers.source import Finding, Source
-from consumers.source_worker import SourceWorker
-from producers.direct import DirectProducer
+from cachebus.producers.direct import DirectProducer
 
 WITHIN_S: Final = 15.0
 L2: Final = "l2"

@@ -8,8 +8,8 @@ from typing import Final
 
 from loguru import logger
 
-from cachebus.clock import Clock, monotonic
-from consumers.health import Health
+from cachebus.base.clock import Clock, monotonic
+from cachebus.consumers.monitoring.health import Health
 
 FIRST_S: Final = 0.05
 LONGEST_S: Final = 5.0

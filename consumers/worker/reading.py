@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from cachebus.plan import Plan
-from consumers.dead import DeadLetter
-from consumers.source import Item, Waiting
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.keys.plan import Plan
 
 SENT_FROM_S: Final = 1_420_000_000.0
 """Times before 2015 are none: nothing was sent then."""

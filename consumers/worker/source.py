@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from consumers.clean import told
-from consumers.dead import DeadLetter
-from producers.command import Command
+from cachebus.consumers.worker.clean import told
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.producers.command import Command
 
 
 @dataclass(slots=True)

@@ -10,19 +10,19 @@ from typing import Any, Final
 
 from loguru import logger
 
+from cachebus.base.clock import monotonic, wall_s
 from cachebus.cascade import Cascade
-from cachebus.clock import monotonic, wall_s
-from cachebus.plan import Plan
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.apply import HOPELESS, REFUSED, Applier, Carried
+from cachebus.consumers.worker.clean import clean, told
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.patience import Patience
+from cachebus.consumers.worker.reading import Reading, size_of
+from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source
+from cachebus.consumers.worker.watcher import Watcher
+from cachebus.consumers.worker.worker import Worker
+from cachebus.keys.plan import Plan
 from cachebus.settings import Settings
-from consumers import watcher
-from consumers.apply import HOPELESS, REFUSED, Applier, Carried
-from consumers.clean import clean, told
-from consumers.dead import DeadLetter
-from consumers.patience import Patience
-from consumers.reading import Reading, size_of
-from consumers.source import Batch, Item, Left, Session, Source
-from consumers.watcher import Watcher
-from consumers.worker import Worker
 
 NAMED: Final = 5
 """Dead letters that are named in the log, of a batch that has more of them."""

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from loguru import logger
 
-from cachebus.plan import Plan
-from consumers.apply import Applier
-from consumers.assumptions import Assumptions
-from consumers.clean import clean
-from consumers.health import Health
-from consumers.meters import Meters
-from consumers.source import Finding, Session, Source
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.meters import Meters
+from cachebus.consumers.worker.apply import Applier
+from cachebus.consumers.worker.assumptions import Assumptions
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding, Session, Source
+from cachebus.keys.plan import Plan
 
 LOOK_EVERY_S: Final = 2.0
 

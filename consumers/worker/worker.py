@@ -11,9 +11,9 @@ import anyio
 from anyio.abc import TaskStatus
 from loguru import logger
 
-from consumers.endpoint import Endpoint
-from consumers.health import Health
-from consumers.meters import Meters
+from cachebus.consumers.monitoring.endpoint import Endpoint
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.meters import Meters
 
 BEAT_S: Final = 1.0
 DRAIN_TIMEOUT_S: Final = 25.0

@@ -1,5 +1,5 @@
 """Commands on Kafka, the writer's end: an invalidation as a message, for those who reach no Redis or wait for none."""
 
-from producers.kafka.producer import KafkaProducer
+from cachebus.producers.kafka.producer import KafkaProducer
 
 __all__ = ["KafkaProducer"]

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from cachebus.base.ids import text_of
 from cachebus.bus.kafka_client import KafkaAccess, kafka_access
 from cachebus.bus.kafka_signature import SIGNATURE, Keyring
 from cachebus.errors import ConfigError
-from cachebus.ids import text_of
+from cachebus.producers.command import InvalidCommand
 from cachebus.settings import PREFIX, Settings
-from producers.command import InvalidCommand
 
 NAMESPACE: Final = "namespace"
 """The header that says for which caches a command is; without it, for those of whoever reads it."""

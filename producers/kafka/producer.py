@@ -8,17 +8,17 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from cachebus.base.home import Home
 from cachebus.bus.kafka_client import Endings, connecting, quietly
 from cachebus.bus.kafka_sender import end_producer
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
-from cachebus.home import Home
+from cachebus.producers.base import Order, Producer, handed_on
+from cachebus.producers.command import encode
+from cachebus.producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
-from producers.base import Order, Producer, handed_on
-from producers.command import encode
-from producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
 
 TIMEOUT_S: Final = 5.0
 

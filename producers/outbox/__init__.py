@@ -1,7 +1,7 @@
 """The transactional outbox, the writer's end: an invalidation as a row of the same transaction as the write."""
 
-from producers.outbox.producer import Outbox, OutboxProducer
-from producers.outbox.sync import SyncOutboxProducer, SyncProducer
-from producers.outbox.table import OutboxTable
+from cachebus.producers.outbox.producer import Outbox, OutboxProducer
+from cachebus.producers.outbox.sync import SyncOutboxProducer, SyncProducer
+from cachebus.producers.outbox.table import OutboxTable
 
 __all__ = ["Outbox", "OutboxProducer", "OutboxTable", "SyncOutboxProducer", "SyncProducer"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from cachebus.cascade import Cascade
 from cachebus.errors import ValueTooLarge
+from cachebus.producers.base import Order, Orders, Producer, handed_on
+from cachebus.producers.command import encode
+from cachebus.producers.outbox.connections import Insert, Row, async_writer, in_parts
+from cachebus.producers.outbox.table import DEFAULT, LARGEST_BYTES, OutboxTable
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
-from producers.base import Order, Orders, Producer, handed_on
-from producers.command import encode
-from producers.outbox.connections import Insert, Row, async_writer, in_parts
-from producers.outbox.table import DEFAULT, LARGEST_BYTES, OutboxTable
 
 
 class Outbox:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from cachebus.ids import Id
+from cachebus.base.ids import Id
+from cachebus.producers.base import Order, Orders, handed_on
+from cachebus.producers.outbox.connections import Row, in_parts, writer
+from cachebus.producers.outbox.producer import Outbox
 from cachebus.receipt import Receipt
-from producers.base import Order, Orders, handed_on
-from producers.outbox.connections import Row, in_parts, writer
-from producers.outbox.producer import Outbox
 
 
 class SyncProducer(ABC):

@@ -17,9 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import perf_counter
+from cachebus.base.clock import perf_counter
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
 from tests.bench.report import show
 from tests.bench.rows import Row

@@ -19,14 +19,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pydantic import SecretStr
 
 from cachebus import ConfigError, Settings
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.postgres import PostgresServer
-from cachebus.clock import monotonic
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.peek import PEEK
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.rules import Rules, parse_rules
-from consumers.worker import Worker
+from cachebus.base.clock import monotonic
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.peek import PEEK
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.worker.worker import Worker
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.bench.rounds import p99
 from tests.bench.rows import Row
 from tests.bench.run import Bench

@@ -16,11 +16,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import Cache, Settings
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
-from consumers.kafka import CommandsWorker
-from producers import KafkaProducer
-from producers.command import Invalidate, encode
+from cachebus.base.clock import monotonic
+from cachebus.consumers.kafka import CommandsWorker
+from cachebus.producers import KafkaProducer
+from cachebus.producers.command import Invalidate, encode
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.bench.cdc import applied, working
 from tests.bench.other_node import Arrivals
 from tests.bench.rounds import p99

@@ -11,9 +11,9 @@ from typing import Any, Final
 import redis.asyncio
 
 from cachebus import Cache, Settings
-from cachebus import event as events
-from cachebus.clock import monotonic, perf_counter
+from cachebus.base.clock import monotonic, perf_counter
 from cachebus.l2.names import ShardNames
+from cachebus.wire import event as events
 from tests.bench.children import Talk, talking
 from tests.bench.other_node import left_alone
 from tests.bench.rounds import Contender, p99, race

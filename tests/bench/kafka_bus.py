@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import Cache, Settings
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.bench import commands
 from tests.bench.children import Talk, talking
 from tests.bench.invalidations import PAYLOAD_BYTES

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from cachebus import Cache, Settings
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.bench.other_node import Arrivals, questions, said
 
 TOPIC = "bare"

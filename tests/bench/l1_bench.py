@@ -23,7 +23,7 @@ from pathlib import Path
 from time import thread_time
 from typing import Any
 
-from cachebus.clock import perf_counter
+from cachebus.base.clock import perf_counter
 from cachebus.l1 import L1, Entry, Group, grid, shared_int, size_class
 
 SIZES = (1_000, 5_000, 20_000, 50_000)

@@ -19,10 +19,10 @@ from time import thread_time
 from typing import Any, Final
 
 from cachebus import Cache
-from cachebus.clock import monotonic, perf_counter
-from cachebus.keys import Keyspace
+from cachebus.base.clock import monotonic, perf_counter
+from cachebus.keys.key import Keyspace
 from cachebus.l1 import L1
-from cachebus.record import Record
+from cachebus.wire.record import Record
 from tests.bench import l1_bench
 from tests.bench.children import in_child
 from tests.bench.rows import Row, at_least, at_most

@@ -11,7 +11,7 @@ from typing import Any, Final
 import redis.asyncio
 
 from cachebus import Cache, Settings
-from cachebus.clock import monotonic, perf_counter
+from cachebus.base.clock import monotonic, perf_counter
 
 LEFT_ALONE_S: Final = 3600.0
 

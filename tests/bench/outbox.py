@@ -9,9 +9,9 @@ from typing import Any, Final
 import asyncpg
 
 from cachebus import Cache, Settings
-from cachebus.cli.servers.postgres import PostgresServer
-from cachebus.clock import monotonic
-from consumers.outbox import create_tables
+from cachebus.base.clock import monotonic
+from cachebus.consumers.outbox import create_tables
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.bench.children import Talk, talking
 from tests.bench.other_node import Arrivals
 from tests.bench.rounds import p99

@@ -12,8 +12,8 @@ from typing import Final
 import asyncpg
 
 from cachebus import Settings
-from cachebus.clock import monotonic
-from consumers.outbox import OutboxRelay
+from cachebus.base.clock import monotonic
+from cachebus.consumers.outbox import OutboxRelay
 from tests.bench.other_node import questions
 
 BATCH: Final = 500

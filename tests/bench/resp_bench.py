@@ -15,9 +15,9 @@ from typing import Any
 import hiredis
 import redis.asyncio
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic, perf_counter
+from cachebus.base.clock import monotonic, perf_counter
 from cachebus.resp import Connection, Script, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
 
 CALLERS = 100
 GETS_A_CALLER = 20

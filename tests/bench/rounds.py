@@ -9,7 +9,7 @@ from statistics import median, quantiles
 from typing import Final
 from uuid import UUID
 
-from cachebus.clock import Clock, perf_counter
+from cachebus.base.clock import Clock, perf_counter
 from tests.bench.scale import SILENT, Progress
 
 IDS: Final = [f"agent-{number}" for number in range(100)]

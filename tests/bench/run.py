@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.bench.scale import Progress, Scale
 
 

@@ -14,17 +14,17 @@ from itertools import count
 from typing import Final
 
 from cachebus import Cache, Settings
+from cachebus.assembly.factory import redis_store, route_of
+from cachebus.base.clock import monotonic
 from cachebus.cascade import CascadeTable
-from cachebus.cli.embedded import EmbeddedServer, find_servers
-from cachebus.clock import monotonic
-from cachebus.factory import redis_store, route_of
-from cachebus.keys import Key, Keyspace
-from cachebus.packing import keep_ms, pack
-from cachebus.plan import Plan, Planner
+from cachebus.core.ports import Caller, Leased, Store
+from cachebus.keys.key import Key, Keyspace
+from cachebus.keys.plan import Plan, Planner
 from cachebus.policy import PolicyTable
-from cachebus.ports import Caller, Leased, Store
-from cachebus.record import Record
 from cachebus.resp import Connection, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer, find_servers
+from cachebus.wire.packing import keep_ms, pack
+from cachebus.wire.record import Record
 from tests.bench.other_node import LEFT_ALONE_S
 from tests.bench.reads import VALUE
 from tests.bench.rows import Row

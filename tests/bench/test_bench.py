@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.bench.__main__ import NAMES, arguments
 from tests.bench.report import chart, plain
 from tests.bench.rows import Goal, Row, at_least, at_most, shown

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from cachebus.cli.embedded import find_servers
-from cachebus.cli.lab.supervisor import NodeCrashed
 from cachebus.cli.performance import Interrupted, until_signalled
-from cachebus.cli.verify.faults import chosen
-from cachebus.cli.verify.plan import Plan
-from cachebus.cli.verify.report import Screen, printed
-from cachebus.cli.verify.run import Run
+from cachebus.cli.verify_report import Screen, printed
 from cachebus.errors import CacheBusError
+from cachebus.tools.harness.supervisor import NodeCrashed
+from cachebus.tools.servers.redis import find_servers
+from cachebus.tools.verify.nemesis.faults import chosen
+from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.run import Run
 from tests.campaign.state import Row, loaded, save, table
 from tests.support.servers import KINDS, Kind
 

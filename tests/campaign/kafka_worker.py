@@ -22,10 +22,10 @@ from itertools import islice, product
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, InvalidationFailed
-from cachebus import event as events
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.kafka import KafkaServer
-from producers import KafkaProducer
+from cachebus.producers import KafkaProducer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire import event as events
 from tests.support.caches import nodes, parts, until
 from tests.support.command import alive
 from tests.support.commands import dead, held, put, setup

@@ -22,14 +22,14 @@ from typing import Any, Final
 import asyncpg
 
 from cachebus import Cache, CacheBusError
-from cachebus import event as events
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.postgres import PostgresServer
-from consumers.outbox import create_tables
-from consumers.outbox.database import TROUBLE
-from consumers.outbox.postgres import AGAIN_S
-from producers import Outbox, OutboxProducer
-from producers.outbox import OutboxTable
+from cachebus.consumers.outbox import create_tables
+from cachebus.consumers.outbox.database import TROUBLE
+from cachebus.consumers.outbox.postgres import AGAIN_S
+from cachebus.producers import Outbox, OutboxProducer
+from cachebus.producers.outbox import OutboxTable
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire import event as events
 from tests.conftest import connected
 from tests.support.caches import nodes, parts, until
 from tests.support.command import alive

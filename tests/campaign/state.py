@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cachebus.cli.verify.verdict import EDGES_S, Verdict
+from cachebus.tools.verify.checker.verdict import EDGES_S, Verdict
 
 SUMMED = (
     "reads", "judged", "tokens", "writes", "repeated", "loads", "unsure", "failed", "stale_beyond", "foreign", "looked"

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cachebus.cli.embedded import find_servers
-from cachebus.cli.verify.verdict import Finding, Verdict
+from cachebus.tools.servers.redis import find_servers
+from cachebus.tools.verify.checker.verdict import Finding, Verdict
 from tests.campaign.state import Row, loaded, save, table
 from tests.support.command import ROOT
 from tests.support.servers import KINDS, any_binary

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_primaries import SHARDS, Town
 from tests.integration.test_source_worker import at_work, invalidation
 from tests.support.caches import until

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.factory import World
+from cachebus.assembly.factory import World
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_every_step import SETTINGS, numbered
 from tests.support.caches import Source, nodes, parts, until
 from tests.support.operations import LEASE_MS, LOADS, OLD, OPERATIONS, POLICIES, READS, WHERE, Stage

@@ -21,7 +21,7 @@ from tests.support.changes import ROOT, RULES, SCHEMA, tell
 
 PROGRAM = """
 import sys
-import consumers.cdc.postgres as postgres, consumers.cdc.reader as reader, consumers.cdc.session as session
+from cachebus.consumers.cdc.slot import postgres, reader, session
 postgres.LOCK_S, reader.KEEP_S, session.STAND_BY_S = 1, 0.2, 0.05
 from cachebus.cli.main import run
 run()

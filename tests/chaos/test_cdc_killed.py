@@ -14,9 +14,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.cdc_killed import killed, slot_killed
 

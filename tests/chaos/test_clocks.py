@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import cachebus
-from cachebus import clock, heartbeat
-from cachebus.clock import monotonic
+from cachebus.base import clock
+from cachebus.base.clock import monotonic
+from cachebus.listening import heartbeat
 from cachebus.testing import Fleet
 from tests.support.caches import D_S, nodes, parts, until
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 import pytest
 
 from cachebus import Cache, ConfigError, L2Unavailable, Settings
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ClusterGroup, ask
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
+from cachebus.producers.direct import DirectProducer
 from cachebus.resp import slot_of
-from producers.direct import DirectProducer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ClusterGroup, ask
 from tests.support.caches import D_S, heard, nodes, parts, past, quick, until
 from tests.support.servers import KINDS, Kind, any_binary, binary_of
 from tests.support.towns import live_through

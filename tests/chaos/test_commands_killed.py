@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.campaign.kafka_worker import campaign
 from tests.support.history import seeds
 

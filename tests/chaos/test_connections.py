@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable, Receipt
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
 from tests.support.history import Moods, Town, replay_of, seeds
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError, ConfigError, InvalidationFailed, L2Unavailable, Receipt, Settings
-from cachebus.factory import World
+from cachebus.assembly.factory import World
+from cachebus.core.ports import Caller
 from cachebus.l2.memory import MemoryShard
-from cachebus.ports import Caller
 from tests.support.caches import parts
 from tests.support.operations import LEASE_MS, OLD, OPERATIONS, POLICIES, REPLACING, WHERE, WRITES, Operation, Stage
 from tests.support.shard_state import copied, lose_meta, lose_nodes, put_back
@@ -36,7 +36,7 @@ Befall = Callable[["Play"], Awaitable[None]]
 @contextmanager
 def numbered(stage: Stage, steps: Steps) -> Iterator[None]:
     """The calls of node a are numbered, also those of what it opens anew."""
-    module: Any = import_module("cachebus.lifecycle")
+    module: Any = import_module("cachebus.assembly.lifecycle")
     build = module.build
 
     def built(*args: Any, **kwargs: Any) -> Any:

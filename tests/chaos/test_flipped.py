@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from cachebus import Cache
-from cachebus import event as events
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.proxy import Proxy, dialer
-from cachebus.event import Part
-from cachebus.keys import Keyspace
-from cachebus.ports import Caller
+from cachebus.core.ports import Caller
+from cachebus.keys.key import Keyspace
 from cachebus.resp import parse_address
 from cachebus.testing import FakeClock, Faults, Fleet
+from cachebus.tools.harness.proxy import Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire import event as events
+from cachebus.wire.event import Part
 from tests.support.caches import deaf, heard, nodes, parts, until
 from tests.support.flips import flipped
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cachebus import Cache
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.event import Part, encode, encode_body
-from cachebus.keys import bucket_of
+from cachebus.base.clock import monotonic
+from cachebus.keys.key import bucket_of
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire.event import Part, encode, encode_body
 from tests.support.caches import D_S, deaf, heard, nodes, past, until
 
 CHANNEL, LOG = "{cachebus:0}:events:0", "{cachebus:0}:log"

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cachebus import Cache, Settings
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.keys import bucket_of
+from cachebus.base.clock import monotonic
+from cachebus.keys.key import bucket_of
 from cachebus.resp import Connection, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.poll import eventually
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable, Policy
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.proxy import Proxy, dialer
 from cachebus.resp import parse_address
+from cachebus.tools.harness.proxy import Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, parts, until
 
 TENANTS, IDS, READERS, GARBLED = ("acme", "evil"), 40, 12, 100

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.chaos.test_processes import running
 from tests.support.caches import D_S, nodes, parts, past, until
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError, InvalidationFailed, L2Unavailable, Receipt
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, nodes, past, quick, until
 from tests.support.way import Way
 

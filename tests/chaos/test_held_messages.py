@@ -13,14 +13,14 @@ from aiokafka.errors import KafkaConnectionError
 from pydantic import SecretStr
 
 from cachebus import Cache, CacheBusError, Settings
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers import watcher
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.rules import parse_rules
-from consumers.kafka import CommandsWorker
-from consumers.topics.session import TopicSession
-from consumers.worker import Worker
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.kafka import CommandsWorker
+from cachebus.consumers.topics.session import TopicSession
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.worker import Worker
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.chaos.test_primaries import SHARDS, Town
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until

@@ -19,13 +19,13 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from loguru import logger
 
 from cachebus import Cache
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka_envelope import message_key
-from cachebus.cli.embedded import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
+from cachebus.producers import DirectProducer
 from cachebus.resp import ended
-from producers import DirectProducer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import free_port
 from tests.support.caches import D_S, Source, nodes, past, quick, until
 from tests.support.events import event_of
 from tests.support.kafka_fleet import QUICK_S, WHERE, bus_of, fresh_by, shared, travels, written

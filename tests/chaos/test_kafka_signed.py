@@ -12,9 +12,9 @@ from cachebus import Cache
 from cachebus.bus.kafka_client import kafka_access
 from cachebus.bus.kafka_ears import WARN_EVERY_S, KafkaEars
 from cachebus.bus.kafka_envelope import Envelope, message_key
-from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.observe import Counters
-from producers import DirectProducer
+from cachebus.producers import DirectProducer
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import D_S, nodes, quick, until
 from tests.support.events import event_of
 from tests.support.kafka_fleet import WHERE, fresh_by, on_topic, sent, shared, travels, written

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, heard, nodes, past, until
 from tests.support.mortal import Mortals
 from tests.support.operations import OLD, WHERE

@@ -11,18 +11,18 @@ from typing import Any, cast
 import pytest
 
 from cachebus import Cache, Settings
-from cachebus.cli.embedded import HOST, EmbeddedServer
-from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
-from cachebus.clock import monotonic
-from cachebus.coherence import NO_EPOCH
+from cachebus.base.clock import monotonic
+from cachebus.core.shard import NO_EPOCH
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.heartbeat import BEGINNINGS_MAX
-from cachebus.keys import Keyspace
-from cachebus.receive import Receiver
+from cachebus.keys.key import Keyspace
+from cachebus.listening.heartbeat import BEGINNINGS_MAX
+from cachebus.listening.receive import Receiver
+from cachebus.producers.direct import DirectProducer
 from cachebus.resp import ClusterMap, Links, parse_address, slot_of
 from cachebus.resp.route import LOOK_AGAIN_S, LOOK_MAX_S, SLOTS
 from cachebus.settings import SHARDS_MAX
-from producers.direct import DirectProducer
+from cachebus.tools.servers.redis import HOST, EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
 from tests.chaos.test_primaries import SHARDS, Town, names_of
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.servers import any_binary

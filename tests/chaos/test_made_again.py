@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from cachebus import Cache, CacheBusError, L2Unavailable
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import SERVICE, SentinelGroup, ask
-from cachebus.cli.lab.proxy import HOST
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.harness.proxy import HOST
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from tests.support.caches import D_S, nodes, parts, past, until
 from tests.support.servers import any_binary
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Policy, Receipt, Settings
-from cachebus.factory import World
+from cachebus.assembly.factory import World
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import parts
 from tests.support.simulation import VirtualLoop, live

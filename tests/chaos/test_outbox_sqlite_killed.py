@@ -8,8 +8,8 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
-from consumers.outbox import create_tables
-from producers import Outbox, SyncOutboxProducer
+from cachebus.consumers.outbox import create_tables
+from cachebus.producers import Outbox, SyncOutboxProducer
 from tests.support.caches import nodes, until
 from tests.support.command import alive
 from tests.support.history import seeds

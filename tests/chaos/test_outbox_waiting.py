@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cachebus import Cache
-from cachebus.cli.groups import ask
-from cachebus.clock import monotonic
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.base.clock import monotonic
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.tools.servers.redis_groups import ask
 from tests.chaos.test_primaries import SHARDS, Town, no_answer
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
@@ -60,7 +60,7 @@ def figure(relay: OutboxRelay, name: str) -> float:
 async def test_many_rows_for_one_that_is_away_hold_up_no_healthy_tenant_and_are_written_once(
     town: Town, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.2)
     first, healthy = town.servers[0], town.tenants[1]
     async with at_work(town, database) as (relay, cache), connected(database) as connection:
         first.kill()

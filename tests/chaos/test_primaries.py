@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ClusterGroup, SentinelGroup, ask
+from cachebus.consumers.outbox import OutboxRelay, create_tables
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.keys import Keyspace
+from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
+from cachebus.producers.direct import DirectProducer
 from cachebus.resp import slot_of
-from consumers.outbox import OutboxRelay, create_tables
-from producers.direct import DirectProducer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ClusterGroup, SentinelGroup, ask
 from tests.conftest import connected
 from tests.support.caches import PATIENCE_S, heard, nodes, parts, quick, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting

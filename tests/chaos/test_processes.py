@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cachebus import Policy
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.support.caches import D_S, heard, nodes, past, until
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError, InvalidationFailed, L2Unavailable
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, deaf, heard, nodes, past, until
 from tests.support.servers import any_binary
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import SERVICE, SentinelGroup, ask
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from tests.support.caches import D_S, nodes, parts, past, until
 from tests.support.servers import any_binary
 from tests.support.towns import live_through

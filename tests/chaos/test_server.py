@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, InvalidationFailed
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.keys import bucket_of
+from cachebus.base.clock import monotonic
+from cachebus.keys.key import bucket_of
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, deaf, heard, nodes, past, until
 from tests.support.servers import any_binary
 

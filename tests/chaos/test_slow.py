@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable, Receipt
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.testing import Fleet
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, deaf, heard, nodes, parts, past, until
 
 INVALIDATIONS: dict[str, Callable[[Cache], Awaitable[Receipt]]] = {

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Receipt
-from cachebus.cli.lab.proxy import Proxy, dialer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.producers import DirectProducer
 from cachebus.resp import parse_address
-from producers import DirectProducer
+from cachebus.tools.harness.proxy import Proxy, dialer
 from tests.chaos.test_processes import Told, running
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from cachebus import event as events
-from cachebus.keys import Key, Keyspace, bucket_of, tag_name
-from cachebus.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
-from cachebus.record import Record
+from cachebus.core.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
+from cachebus.keys.key import Key, Keyspace, bucket_of, tag_name
+from cachebus.wire import event as events
+from cachebus.wire.record import Record
 from tests.contract.rig import SHARDS
 
 TENANT = "acme"

@@ -6,17 +6,17 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ClusterGroup, ask
-from cachebus.clock import monotonic
-from cachebus.keys import Key
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import NodeLine, Store
+from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.l2.replies import NAME, node_line
-from cachebus.ports import NodeLine, Store
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ClusterGroup, ask
 from tests.support import shard_state
 
 PATIENCE_S = 10.0

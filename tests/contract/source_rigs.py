@@ -16,14 +16,14 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import SecretStr
 
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.consumers.worker.source_worker import SourceWorker
+from cachebus.producers.outbox.table import DEFAULT
 from cachebus.settings import Settings
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.rules import parse_rules
-from consumers.kafka import CommandsWorker, WorkerOptions
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables
-from consumers.source_worker import SourceWorker
-from producers.outbox.table import DEFAULT
 from tests.support.changes import tell
 from tests.support.commands import committed, held, made, put
 from tests.support.memory_source import MemorySource

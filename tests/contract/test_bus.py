@@ -9,22 +9,22 @@ from secrets import token_hex
 
 import pytest
 
-from cachebus import event as events
+from cachebus.assembly.factory import channels_of, redis_store, route_of
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
+from cachebus.core.ports import Bus, Caller, Change, Listener, LogEntry
 from cachebus.errors import BusUnavailable
-from cachebus.factory import channels_of, redis_store, route_of
 from cachebus.l2.names import ShardNames
 from cachebus.observe import Counters
-from cachebus.ports import Bus, Caller, Change, Listener, LogEntry
 from cachebus.resp import Connection, Fixed, parse_address
 from cachebus.settings import Settings
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
+from cachebus.wire import event as events
 from tests.contract.conftest import MEMORY, program
 from tests.contract.rig import NAMESPACE, PATIENCE_S, until
 from tests.support.servers import KINDS, Kind, SharedServers

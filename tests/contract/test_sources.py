@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cachebus import Cache
-from cachebus.cli.embedded import EmbeddedServer
-from consumers import watcher
-from consumers.cdc.postgres import SlotWorker
-from consumers.source_worker import SourceWorker
+from cachebus.consumers.cdc.slot.postgres import SlotWorker
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.source_worker import SourceWorker
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_primaries import SHARDS, Town
 from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
 from tests.support.caches import quick, until

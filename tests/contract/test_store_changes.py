@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.ports import Change, Leased, Marks
+from cachebus.core.ports import Change, Leased, Marks
+from cachebus.wire import event as events
+from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
 from tests.contract.rig import StoreRig, until
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.core.ports import Caller, Leased, Stale, Store
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import Caller, Leased, Stale, Store
 from cachebus.resp import Fixed, link
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.contract.conftest import program
 from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import RedisRig, StoreRig, until

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.keys import Key
-from cachebus.ports import Change, Leased
-from cachebus.record import decode
+from cachebus.core.ports import Change, Leased
+from cachebus.keys.key import Key
+from cachebus.wire.record import decode
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
 from tests.contract.rig import RedisRig, StoreRig, until
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachebus.ports import Change, Leased
+from cachebus.core.ports import Change, Leased
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
 from tests.contract.rig import RedisRig, StoreRig, until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus.ports import Caller, Change, Leased, LeaseReply
+from cachebus.core.ports import Caller, Change, Leased, LeaseReply
+from cachebus.wire import event as events
 from tests.contract.people import BUCKET, LONG_MS, NOBODY, SHORT_MS, Person, key, raised, scope, tag
 from tests.contract.rig import StoreRig, until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus.ports import LogEntry
+from cachebus.core.ports import LogEntry
+from cachebus.wire import event as events
 from tests.contract.people import NOBODY, Person, body, key
 from tests.contract.rig import RedisRig, StoreRig
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus.keys import ALL_OF_SHARD, ALL_TENANTS, everywhere
-from cachebus.ports import Leased, Marks
+from cachebus.core.ports import Leased, Marks
+from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS, everywhere
+from cachebus.wire import event as events
 from tests.contract.people import (
     BUCKET,
     NEIGHBOUR,

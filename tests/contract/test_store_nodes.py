@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.ports import About, Caller, NodeLine
+from cachebus.core.ports import About, Caller, NodeLine
 from tests.contract.people import NOBODY, SHORT_MS, Person, key, scope
 from tests.contract.rig import StoreRig
 

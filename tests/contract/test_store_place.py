@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cachebus import event as events
-from cachebus.ports import Caller, Leased, Marks
+from cachebus.core.ports import Caller, Leased, Marks
+from cachebus.wire import event as events
 from tests.contract.people import BUCKET, LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import StoreRig
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachebus import record as records
-from cachebus.keys import ALL_OF_SHARD, Key, everywhere, names_of
-from cachebus.ports import Leased
+from cachebus.core.ports import Leased
+from cachebus.keys.key import ALL_OF_SHARD, Key, everywhere, names_of
+from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, NEIGHBOUR, Person, key, raised, scope, tag
 from tests.contract.rig import StoreRig
 

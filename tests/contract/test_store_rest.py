@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus.keys import everywhere
-from cachebus.ports import Leased, Stale
-from cachebus.record import NOT_FOUND
+from cachebus.core.ports import Leased, Stale
+from cachebus.keys.key import everywhere
+from cachebus.wire import event as events
+from cachebus.wire.record import NOT_FOUND
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope
 from tests.contract.rig import StoreRig, until
 

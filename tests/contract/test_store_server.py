@@ -8,12 +8,12 @@ from contextlib import closing
 
 import pytest
 
-from cachebus import event as events
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.keys import ALL_OF_SHARD, ALL_TENANTS
+from cachebus.core.ports import Caller, Leased, Marks, NodeLine
+from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
-from cachebus.ports import Caller, Leased, Marks, NodeLine
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire import event as events
 from tests.contract.conftest import program
 from tests.contract.people import BUCKET, NOBODY, Person, body, key, scope, tag
 from tests.contract.rig import NAMESPACE, PATIENCE_S, SHARDS, RedisRig, aged, until

@@ -12,11 +12,22 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.keys import ALL_OF_SHARD, Key
-from cachebus.ports import About, Caller, Change, Leased, LeaseReply, NodeLine, NodesReply, ProbeReply, ReadReply, Stale
-from cachebus.record import Record
+from cachebus.core.ports import (
+    About,
+    Caller,
+    Change,
+    Leased,
+    LeaseReply,
+    NodeLine,
+    NodesReply,
+    ProbeReply,
+    ReadReply,
+    Stale,
+)
+from cachebus.keys.key import ALL_OF_SHARD, Key
+from cachebus.wire import event as events
+from cachebus.wire import record as records
+from cachebus.wire.record import Record
 from tests.contract.conftest import program
 from tests.contract.people import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
 from tests.contract.rig import MemoryRig, RedisRig, StoreRig

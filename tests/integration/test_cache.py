@@ -29,7 +29,7 @@ from cachebus import (
     with_context,
 )
 from cachebus.cache import MANY
-from cachebus.fetch import Fetcher
+from cachebus.reading.fetch import Fetcher
 from cachebus.resp import link
 from tests.support.caches import Source, asked, data_calls, nodes, parts, until
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Receipt
+from cachebus.base.clock import monotonic
 from cachebus.cascade import Target
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.ports import LogEntry
-from cachebus.receive import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
+from cachebus.core.ports import LogEntry
+from cachebus.listening.receive import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, heard, nodes, parts, past, until
 
 Write = Callable[[Cache], Awaitable[Receipt]]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, ConfigError, L2Unavailable, Policy, ProtocolMismatch, Settings
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from tests.support.caches import Source, nodes, parts, quick, until
 from tests.support.servers import any_binary
 

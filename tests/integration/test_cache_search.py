@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cachebus import MISSING, Cache, Policy
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, nodes, past, until
 
 FULL = {"tenant_id": "acme", "agent_id": "a", "conversation_id": "v", "collection_id": "c"}

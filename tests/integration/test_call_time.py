@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable
-from cachebus.budget import AT_ONCE
-from cachebus.cli.embedded import HOST, EmbeddedServer
+from cachebus.base.budget import AT_ONCE
 from cachebus.errors import CacheBusError, InvalidationFailed
+from cachebus.producers import DirectProducer
 from cachebus.resp import mapped
 from cachebus.testing import Fleet
-from producers import DirectProducer
+from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from tests.support.caches import PATIENCE_S, Source, parts, quick
 
 TIMEOUT_S = 0.1

@@ -16,12 +16,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from typer.testing import CliRunner
 
 from cachebus.cli.main import app
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.replay_topic import replay_topic
-from consumers.cdc.router import Router
-from consumers.cdc.rules import parse_rules
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.cdc.topics.replay import replay_topic
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import RULES, SCHEMA, Heard, rules, running, tell
 from tests.support.command import cachebus, ran

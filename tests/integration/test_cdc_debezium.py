@@ -7,10 +7,10 @@ import secrets
 
 from pydantic import SecretStr
 
-from cachebus.cli.servers.debezium import DebeziumServer
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.tools.servers.debezium import DebeziumServer
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import CODE, END, SCHEMA, STORY, TABLES, Heard, rules, running, tell
 

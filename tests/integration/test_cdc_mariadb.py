@@ -12,12 +12,12 @@ import pytest
 from pydantic import SecretStr
 
 from cachebus import ConfigError
-from cachebus.cli.servers.debezium import DebeziumServer
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.mariadb import MariaDBServer
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.tools.servers.debezium import DebeziumServer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.mariadb import MariaDBServer
 from tests.support import changes
 from tests.support.caches import quick, until
 from tests.support.changes import CODE, END, STORY, Heard, running, tell
@@ -146,7 +146,7 @@ async def test_what_mariadb_alone_has(
         "INSERT INTO shop.wholes VALUES (1); INSERT INTO shop.parts VALUES (7, 1); DELETE FROM shop.wholes",
         "INSERT INTO shop.parts VALUES (99, NULL)",
     )
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker):
             await tell_mariadb(mariadb.url, story)
             await until(lambda: heard.has("part", "99") and worker.meters.count("dead") == 3, within_s=60)

@@ -12,13 +12,13 @@ import pytest
 from pydantic import SecretStr
 
 from cachebus import Cache, ConfigError
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.postgres import PostgresServer
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.replay import replay
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.replay import replay
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.changes import END, RULES, SCHEMA, Heard, rules, running, tell
@@ -190,7 +190,7 @@ async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
     database: str, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tell(database, [SCHEMA])
-    monkeypatch.setattr("consumers.cdc.postgres.HOLD_S", 0.2)
+    monkeypatch.setattr("cachebus.consumers.cdc.slot.postgres.HOLD_S", 0.2)
     one = worker(database, own_server.url)
     heard = Heard(one)
     async with running(one):
@@ -271,7 +271,7 @@ async def test_wal_that_is_held_back_is_measured_and_warned_of(database: str, re
 
     said: list[str] = []
     sink = logger.add(said.append, format="{message}")
-    logger.enable("consumers")
+    logger.enable("cachebus.consumers")
     await tell(database, [SCHEMA])
     one = worker(database, redis_url, wal_warning_bytes=1)
     try:
@@ -281,7 +281,7 @@ async def test_wal_that_is_held_back_is_measured_and_warned_of(database: str, re
             assert one.meters.registry.get_sample_value("cachebus_cdc_active") == 1
     finally:
         logger.remove(sink)
-        logger.disable("consumers")
+        logger.disable("cachebus.consumers")
 
 
 async def test_what_is_set_up_wrong_is_told_with_what_mends_it(

@@ -13,11 +13,11 @@ import pytest
 from pydantic import SecretStr
 
 from cachebus import Cache, ConfigError
-from cachebus.cli.servers.daemon import free_port
-from consumers import watcher
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.rules import Rules, parse_rules
-from consumers.cdc.slot import default_name
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.slot import default_name
+from cachebus.consumers.worker import watcher
+from cachebus.tools.servers.daemon import free_port
 from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.changes import running, tell

@@ -14,13 +14,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from cachebus import ConfigError
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers import watcher
-from consumers.apply import Carried
-from consumers.cdc.kafka import KafkaSource, TopicsWorker
-from consumers.cdc.replay_topic import replay_topic
-from consumers.cdc.router import Router
-from consumers.cdc.rules import parse_rules
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.cdc.topics.replay import replay_topic
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.apply import Carried
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running
 from tests.support.logs import warnings_of
@@ -125,7 +125,7 @@ async def test_no_envelope_ends_it_or_holds_up_another(topic: Topic, redis_url: 
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source())
     heard = Heard(worker)
     await topic.put(*ODD.values(), *UNUSABLE.values(), changed(10**400), changed("last"))
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker):
             await until(lambda: heard.has("order", "last"))
     assert heard.asked["K acme:order:odd"] == len(ODD)
@@ -193,7 +193,7 @@ async def test_what_was_missed_is_made_up_for_without_waiting_for_a_primary_that
         await until(lambda: heard.asked["D acme order"])
         await until(lambda: heard.has("order", "5"))
         absent.there = True
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(TopicsWorker(settings, parse_rules(RULES), topic.source())):
             await topic.put(changed("6"))
     assert not [line for line in told if "removed before they were read" in line], "once"

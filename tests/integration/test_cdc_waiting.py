@@ -12,17 +12,17 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from cachebus.cli.servers.postgres import PostgresServer
-from cachebus.plan import Plan
-from consumers import watcher
-from consumers.apply import Carried
-from consumers.cdc import postgres, reader, session, storage
-from consumers.cdc.held import HeldCommands
-from consumers.cdc.postgres import SlotSource, SlotWorker
-from consumers.cdc.replay import replay
-from consumers.cdc.router import Router
-from consumers.source import Item, Waiting
-from producers.command import InvalidateScope, encode
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.slot import postgres, reader, session, storage
+from cachebus.consumers.cdc.slot.held import HeldCommands
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.replay import replay
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.keys.plan import Plan
+from cachebus.producers.command import InvalidateScope, encode
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.changes import END, SCHEMA, Heard, rules, running, tell

@@ -15,10 +15,10 @@ from unittest.mock import patch
 import pytest
 
 from cachebus import Cache, CacheManager, ConfigError, L2Unavailable, get_with_cache_aside, lifespan
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.factory import Parts
-from producers import DirectProducer
+from cachebus.assembly.factory import Parts
+from cachebus.base.clock import monotonic
+from cachebus.producers import DirectProducer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import Source, nodes, parts, quick, until
 
 WHERE = {"tenant_id": "acme"}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers import debezium, kafka
-from consumers.cdc.rules import load_rules
+from cachebus.consumers.cdc.rules.rules import load_rules
+from cachebus.tools.servers import debezium, kafka
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_doctor import bad, findings
 from tests.support.require import require
 from tests.support.servers import any_binary

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Policy, get_with_cache_aside, lifespan
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.testing import FakeClock, Faults, Fleet
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, nodes, parts, past, quick, until
 from tests.support.servers import any_binary
 

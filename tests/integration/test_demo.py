@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.main import run
-from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.command import ROOT, Command, all_gone, cachebus, ran
 from tests.support.servers import any_binary
 
@@ -23,7 +23,9 @@ LONG = ("--nodes", "2", "--rate", "200", "--duration", "50")
 
 def nodes_of(command: Command) -> list[int]:
     """The processes that are nodes."""
-    return [pid for pid in command.children() if b"cachebus.cli.lab.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid for pid in command.children() if b"cachebus.tools.demo.node" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def test_the_whole_show(tmp_path: Path) -> None:
@@ -130,8 +132,8 @@ def test_a_node_that_dies_is_told(tmp_path: Path) -> None:
 
 
 DEAF = """
-import cachebus.node
-cachebus.node.Node._drop_keys = lambda self, keys, seq: None
+import cachebus.core.node
+cachebus.core.node.Node._drop_keys = lambda self, keys, seq: None
 """
 
 
@@ -206,7 +208,7 @@ def test_a_wrong_password_is_one_line(capsys: pytest.CaptureFixture[str], monkey
 def test_no_server_on_this_machine_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachebus.cli.server_binaries.find_servers", list)
+    monkeypatch.setattr("cachebus.tools.servers.redis_binaries.find_servers", list)
     assert "pip install 'cachebus[embedded]'" in refused(capsys, monkeypatch, "demo")
 
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, Settings
+from cachebus.base.clock import monotonic
 from cachebus.cli import main
-from cachebus.cli.doctor import access, examine, namespace, timing
-from cachebus.cli.doctor.examine import examined
-from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import Primary, deployment_of
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import SentinelGroup, ask
-from cachebus.clock import monotonic
 from cachebus.errors import L2Unavailable
-from cachebus.keys import bucket_of
+from cachebus.keys.key import bucket_of
 from cachebus.resp import Connection, parse_address
+from cachebus.tools.doctor import access, examine, namespace, timing
+from cachebus.tools.doctor.examine import examined
+from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.primaries import Primary, deployment_of
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SentinelGroup, ask
 from tests.support.caches import nodes, until
 from tests.support.command import ran
 from tests.support.doctor import bad, findings, of, type_in, type_in_at

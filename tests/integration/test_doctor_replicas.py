@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import access, timing
-from cachebus.cli.doctor.examine import examined
-from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import deployment_of
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ClusterGroup, ask
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
 from cachebus.resp.route import SLOTS
+from cachebus.tools.doctor import access, timing
+from cachebus.tools.doctor.examine import examined
+from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.primaries import deployment_of
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ClusterGroup, ask
 from tests.support.caches import until
 from tests.support.command import ran
 from tests.support.doctor import findings, of, type_in, type_in_at

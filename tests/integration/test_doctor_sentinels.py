@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import timing
-from cachebus.cli.doctor.examine import examined
-from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import Deployment, deployment_of
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import SERVICE, SentinelGroup, ask
 from cachebus.errors import L2Unavailable
+from cachebus.tools.doctor import timing
+from cachebus.tools.doctor.examine import examined
+from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.primaries import Deployment, deployment_of
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from tests.support.caches import until
 from tests.support.doctor import of
 from tests.support.servers import any_binary

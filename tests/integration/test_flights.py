@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
-from cachebus.clock import monotonic
-from cachebus.ports import Leased, LeaseReply
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import Leased, LeaseReply
 from tests.integration.test_cache_expiry import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
 

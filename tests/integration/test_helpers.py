@@ -37,7 +37,7 @@ from cachebus import (
     serialize_for_cache,
     track_cache_metrics,
 )
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from cachebus import (
     track_cache_metrics,
 )
 from cachebus.cascade import Target
-from producers import DirectProducer
+from cachebus.producers import DirectProducer
 from tests.support.caches import nodes, quick
 from tests.support.ids import ARE_NONE, HEX, STAND_FOR, Lazy, Other, Plan, as_written
 

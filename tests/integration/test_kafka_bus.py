@@ -20,10 +20,10 @@ from cachebus import Cache, Settings
 from cachebus.bus import kafka_client
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_topic import check_configuration
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
-from producers import KafkaProducer
+from cachebus.producers import KafkaProducer
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import nodes, quick, until
 from tests.support.changes import running
 from tests.support.command import cachebus, ran

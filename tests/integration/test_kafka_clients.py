@@ -13,9 +13,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka_client import Endings, quietly
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
+from cachebus.tools.servers.kafka import KafkaServer
 
 CLIENTS = [AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer]
 

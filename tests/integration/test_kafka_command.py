@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import producers
-from cachebus import ConfigError
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
+from cachebus import ConfigError, producers
 from cachebus.cli.worker.command import worker
 from cachebus.cli.worker.kafka import kafka as kafka_command
 from cachebus.cli.worker.kafka import replay_kafka
-from producers.command import Invalidate, parse
+from cachebus.producers.command import Invalidate, parse
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.integration.test_outbox_command import health
 from tests.integration.test_readme import run_inside
 from tests.support.caches import until

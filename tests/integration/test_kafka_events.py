@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from cachebus.assembly.factory import kafka_bus
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka_envelope import message_key
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
-from cachebus.event import place
-from cachebus.factory import kafka_bus
 from cachebus.observe import Counters
-from producers import DirectProducer
+from cachebus.producers import DirectProducer
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire.event import place
 from tests.support.caches import D_S, nodes, quick, until
 from tests.support.kafka_fleet import fresh_by, on_topic, shared, travels, written
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cachebus import BusUnavailable, Cascade, ConfigError, InvalidationFailed, InvalidKey, ValueTooLarge
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.clock import monotonic
-from producers import KafkaProducer
-from producers.command import Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, parse
+from cachebus.base.clock import monotonic
+from cachebus.producers import KafkaProducer
+from cachebus.producers.command import Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, parse
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.commands import held, made, setup
 
 

@@ -15,13 +15,13 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from cachebus import Cache, Cascade, ConfigError, Settings
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers import watcher
-from consumers.kafka import CommandsWorker, WorkerOptions, replay
-from consumers.topics import looking
-from producers import KafkaProducer
+from cachebus.consumers.kafka import CommandsWorker, WorkerOptions, replay
+from cachebus.consumers.topics import looking
+from cachebus.consumers.worker import watcher
+from cachebus.producers import KafkaProducer
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.changes import Heard, running
 from tests.support.commands import QUICKLY, committed, dead, dead_topic, held, invalidation, made, put, setup, worker_of
@@ -109,7 +109,7 @@ async def test_poison_is_set_aside_with_the_reason_and_holds_nothing_up(
     await put(settings, invalidation("a"), *(value for value, _ in POISON), invalidation("b"))
     await put(settings, b"signed by nobody", key=b"k" * 5000, headers=[("attempts", b"2"), ("x" * 10, b"y" * 5000)])
     worker = worker_of(settings)
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker):
             await gone(caches, "a", "b")
             await until(lambda: worker.meters.count("dead") == len(POISON) + 1)
@@ -351,7 +351,7 @@ async def test_it_drains_at_once_while_l2_is_not_there_yet(kafka: KafkaServer) -
 async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(redis_url: str) -> None:
     worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
     task = asyncio.create_task(worker.run())
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         await until(lambda: worker._patience._tries > 2)
     assert len([line for line in told if "kafka is out of reach" in line]) == 1
     assert not worker.health.is_up("kafka") and worker.health.is_up("l2")
@@ -395,7 +395,7 @@ async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(
     finally:
         await admin.close()
     worker = worker_of(settings)
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker):
             await applied(worker, 5)
             await until(lambda: any("were removed before they were read" in line for line in told))
@@ -432,7 +432,7 @@ async def test_letters_come_back_with_their_count_and_their_signature(redis_url:
 
 
 def _letter(record: Any) -> Any:
-    from consumers.kafka.worker import letter
+    from cachebus.consumers.kafka.worker import letter
 
     return letter(record, "its signature is wrong")._replace(attempts=4)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Context, InvalidKey, LoadTimeout, Policy
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.support.caches import Source, nodes, until
 
 POLICIES = {

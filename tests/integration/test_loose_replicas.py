@@ -9,8 +9,8 @@ import pytest
 from loguru import logger
 
 from cachebus import Cache
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ask
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ask
 from tests.support.caches import nodes, parts, until
 from tests.support.replicas import led
 

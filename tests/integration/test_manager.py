@@ -25,7 +25,7 @@ from cachebus import (
     declare,
     lifespan,
 )
-from cachebus.cli.embedded import free_port
+from cachebus.tools.servers.redis import free_port
 from tests.support.caches import asked, data_calls, nodes, quick
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import pytest
 
 from cachebus import Cache
 from cachebus.cascade import Target
-from cachebus.keys import bucket_of
-from cachebus.marks import PRUNED_AT_ONCE
+from cachebus.core.marks import PRUNED_AT_ONCE
+from cachebus.keys.key import bucket_of
 from tests.support.caches import heard, nodes, parts
 
 MOST = 256

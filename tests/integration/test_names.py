@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import SERVICE, SentinelGroup, ask
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, parse_address
 from cachebus.resp.names import addresses_of
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.servers import any_binary
 

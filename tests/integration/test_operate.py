@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, Receipt, Settings
-from cachebus.clock import monotonic
-from cachebus.factory import redis_store, route_of
-from cachebus.ports import Caller
+from cachebus.assembly.factory import redis_store, route_of
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import Caller
 from cachebus.resp import Connection, parse_address
 from tests.support.caches import QUICK
 from tests.support.command import cachebus, ran

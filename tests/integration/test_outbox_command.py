@@ -16,16 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typer.testing import CliRunner
 
-import producers
-from cachebus import ConfigError
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.daemon import free_port
+from cachebus import ConfigError, producers
 from cachebus.cli.worker.command import worker
 from cachebus.cli.worker.outbox import outbox, replay_outbox
-from consumers.outbox import RelayOptions, create_tables
-from consumers.outbox.postgres import PostgresSession
-from consumers.source import Left
-from producers.command import Invalidate, parse
+from cachebus.consumers.outbox import RelayOptions, create_tables
+from cachebus.consumers.outbox.postgres import PostgresSession
+from cachebus.consumers.worker.source import Left
+from cachebus.producers.command import Invalidate, parse
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.integration.test_readme import run_inside
 from tests.support.caches import until

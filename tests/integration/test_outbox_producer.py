@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from cachebus import Cascade, ConfigError, Context, InvalidKey, Settings, TenantRequired
-from consumers.outbox import create_tables
-from producers import Outbox, OutboxProducer, SyncOutboxProducer, SyncProducer
-from producers.command import Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, parse
-from producers.outbox.connections import Insert, writer
+from cachebus.consumers.outbox import create_tables
+from cachebus.producers import Outbox, OutboxProducer, SyncOutboxProducer, SyncProducer
+from cachebus.producers.command import Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, parse
+from cachebus.producers.outbox.connections import Insert, writer
 from tests.conftest import connected
 
 OUTBOX = Outbox(Settings(), [Cascade("document", to=[("embedding", "doc:{resource_id}"), ("query_result", "*")])])

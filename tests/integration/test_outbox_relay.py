@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 
 from cachebus import Cache, Cascade, ConfigError, L2Unavailable, ProtocolMismatch
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.servers.postgres import PostgresServer
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
-from consumers.outbox.database import TROUBLE
-from consumers.outbox.postgres import PostgresOutbox, PostgresSession
-from consumers.source import Left
-from producers import Outbox, OutboxProducer
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from cachebus.consumers.outbox.database import TROUBLE
+from cachebus.consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from cachebus.consumers.worker.source import Left
+from cachebus.producers import Outbox, OutboxProducer
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.command import descendants
@@ -215,7 +215,7 @@ async def put_into(connection: asyncpg.Connection, table: str, *commands: str) -
 
 
 async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, redis_url: str) -> None:
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(relay_of(database, redis_url)) as relay:
             await until(lambda: told)
             assert "--create-table" in told[0]
@@ -270,7 +270,7 @@ async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: 
     relay = OutboxRelay(tables, settings(redis_url), cascades, QUICKLY)
     async with connected(tables) as connection:
         await put(connection, invalidation("a"), *POISON, invalidation("b"))
-        with warnings_of("consumers") as told:
+        with warnings_of("cachebus.consumers") as told:
             async with running(relay):
                 await gone(caches, "a", "b")
                 await until(lambda: _none(tables))
@@ -409,7 +409,7 @@ async def session_at(url: str, **options: Any) -> AsyncIterator[PostgresSession]
 async def test_rows_in_the_hands_of_one_that_is_frozen_are_freed_by_the_database(
     tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.outbox.postgres.IDLE_GRACE_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.outbox.postgres.IDLE_GRACE_S", 0.05)
 
     async def frozen() -> None:
         async with session_at(tables, hold_s=0.05) as session:
@@ -433,7 +433,7 @@ async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
     tables: str, redis_url: str, postgres: PostgresServer, caches: list[Cache]
 ) -> None:
     await fill(caches, "before", "after")
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(relay_of(tables, redis_url)) as relay:
             await until(lambda: relay.health.ready)
             await asyncio.to_thread(postgres.kill)
@@ -452,9 +452,9 @@ async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
 async def test_a_database_that_hangs_is_given_up_and_tried_again(
     tables: str, redis_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.outbox.database.COMMAND_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("consumers.outbox.database.CONNECT_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("consumers.outbox.database.CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("cachebus.consumers.outbox.database.COMMAND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cachebus.consumers.outbox.database.CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cachebus.consumers.outbox.database.CLOSE_TIMEOUT_S", 0.1)
     async with running(relay_of(tables, redis_url)) as relay:
         await until(lambda: relay.health.ready)
         # Each connection has a process of its own there.
@@ -616,7 +616,7 @@ async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str
 
 
 async def test_backlog_and_lag_are_told(tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
     relay = relay_of(tables, redis_url)
 
     def figure(name: str) -> float:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cachebus import Cache, ValueTooLarge
-from cachebus.cli.servers.postgres import PostgresServer
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
-from consumers.outbox.postgres import PostgresOutbox, PostgresSession
-from consumers.source import Left
-from producers import Outbox, OutboxProducer
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from cachebus.consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from cachebus.consumers.worker.source import Left
+from cachebus.producers import Outbox, OutboxProducer
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
@@ -213,8 +213,8 @@ async def test_rows_that_have_become_due_are_not_kept_from_it_by_rows_that_keep_
 async def test_what_can_be_neither_applied_nor_set_aside_holds_up_nothing(
     database: str, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("consumers.outbox.postgres.AGAIN_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.outbox.postgres.AGAIN_S", 0.05)
     await create_tables(database)
     async with connected(database) as connection:
         await connection.execute("DROP TABLE cachebus_outbox_dead")

@@ -15,12 +15,12 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session as SqlSession
 
 from cachebus import Cache, ConfigError
-from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.worker.outbox import outbox, replay_outbox
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
-from consumers.outbox.sqlite import SqliteOutbox
-from consumers.source import Left, Waiting
-from producers import Outbox, SyncOutboxProducer
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from cachebus.consumers.outbox.sqlite import SqliteOutbox
+from cachebus.consumers.worker.source import Left, Waiting
+from cachebus.producers import Outbox, SyncOutboxProducer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, running, settings
 
@@ -224,7 +224,7 @@ async def test_rows_that_wait_and_rows_that_are_not_due(url: str, file: Path) ->
 
 
 async def test_what_is_wrong_is_told(url: str, file: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
     async with running(relay_of(url, redis_url)) as relay:
         await until(lambda: relay.health.ready)
         with connected(file) as connection, connection:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from consumers.outbox import OutboxRelay, RelayOptions, create_tables
-from consumers.outbox.postgres import PostgresOutbox, PostgresSession
-from consumers.source import Finding, Look
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from cachebus.consumers.worker.source import Finding, Look
 from tests.conftest import connected
 from tests.support.caches import until
 from tests.support.logs import warnings_of
@@ -94,8 +94,8 @@ async def test_rights(database: str) -> None:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays look at their tables all the time."""
-    monkeypatch.setattr("consumers.watcher.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("consumers.source_worker.STOPPED_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.worker.source_worker.STOPPED_S", 0.05)
 
 
 @pytest.mark.usefixtures("often")
@@ -147,7 +147,7 @@ async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_
         await connection.execute(why.partition("to mend it: ")[2])
         await until(lambda: relay.meters.count("applied") == 1)
         await until(lambda: relay.health.ready)
-        with warnings_of("consumers") as told:
+        with warnings_of("cachebus.consumers") as told:
             await connection.execute("DROP TABLE before")  # which has none any more
             await put(connection, invalidation("x"))
             await until(lambda: relay.meters.count("applied") == 2)
@@ -171,7 +171,7 @@ async def looked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("often")
 async def test_rows_that_went_with_their_table_are_told_as_missed(database: str, redis_url: str) -> None:
     await create_tables(database)
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with connected(database) as connection, running(relay_of(database, redis_url)) as relay:
             await until(lambda: relay.health.ready)
             async with connection.transaction():

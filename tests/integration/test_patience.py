@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
-from cachebus.cli.embedded import EmbeddedServer
 from cachebus.l2.names import ShardNames
-from cachebus.request import Loaded
+from cachebus.reading.request import Loaded
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_cache_expiry import aging
 from tests.support.caches import PATIENCE_S, Source, nodes, parts, quick, until
 from tests.support.servers import any_binary

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Receipt, invalidate_resource_cache, lifespan
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.proxy import Proxy, dialer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
 from cachebus.testing import Fleet
+from cachebus.tools.harness.proxy import Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, QUICK, Source, nodes, parts, past, quick, until
 
 LONG = {**QUICK, "staleness_bound_s": 30.0, "probe_interval_s": 0.05}

@@ -23,8 +23,8 @@ from cachebus import (
     Receipt,
     TenantRequired,
 )
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from producers import DirectProducer
+from cachebus.producers import DirectProducer
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from tests.support.caches import deaf, heard, nodes, quick, until
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ async def test_opening_and_closing(redis_url: str) -> None:
 async def test_from_another_process(cache: Cache, redis_url: str) -> None:
     code = """
 import asyncio, sys
-from producers import DirectProducer
+from cachebus.producers import DirectProducer
 async def main():
     async with DirectProducer.open(sys.argv[1]) as producer:
         print(await producer.invalidate("config", "x", tenant_id="acme"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import cachebus
-import producers
+from cachebus import producers
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any, cast
 
 from cachebus import Cache
-from cachebus.backoff import RECONNECT_MAX_S
-from cachebus.cli.embedded import HOST, EmbeddedServer
-from cachebus.cli.lab.proxy import Proxy, dialer
-from cachebus.cli.lab.stream import Kind
+from cachebus.base.backoff import RECONNECT_MAX_S
 from cachebus.resp import parse_address
+from cachebus.tools.harness.proxy import Proxy, dialer
+from cachebus.tools.harness.stream import Kind
+from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from tests.support.caches import asked, nodes, parts, quick, until
 
 SELDOM: dict[str, Any] = {"staleness_bound_s": 600.0, "probe_interval_s": 300.0}

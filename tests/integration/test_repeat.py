@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.resend_buffer import KEEP_S
+from cachebus.producers import DirectProducer
 from cachebus.testing import FakeClock, Fleet
-from producers import DirectProducer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.writing.resend_buffer import KEEP_S
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.deposed import Failover, failover
 
@@ -307,8 +307,8 @@ async def test_what_is_older_than_a_minute_goes_while_nothing_happens() -> None:
 
 async def test_a_producers_too_and_its_timer_ends_with_it(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
-    monkeypatch.setattr("producers.direct.monotonic", clock)
-    monkeypatch.setattr("producers.direct._TIDY_S", 0.01)
+    monkeypatch.setattr("cachebus.producers.direct.monotonic", clock)
+    monkeypatch.setattr("cachebus.producers.direct._TIDY_S", 0.01)
     async with DirectProducer.open(quick(redis_url)) as producer:
         for at in range(10):
             await producer.invalidate("config", at, TENANT)

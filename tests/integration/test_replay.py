@@ -10,8 +10,8 @@ from struct import pack
 
 import pytest
 
-from cachebus.cli.lab import generator
 from cachebus.cli.main import run
+from cachebus.tools.demo import generator
 from tests.support.command import ran
 from tests.support.servers import any_binary
 

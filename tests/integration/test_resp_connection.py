@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.resp import Address, Connection, Script, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.require import require
 from tests.support.servers import any_binary
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Address, Connection, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from tests.support.servers import KINDS, Kind, binary_of
 
 TIMEOUT_S = 0.8
@@ -259,7 +259,7 @@ async def test_random_bytes(seed: int) -> None:
 
 FORKED = """
 import asyncio, os, sys
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.resp import Connection, Subscriber, parse_address
 
 async def main():

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from cachebus import Cache, L2Unavailable, Policy, fetch
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus import Cache, L2Unavailable, Policy
+from cachebus.base.clock import monotonic
+from cachebus.reading import fetch
 from cachebus.resp import Address, Connection, NotAsked
 from cachebus.resp import connection as resp_connection
 from cachebus.resp.link import KEPT_MAX_BYTES, SMALL_BYTES, SMALL_KEPT_MAX_BYTES
 from cachebus.resp.replies import pack
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.require import require
 from tests.support.slow_link import SlowLink

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
 
 BURST = 100_000
 

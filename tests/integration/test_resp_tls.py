@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import Address, Connection, Subscriber, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from tests.support.caches import quick
 from tests.support.require import require
 from tests.support.servers import KINDS, binary_of

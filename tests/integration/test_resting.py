@@ -12,10 +12,10 @@ import pytest
 from loguru import logger
 
 from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.details import details
-from cachebus.ports import Leased, LeaseReply
-from cachebus.request import Loaded, Request
+from cachebus.core.details import details
+from cachebus.core.ports import Leased, LeaseReply
+from cachebus.reading.request import Loaded, Request
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import SAFE, SOFT, expired, read, reading, settled
 from tests.support.caches import PATIENCE_S, Source, asked, nodes, parts, quick, until

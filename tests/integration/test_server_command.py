@@ -15,7 +15,7 @@ import pytest
 
 from cachebus import Cache
 from cachebus.cli.server import Kind
-from cachebus.cli.servers.mariadb import MariaDBServer
+from cachebus.tools.servers.mariadb import MariaDBServer
 from tests.support.caches import quick
 from tests.support.mariadb import query
 from tests.support.servers import to_be_had

@@ -14,13 +14,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import ConfigError
-from cachebus.cli.servers import jars
-from cachebus.cli.servers import mariadb as mariadb_server
-from cachebus.cli.servers.daemon import HOST, Daemon
-from cachebus.cli.servers.jars import Artifacts, classpath, find_java, folder_of
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.mariadb import MariaDBServer
-from cachebus.cli.servers.postgres import PostgresServer
+from cachebus.tools.servers import jars
+from cachebus.tools.servers import mariadb as mariadb_server
+from cachebus.tools.servers.daemon import HOST, Daemon
+from cachebus.tools.servers.jars import Artifacts, classpath, find_java, folder_of
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.mariadb import MariaDBServer
+from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.mariadb import query
 

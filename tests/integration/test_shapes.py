@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from cachebus import ConfigError, Settings
-from cachebus import event as events
-from cachebus.clock import monotonic
-from cachebus.keys import bucket_of, is_name
-from cachebus.ports import Caller
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import Caller
+from cachebus.keys.key import bucket_of, is_name
+from cachebus.wire import event as events
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
 
 PRODUCER = Caller("", 0, b"")

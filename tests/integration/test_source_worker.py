@@ -12,16 +12,16 @@ import pytest
 from loguru import logger
 
 from cachebus import Cache, ConfigError
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.plan import Plan
-from consumers import assumptions, source_worker, watcher
-from consumers.apply import Carried
-from consumers.health import Health
-from consumers.meters import Meters
-from consumers.source import Finding, Meaning
-from consumers.source_worker import SourceWorker
-from producers.command import Invalidate, InvalidateCoordinated, Related
+from cachebus.base.clock import monotonic
+from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.meters import Meters
+from cachebus.consumers.worker import assumptions, source_worker, watcher
+from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.source import Finding, Meaning
+from cachebus.consumers.worker.source_worker import SourceWorker
+from cachebus.keys.plan import Plan
+from cachebus.producers.command import Invalidate, InvalidateCoordinated, Related
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
 from tests.support.memory_source import Gone, MemorySource, Poisoned, scope
 
@@ -54,10 +54,10 @@ def said() -> Any:
     """What the workers' log says."""
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}")
-    logger.enable("consumers")
+    logger.enable("cachebus.consumers")
     yield lines
     logger.remove(sink)
-    logger.disable("consumers")
+    logger.disable("cachebus.consumers")
 
 
 @pytest.fixture

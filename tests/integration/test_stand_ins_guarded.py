@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Policy
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
 from cachebus.testing import FakeClock, Fleet
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import Source, nodes, parts, past, until
 
 D_S = 0.3

@@ -11,7 +11,7 @@ import pytest
 
 from cachebus import CacheManager, Policy
 from cachebus.helpers import get_with_cache_aside
-from cachebus.resting import KEYS_MAX, Superseded
+from cachebus.reading.resting import KEYS_MAX, Superseded
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import expired, read, settled
 from tests.integration.test_resting import SHORT

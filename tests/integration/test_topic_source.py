@@ -18,13 +18,13 @@ from aiokafka.protocol.admin import CreateAclsRequest, DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers import watcher
-from consumers.apply import Carried
-from consumers.kafka import CommandsWorker, WorkerOptions
-from consumers.topics import looking, share
-from consumers.topics.held import Held
-from consumers.topics.session import TopicSession
+from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
+from cachebus.consumers.topics import looking, share
+from cachebus.consumers.topics.held import Held
+from cachebus.consumers.topics.session import TopicSession
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.apply import Carried
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.integration.test_kafka_worker import ODD
 from tests.support.caches import until
 from tests.support.changes import Heard, running
@@ -96,7 +96,7 @@ def why(worker: CommandsWorker, part: str) -> str:
 async def test_a_topic_that_is_made_anew_is_read_from_its_beginning_and_told(settings: Settings) -> None:
     worker = worker_of(settings)
     heard = Heard(worker)
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker), admin_of(settings) as admin:
             await put(settings, *(invalidation(f"a{number}") for number in range(30)))
             await until(lambda: worker.meters.count("applied") == 30)
@@ -107,7 +107,7 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning_and_told(set
             await until(lambda: any("nobody can name what they touched" in line for line in told))
             await until(lambda: all_committed(settings, 40))
             assert figure(worker, "cut_total") == 1
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker_of(settings)):
             await put(settings, invalidation("c"))
             await until(lambda: all_committed(settings, 41))
@@ -147,7 +147,7 @@ async def test_what_was_missed_is_told_until_it_is_made_up_for_by_whoever_comes(
             await until(lambda: all_committed(settings, 7))
     assert figure(first, "cut_total") == 1
     for times in (1, 0):
-        with warnings_of("consumers") as told:
+        with warnings_of("cachebus.consumers") as told:
             async with running(worker_of(settings)) as _:
                 await put(settings, invalidation("more"))
                 await until(lambda: any("the group has no offsets" in line for line in told) or not times)  # noqa: B023
@@ -251,7 +251,7 @@ async def test_partitions_that_are_added_are_read_from_their_beginning(settings:
 
 async def test_a_topic_that_is_deleted_is_told_and_made_again(settings: Settings) -> None:
     worker = worker_of(settings)
-    with warnings_of("consumers") as told:
+    with warnings_of("cachebus.consumers") as told:
         async with running(worker), admin_of(settings) as admin:
             await put(settings, invalidation("a"))
             await until(lambda: worker.meters.count("applied") == 1)

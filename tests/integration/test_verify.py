@@ -12,10 +12,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from cachebus import ConfigError, testing
-from cachebus.cli.embedded import EmbeddedServer
 from cachebus.cli.main import run
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.verify.faults import FAULTS
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.verify.nemesis.faults import FAULTS
 from tests.support.command import all_gone, cachebus, ran
 from tests.support.rules_off import RULES, without
 from tests.support.servers import any_binary
@@ -192,7 +192,7 @@ def test_a_node_that_dies_by_itself_is_told(tmp_path: Path) -> None:
 
 def nodes_among(pids: list[int]) -> list[int]:
     """Those of the processes that are nodes."""
-    return [pid for pid in pids if b"cachebus.cli.verify.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"cachebus.tools.verify.fleet.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_it_is_a_function_too() -> None:

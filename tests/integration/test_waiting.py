@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, LoadTimeout, Policy
-from cachebus.load import BACKOFF_MAX_S
+from cachebus.reading.load import BACKOFF_MAX_S
+from cachebus.reading.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 from cachebus.testing import Faults, Fleet
-from cachebus.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 from tests.support.caches import Source, parts
 from tests.support.simulation import VirtualLoop, live
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = [name for name in ("cachebus", "producers", "consumers") if any((ROOT / name).glob("**/*.py"))]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -35,17 +35,37 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean environment with the wheel, and this one's packages (not its cachebus) as dependencies."""
-    folder = tmp_path_factory.mktemp("environment")
+def source_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built sdist."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("*.tar.gz")
+    return built
+
+
+def made(folder: Path, *to_install: str | Path) -> Path:
+    """A clean environment with this one's packages (not its cachebus) as dependencies, and with what is to be
+    installed."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     # A path in a .pth file is searched last, and .pth files found there are not read: so an editable install in this
-    # environment cannot pass for the wheel.
+    # environment cannot pass for the one that is looked at.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = (folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed")
-    run(*pip, wheel, cwd=folder)
+    run(*pip, "--no-build-isolation", *to_install, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with the wheel."""
+    return made(tmp_path_factory.mktemp("environment"), wheel)
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with this tree, as who works on it has it."""
+    return made(tmp_path_factory.mktemp("editable"), "--editable", ROOT)
 
 
 def shipped(wheel: Path) -> set[str]:
@@ -54,21 +74,34 @@ def shipped(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def files_of(package: str) -> Iterator[str]:
-    """The package's files in this tree that users need."""
-    for pattern in ("*.py", "*.lua", "py.typed"):
-        yield from (path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob(pattern))
+def files_needed() -> Iterator[str]:
+    """The files in this tree that users need, where they are imported from: two folders of the package are links."""
+    for folder, _, names in os.walk(ROOT / "cachebus", followlinks=True):
+        for name in names:
+            if name.endswith((".py", ".lua", ".typed")):
+                yield (Path(folder) / name).relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path, package: str) -> None:
-    assert set(files_of(package)) <= shipped(wheel)
-    assert f"{package}/py.typed" in shipped(wheel)
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    needed = set(files_needed())
+    assert {"cachebus/py.typed", "cachebus/producers/direct.py", "cachebus/consumers/outbox/relay.py"} <= needed
+    assert needed <= shipped(wheel)
 
 
 def test_nothing_else_is_in_the_wheel(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in shipped(wheel)}
-    assert tops == {*PACKAGES, wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
+    assert tops == {"cachebus", wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
+
+
+def test_a_wheel_made_of_the_source_archive_is_the_same(wheel: Path, source_archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(source_archive) as archive:
+        assert not any(member.issym() for member in archive)
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert not (unpacked / "producers").exists()  # each file is there once
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, unpacked, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    assert shipped(built) == shipped(wheel)
 
 
 def test_scripts_and_license_are_in_the_wheel(wheel: Path) -> None:
@@ -76,13 +109,34 @@ def test_scripts_and_license_are_in_the_wheel(wheel: Path) -> None:
     assert any(name.endswith("/licenses/LICENSE") for name in shipped(wheel))
 
 
-def test_the_installed_packages_import(environment: Path, tmp_path: Path) -> None:
-    program = (
-        f"import {', '.join(PACKAGES)}; print(*({', '.join(f'{name}.__file__' for name in PACKAGES)},), sep='\\n')"
-    )
+def test_the_installed_package_imports(environment: Path, tmp_path: Path) -> None:
+    program = "from cachebus import consumers, producers; print(consumers.__file__, producers.__file__)"
     places = run(environment / "bin/python", "-c", program, cwd=tmp_path).split()
-    assert len(places) == len(PACKAGES)
+    assert len(places) == 2
     assert all(Path(place).is_relative_to(environment) for place in places)
+
+
+APPLICATION = """
+import sys
+import cachebus.consumers.outbox, cachebus.producers
+import consumers, producers
+assert consumers.OURS and producers.OURS
+assert cachebus.producers.DirectProducer.__module__.startswith("cachebus.producers.")
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("consumers", "producers")))
+"""
+
+
+@pytest.mark.parametrize("kind", ["environment", "editable"])
+def test_an_application_may_have_packages_of_these_names(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Many have: a folder of an application's own that is called `producers`."""
+    python = request.getfixturevalue(kind) / "bin/python"
+    for name in ("consumers", "producers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("OURS = True\n")
+    (tmp_path / "main.py").write_text(APPLICATION)
+    assert run(python, "main.py", cwd=tmp_path).split() == ["consumers", "producers"]
 
 
 def test_the_command_runs(environment: Path, tmp_path: Path) -> None:

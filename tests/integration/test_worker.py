@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 
 from cachebus import ConfigError, ProtocolMismatch
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.plan import Plan
-from consumers.apply import REFUSED, Applier
-from consumers.endpoint import CLIENTS_MAX, Endpoint
-from consumers.health import STUCK_S, Health
-from consumers.meters import Meters
-from consumers.patience import TELL_EVERY_S, Patience
-from consumers.worker import Worker, serve
+from cachebus.base.clock import monotonic
+from cachebus.consumers.monitoring.endpoint import CLIENTS_MAX, Endpoint
+from cachebus.consumers.monitoring.health import STUCK_S, Health
+from cachebus.consumers.monitoring.meters import Meters
+from cachebus.consumers.worker.apply import REFUSED, Applier
+from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
+from cachebus.consumers.worker.worker import Worker, serve
+from cachebus.keys.plan import Plan
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
 
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), format="{message}")
-    logger.enable("consumers")
+    logger.enable("cachebus.consumers")
     clock = Clock()
     patience = Patience("database", Health("test", ("database",), clock), clock=clock)
     for _ in range(int(3 * TELL_EVERY_S)):
@@ -168,7 +168,7 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     patience.over()
     patience.over()
     logger.remove(sink)
-    logger.disable("consumers")
+    logger.disable("cachebus.consumers")
     assert [line.split(":")[0].strip() for line in said] == [
         "database is out of reach",
         "database is out of reach for 60 s, tried 61 times",
@@ -230,7 +230,7 @@ def test_clients_that_hang_on_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -
         deadline_s = monotonic() + 15
         while threading.active_count() > before + CLIENTS_MAX:
             assert monotonic() < deadline_s
-        monkeypatch.setattr("consumers.endpoint.CLIENT_S", 0.05)
+        monkeypatch.setattr("cachebus.consumers.monitoring.endpoint.CLIENT_S", 0.05)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as late:
             late.sendall(b"GET /")
             assert late.recv(100) == b"", "it is hung up on, whatever it goes on saying"
@@ -271,9 +271,9 @@ async def test_a_pause_is_cut_short_by_draining() -> None:
 PROGRAM = """
 import asyncio, sys
 from loguru import logger
-from consumers.worker import serve
+from cachebus.consumers.worker.worker import serve
 from tests.integration.test_worker import Idle
-logger.enable("consumers")
+logger.enable("cachebus.consumers")
 Idle.finish_s = float(sys.argv[1])
 print(asyncio.run(serve(Idle("test", ()), drain_timeout_s=float(sys.argv[2]))))
 """

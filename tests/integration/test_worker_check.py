@@ -10,9 +10,9 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
-from cachebus.cli.embedded import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from consumers.outbox import create_tables
+from cachebus.consumers.outbox import create_tables
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.redis import free_port
 from tests.support.caches import until
 from tests.support.changes import RULES, running, tell
 from tests.support.command import ran

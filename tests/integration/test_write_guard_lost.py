@@ -6,7 +6,7 @@ import pytest
 from loguru import logger
 
 from cachebus import Cache, InvalidationFailed
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, parts, until
 
 TIMES = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1, "db_timeout_s": 5.0}

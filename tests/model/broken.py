@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from cachebus import confirm
-from cachebus import event as events
-from cachebus.clock import WALL_S
-from cachebus.coherence import NEVER, Heard, Probed, Shard
-from cachebus.details import Details
-from cachebus.doubts import Doubts
-from cachebus.fetch import MISSING, Fetcher
-from cachebus.flight import Flight
-from cachebus.freshness import Freshness
-from cachebus.groups import Groups
-from cachebus.keys import ALL_TENANTS
+from cachebus.base.clock import WALL_S
+from cachebus.core import membership
+from cachebus.core.details import Details
+from cachebus.core.doubts import Doubts
+from cachebus.core.groups import Groups
+from cachebus.core.node import Node
+from cachebus.core.ports import NodeLine
+from cachebus.core.shard import NEVER, Heard, Probed, Shard
+from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_marks import MemoryMarks
-from cachebus.node import Node
-from cachebus.ports import NodeLine
-from cachebus.receive import Receiver
-from cachebus.write import Writer
+from cachebus.listening.receive import Receiver
+from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.flight import Flight
+from cachebus.reading.freshness import Freshness
+from cachebus.wire import event as events
+from cachebus.writing.write import Writer
 from tests.model.frozen import BOUND, INF
 
 Crippled = Callable[..., Any]
@@ -218,19 +218,19 @@ def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> No
     pass
 
 
-def _end_at_once(*arguments: Any, judged: Crippled = confirm.judged) -> Any:
+def _end_at_once(*arguments: Any, judged: Crippled = membership.judged) -> Any:
     return judged(*arguments)[0], True
 
 
 def _end_with_lines_that_stand_still(
-    watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = confirm.judged
+    watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = membership.judged
 ) -> Any:
     moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
     applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
     return judged(watch, reply._replace(lines=moving or applied), change, after_s, now_s)
 
 
-def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = confirm.judged) -> Any:
+def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = membership.judged) -> Any:
     watch.saw(reply.name, 0.0)
     watch.since_s = -INF
     return judged(
@@ -283,22 +283,25 @@ RULES = {
         "the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)
     ),
     "every line": Rule(
-        "who waits for the nodes waits for each of them", "STRONG", "G4", ((confirm, "judged", _end_at_once),)
+        "who waits for the nodes waits for each of them", "STRONG", "G4", ((membership, "judged", _end_at_once),)
     ),
     "lines that stand still": Rule(
         "... also for one whose line stands still: it may load for itself", "STRONG-ALONE", "G4",
-        ((confirm, "judged", _end_with_lines_that_stand_still),),
+        ((membership, "judged", _end_with_lines_that_stand_still),),
     ),
     "who may load alone": Rule(
         "... and longer, where nodes keep what they load alone", "STRONG-LOST-ALONE", "G4",
-        ((confirm, "complete_after_s", lambda bound_s, **_: bound_s),),
+        ((membership, "complete_after_s", lambda bound_s, **_: bound_s),),
     ),
     "name of the set": Rule(
-        "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((confirm, "judged", _trust_any_set),)
+        "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((membership, "judged", _trust_any_set),)
     ),
     "largest bound": Rule(
         "D is the largest of the fleet", "STRONG-BOUND", "G4",
-        ((confirm, "first_bound_s", lambda own_s, *_: own_s), (confirm, "largest_bound_s", lambda _, own_s: own_s)),
+        (
+            (membership, "first_bound_s", lambda own_s, *_: own_s),
+            (membership, "largest_bound_s", lambda _, own_s: own_s),
+        ),
     ),
     "event's check": Rule(
         "an event with a changed head is none", "GARBLED", "G1", ((events, "decode", _decoded_unchecked),)

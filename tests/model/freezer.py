@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from cachebus.clock import OtherClock
-from cachebus.coherence import Shard
-from cachebus.details import Details, details
-from cachebus.doubts import Doubts
-from cachebus.keys import names_of
+from cachebus.base.clock import OtherClock
+from cachebus.core.details import Details, details
+from cachebus.core.doubts import Doubts
+from cachebus.core.shard import Shard
+from cachebus.keys.key import names_of
 from cachebus.l1 import Entry, Group
 from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
@@ -18,7 +18,7 @@ _SLOTS = {
     "doubts", "epoch", "foreign", "head", "index", "left", "low", "marks", "marks_max", "valid_until", "_marked",
 }  # fmt: skip
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "watches",
+    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "views",
     "on_applied", "groups", "about", "largest", "keep_alone",
     "_until",  # a memo of a pure function: no state
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cachebus.marks import BucketMarks
+from cachebus.core.marks import BucketMarks
 
 NOW = 100.0
 """What the clock shows whenever real code runs, in seconds; a tick is a second."""

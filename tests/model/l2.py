@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from cachebus import record as records
 from cachebus import values
-from cachebus.clock import WALL_S
-from cachebus.keys import Key
+from cachebus.base.clock import WALL_S
+from cachebus.core.ports import About, Caller, LogEntry, Marks, NodeLine, ProbeReply
+from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_lease import MemoryLease
 from cachebus.l2.memory_marks import MemoryMarks
-from cachebus.ports import About, Caller, LogEntry, Marks, NodeLine, ProbeReply
-from cachebus.record import Record
+from cachebus.wire import record as records
+from cachebus.wire.record import Record
 from tests.model.frozen import BOUND, INF, NOW, Vault, frozen_marks, thawed_marks
 
 Request = tuple[object, ...]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from cachebus.core.ports import Place
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.fetch import MISSING
-from cachebus.ports import Place
+from cachebus.reading.fetch import MISSING
 from tests.model.freezer import Freezer
 from tests.model.frozen import (
     BOUND,

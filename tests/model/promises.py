@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cachebus.keys import ALL_TENANTS
-from cachebus.ports import Place
+from cachebus.core.ports import Place
+from cachebus.keys.key import ALL_TENANTS
 from tests.model.frozen import Core
 from tests.model.world import State, World
 

@@ -12,27 +12,27 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 
-from cachebus import event as events
 from cachebus.cache import Cache
+from cachebus.core.node import Node
+from cachebus.core.ports import Leased, LeaseReply, Place, ReadReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.fetch import MISSING, Fetcher
-from cachebus.fill import Filler
-from cachebus.flight import Flight as RealFlight
-from cachebus.heartbeat import Heartbeat
-from cachebus.keys import Key
+from cachebus.keys.key import Key
+from cachebus.keys.plan import Plan
 from cachebus.l1 import L1
-from cachebus.load import Loads
-from cachebus.node import Node
+from cachebus.listening.heartbeat import Heartbeat
+from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
-from cachebus.pending import Pending
-from cachebus.plan import Plan
 from cachebus.policy import Policy, PolicyTable
-from cachebus.ports import Leased, LeaseReply, Place, ReadReply, Stale
-from cachebus.read import Reader
-from cachebus.receive import Receiver
-from cachebus.request import Loaded, Request
-from cachebus.waiting import Waiters
-from cachebus.write import Writer
+from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.fill import Filler
+from cachebus.reading.flight import Flight as RealFlight
+from cachebus.reading.load import Loads
+from cachebus.reading.read import Reader
+from cachebus.reading.request import Loaded, Request
+from cachebus.reading.waiting import Waiters
+from cachebus.wire import event as events
+from cachebus.writing.pending import Pending
+from cachebus.writing.write import Writer
 from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
 from tests.model.l2 import OWN, frozen, thawed
 from tests.model.l2 import Request as Question
@@ -174,7 +174,7 @@ async def load() -> Loaded:
 
 
 class Rig:
-    """One node's parts, wired as in `cachebus.factory`."""
+    """One node's parts, wired as in `cachebus.assembly.factory`."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from cachebus.keys import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_name
+from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_name
 from tests.model.frozen import BOUND
 
 BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses", "garbles")

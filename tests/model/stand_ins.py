@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 from cachebus import Cache, L2Unavailable, Policy, Settings
-from cachebus.factory import World
-from cachebus.ports import Caller
+from cachebus.assembly.factory import World
+from cachebus.core.ports import Caller
 from cachebus.testing import FakeClock
 from tests.support.caches import Source, parts
 

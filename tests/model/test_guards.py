@@ -17,11 +17,11 @@ from unittest.mock import patch
 import pytest
 
 from cachebus import Cache
-from cachebus.guard import WriteGuard
 from cachebus.l2.memory import MemoryShard
 from cachebus.receipt import NOTHING_DONE
 from cachebus.testing import FakeClock, Fleet
-from cachebus.write import Writer
+from cachebus.writing.guard import WriteGuard
+from cachebus.writing.write import Writer
 from tests.support.caches import Source, until
 
 D_S = 2.0

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from cachebus import confirm
-from cachebus.ports import Caller, Leased, Place
+from cachebus.core import membership
+from cachebus.core.ports import Caller, Leased, Place
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
@@ -217,7 +217,7 @@ class World:
             after = after._replace(truth=self._acknowledged(truth, reply))
             if self.setup.strong and state.waiting is None:
                 token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
-                bound = confirm.first_bound_s(self.setup.waiter_bound, reply, ELSEWHERE)  # type: ignore[arg-type]
+                bound = membership.first_bound_s(self.setup.waiter_bound, reply, ELSEWHERE)  # type: ignore[arg-type]
                 after = after._replace(waiting=(token, 0, bound))
             yield ("write" if kind == "w" else "invalidate", kind), after
             if self.setup.rollback and state.left[_FAILOVERS] and state.snap == NO_SNAP:
@@ -272,15 +272,15 @@ class World:
         assert state.watched is not None
         token, _, bound = state.waiting
         name, age = state.watched
-        watch = confirm.Watch()
-        watch.saw(name, NOW - age)
+        view = membership.MembershipView()
+        view.saw(name, NOW - age)
         reply = reply._replace(lines=dict(reply.lines))  # type: ignore[attr-defined]
-        bound = confirm.largest_bound_s(reply, bound)
+        bound = membership.largest_bound_s(reply, bound)
         # A tick is no minute: what is to be known for longer than D, is known from the beginning or never.
-        after_s = min(FOR_EVER, confirm.complete_after_s(bound, keep_alone=bool(self.setup.outages)))
-        _, done = confirm.judged(watch, reply, token.place, after_s, NOW)  # type: ignore[arg-type]
-        since = NOW - watch.since_s
-        watched = (watch.name, (since if since >= FOR_EVER else min(BOUND, since)) if watch.name else 0.0)
+        after_s = min(FOR_EVER, membership.complete_after_s(bound, keep_alone=bool(self.setup.outages)))
+        _, done = membership.judged(view, reply, token.place, after_s, NOW)  # type: ignore[arg-type]
+        since = NOW - view.since_s
+        watched = (view.name, (since if since >= FOR_EVER else min(BOUND, since)) if view.name else 0.0)
         after = after._replace(watched=watched, waiting=(token, state.waiting[1], bound))
         if not done:
             return after

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from cachebus import Cache, Policy, Receipt, Settings
-from cachebus.clock import monotonic
-from cachebus.factory import Parts
+from cachebus.assembly.factory import Parts
+from cachebus.base.clock import monotonic
 
 D_S = 0.6
 """The staleness bound of the caches in tests."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import asyncpg
 
 from cachebus import Cache
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.support.caches import quick, until
 from tests.support.changes import ROOT, RULES, SCHEMA, tell
 

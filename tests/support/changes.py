@@ -11,12 +11,12 @@ from typing import Any
 
 import asyncpg
 
-from cachebus.keys import GIVEN
-from cachebus.plan import Plan
-from consumers.apply import Carried
-from consumers.cdc.postgres import SlotWorker
-from consumers.cdc.rules import Rules, parse_rules
-from consumers.worker import Worker
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotWorker
+from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.worker import Worker
+from cachebus.keys.key import GIVEN
+from cachebus.keys.plan import Plan
 from tests.support.caches import until
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0

@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from cachebus import Settings
-from consumers.kafka import CommandsWorker, WorkerOptions
-from consumers.topics.session import TopicSession
+from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
+from cachebus.consumers.topics.session import TopicSession
 from tests.support.caches import PATIENCE_S, quick
 from tests.support.changes import running
 

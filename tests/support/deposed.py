@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.resp import parse_address
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.servers import any_binary
 
 

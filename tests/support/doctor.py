@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cachebus import Settings
-from cachebus.cli.doctor.examine import examined
-from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.primaries import deployment_of
-from cachebus.cli.embedded import EmbeddedServer
+from cachebus.tools.doctor.examine import examined
+from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.primaries import deployment_of
+from cachebus.tools.servers.redis import EmbeddedServer
 
 
 async def findings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus import event as events
+from cachebus.wire import event as events
 
 
 def event_of(epoch: bytes, seq: int) -> bytes:

@@ -17,11 +17,11 @@ import psutil
 from pydantic import BaseModel
 
 from cachebus import Cache, Policy, Settings
-from cachebus import record as records
-from cachebus.clock import monotonic
-from cachebus.fetch import Fetcher
-from cachebus.keys import Key, Keyspace
-from cachebus.packing import pack
+from cachebus.base.clock import monotonic
+from cachebus.keys.key import Key, Keyspace
+from cachebus.reading.fetch import Fetcher
+from cachebus.wire import record as records
+from cachebus.wire.packing import pack
 from tests.support.caches import parts
 
 MIB = 1 << 20

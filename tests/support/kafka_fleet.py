@@ -9,8 +9,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from cachebus import Cache, Settings
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka import KafkaBus
-from cachebus.clock import monotonic
 from tests.support.caches import Source, parts, past, until
 from tests.support.commands import held
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 
 GRACE_S = 0.5
 """For what is already ending: a cancelled task that closes its connection, a process that is being reaped."""

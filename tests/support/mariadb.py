@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pymysql
 from pymysql.constants import CLIENT
 
-from cachebus.cli.servers.debezium import DebeziumServer
-from cachebus.cli.servers.kafka import KafkaServer
+from cachebus.tools.servers.debezium import DebeziumServer
+from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.changes import MANY, STORY
 
 CONNECTOR: Final = {

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from consumers.dead import DeadLetter
-from consumers.source import Batch, Finding, Item, Left, Look, Meaning, Session, Source
-from producers.command import Command, InvalidateScope
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session, Source
+from cachebus.producers.command import Command, InvalidateScope
 
 
 class Gone(Exception):

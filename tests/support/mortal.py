@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cachebus import Cache, CacheBusError
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.chaos.test_every_step import numbered
 from tests.support.caches import quick
 from tests.support.operations import OPERATIONS, WHERE, Stage

@@ -7,10 +7,10 @@ import sys
 from contextlib import ExitStack
 from typing import Final
 
-from cachebus.cli.embedded import EmbeddedServer, free_port
-from cachebus.cli.groups import ask
 from cachebus.errors import L2Unavailable
 from cachebus.resp.route import SLOTS
+from cachebus.tools.servers.redis import EmbeddedServer, free_port
+from cachebus.tools.servers.redis_groups import ask
 from tests.support.caches import until
 from tests.support.require import require
 from tests.support.servers import any_binary

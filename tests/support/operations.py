@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cachebus import Cache, CacheManager, Policy, Receipt, cached, get_with_cache_aside, invalidate_coordinated
 from cachebus.helpers import increment_counter
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 from tests.support.caches import parts, until
 from tests.support.steps import Cancelling, Steps
 

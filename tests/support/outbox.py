@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from cachebus import Settings
-from consumers.outbox import OutboxRelay, RelayOptions
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions
 from tests.support.caches import QUICK
 
 QUICKLY = RelayOptions(poll_interval_s=0.05, hold_s=1.0)

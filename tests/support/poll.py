@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 
 PAUSE_S = 0.005
 

@@ -20,9 +20,9 @@ from typing import Any, Literal, Self
 
 from loguru import logger
 
-from consumers.kafka import WorkerOptions
-from consumers.outbox import OutboxRelay, RelayOptions
-from consumers.topics.committing import Commits
+from cachebus.consumers.kafka import WorkerOptions
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions
+from cachebus.consumers.topics.committing import Commits
 from tests.support.command import alive
 from tests.support.commands import setup, worker_of
 from tests.support.outbox import settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Final
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.groups import ask
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ask
 from tests.support.caches import until
 from tests.support.servers import any_binary
 

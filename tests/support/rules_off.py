@@ -33,8 +33,8 @@ def take_away() -> None:
 
 def _without_coherence_lease() -> None:
     """Memory is served whether or not the lease has lapsed."""
-    from cachebus.coherence import Shard
-    from cachebus.groups import INF, Groups
+    from cachebus.core.groups import INF, Groups
+    from cachebus.core.shard import Shard
 
     spread: Callable[..., None] = Groups.spread
 
@@ -57,15 +57,15 @@ def _without_coherence_lease() -> None:
 
 def _without_reservation() -> None:
     """What was read, loaded or written while its key was invalidated enters memory."""
-    from cachebus.coherence import Shard
+    from cachebus.core.shard import Shard
 
     Shard.marked = lambda *_: False  # type: ignore[method-assign]
 
 
 def _without_epoch() -> None:
     """Events, probes and replies to own writes of another epoch are taken for one's own."""
-    from cachebus.coherence import Shard
-    from cachebus.node import Node
+    from cachebus.core.node import Node
+    from cachebus.core.shard import Shard
 
     wrote = Node.wrote
     Node.wrote = lambda node, shard, change, *rest: wrote(  # type: ignore[method-assign]
@@ -79,7 +79,7 @@ def _without_epoch() -> None:
 
 def _without_record_fence() -> None:
     """Records of another epoch are believed, by L2 and by nodes."""
-    from cachebus.fetch import Fetcher
+    from cachebus.reading.fetch import Fetcher
 
     judged = Fetcher.judged
 
@@ -100,7 +100,7 @@ def _without_lease_token() -> None:
 
 def _without_catch_up() -> None:
     """A hole in the events counts as none."""
-    from cachebus.coherence import Heard, Shard
+    from cachebus.core.shard import Heard, Shard
 
     hear = Shard.hear
 
@@ -119,9 +119,9 @@ def _without_catch_up() -> None:
 
 def _without_age_of_stand_ins() -> None:
     """What stands in for a source does so however old it is."""
-    from cachebus.details import details
-    from cachebus.freshness import Fallback
-    from cachebus.node import Node
+    from cachebus.core.details import details
+    from cachebus.core.node import Node
+    from cachebus.reading.freshness import Fallback
 
     def standing_in(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
@@ -134,14 +134,14 @@ def _without_age_of_stand_ins() -> None:
 
 def _without_leaving() -> None:
     """A load that is being cancelled, since nobody waits for it, is joined."""
-    from cachebus.flight import Flight
+    from cachebus.reading.flight import Flight
 
     Flight.over = property(lambda flight: flight._task.done())  # type: ignore[assignment,method-assign]
 
 
 def _without_shield() -> None:
     """One caller's cancellation ends the load that others wait for."""
-    from cachebus import flight
+    from cachebus.reading import flight
 
     class Bare:
         def __getattr__(self, name: str) -> Any:
@@ -152,15 +152,15 @@ def _without_shield() -> None:
 
 def _without_a_loaders_own_cancellation() -> None:
     """A loader that cancels itself passes for the end of the load."""
-    from cachebus import source
+    from cachebus.reading import source
 
     source._cancelled_itself = lambda task: False
 
 
 def _without_giving_leases_back() -> None:
     """The lease of a load that ends without a fill is held, and extended for ever."""
-    from cachebus import fill
-    from cachebus.fill import Filler
+    from cachebus.reading import fill
+    from cachebus.reading.fill import Filler
 
     fill.GIVE_UP_S = float("inf")  # type: ignore[misc]
     Filler.release = lambda *_: None  # type: ignore[method-assign]
@@ -169,8 +169,8 @@ def _without_giving_leases_back() -> None:
 
 def _without_rests() -> None:
     """A source that has failed is asked again by whoever comes."""
-    from cachebus.fill import Filler
-    from cachebus.resting import Rest, Rests
+    from cachebus.reading.fill import Filler
+    from cachebus.reading.resting import Rest, Rests
 
     Rests.of = lambda *_: Rest.NONE  # type: ignore[method-assign]
     Filler.rest = lambda filler, _: filler.release()  # type: ignore[method-assign]
@@ -178,7 +178,7 @@ def _without_rests() -> None:
 
 def _without_storing_what_was_lost() -> None:
     """A refresh replaces the version that it began over, and nothing else."""
-    from cachebus.fill import Filler
+    from cachebus.reading.fill import Filler
 
     fill = Filler.fill
     Filler.fill = lambda filler, found, flight, over=b"": fill(  # type: ignore[method-assign]
@@ -188,14 +188,15 @@ def _without_storing_what_was_lost() -> None:
 
 def _without_copies() -> None:
     """Callers of one load share its value, whatever the policy says."""
-    from cachebus.request import Found
+    from cachebus.reading.request import Found
 
     Found.handed_out = property(lambda found: found)  # type: ignore[assignment,method-assign]
 
 
 def _without_decoding() -> None:
     """Who loads a value is given what its loader gave."""
-    from cachebus import fill, packing
+    from cachebus.reading import fill
+    from cachebus.wire import packing
 
     def packed(value: object, *rest: Any, **more: Any) -> Any:
         return packing.pack(value, *rest, **more)[0], value
@@ -205,10 +206,10 @@ def _without_decoding() -> None:
 
 def _without_an_end_of_absence() -> None:
     """That there was nothing stands in for a source that fails."""
-    from cachebus import load
-    from cachebus.details import details
-    from cachebus.node import Node
-    from cachebus.record import Record
+    from cachebus.core.details import details
+    from cachebus.core.node import Node
+    from cachebus.reading import load
+    from cachebus.wire.record import Record
 
     def standing_in(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
@@ -232,7 +233,7 @@ def _without_an_end_of_absence() -> None:
 
 def _without_circles() -> None:
     """A loader that asks for its own key waits for itself."""
-    from cachebus import load
+    from cachebus.reading import load
 
     load.check = lambda *_: None
 
@@ -252,7 +253,7 @@ def _without_guards() -> None:
 
 def _without_guards_that_were_lost() -> None:
     """After a takeover nobody reckons with guards that it has lost."""
-    from cachebus.node import Node
+    from cachebus.core.node import Node
 
     Node.in_doubt = lambda *_: False  # type: ignore[method-assign]
     _rewrite_scripts("if most == 0 or now_us", "if true or now_us")
@@ -260,7 +261,7 @@ def _without_guards_that_were_lost() -> None:
 
 def _without_waiting_for_every_node() -> None:
     """Who waits for the nodes waits for the first answer."""
-    from cachebus import confirm
+    from cachebus.writing import confirm
 
     judged = confirm.judged
     confirm.judged = lambda *arguments: (judged(*arguments)[0], True)
@@ -268,7 +269,7 @@ def _without_waiting_for_every_node() -> None:
 
 def _without_the_largest_bound() -> None:
     """Who waits for the nodes reckons with its own bound alone."""
-    from cachebus import confirm
+    from cachebus.writing import confirm
 
     confirm.first_bound_s = lambda own_s, *_: own_s
     confirm.largest_bound_s = lambda _, own_s: own_s
@@ -279,7 +280,7 @@ def _without_the_largest_bound() -> None:
 
 def _without_the_heads_check() -> None:
     """An event with a changed head is believed."""
-    from cachebus import event
+    from cachebus.wire import event
 
     decode = event.decode
 
@@ -289,7 +290,7 @@ def _without_the_heads_check() -> None:
         check = event._check(data[: event._CHECK_AT] + data[event.HEAD_BYTES : event._HEAD.size])
         return decode(data[: event._CHECK_AT] + check + data[event.HEAD_BYTES :])
 
-    for module in ("cachebus.event", "cachebus.receive"):
+    for module in ("cachebus.wire.event", "cachebus.listening.receive"):
         vars(importlib.import_module(module)).update({"decode": believed})
 
 
@@ -300,7 +301,7 @@ def _without_flags_of_contexts() -> None:
 
 def _without_low_watermarks() -> None:
     """What becomes of marks that had to go is no matter."""
-    from cachebus.coherence import Shard
+    from cachebus.core.shard import Shard
 
     Shard.below = lambda *_: False  # type: ignore[method-assign]
     _rewrite_scripts("if granted < low then return true end", "")
@@ -325,7 +326,7 @@ def _rewrite_scripts(*pairs: str) -> None:
 
 def _without_most_of_the_replicas() -> None:
     """Of three replicas a primary waits for one."""
-    from cachebus.cli.verify import group
+    from cachebus.tools.verify.target import group
 
     group.needed = lambda replicas: 1  # type: ignore[attr-defined]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cachebus.cli.embedded import EmbeddedServer, Origin, ServerBinary, find_servers
-from cachebus.cli.groups import ClusterGroup, ask
-from cachebus.cli.servers.daemon import Daemon
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.servers.mariadb import MariaDBServer
-from cachebus.cli.servers.postgres import PostgresServer
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import Daemon
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.servers.mariadb import MariaDBServer
+from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer, Origin, ServerBinary, find_servers
+from cachebus.tools.servers.redis_groups import ClusterGroup, ask
 from tests.support.require import require
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cachebus import Cache, L2Unavailable
-from cachebus.backoff import RECONNECT_FIRST_S
+from cachebus.base.backoff import RECONNECT_FIRST_S
 from cachebus.testing import Fleet
 from tests.support.caches import parts
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import anyio
 
 from cachebus import L2Unavailable
-from cachebus.factory import Parts
+from cachebus.assembly.factory import Parts
 
 T = TypeVar("T")
 When = Literal["before", "after"]

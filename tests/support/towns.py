@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cachebus import Cache
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from tests.support.caches import D_S, past, until
 from tests.support.history import Moods, Town
 

@@ -41,8 +41,16 @@ from cachebus import (
     with_context,
     write_guard,
 )
+from cachebus.producers import (
+    DirectProducer,
+    KafkaProducer,
+    Outbox,
+    OutboxProducer,
+    Producer,
+    SyncOutboxProducer,
+    SyncProducer,
+)
 from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
-from producers import DirectProducer, KafkaProducer, Outbox, OutboxProducer, Producer, SyncOutboxProducer, SyncProducer
 
 
 async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:

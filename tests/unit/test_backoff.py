@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachebus.backoff import RECONNECT_FIRST_S, RECONNECT_MAX_S, Attempts, Backoff
+from cachebus.base.backoff import RECONNECT_FIRST_S, RECONNECT_MAX_S, Attempts, Backoff
 
 
 def test_pauses_double_to_their_longest_are_jittered_and_begin_anew() -> None:

@@ -8,8 +8,8 @@ from typing import NoReturn
 import pytest
 
 from cachebus import L2Unavailable
-from cachebus.budget import AT_ONCE, TOTAL, Budget
-from cachebus.clock import monotonic
+from cachebus.base.budget import AT_ONCE, TOTAL, Budget
+from cachebus.base.clock import monotonic
 
 TIMEOUT_S = 0.05
 

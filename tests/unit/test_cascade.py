@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cachebus.cascade import FAN_OUT_MAX, Cascade, CascadeTable, Target
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.keys import Keyspace
-from cachebus.plan import Planner
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Planner
 
 DOCUMENT = Cascade(
     "document", to=[("embedding", "doc:{resource_id}"), ("vector_store", "{collection_id}"), ("query_result", "*")]

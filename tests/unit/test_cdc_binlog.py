@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import pytest
 
-from consumers.cdc.change import OtherText, RowChange, UnusableChange
-from consumers.cdc.debezium import parse_envelope
-from consumers.cdc.router import Router
-from consumers.cdc.rules import parse_rules
+from cachebus.consumers.cdc.rules.change import OtherText, RowChange, UnusableChange
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.topics.debezium import parse_envelope
 
 RECORDED: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("samples").joinpath("mysql.json").read_text())
 FIRST: Final = {"id": 1, "tenant_id": "acme", "customer_id": 10, "note": "a", "mood": "ok"}

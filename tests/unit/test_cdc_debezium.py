@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.cdc.change import OtherText, UnusableChange
-from consumers.cdc.debezium import UNAVAILABLE, is_envelope, parse_envelope
+from cachebus.consumers.cdc.rules.change import OtherText, UnusableChange
+from cachebus.consumers.cdc.topics.debezium import UNAVAILABLE, is_envelope, parse_envelope
 
 SOURCE = {
     "version": "3.2.0.Final", "connector": "postgresql", "name": "x", "ts_ms": 1795460235794, "snapshot": "false",

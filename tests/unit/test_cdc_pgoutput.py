@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.cdc.change import OtherText, RowChange
-from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError
+from cachebus.consumers.cdc.rules.change import OtherText, RowChange
+from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError
 
 # Said by PostgreSQL 18.
 BEGIN = b"B\x00\x00\x00\x00\x01s\xb2\x98\x00\x03\x03\xf4\xb5\xe7\xee;\x00\x00\x02\xf2"

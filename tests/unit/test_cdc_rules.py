@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cachebus import ConfigError
-from consumers.cdc.change import OtherText, RowChange, UnusableChange, parse_change
-from consumers.cdc.check import checked, told
-from consumers.cdc.router import Router
-from consumers.cdc.rules import load_rules, parse_rules
+from cachebus.consumers.cdc.rules.change import OtherText, RowChange, UnusableChange, parse_change
+from cachebus.consumers.cdc.rules.check import checked, told
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import load_rules, parse_rules
 from tests.support.changes import RULES
 
 RULE = """

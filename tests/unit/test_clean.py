@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.clean import without
+from cachebus.consumers.worker.clean import without
 
 URL = "postgresql://relay:pa%20ss%3Aword@db.internal,other:5432/shop?sslmode=require&s3cret=1&options=-c%20hid%3Dx%3Dyz"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.clock import OtherClock
+from cachebus.base.clock import OtherClock
 
 
 def test_the_first_answer_is_believed_and_a_better_one_too() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.coherence import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
-from cachebus.keys import ALL_TENANTS, bucket_of
-from cachebus.marks import PRUNED_AT_ONCE, BucketMarks
+from cachebus.core.marks import PRUNED_AT_ONCE, BucketMarks
+from cachebus.core.shard import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.keys.key import ALL_TENANTS, bucket_of
 
 BOUND_S = 2.0
 EPOCH, OTHER = b"a" * 16, b"b" * 16

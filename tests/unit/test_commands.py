@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import Cascade, Context, InvalidKey, TenantRequired
-from cachebus.plan import Plan, joined
-from producers.base import Order, Orders, handed_on
-from producers.command import InvalidCommand, encode, parse
+from cachebus.keys.plan import Plan, joined
+from cachebus.producers.base import Order, Orders, handed_on
+from cachebus.producers.command import InvalidCommand, encode, parse
 
 CASCADES = [Cascade("document", to=[("embedding", "doc:{resource_id}"), ("query_result", "*")])]
 ORDERS: dict[str, Any] = {

@@ -7,18 +7,18 @@ import asyncio
 import pytest
 
 from cachebus import Cache, InvalidationFailed
-from cachebus.confirm import (
+from cachebus.core.membership import (
     Confirmed,
-    Watch,
-    check_wait,
+    MembershipView,
     complete_after_s,
     first_bound_s,
     judged,
     keeps_alone,
     largest_bound_s,
 )
-from cachebus.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
+from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
 from cachebus.testing import FakeClock, Fleet
+from cachebus.writing.confirm import check_wait
 from tests.support.logs import warnings_of
 
 D_S = 2.0
@@ -30,11 +30,11 @@ def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeLine
     return NodesReply(epoch, name, 0, lines)
 
 
-def known(name: bytes = b"first", since_s: float = 0.0) -> Watch:
-    """A watch that has known this set of lines since then."""
-    watch = Watch()
-    watch.saw(name, since_s)
-    return watch
+def known(name: bytes = b"first", since_s: float = 0.0) -> MembershipView:
+    """A view that has known this set of lines since then."""
+    view = MembershipView()
+    view.saw(name, since_s)
+    return view
 
 
 def test_it_ends_when_every_line_has_reached_the_change() -> None:
@@ -43,15 +43,15 @@ def test_it_ends_when_every_line_has_reached_the_change() -> None:
 
 def test_it_goes_on_while_one_has_not_however_long_its_line_stands_still() -> None:
     """It may be cut off from L2, and load for itself what the change has replaced."""
-    watch = known()
+    view = known()
     for now_s in (10.0, 12.0, 60.0):
-        assert judged(watch, reply(a=5, b=4), CHANGE, D_S, now_s) == (Confirmed(("a",), ("b",)), False)
+        assert judged(view, reply(a=5, b=4), CHANGE, D_S, now_s) == (Confirmed(("a",), ("b",)), False)
 
 
-@pytest.mark.parametrize("watch", [Watch(), known(since_s=8.01), known(b"another")])
-def test_a_set_of_lines_must_have_been_known_for_d(watch: Watch) -> None:
+@pytest.mark.parametrize("view", [MembershipView(), known(since_s=8.01), known(b"another")])
+def test_a_set_of_lines_must_have_been_known_for_d(view: MembershipView) -> None:
     """Else a node that lives may be missing from it."""
-    assert not judged(watch, reply(a=5), CHANGE, D_S, 10.0)[1]
+    assert not judged(view, reply(a=5), CHANGE, D_S, 10.0)[1]
 
 
 def test_where_nodes_keep_what_they_load_alone_it_must_have_been_known_for_a_minute_more() -> None:
@@ -61,11 +61,11 @@ def test_where_nodes_keep_what_they_load_alone_it_must_have_been_known_for_a_min
 
 
 def test_a_set_that_begins_anew_is_not_known() -> None:
-    watch = known()
-    assert judged(watch, reply(a=5), CHANGE, D_S, 10.0)[1]
-    assert not judged(watch, reply(b"second", a=5), CHANGE, D_S, 10.1)[1]
-    assert not judged(watch, reply(b"first", a=5), CHANGE, D_S, 10.2)[1]
-    assert judged(watch, reply(b"first", a=5), CHANGE, D_S, 12.2)[1]
+    view = known()
+    assert judged(view, reply(a=5), CHANGE, D_S, 10.0)[1]
+    assert not judged(view, reply(b"second", a=5), CHANGE, D_S, 10.1)[1]
+    assert not judged(view, reply(b"first", a=5), CHANGE, D_S, 10.2)[1]
+    assert judged(view, reply(b"first", a=5), CHANGE, D_S, 12.2)[1]
 
 
 @pytest.mark.parametrize("name", [b"", b"first"])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from cachebus import Settings
-from cachebus.cli.doctor import durability, links, memory, namespace, replicas, replication, sentinels, timing
-from cachebus.cli.doctor.access import needed, rules
-from cachebus.cli.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
-from cachebus.cli.doctor.finding import Finding, Level, status_of
-from cachebus.ports import About, NodeLine
+from cachebus.core.ports import About, NodeLine
 from cachebus.resp import Address
+from cachebus.tools.doctor import durability, links, memory, namespace, replicas, replication, sentinels, timing
+from cachebus.tools.doctor.access import needed, rules
+from cachebus.tools.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
+from cachebus.tools.doctor.finding import Finding, Level, status_of
 
 Check = Callable[[Facts], Iterable[Finding]]
 QUICK = Timing([0.0001] * 100, [0.0002] * 100)

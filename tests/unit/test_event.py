@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus import event as events
-from cachebus.event import CorruptEvent, Event, Part
-from cachebus.keys import Keyspace
+from cachebus.keys.key import Keyspace
+from cachebus.wire import event as events
+from cachebus.wire.event import CorruptEvent, Event, Part
 
 u64 = st.integers(0, 2**64 - 1)
 names = st.lists(st.text(max_size=30), max_size=20)

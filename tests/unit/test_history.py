@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Spool, Write, records
-from cachebus.cli.lab.lag import Outage, lags, quantile
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, Check, Spool, Write, records
+from cachebus.tools.demo.lag import Outage, lags, quantile
 
 
 def write(word: int, version: int, returned_s: float, *, called_s: float = 0.0, epoch: int = 1, seq: int = 1) -> Write:

@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import Cache, Cascade, ConfigError, Context, InvalidKey, Policy, Settings, with_context
+from cachebus.base.ids import check_part, text_of
 from cachebus.cascade import CascadeTable, Target
 from cachebus.context import current
 from cachebus.helpers import get_with_cache_aside
-from cachebus.ids import check_part, text_of
-from cachebus.keys import Keyspace
-from cachebus.naming import Naming, tag_names
+from cachebus.keys.key import Keyspace
+from cachebus.keys.naming import Naming, tag_names
 from cachebus.policy import PolicyTable, Rules
-from producers.base import Orders
-from producers.command import encode
-from producers.kafka.message import key_of
+from cachebus.producers.base import Orders
+from cachebus.producers.command import encode
+from cachebus.producers.kafka.message import key_of
 from tests.support.ids import ARE_NONE, HEX, HUGE, STAND_FOR, Other, Plan, Row, Word
 
 NAMES = [type(one).__name__ for one, _ in STAND_FOR]

@@ -12,10 +12,10 @@ from pydantic import SecretStr
 
 from cachebus.bus.kafka_envelope import Envelope, Headers, message_key
 from cachebus.bus.kafka_signature import SIGNATURE, Keyring
-from cachebus.event import place
+from cachebus.producers.command import InvalidCommand
+from cachebus.producers.kafka.message import NAMESPACE, Seal
 from cachebus.settings import Settings
-from producers.command import InvalidCommand
-from producers.kafka.message import NAMESPACE, Seal
+from cachebus.wire.event import place
 from tests.support.events import event_of
 
 EPOCH = b"0123456789abcdef"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachebus.base.ids import PART_MAX_BYTES
 from cachebus.errors import InvalidKey, TenantRequired
-from cachebus.ids import PART_MAX_BYTES
-from cachebus.keys import (
+from cachebus.keys.key import (
     ALL_TENANTS,
     KEY_MAX_BYTES,
     Keyspace,

@@ -9,13 +9,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cachebus.cli.lab.figures import Figures
-from cachebus.cli.lab.incident import Do, Incident, too_short
-from cachebus.cli.lab.lag import Lags
-from cachebus.cli.lab.messages import Tick
-from cachebus.cli.lab.plan import Plan
-from cachebus.cli.lab.report import as_json, printed
-from cachebus.cli.lab.run import Outcome
+from cachebus.tools.demo.figures import Figures
+from cachebus.tools.demo.incident import Do, Incident, too_short
+from cachebus.tools.demo.lag import Lags
+from cachebus.tools.demo.plan import Plan
+from cachebus.tools.demo.report import as_json, printed
+from cachebus.tools.demo.run import Outcome
+from cachebus.tools.harness.messages import Tick
 
 FIGURES = Figures(
     took_s=15.0, reads=1_000, failed=0, writes=10, repeated=0, l1_share=0.8, l2_share=0.1, loads=100, loads_saved=0.9,

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.lab import catalogue
-from cachebus.cli.lab.board import Board
-from cachebus.cli.lab.catalogue import FILE, Catalogue, Source, SqliteShop
-from cachebus.cli.lab.messages import Done, Failed, Message, Ready, Tick, decode_message, encode
-from cachebus.cli.lab.plan import Plan, load_of
-from cachebus.cli.lab.server import Server
-from cachebus.cli.lab.subjects import DictWithTtl
-from cachebus.cli.lab.trace import Survey
-from cachebus.cli.lab.traffic import BACKLOG_S, Pace
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
+from cachebus.tools.demo import catalogue
+from cachebus.tools.demo.board import Board
+from cachebus.tools.demo.catalogue import FILE, Catalogue, Source, SqliteShop
+from cachebus.tools.demo.plan import Plan, load_of
+from cachebus.tools.demo.server import Server
+from cachebus.tools.demo.subjects import DictWithTtl
+from cachebus.tools.demo.trace import Survey
+from cachebus.tools.demo.traffic import BACKLOG_S, Pace
+from cachebus.tools.harness.messages import Done, Failed, Message, Ready, Tick, decode_message, encode
 
 
 class Hands:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
 from cachebus.resp import Address
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 
 SOON_S = 5.0
 SILENCE_S = 0.1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cachebus import ConfigError
-from consumers.outbox import RelayOptions
-from consumers.outbox.database import told
-from producers import Outbox
-from producers.outbox import OutboxTable
+from cachebus.consumers.outbox import RelayOptions
+from cachebus.consumers.outbox.database import told
+from cachebus.producers import Outbox
+from cachebus.producers.outbox import OutboxTable
 
 BAD_NAMES = [
     "", ".", "a.", ".a", "a.b.c", "A", "1a", "a-b", "a b", 'a"b', "a;drop table x", "a\n", "a'b", "é", "a" * 56, "a.b;",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.keys import Key, Keyspace
+from cachebus.keys.key import Key, Keyspace
 from cachebus.l2 import owed
 from cachebus.l2.owed import OWED_S, OwedLeases
 from cachebus.testing import FakeClock

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cachebus import Policy
-from cachebus.packing import keep_ms, pack
 from cachebus.policy import Rules
+from cachebus.wire.packing import keep_ms, pack
 
 
 def test_jitter_shortens_the_soft_expiry_alike() -> None:

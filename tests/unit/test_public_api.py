@@ -20,7 +20,7 @@ import cachebus
 import cachebus.helpers
 import cachebus.manager
 import cachebus.testing
-import producers
+from cachebus import producers
 
 LIST = Path(__file__).with_name("public_api.txt")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.ports import Place
+from cachebus.core.ports import Place
 from cachebus.receipt import NOTHING_DONE, Receipt
 
 receipts = st.builds(

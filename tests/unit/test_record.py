@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus import record as records
 from cachebus.errors import NotSerializable
-from cachebus.packing import pack
 from cachebus.policy import Policy, Rules
-from cachebus.record import HEAD, MAGIC, NOT_FOUND, VERSION_BYTES, CorruptRecord, Record
+from cachebus.wire import record as records
+from cachebus.wire.packing import pack
+from cachebus.wire.record import HEAD, MAGIC, NOT_FOUND, VERSION_BYTES, CorruptRecord, Record
 from tests.support.flips import flipped
 
 NAME = "acme:doc:7"

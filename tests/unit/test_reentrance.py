@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cachebus import reentrance
 from cachebus.errors import ConfigError
-from cachebus.keys import Keyspace
-from cachebus.reentrance import Loading, check, waiting_for
+from cachebus.keys.key import Keyspace
+from cachebus.reading import reentrance
+from cachebus.reading.reentrance import Loading, check, waiting_for
 from tests.support.caches import until
 
 SPACE = Keyspace(1)

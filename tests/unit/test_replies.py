@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import ConfigError, L2Unavailable, Settings
+from cachebus.core.ports import About, LogEntry, NodeLine
 from cachebus.l2.replies import (
     BOUND_MAX_MS,
     counted,
@@ -33,7 +34,6 @@ from cachebus.l2.replies import (
     records_of,
     written,
 )  # fmt: skip
-from cachebus.ports import About, LogEntry, NodeLine
 from cachebus.resp import Misshapen, place_in
 from cachebus.resp.replies import read_by
 

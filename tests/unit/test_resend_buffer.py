@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.clock import OtherClock
-from cachebus.keys import Keyspace
+from cachebus.base.clock import OtherClock
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import AT_ONCE, Plan
 from cachebus.observe import Counters
-from cachebus.plan import AT_ONCE, Plan
-from cachebus.resend_buffer import ENTRY_OVERHEAD_BYTES, KEEP_S, ResendBuffer, born_s, packed
 from cachebus.testing import FakeClock
+from cachebus.writing.resend_buffer import ENTRY_OVERHEAD_BYTES, KEEP_S, ResendBuffer, born_s, packed
 from tests.support.logs import warnings_of
 
 space = Keyspace(1)

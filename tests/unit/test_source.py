@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from cachebus import context, parameters
+from cachebus import context
+from cachebus.base import parameters
 from cachebus.errors import ConfigError, LoadTimeout
-from cachebus.source import awaited, bind, call
+from cachebus.reading.source import awaited, bind, call
 
 
 def passes_on(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import Cascade, ConfigError, InvalidKey, Policy
+from cachebus.base.templates import Template
 from cachebus.cascade import CascadeTable, Target
-from cachebus.keys import Keyspace
-from cachebus.naming import ArgumentTemplate, tag_names
+from cachebus.consumers.cdc.rules.change import OtherText, UnusableChange
+from cachebus.consumers.cdc.rules.template import Template as Columns
+from cachebus.keys.key import Keyspace
+from cachebus.keys.naming import ArgumentTemplate, tag_names
 from cachebus.policy import Rules
-from cachebus.templates import Template
-from consumers.cdc.change import OtherText, UnusableChange
-from consumers.cdc.template import Template as Columns
 from tests.support.ids import ARE_NONE, STAND_FOR
 
 # Few letters, those of the literals and of escapes among them, so that fillings which could collide are found.

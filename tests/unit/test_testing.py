@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.testing import FakeClock, Faults, Fleet
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 from aiokafka import TopicPartition
 
-from consumers.topics.brokers import Committed
-from consumers.topics.held import FIRST_S, LONGEST_S, Held, Kept
-from consumers.topics.note import ANEW, CUT, EXPIRED, Begin, Note, begin_at, note_of
+from cachebus.consumers.topics.brokers import Committed
+from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, Kept
+from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, Begin, Note, begin_at, note_of
 
 ONE, TWO = frozenset({1}), frozenset({2})
 PART, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)

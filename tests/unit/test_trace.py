@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.cli.lab import generator
-from cachebus.cli.lab.trace import BLOCK, BadTrace, chunks, make_word, name_of, share, word_of
+from cachebus.tools.demo import generator
+from cachebus.tools.demo.trace import BLOCK, BadTrace, chunks, make_word, name_of, share, word_of
 
 WORDS = [0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, make_word(17, 4711, 2), *range(1000, 40_000)]
 

@@ -29,9 +29,9 @@ from pydantic import (
 )  # fmt: skip
 
 from cachebus import ConfigError, NotSerializable, Policy, ValueTooLarge
-from cachebus.packing import carried, copier, pack
 from cachebus.policy import Rules
 from cachebus.values import UNSET, CorruptValue, decode, encode
+from cachebus.wire.packing import carried, copier, pack
 
 SECRET = "hunter2"
 

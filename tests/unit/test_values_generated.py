@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 
 from cachebus import NotSerializable, Policy
-from cachebus.packing import carried
 from cachebus.policy import Rules
 from cachebus.testing import Fleet
 from cachebus.values import decode
+from cachebus.wire.packing import carried
 from tests.support.model_values import Made, described, made, models
 
 

@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
-from cachebus.cli.lab.frames import Frames, garbled, is_message
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
-from cachebus.cli.verify.faults import FAULTS, chosen, possible, schedule
-from cachebus.cli.verify.network_faults import reordering
 from cachebus.errors import ConfigError
 from cachebus.resp import Address
+from cachebus.tools.harness.frames import Frames, garbled, is_message
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.verify.nemesis.faults import FAULTS, chosen, possible, schedule
+from cachebus.tools.verify.nemesis.network_faults import reordering
 
 SOON_S = 5.0
 SILENCE_S = 0.1

@@ -9,20 +9,20 @@ from zlib import crc32
 
 import pytest
 
-from cachebus.cli.lab.messages import Tick
-from cachebus.cli.verify import kinds, oddities, tape
-from cachebus.cli.verify.evidence import Evidence
-from cachebus.cli.verify.guarding import GUARDED
-from cachebus.cli.verify.items import make_items
-from cachebus.cli.verify.judge import judge
-from cachebus.cli.verify.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
-from cachebus.cli.verify.setup import bound_of
-from cachebus.cli.verify.stage import Done
-from cachebus.cli.verify.story import LINES_MAX
-from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
-from cachebus.cli.verify.verdict import Verdict
-from cachebus.cli.verify.writing import ADD, DELETE, ERRAND, KEY, SET, TAG, TENANT, TYPE
+from cachebus.tools.harness.messages import Tick
+from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.judge import judge
+from cachebus.tools.verify.checker.story import LINES_MAX
+from cachebus.tools.verify.checker.verdict import Verdict
+from cachebus.tools.verify.fleet import kinds, oddities, tape
+from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet.items import make_items
+from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
+from cachebus.tools.verify.fleet.setup import bound_of
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
+from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
+from cachebus.tools.verify.fleet.writing import ADD, DELETE, ERRAND, KEY, SET, TAG, TENANT, TYPE
+from cachebus.tools.verify.target.stage import Done
 
 D_S = 1.0
 NEVER = 0.0

@@ -7,11 +7,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from cachebus.cli.verify import reading
-from cachebus.cli.verify.items import make_items
-from cachebus.cli.verify.reading import ANY_TOKEN, TOKEN, Readers
-from cachebus.cli.verify.truth import Token
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.verify.fleet import reading
+from cachebus.tools.verify.fleet.items import make_items
+from cachebus.tools.verify.fleet.reading import ANY_TOKEN, TOKEN, Readers
+from cachebus.tools.verify.fleet.truth import Token
 
 
 class Slow:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus import event as events
-from cachebus.event import Part
+from cachebus.wire import event as events
+from cachebus.wire.event import Part
 from tests.support.flips import flipped
 
 EPOCH = b"0123456789abcdef"

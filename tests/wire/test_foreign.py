@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, Receipt, Settings
-from cachebus.cli.embedded import EmbeddedServer
 from cachebus.errors import ProtocolMismatch
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, QUICK, Source, asked, deaf, until
 from tests.wire.foreign import Foreign, Key, Refused, Wire, mapping, read_event, read_record, write_parts
 

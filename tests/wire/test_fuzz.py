@@ -10,12 +10,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.event import CorruptEvent, Part
+from cachebus.core.ports import About, NodeLine
 from cachebus.l2.replies import BOUND_MAX_MS, line_rest, node_line
-from cachebus.ports import About, NodeLine
-from cachebus.record import CorruptRecord, Record
+from cachebus.wire import event as events
+from cachebus.wire import record as records
+from cachebus.wire.event import CorruptEvent, Part
+from cachebus.wire.record import CorruptRecord, Record
 
 NAME = "acme:doc:7"
 u64 = st.integers(0, 2**64 - 1)

@@ -8,16 +8,16 @@ from zlib import crc32
 
 import pytest
 
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.event import Part
+from cachebus.core.ports import PROTOCOL, About, NodeLine
 from cachebus.helpers import generate_resource_id_hash
-from cachebus.keys import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_name, guard_name, tag_name
+from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_name, guard_name, tag_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, line_rest, log_seq, node_line
-from cachebus.ports import PROTOCOL, About, NodeLine
 from cachebus.receipt import Receipt
-from cachebus.record import Record
+from cachebus.wire import event as events
+from cachebus.wire import record as records
+from cachebus.wire.event import Part
+from cachebus.wire.record import Record
 
 KEY_NAME = "acme:doc:7"
 EPOCH = b"0123456789abcdef"

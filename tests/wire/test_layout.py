@@ -9,15 +9,15 @@ from hashlib import sha1
 import msgspec
 import pytest
 
-from cachebus import event as events
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.clock import monotonic
-from cachebus.event import Part
-from cachebus.keys import Keyspace, bucket_of
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import About, Caller, Leased, Stale
+from cachebus.keys.key import Keyspace, bucket_of
 from cachebus.l2.redis import RedisStore
-from cachebus.ports import About, Caller, Leased, Stale
-from cachebus.record import Record
 from cachebus.resp import Connection, Fixed, parse_address
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.wire import event as events
+from cachebus.wire.event import Part
+from cachebus.wire.record import Record
 from tests.support.caches import until
 
 key = Keyspace(1).key("doc", 7, "acme", agent_id="a:7")

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from cachebus import Receipt
-from cachebus import event as events
-from cachebus import record as records
-from cachebus.keys import Keyspace
+from cachebus.core.ports import PROTOCOL
+from cachebus.keys.key import Keyspace
 from cachebus.l2.replies import node_line
 from cachebus.l2.scripts import script_names, whole_source
-from cachebus.ports import PROTOCOL
 from cachebus.values import decode
+from cachebus.wire import event as events
+from cachebus.wire import record as records
 from tests.wire.foreign import (
     Key,
     from_document,

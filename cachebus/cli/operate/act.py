@@ -44,7 +44,7 @@ def get(
 
     async def shown() -> int:
         from cachebus.cache import Cache
-        from cachebus.fetch import MISSING
+        from cachebus.reading.fetch import MISSING
 
         shards = await shards_of_namespace(settings)
         async with Cache(settings.model_copy(update={"shards": shards, "use_memory_cache": False})) as cache:
@@ -80,7 +80,7 @@ def invalidate(
 
     async def done(settings: Settings) -> str:
         from cachebus.cli.operate.shards import shards_of_namespace
-        from producers import DirectProducer
+        from cachebus.producers import DirectProducer
 
         shards = await shards_of_namespace(settings)
         async with DirectProducer.open(settings.model_copy(update={"shards": shards})) as producer:

@@ -10,20 +10,20 @@ from typing import Annotated
 
 import typer
 
-from cachebus import event as events
+from cachebus.assembly.factory import channels_of, kafka_bus
+from cachebus.base.clock import monotonic
 from cachebus.bus.redis import RedisBus
-from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
-from cachebus.cli.doctor.namespace import nodes_of, shards_of
-from cachebus.cli.doctor.primaries import primaries_of, route_to
 from cachebus.cli.operate.shards import shards_of_namespace
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
-from cachebus.clock import monotonic
+from cachebus.core.ports import Bus, Listener
 from cachebus.errors import L2Unavailable
-from cachebus.factory import channels_of, kafka_bus
 from cachebus.observe import Counters
-from cachebus.ports import Bus, Listener
 from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
+from cachebus.tools.doctor.namespace import nodes_of, shards_of
+from cachebus.tools.doctor.primaries import primaries_of, route_to
+from cachebus.wire import event as events
 
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
 Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]

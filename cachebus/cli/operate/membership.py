@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cachebus.cli.doctor.primaries import route_to
+from cachebus.assembly.factory import redis_store
+from cachebus.base.clock import monotonic
 from cachebus.cli.operate.look import AsJson, list_nodes, shards_looked_at
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
-from cachebus.clock import monotonic
-from cachebus.factory import redis_store
-from cachebus.ports import Caller
+from cachebus.core.ports import Caller
 from cachebus.settings import Settings
+from cachebus.tools.doctor.primaries import route_to
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its id, as `cachebus nodes` shows it.")]
 NOBODY = Caller("", 0, b"")

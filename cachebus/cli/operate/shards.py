@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cachebus.cli.doctor.facts import Asker
-from cachebus.cli.doctor.namespace import shard_count
-from cachebus.cli.doctor.primaries import primaries_of
 from cachebus.errors import L2Unavailable
 from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import Asker
+from cachebus.tools.doctor.namespace import shard_count
+from cachebus.tools.doctor.primaries import primaries_of
 
 
 async def shards_of_namespace(settings: Settings) -> int:

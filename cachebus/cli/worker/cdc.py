@@ -17,7 +17,7 @@ from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 
 if TYPE_CHECKING:
-    from consumers.worker import Worker
+    from cachebus.consumers.worker.worker import Worker
 
 HEALTH_PORT: Final = 9109
 
@@ -50,7 +50,7 @@ def cdc(
     --check FILE looks at rules without running; the exit status is 2 where they are wrong.
     """
     if check is not None:
-        from consumers.cdc.check import checked
+        from cachebus.consumers.cdc.rules.check import checked
 
         typer.echo(checked(check, sample), nl=False)
         return
@@ -58,12 +58,12 @@ def cdc(
         raise ConfigError("--sample goes with --check")
     if rules is None:
         raise ConfigError("--rules is missing (CACHEBUS_CDC_RULES)")
-    from consumers.cdc.rules import load_rules
+    from cachebus.consumers.cdc.rules.rules import load_rules
 
     loaded, settings = load_rules(rules), settings_for(url, namespace)
 
     def slot_worker() -> Worker:
-        from consumers.cdc.postgres import SlotSource, SlotWorker
+        from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 
         given = SlotSource(
             SecretStr(database_url or ""), slot, publication, batch, poll_s, wal_warning_mb << 20, on_lost_slot.value
@@ -71,7 +71,7 @@ def cdc(
         return SlotWorker(settings, loaded, given)
 
     def topics_worker() -> Worker:
-        from consumers.cdc.kafka import KafkaSource, TopicsWorker
+        from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 
         given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s, dead_topic)
         return TopicsWorker(settings, loaded, replace(given, clients=_security(settings)))
@@ -99,9 +99,9 @@ def _complete(source: options.Source, database_url: str | None, bootstrap_server
     """Whether what is needed to reach the source is given, and installed."""
     try:
         if source is options.Source.KAFKA:
-            import consumers.cdc.kafka
+            import cachebus.consumers.cdc.topics.kafka
         else:
-            import consumers.cdc.postgres  # noqa: F401 -- looked for, so that one line can say what is missing
+            import cachebus.consumers.cdc.slot.postgres  # noqa: F401 -- looked for, so that one line can say what is missing
     except ImportError as missing:
         extra = "kafka" if source is options.Source.KAFKA else "outbox"
         raise ConfigError(f"this source needs {missing.name}: pip install 'cachebus[worker,{extra}]'") from None
@@ -129,28 +129,28 @@ def replay_cdc(
     """
     if rules is None:
         raise ConfigError("--rules is missing (CACHEBUS_CDC_RULES)")
-    from consumers.cdc.rules import load_rules
+    from cachebus.consumers.cdc.rules.rules import load_rules
 
     loaded, settings = load_rules(rules), settings_for(url, namespace)
     _complete(source, database_url, bootstrap_servers)
     brokers = _security(settings) if source is options.Source.KAFKA else {}
 
     async def main() -> tuple[int, int]:
-        from consumers.apply import Applier
-        from consumers.cdc.router import Router
-        from consumers.health import Health
-        from consumers.meters import Meters
+        from cachebus.consumers.cdc.rules.router import Router
+        from cachebus.consumers.monitoring.health import Health
+        from cachebus.consumers.monitoring.meters import Meters
+        from cachebus.consumers.worker.apply import Applier
 
         health = Health("cdc", ("l2",))
         async with Applier(settings, health, Meters(health), loaded.cascades).opened() as applier:
             if source is options.Source.POSTGRES:
-                from consumers.cdc.postgres import SlotSource
-                from consumers.cdc.replay import replay
+                from cachebus.consumers.cdc.slot.postgres import SlotSource
+                from cachebus.consumers.cdc.slot.replay import replay
 
                 names = SlotSource(SecretStr(database_url or ""), slot).names(settings.namespace)
                 return await replay(SecretStr(database_url or ""), names.slot, Router(loaded), applier)
-            from consumers.cdc.kafka import KafkaSource
-            from consumers.cdc.replay_topic import replay_topic
+            from cachebus.consumers.cdc.topics.kafka import KafkaSource
+            from cachebus.consumers.cdc.topics.replay import replay_topic
 
             given = KafkaSource(
                 bootstrap_servers or "", "", group, dead_topic=dead_topic, clients=brokers,

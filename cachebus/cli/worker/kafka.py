@@ -12,7 +12,7 @@ from cachebus.cli.worker.running import Cascades, DrainTimeout, HealthHost, Heal
 from cachebus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from consumers.worker import Worker
+    from cachebus.consumers.worker.worker import Worker
 
 HEALTH_PORT: Final = 9110
 MISSING: Final = "commands on Kafka need {}: pip install 'cachebus[worker,kafka]'"
@@ -80,7 +80,7 @@ def kafka(
     followed = cascades_of(cascades)
 
     def make() -> Worker:
-        from consumers.kafka import CommandsWorker, WorkerOptions
+        from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
 
         return CommandsWorker(known, followed, WorkerOptions(group, batch, session_timeout_s, dead_topic))
 
@@ -102,7 +102,7 @@ def replay_kafka(
     has come is kept as the offsets of the group NAME-replay; nothing is removed from the topic of the dead.
     """
     _installed()
-    from consumers.kafka import TROUBLE, WorkerOptions, replay
+    from cachebus.consumers.kafka import TROUBLE, WorkerOptions, replay
 
     known = settings_for(
         None, namespace, kafka_bootstrap_servers=bootstrap_servers, kafka_commands_topic=topic
@@ -116,6 +116,6 @@ def replay_kafka(
 
 def _installed() -> None:
     try:
-        import consumers.kafka  # noqa: F401 -- looked for, so that one line can say what is missing
+        import cachebus.consumers.kafka  # noqa: F401 -- looked for, so that one line can say what is missing
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None

@@ -13,7 +13,7 @@ from cachebus.cli.worker.running import Cascades, DrainTimeout, HealthHost, Heal
 from cachebus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from consumers.worker import Worker
+    from cachebus.consumers.worker.worker import Worker
 
 HEALTH_PORT: Final = 9108
 MISSING: Final = "the outbox needs {}: pip install 'cachebus[worker,outbox]'"
@@ -73,7 +73,7 @@ def outbox(
     Exit status: 0 drained, 1 ended before that, 2 if it could not start.
     """
     if print_sql:
-        from producers.outbox import OutboxTable
+        from cachebus.producers.outbox import OutboxTable
 
         made = OutboxTable.of(table)
         lite = database_url.startswith("sqlite")
@@ -83,7 +83,7 @@ def outbox(
     if not database_url:
         raise ConfigError(NO_DATABASE)
     try:
-        from consumers.outbox.kinds import is_sqlite
+        from cachebus.consumers.outbox.kinds import is_sqlite
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
     is_sqlite(database_url)  # or refused, before anything is begun
@@ -93,7 +93,7 @@ def outbox(
     known, followed = settings_for(url, namespace), cascades_of(cascades)
 
     def make() -> Worker:
-        from consumers.outbox import OutboxRelay, RelayOptions
+        from cachebus.consumers.outbox import OutboxRelay, RelayOptions
 
         options = RelayOptions(table=table, batch=batch, poll_interval_s=poll_s, hold_s=hold_s)
         return OutboxRelay(database_url, known, followed, options)
@@ -102,8 +102,8 @@ def outbox(
 
 
 def _create(database_url: str, table: str, *, notify: bool) -> None:
-    from consumers.outbox import create_tables
-    from consumers.outbox.kinds import TROUBLE, told
+    from cachebus.consumers.outbox import create_tables
+    from cachebus.consumers.outbox.kinds import TROUBLE, told
 
     try:
         asyncio.run(create_tables(database_url, table, notify=notify))
@@ -126,8 +126,8 @@ def replay_outbox(
     if not database_url:
         raise ConfigError(NO_DATABASE)
     try:
-        from consumers.outbox import replay
-        from consumers.outbox.kinds import TROUBLE, told
+        from cachebus.consumers.outbox import replay
+        from cachebus.consumers.outbox.kinds import TROUBLE, told
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
     try:

@@ -17,7 +17,7 @@ from cachebus.cli.worker.checking import check, is_asked
 from cachebus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from consumers.worker import Worker
+    from cachebus.consumers.worker.worker import Worker
 
 NOT_DRAINED: Final = 1
 LOG_FORMAT: Final = "{time:YYYY-MM-DDTHH:mm:ss.SSSZ} {level} {message}"
@@ -55,7 +55,7 @@ def cascades_of(path: Path | None) -> list[Cascade]:
     """The cascades of a file, none without one; `ConfigError`."""
     if path is None:
         return []
-    from consumers.cascades import load_cascades
+    from cachebus.consumers.worker.cascades import load_cascades
 
     return load_cascades(path)
 
@@ -64,8 +64,8 @@ def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str
     """Make the worker inside an event loop, run it until it is drained, and end with the exit status that tells how:
     0 drained, 1 ended before that. What is wrong with the set-up is raised as `ConfigError`."""
     try:
-        from consumers.endpoint import Endpoint
-        from consumers.worker import serve
+        from cachebus.consumers.monitoring.endpoint import Endpoint
+        from cachebus.consumers.worker.worker import serve
     except ImportError as missing:
         raise ConfigError(f"a worker needs {missing.name}: pip install 'cachebus[worker]'") from None
     if is_asked():
@@ -73,7 +73,6 @@ def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str
     logger.remove()
     logger.add(sys.stderr, level="INFO", format=LOG_FORMAT, diagnose=False, backtrace=False)
     logger.enable("cachebus")
-    logger.enable("consumers")
 
     async def main() -> bool:
         endpoint = Endpoint(health_port, health_host) if health_port else None

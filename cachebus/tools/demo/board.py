@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cachebus.cli.lab.messages import TICK_S, Tick
+from cachebus.tools.harness.messages import TICK_S, Tick
 
 WINDOW_S: Final = 1.0
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 
 FILE: Final = "catalogue.db"
 BUSY_S: Final = 5.0

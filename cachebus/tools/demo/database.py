@@ -8,13 +8,13 @@ from typing import Final
 
 import asyncpg
 
-from cachebus.cli.lab.catalogue import Item, Written
-from cachebus.cli.lab.messages import Job
-from cachebus.cli.lab.subjects import TENANT
-from cachebus.cli.lab.trace import name_of
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.producers.outbox import Outbox, OutboxProducer
 from cachebus.settings import Settings
-from producers.outbox import Outbox, OutboxProducer
+from cachebus.tools.demo.catalogue import Item, Written
+from cachebus.tools.demo.subjects import TENANT
+from cachebus.tools.demo.trace import name_of
+from cachebus.tools.harness.messages import Job
 
 CONNECTIONS: Final = 8
 TABLE: Final = "item"

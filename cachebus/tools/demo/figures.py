@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachebus.cli.lab.history import APPLIED, READ, WRITE, Applied, Check, Write, records, spool_path
-from cachebus.cli.lab.incident import Incident
-from cachebus.cli.lab.lag import Lags, Outage, lags
-from cachebus.cli.lab.messages import Tick
-from cachebus.cli.lab.placed import Placed, placed
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, Check, Write, records, spool_path
+from cachebus.tools.demo.incident import Incident
+from cachebus.tools.demo.lag import Lags, Outage, lags
+from cachebus.tools.demo.placed import Placed, placed
+from cachebus.tools.harness.messages import Tick
 
 WORKERS = 0
 """Stands for them among the nodes that wrote."""

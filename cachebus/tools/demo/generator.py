@@ -13,7 +13,7 @@ from itertools import accumulate
 from random import Random
 from typing import Final
 
-from cachebus.cli.lab.trace import make_word
+from cachebus.tools.demo.trace import make_word
 
 PRODUCTS: Final = 2_000
 CATEGORIES: Final = 400

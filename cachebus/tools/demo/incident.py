@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from cachebus.cli.lab.messages import Tick
+from cachebus.tools.harness.messages import Tick
 
 BEGINS: Final = 0.4
 """When it begins, as a share of the run."""

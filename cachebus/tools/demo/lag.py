@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachebus.cli.lab.history import Applied, Write
+from cachebus.tools.demo.history import Applied, Write
 
 
 @dataclass(frozen=True, slots=True)

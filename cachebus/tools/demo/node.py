@@ -1,4 +1,4 @@
-"""One node, a process of its own: `python -m cachebus.cli.lab.node`, with its job as the first line of stdin.
+"""One node, a process of its own: `python -m cachebus.tools.demo.node`, with its job as the first line of stdin.
 
 It ends when it is told to, or at once when stdin does, that is, when its parent has gone, however that ended.
 """
@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from cachebus.cli.lab import generator, trace
-from cachebus.cli.lab.catalogue import FILE, Shop, Source, SqliteShop
-from cachebus.cli.lab.history import APPLIED, READ, WRITE, Spool, spool_path
-from cachebus.cli.lab.messages import TICK_S, Done, Failed, Job, Ready, decode_job
-from cachebus.cli.lab.subjects import opened
-from cachebus.cli.lab.talk import hear, next_order, say
-from cachebus.cli.lab.traffic import Traffic
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import CacheBusError
+from cachebus.tools.demo import generator, trace
+from cachebus.tools.demo.catalogue import FILE, Shop, Source, SqliteShop
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Spool, spool_path
+from cachebus.tools.demo.subjects import opened
+from cachebus.tools.demo.traffic import Traffic
+from cachebus.tools.harness.messages import TICK_S, Done, Failed, Job, Ready, decode_job
+from cachebus.tools.harness.talk import hear, next_order, say
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ async def _shop(job: Job) -> AsyncIterator[Shop]:
         with SqliteShop(Path(job.directory, FILE), monotonic) as shop:
             yield shop
         return
-    from cachebus.cli.lab.database import opened_shop
+    from cachebus.tools.demo.database import opened_shop
 
     async with opened_shop(job, monotonic) as there:
         yield there

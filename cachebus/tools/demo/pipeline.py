@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cachebus.cli.child import end, spawn
-from cachebus.cli.lab.plan import Plan
-from cachebus.cli.lab.server import Server
-from cachebus.cli.servers.daemon import HOST, free_port
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError
+from cachebus.tools.demo.plan import Plan
+from cachebus.tools.demo.server import Server
+from cachebus.tools.servers.child import end, spawn
+from cachebus.tools.servers.daemon import HOST, free_port
 
 DIRECT: Final = "direct"
 WORKERS: Final = 2
@@ -108,15 +108,15 @@ async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) 
     async with AsyncExitStack() as stack:
         road = Road(None, None, folder=folder)
         if bus == "kafka":
-            from cachebus.cli.servers.kafka import KafkaServer
+            from cachebus.tools.servers.kafka import KafkaServer
 
             kafka = await asyncio.to_thread(KafkaServer)
             stack.callback(kafka.stop)
             await asyncio.to_thread(kafka.start)
             road.kafka = kafka.address
         if writes != DIRECT:
-            from cachebus.cli.lab.database import create, rules
-            from cachebus.cli.servers.postgres import PostgresServer
+            from cachebus.tools.demo.database import create, rules
+            from cachebus.tools.servers.postgres import PostgresServer
 
             postgres = PostgresServer()
             stack.callback(postgres.stop)
@@ -140,7 +140,7 @@ async def _staffed(road: Road, writes: str, server: Server) -> None:
     }
     program = [sys.executable, "-P", "-m", "cachebus.cli.main", "worker"]
     if writes == "outbox":
-        from consumers.outbox import create_tables
+        from cachebus.consumers.outbox import create_tables
 
         await create_tables(road.database or "")
         road.command = [*program, "outbox"]

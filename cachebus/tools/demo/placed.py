@@ -6,15 +6,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cachebus.cli.lab.history import Write
-from cachebus.cli.lab.subjects import TENANT
-from cachebus.cli.lab.trace import name_of
-from cachebus.clock import OtherClock, monotonic
+from cachebus.base.clock import OtherClock, monotonic
 from cachebus.errors import L2Unavailable
-from cachebus.event import CorruptEvent, decode
-from cachebus.keys import Keyspace
+from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import Connection
+from cachebus.tools.demo.history import Write
+from cachebus.tools.demo.subjects import TENANT
+from cachebus.tools.demo.trace import name_of
+from cachebus.wire.event import CorruptEvent, decode
 
 READ_AT_ONCE = 1_000
 ASK = 5

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachebus.cli.lab import generator
-from cachebus.cli.lab.trace import Survey
+from cachebus.tools.demo import generator
+from cachebus.tools.demo.trace import Survey
 
 SOURCE_LATENCY_S = 0.004
 

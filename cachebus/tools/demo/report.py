@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cachebus.cli.lab.figures import Figures
-from cachebus.cli.lab.plan import Plan
-from cachebus.cli.lab.road import DIRECT
-from cachebus.cli.lab.run import Outcome
+from cachebus.tools.demo.figures import Figures
+from cachebus.tools.demo.pipeline import DIRECT
+from cachebus.tools.demo.plan import Plan
+from cachebus.tools.demo.run import Outcome
 
 NONE: Final = "-"
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from cachebus.cli.lab import catalogue
-from cachebus.cli.lab.board import Board, View
-from cachebus.cli.lab.figures import Figures, figures_of
-from cachebus.cli.lab.incident import Do, Incident, too_short
-from cachebus.cli.lab.messages import TICK_S, Job, Tick
-from cachebus.cli.lab.placed import Placed, told_of
-from cachebus.cli.lab.plan import SOURCE_LATENCY_S, Load, Plan
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
-from cachebus.cli.lab.road import DIRECT, QUIET_BOUNDS, Road, built
-from cachebus.cli.lab.screen import Screen
-from cachebus.cli.lab.server import Server, connected, served
-from cachebus.cli.lab.supervisor import Fleet
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.demo import catalogue
+from cachebus.tools.demo.board import Board, View
+from cachebus.tools.demo.figures import Figures, figures_of
+from cachebus.tools.demo.incident import Do, Incident, too_short
+from cachebus.tools.demo.pipeline import DIRECT, QUIET_BOUNDS, Road, built
+from cachebus.tools.demo.placed import Placed, told_of
+from cachebus.tools.demo.plan import SOURCE_LATENCY_S, Load, Plan
+from cachebus.tools.demo.screen import Screen
+from cachebus.tools.demo.server import Server, connected, served
+from cachebus.tools.harness.messages import TICK_S, Job, Tick
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.harness.supervisor import Fleet
 
 VICTIM: Final = 3
 

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cachebus.cli.lab.board import Row, View
+from cachebus.tools.demo.board import Row, View
 
 PLAIN_EVERY_S: Final = 3.0
 BAR_COLUMNS: Final = 40

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
 
-from cachebus.cli.embedded import EmbeddedServer
-from cachebus.cli.lab.subjects import TENANT, TTL_S
-from cachebus.cli.lab.trace import name_of
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.keys import Key, Keyspace
+from cachebus.keys.key import Key, Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import Address, Connection, parse_address
+from cachebus.tools.demo.subjects import TENANT, TTL_S
+from cachebus.tools.demo.trace import name_of
+from cachebus.tools.servers.redis import EmbeddedServer
 
 TIMEOUT_S: Final = 2.0
 CONNECT_S: Final = 5.0

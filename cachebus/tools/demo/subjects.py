@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from cachebus import Cache, Settings
-from cachebus.cli.lab.catalogue import Item, Source
-from cachebus.cli.lab.history import Spool
-from cachebus.cli.lab.messages import Job
-from cachebus.cli.lab.trace import name_of, word_of
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.demo.catalogue import Item, Source
+from cachebus.tools.demo.history import Spool
+from cachebus.tools.demo.trace import name_of, word_of
+from cachebus.tools.harness.messages import Job
 
 TENANT: Final = "shop"
 TTL_S: Final = 600.0

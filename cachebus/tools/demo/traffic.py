@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from cachebus.cli.lab.catalogue import Shop
-from cachebus.cli.lab.history import Spool
-from cachebus.cli.lab.messages import Job, Tick
-from cachebus.cli.lab.subjects import Subject
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
 from cachebus.errors import CacheBusError, InvalidationFailed
+from cachebus.tools.demo.catalogue import Shop
+from cachebus.tools.demo.history import Spool
+from cachebus.tools.demo.subjects import Subject
+from cachebus.tools.harness.messages import Job, Tick
 
 READERS: Final = 32
 WRITES_UNDER_WAY: Final = 32

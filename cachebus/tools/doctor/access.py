@@ -12,24 +12,24 @@ from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cachebus import event as events
+from cachebus.assembly.factory import places_of, redis_store
+from cachebus.base.clock import monotonic
 from cachebus.bus.redis import subscribed
-from cachebus.cli.doctor import refusals
-from cachebus.cli.doctor.cluster import own_slots
-from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Server
-from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
-from cachebus.cli.doctor.primaries import route_to
-from cachebus.clock import monotonic
+from cachebus.core.ports import Caller, Leased
 from cachebus.errors import CacheBusError, L2Unavailable
-from cachebus.factory import places_of, redis_store
-from cachebus.keys import Keyspace, tag_name
+from cachebus.keys.key import Keyspace, tag_name
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.l2.scripts import load_scripts
-from cachebus.ports import Caller, Leased
-from cachebus.record import Record
 from cachebus.resp import CLUSTER, SENTINEL, Subscriber, slot_of
 from cachebus.settings import Settings
+from cachebus.tools.doctor import refusals
+from cachebus.tools.doctor.cluster import own_slots
+from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, Server
+from cachebus.tools.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.tools.doctor.primaries import route_to
+from cachebus.wire import event as events
+from cachebus.wire.record import Record
 
 OUTSIDE: Final = ("PING", "GET", "MGET", "EVAL", "EVALSHA", "XRANGE", "SUBSCRIBE", "PUBLISH")
 IN_A_CLUSTER: Final = ("ASKING", "CLUSTER", "COMMAND", "SPUBLISH", "SSUBSCRIBE")

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cachebus.cli.doctor.facts import Known, Watched, asked, texts, whole
-from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
-from cachebus.cli.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
 from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import Known, Watched, asked, texts, whole
+from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
 
 LEAST_VOTERS: Final = 3
 _AWAY = frozenset(("fail", "fail?", "handshake", "noaddr"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, Known, Server, Watched, whole
+from cachebus.tools.doctor.facts import Facts, Known, Server, Watched, whole
 
 MAX_LAG_S: Final = 10
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts
-from cachebus.cli.doctor.finding import G1, G7, Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.facts import Facts
+from cachebus.tools.doctor.finding import G1, G7, Finding, Level, config_set, ok, unknown
 
 RESTART: Final = (
     "A restart, also with an older file, is noticed by the next operation of anybody: a new epoch begins, and "

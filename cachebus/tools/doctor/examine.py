@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from cachebus.cli.doctor import access, durability, links, memory, namespace, replicas, replication, succession, timing
-from cachebus.cli.doctor.cluster import shards_named
-from cachebus.cli.doctor.facts import Asker, Facts, Server, Timing, server_of
-from cachebus.cli.doctor.finding import G1, Finding, Level, unknown
-from cachebus.cli.doctor.primaries import Deployment, Primary
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.settings import Settings
+from cachebus.tools.doctor import (
+    access,
+    durability,
+    links,
+    memory,
+    namespace,
+    replicas,
+    replication,
+    succession,
+    timing,
+)
+from cachebus.tools.doctor.cluster import shards_named
+from cachebus.tools.doctor.facts import Asker, Facts, Server, Timing, server_of
+from cachebus.tools.doctor.finding import G1, Finding, Level, unknown
+from cachebus.tools.doctor.primaries import Deployment, Primary
 
 T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (

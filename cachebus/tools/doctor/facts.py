@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cachebus.cli.doctor.finding import Finding
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.core.ports import NodeLine
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.l2.replies import BucketState
-from cachebus.ports import NodeLine
 from cachebus.resp import Address, Connection, Reads
 from cachebus.settings import Settings
+from cachebus.tools.doctor.finding import Finding
 
 ASK_TIMEOUT_S: Final = 5.0
 """The doctor is patient: a slow server is a finding, not an outage."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, size, whole
-from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.facts import Facts, size, whole
+from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
 
 PUBSUB: Final = "pubsub 32mb 8mb 60"
 MB: Final = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cachebus.cli.doctor.facts import Facts, size
-from cachebus.cli.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.facts import Facts, size
+from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
 
 OLDEST: Final = (6, 2)
 KEEPS_OURS: Final = ("volatile-lru", "volatile-lfu")

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.cluster import shards_named
-from cachebus.cli.doctor.facts import Asker, Facts, ShardFacts, texts, whole
-from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
-from cachebus.factory import places_of
+from cachebus.assembly.factory import places_of
+from cachebus.core.ports import PROTOCOL, NodeLine
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, buckets_of, node_line
-from cachebus.ports import PROTOCOL, NodeLine
 from cachebus.settings import SHARDS_MAX, Settings
+from cachebus.tools.doctor.cluster import shards_named
+from cachebus.tools.doctor.facts import Asker, Facts, ShardFacts, texts, whole
+from cachebus.tools.doctor.finding import G1, Finding, Level, ok, unknown
 
 NEARLY_ALL: Final = 0.8
 _SHARDS = re.compile(r"\bshards=(\d+)").search

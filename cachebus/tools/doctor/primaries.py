@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachebus.cli.doctor import cluster, sentinels
-from cachebus.cli.doctor.facts import UNWATCHED, Watched
-from cachebus.cli.doctor.finding import Finding
-from cachebus.clock import monotonic
+from cachebus.assembly.factory import places_of, route_of
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.factory import places_of, route_of
 from cachebus.resp import CLUSTER, SENTINEL, Address, Route
 from cachebus.settings import Settings
+from cachebus.tools.doctor import cluster, sentinels
+from cachebus.tools.doctor.facts import UNWATCHED, Watched
+from cachebus.tools.doctor.finding import Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Level
 
 MEANINGS: Final[Mapping[str, str]] = {
     "NOREPLICAS": "too few replicas keep up; see the check named replication",

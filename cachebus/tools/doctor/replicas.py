@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cachebus.cli.doctor import access, durability, links, memory, succession
-from cachebus.cli.doctor.counting import (
+from cachebus.errors import CacheBusError
+from cachebus.resp import Address
+from cachebus.settings import Settings
+from cachebus.tools.doctor import access, durability, links, memory, succession
+from cachebus.tools.doctor.counting import (
     counted,
     disowned,
     followers_of,
@@ -17,12 +20,9 @@ from cachebus.cli.doctor.counting import (
     replicas_said,
     unnamed,
 )
-from cachebus.cli.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size
-from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
-from cachebus.cli.doctor.replication import LAG, WRITES, to_wait_for, within
-from cachebus.errors import CacheBusError
-from cachebus.resp import Address
-from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size
+from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.replication import LAG, WRITES, to_wait_for, within
 
 LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version, memory.eviction, durability.saving, links.buffers, links.idling, links.clients, links.scripts,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cachebus.cli.doctor.counting import (
+from cachebus.resp import SENTINEL
+from cachebus.tools.doctor.counting import (
     absent,
     connected,
     counted,
@@ -18,9 +19,8 @@ from cachebus.cli.doctor.counting import (
     needed,
     replicas_said,
 )
-from cachebus.cli.doctor.facts import Facts, Known, Watched
-from cachebus.cli.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
-from cachebus.resp import SENTINEL
+from cachebus.tools.doctor.facts import Facts, Known, Watched
+from cachebus.tools.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cachebus.cli.doctor.facts import ASK_TIMEOUT_S, Asker, Known, Watched, texts, whole
-from cachebus.cli.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
 from cachebus.errors import CacheBusError
 from cachebus.resp import SENTINEL, Address, Places
+from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, Known, Watched, texts, whole
+from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
 _DOWN: Final = frozenset(("o_down", "s_down"))

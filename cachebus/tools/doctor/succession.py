@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cachebus.cli.doctor.counting import counted, in_step, longest_lag_s, needed, place_of, replicas_said
-from cachebus.cli.doctor.facts import Facts, Server
-from cachebus.cli.doctor.finding import Finding, Level
-from cachebus.cli.doctor.replication import WRITES
+from cachebus.tools.doctor.counting import counted, in_step, longest_lag_s, needed, place_of, replicas_said
+from cachebus.tools.doctor.facts import Facts, Server
+from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.replication import WRITES
 
 
 def following(replica: Server) -> Iterator[Finding]:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cachebus.cli.doctor.facts import Asker, Facts, Timing
-from cachebus.cli.doctor.finding import G1, Finding, Level, ok, unknown
-from cachebus.clock import boottime_s, monotonic, perf_counter, wall_s
+from cachebus.base.clock import boottime_s, monotonic, perf_counter, wall_s
 from cachebus.l2.names import ShardNames
 from cachebus.settings import Settings
+from cachebus.tools.doctor.facts import Asker, Facts, Timing
+from cachebus.tools.doctor.finding import G1, Finding, Level, ok, unknown
 
 ROUNDS: Final = 100
 CLOCK_WINDOW_S: Final = 0.4

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Self, cast
 
-from cachebus.cli.lab.stream import Direction, Kind, Spoil, Stream, Way
 from cachebus.resp import Address
+from cachebus.tools.harness.stream import Direction, Kind, Spoil, Stream, Way
 
 HOST: Final = "127.0.0.1"
 CONNECT_S: Final = 5.0

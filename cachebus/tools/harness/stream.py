@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cachebus.cli.lab.frames import Frames
+from cachebus.tools.harness.frames import Frames
 
 Kind = Literal["data", "events"]
 """What a connection is for: commands and their replies, or a subscription."""

@@ -12,14 +12,14 @@ from typing import Any, Final, Protocol, Self
 import msgspec
 
 import cachebus
-from cachebus.cli.lab.messages import GO, STOP, Done, Job, Message, Ready, Said, Tick, decode_message, encode
 from cachebus.errors import ConfigError
+from cachebus.tools.harness.messages import GO, STOP, Done, Job, Message, Ready, Said, Tick, decode_message, encode
 
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 LINE_MAX: Final = 1 << 20
 PREFIX: Final = "CACHEBUS_"
-MODULE: Final = "cachebus.cli.lab.node"
+MODULE: Final = "cachebus.tools.demo.node"
 
 OnTick = Callable[[Tick], None]
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Final
 
-from cachebus.cli.lab.messages import Message, encode
+from cachebus.tools.harness.messages import Message, encode
 
 LINE_MAX: Final = 1 << 20
 

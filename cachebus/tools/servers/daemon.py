@@ -16,9 +16,9 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Final, Self
 
-from cachebus.cli.child import end, spawn
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.child import end, spawn
 
 HOST: Final = "127.0.0.1"
 PORTS: Final = (11_000, 22_000)

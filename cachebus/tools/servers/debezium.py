@@ -10,11 +10,11 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
-from cachebus.cli.servers.daemon import HOST, Daemon
-from cachebus.cli.servers.jars import JVM, Artifacts, classpath, find_java
-from cachebus.cli.servers.kafka import VERSION as KAFKA_VERSION
-from cachebus.cli.servers.kafka import KafkaServer
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import HOST, Daemon
+from cachebus.tools.servers.jars import JVM, Artifacts, classpath, find_java
+from cachebus.tools.servers.kafka import VERSION as KAFKA_VERSION
+from cachebus.tools.servers.kafka import KafkaServer
 
 VERSION: Final = "3.2.0.Final"
 CONNECT: Final = (

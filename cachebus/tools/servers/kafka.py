@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from cachebus.cli.servers.daemon import HOST, Daemon, free_port
-from cachebus.cli.servers.jars import JVM, Artifacts, classpath, find_java
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import HOST, Daemon, free_port
+from cachebus.tools.servers.jars import JVM, Artifacts, classpath, find_java
 
 VERSION: Final = "4.1.0"
 ARTIFACTS: Final = Artifacts(f"kafka-{VERSION}", [("org.apache.kafka", "kafka_2.13", VERSION)])

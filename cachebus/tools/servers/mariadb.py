@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from cachebus.cli.servers.daemon import HOST
-from cachebus.cli.servers.jars import Artifacts, folder_of
-from cachebus.cli.servers.ordinary import OrdinaryDaemon
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import HOST
+from cachebus.tools.servers.jars import Artifacts, folder_of
+from cachebus.tools.servers.ordinary import OrdinaryDaemon
 
 VERSION: Final = "11.4.5"
 ARTIFACTS: Final = Artifacts(

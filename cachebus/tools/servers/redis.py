@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cachebus.cli.server_binaries import MISSING, Origin, ServerBinary, best_server, find_servers
-from cachebus.cli.servers.daemon import HOST, Daemon, free_port
+from cachebus.tools.servers.daemon import HOST, Daemon, free_port
+from cachebus.tools.servers.redis_binaries import MISSING, Origin, ServerBinary, best_server, find_servers
 
 __all__ = ["HOST", "MISSING", "EmbeddedServer", "Origin", "ServerBinary", "best_server", "find_servers", "free_port"]
 

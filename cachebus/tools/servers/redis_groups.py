@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from cachebus.cli.embedded import HOST, EmbeddedServer, ServerBinary, best_server
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import Connection, parse_address, slot_of
 from cachebus.resp.route import SLOTS
+from cachebus.tools.servers.redis import HOST, EmbeddedServer, ServerBinary, best_server
 
 SERVICE: Final = "mymaster"
 READY_S: Final = 30.0

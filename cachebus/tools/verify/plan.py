@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from cachebus.cli.server_binaries import ServerBinary
-from cachebus.cli.verify.server import ALONE, BUSES, KINDS, REDIS
-from cachebus.cli.verify.stage import Fault
 from cachebus.errors import ConfigError
+from cachebus.tools.servers.redis_binaries import ServerBinary
+from cachebus.tools.verify.target.server import ALONE, BUSES, KINDS, REDIS
+from cachebus.tools.verify.target.stage import Fault
 
 
 @dataclass(frozen=True, slots=True)

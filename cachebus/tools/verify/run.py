@@ -10,26 +10,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from cachebus.cli.lab.proxy import Proxy
-from cachebus.cli.verify import messages, truth
-from cachebus.cli.verify.broker import Broker, brokered
-from cachebus.cli.verify.crew import Crew
-from cachebus.cli.verify.evidence import Evidence
-from cachebus.cli.verify.faults import FAULTS, possible, schedule
-from cachebus.cli.verify.history import History, writes_of
-from cachebus.cli.verify.items import WORLDS, Item, keys_of, make_items
-from cachebus.cli.verify.judge import judge
-from cachebus.cli.verify.kinds import LOAD_S
-from cachebus.cli.verify.messages import Job
-from cachebus.cli.verify.plan import Plan
-from cachebus.cli.verify.roads import Road, Roads
-from cachebus.cli.verify.server import KAFKA, REDIS, ServerUnderTest, standing
-from cachebus.cli.verify.setup import bound_of
-from cachebus.cli.verify.stage import Stage, Strike, strike
-from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.verdict import Verdict
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.settings import CLUSTER_SHARDS
+from cachebus.tools.harness.proxy import Proxy
+from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.history import History, writes_of
+from cachebus.tools.verify.checker.judge import judge
+from cachebus.tools.verify.checker.verdict import Verdict
+from cachebus.tools.verify.fleet import messages, truth
+from cachebus.tools.verify.fleet.crew import Crew
+from cachebus.tools.verify.fleet.items import WORLDS, Item, keys_of, make_items
+from cachebus.tools.verify.fleet.kinds import LOAD_S
+from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.setup import bound_of
+from cachebus.tools.verify.fleet.tape import all_records
+from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
+from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.target.broker import Broker, brokered
+from cachebus.tools.verify.target.roads import Road, Roads
+from cachebus.tools.verify.target.server import KAFKA, REDIS, ServerUnderTest, standing
+from cachebus.tools.verify.target.stage import Stage, Strike, strike
 
 STEP_S: Final = 0.1
 LONGEST_LOAD_S: Final = 2 * LOAD_S + 1.0

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachebus.cascade import CascadeTable
+from cachebus.consumers.cdc.rules.change import RowChange, UnusableChange, parse_change
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rules, load_rules
+from cachebus.consumers.cdc.topics.debezium import is_envelope, parse_envelope
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.keys import Keyspace
-from cachebus.plan import Planner
-from consumers.cdc.change import RowChange, UnusableChange, parse_change
-from consumers.cdc.debezium import is_envelope, parse_envelope
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rules, load_rules
-from producers.command import Command, Invalidate, InvalidateScope, InvalidateTags
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Planner
+from cachebus.producers.command import Command, Invalidate, InvalidateScope, InvalidateTags
 
 
 def checked(rules: Path, sample: Path | None = None) -> str:

@@ -8,13 +8,20 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from cachebus.cascade import CascadeTable
-from cachebus.keys import Keyspace
-from cachebus.plan import Planner
-from consumers.cdc.change import Row, RowChange, UnusableChange
-from consumers.cdc.rules import CONTEXTS, RelatedRule, Rule, Rules, ScopeRule, _InContext
-from consumers.cdc.template import Template
-from consumers.source import Meaning
-from producers.command import Command, Invalidate, InvalidateCoordinated, InvalidateScope, InvalidateTags, Related
+from cachebus.consumers.cdc.rules.change import Row, RowChange, UnusableChange
+from cachebus.consumers.cdc.rules.rules import CONTEXTS, RelatedRule, Rule, Rules, ScopeRule, _InContext
+from cachebus.consumers.cdc.rules.template import Template
+from cachebus.consumers.worker.source import Meaning
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Planner
+from cachebus.producers.command import (
+    Command,
+    Invalidate,
+    InvalidateCoordinated,
+    InvalidateScope,
+    InvalidateTags,
+    Related,
+)
 
 TABLES_REMEMBERED = 4096
 NO_CONTEXTS = (None, None, None)

@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from cachebus.cascade import Cascade, CascadeTable
+from cachebus.consumers.cdc.rules.change import OPS, Op
+from cachebus.consumers.cdc.rules.lines import Lines
+from cachebus.consumers.cdc.rules.template import Template
+from cachebus.consumers.worker.cascades import CascadeRule
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.keys import SYSTEM
-from consumers.cascades import CascadeRule
-from consumers.cdc.change import OPS, Op
-from consumers.cdc.lines import Lines
-from consumers.cdc.template import Template
+from cachebus.keys.key import SYSTEM
 
 CONTEXTS = ("agent_id", "conversation_id", "collection_id")
 Text = StrictStr
@@ -230,7 +230,7 @@ def _wrong_cascades(rules: Rules, lines: Lines) -> Iterator[str]:
 
 def _wrong_plans(rules: Rules, lines: Lines) -> Iterator[str]:
     """What no row at all could satisfy: found by trying one."""
-    from consumers.cdc.router import Router
+    from cachebus.consumers.cdc.rules.router import Router
 
     router = Router(rules)
     for at, rule in enumerate(rules.rule):

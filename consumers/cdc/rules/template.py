@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from cachebus import templates
+from cachebus.base import templates
+from cachebus.consumers.cdc.rules.change import Row, UnusableChange
 from cachebus.errors import ConfigError
-from consumers.cdc.change import Row, UnusableChange
 
 
 class Template:

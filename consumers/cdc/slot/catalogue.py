@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rule
+from cachebus.consumers.cdc.slot.pgoutput import nameable
+from cachebus.consumers.cdc.slot.storage import OWN_TABLES
+from cachebus.consumers.worker.source import Finding
 from cachebus.errors import ConfigError
-from consumers.cdc.pgoutput import nameable
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rule
-from consumers.cdc.storage import OWN_TABLES
-from consumers.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from consumers.cdc.storage import DEAD
-from consumers.dead import DeadLetter
+from cachebus.consumers.cdc.slot.storage import DEAD
+from cachebus.consumers.worker.dead import DeadLetter
 
 if TYPE_CHECKING:
     import asyncpg

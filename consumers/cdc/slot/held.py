@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from cachebus.clock import wall_s
-from consumers.cdc.storage import HELD
-from consumers.source import Item, Waiting
-from producers.command import Command, encode
+from cachebus.base.clock import wall_s
+from cachebus.consumers.cdc.slot.storage import HELD
+from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.producers.command import Command, encode
 
 if TYPE_CHECKING:
     import asyncpg

@@ -8,13 +8,13 @@ from typing import Any, Final
 import asyncpg
 from loguru import logger
 
-from consumers.cdc import slot as slots
-from consumers.cdc import storage
-from consumers.cdc.slot import literal
-from consumers.cdc.standing import Names, Standing
-from consumers.cdc.storage import SLOTS, Memory
-from consumers.clean import clean
-from consumers.source import Finding
+from cachebus.consumers.cdc.slot import slot as slots
+from cachebus.consumers.cdc.slot import storage
+from cachebus.consumers.cdc.slot.slot import literal
+from cachebus.consumers.cdc.slot.standing import Names, Standing
+from cachebus.consumers.cdc.slot.storage import SLOTS, Memory
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding
 
 REFUSED: Final = (
     asyncpg.InsufficientPrivilegeError,

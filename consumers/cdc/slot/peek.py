@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
-from consumers.cdc.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
-from consumers.cdc.storage import OWN_TABLES, lsn_of
-from consumers.clean import clean
-from consumers.source import Item
+from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
+from cachebus.consumers.cdc.slot.storage import OWN_TABLES, lsn_of
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Item
 
 if TYPE_CHECKING:
     import asyncpg

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
-from consumers.cdc.change import Op, OtherText, RowChange
+from cachebus.consumers.cdc.rules.change import Op, OtherText, RowChange
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""

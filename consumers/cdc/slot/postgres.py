@@ -14,25 +14,25 @@ from loguru import logger
 from prometheus_client import CollectorRegistry, Gauge
 from pydantic import SecretStr
 
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.mending import Mending
+from cachebus.consumers.cdc.slot.peek import Progress
+from cachebus.consumers.cdc.slot.pgoutput import Relation
+from cachebus.consumers.cdc.slot.session import SlotSession
+from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
+from cachebus.consumers.cdc.slot.standing import Names
+from cachebus.consumers.worker import clean
+from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.source import Session, Source
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
-from cachebus.plan import Planner
+from cachebus.keys.plan import Planner
+from cachebus.producers.base import Orders
+from cachebus.producers.command import Command, parse
 from cachebus.settings import Settings
-from consumers import clean
-from consumers.cdc.catalogue import plain_url
-from consumers.cdc.mending import Mending
-from consumers.cdc.peek import Progress
-from consumers.cdc.pgoutput import Relation
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rules
-from consumers.cdc.session import SlotSession
-from consumers.cdc.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
-from consumers.cdc.standing import Names
-from consumers.patience import TELL_EVERY_S
-from consumers.source import Session, Source
-from consumers.source_worker import SourceWorker
-from producers.base import Orders
-from producers.command import Command, parse
 
 AT_ONCE: Final = 2000
 """Changes that are applied together."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from consumers.cdc.catalogue import Table, quoted
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rule
-from consumers.source import Finding
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rule
+from cachebus.consumers.cdc.slot.catalogue import Table, quoted
+from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg

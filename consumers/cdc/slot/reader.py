@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from loguru import logger
 
-from cachebus.clock import monotonic
-from consumers.cdc.catalogue import quoted
-from consumers.cdc.peek import PEEK, Change, Peek, Progress
-from consumers.cdc.slot import literal
-from consumers.cdc.storage import SLOTS, lsn_of, lsn_text
-from consumers.source import Item
+from cachebus.base.clock import monotonic
+from cachebus.consumers.cdc.slot.catalogue import quoted
+from cachebus.consumers.cdc.slot.peek import PEEK, Change, Peek, Progress
+from cachebus.consumers.cdc.slot.slot import literal
+from cachebus.consumers.cdc.slot.storage import SLOTS, lsn_of, lsn_text
+from cachebus.consumers.worker.source import Item
 
 if TYPE_CHECKING:
-    from consumers.cdc.postgres import PostgresSource
+    from cachebus.consumers.cdc.slot.postgres import PostgresSource
 
 NOW: Final = "SELECT pg_current_wal_flush_lsn()::text AS lsn, pg_current_snapshot()::text AS snapshot"
 IDLE_ADVANCE_BYTES: Final = 1 << 20

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import asyncpg
 from pydantic import SecretStr
 
-from cachebus.clock import wall_s
-from cachebus.plan import Plan
-from consumers.apply import REFUSED, Applier
-from consumers.cdc.catalogue import plain_url
-from consumers.cdc.change import OPS, parse_change
-from consumers.cdc.router import Router
-from consumers.cdc.storage import DEAD
-from consumers.clean import clean
-from consumers.source import Meaning
+from cachebus.base.clock import wall_s
+from cachebus.consumers.cdc.rules.change import OPS, parse_change
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.storage import DEAD
+from cachebus.consumers.worker.apply import REFUSED, Applier
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Meaning
+from cachebus.keys.plan import Plan
 
 TAKE = f"SELECT id, payload FROM {DEAD} WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
 KEEP = f"UPDATE {DEAD} SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from cachebus.clock import monotonic, wall_s
-from consumers.cdc import standing
-from consumers.cdc.dead import TableOfDead
-from consumers.cdc.held import HeldCommand, HeldCommands
-from consumers.cdc.peek import Unreadable
-from consumers.cdc.pgoutput import PgOutputError
-from consumers.cdc.reader import IDLE_ADVANCE_BYTES, SlotReader
-from consumers.cdc.standing import Standing
-from consumers.dead import DeadLetter
-from consumers.source import Batch, Finding, Item, Left, Look, Meaning, Session
-from producers.command import Command
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.cdc.slot import standing
+from cachebus.consumers.cdc.slot.dead import TableOfDead
+from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands
+from cachebus.consumers.cdc.slot.peek import Unreadable
+from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
+from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
+from cachebus.consumers.cdc.slot.standing import Standing
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session
+from cachebus.producers.command import Command
 
 if TYPE_CHECKING:
-    from consumers.cdc.postgres import PostgresSource
+    from cachebus.consumers.cdc.slot.postgres import PostgresSource
 
 STAND_BY_S: Final = 0.5
 STILL_S: Final = 15.0

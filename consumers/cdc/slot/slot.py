@@ -6,8 +6,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from consumers.cdc.storage import Memory
-from consumers.source import Finding
+from cachebus.consumers.cdc.slot.storage import Memory
+from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg

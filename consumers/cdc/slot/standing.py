@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from consumers.cdc import publication, slot, storage
-from consumers.cdc.catalogue import Table, table_findings, tables_of
-from consumers.cdc.publication import Publication, Published
-from consumers.cdc.router import Router
-from consumers.cdc.slot import OnLostSlot, Slot
-from consumers.cdc.storage import Memory
-from consumers.source import Finding
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.slot import publication, slot, storage
+from cachebus.consumers.cdc.slot.catalogue import Table, table_findings, tables_of
+from cachebus.consumers.cdc.slot.publication import Publication, Published
+from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
+from cachebus.consumers.cdc.slot.storage import Memory
+from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg

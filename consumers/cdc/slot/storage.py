@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from consumers.source import Finding
+from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, Final
 
-from consumers.cdc.change import Op, OtherText, Row, RowChange, UnusableChange
+from cachebus.consumers.cdc.rules.change import Op, OtherText, Row, RowChange, UnusableChange
 
 OPS: Final[dict[str, Op]] = {"c": "insert", "r": "insert", "u": "update", "d": "delete", "t": "truncate"}
 UNAVAILABLE: Final = "__debezium_unavailable_value"

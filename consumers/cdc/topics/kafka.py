@@ -9,21 +9,21 @@ from typing import Any
 
 from loguru import logger
 
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.topics.debezium import parse_envelope
+from cachebus.consumers.topics.brokers import Brokers, Topic
+from cachebus.consumers.topics.looking import MISSING
+from cachebus.consumers.topics.membership import Membership
+from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.source import TopicSource
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Finding, Item, Meaning
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
+from cachebus.producers.command import Command
 from cachebus.settings import Settings
-from consumers.cdc.debezium import parse_envelope
-from consumers.cdc.router import Router
-from consumers.cdc.rules import Rules
-from consumers.clean import clean
-from consumers.dead import DeadLetter
-from consumers.source import Finding, Item, Meaning
-from consumers.source_worker import SourceWorker
-from consumers.topics.brokers import Brokers, Topic
-from consumers.topics.looking import MISSING
-from consumers.topics.membership import Membership
-from consumers.topics.share import place_of
-from consumers.topics.source import TopicSource
-from producers.command import Command
 
 NOTHING = Meaning()
 

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cachebus.plan import Plan
-from consumers.apply import AWAY_S, REFUSED, Applier
-from consumers.cdc.debezium import parse_envelope
-from consumers.cdc.kafka import KafkaSource
-from consumers.cdc.replay import Replayed
-from consumers.cdc.router import Router
-from consumers.clean import clean, told
-from consumers.dead import DeadLetter
-from consumers.topics.dead_topic import DeadTopic, letter_of
-from consumers.topics.replay import each_letter
+from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.slot.replay import Replayed
+from cachebus.consumers.cdc.topics.debezium import parse_envelope
+from cachebus.consumers.cdc.topics.kafka import KafkaSource
+from cachebus.consumers.topics.dead_topic import DeadTopic, letter_of
+from cachebus.consumers.topics.replay import each_letter
+from cachebus.consumers.worker.apply import AWAY_S, REFUSED, Applier
+from cachebus.consumers.worker.clean import clean, told
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.keys.plan import Plan
 
 UNSURE: Final = b"{}"
 """In the place of a key that was too long to be kept: nothing of an old row is sure but by a rule's word."""

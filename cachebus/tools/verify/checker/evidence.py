@@ -8,18 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cachebus.backoff import RECONNECT_MAX_S
-from cachebus.cli.lab.messages import Tick
-from cachebus.cli.verify import kinds
-from cachebus.cli.verify.history import History, writes_of
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.setup import bound_of, guard_max_s, has_room, l2_timeout_s
-from cachebus.cli.verify.spans import Excuses, Load, Span, loads_of
-from cachebus.cli.verify.stage import Done
-from cachebus.cli.verify.story import Known, Teller
-from cachebus.cli.verify.tape import all_records
-from cachebus.cli.verify.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
-from cachebus.keys import shard_of
+from cachebus.base.backoff import RECONNECT_MAX_S
+from cachebus.keys.key import shard_of
+from cachebus.tools.harness.messages import Tick
+from cachebus.tools.verify.checker.history import History, writes_of
+from cachebus.tools.verify.checker.spans import Excuses, Load, Span, loads_of
+from cachebus.tools.verify.checker.story import Known, Teller
+from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
+from cachebus.tools.verify.fleet.tape import all_records
+from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
+from cachebus.tools.verify.target.stage import Done
 
 START_S = 3.0
 """What a fleet takes to start, and with it the first epoch."""

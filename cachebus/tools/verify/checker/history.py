@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from cachebus.cli.verify.guarding import GUARDED
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.reading import L2
-from cachebus.cli.verify.setup import GUARD_DB_S
-from cachebus.cli.verify.spans import Excuses, Span
-from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, WAITED
-from cachebus.cli.verify.verdict import EDGES_S, bucket_of
-from cachebus.cli.verify.writing import BY_OTHERS, ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
+from cachebus.tools.verify.checker.spans import Excuses, Span
+from cachebus.tools.verify.checker.verdict import EDGES_S, bucket_of
+from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.reading import L2
+from cachebus.tools.verify.fleet.setup import GUARD_DB_S
+from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, WAITED
+from cachebus.tools.verify.fleet.writing import BY_OTHERS, ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
 
 
 class Write(NamedTuple):

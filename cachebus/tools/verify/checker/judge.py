@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-from cachebus.cli.verify import oddities
-from cachebus.cli.verify.evidence import Evidence
-from cachebus.cli.verify.guarding import GUARDED
-from cachebus.cli.verify.history import Check, History, Stale
-from cachebus.cli.verify.reading import SESSION_TOKEN
-from cachebus.cli.verify.setup import l2_timeout_s
-from cachebus.cli.verify.sources import Lives, served, too_soon, unexcused
-from cachebus.cli.verify.spans import Excuses, Load, overlapping, too_often, unexplained
-from cachebus.cli.verify.story import Teller
-from cachebus.cli.verify.tape import ITEM_MASK, VERB_SHIFT, records
-from cachebus.cli.verify.verdict import Finding, Verdict
-from cachebus.cli.verify.wellness import while_well
+from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.history import Check, History, Stale
+from cachebus.tools.verify.checker.sources import Lives, served, too_soon, unexcused
+from cachebus.tools.verify.checker.spans import Excuses, Load, overlapping, too_often, unexplained
+from cachebus.tools.verify.checker.story import Teller
+from cachebus.tools.verify.checker.verdict import Finding, Verdict
+from cachebus.tools.verify.checker.wellness import while_well
+from cachebus.tools.verify.fleet import oddities
+from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet.reading import SESSION_TOKEN
+from cachebus.tools.verify.fleet.setup import l2_timeout_s
+from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, records
 
 KEPT = 3
 """Findings told of each promise; all are counted."""

@@ -6,7 +6,7 @@ from html import escape
 from math import log10
 from typing import Final
 
-from cachebus.cli.verify.verdict import EDGES_S, Verdict, nines
+from cachebus.tools.verify.checker.verdict import EDGES_S, Verdict, nines
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 70, 70

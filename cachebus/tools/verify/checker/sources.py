@@ -12,11 +12,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cachebus.cli.verify import kinds
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.loaders import ORDINARY
-from cachebus.cli.verify.spans import Excuses, Load
-from cachebus.cli.verify.tape import ITEM_MASK
+from cachebus.tools.verify.checker.spans import Excuses, Load
+from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.loaders import ORDINARY
+from cachebus.tools.verify.fleet.tape import ITEM_MASK
 
 EARLY: Final = 0.65
 """A rest may be so much shorter than the policy says, by its jitter, and a soft life by what it is rounded to."""

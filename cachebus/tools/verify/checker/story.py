@@ -6,13 +6,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachebus.cli.verify.history import Stale, Write
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.reading import VERBS as READ_VERBS
-from cachebus.cli.verify.spans import Load
-from cachebus.cli.verify.stage import Done
-from cachebus.cli.verify.trouble import HURRIED, TROUBLES
-from cachebus.cli.verify.writing import VERBS as WRITE_VERBS
+from cachebus.tools.verify.checker.history import Stale, Write
+from cachebus.tools.verify.checker.spans import Load
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.reading import VERBS as READ_VERBS
+from cachebus.tools.verify.fleet.trouble import HURRIED, TROUBLES
+from cachebus.tools.verify.fleet.writing import VERBS as WRITE_VERBS
+from cachebus.tools.verify.target.stage import Done
 
 LINES_MAX = 40
 """Lines of what was around two loads: the latest of them."""

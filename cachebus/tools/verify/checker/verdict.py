@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from cachebus.cli.verify.promises import PROMISES
+from cachebus.tools.verify.checker.promises import PROMISES
 
 EDGES_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper edges of the histogram of ages; a last bucket takes what is older."""

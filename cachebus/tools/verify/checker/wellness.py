@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cachebus.cli.verify.history import Stale
-from cachebus.cli.verify.spans import Excuses
-from cachebus.cli.verify.trouble import BEGAN_ANEW
-from cachebus.cli.verify.writing import ERRAND
-from consumers.patience import LONGEST_S
+from cachebus.consumers.worker.patience import LONGEST_S
+from cachebus.tools.verify.checker.history import Stale
+from cachebus.tools.verify.checker.spans import Excuses
+from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW
+from cachebus.tools.verify.fleet.writing import ERRAND
 
 if TYPE_CHECKING:
-    from cachebus.cli.verify.judge import Judgement
+    from cachebus.tools.verify.checker.judge import Judgement
 
 
 def while_well(case: Judgement, late: Sequence[Stale]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cachebus import ConfigError, L2Unavailable, LoadTimeout
-from cachebus.cli.verify import kinds, oddities
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.loaders import Uncacheable
-from cachebus.cli.verify.oddities import Oddities
-from cachebus.cli.verify.tape import VERB_SHIFT, Tape
-from cachebus.cli.verify.trouble import Lateness
-from cachebus.cli.verify.truth import Truth
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet import kinds, oddities
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.loaders import Uncacheable
+from cachebus.tools.verify.fleet.oddities import Oddities
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
+from cachebus.tools.verify.fleet.trouble import Lateness
+from cachebus.tools.verify.fleet.truth import Truth
 
 PLAIN: Final = frozenset({"config", "page", "answer", "quick", "remote", "maybe", "claim", "deed", "system"})
 """Types whose values are whole when they are a list and its three parts are right."""

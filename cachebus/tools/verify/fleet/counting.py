@@ -6,10 +6,10 @@ import asyncio
 from typing import Final
 
 from cachebus import Cache, CacheBusError
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.kinds import TTL_S
-from cachebus.cli.verify.oddities import COUNTED, Oddities
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.kinds import TTL_S
+from cachebus.tools.verify.fleet.oddities import COUNTED, Oddities
 
 EVERY_S: Final = 0.02
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from cachebus.cli.lab.messages import GO, Tick
-from cachebus.cli.lab.supervisor import START_S, STOP_S, NodeCrashed, NodeProcess
-from cachebus.cli.verify import messages
-from cachebus.cli.verify.messages import Job
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.harness.messages import GO, Tick
+from cachebus.tools.harness.supervisor import START_S, STOP_S, NodeCrashed, NodeProcess
+from cachebus.tools.verify.fleet import messages
+from cachebus.tools.verify.fleet.messages import Job
 
-MODULE: Final = "cachebus.cli.verify.node"
+MODULE: Final = "cachebus.tools.verify.fleet.node"
 ASK_S: Final = 60.0
 
 

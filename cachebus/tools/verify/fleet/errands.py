@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from cachebus.cli.verify.items import Item as Subject
+from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.consumers.worker.source import Batch, Item, Left, Look, Meaning, Session, Source
+from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import InvalidationFailed
+from cachebus.producers.command import Invalidate
 from cachebus.settings import Settings
-from consumers.dead import DeadLetter
-from consumers.source import Batch, Item, Left, Look, Meaning, Session, Source
-from consumers.source_worker import SourceWorker
-from producers.command import Invalidate
+from cachebus.tools.verify.fleet.items import Item as Subject
 
 HOLD_S: Final = 0.5
 LIMIT: Final = 50

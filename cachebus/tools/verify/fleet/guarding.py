@@ -8,11 +8,11 @@ from random import Random
 from typing import Final
 
 from cachebus import Cache, CacheBusError
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.setup import GUARD_DB_S, guard_max_s
-from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.truth import RECENT, Truth
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.setup import GUARD_DB_S, guard_max_s
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
+from cachebus.tools.verify.fleet.truth import RECENT, Truth
 
 GUARDED: Final = 10
 """Its verb."""

@@ -7,8 +7,8 @@ from itertools import accumulate
 from random import Random
 from typing import Any, Final, NamedTuple
 
-from cachebus.cli.verify import kinds
-from cachebus.keys import Key, Keyspace
+from cachebus.keys.key import Key, Keyspace
+from cachebus.tools.verify.fleet import kinds
 
 TENANTS: Final = ("acme", "acme:config", "b*lt")
 """Two of them would be mistaken for something else if names were put together without encoding."""

@@ -8,13 +8,13 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, ConfigError
-from cachebus.cli.verify.items import Item
-from cachebus.cli.verify.kinds import LOAD_S, loaded
-from cachebus.cli.verify.oddities import NO_CYCLE, Oddities
-from cachebus.cli.verify.setup import LEASE_MS
-from cachebus.cli.verify.tape import VERB_SHIFT, Tape
-from cachebus.cli.verify.truth import Truth
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.kinds import LOAD_S, loaded
+from cachebus.tools.verify.fleet.oddities import NO_CYCLE, Oddities
+from cachebus.tools.verify.fleet.setup import LEASE_MS
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
+from cachebus.tools.verify.fleet.truth import Truth
 
 Load = Callable[[], Awaitable[Any]]
 QUICK_S: Final = (0.001, 0.003)

@@ -1,4 +1,4 @@
-"""One node of a run, a process of its own: `python -m cachebus.cli.verify.node`, its job as the first line of stdin.
+"""One node of a run, a process of its own: `python -m cachebus.tools.verify.fleet.node`, its job as stdin's first line.
 
 It ends when it is told to, or at once when stdin does, that is, when its parent has gone, however that ended.
 """
@@ -17,26 +17,26 @@ from random import Random
 from typing import Final
 
 from cachebus import Cache, CacheBusError, L2Unavailable, lifespan
-from cachebus.cli.lab.messages import TICK_S, Done, Failed, Ready, Said, Tick
-from cachebus.cli.lab.talk import hear, next_order, say
-from cachebus.cli.verify import kinds, messages
-from cachebus.cli.verify.answers import Answers
-from cachebus.cli.verify.counting import Counting
-from cachebus.cli.verify.errands import Errands
-from cachebus.cli.verify.guarding import Guards
-from cachebus.cli.verify.items import Item, make_items
-from cachebus.cli.verify.loaders import Loaders
-from cachebus.cli.verify.messages import Job, decode_job
-from cachebus.cli.verify.oddities import Oddities
-from cachebus.cli.verify.publishing import Publishing
-from cachebus.cli.verify.reading import Readers
-from cachebus.cli.verify.roads import turn
-from cachebus.cli.verify.setup import l2_timeout_s, probe_interval_s, settings_of
-from cachebus.cli.verify.tape import KINDS, Tape
-from cachebus.cli.verify.trouble import Lateness, watch
-from cachebus.cli.verify.truth import Truth
-from cachebus.cli.verify.writing import Writers
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.harness.messages import TICK_S, Done, Failed, Ready, Said, Tick
+from cachebus.tools.harness.talk import hear, next_order, say
+from cachebus.tools.verify.fleet import kinds, messages
+from cachebus.tools.verify.fleet.answers import Answers
+from cachebus.tools.verify.fleet.counting import Counting
+from cachebus.tools.verify.fleet.errands import Errands
+from cachebus.tools.verify.fleet.guarding import Guards
+from cachebus.tools.verify.fleet.items import Item, make_items
+from cachebus.tools.verify.fleet.loaders import Loaders
+from cachebus.tools.verify.fleet.messages import Job, decode_job
+from cachebus.tools.verify.fleet.oddities import Oddities
+from cachebus.tools.verify.fleet.publishing import Publishing
+from cachebus.tools.verify.fleet.reading import Readers
+from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
+from cachebus.tools.verify.fleet.tape import KINDS, Tape
+from cachebus.tools.verify.fleet.trouble import Lateness, watch
+from cachebus.tools.verify.fleet.truth import Truth
+from cachebus.tools.verify.fleet.writing import Writers
+from cachebus.tools.verify.target.roads import turn
 
 RECOVERY_BOUNDS: Final = 5.0
 RECOVERY_S: Final = 10.0

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from cachebus.cli.verify import messages
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet import messages
 
 KEEP: Final = 3
 

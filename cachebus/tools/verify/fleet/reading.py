@@ -8,14 +8,14 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, cached, get_with_cache_aside
-from cachebus.cli.lab.traffic import Pace
-from cachebus.cli.verify.answers import Answers
-from cachebus.cli.verify.items import Item, by_popularity, popularity
-from cachebus.cli.verify.kinds import QUICK_TTL_S
-from cachebus.cli.verify.loaders import Loaders, Odd
-from cachebus.cli.verify.tape import VERB_SHIFT, Tape
-from cachebus.cli.verify.truth import RECENT, SESSIONS, Token, Truth
-from cachebus.clock import Clock
+from cachebus.base.clock import Clock
+from cachebus.tools.demo.traffic import Pace
+from cachebus.tools.verify.fleet.answers import Answers
+from cachebus.tools.verify.fleet.items import Item, by_popularity, popularity
+from cachebus.tools.verify.fleet.kinds import QUICK_TTL_S
+from cachebus.tools.verify.fleet.loaders import Loaders, Odd
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
+from cachebus.tools.verify.fleet.truth import RECENT, SESSIONS, Token, Truth
 
 LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
 VERBS: Final = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cachebus import Settings
-from cachebus.cli.verify.kinds import POLICIES
-from cachebus.cli.verify.messages import Job
+from cachebus.tools.verify.fleet.kinds import POLICIES
+from cachebus.tools.verify.fleet.messages import Job
 
 LEASE_MS = 400
 WIDER = 2.0

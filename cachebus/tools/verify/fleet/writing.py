@@ -10,15 +10,15 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, Receipt
+from cachebus.base.clock import Clock
 from cachebus.cascade import Target
-from cachebus.cli.lab.traffic import Pace
-from cachebus.cli.verify.errands import Errands
-from cachebus.cli.verify.guarding import GUARDED, Guards
-from cachebus.cli.verify.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
-from cachebus.cli.verify.oddities import REFUSED, Oddities
-from cachebus.cli.verify.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.cli.verify.truth import RECENT, Token, Truth
-from cachebus.clock import Clock
+from cachebus.tools.demo.traffic import Pace
+from cachebus.tools.verify.fleet.errands import Errands
+from cachebus.tools.verify.fleet.guarding import GUARDED, Guards
+from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
+from cachebus.tools.verify.fleet.oddities import REFUSED, Oddities
+from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
+from cachebus.tools.verify.fleet.truth import RECENT, Token, Truth
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
 CLAIM, FEW, ERRAND = 11, 12, 13

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from cachebus.cli.lab.proxy import Proxy
-from cachebus.cli.verify import messages
-from cachebus.cli.verify.network_faults import DELAY_S
-from cachebus.cli.verify.setup import PARTITIONS
-from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.harness.proxy import Proxy
+from cachebus.tools.verify.fleet import messages
+from cachebus.tools.verify.fleet.setup import PARTITIONS
+from cachebus.tools.verify.nemesis.network_faults import DELAY_S
+from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 MUTE_S: Final = 0.1
 PARTITIONS_MAX: Final = 8

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Final
 
-from cachebus.cli.verify.broker_faults import BROKER_FAULTS
-from cachebus.cli.verify.group_faults import GROUP_FAULTS
-from cachebus.cli.verify.network_faults import NETWORK_FAULTS
-from cachebus.cli.verify.node_faults import NODE_FAULTS, SOURCE_FAULTS
-from cachebus.cli.verify.server import ALONE, KAFKA, REDIS
-from cachebus.cli.verify.server_faults import SERVER_FAULTS
-from cachebus.cli.verify.stage import Fault, Strike
 from cachebus.errors import ConfigError
 from cachebus.policy import closest
+from cachebus.tools.verify.nemesis.broker_faults import BROKER_FAULTS
+from cachebus.tools.verify.nemesis.group_faults import GROUP_FAULTS
+from cachebus.tools.verify.nemesis.network_faults import NETWORK_FAULTS
+from cachebus.tools.verify.nemesis.node_faults import NODE_FAULTS, SOURCE_FAULTS
+from cachebus.tools.verify.nemesis.server_faults import SERVER_FAULTS
+from cachebus.tools.verify.target.server import ALONE, KAFKA, REDIS
+from cachebus.tools.verify.target.stage import Fault, Strike
 
 _ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
 FAULTS: Final = {fault.name: fault for fault in _ALL}

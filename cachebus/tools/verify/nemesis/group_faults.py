@@ -7,14 +7,14 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from cachebus.cli.groups import ask
-from cachebus.cli.lab.proxy import HOST
-from cachebus.cli.verify.group import GroupUnderTest
-from cachebus.cli.verify.roads import Roads
-from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
+from cachebus.tools.harness.proxy import HOST
+from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.verify.target.group import GroupUnderTest
+from cachebus.tools.verify.target.roads import Roads
+from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 NONE: Final = frozenset[int]()
 

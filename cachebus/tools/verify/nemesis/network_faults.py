@@ -6,11 +6,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from cachebus.cli.lab.frames import garbled, garbled_head, is_message
-from cachebus.cli.lab.stream import Direction, Spoil
-from cachebus.cli.verify.roads import Road, Roads
-from cachebus.cli.verify.setup import l2_timeout_s
-from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.harness.frames import garbled, garbled_head, is_message
+from cachebus.tools.harness.stream import Direction, Spoil
+from cachebus.tools.verify.fleet.setup import l2_timeout_s
+from cachebus.tools.verify.target.roads import Road, Roads
+from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 SHARE: Final = 0.3
 """Of the messages, by those faults that strike some of them."""

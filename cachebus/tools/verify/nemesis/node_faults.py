@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-from cachebus.cli.verify import messages
-from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.verify.fleet import messages
+from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 GATHER_S: Final = 0.3
 

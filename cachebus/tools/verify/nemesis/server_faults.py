@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from cachebus.cli.verify import messages
-from cachebus.cli.verify.server import Machine
-from cachebus.cli.verify.stage import Act, Fault, Stage, Strike, rest
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
+from cachebus.tools.verify.fleet import messages
+from cachebus.tools.verify.target.server import Machine
+from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 OLD: Final = "old.rdb"
 GUARDED_FOR_S, LOST_FOR_S = 0.05, 0.25

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from cachebus.bus.kafka_client import Endings, quietly
-from cachebus.cli.lab.proxy import HOST, Proxy, dialer
-from cachebus.cli.servers.daemon import free_port
-from cachebus.cli.servers.kafka import KafkaServer
-from cachebus.cli.verify.setup import PARTITIONS, TOPIC
 from cachebus.resp import Address
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.servers.daemon import free_port
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.tools.verify.fleet.setup import PARTITIONS, TOPIC
 
 FORGET_S: Final = 5.0
 

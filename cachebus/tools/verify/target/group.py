@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Final, Literal
 
-from cachebus.cli.doctor.counting import needed
-from cachebus.cli.embedded import EmbeddedServer, ServerBinary
-from cachebus.cli.groups import SERVICE, ClusterGroup, SentinelGroup, ask
-from cachebus.cli.lab.proxy import Dial, dialer
-from cachebus.cli.verify.items import TENANTS
-from cachebus.cli.verify.server import Machine, ServerUnderTest
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
-from cachebus.keys import shard_of
+from cachebus.keys.key import shard_of
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address, slot_of
 from cachebus.settings import CLUSTER_SHARDS
+from cachebus.tools.doctor.counting import needed
+from cachebus.tools.harness.proxy import Dial, dialer
+from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary
+from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
+from cachebus.tools.verify.fleet.items import TENANTS
+from cachebus.tools.verify.target.server import Machine, ServerUnderTest
 
 Kind = Literal["sentinel", "cluster"]
 LOOK_S: Final = 0.05

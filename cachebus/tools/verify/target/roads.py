@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from cachebus.cli.lab.proxy import ALL_KINDS, BOTH, HOST, Dial, Proxy
-from cachebus.cli.lab.stream import Direction, Kind, Spoil
+from cachebus.tools.harness.proxy import ALL_KINDS, BOTH, HOST, Dial, Proxy
+from cachebus.tools.harness.stream import Direction, Kind, Spoil
 
 
 class Roads:

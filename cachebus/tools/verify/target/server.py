@@ -11,17 +11,17 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar, cast
 
-from cachebus.cli.embedded import EmbeddedServer, ServerBinary, best_server
-from cachebus.cli.lab.proxy import HOST, Dial, dialer
-from cachebus.cli.lab.server import Server, asked, purge
 from cachebus.errors import ConfigError
-from cachebus.keys import Key
+from cachebus.keys.key import Key
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address
 from cachebus.settings import as_redis
+from cachebus.tools.demo.server import Server, asked, purge
+from cachebus.tools.harness.proxy import HOST, Dial, dialer
+from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server
 
 if TYPE_CHECKING:
-    from cachebus.cli.verify.group import GroupUnderTest
+    from cachebus.tools.verify.target.group import GroupUnderTest
 
 T = TypeVar("T")
 ALONE: Final = "standalone"
@@ -202,7 +202,7 @@ async def standing(
     """
     namespace = f"cachebus-verify-{secrets.token_hex(4)}"
     if kind in ("sentinel", "cluster"):
-        from cachebus.cli.verify.group import grouped
+        from cachebus.tools.verify.target.group import grouped
 
         kind = cast("Literal['sentinel', 'cluster']", kind)
         async with grouped(kind, binary or best_server(), namespace, seed) as group:

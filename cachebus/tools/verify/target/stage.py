@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple
 
-from cachebus.cli.verify.broker import Broker
-from cachebus.cli.verify.crew import Crew
-from cachebus.cli.verify.roads import Road
-from cachebus.cli.verify.server import Machine, ServerUnderTest
-from cachebus.clock import monotonic
+from cachebus.base.clock import monotonic
+from cachebus.tools.verify.fleet.crew import Crew
+from cachebus.tools.verify.target.broker import Broker
+from cachebus.tools.verify.target.roads import Road
+from cachebus.tools.verify.target.server import Machine, ServerUnderTest
 
 Where = Literal["network", "server", "node", "source", "group", "broker", "bus"]
 
