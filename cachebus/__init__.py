@@ -33,14 +33,7 @@ from cachebus.helpers import (
 )
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Stats
-from cachebus.policy import (
-    DEFAULT_TTL_MAPPING,
-    TTL_EXTENDED,
-    TTL_PERMANENT,
-    TTL_SHORT,
-    TTL_STANDARD,
-    Policy,
-)
+from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.fetch import MISSING
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings

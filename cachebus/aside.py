@@ -39,9 +39,15 @@ class Aside:
     """One call of cache-aside that L1's fast path did not answer."""
 
     def __init__(
-        self, cache: Cache, key: Key, data_type: str, resource_id: Id, fetch: Source | None, generate: Source | None,
+        self,
+        cache: Cache,
+        key: Key,
+        data_type: str,
+        resource_id: Id,
+        fetch: Source | None,
+        generate: Source | None,
         serializer: Callable[[Any], Any] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._cache, self._key = cache, key
         self._asked = data_type, resource_id
         self._fetch, self._generate, self._serializer = fetch, generate, serializer

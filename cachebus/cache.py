@@ -38,10 +38,18 @@ class Cache(Life):
     # -- reading --------------------------------------------------------------------------------------------------
 
     async def get(
-        self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, search_hierarchy: bool = False,
-        use_memory: bool = True, default: Any = None, after: Receipt | str | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        use_memory: bool = True,
+        default: Any = None,
+        after: Receipt | str | None = None,
+    ) -> Any:
         """The cached value, or `default` (also where the source is known to have nothing).
 
         `search_hierarchy`: when the given contexts have none, look without the collection, then the conversation, then
@@ -81,9 +89,7 @@ class Cache(Life):
                     entry.freq += 1
                 return entry.value
         parts = self._live()
-        key = parts.naming.key(
-            data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
-        )  # fmt: skip
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         place = None if after is None else place_of(after)
         if search_hierarchy:
             value = (await parts.reader.search(key, place, use_memory)).value
@@ -92,9 +98,16 @@ class Cache(Life):
         return default if value is MISSING or value is NOT_FOUND else value
 
     async def get_many(
-        self, data_type: str, resource_ids: Iterable[Id], tenant_id: Id | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, *, after: Receipt | str | None = None,
-    ) -> dict[Id, Any]:  # fmt: skip
+        self,
+        data_type: str,
+        resource_ids: Iterable[Id],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> dict[Id, Any]:
         """The cached values by the ids asked, absent ones left out; one round trip for all of 250 that L1 lacks.
 
         More are asked for 250 after 250, so that neither this process nor the server is held up for others, and are not
@@ -115,11 +128,20 @@ class Cache(Life):
         return found
 
     async def get_or_load(
-        self, data_type: str, resource_id: Id, loader: Source, tenant_id: Id | None = None,
-        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None,
-        search_hierarchy: bool = False, ttl: float | None = None, tags: Sequence[str] = (),
-        after: Receipt | str | None = None, use_memory: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Source,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+    ) -> Any:
         """The cached value, else what the loader gives.
 
         The loader, sync or async, gets the resource id, the tenant and the surrounding `Context` by its parameters
@@ -161,9 +183,7 @@ class Cache(Life):
                     entry.freq += 1
                 return entry.value
         parts = self._live()
-        key = parts.naming.key(
-            data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
-        )  # fmt: skip
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         rules = parts.policies.rules(key.family.data_type)
         load = self._load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
         found = await self.load(
@@ -179,9 +199,18 @@ class Cache(Life):
         return load
 
     async def load(
-        self, key: Key, load: Load, rules: Rules, *, after: Receipt | str | None = None, search: bool = False,
-        ttl: float | None = None, tags: Sequence[str] = (), use_memory: bool = True, sources: int = 1,
-    ) -> Found:  # fmt: skip
+        self,
+        key: Key,
+        load: Load,
+        rules: Rules,
+        *,
+        after: Receipt | str | None = None,
+        search: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        use_memory: bool = True,
+        sources: int = 1,
+    ) -> Found:
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         ttl_s = None if ttl is None else check_ttl(ttl)
         request = Request(
@@ -204,10 +233,19 @@ class Cache(Life):
     # -- writing --------------------------------------------------------------------------------------------------
 
     async def set(
-        self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, ttl: float | None = None, *,
-        tags: Sequence[str] = (), wait: str | None = None,
-    ) -> Receipt:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        value: Any,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        ttl: float | None = None,
+        *,
+        tags: Sequence[str] = (),
+        wait: str | None = None,
+    ) -> Receipt:
         """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
 
         `wait="nodes"` returns when no node serves the former value; see `invalidate`. Raises `NotSerializable`,
@@ -218,10 +256,18 @@ class Cache(Life):
         )
 
     async def add(
-        self, data_type: str, resource_id: Id, value: Any, ttl: float | None = None, tenant_id: Id | None = None,
-        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
+        self,
+        data_type: str,
+        resource_id: Id,
+        value: Any,
+        ttl: float | None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
         tags: Sequence[str] = (),
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Store a value only where there is none; whether it was stored. Atomic in L2.
 
         Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
@@ -232,9 +278,17 @@ class Cache(Life):
         return receipt.stored or not self.settings.enabled
 
     async def _store(
-        self, data_type: str, resource_id: Id, value: Any, tenant_id: Id | None, contexts: Contexts,
-        ttl: float | None, tags: Sequence[str], if_absent: bool, wait: str | None = None,
-    ) -> Receipt:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        value: Any,
+        tenant_id: Id | None,
+        contexts: Contexts,
+        ttl: float | None,
+        tags: Sequence[str],
+        if_absent: bool,
+        wait: str | None = None,
+    ) -> Receipt:
         check_wait(wait)
         parts = self._live()
         ttl_s = None if ttl is None else check_ttl(ttl)
@@ -245,15 +299,21 @@ class Cache(Life):
             [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
         )
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent,
-            wait=bool(wait),
-        )  # fmt: skip
+            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent, wait=bool(wait)
+        )
 
     async def invalidate(
-        self, data_type: str, resource_id: Id, tenant_id: Id | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, *, contexts: str = "exact",
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        contexts: str = "exact",
         wait: str | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
         This key exactly; with `contexts="all"`, and no context id, the id in every context too. `wait="nodes"` returns
@@ -272,9 +332,13 @@ class Cache(Life):
     """Remove a value: the same promise under its other name."""
 
     async def invalidate_targets(
-        self, targets: Sequence[Target], tenant_id: Id | None = None, *, all_contexts: bool = False,
+        self,
+        targets: Sequence[Target],
+        tenant_id: Id | None = None,
+        *,
+        all_contexts: bool = False,
         wait: str | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Several targets of one tenant, and their cascades, in one atomic step."""
         check_wait(wait)
         parts = self._live()
@@ -285,9 +349,15 @@ class Cache(Life):
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(
-        self, tenant_id: Id | None = None, data_type: str | None = None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, *, wait: str | None = None,
-    ) -> Receipt:  # fmt: skip
+        self,
+        tenant_id: Id | None = None,
+        data_type: str | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        wait: str | None = None,
+    ) -> Receipt:
         """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
         check_wait(wait)
         parts = self._live()
@@ -307,10 +377,17 @@ class Cache(Life):
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     def write_guard(
-        self, targets: Sequence[Sequence[Any]] = (), tenant_id: Id | None = None, *,
-        scopes: Sequence[str | Mapping[str, Any]] = (), tags: Sequence[str] = (), contexts: str = "exact",
-        timeout_s: float | None = None, db_timeout_s: float | None = None, wait: str | None = None,
-    ) -> WriteGuard:  # fmt: skip
+        self,
+        targets: Sequence[Sequence[Any]] = (),
+        tenant_id: Id | None = None,
+        *,
+        scopes: Sequence[str | Mapping[str, Any]] = (),
+        tags: Sequence[str] = (),
+        contexts: str = "exact",
+        timeout_s: float | None = None,
+        db_timeout_s: float | None = None,
+        wait: str | None = None,
+    ) -> WriteGuard:
         """Guard a database's write: `async with cache.write_guard([("config", "x")], "acme", db_timeout_s=5):`.
 
         Killed anywhere in the block, the process leaves no stale value behind the guard's time-out. `targets`: data
@@ -342,10 +419,18 @@ class Cache(Life):
     # -- counters -------------------------------------------------------------------------------------------------
 
     async def increment(
-        self, counter_type: str, tenant_id: Id | None = None, value: int = 1, resource_id: Id | None = None,
-        agent_id: Id | None = None, conversation_id: Id | None = None, collection_id: Id | None = None, *,
-        expires_in_s: float | None = None, request_id: Id | None = None,
-    ) -> int:  # fmt: skip
+        self,
+        counter_type: str,
+        tenant_id: Id | None = None,
+        value: int = 1,
+        resource_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        expires_in_s: float | None = None,
+        request_id: Id | None = None,
+    ) -> int:
         """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires if `expires_in_s` says so.
 
         With a `request_id` (an id like any other) a repetition within 60 s, and while the counter lives, adds nothing.

@@ -97,7 +97,7 @@ async def get_with_cache_aside(
     tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
     key = cache._live().naming.key(
         data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
-    )  # fmt: skip
+    )
     aside = Aside(cache, key, data_type, resource_id, fetch_from_db_func, generate_func, serializer)
     return await aside.run(ctx, ttl, deserializer, started)
 
@@ -172,9 +172,16 @@ async def increment_counter(
 ) -> int:
     """Add to a shared counter and give its new value; see `Cache.increment`."""
     return await current_cache().increment(
-        counter_type, tenant_id, value, resource_id, agent_id, conversation_id, collection_id,
-        expires_in_s=expires_in_s, request_id=request_id,
-    )  # fmt: skip
+        counter_type,
+        tenant_id,
+        value,
+        resource_id,
+        agent_id,
+        conversation_id,
+        collection_id,
+        expires_in_s=expires_in_s,
+        request_id=request_id,
+    )
 
 
 async def get_counter(
@@ -246,9 +253,12 @@ def cached(
     for a generator, async or not, and for a result that is an iterator.
     """
     templates = {
-        "resource_id": resource_id, "tenant_id": tenant_id, "agent_id": agent_id,
-        "conversation_id": conversation_id, "collection_id": collection_id,
-    }  # fmt: skip
+        "resource_id": resource_id,
+        "tenant_id": tenant_id,
+        "agent_id": agent_id,
+        "conversation_id": conversation_id,
+        "collection_id": collection_id,
+    }
 
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         check_async(function)

@@ -155,9 +155,15 @@ def write_guard(
 ) -> WriteGuard:
     """Guard a database's write in the process-wide cache; see `Cache.write_guard`."""
     return current_cache().write_guard(
-        targets, tenant_id, scopes=scopes, tags=tags, contexts=contexts, timeout_s=timeout_s,
-        db_timeout_s=db_timeout_s, wait=wait,
-    )  # fmt: skip
+        targets,
+        tenant_id,
+        scopes=scopes,
+        tags=tags,
+        contexts=contexts,
+        timeout_s=timeout_s,
+        db_timeout_s=db_timeout_s,
+        wait=wait,
+    )
 
 
 CacheManager.write_guard = staticmethod(write_guard)

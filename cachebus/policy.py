@@ -189,10 +189,28 @@ class Rules:
     """A policy as the data path reads it: plain attributes, the TTL resolved, tags as templates; `ConfigError`."""
 
     __slots__ = (
-        "codec", "compress_over_bytes", "copy", "data_type", "fail_safe_s", "fail_safe_throttle_s", "l1", "l1_ttl_s",
-        "load_soft_timeout_s", "load_timeout_s", "lossy", "max_value_bytes", "model", "negative_ttl_s", "retries",
-        "retry_backoff_s", "retry_on", "soft_ttl_s", "tags", "ttl_jitter", "ttl_s",
-    )  # fmt: skip
+        "codec",
+        "compress_over_bytes",
+        "copy",
+        "data_type",
+        "fail_safe_s",
+        "fail_safe_throttle_s",
+        "l1",
+        "l1_ttl_s",
+        "load_soft_timeout_s",
+        "load_timeout_s",
+        "lossy",
+        "max_value_bytes",
+        "model",
+        "negative_ttl_s",
+        "retries",
+        "retry_backoff_s",
+        "retry_on",
+        "soft_ttl_s",
+        "tags",
+        "ttl_jitter",
+        "ttl_s",
+    )
 
     def __init__(self, data_type: str, policy: Policy) -> None:
         try:

@@ -85,9 +85,12 @@ class Fleet:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
         self.world = World(
-            self.settings.shards, clock, marks_max=self.settings.max_marks, log_max=self.settings.log_max_len,
+            self.settings.shards,
+            clock,
+            marks_max=self.settings.max_marks,
+            log_max=self.settings.log_max_len,
             log_max_bytes=self.settings.log_max_bytes,
-        )  # fmt: skip
+        )
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()
@@ -130,9 +133,16 @@ class Fleet:
 
 
 async def verify(
-    url: str | None = None, *, seconds: float = 20.0, seed: int | None = None, faults: str = "all", nodes: int = 4,
-    bound_s: float = 1.0, rate: float = 1_000.0, write_rate: float | None = None,
-) -> Verdict:  # fmt: skip
+    url: str | None = None,
+    *,
+    seconds: float = 20.0,
+    seed: int | None = None,
+    faults: str = "all",
+    nodes: int = 4,
+    bound_s: float = 1.0,
+    rate: float = 1_000.0,
+    write_rate: float | None = None,
+) -> Verdict:
     """Run several node processes against a server under faults, and judge every read; what `cachebus verify` does.
 
     `url`: a server of yours, of which only a namespace of its own is touched, and emptied in the end; None: one that is
@@ -150,9 +160,15 @@ async def verify(
     from cachebus.tools.verify.run import Run
 
     plan = planned(
-        url=url, seconds=seconds, seed=seed, faults=chosen(faults), nodes=nodes, bound_s=bound_s, rate=rate,
+        url=url,
+        seconds=seconds,
+        seed=seed,
+        faults=chosen(faults),
+        nodes=nodes,
+        bound_s=bound_s,
+        rate=rate,
         write_rate=write_rate,
-    )  # fmt: skip
+    )
     return await Run(plan).verdict()
 
 

@@ -39,9 +39,15 @@ class Orders:
         self.planner = Planner(Keyspace(shards), CascadeTable(cascades))
 
     def invalidate(
-        self, data_type: str, resource_id: Id, tenant_id: Id | None, contexts: str,
-        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
-    ) -> Order:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None,
+        contexts: str,
+        agent_id: Id | None,
+        conversation_id: Id | None,
+        collection_id: Id | None,
+    ) -> Order:
         """One resource and its cascades."""
         ids = agent_id, conversation_id, collection_id
         check_contexts(contexts, *ids)
@@ -50,16 +56,21 @@ class Orders:
         return Order(
             plan,
             lambda: Invalidate(
-                op="invalidate", related=related_of(self.planner.expand([one], tenant)[1:]),
+                op="invalidate",
+                related=related_of(self.planner.expand([one], tenant)[1:]),
                 contexts=contexts,  # type: ignore[arg-type]
                 **_given(tenant, data_type, resource_id, *ids),
             ),
-        )  # fmt: skip
+        )
 
     def scope(
-        self, tenant_id: Id | None, data_type: str | None,
-        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
-    ) -> Order:  # fmt: skip
+        self,
+        tenant_id: Id | None,
+        data_type: str | None,
+        agent_id: Id | None,
+        conversation_id: Id | None,
+        collection_id: Id | None,
+    ) -> Order:
         """A tenant or one of its types, narrowed by at most one context id."""
         ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type, tenant_id)
         plan = self.planner.scope(tenant, data_type, ids)
@@ -75,9 +86,15 @@ class Orders:
         return Order(plan, lambda: InvalidateTags(op="tags", tags=text, **_given(tenant)))
 
     def coordinated(
-        self, tenant_id: Id, data_type: str, resource_id: Id, related: Sequence[Mapping[str, Any]] | None,
-        agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None,
-    ) -> Order:  # fmt: skip
+        self,
+        tenant_id: Id,
+        data_type: str,
+        resource_id: Id,
+        related: Sequence[Mapping[str, Any]] | None,
+        agent_id: Id | None,
+        conversation_id: Id | None,
+        collection_id: Id | None,
+    ) -> Order:
         """A resource and what is related to it, in one step."""
         ids = agent_id, conversation_id, collection_id
         targets = coordinated(target(data_type, resource_id, ids), related or (), ids)
@@ -85,10 +102,11 @@ class Orders:
         return Order(
             plan,
             lambda: InvalidateCoordinated(
-                op="coordinated", related=related_of(self.planner.expand(targets, tenant_id)[1:]),
+                op="coordinated",
+                related=related_of(self.planner.expand(targets, tenant_id)[1:]),
                 **_given(tenant_id, data_type, resource_id, *ids),
             ),
-        )  # fmt: skip
+        )
 
 
 def _given(*ids: Id | None) -> dict[str, Any]:
@@ -157,9 +175,14 @@ class Producer(ABC):
     ) -> Receipt:
         """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
         order = self._orders.coordinated(
-            tenant_id, primary_data_type, primary_resource_id, related_invalidations,
-            agent_id, conversation_id, collection_id,
-        )  # fmt: skip
+            tenant_id,
+            primary_data_type,
+            primary_resource_id,
+            related_invalidations,
+            agent_id,
+            conversation_id,
+            collection_id,
+        )
         return await self._send(order, wait)
 
     @abstractmethod

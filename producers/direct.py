@@ -168,9 +168,13 @@ class DirectProducer(Producer):
         if wait:
             nodes = await self._waits(store).wait(plan.shard, change, lambda: _NOBODY)
         return Receipt(
-            plan.shard, change.epoch.decode(), change.seq, targets=dict(plan.targets),
-            confirmed=nodes.confirmed, lapsed=nodes.lapsed,
-        )  # fmt: skip
+            plan.shard,
+            change.epoch.decode(),
+            change.seq,
+            targets=dict(plan.targets),
+            confirmed=nodes.confirmed,
+            lapsed=nodes.lapsed,
+        )
 
     async def probe(self) -> None:
         """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat in others what

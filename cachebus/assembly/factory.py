@@ -114,17 +114,34 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     )
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
     writer = Writer(
-        fetcher, bus, clock, heartbeat.nudge, pending, enabled=settings.enabled,
+        fetcher,
+        bus,
+        clock,
+        heartbeat.nudge,
+        pending,
+        enabled=settings.enabled,
         resend_max_bytes=settings.resend_max_bytes,
-    )  # fmt: skip
+    )
     heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
     guards = Guards(node)
     heartbeat.judge_guards = guards.judge
     planner = Planner(keyspace, cascades)
     return Parts(
-        settings, node, store, bus, policies, cascades, Naming(keyspace), planner, reader, loads, writer,
-        guards, heartbeat, world,
-    )  # fmt: skip
+        settings,
+        node,
+        store,
+        bus,
+        policies,
+        cascades,
+        Naming(keyspace),
+        planner,
+        reader,
+        loads,
+        writer,
+        guards,
+        heartbeat,
+        world,
+    )
 
 
 class _Later:
@@ -216,9 +233,12 @@ def _world(name: str, settings: Settings, clock: Clock) -> World:
     shared = _worlds.get(name) if name else None
     if shared is None:
         shared = World(
-            settings.shards, clock, marks_max=settings.max_marks, log_max=settings.log_max_len,
+            settings.shards,
+            clock,
+            marks_max=settings.max_marks,
+            log_max=settings.log_max_len,
             log_max_bytes=settings.log_max_bytes,
-        )  # fmt: skip
+        )
         if name:
             _worlds[name] = shared
     if len(shared.shards) != settings.shards:

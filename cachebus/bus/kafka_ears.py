@@ -82,10 +82,7 @@ class KafkaEars:
             auto_offset_reset="none",
             fetch_max_wait_ms=int(FETCH_WAIT_S * 1000),
             metadata_max_age_ms=METADATA_AGE_MS,
-            **{
-                **self._access.arguments(),
-                "request_timeout_ms": int((self._access.timeout_s + FETCH_WAIT_S) * 1000),
-            },
+            **{**self._access.arguments(), "request_timeout_ms": int((self._access.timeout_s + FETCH_WAIT_S) * 1000)},
         )
         topic = self._access.topic
         await self._endings.started(consumer, partial(_end, consumer))
@@ -152,8 +149,11 @@ class KafkaEars:
         logger.warning(
             "messages on Kafka that no key of kafka_events_key (CACHEBUS_KAFKA_EVENTS_KEY) has signed are passed over: "
             "{} so far, the last {}/{}@{}; nodes, producers and workers need the same keys",
-            self._counters.events_unsigned, record.topic, record.partition, record.offset,
-        )  # fmt: skip
+            self._counters.events_unsigned,
+            record.topic,
+            record.partition,
+            record.offset,
+        )
 
     async def _lost_positions(self, consumer: Any, partitions: Mapping[Any, int]) -> None:
         """What stood there is gone: go on at the end. The probe finds what was missed, and the log in L2 has it."""

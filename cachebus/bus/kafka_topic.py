@@ -75,8 +75,13 @@ def _check_partitions(access: KafkaAccess, partitions: int) -> None:
     if 0 < partitions < access.partitions:
         logger.warning(
             "the Kafka topic {} has {} partitions, {} are wanted (CACHEBUS_KAFKA_PARTITIONS): kafka-topics.sh --alter "
-            "--topic {} --partitions {}", access.topic, partitions, access.partitions, access.topic, access.partitions,
-        )  # fmt: skip
+            "--topic {} --partitions {}",
+            access.topic,
+            partitions,
+            access.partitions,
+            access.topic,
+            access.partitions,
+        )
 
 
 async def _check_configuration(admin: Any, access: KafkaAccess) -> None:
@@ -87,8 +92,10 @@ async def _check_configuration(admin: Any, access: KafkaAccess) -> None:
     if code:
         logger.warning(
             "Kafka does not let this user see how the topic {} is set up: it should have cleanup.policy=delete and "
-            "retention.ms of at least {}", access.topic, access.retention_ms // 60,
-        )  # fmt: skip
+            "retention.ms of at least {}",
+            access.topic,
+            access.retention_ms // 60,
+        )
         return
     check_configuration(access.topic, {name: value for name, value, *_ in entries}, access.retention_ms)
 
@@ -106,5 +113,9 @@ def check_configuration(topic: str, configured: Mapping[str, str | None], wanted
         if 0 <= retention_ms < wanted_ms // 60:
             logger.warning(
                 "the Kafka topic {} keeps messages for {} s only; who is behind for longer would miss some: "
-                "{} retention.ms={}", topic, retention_ms / 1000, change, wanted_ms,
-            )  # fmt: skip
+                "{} retention.ms={}",
+                topic,
+                retention_ms / 1000,
+                change,
+                wanted_ms,
+            )

@@ -36,9 +36,15 @@ class RedisBus:
     in_store = True
 
     def __init__(
-        self, route: Route, channels: Sequence[str], listener: Listener,
-        *, timeout_s: float, connect_timeout_s: float, clock: Clock,
-    ) -> None:  # fmt: skip
+        self,
+        route: Route,
+        channels: Sequence[str],
+        listener: Listener,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        clock: Clock,
+    ) -> None:
         self._route = route
         self._channels = list(channels)
         self._shards = {channel.encode(): shard for shard, channel in enumerate(channels)}

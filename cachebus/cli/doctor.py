@@ -93,9 +93,7 @@ def doctor(
     raise typer.Exit(status)
 
 
-def _gone_through(
-    settings: Settings, deployment: Deployment, look: Look, *, strict: bool, as_json: bool
-) -> int:  # fmt: skip
+def _gone_through(settings: Settings, deployment: Deployment, look: Look, *, strict: bool, as_json: bool) -> int:
     """Look at one server after the other, and tell what each has; gives the exit status. One that is out of reach is a
     finding where there are others: those it hides nothing of."""
     from cachebus.cli.doctor_report import printed, told, under

@@ -21,9 +21,16 @@ class Details:
     __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
 
     def __init__(
-        self, *, absent: bool = False, not_found: bool = False, soft_until: float = INF, keep_until: float = NEVER,
-        tags: Sequence[str] = (), version: bytes = b"", decode: Callable[[], object] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        absent: bool = False,
+        not_found: bool = False,
+        soft_until: float = INF,
+        keep_until: float = NEVER,
+        tags: Sequence[str] = (),
+        version: bytes = b"",
+        decode: Callable[[], object] | None = None,
+    ) -> None:
         self.absent = absent
         """Nothing is in L2 under this key; only said for hierarchical searches, and for D at most."""
         self.not_found = not_found

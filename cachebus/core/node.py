@@ -38,9 +38,18 @@ class Node:
     """One node. Its id is unique in the fleet and made anew for every cache."""
 
     def __init__(
-        self, *, name: str, shards: int, bound_s: float, l1: L1, clock: Clock, counters: Counters,
-        guard_max_s: float = 0.0, keep_alone: bool = True, marks_max: int = MARKS_MAX,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        name: str,
+        shards: int,
+        bound_s: float,
+        l1: L1,
+        clock: Clock,
+        counters: Counters,
+        guard_max_s: float = 0.0,
+        keep_alone: bool = True,
+        marks_max: int = MARKS_MAX,
+    ) -> None:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
@@ -151,9 +160,10 @@ class Node:
         self.views[shard].saw(reply.nodes_name, now_s)
         known = self.largest[shard]
         self.largest[shard] = About(
-            max(reply.bound_ms, known.bound_ms), max(reply.guard_ms, known.guard_ms),
+            max(reply.bound_ms, known.bound_ms),
+            max(reply.guard_ms, known.guard_ms),
             keeps_alone=reply.alone or known.keeps_alone,
-        )  # fmt: skip
+        )
         if view.valid_until < now_s and (view.epoch == reply.epoch or view.valid_until > NEVER):
             self.counters.lease_lapses += 1
             logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
@@ -263,9 +273,18 @@ class Node:
         return view.hides(entry.seq, bucket, names) or view.doubts.cover(names, group.born)
 
     def admit(
-        self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
-        *, l1_ttl_s: float = INF, keep_s: float = 0.0, decode: Callable[[], object] | None = None, fenced: bool = True,
-    ) -> bool:  # fmt: skip
+        self,
+        key: Key,
+        value: object,
+        record: Record,
+        reservation: Reservation,
+        read_started_s: float,
+        *,
+        l1_ttl_s: float = INF,
+        keep_s: float = 0.0,
+        decode: Callable[[], object] | None = None,
+        fenced: bool = True,
+    ) -> bool:
         """Let what was read, loaded or written under the reservation into L1, if nothing replaced it meanwhile.
 
         `fenced=False`: L2 did not confirm it, so it lives until D after its load began, and no longer.
@@ -295,9 +314,13 @@ class Node:
         if record.flags or record.tags or record.soft_ms or keep_s or decode is not None:
             soft = self._deadline(key.shard, record.soft_ms, read_started_s)
             extra = Details(
-                not_found=record.not_found, soft_until=soft, keep_until=expires + keep_s, tags=record.tags,
-                version=record.version, decode=decode,
-            )  # fmt: skip
+                not_found=record.not_found,
+                soft_until=soft,
+                keep_until=expires + keep_s,
+                tags=record.tags,
+                version=record.version,
+                decode=decode,
+            )
             fast_until = NEVER if record.not_found or decode is not None else min(expires, soft)
         size = self.l1.weights.of(
             key.family.data_type, value, len(record.payload), compressed=record.codec >= COMPRESSED
@@ -358,9 +381,17 @@ class Node:
             self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
     def _put(
-        self, key: Key, value: object, fast_until: float, seq: int, read_until: float, expires: float,
-        extra: Details | None, size: int, leased: bool,
-    ) -> None:  # fmt: skip
+        self,
+        key: Key,
+        value: object,
+        fast_until: float,
+        seq: int,
+        read_until: float,
+        expires: float,
+        extra: Details | None,
+        size: int,
+        leased: bool,
+    ) -> None:
         group = self.groups.joined(key, leased=leased, tags=() if extra is None else extra.tags)
         size = size_class(size + ENTRY_OVERHEAD_BYTES + getsizeof(key.l1))
         self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))

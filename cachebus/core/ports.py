@@ -229,9 +229,16 @@ class Store(Protocol):
         ...
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
+        self,
+        key: Key,
+        caller: Caller,
+        token: str,
+        px_ms: int,
+        *,
+        refresh: bool = False,
+        stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
-    ) -> LeaseReply:  # fmt: skip
+    ) -> LeaseReply:
         """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. `tags`:
         those that the load will give its record. Where a guard stands on any of it, neither. A lease that rests is
         granted to whom nothing `stale` would do."""
@@ -268,9 +275,17 @@ class Store(Protocol):
         ...
 
     async def write(
-        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
-        names: Sequence[str] = (), if_absent: bool = False,
-    ) -> Change:  # fmt: skip
+        self,
+        key: Key,
+        caller: Caller,
+        record: Record,
+        px_ms: int,
+        body: bytes,
+        *,
+        others: Sequence[Key] = (),
+        names: Sequence[str] = (),
+        if_absent: bool = False,
+    ) -> Change:
         """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step. Under a
         guard it only invalidates; with `if_absent` not even that."""
         ...

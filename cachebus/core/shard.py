@@ -97,7 +97,7 @@ class Shard:
         "marks",
         "marks_max",
         "valid_until",
-    )  # fmt: skip
+    )
 
     def __init__(self, index: int, bound_s: float, journal_max: int = 16_384, marks_max: int = MARKS_MAX) -> None:
         self.index = index
@@ -167,9 +167,15 @@ class Shard:
         return Heard.NEXT
 
     def drop(
-        self, seq: int, keys: Iterable[str], scopes: Iterable[str], *, passing: Iterable[str] = (),
-        bucket: str = NO_BUCKET, low: int = 0,
-    ) -> bool:  # fmt: skip
+        self,
+        seq: int,
+        keys: Iterable[str],
+        scopes: Iterable[str],
+        *,
+        passing: Iterable[str] = (),
+        bucket: str = NO_BUCKET,
+        low: int = 0,
+    ) -> bool:
         """Apply an event's body: from now on nothing that it replaced is believed.
 
         `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
@@ -279,9 +285,14 @@ class Shard:
             del self.left[next(iter(self.left))]
 
     def enter(
-        self, epoch: bytes, seq: int, marks: Mapping[str, Mapping[str, int]], low: Mapping[str, int], sent_at_s: float,
+        self,
+        epoch: bytes,
+        seq: int,
+        marks: Mapping[str, Mapping[str, int]],
+        low: Mapping[str, int],
+        sent_at_s: float,
         asked: Asked | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
 
         Nothing held before is believed, and whatever is being read or loaded is marked. Only this moves a node into
@@ -379,9 +390,15 @@ class Shard:
         return self.standing(bucket, noted.marks) == noted
 
     def admits(
-        self, reservation: Reservation, key: str, bucket: str, names: Iterable[str], epoch: bytes, seq: int,
+        self,
+        reservation: Reservation,
+        key: str,
+        bucket: str,
+        names: Iterable[str],
+        epoch: bytes,
+        seq: int,
         everywhere: str = "",
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Whether what was read, loaded or written under the reservation may enter L1."""
         return (
             epoch == self.epoch == reservation.epoch

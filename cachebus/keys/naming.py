@@ -81,9 +81,16 @@ class Naming:
         self.known: dict[str, Key] = {}
 
     def key(
-        self, data_type: str, resource_id: Id, tenant_id: Id | None, agent_id: Id | None = None,
-        conversation_id: Id | None = None, collection_id: Id | None = None, *, name: str = "",
-    ) -> Key:  # fmt: skip
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        name: str = "",
+    ) -> Key:
         """The validated key of these ids; `InvalidKey`, `TenantRequired`.
 
         `name`: its L1 name, where the caller has joined it of what is exactly str or int; "" where an id is anything

@@ -108,9 +108,14 @@ class Planner:
         return plan
 
     def guarded(
-        self, targets: Sequence[Sequence[Any]], tenant_id: object, scopes: Sequence[str | Mapping[str, Any]],
-        tags: Sequence[str], *, all_contexts: bool,
-    ) -> Plan:  # fmt: skip
+        self,
+        targets: Sequence[Sequence[Any]],
+        tenant_id: object,
+        scopes: Sequence[str | Mapping[str, Any]],
+        tags: Sequence[str],
+        *,
+        all_contexts: bool,
+    ) -> Plan:
         """What a write guard covers: resources with their cascades, scopes (a data type, or a mapping with it and
         a context id) and tags."""
         several = [target(t[0], t[1], (*t[2:], None, None, None)[:3]) for t in targets]

@@ -118,8 +118,11 @@ def weigh(value: Any, encoded_bytes: int = 0, enough_bytes: float = inf) -> floa
             held += times * _holders(kind, alike, parts, strange)
         if left:
             flat += times * _flats(items, left)
-        todo += [(more, at, times) for more, at in ((parts, depth + 1), (strange, depth + _STRANGE))
-                 if more and at < _DEPTH_MAX]  # fmt: skip
+        todo += [
+            (more, at, times)
+            for more, at in ((parts, depth + 1), (strange, depth + _STRANGE))
+            if more and at < _DEPTH_MAX
+        ]
     # A long string among many that are short may be missed, and is at least as large as it was encoded.
     return held + max(flat, encoded_bytes)
 

@@ -150,9 +150,14 @@ class MemoryShard:
         if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
             self.meta_server = ""
         head = events.encode_head(
-            self.epoch, self.seq, int(self.clock() * 1_000_000), body,
-            left_out=bool(needless) and len(needless) == len(ids), bucket=raised[0], low=raised[1],
-        )  # fmt: skip
+            self.epoch,
+            self.seq,
+            int(self.clock() * 1_000_000),
+            body,
+            left_out=bool(needless) and len(needless) == len(ids),
+            bucket=raised[0],
+            low=raised[1],
+        )
         self.messages[self.seq] = head + body
         self.logged_bytes += len(head) + len(body) + ENTRY_OVERHEAD_BYTES
         while len(self.messages) > 1 and (len(self.messages) > self.log_max or self.logged_bytes > self.log_max_bytes):
@@ -218,9 +223,16 @@ class MemoryShard:
             self.nodes_name = self.new_epoch()
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
-            self.epoch, self.seq, int(now * 1_000_000), self.marks.given() if marks else None, self.nodes_name,
-            self.bound_ms, self.guard_ms, born_us, self.alone,
-        )  # fmt: skip
+            self.epoch,
+            self.seq,
+            int(now * 1_000_000),
+            self.marks.given() if marks else None,
+            self.nodes_name,
+            self.bound_ms,
+            self.guard_ms,
+            born_us,
+            self.alone,
+        )
 
     def nodes(self, caller: Caller) -> NodesReply:
         """See `Store.nodes`."""
@@ -251,9 +263,15 @@ class MemoryShard:
         return ReadReply(self.epoch, self.seq, [found[key.l2] for key in keys])
 
     def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, refresh: bool, stale: Stale = Stale.NONE,
+        self,
+        key: Key,
+        caller: Caller,
+        token: str,
+        px_ms: int,
+        refresh: bool,
+        stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
-    ) -> LeaseReply:  # fmt: skip
+    ) -> LeaseReply:
         """See `Store.lease`."""
         self.attend(caller, key.family.bucket)
         left_ms = self.guarded_ms(key, tags)
@@ -348,9 +366,16 @@ class MemoryShard:
         return self.invalidate(caller, keys, names, body)
 
     def write(
-        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes,
-        others: Sequence[Key], names: Sequence[str], if_absent: bool,
-    ) -> Change:  # fmt: skip
+        self,
+        key: Key,
+        caller: Caller,
+        record: Record,
+        px_ms: int,
+        body: bytes,
+        others: Sequence[Key],
+        names: Sequence[str],
+        if_absent: bool,
+    ) -> Change:
         """See `Store.write`."""
         self.arrive(caller, key.family.bucket)
         guarded = self.guarded_ms(key, record.tags) is not None

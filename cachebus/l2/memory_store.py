@@ -112,9 +112,16 @@ class MemoryStore:
         return self._shard(shard).read(caller, keys)
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
+        self,
+        key: Key,
+        caller: Caller,
+        token: str,
+        px_ms: int,
+        *,
+        refresh: bool = False,
+        stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
-    ) -> LeaseReply:  # fmt: skip
+    ) -> LeaseReply:
         """See `Store.lease`."""
         return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, stale, tags)
 
@@ -150,9 +157,17 @@ class MemoryStore:
         return self._shard(shard).guard(caller, keys, names, token, px_ms, body)
 
     async def write(
-        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
-        names: Sequence[str] = (), if_absent: bool = False,
-    ) -> Change:  # fmt: skip
+        self,
+        key: Key,
+        caller: Caller,
+        record: Record,
+        px_ms: int,
+        body: bytes,
+        *,
+        others: Sequence[Key] = (),
+        names: Sequence[str] = (),
+        if_absent: bool = False,
+    ) -> Change:
         """See `Store.write`."""
         return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
 

@@ -9,9 +9,17 @@ class ShardNames:
     """The names of one shard of a namespace, in one database of a server."""
 
     __slots__ = (
-        "buckets", "channel", "counter_prefix", "guards", "lease_prefix", "log", "marks_prefix", "meta", "nodes",
+        "buckets",
+        "channel",
+        "counter_prefix",
+        "guards",
+        "lease_prefix",
+        "log",
+        "marks_prefix",
+        "meta",
+        "nodes",
         "record_prefix",
-    )  # fmt: skip
+    )
 
     def __init__(self, namespace: str, shard: int, database: int = 0) -> None:
         tag = f"{{{namespace}:{shard}}}"

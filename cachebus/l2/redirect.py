@@ -28,9 +28,14 @@ class Follower:
         self.hops = [0] * len(links.by_shard)
 
     async def run(
-        self, shard: int, send: Send, at_once: tuple[Any, ...], reads: Reads, began_s: float,
+        self,
+        shard: int,
+        send: Send,
+        at_once: tuple[Any, ...],
+        reads: Reads,
+        began_s: float,
         leads: Leads = leads_elsewhere,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """What `send` gives on the right connection; `L2Unavailable` when it is not found in time, whatever becomes of
         the servers that are named. `at_once`: the same as one command, whose reply `reads` reads, for a server that
         must be told in the command before that it is meant. `began_s`: since when the call waits. `leads`: whether a
@@ -48,9 +53,15 @@ class Follower:
             raise L2Unavailable(f"sent elsewhere, and no answer in {self._timeout_s:g} s: {refused}") from None
 
     async def _sent_on(
-        self, shard: int, connection: Connection, send: Send, at_once: tuple[Any, ...], reads: Reads,
-        refused: L2Unavailable, leads: Leads,
-    ) -> Any:  # fmt: skip
+        self,
+        shard: int,
+        connection: Connection,
+        send: Send,
+        at_once: tuple[Any, ...],
+        reads: Reads,
+        refused: L2Unavailable,
+        leads: Leads,
+    ) -> Any:
         hops = 0
         while True:
             word = str(refused).partition(" ")[0]

@@ -47,14 +47,7 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.l2.running import Running, flag
-from cachebus.resp import (
-    Address,
-    Connection,
-    Links,
-    NotAsked,
-    Route,
-    must_be_primary,
-)
+from cachebus.resp import Address, Connection, Links, NotAsked, Route, must_be_primary
 from cachebus.wire.record import CHECKED_AT, Record
 
 PRUNE_EVERY_S: Final = 10.0
@@ -65,9 +58,20 @@ class RedisStore:
     """A `Store` over one pipelined connection."""
 
     def __init__(
-        self, route: Route, *, namespace: str, shards: int, bus: str, timeout_s: float, connect_timeout_s: float,
-        clock: Clock, marks_max: int, log_max: int, log_max_bytes: int = 64 * 1024 * 1024, database: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        route: Route,
+        *,
+        namespace: str,
+        shards: int,
+        bus: str,
+        timeout_s: float,
+        connect_timeout_s: float,
+        clock: Clock,
+        marks_max: int,
+        log_max: int,
+        log_max_bytes: int = 64 * 1024 * 1024,
+        database: int = 0,
+    ) -> None:
         self._clock = clock
         self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
@@ -79,9 +83,7 @@ class RedisStore:
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self.on_changed: Callable[[int], None] = lambda _: None
         """Hears of every shard whose connection was lost, or is another one, or whose primary lies elsewhere."""
-        self._links: Links[Connection] = Links(
-            route, self._open, clock=clock, on_changed=self._changed, vouches=True
-        )  # fmt: skip
+        self._links: Links[Connection] = Links(route, self._open, clock=clock, on_changed=self._changed, vouches=True)
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._by_shard = self._links.by_shard
@@ -212,16 +214,30 @@ class RedisStore:
         return reply._replace(records=[found[key.l2] for key in keys])
 
     async def lease(
-        self, key: Key, caller: Caller, token: str, px_ms: int, *, refresh: bool = False, stale: Stale = Stale.NONE,
+        self,
+        key: Key,
+        caller: Caller,
+        token: str,
+        px_ms: int,
+        *,
+        refresh: bool = False,
+        stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
-    ) -> LeaseReply:  # fmt: skip
+    ) -> LeaseReply:
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
         scopes = key.names
         args = [
-            *_line(caller), token, str(px_ms), "1" if refresh else "0", str(int(stale)), key.l1,
-            str(len(scopes)), *scopes, *tags,
-        ]  # fmt: skip
+            *_line(caller),
+            token,
+            str(px_ms),
+            "1" if refresh else "0",
+            str(int(stale)),
+            key.l1,
+            str(len(scopes)),
+            *scopes,
+            *tags,
+        ]
         bucket = key.family.bucket
         lie = [names.marks(bucket), names.record(key), names.lease(key)]
         return await self._run(lease_of, "lease", key.shard, caller, lie, args, bucket)
@@ -245,9 +261,19 @@ class RedisStore:
             return
         names = self._names[key.shard]
         args = [
-            "2", names.meta, names.lease(key), self._facts, "0", "", "", self._channels[key.shard], token, str(px_ms),
-            rests, key.l1,
-        ]  # fmt: skip
+            "2",
+            names.meta,
+            names.lease(key),
+            self._facts,
+            "0",
+            "",
+            "",
+            self._channels[key.shard],
+            token,
+            str(px_ms),
+            rests,
+            key.l1,
+        ]
         script, reads = self._running.scripts["hold"], partial(unless_none, number_of)
 
         def known(answer: asyncio.Future[object]) -> None:
@@ -264,9 +290,15 @@ class RedisStore:
         """Store a loaded record if its lease still stands and nothing replaced it."""
         names, bucket = self._names[key.shard], key.family.bucket
         args = [
-            self._channels[key.shard], token, record.encode(key.l2), str(px_ms), over, key.l1, str(caller.guard_ms),
+            self._channels[key.shard],
+            token,
+            record.encode(key.l2),
+            str(px_ms),
+            over,
+            key.l1,
+            str(caller.guard_ms),
             *key.names,
-        ]  # fmt: skip
+        ]
         lie = [names.marks(bucket), names.record(key), names.lease(key)]
         return await self._run(filled, "fill", key.shard, caller, lie, args, bucket)
 
@@ -282,23 +314,38 @@ class RedisStore:
     ) -> Change:
         """Invalidate, and put a token on what is invalidated, or take it away."""
         guarded = [*map(guard_name, keys), *names]
-        args = [
-            *self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded
-        ]  # fmt: skip
+        args = [*self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded]
         return await self._run(invalidated, "guard", shard, caller, self._gone(shard, keys), args)
 
     async def write(
-        self, key: Key, caller: Caller, record: Record, px_ms: int, body: bytes, *, others: Sequence[Key] = (),
-        names: Sequence[str] = (), if_absent: bool = False,
-    ) -> Change:  # fmt: skip
+        self,
+        key: Key,
+        caller: Caller,
+        record: Record,
+        px_ms: int,
+        body: bytes,
+        *,
+        others: Sequence[Key] = (),
+        names: Sequence[str] = (),
+        if_absent: bool = False,
+    ) -> Change:
         """Store a record and invalidate all else that holds the key or depends on it."""
         data, own, bucket = record.encode(key.l2), self._names[key.shard], key.family.bucket
         keys = [own.marks(bucket), own.record(key), own.lease(key), *self._gone(key.shard, others)]
         scopes = key.names
         args = [
-            *self._events[key.shard], body, "1" if if_absent else "0", str(len(scopes)), data[:CHECKED_AT],
-            data[CHECKED_AT:], str(px_ms), key.l1, str(caller.guard_ms), *scopes, *names,
-        ]  # fmt: skip
+            *self._events[key.shard],
+            body,
+            "1" if if_absent else "0",
+            str(len(scopes)),
+            data[:CHECKED_AT],
+            data[CHECKED_AT:],
+            str(px_ms),
+            key.l1,
+            str(caller.guard_ms),
+            *scopes,
+            *names,
+        ]
         return await self._run(written, "write", key.shard, caller, keys, args, bucket)
 
     def _gone(self, shard: int, keys: Sequence[Key]) -> list[str]:

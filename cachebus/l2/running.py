@@ -45,9 +45,15 @@ class Running:
         return 0 if self._follower is None else self._follower.hops[shard]
 
     def run(
-        self, reads: Callable[[Any], T], name: str, shard: int, caller: Caller, keys: Sequence[str],
-        args: Sequence[Any], bucket: str = "",
-    ) -> Awaitable[T]:  # fmt: skip
+        self,
+        reads: Callable[[Any], T],
+        name: str,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        bucket: str = "",
+    ) -> Awaitable[T]:
         """What a script replies, as `reads` reads it: its first key and arguments, which all share, then its own."""
         keys = self._names[shard].meta, *keys
         args = self._facts, str(caller.applied), caller.epoch, bucket, *args
@@ -79,9 +85,15 @@ class Running:
         return reply
 
     async def _sent_anew(
-        self, reads: Reads, name: str, shard: int, caller: Caller, keys: tuple[str, ...], args: tuple[Any, ...],
+        self,
+        reads: Reads,
+        name: str,
+        shard: int,
+        caller: Caller,
+        keys: tuple[str, ...],
+        args: tuple[Any, ...],
         began_s: float,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         budget = Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED)
         for _ in range(TAKEOVERS_MAX):
             await budget.spent_on(self._take_over(shard, caller, args[3], began_s))
@@ -109,9 +121,16 @@ class Running:
         """Begin a new epoch, unless somebody was faster."""
         mode = "sharded" if self._links.route.clustered else "plain"
         args = (
-            self._facts, str(caller.applied), caller.epoch, bucket, secrets.token_hex(8), mode, str(caller.bound_ms),
-            str(caller.guard_ms), flag(caller.alone),
-        )  # fmt: skip
+            self._facts,
+            str(caller.applied),
+            caller.epoch,
+            bucket,
+            secrets.token_hex(8),
+            mode,
+            str(caller.bound_ms),
+            str(caller.guard_ms),
+            flag(caller.alone),
+        )
         await self._once(place_of, "takeover", shard, (self._names[shard].meta,), args, began_s)
 
 

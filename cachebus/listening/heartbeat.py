@@ -321,8 +321,9 @@ class Heartbeat:
             "replicas",
             f"{what}, and its min-replicas-to-write is 0: {then} acknowledging what is lost once one is promoted, and "
             "renewing leases (G1, G3, G4, G7); see `cachebus doctor`"
-            if any(self.loose_replicas) else "",
-        )  # fmt: skip
+            if any(self.loose_replicas)
+            else "",
+        )
 
     def _compare_bounds(self, shard: int) -> None:
         """Say once, and again when it changes, that other nodes have a larger staleness bound or longer guards, or keep
@@ -332,8 +333,9 @@ class Heartbeat:
             "bounds",
             f"nodes of this namespace have, or had, {_bounds(largest)}, this one has {_bounds(own)}: waits for the "
             "nodes last as the largest, which is never lowered"
-            if largest != own else "",
-        )  # fmt: skip
+            if largest != own
+            else "",
+        )
 
     async def _repeat(self, shard: int) -> None:
         """Wait for another epoch, and repeat in it what has to be. If yet another one begins meanwhile, all of it that

@@ -4,5 +4,13 @@ from cachebus.observe.counters import OTHER, TYPES_MAX, Counters, Latency, TypeC
 from cachebus.observe.stats import LatencyStats, ShardStats, Stats, TypeStats
 
 __all__ = [
-    "OTHER", "TYPES_MAX", "Counters", "Latency", "LatencyStats", "ShardStats", "Stats", "TypeCounters", "TypeStats",
-]  # fmt: skip
+    "OTHER",
+    "TYPES_MAX",
+    "Counters",
+    "Latency",
+    "LatencyStats",
+    "ShardStats",
+    "Stats",
+    "TypeCounters",
+    "TypeStats",
+]

@@ -7,8 +7,24 @@ from bisect import bisect_left
 from cachebus.observe.stats import LatencyStats, TypeStats
 
 BOUNDS_S = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf"),
-)  # fmt: skip
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    float("inf"),
+)
 
 TYPES_MAX = 1024
 """Data types that a node tells apart, beside those that have a policy: callers may make up any number of them."""
@@ -40,9 +56,16 @@ class TypeCounters:
     """Counters of one data type; hits in L1 are counted in its groups."""
 
     __slots__ = (
-        "l1_hits", "l2_hits", "load_errors", "loads", "misses", "not_found", "refreshes", "serialization_errors",
+        "l1_hits",
+        "l2_hits",
+        "load_errors",
+        "loads",
+        "misses",
+        "not_found",
+        "refreshes",
+        "serialization_errors",
         "stale_served",
-    )  # fmt: skip
+    )
 
     def __init__(self) -> None:
         self.l1_hits = self.l2_hits = self.misses = self.loads = self.load_errors = 0

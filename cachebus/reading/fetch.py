@@ -60,9 +60,15 @@ class Fetcher:
     """L2 as a reader sees it: values that may be believed, and that enter L1 where they may."""
 
     def __init__(
-        self, node: Node, store: Store, policies: PolicyTable, clock: Clock, nudge: Callable[[int], None],
-        *, l2_timeout_s: float = INF,
-    ) -> None:  # fmt: skip
+        self,
+        node: Node,
+        store: Store,
+        policies: PolicyTable,
+        clock: Clock,
+        nudge: Callable[[int], None],
+        *,
+        l2_timeout_s: float = INF,
+    ) -> None:
         self.node = node
         self.store = store
         self.policies = policies
@@ -274,15 +280,28 @@ class Fetcher:
         return value
 
     def admit(
-        self, key: Key, value: object, record: Record, reservation: Reservation, read_started_s: float,
-        rules: Rules, *, fenced: bool = True,
-    ) -> bool:  # fmt: skip
+        self,
+        key: Key,
+        value: object,
+        record: Record,
+        reservation: Reservation,
+        read_started_s: float,
+        rules: Rules,
+        *,
+        fenced: bool = True,
+    ) -> bool:
         """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile."""
         return self.node.admit(
-            key, value, record, reservation, read_started_s,
+            key,
+            value,
+            record,
+            reservation,
+            read_started_s,
             l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0, decode=copier(record, value, rules) if rules.copy else None, fenced=fenced,
-        )  # fmt: skip
+            keep_s=rules.fail_safe_s or 0.0,
+            decode=copier(record, value, rules) if rules.copy else None,
+            fenced=fenced,
+        )
 
     def notice(self, index: int, epoch: bytes) -> None:
         """A reply of another epoch: only a probe moves the node there, so have one sent soon."""

@@ -77,9 +77,17 @@ class Filler:
         self.begin_alone()
         index = self.key.shard
         try:
-            reply = await self.budget.spent_on(self._store.lease(
-                self.key, self._node.caller(index), self._token, self._lease_ms, refresh=refresh, stale=stale, tags=tags
-            ))  # fmt: skip
+            reply = await self.budget.spent_on(
+                self._store.lease(
+                    self.key,
+                    self._node.caller(index),
+                    self._token,
+                    self._lease_ms,
+                    refresh=refresh,
+                    stale=stale,
+                    tags=tags,
+                )
+            )
         except BaseException:
             self._store.release(self.key, self._token)  # it may have been granted, and nobody would know
             raise
@@ -246,9 +254,14 @@ class Filler:
                 raise NotSerializable(f"its serializer raised {type(found.loaded.refused).__name__}")
             now_s = self._clock() + self._node.server_clocks[self.key.shard].offset_s
             record, value = pack(
-                found.value, self.rules, now_s, ttl_s=flight.ttl_s, tags=flight.tags, not_found=found.value is None,
+                found.value,
+                self.rules,
+                now_s,
+                ttl_s=flight.ttl_s,
+                tags=flight.tags,
+                not_found=found.value is None,
                 makeshift=flight.makeshift,
-            )  # fmt: skip
+            )
         except Exception as error:  # noqa: BLE001 (a value's own methods may raise anything)
             data_type = self.key.family.data_type
             self._node.counters.of(data_type).serialization_errors += 1

@@ -21,9 +21,27 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
-        "_callers", "_clock", "_closed", "_fallback", "_kept", "_leaving", "_loading", "_made", "_news", "_spares",
-        "_tags", "_task", "_waiting", "fresh", "makeshift", "must_load", "refreshes", "request", "spent_s", "ttl_s",
-    )  # fmt: skip
+        "_callers",
+        "_clock",
+        "_closed",
+        "_fallback",
+        "_kept",
+        "_leaving",
+        "_loading",
+        "_made",
+        "_news",
+        "_spares",
+        "_tags",
+        "_task",
+        "_waiting",
+        "fresh",
+        "makeshift",
+        "must_load",
+        "refreshes",
+        "request",
+        "spent_s",
+        "ttl_s",
+    )
 
     def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
         """`owner`: whose key it is."""

@@ -29,9 +29,16 @@ class Loads:
     """Reads of one cache that may ask the source."""
 
     def __init__(
-        self, reader: Reader, fetcher: Fetcher, waiters: Waiters, clock: Clock, *, lease_ms: int, enabled: bool,
+        self,
+        reader: Reader,
+        fetcher: Fetcher,
+        waiters: Waiters,
+        clock: Clock,
+        *,
+        lease_ms: int,
+        enabled: bool,
         hints: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._reader, self._fetch = reader, fetcher
         self._node, self._store = fetcher.node, fetcher.store
         self._waiters = waiters

@@ -73,9 +73,13 @@ class Connection(Link):
         return future
 
     async def script(
-        self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int],
-        reads: Reads | None = None, began_s: float | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        script: Script,
+        keys: Sequence[bytes | str],
+        args: Sequence[bytes | str | int],
+        reads: Reads | None = None,
+        began_s: float | None = None,
+    ) -> Any:
         """Run a script by its SHA1, as `call` does; the source travels only when the server does not know it (any
         more). That is one call, which waits no longer than one: since `began_s`, or from now on."""
         if began_s is None:

@@ -86,9 +86,14 @@ class Links(Generic[L]):
     anybody else says of where it is."""
 
     def __init__(
-        self, route: Route, opens: Opens[L], *, clock: Clock, on_changed: Callable[[Sequence[int]], None],
+        self,
+        route: Route,
+        opens: Opens[L],
+        *,
+        clock: Clock,
+        on_changed: Callable[[Sequence[int]], None],
         vouches: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.route = route
         self.by_shard: list[L | None] = [None] * route.shards
         self._from: list[Address | None] = [None] * route.shards

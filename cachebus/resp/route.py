@@ -204,9 +204,15 @@ class Sentinels(_Asking):
     checks_role = True
 
     def __init__(
-        self, sentinels: Sequence[Address], service: str, template: Address, shards: int,
-        *, connect_timeout_s: float, clock: Clock,
-    ) -> None:  # fmt: skip
+        self,
+        sentinels: Sequence[Address],
+        service: str,
+        template: Address,
+        shards: int,
+        *,
+        connect_timeout_s: float,
+        clock: Clock,
+    ) -> None:
         super().__init__(shards, connect_timeout_s, clock)
         self._sentinels = list(sentinels)
         self._service = service

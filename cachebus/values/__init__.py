@@ -20,6 +20,17 @@ from cachebus.values.models import check_model
 from cachebus.values.plain import UNCHANGING
 
 __all__ = [
-    "CODECS", "F32", "F32_ARRAY", "MSGPACK", "RAW", "UNCHANGING", "UNSET", "ZLIB", "CorruptValue", "carry",
-    "check_model", "decode", "encode",
-]  # fmt: skip
+    "CODECS",
+    "F32",
+    "F32_ARRAY",
+    "MSGPACK",
+    "RAW",
+    "UNCHANGING",
+    "UNSET",
+    "ZLIB",
+    "CorruptValue",
+    "carry",
+    "check_model",
+    "decode",
+    "encode",
+]

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 NO_MODEL: Any = object()
 _AT = " - at `$"
-_DECODED = (
-    dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal,
-)  # fmt: skip
+_DECODED = (dict, list, str, int, float, bool, bytes, set, frozenset, datetime, date, time, timedelta, UUID, Decimal)
 _WITH_DATA_OF_THEIR_OWN = (*_DECODED, tuple, bytearray)
 _Build = Callable[[object], object]
 _BUILT_MAX = 512

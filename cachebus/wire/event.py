@@ -69,9 +69,17 @@ class Event:
     __slots__ = ("bucket", "epoch", "keys", "left_out", "low", "more", "parts", "published_us", "scopes", "seq")
 
     def __init__(
-        self, epoch: bytes, seq: int, published_us: int, parts: Sequence[Part], *,
-        more: Mapping[str, Any] | None = None, left_out: bool = False, bucket: str = NO_BUCKET, low: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        epoch: bytes,
+        seq: int,
+        published_us: int,
+        parts: Sequence[Part],
+        *,
+        more: Mapping[str, Any] | None = None,
+        left_out: bool = False,
+        bucket: str = NO_BUCKET,
+        low: int = 0,
+    ) -> None:
         self.epoch, self.seq, self.published_us, self.parts = epoch, seq, published_us, parts
         self.more = more or {}
         self.left_out, self.bucket, self.low = left_out, bucket, low
@@ -156,8 +164,14 @@ def decode(data: bytes) -> Event:
     try:
         told = _decode_body(body)
         return Event(
-            epoch, seq, published_us, told.parts, more=told.more, left_out=bool(flags & LEFT_OUT),
-            bucket=bucket.decode(), low=low,
-        )  # fmt: skip
+            epoch,
+            seq,
+            published_us,
+            told.parts,
+            more=told.more,
+            left_out=bool(flags & LEFT_OUT),
+            bucket=bucket.decode(),
+            low=low,
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptEvent(str(error)) from None

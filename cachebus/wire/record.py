@@ -151,9 +151,18 @@ def made(data: bytes, head: Head) -> Record:
     if at > len(data):
         raise CorruptRecord("it is cut off")
     return Record(
-        kind >> 8, kind & 0xFF, data[at:], created_ms=created_ms, soft_ms=soft_ms, expires_ms=expires_ms, tags=tags,
-        more=more, epoch=epoch, seq=seq, version=version,
-    )  # fmt: skip
+        kind >> 8,
+        kind & 0xFF,
+        data[at:],
+        created_ms=created_ms,
+        soft_ms=soft_ms,
+        expires_ms=expires_ms,
+        tags=tags,
+        more=more,
+        epoch=epoch,
+        seq=seq,
+        version=version,
+    )
 
 
 def _tags(data: bytes, at: int, count: int) -> tuple[list[str], int]:

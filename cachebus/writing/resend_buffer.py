@@ -170,5 +170,6 @@ class ResendBuffer:
             logger.warning(
                 "invalidations of the last {:g} s take more than resend_max_bytes ({}): after a failover the oldest of "
                 "them would not be repeated",
-                KEEP_S, self._max_bytes,
-            )  # fmt: skip
+                KEEP_S,
+                self._max_bytes,
+            )

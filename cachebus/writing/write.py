@@ -28,9 +28,16 @@ class Writer:
     """Writes and invalidations of one cache."""
 
     def __init__(
-        self, fetcher: Fetcher, bus: Bus, clock: Clock, nudge: Callable[[int], None], pending: Pending, *,
-        enabled: bool, resend_max_bytes: int = RESEND_MAX_BYTES,
-    ) -> None:  # fmt: skip
+        self,
+        fetcher: Fetcher,
+        bus: Bus,
+        clock: Clock,
+        nudge: Callable[[int], None],
+        pending: Pending,
+        *,
+        enabled: bool,
+        resend_max_bytes: int = RESEND_MAX_BYTES,
+    ) -> None:
         self._fetch = fetcher
         self._node = fetcher.node
         self._store = fetcher.store
@@ -147,9 +154,17 @@ class Writer:
         return change
 
     async def set(
-        self, key: Key, value: object, rules: Rules, plan: Plan, *, ttl_s: float | None, tags: Sequence[str],
-        if_absent: bool = False, wait: bool = False,
-    ) -> Receipt:  # fmt: skip
+        self,
+        key: Key,
+        value: object,
+        rules: Rules,
+        plan: Plan,
+        *,
+        ttl_s: float | None,
+        tags: Sequence[str],
+        if_absent: bool = False,
+        wait: bool = False,
+    ) -> Receipt:
         """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
         if not self._enabled:
             return NOTHING_DONE
@@ -161,10 +176,18 @@ class Writer:
         record, stored = pack(value, rules, server_now_s, ttl_s=ttl_s, tags=tags)
         body = plan.body(node.id, probe=wait)
         try:
-            change = await budget.spent_on(self._store.write(
-                key, node.caller(key.shard), record, keep_ms(record, rules), body,
-                others=plan.keys[1:], names=plan.names, if_absent=if_absent,
-            ))  # fmt: skip
+            change = await budget.spent_on(
+                self._store.write(
+                    key,
+                    node.caller(key.shard),
+                    record,
+                    keep_ms(record, rules),
+                    body,
+                    others=plan.keys[1:],
+                    names=plan.names,
+                    if_absent=if_absent,
+                )
+            )
         except L2Unavailable:
             node.counters.l2_errors += 1
             self._forget(plan)
@@ -222,6 +245,11 @@ class Writer:
     @staticmethod
     def _receipt(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> Receipt:
         return Receipt(
-            plan.shard, change.epoch.decode(), change.seq, stored=change.stored, targets=plan.targets,
-            confirmed=nodes.confirmed, lapsed=nodes.lapsed,
-        )  # fmt: skip
+            plan.shard,
+            change.epoch.decode(),
+            change.seq,
+            stored=change.stored,
+            targets=plan.targets,
+            confirmed=nodes.confirmed,
+            lapsed=nodes.lapsed,
+        )

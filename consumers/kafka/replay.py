@@ -32,11 +32,14 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
             letters = [letter_of(record) for record in records]
             sent = [
                 await producer.send(
-                    settings.kafka_commands_topic, letter.payload, key=letter.key,
+                    settings.kafka_commands_topic,
+                    letter.payload,
+                    key=letter.key,
                     headers=[*letter.headers, (ATTEMPTS, str(letter.attempts).encode())],
                 )
-                for letter in letters if not seal.is_for_others(dict(letter.headers))
-            ]  # fmt: skip
+                for letter in letters
+                if not seal.is_for_others(dict(letter.headers))
+            ]
             for one in sent:
                 await one
             brought += len(sent)

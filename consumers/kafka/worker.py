@@ -54,9 +54,13 @@ class WorkerOptions:
         if dead_topic == access.topic:
             raise ConfigError(f"dead letters can't go to {dead_topic}, where commands come from")
         return Membership(
-            access.arguments(), self.group or settings.namespace, dead_topic, self.batch, self.session_timeout_s,
+            access.arguments(),
+            self.group or settings.namespace,
+            dead_topic,
+            self.batch,
+            self.session_timeout_s,
             settings.namespace,
-        )  # fmt: skip
+        )
 
 
 class CommandsSource(TopicSource):
@@ -118,10 +122,15 @@ class CommandsSource(TopicSource):
         policy = (await brokers.configuration(name)).get("cleanup.policy") or ""
         if "compact" in policy:
             change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
-            findings.append(Finding(
-                "topic", name, "it is compacted, and keeps only the last message of each key",
-                f"{change} cleanup.policy=delete", missed=True,
-            ))  # fmt: skip
+            findings.append(
+                Finding(
+                    "topic",
+                    name,
+                    "it is compacted, and keeps only the last message of each key",
+                    f"{change} cleanup.policy=delete",
+                    missed=True,
+                )
+            )
         return findings
 
 
@@ -149,6 +158,11 @@ def letter(record: Any, reason: str) -> DeadLetter:
     """The message as it came, with the reason, and counted once more."""
     before = (dict(record.headers).get(ATTEMPTS) or b"0").decode("ascii", "replace")
     return DeadLetter(
-        record.value or b"", reason, place_of(record), count_of(before, 0) + 1, record.timestamp / 1000,
-        record.key, tuple(record.headers),
-    )  # fmt: skip
+        record.value or b"",
+        reason,
+        place_of(record),
+        count_of(before, 0) + 1,
+        record.timestamp / 1000,
+        record.key,
+        tuple(record.headers),
+    )

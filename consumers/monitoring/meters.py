@@ -42,42 +42,58 @@ class Meters:
         worker = health.worker
 
         self._messages = Counter(
-            "cachebus_worker_messages", "Rows, messages or changes done with, by what became of them",
-            ["worker", "outcome"], registry=self.registry,
-        )  # fmt: skip
+            "cachebus_worker_messages",
+            "Rows, messages or changes done with, by what became of them",
+            ["worker", "outcome"],
+            registry=self.registry,
+        )
         self._worker = worker
         self.lag_s = Histogram(
-            "cachebus_worker_lag_seconds", "From commit, or sending, to applied in L2", ["worker"],
-            buckets=LAG_BUCKETS_S, registry=self.registry,
-        ).labels(worker)  # fmt: skip
+            "cachebus_worker_lag_seconds",
+            "From commit, or sending, to applied in L2",
+            ["worker"],
+            buckets=LAG_BUCKETS_S,
+            registry=self.registry,
+        ).labels(worker)
         self.batch_size = Histogram(
-            "cachebus_worker_batch_size", "Rows, messages or changes applied at a time", ["worker"],
-            buckets=BATCH_BUCKETS, registry=self.registry,
-        ).labels(worker)  # fmt: skip
+            "cachebus_worker_batch_size",
+            "Rows, messages or changes applied at a time",
+            ["worker"],
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        ).labels(worker)
         self.in_flight = Gauge(
             "cachebus_worker_in_flight", "Taken, and not yet applied", ["worker"], registry=self.registry
         ).labels(worker)
         self.held = Gauge(
-            "cachebus_worker_held", "Taken, and held for a primary of L2 that is away, while the rest goes on",
-            ["worker"], registry=self.registry,
-        ).labels(worker)  # fmt: skip
+            "cachebus_worker_held",
+            "Taken, and held for a primary of L2 that is away, while the rest goes on",
+            ["worker"],
+            registry=self.registry,
+        ).labels(worker)
         self.backlog = Gauge(
             "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
         ).labels(worker)
         self.oldest_s = Gauge(
-            "cachebus_worker_oldest_seconds", "How long the oldest has waited, as last looked at", ["worker"],
+            "cachebus_worker_oldest_seconds",
+            "How long the oldest has waited, as last looked at",
+            ["worker"],
             registry=self.registry,
-        ).labels(worker)  # fmt: skip
+        ).labels(worker)
         Gauge(
-            "cachebus_worker_progress_seconds", "Since something was let go of, while something waits; else 0",
-            ["worker"], registry=self.registry,
-        ).labels(worker).set_function(self._without_progress_s)  # fmt: skip
+            "cachebus_worker_progress_seconds",
+            "Since something was let go of, while something waits; else 0",
+            ["worker"],
+            registry=self.registry,
+        ).labels(worker).set_function(self._without_progress_s)
         self._waiting = 0
         self._moved_s = monotonic()
         self.scripts = Counter(
-            "cachebus_worker_scripts", "Invalidations asked of L2, each of many commands", ["worker"],
+            "cachebus_worker_scripts",
+            "Invalidations asked of L2, each of many commands",
+            ["worker"],
             registry=self.registry,
-        ).labels(worker)  # fmt: skip
+        ).labels(worker)
         self.registry.register(_Up(health))
         for outcome in ("applied", "dead", "ignored", "again"):
             self._messages.labels(worker, outcome)
@@ -117,9 +133,12 @@ class Meters:
 
     def count(self, outcome: str) -> int:
         """How many came to this end so far."""
-        return int(self.registry.get_sample_value(
-            "cachebus_worker_messages_total", {"worker": self._worker, "outcome": outcome}
-        ) or 0)  # fmt: skip
+        return int(
+            self.registry.get_sample_value(
+                "cachebus_worker_messages_total", {"worker": self._worker, "outcome": outcome}
+            )
+            or 0
+        )
 
 
 class _Up(Collector):

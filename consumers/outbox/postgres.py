@@ -25,9 +25,13 @@ AGAIN_S: Final = 60.0
 """So long a row lies that can be neither applied nor set aside."""
 ROW_POISON: Final = (ValueError, TypeError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 NO_PLACE: Final = (
-    asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InsufficientPrivilegeError,
-    asyncpg.NotNullViolationError, asyncpg.WrongObjectTypeError, asyncpg.DatatypeMismatchError,
-)  # fmt: skip
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.NotNullViolationError,
+    asyncpg.WrongObjectTypeError,
+    asyncpg.DatatypeMismatchError,
+)
 """There is no table of the dead as it is expected: what is for it lies where it is."""
 
 

@@ -19,8 +19,11 @@ class OutboxRelay(SourceWorker):
     """
 
     def __init__(
-        self, database_url: str, settings: Settings, cascades: Iterable[Cascade] = (),
+        self,
+        database_url: str,
+        settings: Settings,
+        cascades: Iterable[Cascade] = (),
         options: RelayOptions | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         source = source_of(database_url, settings.namespace, options or RelayOptions())
         super().__init__("outbox", source, settings, cascades)

@@ -37,10 +37,16 @@ async def replay(url: str, namespace: str, table: str, limit: int | None) -> int
     values = [(namespace, namespace, -1 if limit is None else limit)]
     columns = "namespace, command, created_at, attempts"
     async with opened(url) as database:
-        return await database.change(
-            (f"INSERT INTO {where.rows} ({columns}) SELECT {columns} FROM {where.dead} WHERE {of} ORDER BY id", values),
-            (f"DELETE FROM {where.dead} WHERE {of}", values),
-        ) // 2  # fmt: skip
+        return (
+            await database.change(
+                (
+                    f"INSERT INTO {where.rows} ({columns}) SELECT {columns} FROM {where.dead} WHERE {of} ORDER BY id",
+                    values,
+                ),
+                (f"DELETE FROM {where.dead} WHERE {of}", values),
+            )
+            // 2
+        )
 
 
 class SqliteOutbox(Source):
@@ -141,9 +147,7 @@ class SqliteSession(Session):
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`: in one step the row is here no more, and there."""
         ids = [self._in_hand[letter.source].raw[0] for letter in letters]
-        rows = [
-            (bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)
-        ]  # fmt: skip
+        rows = [(bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)]
         try:
             await self._database.change(
                 (_BURY.format(t=self._table), rows), (_DELETE.format(t=self._table), [(number,) for number in ids])
@@ -189,10 +193,7 @@ class SqliteSession(Session):
     async def _findings(self) -> list[Finding]:
         found: list[Finding] = []
         remedy = f"cachebus worker outbox --create-table --table {self._table.name}"
-        for name, needed, stops in (
-            (self._table.name, ROWS, True),
-            (f"{self._table.name}_dead", DEAD, False),
-        ):
+        for name, needed, stops in ((self._table.name, ROWS, True), (f"{self._table.name}_dead", DEAD, False)):
             made = await self._database.fetch("SELECT type, sql FROM sqlite_master WHERE name = ?", name)
             if not made or made[0][0] != b"table":
                 found.append(Finding("table", name, "it is not there", remedy, stops=stops))

@@ -152,12 +152,13 @@ async def _of_namespaces(connection: asyncpg.Connection, table: OutboxTable, nam
     found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK)
     return [
         Finding(
-            "namespaces", f"{table.rows}, namespace {clean(row['namespace'])!r}",
+            "namespaces",
+            f"{table.rows}, namespace {clean(row['namespace'])!r}",
             f"rows wait for more than {UNSERVED_S} s, and no relay is there for them",
             "run one with --namespace, or delete them",
         )
         for row in found
-    ]  # fmt: skip
+    ]
 
 
 _TABLE: Final = """\

@@ -166,9 +166,12 @@ def _may(operations: int | None, operation: int) -> bool:
 
 def _topic(told: Mapping[str, Any]) -> Topic:
     return Topic(
-        told["topic"], told["error_code"], told.get("identity", ""),
-        {part["partition"]: part["leader"] for part in told["partitions"]}, told.get("operations"),
-    )  # fmt: skip
+        told["topic"],
+        told["error_code"],
+        told.get("identity", ""),
+        {part["partition"]: part["leader"] for part in told["partitions"]},
+        told.get("operations"),
+    )
 
 
 def raise_for(code: int, what: str) -> None:
@@ -192,23 +195,44 @@ class _TopicsAnswer(Response):  # type: ignore[misc]
     API_VERSION = 12
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        ("brokers", CompactArray(
-            ("node_id", Int32), ("host", CompactString("utf-8")), ("port", Int32), ("rack", CompactString("utf-8")),
-            ("tags", TaggedFields),
-        )),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
         ("cluster_id", CompactString("utf-8")),
         ("controller_id", Int32),
-        ("topics", CompactArray(
-            ("error_code", Int16), ("topic", CompactString("utf-8")), ("identity", _Identity), ("is_internal", Boolean),
-            ("partitions", CompactArray(
-                ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
-                ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)), ("offline", CompactArray(Int32)),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", CompactString("utf-8")),
+                ("identity", _Identity),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("operations", Int32),
                 ("tags", TaggedFields),
-            )),
-            ("operations", Int32), ("tags", TaggedFields),
-        )),
+            ),
+        ),
         ("tags", TaggedFields),
-    )  # fmt: skip
+    )
 
 
 class _TopicsQuestion(RequestStruct):  # type: ignore[misc]

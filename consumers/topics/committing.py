@@ -22,9 +22,12 @@ from cachebus.consumers.topics.share import Share
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (
-    IllegalStateError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    IllegalGenerationError,
+    UnknownMemberIdError,
     UnknownTopicOrPartitionError,
-)  # fmt: skip
+)
 """Partitions are another worker's now, or nobody's: what was not committed comes again, to it."""
 
 

@@ -97,9 +97,15 @@ def letter_of(record: Any) -> DeadLetter:
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in OURS}
     kept = tuple((name, value) for name, value in record.headers if name not in OURS)
     return DeadLetter(
-        record.value or b"", headers.get("reason", ""), headers.get("source", ""),
-        count_of(headers.get("attempts", "1")), record.timestamp / 1000, record.key, kept, KEYLESS in headers,
-    )  # fmt: skip
+        record.value or b"",
+        headers.get("reason", ""),
+        headers.get("source", ""),
+        count_of(headers.get("attempts", "1")),
+        record.timestamp / 1000,
+        record.key,
+        kept,
+        KEYLESS in headers,
+    )
 
 
 def count_of(text: str, otherwise: int = 1) -> int:

@@ -100,10 +100,12 @@ class Looking:
                 continue
             if topic.error in NOT_ALLOWED or not topic.may(operation) or not topic.may(DESCRIBE):
                 yield Finding(
-                    "rights", clean(name), f"this user has not the rights {verb} and Describe",
+                    "rights",
+                    clean(name),
+                    f"this user has not the rights {verb} and Describe",
                     f"kafka-acls.sh --add --allow-principal User:NAME --operation {verb} --operation Describe "
                     f"--topic {clean(name)}",
-                )  # fmt: skip
+                )
 
     async def mend(self) -> bool:
         """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to. At the
@@ -118,9 +120,12 @@ class Looking:
     def _not_in_group(self) -> Finding:
         name = self._source.membership.group
         return Finding(
-            "rights", clean(name), "this user may not be in this group",
-            f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --group {clean(name)}", stops=True,
-        )  # fmt: skip
+            "rights",
+            clean(name),
+            "this user may not be in this group",
+            f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --group {clean(name)}",
+            stops=True,
+        )
 
     def _other(self, group: Group, committed: Mapping[TopicPartition, Committed]) -> Finding | None:
         """Of several namespaces' workers in one group each would have a part of the messages only. It is that one's
@@ -133,10 +138,13 @@ class Looking:
         if owner == ours:
             return None
         return Finding(
-            "group", clean(name), f"it serves the caches of the namespace {clean(owner)}, not those of {ours}",
+            "group",
+            clean(name),
+            f"it serves the caches of the namespace {clean(owner)}, not those of {ours}",
             f"give this worker a group of its own by --group; or, when nobody is in it any more: "
-            f"kafka-consumer-groups.sh --delete --group {clean(name)}", stops=True,
-        )  # fmt: skip
+            f"kafka-consumer-groups.sh --delete --group {clean(name)}",
+            stops=True,
+        )
 
     def _missed(self) -> Iterable[Finding]:
         share = self._session.share
@@ -145,9 +153,11 @@ class Looking:
         return _of_missed(missed)
 
     async def _to_be_missed(
-        self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition],
+        self,
+        topics: Mapping[str, Topic],
+        partitions: Iterable[TopicPartition],
         committed: Mapping[TopicPartition, Committed],
-    ) -> Iterable[Finding]:  # fmt: skip
+    ) -> Iterable[Finding]:
         """What will be found missed by whoever begins now. It is made up for when it has begun."""
         first = await self._session.brokers.offsets(topics, partitions, EARLIEST)
         namespace, known = self._source.membership.namespace, self._source.identities
@@ -184,10 +194,11 @@ class Looking:
         for one, (at, since_s) in self._stuck.items():
             if now_s - since_s >= OPEN_S:
                 yield Finding(
-                    "transactions", f"{clean(one.topic)}/{one.partition}",
+                    "transactions",
+                    f"{clean(one.topic)}/{one.partition}",
                     f"a transaction is open since the message {at}, and all behind that waits",
                     "end its producer, or find it by kafka-transactions.sh find-hanging, and abort it",
-                )  # fmt: skip
+                )
 
     def _counted(
         self, findings: list[Finding], positions: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
@@ -226,6 +237,8 @@ def _codecs() -> Iterable[Finding]:
     missing = [name for name in ("snappy", "lz4", "zstd") if not getattr(codec, f"has_{name}")()]
     if missing:
         yield Finding(
-            "codecs", "kafka", f"messages that are compressed by {', '.join(missing)} can't be read",
+            "codecs",
+            "kafka",
+            f"messages that are compressed by {', '.join(missing)} can't be read",
             "pip install 'cachebus[kafka]'",
-        )  # fmt: skip
+        )

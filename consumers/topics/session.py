@@ -114,9 +114,13 @@ class TopicSession(Session):
         begins: dict[TopicPartition, Begin] = {}
         for one in assignment.tps & first.keys():
             begins[one] = begin_at(
-                committed.get(one), first[one], namespace, topics[one.topic].identity, known.get(one.topic),
+                committed.get(one),
+                first[one],
+                namespace,
+                topics[one.topic].identity,
+                known.get(one.topic),
                 cut=one in self._cut,
-            )  # fmt: skip
+            )
         if self._assignment() is not assignment:
             return None
         self._cut -= assignment.tps

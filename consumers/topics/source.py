@@ -29,9 +29,7 @@ from cachebus.producers.command import Command
 
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not cost the place in the group: whoever got the partitions would wait likewise."""
-NOT_LET: Final = (
-    ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError
-)  # fmt: skip
+NOT_LET: Final = (ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError)
 """What is raised where a topic can't be made: a look says so, with what helps."""
 
 
@@ -143,10 +141,14 @@ class TopicSource(Source):
     def register(self, registry: CollectorRegistry) -> None:
         """See `Source.register`."""
         self.cut = Counter(
-            "cachebus_worker_cut", "How often Kafka had removed messages that were not read yet", ["worker"],
+            "cachebus_worker_cut",
+            "How often Kafka had removed messages that were not read yet",
+            ["worker"],
             registry=registry,
-        ).labels(self.name)  # fmt: skip
+        ).labels(self.name)
         self.unreadable = Counter(
-            "cachebus_worker_unreadable", "Messages that could not be taken apart, and were stepped over", ["worker"],
+            "cachebus_worker_unreadable",
+            "Messages that could not be taken apart, and were stepped over",
+            ["worker"],
             registry=registry,
-        ).labels(self.name)  # fmt: skip
+        ).labels(self.name)

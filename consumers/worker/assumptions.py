@@ -76,7 +76,5 @@ class Assumptions:
     def _ended(self, key: tuple[str, str], now_s: float) -> Finding | None:
         known = self._known.pop(key)
         if not known.finding.over:
-            logger.info(
-                "{}: {}: {}: is in order again, after {:.0f} s", self._worker, *key, now_s - known.since_s
-            )  # fmt: skip
+            logger.info("{}: {}: {}: is in order again, after {:.0f} s", self._worker, *key, now_s - known.since_s)
         return known.finding if known.finding.missed and not known.finding.over else None

@@ -36,8 +36,29 @@ def without(text: str, url: str) -> str:
 
 
 SHORTEST: Final = 3
-_PUBLIC: Final = frozenset({
-    "localhost", "127.0.0.1", "host", "port", "user", "password", "dbname", "database", "sslmode", "sslrootcert",
-    "sslcert", "sslkey", "sslcrl", "passfile", "options", "service", "servicefile", "target_session_attrs",
-    "connect_timeout", "application_name", "krbsrvname", "gsslib",
-})  # fmt: skip
+_PUBLIC: Final = frozenset(
+    {
+        "localhost",
+        "127.0.0.1",
+        "host",
+        "port",
+        "user",
+        "password",
+        "dbname",
+        "database",
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
+        "sslcrl",
+        "passfile",
+        "options",
+        "service",
+        "servicefile",
+        "target_session_attrs",
+        "connect_timeout",
+        "application_name",
+        "krbsrvname",
+        "gsslib",
+    }
+)

@@ -53,7 +53,7 @@ class Patience:
                 now_s - self._since_s,
                 self._tries,
                 said,
-            )  # fmt: skip
+            )
 
     def over(self) -> None:
         """It works."""

@@ -238,8 +238,13 @@ class SourceWorker(Worker):
                 for half in letters[: len(letters) // 2], letters[len(letters) // 2 :]:
                     await self._bury(session, half)
                 return
-            bare = DeadLetter(b"", clean(f"{letters[0].reason} (kept without its value: {told(error)})"),
-                              clean(letters[0].source), 1, wall_s())  # fmt: skip
+            bare = DeadLetter(
+                b"",
+                clean(f"{letters[0].reason} (kept without its value: {told(error)})"),
+                clean(letters[0].source),
+                1,
+                wall_s(),
+            )
             try:
                 await session.bury([bare])
             except self.source.poison as again:

@@ -58,8 +58,9 @@ class Watcher:
             logger.error(
                 "{}: changes of {} went unnoticed, and nobody can name what they touched: caches may serve it until it "
                 "expires. Name tenants at the head of the rules, or invalidate it by hand",
-                self._name, clean(", ".join(unnamed)),
-            )  # fmt: skip
+                self._name,
+                clean(", ".join(unnamed)),
+            )
         self._owed |= {command: self._applier.plan_of(command) for command in commands}
         self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
 

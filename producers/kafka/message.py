@@ -33,9 +33,12 @@ def commands_access(settings: Settings, timeout_s: float) -> KafkaAccess:
             f"commands on Kafka need kafka_bootstrap_servers ({PREFIX}KAFKA_BOOTSTRAP_SERVERS): host:port,host:port"
         )
     return replace(
-        kafka_access(settings), topic=settings.kafka_commands_topic, timeout_s=timeout_s, retention_ms=RETENTION_MS,
+        kafka_access(settings),
+        topic=settings.kafka_commands_topic,
+        timeout_s=timeout_s,
+        retention_ms=RETENTION_MS,
         in_sync=IN_SYNC,
-    )  # fmt: skip
+    )
 
 
 class Seal:

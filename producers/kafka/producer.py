@@ -103,9 +103,7 @@ class KafkaProducer(Producer):
         link.uses += 1
         try:
             with connecting(self._access):
-                sent = await link.producer.send(
-                    self._access.topic, value, key=key, headers=self._seal.headers(value)
-                )  # fmt: skip
+                sent = await link.producer.send(self._access.topic, value, key=key, headers=self._seal.headers(value))
                 await sent
         except (BusUnavailable, asyncio.CancelledError):
             # What this one holds it would go on sending in its own time: the next call begins with a fresh one.

@@ -71,9 +71,14 @@ class SyncProducer(ABC):
     ) -> Receipt:
         """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
         order = self._orders.coordinated(
-            tenant_id, primary_data_type, primary_resource_id, related_invalidations,
-            agent_id, conversation_id, collection_id,
-        )  # fmt: skip
+            tenant_id,
+            primary_data_type,
+            primary_resource_id,
+            related_invalidations,
+            agent_id,
+            conversation_id,
+            collection_id,
+        )
         return self._send(order, wait)
 
     @abstractmethod

@@ -109,9 +109,12 @@ async def _of_topics(bench: Bench, kafka: KafkaServer) -> list[Row]:
         await admin.close()
         producer = AIOKafkaProducer(bootstrap_servers=kafka.address, acks="all", linger_ms=0)
         consumer = AIOKafkaConsumer(
-            topic, bootstrap_servers=kafka.address, group_id="bare", enable_auto_commit=False,
+            topic,
+            bootstrap_servers=kafka.address,
+            group_id="bare",
+            enable_auto_commit=False,
             auto_offset_reset="earliest",
-        )  # fmt: skip
+        )
         await producer.start()
         await consumer.start()
 
@@ -158,7 +161,7 @@ async def _measured(
     make: Callable[[], Worker],
     write: Callable[[int], Awaitable[None]],
     bare: Callable[[int], Awaitable[None]],
-) -> tuple[list[float], list[float], list[float], list[float]]:  # fmt: skip
+) -> tuple[list[float], list[float], list[float], list[float]]:
     """Changes a second and seconds of lag, each of ours and of the bare loop's. Both read all that is written."""
     rates: tuple[list[float], list[float]] = ([], [])
     lags: tuple[list[float], list[float]] = ([], [])
@@ -213,15 +216,25 @@ def _told(
     rate, bare_rate = median(ours), median(bare)
     found = [
         Row(
-            f"cdc.{source}", f"cdc, {source}: changes a second that a worker applies, beside a bare loop ({name})",
-            rate / bare_rate, "x", None, {"bare loop": 1.0}, f"{rate:,.0f}/s beside {bare_rate:,.0f}/s",
+            f"cdc.{source}",
+            f"cdc, {source}: changes a second that a worker applies, beside a bare loop ({name})",
+            rate / bare_rate,
+            "x",
+            None,
+            {"bare loop": 1.0},
+            f"{rate:,.0f}/s beside {bare_rate:,.0f}/s",
         )
-    ]  # fmt: skip
+    ]
     for which, figure in (("p50", median), ("p99", p99)):
         mine, theirs = figure(lag_s), figure(bare_lag_s)
-        found.append(Row(
-            f"cdc.{source}_lag_{which}",
-            f"cdc, {source}: {SINCE[source]} -> applied in L2, {which}, beside read by a bare loop",
-            mine * 1e3, "ms", None, {"bare loop": theirs * 1e3},
-        ))  # fmt: skip
+        found.append(
+            Row(
+                f"cdc.{source}_lag_{which}",
+                f"cdc, {source}: {SINCE[source]} -> applied in L2, {which}, beside read by a bare loop",
+                mine * 1e3,
+                "ms",
+                None,
+                {"bare loop": theirs * 1e3},
+            )
+        )
     return found

@@ -23,9 +23,14 @@ async def in_child(module: str, *arguments: str, environment: dict[str, str] | N
 async def run_python(*arguments: str, environment: dict[str, str] | None = None) -> str:
     """The output of a Python run to its end; `RuntimeError` with what it complains of."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=ROOT, env={**os.environ, **(environment or {})},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        *arguments,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
         said, complaint = await child.communicate()
     finally:
@@ -60,9 +65,15 @@ class Talk:
 async def talking(module: str, *arguments: str) -> AsyncIterator[Talk]:
     """A child that runs the module; it ends when its input does, as when this process is gone."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *arguments, cwd=ROOT, limit=LINE_BYTES,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        module,
+        *arguments,
+        cwd=ROOT,
+        limit=LINE_BYTES,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
     try:
         yield Talk(child)
         assert child.stdin is not None

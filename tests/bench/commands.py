@@ -36,9 +36,12 @@ async def rows(bench: Bench, kafka: KafkaServer) -> list[Row]:
     """Ours and the bare ones in turn."""
     name = f"commands-{secrets.token_hex(4)}"
     settings = Settings(
-        url=bench.server.url, namespace=name, kafka_commands_topic=name, kafka_bootstrap_servers=kafka.address,
+        url=bench.server.url,
+        namespace=name,
+        kafka_commands_topic=name,
+        kafka_bootstrap_servers=kafka.address,
         kafka_partitions=1,
-    )  # fmt: skip
+    )
     async with _bare(kafka.address, name) as bare:
         measured = Measured(bench, settings, bare)
         return [await measured.throughput(), *await measured.lag()]
@@ -100,10 +103,14 @@ class Measured:
             bare.append(flood / (monotonic() - started_s))
             self._bench.progress.step(f"flood {turn + 1}")
         return Row(
-            "commands.rate", "commands a second that a worker applies, beside a bare aiokafka consumer",
-            median(ours) / median(bare), "x", at_least(0.25), {"aiokafka": 1.0},
+            "commands.rate",
+            "commands a second that a worker applies, beside a bare aiokafka consumer",
+            median(ours) / median(bare),
+            "x",
+            at_least(0.25),
+            {"aiokafka": 1.0},
             f"{median(ours):,.0f}/s beside {median(bare):,.0f}/s",
-        )  # fmt: skip
+        )
 
     async def lag(self) -> list[Row]:
         """One command at a time: until every node has applied it; and until the bare consumer has it."""
@@ -139,5 +146,9 @@ class Measured:
         return Row(
             f"commands.lag_{which}",
             f"command sent -> applied on {NODES} nodes, {which}: share of aiokafka's produce -> consume and commit",
-            ours_s / bare_s, "x", at_most(2.5), {"aiokafka": 1.0}, f"{ours_s * 1e3:.2f} ms beside {bare_s * 1e3:.2f}",
-        )  # fmt: skip
+            ours_s / bare_s,
+            "x",
+            at_most(2.5),
+            {"aiokafka": 1.0},
+            f"{ours_s * 1e3:.2f} ms beside {bare_s * 1e3:.2f}",
+        )

@@ -67,10 +67,14 @@ def row(
 ) -> Row:
     """A row in units of the plain look-up."""
     return Row(
-        name, what, in_units[name], "x", None if goal is None else at_most(goal),
+        name,
+        what,
+        in_units[name],
+        "x",
+        None if goal is None else at_most(goal),
         {peer: in_units[peer] for peer in peers if peer in in_units},
         f"{in_units[name] * unit_s * 1e6:.2f} us; x = an async dict.get, {unit_s * 1e6:.2f} us",
-    )  # fmt: skip
+    )
 
 
 def unit() -> Contender:
@@ -106,9 +110,15 @@ def ours(cache: Cache) -> list[Contender]:  # noqa: C901 (one round a subject, s
     async def keywords(ids: Sequence[str]) -> None:
         for one in ids:
             await get(
-                data_type="agent_config", resource_id=one, tenant_id="acme", agent_id=None, conversation_id=None,
-                collection_id=None, search_hierarchy=False, use_memory=True,
-            )  # fmt: skip
+                data_type="agent_config",
+                resource_id=one,
+                tenant_id="acme",
+                agent_id=None,
+                conversation_id=None,
+                collection_id=None,
+                search_hierarchy=False,
+                use_memory=True,
+            )
 
     asked_ints = [NUMBERS[one] for one in ASKED]
     asked_uuids = [UUIDS[one] for one in ASKED]
@@ -123,9 +133,7 @@ def ours(cache: Cache) -> list[Contender]:  # noqa: C901 (one round a subject, s
 
     async def contexts(ids: Sequence[str]) -> None:
         for one in ids:
-            await get(
-                "agent_config", one, tenant_id="acme", agent_id="a7", conversation_id="c1", collection_id="k3"
-            )  # fmt: skip
+            await get("agent_config", one, tenant_id="acme", agent_id="a7", conversation_id="c1", collection_id="k3")
 
     async def loading(ids: Sequence[str]) -> None:
         for one in ids:

@@ -76,11 +76,15 @@ async def the_call(bench: Bench, theirs: redis.asyncio.Redis) -> list[Row]:
         times = await race(contenders, 2 * bench.scale.io_rounds, between=cache.probe, progress=bench.progress)
     return [
         Row(
-            "invalidate.call", "invalidate: share of the time of redis-py's EVALSHA of the same script",
-            times["ours"] / times["redis-py"], "x", at_most(0.7), {"redis-py": 1.0},
+            "invalidate.call",
+            "invalidate: share of the time of redis-py's EVALSHA of the same script",
+            times["ours"] / times["redis-py"],
+            "x",
+            at_most(0.7),
+            {"redis-py": 1.0},
             f"{times['ours'] * 1e6:.0f} us beside {times['redis-py'] * 1e6:.0f}",
         )
-    ]  # fmt: skip
+    ]
 
 
 async def arguments_of(cache: Cache) -> list[Any]:
@@ -144,9 +148,14 @@ async def _block(
 
 def _way(name: str, which: str, ours_s: float, theirs_s: float, goal: float) -> Row:
     return Row(
-        name, f"invalidate -> applied in another process, {which}: share of redis-py's PUBLISH -> message",
-        ours_s / theirs_s, "x", at_most(goal), {"redis-py": 1.0}, f"{ours_s * 1e3:.2f} ms beside {theirs_s * 1e3:.2f}",
-    )  # fmt: skip
+        name,
+        f"invalidate -> applied in another process, {which}: share of redis-py's PUBLISH -> message",
+        ours_s / theirs_s,
+        "x",
+        at_most(goal),
+        {"redis-py": 1.0},
+        f"{ours_s * 1e3:.2f} ms beside {theirs_s * 1e3:.2f}",
+    )
 
 
 # -- floods ----------------------------------------------------------------------------------------------------
@@ -170,10 +179,15 @@ async def the_flood(bench: Bench, other: Talk) -> list[Row]:
     ours_hz, theirs_hz = median(ours), median(theirs)
     return [
         Row(
-            "flood.applied", "a flood: events a second that a node applies, beside what redis-py's pub/sub takes",
-            ours_hz / theirs_hz, "x", at_least(1.0), {"redis-py pub/sub": theirs_hz}, f"{ours_hz:,.0f} events/s",
+            "flood.applied",
+            "a flood: events a second that a node applies, beside what redis-py's pub/sub takes",
+            ours_hz / theirs_hz,
+            "x",
+            at_least(1.0),
+            {"redis-py pub/sub": theirs_hz},
+            f"{ours_hz:,.0f} events/s",
         )
-    ]  # fmt: skip
+    ]
 
 
 async def _publish(port: int, channel: str, messages: Sequence[bytes]) -> None:
@@ -191,10 +205,7 @@ async def _publish(port: int, channel: str, messages: Sequence[bytes]) -> None:
 async def from_the_log(bench: Bench, heard_hz: float) -> Row:
     """A node that the bus has told nothing reads what it missed from the log."""
     count, rates = bench.scale.flood, []
-    async with (
-        Cache.open(left_alone(bench.server.url, "log")) as deaf,
-        Cache.open(settings(bench, "log")) as writer,
-    ):
+    async with Cache.open(left_alone(bench.server.url, "log")) as deaf, Cache.open(settings(bench, "log")) as writer:
         parts: Any = deaf._live()
         parts.bus._listener = lambda shard, message: None
         for turn in range(max(1, bench.scale.flood_rounds // 3)):
@@ -208,9 +219,14 @@ async def from_the_log(bench: Bench, heard_hz: float) -> Row:
             rates.append(missing / (perf_counter() - started))
             assert not view.hole and not deaf.stats().flushes.get("gap")
     return Row(
-        "flood.log", "behind: events a second that a node reads from the log, beside the same",
-        median(rates) / heard_hz, "x", at_least(1.0), {}, f"{median(rates):,.0f} events/s",
-    )  # fmt: skip
+        "flood.log",
+        "behind: events a second that a node reads from the log, beside the same",
+        median(rates) / heard_hz,
+        "x",
+        at_least(1.0),
+        {},
+        f"{median(rates):,.0f} events/s",
+    )
 
 
 async def _invalidate(cache: Cache, count: int) -> None:

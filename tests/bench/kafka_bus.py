@@ -101,8 +101,11 @@ def _told(took_s: dict[str, list[float]]) -> list[Row]:
             Row(
                 f"kafka.applied_{which}",
                 f"invalidate -> applied in another process over Kafka, {which}: share of aiokafka's produce -> consume",
-                ours_s / bare_s, "x", at_most(1.5), {"aiokafka": 1.0, "the Redis bus": redis_s / bare_s},
+                ours_s / bare_s,
+                "x",
+                at_most(1.5),
+                {"aiokafka": 1.0, "the Redis bus": redis_s / bare_s},
                 f"{ours_s * 1e3:.2f} ms beside {bare_s * 1e3:.2f}; over Redis {redis_s * 1e3:.2f}",
             )
-        )  # fmt: skip
+        )
     return found

@@ -57,10 +57,15 @@ async def hit_ratios(bench: Bench) -> list[Row]:
     return [
         *found,
         Row(
-            "ratio.lead", "hit ratio: smallest lead over the best peer, of all traces and sizes", lead_of(worst),
-            "points", at_least(-l1_bench.LEVEL_POINTS), {}, worst.what.removeprefix("hit ratio: "),
+            "ratio.lead",
+            "hit ratio: smallest lead over the best peer, of all traces and sizes",
+            lead_of(worst),
+            "points",
+            at_least(-l1_bench.LEVEL_POINTS),
+            {},
+            worst.what.removeprefix("hit ratio: "),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def lead_of(row: Row) -> float:
@@ -102,11 +107,16 @@ async def entry_bytes(bench: Bench) -> list[Row]:
     sharing, alone = bytes_each.pop(SHARING), bytes_each.pop(ALONE)
     return [
         Row(
-            "memory.entry", "memory an L1 entry, beside key and value, ghosts included", sharing, "bytes",
-            at_most(220), bytes_each, "an event every 20 loads",
+            "memory.entry",
+            "memory an L1 entry, beside key and value, ghosts included",
+            sharing,
+            "bytes",
+            at_most(220),
+            bytes_each,
+            "an event every 20 loads",
         ),
         Row("memory.entry_worst", "... the same, an event after every load", alone, "bytes", at_most(220)),
-    ]  # fmt: skip
+    ]
 
 
 SHARING, ALONE = "cachebus", "cachebus, an event after every load"
@@ -189,10 +199,15 @@ async def drops(bench: Bench) -> list[Row]:
     found = [
         Row("drop.call", f"dropping a scope of {count:,} entries: the call", median(calls) * 1e3, "ms", at_most(1.0)),
         Row(
-            "drop.hold", "... and the longest hold of the loop (its CPU time) until all are gone", hold.cpu_s * 1e3,
-            "ms", at_most(5.0), {}, f"by the wall {hold.wall_s * 1e3:.1f} ms, idle {still.wall_s * 1e3:.1f} ms",
+            "drop.hold",
+            "... and the longest hold of the loop (its CPU time) until all are gone",
+            hold.cpu_s * 1e3,
+            "ms",
+            at_most(5.0),
+            {},
+            f"by the wall {hold.wall_s * 1e3:.1f} ms, idle {still.wall_s * 1e3:.1f} ms",
         ),
-    ]  # fmt: skip
+    ]
     if find_spec("cashews"):
         held = await cashews([f"acme:embedding:{number}" for number in range(count)], MANY)
         began = perf_counter()

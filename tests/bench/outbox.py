@@ -69,9 +69,14 @@ class Measured:
             self._bench.progress.step(f"flood {turn + 1}")
         ours, bare = median(rates["ours"]), median(rates["bare"])
         return Row(
-            "outbox.rows", "outbox: rows a second that a relay applies, beside a bare SKIP LOCKED and DELETE loop",
-            ours / bare, "x", at_least(0.25), {"bare loop": 1.0}, f"{ours:,.0f} rows/s beside {bare:,.0f}",
-        )  # fmt: skip
+            "outbox.rows",
+            "outbox: rows a second that a relay applies, beside a bare SKIP LOCKED and DELETE loop",
+            ours / bare,
+            "x",
+            at_least(0.25),
+            {"bare loop": 1.0},
+            f"{ours:,.0f} rows/s beside {bare:,.0f}",
+        )
 
     async def lag(self) -> list[Row]:
         """One row a commit: until every node has applied it; and until the bare loop has removed it."""
@@ -117,6 +122,11 @@ class Measured:
 
     def _lag(self, name: str, which: str, ours_s: float, bare_s: float) -> Row:
         return Row(
-            name, f"outbox: commit -> applied on {NODES} nodes, {which}: share of commit -> removed by the bare loop",
-            ours_s / bare_s, "x", at_most(2.5), {"bare loop": 1.0}, f"{ours_s * 1e3:.2f} ms beside {bare_s * 1e3:.2f}",
-        )  # fmt: skip
+            name,
+            f"outbox: commit -> applied on {NODES} nodes, {which}: share of commit -> removed by the bare loop",
+            ours_s / bare_s,
+            "x",
+            at_most(2.5),
+            {"bare loop": 1.0},
+            f"{ours_s * 1e3:.2f} ms beside {bare_s * 1e3:.2f}",
+        )

@@ -55,9 +55,14 @@ ROWS: Final[list[tuple[str, str, str, bool, Goal | None]]] = [
 
 
 def row(
-    crowd_s: dict[str, float], single_s: dict[str, float], name: str, what: str, ours: str, many: bool,
+    crowd_s: dict[str, float],
+    single_s: dict[str, float],
+    name: str,
+    what: str,
+    ours: str,
+    many: bool,
     goal: Goal | None,
-) -> Row:  # fmt: skip
+) -> Row:
     """A row in units of redis-py."""
     times = crowd_s if many else single_s
 

@@ -205,9 +205,12 @@ async def main(rounds: int) -> None:
         heard: asyncio.Queue[float] = asyncio.Queue()
         ours = await Connection.open(address, timeout_s=5.0, connect_timeout_s=5.0, clock=monotonic)
         our_ears = await Subscriber.open(
-            address, timeout_s=5.0, connect_timeout_s=5.0, clock=monotonic,
+            address,
+            timeout_s=5.0,
+            connect_timeout_s=5.0,
+            clock=monotonic,
             on_push=lambda _channel, _payload: heard.put_nowait(perf_counter()),
-        )  # fmt: skip
+        )
         await our_ears.subscribe("ours")
         theirs = redis.asyncio.Redis(port=server.port, max_connections=CALLERS + 8)
         their_ears = theirs.pubsub(ignore_subscribe_messages=True)

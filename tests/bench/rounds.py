@@ -37,9 +37,14 @@ class Contender:
 
 
 async def race(
-    contenders: Sequence[Contender], rounds: int, *, between: Callable[[], Awaitable[object]],
-    round_s: float = 0.0, progress: Progress = SILENT, clock: Clock = perf_counter,
-) -> dict[str, float]:  # fmt: skip
+    contenders: Sequence[Contender],
+    rounds: int,
+    *,
+    between: Callable[[], Awaitable[object]],
+    round_s: float = 0.0,
+    progress: Progress = SILENT,
+    clock: Clock = perf_counter,
+) -> dict[str, float]:
     """Median seconds a call, by name. `between` is awaited after each turn of all of them.
 
     With `round_s` a round has as many calls as take so long (those with `calls` of their own keep to these), and some

@@ -29,17 +29,39 @@ class Scale:
     def normal(cls) -> Self:
         """Some four minutes on two cores."""
         return cls(
-            processes=5, rounds=20, round_s=0.006, io_rounds=25, messages=2500, flood=20_000, flood_rounds=5,
-            requests=1_000_000, entries=100_000, drops=3, imports=9, operations=1000, log_entries=10_000,
-        )  # fmt: skip
+            processes=5,
+            rounds=20,
+            round_s=0.006,
+            io_rounds=25,
+            messages=2500,
+            flood=20_000,
+            flood_rounds=5,
+            requests=1_000_000,
+            entries=100_000,
+            drops=3,
+            imports=9,
+            operations=1000,
+            log_entries=10_000,
+        )
 
     @classmethod
     def quick(cls) -> Self:
         """Some seconds; the figures mean little."""
         return cls(
-            processes=1, rounds=3, round_s=0.001, io_rounds=2, messages=40, flood=1000, flood_rounds=1, requests=6000,
-            entries=2000, drops=1, imports=1, operations=256, log_entries=1000,
-        )  # fmt: skip
+            processes=1,
+            rounds=3,
+            round_s=0.001,
+            io_rounds=2,
+            messages=40,
+            flood=1000,
+            flood_rounds=1,
+            requests=6000,
+            entries=2000,
+            drops=1,
+            imports=1,
+            operations=256,
+            log_entries=1000,
+        )
 
     @classmethod
     def full(cls) -> Self:

@@ -97,11 +97,13 @@ async def _of_server(bench: Bench, kind: str, server: EmbeddedServer) -> list[Ro
             bench.progress.step(f"{server.name}, round {turn + 1} of {bench.scale.io_rounds}")
     return [
         compared(
-            f"server.{operation.name}.{kind}", f"server CPU, {server.name}: {operation.what}", costs[operation.name],
+            f"server.{operation.name}.{kind}",
+            f"server CPU, {server.name}: {operation.what}",
+            costs[operation.name],
             {plain: costs[name] for plain, name in _beside(operation)},
         )
         for operation in operations
-    ]  # fmt: skip
+    ]
 
 
 def _beside(operation: Operation) -> list[tuple[str, str]]:
@@ -259,9 +261,12 @@ class _Fleet:
 async def _fleet(url: str, log_entries: int) -> AsyncIterator[_Fleet]:
     """With a node that hears every event, and somebody who hears what is plainly published."""
     settings = Settings(
-        url=url, namespace="server", log_max_len=log_entries, staleness_bound_s=LEFT_ALONE_S,
+        url=url,
+        namespace="server",
+        log_max_len=log_entries,
+        staleness_bound_s=LEFT_ALONE_S,
         probe_interval_s=LEFT_ALONE_S / 2,
-    )  # fmt: skip
+    )
     limits = {"timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S}
     store = redis_store(settings, route_of(settings, monotonic), monotonic)
     async with Cache.open(settings):

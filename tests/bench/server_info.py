@@ -67,6 +67,11 @@ def compared(name: str, what: str, costs: Sequence[Cost], beside: Mapping[str, S
     low, _, high = quantiles((own.cpu_us for own in costs), n=4)
     inside_us = median(own.inside_us for own in costs)
     return Row(
-        name, what, cpu_us, "us", None, {peer: median(its.cpu_us for its in of) for peer, of in beside.items()},
+        name,
+        what,
+        cpu_us,
+        "us",
+        None,
+        {peer: median(its.cpu_us for its in of) for peer, of in beside.items()},
         f"{number(ratio)} x {first}, {number(inside_us)} us in the command, ±{(high - low) / 2 / cpu_us:.0%}",
-    )  # fmt: skip
+    )

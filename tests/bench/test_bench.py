@@ -21,12 +21,35 @@ from tests.support.servers import any_binary, to_be_had
 
 ROOT = Path(__file__).parents[2]
 AIMED = {
-    "hit.get", "hit.get_int", "hit.get_tenant", "hit.get_keywords", "hit.get_or_load", "hit.cache_aside", "l2.crowd",
-    "l2.crowd_bytes", "l2.one", "invalidate.call", "invalidate.applied_p50", "invalidate.applied_p99",
-    "flood.applied", "flood.log", "drop.call", "drop.hold", "import", "memory.entry", "memory.entry_worst",
-    "ratio.lead", "outbox.rows", "outbox.lag_p50", "outbox.lag_p99", "kafka.applied_p50", "kafka.applied_p99",
-    "commands.rate", "commands.lag_p50", "commands.lag_p99",
-}  # fmt: skip
+    "hit.get",
+    "hit.get_int",
+    "hit.get_tenant",
+    "hit.get_keywords",
+    "hit.get_or_load",
+    "hit.cache_aside",
+    "l2.crowd",
+    "l2.crowd_bytes",
+    "l2.one",
+    "invalidate.call",
+    "invalidate.applied_p50",
+    "invalidate.applied_p99",
+    "flood.applied",
+    "flood.log",
+    "drop.call",
+    "drop.hold",
+    "import",
+    "memory.entry",
+    "memory.entry_worst",
+    "ratio.lead",
+    "outbox.rows",
+    "outbox.lag_p50",
+    "outbox.lag_p99",
+    "kafka.applied_p50",
+    "kafka.applied_p99",
+    "commands.rate",
+    "commands.lag_p50",
+    "commands.lag_p99",
+}
 TIMEOUT_S = 120
 
 
@@ -38,8 +61,13 @@ def test_a_quick_run_has_a_figure_for_every_row(tmp_path: Path) -> None:
     without_traces = {name: value for name, value in os.environ.items() if name != "CACHEBUS_TRACES"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--quick", "--json", str(found)],
-        cwd=ROOT, env=without_traces, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=without_traces,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     rows = {row["name"]: row for row in json.loads(found.read_text())["rows"]}
     assert {name for name, row in rows.items() if row["goal"] is not None} == AIMED
@@ -61,8 +89,11 @@ def test_a_goal_is_a_bound_in_one_direction(goal: Goal, figure: float, met: bool
 
 def test_figures_have_three_digits_that_mean_something() -> None:
     assert [shown(figure, "x") for figure in (0.2139, 4.6123, 93.84, 51_234.0)] == [
-        "0.214 x", "4.61 x", "93.8 x", "51,234 x",
-    ]  # fmt: skip
+        "0.214 x",
+        "4.61 x",
+        "93.8 x",
+        "51,234 x",
+    ]
 
 
 def test_the_table_is_aligned_and_the_chart_marks_the_goal() -> None:

@@ -34,9 +34,10 @@ class Way(NamedTuple):
 
 WAYS = [
     *(Way(kind.name, kind, "standalone") for kind in KINDS),
-    Way("sentinel", KINDS[0], "sentinel"), Way("cluster", KINDS[0], "cluster"),
+    Way("sentinel", KINDS[0], "sentinel"),
+    Way("cluster", KINDS[0], "cluster"),
     Way("kafka", KINDS[0], "standalone", "kafka"),
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = _ways(options.only)
     share = len(kinds)
     goal = Goal(
-        reads=-(-options.reads // share), invalidations=-(-options.invalidations // share), leg_s=options.leg_s,
-        bound_s=options.bound_s, rate=options.rate, write_rate=options.write_rate, seed=options.seed,
+        reads=-(-options.reads // share),
+        invalidations=-(-options.invalidations // share),
+        leg_s=options.leg_s,
+        bound_s=options.bound_s,
+        rate=options.rate,
+        write_rate=options.write_rate,
+        seed=options.seed,
         nodes=options.nodes,
-    )  # fmt: skip
+    )
     state: Path = options.state
     if options.fresh:
         state.unlink(missing_ok=True)
@@ -100,9 +106,17 @@ async def _leg(kind: Way, row: Row, goal: Goal, console: Console) -> None:
     reached = max(row.sums["judged"] / goal.reads, 0.0), row.sums["writes"] / goal.invalidations
     title = f"{kind.name}, leg {row.legs + 1}, {min(reached):4.0%} done: "
     plan = Plan(
-        seed=goal.seed + row.legs, faults=chosen("all"), nodes=goal.nodes, seconds=goal.leg_s, bound_s=goal.bound_s,
-        rate=goal.rate, write_rate=goal.write_rate, binary=binary, kind=kind.kind, bus=kind.bus,
-    )  # fmt: skip
+        seed=goal.seed + row.legs,
+        faults=chosen("all"),
+        nodes=goal.nodes,
+        seconds=goal.leg_s,
+        bound_s=goal.bound_s,
+        rate=goal.rate,
+        write_rate=goal.write_rate,
+        binary=binary,
+        kind=kind.kind,
+        bus=kind.bus,
+    )
     with Screen(console, title) as screen:
         try:
             verdict = await Run(plan, screen).verdict()

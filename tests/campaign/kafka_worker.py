@@ -185,7 +185,7 @@ class Campaign:
             before = self._seen_seq
             pid = await workers.begin_commands(
                 self._kafka, self._redis_url, self._name, last_await=last_await, when=when
-            )  # fmt: skip
+            )
             with suppress(AssertionError):
                 await until(lambda p=pid, b=before: not alive(p) or self._works(cache, b), within_s=OLD_S)  # type: ignore[misc]
             if last_await is None:

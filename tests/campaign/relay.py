@@ -46,9 +46,12 @@ LIFE_S: Final = (0.005, 0.25)
 OLD_S: Final = 2.0
 AT_ONCE: Final = 1000
 FAULTS: Final = (
-    "the database crashes", "it ends its sessions", "the shared store hangs", "a table is swapped",
+    "the database crashes",
+    "it ends its sessions",
+    "the shared store hangs",
+    "a table is swapped",
     "the table of the dead is gone for a while",
-)  # fmt: skip
+)
 END_SESSIONS: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
 Servers = tuple[PostgresServer, EmbeddedServer]
 

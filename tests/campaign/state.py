@@ -11,8 +11,18 @@ from typing import Any
 from cachebus.tools.verify.checker.verdict import EDGES_S, Verdict
 
 SUMMED = (
-    "reads", "judged", "tokens", "writes", "repeated", "loads", "unsure", "failed", "stale_beyond", "foreign", "looked"
-)  # fmt: skip
+    "reads",
+    "judged",
+    "tokens",
+    "writes",
+    "repeated",
+    "loads",
+    "unsure",
+    "failed",
+    "stale_beyond",
+    "foreign",
+    "looked",
+)
 
 
 @dataclass
@@ -68,9 +78,19 @@ def save(file: Path, rows: dict[str, Row]) -> None:
 
 
 HEADS = (
-    "server", "reads judged", "invalidations", "faults", "kinds of fault", "stale beyond D", "another tenant's",
-    "other promises broken", "oldest stale read", "consistent within D", "legs", "seeds",
-)  # fmt: skip
+    "server",
+    "reads judged",
+    "invalidations",
+    "faults",
+    "kinds of fault",
+    "stale beyond D",
+    "another tenant's",
+    "other promises broken",
+    "oldest stale read",
+    "consistent within D",
+    "legs",
+    "seeds",
+)
 
 
 def table(rows: list[Row]) -> str:
@@ -92,10 +112,19 @@ def _cells(row: Row) -> tuple[str, ...]:
     # Stale reads and other tenants' values have columns of their own.
     others = sum("G1 (" not in line and "G8 (" not in line for line in row.broken)
     return (
-        row.server, f"{sums['judged']:,}", f"{sums['writes']:,}", f"{sum(row.faults.values()):,}",
-        f"{len(row.faults)}", f"{sums['stale_beyond']:,}", f"{sums['foreign']:,}", f"{others}",
-        f"{row.worst_age_s * 1000:.0f} ms", f"{fresh:.7%}", f"{row.legs}", _seeds(row.seeds),
-    )  # fmt: skip
+        row.server,
+        f"{sums['judged']:,}",
+        f"{sums['writes']:,}",
+        f"{sum(row.faults.values()):,}",
+        f"{len(row.faults)}",
+        f"{sums['stale_beyond']:,}",
+        f"{sums['foreign']:,}",
+        f"{others}",
+        f"{row.worst_age_s * 1000:.0f} ms",
+        f"{fresh:.7%}",
+        f"{row.legs}",
+        _seeds(row.seeds),
+    )
 
 
 def _seeds(seeds: list[int]) -> str:

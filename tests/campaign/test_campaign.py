@@ -23,9 +23,12 @@ def started(state: Path, *arguments: str) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.campaign", *SMALL, "--state", str(state), *arguments],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_a_leg_on_every_way_to_run_a_server(tmp_path: Path) -> None:

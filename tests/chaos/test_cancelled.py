@@ -186,8 +186,13 @@ async def test_cancelled_at_every_await_over_a_real_server_an_operation_leaves_n
     """The command is on its way all the same, and may be carried out; or the script has yet to be sent."""
 
     async def once(name: str, at: int, namespace: str) -> bool:
-        more = {"policies": POLICIES, "lease_ms": LEASE_MS, "namespace": namespace, "probe_interval_s": 0.3,
-                "guard_max_s": 0}  # fmt: skip
+        more = {
+            "policies": POLICIES,
+            "lease_ms": LEASE_MS,
+            "namespace": namespace,
+            "probe_interval_s": 0.3,
+            "guard_max_s": 0,
+        }
         async with nodes(redis_server.url, 2, **more) as (a, b):
             stage = Stage(a, b, monotonic)
             await OPERATIONS[name].prepare(stage)

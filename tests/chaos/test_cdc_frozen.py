@@ -35,10 +35,13 @@ def worker(rules: Path, database: str, redis_url: str) -> Iterator[subprocess.Po
     """A process of its own, of whose silence the server makes up its mind soon."""
     arguments = ["worker", "cdc", "--rules", str(rules), "--database-url", database, "--url", redis_url]
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments, "--health-port", "0"], cwd=ROOT, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", PROGRAM, *arguments, "--health-port", "0"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(ROOT), "CACHEBUS_GUARD_MAX_S": "0"},
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             yield process
         finally:

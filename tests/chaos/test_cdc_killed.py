@@ -57,10 +57,15 @@ async def topics_killed(kafka: str, redis_url: str, kills: int, seed: int) -> in
 
     try:
         return await killed(
-            redis_url, write, lambda: asyncio.sleep(0), seen, kills, seed,
+            redis_url,
+            write,
+            lambda: asyncio.sleep(0),
+            seen,
+            kills,
+            seed,
             *("--source", "kafka", "--bootstrap-servers", kafka, "--topics", topic, "--group", group),
             *("--session-timeout", "1"),
-        )  # fmt: skip
+        )
     finally:
         await producer.stop()
         await admin.close()

@@ -27,9 +27,14 @@ from tests.support.steps import WHENS, Steps, When
 
 D_S = 1.0
 SETTINGS = Settings(
-    url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, hole_grace_s=0.02, lease_ms=LEASE_MS,
-    policies=POLICIES, close_timeout_s=1.0,
-)  # fmt: skip
+    url="memory://",
+    staleness_bound_s=D_S,
+    probe_interval_s=0.5,
+    hole_grace_s=0.02,
+    lease_ms=LEASE_MS,
+    policies=POLICIES,
+    close_timeout_s=1.0,
+)
 Befall = Callable[["Play"], Awaitable[None]]
 
 
@@ -293,9 +298,18 @@ LOSSES: dict[str, Callable[[Play], None]] = {
 
 
 SOME = (
-    "get", "get past memory", "get_or_load", "a refresh ahead", "set", "invalidate by key", "invalidate by type",
-    "a probe", "catching up", "a flush", "close and open",
-)  # fmt: skip
+    "get",
+    "get past memory",
+    "get_or_load",
+    "a refresh ahead",
+    "set",
+    "invalidate by key",
+    "invalidate by type",
+    "a probe",
+    "catching up",
+    "a flush",
+    "close and open",
+)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -97,9 +97,17 @@ class Trouble:
         while loop.time() < until_s:
             await asyncio.sleep(self.dice.uniform(0, moods.calm_s * D_S))
             kinds: tuple[Callable[[Trouble], Awaitable[None]], ...] = (
-                Trouble.outage, Trouble.cut, Trouble.exile, Trouble.deafness, Trouble.restart, Trouble.flush,
-                Trouble.lost_marks, Trouble.lost_counts, Trouble.lost_nodes, Trouble.lost_log,
-            )  # fmt: skip
+                Trouble.outage,
+                Trouble.cut,
+                Trouble.exile,
+                Trouble.deafness,
+                Trouble.restart,
+                Trouble.flush,
+                Trouble.lost_marks,
+                Trouble.lost_counts,
+                Trouble.lost_nodes,
+                Trouble.lost_log,
+            )
             await moods.pick(kinds)(self)
             if self.dice.random() < 0.3:
                 await self.backup()

@@ -36,9 +36,13 @@ def setup(redis_url: str, kafka: KafkaServer) -> dict[str, Any]:
     """The settings of a fleet with a topic and a namespace of its own."""
     name = f"chaos-{token_hex(4)}"
     return {
-        "url": redis_url, "bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": name,
-        "namespace": name, "kafka_partitions": 1,
-    }  # fmt: skip
+        "url": redis_url,
+        "bus": "kafka",
+        "kafka_bootstrap_servers": kafka.address,
+        "kafka_topic": name,
+        "namespace": name,
+        "kafka_partitions": 1,
+    }
 
 
 @pytest.fixture
@@ -170,11 +174,20 @@ async def test_g1_g9_garbage_on_the_topic(fleet: list[Cache], kafka: KafkaServer
     await producer.start()
     try:
         for key, value in [
-            (ours, b"garbage"), (ours, None), (ours, b"x" * 500_000), (ours, b"CBW\xff"), (b"\xff", b"?"), (b"k", None),
-            (message_key("another", 0, epoch), b"theirs"), (message_key(namespace, 7, epoch), b"no shard of ours"),
-            (f"{namespace}:0".encode(), b"no epoch"), (b"x" + ours, b"theirs"), (ours + b":", b"one colon more"),
-            (None, b"no key"), (b"", b"no key"),
-        ]:  # fmt: skip
+            (ours, b"garbage"),
+            (ours, None),
+            (ours, b"x" * 500_000),
+            (ours, b"CBW\xff"),
+            (b"\xff", b"?"),
+            (b"k", None),
+            (message_key("another", 0, epoch), b"theirs"),
+            (message_key(namespace, 7, epoch), b"no shard of ours"),
+            (f"{namespace}:0".encode(), b"no epoch"),
+            (b"x" + ours, b"theirs"),
+            (ours + b":", b"one colon more"),
+            (None, b"no key"),
+            (b"", b"no key"),
+        ]:
             await producer.send_and_wait(topic, value, key)
     finally:
         await producer.stop()

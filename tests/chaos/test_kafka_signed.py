@@ -28,9 +28,13 @@ def setup(kafka: KafkaServer) -> dict[str, Any]:
     """The settings of a fleet with a topic and a namespace of its own, but for its store and its keys."""
     name = f"signed-{token_hex(4)}"
     return {
-        "bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": name, "namespace": name,
-        "kafka_partitions": 1, "shards": 2,
-    }  # fmt: skip
+        "bus": "kafka",
+        "kafka_bootstrap_servers": kafka.address,
+        "kafka_topic": name,
+        "namespace": name,
+        "kafka_partitions": 1,
+        "shards": 2,
+    }
 
 
 def applied(cache: Cache) -> list[int]:
@@ -42,10 +46,11 @@ async def test_g1_g9_kafka_events_that_are_unsigned_or_wrongly_signed(redis_url:
     """Nodes that were given no key, or another, write to the same store: each event is passed over, counted, and found
     by a probe. The log in L2 has it; nothing is flushed."""
     async with (
-        nodes(redis_url, **SIGNED, **setup) as (a, b), nodes(redis_url, 1, **setup) as (unsigned,),
+        nodes(redis_url, **SIGNED, **setup) as (a, b),
+        nodes(redis_url, 1, **setup) as (unsigned,),
         nodes(redis_url, 1, kafka_events_key="wrong", **setup) as (wrong,),
         DirectProducer.open(quick(redis_url, **setup)) as producer,
-    ):  # fmt: skip
+    ):
         source = await shared(a, b, "k")
         with warnings_of("cachebus") as told:
             await travels(a, b, source)

@@ -68,8 +68,9 @@ async def test_many_rows_for_one_that_is_away_hold_up_no_healthy_tenant_and_are_
             await connection.execute(
                 "INSERT INTO cachebus_outbox (command, created_at) "
                 "SELECT $1, clock_timestamp() - interval '100 s' FROM generate_series(1, $2)",
-                invalidation("y", tenant_id=town.tenants[0]), MANY,
-            )  # fmt: skip
+                invalidation("y", tenant_id=town.tenants[0]),
+                MANY,
+            )
             lags = [await lag_s(town, database, cache, healthy) for _ in range(5)]
             await until(lambda: figure(relay, "held") == MANY)
             assert figure(relay, "backlog") == MANY

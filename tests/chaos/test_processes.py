@@ -63,8 +63,10 @@ class Told:
     def __init__(self, code: str, *args: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *args],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.reads: list[tuple[float, str]] = []
         self.lines = 0
         self._thread = threading.Thread(target=self._gather)

@@ -193,9 +193,13 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
         if not attached:
             getattr(proxy, fault)()
         settings = quick(
-            f"redis://127.0.0.1:{proxy.port}", node_name="cut", l2_timeout_s=0.2, connect_timeout_s=0.2,
-            start_degraded=True, **more,
-        )  # fmt: skip
+            f"redis://127.0.0.1:{proxy.port}",
+            node_name="cut",
+            l2_timeout_s=0.2,
+            connect_timeout_s=0.2,
+            start_degraded=True,
+            **more,
+        )
         async with Cache.open(settings) as cut:
             getattr(proxy, fault)()
             await past(monotonic() + D_S)
@@ -221,11 +225,7 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
             proxy.restore()
 
 
-LOSSES = {
-    "the lines": ("DEL", "{cachebus:0}:nodes"),
-    "everything": ("FLUSHALL",),
-    "meta": ("DEL", "{cachebus:0}:meta"),
-}
+LOSSES = {"the lines": ("DEL", "{cachebus:0}:nodes"), "everything": ("FLUSHALL",), "meta": ("DEL", "{cachebus:0}:meta")}
 
 
 @pytest.mark.parametrize("command", LOSSES.values(), ids=LOSSES.keys())

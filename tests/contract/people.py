@@ -109,15 +109,26 @@ class Person:
     ) -> Record:
         """A record, under a lease or of where this node stands; `lives_ms` from its latest probe, None for ever."""
         return Record(
-            0, 0, payload, created_ms=self.now_ms, expires_ms=0 if lives_ms is None else self.now_ms + lives_ms,
-            tags=tags, epoch=lease.epoch if lease else self.caller.epoch,
+            0,
+            0,
+            payload,
+            created_ms=self.now_ms,
+            expires_ms=0 if lives_ms is None else self.now_ms + lives_ms,
+            tags=tags,
+            epoch=lease.epoch if lease else self.caller.epoch,
             seq=lease.seq if lease else self.caller.applied,
-        )  # fmt: skip
+        )
 
     async def lease(
-        self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False, stale: Stale = Stale.NONE,
+        self,
+        what: Key,
+        token: str = "t",
+        px_ms: int = LONG_MS,
+        *,
+        refresh: bool = False,
+        stale: Stale = Stale.NONE,
         tags: Sequence[str] = (),
-    ) -> LeaseReply:  # fmt: skip
+    ) -> LeaseReply:
         """Ask to fill a key."""
         return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, stale=stale, tags=tags)
 
@@ -147,14 +158,28 @@ class Person:
         return record
 
     async def write(
-        self, what: Key, payload: bytes = b"w", *, others: Sequence[Key] = (), names: Sequence[str] = (),
-        if_absent: bool = False, px_ms: int = 0, lives_ms: int | None = None, tags: Sequence[str] = (),
-    ) -> Change:  # fmt: skip
+        self,
+        what: Key,
+        payload: bytes = b"w",
+        *,
+        others: Sequence[Key] = (),
+        names: Sequence[str] = (),
+        if_absent: bool = False,
+        px_ms: int = 0,
+        lives_ms: int | None = None,
+        tags: Sequence[str] = (),
+    ) -> Change:
         """Store a value."""
         return await self.store.write(
-            what, self.caller, self.record(payload, lives_ms=lives_ms, tags=tags), px_ms,
-            body([what, *others], names, self.caller.node), others=others, names=names, if_absent=if_absent,
-        )  # fmt: skip
+            what,
+            self.caller,
+            self.record(payload, lives_ms=lives_ms, tags=tags),
+            px_ms,
+            body([what, *others], names, self.caller.node),
+            others=others,
+            names=names,
+            if_absent=if_absent,
+        )
 
     async def invalidate(self, *keys: Key, names: Sequence[str] = ()) -> Change:
         """Replace keys, scopes and tags."""

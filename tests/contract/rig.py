@@ -205,9 +205,12 @@ class RedisRig(StoreRig):
             self.address, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
         )
         self._ears = await Subscriber.open(
-            self.address, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic,
+            self.address,
+            timeout_s=PATIENCE_S,
+            connect_timeout_s=PATIENCE_S,
+            clock=monotonic,
             on_push=lambda _, message: self.messages.append(message),
-        )  # fmt: skip
+        )
         await self._ears.subscribe(self.names.channel)
 
     def unconnected(self) -> Store:
@@ -220,10 +223,17 @@ class RedisRig(StoreRig):
     def of_facts(self, shards: int, bus: str) -> RedisStore:
         """A store of a node with this set-up, not connected."""
         return RedisStore(
-            self.route(shards), namespace=NAMESPACE, shards=shards, bus=bus, timeout_s=PATIENCE_S,
-            connect_timeout_s=PATIENCE_S, clock=monotonic, marks_max=self.marks_max, log_max=self.log_max,
+            self.route(shards),
+            namespace=NAMESPACE,
+            shards=shards,
+            bus=bus,
+            timeout_s=PATIENCE_S,
+            connect_timeout_s=PATIENCE_S,
+            clock=monotonic,
+            marks_max=self.marks_max,
+            log_max=self.log_max,
             log_max_bytes=self.log_max_bytes,
-        )  # fmt: skip
+        )
 
     async def end(self) -> None:
         await super().end()

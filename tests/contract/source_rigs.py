@@ -119,8 +119,11 @@ class InPostgres(SourceRig):
 
     async def put(self, numbers: Sequence[str], tenant: str = "acme") -> None:
         """See `SourceRig`."""
-        await self._asked(f"INSERT INTO {DEFAULT} (namespace, command) SELECT $1, * FROM unnest($2::text[])",
-                          self.settings.namespace, [command(number, tenant) for number in numbers])  # fmt: skip
+        await self._asked(
+            f"INSERT INTO {DEFAULT} (namespace, command) SELECT $1, * FROM unnest($2::text[])",
+            self.settings.namespace,
+            [command(number, tenant) for number in numbers],
+        )
 
     async def left(self) -> int:
         """See `SourceRig`."""
@@ -262,14 +265,19 @@ class OnSlot(InPostgres):
         # which is nothing that a slot would be advanced for.
         rows = await self._asked(
             "WITH put AS (INSERT INTO configs SELECT *, $1 FROM unnest($2::text[]) RETURNING 1) "
-            "SELECT count(*), pg_current_wal_insert_lsn()::text AS up_to FROM put", tenant, list(numbers),
-        )  # fmt: skip
+            "SELECT count(*), pg_current_wal_insert_lsn()::text AS up_to FROM put",
+            tenant,
+            list(numbers),
+        )
         self._up_to = rows[0]["up_to"]
 
     async def left(self) -> int:
         """See `SourceRig`."""
-        rows = await self._asked("SELECT confirmed_flush_lsn <= $1::text::pg_lsn AS left FROM pg_replication_slots "
-                                 "WHERE database = current_database()", self._up_to)  # fmt: skip
+        rows = await self._asked(
+            "SELECT confirmed_flush_lsn <= $1::text::pg_lsn AS left FROM pg_replication_slots "
+            "WHERE database = current_database()",
+            self._up_to,
+        )
         held_rows = await self._asked("SELECT count(*) AS count FROM cachebus_cdc_held")
         return int(rows[0]["left"]) + int(held_rows[0]["count"])
 

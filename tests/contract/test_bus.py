@@ -104,9 +104,13 @@ class RedisBusRig(BusRig):
 
     def unconnected(self, listener: Listener) -> RedisBus:
         return RedisBus(
-            Fixed(parse_address(self.url), len(self.channels)), self.channels, listener,
-            timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic,
-        )  # fmt: skip
+            Fixed(parse_address(self.url), len(self.channels)),
+            self.channels,
+            listener,
+            timeout_s=PATIENCE_S,
+            connect_timeout_s=PATIENCE_S,
+            clock=monotonic,
+        )
 
     async def send(self, shard: int, message: bytes) -> None:
         await self.redis.call("PUBLISH", self.channels[shard], message)
@@ -250,9 +254,13 @@ async def test_publishing_is_the_stores_own_doing_where_the_bus_says_so(rig: Bus
 async def test_no_server_is_bus_unavailable_by_its_address() -> None:
     port = free_port()
     bus = RedisBus(
-        Fixed(parse_address(f"redis://127.0.0.1:{port}/0"), 1), ["c"], Ears(),
-        timeout_s=1.0, connect_timeout_s=1.0, clock=monotonic,
-    )  # fmt: skip
+        Fixed(parse_address(f"redis://127.0.0.1:{port}/0"), 1),
+        ["c"],
+        Ears(),
+        timeout_s=1.0,
+        connect_timeout_s=1.0,
+        clock=monotonic,
+    )
     with pytest.raises(BusUnavailable, match=rf"127\.0\.0\.1:{port}"):
         await bus.connect()
     assert not bus.connected

@@ -95,9 +95,7 @@ async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person
     data = await bob.store.get(key())
     assert data is not None
     record = records.decode(data, key().l2)
-    assert (record.epoch, record.seq, record.payload, list(record.tags)) == (
-        change.epoch, 3, b"written", [tag("plan")],
-    )  # fmt: skip
+    assert (record.epoch, record.seq, record.payload, list(record.tags)) == (change.epoch, 3, b"written", [tag("plan")])
     assert await bob.read(key()) == [data]
     lease = await bob.lease(key())
     assert (lease.outcome, lease.record) == (Leased.HIT, data)
@@ -105,9 +103,15 @@ async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person
 
 async def test_a_write_keeps_all_that_its_record_says(ann: Person) -> None:
     record = records.Record(
-        records.NOT_FOUND, 3, bytes(range(256)), created_ms=1, soft_ms=2, expires_ms=2**60, tags=[tag("é"), tag("2")],
+        records.NOT_FOUND,
+        3,
+        bytes(range(256)),
+        created_ms=1,
+        soft_ms=2,
+        expires_ms=2**60,
+        tags=[tag("é"), tag("2")],
         version=b"VERS",
-    )  # fmt: skip
+    )
     change = await ann.store.write(key(), ann.caller, record, 0, b"crc!body")
     data = await ann.store.get(key())
     assert data is not None
@@ -123,8 +127,10 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
     assert await ann.store.get(key("b")) is None
     assert not await rig.leased(key("b"))
     assert [data is None for data in await ann.read(key("a"), key("b"), key("c", data_type="query"))] == [
-        False, True, True,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+    ]
     assert await ann.marks() == {scope("query"): 2}
 
 

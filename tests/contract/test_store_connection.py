@@ -187,8 +187,10 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
     lease = await ann.granted(key("leased"))
     assert own.server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
     for refused in (
-        ann.write(key()), ann.write(key("added"), if_absent=True), ann.fill(key("leased"), ann.record(b"v", lease)),
-    ):  # fmt: skip
+        ann.write(key()),
+        ann.write(key("added"), if_absent=True),
+        ann.fill(key("leased"), ann.record(b"v", lease)),
+    ):
         with pytest.raises(L2Unavailable):
             await refused
     assert await own.leased(key("leased")), "nothing at all was done"
@@ -213,9 +215,16 @@ async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: Red
 async def connected(own: RedisRig, *, timeout_s: float) -> RedisStore:
     """A store of one shard on this server."""
     store = RedisStore(
-        Fixed(own.address, 1), namespace="n", shards=1, bus="redis", timeout_s=timeout_s, connect_timeout_s=10.0,
-        clock=asyncio.get_running_loop().time, marks_max=10, log_max=10,
-    )  # fmt: skip
+        Fixed(own.address, 1),
+        namespace="n",
+        shards=1,
+        bus="redis",
+        timeout_s=timeout_s,
+        connect_timeout_s=10.0,
+        clock=asyncio.get_running_loop().time,
+        marks_max=10,
+        log_max=10,
+    )
     await store.connect()
     return store
 

@@ -136,8 +136,7 @@ async def test_requests_of_any_name_are_told_apart(ann: Person) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [(("a:b", "c"), ("a", "b:c")), (("a", "value"), ("a:value", "x")), (("n:ra", "b"), ("n", "ra:b"))],
+    ("one", "other"), [(("a:b", "c"), ("a", "b:c")), (("a", "value"), ("a:value", "x")), (("n:ra", "b"), ("n", "ra:b"))]
 )
 async def test_a_request_of_one_counter_is_none_of_another(
     ann: Person, one: tuple[str, str], other: tuple[str, str]

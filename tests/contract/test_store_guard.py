@@ -36,9 +36,13 @@ async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Perso
 async def test_while_it_stands_nothing_that_it_covers_is_leased(ann: Person, bob: Person, name: str) -> None:
     what = key("r", agent_id="a7")
     names = {
-        "key": [], "its type": [scope("doc")], "its tenant": [scope()], "its context": [scope("doc", agent_id="a7")],
-        "its id in every context": [next(n for n in what.names if n.startswith("I"))], "its tag": [tag("t")],
-    }[name]  # fmt: skip
+        "key": [],
+        "its type": [scope("doc")],
+        "its tenant": [scope()],
+        "its context": [scope("doc", agent_id="a7")],
+        "its id in every context": [next(n for n in what.names if n.startswith("I"))],
+        "its tag": [tag("t")],
+    }[name]
     keys = [what] if name == "key" else []
     await ann.guard(*keys, names=names)
     refused = await bob.lease(what, tags=[tag("t")])

@@ -111,7 +111,7 @@ async def test_a_fill_needs_the_epoch_of_its_lease(rig: StoreRig, ann: Person) -
         ((), (tag("plan"),)),
     ],
     ids=["key", "keys", "tenant", "type", "context", "tag"],
-)  # fmt: skip
+)
 async def test_a_fill_after_an_invalidation_is_refused(
     ann: Person, bob: Person, keys: tuple[object, ...], names: tuple[str, ...]
 ) -> None:

@@ -306,8 +306,9 @@ async def test_an_id_is_marked_once_something_of_its_type_has_been_in_a_context(
         assert not (await bob.fill(what, bob.record(b"late", lease))).stored
     assert await bob.read(what) == [None]
     assert await left_out(rig, ann, [everywhere(key("another id"))]) == (
-        False, {ID: seq, everywhere(key("another id")): seq + 1},
-    )  # fmt: skip
+        False,
+        {ID: seq, everywhere(key("another id")): seq + 1},
+    )
 
 
 async def test_what_stores_nothing_in_a_context_calls_for_no_mark(rig: StoreRig, ann: Person, bob: Person) -> None:

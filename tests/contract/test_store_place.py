@@ -92,8 +92,10 @@ async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> 
     await ann.store.read(0, Caller("reader", 7, other), [key()])
     await ann.store.lease(key(), Caller("filler", 8, b""), "t", LONG_MS)
     assert {node: line[:2] for node, line in (await rig.lines()).items()} == {
-        "ann": (0, b""), "reader": (7, other), "filler": (8, b""),
-    }  # fmt: skip
+        "ann": (0, b""),
+        "reader": (7, other),
+        "filler": (8, b""),
+    }
 
 
 @losses
@@ -165,8 +167,9 @@ async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) 
         assert (await ann.probe()).epoch == reply.epoch, "one takeover, not one more"
     if lose is not LOSSES["marks evicted"]:
         for operation in (
-            lambda: store.counter(what, ann.caller, 1, "", 0), lambda: store.forget(0, NOBODY, "x", lives=False),
-        ):  # fmt: skip
+            lambda: store.counter(what, ann.caller, 1, "", 0),
+            lambda: store.forget(0, NOBODY, "x", lives=False),
+        ):
             await lost()
             await operation()
             epoch = (await ann.probe()).epoch

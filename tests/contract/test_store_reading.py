@@ -37,10 +37,17 @@ def test_these_are_all_shapes() -> None:
 @pytest.mark.parametrize("name", SHAPES.values(), ids=SHAPES.keys())
 async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person, name: str) -> None:
     keys = [
-        EVERYWHERE, key(agent_id="a"), key(conversation_id="v"), key(collection_id="c"), key(),
-        key("r2", agent_id="a"), key(data_type="other", collection_id="c"), key(agent_id="b", conversation_id="w"),
-        key(tenant=NEIGHBOUR), key(data_type="other", tenant=NEIGHBOUR, agent_id="a"),
-    ]  # fmt: skip
+        EVERYWHERE,
+        key(agent_id="a"),
+        key(conversation_id="v"),
+        key(collection_id="c"),
+        key(),
+        key("r2", agent_id="a"),
+        key(data_type="other", collection_id="c"),
+        key(agent_id="b", conversation_id="w"),
+        key(tenant=NEIGHBOUR),
+        key(data_type="other", tenant=NEIGHBOUR, agent_id="a"),
+    ]
     kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
     assert await bob.read(*keys) == kept
     await ann.invalidate(names=[name])
@@ -109,12 +116,23 @@ def nonsense(epoch: bytes) -> list[bytes]:
     good = records.Record(0, 0, b"payload", created_ms=1, epoch=epoch, seq=1).encode("")
     tagged = records.Record(0, 0, b"", created_ms=1, tags=["G\x1facme\x1fplan"], epoch=epoch, seq=1).encode("")
     return [
-        b"", b"\x00", b"0", b"-1", b"nil", MAGIC[:1], MAGIC, b"\xff" * 63,
-        *[good[:size] for size in (2, 20, 28, 62)], *[MAGIC + bytes(size) for size in (60, 61, 200)],
-        *[tagged[:size] for size in (63, 64, 65, len(tagged) - 1)], good[:60] + b"\xff\0\0", b"\xcb\x01" + good[2:],
-        good[:4] + epoch[::-1] + good[20:], good[:20] + bytes(8) + good[28:-1],
+        b"",
+        b"\x00",
+        b"0",
+        b"-1",
+        b"nil",
+        MAGIC[:1],
+        MAGIC,
+        b"\xff" * 63,
+        *[good[:size] for size in (2, 20, 28, 62)],
+        *[MAGIC + bytes(size) for size in (60, 61, 200)],
+        *[tagged[:size] for size in (63, 64, 65, len(tagged) - 1)],
+        good[:60] + b"\xff\0\0",
+        b"\xcb\x01" + good[2:],
+        good[:4] + epoch[::-1] + good[20:],
+        good[:20] + bytes(8) + good[28:-1],
         *[dice.randbytes(dice.randrange(200)) for _ in range(20)],
-    ]  # fmt: skip
+    ]
 
 
 MAGIC = records.MAGIC

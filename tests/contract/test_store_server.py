@@ -236,8 +236,9 @@ async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
     found = {name.decode() for name in await redis.redis.call("KEYS", "*")}
     one = {f"{{{NAMESPACE}:0}}:{kind}" for kind in ("c:acme:doc:c", "l:acme:doc:l", "r:acme:doc:r")}
     assert found == one | {name for name in redis.names.own if name not in redis.names.all_marks} | {
-        redis.names.marks(BUCKET), redis.names.marks(ALL_TENANTS)
-    }  # fmt: skip
+        redis.names.marks(BUCKET),
+        redis.names.marks(ALL_TENANTS),
+    }
     assert {name.partition("}:")[0] for name in redis.names.own} == {f"{{{NAMESPACE}:0"}
 
 

@@ -39,15 +39,26 @@ GUARD_MS = 200_000
 AGES_MS = {"none": 0, "past": -3_600_000, "future": 3_600_000}
 NEAR_MS = 5_000
 KEYS = [
-    key("a"), key("b:%*"), key("a", agent_id="x", collection_id="z"), key("a", data_type="other", conversation_id="y"),
-    key("a", tenant=NEIGHBOUR), key("a", data_type="third", tenant=NEIGHBOUR),
-]  # fmt: skip
+    key("a"),
+    key("b:%*"),
+    key("a", agent_id="x", collection_id="z"),
+    key("a", data_type="other", conversation_id="y"),
+    key("a", tenant=NEIGHBOUR),
+    key("a", data_type="third", tenant=NEIGHBOUR),
+]
 TAGS = [tag("p"), tag("q"), tag("r" * 300)]
 NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.names) if n != ALL_OF_SHARD), *TAGS]
 LOSSES = [
-    "flush", "lose_meta", "lose_marks", "lose_bucket", "lose_buckets", "lose_guards", "lose_nodes", "another_server",
+    "flush",
+    "lose_meta",
+    "lose_marks",
+    "lose_bucket",
+    "lose_buckets",
+    "lose_guards",
+    "lose_nodes",
+    "another_server",
     "forget",
-]  # fmt: skip
+]
 TOKENS = ["t", "t2", "u"]
 NODES = ["", "ann", "bob"]
 
@@ -82,10 +93,23 @@ class Author:
     def step(self) -> Step:
         """The next one."""
         verbs = {
-            self.probe: 6, self.read: 10, self.get: 4, self.lease: 20, self.fill: 20, self.hold: 5, self.invalidate: 9,
-            self.write: 10, self.counter: 5, self.log: 3, self.forget: 2, self.plant: 4, self.lose: 1, self.nodes: 3,
-            self.guard: 4, self.everything: 0.3,
-        }  # fmt: skip
+            self.probe: 6,
+            self.read: 10,
+            self.get: 4,
+            self.lease: 20,
+            self.fill: 20,
+            self.hold: 5,
+            self.invalidate: 9,
+            self.write: 10,
+            self.counter: 5,
+            self.log: 3,
+            self.forget: 2,
+            self.plant: 4,
+            self.lose: 1,
+            self.nodes: 3,
+            self.guard: 4,
+            self.everything: 0.3,
+        }
         (verb,) = self.dice.choices(list(verbs), list(verbs.values()))
         return verb()
 
@@ -100,17 +124,24 @@ class Author:
         ahead = self.dice.random() < 0.01
         applied = self.seq + 3 if ahead else max(0, self.seq - self.dice.randrange(4))
         return {
-            "node": self.dice.choice(NODES), "applied": applied, "epoch": epoch,
-            "bound_ms": self.dice.choice([0, 0, 0, 2_000, 5_000]), "guard_ms": self.dice.choice([0] * 9 + [GUARD_MS]),
+            "node": self.dice.choice(NODES),
+            "applied": applied,
+            "epoch": epoch,
+            "bound_ms": self.dice.choice([0, 0, 0, 2_000, 5_000]),
+            "guard_ms": self.dice.choice([0] * 9 + [GUARD_MS]),
             "alone": self.dice.random() < 0.1,
-        }  # fmt: skip
+        }
 
     def record(self, epoch: int, seq: int) -> dict[str, Any]:
         return {
-            "flags": self.dice.choice([0, records.NOT_FOUND]), "payload": self.dice.randbytes(self.dice.randrange(9)),
-            "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])), "version": self.dice.randbytes(4),
-            "age": self.dice.choice([*AGES_MS, "none", "future"]), "epoch": epoch, "seq": seq,
-        }  # fmt: skip
+            "flags": self.dice.choice([0, records.NOT_FOUND]),
+            "payload": self.dice.randbytes(self.dice.randrange(9)),
+            "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])),
+            "version": self.dice.randbytes(4),
+            "age": self.dice.choice([*AGES_MS, "none", "future"]),
+            "epoch": epoch,
+            "seq": seq,
+        }
 
     def some(self, of: list[Any], most: int = 2) -> list[Any]:
         return self.dice.choices(of, k=self.dice.choice([0, 1, 1, most]))
@@ -135,22 +166,35 @@ class Author:
         return Step("get", {"key": self.dice.choice(KEYS)})
 
     def lease(self) -> Step:
-        return Step("lease", {
-            "key": self.dice.choice(KEYS), "caller": self.caller(), "token": self.dice.choice(TOKENS),
-            "px_ms": self.dice.choice([40_000, 80_000]), "refresh": self.dice.random() < 0.5,
-            "tags": self.some(TAGS, 1), "stale": self.dice.choice(list(Stale)),
-        })  # fmt: skip
+        return Step(
+            "lease",
+            {
+                "key": self.dice.choice(KEYS),
+                "caller": self.caller(),
+                "token": self.dice.choice(TOKENS),
+                "px_ms": self.dice.choice([40_000, 80_000]),
+                "refresh": self.dice.random() < 0.5,
+                "tags": self.some(TAGS, 1),
+                "stale": self.dice.choice(list(Stale)),
+            },
+        )
 
     def fill(self) -> Step:
         if self.grants and self.dice.random() < 0.9:
             what, token, epoch, seq = self.grants[-1] if self.dice.random() < 0.8 else self.dice.choice(self.grants)
         else:
             what, token, epoch, seq = self.dice.choice(KEYS), self.dice.choice(TOKENS), self.epochs - 1, self.seq
-        return Step("fill", {
-            "key": what, "caller": self.caller(), "token": token, "record": self.record(epoch, self.near(seq)),
-            "px_ms": self.dice.choice([0, 100_000]),
-            "over": self.dice.choice([b"", b"", self.stored.get(what, bytes(8))]),
-        })  # fmt: skip
+        return Step(
+            "fill",
+            {
+                "key": what,
+                "caller": self.caller(),
+                "token": token,
+                "record": self.record(epoch, self.near(seq)),
+                "px_ms": self.dice.choice([0, 100_000]),
+                "over": self.dice.choice([b"", b"", self.stored.get(what, bytes(8))]),
+            },
+        )
 
     def hold(self) -> Step:
         what, token = self.grants[-1][:2] if self.grants else (KEYS[0], "t")
@@ -165,24 +209,42 @@ class Author:
         return Step("invalidate", {"caller": self.caller(), "keys": [], "names": [ALL_OF_SHARD]})
 
     def write(self) -> Step:
-        return Step("write", {
-            "key": self.dice.choice(KEYS), "caller": self.caller(), "record": self.record(-1, 0),
-            "px_ms": self.dice.choice([0, 100_000]), "others": self.some(KEYS, 2), "names": self.some(NAMES, 2),
-            "if_absent": self.dice.random() < 0.4,
-        })  # fmt: skip
+        return Step(
+            "write",
+            {
+                "key": self.dice.choice(KEYS),
+                "caller": self.caller(),
+                "record": self.record(-1, 0),
+                "px_ms": self.dice.choice([0, 100_000]),
+                "others": self.some(KEYS, 2),
+                "names": self.some(NAMES, 2),
+                "if_absent": self.dice.random() < 0.4,
+            },
+        )
 
     def guard(self) -> Step:
-        return Step("guard", {
-            "caller": self.caller(), "keys": self.some(KEYS), "names": self.some(NAMES, 3),
-            "token": self.dice.choice("gh") * 16, "px_ms": self.dice.choice([0, 0, 40_000, 80_000]),
-        })  # fmt: skip
+        return Step(
+            "guard",
+            {
+                "caller": self.caller(),
+                "keys": self.some(KEYS),
+                "names": self.some(NAMES, 3),
+                "token": self.dice.choice("gh") * 16,
+                "px_ms": self.dice.choice([0, 0, 40_000, 80_000]),
+            },
+        )
 
     def counter(self) -> Step:
-        return Step("counter", {
-            "key": self.dice.choice(KEYS), "caller": self.caller(),
-            "amount": self.dice.choice([0, 1, 5, -3, 2**53 + 1, 2**62, -(2**62)]),
-            "request": self.dice.choice(["", "", "q1", "q2"]), "expires_ms": self.dice.choice([0, 100_000]),
-        })  # fmt: skip
+        return Step(
+            "counter",
+            {
+                "key": self.dice.choice(KEYS),
+                "caller": self.caller(),
+                "amount": self.dice.choice([0, 1, 5, -3, 2**53 + 1, 2**62, -(2**62)]),
+                "request": self.dice.choice(["", "", "q1", "q2"]),
+                "expires_ms": self.dice.choice([0, 100_000]),
+            },
+        )
 
     def log(self) -> Step:
         return Step(
@@ -227,10 +289,16 @@ class Side:
     def record(self, told: dict[str, Any]) -> Record:
         age_ms = AGES_MS[told["age"]]
         return Record(
-            told["flags"], 0, told["payload"], created_ms=0, expires_ms=age_ms and self.now_ms + age_ms,
-            tags=told["tags"], epoch=self.epoch(told["epoch"]).ljust(16, b"-"), seq=told["seq"],
+            told["flags"],
+            0,
+            told["payload"],
+            created_ms=0,
+            expires_ms=age_ms and self.now_ms + age_ms,
+            tags=told["tags"],
+            epoch=self.epoch(told["epoch"]).ljust(16, b"-"),
+            seq=told["seq"],
             version=told["version"],
-        )  # fmt: skip
+        )
 
     # -- doing --------------------------------------------------------------------------------------------------
 
@@ -242,10 +310,14 @@ class Side:
         if "caller" in args:
             told = args["caller"]
             args["caller"] = Caller(
-                told["node"], told["applied"], self.epoch(told["epoch"]),
-                About(told["bound_ms"], told["guard_ms"], keeps_alone=told["alone"]), told["bound_ms"],
-                told["guard_ms"], told["alone"],
-            )  # fmt: skip
+                told["node"],
+                told["applied"],
+                self.epoch(told["epoch"]),
+                About(told["bound_ms"], told["guard_ms"], keeps_alone=told["alone"]),
+                told["bound_ms"],
+                told["guard_ms"],
+                told["alone"],
+            )
         if "record" in args:
             args["record"] = self.record(args["record"])
         if step.verb in ("invalidate", "guard"):

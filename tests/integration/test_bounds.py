@@ -15,9 +15,13 @@ from tests.support.caches import D_S, nodes, parts
 ANY_SIZE = {"pending_max", "resend_max_bytes", "l1_max_entries", "l1_max_bytes", "compress_over_bytes"}
 """Bounds of this process's own memory, and a size from which on something is done: each works, however large it is."""
 BY_OTHERS = {
-    "probe_interval_s": D_S / 2, "hole_grace_s": D_S - 0.01, "db_timeout_s": 59.9, "soft_ttl_s": 10**10 - 1,
-    "load_soft_timeout_s": 10**10 - 1, "ttl_s": 10**10,
-}  # fmt: skip
+    "probe_interval_s": D_S / 2,
+    "hole_grace_s": D_S - 0.01,
+    "db_timeout_s": 59.9,
+    "soft_ttl_s": 10**10 - 1,
+    "load_soft_timeout_s": 10**10 - 1,
+    "ttl_s": 10**10,
+}
 """The largest, where another field says what that is."""
 FEW = {"shards", "kafka_partitions"}
 """Of the most of these a server has to do for seconds."""

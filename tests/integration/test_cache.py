@@ -289,9 +289,10 @@ async def test_get_many_of_very_many_holds_up_nobody(pair: list[Cache], may_judg
 
     await a.set("embedding", 7_777, [1.5], tenant_id="acme")
     with (
-        patch.object(store, "get", counted), patch.object(store, "read", scripted),
+        patch.object(store, "get", counted),
+        patch.object(store, "read", scripted),
         patch.object(Fetcher, "may_judge", lambda *_: may_judge),
-    ):  # fmt: skip
+    ):
         assert await b.get_many("embedding", range(10_000), tenant_id="acme") == {7_777: [1.5]}
     assert 0 < most <= MANY
 
@@ -366,10 +367,17 @@ async def test_many_shards(redis_url: str) -> None:
 # -- keys, tenants, contexts -----------------------------------------------------------------------------
 
 BAD_PARTS: list[dict[str, Any]] = [
-    {"agent_id": ""}, {"conversation_id": ""}, {"collection_id": ""}, {"tenant_id": ""}, {"resource_id": ""},
-    {"data_type": ""}, {"resource_id": "a\x1fb"}, {"agent_id": "x\x1e"}, {"resource_id": "x" * 513},
+    {"agent_id": ""},
+    {"conversation_id": ""},
+    {"collection_id": ""},
+    {"tenant_id": ""},
+    {"resource_id": ""},
+    {"data_type": ""},
+    {"resource_id": "a\x1fb"},
+    {"agent_id": "x\x1e"},
+    {"resource_id": "x" * 513},
     {"tenant_id": "acme\x1fconfig\x1fx\x1e\x1e\x1e"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("bad", BAD_PARTS, ids=lambda bad: next(iter(bad)))
@@ -406,11 +414,16 @@ async def test_an_empty_tenant_is_not_the_one_of_system_data(pair: list[Cache]) 
 async def test_all_but_system_data_needs_a_tenant(pair: list[Cache]) -> None:
     a = pair[0]
     for call in (
-        lambda: a.get("config", "x"), lambda: a.set("config", "x", 1), lambda: a.add("config", "x", 1),
-        lambda: a.delete("config", "x"), lambda: a.get_many("config", ["x"]), lambda: a.increment("hits"),
-        lambda: a.get_or_load("config", "x", lambda: 1), a.invalidate_scope,
+        lambda: a.get("config", "x"),
+        lambda: a.set("config", "x", 1),
+        lambda: a.add("config", "x", 1),
+        lambda: a.delete("config", "x"),
+        lambda: a.get_many("config", ["x"]),
+        lambda: a.increment("hits"),
+        lambda: a.get_or_load("config", "x", lambda: 1),
+        a.invalidate_scope,
         lambda: a.invalidate_scope(data_type="config"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(TenantRequired):
             await call()
 

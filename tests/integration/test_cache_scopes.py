@@ -182,8 +182,11 @@ async def seeded(cache: Cache) -> None:
     """A document, and what depends on it; each in collection c1 and in c2."""
     for collection in ("c1", "c2"):
         for data_type, resource_id in (
-            ("document", "7"), ("embedding", "doc:7"), ("vector_store", collection), ("query_result", "q")
-        ):  # fmt: skip
+            ("document", "7"),
+            ("embedding", "doc:7"),
+            ("vector_store", collection),
+            ("query_result", "q"),
+        ):
             await cache.set(data_type, resource_id, 1, tenant_id="acme", collection_id=collection)
 
 
@@ -192,8 +195,11 @@ async def left(cache: Cache) -> list[str]:
     found = []
     for collection in ("c1", "c2"):
         for data_type, resource_id in (
-            ("document", "7"), ("embedding", "doc:7"), ("vector_store", collection), ("query_result", "q")
-        ):  # fmt: skip
+            ("document", "7"),
+            ("embedding", "doc:7"),
+            ("vector_store", collection),
+            ("query_result", "q"),
+        ):
             if await cache.get(data_type, resource_id, tenant_id="acme", collection_id=collection) is not None:
                 found.append(f"{data_type}/{collection}")
     return found

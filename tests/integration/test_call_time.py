@@ -54,10 +54,15 @@ async def get(cache: Cache) -> Any:
     return await cache.get("config", "x", **WHERE)
 
 
-@pytest.mark.parametrize(("ask", "first", "then"), [
-    (load, {"get": None}, "lease"), (load_around, {"get": None}, "lease"), (load, {"get": None, "lease": ...}, "fill"),
-    (get, {"get": mapped("WRONGTYPE of another's")}, "read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ask", "first", "then"),
+    [
+        (load, {"get": None}, "lease"),
+        (load_around, {"get": None}, "lease"),
+        (load, {"get": None, "lease": ...}, "fill"),
+        (get, {"get": mapped("WRONGTYPE of another's")}, "read"),
+    ],
+)
 async def test_a_read(ask: Callable[[Cache], Awaitable[Any]], first: dict[str, Any], then: str) -> None:
     async with Fleet(1, l2_timeout_s=TIMEOUT_S) as fleet:
         (cache,) = fleet.caches

@@ -151,12 +151,17 @@ async def test_what_mariadb_alone_has(
             await tell_mariadb(mariadb.url, story)
             await until(lambda: heard.has("part", "99") and worker.meters.count("dead") == 3, within_s=60)
     assert heard.asked == {
-        f"K acme:line:{LARGEST}%3A1": 2, "K acme:kind:new": 2,  # made, and moved away
-        f"K globex:line:{LARGEST}%3A1": 6, "K globex:kind:new": 2, "K globex:kind:old": 6, "I globex kind old": 2,
+        f"K acme:line:{LARGEST}%3A1": 2,
+        "K acme:kind:new": 2,  # made, and moved away
+        f"K globex:line:{LARGEST}%3A1": 6,
+        "K globex:kind:new": 2,
+        "K globex:kind:old": 6,
+        "I globex kind old": 2,
         f"K globex:line:{LARGEST}%3A2": 4,  # also where a name beside it is too long
         "D acme token_list": 1,
-        "K acme:part:7": 1, "K acme:part:99": 1,  # what goes by ON DELETE CASCADE is in no binary log
-    }  # fmt: skip
+        "K acme:part:7": 1,
+        "K acme:part:99": 1,  # what goes by ON DELETE CASCADE is in no binary log
+    }
     reasons = "".join(told)
     assert "name: resource_id is too long" in reasons
     assert "'token' holds neither text nor a whole number" in reasons

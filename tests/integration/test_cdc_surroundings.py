@@ -123,7 +123,7 @@ async def test_a_table_that_is_another_one_is_followed_from_then_on(
         SILENCED,
         "DROP PUBLICATION cachebus_cdc",
     ],
-)  # fmt: skip
+)
 async def test_what_happened_to_a_table_while_the_worker_was_away_is_made_up_for(
     database: str, redis_url: str, meanwhile: str
 ) -> None:

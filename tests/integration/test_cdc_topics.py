@@ -166,9 +166,10 @@ class Absent:
 
     async def _carried(self, plans: Sequence[Any], within_s: float | None = None) -> Carried:
         away = {
-            at for at, plan in enumerate(plans)
+            at
+            for at, plan in enumerate(plans)
             if not self.there and any(self._tenant in name for name in (*plan.names, *(key.l2 for key in plan.keys)))
-        }  # fmt: skip
+        }
         await self._carry([plan for at, plan in enumerate(plans) if at not in away], within_s)
         return Carried(away=away)
 

@@ -212,12 +212,15 @@ def test_no_server_on_this_machine_is_one_line(
     assert "pip install 'cachebus[embedded]'" in refused(capsys, monkeypatch, "demo")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("--version",), "cachebus 0."),
-    (("--help",), "demo"),
-    (("demo", "--help"), "leaves nothing behind"),
-    (("replay", "--help"), "TRACE"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--version",), "cachebus 0."),
+        (("--help",), "demo"),
+        (("demo", "--help"), "leaves nothing behind"),
+        (("replay", "--help"), "TRACE"),
+    ],
+)
 def test_it_explains_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:

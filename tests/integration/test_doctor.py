@@ -182,9 +182,7 @@ async def test_replicas(server: EmbeddedServer) -> None:
         "--maxmemory-policy",
         "volatile-lru",
     )
-    with (
-        EmbeddedServer(server.binary, extra=follow) as replica, EmbeddedServer(server.binary, extra=follow) as other,
-    ):  # fmt: skip
+    with EmbeddedServer(server.binary, extra=follow) as replica, EmbeddedServer(server.binary, extra=follow) as other:
         told = of(await findings(replica.url), "role")
         assert told is not None
         assert told.level is PROBLEM

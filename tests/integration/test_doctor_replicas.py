@@ -310,9 +310,11 @@ async def test_a_trial_is_made_at_the_primary_that_is_looked_at(tmp_path: Path) 
             assert (status, errors) == (1, "")
             servers = {each["address"]: each["findings"] for each in json.loads(out)["servers"]}
             lacking = {
-                address for address, found in servers.items() for finding in found
+                address
+                for address, found in servers.items()
+                for finding in found
                 if (finding["check"], finding["level"]) == ("permissions", "problem")
-            }  # fmt: skip
+            }
             assert lacking == {f"127.0.0.1:{bad.port}"}
             out_of_reach = {address for address, found in servers.items() if found[0]["check"] == "reach"}
             assert out_of_reach == ({f"127.0.0.1:{away.port}"} if gone else set())
@@ -367,10 +369,15 @@ async def test_rights_that_are_lacking_at_a_replica_are_told_and_mended(stack: E
 async def test_settings_that_are_worse_at_a_replica_are_told_and_mended(stack: ExitStack) -> None:
     primary, one, _ = await led(stack, 2, "min-replicas-to-write 1")
     assert await of_replicas(primary.url) == []
-    type_in(one, (
-        "CONFIG SET maxmemory 32mb", "CONFIG SET maxmemory-policy noeviction", "CONFIG SET timeout 30",
-        'CONFIG SET client-output-buffer-limit "pubsub 1kb 1kb 1"',
-    ))  # fmt: skip
+    type_in(
+        one,
+        (
+            "CONFIG SET maxmemory 32mb",
+            "CONFIG SET maxmemory-policy noeviction",
+            "CONFIG SET timeout 30",
+            'CONFIG SET client-output-buffer-limit "pubsub 1kb 1kb 1"',
+        ),
+    )
     found = await of_replicas(primary.url)
     assert len(found) == 4
     assert {finding.at for finding in found} == {f"127.0.0.1:{one.port}"}

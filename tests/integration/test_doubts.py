@@ -24,12 +24,18 @@ WRITES: dict[str, Write] = {
     "guard": lambda cache: cache.write_guard(tenant_id="acme", tags=["t"], db_timeout_s=1).__aenter__(),
 }
 ENTRIES: dict[str, dict[str, Any]] = {
-    "1": {}, "1 in a context": {"agent_id": "a"}, "2": {}, "2 with a tag": {"tags": ["t"]},
-}  # fmt: skip
+    "1": {},
+    "1 in a context": {"agent_id": "a"},
+    "2": {},
+    "2 with a tag": {"tags": ["t"]},
+}
 REPLACED = {
-    "id in all contexts": {"1", "1 in a context"}, "type": set(ENTRIES), "context": {"1 in a context"},
-    "tag": {"2 with a tag"}, "guard": {"2 with a tag"},
-}  # fmt: skip
+    "id in all contexts": {"1", "1 in a context"},
+    "type": set(ENTRIES),
+    "context": {"1 in a context"},
+    "tag": {"2 with a tag"},
+    "guard": {"2 with a tag"},
+}
 
 
 @pytest.fixture

@@ -61,12 +61,15 @@ async def test_coordinated_invalidation_counts_its_targets_and_gives_a_receipt(c
             assert await other.get(data_type, resource_id, tenant_id="acme") == 1
         events = other.stats().events_applied
         counts = await invalidate_coordinated(
-            "acme", "document", "7",
+            "acme",
+            "document",
+            "7",
             related_invalidations=[
-                {"data_type": "embedding", "resource_id": "doc:7"}, {"data_type": "embedding", "resource_id": "doc:8"},
+                {"data_type": "embedding", "resource_id": "doc:7"},
+                {"data_type": "embedding", "resource_id": "doc:8"},
                 {"data_type": "query_result", "resource_id": "*"},
             ],
-        )  # fmt: skip
+        )
         assert counts == {"document": 1, "embedding": 2, "query_result": 1}
         assert isinstance(counts, dict)
         for data_type, resource_id in (("document", "7"), ("embedding", "doc:7"), ("query_result", "q")):
@@ -90,11 +93,16 @@ async def test_related_invalidations_inherit_the_contexts_of_the_call(cache: Cac
         for data_type in ("config", "view", "list"):
             await CacheManager.set(data_type, "x", 1, "acme", agent)
     counts = await invalidate_coordinated(
-        "acme", "config", "x",
-        [{"data_type": "view", "resource_id": "x"}, {"data_type": "list", "resource_id": "*"},
-         {"data_type": "list", "resource_id": "x", "agent_id": "b"}],
+        "acme",
+        "config",
+        "x",
+        [
+            {"data_type": "view", "resource_id": "x"},
+            {"data_type": "list", "resource_id": "*"},
+            {"data_type": "list", "resource_id": "x", "agent_id": "b"},
+        ],
         agent_id="a",
-    )  # fmt: skip
+    )
     assert counts == {"config": 1, "view": 1, "list": 2}
     found = {
         (data_type, agent)
@@ -133,12 +141,13 @@ async def test_a_whole_scope_as_the_primary_and_with_a_context(cache: Cache) -> 
 @pytest.mark.parametrize(
     ("related", "error"),
     [
-        ([{"resource_id": "x"}], ValueError), ([{"data_type": "view", "tenant_id": "other"}], ValueError),
+        ([{"resource_id": "x"}], ValueError),
+        ([{"data_type": "view", "tenant_id": "other"}], ValueError),
         ([{"data_type": "view", "resource_id": ""}], InvalidKey),
         ([{"data_type": "view", "resource_id": "*", "agent_id": "a", "collection_id": "c"}], InvalidKey),
         ([{"data_type": "", "resource_id": "x"}], InvalidKey),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_related_invalidation_raises_and_nothing_is_replaced(
     cache: Cache, related: list[dict[str, str]], error: type[Exception]
 ) -> None:
@@ -237,9 +246,18 @@ async def test_own_metrics_never_fail_a_request(own_server: EmbeddedServer) -> N
 # -- hashing and serialization ---------------------------------------------------------------------------
 
 PARTS: tuple[Any, ...] = (
-    "text", 7, 1.5, None, True, b"bytes", ["a", {"z": 1, "a": {3, 1, 2}}], {"b": [1], "a": (2,)},
-    datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7), {"x", "y", "z"},
-)  # fmt: skip
+    "text",
+    7,
+    1.5,
+    None,
+    True,
+    b"bytes",
+    ["a", {"z": 1, "a": {3, 1, 2}}],
+    {"b": [1], "a": (2,)},
+    datetime(2026, 1, 2, tzinfo=UTC),
+    UUID(int=7),
+    {"x", "y", "z"},
+)
 HASH = "from cachebus import *\nimport json, sys\nfrom tests.integration.test_helpers import PARTS\n"
 
 
@@ -248,9 +266,13 @@ def test_a_hash_is_the_same_in_every_process() -> None:
     for seed in ("0", "77"):
         done = subprocess.run(
             [sys.executable, "-c", HASH + "print(generate_resource_id_hash(*PARTS))"],
-            env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT,
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         assert done.stdout.strip() == here
     assert len(here) == 32
     assert int(here, 16) >= 0

@@ -30,9 +30,19 @@ POLICIES = {
     "safe": Policy(ttl_s=0.05, fail_safe_s=60, retries=0),
 }
 KEYS = {
-    "source", "level", "cache_hit", "cache_check_time_ms", "db_check_time_ms", "generation_time_ms", "total_time_ms",
-    "latency_ms", "data_type", "resource_id", "serialization_error", "error",
-}  # fmt: skip
+    "source",
+    "level",
+    "cache_hit",
+    "cache_check_time_ms",
+    "db_check_time_ms",
+    "generation_time_ms",
+    "total_time_ms",
+    "latency_ms",
+    "data_type",
+    "resource_id",
+    "serialization_error",
+    "error",
+}
 
 
 @pytest.fixture

@@ -34,9 +34,13 @@ from tests.support.caches import nodes, quick
 from tests.support.ids import ARE_NONE, HEX, STAND_FOR, Lazy, Other, Plan, as_written
 
 KEY = {
-    "data_type": "doc", "resource_id": "1", "tenant_id": "acme", "agent_id": "a", "conversation_id": "v",
+    "data_type": "doc",
+    "resource_id": "1",
+    "tenant_id": "acme",
+    "agent_id": "a",
+    "conversation_id": "v",
     "collection_id": "c",
-}  # fmt: skip
+}
 IDS = tuple(KEY)
 CONTEXTS = IDS[3:]
 Ids = dict[str, Any]
@@ -84,9 +88,7 @@ async def _decorated(cache: Cache, ids: Ids) -> Any:
     templates: Any = {name: f"{{{name}}}" for name in IDS[1:]}
 
     @cached(ids["data_type"], **templates, cache=cache)
-    async def load(
-        resource_id: Any, tenant_id: Any, agent_id: Any, conversation_id: Any, collection_id: Any
-    ) -> str:  # fmt: skip
+    async def load(resource_id: Any, tenant_id: Any, agent_id: Any, conversation_id: Any, collection_id: Any) -> str:
         return "loaded"
 
     return await load(**_of(ids, *IDS[1:]))
@@ -215,9 +217,10 @@ async def test_every_write_reaches_what_the_text_names(cache: Cache, one: Any, t
 
     async def left() -> list[Any]:
         return [
-            await cache.get("doc", text, text), await cache.get("doc", text, text, collection_id=text),
+            await cache.get("doc", text, text),
+            await cache.get("doc", text, text, collection_id=text),
             await cache.get(text, "1", text),
-        ]  # fmt: skip
+        ]
 
     guarded = {**dict.fromkeys(CONTEXTS), "data_type": "doc", "resource_id": one, "tenant_id": one}
     writes: list[tuple[Callable[[], Awaitable[Any]], list[Any]]] = [
@@ -292,8 +295,11 @@ async def test_many_are_given_by_the_ids_asked_for(cache: Cache) -> None:
     for _ in range(2):
         found = await cache.get_many("doc", [*ids, "absent"], "acme")
         assert [(type(one), value) for one, value in found.items()] == [
-            (Plan, "acme"), (int, "7"), (UUID, HEX), (Other, "x"),
-        ]  # fmt: skip
+            (Plan, "acme"),
+            (int, "7"),
+            (UUID, HEX),
+            (Other, "x"),
+        ]
     assert list(await cache.get_many("doc", [7, "7"], "acme")) == [7, "7"]
     for one in (*ARE_NONE, None):
         with pytest.raises(InvalidKey):

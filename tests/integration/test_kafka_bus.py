@@ -40,10 +40,7 @@ SASL = {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "ann", "kafka_passwor
     [
         ({"bus": "kafka"}, r"bus=kafka .*CACHEBUS_KAFKA_BOOTSTRAP_SERVERS"),
         ({**KAFKA, "url": "memory://x"}, r"CACHEBUS_BUS.*CACHEBUS_URL"),
-        (
-            {**KAFKA, "kafka_bootstrap_servers": "kafka"},
-            r"\(CACHEBUS_KAFKA_BOOTSTRAP_SERVERS\): 'kafka' is not",
-        ),
+        ({**KAFKA, "kafka_bootstrap_servers": "kafka"}, r"\(CACHEBUS_KAFKA_BOOTSTRAP_SERVERS\): 'kafka' is not"),
         ({**KAFKA, "kafka_bootstrap_servers": "a:1,"}, r"'' is not host:port"),
         ({**KAFKA, "kafka_bootstrap_servers": "a:65536"}, r"is not host:port"),
         ({**KAFKA, "kafka_topic": "a b"}, r"kafka_topic \(CACHEBUS_KAFKA_TOPIC\)"),
@@ -141,8 +138,9 @@ def secure(shared_servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
     request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     subprocess.run(
         ["openssl", *request.split(), "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+    )
     (folder / "both.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
     server = KafkaServer()
     plain = f"PLAINTEXT://127.0.0.1:{server.port}"
@@ -165,9 +163,14 @@ def secure(shared_servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 async def test_tls_and_sasl(secure: tuple[int, Path], redis_url: str) -> None:
     port, certificate = secure
     setup = {
-        "bus": "kafka", "kafka_bootstrap_servers": f"127.0.0.1:{port}", "kafka_topic": "secure", "kafka_ssl": True,
-        "kafka_ssl_ca_certs": str(certificate), "namespace": f"tls-{token_hex(4)}", "connect_timeout_s": 5.0,
-    }  # fmt: skip
+        "bus": "kafka",
+        "kafka_bootstrap_servers": f"127.0.0.1:{port}",
+        "kafka_topic": "secure",
+        "kafka_ssl": True,
+        "kafka_ssl_ca_certs": str(certificate),
+        "namespace": f"tls-{token_hex(4)}",
+        "connect_timeout_s": 5.0,
+    }
     async with nodes(redis_url, **setup, **SASL) as (a, b):
 
         async def arrived() -> bool:
@@ -191,9 +194,14 @@ async def test_tls_and_sasl(secure: tuple[int, Path], redis_url: str) -> None:
 async def test_commands_go_by_tls_and_sasl_too(secure: tuple[int, Path], redis_url: str) -> None:
     port, certificate = secure
     settings = quick(
-        redis_url, namespace=f"tls-{token_hex(4)}", kafka_bootstrap_servers=f"127.0.0.1:{port}", kafka_ssl=True,
-        kafka_ssl_ca_certs=str(certificate), kafka_commands_topic="secure-commands", **SASL,
-    )  # fmt: skip
+        redis_url,
+        namespace=f"tls-{token_hex(4)}",
+        kafka_bootstrap_servers=f"127.0.0.1:{port}",
+        kafka_ssl=True,
+        kafka_ssl_ca_certs=str(certificate),
+        kafka_commands_topic="secure-commands",
+        **SASL,
+    )
     async with KafkaProducer.open(settings) as producer:
         await producer.invalidate("config", "x", "acme")
     worker = worker_of(settings)
@@ -235,9 +243,12 @@ async def test_the_doctor_looks_for_no_channel(redis_url: str, tmp_path: Path) -
 async def test_tail_listens_where_events_go(redis_url: str, kafka: KafkaServer, tmp_path: Path) -> None:
     topic = f"tail-{token_hex(4)}"
     env = {
-        "CACHEBUS_URL": redis_url, "CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": kafka.address,
-        "CACHEBUS_KAFKA_TOPIC": topic, "CACHEBUS_NAMESPACE": topic,
-    }  # fmt: skip
+        "CACHEBUS_URL": redis_url,
+        "CACHEBUS_BUS": "kafka",
+        "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": kafka.address,
+        "CACHEBUS_KAFKA_TOPIC": topic,
+        "CACHEBUS_NAMESPACE": topic,
+    }
     setup = {"bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": topic, "namespace": topic}
     async with Cache(quick(redis_url, **setup)) as cache:
         with cachebus("tail", "--count", "1", folder=tmp_path, env=env) as command:

@@ -28,15 +28,22 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "kafka-commands.md").read_text(
 
 
 async def test_it_works_tells_how_it_is_and_drains(
-    redis_url: str, kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    redis_url: str,
+    kafka: KafkaServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     settings, port = setup(redis_url, kafka.address), free_port()
     for name, value in {
-        "URL": redis_url, "NAMESPACE": settings.namespace, "KAFKA_BOOTSTRAP_SERVERS": kafka.address,
-        "KAFKA_COMMANDS_TOPIC": settings.kafka_commands_topic, "KAFKA_PARTITIONS": "2", "HEALTH_PORT": str(port),
+        "URL": redis_url,
+        "NAMESPACE": settings.namespace,
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.address,
+        "KAFKA_COMMANDS_TOPIC": settings.kafka_commands_topic,
+        "KAFKA_PARTITIONS": "2",
+        "HEALTH_PORT": str(port),
         "COMMANDS_SESSION_TIMEOUT_S": "1",
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(f"CACHEBUS_{name}", value)
     with cachebus("worker", "kafka", folder=tmp_path) as command:
         await until(lambda: health(port)[0] == 200)

@@ -27,9 +27,12 @@ def setup(kafka: KafkaServer) -> dict[str, Any]:
     """The settings of a fleet with a topic and a namespace of its own, but for its store."""
     name = f"events-{token_hex(4)}"
     return {
-        "bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": name, "namespace": name,
+        "bus": "kafka",
+        "kafka_bootstrap_servers": kafka.address,
+        "kafka_topic": name,
+        "namespace": name,
         "kafka_partitions": 2,
-    }  # fmt: skip
+    }
 
 
 async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
@@ -42,16 +45,19 @@ async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
         quick(redis_url, **setup), monotonic, lambda shard, message: heard.append((shard, *place(message))), Counters()
     )
     async with (
-        nodes(redis_url, **setup) as (a, b), nodes(own_server.url, **setup) as (c, d),
+        nodes(redis_url, **setup) as (a, b),
+        nodes(own_server.url, **setup) as (c, d),
         DirectProducer.open(quick(redis_url, **setup)) as first,
         DirectProducer.open(quick(own_server.url, **setup)) as second,
-    ):  # fmt: skip
+    ):
         ones, others = await shared(a, b, "k"), await shared(c, d, "k")
         await ears.connect()
         receipts = [
             await writer.invalidate("config", number, tenant_id=tenant)
-            for number in range(5) for tenant in TENANTS for writer in (a, c, first, second)
-        ]  # fmt: skip
+            for number in range(5)
+            for tenant in TENANTS
+            for writer in (a, c, first, second)
+        ]
         await until(lambda: len(heard) >= len(receipts))
         await ears.close()
         at_s = await written(a, ones, "k", "new")
@@ -77,10 +83,7 @@ async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
 
 async def test_what_is_published_is_signed_with_the_first_key(redis_url: str, setup: dict[str, Any]) -> None:
     setup["kafka_events_key"] = "new-key,old-key"
-    async with (
-        nodes(redis_url, **setup) as (a, b),
-        DirectProducer.open(quick(redis_url, **setup)) as producer,
-    ):
+    async with nodes(redis_url, **setup) as (a, b), DirectProducer.open(quick(redis_url, **setup)) as producer:
         source = await shared(a, b, "k")
         await travels(a, b, source)
         observed = a.stats().bus_lag.count

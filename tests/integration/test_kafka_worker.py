@@ -157,8 +157,10 @@ async def test_what_the_driver_cannot_read_is_stepped_over_and_named(settings: S
     await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", ODD, str(settings.kafka_bootstrap_servers), settings.kafka_commands_topic, *one_batch],
-        env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}, check=True, timeout=30,
-    )  # fmt: skip
+        env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
+        check=True,
+        timeout=30,
+    )
     await put(settings, *map(invalidation, names))
     for number in range(8):  # keys for every partition, the first among them
         await put(settings, invalidation("z"), key=str(number).encode())
@@ -327,8 +329,9 @@ async def test_dead_letters_are_there_before_anything_is_committed(settings: Set
 
 
 async def test_a_letter_larger_than_its_topic_takes_is_cut_and_holds_nothing_up(settings: Settings) -> None:
-    await made(settings.model_copy(update={"kafka_commands_topic": dead_topic(settings)}),
-               **{"max.message.bytes": "5000"})  # fmt: skip
+    await made(
+        settings.model_copy(update={"kafka_commands_topic": dead_topic(settings)}), **{"max.message.bytes": "5000"}
+    )
     await made(settings)
     await put(settings, b"x" * 100_000, invalidation("behind"))
     worker = worker_of(settings)

@@ -144,10 +144,13 @@ def sync() -> int:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (rows, "function rows is a generator"), (rows_at_once, "function rows_at_once is a generator"),
-        (functools.partial(rows, "x"), "function rows is a generator"), (sync, "sync is none"), (lambda: 1, "is none"),
+        (rows, "function rows is a generator"),
+        (rows_at_once, "function rows_at_once is a generator"),
+        (functools.partial(rows, "x"), "function rows is a generator"),
+        (sync, "sync is none"),
+        (lambda: 1, "is none"),
     ],
-)  # fmt: skip
+)
 def test_what_cant_be_shared_is_refused_where_it_is_decorated(function: Callable[..., Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         decorate(function)

@@ -261,10 +261,14 @@ async def test_what_a_loader_raises_reaches_every_caller_and_is_not_kept(one: Ca
 @pytest.mark.parametrize(
     ("data_type", "error", "attempts"),
     [
-        ("retried", ConnectionError("x"), 3), ("retried", TimeoutError("x"), 3), ("retried", RuntimeError("x"), 1),
-        ("picky", KeyError("x"), 4), ("picky", ConnectionError("x"), 1), ("brief", ConnectionError("x"), 1),
+        ("retried", ConnectionError("x"), 3),
+        ("retried", TimeoutError("x"), 3),
+        ("retried", RuntimeError("x"), 1),
+        ("picky", KeyError("x"), 4),
+        ("picky", ConnectionError("x"), 1),
+        ("brief", ConnectionError("x"), 1),
     ],
-)  # fmt: skip
+)
 async def test_retries_are_for_the_errors_that_the_type_names(
     one: Cache, data_type: str, error: Exception, attempts: int
 ) -> None:

@@ -97,16 +97,24 @@ async def test_the_ambient_tenant_is_known_here_too(cache: Cache) -> None:
 
 
 VERBS: dict[str, tuple[Any, ...]] = {
-    "get": ("config", "x", "acme"), "get_many": ("config", ["x"], "acme"), "set": ("config", "x", 1, "acme"),
-    "get_or_load": ("config", "x", lambda: 1, "acme"), "delete": ("config", "x", "acme"),
-    "invalidate": ("config", "x", "acme"), "invalidate_scope": ("acme",), "invalidate_tags": (["t"], "acme"),
+    "get": ("config", "x", "acme"),
+    "get_many": ("config", ["x"], "acme"),
+    "set": ("config", "x", 1, "acme"),
+    "get_or_load": ("config", "x", lambda: 1, "acme"),
+    "delete": ("config", "x", "acme"),
+    "invalidate": ("config", "x", "acme"),
+    "invalidate_scope": ("acme",),
+    "invalidate_tags": (["t"], "acme"),
     "set_if_not_exists": ("config", "x", 1, None, "acme"),
-}  # fmt: skip
+}
 HELPERS: dict[str, tuple[Any, ...]] = {
-    "get_with_cache_aside": ("config", "x", "acme"), "invalidate_coordinated": ("acme", "config", "x"),
-    "invalidate_resource_cache": ("config", "x", "acme"), "increment_counter": ("hits", "acme"),
-    "get_counter": ("hits", "acme"), "track_cache_metrics": ("config", "acme", "hit"),
-}  # fmt: skip
+    "get_with_cache_aside": ("config", "x", "acme"),
+    "invalidate_coordinated": ("acme", "config", "x"),
+    "invalidate_resource_cache": ("config", "x", "acme"),
+    "increment_counter": ("hits", "acme"),
+    "get_counter": ("hits", "acme"),
+    "track_cache_metrics": ("config", "acme", "hit"),
+}
 
 
 @pytest.mark.parametrize("configured", [False, True])

@@ -182,9 +182,13 @@ async def test_the_write_in_the_documentation_is_followed_by_its_invalidation(da
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     names = {
-        "Outbox": producers.Outbox, "OutboxProducer": producers.OutboxProducer, "AsyncSession": AsyncSession,
-        "engine": engine, "agent": Agent(id="a7"), "config": "new",
-    }  # fmt: skip
+        "Outbox": producers.Outbox,
+        "OutboxProducer": producers.OutboxProducer,
+        "AsyncSession": AsyncSession,
+        "engine": engine,
+        "agent": Agent(id="a7"),
+        "config": "new",
+    }
     await run_inside(code, names)
     await engine.dispose()
     async with connected(database) as connection:

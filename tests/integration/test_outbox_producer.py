@@ -145,11 +145,15 @@ SYNC: dict[str, Any] = {
 AUTOCOMMIT_SYNC: dict[str, Callable[[str], Any]] = {
     "psycopg": lambda url: psycopg.connect(url, autocommit=True),
     "DB-API": lambda url: plain(url, autocommit=True),
-    "engine": lambda url: create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
-    .connect(),
-    "option": lambda url: create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    .connect().execution_options(isolation_level="AUTOCOMMIT"),
-}  # fmt: skip
+    "engine": lambda url: create_engine(
+        url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    ).connect(),
+    "option": lambda url: (
+        create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        .connect()
+        .execution_options(isolation_level="AUTOCOMMIT")
+    ),
+}
 
 
 def style_of(kind: str) -> str | None:
@@ -214,8 +218,8 @@ async def test_every_verb_becomes_its_command_with_all_that_it_entails(tables: s
     assert tags == InvalidateTags(tenant_id="acme", tags=("plan:pro",))
     assert isinstance(coordinated, InvalidateCoordinated)
     assert [(one.data_type, one.resource_id, one.collection_id) for one in coordinated.related] == [
-        ("config", "*", "c"),
-    ]  # fmt: skip
+        ("config", "*", "c")
+    ]
     assert cascaded.tenant_id == "ambient"
     assert {(one.data_type, one.resource_id) for one in cascaded.related} == {
         ("embedding", "doc:d"),
@@ -351,10 +355,7 @@ def test_paramstyles_that_no_driver_here_speaks() -> None:
         cursor = Cursor
 
     writer(Connection(), "numeric")(Connection(), Insert("t"), [("n", "a"), ("n", "b")])
-    assert seen == [
-        ("INSERT INTO t (namespace, command) VALUES (:1, :2), (:3, :4)", ["n", "a", "n", "b"]),
-        "closed",
-    ]
+    assert seen == [("INSERT INTO t (namespace, command) VALUES (:1, :2), (:3, :4)", ["n", "a", "n", "b"]), "closed"]
 
 
 async def test_without_an_outbox_the_environments_is_taken(tables: str, monkeypatch: pytest.MonkeyPatch) -> None:

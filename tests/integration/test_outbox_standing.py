@@ -23,12 +23,14 @@ BROKEN = {
     "attempts: it is not there": ("ALTER TABLE cachebus_outbox DROP COLUMN attempts", "columns", True),
     'dead".reason: it is not there': ("ALTER TABLE cachebus_outbox_dead DROP COLUMN reason", "columns", False),
     "of the type jsonb": (
-        "ALTER TABLE cachebus_outbox ALTER COLUMN command TYPE jsonb USING command::jsonb", "columns", True,
+        "ALTER TABLE cachebus_outbox ALTER COLUMN command TYPE jsonb USING command::jsonb",
+        "columns",
+        True,
     ),
     "has no default": ("ALTER TABLE cachebus_outbox ALTER COLUMN waits_for DROP DEFAULT", "columns", False),
     "does not know it": ('ALTER TABLE cachebus_outbox_dead ADD COLUMN "O dd" int NOT NULL', "columns", False),
     "does not fire": ("ALTER TABLE cachebus_outbox DISABLE TRIGGER cachebus_outbox_notify", "trigger", False),
-}  # fmt: skip
+}
 
 
 async def look_at(database: str) -> Look:

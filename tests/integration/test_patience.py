@@ -348,10 +348,7 @@ taken = 0
 
 async def test_what_another_node_has_loaded_is_decoded_once(redis_url: str) -> None:
     global taken
-    async with (
-        nodes(redis_url, 1) as (a,),
-        nodes(redis_url, 1, policies={"config": Policy(model=Fickle)}) as (b,),
-    ):
+    async with nodes(redis_url, 1) as (a,), nodes(redis_url, 1, policies={"config": Policy(model=Fickle)}) as (b,):
         source = Source(x={"x": 1})
         source.hold()
         first = reading(a, source)

@@ -69,11 +69,17 @@ class Outage:
     def __init__(self, name: str, server: EmbeddedServer, proxy: Proxy) -> None:
         self.url = f"redis://127.0.0.1:{proxy.port}" if name in ("cut", "hold") else server.url
         self.begin: Callable[[], None] = {
-            "killed": server.kill, "stopped": server.pause, "cut": proxy.cut, "hold": proxy.hold,
-        }[name]  # fmt: skip
+            "killed": server.kill,
+            "stopped": server.pause,
+            "cut": proxy.cut,
+            "hold": proxy.hold,
+        }[name]
         self.end: Callable[[], object] = {
-            "killed": server.start, "stopped": server.resume, "cut": proxy.restore, "hold": proxy.restore,
-        }[name]  # fmt: skip
+            "killed": server.start,
+            "stopped": server.resume,
+            "cut": proxy.restore,
+            "hold": proxy.restore,
+        }[name]
 
 
 @pytest.mark.parametrize("name", ["killed", "stopped", "cut", "hold"])
@@ -366,8 +372,10 @@ async def test_only_invalidations_wait() -> None:
     async with pair() as (fleet, a, _):
         fleet.away = True
         for write in (
-            a.set("config", "x", 1, "acme"), a.add("config", "x", 1, 60, "acme"), a.increment("hits", "acme"),
-        ):  # fmt: skip
+            a.set("config", "x", 1, "acme"),
+            a.add("config", "x", 1, 60, "acme"),
+            a.increment("hits", "acme"),
+        ):
             with pytest.raises(L2Unavailable):
                 await write
         assert (await a.delete("config", "x", "acme")).status == "pending"
@@ -465,10 +473,12 @@ class Life:
         cache = self.fleet.caches[0]
         how = self.dice.randrange(3)
         told = (
-            cache.invalidate("config", key, "acme") if how == 0
-            else cache.invalidate_tags([key], "acme") if how == 1
+            cache.invalidate("config", key, "acme")
+            if how == 0
+            else cache.invalidate_tags([key], "acme")
+            if how == 1
             else cache.invalidate_scope("acme", "config")
-        )  # fmt: skip
+        )
         self.versions[key] += 1
         version = self.versions[key]
         await told

@@ -218,9 +218,14 @@ asyncio.run(main())
 """
     await cache.set("config", "x", 1, "acme")
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", code, redis_url], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        subprocess.run,
+        [sys.executable, "-c", code, redis_url],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert await cache.get("config", "x", "acme", after=done.stdout.strip()) is None
 
 

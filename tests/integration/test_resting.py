@@ -317,10 +317,7 @@ async def test_who_waits_is_given_what_l2_keeps_once_whether_or_not_it_is_of_use
     for guard_max_s in (0.0, 60.0):  # after which it is in doubt
         async with nodes(
             redis_url, 2, policies={"safe": slow}, guard_max_s=guard_max_s, namespace=f"n{guard_max_s}"
-        ) as (
-            a,
-            b,
-        ):
+        ) as (a, b):
             source = Source(x=1)
             await read(a, source, "safe")
             await expired(a, "safe")

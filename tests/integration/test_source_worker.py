@@ -144,8 +144,9 @@ async def test_a_related_name_that_no_cache_takes_costs_the_others_of_a_change_n
         assert await cache.get("config", "own", "acme") is None
         await until(lambda: not source.rows)
     assert [letter.reason.split(" is too long")[0] for letter in source.dead] == [
-        "note: resource_id", "config: resource_id",
-    ]  # fmt: skip
+        "note: resource_id",
+        "config: resource_id",
+    ]
 
 
 async def test_a_plan_that_l2_never_takes_is_set_aside_alone(
@@ -562,10 +563,11 @@ def test_many_that_were_sent_together_are_told_together() -> None:
     told = [
         {
             (sample.name, *sample.labels.values()): sample.value
-            for family in meters.registry.collect() for sample in family.samples
+            for family in meters.registry.collect()
+            for sample in family.samples
             if sample.name.startswith("cachebus_worker_lag_seconds") and not sample.name.endswith("_created")
         }
         for meters in (one, other)
-    ]  # fmt: skip
+    ]
     assert told[0] == pytest.approx(told[1])
     assert told[0]["cachebus_worker_lag_seconds_count", "test"] == 12

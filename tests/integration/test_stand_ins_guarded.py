@@ -27,9 +27,7 @@ GUARD_S = 0.5
 MAX_S = 2.0
 LIFE_S = 0.1
 POLICIES = {"config": Policy(ttl_s=LIFE_S, fail_safe_s=3600, retries=0)}
-TIMES: dict[str, Any] = {
-    "policies": POLICIES, "staleness_bound_s": D_S, "db_timeout_s": DB_S, "guard_max_s": MAX_S,
-}  # fmt: skip
+TIMES: dict[str, Any] = {"policies": POLICIES, "staleness_bound_s": D_S, "db_timeout_s": DB_S, "guard_max_s": MAX_S}
 
 SHORT: dict[str, Any] = {**TIMES, "guard_max_s": GUARD_S}
 

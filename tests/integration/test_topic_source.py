@@ -329,9 +329,7 @@ class Away:
     async def _carried(self, plans: Sequence[Any], within_s: float | None = None) -> Carried:
         self.asked += 1
         await self.waits.wait()
-        away = {
-            at for at, plan in enumerate(plans) if not self.there and any(self._fits(key.l2) for key in plan.keys)
-        }  # fmt: skip
+        away = {at for at, plan in enumerate(plans) if not self.there and any(self._fits(key.l2) for key in plan.keys)}
         done = await self._carry([plan for at, plan in enumerate(plans) if at not in away], within_s)
         assert not done.away | done.late and not done.failed
         return Carried(away=away)
@@ -377,11 +375,17 @@ async def test_messages_that_cant_be_read_behind_one_that_is_held_are_met_once(s
             await asyncio.to_thread(
                 subprocess.run,
                 [
-                    sys.executable, "-c", ODD, str(settings.kafka_bootstrap_servers), settings.kafka_commands_topic,
+                    sys.executable,
+                    "-c",
+                    ODD,
+                    str(settings.kafka_bootstrap_servers),
+                    settings.kafka_commands_topic,
                     *values,
                 ],
-                env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}, check=True, timeout=30,
-            )  # fmt: skip
+                env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
+                check=True,
+                timeout=30,
+            )
         await put(settings, invalidation("behind"))
         await until(lambda: worker.meters.count("applied") == 3)
         await until(lambda: worker.meters.count("dead") == 2)

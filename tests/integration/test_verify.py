@@ -71,9 +71,8 @@ def test_every_promise_is_kept_under_faults(tmp_path: Path) -> None:
     folder.mkdir()
     svg, figures = tmp_path / "ages.svg", tmp_path / "figures.json"
     status, out, errors = ran(
-        "verify", *SMALL, "--seconds", "6", "--seed", "11", "--picture", str(svg), "--json", str(figures),
-        folder=folder,
-    )  # fmt: skip
+        "verify", *SMALL, "--seconds", "6", "--seed", "11", "--picture", str(svg), "--json", str(figures), folder=folder
+    )
     assert (status, errors) == (0, ""), out
     assert "server: " in out
     assert "seed: 11" in out
@@ -102,9 +101,20 @@ def test_every_promise_is_kept_over_kafka(kafka: KafkaServer, tmp_path: Path) ->
     folder, figures = tmp_path / "temporary", tmp_path / "figures.json"
     folder.mkdir()
     status, out, errors = ran(
-        "verify", "--bus", "kafka", *SMALL, "--seconds", "6", "--seed", "5", "--faults", "bus,broker-pause,drop",
-        "--json", str(figures), folder=folder,
-    )  # fmt: skip
+        "verify",
+        "--bus",
+        "kafka",
+        *SMALL,
+        "--seconds",
+        "6",
+        "--seed",
+        "5",
+        "--faults",
+        "bus,broker-pause,drop",
+        "--json",
+        str(figures),
+        folder=folder,
+    )
     assert (status, errors) == (0, ""), out
     told = json.loads(figures.read_text())
     assert told["broken"] == []
@@ -132,9 +142,19 @@ def found_without(rule: str, folder: Path) -> None:
     env = without(rule, folder / "site")
     for seed in range(1, TRIES + 1):
         status, out, errors = ran(
-            "verify", *LOADS.get(rule, USUAL), "--bound-s", "0.5",
-            "--seconds", "9", "--faults", SHOWS[rule], "--seed", str(seed), folder=temporary, env=env,
-        )  # fmt: skip
+            "verify",
+            *LOADS.get(rule, USUAL),
+            "--bound-s",
+            "0.5",
+            "--seconds",
+            "9",
+            "--faults",
+            SHOWS[rule],
+            "--seed",
+            str(seed),
+            folder=temporary,
+            env=env,
+        )
         if status == 1:
             assert "BROKEN: " in out, out + errors
             assert f"--seed {seed}" in out

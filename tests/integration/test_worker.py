@@ -39,9 +39,9 @@ def applier(url: str, **settings: Any) -> tuple[Applier, Health, Meters]:
 
 
 def plan(one: Applier, resource_id: int | str) -> Plan:
-    return one.plan_of(json.dumps(
-        {"op": "invalidate", "tenant_id": "acme", "data_type": "config", "resource_id": resource_id}
-    ))  # fmt: skip
+    return one.plan_of(
+        json.dumps({"op": "invalidate", "tenant_id": "acme", "data_type": "config", "resource_id": resource_id})
+    )
 
 
 async def test_many_commands_are_one_step_and_reach_every_node(redis_url: str) -> None:
@@ -287,8 +287,11 @@ print(asyncio.run(serve(Idle("test", ()), drain_timeout_s=float(sys.argv[2]))))
 def test_sigterm_drains_and_a_second_one_ends(finish_s: float, drain_timeout_s: float, signals: int, says: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(finish_s), str(drain_timeout_s)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     try:

@@ -74,8 +74,17 @@ async def test_a_check_of_commands_makes_nothing_and_tells_what_will_be_missed(
     kafka: KafkaServer, redis_url: str, folder: Path
 ) -> None:
     settings = setup(redis_url, kafka.address, kafka_partitions=1)
-    options = ("kafka", "--bootstrap-servers", kafka.address, "--topic", settings.kafka_commands_topic,
-               "--namespace", settings.namespace, "--url", redis_url)  # fmt: skip
+    options = (
+        "kafka",
+        "--bootstrap-servers",
+        kafka.address,
+        "--topic",
+        settings.kafka_commands_topic,
+        "--namespace",
+        settings.namespace,
+        "--url",
+        redis_url,
+    )
     for _ in range(2):
         status, out, errors = ran("worker", "check", *options, folder=folder)
         assert status == 1, errors

@@ -42,9 +42,10 @@ async def test_in_the_block_everybody_reads_the_source_and_behind_it_the_cache(r
             for cache in (a, b):
                 for _ in range(2):
                     calls = source.calls
-                    assert await cache.get_or_load(
-                        "config", "x", source.load, tenant_id="acme", after=guard.receipt
-                    ) == "old"  # fmt: skip
+                    assert (
+                        await cache.get_or_load("config", "x", source.load, tenant_id="acme", after=guard.receipt)
+                        == "old"
+                    )
                     assert source.calls == calls + 1
             source.values["x"] = "new"
             assert await a.get("config", "x", "acme") is None

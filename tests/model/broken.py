@@ -92,9 +92,8 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
 
 
 def _enter_without_low(
-    shard: Shard, epoch: bytes, seq: int, marks: Any, low: Any, sent_s: float, asked: int,
-    enter: Crippled = Shard.enter,
-) -> None:  # fmt: skip
+    shard: Shard, epoch: bytes, seq: int, marks: Any, low: Any, sent_s: float, asked: int, enter: Crippled = Shard.enter
+) -> None:
     enter(shard, epoch, seq, marks, {}, sent_s, asked)
 
 
@@ -204,9 +203,15 @@ def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flig
 
 
 def _take_as_answered(
-    fetcher: Fetcher, key: Any, record: Any, reservation: Any, read_s: float, data: bytes = b"",
-    *, taken: Crippled = Fetcher.taken,
-) -> object:  # fmt: skip
+    fetcher: Fetcher,
+    key: Any,
+    record: Any,
+    reservation: Any,
+    read_s: float,
+    data: bytes = b"",
+    *,
+    taken: Crippled = Fetcher.taken,
+) -> object:
     found = taken(fetcher, key, record, reservation, read_s, data)
     if found is not MISSING:
         return found
@@ -247,9 +252,14 @@ def _not_in_doubt(real: Crippled) -> Crippled:
 
 
 def _admit_alone_as_any(
-    node: Node, key: Any, *arguments: Any, keep_s: float = 0.0, fenced: bool = True, admit: Crippled = Node.admit,
+    node: Node,
+    key: Any,
+    *arguments: Any,
+    keep_s: float = 0.0,
+    fenced: bool = True,
+    admit: Crippled = Node.admit,
     **more: Any,
-) -> bool:  # fmt: skip
+) -> bool:
     admitted = admit(node, key, *arguments, keep_s=keep_s, fenced=fenced, **more)
     if admitted and not fenced:
         entry = node.l1.entries[key.l1]
@@ -273,31 +283,37 @@ _yes = lambda *_, **__: True  # noqa: E731
 
 RULES = {
     "lease": Rule(
-        "L1 is served only under the coherence lease, or within D of the value's own reading", "SMALL", "G1",
+        "L1 is served only under the coherence lease, or within D of the value's own reading",
+        "SMALL",
+        "G1",
         ((Shard, "serves", lambda shard, now_s, expires_s, read_until_s: now_s < expires_s),),
     ),
     "behind": Rule(
         "a probe renews the lease only once its seq is applied", "SMALL", "G1", ((Shard, "_settle", _settle_all),)
     ),
-    "sent": Rule(
-        "the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)
-    ),
+    "sent": Rule("the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)),
     "every line": Rule(
         "who waits for the nodes waits for each of them", "STRONG", "G4", ((membership, "judged", _end_at_once),)
     ),
     "lines that stand still": Rule(
-        "... also for one whose line stands still: it may load for itself", "STRONG-ALONE", "G4",
+        "... also for one whose line stands still: it may load for itself",
+        "STRONG-ALONE",
+        "G4",
         ((membership, "judged", _end_with_lines_that_stand_still),),
     ),
     "who may load alone": Rule(
-        "... and longer, where nodes keep what they load alone", "STRONG-LOST-ALONE", "G4",
+        "... and longer, where nodes keep what they load alone",
+        "STRONG-LOST-ALONE",
+        "G4",
         ((membership, "complete_after_s", lambda bound_s, **_: bound_s),),
     ),
     "name of the set": Rule(
         "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((membership, "judged", _trust_any_set),)
     ),
     "largest bound": Rule(
-        "D is the largest of the fleet", "STRONG-BOUND", "G4",
+        "D is the largest of the fleet",
+        "STRONG-BOUND",
+        "G4",
         (
             (membership, "first_bound_s", lambda own_s, *_: own_s),
             (membership, "largest_bound_s", lambda _, own_s: own_s),
@@ -307,15 +323,21 @@ RULES = {
         "an event with a changed head is none", "GARBLED", "G1", ((events, "decode", _decoded_unchecked),)
     ),
     "own reply of another epoch": Rule(
-        "a reply of another epoch to an own write drops all that the node holds", "OWN-FAILOVER", "G2",
+        "a reply of another epoch to an own write drops all that the node holds",
+        "OWN-FAILOVER",
+        "G2",
         ((Node, "wrote", _wrote_anywhere),),
     ),
     "types in contexts": Rule(
-        "an id in all contexts needs its mark once a lease or record of its type lies in one", "CONTEXTS", "I1/G5",
+        "an id in all contexts needs its mark once a lease or record of its type lies in one",
+        "CONTEXTS",
+        "I1/G5",
         ((MemoryShard, "note_contexts", lambda *_: None),),
     ),
     "ids that pass by": Rule(
-        "an id that has no mark concerns what is under way all the same", "CONTEXTS-OWN", "G2",
+        "an id that has no mark concerns what is under way all the same",
+        "CONTEXTS-OWN",
+        "G2",
         ((Shard, "drop", _drop_what_passes_by),),
     ),
     "ids held in contexts": Rule(
@@ -325,159 +347,181 @@ RULES = {
         "a record lies in scopes of all tenants too", "SHAPE-Y", "I1/G5", ((MemoryMarks, "hide", _hide_by_own_bucket),)
     ),
     "reservation": Rule(
-        "what was read, loaded or written while its key was invalidated does not enter L1", "SMALL",
-        "G1", ((Shard, "marked", _no),),
+        "what was read, loaded or written while its key was invalidated does not enter L1",
+        "SMALL",
+        "G1",
+        ((Shard, "marked", _no),),
     ),
-    "own reservation": Rule(
-        "a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)
-    ),
+    "own reservation": Rule("a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)),
     "doubts": Rule(
-        "what a write of unknown outcome may have replaced is not believed: neither what is held", "OWN-OUTAGE", "G2",
+        "what a write of unknown outcome may have replaced is not believed: neither what is held",
+        "OWN-OUTAGE",
+        "G2",
         ((Doubts, "cover", _no),),
     ),
     "doubts of plain gets": Rule(
         "... nor what a plain get brings, by marks of before it", "OWN-OUTAGE", "G2", ((Doubts, "open", _no),)
     ),
     "own events": Rule(
-        "own invalidations are applied here before the call returns", "OWN", "G2",
+        "own invalidations are applied here before the call returns",
+        "OWN",
+        "G2",
         ((Writer, "_apply", _keep_from_itself),),
     ),
     "epoch": Rule(
-        "events and probes of another epoch are not taken for one's own", "SMALL", "G1",
+        "events and probes of another epoch are not taken for one's own",
+        "SMALL",
+        "G1",
         ((Shard, "hear", _hear_any_epoch), (Shard, "probed", _probed_any_epoch)),
     ),
     "enter by probe": Rule(
-        "only a probe's reply, with marks, moves a node into another epoch", "CROSS", "G3",
+        "only a probe's reply, with marks, moves a node into another epoch",
+        "CROSS",
+        "G3",
         ((Node, "hear", _enter_by_event),),
     ),
     "takeover": Rule(
-        "every script begins a new epoch on another server than meta's", "SMALL", "I1/G5",
+        "every script begins a new epoch on another server than meta's",
+        "SMALL",
+        "I1/G5",
         _takeover_off("probe", "read", "lease", "fill", "invalidate", "write"),
     ),
-    "takeover by reads": Rule(
-        "the reading script does so too", "SMALL", "I1/G5", _takeover_off("read")
-    ),
-    "takeover by probes": Rule(
-        "the probe does so too", "SMALL", "G1", _takeover_off("probe")
-    ),
+    "takeover by reads": Rule("the reading script does so too", "SMALL", "I1/G5", _takeover_off("read")),
+    "takeover by probes": Rule("the probe does so too", "SMALL", "G1", _takeover_off("probe")),
     "marks are counted": Rule(
         "lost marks begin a new epoch", "LOST", "I1/G5", ((MemoryShard, "arrive", _arrive_counting_no_marks),)
     ),
     "record fence": Rule(
-        "L2 believes no record of another epoch", "SMALL", "I1/G5",
-        ((MemoryShard, "hidden", _hidden_in_any_epoch),),
+        "L2 believes no record of another epoch", "SMALL", "I1/G5", ((MemoryShard, "hidden", _hidden_in_any_epoch),)
     ),
-    "record fence on plain gets": Rule(
-        "nor does a node", "SMALL", "G1", ((Fetcher, "judged", _judged_in_any_epoch),)
-    ),
+    "record fence on plain gets": Rule("nor does a node", "SMALL", "G1", ((Fetcher, "judged", _judged_in_any_epoch),)),
     "lease token": Rule(
-        "a fill without its live lease is refused", "SMALL", "I1/G5",
+        "a fill without its live lease is refused",
+        "SMALL",
+        "I1/G5",
         ((MemoryShard, "holds", _yes), (MemoryShard, "end_lease", _end_any_lease)),
     ),
     "whose lease": Rule(
-        "a fill needs its own lease, not anyone's", "SECOND", "I1/G5",
+        "a fill needs its own lease, not anyone's",
+        "SECOND",
+        "I1/G5",
         ((MemoryShard, "holds", lambda shard, key, token: key.l2 in shard.leases),),
     ),
     "the lease goes too": Rule(
-        "an invalidation of a key ends its lease", "SMALL", "I1/G5",
+        "an invalidation of a key ends its lease",
+        "SMALL",
+        "I1/G5",
         ((MemoryShard, "forget_keys", _forget_only_records),),
     ),
     "seq of the lease": Rule(
-        "a record carries the seq of its lease, not that of its fill", "SMALL", "I1/G5",
+        "a record carries the seq of its lease, not that of its fill",
+        "SMALL",
+        "I1/G5",
         ((MemoryShard, "fill", _fill_as_of_now),),
     ),
-    "catch-up": Rule(
-        "a hole in the events counts as a hole", "TRIM", "G1", ((Shard, "hear", _hear_over_holes),)
-    ),
+    "catch-up": Rule("a hole in the events counts as a hole", "TRIM", "G1", ((Shard, "hear", _hear_over_holes),)),
     "contiguity": Rule(
-        "the log is trimmed silently, so a gap in it counts too", "TRIM", "G1",
+        "the log is trimmed silently, so a gap in it counts too",
+        "TRIM",
+        "G1",
         ((Receiver, "_replay", _replay_over_holes),),
     ),
     "void on flush": Rule(
-        "a flush marks every flight under way", "TRIM", "G1",
-        ((Shard, "void", lambda shard: shard.lapse()),),
+        "a flush marks every flight under way", "TRIM", "G1", ((Shard, "void", lambda shard: shard.lapse()),)
     ),
     "marks": Rule(
-        "what a plain get brings is checked against the node's marks", "SMALL", "G1",
-        ((Shard, "hides", _no),),
+        "what a plain get brings is checked against the node's marks", "SMALL", "G1", ((Shard, "hides", _no),)
     ),
     "scopes in L1": Rule(
-        "a scope's event makes the entries in it doubtful", "SMALL", "G1",
-        ((Groups, "touched", lambda *_, **__: []),),
+        "a scope's event makes the entries in it doubtful", "SMALL", "G1", ((Groups, "touched", lambda *_, **__: []),)
     ),
-    "keys in L1": Rule(
-        "a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)
-    ),
+    "keys in L1": Rule("a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)),
     "low watermarks": Rule(
         "a node takes the low watermarks over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_low),)
     ),
     "low watermarks in L2": Rule(
-        "a mark that had to go raises its bucket's low watermark", "FLOOR", "I1/G5",
+        "a mark that had to go raises its bucket's low watermark",
+        "FLOOR",
+        "I1/G5",
         ((MemoryMarks, "_trim", _trim_silently),),
     ),
     "known server": Rule(
-        "plain gets only from a server that has answered a probe", "SMALL", "G1",
+        "plain gets only from a server that has answered a probe",
+        "SMALL",
+        "G1",
         ((Fetcher, "may_judge", _judge_anywhere),),
     ),
     "lease for plain gets": Rule(
-        "plain gets only under the lease: else the node's marks are too old", "SMALL", "G1",
+        "plain gets only under the lease: else the node's marks are too old",
+        "SMALL",
+        "G1",
         ((Fetcher, "may_judge", _judge_without_lease),),
     ),
     "fresh as the probe": Rule(
-        "what a plain get brings is as fresh as the probe behind the lease", "SMALL", "G1",
+        "what a plain get brings is as fresh as the probe behind the lease",
+        "SMALL",
+        "G1",
         ((Fetcher, "before", _fresh_when_read),),
     ),
     "heard meanwhile": Rule(
-        "what L2 found valid is looked at again: the node may have heard more by now", "TAG-READ", "G3",
+        "what L2 found valid is looked at again: the node may have heard more by now",
+        "TAG-READ",
+        "G3",
         ((Fetcher, "taken", _take_as_answered),),
     ),
     "joining": Rule(
-        "a flight is joined only while a value of its age could be served", "SMALL", "G1",
-        ((Flight, "joinable", _yes),),
+        "a flight is joined only while a value of its age could be served", "SMALL", "G1", ((Flight, "joinable", _yes),)
     ),
     "joining in time": Rule(
-        "... and only within D of its beginning, or under the lease", "SMALL", "G1",
+        "... and only within D of its beginning, or under the lease",
+        "SMALL",
+        "G1",
         ((Flight, "joinable", _join_at_any_age),),
     ),
     "joining with tags": Rule(
-        "... and only while none of its tags was invalidated", "TAG", "G1",
-        ((Flight, "joinable", _join_whatever_tags),),
+        "... and only while none of its tags was invalidated", "TAG", "G1", ((Flight, "joinable", _join_whatever_tags),)
     ),
     "joining with tokens": Rule(
-        "... and only by those whose token this node has applied", "SMALL", "G3",
+        "... and only by those whose token this node has applied",
+        "SMALL",
+        "G3",
         ((Flight, "joinable", _join_with_any_token),),
     ),
-    "token": Rule(
-        "a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)
-    ),
-}  # fmt: skip
+    "token": Rule("a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)),
+}
 
 STAND_INS = "STAND-INS"
 """Not a set-up of the world of states: `tests.model.stand_ins`."""
 RULES_OF_STAND_INS = {
     "doubt": Rule(
-        "what was loaded when a takeover may have lost a guard stands in for nothing", STAND_INS, "G6",
+        "what was loaded when a takeover may have lost a guard stands in for nothing",
+        STAND_INS,
+        "G6",
         ((Node, "in_doubt", _no),),
     ),
-    "doubt in L1": Rule(
-        "... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)
-    ),
+    "doubt in L1": Rule("... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)),
     "loaded alone": Rule(
-        "what was loaded without L2, which knows of guards, stands in for nothing", STAND_INS, "G6",
+        "what was loaded without L2, which knows of guards, stands in for nothing",
+        STAND_INS,
+        "G6",
         ((Node, "admit", _admit_alone_as_any),),
     ),
     "late fills": Rule(
-        "a load that began when a lost guard might have stood, and ends later, is not stored", STAND_INS, "G6",
+        "a load that began when a lost guard might have stood, and ends later, is not stored",
+        STAND_INS,
+        "G6",
         ((MemoryShard, "lease", _leased_for_long("lease")), (MemoryShard, "hold", _leased_for_long("hold"))),
     ),
     "joining in doubt": Rule(
         "... and is not joined later", STAND_INS, "G6", ((Node, "doubtful_until_s", lambda *_: NEVER),)
     ),
     "joining under guards": Rule(
-        "nobody joins a load behind the time in which a guard may have stood", STAND_INS, "G6",
+        "nobody joins a load behind the time in which a guard may have stood",
+        STAND_INS,
+        "G6",
         ((Freshness, "end_at", _no),),
     ),
-}  # fmt: skip
+}
 
 
 @contextmanager

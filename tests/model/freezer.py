@@ -14,14 +14,45 @@ from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_
 from tests.model.rig import Rig
 
 _SLOTS = {
-    "_ahead", "_journal", "_journal_floor", "_journal_max", "_owed", "_suspects", "applied", "bound_s", "count",
-    "doubts", "epoch", "foreign", "head", "index", "left", "low", "marks", "marks_max", "valid_until", "_marked",
-}  # fmt: skip
+    "_ahead",
+    "_journal",
+    "_journal_floor",
+    "_journal_max",
+    "_owed",
+    "_suspects",
+    "applied",
+    "bound_s",
+    "count",
+    "doubts",
+    "epoch",
+    "foreign",
+    "head",
+    "index",
+    "left",
+    "low",
+    "marks",
+    "marks_max",
+    "valid_until",
+    "_marked",
+}
 _NODE = {
-    "id", "clock", "bound_s", "shards", "l1", "counters", "server_clocks", "born_us", "withheld", "views",
-    "on_applied", "groups", "about", "largest", "keep_alone",
+    "id",
+    "clock",
+    "bound_s",
+    "shards",
+    "l1",
+    "counters",
+    "server_clocks",
+    "born_us",
+    "withheld",
+    "views",
+    "on_applied",
+    "groups",
+    "about",
+    "largest",
+    "keep_alone",
     "_until",  # a memo of a pure function: no state
-}  # fmt: skip
+}
 _GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
@@ -87,12 +118,20 @@ class Freezer:
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
             raise AssertionError("applied is beyond head, or an event waits behind no hole")
         view = View(
-            shard.epoch, shard.applied, shard.head, tuple(sorted(shard.low.items())), frozen_marks(shard.marks),
-            ahead_of_now(shard.valid_until), _may_come(shard), tuple(sorted(shard._ahead)),
+            shard.epoch,
+            shard.applied,
+            shard.head,
+            tuple(sorted(shard.low.items())),
+            frozen_marks(shard.marks),
+            ahead_of_now(shard.valid_until),
+            _may_come(shard),
+            tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._owed),
-            shard.count, tuple(sorted(shard._journal.items())), shard._journal_floor,
+            shard.count,
+            tuple(sorted(shard._journal.items())),
+            shard._journal_floor,
             tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.names.items())),
-        )  # fmt: skip
+        )
         groups = node.groups.live[0]
         return Core(
             view,
@@ -117,6 +156,12 @@ class Freezer:
         if group.generation != self._rig.node.groups.lives[0]:
             place = 2
         return Held(
-            entry.value, entry.seq, ahead_of_now(entry.read_until), ahead_of_now(entry.expires),
-            ahead_of_now(entry.fast_until), place, group.leased, None if extra is None else tuple(extra.tags),
-        )  # type: ignore[arg-type]  # fmt: skip
+            entry.value,
+            entry.seq,
+            ahead_of_now(entry.read_until),
+            ahead_of_now(entry.expires),
+            ahead_of_now(entry.fast_until),
+            place,
+            group.leased,
+            None if extra is None else tuple(extra.tags),
+        )  # type: ignore[arg-type]

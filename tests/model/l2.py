@@ -23,10 +23,35 @@ OWN = "B"
 ELSEWHERE = Caller("", 0, b"")
 """Somebody who is no node: a producer."""
 _PARTS = {
-    "clock", "marks_max", "log_max", "log_max_bytes", "server", "publish", "new_epoch", "meta_server", "epoch", "seq",
-    "marks", "messages", "logged_bytes", "lines", "nodes_name", "in_contexts", "records", "leases", "counters",
-    "requests", "guards", "guarded", "guarded_until_s", "born", "is_new", "bound_ms", "guard_ms", "alone",
-}  # fmt: skip
+    "clock",
+    "marks_max",
+    "log_max",
+    "log_max_bytes",
+    "server",
+    "publish",
+    "new_epoch",
+    "meta_server",
+    "epoch",
+    "seq",
+    "marks",
+    "messages",
+    "logged_bytes",
+    "lines",
+    "nodes_name",
+    "in_contexts",
+    "records",
+    "leases",
+    "counters",
+    "requests",
+    "guards",
+    "guarded",
+    "guarded_until_s",
+    "born",
+    "is_new",
+    "bound_ms",
+    "guard_ms",
+    "alone",
+}
 
 
 class Interned(Generic[T]):
@@ -53,9 +78,17 @@ def frozen(thing: object) -> object:
     """An argument or reply that can be compared and kept; keys stay the objects that they are."""
     if isinstance(thing, Record):
         return Record(
-            thing.flags, thing.codec, thing.payload, created_ms=0, soft_ms=thing.soft_ms, expires_ms=thing.expires_ms,
-            tags=thing.tags, epoch=thing.epoch, seq=thing.seq, version=b"\0" * 4,
-        ).encode("")  # fmt: skip
+            thing.flags,
+            thing.codec,
+            thing.payload,
+            created_ms=0,
+            soft_ms=thing.soft_ms,
+            expires_ms=thing.expires_ms,
+            tags=thing.tags,
+            epoch=thing.epoch,
+            seq=thing.seq,
+            version=b"\0" * 4,
+        ).encode("")
     if isinstance(thing, dict):
         return tuple(sorted((key, frozen(value)) for key, value in thing.items()))
     if isinstance(thing, str) and thing.startswith(OWN + "-"):
@@ -90,9 +123,7 @@ def record_place(data: bytes) -> tuple[bytes, int]:
 def new_record(name: str, value: int, tags: tuple[str, ...] = (), epoch: bytes = b"0" * 16, seq: int = 0) -> bytes:
     """A record for a value of the key of this name."""
     codec, payload = values.encode(value, "msgpack", None)
-    return Record(
-        0, codec, payload, created_ms=0, tags=tags, epoch=epoch, seq=seq, version=b"\0" * 4
-    ).encode(name)  # fmt: skip
+    return Record(0, codec, payload, created_ms=0, tags=tags, epoch=epoch, seq=seq, version=b"\0" * 4).encode(name)
 
 
 class L2:

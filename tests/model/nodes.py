@@ -10,20 +10,7 @@ from cachebus.core.ports import Place
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.reading.fetch import MISSING
 from tests.model.freezer import Freezer
-from tests.model.frozen import (
-    BOUND,
-    INF,
-    Began,
-    Core,
-    Flight,
-    Held,
-    Tending,
-    View,
-    Write,
-    later,
-    older,
-    renumbered,
-)
+from tests.model.frozen import BOUND, INF, Began, Core, Flight, Held, Tending, View, Write, later, older, renumbered
 from tests.model.l2 import Interned, Request, frozen, record_place, thawed
 from tests.model.rig import LOST, Ask, Coro, Done, Rig, drive
 from tests.model.setup import Setup

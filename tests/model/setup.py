@@ -155,9 +155,24 @@ SETUPS = {
 CROSS = Setup("CROSS", invs=2, kinds="sx", failovers=1, rollback=False, late=False, empty=True)
 """Two scopes in a new epoch, of which the node hears the second event only. Never explored to its end."""
 WALK = Setup(
-    "WALK", kinds="kswx", own_kinds="ksw", marks_max=2, repeats=True, old=True, second=True, loads=(0, 1),
-    lease_hits=True, invs=8, failovers=3, wipes=1, evictions=2, trims=3, own=5, outages=4, lapses=3,
-)  # fmt: skip
+    "WALK",
+    kinds="kswx",
+    own_kinds="ksw",
+    marks_max=2,
+    repeats=True,
+    old=True,
+    second=True,
+    loads=(0, 1),
+    lease_hits=True,
+    invs=8,
+    failovers=3,
+    wipes=1,
+    evictions=2,
+    trims=3,
+    own=5,
+    outages=4,
+    lapses=3,
+)
 """Far too large to be explored: for walks at random."""
 
 EVERY = {**SETUPS, "CROSS": CROSS, "WALK": WALK}

@@ -31,9 +31,15 @@ READ, ANSWER, TAKE_OVER, CUT, RESTORE, TICK = "read", "answer", "take over", "cu
 Schedule = tuple[str, ...]
 POLICY = Policy(ttl_s=LIFE, fail_safe_s=3600, retries=0, fail_safe_throttle_s=60)
 SETTINGS = Settings(
-    url="memory://", staleness_bound_s=D, probe_interval_s=0.5, guard_max_s=STANDS, db_timeout_s=COMMITTED_BY,
-    hole_grace_s=0.0, lease_ms=60_000, policies={"config": POLICY},
-)  # fmt: skip
+    url="memory://",
+    staleness_bound_s=D,
+    probe_interval_s=0.5,
+    guard_max_s=STANDS,
+    db_timeout_s=COMMITTED_BY,
+    hole_grace_s=0.0,
+    lease_ms=60_000,
+    policies={"config": POLICY},
+)
 
 
 def schedules(done: Schedule = ()) -> Iterator[Schedule]:

@@ -32,8 +32,10 @@ WRITER = ("guard", "commit", "unguard")
 LOADER = ("read", "answer")
 LOSS = ("take over",)
 COVERS: dict[str, dict[str, Any]] = {
-    "key": {"targets": [("config", "x")]}, "scope": {"scopes": ["config"]}, "tag": {"tags": ["t"]},
-}  # fmt: skip
+    "key": {"targets": [("config", "x")]},
+    "scope": {"scopes": ["config"]},
+    "tag": {"tags": ["t"]},
+}
 
 
 def schedules() -> Iterator[tuple[str, ...]]:
@@ -195,11 +197,7 @@ _LONG_AGO: Any = property(lambda _: float("-inf"), lambda *_: None)
 RULES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "taking a guard away invalidates": (Writer, "unguard", _unguard_silently),
     "nothing is stored under a guard": (MemoryShard, "guarded_ms", lambda *_: None),
-    "after a takeover records are short-lived": (
-        MemoryShard,
-        "born",
-        _LONG_AGO,
-    ),
+    "after a takeover records are short-lived": (MemoryShard, "born", _LONG_AGO),
 }
 
 

@@ -350,9 +350,7 @@ class World:
             watched = watched[0], watched[1] if watched[1] >= BOUND else watched[1] + 1
         lines = self.l2.states.things[state.l2].lines
         older = tuple((node, applied, epoch, min(int(BOUND), age + 1)) for node, applied, epoch, age in lines)
-        return {
-            "waiting": waiting, "watched": watched, "truth": truth, "l2": self.l2.changed(state.l2, lines=older)
-        }  # fmt: skip
+        return {"waiting": waiting, "watched": watched, "truth": truth, "l2": self.l2.changed(state.l2, lines=older)}
 
     def _aged(self, number: int) -> int:
         known = self._older.get(number)
@@ -388,9 +386,14 @@ class World:
             self._turns[turn] = after
         snap = self._ended(state, OWN).snap if state.flight and not after.flight else state.snap
         return after._replace(
-            truth=state.truth, snap=snap, bag=self._useful(state.bag, after.core), elsewhere=state.elsewhere,
-            left=state.left, waiting=state.waiting, watched=state.watched,
-        )  # fmt: skip
+            truth=state.truth,
+            snap=snap,
+            bag=self._useful(state.bag, after.core),
+            elsewhere=state.elsewhere,
+            left=state.left,
+            waiting=state.waiting,
+            watched=state.watched,
+        )
 
     def _tending(self, state: State, what: str, request: Request) -> State:
         began = self.nodes.began(state.core)._replace(vouched=None)

@@ -51,9 +51,14 @@ async def worker(folder: Path, redis_url: str, *arguments: str) -> AsyncIterator
 
 
 async def killed(
-    redis_url: str, write: Write, begun: Callable[[], Awaitable[object]], seen: Callable[[], Awaitable[int]],
-    kills: int, seed: int, *arguments: str,
-) -> int:  # fmt: skip
+    redis_url: str,
+    write: Write,
+    begun: Callable[[], Awaitable[object]],
+    seen: Callable[[], Awaitable[int]],
+    kills: int,
+    seed: int,
+    *arguments: str,
+) -> int:
     """Rows are written one after the other, and the worker killed so many times, each at a random moment after it has
     begun to work. How many rows were written: none of their old values is in the caches then.
 

@@ -61,9 +61,13 @@ def cachebus(*arguments: str, folder: Path, env: Mapping[str, str] | None = None
     """Start `cachebus ARGUMENTS`, with these variables besides; it is killed at the end if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-m", "cachebus.cli.main", *arguments],
-        cwd=ROOT, env={**os.environ, **(env or {}), "TMPDIR": str(folder)}, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, **(env or {}), "TMPDIR": str(folder)},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         try:
             yield Command(process, folder)
         finally:

@@ -124,9 +124,10 @@ def dead_topic(settings: Settings) -> str:
 async def committed(settings: Settings, group: str | None = None) -> int:
     """How far the group has come, over all partitions."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=group or settings.namespace,
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        group_id=group or settings.namespace,
         enable_auto_commit=False,
-    )  # fmt: skip
+    )
     await consumer.start()
     try:
         topic = settings.kafka_commands_topic

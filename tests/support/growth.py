@@ -133,13 +133,18 @@ KINDS: dict[str, Kind] = {
     "strings beyond Latin": Kind(lambda i: _text(100) * 500 + "\U0001f40d", 200_000),
     "floats": Kind(lambda i: [_rng.random() for _ in range(1000)], 40_000),
     "arrays": Kind(lambda i: np.random.default_rng(i).random(1000), 8_000),
-    "models": Kind(lambda i: Order(id=i, lines=[Line(sku=f"s{n}", count=n) for n in range(30)]), 20_000,
-                   Policy(model=Order)),
+    "models": Kind(
+        lambda i: Order(id=i, lines=[Line(sku=f"s{n}", count=n) for n in range(30)]), 20_000, Policy(model=Order)
+    ),
     "dataclasses": Kind(lambda i: [Row(i, f"n{n}", 1.5 * n) for n in range(50)], 12_000, Policy(model=list[Row])),
-    "structs": Kind(lambda i: Packed(_text(20), [Packed(_text(20), [Packed(_text(20)) for _ in range(8)])
-                                                  for _ in range(8)]), 12_000, Policy(model=Packed)),
-    "structured arrays": Kind(lambda i: [np.array([(n, n / 7)], dtype=[("a", "i1"), ("b", "f8")]) for n in range(50)],
-                              12_000),
+    "structs": Kind(
+        lambda i: Packed(_text(20), [Packed(_text(20), [Packed(_text(20)) for _ in range(8)]) for _ in range(8)]),
+        12_000,
+        Policy(model=Packed),
+    ),
+    "structured arrays": Kind(
+        lambda i: [np.array([(n, n / 7)], dtype=[("a", "i1"), ("b", "f8")]) for n in range(50)], 12_000
+    ),
     "tiny": Kind(lambda i: i, 300),
     "not found, tagged": Kind(lambda i: "x", 900, tags=4),
     "long ids": Kind(lambda i: i, 1_200, id_length=500),
@@ -155,7 +160,7 @@ KINDS: dict[str, Kind] = {
     "such rows, compressed": Kind(_rows, 400_000, _COMPRESSED),
     "one value of a hundred is heavy": Kind(_now_and_then, 3_000),
     "first light, then heavy": Kind(lambda i: [_text(100)] * 3 if i < 2_000 else [[]] * 300, 12_000),
-}  # fmt: skip
+}
 
 
 def rss_bytes() -> int:

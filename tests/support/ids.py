@@ -81,9 +81,17 @@ class OtherUUID(UUID):
 
 
 STAND_FOR: list[tuple[Any, str]] = [
-    (Word.ACME, "acme"), (Plan.ACME, "acme"), (Other("acme"), "acme"), (7, "7"), (Number.SEVEN, "7"),
-    (Whole.SEVEN, "7"), (OtherNumber(7), "7"), (UUID(HEX), HEX), (OtherUUID(HEX), HEX), (pgproto.UUID(HEX), HEX),
-]  # fmt: skip
+    (Word.ACME, "acme"),
+    (Plan.ACME, "acme"),
+    (Other("acme"), "acme"),
+    (7, "7"),
+    (Number.SEVEN, "7"),
+    (Whole.SEVEN, "7"),
+    (OtherNumber(7), "7"),
+    (UUID(HEX), HEX),
+    (OtherUUID(HEX), HEX),
+    (pgproto.UUID(HEX), HEX),
+]
 """Ids, and the text by which each is one and the same as a plain one."""
 
 
@@ -119,10 +127,30 @@ class Unhashable(Row):
 HUGE = 10**5_000
 """Of more digits than Python writes."""
 ARE_NONE: list[Any] = [
-    True, False, 1.0, b"acme", bytearray(b"acme"), ("acme",), ["acme"], {"acme": 1}, object(), str,
-    Row("acme"), Lazy("acme"), Unhashable("acme"), HUGE, -HUGE, OtherNumber(HUGE), 10**513,
-    "", Other(""), "a\x1fb", Other("a\nb"), "a\ud800", "x" * 513,
-]  # fmt: skip
+    True,
+    False,
+    1.0,
+    b"acme",
+    bytearray(b"acme"),
+    ("acme",),
+    ["acme"],
+    {"acme": 1},
+    object(),
+    str,
+    Row("acme"),
+    Lazy("acme"),
+    Unhashable("acme"),
+    HUGE,
+    -HUGE,
+    OtherNumber(HUGE),
+    10**513,
+    "",
+    Other(""),
+    "a\x1fb",
+    Other("a\nb"),
+    "a\ud800",
+    "x" * 513,
+]
 """What is no id. None is missing: in some places it means that no id is given."""
 
 

@@ -46,11 +46,14 @@ def _tell(url: str, story: Sequence[str]) -> None:
     where = urlsplit(url)
     with (
         pymysql.connect(
-            host=where.hostname, port=where.port or 0, user=where.username, autocommit=True,
+            host=where.hostname,
+            port=where.port or 0,
+            user=where.username,
+            autocommit=True,
             client_flag=CLIENT.MULTI_STATEMENTS,
         ) as connection,
         connection.cursor() as cursor,
-    ):  # fmt: skip
+    ):
         for statements in story:
             cursor.execute(statements)
             while cursor.nextset():

@@ -36,9 +36,7 @@ class HostedServer(EmbeddedServer):
 
 async def one_port_cluster(stack: ExitStack, primaries: int, *conf: str) -> list[HostedServer]:
     """So many primaries, and behind them a replica of each, in the same order."""
-    require(
-        sys.platform == "linux", "addresses of the loopback beside 127.0.0.1", "run it on Linux", can_exist=False
-    )  # fmt: skip
+    require(sys.platform == "linux", "addresses of the loopback beside 127.0.0.1", "run it on Linux", can_exist=False)
     port, conf = free_port(), ("cluster-enabled yes", "cluster-node-timeout 3000", *conf)
     hosts = [f"127.0.0.{FIRST + i}" for i in range(2 * primaries)]
     nodes = [stack.enter_context(HostedServer(host, port, *conf)) for host in hosts]

@@ -18,10 +18,7 @@ OLD = 1
 LEASE_MS = 5_000
 WHERE: dict[str, Any] = {"tenant_id": "acme"}
 DEEP: dict[str, Any] = {"tenant_id": "acme", "agent_id": "a", "collection_id": "c"}
-POLICIES = {
-    "safe": Policy(ttl_s=60, fail_safe_s=60, retries=0),
-    "fresh": Policy(ttl_s=60, soft_ttl_s=0.3),
-}
+POLICIES = {"safe": Policy(ttl_s=60, fail_safe_s=60, retries=0), "fresh": Policy(ttl_s=60, soft_ttl_s=0.3)}
 Clock = Callable[[], float]
 
 

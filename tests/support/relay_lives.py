@@ -43,9 +43,14 @@ class Relays:
 
     async def __aenter__(self) -> Self:
         self._mother = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.support.relay_lives", cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "tests.support.relay_lives",
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
         return self
 
     async def __aexit__(
@@ -70,9 +75,15 @@ class Relays:
         return await self._begin("outbox", database, redis_url, batch, last_await, when)
 
     async def begin_commands(
-        self, kafka: str, redis_url: str, name: str, *, batch: int = 20, last_await: int | None = None,
+        self,
+        kafka: str,
+        redis_url: str,
+        name: str,
+        *,
+        batch: int = 20,
+        last_await: int | None = None,
         when: When = "sent",
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Likewise of a worker of commands, whose topic and namespace have that name."""
         return await self._begin("kafka", kafka, redis_url, name, batch, last_await, when)
 

@@ -44,10 +44,20 @@ datetimes = st.builds(
 )
 times = st.builds(lambda t, z, f: t.replace(tzinfo=z, fold=f), st.times(), st.none() | offsets, folds)
 hashables = (
-    st.none() | st.booleans() | st.integers() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False)
-    | st.text(max_size=20) | st.binary(max_size=20) | datetimes | st.dates() | times | st.timedeltas() | st.uuids()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | datetimes
+    | st.dates()
+    | times
+    | st.timedeltas()
+    | st.uuids()
     | st.decimals(allow_nan=False)
-)  # fmt: skip
+)
 scalars = hashables | st.floats() | st.decimals()
 keys = st.recursive(hashables, lambda k: st.tuples(k, k) | st.frozensets(k, max_size=3), max_leaves=4)
 anything = st.recursive(

@@ -93,9 +93,11 @@ def _without_record_fence() -> None:
 def _without_lease_token() -> None:
     """A load is stored in L2 though its lease is gone."""
     _rewrite_scripts(
-        "return is_lease(lease) and not rests(lease) and string.sub(lease, 18) == token", "return true",
-        "return string.byte(lease) == 119", "return lease and string.byte(lease) == 119",
-    )  # fmt: skip
+        "return is_lease(lease) and not rests(lease) and string.sub(lease, 18) == token",
+        "return true",
+        "return string.byte(lease) == 119",
+        "return lease and string.byte(lease) == 119",
+    )
 
 
 def _without_catch_up() -> None:

@@ -8,10 +8,27 @@ from typing import Any
 from cachebus.l2.memory import MemoryShard
 
 _PARTS = (
-    "meta_server", "epoch", "seq", "born", "bound_ms", "guard_ms", "alone", "marks", "messages", "logged_bytes",
-    "lines", "nodes_name", "records", "leases", "in_contexts", "guards", "guarded", "guarded_until_s", "counters",
+    "meta_server",
+    "epoch",
+    "seq",
+    "born",
+    "bound_ms",
+    "guard_ms",
+    "alone",
+    "marks",
+    "messages",
+    "logged_bytes",
+    "lines",
+    "nodes_name",
+    "records",
+    "leases",
+    "in_contexts",
+    "guards",
+    "guarded",
+    "guarded_until_s",
+    "counters",
     "requests",
-)  # fmt: skip
+)
 
 
 def copied(shard: MemoryShard) -> dict[str, Any]:

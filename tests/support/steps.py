@@ -17,8 +17,19 @@ When = Literal["before", "after"]
 How = Literal["waiting", "answered", "scope", "caller"]
 WHENS: tuple[When, ...] = ("before", "after")
 _CALLS = (
-    "reach", "probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log",
-)  # fmt: skip
+    "reach",
+    "probe",
+    "nodes",
+    "forget",
+    "read",
+    "lease",
+    "fill",
+    "invalidate",
+    "guard",
+    "write",
+    "counter",
+    "log",
+)
 _watched: ContextVar[object] = ContextVar("watched", default=None)
 """Set around the operation, and so in the tasks that it starts, but not in a heartbeat that runs beside it."""
 

@@ -148,9 +148,14 @@ async def verbs(settings: Settings) -> None:
         assert_type(stats.shards[0].lease_left_s, float)
         cache.on_applied = on_applied
         async with cache.write_guard(
-            [("config", "x"), ("config", 7, "a")], "acme", scopes=["page", {"data_type": "page", "agent_id": "a"}],
-            tags=["t"], timeout_s=9, db_timeout_s=5, wait="nodes",
-        ) as guard:  # fmt: skip
+            [("config", "x"), ("config", 7, "a")],
+            "acme",
+            scopes=["page", {"data_type": "page", "agent_id": "a"}],
+            tags=["t"],
+            timeout_s=9,
+            db_timeout_s=5,
+            wait="nodes",
+        ) as guard:
             assert_type(guard, WriteGuard)
         assert_type(guard.receipt, Receipt)
         assert_type(write_guard([("config", "x")], "acme"), WriteGuard)
@@ -186,9 +191,17 @@ async def process_wide() -> None:
         await CacheManager.get("config", "x", "acme", search_hierarchy=True, use_memory=True)
         assert_type(CacheManager.ttl_standard, float)
         value, metrics = await get_with_cache_aside(
-            "config", "x", "acme", fetch_from_db_func=load_all, generate_func=load_sync, agent_id="a", ttl=60,
-            ctx=Context("acme"), serializer=str, deserializer=int,
-        )  # fmt: skip
+            "config",
+            "x",
+            "acme",
+            fetch_from_db_func=load_all,
+            generate_func=load_sync,
+            agent_id="a",
+            ttl=60,
+            ctx=Context("acme"),
+            serializer=str,
+            deserializer=int,
+        )
         assert_type(metrics, dict[str, Any])
         print(value, metrics["source"])
         counts = await invalidate_coordinated("acme", "document", 7, [{"data_type": "page", "resource_id": "*"}])

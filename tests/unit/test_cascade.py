@@ -40,11 +40,13 @@ def test_every_placeholder_is_filled_in() -> None:
 
 
 def test_what_is_entailed_entails_more_and_comes_once() -> None:
-    table = CascadeTable([
-        Cascade("a", [("b", "{resource_id}"), ("c", "{resource_id}")]),
-        Cascade("b", [("d", "{resource_id}")]),
-        Cascade("c", [("d", "{resource_id}"), ("e", "*")]),
-    ])  # fmt: skip
+    table = CascadeTable(
+        [
+            Cascade("a", [("b", "{resource_id}"), ("c", "{resource_id}")]),
+            Cascade("b", [("d", "{resource_id}")]),
+            Cascade("c", [("d", "{resource_id}"), ("e", "*")]),
+        ]
+    )
     found = expanded(table, Target("a", "1"), Target("c", "1"), Target("a", "1"))
     assert len(found) == len(set(found)) == 5
     assert {t.data_type for t in found} == {"a", "b", "c", "d", "e"}
@@ -68,9 +70,9 @@ def test_several_cascades_of_one_type_are_all_followed() -> None:
 
 
 def test_a_set_follows_only_those_that_say_so() -> None:
-    table = CascadeTable([
-        Cascade("a", [("b", "1")]), Cascade("a", [("c", "2")], on_set=True), Cascade("c", [("d", "3")]),
-    ])  # fmt: skip
+    table = CascadeTable(
+        [Cascade("a", [("b", "1")]), Cascade("a", [("c", "2")], on_set=True), Cascade("c", [("d", "3")])]
+    )
     assert [t.data_type for t in expanded(table, Target("a", 1), on_set=True)] == ["a", "c"]
     assert {t.data_type for t in expanded(table, Target("a", 1))} == {"a", "b", "c", "d"}
 

@@ -75,15 +75,22 @@ def test_old_rows_are_whole_whatever_the_key_is() -> None:
     told: list[Any] = [meaning.commands for meaning in asked]
     names = [{f"{one.tenant_id}:{getattr(one, 'resource_id', '*')}" for one in commands} for commands in told]
     assert names == [
-        {"acme:1"}, {"acme:1", "globex:1"}, {"globex:1"}, {f"globex:{LARGEST}"}, {f"globex:{LARGEST}"},
+        {"acme:1"},
+        {"acme:1", "globex:1"},
+        {"globex:1"},
+        {f"globex:{LARGEST}"},
+        {f"globex:{LARGEST}"},
         {"acme:*", "globex:*"},
-    ]  # fmt: skip
+    ]
 
 
 def test_what_is_written_besides_tells_of_no_row() -> None:
     assert [message["topic"] for message in RECORDED["others"]] == [
-        "cdc.transaction", "cdc.transaction", "cdc", "__debezium-heartbeat.cdc",
-    ]  # fmt: skip
+        "cdc.transaction",
+        "cdc.transaction",
+        "cdc",
+        "__debezium-heartbeat.cdc",
+    ]
     for message in [*RECORDED["others"], *RECORDED["rows"][-2:]]:  # and tombstones
         for whole in (True, False):
             key, value = recorded(message, whole=whole)

@@ -14,10 +14,21 @@ from cachebus.consumers.cdc.rules.change import OtherText, UnusableChange
 from cachebus.consumers.cdc.topics.debezium import UNAVAILABLE, is_envelope, parse_envelope
 
 SOURCE = {
-    "version": "3.2.0.Final", "connector": "postgresql", "name": "x", "ts_ms": 1795460235794, "snapshot": "false",
-    "db": "postgres", "sequence": '["24476480","24476536"]', "ts_us": 1795460235794195, "ts_ns": 1795460235794195000,
-    "schema": "shop", "table": "plain", "txId": 757, "lsn": 24476536, "xmin": None,
-}  # fmt: skip
+    "version": "3.2.0.Final",
+    "connector": "postgresql",
+    "name": "x",
+    "ts_ms": 1795460235794,
+    "snapshot": "false",
+    "db": "postgres",
+    "sequence": '["24476480","24476536"]',
+    "ts_us": 1795460235794195,
+    "ts_ns": 1795460235794195000,
+    "schema": "shop",
+    "table": "plain",
+    "txId": 757,
+    "lsn": 24476536,
+    "xmin": None,
+}
 ROW = {"id": 1, "tenant": "a", "at": 20780, "mood": "sad", "large": UNAVAILABLE, "n": None}
 COLUMNS = [
     {"type": "int32", "optional": False, "field": "id"},
@@ -28,9 +39,10 @@ COLUMNS = [
     {"type": "int32", "optional": True, "field": "n"},
 ]
 SCHEMA = {
-    "type": "struct", "name": "x.shop.plain.Envelope",
+    "type": "struct",
+    "name": "x.shop.plain.Envelope",
     "fields": [{"type": "struct", "fields": COLUMNS, "field": part} for part in ("before", "after")],
-}  # fmt: skip
+}
 
 
 def envelope(op: str, before: Any = None, after: Any = None, **more: Any) -> dict[str, Any]:
@@ -79,7 +91,9 @@ def test_of_an_old_row_the_key_is_sure(key: bytes) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, b"null", with_schema(None),
+        None,
+        b"null",
+        with_schema(None),
         {"status": "BEGIN", "id": "755:24475760", "event_count": None, "data_collections": None, "ts_ms": 1},
         {"status": "END", "id": "755:24476168", "event_count": 1, "data_collections": [], "ts_ms": 1},
         {"ts_ms": 1795460235807},
@@ -87,7 +101,7 @@ def test_of_an_old_row_the_key_is_sure(key: bytes) -> None:
         envelope("m", message={"prefix": "p", "content": "bQ=="}),
     ],
     ids=["tombstone", "null", "null with schema", "begin", "end", "heartbeat", "schema change", "message"],
-)  # fmt: skip
+)
 def test_what_tells_of_no_row(value: Any) -> None:
     if isinstance(value, dict):
         assert parse_envelope(with_schema(value)) is None
@@ -98,14 +112,22 @@ def test_what_tells_of_no_row(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (b"", "no JSON"), (b"\xff", "no JSON"), (b"{", "no JSON"), (b"[" * 9**5, "no JSON"), (b"[]", "not an object"),
-        (b'{"schema": 1, "payload": 5}', "its payload is not an object"), (b"{}", "op: is none of"),
-        (b'{"op": []}', "op: is none of"), (b'{"op": "x"}', "op: is none of"), (b'{"op": "c"}', "source: is missing"),
+        (b"", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"{", "no JSON"),
+        (b"[" * 9**5, "no JSON"),
+        (b"[]", "not an object"),
+        (b'{"schema": 1, "payload": 5}', "its payload is not an object"),
+        (b"{}", "op: is none of"),
+        (b'{"op": []}', "op: is none of"),
+        (b'{"op": "x"}', "op: is none of"),
+        (b'{"op": "c"}', "source: is missing"),
         (b'{"op": "c", "source": {"table": "t"}}', "source: names no schema and table"),
-        (json.dumps(envelope("c")), "after: is missing"), (json.dumps(envelope("d")), "before: is missing"),
+        (json.dumps(envelope("c")), "after: is missing"),
+        (json.dumps(envelope("d")), "before: is missing"),
         (json.dumps(envelope("u", None, 7)), "after: is no row"),
     ],
-)  # fmt: skip
+)
 def test_what_is_none_is_told(value: bytes | str, says: str) -> None:
     with pytest.raises(UnusableChange, match=says):
         parse_envelope(value)

@@ -119,13 +119,17 @@ def test_garbage_is_told(decoder: Decoder, message: bytes, says: str) -> None:
 KNOWN = [BEGIN, COMMIT, RELATION, INSERT, UPDATE, UPDATE_KEY, UPDATE_FULL, DELETE, TRUNCATE, MESSAGE]
 
 
-@given(st.one_of(
-    st.binary(max_size=200),
-    st.builds(
-        lambda message, at, byte: message[: at % len(message)] + byte + message[at % len(message) + 1 :],
-        st.sampled_from(KNOWN), st.integers(0, 200), st.binary(max_size=3),
-    ),
-))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.builds(
+            lambda message, at, byte: message[: at % len(message)] + byte + message[at % len(message) + 1 :],
+            st.sampled_from(KNOWN),
+            st.integers(0, 200),
+            st.binary(max_size=3),
+        ),
+    )
+)
 def test_whatever_the_bytes_are_it_ends_in_an_answer_or_in_one_kind_of_error(message: bytes) -> None:
     decoder = Decoder()
     decoder.decode(RELATION)

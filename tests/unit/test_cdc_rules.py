@@ -91,7 +91,7 @@ def orders(op: str, new: dict[str, object] | None = None, old: dict[str, object]
         (RULE + RULE.replace("table", "tbl"), "9: rule 2: table: is missing\n10: rule 2: tbl: is no field of it"),
         ('x = """\n[[rule]]\n"""\n' + RULE.replace("{id}", "{"), "1: x: is no field of it|8: rule 1: resource_id"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_with_its_line_and_field(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_rules(text)
@@ -251,12 +251,15 @@ ALL = (
         (user(), user(tenant_id="globex"), of("acme", *ALL) | of("globex", *ALL)),
         (user(), user(email=None), of("acme", *ALL)),
         (user(email=None), user(), of("acme", *ALL)),
-        (user(email=None), user(email=None, team=None),
-         of("acme", "'1' of 'user'{}, and '3' of 'team'", "'1' of 'user'", "all of 'users'", "the tags 'fixed'")),
+        (
+            user(email=None),
+            user(email=None, team=None),
+            of("acme", "'1' of 'user'{}, and '3' of 'team'", "'1' of 'user'", "all of 'users'", "the tags 'fixed'"),
+        ),
         (user(id=None), user(id=None), of("acme", "'3' of 'team'", *ALL[1:])),
     ],
     ids=["joins", "leaves", "moves", "to null", "from null", "stays null", "no key"],
-)  # fmt: skip
+)
 def test_what_is_null_names_nothing_and_takes_nothing_from_the_rest(
     old: dict[str, object], new: dict[str, object], asks: set[str]
 ) -> None:

@@ -30,13 +30,18 @@ ORDERS: dict[str, Any] = {
     "tags": lambda o: o.tags(["t", "ü:*"], "acme"),
     "coordinated": lambda o: o.coordinated("acme", "config", "x", None, None, None, None),
     "related": lambda o: o.coordinated(
-        "acme", "page", "p", [{"data_type": "config"}, {"data_type": "e", "resource_id": 1, "agent_id": None}],
-        "a", None, None,
+        "acme",
+        "page",
+        "p",
+        [{"data_type": "config"}, {"data_type": "e", "resource_id": 1, "agent_id": None}],
+        "a",
+        None,
+        None,
     ),
     "whole": lambda o: o.coordinated(
         "acme", "page", "*", [{"data_type": "document", "resource_id": "d"}], None, None, None
     ),
-}  # fmt: skip
+}
 
 
 def addressed(plan: Plan) -> tuple[int, set[str], set[str]]:
@@ -61,9 +66,13 @@ def test_a_command_follows_the_cascades_of_the_worker_too() -> None:
 def test_the_json_has_only_what_was_said() -> None:
     order = Orders(1).invalidate("config", "x", "acme", "exact", None, None, None)
     assert json.loads(encode(order.command())) == {
-        "op": "invalidate", "tenant_id": "acme", "data_type": "config", "resource_id": "x", "contexts": "exact",
+        "op": "invalidate",
+        "tenant_id": "acme",
+        "data_type": "config",
+        "resource_id": "x",
+        "contexts": "exact",
         "related": [],
-    }  # fmt: skip
+    }
 
 
 def test_the_ambient_tenant_is_written_down() -> None:
@@ -86,9 +95,9 @@ NO_COMMANDS = {
     b'{"op": "invalidate", "data_type": "t", "resource_id": 1, "v": 2}': "v: Input should be 1",
     b'{"op": "tags", "tenant_id": "acme", "tags": []}': "tags: Tuple should have at least 1",
     b'{"op": "tags", "tenant_id": "acme", "tags": "t"}': "tags: Input should be a valid",
-    b'{"op": "coordinated", "data_type": "t", "resource_id": 1, "related": [{"resource_id": 1}]}':
-        r"related\.0\.data_type: Field required",
-}  # fmt: skip
+    b'{"op": "coordinated", "data_type": "t", "resource_id": 1, '
+    b'"related": [{"resource_id": 1}]}': r"related\.0\.data_type: Field required",
+}
 
 
 @pytest.mark.parametrize("data", NO_COMMANDS)
@@ -110,11 +119,17 @@ def test_no_value_is_shown() -> None:
     assert "s3cret" not in str(told.value)
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["op", "tags", "related", "x"]), inner),
-    max_leaves=9,
-).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(str.encode)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["op", "tags", "related", "x"]), inner)
+        ),
+        max_leaves=9,
+    ).map(lambda value: json.dumps(value).encode())
+)
 def test_whatever_the_bytes_are_there_is_one_error(data: bytes) -> None:
     with pytest.raises(InvalidCommand):
         parse(data)

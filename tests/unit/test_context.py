@@ -206,8 +206,10 @@ def test_ids_among_further_keywords() -> None:
         return args, rest, found and found.ids
 
     assert ids(1, tenant_id="acme", agent_id="a7", x=2) == (
-        (1,), {"tenant_id": "acme", "agent_id": "a7", "x": 2}, ("acme", "a7", None, None),
-    )  # fmt: skip
+        (1,),
+        {"tenant_id": "acme", "agent_id": "a7", "x": 2},
+        ("acme", "a7", None, None),
+    )
 
 
 def test_ctx_is_passed_only_where_it_is_taken_and_was_not_given() -> None:

@@ -21,9 +21,13 @@ QUICK = Timing([0.0001] * 100, [0.0002] * 100)
 
 
 def facts(
-    info: dict[str, str] | None = None, config: dict[str, str] | None = None, *, seen: Timing = QUICK,
-    shards: tuple[ShardFacts, ...] = (), **settings: Any,
-) -> Facts:  # fmt: skip
+    info: dict[str, str] | None = None,
+    config: dict[str, str] | None = None,
+    *,
+    seen: Timing = QUICK,
+    shards: tuple[ShardFacts, ...] = (),
+    **settings: Any,
+) -> Facts:
     """Facts of a made-up server."""
     server = Server(Address(), info or {}, "" if info else "INFO is refused", config or {}, "CONFIG is refused", "app")
     return Facts(Settings(**settings), server, seen, shards)
@@ -46,18 +50,30 @@ def levels(check: Check, given: Facts) -> list[Level]:
         (replication.role, facts(), Level.UNKNOWN),
         (durability.saving, facts({"rdb_last_bgsave_status": "err"}), Level.ADVICE),
         (durability.saving, facts({"aof_enabled": "1", "aof_last_write_status": "err"}), Level.PROBLEM),
-        (replication.cut_off, facts({"role": "master", "min_slaves_good_slaves": "2", "connected_slaves": "2"}),
-         Level.UNKNOWN),
+        (
+            replication.cut_off,
+            facts({"role": "master", "min_slaves_good_slaves": "2", "connected_slaves": "2"}),
+            Level.UNKNOWN,
+        ),
         (replication.cut_off, facts({"role": "master", "connected_slaves": "2"}), Level.PROBLEM),
-        (replication.migrating, facts({"cluster_enabled": "1"}, {"cluster-allow-replica-migration": "yes"}),
-         Level.ADVICE),
-        (replication.new_ids, facts({"role": "master", "repl_backlog_active": "1"}, {"repl-backlog-ttl": "3600"}),
-         Level.ADVICE),
+        (
+            replication.migrating,
+            facts({"cluster_enabled": "1"}, {"cluster-allow-replica-migration": "yes"}),
+            Level.ADVICE,
+        ),
+        (
+            replication.new_ids,
+            facts({"role": "master", "repl_backlog_active": "1"}, {"repl-backlog-ttl": "3600"}),
+            Level.ADVICE,
+        ),
         (replication.new_ids, facts({"role": "master"}, {"repl-backlog-ttl": "3600"}), Level.OK),
         (links.clients, facts(), Level.UNKNOWN),
         (links.trimming, facts(config={"stream-node-max-entries": "0", "stream-node-max-bytes": "4096"}), Level.OK),
-        (links.trimming, facts(config={"stream-node-max-entries": "0", "stream-node-max-bytes": "9999999"}),
-         Level.ADVICE),
+        (
+            links.trimming,
+            facts(config={"stream-node-max-entries": "0", "stream-node-max-bytes": "9999999"}),
+            Level.ADVICE,
+        ),
         (timing.latency, facts(), Level.OK),
         (timing.latency, facts(seen=Timing([0.001] * 99, [0.02] * 99)), Level.ADVICE),
         (timing.latency, facts(seen=Timing([0.001] * 99, [0.6] * 99)), Level.PROBLEM),
@@ -70,15 +86,20 @@ def levels(check: Check, given: Facts) -> list[Level]:
         (namespace.layout, facts(shards=(ShardFacts(0, {}, "NOPERM"),)), Level.UNKNOWN),
         (namespace.layout, facts(shards=(ShardFacts(0, {"facts": "somebody's"}),)), Level.PROBLEM),
     ],
-)  # fmt: skip
+)
 def test_judgements(check: Check, given: Facts, level: Level) -> None:
     assert levels(check, given) == [level]
 
 
 def group(
-    count: int, writes: str, lag: str = "2", *, known: int = 0, failover_s: float | None = 5.0,
+    count: int,
+    writes: str,
+    lag: str = "2",
+    *,
+    known: int = 0,
+    failover_s: float | None = 5.0,
     of_replicas: str | None = None,
-) -> Facts:  # fmt: skip
+) -> Facts:
     """A primary with so many replicas."""
     info = {"role": "master", "connected_slaves": str(count)}
     if writes != "0":
@@ -153,12 +174,18 @@ def test_a_machine_that_was_suspended() -> None:
 def test_a_node_further_behind_than_the_log_reaches() -> None:
     now_us, bound = 10_000_000, About(2000)
     shard = ShardFacts(
-        0, {"epoch": "e", "seq": "9000"}, log_first=8500, log_last=9000, now_us=now_us, subscribers=2,
+        0,
+        {"epoch": "e", "seq": "9000"},
+        log_first=8500,
+        log_last=9000,
+        now_us=now_us,
+        subscribers=2,
         nodes={
-            "slow": NodeLine(7000, b"e", now_us, bound), "gone": NodeLine(1, b"e", 1, bound),
+            "slow": NodeLine(7000, b"e", now_us, bound),
+            "gone": NodeLine(1, b"e", 1, bound),
             "good": NodeLine(9000, b"e", now_us, bound),
         },
-    )  # fmt: skip
+    )
     (finding,) = namespace.nodes(facts(shards=(shard,)))
     assert finding.level is Level.ADVICE
     assert "2 alive, 1 silent" in finding.says

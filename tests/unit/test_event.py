@@ -22,9 +22,18 @@ space = Keyspace(1)
 def fields(event: Event) -> tuple[object, ...]:
     made = [(part.keys, part.scopes, part.origin, part.reason, part.trace) for part in event.parts]
     return (
-        event.epoch, event.seq, event.published_us, made, event.left_out, event.bucket, event.low, event.asks_for_probe,
-        list(event.keys), list(event.scopes), event.origin,
-    )  # fmt: skip
+        event.epoch,
+        event.seq,
+        event.published_us,
+        made,
+        event.left_out,
+        event.bucket,
+        event.low,
+        event.asks_for_probe,
+        list(event.keys),
+        list(event.scopes),
+        event.origin,
+    )
 
 
 @given(epochs, u64, u64, parts, st.booleans(), st.booleans(), buckets, u64)

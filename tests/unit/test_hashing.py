@@ -51,24 +51,104 @@ class Data(bytes):
 Pair = namedtuple("Pair", "a b")
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ALIKE: list[Any] = [
-    "1", 1, 1.0, True, b"1", bytearray(b"1"), memoryview(b"1"), Decimal(1), Decimal("1.0"), Other("1"), Data(b"1"),
-    None, "None", "", (), [], {}, set(), frozenset(), 0, False, 0.0, timedelta(0), b"", (1,), [1], {1}, frozenset([1]),
-    {1: 1}, ["1"], [True], [1.0], [[1]], [(1,)], [b"1"], [Other("1")], {"1": 1}, {1: "1"}, {True: 1}, ("1",),
-    [[1], [1]], [[1, 1]], UUID(int=1), str(UUID(int=1)), WHEN, WHEN.isoformat(), WHEN.date(), WHEN.date().isoformat(),
-    WHEN.time(), WHEN.time().isoformat(), WHEN.replace(tzinfo=None), WHEN.replace(fold=1), timedelta(1), 86400,
-    Plan.ACME, "acme", ["acme"], Number.SEVEN, Whole.SEVEN, 7, Filter(1), {"a": 1, "b": "x"}, Struct(1), Pair(1, "x"),
-    (1, "x"), [1, "x"], Words(["1"]), OrderedDict(a=1, b="x"), MappingProxyType({"a": 1, "b": "x"}), Filter(2),
-    Struct(2), 2**64, -(2**64), 2**70, str(2**70), -1, [["a", 1], ["b", "x"]], (("a", 1), ("b", "x")),
-    {("a", 1), ("b", "x")}, ["int", 1], ("int", 1), ["str", "1"], ["items", "list", []], ["none", "NoneType", None],
-    float("inf"), "inf",
-]  # fmt: skip
+    "1",
+    1,
+    1.0,
+    True,
+    b"1",
+    bytearray(b"1"),
+    memoryview(b"1"),
+    Decimal(1),
+    Decimal("1.0"),
+    Other("1"),
+    Data(b"1"),
+    None,
+    "None",
+    "",
+    (),
+    [],
+    {},
+    set(),
+    frozenset(),
+    0,
+    False,
+    0.0,
+    timedelta(0),
+    b"",
+    (1,),
+    [1],
+    {1},
+    frozenset([1]),
+    {1: 1},
+    ["1"],
+    [True],
+    [1.0],
+    [[1]],
+    [(1,)],
+    [b"1"],
+    [Other("1")],
+    {"1": 1},
+    {1: "1"},
+    {True: 1},
+    ("1",),
+    [[1], [1]],
+    [[1, 1]],
+    UUID(int=1),
+    str(UUID(int=1)),
+    WHEN,
+    WHEN.isoformat(),
+    WHEN.date(),
+    WHEN.date().isoformat(),
+    WHEN.time(),
+    WHEN.time().isoformat(),
+    WHEN.replace(tzinfo=None),
+    WHEN.replace(fold=1),
+    timedelta(1),
+    86400,
+    Plan.ACME,
+    "acme",
+    ["acme"],
+    Number.SEVEN,
+    Whole.SEVEN,
+    7,
+    Filter(1),
+    {"a": 1, "b": "x"},
+    Struct(1),
+    Pair(1, "x"),
+    (1, "x"),
+    [1, "x"],
+    Words(["1"]),
+    OrderedDict(a=1, b="x"),
+    MappingProxyType({"a": 1, "b": "x"}),
+    Filter(2),
+    Struct(2),
+    2**64,
+    -(2**64),
+    2**70,
+    str(2**70),
+    -1,
+    [["a", 1], ["b", "x"]],
+    (("a", 1), ("b", "x")),
+    {("a", 1), ("b", "x")},
+    ["int", 1],
+    ("int", 1),
+    ["str", "1"],
+    ["items", "list", []],
+    ["none", "NoneType", None],
+    float("inf"),
+    "inf",
+]
 """Values that some encoding or other takes for the same."""
 
 
 def test_what_is_alike_is_told_apart_at_every_depth() -> None:
     inside: list[Callable[[Any], Any]] = [
-        lambda v: v, lambda v: [v], lambda v: {"k": v}, lambda v: ({"k": [v, v]}, 1), Filter,
-    ]  # fmt: skip
+        lambda v: v,
+        lambda v: [v],
+        lambda v: {"k": v},
+        lambda v: ({"k": [v, v]}, 1),
+        Filter,
+    ]
     for wrap in inside:
         hashes = [hashed(wrap(value)) for value in ALIKE]
         assert len(set(hashes)) == len(ALIKE), [
@@ -79,19 +159,30 @@ def test_what_is_alike_is_told_apart_at_every_depth() -> None:
 
 
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
-    | st.dates() | st.datetimes() | st.timedeltas() | st.uuids() | st.decimals(allow_nan=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=3)
+    | st.binary(max_size=3)
+    | st.dates()
+    | st.datetimes()
+    | st.timedeltas()
+    | st.uuids()
+    | st.decimals(allow_nan=False)
     | st.sampled_from([Plan.ACME, Number.SEVEN, Whole.SEVEN])
-)  # fmt: skip
+)
 hashable = st.recursive(scalars, lambda inner: st.tuples(inner) | st.frozensets(inner, max_size=3), max_leaves=4)
 anything = st.recursive(
     scalars | st.sets(hashable, max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(hashable, inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(hashable, inner, max_size=3)
         | st.builds(Filter, inner, inner)
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 def told(value: Any) -> Any:
@@ -194,11 +285,29 @@ Half = dataclass(init=False)(make_dataclass("Half", ["a"], init=False))
 @pytest.mark.parametrize(
     "part",
     [
-        object(), lambda: 1, Filter, Struct, int, 1j, iter([]), range(3), {"a": object()}, [{1, 1j}], {object(): 1},
-        "\ud800", ["\ud800"], {"\ud800": 1}, Broken.A, cyclic(), deep(101), deep(5000), Half(), UserDict({"a": 1j}),
+        object(),
+        lambda: 1,
+        Filter,
+        Struct,
+        int,
+        1j,
+        iter([]),
+        range(3),
+        {"a": object()},
+        [{1, 1j}],
+        {object(): 1},
+        "\ud800",
+        ["\ud800"],
+        {"\ud800": 1},
+        Broken.A,
+        cyclic(),
+        deep(101),
+        deep(5000),
+        Half(),
+        UserDict({"a": 1j}),
     ],
     ids=lambda part: type(part).__name__,
-)  # fmt: skip
+)
 def test_what_cannot_be_hashed_is_refused(part: Any) -> None:
     with pytest.raises(NotSerializable, match="a part can't be hashed"):
         hashed(1, part)

@@ -55,13 +55,27 @@ def test_it_is_the_hmac_of_rfc_2104(key: bytes, context: bytes, value: bytes) ->
 @pytest.mark.parametrize(
     ("key", "shard"),
     [
-        (KEY, 3), (b"cachebus:0:", 0), (b"cachebus:0:\xff", 0),
-        (None, None), (b"", None), (b":", None), (b"cachebus", None), (b"cachebus:3", None), (b"3:" + EPOCH, None),
-        (b"cachebus:4:" + EPOCH, None), (b"cachebus:03:" + EPOCH, None), (b"cachebus::" + EPOCH, None),
-        (b"cachebus:-1:" + EPOCH, None), (b"Cachebus:3:" + EPOCH, None), (b"xcachebus:3:" + EPOCH, None),
-        (KEY + b":", None), (b"cachebus:3:0:" + EPOCH, None), (b" " + KEY, None), (b"cachebus:3 :" + EPOCH, None),
+        (KEY, 3),
+        (b"cachebus:0:", 0),
+        (b"cachebus:0:\xff", 0),
+        (None, None),
+        (b"", None),
+        (b":", None),
+        (b"cachebus", None),
+        (b"cachebus:3", None),
+        (b"3:" + EPOCH, None),
+        (b"cachebus:4:" + EPOCH, None),
+        (b"cachebus:03:" + EPOCH, None),
+        (b"cachebus::" + EPOCH, None),
+        (b"cachebus:-1:" + EPOCH, None),
+        (b"Cachebus:3:" + EPOCH, None),
+        (b"xcachebus:3:" + EPOCH, None),
+        (KEY + b":", None),
+        (b"cachebus:3:0:" + EPOCH, None),
+        (b" " + KEY, None),
+        (b"cachebus:3 :" + EPOCH, None),
     ],
-)  # fmt: skip
+)
 def test_whose_a_message_is_stands_before_its_keys_last_colon(key: bytes | None, shard: int | None) -> None:
     assert envelope().shard_of(key) == shard
 
@@ -94,10 +108,16 @@ def test_a_signature_is_of_one_key_and_one_value() -> None:
 def test_nothing_but_the_whole_signature_will_do(end: int) -> None:
     key, [(_, signature)] = envelope(b"k").around(3, EVENT)
     wrong: list[Headers] = [
-        [], [(SIGNATURE, b"")], [(SIGNATURE, signature[:end])], [(SIGNATURE, signature.upper())],
-        [(SIGNATURE, signature + b" ")], [(SIGNATURE, bytes.fromhex(signature.decode()))],
-        [("Signature", signature)], [(SIGNATURE, b"\xff" * 64)], [(SIGNATURE, signature), (SIGNATURE, b"0" * 64)],
-    ]  # fmt: skip
+        [],
+        [(SIGNATURE, b"")],
+        [(SIGNATURE, signature[:end])],
+        [(SIGNATURE, signature.upper())],
+        [(SIGNATURE, signature + b" ")],
+        [(SIGNATURE, bytes.fromhex(signature.decode()))],
+        [("Signature", signature)],
+        [(SIGNATURE, b"\xff" * 64)],
+        [(SIGNATURE, signature), (SIGNATURE, b"0" * 64)],
+    ]
     for headers in wrong:
         assert not envelope(b"k").trusts(key, EVENT, headers)
     assert not envelope(b"k").trusts(key, EVENT, [(SIGNATURE, None)])  # type: ignore[list-item]

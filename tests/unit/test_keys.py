@@ -261,11 +261,15 @@ def test_a_family_is_remembered_by_what_it_is() -> None:
 def test_levels_drop_collection_then_conversation_then_agent() -> None:
     key = space.key("doc", 7, "acme", "a", "v", "c")
     assert [level.contexts for level in key.levels()] == [
-        ("a", "v", "c"), ("a", "v", None), ("a", None, None), (None, None, None),
-    ]  # fmt: skip
+        ("a", "v", "c"),
+        ("a", "v", None),
+        ("a", None, None),
+        (None, None, None),
+    ]
     assert [level.l1 for level in space.key("doc", 7, "acme", None, "v").levels()] == [
-        space.key("doc", 7, "acme", None, "v").l1, space.key("doc", 7, "acme").l1,
-    ]  # fmt: skip
+        space.key("doc", 7, "acme", None, "v").l1,
+        space.key("doc", 7, "acme").l1,
+    ]
     assert len(space.key("doc", 7, "acme").levels()) == 1
 
 

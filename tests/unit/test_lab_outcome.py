@@ -18,10 +18,22 @@ from cachebus.tools.demo.run import Outcome
 from cachebus.tools.harness.messages import Tick
 
 FIGURES = Figures(
-    took_s=15.0, reads=1_000, failed=0, writes=10, repeated=0, l1_share=0.8, l2_share=0.1, loads=100, loads_saved=0.9,
-    checked=1_000, stale=3, stale_beyond=0, oldest_s=0.0123, own_missed=0,
+    took_s=15.0,
+    reads=1_000,
+    failed=0,
+    writes=10,
+    repeated=0,
+    l1_share=0.8,
+    l2_share=0.1,
+    loads=100,
+    loads_saved=0.9,
+    checked=1_000,
+    stale=3,
+    stale_beyond=0,
+    oldest_s=0.0123,
+    own_missed=0,
     lags=Lags(pairs=30, p50_s=0.0005, p99_s=0.002, max_s=0.003, outage_max_s=4.0, unheard=0),
-)  # fmt: skip
+)
 OFF = replace(FIGURES, stale=500, stale_beyond=99, oldest_s=4.9, loads_saved=0.6)
 OVERCOME = Incident(3, 2.0, began_s=10.0, lapsed_s=11.5, restored_s=14.0, recovered_s=14.25)
 

@@ -40,8 +40,11 @@ def test_plain_lines_come_every_few_seconds() -> None:
         screen.show(view(3.0))
     lines = out.getvalue().splitlines()
     assert [line for line in lines if "the title" in line] == [
-        "   3 s   20%  the title", "   6 s   40%  the title", "   9 s   60%  the title", "   3 s   20%  the title",
-    ]  # fmt: skip
+        "   3 s   20%  the title",
+        "   6 s   40%  the title",
+        "   9 s   60%  the title",
+        "   3 s   20%  the title",
+    ]
     assert sum("[its] network" in line and line.endswith("....") for line in lines) == 1
     assert "node 1:  2,000 req/s  L1  85%  L2   5%  loads   98/s  applied  1,234  behind    0  lease  1.8 s" in lines[1]
     assert lines[2].endswith("behind  200  lease lapsed  cut off, from source")

@@ -11,8 +11,23 @@ from cachebus.producers import Outbox
 from cachebus.producers.outbox import OutboxTable
 
 BAD_NAMES = [
-    "", ".", "a.", ".a", "a.b.c", "A", "1a", "a-b", "a b", 'a"b', "a;drop table x", "a\n", "a'b", "é", "a" * 56, "a.b;",
-]  # fmt: skip
+    "",
+    ".",
+    "a.",
+    ".a",
+    "a.b.c",
+    "A",
+    "1a",
+    "a-b",
+    "a b",
+    'a"b',
+    "a;drop table x",
+    "a\n",
+    "a'b",
+    "é",
+    "a" * 56,
+    "a.b;",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

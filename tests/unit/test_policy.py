@@ -34,9 +34,13 @@ class Item:
 def test_ttl_constants() -> None:
     assert (300, 3600, 86_400, math.inf) == (TTL_SHORT, TTL_STANDARD, TTL_EXTENDED, TTL_PERMANENT)
     assert DEFAULT_TTL_MAPPING == {
-        "embedding": 86_400, "query_result": 3600, "agent_config": 3600, "vector_store": 3600, "token_counter": 300,
+        "embedding": 86_400,
+        "query_result": 3600,
+        "agent_config": 3600,
+        "vector_store": 3600,
+        "token_counter": 300,
         "system": 86_400,
-    }  # fmt: skip
+    }
     with pytest.raises(TypeError):
         DEFAULT_TTL_MAPPING["system"] = 1  # type: ignore[index]
 
@@ -112,11 +116,25 @@ def test_every_problem_is_told_at_once() -> None:
 
 def test_what_is_accepted() -> None:
     full = Policy(
-        ttl_s=TTL_PERMANENT, ttl_jitter=0.5, l1=False, l1_ttl_s=1, negative_ttl_s=2, soft_ttl_s=3, fail_safe_s=4,
-        load_soft_timeout_s=0.5, load_timeout_s=6, retries=0, retry_on=(KeyError,), retry_backoff_s=0.1,
-        model=list[Item], codec="msgpack", compress_over_bytes=10, max_value_bytes=100, copy=True,
+        ttl_s=TTL_PERMANENT,
+        ttl_jitter=0.5,
+        l1=False,
+        l1_ttl_s=1,
+        negative_ttl_s=2,
+        soft_ttl_s=3,
+        fail_safe_s=4,
+        load_soft_timeout_s=0.5,
+        load_timeout_s=6,
+        retries=0,
+        retry_on=(KeyError,),
+        retry_backoff_s=0.1,
+        model=list[Item],
+        codec="msgpack",
+        compress_over_bytes=10,
+        max_value_bytes=100,
+        copy=True,
         tags=("all", "doc:{resource_id}:{tenant_id}"),
-    )  # fmt: skip
+    )
     rules = Rules("thing", full)
     for name in Rules.__slots__:
         expected = {"data_type": "thing", "copy": True}.get(name, getattr(full, name, None))

@@ -136,10 +136,17 @@ def test_the_seeds_names_are_also_in_manager_and_helpers() -> None:
     for name in ("CacheManager", "configure", "lifespan", "current_cache", "declare"):
         assert hasattr(cachebus.manager, name)
     for name in (
-        "cached", "deserialize_from_cache", "generate_resource_id_hash", "get_counter", "get_with_cache_aside",
-        "increment_counter", "invalidate_coordinated", "invalidate_resource_cache", "serialize_for_cache",
+        "cached",
+        "deserialize_from_cache",
+        "generate_resource_id_hash",
+        "get_counter",
+        "get_with_cache_aside",
+        "increment_counter",
+        "invalidate_coordinated",
+        "invalidate_resource_cache",
+        "serialize_for_cache",
         "track_cache_metrics",
-    ):  # fmt: skip
+    ):
         assert hasattr(cachebus.helpers, name)
 
 

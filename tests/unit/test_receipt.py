@@ -10,10 +10,7 @@ from cachebus.core.ports import Place
 from cachebus.receipt import NOTHING_DONE, Receipt
 
 receipts = st.builds(
-    Receipt,
-    st.integers(0, 99_999),
-    st.text("0123456789abcdef", min_size=16, max_size=16),
-    st.integers(0, 10**16 - 1),
+    Receipt, st.integers(0, 99_999), st.text("0123456789abcdef", min_size=16, max_size=16), st.integers(0, 10**16 - 1)
 )
 
 
@@ -45,12 +42,27 @@ def test_nothing_else_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "3", "3.0123456789abcdef", "3.0123456789abcdef.", ".0123456789abcdef.1", "3.0123456789ABCDEF.1",
-        "3.0123456789abcde.1", "3.0123456789abcdef0.1", "3.0123456789abcdef.-1", "-3.0123456789abcdef.1",
-        "3.0123456789abcdef.1\n", " 3.0123456789abcdef.1", "٣.0123456789abcdef.1", "3.0123456789abcdef.1e5",
-        "123456.0123456789abcdef.1", "3.0123456789abcdef." + "9" * 17, None, 7, b"3.0123456789abcdef.1",
+        "",
+        "3",
+        "3.0123456789abcdef",
+        "3.0123456789abcdef.",
+        ".0123456789abcdef.1",
+        "3.0123456789ABCDEF.1",
+        "3.0123456789abcde.1",
+        "3.0123456789abcdef0.1",
+        "3.0123456789abcdef.-1",
+        "-3.0123456789abcdef.1",
+        "3.0123456789abcdef.1\n",
+        " 3.0123456789abcdef.1",
+        "٣.0123456789abcdef.1",
+        "3.0123456789abcdef.1e5",
+        "123456.0123456789abcdef.1",
+        "3.0123456789abcdef." + "9" * 17,
+        None,
+        7,
+        b"3.0123456789abcdef.1",
     ],
-)  # fmt: skip
+)
 def test_these_are_refused(text: object) -> None:
     with pytest.raises(ValueError, match="not a receipt"):
         Receipt.parse(text)  # type: ignore[arg-type]

@@ -16,12 +16,18 @@ from tests.support.flips import flipped
 NAME = "acme:doc:7"
 
 u64 = st.integers(0, 2**64 - 1)
-fields = st.fixed_dictionaries({
-    "created_ms": u64, "soft_ms": u64, "expires_ms": u64, "seq": u64,
-    "tags": st.lists(st.text(max_size=30), max_size=255),
-    "more": st.binary(max_size=100), "epoch": st.binary(min_size=16, max_size=16),
-    "version": st.binary(min_size=4, max_size=4),
-})  # fmt: skip
+fields = st.fixed_dictionaries(
+    {
+        "created_ms": u64,
+        "soft_ms": u64,
+        "expires_ms": u64,
+        "seq": u64,
+        "tags": st.lists(st.text(max_size=30), max_size=255),
+        "more": st.binary(max_size=100),
+        "epoch": st.binary(min_size=16, max_size=16),
+        "version": st.binary(min_size=4, max_size=4),
+    }
+)
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=100), fields)

@@ -33,7 +33,7 @@ from cachebus.l2.replies import (
     probe_with_marks,
     records_of,
     written,
-)  # fmt: skip
+)
 from cachebus.resp import Misshapen, place_in
 from cachebus.resp.replies import read_by
 
@@ -59,10 +59,13 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
 @pytest.mark.parametrize(
     ("told", "place"),
     [
-        ("MOVED 7 127.0.0.1:1", ("127.0.0.1", 1)), ("ASK 7 [::1]:2", ("::1", 2)), ("ASK 7 a.test:3", ("a.test", 3)),
-        ("MOVED 7 :4", ("", 4)), ("ASK 7 ?:5", ("", 5)),
+        ("MOVED 7 127.0.0.1:1", ("127.0.0.1", 1)),
+        ("ASK 7 [::1]:2", ("::1", 2)),
+        ("ASK 7 a.test:3", ("a.test", 3)),
+        ("MOVED 7 :4", ("", 4)),
+        ("ASK 7 ?:5", ("", 5)),
     ],
-)  # fmt: skip
+)
 def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str, int]) -> None:
     """Redis says "?" where names are preferred and none is announced."""
     assert place_in(L2Unavailable(told)) == place
@@ -92,11 +95,19 @@ def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"junk", b"7:1700000000000000", b"\x80", b"\xc0", b"\x86\xa7applied\xa1x", b"\x81\xa7applied\x07",
-        whole_line(7, EPOCH, 9, line_rest(About()))[:-1], whole_line(7, b"\xff", 9, line_rest(About())),
-        whole_line(7, EPOCH, 9, line_rest(About())) + b"\x00", b"\x91" * 100_000,
+        b"",
+        b"junk",
+        b"7:1700000000000000",
+        b"\x80",
+        b"\xc0",
+        b"\x86\xa7applied\xa1x",
+        b"\x81\xa7applied\x07",
+        whole_line(7, EPOCH, 9, line_rest(About()))[:-1],
+        whole_line(7, b"\xff", 9, line_rest(About())),
+        whole_line(7, EPOCH, 9, line_rest(About())) + b"\x00",
+        b"\x91" * 100_000,
     ],
-)  # fmt: skip
+)
 def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
     """So it is waited for: whoever it is may live."""
     assert node_line(data) == NodeLine(0, b"", 0)
@@ -161,15 +172,23 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
 @pytest.mark.parametrize(
     ("reads", "reply"),
     [
-        (lease_of, [*PLACE, b"hit", None, 0]), (lease_of, [*PLACE, b"waid", None, 0]),
-        (lease_of, [*PLACE, b"\xff", None, 0]), (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0, 0]),
-        (counted, [*PLACE, b"1x"]), (nodes_of, [*PLACE, 2000, [b"#"], 0]), (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
+        (lease_of, [*PLACE, b"hit", None, 0]),
+        (lease_of, [*PLACE, b"waid", None, 0]),
+        (lease_of, [*PLACE, b"\xff", None, 0]),
+        (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0, 0]),
+        (counted, [*PLACE, b"1x"]),
+        (nodes_of, [*PLACE, 2000, [b"#"], 0]),
+        (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
         (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
         (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
         (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
-        (logged, [[b"1-1"]]), (logged, [7]), (logged, b"1-1"), (logged, [[7, None]]), (logged, None),
+        (logged, [[b"1-1"]]),
+        (logged, [7]),
+        (logged, b"1-1"),
+        (logged, [[7, None]]),
+        (logged, None),
     ],
-)  # fmt: skip
+)
 def test_nor_is_one_that_says_what_no_script_says(reads: Callable[[Any], Any], reply: Any) -> None:
     with pytest.raises(Misshapen):
         read_by(reads, reply)

@@ -171,9 +171,20 @@ async def test_an_mget_answered_with_something_else_loses_the_connection(nonsens
 @pytest.mark.parametrize("kind", ["alone", "in one tick", "many"])
 @pytest.mark.parametrize(
     "reply",
-    [b":1\r\n", b",1.5\r\n", b"#t\r\n", b"*1\r\n$1\r\na\r\n", b"*0\r\n", b"%1\r\n$1\r\na\r\n:1\r\n", b"~1\r\n:1\r\n",
-     b"%1\r\n*1\r\n:1\r\n:2\r\n", b">2\r\n$-1\r\n$-1\r\n", b"*2\r\n$1\r\na\r\n:0\r\n", b"*2\r\n$-1\r\n-ERR inside\r\n"],
-)  # fmt: skip
+    [
+        b":1\r\n",
+        b",1.5\r\n",
+        b"#t\r\n",
+        b"*1\r\n$1\r\na\r\n",
+        b"*0\r\n",
+        b"%1\r\n$1\r\na\r\n:1\r\n",
+        b"~1\r\n:1\r\n",
+        b"%1\r\n*1\r\n:1\r\n:2\r\n",
+        b">2\r\n$-1\r\n$-1\r\n",
+        b"*2\r\n$1\r\na\r\n:0\r\n",
+        b"*2\r\n$-1\r\n-ERR inside\r\n",
+    ],
+)
 async def test_a_get_answered_with_no_string_loses_the_connection_before_others_are_answered(
     kind: str, reply: bytes
 ) -> None:

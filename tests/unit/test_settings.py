@@ -28,8 +28,11 @@ def test_defaults() -> None:
     settings = Settings()
     assert settings.url.get_secret_value() == "redis://localhost:6379/0"
     assert (settings.namespace, settings.shards, settings.enabled, settings.use_memory_cache) == (
-        "cachebus", 1, True, True,
-    )  # fmt: skip
+        "cachebus",
+        1,
+        True,
+        True,
+    )
     assert (settings.staleness_bound_s, settings.probe_interval_s, settings.hole_grace_s) == (2.0, 0.5, 0.05)
     assert (settings.l2_timeout_s, settings.connect_timeout_s, settings.close_timeout_s) == (1.0, 5.0, 5.0)
     assert (settings.l1_max_entries, settings.l1_max_bytes) == (100_000, 256 << 20)

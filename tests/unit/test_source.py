@@ -176,9 +176,7 @@ def test_a_signature_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(inspect, "signature", lambda *a, **k: looked_at.append(1) or signature(*a, **k))
     method, wrapper = Method(), passes_on(lambda a, b: (a, b))
     for _ in range(3):
-        for source in (
-            lambda a: a, method.load, method.wrapped_load, method, wrapper, functools.partial(two, "r"),
-        ):  # fmt: skip
+        for source in (lambda a: a, method.load, method.wrapped_load, method, wrapper, functools.partial(two, "r")):
             bind(source, "r", "t", "c")()
     first = len(looked_at)
     bind(method.wrapped_load, "r", "t", "c")
@@ -321,10 +319,17 @@ class Cursor:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: iter([1]), lambda: (i for i in range(3)), lambda: zip([1], [2], strict=True), lambda: map(str, [1]),
-        lambda: enumerate([1]), lambda: io.StringIO("a"), lambda: rows("r"), lambda: rows_later("r"), Cursor,
+        lambda: iter([1]),
+        lambda: (i for i in range(3)),
+        lambda: zip([1], [2], strict=True),
+        lambda: map(str, [1]),
+        lambda: enumerate([1]),
+        lambda: io.StringIO("a"),
+        lambda: rows("r"),
+        lambda: rows_later("r"),
+        Cursor,
     ],
-)  # fmt: skip
+)
 async def test_an_iterator_is_refused(make: Callable[[], Any]) -> None:
     async def later() -> Any:
         return make()

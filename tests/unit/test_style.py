@@ -140,9 +140,10 @@ def test_files_are_short() -> None:
 def test_lines_of_scripts_are_short() -> None:
     """Of Python's the linter sees to it."""
     lines = [
-        (f"{path.name}:{number}", line) for path in sorted((ROOT / "cachebus").rglob("*.lua"))
+        (f"{path.name}:{number}", line)
+        for path in sorted((ROOT / "cachebus").rglob("*.lua"))
         for number, line in enumerate(path.read_text().splitlines(), 1)
-    ]  # fmt: skip
+    ]
     assert lines
     assert [place for place, line in lines if len(line) > SCRIPT_LINE] == []
 

@@ -145,11 +145,20 @@ OURS = Note("ours", "id").text()
         (Committed(7, Note("others", "id").text()), 0, None, {}, Begin(0)),
     ],
     ids=[
-        "new", "expired", "behind it", "noted by nobody", "cut before the start", "cut meanwhile",
-        "made anew while away", "another began it anew", "made anew meanwhile",
-        "not made up for yet", "others' and cut", "others'",
+        "new",
+        "expired",
+        "behind it",
+        "noted by nobody",
+        "cut before the start",
+        "cut meanwhile",
+        "made anew while away",
+        "another began it anew",
+        "made anew meanwhile",
+        "not made up for yet",
+        "others' and cut",
+        "others'",
     ],
-)  # fmt: skip
+)
 def test_where_a_partition_is_begun(
     committed: Committed | None, first: int, known: str | None, more: dict[str, Any], begins: Begin
 ) -> None:

@@ -161,12 +161,16 @@ Point = namedtuple("Point", "x y")
         ({"n": Name("x"), "f": Share(0.5)}, {"n": "x", "f": 0.5}),
         (OrderedDict(a={1}), {"a": {1}}),
         (defaultdict(list, a=[(1,)]), {"a": [[1]]}),
-        (datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin")),
-         datetime(2026, 7, 1, 12, tzinfo=timezone(timedelta(hours=2)))),
-        (datetime(2023, 10, 29, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
-         datetime(2023, 10, 29, 2, 30, fold=1, tzinfo=timezone(timedelta(hours=1)))),
+        (
+            datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin")),
+            datetime(2026, 7, 1, 12, tzinfo=timezone(timedelta(hours=2))),
+        ),
+        (
+            datetime(2023, 10, 29, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+            datetime(2023, 10, 29, 2, 30, fold=1, tzinfo=timezone(timedelta(hours=1))),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_comes_back_as_its_base(value: object, comes_back: object) -> None:
     assert same(back(value), comes_back)
     assert same(back([value]), [comes_back])

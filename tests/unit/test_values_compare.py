@@ -26,7 +26,7 @@ from pydantic import (
     create_model,
     field_serializer,
     field_validator,
-)  # fmt: skip
+)
 
 from cachebus import ConfigError, NotSerializable, Policy, ValueTooLarge
 from cachebus.policy import Rules
@@ -151,11 +151,7 @@ LOSES = [
     (Base([Colour.RED]), Base, "value.a[0] is of type"),
     (Base({Colour.RED: 1}), Base, "is of type"),
     (Base(Shape(name="x")), Base, "value.a is of type"),
-    (
-        Counts(by_name=defaultdict(lambda: 7, a=1)),
-        Counts,
-        "value.by_name is of type collections.defaultdict",
-    ),
+    (Counts(by_name=defaultdict(lambda: 7, a=1)), Counts, "value.by_name is of type collections.defaultdict"),
 ]
 
 
@@ -288,8 +284,9 @@ def test_what_was_set_is_known_again(over: int | None) -> None:
     for found in (seen, decode(codec, payload, list[Patch])):
         assert found == value
         assert [one.model_dump(exclude_unset=True) for one in found] == [  # type: ignore[attr-defined]
-            {"b": "x", "inner": [{}, {"a": 2}], "by_id": {7: {"b": None}}}, {},
-        ]  # fmt: skip
+            {"b": "x", "inner": [{}, {"a": 2}], "by_id": {7: {"b": None}}},
+            {},
+        ]
 
 
 def test_nothing_is_told_where_all_was_set() -> None:
@@ -383,7 +380,7 @@ def touchy() -> Touchy:
         (Shape.model_construct(name=[SECRET]), Shape, "name: string_type"),
         (Holder(one=Shape.model_construct(name=SECRET)), Holder, "does not fit"),  # type: ignore[arg-type]
     ],
-)  # fmt: skip
+)
 def test_any_error_is_one_error_and_tells_no_value(value: Any, model: Any, said: str) -> None:
     with pytest.raises(NotSerializable) as caught:
         pack(value, Rules("doc", Policy(model=model)), 1.0)
@@ -435,9 +432,10 @@ class Bare:
     pass
 
 
-@pytest.mark.parametrize("model", [
-    Abstract, Bare, dict[str, Bare | Point], type, DictToo, list[DictToo], dict[str, tuple[HoldsOne | None, ...]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [Abstract, Bare, dict[str, Bare | Point], type, DictToo, list[DictToo], dict[str, tuple[HoldsOne | None, ...]]],
+)
 def test_what_can_never_be_decoded_is_said_when_the_policy_is_made(model: Any) -> None:
     with pytest.raises(ConfigError, match="policy model: values can't be decoded into"):
         Policy(model=model)

@@ -92,11 +92,18 @@ OUTER = Outer(**{"at": datetime(2026, 1, 2, tzinfo=UTC), "inner": [INNER], "in":
 @pytest.mark.parametrize(
     "value",
     [
-        INNER, OUTER, ROW, Shape(3, datetime(2026, 1, 2)), Shape(3, datetime(2026, 1, 2), "r"),
-        Pair(1, Decimal("2.50")), Checked(1, date(2026, 1, 2)), Ids([uuid.UUID(int=1)]), WithArray("x", INNER),
+        INNER,
+        OUTER,
+        ROW,
+        Shape(3, datetime(2026, 1, 2)),
+        Shape(3, datetime(2026, 1, 2), "r"),
+        Pair(1, Decimal("2.50")),
+        Checked(1, date(2026, 1, 2)),
+        Ids([uuid.UUID(int=1)]),
+        WithArray("x", INNER),
     ],
     ids=lambda v: type(v).__name__,
-)  # fmt: skip
+)
 def test_a_model_comes_back(value: object) -> None:
     found = back(value, model=type(value))
     assert type(found) is type(value)
@@ -203,9 +210,11 @@ class Open(BaseModel):
         return self.other
 
 
-@pytest.mark.parametrize("value", [
-    Numbered(m={2**64: Portion(a=1)}), Open(json=Portion(a=1)), Open(other=Portion(a=1, b=2), shadow=Portion(a=1)),
-], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [Numbered(m={2**64: Portion(a=1)}), Open(json=Portion(a=1)), Open(other=Portion(a=1, b=2), shadow=Portion(a=1))],
+    ids=repr,
+)
 def test_what_was_set_is_restored_wherever_the_model_lies_or_the_value_is_refused(value: BaseModel) -> None:
     """By a key that no int of the wire holds; as an extra field with the name of a method, or of a property."""
     try:

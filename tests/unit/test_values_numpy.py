@@ -19,9 +19,12 @@ np = pytest.importorskip("numpy", reason="needs numpy; to get it: pip install 'c
 hnp = pytest.importorskip("hypothesis.extra.numpy")
 
 dtypes = (
-    hnp.scalar_dtypes() | hnp.byte_string_dtypes() | hnp.unicode_string_dtypes() | hnp.datetime64_dtypes()
+    hnp.scalar_dtypes()
+    | hnp.byte_string_dtypes()
+    | hnp.unicode_string_dtypes()
+    | hnp.datetime64_dtypes()
     | hnp.array_dtypes(hnp.scalar_dtypes(), max_size=3)
-)  # fmt: skip
+)
 arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
 
 

@@ -72,9 +72,7 @@ def test_a_server_that_is_not_ours_is_left_alone() -> None:
 
 
 def test_the_same_seed_makes_the_same_schedule() -> None:
-    one, two, other = (
-        schedule(chosen("all"), seed=seed, nodes=4, seconds=60.0, bound_s=1.0) for seed in (7, 7, 8)
-    )  # fmt: skip
+    one, two, other = (schedule(chosen("all"), seed=seed, nodes=4, seconds=60.0, bound_s=1.0) for seed in (7, 7, 8))
     assert one == two
     assert one != other
     for row in one:

@@ -56,15 +56,30 @@ class Past:
         known.add(*fields)
 
     def wrote(
-        self, node: str, version: int, called_s: float, returned_s: float, *, verb: int = KEY, failed_s: float = NEVER,
-        seq: int = 7, waited: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        node: str,
+        version: int,
+        called_s: float,
+        returned_s: float,
+        *,
+        verb: int = KEY,
+        failed_s: float = NEVER,
+        seq: int = 7,
+        waited: bool = False,
+    ) -> None:
         """A write of the item. `failed_s`: of one behind a guard, when that ends by itself."""
         self.versions[self.item] = max(self.versions[self.item], version)
         self.note(
-            node, "writes", self.item | (verb | (WAITED if waited else 0)) << VERB_SHIFT, version, 100 + called_s,
-            returned_s and 100 + returned_s, failed_s and 100 + failed_s, 0xAB, seq,
-        )  # fmt: skip
+            node,
+            "writes",
+            self.item | (verb | (WAITED if waited else 0)) << VERB_SHIFT,
+            version,
+            100 + called_s,
+            returned_s and 100 + returned_s,
+            failed_s and 100 + failed_s,
+            0xAB,
+            seq,
+        )
 
     def read(self, node: str, version: int, at_s: float, verb: int = GET) -> None:
         """A read of the item."""
@@ -74,9 +89,7 @@ class Past:
         """A load of the item."""
         self.note(node, "loads", self.item | ordinary << VERB_SHIFT, version, 100 + from_s, until_s and 100 + until_s)
 
-    def fault(
-        self, name: str, node: int, from_s: float, until_s: float, shards: frozenset[int] | None = None
-    ) -> None:  # fmt: skip
+    def fault(self, name: str, node: int, from_s: float, until_s: float, shards: frozenset[int] | None = None) -> None:
         """A fault that was made."""
         self.faults.append(Done(name, node, 100 + from_s, 100 + until_s, shards))
 
@@ -87,10 +100,20 @@ class Past:
     async def verdict(self) -> Verdict:
         """The judge's."""
         evidence = Evidence(
-            self._directory, self.items, dict.fromkeys(("1.1", "2.1", "3.1"), (90.0, 200.0)), [Tick(node=1, at_s=1.0)],
-            self.faults, frozenset({"flushall"}), self.away, D_S, self.versions, self.not_ready, self.held,
-            self.left, self.shards,
-        )  # fmt: skip
+            self._directory,
+            self.items,
+            dict.fromkeys(("1.1", "2.1", "3.1"), (90.0, 200.0)),
+            [Tick(node=1, at_s=1.0)],
+            self.faults,
+            frozenset({"flushall"}),
+            self.away,
+            D_S,
+            self.versions,
+            self.not_ready,
+            self.held,
+            self.left,
+            self.shards,
+        )
         return await judge(evidence, seed=7, server="none", nodes=2, seconds=9.0)
 
     async def broken(self) -> dict[str, int]:
@@ -355,10 +378,15 @@ def _by_scope(past: Past) -> None:
     past.item = item
 
 
-@pytest.mark.parametrize("excuse", [
-    lambda past: past.wrote("2.1", 2, 5.05, 5.1), _by_scope, lambda past: past.fault("hang", 1, 4.0, 5.0),
-    lambda past: past.fault("flushall", 0, 5.1, 5.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "excuse",
+    [
+        lambda past: past.wrote("2.1", 2, 5.05, 5.1),
+        _by_scope,
+        lambda past: past.fault("hang", 1, 4.0, 5.0),
+        lambda past: past.fault("flushall", 0, 5.1, 5.1),
+    ],
+)
 async def test_what_takes_the_value_away_explains_another_load(past: Past, excuse: Any) -> None:
     past.item = past.of_type("odd")
     past.loaded("1.1", 5.0, 5.01)
@@ -462,12 +490,15 @@ async def test_what_ends_no_lease_explains_nothing(past: Past, no_excuse: Any) -
     assert await past.broken() == {"I13": 1}
 
 
-@pytest.mark.parametrize(("loads", "count"), [
-    ([(6.0, 6.1, 1), (6.5, 6.6, 1)], 1),
-    ([(6.0, 6.1, 1), (7.05, 7.1, 1)], 0),
-    ([(6.0, 6.1, 1), (6.5, 6.6, 0)], 0),
-    ([(2.0, 2.1, 1), (2.5, 2.6, 1)], 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loads", "count"),
+    [
+        ([(6.0, 6.1, 1), (6.5, 6.6, 1)], 1),
+        ([(6.0, 6.1, 1), (7.05, 7.1, 1)], 0),
+        ([(6.0, 6.1, 1), (6.5, 6.6, 0)], 0),
+        ([(2.0, 2.1, 1), (2.5, 2.6, 1)], 0),
+    ],
+)
 async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[Any], count: int) -> None:
     past.away = [(104.0, 109.0)]
     for from_s, until_s, ordinary in loads:
@@ -483,9 +514,10 @@ async def test_what_comes_behind_a_hole_may_take_away_what_was_loaded_without_l2
     assert await past.broken() == {}
 
 
-@pytest.mark.parametrize(("stalled", "broken"), [
-    ((105.7, 106.1), {}), ((105.7, 105.99), {}), ((105.98, 106.1), {"I13": 1}), ((105.2, 105.9), {"I13": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stalled", "broken"),
+    [((105.7, 106.1), {}), ((105.7, 105.99), {}), ((105.98, 106.1), {"I13": 1}), ((105.2, 105.9), {"I13": 1})],
+)
 async def test_what_was_loaded_while_its_process_stood_still_is_as_old_as_its_question(
     past: Past, stalled: tuple[float, float], broken: dict[str, int]
 ) -> None:
@@ -500,11 +532,19 @@ SAME_TYPE, OTHER_TYPE = 2, 1
 """How far it is to the next item of the same type, and to one of another."""
 
 
-@pytest.mark.parametrize(("verb", "node", "away", "broken"), [
-    (KEY, "1.1", 0, {}), (KEY, "2.1", 0, {"I13": 1}), (KEY, "1.1", SAME_TYPE, {"I13": 1}),
-    (TYPE, "1.1", SAME_TYPE, {}), (TYPE, "1.1", OTHER_TYPE, {"I13": 1}), (TYPE, "2.1", SAME_TYPE, {"I13": 1}),
-    (TENANT, "1.1", OTHER_TYPE, {}), (TAG, "1.1", OTHER_TYPE, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "node", "away", "broken"),
+    [
+        (KEY, "1.1", 0, {}),
+        (KEY, "2.1", 0, {"I13": 1}),
+        (KEY, "1.1", SAME_TYPE, {"I13": 1}),
+        (TYPE, "1.1", SAME_TYPE, {}),
+        (TYPE, "1.1", OTHER_TYPE, {"I13": 1}),
+        (TYPE, "2.1", SAME_TYPE, {"I13": 1}),
+        (TENANT, "1.1", OTHER_TYPE, {}),
+        (TAG, "1.1", OTHER_TYPE, {}),
+    ],
+)
 async def test_without_l2_an_own_write_lets_it_load_again(
     past: Past, verb: int, node: str, away: int, broken: dict[str, int]
 ) -> None:
@@ -519,9 +559,10 @@ async def test_without_l2_an_own_write_lets_it_load_again(
     assert await past.broken() == broken
 
 
-@pytest.mark.parametrize(("node", "at_s", "broken"), [
-    ("1.1", 21.0, {}), ("1.1", 25.5, {}), ("1.1", 31.0, {"G4": 1}), ("2.1", 21.0, {"G4": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("node", "at_s", "broken"),
+    [("1.1", 21.0, {}), ("1.1", 25.5, {}), ("1.1", 31.0, {"G4": 1}), ("2.1", 21.0, {"G4": 1})],
+)
 async def test_who_began_on_an_empty_server_waits_for_those_it_has_heard_of(
     past: Past, node: str, at_s: float, broken: dict[str, int]
 ) -> None:

@@ -88,9 +88,14 @@ def _unpack(data: bytes, at: int) -> tuple[Any, int]:
         size = head & small[kind]
     else:
         kind, form = {
-            0xD9: (0xA0, ">B"), 0xDA: (0xA0, ">H"), 0xDB: (0xA0, ">I"), 0xDC: (0x90, ">H"), 0xDD: (0x90, ">I"),
-            0xDE: (0x80, ">H"), 0xDF: (0x80, ">I"),
-        }[head]  # fmt: skip
+            0xD9: (0xA0, ">B"),
+            0xDA: (0xA0, ">H"),
+            0xDB: (0xA0, ">I"),
+            0xDC: (0x90, ">H"),
+            0xDD: (0x90, ">I"),
+            0xDE: (0x80, ">H"),
+            0xDF: (0x80, ">I"),
+        }[head]
         size, at = struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
     if kind == 0xA0:
         return data[at : at + size].decode(), at + size
@@ -132,10 +137,18 @@ def read_record(key: str, data: bytes) -> dict[str, Any]:
         at += 2 + size
     payload = data[at + more :]
     return {
-        "flags": data[2], "codec": data[3], "epoch": data[4:20].decode(), "seq": seq, "version": version.hex(),
-        "created_ms": created, "soft_ms": soft, "expires_ms": expires, "tags": tags,
-        "more": unpack(data[at : at + more]) if more else {}, "value": unpack(payload) if data[3] == 1 else payload,
-    }  # fmt: skip
+        "flags": data[2],
+        "codec": data[3],
+        "epoch": data[4:20].decode(),
+        "seq": seq,
+        "version": version.hex(),
+        "created_ms": created,
+        "soft_ms": soft,
+        "expires_ms": expires,
+        "tags": tags,
+        "more": unpack(data[at : at + more]) if more else {},
+        "value": unpack(payload) if data[3] == 1 else payload,
+    }
 
 
 def write_body(keys: list[str], scopes: list[str], origin: str = "", *, probe: bool = False) -> bytes:
@@ -158,10 +171,15 @@ def read_event(data: bytes) -> dict[str, Any]:
     parts, more = unpack(data[58:])[:2]
     names = ("keys", "scopes", "origin", "reason", "trace")
     return {
-        "left_out": bool(data[3] & 1), "epoch": data[4:20].decode(), "seq": seq, "published_us": published_us,
-        "bucket": bucket.decode(), "low": low, "parts": [dict(zip(names, part, strict=False)) for part in parts],
+        "left_out": bool(data[3] & 1),
+        "epoch": data[4:20].decode(),
+        "seq": seq,
+        "published_us": published_us,
+        "bucket": bucket.decode(),
+        "low": low,
+        "parts": [dict(zip(names, part, strict=False)) for part in parts],
         "more": more,
-    }  # fmt: skip
+    }
 
 
 def rest_of_line(bound_ms: int, guard_ms: int) -> bytes:
@@ -223,9 +241,15 @@ class Foreign:
     """A node of one shard that keeps where it stands, and a producer where it is given no name."""
 
     def __init__(
-        self, url: str, name: str = "", *, namespace: str = "cachebus", shard: int = 0, shards: int = 1,
+        self,
+        url: str,
+        name: str = "",
+        *,
+        namespace: str = "cachebus",
+        shard: int = 0,
+        shards: int = 1,
         bound_ms: int = 600,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.wire, self.name, self.bound_ms = Wire(url), name, bound_ms
         self.tag = f"{{{namespace}:{shard}}}"
         self.channel = f"{self.tag}:events:{urlsplit(url).path.strip('/') or 0}"
@@ -308,9 +332,16 @@ class Foreign:
     def write(self, key: Key, value: Any, *, only_if_absent: bool = False, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(key.key, value, b"0" * 16, 0, tags=tags)
         args = (
-            write_body([key.l1], [], self.name), "1" if only_if_absent else "0", len(key.names), record[:40],
-            record[40:], 0, key.l1, 60_000, *key.names,
-        )  # fmt: skip
+            write_body([key.l1], [], self.name),
+            "1" if only_if_absent else "0",
+            len(key.names),
+            record[:40],
+            record[40:],
+            0,
+            key.l1,
+            60_000,
+            *key.names,
+        )
         return bool(self.run("write", self.lies(key), *self.events, *args, bucket=key.bucket)[4])
 
     def read(self, key: Key) -> dict[str, Any] | None:
@@ -321,9 +352,9 @@ class Foreign:
     def lease(self, key: Key, token: str, ms: int = 10_000, *, stale: int = 0) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
         args = (token, ms, "0", stale, key.l1, len(key.names), *key.names)
-        epoch, seq, outcome, record, wait_ms = self.run(
-            "lease", self.lies(key), *self.line, *args, bucket=key.bucket
-        )[:5]  # fmt: skip
+        epoch, seq, outcome, record, wait_ms = self.run("lease", self.lies(key), *self.line, *args, bucket=key.bucket)[
+            :5
+        ]
         return outcome.decode(), epoch, seq, record if outcome in (b"hit", b"granted") else wait_ms
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:

@@ -23,9 +23,18 @@ epochs = st.binary(min_size=16, max_size=16)
 texts = st.lists(st.text(max_size=20), max_size=5)
 record_bytes = st.builds(
     lambda flags, codec, payload, **rest: Record(flags, codec, payload, **rest).encode(NAME),
-    st.integers(0, 255), st.integers(0, 255), st.binary(max_size=50), created_ms=u64, soft_ms=u64, expires_ms=u64,
-    tags=texts, more=st.binary(max_size=20), epoch=epochs, seq=u64, version=st.binary(min_size=4, max_size=4),
-)  # fmt: skip
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.binary(max_size=50),
+    created_ms=u64,
+    soft_ms=u64,
+    expires_ms=u64,
+    tags=texts,
+    more=st.binary(max_size=20),
+    epoch=epochs,
+    seq=u64,
+    version=st.binary(min_size=4, max_size=4),
+)
 parts = st.lists(st.builds(Part, texts, texts, st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)))
 buckets = st.sampled_from(["--", "**", "00", "ff", "a1"])
 
@@ -164,16 +173,23 @@ def test_a_changed_byte_is_corrupt(data: bytes, where: int, by: int) -> None:
 
 
 abouts = st.builds(
-    About, st.integers(0, BOUND_MAX_MS), st.integers(0, 2**63),
+    About,
+    st.integers(0, BOUND_MAX_MS),
+    st.integers(0, 2**63),
     st.dictionaries(st.text(max_size=9), st.integers(0, 9), max_size=3).map(lambda more: tuple(more.items())),
-)  # fmt: skip
+)
 line_bytes = st.builds(
     lambda applied, at_us, about: (
-        b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
-        + struct.pack(">Q", at_us) + line_rest(about)
+        b"\x86\xa7applied\xcf"
+        + struct.pack(">Q", applied)
+        + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
+        + struct.pack(">Q", at_us)
+        + line_rest(about)
     ),
-    u64, u64, abouts,
-)  # fmt: skip
+    u64,
+    u64,
+    abouts,
+)
 
 
 @given(st.binary() | packed.map(msgspec.msgpack.encode) | damaged(line_bytes))

@@ -25,27 +25,48 @@ EPOCH = b"0123456789abcdef"
 RECORDS = {
     "tagged": (
         Record(
-            0, 1, b"payload", created_ms=1_700_000_000_123, soft_ms=1_700_000_060_123, expires_ms=1_700_003_600_123,
-            tags=["G\x1facme\x1fplan:pro"], epoch=EPOCH, seq=258, version=bytes(range(4)),
+            0,
+            1,
+            b"payload",
+            created_ms=1_700_000_000_123,
+            soft_ms=1_700_000_060_123,
+            expires_ms=1_700_003_600_123,
+            tags=["G\x1facme\x1fplan:pro"],
+            epoch=EPOCH,
+            seq=258,
+            version=bytes(range(4)),
         ),
-        ("cb02 00 01 30313233343536373839616263646566 0000000000000102 0000018bd01c56fb "
-        "82e2ca0b 00010203 0000018bcfe5687b 0000018bcfe652db 01 0000 "
-        "000f 471f61636d651f706c616e3a70726f 7061796c6f6164"),
+        (
+            "cb02 00 01 30313233343536373839616263646566 0000000000000102 0000018bd01c56fb "
+            "82e2ca0b 00010203 0000018bcfe5687b 0000018bcfe652db 01 0000 "
+            "000f 471f61636d651f706c616e3a70726f 7061796c6f6164"
+        ),
     ),
     "not found": (
         Record(records.NOT_FOUND, 0, b"", created_ms=1, epoch=b"f" * 16, seq=0, version=b"\xff" * 4),
-        ("cb02 01 00 66666666666666666666666666666666 0000000000000000 0000000000000000 "
-        "2de62256 ffffffff 0000000000000001 0000000000000000 00 0000"),
+        (
+            "cb02 01 00 66666666666666666666666666666666 0000000000000000 0000000000000000 "
+            "2de62256 ffffffff 0000000000000001 0000000000000000 00 0000"
+        ),
     ),
     "two tags, and more": (
         Record(
-            2, 255, b"\x00", created_ms=0, tags=["", "é"], more=b"\x81\xa1a\x01", epoch=EPOCH, seq=2**53,
+            2,
+            255,
+            b"\x00",
+            created_ms=0,
+            tags=["", "é"],
+            more=b"\x81\xa1a\x01",
+            epoch=EPOCH,
+            seq=2**53,
             version=b"VERS",
         ),
-        ("cb02 02 ff 30313233343536373839616263646566 0020000000000000 0000000000000000 "
-        "3a8a43b2 56455253 0000000000000000 0000000000000000 02 0004 0000 0002c3a9 81a16101 00"),
+        (
+            "cb02 02 ff 30313233343536373839616263646566 0020000000000000 0000000000000000 "
+            "3a8a43b2 56455253 0000000000000000 0000000000000000 02 0004 0000 0002c3a9 81a16101 00"
+        ),
     ),
-}  # fmt: skip
+}
 ONE, OTHER = (
     Part(["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["I\x1facme\x1fdoc\x1f7"], "node-1"),
     Part([], ["D\x1facme\x1fdoc"], "node-1", "nightly import", "4bf9"),
@@ -183,8 +204,13 @@ def test_buckets() -> None:
 def test_names_in_redis() -> None:
     names = ShardNames("prod", 3)
     assert names.own[:6] == [
-        "{prod:3}:meta", "{prod:3}:log", "{prod:3}:nodes", "{prod:3}:guards", "{prod:3}:buckets", "{prod:3}:marks:**",
-    ]  # fmt: skip
+        "{prod:3}:meta",
+        "{prod:3}:log",
+        "{prod:3}:nodes",
+        "{prod:3}:guards",
+        "{prod:3}:buckets",
+        "{prod:3}:marks:**",
+    ]
     assert names.own[6:] == [f"{{prod:3}}:marks:{bucket:02x}" for bucket in range(256)]
     assert names.marks(bucket_of("acme")) == "{prod:3}:marks:29"
     assert (names.log, names.channel) == ("{prod:3}:log", "{prod:3}:events:0")

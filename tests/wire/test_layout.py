@@ -30,9 +30,16 @@ DAY_US = 86_400_000_000
 @pytest.fixture
 async def store(server_kinds: EmbeddedServer) -> AsyncIterator[RedisStore]:
     store = RedisStore(
-        Fixed(parse_address(server_kinds.url), 1), namespace="prod", shards=1, bus="redis", timeout_s=10.0,
-        connect_timeout_s=10.0, clock=monotonic, marks_max=16, log_max=10,
-    )  # fmt: skip
+        Fixed(parse_address(server_kinds.url), 1),
+        namespace="prod",
+        shards=1,
+        bus="redis",
+        timeout_s=10.0,
+        connect_timeout_s=10.0,
+        clock=monotonic,
+        marks_max=16,
+        log_max=10,
+    )
     await store.connect()
     yield store
     await store.close()

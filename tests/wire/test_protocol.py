@@ -19,15 +19,7 @@ from cachebus.l2.scripts import script_names, whole_source
 from cachebus.values import decode
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from tests.wire.foreign import (
-    Key,
-    from_document,
-    read_bucket,
-    read_event,
-    read_record,
-    rest_of_line,
-    unpack,
-)
+from tests.wire.foreign import Key, from_document, read_bucket, read_event, read_record, rest_of_line, unpack
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cachebus" / "l2" / "scripts"

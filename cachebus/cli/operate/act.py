@@ -49,9 +49,15 @@ def get(
         shards = await shards_of_namespace(settings)
         async with Cache(settings.model_copy(update={"shards": shards, "use_memory_cache": False})) as cache:
             value = await cache.get(
-                data_type, resource_id, tenant, agent, conversation, collection, search_hierarchy=search,
+                data_type,
+                resource_id,
+                tenant,
+                agent,
+                conversation,
+                collection,
+                search_hierarchy=search,
                 default=MISSING,
-            )  # fmt: skip
+            )
         sys.stdout.write("" if value is MISSING else f"{value!r}\n")
         return ABSENT if value is MISSING else 0
 

@@ -54,9 +54,14 @@ async def list_nodes(settings: Settings, as_json: bool) -> None:
         for node in nodes_of(shard):
             alive = node.alive
             told = {
-                "shard": shard.index, "node": node.name, "alive": alive, "applied": node.applied,
-                "behind": node.behind, "silent_s": round(node.silent_s - node.ahead_s, 3), "bound_s": node.bound_s,
-            }  # fmt: skip
+                "shard": shard.index,
+                "node": node.name,
+                "alive": alive,
+                "applied": node.applied,
+                "behind": node.behind,
+                "silent_s": round(node.silent_s - node.ahead_s, 3),
+                "bound_s": node.bound_s,
+            }
             state = "alive" if alive else "silent" if node.told_in_time else "ahead"
             heard = f"heard {node.silent_s:.1f} s ago" if node.told_in_time else f"in {node.ahead_s:.0f} s to come"
             line = (

@@ -153,9 +153,8 @@ def replay_cdc(
             from cachebus.consumers.cdc.topics.replay import replay_topic
 
             given = KafkaSource(
-                bootstrap_servers or "", "", group, dead_topic=dead_topic, clients=brokers,
-                namespace=settings.namespace,
-            )  # fmt: skip
+                bootstrap_servers or "", "", group, dead_topic=dead_topic, clients=brokers, namespace=settings.namespace
+            )
             return await replay_topic(given, Router(loaded), applier)
 
     try:

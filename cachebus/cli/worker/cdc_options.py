@@ -89,10 +89,8 @@ BatchSize = Annotated[
 ]
 Poll = Annotated[
     float,
-    typer.Option(
-        "--poll", min=0.001, max=60, metavar="SECONDS", help="Pause before a quiet slot is looked at again."
-    ),
-]  # fmt: skip
+    typer.Option("--poll", min=0.001, max=60, metavar="SECONDS", help="Pause before a quiet slot is looked at again."),
+]
 WalWarning = Annotated[
     int,
     typer.Option(

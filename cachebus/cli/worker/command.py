@@ -38,9 +38,7 @@ worker.command(short_help="From the changes of a database's rows, by rules.")(cd
 
 
 @checks.callback()
-def _check(
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-) -> None:
+def _check(as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False) -> None:
     """Look at all that a worker assumes, without starting it: with the options of the worker itself.
 
     L2, the database or the brokers, tables, rights, publications, slots, topics, offsets: each is ok or a problem, with

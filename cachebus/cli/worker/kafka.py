@@ -20,31 +20,41 @@ MISSING: Final = "commands on Kafka need {}: pip install 'cachebus[worker,kafka]
 BootstrapServers = Annotated[
     str | None,
     typer.Option(
-        "--bootstrap-servers", metavar="HOST:PORT,...", show_default=False,
+        "--bootstrap-servers",
+        metavar="HOST:PORT,...",
+        show_default=False,
         help="Of Kafka; by default CACHEBUS_KAFKA_BOOTSTRAP_SERVERS, as TLS and SASL from CACHEBUS_KAFKA_*.",
     ),
-]  # fmt: skip
+]
 Topic = Annotated[
     str | None,
     typer.Option(
-        "--topic", metavar="NAME", show_default=False,
+        "--topic",
+        metavar="NAME",
+        show_default=False,
         help="Where commands come from; by default CACHEBUS_KAFKA_COMMANDS_TOPIC, or cachebus.commands.",
     ),
-]  # fmt: skip
+]
 Group = Annotated[
     str | None,
     typer.Option(
-        "--group", metavar="NAME", envvar="CACHEBUS_COMMANDS_GROUP", show_default=False,
+        "--group",
+        metavar="NAME",
+        envvar="CACHEBUS_COMMANDS_GROUP",
+        show_default=False,
         help="The consumer group; by default the namespace (cachebus).",
     ),
-]  # fmt: skip
+]
 DeadTopic = Annotated[
     str | None,
     typer.Option(
-        "--dead-topic", metavar="NAME", envvar="CACHEBUS_COMMANDS_DEAD_TOPIC", show_default=False,
+        "--dead-topic",
+        metavar="NAME",
+        envvar="CACHEBUS_COMMANDS_DEAD_TOPIC",
+        show_default=False,
         help="Where what can't be applied is set aside; by default the topic with .NAMESPACE.dead behind it.",
     ),
-]  # fmt: skip
+]
 
 
 def kafka(
@@ -54,17 +64,28 @@ def kafka(
     dead_topic: DeadTopic = None,
     url: Url = None,
     namespace: Namespace = None,
-    batch: Annotated[int, typer.Option(
-        "--batch", min=1, max=100_000, envvar="CACHEBUS_COMMANDS_BATCH",
-        help="Messages in hand at a time, at most.")] = 2000,
-    session_timeout_s: Annotated[float, typer.Option(
-        "--session-timeout", min=1.0, max=300.0, metavar="SECONDS", envvar="CACHEBUS_COMMANDS_SESSION_TIMEOUT_S",
-        help="So long after a worker vanished without a word others take its partitions over.")] = 10.0,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, max=100_000, envvar="CACHEBUS_COMMANDS_BATCH", help="Messages in hand at a time, at most."
+        ),
+    ] = 2000,
+    session_timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--session-timeout",
+            min=1.0,
+            max=300.0,
+            metavar="SECONDS",
+            envvar="CACHEBUS_COMMANDS_SESSION_TIMEOUT_S",
+            help="So long after a worker vanished without a word others take its partitions over.",
+        ),
+    ] = 10.0,
     cascades: Cascades = None,
     health_port: HealthPort = HEALTH_PORT,
     health_host: HealthHost = "127.0.0.1",
     drain_timeout_s: DrainTimeout = 25.0,
-) -> None:  # fmt: skip
+) -> None:
     """Apply the commands that others have written to Kafka (see `producers.KafkaProducer`).
 
     They are taken, applied in Redis, and only then committed: killed anywhere it loses nothing. Several may run at once
@@ -74,9 +95,7 @@ def kafka(
     Exit status: 0 drained, 1 ended before that, 2 if it could not start.
     """
     _installed()
-    known = settings_for(
-        url, namespace, kafka_bootstrap_servers=bootstrap_servers, kafka_commands_topic=topic
-    )  # fmt: skip
+    known = settings_for(url, namespace, kafka_bootstrap_servers=bootstrap_servers, kafka_commands_topic=topic)
     followed = cascades_of(cascades)
 
     def make() -> Worker:
@@ -93,9 +112,11 @@ def replay_kafka(
     group: Group = None,
     dead_topic: DeadTopic = None,
     namespace: Namespace = None,
-    limit: Annotated[int | None, typer.Option(
-        "--limit", min=1, show_default=False, help="At most so many, the oldest; all by default.")] = None,
-) -> None:  # fmt: skip
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, show_default=False, help="At most so many, the oldest; all by default."),
+    ] = None,
+) -> None:
     """Bring commands that a worker has set aside back into their topic, to be tried once more.
 
     Each keeps its signature and the count of its attempts; one that is still refused is set aside again. How far this
@@ -104,9 +125,7 @@ def replay_kafka(
     _installed()
     from cachebus.consumers.kafka import TROUBLE, WorkerOptions, replay
 
-    known = settings_for(
-        None, namespace, kafka_bootstrap_servers=bootstrap_servers, kafka_commands_topic=topic
-    )  # fmt: skip
+    known = settings_for(None, namespace, kafka_bootstrap_servers=bootstrap_servers, kafka_commands_topic=topic)
     try:
         done = asyncio.run(replay(known, WorkerOptions(group, dead_topic=dead_topic), limit=limit))
     except TROUBLE as error:

@@ -25,18 +25,24 @@ NO_DATABASE: Final = (
 DatabaseUrl = Annotated[
     str,
     typer.Option(
-        "--database-url", metavar="URL", envvar="CACHEBUS_DATABASE_URL", show_default=False, show_envvar=True,
+        "--database-url",
+        metavar="URL",
+        envvar="CACHEBUS_DATABASE_URL",
+        show_default=False,
+        show_envvar=True,
         help="The database that has the outbox: postgresql://user:password@host:5432/name, or sqlite:////PATH. Beware: "
         "what is given here is seen by all users of the machine; the variable is not.",
     ),
-]  # fmt: skip
+]
 Table = Annotated[
     str,
     typer.Option(
-        "--table", metavar="[SCHEMA.]NAME", envvar="CACHEBUS_OUTBOX_TABLE",
+        "--table",
+        metavar="[SCHEMA.]NAME",
+        envvar="CACHEBUS_OUTBOX_TABLE",
         help="The outbox's table; the dead are in NAME_dead beside it.",
     ),
-]  # fmt: skip
+]
 
 
 def outbox(
@@ -44,26 +50,53 @@ def outbox(
     url: Url = None,
     namespace: Namespace = None,
     table: Table = "cachebus_outbox",
-    batch: Annotated[int, typer.Option(
-        "--batch", min=1, max=10_000, envvar="CACHEBUS_OUTBOX_BATCH", help="Rows in hand at a time, at most.")] = 500,
-    poll_s: Annotated[float, typer.Option(
-        "--poll", min=0.001, max=3600.0, metavar="SECONDS", envvar="CACHEBUS_OUTBOX_POLL_S",
-        help="How often to look for rows unasked; with the table's trigger new ones are notified besides.")] = 0.25,
-    hold_s: Annotated[float, typer.Option(
-        "--hold", min=0.05, max=300.0, metavar="SECONDS", envvar="CACHEBUS_OUTBOX_HOLD_S",
-        help="How long rows may be in hand while Redis does not answer, before they are freed.")] = 5.0,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, max=10_000, envvar="CACHEBUS_OUTBOX_BATCH", help="Rows in hand at a time, at most."
+        ),
+    ] = 500,
+    poll_s: Annotated[
+        float,
+        typer.Option(
+            "--poll",
+            min=0.001,
+            max=3600.0,
+            metavar="SECONDS",
+            envvar="CACHEBUS_OUTBOX_POLL_S",
+            help="How often to look for rows unasked; with the table's trigger new ones are notified besides.",
+        ),
+    ] = 0.25,
+    hold_s: Annotated[
+        float,
+        typer.Option(
+            "--hold",
+            min=0.05,
+            max=300.0,
+            metavar="SECONDS",
+            envvar="CACHEBUS_OUTBOX_HOLD_S",
+            help="How long rows may be in hand while Redis does not answer, before they are freed.",
+        ),
+    ] = 5.0,
     cascades: Cascades = None,
     health_port: HealthPort = HEALTH_PORT,
     health_host: HealthHost = "127.0.0.1",
     drain_timeout_s: DrainTimeout = 25.0,
-    create_table: Annotated[bool, typer.Option(
-        "--create-table", help="Make the tables where they are not there yet, and end.")] = False,
-    print_sql: Annotated[bool, typer.Option(
-        "--print-sql", help="Print the SQL that makes them, and end; nothing is connected to.")] = False,
-    notify: Annotated[bool, typer.Option(
-        "--notify/--no-notify", help="Of the tables made: with a trigger that wakes relays up, or without (one that is "
-        "there is removed). Transactions that notify commit one after the other.")] = True,
-) -> None:  # fmt: skip
+    create_table: Annotated[
+        bool, typer.Option("--create-table", help="Make the tables where they are not there yet, and end.")
+    ] = False,
+    print_sql: Annotated[
+        bool, typer.Option("--print-sql", help="Print the SQL that makes them, and end; nothing is connected to.")
+    ] = False,
+    notify: Annotated[
+        bool,
+        typer.Option(
+            "--notify/--no-notify",
+            help="Of the tables made: with a trigger that wakes relays up, or without (one that is "
+            "there is removed). Transactions that notify commit one after the other.",
+        ),
+    ] = True,
+) -> None:
     """Carry on what committed transactions have written into an outbox (see `producers.OutboxProducer`).
 
     Rows are taken, applied in Redis, and only then removed: killed anywhere it loses nothing. Several may run at once
@@ -116,9 +149,11 @@ def replay_outbox(
     database_url: DatabaseUrl = "",
     namespace: Namespace = None,
     table: Table = "cachebus_outbox",
-    limit: Annotated[int | None, typer.Option(
-        "--limit", min=1, show_default=False, help="At most so many, the oldest; all by default.")] = None,
-) -> None:  # fmt: skip
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, show_default=False, help="At most so many, the oldest; all by default."),
+    ] = None,
+) -> None:
     """Bring rows that a relay has set aside back into the outbox, to be tried once more.
 
     Each keeps its time and the count of its attempts; one that is still refused is set aside again.

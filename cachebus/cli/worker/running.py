@@ -25,10 +25,13 @@ LOG_FORMAT: Final = "{time:YYYY-MM-DDTHH:mm:ss.SSSZ} {level} {message}"
 HealthPort = Annotated[
     int,
     typer.Option(
-        "--health-port", min=0, max=65535, envvar="CACHEBUS_HEALTH_PORT",
+        "--health-port",
+        min=0,
+        max=65535,
+        envvar="CACHEBUS_HEALTH_PORT",
         help="Where /metrics, /health/live and /health/ready are; 0: nowhere.",
     ),
-]  # fmt: skip
+]
 HealthHost = Annotated[
     str,
     typer.Option(
@@ -38,17 +41,23 @@ HealthHost = Annotated[
 DrainTimeout = Annotated[
     float,
     typer.Option(
-        "--drain-timeout", min=0.0, metavar="SECONDS", envvar="CACHEBUS_DRAIN_TIMEOUT_S",
+        "--drain-timeout",
+        min=0.0,
+        metavar="SECONDS",
+        envvar="CACHEBUS_DRAIN_TIMEOUT_S",
         help="How long it may take to finish after SIGTERM.",
     ),
-]  # fmt: skip
+]
 Cascades = Annotated[
     Path | None,
     typer.Option(
-        "--cascades", metavar="FILE", envvar="CACHEBUS_CASCADES", show_default=False,
+        "--cascades",
+        metavar="FILE",
+        envvar="CACHEBUS_CASCADES",
+        show_default=False,
         help="Cascades ([[cascade]] in TOML) to follow beside those that a producer followed.",
     ),
-]  # fmt: skip
+]
 
 
 def cascades_of(path: Path | None) -> list[Cascade]:

@@ -46,9 +46,13 @@ class Figures:
 
 
 async def figures_of(
-    directory: Path, ticks: Sequence[Tick], took_s: float, bound_s: float, incident: Incident | None,
+    directory: Path,
+    ticks: Sequence[Tick],
+    took_s: float,
+    bound_s: float,
+    incident: Incident | None,
     told: dict[str, list[Placed]] | None = None,
-) -> Figures:  # fmt: skip
+) -> Figures:
     """Read what the nodes wrote down, and check every read; `told`: what others than the writers told the caches."""
     nodes = [tick.node for tick in ticks]
     writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}

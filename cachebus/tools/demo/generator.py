@@ -58,9 +58,13 @@ def _page(product: int) -> tuple[int, ...]:
     prices = tuple(make_word(17, product, index) for index in range(1 + product % 3))
     category = product % CATEGORIES
     return (
-        make_word(25, product), make_word(23, product), *prices, make_word(18, product), make_word(20, category),
+        make_word(25, product),
+        make_word(23, product),
+        *prices,
+        make_word(18, product),
+        make_word(20, category),
         make_word(21, category),
-    )  # fmt: skip
+    )
 
 
 def _text(number: int) -> int:

@@ -123,9 +123,12 @@ def _drawn(view: View) -> RenderableType:
 
 def _cells(row: Row, *, coherent: bool) -> list[RenderableType]:
     cells: list[RenderableType] = [
-        str(row.node), f"{row.requests:,.0f}", f"{row.l1_share:.0%}", f"{row.l2_share:.0%}" if coherent else "-",
+        str(row.node),
+        f"{row.requests:,.0f}",
+        f"{row.l1_share:.0%}",
+        f"{row.l2_share:.0%}" if coherent else "-",
         f"{row.loads:,.0f}",
-    ]  # fmt: skip
+    ]
     if coherent:
         lapsed = row.lease_left_s <= 0
         lease = Text("lapsed", style="bold red") if lapsed else Text(f"{row.lease_left_s:.1f} s", style="green")

@@ -81,9 +81,8 @@ class Traffic:
     """Runs a node's accesses against its cache, and writes down what was read and written."""
 
     def __init__(
-        self, job: Job, accesses: Iterator[int], subject: Subject, shop: Shop, reads: Spool, writes: Spool,
-        clock: Clock,
-    ) -> None:  # fmt: skip
+        self, job: Job, accesses: Iterator[int], subject: Subject, shop: Shop, reads: Spool, writes: Spool, clock: Clock
+    ) -> None:
         self._job = job
         self._accesses = accesses
         self._subject = subject

@@ -39,20 +39,45 @@ GUARD: Final = "doctor-guard-one"
 _of_keys = re.compile(r"\bkeys?\b").search
 _called = re.compile(r"redis\.p?call\('(\w+)'").findall
 _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
-    "HDEL": ("f",), "HGET": ("f",), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSCAN": ("0",), "HSET": ("f", "1"),
-    "HSETNX": ("f", "1"), "PEXPIRE": ("1",), "SET": ("1",), "SETRANGE": ("0", "1"), "XADD": ("*", "e", "1"),
-    "XRANGE": ("-", "+"), "XTRIM": ("MAXLEN", "1"), "ZADD": ("1", "m"), "ZMSCORE": ("m",), "ZRANGE": ("0", "-1"),
-}  # fmt: skip
+    "HDEL": ("f",),
+    "HGET": ("f",),
+    "HINCRBY": ("f", "1"),
+    "HMGET": ("f",),
+    "HSCAN": ("0",),
+    "HSET": ("f", "1"),
+    "HSETNX": ("f", "1"),
+    "PEXPIRE": ("1",),
+    "SET": ("1",),
+    "SETRANGE": ("0", "1"),
+    "XADD": ("*", "e", "1"),
+    "XRANGE": ("-", "+"),
+    "XTRIM": ("MAXLEN", "1"),
+    "ZADD": ("1", "m"),
+    "ZMSCORE": ("m",),
+    "ZRANGE": ("0", "-1"),
+}
 _WITHOUT_KEYS: Final[dict[str, tuple[str, ...]]] = {
-    "PING": (), "TIME": (), "INFO": ("replication",), "ROLE": (), "ASKING": (), "CLUSTER": ("SLOTS",), "COMMAND": (),
-}  # fmt: skip
+    "PING": (),
+    "TIME": (),
+    "INFO": ("replication",),
+    "ROLE": (),
+    "ASKING": (),
+    "CLUSTER": ("SLOTS",),
+    "COMMAND": (),
+}
 TRIES_MAX: Final = 100_000
 HIDDEN: Final = "is not allowed, or has no effect"
 NOT_HEARD: Final = f"was published and did not arrive in {HEARD_WITHIN_S:g} s"
 _OF_RIGHTS: Final = (
-    "NOPERM", "NOAUTH", "no permission", "ACL failure", "can't run this command", "can't access at least", HIDDEN,
+    "NOPERM",
+    "NOAUTH",
+    "no permission",
+    "ACL failure",
+    "can't run this command",
+    "can't access at least",
+    HIDDEN,
     NOT_HEARD,
-)  # fmt: skip
+)
 """In a refusal for want of a right; without a code where it is ACL DRYRUN's, or that of a script before Redis 7.0."""
 _CHANNELS: Final = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "SSUBSCRIBE")
 
@@ -116,9 +141,11 @@ async def looked_at(asker: Asker, server: Server, settings: Settings, *, probe_w
     """Ask the server what this user may; with `probe_writes`, do it all in a namespace that is removed again."""
     if probe_writes:
         space = await _space_at(asker, settings)
-        return Access(why_not="no name was found of which the slot is this server's") if not space else (
-            await _tried(asker, settings, space)
-        )  # fmt: skip
+        return (
+            Access(why_not="no name was found of which the slot is this server's")
+            if not space
+            else (await _tried(asker, settings, space))
+        )
     _, refused = await asker.ask("ACL", "DRYRUN", server.user, "PING")
     if not refused:
         return await _dry_run(asker, server, settings)
@@ -204,9 +231,12 @@ async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
     try:
         if settings.bus == "redis":
             subscriber = await Subscriber.open(
-                address, timeout_s=ASK_TIMEOUT_S, connect_timeout_s=ASK_TIMEOUT_S, clock=monotonic,
+                address,
+                timeout_s=ASK_TIMEOUT_S,
+                connect_timeout_s=ASK_TIMEOUT_S,
+                clock=monotonic,
                 on_push=lambda _channel, _message: heard.set(),
-            )  # fmt: skip
+            )
             await _step(seen, "SUBSCRIBE", subscribed(subscriber, names.channel, sharded=route.clustered))
         await store.connect()
         await _step(seen, "a node's operations", _life(store))
@@ -275,22 +305,25 @@ def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Fi
         yield refusals.told(seen.others, seen.how)
     if seen.why_not:
         yield unknown(
-            "permissions", f"{seen.why_not}, and nothing is written without leave",
+            "permissions",
+            f"{seen.why_not}, and nothing is written without leave",
             f"User {server.user} may read here; whether it may write was not tried.",
             "run it with --probe-writes: it writes in a namespace of its own, and removes that",
-        )  # fmt: skip
+        )
     elif seen.refusals:
         more = "" if len(seen.refusals) == 1 else f" (and {len(seen.refusals) - 1} more)"
         commands = needed(settings) if "" in seen.commands else seen.commands
         lacking = rules(settings, dict.fromkeys(commands), keys=seen.keys, channels=seen.channels)
         yield Finding(
-            "permissions", Level.PROBLEM,
+            "permissions",
+            Level.PROBLEM,
             f"user {server.user} lacks a permission, found {seen.how}: {seen.refusals[0]}{more}",
             "Operations that need it fail, or find nothing; without the channel a node is deaf, and hears of "
             "invalidations by its probes only.",
-            (G1,), (f"ACL SETUSER {server.user} {lacking}",),
+            (G1,),
+            (f"ACL SETUSER {server.user} {lacking}",),
             otherwise="to be typed by a user who may; then ACL SAVE, or CONFIG REWRITE where there is no aclfile. All "
             "that a user of its own needs is told by --acl NAME",
-        )  # fmt: skip
+        )
     elif not seen.others:
         yield ok("permissions", f"user {server.user} may do all that a node does, found {seen.how}")

@@ -41,13 +41,15 @@ def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Find
         return
     slots = sorted(slot_of(ShardNames(settings.namespace, shard).meta) for shard in lacking)
     yield Finding(
-        "slots", Level.PROBLEM, f"no server has the slots of {shards_named(lacking)}",
+        "slots",
+        Level.PROBLEM,
+        f"no server has the slots of {shards_named(lacking)}",
         f"Of the tenants that lie there ({len(lacking)} of {len(known)} shards) nothing is stored: their leases lapse, "
         "their reads go to the source, their invalidations raise. Where cluster-require-full-coverage is yes, the "
         "others are refused as well (CLUSTERDOWN).",
         otherwise=f"give them to a primary, by redis-cli --cluster fix HOST:PORT, or there by CLUSTER ADDSLOTS "
         f"{' '.join(map(str, slots))}",
-    )  # fmt: skip
+    )
 
 
 def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
@@ -68,12 +70,15 @@ def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
         if each.known and not any(replica.promotable for replica in each.known):
             commands, conf = config_set(cluster_replica_no_failover="no")
             yield Finding(
-                "failover", Level.PROBLEM,
+                "failover",
+                Level.PROBLEM,
                 f"no replica of a primary may be promoted: {', '.join(str(known.address) for known in each.known)}",
                 "Each has cluster-replica-no-failover yes. When the primary dies, nothing takes its place: for its "
                 "tenants L2 counts as lost until it is back.",
-                mend=commands, conf=conf, at="the replicas that may be promoted",
-            )  # fmt: skip
+                mend=commands,
+                conf=conf,
+                at="the replicas that may be promoted",
+            )
 
 
 def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
@@ -86,15 +91,17 @@ def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
     if len(voters) < LEAST_VOTERS or there < most:
         few = f"only {len(voters)} primar{'y has' if len(voters) == 1 else 'ies have'} slots"
         yield Finding(
-            "failover", Level.PROBLEM,
+            "failover",
+            Level.PROBLEM,
             few if there == len(voters) else f"{there} of {len(voters)} primaries are there, of those that have slots",
             f"A replica is promoted only by a majority of these, which is {most}: when one dies, nothing takes its "
             "place, and for its tenants L2 counts as lost until it is back. Where cluster-require-full-coverage is "
             "yes, for all others too.",
             otherwise="have three primaries or more (redis-cli --cluster add-node, then --cluster rebalance "
-            "--cluster-use-empty-masters)" if there == len(voters) else
-            "bring them back, or promote their replicas (there by CLUSTER FAILOVER TAKEOVER)",
-        )  # fmt: skip
+            "--cluster-use-empty-masters)"
+            if there == len(voters)
+            else "bring them back, or promote their replicas (there by CLUSTER FAILOVER TAKEOVER)",
+        )
 
 
 def shards_named(shards: Sequence[int]) -> str:
@@ -113,9 +120,14 @@ def _line(words: Sequence[str]) -> Line | None:
     place, _, names = words[1].partition(",")
     ip, _, port = place.partition("@")[0].rpartition(":")
     return Line(
-        words[0], ip, names.partition(",")[0], whole(port) or 0, frozenset(words[2].split(",")), words[3],
+        words[0],
+        ip,
+        names.partition(",")[0],
+        whole(port) or 0,
+        frozenset(words[2].split(",")),
+        words[3],
         any(not slots.startswith("[") for slots in words[8:]),
-    )  # fmt: skip
+    )
 
 
 def own_slots(text: str) -> list[range]:
@@ -137,11 +149,14 @@ def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
     return [
         Known(
             replace(primary, host=(by_name and line.host) or line.ip or primary.host, port=line.port),
-            away=", ".join(sorted(line.flags & _AWAY)), promotable="nofailover" not in line.flags, id=line.id,
+            away=", ".join(sorted(line.flags & _AWAY)),
+            promotable="nofailover" not in line.flags,
+            id=line.id,
             ip=line.ip,
         )
-        for line in lines if line.follows == own.id
-    ]  # fmt: skip
+        for line in lines
+        if line.follows == own.id
+    ]
 
 
 async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:

@@ -22,10 +22,11 @@ def followers_of(server: Server) -> list[Mapping[str, str]]:
     if not server.number("master_repl_offset"):
         return server.followers
     return [
-        follower for follower in server.followers
+        follower
+        for follower in server.followers
         if follower.get("offset") not in (None, "0")
         or (follower.get("state") != "online" and follower.get("port") != "0")
-    ]  # fmt: skip
+    ]
 
 
 def connected(server: Server) -> int:

@@ -30,9 +30,14 @@ def persistence(facts: Facts) -> Iterator[Finding]:
     if append and config.get("appendfsync") == "always":
         commands, conf = config_set(appendfsync="everysec")
         yield Finding(
-            "appendfsync", Level.ADVICE, "appendfsync is always", "Every probe and every write waits for the disk, "
-            "and no promise gains by it: a suffix that a crash lost is noticed.", mend=commands, conf=conf,
-        )  # fmt: skip
+            "appendfsync",
+            Level.ADVICE,
+            "appendfsync is always",
+            "Every probe and every write waits for the disk, "
+            "and no promise gains by it: a suffix that a crash lost is noticed.",
+            mend=commands,
+            conf=conf,
+        )
 
 
 def saving(facts: Facts) -> Iterator[Finding]:
@@ -43,28 +48,39 @@ def saving(facts: Facts) -> Iterator[Finding]:
     if info.get("aof_enabled") == "1" and info.get("aof_last_write_status") == "err":
         commands, conf = config_set(appendonly="no")
         yield Finding(
-            "saving", Level.PROBLEM, "the append-only file cannot be written", "Every write is refused: L2 counts as "
-            "lost.", mend=commands, conf=conf, otherwise="or give its disk room",
-        )  # fmt: skip
+            "saving",
+            Level.PROBLEM,
+            "the append-only file cannot be written",
+            "Every write is refused: L2 counts as lost.",
+            mend=commands,
+            conf=conf,
+            otherwise="or give its disk room",
+        )
     elif stops is None:
         if failed:
             yield Finding(
-                "saving", Level.ADVICE, "the last snapshot failed",
+                "saving",
+                Level.ADVICE,
+                "the last snapshot failed",
                 "If stop-writes-on-bgsave-error is set (CONFIG is refused), every write is refused.",
                 otherwise="give the server's disk room, or ask your provider to set stop-writes-on-bgsave-error to no",
-            )  # fmt: skip
+            )
     elif stops == "yes" and (config.get("save") or failed):
         commands, conf = config_set(stop_writes_on_bgsave_error="no")
         refused = failed and bool(config.get("save"))
         yield Finding(
-            "saving", Level.PROBLEM if refused else Level.ADVICE,
-            "the last snapshot failed, and stop-writes-on-bgsave-error is yes" if failed
+            "saving",
+            Level.PROBLEM if refused else Level.ADVICE,
+            "the last snapshot failed, and stop-writes-on-bgsave-error is yes"
+            if failed
             else "stop-writes-on-bgsave-error is yes",
-            "Every write is refused: L2 counts as lost." if refused
+            "Every write is refused: L2 counts as lost."
+            if refused
             else "A full disk would make the server refuse every write, for the sake of a file that a cache can do "
             "without.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     else:
         yield ok("saving", "a failing disk does not stop writes")
 
@@ -75,8 +91,12 @@ def debugging(facts: Facts) -> Iterator[Finding]:
     if enabled in (None, "no"):
         return  # before 7.0 there is no such setting: the ACL check looks at the user then
     yield Finding(
-        "debug command", Level.ADVICE, f"enable-debug-command is {enabled}",
+        "debug command",
+        Level.ADVICE,
+        f"enable-debug-command is {enabled}",
         "DEBUG RELOAD NOSAVE of an older file leaves the server's replication id as it was: only a caller that has "
         "applied more than the file holds notices. A namespace with no such node would serve the older state.",
-        (G1, G7), conf=("enable-debug-command no",), otherwise="it is read at the server's start only",
-    )  # fmt: skip
+        (G1, G7),
+        conf=("enable-debug-command no",),
+        otherwise="it is read at the server's start only",
+    )

@@ -25,19 +25,46 @@ from cachebus.tools.doctor.primaries import Deployment, Primary
 
 T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
-    memory.version, memory.eviction, durability.persistence, durability.saving, durability.debugging,
-    replication.role, replication.cut_off, replication.gone, replicas.promoted, succession.left_over,
-    succession.locked_out, replication.migrating, replication.new_ids, links.buffers, links.idling, links.clients,
-    links.scripts, links.trimming, links.keyspace_events, timing.latency, timing.forking, timing.clocks,
-    namespace.layout, namespace.databases, namespace.marks, namespace.log, namespace.nodes, namespace.ahead,
+    memory.version,
+    memory.eviction,
+    durability.persistence,
+    durability.saving,
+    durability.debugging,
+    replication.role,
+    replication.cut_off,
+    replication.gone,
+    replicas.promoted,
+    succession.left_over,
+    succession.locked_out,
+    replication.migrating,
+    replication.new_ids,
+    links.buffers,
+    links.idling,
+    links.clients,
+    links.scripts,
+    links.trimming,
+    links.keyspace_events,
+    timing.latency,
+    timing.forking,
+    timing.clocks,
+    namespace.layout,
+    namespace.databases,
+    namespace.marks,
+    namespace.log,
+    namespace.nodes,
+    namespace.ahead,
     namespace.bounds,
-)  # fmt: skip
+)
 
 
 async def examined(
-    settings: Settings, primary: Primary, *, probe_writes: bool = False, ask_replicas: bool = False,
+    settings: Settings,
+    primary: Primary,
+    *,
+    probe_writes: bool = False,
+    ask_replicas: bool = False,
     rounds: int = timing.ROUNDS,
-) -> tuple[Server, list[Finding]]:  # fmt: skip
+) -> tuple[Server, list[Finding]]:
     """The server and all findings; changes nothing unless `probe_writes`. `ask_replicas`: those as well that nobody but
     the server names. `L2Unavailable` where it can't be reached."""
     asker = await Asker.open(primary.address, settings.connect_timeout_s)
@@ -93,33 +120,43 @@ def _failed(what: str, error: Exception) -> Finding:
 
 def _a_sentinel(primary: Primary) -> Finding:
     return Finding(
-        "role", Level.PROBLEM, "this is a Sentinel", "It stores nothing: every operation of cachebus is refused.",
+        "role",
+        Level.PROBLEM,
+        "this is a Sentinel",
+        "It stores nothing: every operation of cachebus is refused.",
         otherwise=f"let the URL name the service that it watches over: redis+sentinel://{primary.address}/SERVICE/0 "
         "(SENTINEL MASTERS there says which)",
-    )  # fmt: skip
+    )
 
 
 def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
     """A server of which only that is known."""
     whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
     finding = Finding(
-        "reach", Level.PROBLEM, str(error),
+        "reach",
+        Level.PROBLEM,
+        str(error),
         f"It is one of {len(deployment.primaries)} primaries, and has {len(whose)} of {all_} shards "
         f"({shards_named(whose)}): for the tenants that lie there nothing is stored, their reads go to the source, and "
         "their invalidations raise. The others are looked at all the same."
-        if whose else "",
+        if whose
+        else "",
         otherwise="bring it back, or promote one of its replicas (there by CLUSTER FAILOVER TAKEOVER, if nobody does)"
-        if whose else
-        f"bring it back, or have a replica promoted: SENTINEL FAILOVER {primary.watched.service} at a Sentinel"
-        if primary.watched.service else "",
-    )  # fmt: skip
+        if whose
+        else f"bring it back, or have a replica promoted: SENTINEL FAILOVER {primary.watched.service} at a Sentinel"
+        if primary.watched.service
+        else "",
+    )
     return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default"), [finding]
 
 
 def _topology(server: Server, primary: Primary) -> Iterator[Finding]:
     if server.info.get("cluster_enabled") == "1" and primary.shards is None:
         yield Finding(
-            "cluster", Level.PROBLEM, "this server is one of a Cluster, and the URL names it alone",
-            "A shard whose slot lies on another server cannot be reached, and channels are heard there.", (G1,),
+            "cluster",
+            Level.PROBLEM,
+            "this server is one of a Cluster, and the URL names it alone",
+            "A shard whose slot lies on another server cannot be reached, and channels are heard there.",
+            (G1,),
             otherwise="let the URL begin with redis+cluster://, for every node",
-        )  # fmt: skip
+        )

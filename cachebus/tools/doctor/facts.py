@@ -21,11 +21,27 @@ from cachebus.tools.doctor.finding import Finding
 ASK_TIMEOUT_S: Final = 5.0
 """The doctor is patient: a slow server is a finding, not an outage."""
 SETTINGS: Final = (
-    "maxmemory", "maxmemory-policy", "save", "appendonly", "appendfsync", "stop-writes-on-bgsave-error",
-    "enable-debug-command", "min-replicas-to-write", "min-replicas-max-lag", "client-output-buffer-limit", "timeout",
-    "tcp-keepalive", "maxclients", "lua-time-limit", "busy-reply-threshold", "stream-node-max-entries",
-    "stream-node-max-bytes", "notify-keyspace-events", "repl-backlog-ttl", "cluster-allow-replica-migration",
-)  # fmt: skip
+    "maxmemory",
+    "maxmemory-policy",
+    "save",
+    "appendonly",
+    "appendfsync",
+    "stop-writes-on-bgsave-error",
+    "enable-debug-command",
+    "min-replicas-to-write",
+    "min-replicas-max-lag",
+    "client-output-buffer-limit",
+    "timeout",
+    "tcp-keepalive",
+    "maxclients",
+    "lua-time-limit",
+    "busy-reply-threshold",
+    "stream-node-max-entries",
+    "stream-node-max-bytes",
+    "notify-keyspace-events",
+    "repl-backlog-ttl",
+    "cluster-allow-replica-migration",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +74,10 @@ class Server:
     def followers(self) -> list[Mapping[str, str]]:
         """What INFO says of each that follows it: `ip`, `port`, `state`, `offset`, `lag`."""
         lines = [
-            value for name, value in sorted(self.info.items())
+            value
+            for name, value in sorted(self.info.items())
             if name.startswith("slave") and name.removeprefix("slave").isdecimal()
-        ]  # fmt: skip
+        ]
         return [dict(pair.partition("=")[::2] for pair in line.split(",")) for line in lines]
 
     def number(self, name: str) -> int | None:

@@ -30,17 +30,23 @@ def buffers(facts: Facts) -> Iterator[Finding]:
     commands, conf = config_set(client_output_buffer_limit=PUBSUB)
     if not hard:
         yield Finding(
-            "event buffers", Level.ADVICE, "client-output-buffer-limit sets no hard limit for pubsub",
-            "A node that hangs makes the server keep all its events in memory.", mend=commands, conf=conf,
-        )  # fmt: skip
+            "event buffers",
+            Level.ADVICE,
+            "client-output-buffer-limit sets no hard limit for pubsub",
+            "A node that hangs makes the server keep all its events in memory.",
+            mend=commands,
+            conf=conf,
+        )
     elif min(hard, soft or hard) < SMALL_BYTES:
         yield Finding(
-            "event buffers", Level.ADVICE,
+            "event buffers",
+            Level.ADVICE,
             f"client-output-buffer-limit for pubsub is {size(hard)}, and {size(soft)} for a while",
             "A burst of invalidations cuts off nodes that are a little slow. Each then catches up from the log: "
             "some milliseconds, never a stale read beyond the bound.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     else:
         yield ok("event buffers", f"a node is cut off when {size(hard)} of events wait for it", "It then catches up.")
     hard, soft = limits.get("normal", (0, 0))
@@ -48,10 +54,13 @@ def buffers(facts: Facts) -> Iterator[Finding]:
     if tightest and tightest < SMALL_BYTES:
         commands, conf = config_set(client_output_buffer_limit="normal 0 0 0")
         yield Finding(
-            "reply buffers", Level.ADVICE, f"client-output-buffer-limit for normal clients is {size(tightest)}",
+            "reply buffers",
+            Level.ADVICE,
+            f"client-output-buffer-limit for normal clients is {size(tightest)}",
             "One read of many records may be larger: the connection is cut off, and those reads fail.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
 
 
 def idling(facts: Facts) -> Iterator[Finding]:
@@ -64,18 +73,24 @@ def idling(facts: Facts) -> Iterator[Finding]:
     if timeout:
         commands, conf = config_set(timeout="0")
         yield Finding(
-            "idle connections", Level.ADVICE, f"timeout is {timeout} s",
+            "idle connections",
+            Level.ADVICE,
+            f"timeout is {timeout} s",
             "A node speaks at every probe, but a producer that is silent for so long is cut off, and the invalidation "
             "that it sends at that very moment raises.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     if not 0 < keepalive <= LONGEST_IDLE_S:
         commands, conf = config_set(tcp_keepalive="60")
         yield Finding(
-            "keepalive", Level.ADVICE, f"tcp-keepalive is {keepalive}",
+            "keepalive",
+            Level.ADVICE,
+            f"tcp-keepalive is {keepalive}",
             "Connections of nodes whose machine has vanished stay, with their buffers, and count against maxclients.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     if not timeout and 0 < keepalive <= LONGEST_IDLE_S:
         yield ok("idle connections", f"timeout is 0, tcp-keepalive {keepalive} s")
 
@@ -91,10 +106,14 @@ def clients(facts: Facts) -> Iterator[Finding]:
     elif now >= CROWDED * most:
         commands, conf = config_set(maxclients=str(max(10_000, 2 * most)))
         yield Finding(
-            "clients", Level.ADVICE, f"{now:,} of {most:,} connections are in use",
+            "clients",
+            Level.ADVICE,
+            f"{now:,} of {most:,} connections are in use",
             "A node takes two. Where none is left it cannot start, or not come back after an outage.",
-            mend=commands, conf=conf, otherwise="the server's limit of open files (ulimit -n) must allow it",
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+            otherwise="the server's limit of open files (ulimit -n) must allow it",
+        )
     else:
         yield ok("clients", f"{now:,} of {most:,} connections are in use")
 
@@ -109,10 +128,13 @@ def scripts(facts: Facts) -> Iterator[Finding]:
     elif 0 < limit < SHORTEST_LIMIT_MS:
         commands, conf = config_set(**{name: str(LIMIT_MS)})
         yield Finding(
-            "script limit", Level.ADVICE, f"{name} is {limit} ms",
+            "script limit",
+            Level.ADVICE,
+            f"{name} is {limit} ms",
             "While a script runs for longer than that, everybody else is refused (BUSY), where waiting would do.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     else:
         yield ok("script limit", f"{name} is {limit} ms", "Ours take microseconds; this is about other people's.")
 
@@ -126,11 +148,13 @@ def trimming(facts: Facts) -> Iterator[Finding]:
     elif (not entries or entries > MOST_ENTRIES) and not 0 < volume <= MB:
         commands, conf = config_set(stream_node_max_entries="100", stream_node_max_bytes="4096")
         yield Finding(
-            "log trimming", Level.ADVICE,
+            "log trimming",
+            Level.ADVICE,
             f"stream-node-max-entries is {entries}, stream-node-max-bytes {volume}",
             "The log is trimmed by whole nodes of that size: it grows far beyond log_max_len, or for ever.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )
     else:
         yield ok("log trimming", f"by nodes of {entries} entries or {volume} bytes")
 
@@ -141,8 +165,11 @@ def keyspace_events(facts: Facts) -> Iterator[Finding]:
     if events:
         commands, conf = config_set(notify_keyspace_events="")
         yield Finding(
-            "keyspace events", Level.ADVICE, f"notify-keyspace-events is {events}",
+            "keyspace events",
+            Level.ADVICE,
+            f"notify-keyspace-events is {events}",
             "cachebus does not use them; each change of a key then costs the server a message. Mend it if nobody else "
             "needs them.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )

@@ -21,10 +21,12 @@ def version(facts: Facts) -> Iterator[Finding]:
         yield unknown("version", server.info_refused or "the server does not tell its version")
     elif server.version[:2] < OLDEST:
         yield Finding(
-            "version", Level.PROBLEM, f"{server.name} is older than 6.2",
+            "version",
+            Level.PROBLEM,
+            f"{server.name} is older than 6.2",
             "It lacks commands that the scripts use (ZMSCORE, SET ... KEEPTTL): no operation succeeds.",
             otherwise="run Redis 6.2 or newer, or Valkey",
-        )  # fmt: skip
+        )
     else:
         yield ok("version", server.name)
 
@@ -50,12 +52,15 @@ def _limit(facts: Facts, limit: int) -> Finding:
     machine = facts.server.number("total_system_memory") or 2048 * MB
     commands, conf = config_set(maxmemory=f"{max(64, machine // 2 // MB)}mb")
     return Finding(
-        "memory limit", Level.ADVICE, "maxmemory is 0: there is no limit",
+        "memory limit",
+        Level.ADVICE,
+        "maxmemory is 0: there is no limit",
         "Nothing is ever evicted; in the end the system ends the server, which is a restart: L2 is cold, and "
         "counters are as old as the last file.",
-        mend=commands, conf=conf,
+        mend=commands,
+        conf=conf,
         otherwise="the figure is half of the server's machine, since a fork for a file may need the other half",
-    )  # fmt: skip
+    )
 
 
 def _policy(policy: str, limit: int) -> Finding:

@@ -50,13 +50,16 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     sharded, _ = await asker.ask("PUBSUB", "SHARDNUMSUB", names.channel)  # as in a Cluster; unknown before 7.0
     clock, _ = await asker.ask("TIME")
     return ShardFacts(
-        index, told,
-        marks=None if None in counts else sum(counts), buckets=buckets,
-        log_first=_seq(oldest), log_last=_seq(newest),
+        index,
+        told,
+        marks=None if None in counts else sum(counts),
+        buckets=buckets,
+        log_first=_seq(oldest),
+        log_last=_seq(newest),
         nodes=_lines(lines or ()),
         subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
         now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
-    )  # fmt: skip
+    )
 
 
 def _lines(flat: Sequence[bytes]) -> dict[str, NodeLine]:
@@ -103,11 +106,12 @@ def layout(facts: Facts) -> Iterator[Finding]:
         stated = _SHARDS(said)
         remedy = f"set CACHEBUS_SHARDS={stated[1]} for every node, or " if stated and int(stated[1]) else ""
         yield Finding(
-            "namespace", Level.PROBLEM, f"{space} is laid out as {said!r} in {shards_named(which)}, these settings say "
-            f"{ours!r}",
+            "namespace",
+            Level.PROBLEM,
+            f"{space} is laid out as {said!r} in {shards_named(which)}, these settings say {ours!r}",
             "Nodes with these settings refuse to start (ProtocolMismatch).",
             otherwise=f"{remedy}{'set ' * (not remedy)}CACHEBUS_NAMESPACE to another name",
-        )  # fmt: skip
+        )
     if unread or others:
         return
     if not any(shard.meta for shard in facts.shards):
@@ -118,12 +122,13 @@ def layout(facts: Facts) -> Iterator[Finding]:
     due = [s for s in facts.shards if _is_due(s, facts)]
     if due:
         yield Finding(
-            "takeover", Level.ADVICE, f"{len(due)} of {len(facts.shards)} shards will begin a new epoch with the next "
-            "operation",
+            "takeover",
+            Level.ADVICE,
+            f"{len(due)} of {len(facts.shards)} shards will begin a new epoch with the next operation",
             "The server was restarted or failed over, or marks were lost: every node drops its memory once. No command "
             "mends it, and none is needed: any node or producer does it by its next operation.",
             otherwise="cachebus invalidate --namespace NAME TYPE ID does it too",
-        )  # fmt: skip
+        )
 
 
 def _is_due(shard: ShardFacts, facts: Facts) -> bool:
@@ -141,10 +146,12 @@ def databases(facts: Facts) -> Iterator[Finding]:
     if facts.other_databases:
         others = ", ".join(map(str, facts.other_databases))
         yield Finding(
-            "databases", Level.ADVICE, f"namespace {facts.settings.namespace} lies in database {others} too",
+            "databases",
+            Level.ADVICE,
+            f"namespace {facts.settings.namespace} lies in database {others} too",
             "They disturb each other in nothing, and share nothing: an invalidation in one does not reach the other.",
             otherwise="if they are meant to be one, give all nodes the same number behind the / of CACHEBUS_URL",
-        )  # fmt: skip
+        )
 
 
 def marks(facts: Facts) -> Iterator[Finding]:
@@ -158,11 +165,13 @@ def marks(facts: Facts) -> Iterator[Finding]:
     said = f"at most {max(counts):,} of {most:,} marks in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
     if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
-            "marks", Level.ADVICE, said,
+            "marks",
+            Level.ADVICE,
+            said,
             "Past the limit the bucket of tenants that has most marks loses its oldest. What those tenants had stored "
             "before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
             otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
-        )  # fmt: skip
+        )
     else:
         yield ok("marks", said)
 
@@ -174,9 +183,11 @@ def log(facts: Facts) -> Iterator[Finding]:
     kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
     if lost:
         yield Finding(
-            "log", Level.ADVICE, f"in shard {lost[0]} the log lacks the latest events: it was evicted or deleted",
+            "log",
+            Level.ADVICE,
+            f"in shard {lost[0]} the log lacks the latest events: it was evicted or deleted",
             "Nodes that miss an event now drop that shard's memory instead of catching up. The next event mends it.",
-        )  # fmt: skip
+        )
     elif kept:
         yield ok("log", f"keeps the last {min(kept):,} to {max(kept):,} events of a shard, for nodes that missed them")
 
@@ -204,19 +215,24 @@ def nodes(facts: Facts) -> Iterator[Finding]:
     kept = min((s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last), default=0)
     if alive[worst] > max(1000, kept):
         yield Finding(
-            "nodes", Level.ADVICE, said,
+            "nodes",
+            Level.ADVICE,
+            said,
             "It is further behind than the log reaches back, so it will drop its memory. Its lease does not reach "
             "further than what it has applied: nothing stale is served.",
             otherwise=f"set CACHEBUS_LOG_MAX_LEN={2 * settings.log_max_len}, or look at that node's event loop",
-        )  # fmt: skip
+        )
     else:
         yield ok("nodes", said)
     if deaf > 0 and settings.bus == "redis":
         yield Finding(
-            "subscriptions", Level.ADVICE, f"{deaf} nodes that are alive listen to no channel",
-            "They hear of invalidations by their probes only: within the bound, but not within milliseconds.", (G1,),
+            "subscriptions",
+            Level.ADVICE,
+            f"{deaf} nodes that are alive listen to no channel",
+            "They hear of invalidations by their probes only: within the bound, but not within milliseconds.",
+            (G1,),
             otherwise="look at their logs for the bus being out of reach, and at this user's channel permissions",
-        )  # fmt: skip
+        )
 
 
 def ahead(facts: Facts) -> Iterator[Finding]:
@@ -225,12 +241,13 @@ def ahead(facts: Facts) -> Iterator[Finding]:
     if later:
         names = sorted(later)
         yield Finding(
-            "nodes ahead", Level.ADVICE, f"{len(names)} lines are of a time to come: {', '.join(names[:4])}, by "
-            f"{max(later.values()):,.0f} s",
+            "nodes ahead",
+            Level.ADVICE,
+            f"{len(names)} lines are of a time to come: {', '.join(names[:4])}, by {max(later.values()):,.0f} s",
             "The server's clock was set back, or another server with a slower one has taken over. Whether these nodes "
             "live their lines do not tell until then, and each wait for the nodes lasts the whole bound.",
             otherwise=f"if they do not live: cachebus nodes forget {names[0]}",
-        )  # fmt: skip
+        )
 
 
 class Present:
@@ -274,14 +291,18 @@ def bounds(facts: Facts) -> Iterator[Finding]:
         if len(values) > 1:
             several = ", ".join(f"{value:g} s" for value in sorted(values))
             yield Finding(
-                what.split()[-1] + "s", Level.ADVICE, f"the nodes' {what} differs: {several}",
+                what.split()[-1] + "s",
+                Level.ADVICE,
+                f"the nodes' {what} differs: {several}",
                 "Each keeps its own promise. Waits for the nodes last as the largest that was ever there, and so long "
                 "records are short-lived after a takeover.",
                 otherwise=f"set the same {variable} for every node",
-            )  # fmt: skip
+            )
     if len({node.keeps_alone for node in there}) > 1:
         yield Finding(
-            "keep_alone", Level.ADVICE, "some nodes keep what they load without L2, and some do not",
+            "keep_alone",
+            Level.ADVICE,
+            "some nodes keep what they load without L2, and some do not",
             "Waits for the nodes go by those that do: for a minute after lines were lost each lasts the whole bound.",
             otherwise="set the same CACHEBUS_KEEP_ALONE for every node",
-        )  # fmt: skip
+        )

@@ -29,7 +29,9 @@ def told(refused: Sequence[str], how: str) -> Finding:
     why = next((meaning for sign, meaning in MEANINGS.items() if sign in refused[0]), "")
     more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"
     return Finding(
-        "operations", Level.PROBLEM, f"what a node does is refused, found {how}: {refused[0]}{more}",
+        "operations",
+        Level.PROBLEM,
+        f"what a node does is refused, found {how}: {refused[0]}{more}",
         "No permission is lacking" + (f": {why}." if why else "; the server says why."),
         otherwise="" if why else "look at the server's own log",
-    )  # fmt: skip
+    )

@@ -25,9 +25,15 @@ from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_se
 from cachebus.tools.doctor.replication import LAG, WRITES, to_wait_for, within
 
 LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
-    memory.version, memory.eviction, durability.saving, links.buffers, links.idling, links.clients, links.scripts,
+    memory.version,
+    memory.eviction,
+    durability.saving,
+    links.buffers,
+    links.idling,
+    links.clients,
+    links.scripts,
     links.trimming,
-)  # fmt: skip
+)
 """What is looked at there as at the primary."""
 _NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password configured")
 
@@ -73,20 +79,22 @@ def promoted(facts: Facts) -> Iterator[Finding]:
     left = sum(place_of(each) not in asked for each in followers_of(facts.server))
     if left and (facts.watched.known is None or unnamed(facts.server, facts.watched)):
         yield unknown(
-            "replicas", f"nobody but the server names {replicas_said(left)} of it",
+            "replicas",
+            f"nobody but the server names {replicas_said(left)} of it",
             f"Neither settings nor users replicate: any replica may be promoted, and needs {WRITES} "
             f"{needed(counted(facts))} as well.",
             "run it with --ask-replicas: it then logs in at the addresses that the server names, with this login",
-        )  # fmt: skip
+        )
     wrong = _together((replica.address, finding) for replica in facts.replicas for finding in _of(replica, facts))
     yield from wrong
     if facts.replicas and not wrong:
         yield ok(
-            "replicas", f"{replicas_said(len(facts.replicas))} let this login in, with its rights, and "
+            "replicas",
+            f"{replicas_said(len(facts.replicas))} let this login in, with its rights, and "
             f"{'is' if len(facts.replicas) == 1 else 'are'} set up as the primary must be",
             "Looked at: whether each follows, eviction, files, buffers, limits, and for how many replicas each would "
             "wait.",
-        )  # fmt: skip
+        )
 
 
 def _together(found: Iterable[tuple[Address, Finding]]) -> list[Finding]:
@@ -115,17 +123,21 @@ def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
 def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
     if any(word in replica.refused for word in _NO_ENTRY):
         return Finding(
-            "replicas", Level.PROBLEM, f"this login is not let in ({replica.refused})",
+            "replicas",
+            Level.PROBLEM,
+            f"this login is not let in ({replica.refused})",
             "Users do not replicate. Once it is promoted no node gets in: L2 counts as lost. Nothing stale is served.",
             otherwise="make the same user there, by ACL SETUSER with a user who may, or by the same aclfile",
-        )  # fmt: skip
+        )
     who = "Those who would promote it say" if watched.kind else "The primary says"
     return Finding(
-        "replicas", Level.ADVICE, f"out of reach ({replica.refused})",
+        "replicas",
+        Level.ADVICE,
+        f"out of reach ({replica.refused})",
         f"{who} that it is there. Where nodes can't reach it either, a failover to it is the loss of L2; one that is "
         "frozen counts for min-replicas-to-write until min-replicas-max-lag is over.",
         otherwise="look whether it answers, at this address, and with TLS as the primary does",
-    )  # fmt: skip
+    )
 
 
 def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
@@ -134,16 +146,21 @@ def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
     has, lag_s = server.setting(WRITES), server.setting(LAG)
     if has is None or lag_s is None:
         yield unknown(
-            "replicas", server.config_refused, f"Settings do not replicate: it needs {WRITES} "
-            f"{least} as well, and {LAG} {most_lag_s} at most.",
-        )  # fmt: skip
+            "replicas",
+            server.config_refused,
+            f"Settings do not replicate: it needs {WRITES} {least} as well, and {LAG} {most_lag_s} at most.",
+        )
     elif has < least or not 0 < lag_s <= most_lag_s:
         commands, conf = to_wait_for(max(least, has), within(lag_s, most_lag_s))
         yield Finding(
-            "replicas", Level.PROBLEM, f"it has {WRITES} {has} and {LAG} {lag_s}",
+            "replicas",
+            Level.PROBLEM,
+            f"it has {WRITES} {has} and {LAG} {lag_s}",
             "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
-            ON_FAILOVER, commands, conf,
-        )  # fmt: skip
+            ON_FAILOVER,
+            commands,
+            conf,
+        )
 
 
 def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
@@ -155,8 +172,10 @@ def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
     if has and primary_has is not None and (has < primary_has or not primary_has):
         commands, conf = config_set(maxmemory=str(primary_has))
         yield Finding(
-            "replicas", Level.ADVICE,
+            "replicas",
+            Level.ADVICE,
             f"its maxmemory is {size(has)}, the primary's {size(primary_has) if primary_has else 'without limit'}",
             "Once it is promoted it evicts, or refuses to store, what the primary had room for.",
-            mend=commands, conf=conf,
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+        )

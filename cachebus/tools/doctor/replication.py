@@ -33,10 +33,12 @@ def role(facts: Facts) -> Iterator[Finding]:
     elif info["role"] != "master":
         primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         yield Finding(
-            "role", Level.PROBLEM, "this is a replica",
+            "role",
+            Level.PROBLEM,
+            "this is a replica",
             "It refuses writes, and so every operation of cachebus. Where replica-read-only is no, it loses them.",
             otherwise=f"let the URL name the primary, {primary}",
-        )  # fmt: skip
+        )
 
 
 def cut_off(facts: Facts) -> Iterator[Finding]:
@@ -57,9 +59,10 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
         yield _too_few(f"{WRITES} is {_known(known, has)}", good, count)
     elif known is None and 0 < has < needed(count):
         yield unknown(
-            "replication", f"{replicas_said(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
+            "replication",
+            f"{replicas_said(count)}, {WRITES} is at least 1; {facts.server.config_refused}",
             f"With {count} replicas it takes {needed(count)}.",
-        )  # fmt: skip
+        )
     elif has < needed(count):
         yield _two_sides(facts, count, has, most_lag_s)
     elif count == 1:
@@ -75,18 +78,21 @@ def _alone(facts: Facts) -> Finding:
     copied = facts.server.number("sync_full") or 0
     if copied and facts.watched.known is None:
         return Finding(
-            "replication", Level.ADVICE, f"no replica follows, and {WRITES} is 0; but something has followed since the "
+            "replication",
+            Level.ADVICE,
+            f"no replica follows, and {WRITES} is 0; but something has followed since the "
             f"server's start (sync_full is {copied})",
             "A backup, or a replica: that could not be checked. If it was promoted, two primaries write: what this one "
             "acknowledges is lost, and its nodes serve on.",
             otherwise="look at who has followed: if one of them is a primary now, let the URL name that one. If these "
             "were backups, or replicas that are no more: CONFIG RESETSTAT, and this is told no more",
-        )  # fmt: skip
+        )
     return ok(
-        "replication", "a primary without replicas",
+        "replication",
+        "a primary without replicas",
         "If none has ever followed, nothing fails over; the server itself does not remember. With n replicas and "
         f"something that promotes them, {WRITES} must be more than half of n - 1.",
-    )  # fmt: skip
+    )
 
 
 def _too_few(said: str, good: int, count: int) -> Finding:
@@ -94,7 +100,9 @@ def _too_few(said: str, good: int, count: int) -> Finding:
     that a server tells proves that none ever did: it forgets by a restart, and when repl-backlog-ttl is over. So no
     command is printed that would have it write."""
     return Finding(
-        "replication", Level.PROBLEM, f"{said}, and {replicas_said(good)} {_keep(good)} up",
+        "replication",
+        Level.PROBLEM,
+        f"{said}, and {replicas_said(good)} {_keep(good)} up",
         "Every write is refused (NOREPLICAS): L2 counts as lost. If a replica has ever followed, it may have been "
         "promoted: then this is a primary that was deposed, and refusing is what keeps the promises. Whether one has, "
         f"the server does not tell for certain. Do not set {WRITES} to 0 before you know.",
@@ -102,7 +110,7 @@ def _too_few(said: str, good: int, count: int) -> Finding:
         "replica): if it is another, let the URL name that one; if it is this one, bring a replica back"
         + (f" ({needed(count)} is enough for {replicas_said(count)}). " if 0 < needed(count) <= good else ". ")
         + "0 is right only for a server that is to have no replicas, and has none that was promoted",
-    )  # fmt: skip
+    )
 
 
 def _keep(count: int) -> str:
@@ -116,19 +124,29 @@ def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
     commands, conf = to_wait_for(least, lag_s)
     obeyed, gone = there >= least, absent(facts)
     return Finding(
-        "replication", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {has}",
-        ("A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what it "
-        "acknowledges then is lost, and its nodes serve on."
-        if not has else
-        f"Cut off with {has} of them, a primary goes on taking writes and renewing leases, for as long as it is cut "
-        f"off, beside the one that was promoted with the others. With {count} replicas it takes {least}.")
-        + ("" if obeyed else
-           f" Only {there} {_keep(there)} up now: with {WRITES} {least} every write is refused until others do. That "
-           "is right if one of those that are away was promoted."),
-        ON_FAILOVER, commands if obeyed else (), conf if obeyed else (),
+        "replication",
+        Level.PROBLEM,
+        f"{replicas_said(count)}, and {WRITES} is {has}",
+        (
+            "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what "
+            "it acknowledges then is lost, and its nodes serve on."
+            if not has
+            else f"Cut off with {has} of them, a primary goes on taking writes and renewing leases, as long as it is "
+            f"cut off, beside the one that was promoted with the others. With {count} replicas it takes {least}."
+        )
+        + (
+            ""
+            if obeyed
+            else f" Only {there} {_keep(there)} up now: with {WRITES} {least} every write is refused until others do. "
+            "That is right if one of those that are away was promoted."
+        ),
+        ON_FAILOVER,
+        commands if obeyed else (),
+        conf if obeyed else (),
         f"{_forget(facts.watched, gone)}: then {needed(count - len(gone))} {_is(needed(count - len(gone)))} enough"
-        if gone else _more_than_one(count),
-    )  # fmt: skip
+        if gone
+        else _more_than_one(count),
+    )
 
 
 def gone(facts: Facts) -> Iterator[Finding]:
@@ -138,20 +156,24 @@ def gone(facts: Facts) -> Iterator[Finding]:
         return
     if refused:
         yield Finding(
-            "replicas away", Level.PROBLEM, f"{replicas_said(len(refused))} {_keep(len(refused))} up with this primary "
+            "replicas away",
+            Level.PROBLEM,
+            f"{replicas_said(len(refused))} {_keep(len(refused))} up with this primary "
             f"and {_is(len(refused))} held for dead: "
             f"{', '.join(f'{each.address} ({each.away})' for each in refused)}",
             "Those who would promote it can't reach it, or are not let in: when the primary dies, nothing takes its "
             "place, and L2 counts as lost.",
             otherwise="see to it that they reach it, and can log in (SENTINEL SET NAME auth-pass, auth-user)",
-        )  # fmt: skip
+        )
     if away:
         yield Finding(
-            "replicas away", Level.ADVICE, f"{replicas_said(len(away))} of {len(facts.watched.known or ())} "
+            "replicas away",
+            Level.ADVICE,
+            f"{replicas_said(len(away))} of {len(facts.watched.known or ())} "
             f"{_is(len(away))} away: {', '.join(f'{each.address} ({each.away})' for each in away)}",
             f"They count for {WRITES} as those do that are there: one of them may come back with another primary.",
             otherwise=f"bring them back. {_forget(facts.watched, away)}".rstrip(". "),
-        )  # fmt: skip
+        )
 
 
 def _forget(watched: Watched, away: Sequence[Known]) -> str:
@@ -170,11 +192,13 @@ def _is(count: int) -> str:
 
 def _one_replica(has: int) -> Finding:
     return Finding(
-        "replicas", Level.ADVICE, f"1 replica, and {WRITES} is {has}",
+        "replicas",
+        Level.ADVICE,
+        f"1 replica, and {WRITES} is {has}",
         "No promise breaks. But no failover helps either: the replica, once promoted, has none itself, and refuses "
         "every write (NOREPLICAS) until the dead server is back.",
         otherwise=_more_than_one(1),
-    )  # fmt: skip
+    )
 
 
 def _more_than_one(count: int) -> str:
@@ -198,16 +222,22 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
     elif lag_s > most_lag_s or lag_s == 0:
         commands, conf = config_set(min_replicas_max_lag=str(most_lag_s))
         yield Finding(
-            "replication", Level.PROBLEM if lag_s == 0 else Level.ADVICE, f"{said}, {LAG} is {lag_s} s",
-            f"0 turns {WRITES} off." if lag_s == 0
+            "replication",
+            Level.PROBLEM if lag_s == 0 else Level.ADVICE,
+            f"{said}, {LAG} is {lag_s} s",
+            f"0 turns {WRITES} off."
+            if lag_s == 0
             else "A primary that was cut off takes writes for that long, perhaps beyond the promotion of a replica.",
-            ON_FAILOVER, commands, conf,
-        )  # fmt: skip
+            ON_FAILOVER,
+            commands,
+            conf,
+        )
     else:
         yield ok(
-            "replication", f"{said}, {LAG} is {lag_s} s",
+            "replication",
+            f"{said}, {LAG} is {lag_s} s",
             "A primary that was cut off soon refuses to write, and cannot renew a lease.",
-        )  # fmt: skip
+        )
 
 
 def migrating(facts: Facts) -> Iterator[Finding]:
@@ -216,11 +246,16 @@ def migrating(facts: Facts) -> Iterator[Finding]:
     if facts.server.info.get("cluster_enabled") == "1" and allowed.get("cluster-allow-replica-migration") == "yes":
         commands, conf = config_set(cluster_allow_replica_migration="no")
         yield Finding(
-            "replica migration", Level.ADVICE, "cluster-allow-replica-migration is yes",
+            "replica migration",
+            Level.ADVICE,
+            "cluster-allow-replica-migration is yes",
             f"A replica may move to a primary that has lost its own; {WRITES} that was right for each is then too "
             "little for one, and too much for the other.",
-            ON_FAILOVER, commands, conf, "on every node of the Cluster, replicas too",
-        )  # fmt: skip
+            ON_FAILOVER,
+            commands,
+            conf,
+            "on every node of the Cluster, replicas too",
+        )
 
 
 def new_ids(facts: Facts) -> Iterator[Finding]:
@@ -239,10 +274,15 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
     elif ttl_s and not (server.number("connected_slaves") or 0):
         commands, conf = config_set(repl_backlog_ttl="0")
         yield Finding(
-            "replication id", Level.ADVICE, f"the last replica has left, and repl-backlog-ttl is {ttl_s} s",
+            "replication id",
+            Level.ADVICE,
+            f"the last replica has left, and repl-backlog-ttl is {ttl_s} s",
             f"When that is over, the server takes another replication id, as after a failover. {first}",
-            (G7,), commands, conf, "or take backups by BGSAVE and a copy of the file, which change nothing",
-        )  # fmt: skip
+            (G7,),
+            commands,
+            conf,
+            "or take backups by BGSAVE and a copy of the file, which change nothing",
+        )
 
 
 def _known(known: int | None, least: int) -> str:

@@ -71,9 +71,14 @@ async def _view(sentinel: Address, service: str) -> View:
         return View(sentinel, silent=str(error))
     agreed = "NOQUORUM" in quorum
     return View(
-        sentinel, "", texts(flat), [texts(row) for row in rows or ()], refused or hidden, quorum if agreed else "",
+        sentinel,
+        "",
+        texts(flat),
+        [texts(row) for row in rows or ()],
+        refused or hidden,
+        quorum if agreed else "",
         "" if agreed else quorum,
-    )  # fmt: skip
+    )
 
 
 def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched:
@@ -96,9 +101,10 @@ def _merged(views: Sequence[View], primary: Address) -> list[Known]:
             away = ", ".join(sorted(flags & _AWAY))
             before = found.get(place)
             found[place] = Known(
-                replace(primary, host=place[0], port=place[1]), away=away and (away if before is None else before.away),
+                replace(primary, host=place[0], port=place[1]),
+                away=away and (away if before is None else before.away),
                 promotable=row.get("slave-priority") != "0",
-            )  # fmt: skip
+            )
     return list(found.values())
 
 
@@ -107,19 +113,24 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
     silent = [view for view in views if view.silent]
     if silent:
         yield Finding(
-            "sentinels", Level.ADVICE, f"{len(silent)} of {len(views)} Sentinels {_do(silent)} not answer: "
-            f"{', '.join(str(view.sentinel) for view in silent)}", f"The first: {silent[0].silent}.",
+            "sentinels",
+            Level.ADVICE,
+            f"{len(silent)} of {len(views)} Sentinels {_do(silent)} not answer: "
+            f"{', '.join(str(view.sentinel) for view in silent)}",
+            f"The first: {silent[0].silent}.",
             otherwise="bring them back, or let the URL name those that are there",
-        )  # fmt: skip
+        )
     lacking = next((view for view in views if view.quorum), None)
     refused = next((view.refused or view.quorum_refused for view in views if view.refused or view.quorum_refused), "")
     if lacking is not None:
         yield _no_quorum(views, lacking, watched.service)
     if refused:
         yield unknown(
-            "failover", refused, "Whether the Sentinels can fail over, after how long, and to which replicas.",
+            "failover",
+            refused,
+            "Whether the Sentinels can fail over, after how long, and to which replicas.",
             "let the Sentinels' user have SENTINEL MASTER, SENTINEL REPLICAS and SENTINEL CKQUORUM",
-        )  # fmt: skip
+        )
     yield from _disagreeing(views, primary)
     yield from _few(views)
     down = [view for view in views if view.down]
@@ -128,10 +139,14 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
     if watched.known and not any(replica.promotable for replica in watched.known):
         commands, conf = config_set(replica_priority="100")
         yield Finding(
-            "failover", Level.PROBLEM, "no replica may be promoted: each has replica-priority 0",
+            "failover",
+            Level.PROBLEM,
+            "no replica may be promoted: each has replica-priority 0",
             "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
-            mend=commands, conf=conf, at="the replicas that may be promoted",
-        )  # fmt: skip
+            mend=commands,
+            conf=conf,
+            at="the replicas that may be promoted",
+        )
     if watched.failover_s is not None and watched.failover_s < LEAST_FAILOVER_S:
         option = f"SENTINEL SET {watched.service} down-after-milliseconds {FAILOVER_MS}"
         said = f"down-after-milliseconds is {watched.failover_s * 1000:.0f}"
@@ -152,39 +167,47 @@ def _few(views: Sequence[View]) -> Iterator[Finding]:
     all_ = _known(views)
     if all_ < LEAST_SENTINELS:
         yield Finding(
-            "sentinels", Level.ADVICE, f"there {'is' if all_ == 1 else 'are'} only {all_} of them",
+            "sentinels",
+            Level.ADVICE,
+            f"there {'is' if all_ == 1 else 'are'} only {all_} of them",
             "A failover takes more than half of the Sentinels: with one of these none is left that could agree on it.",
             otherwise="have three or more, on machines of their own, and let the URL name them",
-        )  # fmt: skip
+        )
     elif len(views) < LEAST_SENTINELS:
         yield Finding(
-            "sentinels", Level.ADVICE, f"the URL names {len(views)} of {all_} Sentinels",
+            "sentinels",
+            Level.ADVICE,
+            f"the URL names {len(views)} of {all_} Sentinels",
             "While those that it names are away, no node can start, nor find another primary.",
             otherwise="let the URL name all of them",
-        )  # fmt: skip
+        )
 
 
 def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
     all_ = _known(views)
     high = (whole(view.primary.get("quorum")) or 0) > all_
     return Finding(
-        "failover", Level.PROBLEM, f"the Sentinels would not agree on a failover: {view.quorum}",
+        "failover",
+        Level.PROBLEM,
+        f"the Sentinels would not agree on a failover: {view.quorum}",
         "When the primary dies, nothing takes its place: L2 counts as lost until it is back.",
-        mend=(f"SENTINEL SET {service} quorum {all_ // 2 + 1}",) if high else (), at="every Sentinel" if high else "",
+        mend=(f"SENTINEL SET {service} quorum {all_ // 2 + 1}",) if high else (),
+        at="every Sentinel" if high else "",
         otherwise="" if high else "bring Sentinels back: it takes more than half of them, and the quorum",
-    )  # fmt: skip
+    )
 
 
 def _held_for_dead(views: Sequence[View], down: Sequence[View], service: str) -> Finding:
     """That they would agree is no help then: they do, and nothing comes of it, or soon something does."""
     return Finding(
-        "failover", Level.PROBLEM,
+        "failover",
+        Level.PROBLEM,
         f"{len(down)} of {len(views)} Sentinels {_hold(down)} the primary for dead ({down[0].down})",
         "If it is dead, a failover is under way, or does not succeed. If it is not, the Sentinels can't reach it, or "
         "are not let in: then they may promote a replica beside it, or can't promote any when it dies.",
         otherwise="look whether it runs, and whether Sentinels reach it and can log in, there and at its replicas: "
         f"SENTINEL SET {service} auth-pass (and auth-user), at every Sentinel",
-    )  # fmt: skip
+    )
 
 
 def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
@@ -192,29 +215,37 @@ def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
     if others:
         named = ", ".join(f"{v.sentinel} names {v.primary.get('ip')}:{v.primary.get('port')}" for v in others)
         yield Finding(
-            "sentinels", Level.ADVICE,
+            "sentinels",
+            Level.ADVICE,
             f"{len(others)} of {len(views)} Sentinels {_name(others)} another primary: {named}",
             "The nodes go by what most say. One that is left behind counts for no failover.",
             otherwise="if that lasts: SENTINEL REMOVE there, and SENTINEL MONITOR anew",
-        )  # fmt: skip
+        )
     times_s = sorted({view.down_after_s for view in views if view.down_after_s is not None})
     if len(times_s) > 1:
         several = ", ".join(f"{each:g} s" for each in times_s)
         yield Finding(
-            "sentinels", Level.ADVICE, f"down-after-milliseconds differs: {several}",
+            "sentinels",
+            Level.ADVICE,
+            f"down-after-milliseconds differs: {several}",
             "The least counts for min-replicas-max-lag; how long a failover takes, none of them says.",
             otherwise="set the same for every Sentinel, by SENTINEL SET",
-        )  # fmt: skip
+        )
 
 
 def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -> Finding:
     """A replica is promoted before a cut-off primary can know that it must refuse."""
     return Finding(
-        "failover", Level.ADVICE, said,
+        "failover",
+        Level.ADVICE,
+        said,
         f"A replica may be promoted before {LEAST_FAILOVER_S:g} s are over: no min-replicas-max-lag is short enough. A "
         "primary that was cut off takes writes, and renews leases, beside the one that was promoted.",
-        ON_FAILOVER, mend, conf, at=at,
-    )  # fmt: skip
+        ON_FAILOVER,
+        mend,
+        conf,
+        at=at,
+    )
 
 
 def _do(views: Sequence[View]) -> str:

@@ -15,23 +15,29 @@ def following(replica: Server) -> Iterator[Finding]:
     info = replica.info
     if info.get("role") == "master":
         yield Finding(
-            "replicas", Level.PROBLEM, "it is a primary itself",
+            "replicas",
+            Level.PROBLEM,
+            "it is a primary itself",
             "Those who would promote it hold it for a replica. What one of two primaries acknowledges is lost.",
             otherwise="look which of them nodes and Sentinels or the Cluster name, and have the other one follow it",
-        )  # fmt: skip
+        )
     elif info.get("master_sync_in_progress") == "1":
         yield Finding(
-            "replicas", Level.ADVICE, "it is being copied to, and does not follow yet",
+            "replicas",
+            Level.ADVICE,
+            "it is being copied to, and does not follow yet",
             f"It counts for {WRITES}, and keeps a failover from being of use, until that is done.",
             otherwise="look again later; one that is copied to again and again is too slow for the primary's "
             "client-output-buffer-limit replica",
-        )  # fmt: skip
+        )
     elif info.get("master_link_status") == "down":
         yield Finding(
-            "replicas", Level.PROBLEM, "it does not follow: its link to the primary is down",
+            "replicas",
+            Level.PROBLEM,
+            "it does not follow: its link to the primary is down",
             "It has nothing of what was written since, and counts for nothing when the primary or another one dies.",
             otherwise="look at its log: whether it reaches the primary, and may log in there (masteruser, masterauth)",
-        )  # fmt: skip
+        )
 
 
 def left_over(facts: Facts) -> Iterator[Finding]:
@@ -45,23 +51,26 @@ def left_over(facts: Facts) -> Iterator[Finding]:
     where = ", ".join(str(address) for address, has in asked if has == most) or "this server"
     if most > count - 1:
         yield Finding(
-            "after failover", Level.PROBLEM, f"{replicas_said(count)}, and {WRITES} is {most} at {where}",
+            "after failover",
+            Level.PROBLEM,
+            f"{replicas_said(count)}, and {WRITES} is {most} at {where}",
             f"After a failover {count - 1} {_is(count - 1)} left: whoever is promoted refuses every write "
             "(NOREPLICAS) until the dead server is back.",
             otherwise=f"{needed(count)} is enough for {replicas_said(count)}: set it there, and at the primary, once "
             "it is certain that none of them was promoted",
-        )  # fmt: skip
+        )
         return
     useful = _useful(facts)
     # Where too few follow now, that is told already.
     if useful is not None and (facts.server.setting(WRITES) or 0) <= len(useful) <= most:
         yield Finding(
-            "after failover", Level.ADVICE, f"of {replicas_said(count)} {len(useful)} {_follow(len(useful))}, and "
-            f"{WRITES} is {most} at {where}",
+            "after failover",
+            Level.ADVICE,
+            f"of {replicas_said(count)} {len(useful)} {_follow(len(useful))}, and {WRITES} is {most} at {where}",
             f"After a failover {max(0, len(useful) - 1)} would be left: whoever is promoted refuses every write "
             "(NOREPLICAS) until others follow it.",
             otherwise="bring back those that are away or do not follow",
-        )  # fmt: skip
+        )
 
 
 def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
@@ -72,8 +81,9 @@ def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
     places = {known.address: known.place for known in facts.watched.known or ()}
     broken = {
         places.get(each.address, (each.address.host, each.address.port))
-        for each in facts.replicas if each.server is not None and any(following(each.server))
-    }  # fmt: skip
+        for each in facts.replicas
+        if each.server is not None and any(following(each.server))
+    }
     return [place for each in in_step(facts.server, lag_s) if (place := place_of(each)) not in broken]
 
 
@@ -85,12 +95,15 @@ def locked_out(facts: Facts) -> Iterator[Finding]:
         barred = [str(each) for each in asks if each != address]
         if barred and server.shows_password is False:
             yield Finding(
-                "after failover", Level.PROBLEM, f"{address} has no masterauth, and {', '.join(barred)} "
+                "after failover",
+                Level.PROBLEM,
+                f"{address} has no masterauth, and {', '.join(barred)} "
                 f"{'asks' if len(barred) == 1 else 'ask'} for a password",
                 "When one of these is the primary, it can't follow: it counts for nothing then, and whoever waits for "
                 "it refuses every write (NOREPLICAS).",
-                otherwise="there CONFIG SET masterauth (and masteruser), and CONFIG REWRITE", at=str(address),
-            )  # fmt: skip
+                otherwise="there CONFIG SET masterauth (and masteruser), and CONFIG REWRITE",
+                at=str(address),
+            )
 
 
 def _is(count: int) -> str:

@@ -73,13 +73,15 @@ def latency(facts: Facts) -> Iterator[Finding]:
     timing, settings = facts.timing, facts.settings
     if timing.script_refused:
         yield Finding(
-            "scripts", Level.PROBLEM, f"a script that reads TIME and INFO is refused: {timing.script_refused}",
+            "scripts",
+            Level.PROBLEM,
+            f"a script that reads TIME and INFO is refused: {timing.script_refused}",
             "Every operation of cachebus is such a script: none succeeds.",
             otherwise="allow EVAL and EVALSHA, and TIME, INFO and HMGET in them; see the check named permissions"
-            if "CLUSTERDOWN" not in timing.script_refused else
-            "have every slot of the Cluster served (redis-cli --cluster check HOST:PORT tells which), or let the "
+            if "CLUSTERDOWN" not in timing.script_refused
+            else "have every slot of the Cluster served (redis-cli --cluster check HOST:PORT tells which), or let the "
             "others go on: CONFIG SET cluster-require-full-coverage no at every node",
-        )  # fmt: skip
+        )
         worst_s = quantile(timing.pings_s, 0.99)
     else:
         worst_s = quantile(timing.scripts_s, 0.99)
@@ -110,11 +112,14 @@ def forking(facts: Facts) -> Iterator[Finding]:
     fork_us = facts.server.number("latest_fork_usec")
     if fork_us is not None and fork_us / 1e6 >= facts.settings.l2_timeout_s / 2:
         yield Finding(
-            "fork", Level.ADVICE, f"the last fork held the server for {fork_us / 1e6:.2f} s",
+            "fork",
+            Level.ADVICE,
+            f"the last fork held the server for {fork_us / 1e6:.2f} s",
             f"With l2_timeout_s at {facts.settings.l2_timeout_s:g} s operations fail meanwhile.",
-            mend=('CONFIG SET save ""', "CONFIG SET appendonly no"), conf=('save ""', "appendonly no"),
+            mend=('CONFIG SET save ""', "CONFIG SET appendonly no"),
+            conf=('save ""', "appendonly no"),
             otherwise="or raise l2_timeout_s (CACHEBUS_L2_TIMEOUT_S); a cache can do without files",
-        )  # fmt: skip
+        )
 
 
 def clocks(facts: Facts) -> Iterator[Finding]:
@@ -143,8 +148,11 @@ def clocks(facts: Facts) -> Iterator[Finding]:
         yield ok("clock", said, "Expiry follows the server's clock, leases this machine's monotonic one.")
     if timing.suspended_s > SUSPENDED_NOTED_S:
         yield Finding(
-            "suspends", Level.ADVICE, f"this machine was suspended for {timing.suspended_s:.0f} s since it was started",
+            "suspends",
+            Level.ADVICE,
+            f"this machine was suspended for {timing.suspended_s:.0f} s since it was started",
             "Its monotonic clock stood still. A node notices at its next probe and drops its leases; between waking "
             "up and that probe it may serve what is older than the bound.",
-            (G1,), otherwise="systemctl mask sleep.target suspend.target hibernate.target, where nodes run",
-        )  # fmt: skip
+            (G1,),
+            otherwise="systemctl mask sleep.target suspend.target hibernate.target, where nodes run",
+        )

@@ -65,10 +65,17 @@ class NodeProcess:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 # -P: a file of the user's that is named like one of our modules must not be imported instead
-                sys.executable, "-P", "-m", self._module,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                limit=LINE_MAX, env=_environment(), start_new_session=True,
-            )  # fmt: skip
+                sys.executable,
+                "-P",
+                "-m",
+                self._module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=LINE_MAX,
+                env=_environment(),
+                start_new_session=True,
+            )
         self.order(encode(self.job) + b"\n")
         self._listening = asyncio.create_task(self._listen(), name=f"node-{self.job.node}")
 

@@ -43,10 +43,17 @@ class DebeziumServer(Daemon):
     START_TIMEOUT_S = 90.0
 
     def __init__(
-        self, kafka: KafkaServer, database_url: str, *, tables: Sequence[str] = (), topic_prefix: str = "cdc",
-        connector: Mapping[str, str] | None = None, worker: Mapping[str, str] | None = None, port: int | None = None,
+        self,
+        kafka: KafkaServer,
+        database_url: str,
+        *,
+        tables: Sequence[str] = (),
+        topic_prefix: str = "cdc",
+        connector: Mapping[str, str] | None = None,
+        worker: Mapping[str, str] | None = None,
+        port: int | None = None,
         directory: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(port=port, directory=directory)
         self._kafka = kafka
         self._database = urlsplit(database_url)

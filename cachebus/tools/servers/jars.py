@@ -93,8 +93,12 @@ def _fetch(artifacts: Artifacts, folder: Path) -> None:
                     *(maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"),
                     *("-DincludeScope=runtime", f"-DoutputDirectory={jars}"),
                 ],
-                capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False, env=_with_java(),
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                timeout=FETCH_TIMEOUT_S,
+                check=False,
+                env=_with_java(),
+            )
         except subprocess.TimeoutExpired:
             raise ConfigError(f"fetching {artifacts.name} took longer than {FETCH_TIMEOUT_S:g} s") from None
         if done.returncode or not any(jars.glob("*.jar")):

@@ -33,9 +33,13 @@ class KafkaServer(Daemon):
     START_TIMEOUT_S = 90.0
 
     def __init__(
-        self, *, port: int | None = None, directory: Path | None = None, settings: Mapping[str, str] | None = None,
+        self,
+        *,
+        port: int | None = None,
+        directory: Path | None = None,
+        settings: Mapping[str, str] | None = None,
         listeners: Mapping[str, tuple[int, int]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(port=port, directory=directory)
         self._java, self._jars = find_java(), classpath(ARTIFACTS)
         self._controller = free_port(self)
@@ -105,8 +109,15 @@ class KafkaServer(Daemon):
     def _format(self, properties: Path) -> None:
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
         command = [
-            *self._jvm(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties),
-        ]  # fmt: skip
+            *self._jvm(),
+            "kafka.tools.StorageTool",
+            "format",
+            "--standalone",
+            "-t",
+            cluster,
+            "-c",
+            str(properties),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
         if done.returncode:
             raise ConfigError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()}")

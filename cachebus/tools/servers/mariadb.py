@@ -100,9 +100,12 @@ class MariaDBServer(OrdinaryDaemon):
 
     def _head(self, data: Path) -> list[str]:
         return [
-            str(self.programs / PROGRAM), "--no-defaults", f"--basedir={self.programs.parent}", f"--datadir={data}",
+            str(self.programs / PROGRAM),
+            "--no-defaults",
+            f"--basedir={self.programs.parent}",
+            f"--datadir={data}",
             *(f"--{name}={value}" for name, value in self._settings.items() if name.startswith("innodb")),
-        ]  # fmt: skip
+        ]
 
     def _command(self) -> list[str]:
         settings = self._settings | {

@@ -95,9 +95,18 @@ class OrdinaryDaemon(Daemon):
     def _reachable(self, user: int) -> Path:
         """The programs where that user can run them: as they are, else linked (or copied) into the directory."""
         programs = self.programs
-        tried = subprocess.run(
-            [programs / self.tried, "--version"], user=user, extra_groups=(), capture_output=True, cwd="/", check=False
-        ) if _may_enter(programs, user) else None  # fmt: skip
+        tried = (
+            subprocess.run(
+                [programs / self.tried, "--version"],
+                user=user,
+                extra_groups=(),
+                capture_output=True,
+                cwd="/",
+                check=False,
+            )
+            if _may_enter(programs, user)
+            else None
+        )
         if tried is not None and tried.returncode == 0:
             return programs
         copy = self.directory / "programs"

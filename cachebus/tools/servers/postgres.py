@@ -73,11 +73,7 @@ class PostgresServer(OrdinaryDaemon):
         )
 
     def _command(self) -> list[str]:
-        settings = self._settings | {
-            "listen_addresses": HOST,
-            "port": str(self.port),
-            "unix_socket_directories": "",
-        }
+        settings = self._settings | {"listen_addresses": HOST, "port": str(self.port), "unix_socket_directories": ""}
         given = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [str(self.programs / "postgres"), "-D", str(self.directory / "data"), *given]
 

@@ -104,9 +104,7 @@ class SentinelGroup(Group):
         super().__init__()
         self._binary = binary or best_server()
         self._counts = replicas, sentinels
-        self._watched_by = {
-            "down-after-milliseconds": DOWN_MS, "failover-timeout": 3000, "parallel-syncs": replicas
-        }  # fmt: skip
+        self._watched_by = {"down-after-milliseconds": DOWN_MS, "failover-timeout": 3000, "parallel-syncs": replicas}
         self._conf = [*_QUICK, f"min-replicas-to-write {min_replicas}", "min-replicas-max-lag 1"]
         self.data: list[EmbeddedServer] = []
         """The servers that hold data: first the one that was the primary at the start."""

@@ -44,9 +44,18 @@ MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
 
 
 def planned(
-    *, url: str | None, seconds: float, seed: int | None, faults: tuple[Fault, ...], nodes: int, bound_s: float,
-    rate: float, write_rate: float | None, kind: str = ALONE, bus: str = REDIS,
-) -> Plan:  # fmt: skip
+    *,
+    url: str | None,
+    seconds: float,
+    seed: int | None,
+    faults: tuple[Fault, ...],
+    nodes: int,
+    bound_s: float,
+    rate: float,
+    write_rate: float | None,
+    kind: str = ALONE,
+    bus: str = REDIS,
+) -> Plan:
     """The plan of these choices, with what is left open filled in; `ConfigError` for one that can't be."""
     if kind not in KINDS:
         raise ConfigError(f"kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")

@@ -108,13 +108,21 @@ class Run:
                 versions = list(source.versions)
         ended_s = monotonic()
         return Evidence(
-            directory, self.items, {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
-            [life.tick for life in crew.lives if life.tick is not None], stage.done,
-            frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases), stage.away, plan.bound_s,
-            versions, tuple(node for node, word in said.items() if word == messages.NOT_READY), held,
+            directory,
+            self.items,
+            {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
+            [life.tick for life in crew.lives if life.tick is not None],
+            stage.done,
+            frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases),
+            stage.away,
+            plan.bound_s,
+            versions,
+            tuple(node for node, word in said.items() if word == messages.NOT_READY),
+            held,
             {node: word for node, word in said.items() if word not in (messages.READY, messages.NOT_READY)},
-            CLUSTER_SHARDS if plan.kind == "cluster" else 1, stage.mended,
-        )  # fmt: skip
+            CLUSTER_SHARDS if plan.kind == "cluster" else 1,
+            stage.mended,
+        )
 
     def _jobs(
         self, server: ServerUnderTest, proxies: dict[int, Road], directory: Path, broker: Broker | None
@@ -125,13 +133,21 @@ class Run:
             road = proxies[node]
             url = server.url(None if isinstance(road, Roads) else road.port)
             return Job(
-                node=node, life=life, nodes=plan.nodes, directory=str(directory),
-                url=url, namespace=server.namespace, bound_s=bound_of(node, plan.bound_s),
-                largest_bound_s=self.largest_bound_s, rate=plan.rate, write_rate=plan.write_rate, seed=plan.seed,
+                node=node,
+                life=life,
+                nodes=plan.nodes,
+                directory=str(directory),
+                url=url,
+                namespace=server.namespace,
+                bound_s=bound_of(node, plan.bound_s),
+                largest_bound_s=self.largest_bound_s,
+                rate=plan.rate,
+                write_rate=plan.write_rate,
+                seed=plan.seed,
                 other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
                 roads=road.ports if isinstance(road, Roads) else {},
-            )  # fmt: skip
+            )
 
         return job_of
 
@@ -140,11 +156,7 @@ class Run:
     async def _under_load(self, stage: Stage) -> None:
         plan = self.plan
         faults = possible(
-            plan.faults,
-            own=stage.server.machine is not None,
-            proxied=bool(stage.proxies),
-            kind=plan.kind,
-            bus=plan.bus,
+            plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies), kind=plan.kind, bus=plan.bus
         )
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
         stage.crew.go()

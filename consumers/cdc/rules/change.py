@@ -71,9 +71,14 @@ class RowChange:
     def payload(self) -> bytes:
         """The change as JSON, for a dead letter; `parse_change` reads it."""
         found = {
-            "op": self.op, "schema": self.schema, "table": self.table, "new": _plain(self.new), "old": _plain(self.old),
-            "position": self.position, "committed_at_s": self.committed_at_s,
-        }  # fmt: skip
+            "op": self.op,
+            "schema": self.schema,
+            "table": self.table,
+            "new": _plain(self.new),
+            "old": _plain(self.old),
+            "position": self.position,
+            "committed_at_s": self.committed_at_s,
+        }
         return json.dumps({name: value for name, value in found.items() if value not in (None, "")}).encode()
 
 

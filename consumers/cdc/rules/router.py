@@ -197,9 +197,14 @@ def _resource(rule: Rule, row: Row, tenant: dict[str, Any], related: Sequence[Re
     resource = rule.resource_id.fill(row)
     if resource is not None:
         return Invalidate(
-            op="invalidate", data_type=rule.data_type, resource_id=resource, **tenant, **_contexts(rule, row),
-            contexts="all" if rule.every_context else "exact", related=tuple(related),
-        )  # fmt: skip
+            op="invalidate",
+            data_type=rule.data_type,
+            resource_id=resource,
+            **tenant,
+            **_contexts(rule, row),
+            contexts="all" if rule.every_context else "exact",
+            related=tuple(related),
+        )
     if not related:
         return None
     first, *others = related

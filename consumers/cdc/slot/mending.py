@@ -63,8 +63,13 @@ class Mending:
 
     async def _begin(self, connection: asyncpg.Connection, found: Standing) -> bool:
         """The slot is there from now on: nothing was to be told before."""
-        if any(one.assumption in ("slot", "publication") and one.stops and "not there" not in one.problem
-               for one in found.findings) or found.published is None:  # fmt: skip
+        if (
+            any(
+                one.assumption in ("slot", "publication") and one.stops and "not there" not in one.problem
+                for one in found.findings
+            )
+            or found.published is None
+        ):
             return False
         if found.slot is None and not await self._run(connection, slots.made_by(self._names.slot)):
             return False
@@ -122,8 +127,9 @@ class Mending:
         if found.slot is not None and any(one.assumption == "slot" for one in findings):
             await connection.execute(
                 f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1",
-                self._names.slot, storage.lsn_text(found.slot.confirmed),
-            )  # fmt: skip
+                self._names.slot,
+                storage.lsn_text(found.slot.confirmed),
+            )
         tables = dict(memory.tables)
         for one in findings:
             if one.assumption in ("tables", "publication"):

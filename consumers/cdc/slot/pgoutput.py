@@ -152,7 +152,7 @@ def _change(told: Told, wanted: frozenset[str] | None) -> RowChange:
 
 def _row(
     data: bytes, at: int, relation: Relation, wanted: frozenset[str] | None, *, key_only: bool = False
-) -> tuple[dict[str, Any], int]:  # fmt: skip
+) -> tuple[dict[str, Any], int]:
     """The columns that are told; of an old row that has only its key, the key. And where it ends."""
     try:
         (count,) = _i16.unpack_from(data, at)

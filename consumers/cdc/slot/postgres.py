@@ -216,8 +216,10 @@ class PostgresSource(Source):
             self._warned_s = monotonic()
             logger.warning(
                 "cdc: the slot {} makes the server keep {:.1f} GiB of WAL ({} bytes not applied yet)",
-                self.names.slot, slot.retained_bytes / (1 << 30), slot.behind_bytes,
-            )  # fmt: skip
+                self.names.slot,
+                slot.retained_bytes / (1 << 30),
+                slot.behind_bytes,
+            )
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Each once."""

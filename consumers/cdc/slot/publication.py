@@ -71,11 +71,15 @@ async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
         schemas = await connection.fetch(SCHEMAS, row["oid"])
     operations = frozenset(one for one in ("insert", "update", "delete", "truncate") if row[f"pub{one}"])
     return Publication(
-        row["oid"], row["version"], row["pubviaroot"], operations,
+        row["oid"],
+        row["version"],
+        row["pubviaroot"],
+        operations,
         {(one["schema"], one["name"]): one["filter"] for one in there},
         {(one["schema"], one["name"]): _columns(one["columns"]) for one in there},
-        {one["of"]: one["oid"] for one in named}, {one["of"]: one["oid"] for one in schemas},
-    )  # fmt: skip
+        {one["of"]: one["oid"] for one in named},
+        {one["of"]: one["oid"] for one in schemas},
+    )
 
 
 def _columns(told: str | None) -> frozenset[str] | None:
@@ -124,10 +128,15 @@ class Published:
         if not found.has(table):
             sql = self.addition(table)
             why = _why(refused, sql) or self._unfit([table])
-            return [Finding(
-                "publication", table.full_name, f"the publication {self._name!r} leaves it out{why}",
-                self._remedy(sql), missed=True,
-            )]  # fmt: skip
+            return [
+                Finding(
+                    "publication",
+                    table.full_name,
+                    f"the publication {self._name!r} leaves it out{why}",
+                    self._remedy(sql),
+                    missed=True,
+                )
+            ]
         out, back = (f"ALTER PUBLICATION {name} {verb} TABLE {table.sql_name}" for verb in ("DROP", "ADD"))
         again = f"BEGIN; {out}; {back}; COMMIT;"
         if found.filters.get(place):
@@ -135,7 +144,7 @@ class Published:
             return [Finding("publication", table.full_name, said, again, missed=True)]
         needed = {
             column for rule in self._router.rules_of(*place) for column in (*rule.columns, *rule.when)
-        } & table.columns.keys()  # fmt: skip
+        } & table.columns.keys()
         columns = found.columns.get(place)
         if columns is not None and (missing := sorted(needed - columns)):
             said = f"the publication {self._name!r} leaves out its columns {', '.join(missing)}"

@@ -189,10 +189,15 @@ class SlotSession(Session):
             self._still = slot.confirmed, monotonic()
         unmoved = monotonic() - since_s > 4 * STILL_S and self._still[0] == confirmed
         if self._reader.waited_since_s is not None and (slot.untouched_s > STILL_S or unmoved):
-            return [Finding(
-                "leader", self._names.slot, "another worker has the lock of the slot, and does nothing with it: it is "
-                "frozen, or all that it needs is out of reach", "end the other worker",
-            )]  # fmt: skip
+            return [
+                Finding(
+                    "leader",
+                    self._names.slot,
+                    "another worker has the lock of the slot, and does nothing with it: it is "
+                    "frozen, or all that it needs is out of reach",
+                    "end the other worker",
+                )
+            ]
         return []
 
     async def mend(self, findings: Sequence[Finding]) -> bool:

@@ -81,9 +81,16 @@ def _slot(row: Any) -> Slot:
     elif row["database"] != row["here"]:
         foreign = f"it is of the database {row['database']!r}, and a name is for a whole server"
     return Slot(
-        lost, foreign, int(row["confirmed"] or 0), row["retained_bytes"] or 0, row["behind_bytes"] or 0,
-        row["wal_status"] or "", row["active_pid"], row["active_as"] or "", row["untouched_s"] or 0.0,
-    )  # fmt: skip
+        lost,
+        foreign,
+        int(row["confirmed"] or 0),
+        row["retained_bytes"] or 0,
+        row["behind_bytes"] or 0,
+        row["wal_status"] or "",
+        row["active_pid"],
+        row["active_as"] or "",
+        row["untouched_s"] or 0.0,
+    )
 
 
 def slot_findings(
@@ -91,12 +98,17 @@ def slot_findings(
 ) -> list[Finding]:
     """What is not as it must be: one finding, the gravest. `refused`: why it could not be made."""
     if memory is not None and memory.namespace != namespace:
-        return [Finding(
-            "slot", name, f"it serves the namespace {memory.namespace!r}, and this worker is for {namespace!r}",
-            "give this one a slot of its own (--slot), which is the default; or, where the other namespace is no more: "
-            f"SELECT pg_drop_replication_slot({literal(name)}); DELETE FROM cachebus_cdc_slots WHERE slot = "
-            f"{literal(name)};", stops=True,
-        )]  # fmt: skip
+        return [
+            Finding(
+                "slot",
+                name,
+                f"it serves the namespace {memory.namespace!r}, and this worker is for {namespace!r}",
+                "give this one a slot of its own (--slot), which is the default; or, where the other namespace is no "
+                f"more: SELECT pg_drop_replication_slot({literal(name)}); DELETE FROM cachebus_cdc_slots WHERE slot = "
+                f"{literal(name)};",
+                stops=True,
+            )
+        ]
     if slot is not None and slot.foreign:
         return [Finding("slot", name, slot.foreign, "name another (--slot)", stops=True)]
     lost = "" if slot is None else slot.lost
@@ -108,20 +120,34 @@ def slot_findings(
         why = f", and this user may not make it ({refused})" if refused else ""
         return [Finding("slot", name, f"it is not there{why}", f"{made_by(name)};", stops=True)]
     if memory is not None and not memory.whole:
-        return [Finding(
-            "slot", name, "it was made anew, or others have read from it, and what was missed was not made up for",
-            missed=True, over=True,
-        )]  # fmt: skip
+        return [
+            Finding(
+                "slot",
+                name,
+                "it was made anew, or others have read from it, and what was missed was not made up for",
+                missed=True,
+                over=True,
+            )
+        ]
     if memory is not None and slot.confirmed > memory.lsn:
-        return [Finding(
-            "slot", name, "it is further than any worker has gone: it was made anew, or others have read from it",
-            missed=True, over=True,
-        )]  # fmt: skip
+        return [
+            Finding(
+                "slot",
+                name,
+                "it is further than any worker has gone: it was made anew, or others have read from it",
+                missed=True,
+                over=True,
+            )
+        ]
     if slot.wal_status == "unreserved":
-        return [Finding(
-            "slot", name, "the next checkpoint may remove WAL that it needs (wal_status unreserved)",
-            "a larger max_slot_wal_keep_size, or less that holds this worker up",
-        )]  # fmt: skip
+        return [
+            Finding(
+                "slot",
+                name,
+                "the next checkpoint may remove WAL that it needs (wal_status unreserved)",
+                "a larger max_slot_wal_keep_size, or less that holds this worker up",
+            )
+        ]
     return []
 
 
@@ -130,9 +156,12 @@ def _lost(name: str, why: str, on_lost: OnLostSlot) -> Finding:
     if on_lost == "invalidate":
         return Finding("slot", name, problem, f"{made_by(name)};", stops=True)
     return Finding(
-        "slot", name, problem,
-        "start with --on-lost-slot=invalidate: it makes a new slot and invalidates all that the rules name", stops=True,
-    )  # fmt: skip
+        "slot",
+        name,
+        problem,
+        "start with --on-lost-slot=invalidate: it makes a new slot and invalidates all that the rules name",
+        stops=True,
+    )
 
 
 def made_by(name: str) -> str:

@@ -49,10 +49,15 @@ async def look(connection: asyncpg.Connection, router: Router, names: Names, ref
     found = Standing()
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
-        found.findings.append(Finding(
-            "slot", names.slot, f"wal_level is {level}, and must be logical",
-            "ALTER SYSTEM SET wal_level = 'logical'; then restart the server", stops=True,
-        ))  # fmt: skip
+        found.findings.append(
+            Finding(
+                "slot",
+                names.slot,
+                f"wal_level is {level}, and must be logical",
+                "ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
+                stops=True,
+            )
+        )
     found.findings += await storage.storage_findings(connection, refused)
     # The slot before what is remembered: that is always written before the slot moves.
     found.slot = await slot.look(connection, names.slot)

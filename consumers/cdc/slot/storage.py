@@ -81,10 +81,15 @@ async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str,
             why = f", and this user may not make it ({refused[name]})" if name in refused else ""
             found.append(Finding("storage", name, f"it is not there{why}", f"{sql_of(name)};", stops=True))
         elif missing:
-            found.append(Finding(
-                "storage", name, f"it has no column {', '.join(missing)}: it is another release's",
-                f"BEGIN; ALTER TABLE {name} RENAME TO {name}_old; {sql_of(name)}; COMMIT;", stops=True,
-            ))  # fmt: skip
+            found.append(
+                Finding(
+                    "storage",
+                    name,
+                    f"it has no column {', '.join(missing)}: it is another release's",
+                    f"BEGIN; ALTER TABLE {name} RENAME TO {name}_old; {sql_of(name)}; COMMIT;",
+                    stops=True,
+                )
+            )
         elif row["lacks"]:
             lacks = ", ".join(row["lacks"])
             remedy = f"GRANT {lacks} ON {name} TO CURRENT_USER;"

@@ -129,9 +129,7 @@ def _row(payload: Mapping[str, Any], schema: Any, part: str) -> Row | None:
     if not isinstance(row, dict):
         raise UnusableChange(f"{part}: is no row")
     meant = dict(_meanings(schema, part))
-    return {
-        name: _untold(value, meant.get(name)) for name, value in row.items() if not _is_unavailable(value)
-    }  # fmt: skip
+    return {name: _untold(value, meant.get(name)) for name, value in row.items() if not _is_unavailable(value)}
 
 
 def _is_unavailable(value: Any) -> bool:

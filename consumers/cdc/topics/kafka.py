@@ -55,9 +55,13 @@ class KafkaSource:
     def membership(self) -> Membership:
         """Its place in the group."""
         return Membership(
-            self.client(), self.group or f"{self.namespace}-cdc", self.dead_topic or f"{self.namespace}.cdc.dead",
-            self.batch, self.session_timeout_s, self.namespace,
-        )  # fmt: skip
+            self.client(),
+            self.group or f"{self.namespace}-cdc",
+            self.dead_topic or f"{self.namespace}.cdc.dead",
+            self.batch,
+            self.session_timeout_s,
+            self.namespace,
+        )
 
 
 class DebeziumSource(TopicSource):
@@ -108,10 +112,14 @@ class DebeziumSource(TopicSource):
         """See `TopicSource.look_at`."""
         findings: list[Finding] = []
         if not self.named(topics):
-            findings.append(Finding(
-                "topic", clean(self._pattern), "no topic that one may see fits it",
-                "look at --topics, at the connector's topic.prefix, and at this user's rights",
-            ))  # fmt: skip
+            findings.append(
+                Finding(
+                    "topic",
+                    clean(self._pattern),
+                    "no topic that one may see fits it",
+                    "look at --topics, at the connector's topic.prefix, and at this user's rights",
+                )
+            )
         dead = self.membership.dead_topic
         if dead not in topics:
             findings.append(Finding("topic", dead, MISSING, f"kafka-topics.sh --create --topic {dead} --partitions 1"))
@@ -134,5 +142,6 @@ class TopicsWorker(SourceWorker):
             if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
                 logger.warning(
                     "cdc: rule of {!r}: PostgreSQL's old rows count by their key alone; if the table has REPLICA "
-                    'IDENTITY FULL, say so by replica_identity = "full"', rule.table,
-                )  # fmt: skip
+                    'IDENTITY FULL, say so by replica_identity = "full"',
+                    rule.table,
+                )

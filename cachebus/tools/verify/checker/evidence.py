@@ -80,7 +80,7 @@ class Evidence:
             (w for node in self.lives for w in writes_of(node, self.records(node, "writes"))),
             self.losing(),
             lambda write: newborn.get(number_of(write.node), none).touch(write.called_s, write.called_s),
-        )  # fmt: skip
+        )
 
     def newborn(self) -> dict[str, Excuses]:
         """By node: when it knew of no other's bound, since it began on an empty server, and no other had yet come there
@@ -113,9 +113,10 @@ class Evidence:
     def loads(self) -> list[Load]:
         """Of all nodes."""
         return [
-            load for node, (_, ended_s) in self.lives.items()
+            load
+            for node, (_, ended_s) in self.lives.items()
             for load in loads_of(node, self.records(node, "loads"), ended_s)
-        ]  # fmt: skip
+        ]
 
     def _amiss(self, node: str, *kinds_of: int) -> list[Span]:
         """What a node knows to have gone wrong with itself: of these kinds, or whatever ends leases."""
@@ -129,9 +130,10 @@ class Evidence:
         for node in self.lives:
             spans = self._amiss(node)
             spans += [
-                (done.from_s, done.until_s + after_s) for done in self.faults
+                (done.from_s, done.until_s + after_s)
+                for done in self.faults
                 if str(done.node) == number_of(node) and done.fault not in HARMLESS | EVENTS_ONLY
-            ]  # fmt: skip
+            ]
             found[node] = Excuses(spans)
         return found
 
@@ -150,9 +152,13 @@ class Evidence:
         """When a load was asked for at the earliest. Its value is as old as that, and the source may have been told a
         turn of the event loop later: where the process stood still, that is long."""
         return min(
-            (from_s for from_s, until_s in self._amiss(load.node, STALLED)
-             if from_s <= load.began_s <= until_s + EVERY_S), default=load.began_s,
-        )  # fmt: skip
+            (
+                from_s
+                for from_s, until_s in self._amiss(load.node, STALLED)
+                if from_s <= load.began_s <= until_s + EVERY_S
+            ),
+            default=load.began_s,
+        )
 
     def unwell(self, shard: int | None = None) -> dict[str, Excuses]:
         """By node and life: when something was wrong with it, its network, or what the shard lies on; None: or what
@@ -162,10 +168,12 @@ class Evidence:
         for node, (began_s, _) in self.lives.items():
             spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, HURRIED)]
             spans += [
-                (done.from_s, done.until_s) for done in self.faults
-                if done.fault not in HARMLESS and (str(done.node) in ("0", number_of(node)) or done.fault == "newborn")
+                (done.from_s, done.until_s)
+                for done in self.faults
+                if done.fault not in HARMLESS
+                and (str(done.node) in ("0", number_of(node)) or done.fault == "newborn")
                 and (shard is None or done.shards is None or shard in done.shards)
-            ]  # fmt: skip
+            ]
             found[node] = Excuses((from_s, until_s + after_s) for from_s, until_s in spans)
         return found
 
@@ -187,7 +195,7 @@ class Evidence:
                 (done.from_s, done.until_s + (young_s if done.fault in self.ends_leases else after_s))
                 for done in self.faults
                 if done.node in (0, int(number_of(node))) and done.fault not in HARMLESS | UNFELT
-            ]  # fmt: skip
+            ]
             found[node] = Excuses(spans)
         return found
 
@@ -197,9 +205,10 @@ class Evidence:
         for node in self.lives:
             spans = self._amiss(node, STALLED)
             spans += [
-                (done.from_s, done.until_s) for done in self.faults
+                (done.from_s, done.until_s)
+                for done in self.faults
                 if str(done.node) == number_of(node) and done.fault in STILL
-            ]  # fmt: skip
+            ]
             found[node] = Excuses(spans)
         return found
 

@@ -104,9 +104,12 @@ class History:
     """All writes."""
 
     def __init__(
-        self, items: int, writes: Iterable[Write], losing: Excuses | None = None,
+        self,
+        items: int,
+        writes: Iterable[Write],
+        losing: Excuses | None = None,
         ignorant: Callable[[Write], bool] = lambda write: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`losing`: when L2 may have lost guards. What is stored then lives as long as any of them might have stood.
         `ignorant`: whether who wrote could not know of all nodes that it had to wait for."""
         self.items = items
@@ -126,10 +129,14 @@ class History:
     def table(self, node: str | None = None, which: Callable[[Write], bool] | None = None) -> Table:
         """By item: when writes had returned, and the newest version that had by then; of one node and of some writes,
         or of all."""
-        return _table(self.items, (
-            (w.item, w.returned_s, w.version) for w in self.writes
-            if w.returned_s and w.verb not in UNTOLD and node in (None, w.node) and (which is None or which(w))
-        ))  # fmt: skip
+        return _table(
+            self.items,
+            (
+                (w.item, w.returned_s, w.version)
+                for w in self.writes
+                if w.returned_s and w.verb not in UNTOLD and node in (None, w.node) and (which is None or which(w))
+            ),
+        )
 
     def _latest(self) -> list[int]:
         """By item: the newest version of which anything was promised."""
@@ -172,12 +179,17 @@ class History:
                 of_scope.setdefault(scope, []).append((write.called_s, write.over_s))
         return {
             item.number: Excuses(
-                span for found in (
-                    spans.get(item.number, ()), of_scope.get((item.world, item.tenant, item.data_type), ()),
+                span
+                for found in (
+                    spans.get(item.number, ()),
+                    of_scope.get((item.world, item.tenant, item.data_type), ()),
                     of_scope.get((item.world, item.tenant, ""), ()),
-                ) for span in found
-            ) for item in items if item is not None
-        }  # fmt: skip
+                )
+                for span in found
+            )
+            for item in items
+            if item is not None
+        }
 
     def ending_leases(self) -> dict[int, list[tuple[float, float]]]:
         """By item: from when until when a write was under way that ends a load's lease; for ever if it never returned,

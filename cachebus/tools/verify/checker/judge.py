@@ -70,16 +70,31 @@ async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, secon
         )
     ticks = evidence.ticks
     return Verdict(
-        seed=seed, server=server, nodes=nodes, seconds=seconds, bound_s=evidence.bound_s,
-        reads=sum(tick.accesses for tick in ticks), judged=check.judged, failed=sum(tick.failed for tick in ticks),
-        tokens=tokens, writes=len({(w.node, w.called_s) for w in history.writes if w.returned_s}),
-        repeated=sum(tick.repeated for tick in ticks), loads=sum(tick.loads for tick in ticks),
-        l1_hits=sum(tick.l1_hits for tick in ticks), loads_twice=twice, unsure=check.unsure, looked=looked,
-        ways=_ways(case), faults=dict(sorted(Counter(done.fault for done in evidence.faults).items())),
+        seed=seed,
+        server=server,
+        nodes=nodes,
+        seconds=seconds,
+        bound_s=evidence.bound_s,
+        reads=sum(tick.accesses for tick in ticks),
+        judged=check.judged,
+        failed=sum(tick.failed for tick in ticks),
+        tokens=tokens,
+        writes=len({(w.node, w.called_s) for w in history.writes if w.returned_s}),
+        repeated=sum(tick.repeated for tick in ticks),
+        loads=sum(tick.loads for tick in ticks),
+        l1_hits=sum(tick.l1_hits for tick in ticks),
+        loads_twice=twice,
+        unsure=check.unsure,
+        looked=looked,
+        ways=_ways(case),
+        faults=dict(sorted(Counter(done.fault for done in evidence.faults).items())),
         ages=tuple(check.ages),
-        stale_beyond=check.beyond, foreign=case.counts["G8"], worst_age_s=check.worst_age_s,
-        broken=tuple(case.findings), counts=dict(case.counts),
-    )  # fmt: skip
+        stale_beyond=check.beyond,
+        foreign=case.counts["G8"],
+        worst_age_s=check.worst_age_s,
+        broken=tuple(case.findings),
+        counts=dict(case.counts),
+    )
 
 
 def _ways(case: Judgement) -> dict[str, int]:
@@ -101,9 +116,12 @@ async def _reads(case: Judgement) -> Check:
         for _ in check.add(node, records(case.evidence.directory, node, "reads"), bound_s):
             await asyncio.sleep(0)  # so that Ctrl-C is heard
     for promise, stales, count in (
-        ("G1", check.worst, check.beyond), ("G2", check.missed, check.own_missed), ("G5", check.filled, check.fills),
-        ("G4", check.waited, check.unseen), ("G6", check.guarded, check.outlived),
-    ):  # fmt: skip
+        ("G1", check.worst, check.beyond),
+        ("G2", check.missed, check.own_missed),
+        ("G5", check.filled, check.fills),
+        ("G4", check.waited, check.unseen),
+        ("G6", check.guarded, check.outlived),
+    ):
         for stale in stales:
             case.found(promise, _told(case, stale), partial(case.teller.of_read, stale))
         case.counts[promise] = count
@@ -195,16 +213,20 @@ def _rests(case: Judgement, loads: list[Load]) -> None:
     """How soon a source was asked again."""
     evidence = case.evidence
     pairs = unexcused(
-        too_soon(evidence.items, loads), case.history.touching(evidence.items), evidence.befell(), evidence.taken(),
+        too_soon(evidence.items, loads),
+        case.history.touching(evidence.items),
+        evidence.befell(),
+        evidence.taken(),
         case.lead_s,
-    )  # fmt: skip
+    )
     for first, second in served(pairs, lambda node: records(evidence.directory, node, "shown")):
         what = "had answered" if first.version else "had failed"
         told = f"node {second.node} asked the source of {evidence.items[second.item]} again, which {what}"
         case.found(
-            "rest", f"{told} {second.began_s - first.ended_s:.3f} s before",
+            "rest",
+            f"{told} {second.began_s - first.ended_s:.3f} s before",
             partial(case.teller.of_loads, first, second, case.lead_s),
-        )  # fmt: skip
+        )
 
 
 def _at_rest(case: Judgement) -> int:
@@ -219,7 +241,8 @@ def _at_rest(case: Judgement) -> int:
             for level, version in zip(("L1", "L2"), versions, strict=True):
                 if version not in (0, source[item]):
                     case.found(
-                        "I14", f"{level} of node {node} has version {version} of {case.evidence.items[item]}, "
+                        "I14",
+                        f"{level} of node {node} has version {version} of {case.evidence.items[item]}, "
                         f"the source {source[item]}",
-                    )  # fmt: skip
+                    )
     return looked

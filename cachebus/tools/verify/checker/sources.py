@@ -126,17 +126,21 @@ def _fits(pair: tuple[Load, Load], started_s: float, answered_s: float) -> bool:
 
 
 def unexcused(
-    pairs: Iterable[tuple[Load, Load]], writes: Mapping[int, Excuses], trouble: Mapping[str, Excuses], taken: Excuses,
+    pairs: Iterable[tuple[Load, Load]],
+    writes: Mapping[int, Excuses],
+    trouble: Mapping[str, Excuses],
+    taken: Excuses,
     lead_s: float,
-) -> list[tuple[Load, Load]]:  # fmt: skip
+) -> list[tuple[Load, Load]]:
     """Those for which nothing explains the second load. `taken`: when leases were taken away, so that L2 refused what
     was loaded under one."""
     none: Any = Excuses(())
     return [
-        (first, second) for first, second in pairs
+        (first, second)
+        for first, second in pairs
         if not (first.version and taken.touch(first.began_s, first.ended_s))
         and not any(
             excuses.touch(first.began_s - lead_s, second.began_s)
             for excuses in (writes.get(first.item, none), trouble.get(first.node, none))
         )
-    ]  # fmt: skip
+    ]

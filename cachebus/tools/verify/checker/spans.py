@@ -74,9 +74,13 @@ def overlapping(loads: Iterable[Load]) -> list[tuple[Load, Load]]:
 
 
 def unexplained(
-    pairs: Iterable[tuple[Load, Load]], ends: Mapping[int, Excuses], trouble: Mapping[str, Excuses], faults: Excuses,
-    *, lead_s: float,
-) -> list[tuple[Load, Load]]:  # fmt: skip
+    pairs: Iterable[tuple[Load, Load]],
+    ends: Mapping[int, Excuses],
+    trouble: Mapping[str, Excuses],
+    faults: Excuses,
+    *,
+    lead_s: float,
+) -> list[tuple[Load, Load]]:
     """The pairs for which nothing ended the first lease; `lead_s`: for how long before its load it may be granted."""
     none, found = Excuses(()), []
     for first, second in pairs:
@@ -87,10 +91,15 @@ def unexplained(
 
 
 def too_often(
-    loads: Iterable[Load], away: Sequence[Span], forgot: Mapping[str, Excuses],
-    writes: Mapping[str, Mapping[int, Excuses]], bound_s: float, lead_s: float, kept: Callable[[Load], bool],
+    loads: Iterable[Load],
+    away: Sequence[Span],
+    forgot: Mapping[str, Excuses],
+    writes: Mapping[str, Mapping[int, Excuses]],
+    bound_s: float,
+    lead_s: float,
+    kept: Callable[[Load], bool],
     asked_s: Callable[[Load], float],
-) -> list[tuple[Load, Load]]:  # fmt: skip
+) -> list[tuple[Load, Load]]:
     """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away.
     `writes`: by node and item, its own. `kept`: whether the node keeps what it has loaded in its memory; `asked_s`:
     how old that is at most."""

@@ -43,9 +43,11 @@ class Teller:
         since_s = min(write.called_s, zero_s) if write else zero_s
         lines = [] if write is None else [_line(write.due_s - zero_s, _wrote(write, self.items[write.item]))]
         lines += [
-            _line(zero_s - zero_s, f"node {stale.node}: {READ_VERBS[stale.verb]} of {self.items[stale.item]} "
-                                   f"gave version {stale.version}")
-        ]  # fmt: skip
+            _line(
+                zero_s - zero_s,
+                f"node {stale.node}: {READ_VERBS[stale.verb]} of {self.items[stale.item]} gave version {stale.version}",
+            )
+        ]
         for node, (began_s, ended_s) in sorted(self.lives.items()):
             if began_s <= zero_s < ended_s:
                 lines.append(f"           node {node} {self._knew(node, zero_s, write)}")
@@ -104,9 +106,10 @@ class Teller:
 
     def _missed(self, stale: Stale) -> Write | None:
         fitting = [
-            w for w in self.writes
+            w
+            for w in self.writes
             if w.item == stale.item and w.version >= stale.missed and 0 < w.due_s < stale.started_s
-        ]  # fmt: skip
+        ]
         return min(fitting, key=lambda write: write.due_s, default=None)
 
     def _knew(self, node: str, at_s: float, write: Write | None) -> str:

@@ -104,11 +104,12 @@ class Verdict:
         """All of it, for JSON."""
         told = asdict(self)
         told |= {
-            "ok": self.ok, "stale": self.stale, "age_edges_s": list(EDGES_S), "within_bound": self.within_bound,
-            "broken": [
-                {"promise": f.promise, "told": f.told, "story": list(f.story)} for f in self.broken
-            ],
-        }  # fmt: skip
+            "ok": self.ok,
+            "stale": self.stale,
+            "age_edges_s": list(EDGES_S),
+            "within_bound": self.within_bound,
+            "broken": [{"promise": f.promise, "told": f.told, "story": list(f.story)} for f in self.broken],
+        }
         return told
 
 

@@ -28,9 +28,17 @@ class Answers:
     """The tapes of reads."""
 
     def __init__(
-        self, truth: Truth, reads: Tape, shown: Tape, absent: Tape, odd: Oddities, clock: Clock, *, longest_s: float,
+        self,
+        truth: Truth,
+        reads: Tape,
+        shown: Tape,
+        absent: Tape,
+        odd: Oddities,
+        clock: Clock,
+        *,
+        longest_s: float,
         lateness: Lateness,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`longest_s`: for how long a read may last that asks no source, what `lateness` tells apart."""
         self._lateness = lateness
         self._longest_s, self._absent = longest_s, absent

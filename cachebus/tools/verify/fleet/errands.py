@@ -42,9 +42,14 @@ class Errands(Source):
         """Return when L2 has let go of the item."""
         agent, conversation, collection = subject.contexts
         command = Invalidate(
-            op="invalidate", tenant_id=subject.tenant, data_type=subject.data_type, resource_id=subject.resource_id,
-            agent_id=agent, conversation_id=conversation, collection_id=collection,
-        )  # fmt: skip
+            op="invalidate",
+            tenant_id=subject.tenant,
+            data_type=subject.data_type,
+            resource_id=subject.resource_id,
+            agent_id=agent,
+            conversation_id=conversation,
+            collection_id=collection,
+        )
         done = asyncio.get_running_loop().create_future()
         self._next += 1
         self._waiting[self._next] = command, done

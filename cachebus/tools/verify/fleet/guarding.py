@@ -42,9 +42,12 @@ class Guards:
         mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
         version, ends_s = 0, 0.0
         guard = self._caches[item.world].write_guard(
-            [(item.data_type, item.resource_id, *item.contexts)], item.tenant, db_timeout_s=GUARD_DB_S,
-            timeout_s=self._time_s, wait="nodes" if waits else None,
-        )  # fmt: skip
+            [(item.data_type, item.resource_id, *item.contexts)],
+            item.tenant,
+            db_timeout_s=GUARD_DB_S,
+            timeout_s=self._time_s,
+            wait="nodes" if waits else None,
+        )
         try:
             async with guard:
                 entered_s = self._clock()

@@ -66,9 +66,17 @@ def make_items(worlds: int = WORLDS) -> list[Item]:
 
 
 def _add(
-    items: list[Any], tenant: str | None, data_type: str, resource_id: str, contexts: Contexts = NO_CONTEXTS,
-    *, tags: Sequence[str] = (), owned: bool = False, general: int = 0, world: int = 0,
-) -> int:  # fmt: skip
+    items: list[Any],
+    tenant: str | None,
+    data_type: str,
+    resource_id: str,
+    contexts: Contexts = NO_CONTEXTS,
+    *,
+    tags: Sequence[str] = (),
+    owned: bool = False,
+    general: int = 0,
+    world: int = 0,
+) -> int:
     number = len(items)
     place = tenant, *contexts
     items.append(
@@ -92,9 +100,15 @@ def _add_tenant(items: list[Any], tenant: str, world: int) -> None:
         broad = _add(items, tenant, "remote", f"{i}", tags=(f"t{i % TAGS}",), world=world)
         if i % 2:
             _add(
-                items, tenant, "remote", f"{i}", (f"a{i % 3}", None, None), tags=(f"t{i % TAGS}",), general=broad,
+                items,
+                tenant,
+                "remote",
+                f"{i}",
+                (f"a{i % 3}", None, None),
+                tags=(f"t{i % TAGS}",),
+                general=broad,
                 world=world,
-            )  # fmt: skip
+            )
         broad = _add(items, tenant, "maybe", f"{i}", world=world)
         if i % 2:
             _add(items, tenant, "maybe", f"{i}", (f"a{i % 3}", None, None), general=broad, world=world)

@@ -43,12 +43,21 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
     "page": {},
     "answer": {},
     "quick": {
-        "ttl_s": QUICK_TTL_S, "soft_ttl_s": 1.0, "fail_safe_s": FAIL_SAFE_S, "fail_safe_throttle_s": THROTTLE_S,
-        "ttl_jitter": 0.2, "retries": 0,
+        "ttl_s": QUICK_TTL_S,
+        "soft_ttl_s": 1.0,
+        "fail_safe_s": FAIL_SAFE_S,
+        "fail_safe_throttle_s": THROTTLE_S,
+        "ttl_jitter": 0.2,
+        "retries": 0,
     },
     "profile": {
-        "ttl_s": 1.0, "fail_safe_s": FAIL_SAFE_S, "fail_safe_throttle_s": THROTTLE_S, "load_soft_timeout_s": 0.05,
-        "model": Profile, "copy": True, "retries": 0,
+        "ttl_s": 1.0,
+        "fail_safe_s": FAIL_SAFE_S,
+        "fail_safe_throttle_s": THROTTLE_S,
+        "load_soft_timeout_s": 0.05,
+        "model": Profile,
+        "copy": True,
+        "retries": 0,
     },
     "remote": {"l1": False, "soft_ttl_s": 0.5},
     "maybe": {"ttl_s": QUICK_TTL_S, "negative_ttl_s": NEGATIVE_S, "fail_safe_s": TTL_S},
@@ -56,11 +65,15 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
     "blob": {"compress_over_bytes": 100, "copy": True},
     "bulk": {"l1_ttl_s": 2.0, "compress_over_bytes": 500_000},
     "odd": {
-        "ttl_s": 1.0, "soft_ttl_s": 0.5, "fail_safe_s": FAIL_SAFE_S, "fail_safe_throttle_s": THROTTLE_S, "retries": 0,
+        "ttl_s": 1.0,
+        "soft_ttl_s": 0.5,
+        "fail_safe_s": FAIL_SAFE_S,
+        "fail_safe_throttle_s": THROTTLE_S,
+        "retries": 0,
     },
     "deed": {},
     "system": {},
-}  # fmt: skip
+}
 POLICIES: Final = {name: Policy(**({"ttl_s": TTL_S, "load_timeout_s": LOAD_S} | way)) for name, way in _WAYS.items()}
 """Each type takes another way through the library: plain, tagged, with contexts, expiring and refreshed, a model,
 without L1, absent at times, claimed by `add`, copied and compressed, from bytes to a megabyte, odd, only
@@ -68,8 +81,9 @@ written behind guards, without tenant."""
 
 LIVES_S: Final = {
     name: (policy.ttl_s or TTL_S) + (policy.fail_safe_s or 0.0)
-    for name, policy in POLICIES.items() if policy.ttl_s != TTL_S
-}  # fmt: skip
+    for name, policy in POLICIES.items()
+    if policy.ttl_s != TTL_S
+}
 """For how long a loaded value of these types may be served at most."""
 SOFT_S: Final = {
     name: policy.soft_ttl_s for name, policy in POLICIES.items() if policy.soft_ttl_s is not None and policy.l1

@@ -43,9 +43,15 @@ class Loaders:
     """A loader for every item, made once."""
 
     def __init__(
-        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, tape: Tape, oddities: Oddities,
-        dice: Random, clock: Clock,
-    ) -> None:  # fmt: skip
+        self,
+        caches: Sequence[Cache],
+        items: Sequence[Item],
+        truth: Truth,
+        tape: Tape,
+        oddities: Oddities,
+        dice: Random,
+        clock: Clock,
+    ) -> None:
         self._caches, self._truth, self._tape, self._oddities = caches, truth, tape, oddities
         self._dice, self._clock = dice, clock
         self.slow_until_s = self.sour_until_s = self.stuck_until_s = NEVER

@@ -95,27 +95,48 @@ class _Node:
         self._publishing = Publishing(caches[0]._live().bus, monotonic)
         # A node's operations are the same for the same seed: only when they come differs.
         name, odd = f"{job.seed}:{job.name}", Oddities(self._tapes["odd"])
-        self._loaders = Loaders(
-            caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic
-        )  # fmt: skip
+        self._loaders = Loaders(caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic)
         self._lateness = Lateness()
         self._answers = Answers(
-            truth, self._tapes["reads"], self._tapes["shown"], self._tapes["absent"], odd, monotonic,
-            longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S, lateness=self._lateness,
-        )  # fmt: skip
+            truth,
+            self._tapes["reads"],
+            self._tapes["shown"],
+            self._tapes["absent"],
+            odd,
+            monotonic,
+            longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
+            lateness=self._lateness,
+        )
         self._readers = Readers(
-            caches, items, truth, self._loaders, self._answers, self._tapes["tokens"], Random(f"{name}:reads"),
-            job.rate, monotonic, order_seed=str(job.seed),
-        )  # fmt: skip
+            caches,
+            items,
+            truth,
+            self._loaders,
+            self._answers,
+            self._tapes["tokens"],
+            Random(f"{name}:reads"),
+            job.rate,
+            monotonic,
+            order_seed=str(job.seed),
+        )
         self._errands = Errands(settings_of(job))
-        guards = Guards(
-            caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s
-        )  # fmt: skip
+        guards = Guards(caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s)
         self._writers = Writers(
-            caches, items, truth, self._tapes["writes"], odd, guards, Random(f"{name}:writes"), monotonic,
-            node=job.node, nodes=job.nodes, rate=job.write_rate, read_own=self._readers.own, order_seed=str(job.seed),
+            caches,
+            items,
+            truth,
+            self._tapes["writes"],
+            odd,
+            guards,
+            Random(f"{name}:writes"),
+            monotonic,
+            node=job.node,
+            nodes=job.nodes,
+            rate=job.write_rate,
+            read_own=self._readers.own,
+            order_seed=str(job.seed),
             errands=self._errands,
-        )  # fmt: skip
+        )
         self._before = 0, 0
         self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
 
@@ -215,9 +236,10 @@ class _Node:
     def _left(self) -> str:
         """What there is now that was not there before the load; "" of a node that began amid faults."""
         more = [
-            f"{now - before} {name}" for now, before, name in zip(_count(), self._before, COUNTED, strict=True)
+            f"{now - before} {name}"
+            for now, before, name in zip(_count(), self._before, COUNTED, strict=True)
             if now > before
-        ]  # fmt: skip
+        ]
         return " and ".join(more) if self._job.life == 1 else ""
 
     def _ready(self) -> bool:

@@ -9,9 +9,17 @@ from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
 
 FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, NO_CYCLE, COUNTED, REFUSED, LONG, DOWN = range(1, 11)
 PROMISES: Final = {
-    FOREIGN: "G8", CHANGED: "equal", SHARED: "equal", CANCELLED: "own fate", CLOSED: "own fate", NO_CYCLE: "circle",
-    COUNTED: "counter", REFUSED: "add", LONG: "time", DOWN: "up",
-}  # fmt: skip
+    FOREIGN: "G8",
+    CHANGED: "equal",
+    SHARED: "equal",
+    CANCELLED: "own fate",
+    CLOSED: "own fate",
+    NO_CYCLE: "circle",
+    COUNTED: "counter",
+    REFUSED: "add",
+    LONG: "time",
+    DOWN: "up",
+}
 """Which promise each breaks."""
 TOLD: Final = {
     FOREIGN: "was given version {b} of another item, number {a}",

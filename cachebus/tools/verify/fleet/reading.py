@@ -19,10 +19,20 @@ from cachebus.tools.verify.fleet.truth import RECENT, SESSIONS, Token, Truth
 
 LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
 VERBS: Final = (
-    "get_or_load", "get", "get(use_memory=False)", "get_many", "get(search_hierarchy=True)",
-    "get_or_load(use_memory=False)", "read(after=token)", "read(after=session)", "get_or_load of an own write",
-    "get_with_cache_aside", "@cached", "get_or_load(search_hierarchy=True)", "get_or_load(ttl=)",
-)  # fmt: skip
+    "get_or_load",
+    "get",
+    "get(use_memory=False)",
+    "get_many",
+    "get(search_hierarchy=True)",
+    "get_or_load(use_memory=False)",
+    "read(after=token)",
+    "read(after=session)",
+    "get_or_load of an own write",
+    "get_with_cache_aside",
+    "@cached",
+    "get_or_load(search_hierarchy=True)",
+    "get_or_load(ttl=)",
+)
 WEIGHTS: Final = (68, 20, 1, 1, 1.5, 0.5, 1.5, 1, 0, 2, 2, 1, 1)
 WALKERS: Final = 256
 BATCH: Final = 512
@@ -41,9 +51,18 @@ class Readers:
     """Reads at a pace until told to stop."""
 
     def __init__(
-        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, loaders: Loaders, answers: Answers,
-        tokens: Tape, dice: Random, rate: float, clock: Clock, order_seed: str,
-    ) -> None:  # fmt: skip
+        self,
+        caches: Sequence[Cache],
+        items: Sequence[Item],
+        truth: Truth,
+        loaders: Loaders,
+        answers: Answers,
+        tokens: Tape,
+        dice: Random,
+        rate: float,
+        clock: Clock,
+        order_seed: str,
+    ) -> None:
         self._caches, self._items, self._truth, self._loaders = caches, items, truth, loaders
         self._answers, self._tokens = answers, tokens
         self._dice, self._clock = dice, clock
@@ -52,16 +71,25 @@ class Readers:
         self.begun = 0
         self._chosen = self._choose(order_seed)
         self._do = (
-            self._load, self._get, self._get_l2, self._many, self._search, self._load_l2, self._token, self._session,
-            self._load, self._aside, self._cached, self._search_load, self._load_ttl,
-        )  # fmt: skip
+            self._load,
+            self._get,
+            self._get_l2,
+            self._many,
+            self._search,
+            self._load_l2,
+            self._token,
+            self._session,
+            self._load,
+            self._aside,
+            self._cached,
+            self._search_load,
+            self._load_ttl,
+        )
         self._alike: dict[tuple[int, str | None, str], list[str]] = {}
         for item in items[1:]:
             if item.contexts == (None, None, None):
                 self._alike.setdefault((item.world, item.tenant, item.data_type), []).append(item.resource_id)
-        self._by_name = {
-            (i.world, i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number
-        }  # fmt: skip
+        self._by_name = {(i.world, i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number}
         self._functions = [item and self._function(item) for item in items]
 
     def stop(self) -> None:
@@ -111,9 +139,16 @@ class Readers:
         return self._caches[item.world].get(item.data_type, item.resource_id, *item.place, **how)
 
     async def _ask(
-        self, item: Item, verb: int, question: Any, *, loads: bool = False, wider: int = 0, hurries: bool = True,
+        self,
+        item: Item,
+        verb: int,
+        question: Any,
+        *,
+        loads: bool = False,
+        wider: int = 0,
+        hurries: bool = True,
         after: str | None = None,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """One read, and what came of it: its version, 0 for none. `loads`, `wider`: as of `Answers.note`. `hurries`:
         whether it may have a time limit; who has given up asks again at once, without one, `after` the same token."""
         limited = hurries and self._dice.random() < LIMITED
@@ -185,9 +220,15 @@ class Readers:
         agent, conversation, collection = item.contexts
 
         @cached(
-            item.data_type, resource_id=item.resource_id, tenant_id=item.tenant, agent_id=agent,
-            conversation_id=conversation, collection_id=collection, tags=item.tags, cache=self._caches[item.world],
-        )  # fmt: skip
+            item.data_type,
+            resource_id=item.resource_id,
+            tenant_id=item.tenant,
+            agent_id=agent,
+            conversation_id=conversation,
+            collection_id=collection,
+            tags=item.tags,
+            cache=self._caches[item.world],
+        )
         async def function() -> Any:
             return await self._loaders.ordinary[item.number]()
 

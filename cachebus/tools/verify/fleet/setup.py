@@ -76,9 +76,4 @@ def settings_of(job: Job, world: int = 0) -> Settings:
 def _kafka(job: Job) -> dict[str, Any]:
     if not job.kafka:
         return {}
-    return {
-        "bus": "kafka",
-        "kafka_bootstrap_servers": job.kafka,
-        "kafka_topic": TOPIC,
-        "kafka_partitions": PARTITIONS,
-    }
+    return {"bus": "kafka", "kafka_bootstrap_servers": job.kafka, "kafka_topic": TOPIC, "kafka_partitions": PARTITIONS}

@@ -40,9 +40,17 @@ WAITED: Final = 64
 ITEM_MASK: Final = (1 << VERB_SHIFT) - 1
 
 KINDS: Final = {
-    "reads": READ, "writes": WRITE, "loads": LOAD, "tokens": TOKEN, "shown": SHOWN, "absent": SHOWN, "applied": APPLIED,
-    "trouble": TROUBLE, "odd": ODD, "rest": REST,
-}  # fmt: skip
+    "reads": READ,
+    "writes": WRITE,
+    "loads": LOAD,
+    "tokens": TOKEN,
+    "shown": SHOWN,
+    "absent": SHOWN,
+    "applied": APPLIED,
+    "trouble": TROUBLE,
+    "odd": ODD,
+    "rest": REST,
+}
 
 
 class Tape:

@@ -14,9 +14,12 @@ from cachebus.tools.verify.fleet.tape import Tape
 
 STALLED, L2_FAILED, BEGAN_ANEW, HEARD_AHEAD, HURRIED = range(1, 6)
 TROUBLES: Final = {
-    STALLED: "stalled", L2_FAILED: "got no answer from L2", BEGAN_ANEW: "dropped all it held",
-    HEARD_AHEAD: "heard what comes behind a hole", HURRIED: "was late",
-}  # fmt: skip
+    STALLED: "stalled",
+    L2_FAILED: "got no answer from L2",
+    BEGAN_ANEW: "dropped all it held",
+    HEARD_AHEAD: "heard what comes behind a hole",
+    HURRIED: "was late",
+}
 EVERY_S: Final = 0.02
 LATE_KEPT: Final = 1_000
 HURRIED_S: Final = 0.03

@@ -23,14 +23,36 @@ from cachebus.tools.verify.fleet.truth import RECENT, Token, Truth
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
 CLAIM, FEW, ERRAND = 11, 12, 13
 VERBS: Final = (
-    "invalidate", "invalidate(contexts=all)", "invalidate_tags", "invalidate_scope(type)",
-    "invalidate_scope(type, context)", "invalidate_scope(tenant)", "set", "delete", "add", "invalidate, repeated later",
-    "write_guard", "add of what was absent", "invalidate_targets", "invalidate, by a worker",
-)  # fmt: skip
+    "invalidate",
+    "invalidate(contexts=all)",
+    "invalidate_tags",
+    "invalidate_scope(type)",
+    "invalidate_scope(type, context)",
+    "invalidate_scope(tenant)",
+    "set",
+    "delete",
+    "add",
+    "invalidate, repeated later",
+    "write_guard",
+    "add of what was absent",
+    "invalidate_targets",
+    "invalidate, by a worker",
+)
 WEIGHTS: Final = {
-    KEY: 46, EVERY_CONTEXT: 6, TAG: 3, TYPE: 1, CONTEXT: 2, TENANT: 0.1, SET: 26, DELETE: 5, ADD: 4, GUARDED: 15,
-    CLAIM: 4, FEW: 3, ERRAND: 8,
-}  # fmt: skip
+    KEY: 46,
+    EVERY_CONTEXT: 6,
+    TAG: 3,
+    TYPE: 1,
+    CONTEXT: 2,
+    TENANT: 0.1,
+    SET: 26,
+    DELETE: 5,
+    ADD: 4,
+    GUARDED: 15,
+    CLAIM: 4,
+    FEW: 3,
+    ERRAND: 8,
+}
 GUARDED_TYPE: Final = "deed"
 """Only written behind guards, so that what one of these leaves behind is not soon replaced by another write."""
 DEEDS: Final = 0.7
@@ -59,10 +81,23 @@ class Writers:
     """Writes at a pace until told to stop."""
 
     def __init__(
-        self, caches: Sequence[Cache], items: Sequence[Item], truth: Truth, tape: Tape, odd: Oddities, guards: Guards,
-        dice: Random, clock: Clock, *, node: int, nodes: int, rate: float, read_own: Callable[[Item], Awaitable[None]],
-        order_seed: str, errands: Errands,
-    ) -> None:  # fmt: skip
+        self,
+        caches: Sequence[Cache],
+        items: Sequence[Item],
+        truth: Truth,
+        tape: Tape,
+        odd: Oddities,
+        guards: Guards,
+        dice: Random,
+        clock: Clock,
+        *,
+        node: int,
+        nodes: int,
+        rate: float,
+        read_own: Callable[[Item], Awaitable[None]],
+        order_seed: str,
+        errands: Errands,
+    ) -> None:
         self._caches, self._items, self._truth, self._tape = caches, items, truth, tape
         self._odd, self._guards, self._errands = odd, guards, errands
         self._dice, self._clock, self._read_own = dice, clock, read_own
@@ -161,9 +196,13 @@ class Writers:
         elif verb == ADD:
             await self._told(ADD, {item: version}, lambda _: self._add(item, value))
         else:
-            await self._told(SET, {item: version}, lambda wait: self._cache(item).set(
-                item.data_type, item.resource_id, value, *item.place, tags=item.tags, wait=wait
-            ))  # fmt: skip
+            await self._told(
+                SET,
+                {item: version},
+                lambda wait: self._cache(item).set(
+                    item.data_type, item.resource_id, value, *item.place, tags=item.tags, wait=wait
+                ),
+            )
 
     async def _claim(self, item: Item) -> None:
         """Remove the item at the source, then bring it back by `add`: that it was absent, which may be cached, is no

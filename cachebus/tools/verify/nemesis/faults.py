@@ -19,8 +19,18 @@ from cachebus.tools.verify.target.stage import Fault, Strike
 _ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
 FAULTS: Final = {fault.name: fault for fault in _ALL}
 GROUPS: Final = ("network", "node", "source", "server", "group", "bus", "broker")
-OF_REDIS: Final = ("hang-events", "deaf", "delay-events", "drop", "double", "reorder", "garble", "garble-head",
-           "kill-pubsub", "buffer-kill")  # fmt: skip
+OF_REDIS: Final = (
+    "hang-events",
+    "deaf",
+    "delay-events",
+    "drop",
+    "double",
+    "reorder",
+    "garble",
+    "garble-head",
+    "kill-pubsub",
+    "buffer-kill",
+)
 """Faults of a subscription: there is none where Kafka carries the events."""
 NOT_OF: Final = {
     "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot"),
@@ -30,8 +40,11 @@ NOT_OF: Final = {
 OF_A_GROUP: Final = ("lost-primary", "half-lost-primary")
 """Faults of the network that need several servers."""
 ROWS: Final = {
-    "node": ("network", "node", "bus"), "source": ("source",), "server": ("server", "group"), "broker": ("broker",),
-}  # fmt: skip
+    "node": ("network", "node", "bus"),
+    "source": ("source",),
+    "server": ("server", "group"),
+    "broker": ("broker",),
+}
 FIRST_BOUNDS: Final = 0.5
 """Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
 LAST_BOUNDS: Final = 1.0
@@ -57,7 +70,7 @@ def chosen(words: str) -> tuple[Fault, ...]:
 
 def possible(
     faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = ALONE, bus: str = REDIS
-) -> tuple[Fault, ...]:  # fmt: skip
+) -> tuple[Fault, ...]:
     """Those that can be made where the server is our own or not, with proxies before it or not, on this kind of it, and
     with what carries the events."""
 

@@ -208,19 +208,39 @@ def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.
 
 
 GROUP_FAULTS: Final = (
-    _fault("failover", "SIGKILL of a primary; it returns when another has taken its place",
-           _failover(loses=False), (0.5, 2.0)),
-    _fault("failover-loss", "the same, after its replicas were stopped for a while: what was written then is lost",
-           _failover(loses=True), (0.5, 2.0)),
-    _fault("primary-pause", "SIGSTOP of a primary, later SIGCONT, when another may have taken its place",
-           _pause, (0.3, 3.0)),
+    _fault(
+        "failover",
+        "SIGKILL of a primary; it returns when another has taken its place",
+        _failover(loses=False),
+        (0.5, 2.0),
+    ),
+    _fault(
+        "failover-loss",
+        "the same, after its replicas were stopped for a while: what was written then is lost",
+        _failover(loses=True),
+        (0.5, 2.0),
+    ),
+    _fault(
+        "primary-pause",
+        "SIGSTOP of a primary, later SIGCONT, when another may have taken its place",
+        _pause,
+        (0.3, 3.0),
+    ),
     _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
-    _fault("handover", "a replica takes the place of a primary that lives (SENTINEL FAILOVER, CLUSTER FAILOVER)",
-           _hand_over, (0.5, 3.0)),
+    _fault(
+        "handover",
+        "a replica takes the place of a primary that lives (SENTINEL FAILOVER, CLUSTER FAILOVER)",
+        _hand_over,
+        (0.5, 3.0),
+    ),
     _fault("split", "two primaries, each with a part of the replicas and of the nodes (Sentinel)", _split, (1.5, 4.0)),
     _fault("sentinels-away", "SIGSTOP of all Sentinels", _sentinels_away, (0.5, 3.0)),
-    _fault("half-moved", "a part of a slot's keys moves to another primary, and back (Cluster)",
-           _half_moved(hangs=False), (0.3, 2.0)),
+    _fault(
+        "half-moved",
+        "a part of a slot's keys moves to another primary, and back (Cluster)",
+        _half_moved(hangs=False),
+        (0.3, 2.0),
+    ),
     _fault("hung-target", "the same, and that primary hangs meanwhile (Cluster)", _half_moved(hangs=True), (0.3, 1.0)),
     _fault("uncovered-slot", "a slot that no server has (Cluster)", _uncover, (0.3, 2.0)),
     _fault("primary-noreplicas", "a primary refuses writes: NOREPLICAS", _no_replicas, (0.3, 2.0)),
@@ -229,4 +249,4 @@ GROUP_FAULTS: Final = (
     _fault("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),
     _fault("primary-clients", "CLIENT KILL TYPE normal at a primary", _at_primary("CLIENT", "KILL", "TYPE", "normal")),
     _fault("primary-pubsub", "CLIENT KILL TYPE pubsub at a primary", _at_primary("CLIENT", "KILL", "TYPE", "pubsub")),
-)  # fmt: skip
+)

@@ -55,9 +55,16 @@ NODE_FAULTS: Final = (
     Fault("stop", "node", "SIGSTOP, later SIGCONT", (0.3, 2.5), _stop),
     Fault("kill", "node", "SIGKILL, and a new node in its place", (0.0, 1.0), _kill),
     Fault("stall", "node", "its event loop stands still", (0.2, 1.5), _ordered(messages.STALL)),
-    Fault("newborn", "node", "FLUSHALL while all other nodes hang, and a new node begins history at 1", (0.2, 0.5),
-          _newborn, own=True, ends_leases=True),
-)  # fmt: skip
+    Fault(
+        "newborn",
+        "node",
+        "FLUSHALL while all other nodes hang, and a new node begins history at 1",
+        (0.2, 0.5),
+        _newborn,
+        own=True,
+        ends_leases=True,
+    ),
+)
 
 SOURCE_FAULTS: Final = (
     Fault("slow", "source", "many loads of a node last longer than their lease", (0.5, 3.0), _ordered(messages.SLOW)),

@@ -154,8 +154,13 @@ SERVER_FAULTS: Final = (
     _fault("script-flush", "SCRIPT FLUSH", _commands(("SCRIPT", "FLUSH")), mild=True),
     _fault("kill-pubsub", "CLIENT KILL TYPE pubsub", _commands(("CLIENT", "KILL", "TYPE", "pubsub")), mild=True),
     _fault("kill-normal", "CLIENT KILL TYPE normal", _commands(("CLIENT", "KILL", "TYPE", "normal"))),
-    _fault("buffer-kill", "subscribers are disconnected by an output buffer limit of one byte",
-           _meanwhile(("client-output-buffer-limit", "pubsub 1 0 0"), _BUFFER_AS_IT_COMES), (0.1, 0.5), mild=True),
+    _fault(
+        "buffer-kill",
+        "subscribers are disconnected by an output buffer limit of one byte",
+        _meanwhile(("client-output-buffer-limit", "pubsub 1 0 0"), _BUFFER_AS_IT_COMES),
+        (0.1, 0.5),
+        mild=True,
+    ),
     _fault("noreplicas", "writes are refused: NOREPLICAS", _meanwhile(("min-replicas-to-write", "1"), "0"), (0.2, 1.5)),
     _fault("full", "writes are refused: OOM", _meanwhile(("maxmemory", "1"), "0"), (0.2, 1.5)),
     _fault("busy", "a Lua script that holds the server: -BUSY", _busy, (0.2, 1.0)),
@@ -163,9 +168,17 @@ SERVER_FAULTS: Final = (
     _fault("pause", "SIGSTOP, later SIGCONT", _pause, (0.2, 2.5)),
     _fault("crash", "SIGKILL, and a restart without data", _restart(_nothing, Machine.forget), (0.5, 4.0)),
     _fault("restart", "SIGKILL after SAVE, and a restart with all data", _restart(_keep, _as_it_is), (0.5, 4.0)),
-    _fault("restart-old", "SIGKILL, and a restart with data of some seconds before",
-           _restart(_keep_old, lambda machine: machine.put_back(OLD)), (0.5, 2.0)),
-    _fault("restart-aof", "SIGKILL, and a restart with an append-only file that lacks its last writes", _of_the_log,
-           (0.5, 2.0)),
+    _fault(
+        "restart-old",
+        "SIGKILL, and a restart with data of some seconds before",
+        _restart(_keep_old, lambda machine: machine.put_back(OLD)),
+        (0.5, 2.0),
+    ),
+    _fault(
+        "restart-aof",
+        "SIGKILL, and a restart with an append-only file that lacks its last writes",
+        _of_the_log,
+        (0.5, 2.0),
+    ),
     _fault("backup", "a backup that asks for all data as a replica does (redis-cli --rdb)", _back_up),
-)  # fmt: skip
+)

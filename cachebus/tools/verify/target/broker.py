@@ -112,9 +112,7 @@ async def brokered(nodes: int) -> AsyncIterator[Broker]:
             for node, port in ports.items()
         }
         names = {node: f"NODE{node}" for node in ports}
-        server = KafkaServer(
-            listeners={names[node]: (ports[node], proxies[node].port) for node in ports},
-        )
+        server = KafkaServer(listeners={names[node]: (ports[node], proxies[node].port) for node in ports})
         broker = Broker(server, proxies)
         try:
             await broker.start()

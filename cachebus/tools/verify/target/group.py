@@ -230,7 +230,8 @@ async def grouped(kind: Kind, binary: ServerBinary, namespace: str, seed: int) -
     # Else a deposed primary would go on acknowledging what is lost: the promises need this setting.
     least = needed(replicas)
     async with (
-        SentinelGroup(binary, replicas=replicas, min_replicas=least) if kind == "sentinel"
+        SentinelGroup(binary, replicas=replicas, min_replicas=least)
+        if kind == "sentinel"
         else ClusterGroup(binary, replicas=replicas, min_replicas=least)
-    ) as group:  # fmt: skip
+    ) as group:
         yield GroupUnderTest(group, kind, binary.name, namespace)
