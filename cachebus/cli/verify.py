@@ -19,8 +19,8 @@ def verify(
             metavar="URL",
             show_default=False,
             help="Test against this server (redis://, rediss://, valkey://, valkeys:// or unix://) instead of one "
-            "of its own. It is mostly read; keys stay within a namespace of their own, and are removed; faults are made in "
-            "proxies and nodes alone.",
+            "of its own. It is mostly read; keys stay within a namespace of their own, and are removed; faults are "
+            "made in proxies and nodes alone.",
         ),
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=2, max=32, help="Node processes.")] = 4,
