@@ -22,6 +22,19 @@ local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], numb
 local alone = number(meta[13])
 if meta[1] and meta[1] ~= ARGV[1] then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. ARGV[1]) end
 local info = redis.call('INFO', 'replication')
+-- A primary whose whole machine stood still wakes beside the one in its place, and the server's own count of replicas that
+-- keep up is up to a second old: it goes by that one, and would write. How long each has been silent it tells as it is now.
+-- At most half of those that follow can be missing where the setting is right. A replica speaks every second: two and a
+-- rounded one are no silence.
+if string.find(info, 'min_slaves_good_slaves:', 1, true) then
+  local online, heard = 0, 0
+  for lag in string.gmatch(info, 'state=online,offset=%d+,lag=(%d+)') do
+    online, heard = online + 1, heard + (tonumber(lag) <= 2 and 1 or 0)
+  end
+  if heard < math.floor((online + 1) / 2) then
+    return redis.error_reply('NOREPLICAS it has not heard from ' .. int(online - heard) .. ' of ' .. int(online) .. ' replicas for 3 s')
+  end
+end
 local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
   or not string.find(info, 'master_replid:' .. meta[2], 1, true)
 

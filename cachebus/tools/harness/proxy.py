@@ -175,7 +175,7 @@ class _Pair:
         self._gone = gone
         self._node: _End | None = node
         self._server: _End | None = None
-        self._ended = False
+        self._ended = self._reached = False
         self.kind: Kind = "data"
         self._up, self._down = Stream(ways["data", "up"]), Stream(ways["data", "down"])
         self._up.source = self._down.sink = node.transport
@@ -186,9 +186,9 @@ class _Pair:
         if self._ended:
             server.transport.abort()
             return
-        self._server = server
+        self._server, self._reached = server, True
         self._up.sink = self._down.source = server.transport
-        server.onto, server.lost = self._down if self._node is not None else None, self.cut
+        server.onto, server.lost = self._down if self._node is not None else None, self._server_lost
         self._up.flush()
         if self._node is None:
             self._close_behind()
@@ -199,6 +199,8 @@ class _Pair:
         self._down.flush()
         if self._node is None:
             self._close_behind()
+        elif self._reached and self._server is None:
+            self._close_before()
 
     def cut(self) -> None:
         """Break both ends now."""
@@ -225,15 +227,28 @@ class _Pair:
         if self._server is not None:
             stream.source, self._server.onto = self._server.transport, stream
 
+    # A hang-up is the last that arrives: where bytes are held, so is it.
+
     def _node_lost(self) -> None:
         self._node = None
         self._down.drop()
         if self._server is not None:
             self._server.onto = None  # nobody is left to hear it
-        if self._up.empty:
+        if self._up.passed:
+            self.cut()
+
+    def _server_lost(self) -> None:
+        self._server = None
+        self._up.drop()
+        if self._down.passed:
             self.cut()
 
     def _close_behind(self) -> None:
         """The node has hung up: once its last bytes are through, so does this."""
-        if self._up.empty and self._server is not None and not self._ended:
+        if self._up.passed and self._server is not None and not self._ended:
             self._server.transport.close()
+
+    def _close_before(self) -> None:
+        """So has the server."""
+        if self._down.passed and self._node is not None and not self._ended:
+            self._node.transport.close()

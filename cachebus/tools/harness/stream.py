@@ -49,9 +49,9 @@ class Stream:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._waiting
+    def passed(self) -> bool:
+        """Whether all that was sent has arrived, and what is sent next would."""
+        return not self._waiting and not self.way.held
 
     def take(self, data: bytes) -> None:
         """Bytes from the source."""

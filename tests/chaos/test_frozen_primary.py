@@ -1,0 +1,70 @@
+"""A primary whose whole machine stands still, and wakes beside the one that was promoted in its place.
+
+1. The primary stands still, and so does its network: that its replicas leave does not reach it.
+2. One of them is promoted, and the other follows that one.
+3. The primary wakes. By its own count, up to a second old, its replicas keep up, so it writes: whoever knows of no other
+   primary would be given receipts and leases by it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from cachebus import CacheBusError
+from cachebus.base.clock import monotonic
+from cachebus.producers import DirectProducer
+from cachebus.resp import Address
+from cachebus.tools.harness.proxy import HOST, Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import ask
+from tests.support.caches import past, quick, until
+from tests.support.replicas import led
+
+TENANT = "acme"
+FROZEN_S = 4.2
+"""Longer than a replica may be silent: how long it has been is told in whole seconds."""
+
+
+async def test_a_primary_that_wakes_beside_another_confirms_nothing() -> None:
+    with ExitStack() as stack:
+        first, second, third = await led(stack, 2, "min-replicas-to-write 1")
+        async with Proxy(dialer(Address(HOST, first.port))) as network:
+            for replica in (second, third):
+                await ask(replica, "REPLICAOF", HOST, network.port)
+            await until(lambda: keeping_up(first))
+            async with DirectProducer(quick(first.url)) as producer:
+                await producer.invalidate("config", "x", tenant_id=TENANT)
+            await counted(first)
+            first.pause()
+            network.hold()
+            frozen_s = monotonic()
+            await ask(second, "REPLICAOF", "NO", "ONE")
+            await ask(third, "REPLICAOF", HOST, second.port)
+            await past(frozen_s + FROZEN_S)
+            first.resume()
+            with pytest.raises(CacheBusError, match="NOREPLICAS it has not heard from 2 of 2 replicas"):
+                async with DirectProducer(quick(first.url)) as producer:
+                    await producer.invalidate("config", "x", tenant_id=TENANT)
+
+
+async def keeping_up(primary: EmbeddedServer) -> bool:
+    """Whether both replicas do, by its own count."""
+    text: bytes = await ask(primary, "INFO", "replication")
+    return text.count(b"state=online") == 2 and b"min_slaves_good_slaves:2" in text
+
+
+async def counted(primary: EmbeddedServer) -> None:
+    """Until it has just looked how its replicas keep up: then it pings them. For a second it does not look again."""
+
+    async def written() -> bytes:
+        text: bytes = await ask(primary, "INFO", "replication")
+        return text.partition(b"master_repl_offset:")[2].split()[0]
+
+    before = await written()
+
+    async def moved() -> bool:
+        return await written() != before
+
+    await until(moved)
