@@ -32,7 +32,8 @@ if string.find(info, 'min_slaves_good_slaves:', 1, true) then
     online, heard = online + 1, heard + (tonumber(lag) <= 2 and 1 or 0)
   end
   if heard < math.floor((online + 1) / 2) then
-    return redis.error_reply('NOREPLICAS it has not heard from ' .. int(online - heard) .. ' of ' .. int(online) .. ' replicas for 3 s')
+    local silent = int(online - heard) .. ' of ' .. int(online)
+    return redis.error_reply('NOREPLICAS it has not heard from ' .. silent .. ' replicas for 3 s')
   end
 end
 local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
