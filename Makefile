@@ -12,8 +12,8 @@ EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-s
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
-VERSIONS := 3.12 3.11 3.13
+# In this order: for 3.12 every server of the tests has a wheel, the oldest among them. Any later one will do as well.
+VERSIONS := 3.12 3.11 3.13 3.14 3.15
 
 .PHONY: help demo test quick young check format bench campaign build wheel clean
 
@@ -82,24 +82,27 @@ on_a_young_clock() {
 endef
 export ON_A_YOUNG_CLOCK
 
-# A candidate counts only if it runs (a version manager's shim may not), is the version asked for, and can make an
-# environment (Debian packs that apart).
+# A candidate counts only if it runs (a version manager's shim may not), is 3.11 or newer, and can make an environment
+# (Debian packs that apart).
 define PICK_PYTHON
-fits() { "$$1" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' "$${@:2}"; }
+fits() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'; }
 pick() {
   if [ -n "$(PYTHON)" ]; then
-    if fits "$(PYTHON)" $(VERSIONS); then echo "$(PYTHON)"; return 0; fi
-    echo "PYTHON=$(PYTHON) does not run, is none of $(VERSIONS), or lacks the module venv" >&2; return 1
+    if fits "$(PYTHON)"; then echo "$(PYTHON)"; return 0; fi
+    echo "PYTHON=$(PYTHON) does not run, is older than 3.11, or lacks the module venv" >&2; return 1
   fi
   local version candidate
   for version in $(VERSIONS); do
-    for candidate in python$$version python3 python \
+    for candidate in python$$version \
       "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version*/bin/python3 \
       "$$HOME"/.local/share/uv/python/cpython-$$version*/bin/python3; do
-      if command -v "$$candidate" >/dev/null && fits "$$candidate" $$version 2>/dev/null; then echo "$$candidate"; return 0; fi
+      if command -v "$$candidate" >/dev/null && fits "$$candidate" 2>/dev/null; then echo "$$candidate"; return 0; fi
     done
   done
-  echo "no Python of $(VERSIONS) with the module venv found: install one (Debian: apt-get install python3 python3-venv), or name it by PYTHON=" >&2
+  for candidate in python3 python; do
+    if command -v "$$candidate" >/dev/null && fits "$$candidate" 2>/dev/null; then echo "$$candidate"; return 0; fi
+  done
+  echo "no Python from 3.11 on with the module venv found: install one (Debian: apt-get install python3 python3-venv), or name it by PYTHON=" >&2
   return 1
 }
 endef
