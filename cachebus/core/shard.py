@@ -23,6 +23,7 @@ AHEAD_MAX = 65_536
 BEYOND = 1 << 62
 """A seq above all others, for a drop that no event stands for: nothing under way survives it."""
 OWED_MAX = 16
+MARKS_MAX = 500_000
 EPOCHS_MAX = 64
 """Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
 
@@ -61,9 +62,6 @@ class Standing(NamedTuple):
 
     low: tuple[int, int]
     marks: dict[str, int]
-
-
-MARKS_MAX = 500_000
 
 
 class Asked(NamedTuple):
@@ -139,6 +137,10 @@ class Shard:
         """Whether an event at this place was applied already, so that nothing in it matters any more."""
         return epoch == self.epoch and (seq <= self.applied or seq in self._ahead)
 
+    def has_left(self, epoch: bytes) -> bool:
+        """Whether this epoch is known not to be the shard's: of the latest such ones."""
+        return epoch in self.left
+
     def hear(self, epoch: bytes, seq: int) -> Heard:
         """Place an event in the history. NEXT and AHEAD must then be applied with `drop`.
 
@@ -146,7 +148,7 @@ class Shard:
         Only a probe moves a node there, and the lease of this epoch ends by itself.
         """
         if epoch != self.epoch:
-            if epoch in self.left:
+            if self.has_left(epoch):
                 return Heard.LEFT
             if epoch in self.foreign or len(self.foreign) < EPOCHS_MAX:
                 self.foreign[epoch] = max(seq, self.foreign.get(epoch, 0))
@@ -304,8 +306,7 @@ class Shard:
         """
         self.void()
         before, newer = self.epoch, {}
-        if asked is None:
-            asked = Asked(before, BEYOND)
+        asked = asked or Asked(before, BEYOND)
         # Who has come to this epoch only since the question was sent has heard all of it since.
         if epoch == before and self.head > max(seq, asked.head if asked.epoch == before else 0):
             newer = {b: {n: mark for n, mark in its.items() if mark > seq} for b, its in self.marks.items()}
