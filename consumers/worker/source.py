@@ -160,6 +160,8 @@ class Source(ABC):
     """What is raised when it is out of reach: it is waited for."""
     assumptions: tuple[str, ...] = ()
     """The names of what it assumes, for figures: few, and always the same."""
+    if_unnamed: str = "Invalidate it by hand"
+    """What helps where nobody can name what missed changes have touched: a sentence without its full stop."""
     limit: int = 500
     """Items in hand together, at most."""
     poison: tuple[type[BaseException], ...] = (ValueError, TypeError)

@@ -88,6 +88,8 @@ class SlotSource:
 class PostgresSource(Source):
     """A slot, over all connections. Of several workers on one slot one works, and the others stand by."""
 
+    if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
+
     part = "database"
     trouble = (*OUT_OF_REACH, Swallowed)
     assumptions = ("slot", "publication", "tables", "storage", "leader")
