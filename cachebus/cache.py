@@ -13,7 +13,7 @@ from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_names, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
 from cachebus.policy import Rules, check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.request import Found, Load, Loaded, Request
@@ -214,7 +214,7 @@ class Cache(Life):
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         ttl_s = None if ttl is None else check_ttl(ttl)
         request = Request(
-            key, load, rules, place_of(after), search, ttl_s, tag_names(key, tags, rules), use_memory, sources
+            key, load, rules, place_of(after), search, ttl_s, tag_scopes(key, tags, rules), use_memory, sources
         )
         found = await self._live().loads.get_or_load(request)
         return found._replace(value=None) if found.value is NOT_FOUND else found
@@ -299,7 +299,14 @@ class Cache(Life):
             [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
         )
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent, wait=bool(wait)
+            key,
+            value,
+            rules,
+            plan,
+            ttl_s=ttl_s,
+            tags=tag_scopes(key, tags, rules),
+            if_absent=if_absent,
+            wait=bool(wait),
         )
 
     async def invalidate(

@@ -231,7 +231,7 @@ class DirectProducer(Producer):
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
         called_s = monotonic()
         body = plan.body("", probe=probe)
-        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
         if self._publisher is not None:
             await self._publisher.publish(plan.shard, change, body)
         self._resend_buffer.note(plan, change.epoch, called_s)

@@ -15,11 +15,11 @@ class BucketMarks(dict[str, int]):
     first of a dictionary from which the first were taken walks over all that went.
     """
 
-    __slots__ = ("_names", "_seqs")
+    __slots__ = ("_scopes", "_seqs")
 
     def __init__(self, marks: Iterable[tuple[str, int]] = ()) -> None:
         super().__init__()
-        self._names: deque[str] = deque()
+        self._scopes: deque[str] = deque()
         self._seqs: deque[int] = deque()
         for name, seq in marks:
             self.note(name, seq)
@@ -30,23 +30,23 @@ class BucketMarks(dict[str, int]):
         known = self.get(name, 0)
         if seq > known:
             self[name] = seq
-            self._names.append(name)
+            self._scopes.append(name)
             self._seqs.append(seq)
         return not known
 
     def prune(self, low: int, more: int) -> int:
         """Forget some of those up to `low`: more than the `more` that have just come, and never all at once. Gives how
         many."""
-        names, seqs, before = self._names, self._seqs, len(self)
+        scopes, seqs, before = self._scopes, self._seqs, len(self)
         for _ in range(more + PRUNED_AT_ONCE):
             if not seqs or seqs[0] > low:
                 break
-            name, seq = names.popleft(), seqs.popleft()
+            name, seq = scopes.popleft(), seqs.popleft()
             if self.get(name) == seq:
                 del self[name]
         if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were marked over and over
-            kept = [(name, seq) for name, seq in zip(names, seqs, strict=True) if self.get(name) == seq]
-            self._names, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
+            kept = [(name, seq) for name, seq in zip(scopes, seqs, strict=True) if self.get(name) == seq]
+            self._scopes, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
         return before - len(self)
 
 

@@ -22,7 +22,7 @@ from cachebus.core.membership import MembershipView
 from cachebus.core.ports import About, Caller, Change, Marks, ProbeReply
 from cachebus.core.shard import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
 from cachebus.core.withheld import Withheld
-from cachebus.keys.key import Key, is_name, names_of
+from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.wire import event as events
@@ -94,7 +94,7 @@ class Node:
 
         `CorruptEvent`, and nothing is changed, for one that names scopes of no known shape: counted as applied, it
         would hide that what it replaced is still served."""
-        if not all(map(is_name, event.scopes)):
+        if not all(map(is_scope, event.scopes)):
             raise events.CorruptEvent("it names a scope of no known shape")
         view = self.shards[shard]
         before = view.applied
@@ -189,17 +189,17 @@ class Node:
         self._spread_lease(shard)
         self.counters.flushed(cause)
 
-    def forget(self, shard: int, keys: Sequence[Key], names: Sequence[str] = ()) -> None:
+    def forget(self, shard: int, keys: Sequence[Key], scopes: Sequence[str] = ()) -> None:
         """Drop keys, and what lies in scopes and tags, of which nothing is known for sure: after a write of unknown
         outcome."""
         view = self.shards[shard]
         view.drop(BEYOND, [key.l1 for key in keys], ())
         for key in keys:
             self.l1.remove(key.l1)
-        if names and not view.doubts.note(names, view.count, self.clock()):
+        if scopes and not view.doubts.note(scopes, view.count, self.clock()):
             self.void(shard, "unknown")
-        elif names:
-            self.groups.retire(shard, self.groups.touched(shard, names))
+        elif scopes:
+            self.groups.retire(shard, self.groups.touched(shard, scopes))
 
     def settle_doubts(self, swept_s: float) -> None:
         """All that was held has been looked at since then: older doubts concern nothing any more, but for loads that
@@ -262,15 +262,15 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low and not view.doubts.names:
+        if not view.marks and not view.low and not view.doubts.scopes:
             return False
         extra = details(entry)
-        bucket, names = names_of(entry.key)
-        names = names if extra is None else (*names, *extra.tags)
+        bucket, scopes = scopes_of(entry.key)
+        scopes = scopes if extra is None else (*scopes, *extra.tags)
         if view.below(entry.seq, bucket):
             self.counters.lost_to_watermarks += 1
             return True
-        return view.hides(entry.seq, bucket, names) or view.doubts.cover(names, group.born)
+        return view.hides(entry.seq, bucket, scopes) or view.doubts.cover(scopes, group.born)
 
     def admit(
         self,
@@ -349,8 +349,8 @@ class Node:
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
         if reservation.drops == view.count and not view.marks and not view.low:  # nothing was told: the usual case
             return record.epoch == view.epoch == reservation.epoch
-        names = (*key.names, *record.tags) if view.marks or view.doubts.names else ()
-        return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
+        scopes = (*key.scopes, *record.tags) if view.marks or view.doubts.scopes else ()
+        return view.admits(reservation, key.l1, key.family.bucket, scopes, record.epoch, record.seq, key.everywhere)
 
     def _read_until(self, started_s: float) -> float:
         """D after a read began; all that are judged between two probes began at the same time."""
@@ -374,9 +374,9 @@ class Node:
             return
         if self._stand_in(key, self.clock()) is not None:
             return
-        names = key.names if view.marks or view.doubts.names else ()
+        scopes = key.scopes if view.marks or view.doubts.scopes else ()
         bucket, everywhere = key.family.bucket, key.everywhere
-        if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
+        if view.admits(reservation, key.l1, bucket, scopes, view.epoch, reservation.applied, everywhere):
             until = self._read_until(read_started_s)
             self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 

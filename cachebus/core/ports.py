@@ -167,7 +167,7 @@ class LogEntry(NamedTuple):
 
 
 class Store(Protocol):
-    """L2. `key.shard` and `key.l2` say where a record lies, `key.names` which scopes it lies in."""
+    """L2. `key.shard` and `key.l2` say where a record lies, `key.scopes` which scopes it lies in."""
 
     checked: list[bool]
     """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
@@ -261,17 +261,24 @@ class Store(Protocol):
         ...
 
     async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+        self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move the marks of scopes and tags, log and publish: one step, one seq."""
         ...
 
     async def guard(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[Key],
+        scopes: Sequence[str],
+        token: str,
+        px_ms: int,
+        body: bytes,
     ) -> Change:
         """Invalidate, and put a token (16 characters) on all of these for at most `px_ms`; with 0 take it away. While
         any token stands on a key or on what covers it, no record of it is stored and no lease granted. `stored` is
-        False, and nothing is done, where too many names are guarded already."""
+        False, and nothing is done, where too many keys and scopes are guarded already."""
         ...
 
     async def write(
@@ -283,7 +290,7 @@ class Store(Protocol):
         body: bytes,
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
     ) -> Change:
         """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step. Under a

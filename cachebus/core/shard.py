@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cachebus.core.doubts import Doubts
 from cachebus.core.marks import BucketMarks, forget_older_half
-from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
 NEVER = float("-inf")
@@ -195,7 +195,7 @@ class Shard:
             self._journal_floor = max(self._journal_floor, journal.popitem(last=False)[1][0])
         touched: dict[str, int] = {}
         for scope in scopes:
-            its = bucket_of_name(scope)
+            its = bucket_of_scope(scope)
             touched[its] = touched.get(its, 0) + 1
             marks = self.marks.get(its)
             if marks is None:
@@ -360,7 +360,7 @@ class Shard:
                 return True
         return False
 
-    def hides(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
+    def hides(self, seq: int, bucket: str, scopes: Iterable[str]) -> bool:
         """Whether a low watermark, or the mark of one of these scopes and tags, is beyond the seq of a record in a key
         of this bucket."""
         if self.below(seq, bucket):
@@ -368,7 +368,7 @@ class Shard:
         for its in (bucket, ALL_TENANTS):
             marks = self.marks.get(its)
             if marks:
-                for name in names:
+                for name in scopes:
                     if marks.get(name, 0) > seq:
                         return True
         return False
@@ -378,10 +378,10 @@ class Shard:
         low = self.low
         return bool(low) and (seq < low.get(bucket, 0) or seq < low.get(ALL_TENANTS, 0))
 
-    def standing(self, bucket: str, names: Iterable[str]) -> Standing:
+    def standing(self, bucket: str, scopes: Iterable[str]) -> Standing:
         """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
         found = [its for its in (self.marks.get(bucket), self.marks.get(ALL_TENANTS)) if its]
-        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in names}
+        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in scopes}
         return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
 
     def unmoved(self, bucket: str, noted: Standing) -> bool:
@@ -394,7 +394,7 @@ class Shard:
         reservation: Reservation,
         key: str,
         bucket: str,
-        names: Iterable[str],
+        scopes: Iterable[str],
         epoch: bytes,
         seq: int,
         everywhere: str = "",
@@ -403,8 +403,8 @@ class Shard:
         return (
             epoch == self.epoch == reservation.epoch
             and not self.marked(reservation, key, seq, everywhere)
-            and not self.hides(seq, bucket, names)
-            and not (self.doubts.names and self.doubts.cover(names, reservation.drops))
+            and not self.hides(seq, bucket, scopes)
+            and not (self.doubts.scopes and self.doubts.cover(scopes, reservation.drops))
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:

@@ -123,7 +123,7 @@ class MemoryShard:
 
     def hidden(self, record: Record, key: Key) -> bool:
         """Whether a record of the key may not be believed."""
-        return record.epoch != self.epoch or self.marks.hide(record.seq, key.family.bucket, (*key.names, *record.tags))
+        return record.epoch != self.epoch or self.marks.hide(record.seq, key.family.bucket, (*key.scopes, *record.tags))
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""
@@ -141,12 +141,12 @@ class MemoryShard:
         """Whether a record's hard expiry is over."""
         return 0 < record.expires_ms <= self.clock() * 1000
 
-    def announce(self, names: Sequence[str], body: bytes) -> bytes:
+    def announce(self, scopes: Sequence[str], body: bytes) -> bytes:
         """Move the marks to the next seq, log, publish; gives the event's head."""
         self.seq += 1
-        ids = [name for name in names if name[0] == "I"]
+        ids = [name for name in scopes if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
-        raised = self.marks.set([name for name in names if name not in needless], self.seq)
+        raised = self.marks.set([name for name in scopes if name not in needless], self.seq)
         if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
             self.meta_server = ""
         head = events.encode_head(
@@ -204,7 +204,7 @@ class MemoryShard:
         now = self.clock()
         ends = [
             end
-            for name in (guard_name(key), *key.names, *tags)
+            for name in (guard_name(key), *key.scopes, *tags)
             for end in self.guards.get(name, {}).values()
             if end > now
         ]
@@ -336,15 +336,15 @@ class MemoryShard:
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))
 
-    def invalidate(self, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes) -> Change:
+    def invalidate(self, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes) -> Change:
         """See `Store.invalidate`."""
         self.arrive(caller)
         self.forget_keys(keys)
-        head = self.announce(names, body)
+        head = self.announce(scopes, body)
         return Change(self.epoch, self.seq, True, head, bound_ms=self.bound_ms)
 
     def guard(
-        self, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], token: str, px_ms: int, body: bytes
     ) -> Change:
         """See `Store.guard`."""
         self.arrive(caller)
@@ -352,7 +352,7 @@ class MemoryShard:
         kept = {name: {t: end for t, end in tokens.items() if end > now} for name, tokens in self.guards.items()}
         self.guards = {name: tokens for name, tokens in kept.items() if tokens}
         self.guarded = len(self.guards)
-        guarded = (*map(guard_name, keys), *names)
+        guarded = (*map(guard_name, keys), *scopes)
         most = max((len(self.guards.get(name, {}).keys() - {token}) for name in guarded), default=0)
         if px_ms and (len(self.guards) + len(guarded) > self.marks_max or most >= GUARDS_MAX):
             return Change(self.epoch, self.seq, False)
@@ -363,7 +363,7 @@ class MemoryShard:
             if tokens:
                 self.guards[name] = tokens
         self.guarded, self.guarded_until_s = len(self.guards), max(self.guarded_until_s, now + px_ms / 1000)
-        return self.invalidate(caller, keys, names, body)
+        return self.invalidate(caller, keys, scopes, body)
 
     def write(
         self,
@@ -373,7 +373,7 @@ class MemoryShard:
         px_ms: int,
         body: bytes,
         others: Sequence[Key],
-        names: Sequence[str],
+        scopes: Sequence[str],
         if_absent: bool,
     ) -> Change:
         """See `Store.write`."""
@@ -384,7 +384,7 @@ class MemoryShard:
             if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & NOT_FOUND):
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
-        head = self.announce(names, body)
+        head = self.announce(scopes, body)
         expires_ms = 0
         if not guarded:
             record.epoch, record.seq = self.epoch, self.seq

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 
 from cachebus.core.ports import Marks
-from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
 BATCH_PART = 128
@@ -48,18 +48,18 @@ class MemoryMarks:
         self.lost = bool(self.counted)
         self.counted, self.sizes, self.low = {}, {}, {}
 
-    def hide(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
+    def hide(self, seq: int, bucket: str, scopes: Iterable[str]) -> bool:
         """Whether a record of this seq, in a key of this bucket with these scopes and tags, was replaced."""
         if seq < max(self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)):
             return True
         own, wide = self.by_bucket.get(bucket, {}), self.by_bucket.get(ALL_TENANTS, {})
-        return any(own.get(name, 0) > seq or wide.get(name, 0) > seq for name in names)
+        return any(own.get(name, 0) > seq or wide.get(name, 0) > seq for name in scopes)
 
-    def set(self, names: Sequence[str], seq: int) -> tuple[str, int]:
+    def set(self, scopes: Sequence[str], seq: int) -> tuple[str, int]:
         """Move these to `seq`. Gives the bucket whose low watermark this has raised, and that."""
         added = False
-        for name in names:
-            bucket = bucket_of_name(name)
+        for name in scopes:
+            bucket = bucket_of_scope(name)
             marks = self.by_bucket.setdefault(bucket, {})
             if marks.pop(name, None) is None:  # re-inserted last: the oldest come first
                 self._count(bucket, 1, _size(name))

@@ -207,7 +207,7 @@ class RedisStore:
             names = self._names[shard]
             args: list[Any] = [*_line(caller)]
             for key in some:
-                args += [str(len(key.names)), *key.names]
+                args += [str(len(key.scopes)), *key.scopes]
             lie = [names.marks(bucket), *map(names.record, some)]
             reply = await self._run(partial(records_of, len(some)), "read", shard, caller, lie, args, bucket)
             found.update(zip([key.l2 for key in some], reply.records, strict=True))
@@ -226,7 +226,7 @@ class RedisStore:
     ) -> LeaseReply:
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
-        scopes = key.names
+        scopes = key.scopes
         args = [
             *_line(caller),
             token,
@@ -297,24 +297,31 @@ class RedisStore:
             over,
             key.l1,
             str(caller.guard_ms),
-            *key.names,
+            *key.scopes,
         ]
         lie = [names.marks(bucket), names.record(key), names.lease(key)]
         return await self._run(filled, "fill", key.shard, caller, lie, args, bucket)
 
     async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+        self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
-        args = [*self._events[shard], body, *names]
+        args = [*self._events[shard], body, *scopes]
         return await self._run(invalidated, "invalidate", shard, caller, self._gone(shard, keys), args)
 
     async def guard(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[Key],
+        scopes: Sequence[str],
+        token: str,
+        px_ms: int,
+        body: bytes,
     ) -> Change:
         """Invalidate, and put a token on what is invalidated, or take it away."""
-        guarded = [*map(guard_name, keys), *names]
-        args = [*self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded]
+        guarded = [*map(guard_name, keys), *scopes]
+        args = [*self._events[shard], body, token, str(px_ms), self._marks_max, str(len(scopes)), *scopes, *guarded]
         return await self._run(invalidated, "guard", shard, caller, self._gone(shard, keys), args)
 
     async def write(
@@ -326,25 +333,25 @@ class RedisStore:
         body: bytes,
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
     ) -> Change:
         """Store a record and invalidate all else that holds the key or depends on it."""
         data, own, bucket = record.encode(key.l2), self._names[key.shard], key.family.bucket
         keys = [own.marks(bucket), own.record(key), own.lease(key), *self._gone(key.shard, others)]
-        scopes = key.names
+        own_scopes = key.scopes
         args = [
             *self._events[key.shard],
             body,
             "1" if if_absent else "0",
-            str(len(scopes)),
+            str(len(own_scopes)),
             data[:CHECKED_AT],
             data[CHECKED_AT:],
             str(px_ms),
             key.l1,
             str(caller.guard_ms),
+            *own_scopes,
             *scopes,
-            *names,
         ]
         return await self._run(written, "write", key.shard, caller, keys, args, bucket)
 

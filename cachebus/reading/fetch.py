@@ -195,9 +195,9 @@ class Fetcher:
         server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
-        if shard.doubts.noted and shard.doubts.open(key.names, shard.vouched_s):
+        if shard.doubts.noted and shard.doubts.open(key.scopes, shard.vouched_s):
             return VOID
-        if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
+        if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
         if id(data) not in self._just and not is_of(key.crc, data, head):
@@ -257,7 +257,7 @@ class Fetcher:
         if (
             record.epoch == shard.epoch
             and (shard.marks or shard.low)
-            and shard.hides(record.seq, key.family.bucket, (*key.names, *record.tags))
+            and shard.hides(record.seq, key.family.bucket, (*key.scopes, *record.tags))
         ):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
         if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):

@@ -21,7 +21,7 @@ class Freshness:
         """`as_of_s`: how fresh the value is at least, on this node's clock; `tags`: names of their marks."""
         self._shard, self._key = shard, key
         self._reservation = shard.reserve()
-        self._standing = shard.standing(key.family.bucket, (*key.names, *tags))
+        self._standing = shard.standing(key.family.bucket, (*key.scopes, *tags))
         self._as_of_s = as_of_s
         self._until_s = float("inf")
 

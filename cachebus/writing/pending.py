@@ -87,7 +87,7 @@ class Pending:
         self._beyond += beyond
         waiting = Waiting(plan)
         self._lines.setdefault(plan.shard, deque()).append(waiting)
-        self._withheld.add(plan.keys, plan.names)
+        self._withheld.add(plan.keys, plan.scopes)
         self._node.withheld = self._withheld
         if plan.shard not in self._tasks:
             if not self._tasks:
@@ -178,7 +178,7 @@ class Pending:
             raise failed
 
     def _release(self, waiting: Waiting, change: Change) -> None:
-        self._withheld.remove(waiting.plan.keys, waiting.plan.names)
+        self._withheld.remove(waiting.plan.keys, waiting.plan.scopes)
         if not self._withheld:
             self._node.withheld = None
         self._node.counters.pending_delivered += 1

@@ -85,7 +85,7 @@ class Writer:
         """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
         called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.names, body)
+        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.scopes, body)
         await self._happened(plan, change, body, called_s)
         return change
 
@@ -126,8 +126,8 @@ class Writer:
             raise
         if not change.stored:
             raise InvalidationFailed(
-                "the guard does not stand: too many names are guarded already (max_marks, CACHEBUS_MAX_MARKS), or one "
-                "of these by a thousand guards, as by blocks that were left by exceptions; they end by their time-outs"
+                "the guard does not stand: too many keys and scopes are guarded already (max_marks, "
+                "CACHEBUS_MAX_MARKS), or one of these by a thousand guards, as by blocks that were left by exceptions; they end by their time-outs"
             )
         return self._receipt(plan, change)
 
@@ -148,7 +148,7 @@ class Writer:
     async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
         called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
+        change = await self._store.guard(plan.shard, caller, plan.keys, plan.scopes, token, px_ms, body)
         if change.stored:
             await self._happened(plan, change, body, called_s)
         return change
@@ -184,7 +184,7 @@ class Writer:
                     keep_ms(record, rules),
                     body,
                     others=plan.keys[1:],
-                    names=plan.names,
+                    scopes=plan.scopes,
                     if_absent=if_absent,
                 )
             )
@@ -226,15 +226,15 @@ class Writer:
 
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
         """Own events count before the call returns."""
-        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.names))
+        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.scopes))
         shard = self._node.shards[plan.shard]
         if shard.epoch != change.epoch or shard.applied < change.seq:
             self._nudge(plan.shard)
 
     def _forget(self, plan: Plan) -> None:
         """Whether it happened is not known: believe nothing that it would have replaced."""
-        self._node.forget(plan.shard, plan.keys, plan.names)
-        if plan.names:
+        self._node.forget(plan.shard, plan.keys, plan.scopes)
+        if plan.scopes:
             self._nudge(plan.shard)  # until a probe is answered, L2 has to judge all that lies in them
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:

@@ -206,7 +206,7 @@ class _Fleet:
 
         async def do(number: int) -> None:
             plan, caller = plans[number % IDS], self._callers[0]
-            change = await self._store.invalidate(SHARD, caller, plan.keys, plan.names, plan.body(caller.node))
+            change = await self._store.invalidate(SHARD, caller, plan.keys, plan.scopes, plan.body(caller.node))
             self._moved(change.epoch, change.seq)
 
         return do
@@ -218,7 +218,13 @@ class _Fleet:
             plan, caller, record = plans[number % IDS], self._callers[0], self._record()
             body = plan.body(caller.node)
             change = await self._store.write(
-                plan.keys[0], caller, record, keep_ms(record, self._rules), body, others=plan.keys[1:], names=plan.names
+                plan.keys[0],
+                caller,
+                record,
+                keep_ms(record, self._rules),
+                body,
+                others=plan.keys[1:],
+                scopes=plan.scopes,
             )
             assert change.stored
             self._moved(change.epoch, change.seq)

@@ -156,7 +156,7 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
     await ann.store.probe(0, Caller("bob", 5, b""), marks=False)
     # A full one takes invalidations that have something to remove: see below.
     when_full = {name: operation for name, operation in WRITES.items() if name not in ("forget", "guard")}
-    when_full["invalidate"] = lambda p: p.invalidate(names=[scope()])
+    when_full["invalidate"] = lambda p: p.invalidate(scopes=[scope()])
     for deny, allow, writes in (
         (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"), WRITES),
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), when_full),
@@ -183,7 +183,7 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
     await own.begin()
     ann = await Person(await own.store(), "ann").attach()
     await ann.loaded(key())
-    await ann.invalidate(names=[scope("other")])
+    await ann.invalidate(scopes=[scope("other")])
     lease = await ann.granted(key("leased"))
     assert own.server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
     for refused in (
@@ -196,7 +196,7 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
     assert await own.leased(key("leased")), "nothing at all was done"
     assert await ann.store.get(key()) is not None
     assert (await ann.guard(key("guarded"))).stored
-    change = await ann.invalidate(key(), names=[scope("doc")])
+    change = await ann.invalidate(key(), scopes=[scope("doc")])
     assert await ann.store.get(key()) is None
     assert own.server.command("CONFIG", "SET", "maxmemory", "0") == "+OK"
     assert [entry.seq for entry in await ann.store.log(0, 0, 10)] == [2, 3, change.seq] == [2, 3, 4]

@@ -89,7 +89,7 @@ async def test_taking_somebody_out_who_may_live_makes_another_set(ann: Person, b
 async def test_a_set_in_which_lines_may_be_missing_has_another_name(
     rig: StoreRig, ann: Person, bob: Person, loss: str
 ) -> None:
-    await ann.guard(key(), names=[scope()])
+    await ann.guard(key(), scopes=[scope()])
     name = (await ann.probe()).nodes_name
     await getattr(rig, loss)()
     empty = await bob.store.nodes(0, NOBODY)
@@ -180,7 +180,7 @@ async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig
 @pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])
 async def test_a_takeover_that_finds_meta_carries_them_on(rig: StoreRig, ann: Person, loss: str) -> None:
     await Person(await rig.store(), "wide", bound_ms=5_000, guard_ms=60_000).attach()
-    await ann.guard(key(), names=[scope()])
+    await ann.guard(key(), scopes=[scope()])
     await getattr(rig, loss)()
     assert await largest(ann) == (5_000, 60_000)
     assert (await ann.probe()).epoch != b""

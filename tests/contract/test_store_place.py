@@ -63,8 +63,8 @@ async def test_shards_have_histories_of_their_own(rig: StoreRig, ann: Person) ->
 
 
 async def test_marks_are_given_when_asked_for(ann: Person, bob: Person) -> None:
-    await ann.invalidate(names=[scope(), scope("doc")])
-    moved = await ann.invalidate(names=[scope("doc", agent_id="a7"), scope("doc")])
+    await ann.invalidate(scopes=[scope(), scope("doc")])
+    moved = await ann.invalidate(scopes=[scope("doc", agent_id="a7"), scope("doc")])
     assert moved.seq == 3
     assert (await bob.probe()).marks == Marks(
         {BUCKET: {scope(): 2, scope("doc"): 3, scope("doc", agent_id="a7"): 3}}, {}
@@ -102,7 +102,7 @@ async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> 
 async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
     rig: StoreRig, ann: Person, bob: Person, lose: Loss
 ) -> None:
-    await ann.invalidate(names=[scope("other")])  # so that there are marks to lose
+    await ann.invalidate(scopes=[scope("other")])  # so that there are marks to lose
     await ann.guard(key("guarded"))  # and guards
     await ann.probe()
     record = await ann.loaded(key("kept"), b"old")
@@ -126,7 +126,7 @@ async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
 
 @losses
 async def test_a_probe_tells_when_the_epoch_began(rig: StoreRig, ann: Person, lose: Loss) -> None:
-    await ann.guard(key("guarded"), names=[scope("other")])  # so that there are guards and marks to lose
+    await ann.guard(key("guarded"), scopes=[scope("other")])  # so that there are guards and marks to lose
     before = await ann.probe()
     await lose(rig)
     reply = await ann.store.read(0, ann.caller, [key()])
@@ -139,7 +139,7 @@ async def test_a_probe_tells_when_the_epoch_began(rig: StoreRig, ann: Person, lo
 @losses
 async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) -> None:
     async def lost() -> None:
-        await ann.invalidate(names=[scope("other")])
+        await ann.invalidate(scopes=[scope("other")])
         await ann.guard(key("guarded"))
         await lose(rig)
 

@@ -46,8 +46,8 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
 async def played(rig: RedisRig) -> Person:
     """A node that has filled `kept`, holds a lease on `loading`, and has seen three events."""
     ann = await Person(await rig.store(), "ann").attach()
-    await ann.invalidate(names=[scope("other")])
-    await ann.invalidate(names=[tag("plan")])
+    await ann.invalidate(scopes=[scope("other")])
+    await ann.invalidate(scopes=[tag("plan")])
     await ann.invalidate(key())
     await ann.probe()
     await ann.loaded(key("kept"))
@@ -184,8 +184,8 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
         watch.sendall(b"MONITOR\r\n")
         said = watch.makefile("rb")
         assert said.readline() == b"+OK\r\n"
-        await ann.write(key("a"), others=[key("b")], names=[scope("doc")])
-        await ann.invalidate(key("b"), names=[scope("doc")])
+        await ann.write(key("a"), others=[key("b")], scopes=[scope("doc")])
+        await ann.invalidate(key("b"), scopes=[scope("doc")])
         await redis.redis.call("ECHO", "the end")
         commands = []
         while b'"the end"' not in (line := said.readline()):
@@ -217,7 +217,7 @@ async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
 
 async def test_events_go_to_the_channel_of_their_shard(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
-    await ann.store.invalidate(1, Caller("ann", 0, b""), [], [], body(names=["elsewhere"]))
+    await ann.store.invalidate(1, Caller("ann", 0, b""), [], [], body(scopes=["elsewhere"]))
     await ann.invalidate(key())
     assert events.decode((await redis.heard(1))[0]).keys == [key().l1]
     await ann.probe()
@@ -230,8 +230,8 @@ async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
     await ann.loaded(key("r"))
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
-    await ann.invalidate(names=[scope()])
-    await ann.invalidate(names=[ALL_OF_SHARD])
+    await ann.invalidate(scopes=[scope()])
+    await ann.invalidate(scopes=[ALL_OF_SHARD])
     await ann.guard(key("g"))
     found = {name.decode() for name in await redis.redis.call("KEYS", "*")}
     one = {f"{{{NAMESPACE}:0}}:{kind}" for kind in ("c:acme:doc:c", "l:acme:doc:l", "r:acme:doc:r")}
@@ -249,7 +249,7 @@ async def test_only_leases_and_what_was_told_to_expires(redis: RedisRig) -> None
     await ann.write(key("mortal"), px_ms=50_000)
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
-    await ann.guard(key("g"), names=[scope()])
+    await ann.guard(key("g"), scopes=[scope()])
     mortal = set()
     for name in await redis.redis.call("KEYS", "*"):
         if await redis.redis.call("PTTL", name) >= 0:

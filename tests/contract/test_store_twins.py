@@ -47,7 +47,7 @@ KEYS = [
     key("a", data_type="third", tenant=NEIGHBOUR),
 ]
 TAGS = [tag("p"), tag("q"), tag("r" * 300)]
-NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.names) if n != ALL_OF_SHARD), *TAGS]
+NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.scopes) if n != ALL_OF_SHARD), *TAGS]
 LOSSES = [
     "flush",
     "lose_meta",
@@ -203,10 +203,10 @@ class Author:
         return Step("hold", {"key": what, "token": token, "how": self.dice.choice(["extend", "release", "rest"])})
 
     def invalidate(self) -> Step:
-        return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "names": self.some(NAMES, 3)})
+        return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "scopes": self.some(NAMES, 3)})
 
     def everything(self) -> Step:
-        return Step("invalidate", {"caller": self.caller(), "keys": [], "names": [ALL_OF_SHARD]})
+        return Step("invalidate", {"caller": self.caller(), "keys": [], "scopes": [ALL_OF_SHARD]})
 
     def write(self) -> Step:
         return Step(
@@ -217,7 +217,7 @@ class Author:
                 "record": self.record(-1, 0),
                 "px_ms": self.dice.choice([0, 100_000]),
                 "others": self.some(KEYS, 2),
-                "names": self.some(NAMES, 2),
+                "scopes": self.some(NAMES, 2),
                 "if_absent": self.dice.random() < 0.4,
             },
         )
@@ -228,7 +228,7 @@ class Author:
             {
                 "caller": self.caller(),
                 "keys": self.some(KEYS),
-                "names": self.some(NAMES, 3),
+                "scopes": self.some(NAMES, 3),
                 "token": self.dice.choice("gh") * 16,
                 "px_ms": self.dice.choice([0, 0, 40_000, 80_000]),
             },
@@ -321,9 +321,9 @@ class Side:
         if "record" in args:
             args["record"] = self.record(args["record"])
         if step.verb in ("invalidate", "guard"):
-            args["body"] = body(args["keys"], args["names"])
+            args["body"] = body(args["keys"], args["scopes"])
         elif step.verb == "write":
-            args["body"] = body([args["key"], *args["others"]], args["names"])
+            args["body"] = body([args["key"], *args["others"]], args["scopes"])
         if step.verb not in ("get", "lease", "fill", "write", "counter"):
             args["shard"] = 0
         return await getattr(self.store, step.verb)(**args)

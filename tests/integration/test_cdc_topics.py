@@ -168,7 +168,7 @@ class Absent:
         away = {
             at
             for at, plan in enumerate(plans)
-            if not self.there and any(self._tenant in name for name in (*plan.names, *(key.l2 for key in plan.keys)))
+            if not self.there and any(self._tenant in name for name in (*plan.scopes, *(key.l2 for key in plan.keys)))
         }
         await self._carry([plan for at, plan in enumerate(plans) if at not in away], within_s)
         return Carried(away=away)

@@ -149,7 +149,7 @@ def test_a_doubt_goes_by_the_order_of_things() -> None:
     assert doubts.cover(["b"], 5)
     assert not doubts.open(["a"], clock())
     doubts.settle(clock())
-    assert len(doubts.names) == 1
+    assert len(doubts.scopes) == 1
     assert not doubts.cover(["a"], 0)
 
 

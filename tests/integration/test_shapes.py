@@ -9,7 +9,7 @@ import pytest
 from cachebus import ConfigError, Settings
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
-from cachebus.keys.key import bucket_of, is_name
+from cachebus.keys.key import bucket_of, is_scope
 from cachebus.wire import event as events
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
 
@@ -35,11 +35,11 @@ async def test_an_event_with_a_scope_of_no_known_shape_is_lost_and_not_applied(r
 
 def test_every_scope_of_ours_has_a_shape() -> None:
     for name in ("N", "Y\x1fdoc", "T\x1facme", "D\x1facme\x1fdoc", "I\x1facme\x1fdoc\x1f7", "G\x1facme\x1ftag"):
-        assert is_name(name)
+        assert is_scope(name)
     for shape in "AVC":
-        assert is_name(f"T{shape}\x1facme\x1fc")
-        assert is_name(f"D{shape}\x1facme\x1fdoc\x1fc")
-    assert not any(map(is_name, SHAPELESS))
+        assert is_scope(f"T{shape}\x1facme\x1fc")
+        assert is_scope(f"D{shape}\x1facme\x1fdoc\x1fc")
+    assert not any(map(is_scope, SHAPELESS))
 
 
 async def test_a_mark_that_is_no_text_keeps_no_node_from_beginning(redis_url: str) -> None:

@@ -162,10 +162,10 @@ def _trim_silently(marks: MemoryMarks, excess: int, trim: Crippled = MemoryMarks
 
 
 def _hide_by_own_bucket(
-    marks: MemoryMarks, seq: int, bucket: str, names: Any, hide: Crippled = MemoryMarks.hide
+    marks: MemoryMarks, seq: int, bucket: str, scopes: Any, hide: Crippled = MemoryMarks.hide
 ) -> bool:
     with patch.dict(marks.by_bucket, {ALL_TENANTS: {}}):
-        return hide(marks, seq, bucket, names)
+        return hide(marks, seq, bucket, scopes)
 
 
 def _judged_in_any_epoch(
@@ -193,7 +193,7 @@ def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.j
 
 def _join_whatever_tags(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
     noted = flight.fresh._standing
-    marks = {name: mark for name, mark in noted.marks.items() if name in request.key.names}
+    marks = {name: mark for name, mark in noted.marks.items() if name in request.key.scopes}
     with patch.object(flight.fresh, "_standing", noted._replace(marks=marks)), patch.object(Freshness, "knows", _yes):
         return joinable(flight, request)
 

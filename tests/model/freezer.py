@@ -8,7 +8,7 @@ from cachebus.base.clock import OtherClock
 from cachebus.core.details import Details, details
 from cachebus.core.doubts import Doubts
 from cachebus.core.shard import Shard
-from cachebus.keys.key import names_of
+from cachebus.keys.key import scopes_of
 from cachebus.l1 import Entry, Group
 from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
@@ -130,7 +130,7 @@ class Freezer:
             shard.count,
             tuple(sorted(shard._journal.items())),
             shard._journal_floor,
-            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.names.items())),
+            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.scopes.items())),
         )
         groups = node.groups.live[0]
         return Core(
@@ -150,8 +150,8 @@ class Freezer:
         place = 0 if live is not None and group is live[not group.leased] else 1
         if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
-        names = (*names_of(entry.key)[1], *(() if extra is None else extra.tags))
-        if place and shard.doubts.cover(names, group.born):
+        scopes = (*scopes_of(entry.key)[1], *(() if extra is None else extra.tags))
+        if place and shard.doubts.cover(scopes, group.born):
             place = 3
         if group.generation != self._rig.node.groups.lives[0]:
             place = 2

@@ -115,9 +115,9 @@ class Nodes:
         self._thaw(core)
         shard, key = self._rig.shard, self._keys[flight.key]
         shard.valid_until = INF  # in the best case
-        names = (*key.names, *self._rig.setup.tags)
+        scopes = (*key.scopes, *self._rig.setup.tags)
         epoch, seq = _place_of(flight)
-        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, names, epoch, seq, key.everywhere)
+        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, scopes, epoch, seq, key.everywhere)
         return not enters and not real.joinable(self._rig.asking(key))
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------

@@ -78,9 +78,9 @@ def _in_l1(world: World, state: State) -> Iterator[Broken]:
 
 
 def _mark(world: World, node: Core, key: int) -> int:
-    names = (*world.setup.keys[key].names, *world.setup.tags)
+    scopes = (*world.setup.keys[key].scopes, *world.setup.tags)
     bucket, low = world.setup.keys[key].family.bucket, dict(node.view.low)
-    marks = [mark for _, its in node.view.marks for name, mark in its if name in names]
+    marks = [mark for _, its in node.view.marks for name, mark in its if name in scopes]
     return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *marks, 0)
 
 

@@ -104,11 +104,11 @@ class HandStore:
     async def fill(self, key, caller, token, record, px_ms, over):
         return await Ask("fill", key, caller, token, record, px_ms, over)
 
-    async def invalidate(self, shard, caller, keys, names, body):
-        return await Ask("invalidate", caller, keys, names, body)
+    async def invalidate(self, shard, caller, keys, scopes, body):
+        return await Ask("invalidate", caller, keys, scopes, body)
 
-    async def write(self, key, caller, record, px_ms, body, *, others=(), names=(), if_absent=False):
-        return await Ask("write", key, caller, record, px_ms, body, others, names, if_absent)
+    async def write(self, key, caller, record, px_ms, body, *, others=(), scopes=(), if_absent=False):
+        return await Ask("write", key, caller, record, px_ms, body, others, scopes, if_absent)
 
     async def log(self, shard, after, count):
         return await Ask("log", after, count)
@@ -228,8 +228,8 @@ class Rig:
     def writing(self, kind: str, version: int) -> Coro:
         """An invalidation, or a set of key 0, by a caller on this node."""
         plan = Plan(0)
-        keys, names = self.setup.target(kind)
-        plan.keys, plan.names = list(keys), list(names)
+        keys, scopes = self.setup.target(kind)
+        plan.keys, plan.scopes = list(keys), list(scopes)
         if kind == "w":
             return self.writer.set(self.setup.keys[0], version, self.rules, plan, ttl_s=None, tags=self.setup.tags)
         return self.writer.invalidate(plan)
@@ -313,8 +313,8 @@ def message_place(message: bytes) -> tuple[bytes, int]:
 
 def body_of(setup: Setup, kind: str) -> bytes:
     """The body of an invalidation by somebody elsewhere."""
-    keys, names = setup.target(kind)
-    return events.encode_body([events.Part([key.l1 for key in keys], list(names))])
+    keys, scopes = setup.target(kind)
+    return events.encode_body([events.Part([key.l1 for key in keys], list(scopes))])
 
 
 def garbled(message: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_name
+from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_scope
 from tests.model.frozen import BOUND
 
 BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses", "garbles")
@@ -84,7 +84,7 @@ class Setup:
         """The name of the scope's mark."""
         space = Keyspace(1)
         if self.shape == "G":
-            return tag_name("t", "tag")
+            return tag_scope("t", "tag")
         if self.shape == "I":
             return everywhere(self.keys[0])
         if self.shape in "NY":

@@ -196,12 +196,12 @@ class World:
         before = self.truths.things[state.truth]
         now = tuple(n + t for n, t in zip(before.now, touched, strict=True))
         truth = before._replace(now=now, recent=(*before.recent, (0, touched)))
-        keys, names = self.setup.target(kind)
+        keys, scopes = self.setup.target(kind)
         body = body_of(self.setup, kind)
         if kind == "w":
             record = new_record(keys[0].l2, now[0], self.setup.tags)
             return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
-        return truth, ("invalidate", ELSEWHERE, keys, names, body)
+        return truth, ("invalidate", ELSEWHERE, keys, scopes, body)
 
     def _acknowledged(self, truth: Truth, reply: object) -> int:
         token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]

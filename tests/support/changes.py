@@ -132,7 +132,7 @@ class Heard:
     def _note(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
             self.asked.update(f"K {key.l2}" for key in plan.keys)
-            self.asked.update(name.replace(GIVEN, " ") for name in plan.names)
+            self.asked.update(name.replace(GIVEN, " ") for name in plan.scopes)
 
     def has(self, data_type: str, resource_id: str, tenant_id: str = "acme") -> bool:
         """Whether it has asked for this key."""

@@ -38,7 +38,7 @@ class Drop:
 
     seq: int
     keys: Sequence[str] = ()
-    names: Sequence[str] = ()
+    scopes: Sequence[str] = ()
     low: int = 0
     """The low watermark of the bucket, raised by it."""
 
@@ -46,7 +46,7 @@ class Drop:
         """Hear it, and apply it if it is new: what a node does."""
         heard = shard.hear(EPOCH, self.seq)
         if heard in (Heard.NEXT, Heard.AHEAD):
-            shard.drop(self.seq, self.keys, self.names, bucket=BUCKET if self.low else "--", low=self.low)
+            shard.drop(self.seq, self.keys, self.scopes, bucket=BUCKET if self.low else "--", low=self.low)
         return heard
 
 
@@ -61,8 +61,8 @@ def history(bodies: Sequence[int]) -> list[Drop]:
     drops = []
     for seq, bits in enumerate(bodies, 1):
         keys = [key for i, key in enumerate(KEYS) if bits >> i & 1]
-        names = [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1]
-        drops.append(Drop(seq, keys, names, seq - 1 if bits >= 48 else 0))
+        scopes = [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1]
+        drops.append(Drop(seq, keys, scopes, seq - 1 if bits >= 48 else 0))
     return drops
 
 
@@ -109,18 +109,18 @@ def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_low_waterma
     for drop in delivered:
         drop.into(shard)
         low = max(low, drop.low)
-        for name in drop.names:
+        for name in drop.scopes:
             marks[name] = max(marks[name], drop.seq)
         assert shard.low.get(BUCKET, 0) == low
         for seq in range(LONGEST + 2):
-            for names in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
-                assert shard.hides(seq, BUCKET, names) == (seq < low or any(marks[name] > seq for name in names))
+            for scopes in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
+                assert shard.hides(seq, BUCKET, scopes) == (seq < low or any(marks[name] > seq for name in scopes))
                 assert not shard.hides(seq, bucket_of("other"), [ELSEWHERE]), "nor does it touch another tenant's"
 
 
 def test_scopes_of_all_tenants_and_their_watermark_hide_records_of_every_bucket() -> None:
     shard = entered()
-    Drop(1, names=[WIDE]).into(shard)
+    Drop(1, scopes=[WIDE]).into(shard)
     for tenant in ("acme", "other"):
         assert shard.hides(0, bucket_of(tenant), [WIDE])
         assert not shard.hides(1, bucket_of(tenant), [WIDE])
@@ -132,12 +132,12 @@ def test_scopes_of_all_tenants_and_their_watermark_hide_records_of_every_bucket(
 def test_marks_below_a_low_watermark_are_forgotten_some_at_a_time() -> None:
     shard, count = entered(), 5 * PRUNED_AT_ONCE
     for seq in range(1, count + 1):
-        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
+        Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
     assert len(shard.marks[BUCKET]) == count
     Drop(count + 1, low=count).into(shard)
     assert len(shard.marks[BUCKET]) == count - PRUNED_AT_ONCE
     for seq in range(count + 2, count + 7):
-        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
+        Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
     assert set(shard.marks[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
 
 
@@ -147,7 +147,7 @@ def test_a_scope_marked_over_and_over_takes_no_more_room_than_once() -> None:
         marks.note("s", seq)
         marks.note(f"t{seq % 7}", seq)
         marks.prune(0, 2)
-        assert len(marks._seqs) == len(marks._names) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
+        assert len(marks._seqs) == len(marks._scopes) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
     marks.prune(4998, 0)
     assert set(marks.values()) == {4999}
 
@@ -234,7 +234,7 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     shard = entered()
     asked = shard.asking()
     for seq in (1, 2, 3, 5):
-        Drop(seq, names=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
+        Drop(seq, scopes=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
     shard.enter(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
     assert (shard.applied, shard.head) == (3, 5)
     assert shard.marks == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
@@ -290,7 +290,7 @@ def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> No
     shard = Shard(0, BOUND_S, marks_max=10)
     shard.enter(EPOCH, 0, {}, {}, 0.0)
     for seq in range(1, 200):
-        raised = Drop(seq, names=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
+        raised = Drop(seq, scopes=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
         assert sum(map(len, shard.marks.values())) <= 10
         for record in range(seq):  # what was replaced is never believed, what came after the event is
             assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{seq}"])

@@ -10,7 +10,7 @@ import pytest
 
 from cachebus.core.ports import PROTOCOL, About, NodeLine
 from cachebus.helpers import generate_resource_id_hash
-from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_name, guard_name, tag_name
+from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_scope, guard_name, tag_scope
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, line_rest, log_seq, node_line
 from cachebus.receipt import Receipt
@@ -176,7 +176,7 @@ def test_keys(key: Key, l1: str, l2: str, shard: int) -> None:
 
 
 def test_scopes_and_tags() -> None:
-    assert KEYS[3][0].names == (
+    assert KEYS[3][0].scopes == (
         "N",
         "Y\x1fquery:result",
         "T\x1facme:eu",
@@ -189,7 +189,7 @@ def test_scopes_and_tags() -> None:
         "DV\x1facme:eu\x1fquery:result\x1fc 1",
         "DC\x1facme:eu\x1fquery:result\x1f42",
     )
-    assert tag_name("acme", "plan:pro") == "G\x1facme\x1fplan:pro"
+    assert tag_scope("acme", "plan:pro") == "G\x1facme\x1fplan:pro"
     assert guard_name(KEYS[0][0]) == "K\x1facme\x1fdoc\x1f7\x1e\x1e\x1e"
 
 
@@ -197,8 +197,8 @@ def test_buckets() -> None:
     assert [bucket_of(tenant) for tenant in ("acme", "", "acme:eu", "größe")] == ["29", "da", "ed", "93"]
     assert ALL_TENANTS == "**"
     assert events.NO_BUCKET == "--"
-    assert {bucket_of_name(name) for name in ("N", "Y\x1fdoc")} == {"**"}
-    assert {bucket_of_name(name) for name in (*KEYS[0][0].names[2:], "G\x1facme\x1ft", "TA\x1facme\x1f7")} == {"29"}
+    assert {bucket_of_scope(name) for name in ("N", "Y\x1fdoc")} == {"**"}
+    assert {bucket_of_scope(name) for name in (*KEYS[0][0].scopes[2:], "G\x1facme\x1ft", "TA\x1facme\x1f7")} == {"29"}
 
 
 def test_names_in_redis() -> None:

@@ -65,7 +65,7 @@ def test_keys(told: dict[str, Any]) -> None:
     theirs = Key(told["tenant"], told["type"], told["id"], tuple(told["contexts"]))
     assert told["key"] == ours.l2 == theirs.key
     assert told["l1"] == ours.l1 == theirs.l1
-    assert told["names"] == list(ours.names) == theirs.names
+    assert told["names"] == list(ours.scopes) == theirs.scopes
     assert told["bucket"] == ours.family.bucket == theirs.bucket
     assert told["shard of 64"] == ours.shard == theirs.shard(64)
 

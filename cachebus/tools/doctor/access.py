@@ -17,7 +17,7 @@ from cachebus.base.clock import monotonic
 from cachebus.bus.redis import subscribed
 from cachebus.core.ports import Caller, Leased
 from cachebus.errors import CacheBusError, L2Unavailable
-from cachebus.keys.key import Keyspace, tag_name
+from cachebus.keys.key import Keyspace, tag_scope
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.l2.scripts import load_scripts
@@ -265,7 +265,7 @@ async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
 async def _life(store: RedisStore) -> None:
     """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
-    scopes = (*key.names[2:4], tag_name("doctor", "1"))
+    scopes = (*key.scopes[2:4], tag_scope("doctor", "1"))
     body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
     place = await store.probe(0, caller, marks=False)
     await store.invalidate(0, caller, [key], scopes, body)
