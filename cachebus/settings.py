@@ -104,11 +104,11 @@ class Settings(BaseSettings):
     l1_max_entries: int = Field(100_000, ge=0)
     l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
     lease_ms: int = Field(10_000, ge=100, le=3_600_000, description="how long a loader that vanished blocks others")
-    max_marks: int = Field(
+    max_invalidated_scopes: int = Field(
         100_000,
         ge=16,
         le=250_000,
-        description="scopes and tags remembered a shard, all read by a node that starts; so many names may be guarded",
+        description="invalidated scopes that a shard remembers, all read by a node that starts; so many may be guarded",
     )
     log_max_len: int = Field(
         100_000, ge=16, le=100_000_000, description="events kept a shard for nodes that missed them"

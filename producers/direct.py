@@ -253,7 +253,7 @@ class DirectProducer(Producer):
     async def _asked(store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
         """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
         clock, sent_at_s = OtherClock(), monotonic()
-        reply = await store.probe(shard, _NOBODY, marks=False)
+        reply = await store.probe(shard, _NOBODY, with_invalidated=False)
         clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
         return reply, clock
 

@@ -19,8 +19,8 @@ from cachebus.base.clock import Clock, OtherClock
 from cachebus.core.details import ABSENT, Details, details
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
-from cachebus.core.ports import About, Caller, Change, Marks, ProbeReply
-from cachebus.core.shard import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
+from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
+from cachebus.core.shard import BEYOND, MAX_INVALIDATED_SCOPES, NEVER, Asked, Heard, Probed, Reservation, Shard
 from cachebus.core.withheld import Withheld
 from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
@@ -48,7 +48,7 @@ class Node:
         counters: Counters,
         guard_max_s: float = 0.0,
         keep_alone: bool = True,
-        marks_max: int = MARKS_MAX,
+        max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
     ) -> None:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
@@ -61,7 +61,7 @@ class Node:
         self.keep_alone = keep_alone
         """Whether what L2 did not confirm may be kept, for D."""
         self._until = NEVER, NEVER
-        self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
+        self.shards = [Shard(i, bound_s, max_invalidated_scopes=max_invalidated_scopes) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
@@ -175,8 +175,8 @@ class Node:
         if view.epoch == reply.epoch:
             self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
-        marks = reply.marks or Marks({}, {})
-        view.enter(reply.epoch, reply.seq, marks.by_bucket, marks.low, sent_at_s, asked)
+        invalidated = reply.invalidated or Invalidated({}, {})
+        view.enter(reply.epoch, reply.seq, invalidated.by_bucket, invalidated.low, sent_at_s, asked)
         self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:
@@ -262,7 +262,7 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low and not view.doubts.scopes:
+        if not view.invalidated and not view.low and not view.doubts.scopes:
             return False
         extra = details(entry)
         bucket, scopes = scopes_of(entry.key)
@@ -347,9 +347,11 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        if reservation.drops == view.count and not view.marks and not view.low:  # nothing was told: the usual case
+        if (
+            reservation.drops == view.count and not view.invalidated and not view.low
+        ):  # nothing was told: the usual case
             return record.epoch == view.epoch == reservation.epoch
-        scopes = (*key.scopes, *record.tags) if view.marks or view.doubts.scopes else ()
+        scopes = (*key.scopes, *record.tags) if view.invalidated or view.doubts.scopes else ()
         return view.admits(reservation, key.l1, key.family.bucket, scopes, record.epoch, record.seq, key.everywhere)
 
     def _read_until(self, started_s: float) -> float:
@@ -374,7 +376,7 @@ class Node:
             return
         if self._stand_in(key, self.clock()) is not None:
             return
-        scopes = key.scopes if view.marks or view.doubts.scopes else ()
+        scopes = key.scopes if view.invalidated or view.doubts.scopes else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, scopes, view.epoch, reservation.applied, everywhere):
             until = self._read_until(read_started_s)
@@ -417,6 +419,6 @@ class Node:
         return tuple(self._stats_of(view, now_s) for view in self.shards)
 
     def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
-        marks, bound_s = sum(map(len, view.marks.values())), self.largest[view.index].bound_ms / 1000
+        invalidated, bound_s = sum(map(len, view.invalidated.values())), self.largest[view.index].bound_ms / 1000
         left_s = max(0.0, view.valid_until - now_s)
-        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, marks, bound_s)
+        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, invalidated, bound_s)

@@ -62,7 +62,7 @@ class Place(NamedTuple):
     seq: int
 
 
-class Marks(NamedTuple):
+class Invalidated(NamedTuple):
     """What a shard remembers of scopes and tags: for each bucket of tenants the seq of each name's last invalidation,
     the oldest first; and its low watermark, where older ones had to be forgotten: no older record is believed."""
 
@@ -71,12 +71,12 @@ class Marks(NamedTuple):
 
 
 class ProbeReply(NamedTuple):
-    """The shard as it stands; `server_us` is the store's clock, `marks` are there if they were asked for."""
+    """The shard as it stands; `server_us` is the store's clock, `invalidated` is there if it was asked for."""
 
     epoch: bytes
     seq: int
     server_us: int
-    marks: Marks | None = None
+    invalidated: Invalidated | None = None
     nodes_name: bytes = b""
     """The name of the present set of nodes' lines; another one whenever lines may have been lost."""
     bound_ms: int = 0
@@ -206,7 +206,7 @@ class Store(Protocol):
         """Give the connection back; what is pending fails."""
         ...
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
         """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         ...
 

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from cachebus.core.doubts import Doubts
-from cachebus.core.marks import BucketMarks, forget_older_half
+from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
 from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
@@ -56,14 +56,14 @@ class Reservation(NamedTuple):
     applied: int
 
 
-class Standing(NamedTuple):
+class ScopeSnapshot(NamedTuple):
     """What was remembered of some scopes and tags when something began that others may join."""
 
     low: tuple[int, int]
-    marks: dict[str, int]
+    invalidated_at: dict[str, int]
 
 
-MARKS_MAX = 500_000
+MAX_INVALIDATED_SCOPES = 500_000
 
 
 class Asked(NamedTuple):
@@ -78,10 +78,10 @@ class Shard:
 
     __slots__ = (
         "_ahead",
+        "_invalidated_count",
         "_journal",
         "_journal_floor",
         "_journal_max",
-        "_marked",
         "_owed",
         "_suspects",
         "applied",
@@ -92,19 +92,25 @@ class Shard:
         "foreign",
         "head",
         "index",
+        "invalidated",
         "left",
         "low",
-        "marks",
-        "marks_max",
+        "max_invalidated_scopes",
         "valid_until",
     )
 
-    def __init__(self, index: int, bound_s: float, journal_max: int = 16_384, marks_max: int = MARKS_MAX) -> None:
+    def __init__(
+        self,
+        index: int,
+        bound_s: float,
+        journal_max: int = 16_384,
+        max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
+    ) -> None:
         self.index = index
-        self.marks_max = marks_max
+        self.max_invalidated_scopes = max_invalidated_scopes
         """How many marks are kept at most: L2 does not keep those that it can do without, a node does, where it can't
         know which they are."""
-        self._marked = 0
+        self._invalidated_count = 0
         self.bound_s = bound_s
         self.epoch = NO_EPOCH
         self.applied = 0
@@ -113,7 +119,7 @@ class Shard:
         """The highest seq heard of in this epoch."""
         self.low: dict[str, int] = {}
         """By bucket: its low watermark. Nothing older is believed, as its marks are forgotten."""
-        self.marks: dict[str, BucketMarks] = {}
+        self.invalidated: dict[str, InvalidatedScopes] = {}
         """By bucket: the seq of the last invalidation of each scope and tag."""
         self.valid_until = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
@@ -197,23 +203,23 @@ class Shard:
         for scope in scopes:
             its = bucket_of_scope(scope)
             touched[its] = touched.get(its, 0) + 1
-            marks = self.marks.get(its)
-            if marks is None:
-                marks = self.marks[its] = BucketMarks()
-            self._marked += marks.note(scope, seq)
+            invalidated = self.invalidated.get(its)
+            if invalidated is None:
+                invalidated = self.invalidated[its] = InvalidatedScopes()
+            self._invalidated_count += invalidated.note(scope, seq)
         raised = bucket != NO_BUCKET and low > self.low.get(bucket, 0)
         if raised:
             self.low[bucket] = low
             touched.setdefault(bucket, 0)
         for its, count in touched.items():
-            marks = self.marks.get(its)
-            if marks is not None:
-                self._marked -= marks.prune(self.low.get(its, 0), count)
-                if not marks:
-                    del self.marks[its]
-        if self._marked > self.marks_max:
-            forget_older_half(self.marks, self.low)
-            self._marked = sum(map(len, self.marks.values()))
+            invalidated = self.invalidated.get(its)
+            if invalidated is not None:
+                self._invalidated_count -= invalidated.prune(self.low.get(its, 0), count)
+                if not invalidated:
+                    del self.invalidated[its]
+        if self._invalidated_count > self.max_invalidated_scopes:
+            forget_older_half(self.invalidated, self.low)
+            self._invalidated_count = sum(map(len, self.invalidated.values()))
             return True
         return raised
 
@@ -288,7 +294,7 @@ class Shard:
         self,
         epoch: bytes,
         seq: int,
-        marks: Mapping[str, Mapping[str, int]],
+        invalidated: Mapping[str, Mapping[str, int]],
         low: Mapping[str, int],
         sent_at_s: float,
         asked: Asked | None = None,
@@ -308,7 +314,10 @@ class Shard:
             asked = Asked(before, BEYOND)
         # Who has come to this epoch only since the question was sent has heard all of it since.
         if epoch == before and self.head > max(seq, asked.head if asked.epoch == before else 0):
-            newer = {b: {n: mark for n, mark in its.items() if mark > seq} for b, its in self.marks.items()}
+            newer = {
+                b: {n: seq_of_it for n, seq_of_it in its.items() if seq_of_it > seq}
+                for b, its in self.invalidated.items()
+            }
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
             self.applied, self.head = max(seq, self.applied), max(seq, self.head)
             self.low = {b: max(low.get(b, 0), self.low.get(b, 0)) for b in {*low, *self.low}}
@@ -321,9 +330,9 @@ class Shard:
         self.left.pop(epoch, None)
         self.doubts.settle(sent_at_s)
         self.epoch = epoch
-        joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
-        self.marks = {b: BucketMarks(its.items()) for b, its in joined.items() if its}
-        self._marked = sum(map(len, self.marks.values()))
+        joined = {b: {**invalidated.get(b, {}), **newer.get(b, {})} for b in {*invalidated, *newer}}
+        self.invalidated = {b: InvalidatedScopes(its.items()) for b, its in joined.items() if its}
+        self._invalidated_count = sum(map(len, self.invalidated.values()))
         lacks = max(seq, self.foreign.pop(epoch, 0))
         self.head = max(self.head, lacks)
         while self.applied + 1 in self._ahead:
@@ -345,7 +354,7 @@ class Shard:
         """To be taken before a read, load or write begins; see `admits`."""
         return Reservation(self.epoch, self.count, self.applied)
 
-    def marked(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
+    def overtaken(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
         """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken. `everywhere`:
         the scope of its id in all contexts, where it has one."""
         if reservation.drops == self.count:
@@ -366,10 +375,10 @@ class Shard:
         if self.below(seq, bucket):
             return True
         for its in (bucket, ALL_TENANTS):
-            marks = self.marks.get(its)
-            if marks:
+            invalidated = self.invalidated.get(its)
+            if invalidated:
                 for name in scopes:
-                    if marks.get(name, 0) > seq:
+                    if invalidated.get(name, 0) > seq:
                         return True
         return False
 
@@ -378,16 +387,16 @@ class Shard:
         low = self.low
         return bool(low) and (seq < low.get(bucket, 0) or seq < low.get(ALL_TENANTS, 0))
 
-    def standing(self, bucket: str, scopes: Iterable[str]) -> Standing:
+    def snapshot(self, bucket: str, scopes: Iterable[str]) -> ScopeSnapshot:
         """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
-        found = [its for its in (self.marks.get(bucket), self.marks.get(ALL_TENANTS)) if its]
-        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in scopes}
-        return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
+        found = [its for its in (self.invalidated.get(bucket), self.invalidated.get(ALL_TENANTS)) if its]
+        invalidated = {name: max((its.get(name, 0) for its in found), default=0) for name in scopes}
+        return ScopeSnapshot((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), invalidated)
 
-    def unmoved(self, bucket: str, noted: Standing) -> bool:
+    def unchanged(self, bucket: str, noted: ScopeSnapshot) -> bool:
         """Whether all is as it was noted: nothing that it stands for was invalidated since. A mark alone, held against
         `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
-        return self.standing(bucket, noted.marks) == noted
+        return self.snapshot(bucket, noted.invalidated_at) == noted
 
     def admits(
         self,
@@ -402,7 +411,7 @@ class Shard:
         """Whether what was read, loaded or written under the reservation may enter L1."""
         return (
             epoch == self.epoch == reservation.epoch
-            and not self.marked(reservation, key, seq, everywhere)
+            and not self.overtaken(reservation, key, seq, everywhere)
             and not self.hides(seq, bucket, scopes)
             and not (self.doubts.scopes and self.doubts.cover(scopes, reservation.drops))
         )

@@ -125,9 +125,9 @@ class Planner:
         else:
             plan = Plan(self._keyspace.tags(tenant_id, tags)[0])
         if tags:
-            marks = self.tags(tenant_id, tags)
-            plan.scopes += marks.scopes
-            plan.targets |= marks.targets
+            tagged = self.tags(tenant_id, tags)
+            plan.scopes += tagged.scopes
+            plan.targets |= tagged.targets
         return plan
 
     def scope(self, tenant_id: object, data_type: str | None, contexts: Sequence[object]) -> Plan:

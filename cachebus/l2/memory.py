@@ -24,8 +24,8 @@ from cachebus.core.ports import (
     Stale,
 )
 from cachebus.keys.key import Key, guard_name
+from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.l2.memory_lease import MemoryLease
-from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.record import FLAGS_AT, NOT_FOUND, Record
@@ -45,11 +45,16 @@ class MemoryShard:
     """One shard's state, and the operations on it; each is one atomic step."""
 
     def __init__(
-        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, log_max_bytes: int = 1 << 26
+        self,
+        clock: Clock,
+        *,
+        max_invalidated_scopes: int = 100_000,
+        log_max: int = 100_000,
+        log_max_bytes: int = 1 << 26,
     ) -> None:
         self.clock: Clock = lambda: WALL_S + clock()
         """The server's, a wall clock as every server's is: records hold its times, which are never below zero."""
-        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
+        self.max_invalidated_scopes, self.log_max, self.log_max_bytes = max_invalidated_scopes, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
         self.publish: Callable[[bytes], None] = _no_listener
@@ -66,7 +71,7 @@ class MemoryShard:
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
         self.alone = False
-        self.marks = MemoryMarks(self.marks_max)
+        self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
         self.leases: dict[str, MemoryLease] = {}
@@ -78,7 +83,7 @@ class MemoryShard:
         self.guards: dict[str, dict[str, float]] = {}
         self.guarded, self.guarded_until_s = 0, 0.0
         """How many names are guarded, so that a loss is noticed, and until when any can be."""
-        self.marks = MemoryMarks(self.marks_max)
+        self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self.messages: dict[int, bytes] = {}
         self.logged_bytes = 0
         self.lines: dict[str, NodeLine] = {}
@@ -94,8 +99,8 @@ class MemoryShard:
             not self.epoch
             or self.meta_server != self.server
             or (caller.epoch == self.epoch and caller.applied > self.seq)
-            or self.marks.lost
-            or (bucket is not None and self.marks.lacks(bucket))
+            or self.invalidated.lost
+            or (bucket is not None and self.invalidated.lacks(bucket))
             or (self.guarded_until_s > self.clock() and len(self.guards) != self.guarded)
         )
 
@@ -123,7 +128,9 @@ class MemoryShard:
 
     def hidden(self, record: Record, key: Key) -> bool:
         """Whether a record of the key may not be believed."""
-        return record.epoch != self.epoch or self.marks.hide(record.seq, key.family.bucket, (*key.scopes, *record.tags))
+        return record.epoch != self.epoch or self.invalidated.hide(
+            record.seq, key.family.bucket, (*key.scopes, *record.tags)
+        )
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""
@@ -146,8 +153,8 @@ class MemoryShard:
         self.seq += 1
         ids = [name for name in scopes if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
-        raised = self.marks.set([name for name in scopes if name not in needless], self.seq)
-        if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
+        raised = self.invalidated.set([name for name in scopes if name not in needless], self.seq)
+        if self.invalidated.lost:  # it had to forget some, and they were gone: who comes next takes over
             self.meta_server = ""
         head = events.encode_head(
             self.epoch,
@@ -212,13 +219,13 @@ class MemoryShard:
 
     # -- the scripts ------------------------------------------------------------------------------------------------
 
-    def probe(self, caller: Caller, marks: bool) -> ProbeReply:
+    def probe(self, caller: Caller, with_invalidated: bool) -> ProbeReply:
         """See `Store.probe`."""
-        self.attend(caller, "" if marks else None)
+        self.attend(caller, "" if with_invalidated else None)
         self._hear_of(caller)
         now = self.clock()
         silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
-        for node in () if marks else silent:
+        for node in () if with_invalidated else silent:
             del self.lines[node]
             self.nodes_name = self.new_epoch()
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
@@ -226,7 +233,7 @@ class MemoryShard:
             self.epoch,
             self.seq,
             int(now * 1_000_000),
-            self.marks.given() if marks else None,
+            self.invalidated.given() if with_invalidated else None,
             self.nodes_name,
             self.bound_ms,
             self.guard_ms,
@@ -354,7 +361,7 @@ class MemoryShard:
         self.guarded = len(self.guards)
         guarded = (*map(guard_name, keys), *scopes)
         most = max((len(self.guards.get(name, {}).keys() - {token}) for name in guarded), default=0)
-        if px_ms and (len(self.guards) + len(guarded) > self.marks_max or most >= GUARDS_MAX):
+        if px_ms and (len(self.guards) + len(guarded) > self.max_invalidated_scopes or most >= GUARDS_MAX):
             return Change(self.epoch, self.seq, False)
         for name in guarded:
             tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}

@@ -87,10 +87,10 @@ class MemoryStore:
             raise L2Unavailable("not connected to the memory store")
         return self._shards[index]
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.checked[shard] = False
-        reply = self._shard(shard).probe(caller, marks)
+        reply = self._shard(shard).probe(caller, with_invalidated)
         self.checked[shard] = True
         return reply
 

@@ -34,14 +34,14 @@ from cachebus.l2.owed import OwedLeases
 from cachebus.l2.replies import (
     counted,
     filled,
-    invalidated,
+    invalidation_of,
     lease_of,
     line_rest,
     logged,
     nodes_of,
     number_of,
     probe_of,
-    probe_with_marks,
+    probe_with_invalidated,
     records_of,
     unless_none,
     written,
@@ -67,7 +67,7 @@ class RedisStore:
         timeout_s: float,
         connect_timeout_s: float,
         clock: Clock,
-        marks_max: int,
+        max_invalidated_scopes: int,
         log_max: int,
         log_max_bytes: int = 64 * 1024 * 1024,
         database: int = 0,
@@ -76,9 +76,11 @@ class RedisStore:
         self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
-        self._marks_max = str(marks_max)
+        self._max_invalidated_scopes = str(max_invalidated_scopes)
         self._channels = [names.channel if bus == "redis" else "" for names in self._names]
-        self._events = [(channel, self._marks_max, str(log_max), str(log_max_bytes)) for channel in self._channels]
+        self._events = [
+            (channel, self._max_invalidated_scopes, str(log_max), str(log_max_bytes)) for channel in self._channels
+        ]
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self.on_changed: Callable[[int], None] = lambda _: None
@@ -149,19 +151,19 @@ class RedisStore:
 
     # -- operations ---------------------------------------------------------------------------------------------
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
         """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
         connection, hops = self._links.of(shard), self._running.hops(shard)
         now = self._clock()
-        prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
+        prune = not with_invalidated and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
-        silent = [] if marks else [str(SILENT_US) if prune else "0"]
+        silent = [] if with_invalidated else [str(SILENT_US) if prune else "0"]
         args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
         try:
             reply = (
-                await self._run(probe_with_marks, "marks", shard, caller, (), args)
-                if marks
+                await self._run(probe_with_invalidated, "marks", shard, caller, (), args)
+                if with_invalidated
                 else (await self._run(probe_of, "probe", shard, caller, (), args))
             )
         except NotAsked:
@@ -307,7 +309,7 @@ class RedisStore:
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
         args = [*self._events[shard], body, *scopes]
-        return await self._run(invalidated, "invalidate", shard, caller, self._gone(shard, keys), args)
+        return await self._run(invalidation_of, "invalidate", shard, caller, self._gone(shard, keys), args)
 
     async def guard(
         self,
@@ -321,8 +323,17 @@ class RedisStore:
     ) -> Change:
         """Invalidate, and put a token on what is invalidated, or take it away."""
         guarded = [*map(guard_name, keys), *scopes]
-        args = [*self._events[shard], body, token, str(px_ms), self._marks_max, str(len(scopes)), *scopes, *guarded]
-        return await self._run(invalidated, "guard", shard, caller, self._gone(shard, keys), args)
+        args = [
+            *self._events[shard],
+            body,
+            token,
+            str(px_ms),
+            self._max_invalidated_scopes,
+            str(len(scopes)),
+            *scopes,
+            *guarded,
+        ]
+        return await self._run(invalidation_of, "guard", shard, caller, self._gone(shard, keys), args)
 
     async def write(
         self,

@@ -17,10 +17,10 @@ import msgspec
 from cachebus.core.ports import (
     About,
     Change,
+    Invalidated,
     Leased,
     LeaseReply,
     LogEntry,
-    Marks,
     NodeLine,
     NodesReply,
     ProbeReply,
@@ -121,15 +121,15 @@ def probe_of(reply: Any) -> ProbeReply:
     return _probe(rest, None)._replace(loose_replicas=replicas)
 
 
-def probe_with_marks(reply: Any) -> ProbeReply:
+def probe_with_invalidated(reply: Any) -> ProbeReply:
     """What `marks` replied."""
-    *rest, marks, low, alone = _MARKS.of(reply)
-    return _probe([*rest, alone], marks_of(marks, low))
+    *rest, invalidated, low, alone = _MARKS.of(reply)
+    return _probe([*rest, alone], invalidated_of(invalidated, low))
 
 
-def _probe(reply: list[Any], marks: Marks | None) -> ProbeReply:
+def _probe(reply: list[Any], invalidated: Invalidated | None) -> ProbeReply:
     epoch, seq, server_us, name, bound_ms, guard_ms, born_us, alone = reply
-    return ProbeReply(epoch, seq, int(server_us), marks, name, bound_ms, guard_ms, int(born_us or 0), bool(alone))
+    return ProbeReply(epoch, seq, int(server_us), invalidated, name, bound_ms, guard_ms, int(born_us or 0), bool(alone))
 
 
 def records_of(count: int, reply: Any) -> ReadReply:
@@ -156,7 +156,7 @@ def filled(reply: Any) -> Change:
     return Change(epoch, seq, bool(stored), expires_ms=expires_ms)
 
 
-def invalidated(reply: Any) -> Change:
+def invalidation_of(reply: Any) -> Change:
     """What `invalidate` or `guard` replied; below zero: too many names are guarded, or one by too many."""
     epoch, seq, bound_ms, head = _INVALIDATED.of(reply)
     return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
@@ -215,15 +215,15 @@ def buckets_of(flat: Sequence[bytes]) -> dict[str, BucketState]:
     }
 
 
-def marks_of(marks: Sequence[Any], low: Sequence[bytes]) -> Marks:
+def invalidated_of(invalidated: Sequence[Any], low: Sequence[bytes]) -> Invalidated:
     """Marks by bucket, and low watermarks."""
-    return Marks(
+    return Invalidated(
         {
             # A name that is no text is none of ours, and takes a place until it is trimmed.
             bucket.decode(): {
                 n.decode(errors="replace"): int(float(seq)) for n, seq in zip(flat[::2], flat[1::2], strict=True)
             }
-            for bucket, flat in zip(marks[::2], marks[1::2], strict=True)
+            for bucket, flat in zip(invalidated[::2], invalidated[1::2], strict=True)
         },
         {bucket.decode(): int(float(seq)) for bucket, seq in zip(low[::2], low[1::2], strict=True)},
     )

@@ -288,7 +288,7 @@ class Heartbeat:
             return
         sent_at_s = self._clock()
         view.sending()
-        reply = await self._store.probe(shard, node.caller(shard), marks=False)
+        reply = await self._store.probe(shard, node.caller(shard), with_invalidated=False)
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)

@@ -71,7 +71,7 @@ class ShardStats:
     """The highest seq heard of; `head - applied` is the gap."""
     lease_left_s: float
     """For how long this node may serve its memory; 0.0 when the lease has lapsed."""
-    marks: int
+    invalidated_scopes: int
     """Scopes and tags whose last invalidation is remembered."""
     bound_s: float = 0.0
     """The largest staleness bound that any node of the fleet has had: so long a wait for the nodes may last."""

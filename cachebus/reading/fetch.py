@@ -160,7 +160,7 @@ class Fetcher:
         return found
 
     def may_judge(self, shard: Shard, after: Place | None) -> bool:
-        """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
+        """Whether this node has heard enough of late, and its connection known, to judge what a plain get brings."""
         return (
             self.store.checked[shard.index]
             and self.clock() < shard.valid_until
@@ -179,8 +179,8 @@ class Fetcher:
         return before
 
     def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
-        """The value of a record that a plain get brought: of this epoch, unexpired, and replaced by no mark; MISSING;
-        or VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark. Reads the head
+        """The value of a record that a plain get brought: of this epoch, unexpired, not overtaken; MISSING;
+        or VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack an invalidation. Reads the head
         where it lies: a `Record` is made only for what enters L1 or is special."""
         shard = self._shards[key.shard]
         reservation, read_s = before
@@ -197,7 +197,7 @@ class Fetcher:
             return MISSING
         if shard.doubts.noted and shard.doubts.open(key.scopes, shard.vouched_s):
             return VOID
-        if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
+        if (shard.invalidated or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
         if id(data) not in self._just and not is_of(key.crc, data, head):
@@ -256,7 +256,7 @@ class Fetcher:
         shard = self._shards[key.shard]
         if (
             record.epoch == shard.epoch
-            and (shard.marks or shard.low)
+            and (shard.invalidated or shard.low)
             and shard.hides(record.seq, key.family.bucket, (*key.scopes, *record.tags))
         ):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not

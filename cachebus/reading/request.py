@@ -46,7 +46,7 @@ class Request(NamedTuple):
     ttl_s: float | None = None
     """Seconds; None is the type's."""
     tags: Sequence[str] = ()
-    """Names of the tags' marks."""
+    """The tags' scopes."""
     use_memory: bool = True
     sources: int = 1
     """How many functions `load` may run one after the other at most, each with the type's limit."""

@@ -27,7 +27,7 @@ def pack(
     """A record for the value, its times on the L2 server's clock, and the value that any node will decode from it:
     what this node serves too, so that all give the same.
 
-    `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
+    `ttl_s` None is the type's own; `tags` are scopes. `not_found` makes the record that says so, for the type's
     `negative_ttl_s`; `makeshift` one made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
     nothing else, whatever the value's own code raises: better said to the one who stores it than to all who read.
     """

@@ -17,7 +17,7 @@ offset  bytes
 52      8     soft expiry, ms on that clock; 0 = none
 60      1     number of tags
 61      2     bytes of `more`
-63            for each tag: 2 bytes of length, its mark's name
+63            for each tag: 2 bytes of length, its scope
 ...           more: a msgpack map of what else is to be said of the record, or nothing
 ...           payload
 ```

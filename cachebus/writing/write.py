@@ -126,8 +126,9 @@ class Writer:
             raise
         if not change.stored:
             raise InvalidationFailed(
-                "the guard does not stand: too many keys and scopes are guarded already (max_marks, "
-                "CACHEBUS_MAX_MARKS), or one of these by a thousand guards, as by blocks that were left by exceptions; they end by their time-outs"
+                "the guard does not stand: too many keys and scopes are guarded already (max_invalidated_scopes, "
+                "CACHEBUS_MAX_INVALIDATED_SCOPES), or one of these by a thousand guards, as by blocks that exceptions "
+                "have left; they end by their time-outs"
             )
         return self._receipt(plan, change)
 

@@ -129,7 +129,7 @@ class _Fleet:
     async def show_lines(self) -> None:
         """Every node says how far it is, as its heartbeat does."""
         for place, caller in enumerate(self._callers):
-            reply = await self._store.probe(SHARD, caller, marks=False)
+            reply = await self._store.probe(SHARD, caller, with_invalidated=False)
             self._callers[place] = caller._replace(applied=reply.seq, epoch=reply.epoch)
             self._server_s = reply.server_us / 1e6
 
@@ -199,7 +199,7 @@ class _Fleet:
         self._callers[0] = caller._replace(applied=max(caller.applied, seq), epoch=epoch)
 
     async def _probe(self, number: int) -> None:
-        await self._store.probe(SHARD, self._callers[0], marks=False)
+        await self._store.probe(SHARD, self._callers[0], with_invalidated=False)
 
     def _invalidate(self, data_type: str, *, all_contexts: bool = False) -> Do:
         plans = self._plans(data_type, all_contexts=all_contexts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from cachebus.core.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
+from cachebus.core.ports import About, Caller, Change, Invalidated, Leased, LeaseReply, ProbeReply, Stale, Store
 from cachebus.keys.key import Key, Keyspace, bucket_of, tag_scope
 from cachebus.wire import event as events
 from cachebus.wire.record import Record
@@ -50,10 +50,10 @@ def body(keys: Sequence[Key] = (), scopes: Sequence[str] = (), origin: str = "")
     return events.encode_body([events.Part([k.l1 for k in keys], list(scopes), origin)])
 
 
-def joined(marks: Marks | None) -> dict[str, int]:
+def joined(invalidated: Invalidated | None) -> dict[str, int]:
     """The marks of all buckets."""
-    assert marks is not None
-    return {name: seq for of_bucket in marks.by_bucket.values() for name, seq in of_bucket.items()}
+    assert invalidated is not None
+    return {name: seq for of_bucket in invalidated.by_bucket.values() for name, seq in of_bucket.items()}
 
 
 def where(change: Change) -> tuple[bytes, int, bool]:
@@ -89,20 +89,20 @@ class Person:
 
     async def probe(self) -> ProbeReply:
         """Ask where the shard is, with its marks, and stand there from now on."""
-        reply = await self.store.probe(0, self.caller, marks=True)
+        reply = await self.store.probe(0, self.caller, with_invalidated=True)
         self.caller = self.caller._replace(applied=reply.seq, epoch=reply.epoch)
         self.now_ms = reply.server_us // 1000
         return reply
 
-    async def marks(self) -> dict[str, int]:
+    async def invalidated(self) -> dict[str, int]:
         """The marks of all buckets, by a probe."""
-        return joined((await self.probe()).marks)
+        return joined((await self.probe()).invalidated)
 
     async def low(self) -> dict[str, int]:
         """The low watermarks by bucket, by a probe."""
-        marks = (await self.probe()).marks
-        assert marks is not None
-        return dict(marks.low)
+        invalidated = (await self.probe()).invalidated
+        assert invalidated is not None
+        return dict(invalidated.low)
 
     def record(
         self, payload: bytes, lease: LeaseReply | None = None, *, lives_ms: int | None = None, tags: Sequence[str] = ()

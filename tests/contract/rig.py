@@ -47,8 +47,8 @@ def aged(line: bytes, by_s: int) -> bytes:
 class StoreRig(ABC):
     """A store's data, and as many stores over it as there are nodes."""
 
-    def __init__(self, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
+    def __init__(self, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        self.max_invalidated_scopes, self.log_max, self.log_max_bytes = max_invalidated_scopes, log_max, log_max_bytes
         self.messages: list[bytes] = []
         """What shard 0 has published, in order of arrival."""
         self.stores: list[Store] = []
@@ -139,7 +139,11 @@ class MemoryRig(StoreRig):
     """The twin."""
 
     async def begin(self) -> None:
-        limits = {"marks_max": self.marks_max, "log_max": self.log_max, "log_max_bytes": self.log_max_bytes}
+        limits = {
+            "max_invalidated_scopes": self.max_invalidated_scopes,
+            "log_max": self.log_max,
+            "log_max_bytes": self.log_max_bytes,
+        }
         self.shards = [MemoryShard(monotonic, **limits) for _ in range(SHARDS)]
         self.shard = self.shards[0]
         self.shard.publish = self.messages.append
@@ -156,10 +160,10 @@ class MemoryRig(StoreRig):
         shard_state.lose_meta(self.shard)
 
     async def lose_marks(self, bucket: str = "") -> None:
-        self.shard.marks.lose(bucket)
+        self.shard.invalidated.lose(bucket)
 
     async def lose_buckets(self) -> None:
-        self.shard.marks.lose_counts()
+        self.shard.invalidated.lose_counts()
 
     async def lose_guards(self) -> None:
         self.shard.guards = {}
@@ -192,8 +196,8 @@ class RedisRig(StoreRig):
 
     names = ShardNames(NAMESPACE, 0)
 
-    def __init__(self, url: str, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        super().__init__(marks_max, log_max, log_max_bytes)
+    def __init__(self, url: str, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        super().__init__(max_invalidated_scopes, log_max, log_max_bytes)
         self.address: Address = parse_address(url)
         self.redis: Connection
         """For commands of the test's own."""
@@ -230,7 +234,7 @@ class RedisRig(StoreRig):
             timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S,
             clock=monotonic,
-            marks_max=self.marks_max,
+            max_invalidated_scopes=self.max_invalidated_scopes,
             log_max=self.log_max,
             log_max_bytes=self.log_max_bytes,
         )
@@ -284,8 +288,10 @@ class RedisRig(StoreRig):
 class ClusterRig(RedisRig):
     """A Cluster; what the suites do to the server, they do to the one that has shard 0."""
 
-    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        super().__init__(group.servers[0].url, marks_max, log_max, log_max_bytes)
+    def __init__(
+        self, group: ClusterGroup, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26
+    ) -> None:
+        super().__init__(group.servers[0].url, max_invalidated_scopes, log_max, log_max_bytes)
         self.group = group
 
     async def begin(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Change, Leased, Marks
+from cachebus.core.ports import Change, Invalidated, Leased
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
@@ -46,7 +46,7 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
     assert (event.epoch, event.seq, event.bucket, event.low) == (*change[:2], events.NO_BUCKET, 0)
     assert (event.keys, event.scopes) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
     assert event.origin == "ann"
-    assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, marks=False)).server_us
+    assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, with_invalidated=False)).server_us
 
     event = events.decode(messages[1])
     assert (event.epoch, event.seq, event.bucket, event.low) == (*written[:2], events.NO_BUCKET, 0)
@@ -55,12 +55,12 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
 
 async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
     await ann.invalidate(scopes=[scope(), scope(), scope("doc")])
-    assert await ann.marks() == {scope(): 2, scope("doc"): 2}
+    assert await ann.invalidated() == {scope(): 2, scope("doc"): 2}
     await ann.invalidate(scopes=[scope()])
-    assert await ann.marks() == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
+    assert await ann.invalidated() == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
 
 
-@pytest.mark.limits(marks_max=3)
+@pytest.mark.limits(max_invalidated_scopes=3)
 async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: Person) -> None:
     record = await ann.loaded(key())
     scopes = [scope(f"t{number}") for number in range(5)]
@@ -69,8 +69,8 @@ async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: 
     assert [raised(change) for change in changes] == [nothing, nothing, nothing, (BUCKET, 2), (BUCKET, 3)]
     told = [events.decode(message) for message in await rig.heard(5)]
     assert [(event.bucket, event.low) for event in told] == [raised(change) for change in changes]
-    marks = (await ann.probe()).marks
-    assert marks == Marks({BUCKET: {scopes[2]: 4, scopes[3]: 5, scopes[4]: 6}}, {BUCKET: 3})
+    invalidated = (await ann.probe()).invalidated
+    assert invalidated == Invalidated({BUCKET: {scopes[2]: 4, scopes[3]: 5, scopes[4]: 6}}, {BUCKET: 3})
     assert await ann.read(key()) == [None], f"{record.seq} lies below it: too much may go, never too little"
     await ann.invalidate(scopes=[scopes[2]])
     assert raised(await ann.invalidate(scopes=[scopes[0]])) == (BUCKET, 5), "the oldest, not the first ever named"
@@ -78,12 +78,12 @@ async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: 
     assert await ann.read(key()) == [newer.encode(key().l2)]
 
 
-@pytest.mark.limits(marks_max=3)
+@pytest.mark.limits(max_invalidated_scopes=3)
 async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
     record = await ann.loaded(key())
     change = await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
     assert (where(change), raised(change)) == ((ann.caller.epoch, 2, True), (BUCKET, 2))
-    assert len(await ann.marks()) == 3
+    assert len(await ann.invalidated()) == 3
     assert await ann.read(key()) == [None] != [record]
     assert (await ann.probe()).epoch == change.epoch
 
@@ -131,7 +131,7 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
         True,
         True,
     ]
-    assert await ann.marks() == {scope("query"): 2}
+    assert await ann.invalidated() == {scope("query"): 2}
 
 
 async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
@@ -159,7 +159,7 @@ async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) ->
     assert data is not None
     assert data.endswith(b"first")
     assert len(await bob.store.log(0, 0, 10)) == 1
-    assert await bob.marks() == {}
+    assert await bob.invalidated() == {}
     assert (await bob.write(key(), b"third")).stored, "plain writes still replace it"
 
 
@@ -218,7 +218,7 @@ async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) 
     assert [await ann.store.get(what) for what in keys[::100]] == [None] * 15
     event = events.decode((await rig.heard(1))[0])
     assert event.keys == [what.l1 for what in keys]
-    assert len(await ann.marks()) == len(event.scopes) == 600
+    assert len(await ann.invalidated()) == len(event.scopes) == 600
 
 
 async def test_hundreds_of_keys_beside_one_write(ann: Person) -> None:

@@ -28,7 +28,7 @@ async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Perso
     assert where(await ann.guard(key(), scopes=[tag("t")])) == (ann.caller.epoch, 2, True)
     assert await bob.read(key(), key("s")) == [None, None]
     assert len(await rig.heard(1)) == 1
-    assert await bob.marks() == {tag("t"): 2}
+    assert await bob.invalidated() == {tag("t"): 2}
     assert [entry.seq for entry in await bob.store.log(0, 0, 9)] == [2]
 
 
@@ -81,7 +81,7 @@ async def test_a_write_under_a_guard_stores_nothing_and_invalidates(rig: StoreRi
     assert change.head
     assert await bob.read(key(), key("dependent")) == [None, None]
     assert len(await rig.heard(2)) == 2
-    assert await ann.marks() == {scope("page"): 3}
+    assert await ann.invalidated() == {scope("page"): 3}
     await ann.guard(key(), px_ms=0)
     assert (await bob.write(key())).stored
 
@@ -169,7 +169,7 @@ async def test_all_that_is_stored_or_leased_after_a_takeover_ends_when_lost_guar
     bob = await Person(await rig.store(), "bob", guard_ms=60_000).attach()
     await rig.another_server()
     await bob.probe()
-    ends_ms = (await bob.store.probe(0, bob.caller, marks=False)).born_us // 1000 + 60_000
+    ends_ms = (await bob.store.probe(0, bob.caller, with_invalidated=False)).born_us // 1000 + 60_000
     first = await bob.write(key("first"))
     wrote_ms = bob.now_ms
 

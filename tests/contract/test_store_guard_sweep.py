@@ -146,13 +146,13 @@ async def test_who_looks_for_silent_nodes_clears_them_away_too(redis: RedisRig) 
     await ann.guard(key("standing"))
     await leave(redis, 1_000)
     await redis.redis.call("HSET", redis.names.meta, "guards", "1")
-    await ann.store.probe(0, ann.caller, marks=False)
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
     assert await redis.redis.call("EXISTS", redis.names.guards) == 0
     assert await redis.redis.call("HMGET", redis.names.meta, "guards", "guarded", "sweep") == [None] * 3
     assert (await ann.lease(key("standing"))).epoch == ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=2_000_000)
+@pytest.mark.limits(max_invalidated_scopes=2_000_000)
 async def test_a_guard_beside_a_million_that_were_left_touches_few_of_them(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
     await ann.guard(key("standing"))
@@ -168,7 +168,7 @@ async def test_a_guard_beside_a_million_that_were_left_touches_few_of_them(redis
     assert await left(redis) == after, "who does not guard does not sweep"
 
 
-@pytest.mark.limits(marks_max=100)
+@pytest.mark.limits(max_invalidated_scopes=100)
 async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: RedisRig) -> None:
     """So the next, or the one after it, is not refused."""
     ann = await Person(await redis.store(), "ann").attach()
@@ -183,7 +183,7 @@ async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: Redis
     assert (await ann.lease(key("standing"))).outcome is Leased.GUARDED
 
 
-@pytest.mark.limits(marks_max=16)
+@pytest.mark.limits(max_invalidated_scopes=16)
 async def test_a_refused_guard_that_has_swept_the_last_has_counted_that(redis: RedisRig) -> None:
     """Else guards seem to be lost, which costs all nodes their memory."""
     ann = await Person(await redis.store(), "ann").attach()
@@ -195,7 +195,7 @@ async def test_a_refused_guard_that_has_swept_the_last_has_counted_that(redis: R
     assert (await ann.probe()).epoch == ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=10)
+@pytest.mark.limits(max_invalidated_scopes=10)
 async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     rig: StoreRig, ann: Person, bob: Person
 ) -> None:
@@ -207,7 +207,7 @@ async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     assert await ann.read(key("0")) == [record.encode(key("0").l2)]
     assert await rig.leased(key("leased"))
     assert await ann.store.log(0, 0, 10) == []
-    assert await ann.marks() == {}
+    assert await ann.invalidated() == {}
     assert (await bob.lease(key("1"), "b")).outcome is Leased.GRANTED
     assert where(await bob.guard(*keys, scopes=[tag("t")])) == (ann.caller.epoch, 2, True), "ten are not too many"
     assert not (await ann.guard(key("eleventh"), token="h" * 16)).stored

@@ -136,7 +136,7 @@ async def test_an_invalidation_elsewhere_refuses_no_fill(ann: Person, bob: Perso
     assert await ann.read(key(agent_id="a7")) == [record.encode(key(agent_id="a7").l2)]
 
 
-@pytest.mark.limits(marks_max=2)
+@pytest.mark.limits(max_invalidated_scopes=2)
 async def test_a_fill_below_a_low_watermark_is_refused(ann: Person, bob: Person) -> None:
     lease = await ann.granted(key())
     for number in range(3):

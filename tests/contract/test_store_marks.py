@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Leased, Marks
+from cachebus.core.ports import Invalidated, Leased
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS, everywhere
 from cachebus.wire import event as events
 from tests.contract.people import (
@@ -39,7 +39,7 @@ def of_type(data_type: str) -> str:
 # -- what is forgotten ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.limits(marks_max=8)
+@pytest.mark.limits(max_invalidated_scopes=8)
 async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Person, bob: Person) -> None:
     own = await ann.loaded(key("own"))
     others = await ann.loaded(NEXT_DOORS)
@@ -48,16 +48,18 @@ async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Perso
         await ann.invalidate(scopes=[name])
     loud = [await bob.invalidate(scopes=[of_neighbour(number)]) for number in range(50)]
     assert [raised(change) for change in loud] == [NOTHING] * 5 + [(NEXT_DOOR, 5 + number) for number in range(45)]
-    marks = (await ann.probe()).marks
+    invalidated = (await ann.probe()).invalidated
     kept = {name: 2 + at for at, name in enumerate(quiet)}
-    assert marks == Marks({BUCKET: kept, NEXT_DOOR: {of_neighbour(n): 5 + n for n in range(45, 50)}}, {NEXT_DOOR: 49})
+    assert invalidated == Invalidated(
+        {BUCKET: kept, NEXT_DOOR: {of_neighbour(n): 5 + n for n in range(45, 50)}}, {NEXT_DOOR: 49}
+    )
     assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(key("own").l2), None]
     assert others.seq < 49
     assert (await bob.lease(key("own"))).outcome is Leased.HIT
     assert (await bob.lease(NEXT_DOORS)).outcome is Leased.GRANTED
 
 
-@pytest.mark.limits(marks_max=8)
+@pytest.mark.limits(max_invalidated_scopes=8)
 async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, bob: Person) -> None:
     """The one that has most pays, whoever came last."""
     await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
@@ -65,10 +67,10 @@ async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, b
     assert raised(await bob.invalidate(scopes=[of_neighbour(1)])) == NOTHING
     assert raised(await bob.invalidate(scopes=[of_neighbour(2)])) == (BUCKET, 2)
     assert await bob.read(NEXT_DOORS) == [record.encode(NEXT_DOORS.l2)]
-    assert len((await ann.marks()).keys() & {scope(f"t{number}") for number in range(7)}) == 6
+    assert len((await ann.invalidated()).keys() & {scope(f"t{number}") for number in range(7)}) == 6
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(ann: Person) -> None:
     """Some one has to, and the stores are to agree on which."""
     assert NEXT_DOOR < BUCKET
@@ -78,7 +80,7 @@ async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(an
     assert raised(await ann.invalidate(scopes=[of_type("y")])) == (ALL_TENANTS, 4)
 
 
-@pytest.mark.limits(marks_max=2)
+@pytest.mark.limits(max_invalidated_scopes=2)
 async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: Person, bob: Person) -> None:
     await ann.loaded(key("older"))
     await bob.invalidate(scopes=[scope("t1")])
@@ -93,30 +95,30 @@ async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: 
     assert (await bob.write(key("older"), if_absent=True)).stored
 
 
-@pytest.mark.limits(marks_max=300)
+@pytest.mark.limits(max_invalidated_scopes=300)
 async def test_marks_are_forgotten_in_batches(ann: Person) -> None:
     """Of a 128th of all that there may be: forgetting then costs little."""
     await ann.invalidate(scopes=[scope(f"t{number:03}") for number in range(300)])
     changes = [await ann.invalidate(scopes=[scope(f"u{number}")]) for number in range(6)]
     assert [raised(change) for change in changes] == [(BUCKET, 2), NOTHING, NOTHING, (BUCKET, 2), NOTHING, NOTHING]
-    marks = await ann.marks()
-    assert len(marks) == 300
-    assert scope("t005") not in marks
-    assert scope("t006") in marks
+    invalidated = await ann.invalidated()
+    assert len(invalidated) == 300
+    assert scope("t005") not in invalidated
+    assert scope("t006") in invalidated
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_a_long_name_counts_for_several(ann: Person) -> None:
     assert raised(await ann.invalidate(scopes=[tag("x" * 512)])) == NOTHING
     assert raised(await ann.invalidate(scopes=[tag("a")])) == NOTHING
     assert raised(await ann.invalidate(scopes=[tag("b")])) == (BUCKET, 2), "three and two are more than four"
-    assert await ann.marks() == {tag("a"): 3, tag("b"): 4}
+    assert await ann.invalidated() == {tag("a"): 3, tag("b"): 4}
     for letter in "cd":
         assert raised(await ann.invalidate(scopes=[tag(letter)])) == NOTHING
     assert raised(await ann.invalidate(scopes=[tag("e")])) == (BUCKET, 3)
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Person, bob: Person) -> None:
     kept = [await ann.loaded(what) for what in (key(), NEXT_DOORS)]
     changes = [await bob.invalidate(scopes=[of_type(f"t{number}")]) for number in range(5)]
@@ -169,7 +171,7 @@ async def test_a_guard_of_all_tenants_stands_before_each(ann: Person, bob: Perso
 async def marked(ann: Person) -> None:
     """Marks in three buckets."""
     await ann.invalidate(scopes=[scope("x"), scope("x", tenant=NEIGHBOUR), of_type("x")])
-    assert len(await ann.marks()) == 3
+    assert len(await ann.invalidated()) == 3
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, NEXT_DOOR, ALL_TENANTS])
@@ -178,7 +180,7 @@ async def test_who_begins_notices_lost_marks_of_any_bucket(rig: StoreRig, ann: P
     await rig.lose_marks(bucket)
     bob = await Person(await rig.store(), "bob").attach()
     assert bob.caller.epoch != ann.caller.epoch
-    assert await bob.marks() == {}
+    assert await bob.invalidated() == {}
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, ALL_TENANTS])
@@ -219,7 +221,7 @@ async def test_an_invalidation_after_a_loss_does_not_hide_it(
     assert (await bob.probe()).epoch != ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=6)
+@pytest.mark.limits(max_invalidated_scopes=6)
 async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: StoreRig, ann: Person, bob: Person) -> None:
     """The largest bucket has to forget some, and has none any more: another epoch begins, and all is counted anew."""
     await ann.invalidate(scopes=[scope(f"t{number}") for number in range(5)])
@@ -229,7 +231,7 @@ async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: Store
         change = await bob.invalidate(scopes=[of_neighbour(number)])
     assert change.epoch != ann.caller.epoch
     assert await bob.low() == {}
-    assert len(await bob.marks()) == 3, "one was set where it was noticed; and since it began"
+    assert len(await bob.invalidated()) == 3, "one was set where it was noticed; and since it began"
 
 
 @pytest.mark.parametrize("what", ["marks", "buckets"])
@@ -244,7 +246,7 @@ async def test_what_somebody_else_put_into_their_place_goes(redis: RedisRig, wha
     await redis.redis.call("SET", place, "x")
     change = await ann.invalidate(key("other"), scopes=[scope("x")])
     assert (await ann.store.log(0, change.seq - 1, 1))[0].seq == change.seq
-    assert scope("x") in await ann.marks() or change.epoch != ann.caller.epoch
+    assert scope("x") in await ann.invalidated() or change.epoch != ann.caller.epoch
     if before == "with marks":
         assert await ann.read(key()) == [None]
     assert await redis.redis.call("TYPE", place) in (b"none", b"zset", b"hash")
@@ -277,7 +279,7 @@ async def left_out(rig: StoreRig, ann: Person, scopes: list[str]) -> tuple[bool,
         return logged in rig.messages
 
     await until(heard)
-    return event.left_out, await ann.marks()
+    return event.left_out, await ann.invalidated()
 
 
 async def test_an_id_is_not_marked_where_nothing_of_its_type_lies_in_a_context(rig: StoreRig, ann: Person) -> None:
@@ -336,7 +338,7 @@ async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Person, b
     assert leaves_out(change)
     change = await ann.guard(scopes=[ID])
     assert leaves_out(change)
-    assert await ann.marks() == {}
+    assert await ann.invalidated() == {}
     assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GUARDED, "the guard itself stands"
     await ann.guard(scopes=[ID], px_ms=0)
     assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GRANTED
@@ -363,4 +365,4 @@ async def test_a_write_in_a_context_that_names_its_own_id(rig: StoreRig, ann: Pe
     change = await ann.write(what, scopes=[ID])
     assert where(change) == (ann.caller.epoch, 2, True)
     assert (await ann.read(what))[0] is not None
-    assert joined((await ann.probe()).marks).keys() <= {ID}
+    assert joined((await ann.probe()).invalidated).keys() <= {ID}

@@ -49,7 +49,7 @@ async def test_a_line_says_what_its_node_says_of_itself(rig: StoreRig, ann: Pers
 
 async def test_who_stands_in_another_epoch_says_so(rig: StoreRig, ann: Person) -> None:
     """A node that a failover took by surprise has applied more, of what is now void."""
-    await ann.store.probe(0, Caller("bob", 70, b"0" * 16), marks=False)
+    await ann.store.probe(0, Caller("bob", 70, b"0" * 16), with_invalidated=False)
     assert (await ann.store.nodes(0, ann.caller)).lines["bob"][:2] == (70, b"0" * 16)
 
 
@@ -107,7 +107,7 @@ async def test_who_has_been_silent_for_a_minute_is_left_out_and_that_makes_anoth
     await rig.silence("bob")
     assert set(await applied(ann)) == {"ann", "bob"}
     carl = await Person(await rig.store(), "carl").attach()
-    await carl.store.probe(0, carl.caller, marks=False)  # a store's first of this kind looks for such lines
+    await carl.store.probe(0, carl.caller, with_invalidated=False)  # a store's first of this kind looks for such lines
     assert set(await applied(carl)) == {"ann", "carl"}
     again = (await carl.probe()).nodes_name
     assert again not in (name, b"")
@@ -151,7 +151,7 @@ async def test_asking_for_the_nodes_tells_ones_own_bound(ann: Person) -> None:
 
 
 async def test_a_probe_without_marks_tells_and_keeps_them_too(ann: Person) -> None:
-    reply = await ann.store.probe(0, NOBODY._replace(bound_ms=3_000, guard_ms=4_000), marks=False)
+    reply = await ann.store.probe(0, NOBODY._replace(bound_ms=3_000, guard_ms=4_000), with_invalidated=False)
     assert (reply.bound_ms, reply.guard_ms) == (3_000, 4_000)
     assert await largest(ann) == (3_000, 4_000)
 
@@ -165,7 +165,7 @@ async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig
     assert (await keeps.probe()).alone
     await rig.lose_nodes()
     assert (await ann.probe()).alone
-    assert (await ann.store.probe(0, ann.caller, marks=False)).alone
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).alone
     assert (await ann.store.nodes(0, NOBODY)).alone
     await rig.another_server()
     assert (await ann.probe()).alone, "a takeover that finds meta carries it on"
@@ -174,7 +174,7 @@ async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig
     assert (await ann.store.nodes(0, keeps.caller)).alone, "who has heard of it brings it back"
     await rig.flush()
     await keeps.invalidate(key())
-    assert (await ann.store.probe(0, ann.caller, marks=False)).alone, "in the takeover itself"
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).alone, "in the takeover itself"
 
 
 @pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])

@@ -78,7 +78,7 @@ async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Per
     assert await bob.read(key()) == [record.encode(key().l2)]
 
 
-@pytest.mark.limits(marks_max=1)
+@pytest.mark.limits(max_invalidated_scopes=1)
 async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key())
     await ann.invalidate(scopes=[scope("x")])
@@ -146,9 +146,9 @@ async def misses(person: Person, keys: Sequence[Key]) -> None:
         assert (lease.outcome, lease.record) == (Leased.GRANTED, None)
 
 
-@pytest.mark.parametrize("marks", [0, 1])
-async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, marks: int) -> None:
-    if marks:
+@pytest.mark.parametrize("invalidated", [0, 1])
+async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, invalidated: int) -> None:
+    if invalidated:
         await ann.invalidate(scopes=[scope("other")])
     else:
         await ann.invalidate()

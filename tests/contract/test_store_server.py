@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from cachebus.core.ports import Caller, Leased, Marks, NodeLine
+from cachebus.core.ports import Caller, Invalidated, Leased, NodeLine
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
@@ -74,7 +74,7 @@ async def all_is_void(ann: Person) -> None:
     assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
     assert await bob.store.log(0, 0, 100) == []
     reply = await ann.probe()
-    assert (reply.epoch, reply.marks) == (bob.caller.epoch, Marks({}, {}))
+    assert (reply.epoch, reply.invalidated) == (bob.caller.epoch, Invalidated({}, {}))
     await ann.store.close()
 
 
@@ -197,19 +197,19 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
 
 async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
-    await ann.store.probe(0, ann.caller, marks=False)
-    now_us = (await ann.store.probe(1, Caller("ann", 0, b""), marks=False)).server_us
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
+    now_us = (await ann.store.probe(1, Caller("ann", 0, b""), with_invalidated=False)).server_us
     for shard in range(SHARDS):
         nodes = ShardNames(NAMESPACE, shard).nodes
         line = await redis.redis.call("HGET", nodes, "ann")
         odd = {"silent": aged(line, 61), "quiet": aged(line, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
         await redis.redis.call("HSET", nodes, *[part for pair in odd.items() for part in pair])
-    await ann.store.probe(0, ann.caller, marks=False)
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
     assert set(await redis.lines()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
     assert (await ann.store.nodes(0, NOBODY)).lines["garbage"] == NodeLine(0, b"", 0), "it has applied nothing"
     bob = await Person(await redis.store(), "bob").attach()
     for shard in range(SHARDS):
-        await bob.store.probe(shard, Caller("bob", 0, b""), marks=False)
+        await bob.store.probe(shard, Caller("bob", 0, b""), with_invalidated=False)
     assert set(await redis.lines()) == {"ann", "quiet", "bob"}
     flat = await redis.redis.call("HKEYS", ShardNames(NAMESPACE, 1).nodes)
     assert set(flat) - {NAME} == {b"ann", b"quiet", b"bob"}, "in every shard"

@@ -34,7 +34,7 @@ from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers
 
 STEPS = 400
-MARKS_MAX = 8
+MAX_INVALIDATED_SCOPES = 8
 GUARD_MS = 200_000
 AGES_MS = {"none": 0, "past": -3_600_000, "future": 3_600_000}
 NEAR_MS = 5_000
@@ -149,7 +149,7 @@ class Author:
     # -- verbs --------------------------------------------------------------------------------------------------
 
     def probe(self) -> Step:
-        return Step("probe", {"caller": self.caller(), "marks": self.dice.random() < 0.7})
+        return Step("probe", {"caller": self.caller(), "with_invalidated": self.dice.random() < 0.7})
 
     def nodes(self) -> Step:
         return Step("nodes", {"caller": self.caller()})
@@ -273,7 +273,7 @@ class Side:
     async def begin(self) -> None:
         await self.rig.begin()
         self.store = await self.rig.store()
-        reply = await self.store.probe(0, Caller("", 0, b""), marks=False)
+        reply = await self.store.probe(0, Caller("", 0, b""), with_invalidated=False)
         self.epochs.append(reply.epoch)
         self.now_ms = reply.server_us // 1000
 
@@ -362,7 +362,7 @@ class Side:
                 return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
             case ProbeReply():
                 largest = reply.bound_ms, reply.guard_ms, reply.alone
-                return self.number(reply.epoch), reply.seq, reply.marks, self.name(reply.nodes_name), largest
+                return self.number(reply.epoch), reply.seq, reply.invalidated, self.name(reply.nodes_name), largest
             case NodesReply():
                 lines = {node: self.line(line) for node, line in reply.lines.items()}
                 return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.alone, lines
@@ -408,8 +408,8 @@ class Side:
         return self.event(events.decode(message))
 
     def event(self, event: events.Event) -> Any:
-        marks = event.bucket, event.low, event.left_out
-        return self.number(event.epoch), event.seq, marks, event.keys, event.scopes
+        invalidated = event.bucket, event.low, event.left_out
+        return self.number(event.epoch), event.seq, invalidated, event.keys, event.scopes
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -417,7 +417,7 @@ async def sides(request: pytest.FixtureRequest, shared_servers: SharedServers) -
     """The twin, and a server of each kind."""
     kind: Kind = request.param
     url = shared_servers.get(program(kind)).url
-    sides = [Side(MemoryRig(MARKS_MAX, 100_000)), Side(RedisRig(url, MARKS_MAX, 100_000))]
+    sides = [Side(MemoryRig(MAX_INVALIDATED_SCOPES, 100_000)), Side(RedisRig(url, MAX_INVALIDATED_SCOPES, 100_000))]
     for side in sides:
         await side.begin()
     yield sides

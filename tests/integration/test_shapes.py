@@ -120,7 +120,7 @@ async def test_two_who_ask_where_a_shard_stands_take_turns(redis_url: str) -> No
 
 
 def test_a_longest_guard_and_marks_have_a_maximum() -> None:
-    for wrong in ({"guard_max_s": 1e16}, {"max_marks": 10**7}):
+    for wrong in ({"guard_max_s": 1e16}, {"max_invalidated_scopes": 10**7}):
         with pytest.raises(ConfigError):
             Settings(**wrong)
     assert quick("redis://127.0.0.1/0", guard_max_s=86_400).guard_max_s == 86_400

@@ -19,7 +19,7 @@ from cachebus.core.ports import NodeLine
 from cachebus.core.shard import NEVER, Heard, Probed, Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
-from cachebus.l2.memory_marks import MemoryMarks
+from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.listening.receive import Receiver
 from cachebus.reading.fetch import MISSING, Fetcher
 from cachebus.reading.flight import Flight
@@ -92,9 +92,16 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
 
 
 def _enter_without_low(
-    shard: Shard, epoch: bytes, seq: int, marks: Any, low: Any, sent_s: float, asked: int, enter: Crippled = Shard.enter
+    shard: Shard,
+    epoch: bytes,
+    seq: int,
+    invalidated: Any,
+    low: Any,
+    sent_s: float,
+    asked: int,
+    enter: Crippled = Shard.enter,
 ) -> None:
-    enter(shard, epoch, seq, marks, {}, sent_s, asked)
+    enter(shard, epoch, seq, invalidated, {}, sent_s, asked)
 
 
 def _drop_what_passes_by(
@@ -130,7 +137,7 @@ def _probed_on_reply(
 def _arrive_counting_no_marks(
     shard: MemoryShard, caller: Any, *rest: Any, arrive: Crippled = MemoryShard.arrive
 ) -> None:
-    shard.marks.counted = {bucket: len(its) for bucket, its in shard.marks.by_bucket.items()}
+    shard.invalidated.counted = {bucket: len(its) for bucket, its in shard.invalidated.by_bucket.items()}
     arrive(shard, caller, *rest)
 
 
@@ -155,17 +162,17 @@ def _fill_as_of_now(
     return fill(shard, key, caller, token, record, *rest)
 
 
-def _trim_silently(marks: MemoryMarks, excess: int, trim: Crippled = MemoryMarks._trim) -> Any:
-    trim(marks, excess)
-    marks.low.clear()
+def _trim_silently(invalidated: MemoryInvalidated, excess: int, trim: Crippled = MemoryInvalidated._trim) -> Any:
+    trim(invalidated, excess)
+    invalidated.low.clear()
     return events.NO_BUCKET, 0
 
 
 def _hide_by_own_bucket(
-    marks: MemoryMarks, seq: int, bucket: str, scopes: Any, hide: Crippled = MemoryMarks.hide
+    invalidated: MemoryInvalidated, seq: int, bucket: str, scopes: Any, hide: Crippled = MemoryInvalidated.hide
 ) -> bool:
-    with patch.dict(marks.by_bucket, {ALL_TENANTS: {}}):
-        return hide(marks, seq, bucket, scopes)
+    with patch.dict(invalidated.by_bucket, {ALL_TENANTS: {}}):
+        return hide(invalidated, seq, bucket, scopes)
 
 
 def _judged_in_any_epoch(
@@ -192,9 +199,12 @@ def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.j
 
 
 def _join_whatever_tags(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
-    noted = flight.fresh._standing
-    marks = {name: mark for name, mark in noted.marks.items() if name in request.key.scopes}
-    with patch.object(flight.fresh, "_standing", noted._replace(marks=marks)), patch.object(Freshness, "knows", _yes):
+    noted = flight.fresh._snapshot
+    invalidated = {name: seq for name, seq in noted.invalidated_at.items() if name in request.key.scopes}
+    with (
+        patch.object(flight.fresh, "_snapshot", noted._replace(invalidated_at=invalidated)),
+        patch.object(Freshness, "knows", _yes),
+    ):
         return joinable(flight, request)
 
 
@@ -344,7 +354,10 @@ RULES = {
         "... and what this node alone holds", "CONTEXTS-OWN", "G2", ((Groups, "split", _pass_all_ids_by),)
     ),
     "scopes of all tenants": Rule(
-        "a record lies in scopes of all tenants too", "SHAPE-Y", "I1/G5", ((MemoryMarks, "hide", _hide_by_own_bucket),)
+        "a record lies in scopes of all tenants too",
+        "SHAPE-Y",
+        "I1/G5",
+        ((MemoryInvalidated, "hide", _hide_by_own_bucket),),
     ),
     "reservation": Rule(
         "what was read, loaded or written while its key was invalidated does not enter L1",
@@ -443,7 +456,7 @@ RULES = {
         "a mark that had to go raises its bucket's low watermark",
         "FLOOR",
         "I1/G5",
-        ((MemoryMarks, "_trim", _trim_silently),),
+        ((MemoryInvalidated, "_trim", _trim_silently),),
     ),
     "known server": Rule(
         "plain gets only from a server that has answered a probe",

@@ -30,10 +30,10 @@ _SLOTS = {
     "index",
     "left",
     "low",
-    "marks",
-    "marks_max",
+    "invalidated",
+    "max_invalidated_scopes",
     "valid_until",
-    "_marked",
+    "_invalidated_count",
 }
 _NODE = {
     "id",
@@ -77,8 +77,8 @@ class Freezer:
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
         shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
-        shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
-        shard._marked = sum(map(len, shard.marks.values()))
+        shard.low, shard.invalidated, shard.foreign = dict(view.low), bucket_marks(view.invalidated), dict(view.foreign)
+        shard._invalidated_count = sum(map(len, shard.invalidated.values()))
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
@@ -122,7 +122,7 @@ class Freezer:
             shard.applied,
             shard.head,
             tuple(sorted(shard.low.items())),
-            frozen_marks(shard.marks),
+            frozen_marks(shard.invalidated),
             ahead_of_now(shard.valid_until),
             _may_come(shard),
             tuple(sorted(shard._ahead)),

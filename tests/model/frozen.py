@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cachebus.core.marks import BucketMarks
+from cachebus.core.invalidated import InvalidatedScopes
 
 NOW = 100.0
 """What the clock shows whenever real code runs, in seconds; a tick is a second."""
@@ -23,22 +23,22 @@ Marked = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """Marks by bucket."""
 
 
-def frozen_marks(marks: Mapping[str, Mapping[str, int]]) -> Marked:
+def frozen_marks(invalidated: Mapping[str, Mapping[str, int]]) -> Marked:
     """The same, to be compared; in the order in which they would be forgotten."""
     return tuple(
         (bucket, tuple(sorted(its.items(), key=lambda item: (item[1], item[0]))))
-        for bucket, its in sorted(marks.items())
+        for bucket, its in sorted(invalidated.items())
     )
 
 
-def thawed_marks(marks: Marked) -> dict[str, dict[str, int]]:
+def thawed_marks(invalidated: Marked) -> dict[str, dict[str, int]]:
     """And back."""
-    return {bucket: dict(its) for bucket, its in marks}
+    return {bucket: dict(its) for bucket, its in invalidated}
 
 
-def bucket_marks(marks: Marked) -> dict[str, BucketMarks]:
+def bucket_marks(invalidated: Marked) -> dict[str, InvalidatedScopes]:
     """As a node has them."""
-    return {bucket: BucketMarks(its) for bucket, its in marks}
+    return {bucket: InvalidatedScopes(its) for bucket, its in invalidated}
 
 
 class Vault(NamedTuple):
@@ -49,7 +49,7 @@ class Vault(NamedTuple):
     epoch: bytes
     seq: int
     epochs: int
-    marks: Marked = ()
+    invalidated: Marked = ()
     low: tuple[tuple[str, int], ...] = ()
     counted: tuple[tuple[str, int], ...] = ()
     messages: tuple[tuple[int, bytes], ...] = ()
@@ -69,7 +69,7 @@ class View(NamedTuple):
     applied: int
     head: int
     low: tuple[tuple[str, int], ...]
-    marks: Marked
+    invalidated: Marked
     valid: float
     foreign: tuple[tuple[bytes, int], ...]
     """Only of epochs that may yet be entered: those before are no more than noise."""
@@ -107,7 +107,7 @@ class Began(NamedTuple):
     vouched: float | None
     """When the probe behind its coherence lease was sent; None = it had none."""
     low: tuple[tuple[str, int], ...]
-    marks: Marked
+    invalidated: Marked
     foreign: tuple[tuple[bytes, int], ...]
 
 

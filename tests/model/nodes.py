@@ -148,7 +148,7 @@ class Nodes:
         """What a coroutine that begins now takes with it."""
         view = self.cores.things[core].view
         vouched = view.valid - BOUND if view.valid > 0 else None
-        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.low, view.marks, view.foreign)
+        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.low, view.invalidated, view.foreign)
 
     def called(self, core: int, key: int) -> int:
         """The seq by which a load that begins now without L2 goes: as new as all that this node knows of its key."""

@@ -80,8 +80,8 @@ def _in_l1(world: World, state: State) -> Iterator[Broken]:
 def _mark(world: World, node: Core, key: int) -> int:
     scopes = (*world.setup.keys[key].scopes, *world.setup.tags)
     bucket, low = world.setup.keys[key].family.bucket, dict(node.view.low)
-    marks = [mark for _, its in node.view.marks for name, mark in its if name in scopes]
-    return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *marks, 0)
+    invalidated = [seq for _, its in node.view.invalidated for name, seq in its if name in scopes]
+    return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *invalidated, 0)
 
 
 def _too_old(promise: str, what: str, found: tuple[int | None, ...], least: tuple[int, ...]) -> Iterator[Broken]:

@@ -92,8 +92,8 @@ class HandStore:
     def release(self, key: Key, token: str) -> None:
         """A coroutine that the model has made only for a look is closed: its lease is not L2's business."""
 
-    async def probe(self, shard, caller, *, marks):
-        return await Ask("probe", caller, marks)
+    async def probe(self, shard, caller, *, with_invalidated):
+        return await Ask("probe", caller, with_invalidated)
 
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
@@ -247,7 +247,7 @@ class Rig:
         shard = self.shard
         shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
-        shard.low, shard.marks = dict(began.low), bucket_marks(began.marks)
+        shard.low, shard.invalidated = dict(began.low), bucket_marks(began.invalidated)
         shard.foreign = dict(began.foreign)
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND

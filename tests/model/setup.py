@@ -24,7 +24,7 @@ class Setup:
     """What the node's own callers do: k, s and w."""
     shape: str = "D"
     """The scope's shape; G is a tag, N everything in the shard."""
-    marks_max: int = 100
+    max_invalidated_scopes: int = 100
     late: bool = True
     """Whether the replies to probes and log reads may come late."""
     rollback: bool = True
@@ -118,7 +118,7 @@ SETUPS = {
         Setup("OWN-FAILOVER", invs=0, own=1, own_kinds="kw", failovers=1, late=False),
         Setup("OUTAGE", outages=2, late=False),
         Setup("OWN-OUTAGE", invs=0, own=1, own_kinds="ksw", outages=1, late=False),
-        Setup("FLOOR", invs=2, trims=1, marks_max=1, kinds="sx", late=False, tokens=False),
+        Setup("FLOOR", invs=2, trims=1, max_invalidated_scopes=1, kinds="sx", late=False, tokens=False),
         Setup("SECOND", second=True, lapses=1, late=False, empty=True),
         Setup("BOTH", loads=(0, 1), late=False, empty=True),
         Setup("TAG", invs=2, kinds="s", shape="G", late=False),
@@ -158,7 +158,7 @@ WALK = Setup(
     "WALK",
     kinds="kswx",
     own_kinds="ksw",
-    marks_max=2,
+    max_invalidated_scopes=2,
     repeats=True,
     old=True,
     second=True,

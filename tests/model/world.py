@@ -89,7 +89,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.l2 = L2(setup.marks_max, lines=setup.strong)
+        self.l2 = L2(setup.max_invalidated_scopes, lines=setup.strong)
         self.nodes = Nodes(setup)
         self.truths: Interned[Truth] = Interned()
         self._older: dict[int, int] = {}
@@ -241,8 +241,8 @@ class World:
             if vault.lines:
                 gone = self.l2.changed(state.l2, lines=(), nodes_name=b"")
                 yield ("evict nodes",), state._replace(l2=gone, left=left)
-            if vault.marks:
-                yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
+            if vault.invalidated:
+                yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, invalidated=()), left=left)
         if state.left[_TRIMS] and vault.messages:
             l2 = self.l2.changed(state.l2, messages=())
             yield ("trim",), state._replace(l2=l2, left=self._spent(state, _TRIMS))

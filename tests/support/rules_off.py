@@ -59,7 +59,7 @@ def _without_reservation() -> None:
     """What was read, loaded or written while its key was invalidated enters memory."""
     from cachebus.core.shard import Shard
 
-    Shard.marked = lambda *_: False  # type: ignore[method-assign]
+    Shard.overtaken = lambda *_: False  # type: ignore[method-assign]
 
 
 def _without_epoch() -> None:

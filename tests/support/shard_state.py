@@ -15,7 +15,7 @@ _PARTS = (
     "bound_ms",
     "guard_ms",
     "alone",
-    "marks",
+    "invalidated",
     "messages",
     "logged_bytes",
     "lines",

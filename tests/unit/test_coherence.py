@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.core.marks import PRUNED_AT_ONCE, BucketMarks
+from cachebus.core.invalidated import PRUNED_AT_ONCE, InvalidatedScopes
 from cachebus.core.shard import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
 from cachebus.keys.key import ALL_TENANTS, bucket_of
 
@@ -105,16 +105,18 @@ def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bo
 @unhurried
 @given(deliveries())
 def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_low_watermark(delivered: list[Drop]) -> None:
-    shard, marks, low = entered(), dict.fromkeys(NAMES, 0), 0
+    shard, invalidated, low = entered(), dict.fromkeys(NAMES, 0), 0
     for drop in delivered:
         drop.into(shard)
         low = max(low, drop.low)
         for name in drop.scopes:
-            marks[name] = max(marks[name], drop.seq)
+            invalidated[name] = max(invalidated[name], drop.seq)
         assert shard.low.get(BUCKET, 0) == low
         for seq in range(LONGEST + 2):
             for scopes in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
-                assert shard.hides(seq, BUCKET, scopes) == (seq < low or any(marks[name] > seq for name in scopes))
+                assert shard.hides(seq, BUCKET, scopes) == (
+                    seq < low or any(invalidated[name] > seq for name in scopes)
+                )
                 assert not shard.hides(seq, bucket_of("other"), [ELSEWHERE]), "nor does it touch another tenant's"
 
 
@@ -133,23 +135,23 @@ def test_marks_below_a_low_watermark_are_forgotten_some_at_a_time() -> None:
     shard, count = entered(), 5 * PRUNED_AT_ONCE
     for seq in range(1, count + 1):
         Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
-    assert len(shard.marks[BUCKET]) == count
+    assert len(shard.invalidated[BUCKET]) == count
     Drop(count + 1, low=count).into(shard)
-    assert len(shard.marks[BUCKET]) == count - PRUNED_AT_ONCE
+    assert len(shard.invalidated[BUCKET]) == count - PRUNED_AT_ONCE
     for seq in range(count + 2, count + 7):
         Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
-    assert set(shard.marks[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
+    assert set(shard.invalidated[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
 
 
 def test_a_scope_marked_over_and_over_takes_no_more_room_than_once() -> None:
-    marks = BucketMarks()
+    invalidated = InvalidatedScopes()
     for seq in range(1, 5000):
-        marks.note("s", seq)
-        marks.note(f"t{seq % 7}", seq)
-        marks.prune(0, 2)
-        assert len(marks._seqs) == len(marks._scopes) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
-    marks.prune(4998, 0)
-    assert set(marks.values()) == {4999}
+        invalidated.note("s", seq)
+        invalidated.note(f"t{seq % 7}", seq)
+        invalidated.prune(0, 2)
+        assert len(invalidated._seqs) == len(invalidated._scopes) <= 2 * len(invalidated) + PRUNED_AT_ONCE + 2
+    invalidated.prune(4998, 0)
+    assert set(invalidated.values()) == {4999}
 
 
 def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None:
@@ -157,11 +159,11 @@ def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None
     before = shard.reserve()
     shard.hear(EPOCH, 1)
     shard.drop(1, (), (), passing=[PASSING])
-    assert shard.marked(before, "k0", 0, PASSING)
-    assert not shard.marked(before, "k0", 0, "I\x1facme\x1fdoc\x1f8")
-    assert not shard.marked(before, "k0", 0)
-    assert not shard.marked(shard.reserve(), "k0", 0, PASSING)
-    assert not shard.marks
+    assert shard.overtaken(before, "k0", 0, PASSING)
+    assert not shard.overtaken(before, "k0", 0, "I\x1facme\x1fdoc\x1f8")
+    assert not shard.overtaken(before, "k0", 0)
+    assert not shard.overtaken(shard.reserve(), "k0", 0, PASSING)
+    assert not shard.invalidated
     assert not shard.admits(before, "k0", BUCKET, (), EPOCH, 0, PASSING)
     assert shard.admits(before, "k0", BUCKET, (), EPOCH, 0)
 
@@ -181,8 +183,8 @@ def test_a_reservation_is_marked_by_every_later_drop_of_its_key(
         for key in KEYS:
             for seq in range(LONGEST + 2):
                 if any(key in d.keys and d.seq > seq for d in late):
-                    assert shard.marked(reservation, key, seq)
-    assert not shard.marked(shard.reserve(), KEYS[0], 0)
+                    assert shard.overtaken(reservation, key, seq)
+    assert not shard.overtaken(shard.reserve(), KEYS[0], 0)
 
 
 @unhurried
@@ -196,8 +198,8 @@ def test_a_reservation_is_not_marked_by_drops_of_other_keys(delivered: list[Drop
         drop.into(shard)
     touched = {key for drop in delivered[reserved_after:] for key in drop.keys}
     for key in set(KEYS) - touched:
-        assert not shard.marked(reservation, key, 0)
-    assert not any(shard.marked(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
+        assert not shard.overtaken(reservation, key, 0)
+    assert not any(shard.overtaken(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
 
 
 def test_a_full_journal_marks_what_it_has_forgotten() -> None:
@@ -206,18 +208,18 @@ def test_a_full_journal_marks_what_it_has_forgotten() -> None:
     Drop(1, ["k0"]).into(shard)
     after_first = shard.reserve()
     Drop(2, ["k1"]).into(shard)
-    assert not shard.marked(before, "k2", 0)
+    assert not shard.overtaken(before, "k2", 0)
     Drop(3, ["k2"]).into(shard)  # k0 falls out
-    assert shard.marked(before, "k0", 0)
-    assert shard.marked(before, "never touched", 0), "one that old can't be told from k0"
-    assert not shard.marked(after_first, "k0", 0)
-    assert shard.marked(after_first, "k1", 0)
+    assert shard.overtaken(before, "k0", 0)
+    assert shard.overtaken(before, "never touched", 0), "one that old can't be told from k0"
+    assert not shard.overtaken(after_first, "k0", 0)
+    assert shard.overtaken(after_first, "k1", 0)
     after_third = shard.reserve()
     Drop(4, ["k1"]).into(shard)  # touched again: now the youngest
     Drop(5, ["k3"]).into(shard)  # k2 falls out
-    assert not shard.marked(after_third, "k0", 0)
-    assert shard.marked(after_first, "k1", 0)
-    assert shard.marked(after_first, "k0", 0)
+    assert not shard.overtaken(after_third, "k0", 0)
+    assert shard.overtaken(after_first, "k1", 0)
+    assert shard.overtaken(after_first, "k0", 0)
 
 
 def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
@@ -237,7 +239,7 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
         Drop(seq, scopes=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
     shard.enter(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
     assert (shard.applied, shard.head) == (3, 5)
-    assert shard.marks == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
+    assert shard.invalidated == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
     assert shard.valid_until == 7.0 + BOUND_S, "the probe found 2, and that is applied"
     assert Drop(4).into(shard) is Heard.NEXT
     assert shard.applied == 5
@@ -279,19 +281,19 @@ def test_what_was_forgotten_stays_so_for_what_is_under_way_whatever_older_event_
     shard.drop(BEYOND, ("k0",), ())
     after = shard.reserve()
     Drop(1, ("k0",)).into(shard)
-    assert shard.marked(under_way, "k0", 1)
-    assert shard.marked(under_way, "k0", 1_000_000)
-    assert not shard.marked(after, "k0", 1), "what began later is judged by the event"
-    assert shard.marked(after, "k0", 0)
-    assert not shard.marked(shard.reserve(), "k0", 0)
+    assert shard.overtaken(under_way, "k0", 1)
+    assert shard.overtaken(under_way, "k0", 1_000_000)
+    assert not shard.overtaken(after, "k0", 1), "what began later is judged by the event"
+    assert shard.overtaken(after, "k0", 0)
+    assert not shard.overtaken(shard.reserve(), "k0", 0)
 
 
 def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> None:
-    shard = Shard(0, BOUND_S, marks_max=10)
+    shard = Shard(0, BOUND_S, max_invalidated_scopes=10)
     shard.enter(EPOCH, 0, {}, {}, 0.0)
     for seq in range(1, 200):
         raised = Drop(seq, scopes=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
-        assert sum(map(len, shard.marks.values())) <= 10
+        assert sum(map(len, shard.invalidated.values())) <= 10
         for record in range(seq):  # what was replaced is never believed, what came after the event is
             assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{seq}"])
             assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{record + 1}"])
@@ -326,13 +328,13 @@ def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
         shard.void()
         assert shard.valid_until == NEVER
     else:
-        marks, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
-        shard.enter(EPOCH if begin == "enter" else OTHER, 30, marks, low, 100.0)
-        assert (shard.applied, shard.head, shard.low, shard.marks) == (30, 30, low, marks)
+        invalidated, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
+        shard.enter(EPOCH if begin == "enter" else OTHER, 30, invalidated, low, 100.0)
+        assert (shard.applied, shard.head, shard.low, shard.invalidated) == (30, 30, low, invalidated)
         assert shard.valid_until == 100.0 + BOUND_S
         assert not shard.hole
-    assert all(shard.marked(reservation, key, seq) for reservation in reservations)
-    assert not shard.marked(shard.reserve(), key, seq)
+    assert all(shard.overtaken(reservation, key, seq) for reservation in reservations)
+    assert not shard.overtaken(shard.reserve(), key, seq)
 
 
 @unhurried
@@ -372,8 +374,8 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
         drop.into(shard)
 
     def state() -> tuple[object, ...]:
-        marks = {bucket: dict(its) for bucket, its in shard.marks.items()}
-        return shard.applied, shard.head, dict(shard.low), marks, shard.epoch, shard.valid_until, shard.count
+        invalidated = {bucket: dict(its) for bucket, its in shard.invalidated.items()}
+        return shard.applied, shard.head, dict(shard.low), invalidated, shard.epoch, shard.valid_until, shard.count
 
     before = state()
     assert shard.hear(OTHER, seq) is Heard.FOREIGN
@@ -434,7 +436,7 @@ def test_what_enters_l1_is_of_this_epoch_unmarked_and_not_hidden(
         assert not admitted or (reserved_in * 16 == EPOCH == read_in * 16)
     own = Reservation(EPOCH, *reservation[1:])
     for key in KEYS:
-        expected = not shard.marked(own, key, seq) and not shard.hides(seq, BUCKET, NAMES)
+        expected = not shard.overtaken(own, key, seq) and not shard.hides(seq, BUCKET, NAMES)
         assert shard.admits(own, key, BUCKET, NAMES, EPOCH, seq) == expected
         assert not shard.admits(own, key, BUCKET, NAMES, OTHER, seq)
         assert not shard.admits(Reservation(OTHER, *own[1:]), key, BUCKET, NAMES, EPOCH, seq)

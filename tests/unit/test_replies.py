@@ -18,19 +18,19 @@ from cachebus.l2.replies import (
     BOUND_MAX_MS,
     counted,
     filled,
-    invalidated,
+    invalidated_of,
+    invalidation_of,
     lease_of,
     line_rest,
     log_seq,
     logged,
-    marks_of,
     message_of,
     node_line,
     nodes_of,
     number_of,
     place_of,
     probe_of,
-    probe_with_marks,
+    probe_with_invalidated,
     records_of,
     written,
 )
@@ -122,14 +122,16 @@ def test_nodes_and_the_name_of_their_set() -> None:
 
 
 def test_marks_by_bucket_and_low_watermarks() -> None:
-    found = marks_of([b"29", [b"T\x1facme", b"7", b"G\x1facme\x1ft", b"9007199254740992"], b"**", []], [b"29", b"5"])
+    found = invalidated_of(
+        [b"29", [b"T\x1facme", b"7", b"G\x1facme\x1ft", b"9007199254740992"], b"**", []], [b"29", b"5"]
+    )
     assert found.by_bucket == {"29": {"T\x1facme": 7, "G\x1facme\x1ft": 2**53}, "**": {}}
     assert found.low == {"29": 5}
 
 
 def test_marks_come_the_oldest_first() -> None:
     flat = [b"a", b"3", b"b", b"5", b"c", b"5"]
-    assert list(marks_of([b"29", flat], []).by_bucket["29"]) == ["a", "b", "c"]
+    assert list(invalidated_of([b"29", flat], []).by_bucket["29"]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("entry", "seq"), [(b"258-4000", 258), (b"0-1", 0), (b"258-0", -1), (b"258", -1)])
@@ -142,11 +144,11 @@ SCRIPTS: dict[Callable[[Any], Any], list[Any]] = {
     place_of: PLACE,
     number_of: [*PLACE, 1],
     probe_of: [*PLACE, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0, 0],
-    probe_with_marks: [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
+    probe_with_invalidated: [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
     partial(records_of, 2): [*PLACE, b"record", None],
     lease_of: [*PLACE, b"hit", b"record", 0],
     filled: [*PLACE, 1, 0],
-    invalidated: [*PLACE, 2000, b"head"],
+    invalidation_of: [*PLACE, 2000, b"head"],
     written: [*PLACE, 2000, b"head", 1, 0],
     counted: [*PLACE, b"-12"],
     nodes_of: [*PLACE, 2000, [b"#", b"set-1"], 0],
@@ -179,9 +181,9 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
         (counted, [*PLACE, b"1x"]),
         (nodes_of, [*PLACE, 2000, [b"#"], 0]),
         (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
+        (probe_with_invalidated, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
+        (probe_with_invalidated, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
+        (probe_with_invalidated, [*PLACE, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
         (logged, [[b"1-1"]]),
         (logged, [7]),
         (logged, b"1-1"),

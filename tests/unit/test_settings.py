@@ -36,7 +36,7 @@ def test_defaults() -> None:
     assert (settings.staleness_bound_s, settings.probe_interval_s, settings.hole_grace_s) == (2.0, 0.5, 0.05)
     assert (settings.l2_timeout_s, settings.connect_timeout_s, settings.close_timeout_s) == (1.0, 5.0, 5.0)
     assert (settings.l1_max_entries, settings.l1_max_bytes) == (100_000, 256 << 20)
-    assert (settings.lease_ms, settings.max_marks, settings.log_max_len) == (10_000, 100_000, 100_000)
+    assert (settings.lease_ms, settings.max_invalidated_scopes, settings.log_max_len) == (10_000, 100_000, 100_000)
     assert (settings.on_outage, settings.start_degraded, settings.policies) == ("raise", False, {})
 
 

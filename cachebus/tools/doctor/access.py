@@ -220,7 +220,9 @@ async def _space_at(asker: Asker, settings: Settings) -> str:
 async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
     # Two marks at most, so that three names make the script forget one, and so few bytes of the log that each event has
     # it look for the first that stays: either takes a command of its own. (Sweeping guards takes more than may stand.)
-    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2, "log_max_bytes": 1_024})
+    trial = settings.model_copy(
+        update={"namespace": space, "shards": 1, "max_invalidated_scopes": 2, "log_max_bytes": 1_024}
+    )
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
     heard, subscriber = asyncio.Event(), None
@@ -267,9 +269,9 @@ async def _life(store: RedisStore) -> None:
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
     scopes = (*key.scopes[2:4], tag_scope("doctor", "1"))
     body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
-    place = await store.probe(0, caller, marks=False)
+    place = await store.probe(0, caller, with_invalidated=False)
     await store.invalidate(0, caller, [key], scopes, body)
-    again = await store.probe(0, caller, marks=True)
+    again = await store.probe(0, caller, with_invalidated=True)
     _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
     leased = await store.lease(key, caller, "doctor-1", 5000)

@@ -113,7 +113,7 @@ class ShardFacts:
     index: int
     meta: Mapping[str, str]
     refused: str = ""
-    marks: int | None = None
+    invalidated_scopes: int | None = None
     buckets: Mapping[str, BucketState] = field(default_factory=dict)
     log_first: int | None = None
     log_last: int | None = None

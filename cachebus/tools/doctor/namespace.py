@@ -52,7 +52,7 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     return ShardFacts(
         index,
         told,
-        marks=None if None in counts else sum(counts),
+        invalidated_scopes=None if None in counts else sum(counts),
         buckets=buckets,
         log_first=_seq(oldest),
         log_last=_seq(newest),
@@ -138,7 +138,7 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
     moved = replid is not None and shard.meta.get("server") != replid
     lost = "marks" in shard.meta and not shard.buckets
     counted = sum(bucket.members for bucket in shard.buckets.values())
-    return moved or lost or (shard.marks is not None and counted != shard.marks)
+    return moved or lost or (shard.invalidated_scopes is not None and counted != shard.invalidated_scopes)
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
@@ -154,32 +154,33 @@ def databases(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def marks(facts: Facts) -> Iterator[Finding]:
+def invalidated_scopes(facts: Facts) -> Iterator[Finding]:
     """How many scopes and tags are remembered, against the most that may be."""
-    counts = [s.marks for s in facts.shards if s.marks is not None]
+    counts = [s.invalidated_scopes for s in facts.shards if s.invalidated_scopes is not None]
     if not counts:
         return
-    most = facts.settings.max_marks
+    most = facts.settings.max_invalidated_scopes
     trimmed = sum(whole(s.meta.get("trimmed")) or 0 for s in facts.shards)
     buckets = sum(bucket.low > 0 for s in facts.shards for bucket in s.buckets.values())
-    said = f"at most {max(counts):,} of {most:,} marks in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
+    said = f"at most {max(counts):,} of {most:,} scopes in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
     if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
-            "marks",
+            "invalidated_scopes",
             Level.ADVICE,
             said,
             "Past the limit the bucket of tenants that has most marks loses its oldest. What those tenants had stored "
             "before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
-            otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
+            otherwise=f"set CACHEBUS_MAX_INVALIDATED_SCOPES={2 * most} for every node, if that happens often; some 150 "
+            "bytes each",
         )
     else:
-        yield ok("marks", said)
+        yield ok("invalidated_scopes", said)
 
 
 def log(facts: Facts) -> Iterator[Finding]:
     """How far back a node that was away can catch up."""
     # A shard whose epoch has just begun has no log yet, and no marks.
-    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.marks)]
+    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.invalidated_scopes)]
     kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
     if lost:
         yield Finding(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 PRUNED_AT_ONCE = 64
 
 
-class BucketMarks(dict[str, int]):
+class InvalidatedScopes(dict[str, int]):
     """The seq of each scope's last invalidation; change it by `note` alone.
 
     Beside it goes the order in which they came, about that of their seqs, with some that are outdated: to look for the
@@ -17,11 +17,11 @@ class BucketMarks(dict[str, int]):
 
     __slots__ = ("_scopes", "_seqs")
 
-    def __init__(self, marks: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, invalidated: Iterable[tuple[str, int]] = ()) -> None:
         super().__init__()
         self._scopes: deque[str] = deque()
         self._seqs: deque[int] = deque()
-        for name, seq in marks:
+        for name, seq in invalidated:
             self.note(name, seq)
 
     def note(self, name: str, seq: int) -> bool:
@@ -50,14 +50,14 @@ class BucketMarks(dict[str, int]):
         return before - len(self)
 
 
-def forget_older_half(marks: dict[str, BucketMarks], low: dict[str, int]) -> None:
+def forget_older_half(invalidated: dict[str, InvalidatedScopes], low: dict[str, int]) -> None:
     """There are too many marks, by bucket: instead of the older half, nothing so old is believed any more (`low`)."""
-    seqs = sorted(seq for its in marks.values() for seq in its.values())
+    seqs = sorted(seq for its in invalidated.values() for seq in its.values())
     last = seqs[len(seqs) // 2]
-    for bucket, its in list(marks.items()):
+    for bucket, its in list(invalidated.items()):
         gone = [seq for seq in its.values() if seq <= last]
         if gone:
             low[bucket] = max(low.get(bucket, 0), *gone)
-            kept = marks[bucket] = BucketMarks((name, seq) for name, seq in its.items() if seq > last)
+            kept = invalidated[bucket] = InvalidatedScopes((name, seq) for name, seq in its.items() if seq > last)
             if not kept:
-                del marks[bucket]
+                del invalidated[bucket]

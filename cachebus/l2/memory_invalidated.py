@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil
 
-from cachebus.core.ports import Marks
+from cachebus.core.ports import Invalidated
 from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
@@ -17,7 +17,7 @@ def _size(name: str) -> int:
     return 1 + len(name.encode()) // LONG_BYTES
 
 
-class MemoryMarks:
+class MemoryInvalidated:
     """For each bucket the seq of each name, the oldest first, and the bucket's low watermark."""
 
     def __init__(self, most: int) -> None:
@@ -60,11 +60,11 @@ class MemoryMarks:
         added = False
         for name in scopes:
             bucket = bucket_of_scope(name)
-            marks = self.by_bucket.setdefault(bucket, {})
-            if marks.pop(name, None) is None:  # re-inserted last: the oldest come first
+            invalidated = self.by_bucket.setdefault(bucket, {})
+            if invalidated.pop(name, None) is None:  # re-inserted last: the oldest come first
                 self._count(bucket, 1, _size(name))
                 added = True
-            marks[name] = seq
+            invalidated[name] = seq
         excess = sum(self.sizes.values()) - self.most
         return self._trim(excess) if added and excess > 0 else (NO_BUCKET, 0)
 
@@ -74,17 +74,19 @@ class MemoryMarks:
 
     def _trim(self, excess: int) -> tuple[str, int]:
         bucket = min(self.sizes, key=lambda b: (-self.sizes[b], b))
-        marks = self.by_bucket.get(bucket, {})
-        if not marks:
+        invalidated = self.by_bucket.get(bucket, {})
+        if not invalidated:
             self.lost = True
             return NO_BUCKET, 0
-        oldest = sorted(marks, key=lambda name: (marks[name], name.encode()))
+        oldest = sorted(invalidated, key=lambda name: (invalidated[name], name.encode()))
         for name in oldest[: max(excess, ceil(self.most / BATCH_PART))]:
-            self.low[bucket] = marks.pop(name)
+            self.low[bucket] = invalidated.pop(name)
             self._count(bucket, -1, -_size(name))
             self.trimmed += 1
         return bucket, self.low[bucket]
 
-    def given(self) -> Marks:
+    def given(self) -> Invalidated:
         """A copy for a node."""
-        return Marks({bucket: dict(marks) for bucket, marks in self.by_bucket.items() if marks}, dict(self.low))
+        return Invalidated(
+            {bucket: dict(invalidated) for bucket, invalidated in self.by_bucket.items() if invalidated}, dict(self.low)
+        )
