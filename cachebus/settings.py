@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
     probe_interval_s: Seconds = Field(0.5, ge=0.001, description="how often the lease is renewed")
-    hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
+    gap_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
     l2_timeout_s: Patience = Field(
         1.0, description="L2 is given up when an answer is due and no byte moves for so long"
     )
@@ -230,9 +230,9 @@ class Settings(BaseSettings):
                 "probe_interval_s (CACHEBUS_PROBE_INTERVAL_S) must be at most half of staleness_bound_s "
                 "(CACHEBUS_STALENESS_BOUND_S), or leases lapse between probes"
             )
-        if self.hole_grace_s >= self.staleness_bound_s:
+        if self.gap_grace_s >= self.staleness_bound_s:
             raise ValueError(
-                "hole_grace_s (CACHEBUS_HOLE_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
+                "gap_grace_s (CACHEBUS_GAP_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
             )
         if self.db_timeout_s is not None and 0 < self.guard_max_s <= self.db_timeout_s:
             raise ValueError(

@@ -105,7 +105,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)
-    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
+    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.gap_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)

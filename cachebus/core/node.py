@@ -106,7 +106,7 @@ class Node:
             self.counters.events_foreign += 1
             return heard
         self.counters.events_applied += 1
-        self.counters.holes += heard is Heard.AHEAD
+        self.counters.gaps += heard is Heard.AHEAD
         marking, passing = self.groups.split(shard, event.scopes) if event.left_out else (event.scopes, ())
         raised = view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
         self._drop_keys(event.keys, event.seq)

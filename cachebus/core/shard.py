@@ -31,7 +31,7 @@ class Heard(Enum):
     """What an event turned out to be."""
 
     NEXT = "next in order"
-    AHEAD = "behind a hole"
+    AHEAD = "behind a gap"
     OLD = "known already"
     LEFT = "of an epoch that is not this shard's any more, or of another store"
     FOREIGN = "of an epoch that may have begun since"
@@ -224,17 +224,17 @@ class Shard:
         return raised
 
     @property
-    def hole(self) -> bool:
+    def has_gap(self) -> bool:
         """Whether events are known to be missing."""
         return self.head > self.applied
 
     def unheard(self, seq: int) -> int:
-        """How many events up to this one were never applied, in order or behind a hole."""
+        """How many events up to this one were never applied, in order or behind a gap."""
         return max(0, seq - self.applied - sum(ahead <= seq for ahead in self._ahead))
 
     @property
     def flooded(self) -> bool:
-        """Whether so many events wait behind a hole that waiting for it costs more than a flush."""
+        """Whether so many events wait behind a gap that waiting for it costs more than a flush."""
         return len(self._ahead) > AHEAD_MAX
 
     # -- the lease ----------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ class Shard:
 
     def unchanged(self, bucket: str, noted: ScopeSnapshot) -> bool:
         """Whether all is as it was noted: nothing that it stands for was invalidated since. A mark alone, held against
-        `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
+        `applied`, would not tell: what was heard behind a gap is beyond that, and may be old."""
         return self.snapshot(bucket, noted.invalidated_at) == noted
 
     def admits(

@@ -1,4 +1,4 @@
-"""The probe, and all that keeps a node alive: it renews leases, heals holes, reconnects, and tidies memory.
+"""The probe, and all that keeps a node alive: it renews leases, heals gaps, reconnects, and tidies memory.
 
 One supervisor task owns these loops. A probe that fails costs only time: leases lapse by themselves, and the data
 path then validates in L2 or loads from the source.
@@ -348,11 +348,11 @@ class Heartbeat:
             self._repeated[shard] = epoch
 
     async def _heal(self, shard: int) -> None:
-        """Give a hole the time that a reordered message needs, then read the log."""
+        """Give a gap the time that a reordered message needs, then read the log."""
         view = self._node.shards[shard]
-        if view.hole and self._grace_s:
+        if view.has_gap and self._grace_s:
             await self._be_patient(shard)
-        if view.hole:
+        if view.has_gap:
             await self.receiver.catch_up(shard)
 
     async def _be_patient(self, shard: int) -> None:
@@ -360,7 +360,7 @@ class Heartbeat:
         attention = self._attention[shard]
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s * random.uniform(0.8, 1.2)):
-                while self._node.shards[shard].hole:
+                while self._node.shards[shard].has_gap:
                     attention.clear()
                     await attention.wait()
 

@@ -92,7 +92,7 @@ class Receiver:
         view = self._node.shards[shard]
         self._node.counters.catch_ups += 1
         count = LOG_BATCH_FIRST
-        while view.hole:
+        while view.has_gap:
             epoch, after = view.epoch, view.applied
             entries = await self._store.log(shard, after, count)
             if view.epoch != epoch:

@@ -117,7 +117,7 @@ class Stats:
     """Messages that none of this node's keys had signed, and that it passed over (Kafka)."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
-    holes: int
+    gaps: int
     """Times an event arrived before an earlier one."""
     catch_ups: int
     """Times that missing events were read from the log."""

@@ -179,9 +179,10 @@ class Fetcher:
         return before
 
     def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
-        """The value of a record that a plain get brought: of this epoch, unexpired, not overtaken; MISSING;
-        or VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack an invalidation. Reads the head
-        where it lies: a `Record` is made only for what enters L1 or is special."""
+        """The value of a record that a plain get brought: of this epoch, unexpired, and not overtaken. MISSING where
+        it is none. VOID where L2 must be asked, since the node is in another epoch by now, or may lack an invalidation.
+
+        Reads the head where it lies: a `Record` is made only for what enters L1 or is special."""
         shard = self._shards[key.shard]
         reservation, read_s = before
         if shard.epoch != reservation.epoch:

@@ -64,7 +64,7 @@ class Filler:
         view = self._node.shards[self.key.shard]
         self._reservation = view.reserve()
         self._began_s = self._clock()
-        # The source shows by now whatever this node has heard of, behind a hole too, and whatever it holds of the key:
+        # The source shows by now whatever this node has heard of, behind a gap too, and whatever it holds of the key:
         # called by `applied` alone, the load would be kept out by what it is newer than.
         held = self._node.trusted(self.key)
         self._seq = view.head if held is None else max(view.head, held.seq)

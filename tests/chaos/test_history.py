@@ -119,7 +119,7 @@ async def life(seed: int, loop: VirtualLoop) -> None:
     random.seed(seed)  # the jitter of heartbeats
     moods = Moods(dice)
     faults = Faults(seed=seed, drop=dice.choice((0, 0.3)), double=dice.choice((0, 0.2)), swap=dice.choice((0, 0.3)))
-    settings = {"staleness_bound_s": D_S, "probe_interval_s": 0.25, "hole_grace_s": 0.02, "lease_ms": 500}
+    settings = {"staleness_bound_s": D_S, "probe_interval_s": 0.25, "gap_grace_s": 0.02, "lease_ms": 500}
     until_s = loop.time() + LIFE_S
     fleet = Fleet(
         NODES,

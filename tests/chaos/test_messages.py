@@ -18,7 +18,7 @@ from tests.support.simulation import VirtualLoop, live
 
 WHERE = {"tenant_id": "acme"}
 D_S = 1.0
-SETTINGS = Settings(url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, hole_grace_s=0.02)
+SETTINGS = Settings(url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, gap_grace_s=0.02)
 EVENTS = 3
 ARRIVALS = [arrival for length in range(EVENTS + 2) for arrival in product(range(EVENTS), repeat=length)]
 """Every way for three messages to come, up to one more than there are."""

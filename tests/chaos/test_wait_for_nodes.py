@@ -29,7 +29,7 @@ from cachebus import Cache, Settings
 from pathlib import Path
 
 async def main(url, source):
-    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, l2_timeout_s=0.3,
+    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, gap_grace_s=0.02, l2_timeout_s=0.3,
                         node_name=sys.argv[3], keep_alone=False)
     load = lambda: Path(source).read_text()
     async with Cache.open(settings) as cache:
@@ -283,7 +283,7 @@ async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: 
 
 
 async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_url: str, tmp_path: Path) -> None:
-    """Its next probe finds the hole, and it need not wait for the one after."""
+    """Its next probe finds the gap, and it need not wait for the one after."""
     async with site(redis_url, tmp_path) as s, nodes(redis_url, 1, **DEAF) as (other,):
         with deaf(other):
             for _ in range(3):

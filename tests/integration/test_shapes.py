@@ -69,7 +69,7 @@ async def test_ids_in_all_contexts_are_invalidated_though_nobody_knows_where_con
 
 async def test_an_own_write_answered_in_another_epoch_has_the_node_ask_at_once(redis_url: str) -> None:
     """The new epoch's seq may be far below what the node has applied in its own."""
-    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, hole_grace_s=0.02) as (a,):
+    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, gap_grace_s=0.02) as (a,):
         for turn in range(20):
             await a.invalidate("doc", turn, "acme")
         with deaf(a):
@@ -82,7 +82,7 @@ async def test_an_own_write_answered_in_another_epoch_has_the_node_ask_at_once(r
 
 
 async def test_a_flood_of_corrupt_messages_costs_a_probe_a_second_at_most(redis_url: str) -> None:
-    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, hole_grace_s=0.02) as (a,):
+    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, gap_grace_s=0.02) as (a,):
         link = parts(a).store._links.of(0)  # type: ignore[attr-defined]
         sent = 0
         probe = parts(a).store.probe

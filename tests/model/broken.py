@@ -64,7 +64,7 @@ def _probed_any_epoch(shard: Shard, epoch: bytes, seq: int, sent_s: float, probe
     return probed(shard, shard.epoch, seq, sent_s)
 
 
-def _hear_over_holes(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
+def _hear_over_gaps(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
     heard = hear(shard, epoch, seq)
     if heard is Heard.AHEAD:
         shard.applied = seq
@@ -72,7 +72,7 @@ def _hear_over_holes(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shar
     return heard
 
 
-def _replay_over_holes(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
+def _replay_over_gaps(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
     view = receiver._node.shards[shard]
     for entry in entries:
         view.applied = max(view.applied, entry.seq - 1)
@@ -432,12 +432,12 @@ RULES = {
         "I1/G5",
         ((MemoryShard, "fill", _fill_as_of_now),),
     ),
-    "catch-up": Rule("a hole in the events counts as a hole", "TRIM", "G1", ((Shard, "hear", _hear_over_holes),)),
+    "catch-up": Rule("a gap in the events counts as a gap", "TRIM", "G1", ((Shard, "hear", _hear_over_gaps),)),
     "contiguity": Rule(
         "the log is trimmed silently, so a gap in it counts too",
         "TRIM",
         "G1",
-        ((Receiver, "_replay", _replay_over_holes),),
+        ((Receiver, "_replay", _replay_over_gaps),),
     ),
     "void on flush": Rule(
         "a flush marks every flight under way", "TRIM", "G1", ((Shard, "void", lambda shard: shard.lapse()),)

@@ -116,7 +116,7 @@ class Freezer:
         """The state that the node is in."""
         shard, node = self._rig.shard, self._rig.node
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
-            raise AssertionError("applied is beyond head, or an event waits behind no hole")
+            raise AssertionError("applied is beyond head, or an event waits behind no gap")
         view = View(
             shard.epoch,
             shard.applied,

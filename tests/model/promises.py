@@ -119,10 +119,10 @@ def _by_reading(world: World, state: State) -> Iterator[Broken]:
 
 
 def _healing(world: World, state: State) -> Iterator[Broken]:
-    """Two turns of the heartbeat, with nothing in the way, bring a lease and leave no hole."""
+    """Two turns of the heartbeat, with nothing in the way, bring a lease and leave no gap."""
     bare = state._replace(flight=0, write=0, tending=0)
     for _ in range(2):
         bare = world.tend(bare)
     view = world.nodes.cores.things[bare.core].view
     if view.valid <= 0 or view.head > view.applied:
-        yield "heals", "two probes leave the node without a lease, or with a hole"
+        yield "heals", "two probes leave the node without a lease, or with a gap"

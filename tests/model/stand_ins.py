@@ -36,7 +36,7 @@ SETTINGS = Settings(
     probe_interval_s=0.5,
     guard_max_s=STANDS,
     db_timeout_s=COMMITTED_BY,
-    hole_grace_s=0.0,
+    gap_grace_s=0.0,
     lease_ms=60_000,
     policies={"config": POLICY},
 )

@@ -101,19 +101,19 @@ def _without_lease_token() -> None:
 
 
 def _without_catch_up() -> None:
-    """A hole in the events counts as none."""
+    """A gap in the events counts as none."""
     from cachebus.core.shard import Heard, Shard
 
     hear = Shard.hear
 
-    def hear_over_holes(shard: Shard, epoch: bytes, seq: int) -> Heard:
+    def hear_over_gaps(shard: Shard, epoch: bytes, seq: int) -> Heard:
         heard = hear(shard, epoch, seq)
         if heard is Heard.AHEAD:
             shard.applied = seq
             shard._ahead.clear()
         return heard
 
-    Shard.hear = hear_over_holes  # type: ignore[method-assign]
+    Shard.hear = hear_over_gaps  # type: ignore[method-assign]
 
 
 # -- of the read path ------------------------------------------------------------------------

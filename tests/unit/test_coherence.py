@@ -84,7 +84,7 @@ def test_applied_is_as_far_as_there_is_no_gap(delivered: list[Drop]) -> None:
         assert set(range(1, shard.applied + 1)) <= heard
         assert shard.applied + 1 not in heard
         assert shard.head == max(heard)
-        assert shard.hole == (shard.head > shard.applied)
+        assert shard.has_gap == (shard.head > shard.applied)
 
 
 @unhurried
@@ -96,7 +96,7 @@ def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bo
     for drop in drops:
         drop.into(in_order)
     assert (shard.applied, shard.head, shard.low) == (in_order.applied, in_order.head, in_order.low)
-    assert not shard.hole
+    assert not shard.has_gap
     for seq in range(shard.head + 1):
         for name in NAMES:
             assert shard.hides(seq, BUCKET, [name]) == in_order.hides(seq, BUCKET, [name])
@@ -222,7 +222,7 @@ def test_a_full_journal_marks_what_it_has_forgotten() -> None:
     assert shard.overtaken(after_first, "k0", 0)
 
 
-def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
+def test_a_new_beginning_forgets_what_waited_behind_a_gap() -> None:
     shard = entered()
     Drop(5).into(shard)
     shard.enter(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
@@ -252,12 +252,12 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
     shard.enter(EPOCH, 2, {}, {}, 7.0, asked)
-    assert not shard.hole
+    assert not shard.has_gap
     assert shard.valid_until == 7.0 + BOUND_S
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
     shard.enter(OTHER, 3, {}, {}, 8.0, asked)
-    assert not shard.hole
+    assert not shard.has_gap
 
 
 def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> None:
@@ -307,7 +307,7 @@ def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> N
     asked = shard.asking()
     assert shard.hear(OTHER, 6) is Heard.FOREIGN
     shard.enter(OTHER, 5, {}, {}, 7.0, asked)
-    assert shard.hole
+    assert shard.has_gap
     assert shard.valid_until == NEVER
     assert shard.hear(OTHER, 6) is Heard.NEXT
     assert shard.valid_until == 7.0 + BOUND_S
@@ -332,7 +332,7 @@ def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
         shard.enter(EPOCH if begin == "enter" else OTHER, 30, invalidated, low, 100.0)
         assert (shard.applied, shard.head, shard.low, shard.invalidated) == (30, 30, low, invalidated)
         assert shard.valid_until == 100.0 + BOUND_S
-        assert not shard.hole
+        assert not shard.has_gap
     assert all(shard.overtaken(reservation, key, seq) for reservation in reservations)
     assert not shard.overtaken(shard.reserve(), key, seq)
 
@@ -382,7 +382,7 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
     assert state() == before
     shard.enter(OTHER, 5, {}, {}, 0.0)
     assert shard.applied == 5
-    assert shard.hole == (seq > 5), "what was heard before the probe's reply came was not applied"
+    assert shard.has_gap == (seq > 5), "what was heard before the probe's reply came was not applied"
     assert not shard.foreign
 
 
@@ -463,7 +463,7 @@ def test_a_token_is_honoured_once_all_up_to_it_is_applied(delivered: list[Drop],
     assert not shard.honours(OTHER, seq)
 
 
-def test_a_flood_behind_a_hole_is_noticed() -> None:
+def test_a_flood_behind_a_gap_is_noticed() -> None:
     shard = entered()
     for seq in range(2, AHEAD_MAX + 2):
         shard.hear(EPOCH, seq)
