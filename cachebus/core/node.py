@@ -168,7 +168,9 @@ class Node:
             self.counters.lease_lapses += 1
             logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
 
-    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:
+    def begin_epoch(
+        self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None
+    ) -> None:
         """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
         `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]
@@ -176,7 +178,7 @@ class Node:
             self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
         invalidated = reply.invalidated or Invalidated({}, {})
-        view.enter(reply.epoch, reply.seq, invalidated.by_bucket, invalidated.low, sent_at_s, asked)
+        view.begin_epoch(reply.epoch, reply.seq, invalidated.by_bucket, invalidated.low, sent_at_s, asked)
         self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:

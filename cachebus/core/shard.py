@@ -280,7 +280,7 @@ class Shard:
         self._suspects = tuple(self.foreign)
 
     def asking(self) -> Asked:
-        """To be noted when the question is sent whose answer goes to `enter`: how far this epoch had been heard."""
+        """To be noted when the question is sent whose answer `begin_epoch` takes: how far this epoch had been heard."""
         self.foreign.clear()
         return Asked(self.epoch, self.head)
 
@@ -290,7 +290,7 @@ class Shard:
         if len(self.left) > EPOCHS_MAX:
             del self.left[next(iter(self.left))]
 
-    def enter(
+    def begin_epoch(
         self,
         epoch: bytes,
         seq: int,

@@ -129,5 +129,5 @@ class Receiver:
         sent_at_s, asked = self._clock(), node.shards[shard].asking()
         reply = await self._store.probe(shard, node.caller(shard), with_invalidated=True)
         node.answered(shard, reply, sent_at_s, self._clock())
-        node.enter(shard, reply, sent_at_s, cause, asked)
+        node.begin_epoch(shard, reply, sent_at_s, cause, asked)
         logger.info("shard {}: began anew at {}:{} ({})", shard, reply.epoch.decode(), reply.seq, cause)

@@ -85,13 +85,13 @@ class Fetcher:
         """What a call may wait for L2, if it has waited for so long."""
         return Budget(self.clock, self._l2_timeout_s, spent_s)
 
-    async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
+    async def one(self, key: Key, after: Place | None, *, admit: bool = True) -> object:
         """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
-        return (await self.many([key], after, enter=enter))[0]
+        return (await self.many([key], after, admit=admit))[0]
 
-    async def found(self, key: Key, after: Place | None, *, enter: bool = True) -> Seen:
+    async def found(self, key: Key, after: Place | None, *, admit: bool = True) -> Seen:
         """What `one` gives, and what a load must know of the record."""
-        ((value, data),) = await self.answers([key], after, enter=enter)
+        ((value, data),) = await self.answers([key], after, admit=admit)
         if value is MISSING or data is None:
             return Seen(value)
         record = records.parse(data)  # its check was looked at when the value was taken
@@ -104,15 +104,15 @@ class Fetcher:
         record = records.parse(data)
         return record.version if self.grown_soft(key.shard, record) else b""
 
-    async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+    async def many(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
-        return [value for value, _ in await self.answers(keys, after, enter=enter)]
+        return [value for value, _ in await self.answers(keys, after, admit=admit)]
 
-    async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+    async def validated(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
-        return [value for value, _ in await self._validated(keys, enter)]
+        return [value for value, _ in await self._validated(keys, admit)]
 
-    async def answers(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[Answer]:
+    async def answers(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[Answer]:
         """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
@@ -120,11 +120,11 @@ class Fetcher:
             asked = [key for key in keys if not self.node.withheld.covers(key)]
             if len(asked) < len(keys):
                 answers = dict(
-                    zip([key.l1 for key in asked], await self.answers(asked, after, enter=enter), strict=True)
+                    zip([key.l1 for key in asked], await self.answers(asked, after, admit=admit), strict=True)
                 )
                 return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
-            return await self._validated(keys, enter)
+            return await self._validated(keys, admit)
         before, began_s = self.before(keys[0]), self.clock()
         replies = [self.store.get(key) for key in keys]
         try:
@@ -132,17 +132,17 @@ class Fetcher:
         except L2Unavailable as error:
             if not needs_script(error):
                 raise
-            return await self._in_time_left(began_s, keys, enter)
-        found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
+            return await self._in_time_left(began_s, keys, admit)
+        found = [MISSING if d is None else self.judged(k, d, before, admit) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
-            return await self._in_time_left(began_s, keys, enter)
+            return await self._in_time_left(began_s, keys, admit)
         return list(zip(found, data, strict=True))
 
-    async def _in_time_left(self, began_s: float, keys: Sequence[Key], enter: bool) -> list[Answer]:
+    async def _in_time_left(self, began_s: float, keys: Sequence[Key], admit: bool) -> list[Answer]:
         budget = Budget(self.clock, self._l2_timeout_s, self.clock() - began_s, NESTED)
-        return await budget.spent_on(self._validated(keys, enter))
+        return await budget.spent_on(self._validated(keys, admit))
 
-    async def _validated(self, keys: Sequence[Key], enter: bool) -> list[Answer]:
+    async def _validated(self, keys: Sequence[Key], admit: bool) -> list[Answer]:
         index = keys[0].shard
         shard = self._shards[index]
         reservation, started_s = shard.reserve(), self.clock()
@@ -155,7 +155,7 @@ class Fetcher:
             believed = record is not None and not self.expired(index, record)
             value = MISSING
             if record is not None and believed:
-                value = self.taken(key, record, reservation if enter else None, started_s)
+                value = self.taken(key, record, reservation if admit else None, started_s)
             found.append((value, data))
         return found
 
@@ -178,7 +178,7 @@ class Fetcher:
             self._noted[key.shard] = state, before
         return before
 
-    def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
+    def judged(self, key: Key, data: bytes, before: Before, admit: bool) -> object:
         """The value of a record that a plain get brought: of this epoch, unexpired, and not overtaken. MISSING where
         it is none. VOID where L2 must be asked, since the node is in another epoch by now, or may lack an invalidation.
 
@@ -205,13 +205,13 @@ class Fetcher:
             return self._corrupt(key)
         rules = self.policies.rules(key.family.data_type)
         try:
-            if tags or more or kind > 0xFF or (enter and rules.l1):
+            if tags or more or kind > 0xFF or (admit and rules.l1):
                 record = records.made(data, head)
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
                 if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.vouched_s):
                     return VOID
-                return self.taken(key, record, reservation if enter else None, read_s, data)
+                return self.taken(key, record, reservation if admit else None, read_s, data)
             known = self._just.get(id(data))
             return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)
         except (CorruptValue, records.CorruptRecord):

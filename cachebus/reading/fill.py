@@ -30,7 +30,7 @@ class Filler:
 
     def __init__(self, fetcher: Fetcher, request: Request, lease_ms: int) -> None:
         self.key, self.rules = request.key, request.rules
-        self._enters = request.enters
+        self._admits = request.admits
         self._fetch, self._node, self._store = fetcher, fetcher.node, fetcher.store
         self._clock = fetcher.clock
         self._token = f"{self._node.id}-{next(_tokens):x}"
@@ -134,7 +134,7 @@ class Filler:
         record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
             return None
-        value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
+        value = self._fetch.taken(self.key, record, self._reservation if self._admits else None, self._began_s)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self.rules))
 
     def kept(self, data: bytes | None) -> tuple[float, Sequence[str]]:
@@ -182,7 +182,7 @@ class Filler:
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
             self._supersede(granted.seq, granted.epoch, told=False)
-            self._enter_l1(found, record, fenced=False)
+            self._admit(found, record, fenced=False)
             return found
         self._held = False
         self._fetch.notice(index, change.epoch)
@@ -194,7 +194,7 @@ class Filler:
         self._node.counters.fills += 1
         self.stored = True
         record.expires_ms = change.expires_ms or record.expires_ms
-        self._enter_l1(found, record, fenced=True)
+        self._admit(found, record, fenced=True)
         return found
 
     async def _told(self, record: Record, px_ms: int, over: bytes) -> Change:
@@ -236,7 +236,7 @@ class Filler:
         self._supersede(self._seq, self._reservation.epoch, told=False)
         if record is not None:
             record.epoch, record.seq = self._reservation.epoch, self._seq
-            self._enter_l1(found, record, fenced=False)
+            self._admit(found, record, fenced=False)
         return found
 
     def not_kept(self, found: Found, flight: Flight) -> Found:
@@ -269,8 +269,8 @@ class Filler:
             return None, found._replace(serialization_error=True)
         return record, found._replace(value=value, copy=copier(record, value, self.rules))
 
-    def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:
-        if self._enters:
+    def _admit(self, found: Found, record: Record, *, fenced: bool) -> None:
+        if self._admits:
             self._fetch.admit(
                 self.key, found.value, record, self._reservation, self._began_s, self.rules, fenced=fenced
             )

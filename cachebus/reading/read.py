@@ -54,7 +54,7 @@ class Reader:
                 if value is VOID:
                     value = await self._judged_in_l2(key, None, use_memory, began_s)
             elif self._enabled:
-                value = await self._fetch.one(key, after, enter=use_memory)
+                value = await self._fetch.one(key, after, admit=use_memory)
             else:
                 value = MISSING
         except L2Unavailable as error:
@@ -68,7 +68,7 @@ class Reader:
     async def _judged_in_l2(self, key: Key, after: Place | None, use_memory: bool, began_s: float) -> object:
         """By the script, in what time is left."""
         budget = self._fetch.budget(self._clock() - began_s)
-        return (await budget.spent_on(self._fetch.validated([key], after, enter=use_memory)))[0]
+        return (await budget.spent_on(self._fetch.validated([key], after, admit=use_memory)))[0]
 
     async def _once_more(
         self, key: Key, after: Place | None, use_memory: bool, error: L2Unavailable, began_s: float
@@ -156,7 +156,7 @@ class Reader:
         remembers = use_memory and self._fetch.policies.rules(levels[0].family.data_type).l1
         reservation, started_s = shard.reserve(), self._clock()
         try:
-            answers = await self._fetch.answers(levels, after, enter=use_memory)
+            answers = await self._fetch.answers(levels, after, admit=use_memory)
         except L2Unavailable:
             if not self._tolerated():
                 raise

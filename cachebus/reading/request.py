@@ -57,7 +57,7 @@ class Request(NamedTuple):
         return self.sources * self.rules.load_timeout_s
 
     @property
-    def enters(self) -> bool:
+    def admits(self) -> bool:
         """Whether what it reads may enter L1."""
         return self.use_memory and self.rules.l1
 

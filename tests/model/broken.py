@@ -87,7 +87,7 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
     view = node.shards[shard]
     if event.epoch > view.epoch:
         node.void(shard, "epoch")
-        view.enter(event.epoch, event.seq - 1, {}, {}, NEVER)
+        view.begin_epoch(event.epoch, event.seq - 1, {}, {}, NEVER)
     return hear(node, shard, event)
 
 
@@ -99,9 +99,9 @@ def _enter_without_low(
     low: Any,
     sent_s: float,
     asked: int,
-    enter: Crippled = Shard.enter,
+    begin_epoch: Crippled = Shard.begin_epoch,
 ) -> None:
-    enter(shard, epoch, seq, invalidated, {}, sent_s, asked)
+    begin_epoch(shard, epoch, seq, invalidated, {}, sent_s, asked)
 
 
 def _drop_what_passes_by(
@@ -450,7 +450,10 @@ RULES = {
     ),
     "keys in L1": Rule("a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)),
     "low watermarks": Rule(
-        "a node takes the low watermarks over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_low),)
+        "a node takes the low watermarks over with the marks",
+        "FLOOR",
+        "G1",
+        ((Shard, "begin_epoch", _enter_without_low),),
     ),
     "low watermarks in L2": Rule(
         "a mark that had to go raises its bucket's low watermark",

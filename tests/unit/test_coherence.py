@@ -28,7 +28,7 @@ PASSING = "I\x1facme\x1fdoc\x1f7"
 def entered(seq: int = 0, *, journal_max: int = 16_384) -> Shard:
     """A shard whose node has begun at `seq`, at time 0."""
     shard = Shard(0, BOUND_S, journal_max)
-    shard.enter(EPOCH, seq, {}, {}, 0.0)
+    shard.begin_epoch(EPOCH, seq, {}, {}, 0.0)
     return shard
 
 
@@ -225,7 +225,7 @@ def test_a_full_journal_marks_what_it_has_forgotten() -> None:
 def test_a_new_beginning_forgets_what_waited_behind_a_gap() -> None:
     shard = entered()
     Drop(5).into(shard)
-    shard.enter(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
+    shard.begin_epoch(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
     for seq in (3, 4, 5):
         assert Drop(seq).into(shard) is Heard.NEXT
         assert shard.applied == seq
@@ -237,7 +237,7 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     asked = shard.asking()
     for seq in (1, 2, 3, 5):
         Drop(seq, scopes=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
-    shard.enter(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
+    shard.begin_epoch(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
     assert (shard.applied, shard.head) == (3, 5)
     assert shard.invalidated == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
     assert shard.valid_until == 7.0 + BOUND_S, "the probe found 2, and that is applied"
@@ -251,12 +251,12 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     Drop(1_000_000).into(shard)
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(EPOCH, 2, {}, {}, 7.0, asked)
+    shard.begin_epoch(EPOCH, 2, {}, {}, 7.0, asked)
     assert not shard.has_gap
     assert shard.valid_until == 7.0 + BOUND_S
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(OTHER, 3, {}, {}, 8.0, asked)
+    shard.begin_epoch(OTHER, 3, {}, {}, 8.0, asked)
     assert not shard.has_gap
 
 
@@ -266,10 +266,10 @@ def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> No
     for seq in range(1, 21):
         Drop(seq).into(shard)
     asked = shard.asking()
-    shard.enter(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
+    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
     shard.hear(OTHER, 13)
     shard.drop(13, (), NAMES)
-    shard.enter(OTHER, 12, {}, {}, 7.0, asked)
+    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, asked)
     assert shard.applied == 13
     assert shard.hides(12, BUCKET, NAMES)
 
@@ -290,7 +290,7 @@ def test_what_was_forgotten_stays_so_for_what_is_under_way_whatever_older_event_
 
 def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> None:
     shard = Shard(0, BOUND_S, max_invalidated_scopes=10)
-    shard.enter(EPOCH, 0, {}, {}, 0.0)
+    shard.begin_epoch(EPOCH, 0, {}, {}, 0.0)
     for seq in range(1, 200):
         raised = Drop(seq, scopes=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
         assert sum(map(len, shard.invalidated.values())) <= 10
@@ -306,14 +306,14 @@ def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> N
     shard = entered()
     asked = shard.asking()
     assert shard.hear(OTHER, 6) is Heard.FOREIGN
-    shard.enter(OTHER, 5, {}, {}, 7.0, asked)
+    shard.begin_epoch(OTHER, 5, {}, {}, 7.0, asked)
     assert shard.has_gap
     assert shard.valid_until == NEVER
     assert shard.hear(OTHER, 6) is Heard.NEXT
     assert shard.valid_until == 7.0 + BOUND_S
 
 
-@pytest.mark.parametrize("begin", ["void", "enter", "enter another epoch"])
+@pytest.mark.parametrize("begin", ["void", "begin_epoch", "enter another epoch"])
 @unhurried
 @given(delivered=deliveries(), key=st.sampled_from(KEYS), seq=st.integers(0, 20))
 def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
@@ -329,7 +329,7 @@ def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
         assert shard.valid_until == NEVER
     else:
         invalidated, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
-        shard.enter(EPOCH if begin == "enter" else OTHER, 30, invalidated, low, 100.0)
+        shard.begin_epoch(EPOCH if begin == "begin_epoch" else OTHER, 30, invalidated, low, 100.0)
         assert (shard.applied, shard.head, shard.low, shard.invalidated) == (30, 30, low, invalidated)
         assert shard.valid_until == 100.0 + BOUND_S
         assert not shard.has_gap
@@ -380,7 +380,7 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
     before = state()
     assert shard.hear(OTHER, seq) is Heard.FOREIGN
     assert state() == before
-    shard.enter(OTHER, 5, {}, {}, 0.0)
+    shard.begin_epoch(OTHER, 5, {}, {}, 0.0)
     assert shard.applied == 5
     assert shard.has_gap == (seq > 5), "what was heard before the probe's reply came was not applied"
     assert not shard.foreign
@@ -394,7 +394,7 @@ def test_an_epoch_that_a_later_probe_did_not_find_is_another_stores_and_so_is_on
     assert shard.probed(EPOCH, 0, 1.0) is Probed.RENEWED
     assert shard.hear(OTHER, 4) is Heard.LEFT
     assert shard.hear(b"c" * 16, 4) is Heard.FOREIGN, "it was heard of after the probe was sent"
-    shard.enter(OTHER, 5, {}, {}, 2.0)
+    shard.begin_epoch(OTHER, 5, {}, {}, 2.0)
     assert shard.hear(OTHER, 6) is Heard.NEXT, "it has begun all the same: the probe that found none went elsewhere"
     assert shard.hear(EPOCH, 9) is Heard.LEFT
     assert shard.epoch == OTHER
