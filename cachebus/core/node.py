@@ -198,7 +198,7 @@ class Node:
         view.drop(BEYOND, [key.l1 for key in keys], ())
         for key in keys:
             self.l1.remove(key.l1)
-        if scopes and not view.doubts.note(scopes, view.count, self.clock()):
+        if scopes and not view.doubts.note(scopes, view.drop_count, self.clock()):
             self.void(shard, "unknown")
         elif scopes:
             self.groups.retire(shard, self.groups.touched(shard, scopes))
@@ -207,7 +207,7 @@ class Node:
         """All that was held has been looked at since then: older doubts concern nothing any more, but for loads that
         last very long."""
         for view in self.shards:
-            view.doubts.settle(min(swept_s - DOUBT_S, view.vouched_s))
+            view.doubts.settle(min(swept_s - DOUBT_S, view.fresh_as_of_s))
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
@@ -350,7 +350,7 @@ class Node:
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
         if (
-            reservation.drops == view.count and not view.invalidated and not view.low
+            reservation.drops == view.drop_count and not view.invalidated and not view.low
         ):  # nothing was told: the usual case
             return record.epoch == view.epoch == reservation.epoch
         scopes = (*key.scopes, *record.tags) if view.invalidated or view.doubts.scopes else ()

@@ -22,7 +22,7 @@ NO_EPOCH = b""
 AHEAD_MAX = 65_536
 BEYOND = 1 << 62
 """A seq above all others, for a drop that no event stands for: nothing under way survives it."""
-OWED_MAX = 16
+PENDING_PROBES_MAX = 16
 EPOCHS_MAX = 64
 """Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
 
@@ -48,7 +48,7 @@ class Probed(Enum):
 class Reservation(NamedTuple):
     """Taken before a value is read, loaded or written; tells afterwards whether an event came in between.
 
-    It is only a position in the shard's journal of drops, so a reader that is cancelled leaves nothing behind.
+    It is only a position among the shard's recent drops, so a reader that is cancelled leaves nothing behind.
     """
 
     epoch: bytes
@@ -79,15 +79,15 @@ class Shard:
     __slots__ = (
         "_ahead",
         "_invalidated_count",
-        "_journal",
-        "_journal_floor",
-        "_journal_max",
-        "_owed",
+        "_pending_probes",
+        "_recent_drops",
+        "_recent_drops_low",
+        "_recent_drops_max",
         "_suspects",
         "applied",
         "bound_s",
-        "count",
         "doubts",
+        "drop_count",
         "epoch",
         "foreign",
         "head",
@@ -103,7 +103,7 @@ class Shard:
         self,
         index: int,
         bound_s: float,
-        journal_max: int = 16_384,
+        recent_drops_max: int = 16_384,
         max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
     ) -> None:
         self.index = index
@@ -123,7 +123,7 @@ class Shard:
         """By bucket: the seq of the last invalidation of each scope and tag."""
         self.valid_until = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
-        self.count = 0
+        self.drop_count = 0
         """Drops applied, of any kind, in the order of this node."""
         self.doubts = Doubts()
         """Invalidations of which nobody knows whether they happened."""
@@ -133,11 +133,11 @@ class Shard:
         """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of."""
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
-        self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
-        self._journal: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+        self._pending_probes: deque[tuple[int, float]] = deque(maxlen=PENDING_PROBES_MAX)
+        self._recent_drops: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         """By name: the count of its latest drop, the highest seq that dropped it, and when it was last forgotten."""
-        self._journal_floor = 0
-        self._journal_max = journal_max
+        self._recent_drops_low = 0
+        self._recent_drops_max = recent_drops_max
 
     # -- events -------------------------------------------------------------------------------------------------
 
@@ -168,8 +168,8 @@ class Shard:
         while self._ahead and self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
-        if self._owed:
-            self._settle()
+        if self._pending_probes:
+            self._renew()
         return Heard.NEXT
 
     def drop(
@@ -187,18 +187,18 @@ class Shard:
         `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
         `low`: a low watermark that it has raised. Gives whether any low watermark was raised.
         """
-        self.count += 1
-        journal = self._journal
+        self.drop_count += 1
+        recent_drops = self._recent_drops
         for key in (*keys, *passing):
-            before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
+            before = recent_drops.pop(key, None)  # re-inserted last, so that the oldest fall out first
             highest, forgotten = (0, 0) if before is None else before[1:]
             if seq == BEYOND:  # whatever is under way is void; what begins later is not
-                forgotten = self.count
+                forgotten = self.drop_count
             elif seq > highest:
                 highest = seq
-            journal[key] = (self.count, highest, forgotten)
-        while len(journal) > self._journal_max:
-            self._journal_floor = max(self._journal_floor, journal.popitem(last=False)[1][0])
+            recent_drops[key] = (self.drop_count, highest, forgotten)
+        while len(recent_drops) > self._recent_drops_max:
+            self._recent_drops_low = max(self._recent_drops_low, recent_drops.popitem(last=False)[1][0])
         touched: dict[str, int] = {}
         for scope in scopes:
             its = bucket_of_scope(scope)
@@ -249,29 +249,29 @@ class Shard:
             self._leave(foreign)
         self._suspects = ()
         self.head = max(self.head, seq)
-        self._owed.append((seq, sent_at_s))
-        self._settle()
-        return Probed.BEHIND if self._owed else Probed.RENEWED
+        self._pending_probes.append((seq, sent_at_s))
+        self._renew()
+        return Probed.BEHIND if self._pending_probes else Probed.RENEWED
 
-    def _settle(self) -> None:
+    def _renew(self) -> None:
         """Renew the lease for every probe whose seq has been applied by now.
 
         Each is kept until then, not only the latest: under a flood of events a node that lags longer than the time
         between two probes would otherwise never reach the one that counts.
         """
-        owed = self._owed
-        while owed and self.applied >= owed[0][0]:
-            self.valid_until = max(self.valid_until, owed.popleft()[1] + self.bound_s)
+        pending = self._pending_probes
+        while pending and self.applied >= pending[0][0]:
+            self.valid_until = max(self.valid_until, pending.popleft()[1] + self.bound_s)
 
     @property
-    def vouched_s(self) -> float:
+    def fresh_as_of_s(self) -> float:
         """When the probe behind the lease was sent: what is read under the lease is at least as fresh as that."""
         return self.valid_until - self.bound_s
 
     def lapse(self) -> None:
         """Give the lease up now."""
         self.valid_until = NEVER
-        self._owed.clear()
+        self._pending_probes.clear()
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
@@ -338,31 +338,31 @@ class Shard:
         while self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
-        self._owed.append((lacks, sent_at_s))
-        self._settle()
+        self._pending_probes.append((lacks, sent_at_s))
+        self._renew()
 
     def void(self) -> None:
         """Mark everything that is under way, and give up the lease."""
-        self.count += 1
-        self._journal.clear()
-        self._journal_floor = self.count
+        self.drop_count += 1
+        self._recent_drops.clear()
+        self._recent_drops_low = self.drop_count
         self.lapse()
 
     # -- what may be believed -------------------------------------------------------------------------------------
 
     def reserve(self) -> Reservation:
         """To be taken before a read, load or write begins; see `admits`."""
-        return Reservation(self.epoch, self.count, self.applied)
+        return Reservation(self.epoch, self.drop_count, self.applied)
 
     def overtaken(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
         """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken. `everywhere`:
         the scope of its id in all contexts, where it has one."""
-        if reservation.drops == self.count:
+        if reservation.drops == self.drop_count:
             return False
-        if reservation.drops < self._journal_floor:
+        if reservation.drops < self._recent_drops_low:
             return True
         for name in (key, everywhere) if everywhere else (key,):
-            touched = self._journal.get(name)
+            touched = self._recent_drops.get(name)
             if touched is None or touched[0] <= reservation.drops:
                 continue
             if touched[1] > seq or touched[2] > reservation.drops:

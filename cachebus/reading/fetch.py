@@ -79,7 +79,9 @@ class Fetcher:
         """By the identity of what a server has sent in this tick: that, and the value."""
         self._l2_timeout_s = l2_timeout_s
         self._shards = node.shards
-        self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
+        self._noted: list[tuple[object, Before]] = [
+            (None, (shard.reserve(), shard.fresh_as_of_s)) for shard in node.shards
+        ]
 
     def budget(self, spent_s: float = 0.0) -> Budget:
         """What a call may wait for L2, if it has waited for so long."""
@@ -171,10 +173,10 @@ class Fetcher:
         """What must be noted before a plain get: a reservation, and since when its answer may be called fresh."""
         shard = self._shards[key.shard]
         # Between two events every read would note the same: made once, as a reservation costs more than a comparison.
-        state = shard.epoch, shard.count, shard.applied, shard.valid_until
+        state = shard.epoch, shard.drop_count, shard.applied, shard.valid_until
         noted_at, before = self._noted[key.shard]
         if noted_at != state:
-            before = shard.reserve(), shard.vouched_s
+            before = shard.reserve(), shard.fresh_as_of_s
             self._noted[key.shard] = state, before
         return before
 
@@ -196,7 +198,7 @@ class Fetcher:
         server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
-        if shard.doubts.noted and shard.doubts.open(key.scopes, shard.vouched_s):
+        if shard.doubts.noted and shard.doubts.open(key.scopes, shard.fresh_as_of_s):
             return VOID
         if (shard.invalidated or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
@@ -209,7 +211,7 @@ class Fetcher:
                 record = records.made(data, head)
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
-                if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.vouched_s):
+                if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.fresh_as_of_s):
                     return VOID
                 return self.taken(key, record, reservation if admit else None, read_s, data)
             known = self._just.get(id(data))

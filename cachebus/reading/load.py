@@ -134,7 +134,7 @@ class Loads:
     def _freshness(self, request: Request) -> Freshness:
         """As fresh as a plain get sent now would be: as what judges it, which the lease's probe brought."""
         shard, now_s = self._node.shards[request.key.shard], self._clock()
-        as_of_s = shard.vouched_s if now_s < shard.valid_until else now_s
+        as_of_s = shard.fresh_as_of_s if now_s < shard.valid_until else now_s
         return Freshness(shard, request.key, request.tags, as_of_s)
 
     def _fallback(self, request: Request) -> Fallback | None:

@@ -163,7 +163,7 @@ class Reader:
             return {}, b""
         for level, (value, _) in zip(levels, answers, strict=True):
             if value is MISSING and remembers:
-                self._node.admit_absent(level, reservation, min(started_s, shard.vouched_s))
+                self._node.admit_absent(level, reservation, min(started_s, shard.fresh_as_of_s))
         soft = self._fetch.soft_of(levels[0], *answers[0])
         return {level.l1: value for level, (value, _) in zip(levels, answers, strict=True)}, soft
 

@@ -79,7 +79,7 @@ def _replay_over_gaps(receiver: Receiver, shard: int, entries: list[Any], replay
         replay(receiver, shard, [entry])
     view.applied = view.head
     view._ahead.clear()
-    view._settle()
+    view._renew()
     return True
 
 
@@ -124,8 +124,8 @@ def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:
 
 
 def _settle_all(shard: Shard) -> None:
-    while shard._owed:
-        shard.valid_until = max(shard.valid_until, shard._owed.popleft()[1] + shard.bound_s)
+    while shard._pending_probes:
+        shard.valid_until = max(shard.valid_until, shard._pending_probes.popleft()[1] + shard.bound_s)
 
 
 def _probed_on_reply(

@@ -15,14 +15,14 @@ from tests.model.rig import Rig
 
 _SLOTS = {
     "_ahead",
-    "_journal",
-    "_journal_floor",
-    "_journal_max",
-    "_owed",
+    "_recent_drops",
+    "_recent_drops_low",
+    "_recent_drops_max",
+    "_pending_probes",
     "_suspects",
     "applied",
     "bound_s",
-    "count",
+    "drop_count",
     "doubts",
     "epoch",
     "foreign",
@@ -82,9 +82,13 @@ class Freezer:
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
-        shard._owed.clear()
-        shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
-        shard.count, shard._journal, shard._journal_floor = view.count, OrderedDict(view.journal), view.journal_floor
+        shard._pending_probes.clear()
+        shard._pending_probes.extend((seq, NOW + sent) for seq, sent in view.owed)
+        shard.drop_count, shard._recent_drops, shard._recent_drops_low = (
+            view.count,
+            OrderedDict(view.recent_drops),
+            view.recent_drops_low,
+        )
         shard.doubts = Doubts()
         for name, count, at in sorted(view.doubts, key=lambda doubt: doubt[2]):
             shard.doubts.note([name], count, NOW + at)
@@ -104,7 +108,7 @@ class Freezer:
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
-            born = -1 if held.place == 3 else self._rig.shard.count
+            born = -1 if held.place == 3 else self._rig.shard.drop_count
             group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.leased, born)
         else:
             group = self._rig.node.groups.live[0][data_type][not held.leased]
@@ -126,10 +130,10 @@ class Freezer:
             ahead_of_now(shard.valid_until),
             _may_come(shard),
             tuple(sorted(shard._ahead)),
-            tuple((seq, ago(sent)) for seq, sent in shard._owed),
-            shard.count,
-            tuple(sorted(shard._journal.items())),
-            shard._journal_floor,
+            tuple((seq, ago(sent)) for seq, sent in shard._pending_probes),
+            shard.drop_count,
+            tuple(sorted(shard._recent_drops.items())),
+            shard._recent_drops_low,
             tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.scopes.items())),
         )
         groups = node.groups.live[0]

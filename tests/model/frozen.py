@@ -76,8 +76,8 @@ class View(NamedTuple):
     ahead: tuple[int, ...]
     owed: tuple[tuple[int, float], ...]
     count: int
-    journal: tuple[tuple[str, tuple[int, int, int]], ...]
-    journal_floor: int
+    recent_drops: tuple[tuple[str, tuple[int, int, int]], ...]
+    recent_drops_low: int
     doubts: tuple[tuple[str, int, float], ...] = ()
     """Names, the drop that each came with, and when."""
 
@@ -209,9 +209,9 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
     def rank(position: int) -> int:
         return sum(count < position for count in taken)
 
-    journal = tuple(
+    recent_drops = tuple(
         (key, (rank(position), seq, rank(forgotten)))
-        for key, (position, seq, forgotten) in view.journal
+        for key, (position, seq, forgotten) in view.recent_drops
         if rank(position) or seq > view.applied
     )
     # A doubt matters to what is held or had begun from before it, and until the lease is of a later probe.
@@ -222,6 +222,6 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
         for name, count, at in view.doubts
         if held or rank(count) or (at >= vouched and at > -BOUND)
     )
-    floor = rank(view.journal_floor)
-    view = view._replace(count=rank(view.count), journal=journal, journal_floor=floor, doubts=doubts)
+    floor = rank(view.recent_drops_low)
+    view = view._replace(count=rank(view.count), recent_drops=recent_drops, recent_drops_low=floor, doubts=doubts)
     return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

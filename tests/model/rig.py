@@ -245,7 +245,7 @@ class Rig:
     def go_back(self, began: Began) -> None:
         """Make the node look as a coroutine saw it when it began, as far as that matters to it."""
         shard = self.shard
-        shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
+        shard.epoch, shard.drop_count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
         shard.low, shard.invalidated = dict(began.low), bucket_marks(began.invalidated)
         shard.foreign = dict(began.foreign)

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachebus.core.invalidated import PRUNED_AT_ONCE, InvalidatedScopes
-from cachebus.core.shard import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.core.shard import (
+    AHEAD_MAX,
+    BEYOND,
+    EPOCHS_MAX,
+    NEVER,
+    PENDING_PROBES_MAX,
+    Heard,
+    Probed,
+    Reservation,
+    Shard,
+)
 from cachebus.keys.key import ALL_TENANTS, bucket_of
 
 BOUND_S = 2.0
@@ -25,9 +35,9 @@ ELSEWHERE = "T\x1fother"
 PASSING = "I\x1facme\x1fdoc\x1f7"
 
 
-def entered(seq: int = 0, *, journal_max: int = 16_384) -> Shard:
+def entered(seq: int = 0, *, recent_drops_max: int = 16_384) -> Shard:
     """A shard whose node has begun at `seq`, at time 0."""
-    shard = Shard(0, BOUND_S, journal_max)
+    shard = Shard(0, BOUND_S, recent_drops_max)
     shard.begin_epoch(EPOCH, seq, {}, {}, 0.0)
     return shard
 
@@ -171,9 +181,9 @@ def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None
 @unhurried
 @given(deliveries(), st.integers(0, 6), st.integers(1, 5))
 def test_a_reservation_is_marked_by_every_later_drop_of_its_key(
-    delivered: list[Drop], reserved_after: int, journal_max: int
+    delivered: list[Drop], reserved_after: int, recent_drops_max: int
 ) -> None:
-    shard = entered(journal_max=journal_max)
+    shard = entered(recent_drops_max=recent_drops_max)
     for drop in delivered[:reserved_after]:
         drop.into(shard)
     reservation, late = shard.reserve(), list[Drop]()
@@ -202,8 +212,8 @@ def test_a_reservation_is_not_marked_by_drops_of_other_keys(delivered: list[Drop
     assert not any(shard.overtaken(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
 
 
-def test_a_full_journal_marks_what_it_has_forgotten() -> None:
-    shard = entered(journal_max=2)
+def test_drops_that_are_forgotten_overtake_what_began_before_them() -> None:
+    shard = entered(recent_drops_max=2)
     before = shard.reserve()
     Drop(1, ["k0"]).into(shard)
     after_first = shard.reserve()
@@ -352,12 +362,12 @@ def test_the_lease_lasts_d_from_the_last_probe_whose_seq_is_applied(delivered: l
             assert (probed is Probed.RENEWED) == (shard.applied >= seq)
         reached = [sent_s for at, sent_s in probes if at <= shard.applied]
         assert shard.valid_until == max(reached) + BOUND_S
-        assert shard.vouched_s == max(reached)
+        assert shard.fresh_as_of_s == max(reached)
 
 
 def test_a_flood_of_probes_forgets_the_oldest_first() -> None:
     shard = entered()
-    for number in range(1, OWED_MAX + 3):
+    for number in range(1, PENDING_PROBES_MAX + 3):
         assert shard.probed(EPOCH, number, float(number)) is Probed.BEHIND
     for seq in (1, 2):
         Drop(seq).into(shard)
@@ -375,7 +385,7 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
 
     def state() -> tuple[object, ...]:
         invalidated = {bucket: dict(its) for bucket, its in shard.invalidated.items()}
-        return shard.applied, shard.head, dict(shard.low), invalidated, shard.epoch, shard.valid_until, shard.count
+        return shard.applied, shard.head, dict(shard.low), invalidated, shard.epoch, shard.valid_until, shard.drop_count
 
     before = state()
     assert shard.hear(OTHER, seq) is Heard.FOREIGN
