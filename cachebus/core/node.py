@@ -213,13 +213,13 @@ class Node:
 
     def take_away(self, key: Key, seq: int) -> None:
         """Drop what is held of a key, unless it is of a later time than this seq. What was loaded without L2 stays: it
-        ends within D of its load, and stands in for nothing."""
+        ends within D of its load, and is no fallback."""
         entry = self.l1.entries.get(key.l1)
         if entry is not None and entry.seq <= seq and entry.group.leased:
             self.l1.remove(key.l1)
 
-    def stand_down(self, key: Key, seq: int) -> None:
-        """What is held of a key stands in for nothing once it has expired, unless it is of a later time than this seq.
+    def end_fallback(self, key: Key, seq: int) -> None:
+        """What is held of a key is no fallback once it has expired, unless it is of a later time than this seq.
         Until then it is served on: without L2, who reads past memory must not have all others ask the source."""
         entry = self.l1.entries.get(key.l1)
         extra = None if entry is None else details(entry)
@@ -233,12 +233,12 @@ class Node:
             return None
         return entry
 
-    def standing_in(self, key: Key, now_s: float) -> Entry | None:
+    def fallback(self, key: Key, now_s: float) -> Entry | None:
         """An expired entry that may be served now while the source fails."""
-        entry = self._stand_in(key, now_s)
+        entry = self._kept_as_fallback(key, now_s)
         return entry if entry is not None and self.shards[key.shard].serves(now_s, INF, entry.read_until) else None
 
-    def _stand_in(self, key: Key, now_s: float) -> Entry | None:
+    def _kept_as_fallback(self, key: Key, now_s: float) -> Entry | None:
         """An entry that is kept for when the source fails, be it served now or not. "Not found" is no value."""
         entry = self.trusted(key)
         extra = None if entry is None else details(entry)
@@ -308,7 +308,7 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        if keep_s and (not record.stands_in or not fenced or self.in_doubt(key.shard, record)):
+        if keep_s and (not record.may_be_fallback or not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
@@ -332,7 +332,7 @@ class Node:
 
     def in_doubt(self, shard: int, record: Record) -> bool:
         """Whether a record was read from the source when guards may have stood that a takeover has lost: nobody knows
-        what they covered, so it stands in for nothing. When another epoch than this node's began is yet to be heard."""
+        what they covered, so it is no fallback. When another epoch than this node's began is yet to be heard."""
         return record.epoch != self.shards[shard].epoch or record.created_ms < self._doubtful_until_ms(shard)
 
     def _doubtful_until_ms(self, shard: int) -> float:
@@ -376,7 +376,7 @@ class Node:
         view = self.shards[key.shard]
         if self.withheld is not None and self.withheld.covers(key):
             return
-        if self._stand_in(key, self.clock()) is not None:
+        if self._kept_as_fallback(key, self.clock()) is not None:
             return
         scopes = key.scopes if view.invalidated or view.doubts.scopes else ()
         bucket, everywhere = key.family.bucket, key.everywhere

@@ -148,7 +148,7 @@ class Filler:
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it."""
         record = self._fetch.decoded(self.key, data) if data is not None and self.rules.fail_safe_s else None
-        if record is None or not record.stands_in or self._node.in_doubt(self.key.shard, record):
+        if record is None or not record.may_be_fallback or self._node.in_doubt(self.key.shard, record):
             return None
         if self._fetch.superseded.covers(self.key.l1, record.created_ms):
             return None
@@ -202,7 +202,7 @@ class Filler:
         return await self.budget.spent_on(self._store.fill(self.key, caller, self._token, record, px_ms, over))
 
     async def _take_away(self, granted: LeaseReply, over: bytes) -> None:
-        """The source has answered, and its answer is not kept: what it gave before serves and stands in no more."""
+        """The source has answered, and its answer is not kept: what it gave before serves no more, and is no fallback."""
         index = self.key.shard
         if granted.record is not None:
             self._stop_extending()
@@ -218,8 +218,8 @@ class Filler:
         self._supersede(granted.seq, granted.epoch)
 
     def _supersede(self, seq: int, epoch: bytes, *, told: bool = True) -> None:
-        """The source has answered: what it gave before stands in no more, whether L2 was `told` of it or not."""
-        (self._node.take_away if told else self._node.stand_down)(self.key, seq)
+        """The source has answered: what it gave before is no fallback any more, whether L2 was `told` of it or not."""
+        (self._node.take_away if told else self._node.end_fallback)(self.key, seq)
         if self.rules.fail_safe_s:
             self._fetch.superseded.note(self.key.l1, self._read_ms(epoch))
 

@@ -145,7 +145,7 @@ class Loads:
             return None
         if request.after is not None and not shard.honours(request.after.epoch, request.after.seq):
             return None
-        entry = self._node.standing_in(key, self._clock())
+        entry = self._node.fallback(key, self._clock())
         extra = None if entry is None else details(entry)
         if entry is None or extra is None:
             return None
@@ -218,7 +218,7 @@ class Loads:
 
     def _out_waited(self, flight: Flight) -> Found:
         """Another node has been loading for too long: who has something to serve need not wait as long again."""
-        stale = flight.substitute()
+        stale = flight.usable_fallback()
         if stale is None:
             raise LoadTimeout(f"another node has been loading for {flight.request.patience_s:g} s")
         self._rest(flight)
@@ -266,7 +266,7 @@ class Loads:
     def _rested(self, flight: Flight, reply: LeaseReply) -> Found | None:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
         can be served: then it is asked all the same."""
-        stale = flight.substitute()
+        stale = flight.usable_fallback()
         if stale is None or flight.fallback is None:
             flight.fallback = None
             return None
@@ -306,14 +306,14 @@ class Loads:
             try:
                 return await self._source(flight)
             except Failing as failing:
-                if flight.over or flight.refreshes or flight.substitute() is not None:
+                if flight.over or flight.refreshes or flight.usable_fallback() is not None:
                     raise failing.error from failing.error.__cause__
                 return await self._made_instead(flight, failing)
         except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
             filler.rest(self._rest(flight))
-            stale = flight.substitute()
+            stale = flight.usable_fallback()
             if stale is None:
                 raise
             return stale
@@ -327,7 +327,7 @@ class Loads:
 
     async def _made_instead(self, flight: Flight, failing: Failing) -> Found:
         """What can be made without the source. It is kept no longer than a source that has failed is left alone, and
-        stands in for nothing."""
+        is no fallback."""
         try:
             loaded = await failing.instead()
         except Failing:

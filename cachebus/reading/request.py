@@ -27,7 +27,7 @@ Load = Callable[[], Coroutine[object, object, Loaded]]
 
 class Failing(Exception):
     """Raised by a load whose source has failed, by `error`; `instead` gives what can be made without it. That is a last
-    resort: it takes the place of no value that is good, or may stand in."""
+    resort: it takes the place of no value that is good, or may be a fallback."""
 
     def __init__(self, error: Exception, instead: Load) -> None:
         super().__init__(error)

@@ -68,10 +68,10 @@ def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
 
 
 def keep_ms(record: Record, rules: Rules) -> int:
-    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever."""
+    """How long L2 keeps the record, in ms, the time as a fallback for a failing source included; 0 = for ever."""
     if not record.expires_ms:
         return 0
-    after_s = (rules.fail_safe_s or 0.0) if record.stands_in else 0.0
+    after_s = (rules.fail_safe_s or 0.0) if record.may_be_fallback else 0.0
     return record.expires_ms - record.created_ms + int(after_s * 1000)
 
 

@@ -86,7 +86,7 @@ class Record(msgspec.Struct, eq=False):
         return bool(self.flags & NOT_FOUND)
 
     @property
-    def stands_in(self) -> bool:
+    def may_be_fallback(self) -> bool:
         """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
         return not self.flags & (NOT_FOUND | MAKESHIFT)
 

@@ -119,19 +119,19 @@ def _without_catch_up() -> None:
 # -- of the read path ------------------------------------------------------------------------
 
 
-def _without_age_of_stand_ins() -> None:
+def _without_age_of_fallbacks() -> None:
     """What stands in for a source does so however old it is."""
     from cachebus.core.details import details
     from cachebus.core.node import Node
     from cachebus.reading.freshness import Fallback
 
-    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+    def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
         return entry if extra is not None and not extra.not_found and now_s < extra.keep_until else None
 
     Fallback.usable = lambda *_: True  # type: ignore[method-assign]
-    Node.standing_in = standing_in  # type: ignore[method-assign]
+    Node.fallback = fallback  # type: ignore[method-assign]
 
 
 def _without_leaving() -> None:
@@ -213,7 +213,7 @@ def _without_an_end_of_absence() -> None:
     from cachebus.reading import load
     from cachebus.wire.record import Record
 
-    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+    def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
         if entry is None or extra is None or now_s >= extra.keep_until:
@@ -228,8 +228,8 @@ def _without_an_end_of_absence() -> None:
         found.not_found = False
         return found
 
-    Record.stands_in = property(lambda _: True)  # type: ignore[assignment,method-assign]
-    Node.standing_in = standing_in  # type: ignore[method-assign]
+    Record.may_be_fallback = property(lambda _: True)  # type: ignore[assignment,method-assign]
+    Node.fallback = fallback  # type: ignore[method-assign]
     load.details = as_value
 
 
@@ -358,7 +358,7 @@ RULES: dict[str, Callable[[], None]] = {
     "record fence": _without_record_fence,
     "lease token": _without_lease_token,
     "catch-up": _without_catch_up,
-    "age of stand-ins": _without_age_of_stand_ins,
+    "age of fallbacks": _without_age_of_fallbacks,
     "leaving": _without_leaving,
     "shield": _without_shield,
     "a loader's own cancellation": _without_a_loaders_own_cancellation,
