@@ -71,7 +71,7 @@ class Node:
         self.withheld: Withheld | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.views = [MembershipView() for _ in range(shards)]
-        """What is known of the nodes' lines, by shard."""
+        """What is known of the nodes' rows, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.groups = Groups(self.shards, counters)

@@ -19,7 +19,7 @@ PROTOCOL = 2
 
 
 class About(NamedTuple):
-    """What a node says of itself in its line: its staleness bound and longest guard, in ms, what else it tells, and
+    """What a node says of itself in its row: its staleness bound and longest guard, in ms, what else it tells, and
     whether it keeps what it loads while L2 is out of reach (for its bound)."""
 
     bound_ms: int = 0
@@ -29,7 +29,7 @@ class About(NamedTuple):
 
 
 SILENT_S: Final = 60.0
-"""Who has not reached L2 for so long, in seconds, has no line any more, and is waited for by nobody."""
+"""Who has not reached L2 for so long, in seconds, has no row any more, and is waited for by nobody."""
 
 
 class Stale(IntEnum):
@@ -55,7 +55,7 @@ class Caller(NamedTuple):
     alone: bool = False
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A point in a shard's history."""
 
     epoch: bytes
@@ -78,7 +78,7 @@ class ProbeReply(NamedTuple):
     server_us: int
     invalidated: Invalidated | None = None
     nodes_name: bytes = b""
-    """The name of the present set of nodes' lines; another one whenever lines may have been lost."""
+    """The name of the present set of nodes' rows; another one whenever lines may have been lost."""
     bound_ms: int = 0
     """The largest staleness bound that any node of the fleet has had."""
     guard_ms: int = 0
@@ -100,8 +100,8 @@ class ReadReply(NamedTuple):
     records: list[bytes | None]
 
 
-class NodeLine(NamedTuple):
-    """A node's line: how far it has applied which epoch, when by the store's clock (µs) it last asked something, and
+class NodeRow(NamedTuple):
+    """A node's row: how far it has applied which epoch, when by the store's clock (µs) it last asked something, and
     what it says of itself."""
 
     applied: int
@@ -111,13 +111,13 @@ class NodeLine(NamedTuple):
 
 
 class NodesReply(NamedTuple):
-    """The nodes' lines as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms;
+    """The nodes' rows as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms;
     whether any node of it has ever kept what it loads alone."""
 
     epoch: bytes
     name: bytes
     bound_ms: int
-    lines: Mapping[str, NodeLine]
+    rows: Mapping[str, NodeRow]
     alone: bool = False
 
 
@@ -207,16 +207,16 @@ class Store(Protocol):
         ...
 
     async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
-        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
+        """The shard's place and clock, with its marks if wanted; leaves the caller's row among the nodes."""
         ...
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
-        """Every node's line, the caller's own brought up to date first. A node silent for a minute is left out some
+        """Every node's row, the caller's own brought up to date first. A node silent for a minute is left out some
         time after."""
         ...
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
-        """Take a node's line away; whether there was one. `lives`: it may still serve its memory, so whoever waits for
+        """Take a node's row away; whether there was one. `lives`: it may still serve its memory, so whoever waits for
         the nodes must wait for its lease to end."""
         ...
 

@@ -17,7 +17,7 @@ from cachebus.core.ports import (
     Leased,
     LeaseReply,
     LogEntry,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
@@ -86,7 +86,7 @@ class MemoryShard:
         self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self.messages: dict[int, bytes] = {}
         self.logged_bytes = 0
-        self.lines: dict[str, NodeLine] = {}
+        self.rows: dict[str, NodeRow] = {}
         self.nodes_name = b""
         self.in_contexts: set[str] = set()
 
@@ -118,13 +118,13 @@ class MemoryShard:
         self.alone = self.alone or caller.alone
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
-        """The same, and note the caller's line."""
+        """The same, and note the caller's row."""
         self.arrive(caller, bucket)
         if caller.node:
             if not self.nodes_name:
                 self.nodes_name = self.new_epoch()
             at_us = int(self.clock() * 1_000_000)
-            self.lines[caller.node] = NodeLine(caller.applied, caller.epoch, at_us, caller.about)
+            self.rows[caller.node] = NodeRow(caller.applied, caller.epoch, at_us, caller.about)
 
     def hidden(self, record: Record, key: Key) -> bool:
         """Whether a record of the key may not be believed."""
@@ -224,9 +224,9 @@ class MemoryShard:
         self.attend(caller, "" if with_invalidated else None)
         self._hear_of(caller)
         now = self.clock()
-        silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
+        silent = [node for node, row in self.rows.items() if row.at_us < (now - SILENT_S) * 1_000_000]
         for node in () if with_invalidated else silent:
-            del self.lines[node]
+            del self.rows[node]
             self.nodes_name = self.new_epoch()
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
@@ -245,12 +245,12 @@ class MemoryShard:
         """See `Store.nodes`."""
         self.attend(caller)
         self.bound_ms, self.alone = max(self.bound_ms, caller.bound_ms), self.alone or caller.alone
-        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines), self.alone)
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.rows), self.alone)
 
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
         self.arrive(caller)
-        gone = self.lines.pop(node, None) is not None
+        gone = self.rows.pop(node, None) is not None
         if gone and lives:
             self.nodes_name = self.new_epoch()
         return gone

@@ -36,13 +36,13 @@ from cachebus.l2.replies import (
     filled,
     invalidation_of,
     lease_of,
-    line_rest,
     logged,
     nodes_of,
     number_of,
     probe_of,
     probe_with_invalidated,
     records_of,
+    row_rest,
     unless_none,
     written,
 )
@@ -152,14 +152,14 @@ class RedisStore:
     # -- operations ---------------------------------------------------------------------------------------------
 
     async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
-        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
+        """The shard's place and clock, with its marks if wanted; leaves the caller's row among the nodes."""
         connection, hops = self._links.of(shard), self._running.hops(shard)
         now = self._clock()
         prune = not with_invalidated and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
         silent = [] if with_invalidated else [str(SILENT_US) if prune else "0"]
-        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
+        args = [*_row_of(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
         try:
             reply = (
                 await self._run(probe_with_invalidated, "marks", shard, caller, (), args)
@@ -182,12 +182,12 @@ class RedisStore:
         return reply
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
-        """Every node's line, the caller's own brought up to date first."""
-        args = [*_line(caller), str(caller.bound_ms), flag(caller.alone)]
+        """Every node's row, the caller's own brought up to date first."""
+        args = [*_row_of(caller), str(caller.bound_ms), flag(caller.alone)]
         return await self._run(nodes_of, "nodes", shard, caller, (), args)
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
-        """Take a node's line away; whether there was one."""
+        """Take a node's row away; whether there was one."""
         return bool(await self._run(number_of, "forget", shard, caller, (), [node, "1" if lives else "0"]))
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
@@ -207,7 +207,7 @@ class RedisStore:
             groups[""] = []
         for bucket, some in groups.items():
             names = self._names[shard]
-            args: list[Any] = [*_line(caller)]
+            args: list[Any] = [*_row_of(caller)]
             for key in some:
                 args += [str(len(key.scopes)), *key.scopes]
             lie = [names.marks(bucket), *map(names.record, some)]
@@ -230,7 +230,7 @@ class RedisStore:
         names = self._names[key.shard]
         scopes = key.scopes
         args = [
-            *_line(caller),
+            *_row_of(caller),
             token,
             str(px_ms),
             "1" if refresh else "0",
@@ -383,8 +383,8 @@ class RedisStore:
         return found
 
 
-def _line(caller: Caller) -> tuple[str, bytes]:
-    return caller.node, line_rest(caller.about)
+def _row_of(caller: Caller) -> tuple[str, bytes]:
+    return caller.node, row_rest(caller.about)
 
 
 def _heard(answer: asyncio.Future[object]) -> None:

@@ -21,7 +21,7 @@ from cachebus.core.ports import (
     Leased,
     LeaseReply,
     LogEntry,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
@@ -29,19 +29,19 @@ from cachebus.core.ports import (
 from cachebus.resp import Misshapen, Reads
 
 NAME = b"#"
-"""Under which the name of the present set of lines lies among them."""
+"""Under which the name of the present set of rows lies among them."""
 
 KEEP_ALONE = "keep_alone"
-"""In `more` of a line: false where the node keeps nothing that it loads without L2. Who does not say that counts as one
+"""In `more` of a row: false where the node keeps nothing that it loads without L2. Who does not say that counts as one
 that does: waits go by it."""
 _encode = msgspec.msgpack.encode
 
 
 BOUND_MAX_MS = 3_600_000
-"""No node may have a larger staleness bound, so a line that says so is damaged, and must not make others wait."""
+"""No node may have a larger staleness bound, so a row that says so is damaged, and must not make others wait."""
 
 
-class _Line(msgspec.Struct):
+class _Row(msgspec.Struct):
     applied: int
     epoch: str
     at_us: int
@@ -50,7 +50,7 @@ class _Line(msgspec.Struct):
     more: dict[str, Any] = {}
 
 
-_decode_line = msgspec.msgpack.Decoder(_Line).decode
+_decode_row = msgspec.msgpack.Decoder(_Row).decode
 
 
 def unless_none(reads: Reads, reply: Any) -> Any:
@@ -59,22 +59,22 @@ def unless_none(reads: Reads, reply: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def line_rest(about: About) -> bytes:
-    """The part of a node's line that the node packs itself; the script puts the others in front."""
+def row_rest(about: About) -> bytes:
+    """The part of a node's row that the node packs itself; the script puts the others in front."""
     more = dict(about.more) if about.keeps_alone else {**dict(about.more), KEEP_ALONE: False}
     pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": more}
     return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
 
 
-def node_line(data: bytes) -> NodeLine:
-    """A node's line; one that can't be read says that the node has applied nothing."""
+def node_row(data: bytes) -> NodeRow:
+    """A node's row; one that can't be read says that the node has applied nothing."""
     try:
-        line = _decode_line(data)
+        row = _decode_row(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return NodeLine(0, b"", 0)
-    keeps_alone = line.more.pop(KEEP_ALONE, True) is not False
-    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()), keeps_alone)
-    return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
+        return NodeRow(0, b"", 0)
+    keeps_alone = row.more.pop(KEEP_ALONE, True) is not False
+    about = About(min(row.bound_ms, BOUND_MAX_MS), row.guard_ms, tuple(row.more.items()), keeps_alone)
+    return NodeRow(row.applied, row.epoch.encode(), row.at_us, about)
 
 
 _NONE = type(None)
@@ -97,16 +97,16 @@ class Shape:
         return found
 
 
-_PLACE, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
+_POSITION, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
 _MARKS = Shape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
 _LEASE, _NODES, _COUNTER = Shape(bytes, (bytes, _NONE), int), Shape(int, list, int), Shape((bytes, _NONE))
 _FILLED, _INVALIDATED, _WRITTEN = Shape(int, int), Shape(int, bytes), Shape(int, bytes, int, int)
 _STRINGS: Final = frozenset((bytes, _NONE))
 
 
-def place_of(reply: Any) -> tuple[bytes, int]:
+def position_of(reply: Any) -> tuple[bytes, int]:
     """Epoch and seq: all that `takeover` replies."""
-    epoch, seq = _PLACE.of(reply)
+    epoch, seq = _POSITION.of(reply)
     return epoch, seq
 
 
@@ -135,7 +135,7 @@ def _probe(reply: list[Any], invalidated: Invalidated | None) -> ProbeReply:
 def records_of(count: int, reply: Any) -> ReadReply:
     """What `read` replied for so many keys."""
     records = reply[2:]
-    _PLACE.of(reply[:2])
+    _POSITION.of(reply[:2])
     if len(records) != count or not _STRINGS.issuperset(map(type, records)):
         raise Misshapen("not a record, or nothing, for each key")
     return ReadReply(reply[0], reply[1], records)
@@ -190,9 +190,9 @@ def logged(reply: Any) -> list[LogEntry]:
 def nodes_of(reply: Any) -> NodesReply:
     """What the script `nodes` replied."""
     epoch, _, bound_ms, flat, alone = _NODES.of(reply)
-    lines = dict(zip(flat[::2], flat[1::2], strict=True))
-    name = lines.pop(NAME, b"")
-    known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
+    rows = dict(zip(flat[::2], flat[1::2], strict=True))
+    name = rows.pop(NAME, b"")
+    known = {node.decode(errors="replace"): node_row(row) for node, row in rows.items()}
     return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(alone))
 
 

@@ -91,7 +91,7 @@ class Heartbeat:
         self._attention[shard].set()
 
     def prompt(self, shard: int) -> None:
-        """Probe the shard at once, with what is applied by now: somebody waits for this node's line."""
+        """Probe the shard at once, with what is applied by now: somebody waits for this node's row."""
         self._asked[shard] = True
         self._attention[shard].set()
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cachebus.base.budget import NESTED, Budget
 from cachebus.base.clock import Clock
 from cachebus.core.node import INF, Node
-from cachebus.core.ports import Place, Store
+from cachebus.core.ports import Position, Store
 from cachebus.core.shard import Reservation, Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
@@ -87,11 +87,11 @@ class Fetcher:
         """What a call may wait for L2, if it has waited for so long."""
         return Budget(self.clock, self._l2_timeout_s, spent_s)
 
-    async def one(self, key: Key, after: Place | None, *, admit: bool = True) -> object:
+    async def one(self, key: Key, after: Position | None, *, admit: bool = True) -> object:
         """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
         return (await self.many([key], after, admit=admit))[0]
 
-    async def found(self, key: Key, after: Place | None, *, admit: bool = True) -> Seen:
+    async def found(self, key: Key, after: Position | None, *, admit: bool = True) -> Seen:
         """What `one` gives, and what a load must know of the record."""
         ((value, data),) = await self.answers([key], after, admit=admit)
         if value is MISSING or data is None:
@@ -106,15 +106,15 @@ class Fetcher:
         record = records.parse(data)
         return record.version if self.grown_soft(key.shard, record) else b""
 
-    async def many(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[object]:
+    async def many(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
         return [value for value, _ in await self.answers(keys, after, admit=admit)]
 
-    async def validated(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[object]:
+    async def validated(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
         return [value for value, _ in await self._validated(keys, admit)]
 
-    async def answers(self, keys: Sequence[Key], after: Place | None, *, admit: bool = True) -> list[Answer]:
+    async def answers(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[Answer]:
         """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
@@ -161,7 +161,7 @@ class Fetcher:
             found.append((value, data))
         return found
 
-    def may_judge(self, shard: Shard, after: Place | None) -> bool:
+    def may_judge(self, shard: Shard, after: Position | None) -> bool:
         """Whether this node has heard enough of late, and its connection known, to judge what a plain get brings."""
         return (
             self.store.checked[shard.index]

@@ -202,7 +202,7 @@ class Filler:
         return await self.budget.spent_on(self._store.fill(self.key, caller, self._token, record, px_ms, over))
 
     async def _take_away(self, granted: LeaseReply, over: bytes) -> None:
-        """The source has answered, and its answer is not kept: what it gave before serves no more, and is no fallback."""
+        """The source has answered, and its answer is not kept: what it gave before serves no more."""
         index = self.key.shard
         if granted.record is not None:
             self._stop_extending()

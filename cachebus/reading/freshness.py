@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.core.shard import Shard
 from cachebus.keys.key import Key
 from cachebus.reading.request import Found
@@ -59,7 +59,7 @@ class Freshness:
             return False
         return now_s < self._until_s and (now_s < shard.valid_until or now_s < self._as_of_s + shard.bound_s)
 
-    def reaches(self, after: Place | None) -> bool:
+    def reaches(self, after: Position | None) -> bool:
         """Whether this node has applied what a token stands for; then whatever is older does not hold."""
         return after is None or self._shard.honours(after.epoch, after.seq)
 

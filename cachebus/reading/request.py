@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.policy import Rules
 
@@ -40,7 +40,7 @@ class Request(NamedTuple):
     key: Key
     load: Load
     rules: Rules
-    after: Place | None = None
+    after: Position | None = None
     """The read must see what a session token stands for."""
     search: bool = False
     ttl_s: float | None = None

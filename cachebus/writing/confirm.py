@@ -1,4 +1,4 @@
-"""Waiting until every node has applied a change: looks at the nodes' lines until they prove it, or its bound is over.
+"""Waiting until every node has applied a change: looks at the nodes' rows until they prove it, or its bound is over.
 
 What proves it: `cachebus.core.membership`.
 """
@@ -38,7 +38,7 @@ def check_wait(wait: str | None) -> None:
 
 
 class _Looks:
-    """The looks of one process at one shard's lines: one at a time, shared by all who had asked when it began."""
+    """The looks of one process at one shard's rows: one at a time, shared by all who had asked when it began."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()

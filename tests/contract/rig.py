@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import NodeLine, Store
+from cachebus.core.ports import NodeRow, Store
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
-from cachebus.l2.replies import NAME, node_line
+from cachebus.l2.replies import NAME, node_row
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ClusterGroup, ask
@@ -127,12 +127,12 @@ class StoreRig(ABC):
         """Whether there is a lease on the key."""
 
     @abstractmethod
-    async def lines(self) -> dict[str, NodeLine]:
+    async def rows(self) -> dict[str, NodeRow]:
         """The lines of shard 0's nodes."""
 
     async def applied(self) -> dict[str, int]:
         """How far each node with a line in shard 0 is."""
-        return {node: line.applied for node, line in (await self.lines()).items()}
+        return {node: line.applied for node, line in (await self.rows()).items()}
 
 
 class MemoryRig(StoreRig):
@@ -172,8 +172,8 @@ class MemoryRig(StoreRig):
         shard_state.lose_nodes(self.shard)
 
     async def silence(self, node: str) -> None:
-        line = self.shard.lines[node]
-        self.shard.lines[node] = line._replace(at_us=line.at_us - 120_000_000)
+        line = self.shard.rows[node]
+        self.shard.rows[node] = line._replace(at_us=line.at_us - 120_000_000)
 
     async def another_server(self) -> None:
         self.shard.server += "'"
@@ -187,8 +187,8 @@ class MemoryRig(StoreRig):
     async def leased(self, key: Key) -> bool:
         return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > self.shard.clock()
 
-    async def lines(self) -> dict[str, NodeLine]:
-        return dict(self.shard.lines)
+    async def rows(self) -> dict[str, NodeRow]:
+        return dict(self.shard.rows)
 
 
 class RedisRig(StoreRig):
@@ -279,10 +279,10 @@ class RedisRig(StoreRig):
     async def leased(self, key: Key) -> bool:
         return bool(await self.redis.call("EXISTS", self.names.lease(key)))
 
-    async def lines(self) -> dict[str, NodeLine]:
+    async def rows(self) -> dict[str, NodeRow]:
         flat = await self.redis.call("HGETALL", self.names.nodes)
         found = zip(flat[::2], flat[1::2], strict=True)
-        return {node.decode(): node_line(line) for node, line in found if node != NAME}
+        return {node.decode(): node_row(line) for node, line in found if node != NAME}
 
 
 class ClusterRig(RedisRig):

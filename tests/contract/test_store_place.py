@@ -91,7 +91,7 @@ async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> 
     other = ann.caller.epoch[::-1]
     await ann.store.read(0, Caller("reader", 7, other), [key()])
     await ann.store.lease(key(), Caller("filler", 8, b""), "t", LONG_MS)
-    assert {node: line[:2] for node, line in (await rig.lines()).items()} == {
+    assert {node: line[:2] for node, line in (await rig.rows()).items()} == {
         "ann": (0, b""),
         "reader": (7, other),
         "filler": (8, b""),
@@ -196,7 +196,7 @@ async def test_a_caller_of_another_epoch_may_be_ahead(ann: Person) -> None:
 async def test_a_takeover_forgets_the_lines(rig: StoreRig, ann: Person, bob: Person) -> None:
     await rig.another_server()
     await ann.probe()
-    assert set(await rig.lines()) == {"ann"}
+    assert set(await rig.rows()) == {"ann"}
 
 
 async def test_a_takeover_leaves_counters_alone(rig: StoreRig, ann: Person) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from cachebus.core.ports import Caller, Invalidated, Leased, NodeLine
+from cachebus.core.ports import Caller, Invalidated, Leased, NodeRow
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
@@ -205,12 +205,12 @@ async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
         odd = {"silent": aged(line, 61), "quiet": aged(line, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
         await redis.redis.call("HSET", nodes, *[part for pair in odd.items() for part in pair])
     await ann.store.probe(0, ann.caller, with_invalidated=False)
-    assert set(await redis.lines()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
-    assert (await ann.store.nodes(0, NOBODY)).lines["garbage"] == NodeLine(0, b"", 0), "it has applied nothing"
+    assert set(await redis.rows()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
+    assert (await ann.store.nodes(0, NOBODY)).rows["garbage"] == NodeRow(0, b"", 0), "it has applied nothing"
     bob = await Person(await redis.store(), "bob").attach()
     for shard in range(SHARDS):
         await bob.store.probe(shard, Caller("bob", 0, b""), with_invalidated=False)
-    assert set(await redis.lines()) == {"ann", "quiet", "bob"}
+    assert set(await redis.rows()) == {"ann", "quiet", "bob"}
     flat = await redis.redis.call("HKEYS", ShardNames(NAMESPACE, 1).nodes)
     assert set(flat) - {NAME} == {b"ann", b"quiet", b"bob"}, "in every shard"
 

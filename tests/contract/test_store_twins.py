@@ -18,7 +18,7 @@ from cachebus.core.ports import (
     Change,
     Leased,
     LeaseReply,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
@@ -364,7 +364,7 @@ class Side:
                 largest = reply.bound_ms, reply.guard_ms, reply.alone
                 return self.number(reply.epoch), reply.seq, reply.invalidated, self.name(reply.nodes_name), largest
             case NodesReply():
-                lines = {node: self.line(line) for node, line in reply.lines.items()}
+                lines = {node: self.row(row) for node, row in reply.rows.items()}
                 return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.alone, lines
             case ReadReply():
                 return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
@@ -380,8 +380,8 @@ class Side:
             self.names.append(name)
         return self.names.index(name)
 
-    def line(self, line: NodeLine) -> Any:
-        return line.applied, self.number(line.epoch) if line.epoch else None, line.about
+    def row(self, row: NodeRow) -> Any:
+        return row.applied, self.number(row.epoch) if row.epoch else None, row.about
 
     def age(self, expires_ms: int) -> str:
         """An expiry by name."""
@@ -445,7 +445,7 @@ async def test_twins_answer_alike(sides: list[Side], index: int) -> None:
         assert told[0] == told[1], tale(seed, history)
         author.heard(step, replies[0], len(sides[0].epochs) - 1)
         if len(history) % 20 == 0:
-            lines = [{n: side.line(line) for n, line in (await side.rig.lines()).items()} for side in sides]
+            lines = [{n: side.row(row) for n, row in (await side.rig.rows()).items()} for side in sides]
             assert lines[0] == lines[1], tale(seed, history)
     await sides[1].rig.heard(len(sides[0].rig.messages))
     heard = [[side.message(message) for message in side.rig.messages] for side in sides]

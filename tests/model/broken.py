@@ -15,7 +15,7 @@ from cachebus.core.details import Details
 from cachebus.core.doubts import Doubts
 from cachebus.core.groups import Groups
 from cachebus.core.node import Node
-from cachebus.core.ports import NodeLine
+from cachebus.core.ports import NodeRow
 from cachebus.core.shard import NEVER, Heard, Probed, Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
@@ -240,17 +240,15 @@ def _end_at_once(*arguments: Any, judged: Crippled = membership.judged) -> Any:
 def _end_with_lines_that_stand_still(
     watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = membership.judged
 ) -> Any:
-    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
-    applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
-    return judged(watch, reply._replace(lines=moving or applied), change, after_s, now_s)
+    moving = {node: line for node, line in reply.rows.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
+    applied = {"nobody": NodeRow(1 << 62, reply.epoch, 0)}
+    return judged(watch, reply._replace(rows=moving or applied), change, after_s, now_s)
 
 
 def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = membership.judged) -> Any:
     watch.saw(reply.name, 0.0)
     watch.since_s = -INF
-    return judged(
-        watch, reply._replace(lines=reply.lines or {"nobody": NodeLine(1 << 62, reply.epoch, 0)}), change, *rest
-    )
+    return judged(watch, reply._replace(rows=reply.rows or {"nobody": NodeRow(1 << 62, reply.epoch, 0)}), change, *rest)
 
 
 def _not_in_doubt(real: Crippled) -> Crippled:

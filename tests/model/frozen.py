@@ -56,7 +56,7 @@ class Vault(NamedTuple):
     records: tuple[tuple[str, bytes], ...] = ()
     leases: tuple[tuple[str, bytes, str], ...] = ()
     in_contexts: tuple[str, ...] = ()
-    lines: tuple[tuple[str, int, bytes, int], ...] = ()
+    rows: tuple[tuple[str, int, bytes, int], ...] = ()
     """Of each node how far it has applied which epoch, and how many ticks ago it has said so."""
     nodes_name: bytes = b""
     bound_ms: int = 0

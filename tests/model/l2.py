@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from cachebus import values
 from cachebus.base.clock import WALL_S
-from cachebus.core.ports import About, Caller, Invalidated, LogEntry, NodeLine, ProbeReply
+from cachebus.core.ports import About, Caller, Invalidated, LogEntry, NodeRow, ProbeReply
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
@@ -36,7 +36,7 @@ _PARTS = {
     "invalidated",
     "messages",
     "logged_bytes",
-    "lines",
+    "rows",
     "nodes_name",
     "in_contexts",
     "records",
@@ -131,9 +131,9 @@ def new_record(name: str, value: int, tags: tuple[str, ...] = (), epoch: bytes =
 class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
-    def __init__(self, max_invalidated_scopes: int, *, lines: bool = False) -> None:
+    def __init__(self, max_invalidated_scopes: int, *, rows: bool = False) -> None:
         """`lines`: whether the nodes' lines matter."""
-        self._lines = lines
+        self._lines = rows
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []
         self._epochs = 0
@@ -189,7 +189,7 @@ class L2:
         shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
         shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
-        shard.lines = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.lines}
+        shard.rows = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.rows}
         # Where the lines do not matter their set has a name, so that it never begins anew.
         shard.nodes_name = vault.nodes_name if self._lines else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
@@ -199,7 +199,7 @@ class L2:
 
     def _freeze(self) -> Vault:
         shard, invalidated = self._shard, self._shard.invalidated
-        lines = sorted(shard.lines.items()) if self._lines else ()
+        rows = sorted(shard.rows.items()) if self._lines else ()
         return Vault(
             shard.server,
             shard.meta_server,
@@ -213,15 +213,15 @@ class L2:
             records=tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
             leases=tuple(sorted((name, lease.epoch, lease.token) for name, lease in shard.leases.items())),
             in_contexts=tuple(sorted(shard.in_contexts)),
-            lines=tuple((node, line.applied, line.epoch, _age(line)) for node, line in lines),
+            rows=tuple((node, row.applied, row.epoch, _age(row)) for node, row in rows),
             nodes_name=shard.nodes_name if self._lines else b"",
             bound_ms=shard.bound_ms if self._lines else 0,
         )
 
 
-def _line(applied: int, epoch: bytes, age: int) -> NodeLine:
-    return NodeLine(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
+def _line(applied: int, epoch: bytes, age: int) -> NodeRow:
+    return NodeRow(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
 
 
-def _age(line: NodeLine) -> int:
-    return int(WALL_S + NOW) - line.at_us // 1_000_000
+def _age(row: NodeRow) -> int:
+    return int(WALL_S + NOW) - row.at_us // 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.keys.key import ALL_TENANTS
 from tests.model.frozen import Core
 from tests.model.world import State, World
@@ -43,7 +43,7 @@ def _at_rest(world: World, state: State) -> Iterator[Broken]:
         yield from _healing(world, state)
 
 
-def _expected(world: World, state: State) -> Iterator[tuple[str, Place | None, tuple[int, ...]]]:
+def _expected(world: World, state: State) -> Iterator[tuple[str, Position | None, tuple[int, ...]]]:
     """What each kind of read must show at least: promise, session token, changes of each key."""
     truth = world.truths.things[state.truth]
     yield "G1", None, truth.due()

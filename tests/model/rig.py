@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 from cachebus.cache import Cache
 from cachebus.core.node import Node
-from cachebus.core.ports import Leased, LeaseReply, Place, ReadReply, Stale
+from cachebus.core.ports import Leased, LeaseReply, Position, ReadReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.keys.plan import Plan
@@ -204,7 +204,7 @@ class Rig:
     def _nudge(shard: int) -> None:
         """The model probes whenever it likes."""
 
-    def asking(self, key: Key, after: Place | None = None) -> Request:
+    def asking(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
         tags = self.setup.tags if self.setup.fills else ()
         return Request(key, load, self.rules, after, tags=tags)

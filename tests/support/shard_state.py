@@ -18,7 +18,7 @@ _PARTS = (
     "invalidated",
     "messages",
     "logged_bytes",
-    "lines",
+    "rows",
     "nodes_name",
     "records",
     "leases",
@@ -50,4 +50,4 @@ def lose_meta(shard: MemoryShard) -> None:
 
 def lose_nodes(shard: MemoryShard) -> None:
     """Play an eviction of the nodes' lines."""
-    shard.lines, shard.nodes_name = {}, b""
+    shard.rows, shard.nodes_name = {}, b""

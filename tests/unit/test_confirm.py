@@ -16,7 +16,7 @@ from cachebus.core.membership import (
     keeps_alone,
     largest_bound_s,
 )
-from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
+from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
 from cachebus.writing.confirm import check_wait
 from tests.support.logs import warnings_of
@@ -25,9 +25,9 @@ D_S = 2.0
 CHANGE = Change(b"e", 5, True)
 
 
-def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeLine) -> NodesReply:
-    lines = {n: line if isinstance(line, NodeLine) else NodeLine(line, epoch, 1) for n, line in applied.items()}
-    return NodesReply(epoch, name, 0, lines)
+def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeRow) -> NodesReply:
+    rows = {n: row if isinstance(row, NodeRow) else NodeRow(row, epoch, 1) for n, row in applied.items()}
+    return NodesReply(epoch, name, 0, rows)
 
 
 def known(name: bytes = b"first", since_s: float = 0.0) -> MembershipView:
@@ -74,30 +74,30 @@ def test_nobody_at_all_proves_nothing(name: bytes) -> None:
 
 
 def test_in_another_epoch_nothing_is_proven_but_who_has_entered_it_has_applied_the_change() -> None:
-    found = judged(known(), reply(epoch=b"f", a=3, b=NodeLine(9, b"e", 1)), CHANGE, D_S, 10.0)
+    found = judged(known(), reply(epoch=b"f", a=3, b=NodeRow(9, b"e", 1)), CHANGE, D_S, 10.0)
     assert found == (Confirmed(("a",), ("b",)), False)
 
 
 def test_who_stands_in_another_epoch_than_the_present_one_has_applied_nothing() -> None:
-    assert judged(known(), reply(a=NodeLine(9, b"d", 1)), CHANGE, D_S, 10.0) == (Confirmed((), ("a",)), False)
+    assert judged(known(), reply(a=NodeRow(9, b"d", 1)), CHANGE, D_S, 10.0) == (Confirmed((), ("a",)), False)
 
 
 def test_the_bound_is_the_largest_that_anybody_has_heard_of() -> None:
     assert first_bound_s(D_S, CHANGE, Caller("", 0, b"")) == D_S
     assert first_bound_s(D_S, CHANGE._replace(bound_ms=7000), Caller("", 0, b"")) == 7.0
     assert first_bound_s(D_S, CHANGE, Caller("n", 0, b"", About(2000), 9000)) == 9.0
-    line = NodeLine(5, b"e", 1, About(8000))
+    row = NodeRow(5, b"e", 1, About(8000))
     assert largest_bound_s(reply(a=5), D_S) == D_S
-    assert largest_bound_s(reply(a=5, b=line), D_S) == 8.0
+    assert largest_bound_s(reply(a=5, b=row), D_S) == 8.0
     assert largest_bound_s(reply(a=5)._replace(bound_ms=9000), D_S) == 9.0
 
 
 def test_one_that_keeps_what_it_loads_alone_counts_wherever_that_was_heard() -> None:
-    nobody = reply(a=NodeLine(5, b"e", 1, About(2000, keeps_alone=False)))
+    nobody = reply(a=NodeRow(5, b"e", 1, About(2000, keeps_alone=False)))
     assert not keeps_alone(nobody, own=False)
     assert keeps_alone(nobody, own=True)
     assert keeps_alone(nobody._replace(alone=True), own=False)
-    assert keeps_alone(reply(a=NodeLine(5, b"e", 1, About(2000))), own=False)
+    assert keeps_alone(reply(a=NodeRow(5, b"e", 1, About(2000))), own=False)
 
 
 def test_what_may_be_waited_for() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cachebus.assembly.factory import places_of
-from cachebus.core.ports import PROTOCOL, NodeLine
+from cachebus.core.ports import PROTOCOL, NodeRow
 from cachebus.l2.names import ShardNames
-from cachebus.l2.replies import NAME, buckets_of, node_line
+from cachebus.l2.replies import NAME, buckets_of, node_row
 from cachebus.settings import SHARDS_MAX, Settings
 from cachebus.tools.doctor.cluster import shards_named
 from cachebus.tools.doctor.facts import Asker, Facts, ShardFacts, texts, whole
@@ -45,7 +45,7 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     oldest, _ = await asker.ask("XRANGE", names.log, "-", "+", "COUNT", 1)
     # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
     newest, _ = await asker.ask("XRANGE", names.log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
-    lines, _ = await asker.ask("HGETALL", names.nodes)
+    rows, _ = await asker.ask("HGETALL", names.nodes)
     heard, _ = await asker.ask("PUBSUB", "NUMSUB", names.channel)
     sharded, _ = await asker.ask("PUBSUB", "SHARDNUMSUB", names.channel)  # as in a Cluster; unknown before 7.0
     clock, _ = await asker.ask("TIME")
@@ -56,15 +56,15 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
         buckets=buckets,
         log_first=_seq(oldest),
         log_last=_seq(newest),
-        nodes=_lines(lines or ()),
+        nodes=_rows(rows or ()),
         subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
         now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
     )
 
 
-def _lines(flat: Sequence[bytes]) -> dict[str, NodeLine]:
+def _rows(flat: Sequence[bytes]) -> dict[str, NodeRow]:
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {node.decode(errors="replace"): node_line(line) for node, line in pairs if node != NAME}
+    return {node.decode(errors="replace"): node_row(row) for node, row in pairs if node != NAME}
 
 
 def _seq(entries: list[list[bytes]] | None) -> int | None:
@@ -256,15 +256,15 @@ class Present:
 
     __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
 
-    def __init__(self, name: str, line: NodeLine, shard: ShardFacts) -> None:
+    def __init__(self, name: str, row: NodeRow, shard: ShardFacts) -> None:
         self.name = name
-        self.applied = line.applied if line.epoch.decode() == shard.meta.get("epoch") else 0
-        silent_s = (shard.now_us - line.at_us) / 1e6
+        self.applied = row.applied if row.epoch.decode() == shard.meta.get("epoch") else 0
+        silent_s = (shard.now_us - row.at_us) / 1e6
         self.silent_s = max(0.0, silent_s)
         self.ahead_s = max(0.0, -silent_s)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
-        self.bound_s, self.guard_max_s = line.about.bound_ms / 1000, line.about.guard_ms / 1000
-        self.keeps_alone = line.about.keeps_alone
+        self.bound_s, self.guard_max_s = row.about.bound_ms / 1000, row.about.guard_ms / 1000
+        self.keeps_alone = row.about.keeps_alone
 
     @property
     def told_in_time(self) -> bool:
@@ -279,7 +279,7 @@ class Present:
 
 def nodes_of(shard: ShardFacts) -> list[Present]:
     """The nodes of a shard, by name."""
-    return [Present(name, line, shard) for name, line in sorted(shard.nodes.items())]
+    return [Present(name, row, shard) for name, row in sorted(shard.nodes.items())]
 
 
 def bounds(facts: Facts) -> Iterator[Finding]:
