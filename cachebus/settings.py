@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         100_000, ge=16, le=100_000_000, description="events kept a shard for nodes that missed them"
     )
     log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, le=1 << 40, description="and what they may take in all")
-    keep_alone: bool = Field(
+    keep_without_l2: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")

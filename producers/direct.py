@@ -260,7 +260,11 @@ class DirectProducer(Producer):
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:
             self._confirmer = Confirmer(
-                store, monotonic, self.settings.staleness_bound_s, self._views, keep_alone=self.settings.keep_alone
+                store,
+                monotonic,
+                self.settings.staleness_bound_s,
+                self._views,
+                keep_without_l2=self.settings.keep_without_l2,
             )
         return self._confirmer
 

@@ -97,7 +97,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         clock=clock,
         counters=Counters(),
         guard_max_s=settings.guard_max_s,
-        keep_alone=settings.keep_alone,
+        keep_without_l2=settings.keep_without_l2,
         max_invalidated_scopes=2 * settings.max_invalidated_scopes,
     )
     for data_type in settings.policies:

@@ -53,16 +53,16 @@ def largest_bound_s(reply: NodesReply, own_s: float) -> float:
     return max(own_s, reply.bound_ms / 1000, *(row.about.bound_ms / 1000 for row in reply.rows.values()))
 
 
-def complete_after_s(bound_s: float, *, keep_alone: bool) -> float:
-    """How long a set of rows must have had its name to lack no node that counts. `keep_alone`: whether nodes keep what
-    they load while L2 is out of reach."""
-    return bound_s + (SILENT_S if keep_alone else 0.0)
+def complete_after_s(bound_s: float, *, keep_without_l2: bool) -> float:
+    """How long a set of rows must have had its name to lack no node that counts. `keep_without_l2`: whether nodes
+    keep what they load while L2 is out of reach."""
+    return bound_s + (SILENT_S if keep_without_l2 else 0.0)
 
 
-def keeps_alone(reply: NodesReply, own: bool) -> bool:
+def keeps_without_l2(reply: NodesReply, own: bool) -> bool:
     """Whether any node of the fleet keeps what it loads while L2 is out of reach: as far as this process has heard, one
     whose row is there, or ever was."""
-    return own or reply.alone or any(row.about.keeps_alone for row in reply.rows.values())
+    return own or reply.keeps_without_l2 or any(row.about.keeps_without_l2 for row in reply.rows.values())
 
 
 def judged(

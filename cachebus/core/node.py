@@ -16,12 +16,12 @@ from typing import Final
 from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, Details, details
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
 from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
 from cachebus.core.shard import BEYOND, MAX_INVALIDATED_SCOPES, NEVER, Asked, Heard, Probed, Reservation, Shard
-from cachebus.core.withheld import Withheld
 from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
@@ -47,18 +47,18 @@ class Node:
         clock: Clock,
         counters: Counters,
         guard_max_s: float = 0.0,
-        keep_alone: bool = True,
+        keep_without_l2: bool = True,
         max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
     ) -> None:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
-        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_alone=keep_alone)
+        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_without_l2=keep_without_l2)
         """What this node says of itself."""
         self.largest = [self.about] * shards
         """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard; and
         whether of anybody that keeps what it loads alone."""
-        self.keep_alone = keep_alone
+        self.keep_without_l2 = keep_without_l2
         """Whether what L2 did not confirm may be kept, for D."""
         self._until = NEVER, NEVER
         self.shards = [Shard(i, bound_s, max_invalidated_scopes=max_invalidated_scopes) for i in range(shards)]
@@ -68,7 +68,7 @@ class Node:
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
         self.born_us = [0] * shards
         """When the shard's epoch began on its L2 server's clock; 0: unknown."""
-        self.withheld: Withheld | None = None
+        self.blocked: Blocked | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.views = [MembershipView() for _ in range(shards)]
         """What is known of the nodes' rows, by shard."""
@@ -81,7 +81,7 @@ class Node:
         """How this node introduces itself to L2."""
         view = self.shards[shard]
         largest = self.largest[shard]
-        heard = largest.bound_ms, largest.guard_ms, largest.keeps_alone
+        heard = largest.bound_ms, largest.guard_ms, largest.keeps_without_l2
         return Caller(self.id, view.applied, view.epoch, self.about, *heard)
 
     def _spread_lease(self, shard: int) -> None:
@@ -162,7 +162,7 @@ class Node:
         self.largest[shard] = About(
             max(reply.bound_ms, known.bound_ms),
             max(reply.guard_ms, known.guard_ms),
-            keeps_alone=reply.alone or known.keeps_alone,
+            keeps_without_l2=reply.keeps_without_l2 or known.keeps_without_l2,
         )
         if view.valid_until < now_s and (view.epoch == reply.epoch or view.valid_until > NEVER):
             self.counters.lease_lapses += 1
@@ -292,9 +292,9 @@ class Node:
         `fenced=False`: L2 did not confirm it, so it lives until D after its load began, and no longer.
         """
         view = self.shards[key.shard]
-        withheld = self.withheld is not None and self.withheld.covers(key, record.tags)
-        alone = not fenced and not self.keep_alone
-        if alone or withheld or not self._admits(view, key, record, reservation):
+        blocked = self.blocked is not None and self.blocked.covers(key, record.tags)
+        not_kept = not fenced and not self.keep_without_l2
+        if not_kept or blocked or not self._admits(view, key, record, reservation):
             self.counters.entries_refused += 1
             return False
         read_until = self._read_until(read_started_s)
@@ -374,7 +374,7 @@ class Node:
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
-        if self.withheld is not None and self.withheld.covers(key):
+        if self.blocked is not None and self.blocked.covers(key):
             return
         if self._kept_as_fallback(key, self.clock()) is not None:
             return

@@ -25,7 +25,7 @@ class About(NamedTuple):
     bound_ms: int = 0
     guard_ms: int = 0
     more: tuple[tuple[str, Any], ...] = ()
-    keeps_alone: bool = True
+    keeps_without_l2: bool = True
 
 
 SILENT_S: Final = 60.0
@@ -52,7 +52,7 @@ class Caller(NamedTuple):
     about: About = About()
     bound_ms: int = 0
     guard_ms: int = 0
-    alone: bool = False
+    keeps_without_l2: bool = False
 
 
 class Position(NamedTuple):
@@ -85,7 +85,7 @@ class ProbeReply(NamedTuple):
     """The longest guard that any node of the fleet may have put up."""
     born_us: int = 0
     """When this epoch began, by the store's clock."""
-    alone: bool = False
+    keeps_without_l2: bool = False
     """Whether any node of the fleet has ever kept what it loads alone."""
     loose_replicas: int = 0
     """How many replicas follow a primary, and acknowledge, that goes on writing when it is cut off from them: its
@@ -118,7 +118,7 @@ class NodesReply(NamedTuple):
     name: bytes
     bound_ms: int
     rows: Mapping[str, NodeRow]
-    alone: bool = False
+    keeps_without_l2: bool = False
 
 
 class Leased(Enum):

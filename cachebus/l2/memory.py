@@ -70,7 +70,7 @@ class MemoryShard:
         self.meta_server = ""
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
-        self.alone = False
+        self.keeps_without_l2 = False
         self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
@@ -115,7 +115,7 @@ class MemoryShard:
 
     def _hear_of(self, caller: Caller) -> None:
         self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
-        self.alone = self.alone or caller.alone
+        self.keeps_without_l2 = self.keeps_without_l2 or caller.keeps_without_l2
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
         """The same, and note the caller's row."""
@@ -238,14 +238,17 @@ class MemoryShard:
             self.bound_ms,
             self.guard_ms,
             born_us,
-            self.alone,
+            self.keeps_without_l2,
         )
 
     def nodes(self, caller: Caller) -> NodesReply:
         """See `Store.nodes`."""
         self.attend(caller)
-        self.bound_ms, self.alone = max(self.bound_ms, caller.bound_ms), self.alone or caller.alone
-        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.rows), self.alone)
+        self.bound_ms, self.keeps_without_l2 = (
+            max(self.bound_ms, caller.bound_ms),
+            self.keeps_without_l2 or caller.keeps_without_l2,
+        )
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.rows), self.keeps_without_l2)
 
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""

@@ -159,7 +159,7 @@ class RedisStore:
         if prune:
             self._pruned_at[shard] = now
         silent = [] if with_invalidated else [str(SILENT_US) if prune else "0"]
-        args = [*_row_of(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
+        args = [*_row_of(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.keeps_without_l2)]
         try:
             reply = (
                 await self._run(probe_with_invalidated, "marks", shard, caller, (), args)
@@ -183,7 +183,7 @@ class RedisStore:
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
         """Every node's row, the caller's own brought up to date first."""
-        args = [*_row_of(caller), str(caller.bound_ms), flag(caller.alone)]
+        args = [*_row_of(caller), str(caller.bound_ms), flag(caller.keeps_without_l2)]
         return await self._run(nodes_of, "nodes", shard, caller, (), args)
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:

@@ -61,7 +61,7 @@ def unless_none(reads: Reads, reply: Any) -> Any:
 @lru_cache(maxsize=64)
 def row_rest(about: About) -> bytes:
     """The part of a node's row that the node packs itself; the script puts the others in front."""
-    more = dict(about.more) if about.keeps_alone else {**dict(about.more), KEEP_ALONE: False}
+    more = dict(about.more) if about.keeps_without_l2 else {**dict(about.more), KEEP_ALONE: False}
     pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": more}
     return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
 
@@ -72,8 +72,8 @@ def node_row(data: bytes) -> NodeRow:
         row = _decode_row(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NodeRow(0, b"", 0)
-    keeps_alone = row.more.pop(KEEP_ALONE, True) is not False
-    about = About(min(row.bound_ms, BOUND_MAX_MS), row.guard_ms, tuple(row.more.items()), keeps_alone)
+    keeps_without_l2 = row.more.pop(KEEP_ALONE, True) is not False
+    about = About(min(row.bound_ms, BOUND_MAX_MS), row.guard_ms, tuple(row.more.items()), keeps_without_l2)
     return NodeRow(row.applied, row.epoch.encode(), row.at_us, about)
 
 
@@ -123,13 +123,15 @@ def probe_of(reply: Any) -> ProbeReply:
 
 def probe_with_invalidated(reply: Any) -> ProbeReply:
     """What `marks` replied."""
-    *rest, invalidated, low, alone = _MARKS.of(reply)
-    return _probe([*rest, alone], invalidated_of(invalidated, low))
+    *rest, invalidated, low, keeps_without_l2 = _MARKS.of(reply)
+    return _probe([*rest, keeps_without_l2], invalidated_of(invalidated, low))
 
 
 def _probe(reply: list[Any], invalidated: Invalidated | None) -> ProbeReply:
-    epoch, seq, server_us, name, bound_ms, guard_ms, born_us, alone = reply
-    return ProbeReply(epoch, seq, int(server_us), invalidated, name, bound_ms, guard_ms, int(born_us or 0), bool(alone))
+    epoch, seq, server_us, name, bound_ms, guard_ms, born_us, keeps_without_l2 = reply
+    return ProbeReply(
+        epoch, seq, int(server_us), invalidated, name, bound_ms, guard_ms, int(born_us or 0), bool(keeps_without_l2)
+    )
 
 
 def records_of(count: int, reply: Any) -> ReadReply:
@@ -189,11 +191,11 @@ def logged(reply: Any) -> list[LogEntry]:
 
 def nodes_of(reply: Any) -> NodesReply:
     """What the script `nodes` replied."""
-    epoch, _, bound_ms, flat, alone = _NODES.of(reply)
+    epoch, _, bound_ms, flat, keeps_without_l2 = _NODES.of(reply)
     rows = dict(zip(flat[::2], flat[1::2], strict=True))
     name = rows.pop(NAME, b"")
     known = {node.decode(errors="replace"): node_row(row) for node, row in rows.items()}
-    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(alone))
+    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(keeps_without_l2))
 
 
 class BucketState(NamedTuple):

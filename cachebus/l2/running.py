@@ -129,7 +129,7 @@ class Running:
             mode,
             str(caller.bound_ms),
             str(caller.guard_ms),
-            flag(caller.alone),
+            flag(caller.keeps_without_l2),
         )
         await self._once(position_of, "takeover", shard, (self._names[shard].meta,), args, began_s)
 

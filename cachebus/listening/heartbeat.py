@@ -42,7 +42,7 @@ PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READON
 def _bounds(about: About) -> str:
     return (
         f"staleness_bound_s {about.bound_ms / 1000:g}, guard_max_s {about.guard_ms / 1000:g} and "
-        f"keep_alone {str(about.keeps_alone).lower()}"
+        f"keep_without_l2 {str(about.keeps_without_l2).lower()}"
     )
 
 

@@ -118,8 +118,8 @@ class Fetcher:
         """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
-        if self.node.withheld is not None:
-            asked = [key for key in keys if not self.node.withheld.covers(key)]
+        if self.node.blocked is not None:
+            asked = [key for key in keys if not self.node.blocked.covers(key)]
             if len(asked) < len(keys):
                 answers = dict(
                     zip([key.l1 for key in asked], await self.answers(asked, after, admit=admit), strict=True)
@@ -263,7 +263,7 @@ class Fetcher:
             and shard.hides(record.seq, key.family.bucket, (*key.scopes, *record.tags))
         ):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
-        if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
+        if self.node.blocked is not None and self.node.blocked.covers(key, record.tags):
             return MISSING  # this node knows better, and L2 will
         rules = self.policies.rules(key.family.data_type)
         try:

@@ -59,7 +59,7 @@ class Filler:
         """When the lease was asked for, or the load without one began."""
         return self._began_s
 
-    def begin_alone(self) -> None:
+    def begin_without_l2(self) -> None:
         """Begin a load that L2 will hear nothing of."""
         view = self._node.shards[self.key.shard]
         self._reservation = view.reserve()
@@ -74,7 +74,7 @@ class Filler:
     async def lease(self, tags: Sequence[str], *, refresh: bool = False, stale: Stale = Stale.NONE) -> LeaseReply:
         """Ask for the lease once; a granted one is extended from now on. `stale`: what the caller could serve instead,
         while the source is left alone."""
-        self.begin_alone()
+        self.begin_without_l2()
         index = self.key.shard
         try:
             reply = await self.budget.spent_on(
@@ -170,7 +170,7 @@ class Filler:
         if record is None:
             await self._take_away(granted, over)
             return found
-        if self._node.withheld is not None and self._node.withheld.covers(self.key, record.tags):
+        if self._node.blocked is not None and self._node.blocked.covers(self.key, record.tags):
             self._supersede(granted.seq, granted.epoch)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         self._stop_extending()
@@ -230,7 +230,7 @@ class Filler:
         known = epoch == self._node.shards[index].epoch
         return int(self._node.server_clocks[index].shown_s(self._began_s) * 1000) if known else 0
 
-    def keep_alone(self, found: Found, flight: Flight) -> Found:
+    def keep_without_l2(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
         record, found = self._packed(found, flight)
         self._supersede(self._seq, self._reservation.epoch, told=False)

@@ -234,7 +234,7 @@ class Flights:
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
         self._tasks: dict[asyncio.Task[Found], Flight] = {}
-        self.alone: dict[str, Flight] = {}
+        self.without_l2: dict[str, Flight] = {}
         """Those that go to the source without L2."""
         self._closing = self._closed = False
         """Who was still looking for a value begins no load any more; a load may, for itself, until it is over."""

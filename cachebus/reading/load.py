@@ -160,7 +160,7 @@ class Loads:
             if not self._enabled:
                 return filler.not_kept(await self._whatever(flight), flight)
             answer: Found | LeaseReply | None = None
-            if self._node.withheld is None or not self._node.withheld.covers(request.key, request.tags):
+            if self._node.blocked is None or not self._node.blocked.covers(request.key, request.tags):
                 try:
                     answer = await self._from_l2(flight, filler)
                 except L2Unavailable:
@@ -169,7 +169,7 @@ class Loads:
                 return answer
             self._spare(flight)
             if answer is None:
-                return await self._alone(flight, filler)
+                return await self._without_l2(flight, filler)
             if answer.outcome is Leased.GUARDED:
                 return await self._guarded(flight, filler, answer)
             return await self._granted(flight, filler)
@@ -275,7 +275,7 @@ class Loads:
         self.rests.begin(flight.request.key.l1, reply.wait_ms / 1000, flight.fallback.version, heed_s=heed_s)
         return stale
 
-    async def _alone(self, flight: Flight, filler: Filler) -> Found:
+    async def _without_l2(self, flight: Flight, filler: Filler) -> Found:
         """Without L2: what this node has loaded while the flight waited for L2, or is loading, else the source."""
         request = flight.request
         key = request.key
@@ -283,22 +283,22 @@ class Loads:
         if entry is not None:
             extra = details(entry)
             return Found(entry.value, "l1", copy=None if extra is None else extra.decode)
-        other = self.flights.alone.get(key.l1)
+        other = self.flights.without_l2.get(key.l1)
         shared = request._replace(tags=flight.tags, ttl_s=flight.ttl_s)
         if other is not None and other.joinable(shared):
             flight.make()  # who comes now has its wishes heeded by neither, if they are others
             other.add(shared)
             return await other.wait()
-        filler.begin_alone()
+        filler.begin_without_l2()
         flight.fresh.begin_anew(filler.began_s)  # what comes now is the source's
         flight.fresh.end_at(filler.began_s + self._node.bound_s)  # whatever guard stands, L2 was not asked
-        self.flights.alone[key.l1] = flight
+        self.flights.without_l2[key.l1] = flight
         try:
             found = await self._tried(flight, filler)
-            return found if found.stale else filler.keep_alone(found, flight)
+            return found if found.stale else filler.keep_without_l2(found, flight)
         finally:
-            if self.flights.alone.get(key.l1) is flight:
-                del self.flights.alone[key.l1]
+            if self.flights.without_l2.get(key.l1) is flight:
+                del self.flights.without_l2[key.l1]
 
     async def _tried(self, flight: Flight, filler: Filler) -> Found:
         """What the source gives; where it fails, the key rests, and what is expired is given if that may be served."""

@@ -39,7 +39,7 @@ class Reader:
                 counters.l1_hits += 1
                 return handed_out(entry)
         try:
-            if self._node.withheld is not None and self._node.withheld.covers(key):
+            if self._node.blocked is not None and self._node.blocked.covers(key):
                 value = MISSING
             elif after is None and self._enabled and self._fetch.may_judge(self._shards[key.shard], None):
                 # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.

@@ -50,7 +50,7 @@ class Writer:
         self.pending = pending
         pending.deliver = self._deliver
         self._confirmer = Confirmer(
-            self._store, clock, self._node.bound_s, self._node.views, keep_alone=self._node.keep_alone
+            self._store, clock, self._node.bound_s, self._node.views, keep_without_l2=self._node.keep_without_l2
         )
 
     # -- writes ---------------------------------------------------------------------------------------------------

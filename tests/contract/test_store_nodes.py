@@ -158,23 +158,23 @@ async def test_a_probe_without_marks_tells_and_keeps_them_too(ann: Person) -> No
 
 async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig, ann: Person) -> None:
     """Though its line is lost, or it has gone."""
-    assert not (await ann.probe()).alone
-    assert not (await ann.store.nodes(0, NOBODY)).alone
+    assert not (await ann.probe()).keeps_without_l2
+    assert not (await ann.store.nodes(0, NOBODY)).keeps_without_l2
     keeps = Person(await rig.store(), "keeps")
-    keeps.caller = keeps.caller._replace(alone=True)
-    assert (await keeps.probe()).alone
+    keeps.caller = keeps.caller._replace(keeps_without_l2=True)
+    assert (await keeps.probe()).keeps_without_l2
     await rig.lose_nodes()
-    assert (await ann.probe()).alone
-    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).alone
-    assert (await ann.store.nodes(0, NOBODY)).alone
+    assert (await ann.probe()).keeps_without_l2
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).keeps_without_l2
+    assert (await ann.store.nodes(0, NOBODY)).keeps_without_l2
     await rig.another_server()
-    assert (await ann.probe()).alone, "a takeover that finds meta carries it on"
+    assert (await ann.probe()).keeps_without_l2, "a takeover that finds meta carries it on"
     await rig.flush()
-    assert not (await ann.probe()).alone
-    assert (await ann.store.nodes(0, keeps.caller)).alone, "who has heard of it brings it back"
+    assert not (await ann.probe()).keeps_without_l2
+    assert (await ann.store.nodes(0, keeps.caller)).keeps_without_l2, "who has heard of it brings it back"
     await rig.flush()
     await keeps.invalidate(key())
-    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).alone, "in the takeover itself"
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).keeps_without_l2, "in the takeover itself"
 
 
 @pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])

@@ -313,7 +313,7 @@ class Side:
                 told["node"],
                 told["applied"],
                 self.epoch(told["epoch"]),
-                About(told["bound_ms"], told["guard_ms"], keeps_alone=told["alone"]),
+                About(told["bound_ms"], told["guard_ms"], keeps_without_l2=told["alone"]),
                 told["bound_ms"],
                 told["guard_ms"],
                 told["alone"],
@@ -361,11 +361,11 @@ class Side:
                 early = self.age(reply.expires_ms)
                 return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
             case ProbeReply():
-                largest = reply.bound_ms, reply.guard_ms, reply.alone
+                largest = reply.bound_ms, reply.guard_ms, reply.keeps_without_l2
                 return self.number(reply.epoch), reply.seq, reply.invalidated, self.name(reply.nodes_name), largest
             case NodesReply():
                 lines = {node: self.row(row) for node, row in reply.rows.items()}
-                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.alone, lines
+                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.keeps_without_l2, lines
             case ReadReply():
                 return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
             case list():

@@ -44,13 +44,13 @@ _NODE = {
     "counters",
     "server_clocks",
     "born_us",
-    "withheld",
+    "blocked",
     "views",
     "on_applied",
     "groups",
     "about",
     "largest",
-    "keep_alone",
+    "keep_without_l2",
     "_until",  # a memo of a pure function: no state
 }
 _GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}

@@ -50,7 +50,7 @@ _PARTS = {
     "is_new",
     "bound_ms",
     "guard_ms",
-    "alone",
+    "keeps_without_l2",
 }
 
 
@@ -178,7 +178,7 @@ class L2:
     def _thaw(self, vault: Vault) -> None:
         shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
-        shard.seq, shard.bound_ms, shard.guard_ms, shard.alone = vault.seq, vault.bound_ms, 0, False
+        shard.seq, shard.bound_ms, shard.guard_ms, shard.keeps_without_l2 = vault.seq, vault.bound_ms, 0, False
         shard.invalidated = invalidated = MemoryInvalidated(shard.max_invalidated_scopes)
         invalidated.by_bucket, invalidated.low, invalidated.counted = (
             thawed_marks(vault.invalidated),

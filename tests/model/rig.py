@@ -146,7 +146,7 @@ class NoFlights:
     """In place of the node's flights: none is under way, and one that begins is the model's."""
 
     def __init__(self) -> None:
-        self.alone: dict[str, RealFlight] = {}
+        self.without_l2: dict[str, RealFlight] = {}
 
     def find(self, name: str) -> None:
         return None
@@ -222,7 +222,7 @@ class Rig:
     def called(self, key: int) -> int:
         """The seq by which a load without L2 goes that begins now."""
         filler = Filler(self.fetch, self.asking(self.setup.keys[key]), PX_MS)
-        filler.begin_alone()
+        filler.begin_without_l2()
         return filler._seq
 
     def writing(self, kind: str, version: int) -> Coro:

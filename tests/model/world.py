@@ -277,7 +277,7 @@ class World:
         reply = reply._replace(rows=dict(reply.rows))  # type: ignore[attr-defined]
         bound = membership.largest_bound_s(reply, bound)
         # A tick is no minute: what is to be known for longer than D, is known from the beginning or never.
-        after_s = min(FOR_EVER, membership.complete_after_s(bound, keep_alone=bool(self.setup.outages)))
+        after_s = min(FOR_EVER, membership.complete_after_s(bound, keep_without_l2=bool(self.setup.outages)))
         _, done = membership.judged(view, reply, token.place, after_s, NOW)  # type: ignore[arg-type]
         since = NOW - view.since_s
         watched = (view.name, (since if since >= FOR_EVER else min(BOUND, since)) if view.name else 0.0)

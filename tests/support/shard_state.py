@@ -14,7 +14,7 @@ _PARTS = (
     "born",
     "bound_ms",
     "guard_ms",
-    "alone",
+    "keeps_without_l2",
     "invalidated",
     "messages",
     "logged_bytes",
@@ -45,7 +45,7 @@ def put_back(shard: MemoryShard, state: dict[str, Any]) -> None:
 def lose_meta(shard: MemoryShard) -> None:
     """Play an eviction of meta."""
     shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
-    shard.alone = False
+    shard.keeps_without_l2 = False
 
 
 def lose_nodes(shard: MemoryShard) -> None:

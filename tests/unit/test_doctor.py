@@ -205,13 +205,13 @@ def test_nodes_with_other_bounds_are_told() -> None:
 
 def test_nodes_of_which_some_keep_what_they_load_alone_are_told() -> None:
     def shard(*keeps: bool) -> ShardFacts:
-        lines = (NodeRow(0, b"", 0, About(2000, 60_000, keeps_alone=one)) for one in keeps)
+        lines = (NodeRow(0, b"", 0, About(2000, 60_000, keeps_without_l2=one)) for one in keeps)
         return ShardFacts(0, {}, nodes={str(i): line for i, line in enumerate(lines)})
 
     assert not [*namespace.bounds(facts(shards=(shard(False, False),)))]
     (finding,) = namespace.bounds(facts(shards=(shard(True, False),)))
     assert finding.level is Level.ADVICE
-    assert "CACHEBUS_KEEP_ALONE" in finding.otherwise
+    assert "CACHEBUS_KEEP_WITHOUT_L2" in finding.otherwise
 
 
 def test_exit_status() -> None:

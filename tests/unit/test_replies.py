@@ -84,7 +84,7 @@ def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest
 def test_who_does_not_say_that_it_keeps_nothing_alone_keeps_it(more: dict[str, object]) -> None:
     """Waits go by that, so whoever is silent counts as one that does."""
     row = {"applied": 7, "epoch": "e", "at_us": 9, "more": more}
-    assert node_row(msgspec.msgpack.encode(row)).about.keeps_alone == (more != {"keep_alone": False})
+    assert node_row(msgspec.msgpack.encode(row)).about.keeps_without_l2 == (more != {"keep_alone": False})
 
 
 def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
@@ -116,7 +116,7 @@ def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
 def test_nodes_and_the_name_of_their_set() -> None:
     row = whole_row(7, EPOCH, 9, row_rest(About(2000, 0)))
     reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", row, b"broken", b""], 1])
-    assert (reply.epoch, reply.name, reply.bound_ms, reply.alone) == (EPOCH, b"set-1", 3000, True)
+    assert (reply.epoch, reply.name, reply.bound_ms, reply.keeps_without_l2) == (EPOCH, b"set-1", 3000, True)
     assert reply.rows == {"n\ufffd": NodeRow(7, EPOCH, 9, About(2000, 0)), "broken": NodeRow(0, b"", 0)}
     assert nodes_of([EPOCH, 9, 0, [], 0]).name == b""
 

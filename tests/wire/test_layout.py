@@ -64,7 +64,9 @@ def body_of(*scopes: str) -> bytes:
 
 async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
     about = About(2000, 60_000)
-    probe = await store.probe(0, Caller("node-1", 0, b"", about, 2000, 60_000, alone=True), with_invalidated=False)
+    probe = await store.probe(
+        0, Caller("node-1", 0, b"", about, 2000, 60_000, keeps_without_l2=True), with_invalidated=False
+    )
     body = body_of("T\x1facme")
     change = await store.invalidate(0, Caller("node-1", probe.seq, probe.epoch, about), [], ["T\x1facme"], body)
     info = await redis.call("INFO", "replication")
@@ -96,7 +98,7 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
 
 
 async def test_nodes_and_the_name_of_their_set(store: RedisStore, redis: Connection) -> None:
-    about = About(500, 0, (("a", 1),), keeps_alone=False)
+    about = About(500, 0, (("a", 1),), keeps_without_l2=False)
     probe = await store.probe(0, Caller("node-1", 0, b"", about), with_invalidated=False)
     await store.probe(0, Caller("node-1", 1, probe.epoch, about), with_invalidated=False)
     lines = mapping(await redis.call("HGETALL", "{prod:0}:nodes"))

@@ -254,7 +254,7 @@ def ahead(facts: Facts) -> Iterator[Finding]:
 class Present:
     """One node as its line in a shard tells."""
 
-    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
+    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_without_l2", "name", "silent_s")
 
     def __init__(self, name: str, row: NodeRow, shard: ShardFacts) -> None:
         self.name = name
@@ -264,7 +264,7 @@ class Present:
         self.ahead_s = max(0.0, -silent_s)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
         self.bound_s, self.guard_max_s = row.about.bound_ms / 1000, row.about.guard_ms / 1000
-        self.keeps_alone = row.about.keeps_alone
+        self.keeps_without_l2 = row.about.keeps_without_l2
 
     @property
     def told_in_time(self) -> bool:
@@ -299,11 +299,11 @@ def bounds(facts: Facts) -> Iterator[Finding]:
                 "records are short-lived after a takeover.",
                 otherwise=f"set the same {variable} for every node",
             )
-    if len({node.keeps_alone for node in there}) > 1:
+    if len({node.keeps_without_l2 for node in there}) > 1:
         yield Finding(
-            "keep_alone",
+            "keep_without_l2",
             Level.ADVICE,
             "some nodes keep what they load without L2, and some do not",
             "Waits for the nodes go by those that do: for a minute after lines were lost each lasts the whole bound.",
-            otherwise="set the same CACHEBUS_KEEP_ALONE for every node",
+            otherwise="set the same CACHEBUS_KEEP_WITHOUT_L2 for every node",
         )

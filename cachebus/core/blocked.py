@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from cachebus.keys.key import Key
 
 
-class Withheld:
+class Blocked:
     """Keys, scopes and tags, each as often as it is queued."""
 
     __slots__ = ("_keys", "_scopes")
@@ -24,7 +24,7 @@ class Withheld:
         return bool(self._keys or self._scopes)
 
     def add(self, keys: Iterable[Key], scopes: Iterable[str]) -> None:
-        """Withhold these from now on."""
+        """Block these from now on."""
         self._keys.update(key.l1 for key in keys)
         self._scopes.update(scopes)
 
