@@ -178,7 +178,7 @@ class Filler:
         record.epoch, record.seq, record.created_ms = granted.epoch, granted.seq, self._read_ms(granted.epoch)
         index = self.key.shard
         try:
-            change = await self._told(record, kept_ms, over)
+            change = await self._change_of(record, kept_ms, over)
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
             self._supersede(granted.seq, granted.epoch, told=False)
@@ -197,7 +197,7 @@ class Filler:
         self._admit(found, record, fenced=True)
         return found
 
-    async def _told(self, record: Record, px_ms: int, over: bytes) -> Change:
+    async def _change_of(self, record: Record, px_ms: int, over: bytes) -> Change:
         caller = self._node.caller(self.key.shard)
         return await self.budget.spent_on(self._store.fill(self.key, caller, self._token, record, px_ms, over))
 
@@ -208,7 +208,7 @@ class Filler:
             self._stop_extending()
             record = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
             try:
-                change = await self._told(record, 1, over)
+                change = await self._change_of(record, 1, over)
             except L2Unavailable:  # it may not have run, so the lease is still to be given back
                 self._node.counters.l2_errors += 1
             else:

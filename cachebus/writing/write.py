@@ -73,9 +73,9 @@ class Writer:
             except BaseException:
                 self._forget(plan)  # cancelled: it may have happened
                 raise
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
-    async def _told(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
+    async def _receipt_for(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
         """The receipt of a change, or of one that waits for L2 (None)."""
         if change is None:
             return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
@@ -144,7 +144,7 @@ class Writer:
         except BaseException:
             self._forget(plan)
             raise
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
     async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
         called_s = self._clock()
@@ -203,7 +203,7 @@ class Writer:
         record.expires_ms = change.expires_ms or record.expires_ms
         if rules.l1 and change.stored:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
         """Add to a counter in L2 and give its value; `L2Unavailable`, `ValueError` where it would leave 64 bits."""

@@ -219,7 +219,7 @@ async def test_that_no_topic_fits_is_told(kafka: KafkaServer, redis_url: str) ->
     nothing = Topic(kafka.address)
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), nothing.source())
     task = asyncio.create_task(worker.run())
-    await until(lambda: "no topic that one may see fits it" in worker.health.told()["parts"]["topic"]["why"])
+    await until(lambda: "no topic that one may see fits it" in worker.health.as_dict()["parts"]["topic"]["why"])
     await nothing.made()
     await nothing.put(changed("1"))
     await until(lambda: worker.meters.count("applied") == 1)

@@ -147,7 +147,7 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
         try:
             await until(lambda: task.done() or _works(worker))
         except AssertionError:
-            raise AssertionError(f"it does not work: {worker.health.told()}") from None
+            raise AssertionError(f"it does not work: {worker.health.as_dict()}") from None
         if task.done():
             task.result()
         yield task

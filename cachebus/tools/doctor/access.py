@@ -304,7 +304,7 @@ def _must(true: bool, what: str) -> None:
 def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Finding]:
     """What the look at permissions found."""
     if seen.others:
-        yield refusals.told(seen.others, seen.how)
+        yield refusals.finding_of(seen.others, seen.how)
     if seen.why_not:
         yield unknown(
             "permissions",
