@@ -79,7 +79,7 @@ async def test_a_worker_works_as_anywhere(
                 await until(lambda number=number: absent(cache, number))
             await until(lambda: _none_left(rig))
             assert len(await rig.dead()) == 1
-            assert one.health.ready, one.health.told()
+            assert one.health.ready, one.health.as_dict()
             wrong = [seen for seen in await examined(rig.worker()) if seen.findings or not seen.looked_at]
             assert not wrong
         finally:

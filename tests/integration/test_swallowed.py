@@ -56,7 +56,7 @@ async def at_work(one: SourceWorker) -> AsyncIterator[SourceWorker]:
 
 
 def why(one: SourceWorker, part: str = "storage") -> str:
-    return str(one.health.told()["parts"][part]["why"])
+    return str(one.health.as_dict()["parts"][part]["why"])
 
 
 def remedy(one: SourceWorker, part: str = "storage") -> list[str]:

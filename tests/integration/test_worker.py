@@ -200,7 +200,7 @@ def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
         "database is out of reach for 17 s, tried 18 times: odd 1",
         "database is out of reach for 22 s, tried 23 times: odd 0",
     ]
-    assert health.told()["parts"]["database"]["why"] == "odd 0"
+    assert health.as_dict()["parts"]["database"]["why"] == "odd 0"
 
 
 def fetched(url: str) -> tuple[int, bytes]:

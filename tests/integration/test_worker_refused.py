@@ -43,7 +43,7 @@ class Watched:
     @property
     def why(self) -> str:
         """What it says of L2."""
-        return str(self.health.told()["parts"]["l2"]["why"])
+        return str(self.health.as_dict()["parts"]["l2"]["why"])
 
     def plan(self, tenant: str = "acme") -> Plan:
         """Some invalidation of the tenant."""

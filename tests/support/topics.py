@@ -29,4 +29,4 @@ def figure(worker: CommandsWorker, name: str) -> float:
 
 def why(worker: CommandsWorker, part: str) -> str:
     """What its health says of a part."""
-    return str(worker.health.told()["parts"][part]["why"])
+    return str(worker.health.as_dict()["parts"][part]["why"])
