@@ -170,7 +170,7 @@ class Agent(Base):
     config: Mapped[str] = mapped_column(default="")
 
 
-@pytest.mark.parametrize("where", ["README.md", "docs/outbox.md"])
+@pytest.mark.parametrize("where", ["docs/outbox.md"])
 async def test_the_write_in_the_documentation_is_followed_by_its_invalidation(database: str, where: str) -> None:
     text = (ROOT / where).read_text()
     (code,) = [

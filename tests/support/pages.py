@@ -57,7 +57,7 @@ def statements(path: Path) -> Iterator[tuple[Block, str | None]]:
     """The blocks of Python that are no files, each with what it is said to print: a block of text right behind it."""
     text = path.read_text()
     every = blocks(path)
-    for block, after in zip(every, [*every[1:], None], strict=True):
+    for block, after in zip(every, [*every[1:], None], strict=False):
         if block.language == "python" and not block.title:
             told = after is not None and after.language == "text" and not text[block.behind : after.begin].strip()
             yield block, after.code if after is not None and told else None
