@@ -54,7 +54,7 @@ async def load_agent(resource_id: str, tenant_id: str) -> dict[str, str] | None:
 
 
 @asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[None]:
+async def running(_: FastAPI) -> AsyncIterator[None]:
     """What lives as long as the process: the table and the cache."""
     with connected() as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS agent (tenant, id, name, PRIMARY KEY (tenant, id))")
@@ -68,9 +68,7 @@ app = FastAPI(lifespan=running)
 @app.get("/{tenant_id}/agents/{agent_id}")
 async def get_agent(tenant_id: str, agent_id: str, cache_receipt: Annotated[str | None, Header()] = None) -> Agent:
     """An agent, at least as new as the write that gave the receipt."""
-    found = await current_cache().get_or_load(
-        "agent", agent_id, load_agent, tenant_id=tenant_id, after=cache_receipt
-    )
+    found = await current_cache().get_or_load("agent", agent_id, load_agent, tenant_id=tenant_id, after=cache_receipt)
     if found is None:
         raise HTTPException(404)
     return Agent(**found)

@@ -31,9 +31,9 @@ def settings() -> str:
 
     head = (
         "# Settings\n\n"
-        "Give them to `Settings(...)`, or as environment variables: `staleness_bound_s` is `CACHEBUS_STALENESS_BOUND_S`. "
-        "An argument counts more than its variable. Names that end in `_s` are seconds, in `_ms` milliseconds, in "
-        "`_bytes` bytes.\n\n"
+        "Give them to `Settings(...)`, or as environment variables: `staleness_bound_s` is "
+        "`CACHEBUS_STALENESS_BOUND_S`. An argument counts more than its variable. "
+        "Names that end in `_s` are seconds, in `_ms` milliseconds, in `_bytes` bytes.\n\n"
         "A wrong setting raises `ConfigError`, which names the field and its variable, and never shows a secret.\n\n"
     )
     return head + _model_table(Settings, "setting")
@@ -60,7 +60,10 @@ def stats() -> str:
     """Every figure of `cache.stats()`."""
     from cachebus.observe import stats as module
 
-    head = "# Stats\n\n`cache.stats()` gives a `Stats`: the figures of one cache at one moment, counted since it was opened.\n\n"
+    head = (
+        "# Stats\n\n"
+        "`cache.stats()` gives a `Stats`: the figures of one cache at one moment, counted since it was opened.\n\n"
+    )
     return head + "".join(_figures(Path(module.__file__).read_text()))
 
 
@@ -165,8 +168,9 @@ def _figures(source: str) -> Iterator[str]:
         yield f"## {node.name}\n\n{ast.get_docstring(node)}\n\n| figure | type | meaning |\n|---|---|---|\n"
         for member, after in pairwise([*node.body, ast.Pass()]):
             if isinstance(member, ast.AnnAssign):
-                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), ast.unparse(member)
-                yield _figure(ast.unparse(member.target), ast.unparse(member.annotation), str(after.value.value))
+                assert isinstance(after, ast.Expr), ast.unparse(member)
+                text = str(ast.literal_eval(after.value))
+                yield _figure(ast.unparse(member.target), ast.unparse(member.annotation), text)
             elif isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
                 called = "" if member.decorator_list else f"({', '.join(a.arg for a in member.args.args[1:])})"
                 result = ast.unparse(member.returns) if member.returns else ""
@@ -241,7 +245,7 @@ def command_helps() -> Iterator[tuple[str, str]]:
 
 def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     settings = {**command.context_settings, "terminal_width": 100}
-    context = command.context_class(command, info_name=name.split()[-1], parent=parent, **settings)
+    context = command.context_class(command, info_name=name.rsplit(maxsplit=1)[-1], parent=parent, **settings)
     text = re.sub(r"[ \t]+$", "", command.get_help(context), flags=re.MULTILINE)
     yield name, text
     for each, sub in getattr(command, "commands", {}).items():

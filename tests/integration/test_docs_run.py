@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cachebus.testing import Fleet
 from tests.support.command import cachebus as command
 from tests.support.command import ran
 from tests.support.pages import DOCS, EXAMPLE_URL, PAGES, ROOT, blocks, file, run_page, statements
+from tests.support.require import require
 
 ELSEWHERE = {
     "loaders.md": "tests/integration/test_loaders.py",
@@ -107,7 +109,13 @@ def in_a_process(code: str, folder: Path) -> str:
     """What such a program prints, with the files of that folder."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -232,3 +240,18 @@ async def test_calls_in_an_outage_are_as_the_page_on_outages_says(keep_alone: bo
             await cache.invalidate(**key)
         assert [await cache.get_or_load(**key, loader=load) for _ in range(2)] == ["1", "1"]
     assert loads == (1 if keep_alone else 2)
+
+
+def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None:
+    require(find_spec("material"), "mkdocs-material", "pip install 'cachebus[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "CACHEBUS_STALENESS_BOUND_S" in (tmp_path / "site/reference/settings.html").read_text()

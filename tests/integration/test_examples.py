@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -28,7 +29,12 @@ def service(folder: Path, redis_url: str) -> Iterator[str]:
     """A process of the service, and its address."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_service:app", "--port", str(port)]
-    environment = {**os.environ, "CACHEBUS_URL": redis_url, "DATABASE": str(folder / "agents.db"), "PYTHONPATH": f"{ROOT}"}
+    environment = {
+        **os.environ,
+        "CACHEBUS_URL": redis_url,
+        "DATABASE": str(folder / "agents.db"),
+        "PYTHONPATH": f"{ROOT}",
+    }
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield f"http://127.0.0.1:{port}"
@@ -66,7 +72,8 @@ async def test_a_committed_row_reaches_the_cache_by_the_outbox(database: str, re
     status, _, errors = ran("worker", "outbox", "--create-table", folder=tmp_path, env=environment)
     assert status == 0, errors
     with cachebus("worker", "outbox", folder=tmp_path, env=environment) as worker:
-        done = subprocess.run(
+        done = await asyncio.to_thread(
+            subprocess.run,
             [sys.executable, EXAMPLES / "outbox_postgres.py"],
             env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -87,7 +94,9 @@ async def test_the_rules_of_the_worker_name_what_changed(database: str, redis_ur
     environment = {"CACHEBUS_URL": redis_url, "CACHEBUS_DATABASE_URL": database}
     port = free_port()
     async with connected(database) as connection, Cache.open(redis_url) as cache:
-        await connection.execute("CREATE TABLE product (tenant text, id bigint, price numeric, PRIMARY KEY (tenant, id))")
+        await connection.execute(
+            "CREATE TABLE product (tenant text, id bigint, price numeric, PRIMARY KEY (tenant, id))"
+        )
         await connection.execute("INSERT INTO product VALUES ('acme', 7, 10)")
         started = ("worker", "cdc", "--source", "postgres", "--rules", rules, "--health-port", str(port))
         with cachebus(*started, folder=tmp_path, env=environment) as worker:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from tests.support.pages import ROOT, blocks, file
-from tests.support.pages import run_inside as run_inside
 
 README = ROOT / "README.md"
 
@@ -19,7 +18,9 @@ def environment(url: str = "") -> dict[str, str]:
 
 
 def test_the_first_program_needs_no_server_and_prints_what_is_said(tmp_path: Path) -> None:
-    program, told = (block.code for block in blocks(README) if block.title == "first.py" or "loading a7" in block.code[:12])
+    program, told = (
+        block.code for block in blocks(README) if block.title == "first.py" or "loading a7" in block.code[:12]
+    )
     (tmp_path / "first.py").write_text(program)
     done = subprocess.run(
         [sys.executable, tmp_path / "first.py"], env=environment(), check=True, capture_output=True, text=True
