@@ -26,7 +26,7 @@ from cachebus.observe import stats
 from cachebus.observe.prometheus import CacheCollector
 from docs.reference.generate import PAGES as GENERATED
 from tests.support.pages import DOCS, PAGES, ROOT, blocks
-from tests.unit.test_docs import DOCUMENTS, made, name_of
+from tests.unit.test_docs import DOCUMENTS, TESTS, made, name_of
 
 CODE = [
     path
@@ -77,6 +77,21 @@ def test_every_name_exists(path: Path) -> None:
         if name not in known()
     }
     assert not unknown, f"{name_of(path)} speaks of what the code has not: {', '.join(sorted(unknown))}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_file_of_ours_that_is_named_exists(path: Path) -> None:
+    """Modules are named as in the house: below cachebus/, or from the top; what `make` builds is not there yet."""
+    named = {piece.partition("::")[0] for piece in inline(path)} - {"site/"}
+    missing = [
+        file
+        for file in sorted(named)
+        if re.fullmatch(r"(?:[\w*]+/)+[\w*.]*", file)
+        and not any(
+            any(folder.glob(file.rstrip("/").replace("NAME", "*"))) for folder in (ROOT, ROOT / "cachebus", TESTS)
+        )
+    ]
+    assert not missing, f"{name_of(path)} names what is not there: {', '.join(missing)}"
 
 
 def command_lines(path: Path) -> Iterator[str]:
