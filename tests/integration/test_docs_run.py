@@ -255,3 +255,8 @@ def test_the_site_builds_and_no_link_in_it_leads_nowhere(tmp_path: Path) -> None
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "CACHEBUS_STALENESS_BOUND_S" in (tmp_path / "site/reference/settings.html").read_text()
+    for path in PAGES:
+        html = (tmp_path / "site" / path.relative_to(DOCS)).with_suffix(".html").read_text()
+        assert html.count('<div class="highlight">') == len(blocks(path)), (
+            f"{path} has a block that is not shown as one"
+        )
