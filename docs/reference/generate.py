@@ -209,7 +209,7 @@ def _worker_rows() -> Iterator[str]:
                 kind = KINDS.get(call.func.id.removesuffix("MetricFamily"))
                 first = call.args[0]
                 if kind and isinstance(first, ast.Constant) and str(first.value).startswith("cachebus_"):
-                    name = f"{first.value}_total" if kind == "counter" else str(first.value)
+                    name = str(first.value) + ("_total" if kind == "counter" else "")
                     found[name] = f"| `{name}` | {kind} | {_labels_of(call)} | {_cell(_text_of(call))} |\n"
     yield from (found[name] for name in sorted(found))
 
@@ -230,9 +230,10 @@ def _one_of_each() -> Any:
     from cachebus.observe.stats import LatencyStats, ShardStats, TypeStats
 
     latency = LatencyStats(0, 0.0, (float("inf"),), (0,))
-    shard = ShardStats(**{f.name: "" if f.name == "epoch" else 0 for f in fields(ShardStats)})
-    given = {"types": {"config": TypeStats()}, "shards": (shard,), "flushes": {"start": 0}}
-    rest = {f.name: latency if "LatencyStats" in str(f.type) else 0 for f in fields(Stats)}
+    shard_values: dict[str, Any] = {f.name: "" if f.name == "epoch" else 0 for f in fields(ShardStats)}
+    shard = ShardStats(**shard_values)
+    given: dict[str, Any] = {"types": {"config": TypeStats()}, "shards": (shard,), "flushes": {"start": 0}}
+    rest: dict[str, Any] = {f.name: latency if "LatencyStats" in str(f.type) else 0 for f in fields(Stats)}
     return Stats(**{**rest, **given})
 
 
