@@ -81,7 +81,7 @@ async def test_the_way_to_the_outbox(redis_url: str, tmp_path: Path, monkeypatch
     temporary.mkdir()
     assert ran(*make, folder=temporary, env=environment)[0] == 0
     with command(*work, folder=temporary, env=environment):
-        await run_page(page, redis_url)
+        await run_page(page, redis_url, also={"< 0.1)": "< 10)", "< 1.0)": "< 60)"})
 
 
 async def test_the_application_of_fastapi(redis_url: str) -> None:

@@ -63,14 +63,17 @@ def statements(path: Path) -> Iterator[tuple[Block, str | None]]:
             yield block, after.code if after is not None and told else None
 
 
-async def run_page(path: Path, url: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
+async def run_page(path: Path, url: str, *, also: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a page's statements in order, as at the prompt of `python -m asyncio`; gives its names.
 
-    What a block prints must be what is said behind it, where something is said.
+    What a block prints must be what is said behind it, where something is said. `also`: what is written otherwise than
+    on the page, as times that a busy machine does not keep.
     """
-    scope: dict[str, Any] = {"__name__": path.stem, **(given or {})}
+    scope: dict[str, Any] = {"__name__": path.stem}
     for block, told in statements(path):
-        code = "\n" * (block.line - 1) + block.code.replace(EXAMPLE_URL, url)
+        code = "\n" * (block.line - 1) + block.code
+        for old, new in {EXAMPLE_URL: url, **(also or {})}.items():
+            code = code.replace(old, new)
         printed = StringIO()
         with redirect_stdout(printed):
             result = eval(compile(code, str(path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), scope)
