@@ -13,6 +13,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from cachebus import Cache
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -70,17 +72,23 @@ async def run_page(path: Path, url: str, *, also: dict[str, str] | None = None) 
     on the page, as times that a busy machine does not keep.
     """
     scope: dict[str, Any] = {"__name__": path.stem}
-    for block, told in statements(path):
-        code = "\n" * (block.line - 1) + block.code
-        for old, new in {EXAMPLE_URL: url, **(also or {})}.items():
-            code = code.replace(old, new)
-        printed = StringIO()
-        with redirect_stdout(printed):
-            result = eval(compile(code, str(path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), scope)
-            if inspect.iscoroutine(result):
-                await result
-        where = f"{path.relative_to(ROOT)}:{block.line}"
-        assert told is None or printed.getvalue() == told, f"{where} prints\n{printed.getvalue()}"
+    try:
+        for block, told in statements(path):
+            code = "\n" * (block.line - 1) + block.code
+            for old, new in {EXAMPLE_URL: url, **(also or {})}.items():
+                code = code.replace(old, new)
+            printed = StringIO()
+            with redirect_stdout(printed):
+                result = eval(compile(code, str(path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), scope)
+                if inspect.iscoroutine(result):
+                    await result
+            where = f"{path.relative_to(ROOT)}:{block.line}"
+            assert told is None or printed.getvalue() == told, f"{where} prints\n{printed.getvalue()}"
+    except BaseException:
+        for thing in scope.values():
+            if isinstance(thing, Cache):
+                await thing.aclose()  # else the next test hears of what this one left open
+        raise
     return scope
 
 
