@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 BIN := $(VENV)/bin
-EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,dev
+EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,docs,dev
 # A process for each core, up to four: each starts the servers that its tests need.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # In this order: for 3.12 every server of the tests has a wheel, the oldest among them. Any later one will do as well.
 VERSIONS := 3.12 3.11 3.13 3.14 3.15
 
-.PHONY: help demo test quick young check format bench campaign build wheel clean
+.PHONY: help demo test quick young check format docs bench campaign build wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed ## the site, in site/: a link that leads nowhere fails it; ARGS= goes to mkdocs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 bench: $(VENV)/.benchmarks ## measure, side by side with other libraries; ARGS= goes to the benchmark
 	@$(BIN)/python -m tests.bench $(ARGS)
 
@@ -52,8 +55,8 @@ build wheel: $(VENV)/.installed ## the wheel, in dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
-	find cachebus producers consumers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
+	find cachebus producers consumers tests docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "installing into $(VENV)" >&2

@@ -101,8 +101,10 @@ class Settings(BaseSettings):
     resend_max_bytes: int = Field(
         RESEND_MAX_BYTES, ge=0, description="invalidations of the last minute, kept for a failover; 0: none are"
     )
-    l1_max_entries: int = Field(100_000, ge=0)
-    l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
+    l1_max_entries: int = Field(100_000, ge=0, description="the most entries that L1 holds")
+    l1_max_bytes: int = Field(
+        256 * 1024 * 1024, ge=0, description="the most that decoded values, keys and tags in L1 take, as estimated"
+    )
     lease_ms: int = Field(10_000, ge=100, le=3_600_000, description="how long a loader that vanished blocks others")
     max_invalidated_scopes: int = Field(
         100_000,
