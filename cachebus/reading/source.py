@@ -18,6 +18,8 @@ from loguru import logger
 
 from cachebus.base.parameters import Source, name_of, not_async, plan_of
 from cachebus.errors import ConfigError, LoadTimeout
+from cachebus.policy import Rules
+from cachebus.reading.request import Load, Loaded
 
 Bound = Callable[[], Any]
 
@@ -96,6 +98,26 @@ async def _given_up(task: asyncio.Task[Any], bound: Bound) -> None:
     await asyncio.wait([task], timeout=GIVE_UP_S)
     if not task.done():
         logger.warning("{} goes on after it was cancelled, and is left behind", name_of(bound))
+
+
+def load_of(bound: Bound, rules: Rules) -> Load:
+    """The load of one source function, by the rules of its type."""
+
+    async def load() -> Loaded:
+        return Loaded(await call_by(rules, bound))
+
+    return load
+
+
+async def call_by(rules: Rules, bound: Bound) -> Any:
+    """`call` with the retries and the time limit of a type."""
+    return await call(
+        bound,
+        timeout_s=rules.load_timeout_s,
+        retries=rules.retries,
+        retry_on=rules.retry_on,
+        backoff_s=rules.retry_backoff_s,
+    )
 
 
 class _Attempts:
