@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, NoReturn
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
@@ -148,10 +149,10 @@ def write_guard(
     *,
     scopes: Sequence[str | Mapping[str, Any]] = (),
     tags: Sequence[str] = (),
-    contexts: str = "exact",
+    contexts: ContextMatch = "exact",
     timeout_s: float | None = None,
     db_timeout_s: float | None = None,
-    wait: str | None = None,
+    wait: Wait | None = None,
 ) -> WriteGuard:
     """Guard a database's write in the process-wide cache; see `Cache.write_guard`."""
     return current_cache().write_guard(
