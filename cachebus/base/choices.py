@@ -10,5 +10,7 @@ ContextMatch = Literal["exact", "all"]
 """Which contexts an invalidation of an id concerns: the given one exactly, or all of them."""
 OnOutage = Literal["raise", "miss"]
 """What a read does that neither level may answer."""
+Status = Literal["applied", "pending"]
+"""What has become of an invalidation when its call returns: it stands, or it waits for L2."""
 Codec = Literal["msgpack", "f32", "raw"]
 """How values are encoded."""
