@@ -1,4 +1,8 @@
-"""How fresh a value is that several callers may be given, and until when it may be handed out."""
+"""How fresh a value is that several callers may be given, and until when it may be handed out.
+
+1. `Freshness` of a flight: who comes later may share its value as long as this holds.
+2. `Fallback`: an expired value has a freshness of its own, and is given as long as that holds.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ from cachebus.reading.request import Found, Request
 
 
 class Freshness:
-    """What a shard stood for when a value was asked for. It holds as long as nothing has replaced the value since, and
-    a value of its age could be served from L1: under the coherence lease, or within D of `as_of_s`."""
+    """What this node knew of a shard when a value was asked for.
+
+    It holds as long as nothing has replaced the value since, and a value of its age could be served from L1: under the
+    coherence lease, or within D of `as_of_s`.
+    """
 
     __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_standing", "_until_s")
 
