@@ -27,10 +27,7 @@ class Reader:
     def __init__(self, fetcher: Fetcher, *, outage_is_miss: bool = False, enabled: bool = True) -> None:
         """`outage_is_miss`: a read that L2 does not answer finds nothing, rather than raise `L2Unavailable`. `enabled`:
         whether anything is cached."""
-        self._fetch = fetcher
-        self._node, self._store, self._clock = fetcher.node, fetcher.store, fetcher.clock
-        self._shards = fetcher.node.shards
-        self._entries = fetcher.node.l1.entries
+        self._fetch, self._node, self._clock = fetcher, fetcher.node, fetcher.clock
         self._outage_is_miss = outage_is_miss
         self._enabled = enabled
 
@@ -39,18 +36,17 @@ class Reader:
     async def get(self, key: Key, after: Place | None, use_memory: bool) -> object:
         """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
         counters, began_s = self._node.counters.of(key.family.data_type), self._clock()
-        if use_memory and key.l1 in self._entries:
-            entry = self.remembered(key, after)
-            if entry is not None:
-                counters.l1_hits += 1
-                return handed_out(entry)
+        entry = self.remembered(key, after) if use_memory else None
+        if entry is not None:
+            counters.l1_hits += 1
+            return handed_out(entry)
         try:
             if not self._enabled or (self._node.withheld is not None and self._node.withheld.covers(key)):
                 value = MISSING
-            elif after is None and self._fetch.may_judge(self._shards[key.shard], None):
+            elif after is None and self._fetch.may_judge(self._node.shards[key.shard], None):
                 # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.
                 as_of = self._fetch.as_of(key)
-                data = await self._store.get(key)
+                data = await self._fetch.store.get(key)
                 if use_memory and data is not None and len(data) > LARGE_BYTES:
                     entry = self.remembered(key, None)  # whoever asked with this one has decoded it
                     if entry is not None:
@@ -185,7 +181,7 @@ class Reader:
         """The entry that L1 may serve, absent markers included."""
         if key.l1 not in self._node.l1.entries:
             return None
-        if not _reached(self._shards[key.shard], after):
+        if not _reached(self._node.shards[key.shard], after):
             return None
         return self._node.peek(key, self._clock())
 
