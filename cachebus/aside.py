@@ -19,7 +19,7 @@ from cachebus.calls import checked_ttl
 from cachebus.context import Context
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
-from cachebus.keys.naming import tag_names
+from cachebus.keys.naming import tag_scopes
 from cachebus.reading.request import Failing, Found, Loaded, Request
 from cachebus.reading.source import Bound, bind, call_by, leave_if_cancelled, shareable
 
@@ -82,7 +82,7 @@ class Aside:
             self._rules,
             search=True,
             ttl_s=ttl_s,
-            tags=tag_names(self._key, (), self._rules),
+            tags=tag_scopes(self._key, (), self._rules),
             sources=len(sources) or 1,
         )
         found, error = await self._found(request)

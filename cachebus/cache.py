@@ -16,11 +16,11 @@ from cachebus.base.parameters import Source
 from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, read_many, store
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_names, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.request import Request
 from cachebus.reading.source import bind, load_of
-from cachebus.receipt import Receipt, place_of
+from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.guard import WriteGuard
 
@@ -103,11 +103,11 @@ class Cache(Life):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        place = None if after is None else place_of(after)
+        position = None if after is None else position_of(after)
         if search_hierarchy:
-            value = (await parts.reader.search(key, place, use_memory)).value
+            value = (await parts.reader.search(key, position, use_memory)).value
         else:
-            value = await parts.reader.get(key, place, use_memory)
+            value = await parts.reader.get(key, position, use_memory)
         return default if value is MISSING or value is NOT_FOUND else value
 
     async def get_many(
@@ -126,12 +126,12 @@ class Cache(Life):
 
         Returns the values by the ids asked, absent ones left out. Raises what `get` does.
         """
-        parts, place = self._live(), place_of(after)
+        parts, position = self._live(), position_of(after)
 
         def key_of(one: Id) -> Key:
             return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
 
-        return await read_many(parts.reader, resource_ids, key_of, place)
+        return await read_many(parts.reader, resource_ids, key_of, position)
 
     async def get_or_load(
         self,
@@ -198,8 +198,8 @@ class Cache(Life):
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         rules = parts.policies.rules(key.family.data_type)
         load = load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
-        ttl_s, place = checked_ttl(ttl), place_of(after)
-        request = Request(key, load, rules, place, search_hierarchy, ttl_s, tag_names(key, tags, rules), use_memory)
+        ttl_s, position = checked_ttl(ttl), position_of(after)
+        request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value
 
     # -- writing --------------------------------------------------------------------------------------------------

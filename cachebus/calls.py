@@ -13,7 +13,7 @@ from cachebus.base.ids import Id
 from cachebus.cascade import Target
 from cachebus.core.ports import Place
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_names, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
 from cachebus.policy import check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.read import Reader
@@ -82,7 +82,7 @@ async def store(parts: Parts, storing: Storing) -> Receipt:
         rules,
         plan,
         ttl_s=ttl_s,
-        tags=tag_names(key, storing.tags, rules),
+        tags=tag_scopes(key, storing.tags, rules),
         if_absent=storing.if_absent,
         wait=bool(storing.wait),
     )

@@ -39,7 +39,7 @@ class Fill:
         if record is None:
             await self._take_away(granted, as_of, over)
             return found
-        if self._node.withheld is not None and self._node.withheld.covers(self._key, record.tags):
+        if self._node.blocked is not None and self._node.blocked.covers(self._key, record.tags):
             self._supersede(granted.seq, granted.epoch, as_of)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         kept_ms = keep_ms(record, self._rules)
@@ -49,7 +49,7 @@ class Fill:
         except L2Unavailable:
             self._node.counters.l2_errors += 1
             self._supersede(granted.seq, granted.epoch, as_of, told=False)
-            self._enter_l1(found, record, as_of, fenced=False)
+            self._admit(found, record, as_of, fenced=False)
             return found
         if not change.stored:
             self._node.counters.fills_rejected += 1
@@ -58,7 +58,7 @@ class Fill:
             return found
         self._node.counters.fills += 1
         record.expires_ms = change.expires_ms or record.expires_ms
-        self._enter_l1(found, record, as_of, fenced=True)
+        self._admit(found, record, as_of, fenced=True)
         return found
 
     def without_l2(self, found: Found, as_of: AsOf, seq: int) -> Found:
@@ -68,7 +68,7 @@ class Fill:
         self._supersede(seq, epoch, as_of, told=False)
         if record is not None:
             record.epoch, record.seq = epoch, seq
-            self._enter_l1(found, record, as_of, fenced=False)
+            self._admit(found, record, as_of, fenced=False)
         return found
 
     def unkept(self, found: Found) -> Found:
@@ -76,7 +76,7 @@ class Fill:
         return found if found.value is None else self._packed(found)[1]
 
     async def _take_away(self, granted: LeaseReply, as_of: AsOf, over: bytes) -> None:
-        """The source has answered, and its answer is not kept: what it gave before serves and stands in no more."""
+        """The source has answered, and its answer is not kept: what it gave before serves no more."""
         if granted.record is not None:
             gone = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
             try:
@@ -86,8 +86,8 @@ class Fill:
         self._supersede(granted.seq, granted.epoch, as_of)
 
     def _supersede(self, seq: int, epoch: bytes, as_of: AsOf, *, told: bool = True) -> None:
-        """The source has answered: what it gave before stands in no more, whether L2 was `told` of it or not."""
-        (self._node.take_away if told else self._node.stand_down)(self._key, seq)
+        """The source has answered: what it gave before is no fallback any more, whether L2 was `told` of it or not."""
+        (self._node.take_away if told else self._node.end_fallback)(self._key, seq)
         if self._rules.fail_safe_s:
             self._fetch.superseded.note(self._key.l1, self._read_ms(epoch, as_of))
 
@@ -128,6 +128,6 @@ class Fill:
             return None, found._replace(serialization_error=True)
         return record, found._replace(value=value, copy=copier(record, value, self._rules))
 
-    def _enter_l1(self, found: Found, record: Record, as_of: AsOf, *, fenced: bool) -> None:
-        if self._flight.request.enters:
+    def _admit(self, found: Found, record: Record, as_of: AsOf, *, fenced: bool) -> None:
+        if self._flight.request.admits:
             self._fetch.admit(self._key, found.value, record, as_of, fenced=fenced)

@@ -140,7 +140,7 @@ class Lease:
         key, record = self._request.key, self._record(answer)
         if record is None:
             return None
-        value = self._fetch.taken(key, record, answer.as_of if self._request.enters else None)
+        value = self._fetch.taken(key, record, answer.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
 
     def kept(self, answer: Answer) -> tuple[float, Sequence[str]]:
@@ -155,7 +155,7 @@ class Lease:
         """An expired record, which L2 has just validated, where fail-safe allows it."""
         key, rules = self._request.key, self._request.rules
         record = self._record(answer) if rules.fail_safe_s else None
-        if record is None or not record.stands_in or self._node.in_doubt(key.shard, record):
+        if record is None or not record.may_be_fallback or self._node.in_doubt(key.shard, record):
             return None
         if self._fetch.superseded.covers(key.l1, record.created_ms):
             return None

@@ -58,7 +58,7 @@ class SourceLoad:
         as_of, seq = begun_alone(node, key)
         flight.fresh.begin_anew(as_of.at_s)  # what comes now is the source's
         flight.fresh.end_at(as_of.at_s + node.bound_s)  # whatever guard stands, L2 was not asked
-        with self._parts.flights.alone(key.l1, flight):
+        with self._parts.flights.without_l2(key.l1, flight):
             found = await self._or_stale()
             return found if found.stale else self._fill.without_l2(found, as_of, seq)
 
@@ -79,14 +79,14 @@ class SourceLoad:
             try:
                 return await self._asked()
             except Failing as failing:
-                if flight.over or flight.departure.refreshes or flight.substitute() is not None:
+                if flight.over or flight.departure.refreshes or flight.usable_fallback() is not None:
                     raise failing.error from failing.error.__cause__
                 return await self._made_instead(failing)
         except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
             self._lease.rest(self.rest())
-            stale = flight.substitute()
+            stale = flight.usable_fallback()
             if stale is None:
                 raise
             return stale
@@ -110,7 +110,7 @@ class SourceLoad:
 
     async def _made_instead(self, failing: Failing) -> Found:
         """What can be made without the source. It is kept no longer than a source that has failed is left alone, and
-        stands in for nothing."""
+        is no fallback."""
         try:
             loaded = await failing.instead()
         except Failing:
@@ -138,7 +138,7 @@ class SourceLoad:
 def begun_alone(node: Node, key: Key) -> tuple[AsOf, int]:
     """As of when a load is that begins now and of which L2 will hear nothing; and the seq that it is newer than.
 
-    The source shows by now whatever this node has heard of, behind a hole too, and whatever it holds of the key. If the
+    The source shows by now whatever this node has heard of, behind a gap too, and whatever it holds of the key. If the
     load went by `applied` alone, it would be kept out by what it is newer than.
     """
     shard = node.shards[key.shard]

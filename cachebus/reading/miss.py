@@ -59,8 +59,8 @@ class Miss:
 
     def _is_withheld(self) -> bool:
         """Whether L2 may hold what an invalidation has replaced of which it does not know yet."""
-        withheld = self._node.withheld
-        return withheld is not None and withheld.covers(self._key, self._flight.request.tags)
+        blocked = self._node.blocked
+        return blocked is not None and blocked.covers(self._key, self._flight.request.tags)
 
     # -- what L2 answers ------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Miss:
 
     def _waited_in_vain(self) -> Found:
         """Another node has been loading for too long: who has something to serve need not wait as long again."""
-        stale = self._flight.substitute()
+        stale = self._flight.usable_fallback()
         if stale is None:
             raise LoadTimeout(f"another node has been loading for {self._flight.request.patience_s:g} s")
         self._load.rest()
@@ -141,7 +141,7 @@ class Miss:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
         can be served: then it is asked all the same."""
         flight = self._flight
-        stale = flight.substitute()
+        stale = flight.usable_fallback()
         if stale is None or flight.fallback is None:
             flight.fall_back_on(None)
             return None

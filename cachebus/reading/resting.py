@@ -17,10 +17,10 @@ JITTER = 0.25
 
 
 class Superseded:
-    """When the source has last answered what L2 was not told, or did not keep, by key: what is older stands in no more.
+    """When the source has last answered what L2 was not told, or did not keep, by key: what is older is no fallback.
 
     Where there are too many keys, it knows the latest. Of the others it says that the source may have answered until
-    the last of them was forgotten: that costs them what could stand in, and brings nothing back.
+    the last of them was forgotten: that costs them a fallback, and brings nothing back.
     """
 
     def __init__(self) -> None:
