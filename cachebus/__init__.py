@@ -2,10 +2,11 @@
 
 from loguru import logger as _logger
 
+from cachebus.base.choices import Codec, ContextMatch, OnOutage, Wait
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.templates import Template
 from cachebus.cache import Cache
-from cachebus.cascade import Cascade
+from cachebus.cascade import Cascade, Target
 from cachebus.context import Context, with_context
 from cachebus.errors import (
     BusUnavailable,
@@ -53,21 +54,26 @@ __all__ = [
     "CacheBusError",
     "CacheManager",
     "Cascade",
+    "Codec",
     "ConfigError",
     "Context",
+    "ContextMatch",
     "InvalidKey",
     "InvalidationFailed",
     "L2Unavailable",
     "LoadTimeout",
     "NotSerializable",
+    "OnOutage",
     "Policy",
     "ProtocolMismatch",
     "Receipt",
     "Settings",
     "Stats",
+    "Target",
     "Template",
     "TenantRequired",
     "ValueTooLarge",
+    "Wait",
     "WriteGuard",
     "cached",
     "configure",

@@ -1,21 +1,27 @@
-"""Cache-aside beyond the fast path: a database, then what may be generated in its place, and how it went."""
+"""Cache-aside with two sources and a report: what `get_with_cache_aside` does when L1's fast path has no answer.
+
+1. The functions that were given are bound to the call's ids, so that what is wrong with them is raised at once.
+2. The read path looks, and loads: the database first, then what may be generated in its place (`Aside._load`).
+3. What the deserializer makes of the value is given, with the metrics that tell how it went.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachebus import context
+from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
 from cachebus.base.parameters import Source
-from cachebus.cache import Cache
+from cachebus.calls import checked_ttl
 from cachebus.context import Context
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
-from cachebus.policy import Rules, check_ttl
-from cachebus.reading.request import Failing, Found, Loaded
-from cachebus.reading.source import Bound, bind, leave_if_cancelled, shareable
+from cachebus.keys.naming import tag_scopes
+from cachebus.reading.request import Failing, Found, Loaded, Request
+from cachebus.reading.source import Bound, bind, call_by, leave_if_cancelled, shareable
 
 Metrics = dict[str, Any]
 
@@ -35,53 +41,69 @@ TEMPLATE: Metrics = {
 }
 
 
+class Call(NamedTuple):
+    """One call of `get_with_cache_aside`, as its caller made it."""
+
+    data_type: str
+    resource_id: Id
+    fetch: Source | None
+    generate: Source | None
+    serializer: Callable[[Any], Any] | None
+    deserializer: Callable[[Any], Any] | None
+    ctx: Context | None
+    ttl: float | None
+    began_s: float
+    """When it was made, on the cache's clock."""
+
+
 class Aside:
-    """One call of cache-aside that L1's fast path did not answer."""
+    """One call on its way."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        key: Key,
-        data_type: str,
-        resource_id: Id,
-        fetch: Source | None,
-        generate: Source | None,
-        serializer: Callable[[Any], Any] | None,
-    ) -> None:
-        self._cache, self._key = cache, key
-        self._asked = data_type, resource_id
-        self._fetch, self._generate, self._serializer = fetch, generate, serializer
-        self._rules: Rules = cache.rules(key.family.data_type)
-        self._clock = cache._clock
+    __slots__ = ("_call", "_clock", "_key", "_parts", "_rules")
 
-    async def run(
-        self, ctx: Context | None, ttl: float | None, deserializer: Callable[[Any], Any] | None, started: float
-    ) -> tuple[Any, Metrics]:
-        """Look, load, and say how it went."""
-        around = ctx if ctx is not None else context.current()
-        ttl = None if ttl is None else check_ttl(ttl)
+    def __init__(self, parts: Parts, key: Key, call: Call) -> None:
+        self._parts, self._key, self._call = parts, key, call
+        self._rules = parts.policies.rules(key.family.data_type)
+        self._clock = parts.node.clock
+
+    async def run(self) -> tuple[Any, Metrics]:
+        """Look, load, and say how it went; raises only for bad input."""
+        call = self._call
+        around = call.ctx if call.ctx is not None else context.current()
+        ttl_s = checked_ttl(call.ttl)
         sources = [
-            (name, bind(function, self._asked[1], self._key.family.tenant or None, around))
-            for name, function in (("database", self._fetch), ("generation", self._generate))
+            (name, bind(function, call.resource_id, self._key.family.tenant or None, around))
+            for name, function in (("database", call.fetch), ("generation", call.generate))
             if function is not None
         ]
-        error: BaseException | None = None
-        found = Found(None, None)
-        try:
-            found = await self._cache.load(
-                self._key, lambda: self._load(sources), self._rules, search=True, ttl=ttl, sources=len(sources) or 1
-            )
-        except ConfigError:
-            raise
-        except Exception as failed:  # noqa: BLE001 (bad input has been refused above: this is the source's, or L2's)
-            error = failed
+        request = Request(
+            self._key,
+            lambda: self._load(sources),
+            self._rules,
+            search=True,
+            ttl_s=ttl_s,
+            tags=tag_scopes(self._key, (), self._rules),
+            sources=len(sources) or 1,
+        )
+        found, error = await self._found(request)
         value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
-        if value is not None and deserializer is not None and not refused:
-            value, error = _deserialized(deserializer, value)
-        metrics = self._metrics(found, error, (self._clock() - started) * 1000.0)
+        if value is not None and call.deserializer is not None and not refused:
+            value, error = _deserialized(call.deserializer, value)
+        metrics = self._metrics(found, error, (self._clock() - call.began_s) * 1000.0)
         if around is not None:
             around.add_metric("cache_hit", metrics["cache_hit"])
         return value, metrics
+
+    async def _found(self, request: Request) -> tuple[Found, BaseException | None]:
+        """What the read path gives, or nothing and what it has raised."""
+        try:
+            return await self._parts.loads.get_or_load(request), None
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 (bad input has been refused before: this is the source's, or L2's)
+            return Found(None, None), error
+
+    # -- the sources ----------------------------------------------------------------------------------------------
 
     async def _load(
         self, sources: Sequence[tuple[str, Bound]], failed: Exception | None = None, failed_ms: float = 0.0
@@ -89,37 +111,44 @@ class Aside:
         """Database, then generation; `Failing` where what is generated would hide that the database has `failed`."""
         value, source, took_ms = None, "database", {"database": failed_ms, "generation": 0.0}
         for i, (name, bound) in enumerate(sources):
-            began = self._clock()
+            began_s = self._clock()
             try:
-                value = await self._cache.call_source(bound, self._rules)
+                value = await call_by(self._rules, bound)
             except ConfigError:
                 raise  # a function that can't be used: what is generated in its place would hide that
             except Exception as error:
                 if i + 1 == len(sources):
                     raise
-                ms = (self._clock() - began) * 1000.0
+                ms = (self._clock() - began_s) * 1000.0
                 raise Failing(error, partial(self._load, sources[i + 1 :], error, ms)) from error
-            source, took_ms[name] = name, (self._clock() - began) * 1000.0
+            source, took_ms[name] = name, (self._clock() - began_s) * 1000.0
             if value is not None or i + 1 == len(sources):
                 break
             leave_if_cancelled()
         if value is None and failed is not None:
             raise Failing(failed, partial(self._load, (), failed))  # nobody says that there is nothing
-        refused = None
-        if value is not None and self._serializer is not None:
-            try:
-                value = shareable(self._serializer(value), self._serializer)
-            except ConfigError:
-                raise
-            except Exception as error:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
-                refused = error
+        value, refused = self._serialized(value)
         return Loaded(value, source, took_ms["database"], took_ms["generation"], failed, refused)
+
+    def _serialized(self, value: Any) -> tuple[Any, Exception | None]:
+        """What the serializer makes of a value; or the value as it is, and why it is not to be cached."""
+        serializer = self._call.serializer
+        if value is None or serializer is None:
+            return value, None
+        try:
+            return shareable(serializer(value), serializer), None
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a caller's function may raise anything: it is reported)
+            return value, error
+
+    # -- how it went ----------------------------------------------------------------------------------------------
 
     def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:
         metrics = TEMPLATE.copy()
         loaded = found.loaded
         hit = found.level is not None and not found.stale
-        metrics["data_type"], metrics["resource_id"] = self._asked
+        metrics["data_type"], metrics["resource_id"] = self._call.data_type, self._call.resource_id
         metrics["cache_hit"], metrics["level"] = hit, found.level if hit else None
         metrics["serialization_error"] = found.serialization_error
         metrics["error"] = error if loaded is None or error is not None else loaded.error

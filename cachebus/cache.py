@@ -1,38 +1,44 @@
-"""`Cache`: the verbs. A hit is written out in the verbs; everything else is a call below."""
+"""`Cache`: the public verbs. A hit is written out in the verbs that read; everything else is a call below.
+
+The hit stands in three places: twice here, and in `cachebus.helpers.get_with_cache_aside`. One function for all three
+would make each hit 7 to 13 % slower (measured), so it is one text between its markers, which a test compares."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cachebus import context
 from cachebus.assembly.lifecycle import Life
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source
+from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, read_many, store
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
-from cachebus.policy import Rules, check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
-from cachebus.reading.request import Found, Load, Loaded, Request
-from cachebus.reading.source import bind, call
+from cachebus.reading.request import Request
+from cachebus.reading.source import bind, load_of
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
-from cachebus.writing.guard import WriteGuard, guard_time_s
-
-Contexts = tuple[Id | None, Id | None, Id | None]
-INT64 = 1 << 63
-MANY = 250
-"""So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
+from cachebus.writing.guard import WriteGuard
 
 
 class Cache(Life):
     """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
 
-    Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`. All calls belong
-    to the event loop in which the cache was opened.
+    What the verbs have in common:
+
+    - ids are str, int or UUID; `data_type` and `resource_id` name a value, the other ids the context it belongs to
+    - `tenant_id` comes from the argument, else from the surrounding `Context`
+    - `ttl`: seconds that a value lives, or `TTL_PERMANENT`; None is the type's (see `Policy`)
+    - `tags`: names by which values are invalidated together; those of the type are added
+    - `after`: a receipt, or its text, whose write the read must see
+    - `wait="nodes"`: return when no node serves the former value any more; see `invalidate`
+
+    All raise `ConfigError` where the cache is not open, and for a call from another event loop than that which opened
+    it; `InvalidKey` for what is no id; `TenantRequired` where there is no tenant; `ValueError` for other arguments.
     """
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -50,15 +56,19 @@ class Cache(Life):
         default: Any = None,
         after: Receipt | str | None = None,
     ) -> Any:
-        """The cached value, or `default` (also where the source is known to have nothing).
+        """Read a value.
 
-        `search_hierarchy`: when the given contexts have none, look without the collection, then the conversation, then
-        the agent. `use_memory=False` skips L1. `after`: a receipt whose write must be seen. Raises `InvalidKey`,
-        `TenantRequired`, `L2Unavailable`, and `ValueError` for a bad receipt.
+        - `search_hierarchy`: where the given context has none, look without the collection, then without the
+          conversation, then without the agent
+        - `use_memory`: False skips L1
+        - `default`: given where there is no value, also where the source is known to have none
+
+        Returns the value, or `default`. Raises `L2Unavailable`, unless `on_outage` says that an outage is a miss.
         """
-        # The hit, inlined. Only what is exactly str or int is joined to a name: anything else might write itself as
-        # another's id, and of these no invalid one can have made an entry of that name. "" is no tenant: it must not
-        # meet the data of `system`, which has none.
+        # Only what is exactly str or int is joined to a name: anything else might write itself as another's id, and of
+        # these no invalid one can have made an entry of that name. "" is no tenant: it must not meet the data of
+        # `system`, which has none.
+        # hit: name
         name = ""
         if (
             ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
@@ -79,14 +89,17 @@ class Cache(Life):
                     name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
             except ValueError:
                 name = ""  # an int of more digits than Python writes: no id
+        # hit: end
         entry = self._entries.get(name)
         if entry is not None and use_memory and after is None:
             now = self._clock()
+            # hit: serve
             group = entry.group
             if now < entry.fast_until and now < group.valid_until:
                 group.hits += 1
                 if entry.freq < 3:
                     entry.freq += 1
+                # hit: end
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
@@ -108,24 +121,17 @@ class Cache(Life):
         *,
         after: Receipt | str | None = None,
     ) -> dict[Id, Any]:
-        """The cached values by the ids asked, absent ones left out; one round trip for all of 250 that L1 lacks.
+        """Read several values of one type; one round trip for all of 250 that L1 lacks. More are asked for 250 after
+        250, and are not what L2 held at one moment.
 
-        More are asked for 250 after 250, so that neither this process nor the server is held up for others, and are not
-        what L2 held at one moment."""
+        Returns the values by the ids asked, absent ones left out. Raises what `get` does.
+        """
         parts, position = self._live(), position_of(after)
-        found: dict[Id, Any] = {}
-        ids = iter(resource_ids)
-        while some := list(islice(ids, MANY)):
-            # Each is looked at before they are told apart: True would else pass for the 1 beside it.
-            keys = {
-                i: parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in some
-            }
-            values = await parts.reader.get_many(list(keys.values()), position)
-            there = zip(keys, values, strict=True)
-            found.update((i, value) for i, value in there if value is not MISSING and value is not NOT_FOUND)
-            if len(some) == MANY:
-                await asyncio.sleep(0)  # what L1 has is given without any wait
-        return found
+
+        def key_of(one: Id) -> Key:
+            return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
+
+        return await read_many(parts.reader, resource_ids, key_of, position)
 
     async def get_or_load(
         self,
@@ -142,17 +148,20 @@ class Cache(Life):
         after: Receipt | str | None = None,
         use_memory: bool = True,
     ) -> Any:
-        """The cached value, else what the loader gives.
+        """Read a value, or load it: one load a key at a time on this node, and one over all nodes.
 
-        The loader, sync or async, gets the resource id, the tenant and the surrounding `Context` by its parameters
-        `resource_id`, `tenant_id` and `ctx`; its other parameters without a default get what is left of the three, in
-        this order. One load a key at a time on this node, and one over all nodes. None from the loader means not
-        found. `ttl` in seconds; None is the type's. What the loader raises after its retries is raised here;
-        `LoadTimeout` when it takes too long; `ConfigError` for a loader that can't be used: one that needs other
-        arguments, or that gives an iterator. Without L2 the source is asked, and its answer kept for the staleness
-        bound.
+        - `loader`: a function, sync or async. Its parameters `resource_id`, `tenant_id` and `ctx` (the surrounding
+          `Context`) get these; its others without a default get what is left of the three, in this order. None from it
+          means not found
+        - `ttl`, `tags`: count for the load that makes the value; on a hit they are ignored
+        - `search_hierarchy`, `use_memory`: as in `get`
+
+        Returns the value, or None. Without L2 the source is asked, and its answer kept for the staleness bound. Raises
+        what the loader raises after its type's retries; `LoadTimeout` when it takes too long; `ConfigError` for a
+        loader that needs other arguments, gives an iterator, or waits for itself.
         """
         # As in `get`.
+        # hit: name
         name = ""
         if (
             ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
@@ -173,62 +182,25 @@ class Cache(Life):
                     name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
             except ValueError:
                 name = ""  # an int of more digits than Python writes: no id
+        # hit: end
         entry = self._entries.get(name)
         if entry is not None and use_memory and after is None:
             now = self._clock()
+            # hit: serve
             group = entry.group
             if now < entry.fast_until and now < group.valid_until:
                 group.hits += 1
                 if entry.freq < 3:
                     entry.freq += 1
+                # hit: end
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         rules = parts.policies.rules(key.family.data_type)
-        load = self._load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
-        found = await self.load(
-            key, load, rules, after=after, search=search_hierarchy, ttl=ttl, tags=tags, use_memory=use_memory
-        )
-        return found.value
-
-    def _load_of(self, bound: Callable[[], Any], rules: Rules) -> Load:
-        # Apart from `get_or_load`: the cells of a closure are made when its function begins, so for every hit too.
-        async def load() -> Loaded:
-            return Loaded(await self.call_source(bound, rules))
-
-        return load
-
-    async def load(
-        self,
-        key: Key,
-        load: Load,
-        rules: Rules,
-        *,
-        after: Receipt | str | None = None,
-        search: bool = False,
-        ttl: float | None = None,
-        tags: Sequence[str] = (),
-        use_memory: bool = True,
-        sources: int = 1,
-    ) -> Found:
-        """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
-        ttl_s = None if ttl is None else check_ttl(ttl)
-        request = Request(
-            key, load, rules, position_of(after), search, ttl_s, tag_scopes(key, tags, rules), use_memory, sources
-        )
-        found = await self._live().loads.get_or_load(request)
-        return found._replace(value=None) if found.value is NOT_FOUND else found
-
-    @staticmethod
-    async def call_source(bound: Callable[[], Any], rules: Rules) -> Any:
-        """Run a bound source function with its type's retries and time limit."""
-        return await call(
-            bound,
-            timeout_s=rules.load_timeout_s,
-            retries=rules.retries,
-            retry_on=rules.retry_on,
-            backoff_s=rules.retry_backoff_s,
-        )
+        load = load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
+        ttl_s, position = checked_ttl(ttl), position_of(after)
+        request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
+        return (await parts.loads.get_or_load(request)).value
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -244,16 +216,16 @@ class Cache(Life):
         ttl: float | None = None,
         *,
         tags: Sequence[str] = (),
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
-        """Store a value here and in L2, and replace what other nodes hold. `ttl` in seconds; None is the type's.
+        """Store a value here and in L2, and replace what other nodes hold.
 
-        `wait="nodes"` returns when no node serves the former value; see `invalidate`. Raises `NotSerializable`,
-        `ValueTooLarge`, `ValueError` (ttl), `InvalidKey`, `L2Unavailable`.
+        Returns the receipt of the write. Raises `NotSerializable`, `ValueTooLarge`, `L2Unavailable`.
         """
-        return await self._store(
-            data_type, resource_id, value, tenant_id, (agent_id, conversation_id, collection_id), ttl, tags, False, wait
-        )
+        check_wait(wait)
+        parts = self._live()
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        return await store(parts, Storing(key, value, ttl, tags, wait=wait))
 
     async def add(
         self,
@@ -268,46 +240,18 @@ class Cache(Life):
         *,
         tags: Sequence[str] = (),
     ) -> bool:
-        """Store a value only where there is none; whether it was stored. Atomic in L2.
+        """Store a value only where there is none; atomic in L2.
 
         Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
-        invalidation frees it. True in a disabled cache: with nothing cached, no value is in the way.
-        """
-        contexts = agent_id, conversation_id, collection_id
-        receipt = await self._store(data_type, resource_id, value, tenant_id, contexts, ttl, tags, True)
-        return receipt.stored or not self.settings.enabled
+        invalidation frees it.
 
-    async def _store(
-        self,
-        data_type: str,
-        resource_id: Id,
-        value: Any,
-        tenant_id: Id | None,
-        contexts: Contexts,
-        ttl: float | None,
-        tags: Sequence[str],
-        if_absent: bool,
-        wait: str | None = None,
-    ) -> Receipt:
-        check_wait(wait)
+        Returns whether it was stored; True in a disabled cache: with nothing cached, no value is in the way. Raises
+        what `set` does.
+        """
         parts = self._live()
-        ttl_s = None if ttl is None else check_ttl(ttl)
-        key = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
-        family = key.family
-        rules = parts.policies.rules(family.data_type)
-        plan = parts.planner.targets(
-            [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
-        )
-        return await parts.writer.set(
-            key,
-            value,
-            rules,
-            plan,
-            ttl_s=ttl_s,
-            tags=tag_scopes(key, tags, rules),
-            if_absent=if_absent,
-            wait=bool(wait),
-        )
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        receipt = await store(parts, Storing(key, value, ttl, tags, if_absent=True))
+        return receipt.stored or not self.settings.enabled
 
     async def invalidate(
         self,
@@ -318,16 +262,19 @@ class Cache(Life):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        contexts: str = "exact",
-        wait: str | None = None,
+        contexts: ContextMatch = "exact",
+        wait: Wait | None = None,
     ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
-        This key exactly; with `contexts="all"`, and no context id, the id in every context too. `wait="nodes"` returns
-        when every node has applied it, which takes about as long as an event, or has lost its lease, at most the
-        staleness bound: the receipt then names both, and no read that begins after that gives what was replaced.
-        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then. With `pending_max` in the
-        settings it may wait in memory for L2 instead: the receipt's `status` is then "pending", whatever `wait` says.
+        - `contexts`: "exact" is this key; "all", without a context id, is the resource id in every context
+        - `wait`: "nodes" returns when every node has applied it, which takes about as long as an event, or has lost its
+          lease, at most the staleness bound. The receipt names both, and no read that begins after that gives what was
+          replaced
+
+        Returns the receipt. With `pending_max` in the settings the invalidation may wait in memory for L2: the
+        receipt's `status` is then "pending", whatever `wait` says. Raises `InvalidationFailed` when it is not sure to
+        have happened: repeat it then.
         """
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
@@ -336,7 +283,7 @@ class Cache(Life):
         return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"), wait=bool(wait))
 
     delete = invalidate
-    """Remove a value: the same promise under its other name."""
+    """Remove a value: `invalidate` by its other name."""
 
     async def invalidate_targets(
         self,
@@ -344,9 +291,12 @@ class Cache(Life):
         tenant_id: Id | None = None,
         *,
         all_contexts: bool = False,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
-        """Several targets of one tenant, and their cascades, in one atomic step."""
+        """Invalidate several resources of one tenant, and their cascades, in one atomic step; see `invalidate`.
+
+        - `all_contexts`: a target without a context id means its id in every context
+        """
         check_wait(wait)
         parts = self._live()
         if not targets:
@@ -363,9 +313,10 @@ class Cache(Life):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
-        """All of a tenant, or of one of its data types; either narrowed by at most one context id."""
+        """Invalidate all of a tenant, or of one of its data types; either narrowed by at most one context id. See
+        `invalidate`."""
         check_wait(wait)
         parts = self._live()
         tenant = tenant_of(data_type, tenant_id)
@@ -373,9 +324,9 @@ class Cache(Life):
         return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
 
     async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None
     ) -> Receipt:
-        """All values of a tenant that were stored with any of these tags."""
+        """Invalidate all values of a tenant that were stored with any of these tags; see `invalidate`."""
         check_wait(wait)
         parts = self._live()
         if isinstance(tags, str) or not tags:
@@ -390,38 +341,29 @@ class Cache(Life):
         *,
         scopes: Sequence[str | Mapping[str, Any]] = (),
         tags: Sequence[str] = (),
-        contexts: str = "exact",
+        contexts: ContextMatch = "exact",
         timeout_s: float | None = None,
         db_timeout_s: float | None = None,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> WriteGuard:
         """Guard a database's write: `async with cache.write_guard([("config", "x")], "acme", db_timeout_s=5):`.
 
-        Killed anywhere in the block, the process leaves no stale value behind the guard's time-out. `targets`: data
-        type, resource id ("*": all of the type) and, if need be, agent, conversation and collection id; cascades are
-        followed. `scopes`: data types, or mappings of `data_type` and a context id. In the block nothing of it is
-        cached anywhere, and a `set` of it stores nothing (`receipt.stored` is False). Leaving the block in order
-        invalidates, like `invalidate` with this `wait`: `guard.receipt`. Leaving it by an exception or a cancellation
-        leaves the guard to its time-out.
+        In the block nothing of it is cached anywhere, and a `set` of it stores nothing. Leaving the block in order
+        invalidates: `guard.receipt`. Leaving it by an exception or a cancellation leaves the guard to its time-out, and
+        so does the death of the process, which leaves no stale value behind it.
 
-        `db_timeout_s` (or the setting): how long the database lets a transaction live. `timeout_s` is counted from the
-        beginning of the block and must exceed it, by as much as passes before the transaction begins. `ConfigError`
-        where the times don't fit, `InvalidationFailed` on entering when the guard is not sure to stand.
+        - `targets`: data type, resource id ("*": all of the type) and, if need be, agent, conversation and collection
+          id; cascades are followed
+        - `scopes`: data types, or mappings of `data_type` and a context id
+        - `db_timeout_s`: how many seconds the database lets a transaction live; None is the setting's
+        - `timeout_s`: seconds from the beginning of the block. It must exceed `db_timeout_s`, by as much as passes
+          before the transaction begins; None is long enough for the database and the staleness bound
+        - `contexts`, `wait`: as in `invalidate`
+
+        Returns the guard, to be entered. Raises `ConfigError` where the times don't fit; `InvalidationFailed` on
+        entering when the guard is not sure to stand.
         """
-        check_wait(wait)
-        check_contexts(contexts)
-        parts = self._live()
-        if not targets and not scopes and not tags:
-            raise ValueError("nothing to guard: no targets, scopes or tags")
-        if isinstance(tags, str) or isinstance(scopes, str | Mapping):
-            raise ValueError("tags and scopes must be sequences")
-        tenant = tenant_of(targets[0][0] if targets else None, tenant_id)
-        plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
-        largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
-        time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)
-        return WriteGuard(
-            parts.writer, parts.guards, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
-        )
+        return guard(self._live(), Guarding(targets, tenant_id, scopes, tags, contexts, timeout_s, db_timeout_s, wait))
 
     # -- counters -------------------------------------------------------------------------------------------------
 
@@ -438,22 +380,21 @@ class Cache(Life):
         expires_in_s: float | None = None,
         request_id: Id | None = None,
     ) -> int:
-        """Add to a counter in L2, of 64 bits, and give its value. 0 reads it. It expires if `expires_in_s` says so.
+        """Add to a counter in L2, of 64 bits, signed.
 
-        With a `request_id` (an id like any other) a repetition within 60 s, and while the counter lives, adds nothing.
-        `L2Unavailable` leaves open whether it counted. `ValueError` for an amount that is no int, or that would carry
-        it beyond 64 bits.
+        - `value`: the amount; 0 reads the counter
+        - `expires_in_s`: seconds from now until the counter ends; None leaves that as it is
+        - `request_id`: an id of the call. A repetition within 60 s, and while the counter lives, adds nothing
+
+        Returns the new value; 0 in a disabled cache. Raises `L2Unavailable`, which leaves open whether it counted;
+        `ValueError` for an amount that is no int, or that would carry the counter beyond 64 bits.
         """
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"a counter takes an int, not {type(value).__name__}")
-        value = int.__int__(value)  # what a subclass holds, however it writes or compares itself
-        if not -INT64 <= value < INT64:
-            raise ValueError(f"a counter takes amounts of 64 bits, not {value.bit_length()} bits")
+        amount = checked_amount(value)
         parts = self._live()
         resource = "*" if resource_id is None else resource_id
         key = parts.naming.key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
-        expires = None if expires_in_s is None else check_ttl(expires_in_s)
+        expires = checked_ttl(expires_in_s)
         if not self.settings.enabled:
             return 0
         request = "" if request_id is None else check_part("request_id", request_id)
-        return await parts.writer.count(key, value, request, expires)
+        return await parts.writer.count(key, amount, request, expires)

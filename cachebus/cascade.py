@@ -21,7 +21,7 @@ _CONTEXTS = PLACEHOLDERS[2:]
 
 
 class Target(NamedTuple):
-    """One thing that an invalidation addresses; `resource_id` "*" with `whole` set is a scope."""
+    """One thing that an invalidation addresses: a resource in a context; or, with `whole`, all of a type there."""
 
     data_type: str
     resource_id: Id
@@ -29,6 +29,7 @@ class Target(NamedTuple):
     conversation_id: Id | None = None
     collection_id: Id | None = None
     whole: bool = False
+    """Whether it is all of the type: the resource id is then "*"."""
 
     def in_text(self) -> Target:
         """The same with each id as the text that stands for it; `InvalidKey` for what is no id."""

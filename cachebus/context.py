@@ -1,4 +1,8 @@
-"""Whose request this is: the ambient tenant, agent, conversation and collection, and metrics gathered on the way."""
+"""Whose request this is: the ambient tenant, agent, conversation and collection, and metrics gathered on the way.
+
+1. `with Context(...)` puts a frame onto those of the task; `current()` is the innermost one's context.
+2. `@with_context` enters one that is made of a function's own arguments.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,12 @@ _NO_IDS: Ids = (None, None, None, None)
 class Context:
     """The ids of a request; ambient inside `with Context(tenant_id="acme"):` (or `async with`).
 
-    Inside another context of the same tenant, ids that are not given are those of the surrounding one, in what `as` and
-    `current()` give; this object stays as it was made, so it may be entered again, anywhere and in several tasks at
-    once. Ids of another tenant are never taken over. `metrics` is a plain dict that belongs to this context. What is no
-    id raises `InvalidKey`; None is not given.
+    - the ids: str, int or UUID; None is not given
+    - `metrics`: a plain dict that belongs to this context
+
+    Entered inside another context of the same tenant, it takes over the ids that it lacks, in what `as` and `current()`
+    give. Ids of another tenant are never taken over. The object itself stays as it was made, so it may be entered
+    again, anywhere and in several tasks at once. Raises `InvalidKey` for what is no id.
     """
 
     __slots__ = ("agent_id", "collection_id", "conversation_id", "metrics", "tenant_id")
@@ -48,7 +54,7 @@ class Context:
         self.metrics: dict[str, Any] = {}
 
     def add_metric(self, name: str, value: Any) -> None:
-        """Note a figure of this request."""
+        """Note a figure of this request, in the place of an earlier one of this name."""
         self.metrics[name] = value
 
     def has_tenant_id(self) -> bool:
@@ -56,7 +62,7 @@ class Context:
         return self.tenant_id is not None
 
     def get_tenant_id(self) -> Id:
-        """The tenant; `TenantRequired` when there is none."""
+        """Returns the tenant. Raises `TenantRequired` when there is none."""
         if self.tenant_id is None:
             raise TenantRequired("this context has no tenant_id")
         return self.tenant_id
@@ -142,12 +148,15 @@ def with_context(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Run a function, sync or async, inside a `Context` made of its own arguments.
 
-    Each id that is asked for is taken from the function's argument of that name (`tenant_id`, ...) if it is given, else
-    from the surrounding context; it is required: `TenantRequired` or `InvalidKey`. The other ids are those of the
-    surrounding context, and where nothing differs from it the function runs in that one itself. A parameter `ctx` gets
-    the context if none was given; a `Context` given there counts as surrounding.
-    An argument that is no id raises `InvalidKey`. `validate_tenant`: so does a tenant that contradicts the surrounding
-    one; without it that is a change of tenant. Generators raise `ConfigError`: they would run outside.
+    - `tenant`, `agent`, `conversation`, `collection`: whether this id is required. It is the function's argument of
+      that name (`tenant_id`, ...) if that is given, else the surrounding context's
+    - `validate_tenant`: refuse a tenant that contradicts the surrounding one; False lets it change the tenant
+
+    The other ids are those of the surrounding context; where nothing differs from it the function runs in that one
+    itself. A parameter `ctx` gets the context if none was given; a `Context` given there counts as surrounding.
+
+    Returns the decorator; it raises `ConfigError` for a generator, which would run outside. The function's calls raise
+    `TenantRequired` or `InvalidKey` where a required id is missing, and `InvalidKey` for an argument that is no id.
     """
     wanted = tuple(zip(IDS, (tenant, agent, conversation, collection), strict=True))
 

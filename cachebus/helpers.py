@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from cachebus import context, values
-from cachebus.aside import TEMPLATE, Aside, Metrics
+from cachebus.aside import TEMPLATE, Aside, Call, Metrics
+from cachebus.base.choices import Wait
 from cachebus.base.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source, check_async, name_of
@@ -18,6 +19,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.naming import ArgumentTemplate
 from cachebus.keys.plan import coordinated, target
 from cachebus.manager import CacheManager, current_cache
+from cachebus.policy import Rules
 from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
 from cachebus.wire.packing import carried
@@ -41,24 +43,28 @@ async def get_with_cache_aside(
     serializer: Callable[[Any], Any] | None = None,
     deserializer: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Metrics]:
-    """The cached value, else the database's, else a generated one, stored by the type's TTL: `(value | None, metrics)`.
+    """Read a value of the process-wide cache, else take the database's, else a generated one, which is then stored.
 
-    Functions, sync or async, get what they take of `resource_id`, `tenant_id` and `ctx`; see `Cache.get_or_load`. One
-    that fails after its type's retries is logged and counted, never cached as "absent". Without a value to serve, be it
-    expired, generation is then tried; what it makes is kept for `fail_safe_throttle_s` at most. If nothing came for an
-    error, the value is None, `metrics["source"]` "error" and `metrics["error"]` the exception.
+    - `fetch_from_db_func`, `generate_func`: functions, sync or async; they get what they take of `resource_id`,
+      `tenant_id` and `ctx`, as the loader of `Cache.get_or_load` does. None from them means not found
+    - `agent_id`, `conversation_id`, `collection_id`: the context; the wider ones are searched too
+    - `ctx`: the request's `Context`; None is the surrounding one
+    - `ttl`: seconds that a loaded value lives; None is the type's
+    - `serializer`: applied before a value is stored; `deserializer`: to what is read
 
-    `metrics`: `source` ("cache", "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None),
-    `cache_hit`, the times in milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`,
-    `total_time_ms`, `latency_ms`), `data_type`, `resource_id`, `serialization_error`, `error`. With context ids given,
-    the wider contexts are searched too. `serializer` is applied before a value is stored, `deserializer` to what is
-    read. Raises only for bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), and `ConfigError`, also for
-    functions that can't be used.
+    A function that fails after its type's retries is logged and counted, never cached as "absent". Without a value to
+    serve, be it expired, generation is then tried; what it makes is kept for `fail_safe_throttle_s` at most.
+
+    Returns the value, or None, and the metrics: `source` ("cache", "database", "generation", "stale", "not_found",
+    "error"), `level` ("l1", "l2", None), `cache_hit`, the times in milliseconds (`cache_check_time_ms`,
+    `db_check_time_ms`, `generation_time_ms`, `total_time_ms`, `latency_ms`), `data_type`, `resource_id`,
+    `serialization_error`, and `error`, the exception. Raises only for bad input: `InvalidKey`, `TenantRequired`,
+    `ValueError` (ttl), and `ConfigError`, also for functions that can't be used.
     """
     cache = CacheManager._cache or current_cache()
     clock = cache._clock
-    started = clock()
-    # As in `Cache.get`.
+    now = clock()
+    # hit: name
     name = ""
     if (
         ((type(tenant_id) is str and tenant_id != "") or type(tenant_id) is int)
@@ -79,36 +85,39 @@ async def get_with_cache_aside(
                 name = f"{tenant_id}\x1f{data_type}\x1f{resource_id}{a}{c}{o}"
         except ValueError:
             name = ""  # an int of more digits than Python writes: no id
+    # hit: end
     entry = cache._entries.get(name)
     if entry is not None and deserializer is None:
+        # hit: serve
         group = entry.group
-        if started < entry.fast_until and started < group.valid_until:
+        if now < entry.fast_until and now < group.valid_until:
             group.hits += 1
             if entry.freq < 3:
                 entry.freq += 1
+            # hit: end
             metrics = TEMPLATE.copy()
-            metrics["data_type"] = data_type
-            metrics["resource_id"] = resource_id
-            took = (clock() - started) * 1000.0
-            metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = took
+            metrics["data_type"], metrics["resource_id"] = data_type, resource_id
+            metrics["cache_check_time_ms"] = metrics["total_time_ms"] = metrics["latency_ms"] = (clock() - now) * 1000.0
             if (around := ctx or context.current()) is not None:
                 around.add_metric("cache_hit", True)
             return entry.value, metrics
     tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
-    key = cache._live().naming.key(
-        data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name
-    )
-    aside = Aside(cache, key, data_type, resource_id, fetch_from_db_func, generate_func, serializer)
-    return await aside.run(ctx, ttl, deserializer, started)
+    parts = cache._live()
+    key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
+    call = Call(data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now)
+    return await Aside(parts, key, call).run()
 
 
 # -- invalidation ----------------------------------------------------------------------------------------
 
 
 class Counts(dict[str, int]):
-    """How many targets were addressed, by data type; `receipt` is the session token."""
+    """How many targets were addressed, by data type."""
 
-    receipt: Receipt
+    def __init__(self, receipt: Receipt) -> None:
+        super().__init__(receipt.targets)
+        self.receipt = receipt
+        """The invalidation's receipt, which is the session token for it."""
 
 
 async def invalidate_coordinated(
@@ -120,22 +129,24 @@ async def invalidate_coordinated(
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
     *,
-    wait: str | None = None,
+    wait: Wait | None = None,
 ) -> Counts:
-    """Replace a resource and what depends on it, in one atomic step; returns `{data_type: targets}` with `.receipt`.
+    """Invalidate a resource and what depends on it, in one atomic step. Declared cascades are followed.
 
-    `related_invalidations`: mappings of `data_type`, `resource_id` ("*" = the whole scope) and optional context ids,
-    which are inherited from the call where they are not given. Declared cascades are followed. Where a target has no
-    context ids at all, its id is meant in every context. `wait="nodes"`: see `Cache.invalidate`.
+    - `related_invalidations`: mappings of `data_type`, `resource_id` ("*": the whole scope) and context ids, which are
+      inherited from the call where they are not given
+    - the context ids: where a target has none at all, its id is meant in every context
+    - `wait`: as in `Cache.invalidate`
+
+    Returns how many targets were addressed, by data type; its `receipt` is the invalidation's. Raises
+    `InvalidationFailed`, `InvalidKey`, `TenantRequired`.
     """
     cache = current_cache()
     around = (agent_id, conversation_id, collection_id)
     primary = target(primary_data_type, primary_resource_id, around)
     targets = coordinated(primary, related_invalidations or (), around)
     receipt = await cache.invalidate_targets(targets, tenant_id, all_contexts=True, wait=wait)
-    counts = Counts(receipt.targets)
-    counts.receipt = receipt
-    return counts
+    return Counts(receipt)
 
 
 async def invalidate_resource_cache(
@@ -146,10 +157,15 @@ async def invalidate_resource_cache(
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
     *,
-    wait: str | None = None,
+    wait: Wait | None = None,
 ) -> bool:
-    """Replace one resource: in the given contexts, or in all where none are given. True; False while it
-    is pending (see `Settings.pending_max`); or `InvalidationFailed`."""
+    """Invalidate one resource: in the context given, or in every one where none is.
+
+    - `wait`: as in `Cache.invalidate`
+
+    Returns True; False while it is pending (see `Settings.pending_max`). Raises `InvalidationFailed`, `InvalidKey`,
+    `TenantRequired`.
+    """
     one = target(data_type, resource_id, (agent_id, conversation_id, collection_id))
     receipt = await current_cache().invalidate_targets([one], tenant_id, all_contexts=True, wait=wait)
     return receipt.status != "pending"
@@ -170,7 +186,7 @@ async def increment_counter(
     expires_in_s: float | None = None,
     request_id: Id | None = None,
 ) -> int:
-    """Add to a shared counter and give its new value; see `Cache.increment`."""
+    """Add to a shared counter; parameters, result and errors are those of `Cache.increment`."""
     return await current_cache().increment(
         counter_type,
         tenant_id,
@@ -192,7 +208,7 @@ async def get_counter(
     conversation_id: Id | None = None,
     collection_id: Id | None = None,
 ) -> int:
-    """The value of a shared counter, 0 when there is none."""
+    """Read a shared counter. Returns its value, 0 when there is none; raises `L2Unavailable`."""
     return await current_cache().increment(
         counter_type, tenant_id, 0, resource_id, agent_id, conversation_id, collection_id
     )
@@ -202,26 +218,36 @@ async def get_counter(
 
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
-    """The value as the type's codec stores it: one byte of codec, then the payload; `NotSerializable`,
-    `ValueTooLarge`."""
-    codec, payload, _ = carried(value, current_cache().rules(data_type))
+    """Encode a value by the policy of its type, as L2 stores it.
+
+    Returns one byte that names the codec, then the payload. Raises `NotSerializable`, `ValueTooLarge`, `InvalidKey`.
+    """
+    codec, payload, _ = carried(value, _rules(data_type))
     return bytes([codec]) + payload
 
 
 def deserialize_from_cache(data: bytes, data_type: str) -> Any:
-    """The value in bytes of `serialize_for_cache`; `ValueError` for any others."""
+    """Decode what `serialize_for_cache` gave. Returns the value; raises `ValueError` for any other bytes."""
     if not data:
         raise ValueError("no bytes to deserialize")
-    return values.decode(data[0], data[1:], current_cache().rules(data_type).model)
+    return values.decode(data[0], data[1:], _rules(data_type).model)
+
+
+def _rules(data_type: str) -> Rules:
+    return current_cache()._live().policies.rules(check_part("data_type", data_type))
 
 
 async def track_cache_metrics(
     data_type: str, tenant_id: Id, metric_type: str, value: float = 1, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Count something of your own beside the cache's figures: a shared counter `metric_type` of the data type.
+    """Count something of your own beside the cache's figures, in a shared counter. An outage of L2 fails no request: it
+    is not counted then.
 
-    `value` is rounded to an int. `metadata` goes to the surrounding `Context`, if there is one. Never fails a request:
-    without L2 it is not counted.
+    - `data_type`, `metric_type`: what the counter is of, and its name
+    - `value`: how much is added, rounded to an int
+    - `metadata`: goes to the metrics of the surrounding `Context`, if there is one
+
+    Raises `InvalidKey`.
     """
     around = context.current()
     data_type, metric_type = check_part("data_type", data_type), check_part("metric_type", metric_type)
@@ -247,10 +273,15 @@ def cached(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
-    The ids are templates over the function's arguments, escaped where they have several (see `Template`); one that is
-    an argument alone, and that is None, is not given. The process-wide cache is found when the function is called,
-    unless `cache` is given. `ConfigError` for a template of what is no argument, or that is none; for a sync function,
-    for a generator, async or not, and for a result that is an iterator.
+    - the ids: templates over the function's arguments, escaped where they have several (see `Template`). One that is an
+      argument alone, and that is None, is not given
+    - `ttl`: seconds that a result lives; None is the type's
+    - `tags`: of every result, beside those of the type
+    - `cache`: None is the process-wide cache that is open when the function is called
+
+    Returns the decorator. What it makes raises what `Cache.get_or_load` does. Raises `ConfigError` for a template of
+    what is no argument, or that is none; for a sync function, for a generator, async or not; and, when it is called,
+    for a result that is an iterator.
     """
     templates = {
         "resource_id": resource_id,

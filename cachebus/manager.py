@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, NoReturn
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
@@ -38,122 +39,18 @@ async def _closed(*_args: object, **_kwargs: object) -> NoReturn:
 Verb = Callable[..., Awaitable[Any]]
 
 
-class CacheManager:
-    """The verbs of the process-wide cache: the open cache's own bound methods, so that a hit costs no more than there.
-
-    `get(data_type, resource_id, tenant_id=None, agent_id=None, conversation_id=None, collection_id=None,
-    search_hierarchy=False, use_memory=True)`; `delete` and `invalidate` take the same ids; `set(data_type, resource_id,
-    value, tenant_id=None, ..., ttl=None)`; `set_if_not_exists(data_type, resource_id, value, ttl=None, tenant_id=None,
-    ...) -> bool`. Before a cache is open each raises `ConfigError` that says what to do.
-    """
-
-    ttl_short: ClassVar[float] = TTL_SHORT
-    ttl_standard: ClassVar[float] = TTL_STANDARD
-    ttl_extended: ClassVar[float] = TTL_EXTENDED
-    ttl_permanent: ClassVar[float] = TTL_PERMANENT
-
-    get: ClassVar[Verb] = _closed
-    get_many: ClassVar[Verb] = _closed
-    get_or_load: ClassVar[Verb] = _closed
-    set: ClassVar[Verb] = _closed
-    delete: ClassVar[Verb] = _closed
-    invalidate: ClassVar[Verb] = _closed
-    invalidate_scope: ClassVar[Verb] = _closed
-    invalidate_tags: ClassVar[Verb] = _closed
-    set_if_not_exists: ClassVar[Verb] = _closed
-
-    write_guard: ClassVar[Callable[..., WriteGuard]]
-
-    _configured: ClassVar[Settings | None] = None
-    _cascades: ClassVar[list[Cascade]] = []
-    _cache: ClassVar[Cache | None] = None
-
-
-def configure(settings: Settings | str | None = None) -> Settings:
-    """Say how the process-wide cache is to be opened: settings, a URL, or nothing for `CACHEBUS_*`; `ConfigError`.
-
-    The same settings again are harmless; others, once configured, raise.
-    """
-    wanted = Settings.of(settings)
-    present = CacheManager._configured
-    if present is not None and present != wanted:
-        differing = [name for name in Settings.model_fields if getattr(present, name) != getattr(wanted, name)]
-        raise ConfigError(
-            f"configured already for {present.safe_url}, and now for {wanted.safe_url} with another "
-            f"{', '.join(differing)}: configure once"
-        )
-    CacheManager._configured = wanted
-    return wanted
-
-
-def declare(*cascades: Cascade) -> None:
-    """Declare cascades of the process-wide cache, before or after it is opened; `ConfigError` for a cycle."""
-    CascadeTable([*CacheManager._cascades, *cascades])  # raises before anything is kept
-    CacheManager._cascades.extend(cascades)
-    if CacheManager._cache is not None:
-        CacheManager._cache.register(*cascades)
-
-
-@asynccontextmanager
-async def lifespan(settings: Settings | str | object | None = None) -> AsyncIterator[Cache]:
-    """Open the process-wide cache for as long as the block runs.
-
-    `async with lifespan("redis://..."):`, or after `configure(...)` without an argument. It also serves as the lifespan
-    of a FastAPI or Starlette application: `FastAPI(lifespan=lifespan)`; the application object is then ignored.
-    """
-    own = settings if isinstance(settings, Settings | str) else None
-    configured_here = CacheManager._configured is None
-    wanted = configure(own) if own is not None or configured_here else CacheManager._configured
-    if CacheManager._cache is not None:
-        raise ConfigError("the process-wide cache is open already")
-    cache = Cache.open(wanted)
-    cache.register(*CacheManager._cascades)
-    try:
-        async with cache:
-            _install(cache)
-            yield cache
-    finally:
-        _uninstall(cache)  # not before it is closed: loads that are under way may use it until then
-        if configured_here:
-            CacheManager._configured = None
-
-
-def _install(cache: Cache | None) -> None:
-    CacheManager._cache = cache
-    for verb, method in _VERBS.items():
-        # staticmethod: what is assigned is bound already, and must not be bound again
-        setattr(CacheManager, verb, staticmethod(_closed if cache is None else getattr(cache, method)))
-
-
-def _uninstall(cache: Cache) -> None:
-    if CacheManager._cache is cache:  # it was opened
-        _install(None)
-
-
-for _verb in _VERBS:
-    setattr(CacheManager, _verb, staticmethod(_closed))
-
-
-def current_cache() -> Cache:
-    """The process-wide cache that is open now; `ConfigError` with the remedy when there is none."""
-    cache = CacheManager._cache
-    if cache is None:
-        raise ConfigError(_REMEDY)
-    return cache
-
-
 def write_guard(
     targets: Sequence[Sequence[Any]] = (),
     tenant_id: Id | None = None,
     *,
     scopes: Sequence[str | Mapping[str, Any]] = (),
     tags: Sequence[str] = (),
-    contexts: str = "exact",
+    contexts: ContextMatch = "exact",
     timeout_s: float | None = None,
     db_timeout_s: float | None = None,
-    wait: str | None = None,
+    wait: Wait | None = None,
 ) -> WriteGuard:
-    """Guard a database's write in the process-wide cache; see `Cache.write_guard`."""
+    """Guard a database's write in the process-wide cache; parameters, result and errors are `Cache.write_guard`'s."""
     return current_cache().write_guard(
         targets,
         tenant_id,
@@ -166,4 +63,110 @@ def write_guard(
     )
 
 
-CacheManager.write_guard = staticmethod(write_guard)
+class CacheManager:
+    """The verbs of the process-wide cache. Nothing is made of it: `await CacheManager.get("config", "x", "acme")`.
+
+    Each verb is the open cache's own bound method, so that a hit costs no more than there: parameters, results and
+    errors are those of `Cache`, where `set_if_not_exists` is called `add`. The `ttl_*` are lifetimes in seconds. While
+    no cache is open each verb raises `ConfigError`, which says what to do.
+    """
+
+    ttl_short: ClassVar[float] = TTL_SHORT
+    ttl_standard: ClassVar[float] = TTL_STANDARD
+    ttl_extended: ClassVar[float] = TTL_EXTENDED
+    ttl_permanent: ClassVar[float] = TTL_PERMANENT
+
+    get: ClassVar[Verb] = staticmethod(_closed)
+    get_many: ClassVar[Verb] = staticmethod(_closed)
+    get_or_load: ClassVar[Verb] = staticmethod(_closed)
+    set: ClassVar[Verb] = staticmethod(_closed)
+    delete: ClassVar[Verb] = staticmethod(_closed)
+    invalidate: ClassVar[Verb] = staticmethod(_closed)
+    invalidate_scope: ClassVar[Verb] = staticmethod(_closed)
+    invalidate_tags: ClassVar[Verb] = staticmethod(_closed)
+    set_if_not_exists: ClassVar[Verb] = staticmethod(_closed)
+
+    write_guard: ClassVar[Callable[..., WriteGuard]] = staticmethod(write_guard)
+
+    _configured: ClassVar[Settings | None] = None
+    _cascades: ClassVar[list[Cascade]] = []
+    _cache: ClassVar[Cache | None] = None
+
+    @classmethod
+    def _configure(cls, settings: Settings | None) -> None:
+        cls._configured = settings
+
+    @classmethod
+    def _install(cls, cache: Cache | None) -> None:
+        """Have the verbs be this cache's; with None they raise."""
+        cls._cache = cache
+        for verb, method in _VERBS.items():
+            # staticmethod: what is assigned is bound already, and must not be bound again
+            setattr(cls, verb, staticmethod(_closed if cache is None else getattr(cache, method)))
+
+    @classmethod
+    def _uninstall(cls, cache: Cache) -> None:
+        if cls._cache is cache:  # it was opened
+            cls._install(None)
+
+
+def configure(settings: Settings | str | None = None) -> Settings:
+    """Say how the process-wide cache is to be opened. It is not opened by that: see `lifespan`.
+
+    - `settings`: settings, or a URL; None takes them from the environment (`CACHEBUS_*`)
+
+    Returns the settings. Raises `ConfigError` for what is wrong with them, and for others than those that are
+    configured already; the same again are harmless.
+    """
+    wanted = Settings.of(settings)
+    present = CacheManager._configured
+    if present is not None and present != wanted:
+        differing = [name for name in Settings.model_fields if getattr(present, name) != getattr(wanted, name)]
+        raise ConfigError(
+            f"configured already for {present.safe_url}, and now for {wanted.safe_url} with another "
+            f"{', '.join(differing)}: configure once"
+        )
+    CacheManager._configure(wanted)
+    return wanted
+
+
+def declare(*cascades: Cascade) -> None:
+    """Declare cascades of the process-wide cache, before or after it is opened. Raises `ConfigError` for a cycle."""
+    CascadeTable([*CacheManager._cascades, *cascades])  # raises before anything is kept
+    CacheManager._cascades.extend(cascades)
+    if CacheManager._cache is not None:
+        CacheManager._cache.register(*cascades)
+
+
+@asynccontextmanager
+async def lifespan(settings: Settings | str | object | None = None) -> AsyncIterator[Cache]:
+    """Open the process-wide cache for as long as the block runs.
+
+    - `settings`: settings, or a URL; None is what `configure` was told, else the environment. An application object of
+      FastAPI or Starlette is ignored, so that `FastAPI(lifespan=lifespan)` works
+
+    Gives the cache. Raises `ConfigError` where one is open already, and what entering `Cache.open(...)` does.
+    """
+    own = settings if isinstance(settings, Settings | str) else None
+    configured_here = CacheManager._configured is None
+    wanted = configure(own) if own is not None or configured_here else CacheManager._configured
+    if CacheManager._cache is not None:
+        raise ConfigError("the process-wide cache is open already")
+    cache = Cache.open(wanted)
+    cache.register(*CacheManager._cascades)
+    try:
+        async with cache:
+            CacheManager._install(cache)
+            yield cache
+    finally:
+        CacheManager._uninstall(cache)  # not before it is closed: loads that are under way may use it until then
+        if configured_here:
+            CacheManager._configure(None)
+
+
+def current_cache() -> Cache:
+    """Returns the process-wide cache that is open now. Raises `ConfigError` with the remedy when there is none."""
+    cache = CacheManager._cache
+    if cache is None:
+        raise ConfigError(_REMEDY)
+    return cache

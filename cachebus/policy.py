@@ -1,4 +1,9 @@
-"""How values of a data type are kept: lifetimes, loading, encoding. Validated by pydantic, copied into plain slots."""
+"""How values of a data type are kept: lifetimes, loading, encoding.
+
+1. A user writes a `Policy`, which pydantic checks.
+2. `Rules` are what the data path reads of it: plain slots, defaults resolved.
+3. `PolicyTable` has the rules of every type.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cachebus.base.choices import Codec
 from cachebus.base.ids import check_part
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
@@ -84,7 +90,11 @@ Lifetime = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
 class Policy(BaseModel):
-    """What may differ between data types. All times are in seconds."""
+    """What may differ between data types: `Settings(policies={"config": Policy(ttl_s=60)})`, or `Cache.register`.
+
+    All times are in seconds; each field says what it is for. Raises `ConfigError`, which names every field that is
+    wrong, or that there is none of that name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -110,7 +120,7 @@ class Policy(BaseModel):
     retry_backoff_s: Seconds = Field(0.05, description="the first pause between attempts; it grows, with jitter")
     model: Any = Field(None, description="what values are decoded into: a pydantic model, dataclass, list[Item], ...")
     lossy: bool = Field(False, description="allow values of which a part comes back changed, or is lost")
-    codec: str = Field("msgpack", pattern="^(msgpack|f32|raw)$", description="how values are encoded")
+    codec: Codec = Field("msgpack", description="how values are encoded")
     compress_over_bytes: int | None = Field(None, gt=0, description="compress encoded values larger than this")
     max_value_bytes: int = Field(
         8 * 1024 * 1024, gt=0, le=VALUE_MAX_BYTES, description="larger encoded values are refused"

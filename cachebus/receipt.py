@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from cachebus.base.choices import Status
 from cachebus.core.ports import Position
 
 _FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
@@ -21,7 +22,7 @@ class Receipt(msgspec.Struct, frozen=True):
     shard: int
     epoch: str
     seq: int
-    status: str = "applied"
+    status: Status = "applied"
     """"applied"; or "pending": it waits on this node for L2, and stands for nothing yet."""
     stored: bool = True
     """False when nothing was stored: `add` found a value, or the cache is disabled."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from cachebus.base.choices import OnOutage
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, closest, unknown
 
@@ -92,7 +93,7 @@ class Settings(BaseSettings):
         description="closing waits this long for loads, then cancels them and leaves them behind a second later",
     )
     start_degraded: bool = Field(False, description="start without L2 when it is out of reach")
-    on_outage: Literal["raise", "miss"] = Field("raise", description="what `get` does when neither level may answer")
+    on_outage: OnOutage = Field("raise", description="what `get` does when neither level may answer")
     guard_max_s: Seconds = Field(
         60.0, ge=0, le=86_400, description="the longest write guard; of several nodes' the largest counts; 0: none"
     )

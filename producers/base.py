@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, text_of
 from cachebus.cascade import Cascade, CascadeTable, Target
 from cachebus.keys.key import Keyspace
@@ -43,7 +44,7 @@ class Orders:
         data_type: str,
         resource_id: Id,
         tenant_id: Id | None,
-        contexts: str,
+        contexts: ContextMatch,
         agent_id: Id | None,
         conversation_id: Id | None,
         collection_id: Id | None,
@@ -58,7 +59,7 @@ class Orders:
             lambda: Invalidate(
                 op="invalidate",
                 related=related_of(self.planner.expand([one], tenant)[1:]),
-                contexts=contexts,  # type: ignore[arg-type]
+                contexts=contexts,
                 **_given(tenant, data_type, resource_id, *ids),
             ),
         )
@@ -132,8 +133,8 @@ class Producer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        contexts: str = "exact",
-        wait: str | None = None,
+        contexts: ContextMatch = "exact",
+        wait: Wait | None = None,
     ) -> Receipt:
         """As `Cache.invalidate`: one resource and its cascades."""
         order = self._orders.invalidate(
@@ -149,14 +150,14 @@ class Producer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
         """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
         return await self._send(order, wait)
 
     async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None
     ) -> Receipt:
         """As `Cache.invalidate_tags`."""
         return await self._send(self._orders.tags(tags, tenant_id), wait)
@@ -171,7 +172,7 @@ class Producer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
         """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
         order = self._orders.coordinated(
@@ -186,11 +187,11 @@ class Producer(ABC):
         return await self._send(order, wait)
 
     @abstractmethod
-    async def _send(self, order: Order, wait: str | None) -> Receipt:
+    async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         """Have it happen, or hand it on."""
 
 
-def handed_on(plan: Plan, wait: str | None) -> Receipt:
+def handed_on(plan: Plan, wait: Wait | None) -> Receipt:
     """The receipt of a command that others will apply; `ValueError` where somebody would wait for that."""
     check_wait(wait)
     if wait:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
+from cachebus.base.choices import ContextMatch
 from cachebus.cascade import WHOLE_SCOPE, Target
 from cachebus.errors import CacheBusError
 from cachebus.keys.naming import check_contexts
@@ -62,7 +63,7 @@ class Invalidate(_Command):
     agent_id: Id | None = None
     conversation_id: Id | None = None
     collection_id: Id | None = None
-    contexts: Literal["exact", "all"] = "exact"
+    contexts: ContextMatch = "exact"
     related: tuple[Related, ...] = ()
 
     def targets(self) -> list[Target]:

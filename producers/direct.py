@@ -11,6 +11,7 @@ from typing import Self
 
 from cachebus.assembly.factory import kafka_bus, redis_store, route_of
 from cachebus.base.budget import Budget
+from cachebus.base.choices import Wait
 from cachebus.base.clock import OtherClock, monotonic
 from cachebus.base.home import Home
 from cachebus.cascade import Cascade
@@ -159,7 +160,7 @@ class DirectProducer(Producer):
                     await store.reach(shard)
         return store.reaches(shard)
 
-    async def send(self, plan: Plan, wait: str | None = None) -> Receipt:
+    async def send(self, plan: Plan, wait: Wait | None = None) -> Receipt:
         """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
         check_wait(wait)
         store, repeating = self._live(), self._repeating
@@ -250,7 +251,7 @@ class DirectProducer(Producer):
             await ended(*reaching)
             raise
 
-    async def _send(self, order: Order, wait: str | None) -> Receipt:
+    async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         return await self.send(order.plan, wait)
 
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:

@@ -31,8 +31,11 @@ from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
 from cachebus.policy import PolicyTable
 from cachebus.reading.fetch import Fetcher
-from cachebus.reading.load import Loads
+from cachebus.reading.flight import Flights
+from cachebus.reading.get_or_load import Loads
+from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
+from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
 from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Places, Route, Sentinels, parse_places
 from cachebus.settings import Settings
@@ -108,12 +111,9 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.gap_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
-    fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)
+    fetcher = Fetcher(node, store, policies, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)
     keyspace = Keyspace(settings.shards)
-    reader = Reader(fetcher, clock, outage_is_miss=settings.on_outage == "miss", enabled=settings.enabled)
-    loads = Loads(
-        reader, fetcher, waiters, clock, lease_ms=settings.lease_ms, enabled=settings.enabled, hints=bus.in_store
-    )
+    reader, loads = _reads(settings, fetcher, waiters, hints=bus.in_store)
     pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
     writer = Writer(
         fetcher,
@@ -144,6 +144,14 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         heartbeat,
         world,
     )
+
+
+def _reads(settings: Settings, fetcher: Fetcher, waiters: Waiters, *, hints: bool) -> tuple[Reader, Loads]:
+    enabled, clock = settings.enabled, fetcher.clock
+    reader = Reader(fetcher, outage_is_miss=settings.on_outage == "miss", enabled=enabled)
+    flights, rests = Flights(clock), Rests(clock)
+    parts = LoadParts(fetcher, reader, waiters, flights, rests, settings.lease_ms, enabled=enabled, hints=hints)
+    return reader, Loads(parts)
 
 
 class _Later:

@@ -13,11 +13,9 @@ from cachebus.assembly.factory import Parts, World, build
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.home import Home
-from cachebus.base.ids import Id, check_part
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
-from cachebus.keys.key import Key
 from cachebus.observe import Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
@@ -212,7 +210,7 @@ class Life:
 
     def _live(self) -> Parts:
         parts = self._parts
-        if parts is None and self._landing is not None and loads_for(self._landing.loads):
+        if parts is None and self._landing is not None and loads_for(self._landing.loads.flights):
             parts = self._landing
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
@@ -265,11 +263,3 @@ class Life:
     @on_applied.setter
     def on_applied(self, hook: OnApplied | None) -> None:
         self._live().node.on_applied = hook
-
-    def rules(self, data_type: str) -> Rules:
-        """The rules of a data type; `InvalidKey`."""
-        return self._live().policies.rules(check_part("data_type", data_type))
-
-    def key(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
-        """The validated key of these parts, with the ambient tenant where none is given."""
-        return self._live().naming.key(data_type, resource_id, tenant_id, *contexts)

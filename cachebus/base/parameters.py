@@ -1,4 +1,8 @@
-"""What a caller's function takes of the resource id, the tenant and the context: worked out once a function."""
+"""What a caller's function takes of the resource id, the tenant and the context: worked out once a function.
+
+1. `passing_of` looks the function up among those seen before (`_shape`).
+2. One that is new is worked out from its signature (`_made`).
+"""
 
 from __future__ import annotations
 
@@ -13,31 +17,31 @@ from cachebus.errors import ConfigError
 
 Source = Callable[..., Any]
 
-PLANS_MAX: Final = 1024
+PASSINGS_MAX: Final = 1024
 _NAMES: Final = ("resource_id", "tenant_id", "ctx")
 _ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _BY_POSITION_ONLY, _BY_NAME_ONLY = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
 
 
-class Plan(NamedTuple):
+class Passing(NamedTuple):
     """Which of the three, by their index, go by position, and which by what name."""
 
     positional: tuple[int, ...]
     named: tuple[tuple[str, int], ...]
 
 
-def plan_of(source: Source) -> Plan:
-    """What a source gets; see `bind`. `ConfigError`."""
+def passing_of(source: Source) -> Passing:
+    """What a source gets; the rules are told at `cachebus.reading.source.bind`. Raises `ConfigError`."""
     shape = _shape(source)
     if shape is not None:
         known = _by_code.get(shape[0])
         if known is not None:
             return known[0]
-        if len(_by_code) >= PLANS_MAX:
+        if len(_by_code) >= PASSINGS_MAX:
             _by_code.clear()
-        plan = _made(source)
-        _by_code[shape[0]] = plan, shape[1]
-        return plan
+        passing = _made(source)
+        _by_code[shape[0]] = passing, shape[1]
+        return passing
     # A bound method is a new object each time it is looked up; its function is not.
     memo, held = (_by_method, source.__func__) if isinstance(source, MethodType) else (_by_source, source)
     try:
@@ -85,17 +89,17 @@ def name_of(source: Source) -> str:
 
 Shape = tuple[Hashable, CodeType]
 
-_by_code: dict[Hashable, tuple[Plan, CodeType]] = {}
-"""Of plain functions. By their code, since a lambda written at the call is a new object each time, and by the code's
-identity, since its hash goes over all of it; it is kept, so that no other gets that identity."""
-_by_source: WeakKeyDictionary[Source, Plan] = WeakKeyDictionary()
+_by_code: dict[Hashable, tuple[Passing, CodeType]] = {}
+"""Of plain functions. By their code, since a lambda written at the call is a new object each time. By the code's
+identity, since its hash goes over all of it; the code is kept, so that no other gets that identity."""
+_by_source: WeakKeyDictionary[Source, Passing] = WeakKeyDictionary()
 """Of all others, such as wrappers. Weakly, since a function may hold a session, or a whole request."""
-_by_method: WeakKeyDictionary[Source, Plan] = WeakKeyDictionary()
+_by_method: WeakKeyDictionary[Source, Passing] = WeakKeyDictionary()
 """Of the methods that those are."""
 
 
 def _shape(source: Any) -> Shape | None:
-    """What the plan of a function, a method, a partial or an object with `__call__` hangs on, and its code; nothing of
+    """What decides how a function, a method, a partial or an object with `__call__` is called, and its code; nothing of
     what it holds. None where more than the code decides."""
     kind = type(source)
     if kind is FunctionType:
@@ -124,7 +128,7 @@ def _says_otherwise(source: object) -> bool:
 # -- worked out ------------------------------------------------------------------------------------------
 
 
-def _made(source: Source) -> Plan:
+def _made(source: Source) -> Passing:
     if not callable(source):
         raise ConfigError(
             f"a loader is a function, not a {type(source).__name__}: give the function itself, or a lambda around it"
@@ -133,7 +137,7 @@ def _made(source: Source) -> Plan:
     try:
         parameters, by_name, settled = _parameters(source)
     except ValueError:  # a builtin that does not say
-        return Plan((0,), ())
+        return Passing((0,), ())
     taken = {*settled, *(p.name for p in parameters if p.kind not in (_ARGS, _KWARGS))}
     left = [i for i, name in enumerate(_NAMES) if name not in taken]
     positional: list[int] = []
@@ -161,7 +165,7 @@ def _made(source: Source) -> Plan:
             "and ctx, by these names or in this order. Name its parameters so, and give it the rest by "
             "functools.partial or a lambda"
         )
-    return Plan(tuple(positional), tuple(named.items()))
+    return Passing(tuple(positional), tuple(named.items()))
 
 
 def _give(

@@ -1,4 +1,10 @@
-"""Reading L2: by plain gets while the node may judge records itself, else by the script that judges them in L2."""
+"""What L2 has under a key, and whether it may be believed.
+
+1. `may_judge`: while the node's marks are recent enough it asks by a plain get, the cheapest question there is. It
+   notes before what it knows by then (`as_of`), and judges the answer itself (`judged`).
+2. Otherwise, and where what it knew has changed meanwhile, it asks the script that judges records in L2 (`validated`).
+3. What may be believed is decoded (`taken`), and enters L1 where its type and its reservation allow (`admit`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cachebus.base.budget import NESTED, Budget
-from cachebus.base.clock import Clock
 from cachebus.core.node import INF, Node
 from cachebus.core.ports import Position, Store
 from cachebus.core.shard import Reservation, Shard
@@ -15,7 +20,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules
 from cachebus.reading.resting import Superseded
-from cachebus.resp import leads_elsewhere
+from cachebus.resp import WrongType, leads_elsewhere
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
 from cachebus.wire import record as records
@@ -35,7 +40,15 @@ VOID: object = object()
 NOT_FOUND: object = object()
 """Stands for "the source has nothing": what a `get` takes for absent, unlike a None that was stored."""
 
-Before = tuple[Reservation, float]
+
+class AsOf(NamedTuple):
+    """As of when what was read, loaded or written is: a reservation taken before, and `at_s` on this node's clock. What
+    is invalidated from then on keeps it out of L1."""
+
+    reservation: Reservation
+    at_s: float
+
+
 Answer = tuple[object, bytes | None]
 """A value, NOT_FOUND or MISSING, and the record that it was read from."""
 
@@ -51,9 +64,12 @@ class Seen(NamedTuple):
 
 
 def needs_script(error: L2Unavailable) -> bool:
-    """Whether a plain get failed for what lies under the key (others wrote a list there), or for a Cluster's moving it:
-    the script reads the one as nothing, and follows the other."""
-    return str(error).startswith("WRONGTYPE") or leads_elsewhere(error)
+    """Whether the script may answer where a plain get failed.
+
+    1. Others wrote a list under the key: the script reads that as nothing.
+    2. A Cluster has moved the key: the script is followed there.
+    """
+    return isinstance(error, WrongType) or leads_elsewhere(error)
 
 
 class Fetcher:
@@ -64,23 +80,23 @@ class Fetcher:
         node: Node,
         store: Store,
         policies: PolicyTable,
-        clock: Clock,
         nudge: Callable[[int], None],
         *,
         l2_timeout_s: float = INF,
     ) -> None:
+        """`nudge` has a shard probed soon."""
         self.node = node
         self.store = store
         self.policies = policies
-        self.clock = clock
+        self.clock = node.clock
         self.nudge = nudge
         self.superseded = Superseded()
         self._just: dict[int, tuple[bytes, object]] = {}
         """By the identity of what a server has sent in this tick: that, and the value."""
         self._l2_timeout_s = l2_timeout_s
         self._shards = node.shards
-        self._noted: list[tuple[object, Before]] = [
-            (None, (shard.reserve(), shard.fresh_as_of_s)) for shard in node.shards
+        self._noted: list[tuple[object, AsOf]] = [
+            (None, AsOf(shard.reserve(), shard.fresh_as_of_s)) for shard in node.shards
         ]
 
     def budget(self, spent_s: float = 0.0) -> Budget:
@@ -127,7 +143,7 @@ class Fetcher:
                 return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
             return await self._validated(keys, admit)
-        before, began_s = self.before(keys[0]), self.clock()
+        as_of, began_s = self.as_of(keys[0]), self.clock()
         replies = [self.store.get(key) for key in keys]
         try:
             data = [await reply for reply in replies]
@@ -135,7 +151,7 @@ class Fetcher:
             if not needs_script(error):
                 raise
             return await self._in_time_left(began_s, keys, admit)
-        found = [MISSING if d is None else self.judged(k, d, before, admit) for k, d in zip(keys, data, strict=True)]
+        found = [MISSING if d is None else self.judged(k, d, as_of, admit) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
             return await self._in_time_left(began_s, keys, admit)
         return list(zip(found, data, strict=True))
@@ -147,9 +163,9 @@ class Fetcher:
     async def _validated(self, keys: Sequence[Key], admit: bool) -> list[Answer]:
         index = keys[0].shard
         shard = self._shards[index]
-        reservation, started_s = shard.reserve(), self.clock()
+        as_of = AsOf(shard.reserve(), self.clock())
         reply = await self.store.read(index, self.node.caller(index), keys)
-        self.node.counters.l2_latency.observe(self.clock() - started_s)
+        self.node.counters.l2_latency.observe(self.clock() - as_of.at_s)
         self.notice(index, reply.epoch)
         found: list[Answer] = []
         for key, data in zip(keys, reply.records, strict=True):
@@ -157,7 +173,7 @@ class Fetcher:
             believed = record is not None and not self.expired(index, record)
             value = MISSING
             if record is not None and believed:
-                value = self.taken(key, record, reservation if admit else None, started_s)
+                value = self.taken(key, record, as_of if admit else None)
             found.append((value, data))
         return found
 
@@ -169,25 +185,28 @@ class Fetcher:
             and (after is None or shard.honours(after.epoch, after.seq))
         )
 
-    def before(self, key: Key) -> Before:
-        """What must be noted before a plain get: a reservation, and since when its answer may be called fresh."""
+    def as_of(self, key: Key) -> AsOf:
+        """As of when a plain get's answer will be; to be called before it is asked."""
         shard = self._shards[key.shard]
         # Between two events every read would note the same: made once, as a reservation costs more than a comparison.
         state = shard.epoch, shard.drop_count, shard.applied, shard.valid_until
-        noted_at, before = self._noted[key.shard]
+        noted_at, as_of = self._noted[key.shard]
         if noted_at != state:
-            before = shard.reserve(), shard.fresh_as_of_s
-            self._noted[key.shard] = state, before
-        return before
+            as_of = AsOf(shard.reserve(), shard.fresh_as_of_s)
+            self._noted[key.shard] = state, as_of
+        return as_of
 
-    def judged(self, key: Key, data: bytes, before: Before, admit: bool) -> object:
-        """The value of a record that a plain get brought: of this epoch, unexpired, and not overtaken. MISSING where
-        it is none. VOID where L2 must be asked, since the node is in another epoch by now, or may lack an invalidation.
+    def judged(self, key: Key, data: bytes, as_of: AsOf, admit: bool) -> object:
+        """What a record stands for that a plain get brought.
 
-        Reads the head where it lies: a `Record` is made only for what enters L1 or is special."""
+        1. Its value, where it is of this epoch, unexpired, and replaced by no mark.
+        2. MISSING where it is not.
+        3. VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark.
+
+        It reads the head where it lies: a `Record` is made only for what enters L1, or is special.
+        """
         shard = self._shards[key.shard]
-        reservation, read_s = before
-        if shard.epoch != reservation.epoch:
+        if shard.epoch != as_of.reservation.epoch:
             return VOID
         if len(data) < HEAD.size:
             return self._corrupt(key)
@@ -213,7 +232,7 @@ class Fetcher:
                     return MISSING
                 if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.fresh_as_of_s):
                     return VOID
-                return self.taken(key, record, reservation if admit else None, read_s, data)
+                return self.taken(key, record, as_of if admit else None, data)
             known = self._just.get(id(data))
             return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)
         except (CorruptValue, records.CorruptRecord):
@@ -251,11 +270,9 @@ class Fetcher:
     def _rules(self, key: Key) -> Rules:
         return self.policies.rules(key.family.data_type)
 
-    def taken(
-        self, key: Key, record: Record, reservation: Reservation | None, read_started_s: float, data: bytes = b""
-    ) -> object:
-        """The value of a record that may be believed; with a reservation it enters L1 where it may. `data`: what it was
-        read from."""
+    def taken(self, key: Key, record: Record, admits: AsOf | None, data: bytes = b"") -> object:
+        """The value of a record that may be believed. `admits`: as of when it was read, where it may enter L1. `data`:
+        the bytes it was read from."""
         shard = self._shards[key.shard]
         if (
             record.epoch == shard.epoch
@@ -271,35 +288,25 @@ class Fetcher:
             value = known[1] if known else self._keep(data, unpack(record, rules), rules)
         except CorruptValue:
             return self._corrupt(key)
-        if record.not_found:
-            if reservation is not None and rules.l1:
-                self.admit(key, value, record, reservation, read_started_s, rules)
-            return NOT_FOUND
-        if reservation is not None and rules.l1:
-            self.admit(key, value, record, reservation, read_started_s, rules)
+        if admits is not None and rules.l1:
+            self.admit(key, value, record, admits)
             copy = copier(record, value, rules)
             if copy is not None:
                 return copy()  # what is in memory is nobody's to change, this caller's neither
-        return value
+        return NOT_FOUND if record.not_found else value
 
-    def admit(
-        self,
-        key: Key,
-        value: object,
-        record: Record,
-        reservation: Reservation,
-        read_started_s: float,
-        rules: Rules,
-        *,
-        fenced: bool = True,
-    ) -> bool:
-        """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile."""
+    def admit(self, key: Key, value: object, record: Record, as_of: AsOf, *, fenced: bool = True) -> bool:
+        """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile; whether it is there.
+
+        `fenced=False`: L2 did not confirm it.
+        """
+        rules = self._rules(key)
         return self.node.admit(
             key,
             value,
             record,
-            reservation,
-            read_started_s,
+            as_of.reservation,
+            as_of.at_s,
             l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
             keep_s=rules.fail_safe_s or 0.0,
             decode=copier(record, value, rules) if rules.copy else None,

@@ -1,10 +1,18 @@
-"""Single flight: one load a key and node, however many ask for it."""
+"""Single flight: one load a key and node, however many ask for it.
+
+1. Who finds no flight that suits it begins one (`Flights.begin`), which runs in a task of its own.
+2. Who comes while it goes on joins it, if `joinable` says so, and says what it asks for, too (`add`).
+3. Each of them waits (`wait`): for the result, or for an expired value that may be given meanwhile.
+4. When the last of them leaves, the load is cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
+from typing import NamedTuple
 
 from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable, LoadTimeout
@@ -14,6 +22,22 @@ from cachebus.reading.reentrance import Loading, loads_for, waiting_for
 from cachebus.reading.request import Found, Request
 
 Fly = Callable[["Flight"], Coroutine[object, object, Found]]
+
+
+class Departure(NamedTuple):
+    """How a flight begins; nothing of it changes later."""
+
+    request: Request
+    """Of whoever begins it."""
+    fresh: Freshness
+    fallback: Fallback | None = None
+    """The expired value that is known by then."""
+    must_load: bool = False
+    """Whether what L2 has may lack what this load's callers must see."""
+    spent_s: float = 0.0
+    """What its first caller has waited for L2 before, in seconds."""
+    refreshes: bytes = b""
+    """The version that it is to replace, where it is a refresh."""
 
 
 class Flight:
@@ -33,52 +57,49 @@ class Flight:
         "_spares",
         "_tags",
         "_task",
+        "_ttl_s",
         "_waiting",
-        "fresh",
-        "makeshift",
-        "must_load",
-        "refreshes",
-        "request",
-        "spent_s",
-        "ttl_s",
+        "departure",
     )
 
-    def __init__(self, owner: object, request: Request, fresh: Freshness, clock: Clock) -> None:
-        """`owner`: whose key it is."""
-        self._loading = Loading(owner, request.key)
-        self.request = request
-        """Of whoever began it."""
-        self.fresh = fresh
-        self.refreshes = b""
-        """The version that it is to replace, where it is a refresh."""
-        self._fallback: Fallback | None = None
+    def __init__(self, owner: object, departure: Departure, fly: Fly, clock: Clock) -> None:
+        """`owner`: whose key it is. `fly`: what it does, in a task of its own; it begins when the caller next waits."""
+        self.departure = departure
+        self._loading = Loading(owner, departure.request.key)
+        self._fallback = departure.fallback
         self._spares = False
         self._news: asyncio.Future[None] | None = None
         """Done when either of these has changed."""
-        self._tags = dict.fromkeys(request.tags)
+        self._tags = dict.fromkeys(departure.request.tags)
         """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
-        self.ttl_s = request.ttl_s
-        self.spent_s = 0.0
-        """What its first caller has waited for L2 before, in seconds."""
-        self.makeshift = False
-        """Whether its value was made without the source, which had failed."""
-        self.must_load = False
-        """Whether what L2 has may lack what this load's callers must see."""
+        self._ttl_s = departure.request.ttl_s
         self._made = self._closed = False
         self._clock = clock
         self._callers = self._waiting = 0
         self._kept = self._leaving = False
-        self._task: asyncio.Task[Found]
+        self._task = self._started(fly)
 
-    def start(self, fly: Fly) -> asyncio.Task[Found]:
-        """Begin, in a task of its own, all of which is this load: also where it joins another."""
-
+    def _started(self, fly: Fly) -> asyncio.Task[Found]:
         async def load() -> Found:
-            with self._loading:
+            with self._loading:  # all that runs in here is this load: also where it joins another
                 return await fly(self)
 
-        self._task = asyncio.create_task(load(), name="cachebus-flight")
-        return self._task
+        return asyncio.create_task(load(), name="cachebus-flight")
+
+    @property
+    def request(self) -> Request:
+        """Of whoever began it."""
+        return self.departure.request
+
+    @property
+    def fresh(self) -> Freshness:
+        """How fresh its value will be."""
+        return self.departure.fresh
+
+    @property
+    def ttl_s(self) -> float | None:
+        """The shortest time to live that one of its callers has asked for, in seconds; None is the type's."""
+        return self._ttl_s
 
     @property
     def tags(self) -> list[str]:
@@ -86,14 +107,23 @@ class Flight:
         return list(self._tags)
 
     @property
+    def task(self) -> asyncio.Task[Found]:
+        """What runs it."""
+        return self._task
+
+    @property
     def over(self) -> bool:
         """Whether it has ended, or is ending: whoever comes now is too late."""
         return self._leaving or self._task.done() or self._task.cancelling() > 0
 
     def joinable(self, request: Request) -> bool:
-        """Whether a caller that comes now may share it: it goes on, nothing replaced what it loads since, it is no
-        older than D or the lease allow; with a token only if this node has applied it (then an older one does not
-        hold). Once the value is made, only if it is made as this caller wants it."""
+        """Whether a caller that comes now may share it.
+
+        1. It goes on, nothing has replaced what it loads since it began, and it is no older than D or the lease allow.
+        2. A token of the caller's has been applied by this node: a flight that is older does not hold then.
+        3. It knows of every invalidation of the caller's tags, and a record can carry them, too.
+        4. Once the value is made, it is made as this caller wants it.
+        """
         return (
             not self.over
             and (not self._made or self._made_for(request))
@@ -108,7 +138,7 @@ class Flight:
         return not tags or len(self._tags) + sum(tag not in self._tags for tag in tags) <= TAGS_MAX
 
     def _made_for(self, request: Request) -> bool:
-        longest_s = request.rules.ttl_s if self.ttl_s is None else self.ttl_s
+        longest_s = request.rules.ttl_s if self._ttl_s is None else self._ttl_s
         return self._tags.keys() >= set(request.tags) and (request.ttl_s is None or longest_s <= request.ttl_s)
 
     def make(self) -> None:
@@ -122,7 +152,7 @@ class Flight:
             self._tags.update(dict.fromkeys(new))
             self.fresh.heed(new)
         if request.ttl_s is not None:
-            self.ttl_s = request.ttl_s if self.ttl_s is None else min(self.ttl_s, request.ttl_s)
+            self._ttl_s = request.ttl_s if self._ttl_s is None else min(self._ttl_s, request.ttl_s)
 
     def keep(self) -> None:
         """Go on in the background even when nobody waits."""
@@ -133,17 +163,18 @@ class Flight:
         """An expired value for when the load fails or is slow."""
         return self._fallback
 
-    @fallback.setter
-    def fallback(self, fallback: Fallback | None) -> None:
+    def fall_back_on(self, fallback: Fallback | None) -> None:
+        """Have this in place of the fallback known before, or none."""
         self._fallback = fallback
-        self._tell()
+        self._notify()
 
     def spare(self) -> None:
         """From now on nobody waits who can be given the fallback: it is all up to a source that has failed before."""
         self._spares = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
+        """Have those who wait look again."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
@@ -229,13 +260,15 @@ def _own(error: Exception) -> Exception:
 
 
 class Flights:
-    """The loads under way on this node, by L1 key."""
+    """The loads under way on this node, by L1 key. It owns their keys: that tells a load
+    that waits for itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._flights: dict[str, Flight] = {}
-        self._tasks: dict[asyncio.Task[Found], Flight] = {}
-        self.without_l2: dict[str, Flight] = {}
+        self._without_l2: dict[str, Flight] = {}
         """Those that go to the source without L2."""
+        self._tasks: dict[asyncio.Task[Found], Flight] = {}
         self._closing = self._closed = False
         """Who was still looking for a value begins no load any more; a load may, for itself, until it is over."""
 
@@ -246,11 +279,11 @@ class Flights:
         """The flight under way, which the caller may join if it suits it."""
         return self._flights.get(name)
 
-    def begin(self, name: str, flight: Flight, fly: Fly) -> None:
+    def begin(self, name: str, departure: Departure, fly: Fly) -> Flight:
         """Start a flight; a newer one of the same name takes its place for those who come later."""
-        task = flight.start(fly)
+        flight = Flight(self, departure, fly, self._clock)
         self._flights[name] = flight
-        self._tasks[task] = flight
+        self._tasks[flight.task] = flight
 
         def landed(task: asyncio.Task[Found]) -> None:
             self._tasks.pop(task, None)
@@ -259,9 +292,24 @@ class Flights:
             if not task.cancelled():
                 task.exception()  # seen: those who waited have it, and a background load has logged it
 
-        task.add_done_callback(landed)
+        flight.task.add_done_callback(landed)
         if self._closed or (self._closing and not flight.begins_in_a_load()):
             flight.close()
+        return flight
+
+    def find_without_l2(self, name: str) -> Flight | None:
+        """The flight that asks the source without L2."""
+        return self._without_l2.get(name)
+
+    @contextmanager
+    def without_l2(self, name: str, flight: Flight) -> Iterator[None]:
+        """Inside it the flight is the one to be joined by others that have no answer from L2."""
+        self._without_l2[name] = flight
+        try:
+            yield
+        finally:
+            if self._without_l2.get(name) is flight:
+                del self._without_l2[name]
 
     async def close(self, timeout_s: float) -> None:
         """Let flights end within `timeout_s`, then cancel what is left; at once if this is itself cancelled."""

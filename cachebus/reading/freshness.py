@@ -1,19 +1,28 @@
-"""How fresh a value is that several callers may be given, and until when it may be handed out."""
+"""How fresh a value is that several callers may be given, and until when it may be handed out.
+
+1. `Freshness` of a flight: who comes later may share its value as long as this holds.
+2. `Fallback`: an expired value has a freshness of its own, and is given as long as that holds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cachebus.core.details import details
+from cachebus.core.node import Node
 from cachebus.core.ports import Position
 from cachebus.core.shard import Shard
 from cachebus.keys.key import Key
-from cachebus.reading.request import Found
+from cachebus.reading.request import Found, Request
 
 
 class Freshness:
-    """What a shard stood for when a value was asked for. It holds as long as nothing has replaced the value since, and
-    a value of its age could be served from L1: under the coherence lease, or within D of `as_of_s`."""
+    """What this node knew of a shard when a value was asked for.
+
+    It holds as long as nothing has replaced the value since, and a value of its age could be served from L1: under the
+    coherence lease, or within D of `as_of_s`.
+    """
 
     __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_snapshot", "_until_s")
 
@@ -24,6 +33,12 @@ class Freshness:
         self._snapshot = shard.snapshot(key.family.bucket, (*key.scopes, *tags))
         self._as_of_s = as_of_s
         self._until_s = float("inf")
+
+    @classmethod
+    def of_a_get(cls, shard: Shard, request: Request, now_s: float) -> Freshness:
+        """As fresh as a plain get sent now would be: as the marks that judge it, which the lease's probe brought."""
+        as_of_s = shard.fresh_as_of_s if now_s < shard.valid_until else now_s
+        return cls(shard, request.key, request.tags, as_of_s)
 
     def begin_anew(self, as_of_s: float) -> None:
         """What is asked for from now on is as fresh as this; what was invalidated since the beginning still counts."""
@@ -75,3 +90,21 @@ class Fallback(NamedTuple):
     def usable(self, now_s: float) -> bool:
         """Whether it may be served now."""
         return self.fresh.holds(now_s)
+
+
+def fallback_in_l1(node: Node, request: Request) -> Fallback | None:
+    """An expired value in L1, to be served while the source fails or is slow. "Not found" is no value.
+
+    There is none for a read with a token that this node has yet to reach, and for one that wants no memory.
+    """
+    key, shard = request.key, node.shards[request.key.shard]
+    if not request.use_memory:
+        return None
+    if request.after is not None and not shard.honours(request.after.epoch, request.after.seq):
+        return None
+    entry = node.fallback(key, node.clock())
+    extra = None if entry is None else details(entry)
+    if entry is None or extra is None:
+        return None
+    fresh = Freshness(shard, key, extra.tags, entry.read_until - shard.bound_s)
+    return Fallback(Found(entry.value, "l1", stale=True, copy=extra.decode), fresh, extra.version)

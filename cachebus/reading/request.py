@@ -1,4 +1,4 @@
-"""What a caller of a load asks for, and what a load gives."""
+"""What a caller of a load asks for, and what a load gives: no state, only frozen data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from cachebus.policy import Rules
 
 
 class Loaded(NamedTuple):
-    """What a source gave: None means not found; `source` says which ("database", "generation"). `refused`: why the
-    value is not to be cached."""
+    """What a source gave."""
 
     value: object
+    """None means not found."""
     source: str = "database"
+    """Which one gave it: "database" or "generation"."""
     db_ms: float = 0.0
     generation_ms: float = 0.0
     error: BaseException | None = None
+    """What a source raised in whose place another one gave the value."""
     refused: Exception | None = None
+    """Why the value is not to be cached."""
+    makeshift: bool = False
+    """Whether it was made without the source, which had failed: it is no fallback."""
 
 
 Load = Callable[[], Coroutine[object, object, Loaded]]
@@ -43,6 +48,7 @@ class Request(NamedTuple):
     after: Position | None = None
     """The read must see what a session token stands for."""
     search: bool = False
+    """Whether the wider contexts are asked for what the key's own have not."""
     ttl_s: float | None = None
     """Seconds; None is the type's."""
     tags: Sequence[str] = ()
@@ -57,18 +63,26 @@ class Request(NamedTuple):
         return self.sources * self.rules.load_timeout_s
 
     @property
+    def searches(self) -> bool:
+        """Whether there are wider contexts to be asked."""
+        return self.search and self.key.contexts != (None, None, None)
+
+    @property
     def admits(self) -> bool:
         """Whether what it reads may enter L1."""
         return self.use_memory and self.rules.l1
 
 
 class Found(NamedTuple):
-    """What a read gave, and from where: `level` "l1", "l2" or None; `loaded` when it came from the source."""
+    """What a read gave, and from where."""
 
     value: object
     level: str | None
+    """It is "l1", "l2", or None where neither had it."""
     loaded: Loaded | None = None
+    """There when it came from the source."""
     stale: bool = False
+    """Whether it is an expired value that stands in."""
     serialization_error: bool = False
     soft: bytes = b""
     """The version of a record that is past its soft expiry, and is to be refreshed."""

@@ -1,4 +1,8 @@
-"""Sources that have just failed a key, and are left alone for a while by those who have something to give meanwhile."""
+"""What this node remembers of sources, by key.
+
+1. `Rests`: a source has just failed a key. Whoever has an older value to give leaves it alone for a while.
+2. `Superseded`: a source has answered what L2 does not have. An older value is no fallback any more.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,10 @@ JITTER = 0.25
 
 class Superseded:
     """When the source has last answered what L2 was not told, or did not keep, by key: what is older is no fallback.
-    Where there are too many, the latest; of all others it is said that the source may have answered until the last of
-    them was forgotten: that costs them a fallback, and brings nothing back."""
+
+    Where there are too many keys, it knows the latest. Of the others it says that the source may have answered until
+    the last of them was forgotten: that costs them a fallback, and brings nothing back.
+    """
 
     def __init__(self) -> None:
         self._at_ms: OrderedDict[str, int] = OrderedDict()
@@ -55,9 +61,8 @@ class Rests:
         return len(self._spans)
 
     def begin(self, name: str, rest_s: float, version: bytes, *, heed_s: float = 0.0) -> float:
-        """The source failed: it rests for about so long, for those who serve this version; b"" is none, and nobody
-        rests. As long again, or for `heed_s`, it is heeded that it has failed. Gives for how long it rests, in seconds.
-        """
+        """The source failed: it rests for about `rest_s` seconds, for those who serve this version; b"" is none, and
+        nobody rests. As long again, or for `heed_s`, it is `OVER`. Returns for how long it rests, in seconds."""
         rest_s *= random.uniform(1 - JITTER, 1 + JITTER)
         self._spans.pop(name, None)
         if version:

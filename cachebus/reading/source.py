@@ -1,6 +1,10 @@
-"""Calling the caller's own functions: sync or async, within limits, again after errors; and what they may give.
+"""Calling the user's own functions, sync or async.
 
-A source runs in a task of its own, since no limit holds for code that swallows its cancellation: whoever waits for the
+1. `bind`: with what each takes of the resource id, the tenant and the context.
+2. `call`: within a time limit, again after errors that are worth it.
+3. `shareable`: what they give must be a value that several callers can have.
+
+A source runs in a task of its own, since no limit holds for code that swallows its cancellation. Whoever waits for the
 source waits for that task, and leaves it behind if need be.
 """
 
@@ -16,8 +20,10 @@ from typing import Any, Final
 
 from loguru import logger
 
-from cachebus.base.parameters import Source, name_of, not_async, plan_of
+from cachebus.base.parameters import Source, name_of, not_async, passing_of
 from cachebus.errors import ConfigError, LoadTimeout
+from cachebus.policy import Rules
+from cachebus.reading.request import Load, Loaded
 
 Bound = Callable[[], Any]
 
@@ -40,10 +46,10 @@ def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) ->
 
     `ConfigError` for a parameter that nothing is left for, for a generator function, and for what is no function.
     """
-    plan = plan_of(source)
+    passing = passing_of(source)
     values = (resource_id, tenant_id, ctx)
-    positional = [values[i] for i in plan.positional]
-    return functools.partial(source, *positional, **{name: values[i] for name, i in plan.named})
+    positional = [values[i] for i in passing.positional]
+    return functools.partial(source, *positional, **{name: values[i] for name, i in passing.named})
 
 
 async def call(
@@ -68,7 +74,7 @@ async def call(
         # The last caller left just as the source had answered, or failed: to forget that would have it asked again.
     finally:
         if not task.done():
-            attempts.over = True
+            attempts.end()
             await _given_up(task, bound)
     if attempts.over:
         raise LoadTimeout(f"the load took longer than {timeout_s:g} s")
@@ -98,6 +104,26 @@ async def _given_up(task: asyncio.Task[Any], bound: Bound) -> None:
         logger.warning("{} goes on after it was cancelled, and is left behind", name_of(bound))
 
 
+def load_of(bound: Bound, rules: Rules) -> Load:
+    """The load of one source function, by the rules of its type."""
+
+    async def load() -> Loaded:
+        return Loaded(await call_by(rules, bound))
+
+    return load
+
+
+async def call_by(rules: Rules, bound: Bound) -> Any:
+    """`call` with the retries and the time limit of a type."""
+    return await call(
+        bound,
+        timeout_s=rules.load_timeout_s,
+        retries=rules.retries,
+        retry_on=rules.retry_on,
+        backoff_s=rules.retry_backoff_s,
+    )
+
+
 class _Attempts:
     """The attempts of one call. Once it is `over`, none is begun."""
 
@@ -105,8 +131,16 @@ class _Attempts:
 
     def __init__(self, bound: Bound, retries: int, retry_on: tuple[type[Exception], ...], backoff_s: float) -> None:
         self._bound, self._retries, self._retry_on, self._backoff_s = bound, retries, retry_on, backoff_s
-        self.over = False
+        self._over = False
+
+    @property
+    def over(self) -> bool:
         """Whether the limit is over, or the caller gone: a source can hide its cancellation, but not this."""
+        return self._over
+
+    def end(self) -> None:
+        """Begin no attempt any more."""
+        self._over = True
 
     async def run(self) -> Any:
         """What the first attempt gives that does not fail."""

@@ -1,4 +1,9 @@
-"""Waking those on this node who wait for another node's load."""
+"""Flights of this node that wait for another node's load, and what wakes them.
+
+1. A hint on the bus tells that the load has ended: all who wait for the key ask L2 at once.
+2. No hint comes. Each asks again when its pause is over, in turn with all others.
+3. Its patience is over: it asks no more.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,10 @@ POLLS_AT_ONCE: Final = 16
 
 
 class Waiters:
-    """Those on this node who wait for a fill by another; woken by a hint on the bus, else by their own patience.
+    """All who wait, by key.
 
-    Whoever is woken by a hint asks at once. The others ask when their pause is over, in that order, and all together
-    at most `POLLS_PER_S` times a second: each of them would be polite alone, and thousands are a flood.
+    Those whose pause is over ask in that order, and all together at most `POLLS_PER_S` times a second: each of them
+    would be polite alone, and thousands are a flood.
     """
 
     def __init__(self) -> None:
@@ -31,13 +36,13 @@ class Waiters:
         return sum(map(len, self._waiting.values()))
 
     def wake(self, key: str) -> None:
-        """The fill is there, or was given up."""
+        """A hint has come: the fill is there, or was given up."""
         for waiter in self._waiting.get(key, ()):
             _settle(waiter, True)
 
     async def wait(self, key: str, pause_s: float, patience_s: float) -> bool:
-        """Until woken, or until it is this one's turn to ask again, `pause_s` seconds from now or later; False when it
-        has had none in `patience_s`."""
+        """Wait until woken, or until it is this one's turn to ask again, `pause_s` seconds from now or later. Returns
+        False when neither has happened in `patience_s` seconds."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiting.setdefault(key, set()).add(waiter)

@@ -34,18 +34,24 @@ class NotAsked(L2Unavailable):
     """A call that was refused here and never sent: it says nothing about the server or its connection."""
 
 
+class WrongType(L2Unavailable):
+    """Others have written something of another type under the key: a list, say, where records are strings."""
+
+
 def mapped(text: str) -> CacheBusError:
     """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`).
 
-    A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. Everything else, be it
-    LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `L2Unavailable`: the store did not do it, whatever its reason,
-    and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the code could not be relied on.
+    A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. A plain command's WRONGTYPE
+    is `WrongType`. Everything else, be it LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `L2Unavailable`: the
+    store did not do it, whatever its reason, and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the
+    code could not be relied on.
     """
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if text.startswith(_OWN):
         return ProtocolMismatch(text[len(_OWN) :][:_LONGEST_CHARS])
-    return L2Unavailable(text[:_LONGEST_CHARS])
+    kind = WrongType if text.startswith("WRONGTYPE") else L2Unavailable
+    return kind(text[:_LONGEST_CHARS])
 
 
 _NO_PRIMARY: Final = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")

@@ -12,7 +12,7 @@ from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan
 from cachebus.policy import Rules
-from cachebus.reading.fetch import Fetcher
+from cachebus.reading.fetch import AsOf, Fetcher
 from cachebus.receipt import NOTHING_DONE, Receipt
 from cachebus.settings import RESEND_MAX_BYTES
 from cachebus.wire import event as events
@@ -202,7 +202,7 @@ class Writer:
         record.epoch, record.seq = change.epoch, change.seq
         record.expires_ms = change.expires_ms or record.expires_ms
         if rules.l1 and change.stored:
-            self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
+            self._fetch.admit(key, stored, record, AsOf(reservation, sent_at_s))
         return await self._receipt_for(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:

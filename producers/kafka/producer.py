@@ -8,6 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from cachebus.base.choices import Wait
 from cachebus.base.home import Home
 from cachebus.bus.kafka_client import Endings, connecting, quietly
 from cachebus.bus.kafka_sender import end_producer
@@ -78,7 +79,7 @@ class KafkaProducer(Producer):
             self._end(link)
         await self._endings.over(4 * self._access.timeout_s)
 
-    async def _send(self, order: Order, wait: str | None) -> Receipt:
+    async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = handed_on(order.plan, wait)
         if not self._open:
             raise ConfigError("this producer is not open: use it inside `async with KafkaProducer.open(...)`")

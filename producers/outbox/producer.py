@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cachebus.base.choices import Wait
 from cachebus.cascade import Cascade
 from cachebus.errors import ValueTooLarge
 from cachebus.producers.base import Order, Orders, Producer, handed_on
@@ -65,7 +66,7 @@ class OutboxProducer(Producer):
         yield _Together(self._outbox, rows)
         await self._written(rows)
 
-    async def _send(self, order: Order, wait: str | None) -> Receipt:
+    async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = handed_on(order.plan, wait)
         await self._written([self._outbox.row(order)])
         return receipt
@@ -81,7 +82,7 @@ class _Together(Producer):
     def __init__(self, outbox: Outbox, rows: list[Row]) -> None:
         self._orders, self._outbox, self._rows = outbox.orders, outbox, rows
 
-    async def _send(self, order: Order, wait: str | None) -> Receipt:
+    async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = handed_on(order.plan, wait)
         self._rows.append(self._outbox.row(order))
         return receipt

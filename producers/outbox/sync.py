@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.producers.base import Order, Orders, handed_on
 from cachebus.producers.outbox.connections import Row, in_parts, writer
@@ -28,8 +29,8 @@ class SyncProducer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        contexts: str = "exact",
-        wait: str | None = None,
+        contexts: ContextMatch = "exact",
+        wait: Wait | None = None,
     ) -> Receipt:
         """As `Cache.invalidate`: one resource and its cascades."""
         return self._send(
@@ -47,13 +48,13 @@ class SyncProducer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
         """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
         return self._send(order, wait)
 
-    def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: str | None = None) -> Receipt:
+    def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None) -> Receipt:
         """As `Cache.invalidate_tags`."""
         return self._send(self._orders.tags(tags, tenant_id), wait)
 
@@ -67,7 +68,7 @@ class SyncProducer(ABC):
         conversation_id: Id | None = None,
         collection_id: Id | None = None,
         *,
-        wait: str | None = None,
+        wait: Wait | None = None,
     ) -> Receipt:
         """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
         order = self._orders.coordinated(
@@ -82,7 +83,7 @@ class SyncProducer(ABC):
         return self._send(order, wait)
 
     @abstractmethod
-    def _send(self, order: Order, wait: str | None) -> Receipt:
+    def _send(self, order: Order, wait: Wait | None) -> Receipt:
         """Hand it on."""
 
 
@@ -107,7 +108,7 @@ class SyncOutboxProducer(SyncProducer):
         yield _Together(self._outbox, rows)
         self._written(rows)
 
-    def _send(self, order: Order, wait: str | None) -> Receipt:
+    def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = handed_on(order.plan, wait)
         self._written([self._outbox.row(order)])
         return receipt
@@ -123,7 +124,7 @@ class _Together(SyncProducer):
     def __init__(self, outbox: Outbox, rows: list[Row]) -> None:
         self._orders, self._outbox, self._rows = outbox.orders, outbox, rows
 
-    def _send(self, order: Order, wait: str | None) -> Receipt:
+    def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = handed_on(order.plan, wait)
         self._rows.append(self._outbox.row(order))
         return receipt

@@ -15,7 +15,7 @@ from cachebus.producers.direct import DirectProducer
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ClusterGroup, ask
-from tests.support.caches import D_S, heard, nodes, parts, past, quick, until
+from tests.support.caches import D_S, heard, key_of, nodes, parts, past, quick, until
 from tests.support.servers import KINDS, Kind, any_binary, binary_of
 from tests.support.towns import live_through
 
@@ -31,7 +31,7 @@ async def group() -> AsyncIterator[ClusterGroup]:
 
 def names_of(cache: Cache, tenant: str = TENANT) -> ShardNames:
     """The names of the tenant's shard."""
-    shard = cache.key("config", "x", tenant).shard
+    shard = key_of(cache, "config", "x", tenant).shard
     return ShardNames(cache.settings.namespace, shard)
 
 
@@ -118,7 +118,7 @@ def leads_to(cache: Cache, shard: int, port: int) -> bool:
 async def test_a_slot_moved_under_load_keeps_bounded_staleness_and_own_writes(group: ClusterGroup) -> None:
     async with nodes(group.url, 3) as caches:
         name = names_of(caches[0]).log
-        shard = caches[0].key("config", "x", TENANT).shard
+        shard = key_of(caches[0], "config", "x", TENANT).shard
         before = parts(caches[0]).node.shards[shard].epoch
 
         async def there_and_back() -> None:

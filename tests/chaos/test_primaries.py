@@ -20,7 +20,7 @@ from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ClusterGroup, SentinelGroup, ask
 from tests.conftest import connected
-from tests.support.caches import PATIENCE_S, heard, nodes, parts, quick, until
+from tests.support.caches import PATIENCE_S, heard, key_of, nodes, parts, quick, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting
 from tests.support.servers import any_binary
 
@@ -112,7 +112,7 @@ async def test_one_that_is_dead_costs_no_call_of_another_ones_tenants(town: Town
                 await all_is_well(a, b, tenant)
                 assert (await producer.invalidate("config", "x", tenant, wait="nodes")).status == "applied"
             assert a.ready()
-            shard = a.key("config", "x", town.tenants[1]).shard
+            shard = key_of(a, "config", "x", town.tenants[1]).shard
             links = [parts(cache).store._links for cache in (a, b)]  # type: ignore[attr-defined]
             killed = [of.of(shard) for of in links]
             await ask(second, "CLIENT", "KILL", "TYPE", "normal")
@@ -205,7 +205,7 @@ async def test_a_slot_that_nobody_has_takes_one_shard_away(town: Town) -> None:
             return False
 
         await until(refused)
-        shards = [a.key("config", "x", t).shard for t in (sibling, *town.tenants[::2])]
+        shards = [key_of(a, "config", "x", t).shard for t in (sibling, *town.tenants[::2])]
         links = [parts(cache).store._links for cache in (a, b)]  # type: ignore[attr-defined]
         killed = [of.of(shard) for of in links for shard in (shards[0], shards[2])]
         await ask(second, "CLIENT", "KILL", "TYPE", "normal")

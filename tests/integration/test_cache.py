@@ -28,7 +28,7 @@ from cachebus import (
     ValueTooLarge,
     with_context,
 )
-from cachebus.cache import MANY
+from cachebus.calls import MANY
 from cachebus.reading.fetch import Fetcher
 from cachebus.resp import link
 from tests.support.caches import Source, asked, data_calls, nodes, parts, until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Cascade, ConfigError, Context, InvalidKey, Policy, TenantRequired
-from tests.support.caches import asked, data_calls, nodes, until
+from tests.support.caches import asked, data_calls, nodes, rules_of, until
 
 POLICIES = {"tagged": Policy(tags=("of:{resource_id}", "all-of:{tenant_id}"))}
 TENANTS, TYPES, CONTEXTS = ("acme", "other"), ("config", "query"), (None, "1", "2")
@@ -289,16 +289,16 @@ async def test_a_policy_that_does_not_fit_its_type_is_refused_where_it_is_regist
     with pytest.raises(ConfigError, match="soft_ttl_s"):
         cache.register(policies={"token_counter": Policy(soft_ttl_s=301)})
     async with cache:
-        assert cache.rules("token_counter").soft_ttl_s is None
+        assert rules_of(cache, "token_counter").soft_ttl_s is None
 
 
 async def test_policies_and_cascades_registered_before_and_after_opening(redis_url: str) -> None:
     cache = Cache.open(redis_url)
     cache.register(Cascade("a", to=[("b", "*")]), policies={"a": Policy(ttl_s=7)})
     async with cache:
-        assert cache.rules("a").ttl_s == 7
+        assert rules_of(cache, "a").ttl_s == 7
         cache.register(Cascade("b", to=[("c", "*")]), policies={"a": Policy(ttl_s=8)})
-        assert cache.rules("a").ttl_s == 8
+        assert rules_of(cache, "a").ttl_s == 8
     async with cache:
-        assert cache.rules("a").ttl_s == 8
+        assert rules_of(cache, "a").ttl_s == 8
         assert dict((await cache.invalidate("b", "x", tenant_id="acme")).targets) == {"b": 1, "c": 1}

@@ -30,7 +30,7 @@ from cachebus import (
 )
 from cachebus.cascade import Target
 from cachebus.producers import DirectProducer
-from tests.support.caches import nodes, quick
+from tests.support.caches import nodes, quick, rules_of
 from tests.support.ids import ARE_NONE, HEX, STAND_FOR, Lazy, Other, Plan, as_written
 
 KEY = {
@@ -332,12 +332,12 @@ async def test_the_policy_of_a_type_is_found_by_what_the_type_is(cache: Cache) -
     assert first is not await cache.get("copied", "1", "acme")
     found = [await cache.get_or_load(Other("copied"), "2", lambda: [1], tenant_id="acme") for _ in range(3)]
     assert found[1] is not found[2]
-    assert cache.rules(Other("copied")) is cache.rules("copied")
+    assert rules_of(cache, Other("copied")) is rules_of(cache, "copied")
     cache.register(policies={Other("mine"): Policy(ttl_s=7)})
-    assert cache.rules("mine").ttl_s == 7
+    assert rules_of(cache, "mine").ttl_s == 7
     for one in (*ARE_NONE, None):
         with pytest.raises(InvalidKey):
-            cache.rules(one)
+            rules_of(cache, one)
 
 
 async def test_what_is_read_by_a_uuid_or_in_copies_stays_in_memory_as_long(cache: Cache) -> None:

@@ -13,10 +13,10 @@ from pydantic import BaseModel, field_validator
 
 from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.l2.names import ShardNames
-from cachebus.reading.request import Loaded
+from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_cache_expiry import aging
-from tests.support.caches import PATIENCE_S, Source, nodes, parts, quick, until
+from tests.support.caches import PATIENCE_S, Source, key_of, nodes, parts, quick, rules_of, until
 from tests.support.servers import any_binary
 
 SAFE = Policy(ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)
@@ -137,7 +137,8 @@ async def test_a_loader_that_never_ends_holds_no_lease_for_longer_than_a_load_ma
             await ends.wait()
             return Loaded(1)
 
-        stuck = asyncio.create_task(a.load(a.key("config", "x", "acme"), load, a.rules("config")))
+        request = Request(key_of(a, "config", "x", "acme"), load, rules_of(a, "config"))
+        stuck = asyncio.create_task(parts(a).loads.get_or_load(request))
         await asked.wait()
 
         async def is_loaded() -> bool:

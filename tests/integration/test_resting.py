@@ -18,7 +18,7 @@ from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import SAFE, SOFT, expired, read, reading, settled
-from tests.support.caches import PATIENCE_S, Source, asked, nodes, parts, quick, until
+from tests.support.caches import PATIENCE_S, Source, asked, key_of, nodes, parts, quick, rules_of, until
 from tests.support.servers import any_binary
 
 # -- loaders that heed no limit -------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ async def test_that_a_search_found_nothing_without_a_lease_leaves_what_may_stand
 async def test_without_l2_a_load_heeds_what_all_have_asked_for_who_share_the_one_that_joins_it() -> None:
     async with aging(1) as world:
         (a,) = world.nodes
-        loads, key, tag = parts(a).loads, a.key("config", "x", "acme"), "T\x1facme\x1ft"
+        loads, key, tag = parts(a).loads, key_of(a, "config", "x", "acme"), "T\x1facme\x1ft"
         asked_for, ends = asyncio.Event(), asyncio.Event()
 
         async def load() -> Loaded:
@@ -367,7 +367,7 @@ async def test_without_l2_a_load_heeds_what_all_have_asked_for_who_share_the_one
             await ends.wait()
             return Loaded(1)
 
-        request = Request(key, load, a.rules("config"))
+        request = Request(key, load, rules_of(a, "config"))
         world.fleet.away = True
         first = asyncio.create_task(loads.get_or_load(request))
         await asked_for.wait()

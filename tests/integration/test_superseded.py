@@ -15,7 +15,7 @@ from cachebus.reading.resting import KEYS_MAX, Superseded
 from tests.integration.test_cache_expiry import aging
 from tests.integration.test_patience import expired, read, settled
 from tests.integration.test_resting import SHORT
-from tests.support.caches import Source, nodes, parts, until
+from tests.support.caches import Source, key_of, nodes, parts, until
 
 AGED = Policy(ttl_s=10, fail_safe_s=1000, fail_safe_throttle_s=2, retries=0)
 
@@ -47,7 +47,7 @@ async def test_what_l2_refused_to_keep(redis_url: str) -> None:
         await read(a, source, "safe")
         await expired(a, "safe")
         store: Any = parts(a).store
-        key = a.key("safe", "x", "acme")
+        key = key_of(a, "safe", "x", "acme")
 
         async def load() -> str:
             await store._links.of(key.shard).call("DEL", store._names[key.shard].lease(key))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, LoadTimeout, Policy
-from cachebus.reading.load import BACKOFF_MAX_S
+from cachebus.reading.miss import BACKOFF_MAX_S
 from cachebus.reading.waiting import POLLS_AT_ONCE, POLLS_PER_S, Waiters
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import Source, parts
@@ -75,7 +75,7 @@ def staged(play: Play, count: int, faults: Faults | None = None) -> None:
 
 
 def assert_nothing_left(cache: Cache) -> None:
-    waiters = parts(cache).loads._waiters
+    waiters = parts(cache).loads._parts.waiters
     assert not len(waiters)
     assert not waiters._waiting
     assert not waiters._line

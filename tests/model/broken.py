@@ -21,7 +21,7 @@ from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.listening.receive import Receiver
-from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.fetch import MISSING, AsOf, Fetcher
 from cachebus.reading.flight import Flight
 from cachebus.reading.freshness import Freshness
 from cachebus.wire import event as events
@@ -189,8 +189,8 @@ def _judge_without_lease(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
     return fetcher.store.checked[0] and (after is None or shard.honours(after.epoch, after.seq))
 
 
-def _fresh_when_read(fetcher: Fetcher, key: Any, before: Crippled = Fetcher.before) -> Any:
-    return before(fetcher, key)[0], fetcher.clock()
+def _fresh_when_read(fetcher: Fetcher, key: Any, as_of: Crippled = Fetcher.as_of) -> Any:
+    return AsOf(as_of(fetcher, key).reservation, fetcher.clock())
 
 
 def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
@@ -213,20 +213,13 @@ def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flig
 
 
 def _take_as_answered(
-    fetcher: Fetcher,
-    key: Any,
-    record: Any,
-    reservation: Any,
-    read_s: float,
-    data: bytes = b"",
-    *,
-    taken: Crippled = Fetcher.taken,
+    fetcher: Fetcher, key: Any, record: Any, enters: Any, data: bytes = b"", *, taken: Crippled = Fetcher.taken
 ) -> object:
-    found = taken(fetcher, key, record, reservation, read_s, data)
+    found = taken(fetcher, key, record, enters, data)
     if found is not MISSING:
         return found
     with patch.object(Shard, "hides", _no):
-        return taken(fetcher, key, record, None, read_s, data)
+        return taken(fetcher, key, record, None, data)
 
 
 def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
@@ -475,7 +468,7 @@ RULES = {
         "what a plain get brings is as fresh as the probe behind the lease",
         "SMALL",
         "G1",
-        ((Fetcher, "before", _fresh_when_read),),
+        ((Fetcher, "as_of", _fresh_when_read),),
     ),
     "heard meanwhile": Rule(
         "what L2 found valid is looked at again: the node may have heard more by now",

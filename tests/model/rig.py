@@ -24,11 +24,14 @@ from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
 from cachebus.policy import Policy, PolicyTable
 from cachebus.reading.fetch import MISSING, Fetcher
-from cachebus.reading.fill import Filler
+from cachebus.reading.flight import Departure, Flights, Fly
 from cachebus.reading.flight import Flight as RealFlight
-from cachebus.reading.load import Loads
+from cachebus.reading.get_or_load import Loads
+from cachebus.reading.load import begun_without_l2
+from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
-from cachebus.reading.request import Loaded, Request
+from cachebus.reading.request import Found, Loaded, Request
+from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
 from cachebus.wire import event as events
 from cachebus.writing.pending import Pending
@@ -142,18 +145,22 @@ class Begun(Exception):
         self.flight, self.coro = flight, coro
 
 
-class NoFlights:
+class NoFlights(Flights):
     """In place of the node's flights: none is under way, and one that begins is the model's."""
-
-    def __init__(self) -> None:
-        self.without_l2: dict[str, RealFlight] = {}
 
     def find(self, name: str) -> None:
         return None
 
-    def begin(self, name: str, flight: RealFlight, fly: Callable[[RealFlight], Coro]) -> None:
-        flight._task = Underway()  # type: ignore[assignment]
+    def begin(self, name: str, departure: Departure, fly: Fly) -> RealFlight:
+        flight = HandFlight(self, departure, fly, self._clock)
         raise Begun(flight, fly(flight))
+
+
+class HandFlight(RealFlight):
+    """A flight that no task runs."""
+
+    def _started(self, fly: Fly) -> asyncio.Task[Found]:
+        return Underway()  # type: ignore[return-value]
 
 
 class Underway:
@@ -187,10 +194,9 @@ class Rig:
         policies = PolicyTable({t: Policy(ttl_s=math.inf) for t in "de"})
         self.rules = policies.rules("d")
         waiters = Waiters()
-        self.fetch = Fetcher(self.node, self.store, policies, clock, self._nudge)
-        self.reader = Reader(self.fetch, clock, outage_is_miss=False, enabled=True)
-        self.loads = Loads(self.reader, self.fetch, waiters, clock, lease_ms=PX_MS, enabled=True)
-        self.loads.flights = NoFlights()  # type: ignore[assignment]
+        self.fetch = Fetcher(self.node, self.store, policies, self._nudge)
+        self.reader = Reader(self.fetch)
+        self.loads = Loads(LoadParts(self.fetch, self.reader, waiters, NoFlights(clock), Rests(clock), PX_MS))
         self.writer = Writer(
             self.fetch, StoreBus(), clock, self._nudge, Pending(self.node, self.store, 0, 0.0), enabled=True
         )
@@ -221,9 +227,7 @@ class Rig:
 
     def called(self, key: int) -> int:
         """The seq by which a load without L2 goes that begins now."""
-        filler = Filler(self.fetch, self.asking(self.setup.keys[key]), PX_MS)
-        filler.begin_without_l2()
-        return filler._seq
+        return begun_without_l2(self.node, self.setup.keys[key])[1]
 
     def writing(self, kind: str, version: int) -> Coro:
         """An invalidation, or a set of key 0, by a caller on this node."""

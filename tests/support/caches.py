@@ -11,6 +11,9 @@ from typing import Any
 from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.factory import Parts
 from cachebus.base.clock import monotonic
+from cachebus.base.ids import Id, check_part
+from cachebus.keys.key import Key
+from cachebus.policy import Rules
 
 D_S = 0.6
 """The staleness bound of the caches in tests."""
@@ -46,6 +49,16 @@ def parts(cache: Cache) -> Parts:
     found = cache._parts
     assert found is not None
     return found
+
+
+def key_of(cache: Cache, data_type: str, resource_id: Id, tenant_id: Id) -> Key:
+    """The key of these ids."""
+    return parts(cache).naming.key(data_type, resource_id, tenant_id)
+
+
+def rules_of(cache: Cache, data_type: str) -> Rules:
+    """The rules of a data type; `InvalidKey`."""
+    return parts(cache).policies.rules(check_part("data_type", data_type))
 
 
 async def until(met: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:

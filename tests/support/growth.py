@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from cachebus import Cache, Policy, Settings
 from cachebus.base.clock import monotonic
 from cachebus.keys.key import Key, Keyspace
-from cachebus.reading.fetch import Fetcher
+from cachebus.reading.fetch import AsOf, Fetcher
 from cachebus.wire import record as records
 from cachebus.wire.packing import pack
 from tests.support.caches import parts
@@ -174,7 +174,7 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
     own figure, and its entries."""
     async with Cache.open(Settings(url="memory://", l1_max_bytes=bound_bytes, policies={"doc": kind.policy})) as cache:
         node, store, policies = parts(cache).node, parts(cache).store, parts(cache).policies
-        fetcher, keys, view = Fetcher(node, store, policies, monotonic, lambda _: None), Keyspace(1), node.shards[0]
+        fetcher, keys, view = Fetcher(node, store, policies, lambda _: None), Keyspace(1), node.shards[0]
 
         def name(i: int) -> Key:
             return keys.key("doc", f"{i:0{kind.id_length}d}", "acme")
@@ -189,7 +189,9 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
                 kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), tags=tags
             )
             record.epoch, record.seq = view.epoch, view.applied
-            fetcher.taken(name(i), records.decode(record.encode(name(i).l2), name(i).l2), view.reserve(), monotonic())
+            fetcher.taken(
+                name(i), records.decode(record.encode(name(i).l2), name(i).l2), AsOf(view.reserve(), monotonic())
+            )
 
         for i in range(100):  # what the interpreter takes once
             read(i)

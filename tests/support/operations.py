@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cachebus import Cache, CacheManager, Policy, Receipt, cached, get_with_cache_aside, invalidate_coordinated
 from cachebus.helpers import increment_counter
 from cachebus.keys.key import Key
-from tests.support.caches import parts, until
+from tests.support.caches import key_of, parts, until
 from tests.support.steps import Cancelling, Steps
 
 OLD = 1
@@ -52,7 +52,7 @@ class Stage:
 
     def key(self) -> Key:
         """The key of "x"."""
-        return self.b.key(self.data_type, "x", "acme")
+        return key_of(self.b, self.data_type, "x", "acme")
 
     async def read(self, cache: Cache, **how: Any) -> Any:
         """What a node has of "x"."""

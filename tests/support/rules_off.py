@@ -161,30 +161,30 @@ def _without_a_loaders_own_cancellation() -> None:
 
 def _without_giving_leases_back() -> None:
     """The lease of a load that ends without a fill is held, and extended for ever."""
-    from cachebus.reading import fill
-    from cachebus.reading.fill import Filler
+    from cachebus.reading import lease
+    from cachebus.reading.lease import Lease
 
-    fill.GIVE_UP_S = float("inf")  # type: ignore[misc]
-    Filler.release = lambda *_: None  # type: ignore[method-assign]
-    Filler.rest = lambda *_: None  # type: ignore[method-assign]
+    lease.GIVE_UP_S = float("inf")  # type: ignore[misc]
+    Lease.release = lambda *_: None  # type: ignore[method-assign]
+    Lease.rest = lambda *_: None  # type: ignore[method-assign]
 
 
 def _without_rests() -> None:
     """A source that has failed is asked again by whoever comes."""
-    from cachebus.reading.fill import Filler
+    from cachebus.reading.lease import Lease
     from cachebus.reading.resting import Rest, Rests
 
     Rests.of = lambda *_: Rest.NONE  # type: ignore[method-assign]
-    Filler.rest = lambda filler, _: filler.release()  # type: ignore[method-assign]
+    Lease.rest = lambda lease, _: lease.release()  # type: ignore[method-assign]
 
 
 def _without_storing_what_was_lost() -> None:
     """A refresh replaces the version that it began over, and nothing else."""
-    from cachebus.reading.fill import Filler
+    from cachebus.reading.fill import Fill
 
-    fill = Filler.fill
-    Filler.fill = lambda filler, found, flight, over=b"": fill(  # type: ignore[method-assign]
-        filler, found, flight, over or b"\0" * 24
+    under_lease = Fill.under_lease
+    Fill.under_lease = lambda fill, found, answer, over=b"": under_lease(  # type: ignore[method-assign]
+        fill, found, answer, over or b"\0" * 24
     )
 
 
@@ -210,7 +210,7 @@ def _without_an_end_of_absence() -> None:
     """That there was nothing stands in for a source that fails."""
     from cachebus.core.details import details
     from cachebus.core.node import Node
-    from cachebus.reading import load
+    from cachebus.reading import freshness
     from cachebus.wire.record import Record
 
     def fallback(node: Node, key: Any, now_s: float) -> Any:
@@ -230,14 +230,14 @@ def _without_an_end_of_absence() -> None:
 
     Record.may_be_fallback = property(lambda _: True)  # type: ignore[assignment,method-assign]
     Node.fallback = fallback  # type: ignore[method-assign]
-    load.details = as_value
+    freshness.details = as_value
 
 
 def _without_circles() -> None:
     """A loader that asks for its own key waits for itself."""
-    from cachebus.reading import load
+    from cachebus.reading import get_or_load
 
-    load.check = lambda *_: None
+    get_or_load.check = lambda *_: None
 
 
 def _without_adding_over_absence() -> None:

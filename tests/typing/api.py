@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 from uuid import UUID, uuid4
 
 from cachebus import (
@@ -16,13 +16,18 @@ from cachebus import (
     CacheBusError,
     CacheManager,
     Cascade,
+    Codec,
     Context,
+    ContextMatch,
     L2Unavailable,
+    OnOutage,
     Policy,
     Receipt,
     Settings,
     Stats,
+    Target,
     Template,
+    Wait,
     WriteGuard,
     cached,
     configure,
@@ -138,6 +143,17 @@ async def verbs(settings: Settings) -> None:
         assert_type(await cache.delete("config", "x", "acme", wait="nodes"), Receipt)
         assert_type(await cache.invalidate_scope("acme", wait="nodes"), Receipt)
         assert_type(await cache.invalidate_tags(["t"], "acme", wait=None), Receipt)
+        wait: Wait | None = "nodes"
+        contexts: ContextMatch = "all"
+        assert_type(await cache.invalidate("config", "x", "acme", contexts=contexts, wait=wait), Receipt)
+        await cache.invalidate("config", "x", "acme", contexts="every")  # type: ignore[arg-type]
+        await cache.set("config", "x", 1, "acme", wait="node")  # type: ignore[arg-type]
+        several = [Target("config", "x"), Target("page", 7, agent_id="a")]
+        assert_type(await cache.invalidate_targets(several, "acme", wait="nodes"), Receipt)
+        codec: Codec = "f32"
+        on_outage: OnOutage = "miss"
+        assert_type(Policy(codec=codec), Policy)
+        assert_type(Settings(url="memory://", on_outage=on_outage), Settings)
         assert_type(await cache.increment("hits", "acme", 2, "page", expires_in_s=60, request_id="r"), int)
         cascade = Cascade("a", to=[("b", "{resource_id}")], on_set=True)
         cache.register(cascade, policies={"a": Policy(ttl_s=TTL_EXTENDED)})
@@ -171,7 +187,7 @@ async def receipts(receipt: Receipt) -> None:
     assert_type(str(receipt), str)
     assert_type(Receipt.parse("0.0123456789abcdef.1"), Receipt)
     assert_type(receipt.seq, int)
-    assert_type(receipt.status, str)
+    assert_type(receipt.status, Literal["applied", "pending"])
     assert_type(receipt.stored, bool)
     assert_type(receipt.targets, Mapping[str, int])
     assert_type(receipt.confirmed, tuple[str, ...])

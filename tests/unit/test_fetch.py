@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachebus.testing import Fleet
+from tests.support.caches import key_of
 
 
 async def test_arrays_are_read_from_l2() -> None:
@@ -25,7 +26,7 @@ async def test_a_key_once_forgotten_enters_l1_again() -> None:
     async with Fleet(nodes=1) as fleet:
         (cache,) = fleet.caches
         parts = cache._live()
-        parts.node.forget(0, [cache.key("config", "x", "acme")])
+        parts.node.forget(0, [key_of(cache, "config", "x", "acme")])
         await cache.set("config", "x", 1, tenant_id="acme")
         await cache.set("config", "x", 2, tenant_id="acme")
         before = cache.stats().l1_hits

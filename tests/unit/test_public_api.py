@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any
+from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
@@ -29,6 +29,8 @@ def described(prefix: str, thing: Any) -> Iterator[str]:
     """A public thing and what is public in it, a line each."""
     if inspect.isclass(thing):
         yield from described_class(prefix, thing)
+    elif get_origin(thing) is Literal:
+        yield f"{prefix} = {' | '.join(map(repr, get_args(thing)))}"
     elif callable(thing):
         yield f"{prefix}{signature(thing)}"
     elif isinstance(thing, types.MappingProxyType):
@@ -83,11 +85,17 @@ class Written(str):
         return str(self)
 
 
+def written(annotation: Any) -> Any:
+    """An annotation out of its wrapping, which a `NamedTuple` has."""
+    return annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
+
+
 def signature(thing: Any) -> str:
     """The signature as it is written, the same for every Python version."""
     found = inspect.signature(thing)
     parameters = [
-        p if p.annotation is p.empty else p.replace(annotation=Written(p.annotation)) for p in found.parameters.values()
+        p if p.annotation is p.empty else p.replace(annotation=Written(written(p.annotation)))
+        for p in found.parameters.values()
     ]
     result = found.return_annotation
     returns = found.empty if result is found.empty else Written(result)

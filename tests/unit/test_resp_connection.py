@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachebus.errors import L2Unavailable, ProtocolMismatch
-from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, link, mapped
+from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, WrongType, link, mapped
 from cachebus.resp.connection import BATCH_MAX
 from cachebus.resp.link import ALONE_MIN, Link
 
@@ -405,11 +405,18 @@ async def test_nothing_is_handed_on_after_close() -> None:
     assert heard == [b"1"]
 
 
-@pytest.mark.parametrize("code", ["LOADING", "READONLY", "NOREPLICAS", "OOM", "MASTERDOWN", "WRONGTYPE", "ERR", "BUSY"])
+@pytest.mark.parametrize("code", ["LOADING", "READONLY", "NOREPLICAS", "OOM", "MASTERDOWN", "ERR", "BUSY"])
 def test_refusals_are_unavailability_with_the_servers_words(code: str) -> None:
     error = mapped(f"{code} because")
     assert type(error) is L2Unavailable
     assert str(error) == f"{code} because"
+
+
+def test_that_a_key_is_of_another_type_is_told_by_its_class() -> None:
+    error = mapped("WRONGTYPE Operation against a key holding the wrong kind of value")
+    assert type(error) is WrongType
+    assert isinstance(error, L2Unavailable)
+    assert str(error).startswith("WRONGTYPE ")
 
 
 def test_a_servers_text_is_short_and_printable() -> None:

@@ -186,9 +186,9 @@ def test_a_signature_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    for i in range(parameters.PLANS_MAX + 2):
+    for i in range(parameters.PASSINGS_MAX + 2):
         bind(eval(f"lambda a, b={i}: a"), "r", "t", "c")
-    assert 0 < len(parameters._by_code) <= parameters.PLANS_MAX
+    assert 0 < len(parameters._by_code) <= parameters.PASSINGS_MAX
 
 
 def bound_and_called() -> weakref.ref[Method]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cachebus.base.choices import ContextMatch
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.settings import Settings
@@ -82,7 +83,7 @@ def invalidate(
     Exit status: 0, 2 if it is not sure to have happened. Repeat it then: twice does no harm.
     """
     settings = settings_for(url, namespace)
-    contexts = "all" if all_contexts else "exact"
+    contexts: ContextMatch = "all" if all_contexts else "exact"
 
     async def done(settings: Settings) -> str:
         from cachebus.cli.operate.shards import shards_of_namespace

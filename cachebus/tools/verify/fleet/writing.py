@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Final
 
 from cachebus import Cache, CacheBusError, Receipt
+from cachebus.base.choices import Wait
 from cachebus.base.clock import Clock
 from cachebus.cascade import Target
 from cachebus.tools.demo.traffic import Pace
@@ -73,7 +74,7 @@ UNTOLD: Final = frozenset({ADD})
 """Those that change nothing at the source."""
 SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
 
-Call = Callable[[str | None], Awaitable[Any]]
+Call = Callable[[Wait | None], Awaitable[Any]]
 """With what to wait for."""
 
 
@@ -227,7 +228,7 @@ class Writers:
     def _add(self, item: Item, value: Any) -> Awaitable[bool]:
         return self._cache(item).add(item.data_type, item.resource_id, value, None, *item.place, tags=item.tags)
 
-    def _invalidate(self, item: Item, wait: str | None = None) -> Awaitable[Receipt]:
+    def _invalidate(self, item: Item, wait: Wait | None = None) -> Awaitable[Receipt]:
         return self._cache(item).invalidate(item.data_type, item.resource_id, *item.place, wait=wait)
 
     async def _write_guarded(self) -> None:

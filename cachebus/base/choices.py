@@ -1,0 +1,16 @@
+"""Choices that a user writes as a string, under the names by which they are exported."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Wait = Literal["nodes"]
+"""What a write waits for beyond L2: "nodes" is until each has applied it, or can't serve what it replaced."""
+ContextMatch = Literal["exact", "all"]
+"""Which contexts an invalidation of an id concerns: the given one exactly, or all of them."""
+OnOutage = Literal["raise", "miss"]
+"""What a read does that neither level may answer."""
+Status = Literal["applied", "pending"]
+"""What has become of an invalidation when its call returns: it stands, or it waits for L2."""
+Codec = Literal["msgpack", "f32", "raw"]
+"""How values are encoded."""

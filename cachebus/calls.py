@@ -1,0 +1,119 @@
+"""What the verbs of `Cache` share beyond their signatures: arguments checked, and put together for the parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from cachebus.assembly.factory import Parts
+from cachebus.base.choices import ContextMatch, Wait
+from cachebus.base.ids import Id
+from cachebus.cascade import Target
+from cachebus.core.ports import Position
+from cachebus.keys.key import Key
+from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
+from cachebus.policy import check_ttl
+from cachebus.reading.fetch import MISSING, NOT_FOUND
+from cachebus.reading.read import Reader
+from cachebus.receipt import Receipt
+from cachebus.writing.confirm import check_wait
+from cachebus.writing.guard import WriteGuard, guard_time_s
+
+MANY = 250
+"""So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
+AMOUNT_LIMIT = 1 << 63
+"""A counter has 64 bits, signed."""
+
+
+def checked_ttl(ttl: float | None) -> float | None:
+    """A call's time to live in seconds, None for the type's; `ValueError`."""
+    return None if ttl is None else check_ttl(ttl)
+
+
+def checked_amount(value: object) -> int:
+    """What is added to a counter, as a plain int; `ValueError` for what is none, or has more than 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"a counter takes an int, not {type(value).__name__}")
+    amount = int.__int__(value)  # what a subclass holds, however it writes or compares itself
+    if not -AMOUNT_LIMIT <= amount < AMOUNT_LIMIT:
+        raise ValueError(f"a counter takes amounts of 64 bits, not {amount.bit_length()} bits")
+    return amount
+
+
+async def read_many(
+    reader: Reader, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Position | None
+) -> dict[Id, Any]:
+    """The values by these ids, absent ones left out, asked for `MANY` at a time."""
+    found: dict[Id, Any] = {}
+    left = iter(ids)
+    while some := list(islice(left, MANY)):
+        # Each is looked at before they are told apart: True would else pass for the 1 beside it.
+        keys = {one: key_of(one) for one in some}
+        values = await reader.get_many(list(keys.values()), after)
+        there = zip(keys, values, strict=True)
+        found.update((one, value) for one, value in there if value is not MISSING and value is not NOT_FOUND)
+        if len(some) == MANY:
+            await asyncio.sleep(0)  # what L1 has is given without any wait
+    return found
+
+
+class Storing(NamedTuple):
+    """What `set` or `add` stores, as its caller gave it."""
+
+    key: Key
+    value: Any
+    ttl: float | None
+    tags: Sequence[str]
+    if_absent: bool = False
+    wait: Wait | None = None
+
+
+async def store(parts: Parts, storing: Storing) -> Receipt:
+    """Store a value, and replace what cascades from it where they say so."""
+    key, family = storing.key, storing.key.family
+    ttl_s, rules = checked_ttl(storing.ttl), parts.policies.rules(family.data_type)
+    own = Target(family.data_type, key.resource_id, *key.contexts)
+    plan = parts.planner.targets([own], family.tenant or None, on_set=True)
+    return await parts.writer.set(
+        key,
+        storing.value,
+        rules,
+        plan,
+        ttl_s=ttl_s,
+        tags=tag_scopes(key, storing.tags, rules),
+        if_absent=storing.if_absent,
+        wait=bool(storing.wait),
+    )
+
+
+class Guarding(NamedTuple):
+    """What `write_guard` guards, and for how long, as its caller gave it."""
+
+    targets: Sequence[Sequence[Any]]
+    tenant_id: Id | None
+    scopes: Sequence[str | Mapping[str, Any]]
+    tags: Sequence[str]
+    contexts: ContextMatch
+    timeout_s: float | None
+    db_timeout_s: float | None
+    wait: Wait | None
+
+
+def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
+    """The guard, to be entered; what is wrong with the call is raised before."""
+    targets, scopes, tags, settings = guarding.targets, guarding.scopes, guarding.tags, parts.settings
+    check_wait(guarding.wait)
+    check_contexts(guarding.contexts)
+    if not targets and not scopes and not tags:
+        raise ValueError("nothing to guard: no targets, scopes or tags")
+    if isinstance(tags, str) or isinstance(scopes, str | Mapping):
+        raise ValueError("tags and scopes must be sequences")
+    tenant = tenant_of(targets[0][0] if targets else None, guarding.tenant_id)
+    plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all")
+    largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
+    time_s = guard_time_s(settings, guarding.timeout_s, guarding.db_timeout_s, largest_bound_s)
+    return WriteGuard(
+        parts.writer, parts.guards, plan, time_s, parts.node.clock, wait=bool(guarding.wait), enabled=settings.enabled
+    )

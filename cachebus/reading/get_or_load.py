@@ -1,0 +1,128 @@
+"""A read that may load, as its caller sees it.
+
+1. L1 has it.
+2. A search finds it in L1 or L2 under a wider context.
+3. The source rests after a failure: an expired value is given.
+4. A flight for this key is under way that suits the caller: join it.
+5. Otherwise begin one. What it does is told in `cachebus.reading.miss`.
+
+Steps 1 and 3 to 5 decide without a wait; then the caller waits for the flight.
+"""
+
+from __future__ import annotations
+
+from cachebus.core.details import details
+from cachebus.errors import L2Unavailable
+from cachebus.reading.background import Background
+from cachebus.reading.fetch import NOT_FOUND
+from cachebus.reading.flight import Departure, Flight, Flights
+from cachebus.reading.freshness import Fallback, Freshness, fallback_in_l1
+from cachebus.reading.miss import Miss
+from cachebus.reading.parts import LoadParts
+from cachebus.reading.read import handed_out
+from cachebus.reading.reentrance import check
+from cachebus.reading.request import Found, Request
+from cachebus.reading.resting import Rest
+
+
+class Loads:
+    """Reads of one cache that may ask the source."""
+
+    def __init__(self, parts: LoadParts) -> None:
+        self._parts = parts
+        self._node, self._clock = parts.fetch.node, parts.fetch.clock
+        self.background = Background(parts)
+
+    @property
+    def flights(self) -> Flights:
+        """The loads under way."""
+        return self._parts.flights
+
+    async def get_or_load(self, request: Request) -> Found:
+        """What L1 or L2 holds, else what the source gives, None where that has nothing; one load a key and node, and
+        one over all nodes. Raises what the source does, `LoadTimeout`, and `ConfigError` for a load that waits for
+        itself."""
+        found = await self._found(request)
+        return found._replace(value=None) if found.value is NOT_FOUND else found
+
+    async def _found(self, request: Request) -> Found:
+        began_s = self._clock()
+        found = self._in_memory(request)
+        if found is None and request.searches:
+            found = await self._searched(request)
+        if found is not None:
+            return found
+        check(self.flights, request.key)
+        fallback = fallback_in_l1(self._node, request)
+        if fallback is not None and self._parts.rests.of(request.key.l1, fallback.version) is Rest.RESTS:
+            self.background.look(request)
+            return self._counted(request, fallback.found)
+        joined = self._joined(request)
+        if joined is None:
+            spent_s = self._clock() - began_s if request.searches else 0.0
+            return self._counted(request, await self._begun(request, fallback, spent_s).wait(request))
+        found = await joined.wait(request)
+        if found.stale and found.level == "l1" and not request.use_memory:
+            found = await self._begun(request, None).wait(request)  # that is for others: who wants no memory loads
+        return self._counted(request, found)
+
+    def _in_memory(self, request: Request) -> Found | None:
+        """What L1 may serve, counted; past its soft expiry it is loaded meanwhile."""
+        entry = self._parts.reader.remembered(request.key, request.after) if request.use_memory else None
+        if entry is None:
+            return None
+        extra = details(entry)
+        if extra is not None and extra.not_found and request.searches:
+            return None  # a wider context may know
+        self._node.counters.of(request.key.family.data_type).l1_hits += 1
+        if extra is not None and extra.soft_until <= self._clock():
+            self.background.refresh(request, extra.version)
+        return Found(handed_out(entry), "l1")
+
+    async def _searched(self, request: Request) -> Found | None:
+        """What the key's contexts or wider ones hold; counted, where it is something."""
+        try:
+            found = await self._parts.reader.search(request.key, request.after, request.use_memory)
+        except L2Unavailable:
+            return None  # the load finds out for itself, and goes to the source
+        if found.level is None:
+            self._node.counters.of(request.key.family.data_type).misses -= 1  # the flight's callers count it
+            return None
+        if found.soft:
+            self.background.refresh(request, found.soft)
+        return found
+
+    def _joined(self, request: Request) -> Flight | None:
+        flight = self.flights.find(request.key.l1)
+        if flight is None or not flight.joinable(request):
+            return None
+        flight.add(request)
+        return flight
+
+    def _begun(self, request: Request, fallback: Fallback | None, spent_s: float = 0.0) -> Flight:
+        """A new flight. One that follows another which does not know of a tag's invalidation may not take what that one
+        has left in L2, either."""
+        key, former = request.key, self.flights.find(request.key.l1)
+        departure = Departure(
+            request,
+            Freshness.of_a_get(self._node.shards[key.shard], request, self._clock()),
+            fallback,
+            must_load=former is not None and not former.fresh.knows(request.tags),
+            spent_s=spent_s,
+        )
+        return self.flights.begin(key.l1, departure, self._fly)
+
+    async def _fly(self, flight: Flight) -> Found:
+        return await Miss(self._parts, self.background, flight).run()
+
+    def _counted(self, request: Request, found: Found) -> Found:
+        """What one of the flight's callers is given."""
+        counters = self._node.counters.of(request.key.family.data_type)
+        if found.stale or found.level is None:
+            counters.misses += 1
+            counters.stale_served += found.stale
+        elif found.level == "l2":
+            counters.l2_hits += 1
+        else:
+            counters.l1_hits += 1
+        return found.handed_out
