@@ -5,13 +5,15 @@ one timer a connection instead of a time-out a call, and every failure is an err
 """
 
 from cachebus.resp.address import Address, parse_address
+from cachebus.resp.cluster_map import ClusterMap, slot_of
 from cachebus.resp.connection import Connection
 from cachebus.resp.handshake import must_be_primary
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
 from cachebus.resp.replies import Misshapen, NotAsked, Reads, is_no_primarys, leads_elsewhere, mapped, place_in
-from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
+from cachebus.resp.route import Fixed, Route
 from cachebus.resp.script import Script
+from cachebus.resp.sentinels import Sentinels
 from cachebus.resp.subscriber import Subscriber
 from cachebus.resp.tasks import ended, heard, shared
 

@@ -19,7 +19,8 @@ from cachebus.listening.heartbeat import BEGINNINGS_MAX
 from cachebus.listening.receive import Receiver
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import ClusterMap, Links, parse_address, slot_of
-from cachebus.resp.route import LOOK_AGAIN_S, LOOK_MAX_S, SLOTS
+from cachebus.resp.asked_route import LOOK_AGAIN_S, LOOK_MAX_S
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import SHARDS_MAX
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
