@@ -16,12 +16,13 @@ from typing import Final
 from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.core.answers import BEYOND, NEVER, Asked, Heard, Probed, Reservation
 from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, Details, details
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
 from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
-from cachebus.core.shard import BEYOND, MAX_INVALIDATED_SCOPES, NEVER, Asked, Heard, Probed, Reservation, Shard
+from cachebus.core.shard import MAX_INVALIDATED_SCOPES, Shard
 from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from cachebus.base.budget import NESTED, Budget
 from cachebus.base.clock import Clock
+from cachebus.core.answers import Reservation
 from cachebus.core.node import INF, Node
 from cachebus.core.ports import Position, Store
-from cachebus.core.shard import Reservation, Shard
+from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules

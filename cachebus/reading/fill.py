@@ -10,8 +10,8 @@ from typing import Self
 
 from loguru import logger
 
+from cachebus.core.answers import Reservation
 from cachebus.core.ports import Change, Leased, LeaseReply, Stale
-from cachebus.core.shard import Reservation
 from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.reading.fetch import MISSING, Fetcher
 from cachebus.reading.flight import Flight

@@ -12,7 +12,7 @@ import pytest
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import monotonic
-from cachebus.core.shard import NO_EPOCH
+from cachebus.core.answers import NO_EPOCH
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.listening.heartbeat import BEGINNINGS_MAX

@@ -11,12 +11,13 @@ from unittest.mock import patch
 
 from cachebus.base.clock import WALL_S
 from cachebus.core import membership
+from cachebus.core.answers import NEVER, Heard, Probed
 from cachebus.core.details import Details
 from cachebus.core.doubts import Doubts
 from cachebus.core.groups import Groups
 from cachebus.core.node import Node
 from cachebus.core.ports import NodeRow
-from cachebus.core.shard import NEVER, Heard, Probed, Shard
+from cachebus.core.shard import Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
