@@ -1,8 +1,8 @@
 """What one node may believe of one shard. Pure: no I/O, no await; time and randomness are arguments.
 
 The sequence counter in L2 is the truth, the bus only a fast hint. A node applies events as they come, since dropping is
-always safe. It counts as up to date only as far as it has applied them without a gap. A probe of the counter that it has
-reached gives it a lease of `bound_s` on its own memory, from when the probe was *sent*.
+always safe. It counts as up to date only as far as it has applied them without a gap. A probe of the counter that it
+has reached gives it a lease of `bound_s` on its own memory, from when the probe was *sent*.
 
 | predicate | question | who asks | promise (docs/guarantees.md) |
 |---|---|---|---|

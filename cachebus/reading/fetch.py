@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 from cachebus.base.budget import NESTED, Budget
 from cachebus.base.clock import Clock
+from cachebus.core.admission import INF, Offer
 from cachebus.core.answers import Reservation
-from cachebus.core.node import INF, Node
+from cachebus.core.node import Node
 from cachebus.core.ports import Position, Store
 from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules
 from cachebus.reading.resting import Superseded
-from cachebus.resp import leads_elsewhere
+from cachebus.resp import is_of_another_type, leads_elsewhere
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
 from cachebus.wire import record as records
@@ -54,7 +55,7 @@ class Seen(NamedTuple):
 def needs_script(error: L2Unavailable) -> bool:
     """Whether a plain get failed for what lies under the key (others wrote a list there), or for a Cluster's moving it:
     the script reads the one as nothing, and follows the other."""
-    return str(error).startswith("WRONGTYPE") or leads_elsewhere(error)
+    return is_of_another_type(error) or leads_elsewhere(error)
 
 
 class Fetcher:
@@ -295,17 +296,10 @@ class Fetcher:
         fenced: bool = True,
     ) -> bool:
         """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile."""
-        return self.node.admit(
-            key,
-            value,
-            record,
-            reservation,
-            read_started_s,
-            l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0,
-            decode=copier(record, value, rules) if rules.copy else None,
-            fenced=fenced,
-        )
+        l1_ttl_s = INF if rules.l1_ttl_s is None else rules.l1_ttl_s
+        decode = copier(record, value, rules) if rules.copy else None
+        keep_s = rules.fail_safe_s or 0.0
+        return self.node.admit(Offer(key, value, record, reservation, read_started_s, l1_ttl_s, keep_s, decode, fenced))
 
     def notice(self, index: int, epoch: bytes) -> None:
         """A reply of another epoch: only a probe moves the node there, so have one sent soon."""

@@ -10,7 +10,18 @@ from cachebus.resp.connection import Connection
 from cachebus.resp.handshake import must_be_primary
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
-from cachebus.resp.replies import Misshapen, NotAsked, Reads, is_no_primarys, leads_elsewhere, mapped, place_in
+from cachebus.resp.replies import (
+    Misshapen,
+    NotAsked,
+    Reads,
+    Refused,
+    is_no_primarys,
+    is_of_another_type,
+    knows_no_script,
+    leads_elsewhere,
+    mapped,
+    place_in,
+)
 from cachebus.resp.route import Fixed, Route
 from cachebus.resp.script import Script
 from cachebus.resp.sentinels import Sentinels
@@ -29,6 +40,7 @@ __all__ = [
     "NotAsked",
     "Places",
     "Reads",
+    "Refused",
     "Route",
     "Script",
     "Sentinels",
@@ -36,6 +48,8 @@ __all__ = [
     "ended",
     "heard",
     "is_no_primarys",
+    "is_of_another_type",
+    "knows_no_script",
     "leads_elsewhere",
     "mapped",
     "must_be_primary",

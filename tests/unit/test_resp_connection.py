@@ -13,6 +13,7 @@ from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, link, mapped
 from cachebus.resp.connection import BATCH_MAX
 from cachebus.resp.link import ALONE_MIN, Link
+from cachebus.resp.replies import Refused
 
 
 class Wire:
@@ -408,8 +409,9 @@ async def test_nothing_is_handed_on_after_close() -> None:
 @pytest.mark.parametrize("code", ["LOADING", "READONLY", "NOREPLICAS", "OOM", "MASTERDOWN", "WRONGTYPE", "ERR", "BUSY"])
 def test_refusals_are_unavailability_with_the_servers_words(code: str) -> None:
     error = mapped(f"{code} because")
-    assert type(error) is L2Unavailable
-    assert str(error) == f"{code} because"
+    assert isinstance(error, L2Unavailable)
+    assert isinstance(error, Refused)
+    assert (error.code, str(error)) == (code, f"{code} because")
 
 
 def test_a_servers_text_is_short_and_printable() -> None:
