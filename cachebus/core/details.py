@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from sys import getsizeof
 from typing import cast
 
-from cachebus.core.shard import NEVER
+from cachebus.core.answers import NEVER
 from cachebus.l1 import Entry
 from cachebus.wire.record import Record
 

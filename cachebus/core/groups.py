@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.core.shard import NEVER, Shard
+from cachebus.core.answers import NEVER
+from cachebus.core.shard import Shard
 from cachebus.keys.key import ALL_OF_SHARD, GIVEN, Key
 from cachebus.l1 import Entry, Group
 from cachebus.observe import OTHER, Counters

@@ -1,8 +1,7 @@
-"""This node's state, synchronous: its view of every shard, and what L1 holds under that view.
+"""This node's state: its view of every shard, and what L1 holds under that view.
 
-Whatever awaits happens above; here an event is applied, a value admitted or an entry looked at in one step. Entries
-point to a group (shard, data type); retiring a group sends its entries through `peek` once, where they are checked
-against the marks and move over to the group's successor, or go. So dropping a scope costs the same at any size.
+Nothing here awaits. An event is applied, a value admitted, or an entry looked at, in one step. What entries share, and
+why dropping a scope costs the same at any size, is said in `groups`.
 """
 
 from __future__ import annotations
@@ -10,25 +9,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from sys import getsizeof
 from typing import Final
 
 from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.core.admission import INF, Offer, ReadBounds, deadline_s, entry_bytes, fast_until_s
+from cachebus.core.answers import BEYOND, NEVER, Asked, Heard, Probed, Reservation
 from cachebus.core.blocked import Blocked
-from cachebus.core.details import ABSENT, Details, details
+from cachebus.core.details import ABSENT, details
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
 from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
-from cachebus.core.shard import BEYOND, MAX_INVALIDATED_SCOPES, NEVER, Asked, Heard, Probed, Reservation, Shard
+from cachebus.core.shard import MAX_INVALIDATED_SCOPES, Shard
 from cachebus.keys.key import Key, is_scope, scopes_of
-from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
+from cachebus.l1 import L1, Entry, grid, shared_int
 from cachebus.observe import Counters, ShardStats
 from cachebus.wire import event as events
-from cachebus.wire.record import COMPRESSED, Record
+from cachebus.wire.record import Record
 
-INF = float("inf")
 OnApplied = Callable[[int, str, int, float], None]
 DOUBT_S: Final = 60.0
 """For so long at least it is doubted what was held, or had begun, before an invalidation of unknown outcome."""
@@ -60,7 +59,7 @@ class Node:
         whether of anybody that keeps what it loads alone."""
         self.keep_without_l2 = keep_without_l2
         """Whether what L2 did not confirm may be kept, for D."""
-        self._until = NEVER, NEVER
+        self._read_bounds = ReadBounds(bound_s)
         self.shards = [Shard(i, bound_s, max_invalidated_scopes=max_invalidated_scopes) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
@@ -274,61 +273,48 @@ class Node:
             return True
         return view.hides(entry.seq, bucket, scopes) or view.doubts.cover(scopes, group.born)
 
-    def admit(
-        self,
-        key: Key,
-        value: object,
-        record: Record,
-        reservation: Reservation,
-        read_started_s: float,
-        *,
-        l1_ttl_s: float = INF,
-        keep_s: float = 0.0,
-        decode: Callable[[], object] | None = None,
-        fenced: bool = True,
-    ) -> bool:
-        """Let what was read, loaded or written under the reservation into L1, if nothing replaced it meanwhile.
-
-        `fenced=False`: L2 did not confirm it, so it lives until D after its load began, and no longer.
-        """
-        view = self.shards[key.shard]
-        blocked = self.blocked is not None and self.blocked.covers(key, record.tags)
-        not_kept = not fenced and not self.keep_without_l2
-        if not_kept or blocked or not self._admits(view, key, record, reservation):
+    def admit(self, offer: Offer) -> bool:
+        """Let what is offered into L1, if nothing has overtaken it. Gives whether it was."""
+        key, record, fenced = offer.key, offer.record, offer.fenced
+        if not self._may_admit(offer):
             self.counters.entries_refused += 1
             return False
-        read_until = self._read_until(read_started_s)
-        present = self.l1.entries.get(key.l1)
-        if present is not None and present.extra is not ABSENT:
-            if present.seq > record.seq:
-                return False
-            # Of two loads without L2 the one that began later is the newer, and lives longer, whichever ends first.
-            if not fenced and present.seq == record.seq and present.read_until > read_until and self.trusted(key):
-                return False
-        expires = self._deadline(key.shard, record.expires_ms, read_started_s)
-        if l1_ttl_s != INF:
-            expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
+        read_until = self._read_bounds.until_s(offer.read_started_s)
+        if self._holds_newer(offer, read_until):
+            return False
+        offset_s = self.server_clocks[key.shard].offset_s
+        expires = deadline_s(record.expires_ms, offset_s, offer.read_started_s)
+        if offer.l1_ttl_s != INF:
+            expires = min(expires, grid(self.clock() + offer.l1_ttl_s, offer.l1_ttl_s))
+        keep_s = offer.keep_s
         if keep_s and (not record.may_be_fallback or not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
-        extra, fast_until = None, expires
-        if record.flags or record.tags or record.soft_ms or keep_s or decode is not None:
-            soft = self._deadline(key.shard, record.soft_ms, read_started_s)
-            extra = Details(
-                not_found=record.not_found,
-                soft_until=soft,
-                keep_until=expires + keep_s,
-                tags=record.tags,
-                version=record.version,
-                decode=decode,
-            )
-            fast_until = NEVER if record.not_found or decode is not None else min(expires, soft)
-        size = self.l1.weights.of(
-            key.family.data_type, value, len(record.payload), compressed=record.codec >= COMPRESSED
-        ) + (0 if extra is None else extra.size_bytes(record))
-        self._put(key, value, fast_until, record.seq, read_until, expires, extra, size, fenced)
+        soft_until = deadline_s(record.soft_ms, offset_s, offer.read_started_s)
+        extra = offer.details(expires, soft_until, keep_s)
+        size = entry_bytes(key, offer.size_bytes(self.l1.weights, extra))
+        group = self.groups.joined(key, leased=fenced, tags=record.tags)
+        fast_until, seq = fast_until_s(extra, expires), shared_int(record.seq)
+        self.l1.put(Entry(key.l1, offer.value, group, fast_until, seq, read_until, expires, size, extra))
         return True
+
+    def _may_admit(self, offer: Offer) -> bool:
+        if not offer.fenced and not self.keep_without_l2:
+            return False
+        if self.blocked is not None and self.blocked.covers(offer.key, offer.record.tags):
+            return False
+        return self._admits(self.shards[offer.key.shard], offer.key, offer.record, offer.reservation)
+
+    def _holds_newer(self, offer: Offer, read_until: float) -> bool:
+        present, seq = self.l1.entries.get(offer.key.l1), offer.record.seq
+        if present is None or present.extra is ABSENT:
+            return False
+        if present.seq > seq:
+            return True
+        # Of two loads without L2 the one that began later is the newer, and lives longer, whichever ends first.
+        later = not offer.fenced and present.seq == seq and present.read_until > read_until
+        return later and self.trusted(offer.key) is not None
 
     def in_doubt(self, shard: int, record: Record) -> bool:
         """Whether a record was read from the source when guards may have stood that a takeover has lost: nobody knows
@@ -356,21 +342,6 @@ class Node:
         scopes = (*key.scopes, *record.tags) if view.invalidated or view.doubts.scopes else ()
         return view.admits(reservation, key.l1, key.family.bucket, scopes, record.epoch, record.seq, key.everywhere)
 
-    def _read_until(self, started_s: float) -> float:
-        """D after a read began; all that are judged between two probes began at the same time."""
-        before_s, until_s = self._until
-        if started_s != before_s:
-            until_s = grid(started_s + self.bound_s, self.bound_s)
-            self._until = started_s, until_s
-        return until_s
-
-    def _deadline(self, shard: int, server_ms: int, now_s: float) -> float:
-        """A time on the L2 server's clock (0 = never) on this node's, on the grid that entries share."""
-        if not server_ms:
-            return INF
-        at_s = server_ms / 1000 - self.server_clocks[shard].offset_s
-        return grid(at_s, at_s - now_s)
-
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
@@ -381,24 +352,10 @@ class Node:
         scopes = key.scopes if view.invalidated or view.doubts.scopes else ()
         bucket, everywhere = key.family.bucket, key.everywhere
         if view.admits(reservation, key.l1, bucket, scopes, view.epoch, reservation.applied, everywhere):
-            until = self._read_until(read_started_s)
-            self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
-
-    def _put(
-        self,
-        key: Key,
-        value: object,
-        fast_until: float,
-        seq: int,
-        read_until: float,
-        expires: float,
-        extra: Details | None,
-        size: int,
-        leased: bool,
-    ) -> None:
-        group = self.groups.joined(key, leased=leased, tags=() if extra is None else extra.tags)
-        size = size_class(size + ENTRY_OVERHEAD_BYTES + getsizeof(key.l1))
-        self.l1.put(Entry(key.l1, value, group, fast_until, shared_int(seq), read_until, expires, size, extra))
+            until = self._read_bounds.until_s(read_started_s)
+            group = self.groups.joined(key, leased=True, tags=())
+            seq = shared_int(reservation.applied)
+            self.l1.put(Entry(key.l1, None, group, NEVER, seq, until, until, entry_bytes(key), ABSENT))
 
     def sweep(self) -> Iterator[int]:
         """Take retired and expired entries out of memory, a millisecond a step."""
@@ -418,9 +375,15 @@ class Node:
 
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
-        return tuple(self._stats_of(view, now_s) for view in self.shards)
-
-    def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
-        invalidated, bound_s = sum(map(len, view.invalidated.values())), self.largest[view.index].bound_ms / 1000
-        left_s = max(0.0, view.valid_until - now_s)
-        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, invalidated, bound_s)
+        return tuple(
+            ShardStats(
+                shard=view.index,
+                epoch=view.epoch.decode(),
+                applied=view.applied,
+                head=view.head,
+                lease_left_s=max(0.0, view.valid_until - now_s),
+                invalidated_scopes=sum(map(len, view.invalidated.values())),
+                bound_s=self.largest[view.index].bound_ms / 1000,
+            )
+            for view in self.shards
+        )

@@ -1,74 +1,37 @@
-"""The heart: what one node may believe of one shard. Pure: no I/O, no await, time and randomness are arguments.
+"""What one node may believe of one shard. Pure: no I/O, no await; time and randomness are arguments.
 
-The sequence counter in L2 is the truth, the bus only a fast hint. A node applies events as they come (dropping is
-always safe), but counts as up to date only as far as it has applied them without a gap; a probe of the counter that
-it has reached gives it a lease of `bound_s` on its own memory, from when the probe was *sent*.
+The sequence counter in L2 is the truth, the bus only a fast hint. A node applies events as they come, since dropping is
+always safe. It counts as up to date only as far as it has applied them without a gap. A probe of the counter that it
+has reached gives it a lease of `bound_s` on its own memory, from when the probe was *sent*.
+
+| predicate | question | who asks | promise (docs/guarantees.md) |
+|---|---|---|---|
+| `has_heard` | Was this event applied already? | the receiver, of what the log gives | G1 |
+| `overtaken` | Was the key dropped since the reservation, by a later seq? | `admits`; joined loads | G1, G2 |
+| `hides` | Was a scope invalidated, or a low watermark raised, beyond this seq? | plain gets; L1; `admits` | G1 |
+| `below` | Is it a low watermark alone that hides this seq? | `hides`; for the counts | G1 |
+| `unchanged` | Is all that is remembered of these scopes as it was? | joined loads | G1 |
+| `admits` | May what was read under this reservation enter L1? | `Node.admit` | G1, G2, G5 |
+| `serves` | May this entry be served now? | `Node.peek`, `Node.fallback` | G1 |
+| `honours` | Is all applied that a receipt stands for? | reads with `after` | G3 |
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from enum import Enum
-from typing import NamedTuple
 
+from cachebus.core.answers import BEYOND, NEVER, NO_EPOCH, Asked, Heard, Probed, Reservation, ScopeSnapshot
 from cachebus.core.doubts import Doubts
 from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
 from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
-NEVER = float("-inf")
-NO_EPOCH = b""
 AHEAD_MAX = 65_536
-BEYOND = 1 << 62
-"""A seq above all others, for a drop that no event stands for: nothing under way survives it."""
 PENDING_PROBES_MAX = 16
 MAX_INVALIDATED_SCOPES = 500_000
 EPOCHS_MAX = 64
 """Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
-
-
-class Heard(Enum):
-    """What an event turned out to be."""
-
-    NEXT = "next in order"
-    AHEAD = "behind a gap"
-    OLD = "known already"
-    LEFT = "of an epoch that is not this shard's any more, or of another store"
-    FOREIGN = "of an epoch that may have begun since"
-
-
-class Probed(Enum):
-    """What a probe's reply says of this node."""
-
-    RENEWED = "up to date"
-    BEHIND = "events are missing"
-    FOREIGN = "another epoch"
-
-
-class Reservation(NamedTuple):
-    """Taken before a value is read, loaded or written; tells afterwards whether an event came in between.
-
-    It is only a position among the shard's recent drops, so a reader that is cancelled leaves nothing behind.
-    """
-
-    epoch: bytes
-    drops: int
-    applied: int
-
-
-class ScopeSnapshot(NamedTuple):
-    """What was remembered of some scopes and tags when something began that others may join."""
-
-    low: tuple[int, int]
-    invalidated_at: dict[str, int]
-
-
-class Asked(NamedTuple):
-    """How far which epoch had been heard when a question was sent."""
-
-    epoch: bytes
-    head: int
 
 
 class Shard:

@@ -46,7 +46,7 @@ class ArgumentTemplate:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         fields = self._template.fields
-        self._without_l2 = text == f"{{{fields[0]}}}" if fields else False
+        self._alone = text == f"{{{fields[0]}}}" if fields else False
         for field in fields:
             name = field.replace("[", ".").partition(".")[0]
             if not name or (known is not None and name not in known):
@@ -56,7 +56,7 @@ class ArgumentTemplate:
         """The id for these arguments; of a template that is one argument alone, that argument as it is, so that None is
         no id rather than one called "None". `InvalidKey` where what is no id would be written into a longer one."""
         values = {field: self._argument(field, arguments) for field in self._template.fields}
-        if self._without_l2:
+        if self._alone:
             return values[self._template.fields[0]]
         try:
             return self._template.fill(values)

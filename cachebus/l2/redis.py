@@ -47,7 +47,7 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.l2.running import Running, flag
-from cachebus.resp import Address, Connection, Links, NotAsked, Route, must_be_primary
+from cachebus.resp import Address, Connection, Links, NotAsked, Route, knows_no_script, must_be_primary
 from cachebus.wire.record import CHECKED_AT, Record
 
 PRUNE_EVERY_S: Final = 10.0
@@ -281,7 +281,7 @@ class RedisStore:
         def known(answer: asyncio.Future[object]) -> None:
             error = None if answer.cancelled() else answer.exception()
             # No caller waits who could send the source, so a server that does not know the script gets it from here.
-            if str(error).startswith("NOSCRIPT"):
+            if knows_no_script(error):
                 connection.call("EVAL", script.source, *args, reads=reads).add_done_callback(_heard)
             elif isinstance(error, L2Unavailable):
                 self._owed.note(key, token, px_ms, rests)

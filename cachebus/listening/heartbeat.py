@@ -19,9 +19,9 @@ from loguru import logger
 from cachebus.base.backoff import Backoff
 from cachebus.base.budget import Late
 from cachebus.base.clock import Clock, boottime_s, monotonic
+from cachebus.core.answers import NO_EPOCH, Probed
 from cachebus.core.node import Node
 from cachebus.core.ports import About, Bus, ProbeReply, Store
-from cachebus.core.shard import NO_EPOCH, Probed
 from cachebus.errors import BusUnavailable, CacheBusError, L2Unavailable
 from cachebus.listening.receive import Receiver
 from cachebus.resp import ended

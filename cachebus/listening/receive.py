@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from loguru import logger
 
 from cachebus.base.clock import Clock
+from cachebus.core.answers import Heard
 from cachebus.core.node import Node
 from cachebus.core.ports import LogEntry, Store
-from cachebus.core.shard import Heard
 from cachebus.reading.waiting import Waiters
 from cachebus.wire import event as events
 

@@ -13,14 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cachebus.base.budget import NESTED, Budget
-from cachebus.core.node import INF, Node
+from cachebus.core.admission import INF, Offer
+from cachebus.core.answers import Reservation
+from cachebus.core.node import Node
 from cachebus.core.ports import Position, Store
-from cachebus.core.shard import Reservation, Shard
+from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules
 from cachebus.reading.resting import Superseded
-from cachebus.resp import WrongType, leads_elsewhere
+from cachebus.resp import is_of_another_type, leads_elsewhere
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
 from cachebus.wire import record as records
@@ -69,7 +71,7 @@ def needs_script(error: L2Unavailable) -> bool:
     1. Others wrote a list under the key: the script reads that as nothing.
     2. A Cluster has moved the key: the script is followed there.
     """
-    return isinstance(error, WrongType) or leads_elsewhere(error)
+    return is_of_another_type(error) or leads_elsewhere(error)
 
 
 class Fetcher:
@@ -301,16 +303,11 @@ class Fetcher:
         `fenced=False`: L2 did not confirm it.
         """
         rules = self._rules(key)
+        l1_ttl_s = INF if rules.l1_ttl_s is None else rules.l1_ttl_s
+        decode = copier(record, value, rules) if rules.copy else None
+        keep_s = rules.fail_safe_s or 0.0
         return self.node.admit(
-            key,
-            value,
-            record,
-            as_of.reservation,
-            as_of.at_s,
-            l1_ttl_s=INF if rules.l1_ttl_s is None else rules.l1_ttl_s,
-            keep_s=rules.fail_safe_s or 0.0,
-            decode=copier(record, value, rules) if rules.copy else None,
-            fenced=fenced,
+            Offer(key, value, record, as_of.reservation, as_of.at_s, l1_ttl_s, keep_s, decode, fenced)
         )
 
     def notice(self, index: int, epoch: bytes) -> None:

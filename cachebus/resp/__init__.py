@@ -5,6 +5,7 @@ one timer a connection instead of a time-out a call, and every failure is an err
 """
 
 from cachebus.resp.address import Address, parse_address
+from cachebus.resp.cluster_map import ClusterMap, slot_of
 from cachebus.resp.connection import Connection
 from cachebus.resp.handshake import must_be_primary
 from cachebus.resp.links import Links
@@ -13,14 +14,17 @@ from cachebus.resp.replies import (
     Misshapen,
     NotAsked,
     Reads,
-    WrongType,
+    Refused,
     is_no_primarys,
+    is_of_another_type,
+    knows_no_script,
     leads_elsewhere,
     mapped,
     place_in,
 )
-from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
+from cachebus.resp.route import Fixed, Route
 from cachebus.resp.script import Script
+from cachebus.resp.sentinels import Sentinels
 from cachebus.resp.subscriber import Subscriber
 from cachebus.resp.tasks import ended, heard, shared
 
@@ -36,14 +40,16 @@ __all__ = [
     "NotAsked",
     "Places",
     "Reads",
+    "Refused",
     "Route",
     "Script",
     "Sentinels",
     "Subscriber",
-    "WrongType",
     "ended",
     "heard",
     "is_no_primarys",
+    "is_of_another_type",
+    "knows_no_script",
     "leads_elsewhere",
     "mapped",
     "must_be_primary",

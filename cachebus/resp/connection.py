@@ -14,7 +14,7 @@ from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
 from cachebus.resp.link import ALONE_MIN, Link, OnLost, fail
-from cachebus.resp.replies import NONSENSE, NOTHING, Misshapen, Reads, again, pack, read_by, value_of
+from cachebus.resp.replies import NONSENSE, NOTHING, Misshapen, Reads, again, knows_no_script, pack, read_by, value_of
 from cachebus.resp.script import Script
 
 BATCH_MAX: Final = 512
@@ -88,7 +88,7 @@ class Connection(Link):
         try:
             return await self.call_packed(by_name, reads)
         except L2Unavailable as error:
-            if not _is_unknown(error):
+            if not knows_no_script(error):
                 raise
         # Nothing ran, so this is no repetition.
         budget = Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED)
@@ -97,7 +97,7 @@ class Connection(Link):
             try:
                 return await budget.spent_on(self.call_packed(by_name, reads))
             except L2Unavailable as error:
-                if not _is_unknown(error):
+                if not knows_no_script(error):
                     raise
         # EVAL also loads it for the next time. It is sent in any case, however little time is left for this call.
         answer = self.call("EVAL", script.source, len(keys), *keys, *args, reads=reads)
@@ -208,11 +208,6 @@ class Connection(Link):
         else:
             _share(getters, reply)
         self._batched -= len(getters) - 1
-
-
-def _is_unknown(error: L2Unavailable) -> bool:
-    """Whether the server does not know the script."""
-    return str(error).startswith("NOSCRIPT")
 
 
 def _hand_on(several: list[asyncio.Future[Any]], answer: asyncio.Future[Any]) -> None:

@@ -34,24 +34,32 @@ class NotAsked(L2Unavailable):
     """A call that was refused here and never sent: it says nothing about the server or its connection."""
 
 
-class WrongType(L2Unavailable):
-    """Others have written something of another type under the key: a list, say, where records are strings."""
+class Refused(L2Unavailable):
+    """What a server answers that has not done what it was asked: it says a code, and why."""
+
+    @property
+    def code(self) -> str:
+        """The first word of what it says, as WRONGTYPE or READONLY."""
+        return str(self).partition(" ")[0]
+
+
+def code_of(error: object) -> str:
+    """The code of a server's refusal; "" for what is none."""
+    return error.code if isinstance(error, Refused) else ""
 
 
 def mapped(text: str) -> CacheBusError:
     """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`).
 
-    A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. A plain command's WRONGTYPE
-    is `WrongType`. Everything else, be it LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `L2Unavailable`: the
-    store did not do it, whatever its reason, and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the
-    code could not be relied on.
+    A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. Everything else, be it
+    LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `Refused`: the store did not do it, whatever its reason,
+    and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the code could not be relied on.
     """
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if text.startswith(_OWN):
         return ProtocolMismatch(text[len(_OWN) :][:_LONGEST_CHARS])
-    kind = WrongType if text.startswith("WRONGTYPE") else L2Unavailable
-    return kind(text[:_LONGEST_CHARS])
+    return Refused(text[:_LONGEST_CHARS])
 
 
 _NO_PRIMARY: Final = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
@@ -65,7 +73,17 @@ def is_no_primarys(error: L2Unavailable) -> bool:
 
 def leads_elsewhere(error: L2Unavailable) -> bool:
     """Whether a server of a Cluster refused for not having the key's slot, or not the whole of it: it did nothing."""
-    return str(error).startswith(("MOVED ", "ASK ", "TRYAGAIN"))
+    return code_of(error) in ("MOVED", "ASK", "TRYAGAIN")
+
+
+def is_of_another_type(error: L2Unavailable) -> bool:
+    """Whether a server refused a plain get for what lies under the key: others wrote a list there, as it were."""
+    return code_of(error) == "WRONGTYPE"
+
+
+def knows_no_script(error: object) -> bool:
+    """Whether a server refused to run a script by its digest, since it has not got it."""
+    return code_of(error) == "NOSCRIPT"
 
 
 def place_in(error: L2Unavailable) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic, perf_counter
+from cachebus.core.admission import Offer
 from cachebus.keys.key import Keyspace
 from cachebus.l1 import L1
 from cachebus.wire.record import Record
@@ -238,7 +239,7 @@ def fill(cache: Cache, count: int) -> None:
     for number in range(count):
         key = keyspace.key("embedding", f"doc-{number}", "acme")
         record = Record(0, 1, b"\x01", created_ms=0, epoch=shard.epoch, seq=shard.applied)
-        assert node.admit(key, number, record, shard.reserve(), now_s)
+        assert node.admit(Offer(key, number, record, shard.reserve(), now_s))
     assert len(node.l1) >= count
 
 

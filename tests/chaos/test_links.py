@@ -12,14 +12,15 @@ import pytest
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import monotonic
-from cachebus.core.shard import NO_EPOCH
+from cachebus.core.answers import NO_EPOCH
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.listening.heartbeat import BEGINNINGS_MAX
 from cachebus.listening.receive import Receiver
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import ClusterMap, Links, parse_address, slot_of
-from cachebus.resp.route import LOOK_AGAIN_S, LOOK_MAX_S, SLOTS
+from cachebus.resp.asked_route import LOOK_AGAIN_S, LOOK_MAX_S
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import SHARDS_MAX
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask

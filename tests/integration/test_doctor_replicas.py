@@ -16,7 +16,7 @@ import pytest
 from cachebus import Settings
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
-from cachebus.resp.route import SLOTS
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.doctor import access, timing
 from cachebus.tools.doctor.examine import examined
 from cachebus.tools.doctor.finding import Finding, Level

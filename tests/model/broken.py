@@ -11,12 +11,14 @@ from unittest.mock import patch
 
 from cachebus.base.clock import WALL_S
 from cachebus.core import membership
+from cachebus.core.admission import Offer
+from cachebus.core.answers import NEVER, Heard, Probed
 from cachebus.core.details import Details
 from cachebus.core.doubts import Doubts
 from cachebus.core.groups import Groups
 from cachebus.core.node import Node
 from cachebus.core.ports import NodeRow
-from cachebus.core.shard import NEVER, Heard, Probed, Shard
+from cachebus.core.shard import Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
@@ -252,19 +254,11 @@ def _not_in_doubt(real: Crippled) -> Crippled:
     return crippled
 
 
-def _admit_alone_as_any(
-    node: Node,
-    key: Any,
-    *arguments: Any,
-    keep_s: float = 0.0,
-    fenced: bool = True,
-    admit: Crippled = Node.admit,
-    **more: Any,
-) -> bool:
-    admitted = admit(node, key, *arguments, keep_s=keep_s, fenced=fenced, **more)
-    if admitted and not fenced:
-        entry = node.l1.entries[key.l1]
-        entry.extra = Details(keep_until=entry.expires + keep_s)
+def _admit_alone_as_any(node: Node, offer: Offer, admit: Crippled = Node.admit) -> bool:
+    admitted = admit(node, offer)
+    if admitted and not offer.fenced:
+        entry = node.l1.entries[offer.key.l1]
+        entry.extra = Details(keep_until=entry.expires + offer.keep_s)
     return admitted
 
 

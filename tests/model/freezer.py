@@ -51,7 +51,7 @@ _NODE = {
     "about",
     "largest",
     "keep_without_l2",
-    "_until",  # a memo of a pure function: no state
+    "_read_bounds",  # a memo of a pure function: no state
 }
 _GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
 LIFE = 1

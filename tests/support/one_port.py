@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from cachebus.errors import L2Unavailable
-from cachebus.resp.route import SLOTS
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from cachebus.tools.servers.redis_groups import ask
 from tests.support.caches import until

@@ -102,7 +102,8 @@ def _without_lease_token() -> None:
 
 def _without_catch_up() -> None:
     """A gap in the events counts as none."""
-    from cachebus.core.shard import Heard, Shard
+    from cachebus.core.answers import Heard
+    from cachebus.core.shard import Shard
 
     hear = Shard.hear
 

@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachebus.core.answers import BEYOND, NEVER, Heard, Probed, Reservation
 from cachebus.core.invalidated import PRUNED_AT_ONCE, InvalidatedScopes
-from cachebus.core.shard import (
-    AHEAD_MAX,
-    BEYOND,
-    EPOCHS_MAX,
-    NEVER,
-    PENDING_PROBES_MAX,
-    Heard,
-    Probed,
-    Reservation,
-    Shard,
-)
+from cachebus.core.shard import AHEAD_MAX, EPOCHS_MAX, PENDING_PROBES_MAX, Shard
 from cachebus.keys.key import ALL_TENANTS, bucket_of
 
 BOUND_S = 2.0

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachebus.errors import L2Unavailable, ProtocolMismatch
-from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, WrongType, link, mapped
+from cachebus.resp import Address, Connection, NotAsked, Script, Subscriber, is_of_another_type, link, mapped
 from cachebus.resp.connection import BATCH_MAX
 from cachebus.resp.link import ALONE_MIN, Link
+from cachebus.resp.replies import Refused
 
 
 class Wire:
@@ -408,13 +409,14 @@ async def test_nothing_is_handed_on_after_close() -> None:
 @pytest.mark.parametrize("code", ["LOADING", "READONLY", "NOREPLICAS", "OOM", "MASTERDOWN", "ERR", "BUSY"])
 def test_refusals_are_unavailability_with_the_servers_words(code: str) -> None:
     error = mapped(f"{code} because")
-    assert type(error) is L2Unavailable
-    assert str(error) == f"{code} because"
+    assert isinstance(error, L2Unavailable)
+    assert isinstance(error, Refused)
+    assert (error.code, str(error)) == (code, f"{code} because")
 
 
 def test_that_a_key_is_of_another_type_is_told_by_its_class() -> None:
     error = mapped("WRONGTYPE Operation against a key holding the wrong kind of value")
-    assert type(error) is WrongType
+    assert is_of_another_type(error)
     assert isinstance(error, L2Unavailable)
     assert str(error).startswith("WRONGTYPE ")
 

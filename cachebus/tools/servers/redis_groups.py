@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import Connection, parse_address, slot_of
-from cachebus.resp.route import SLOTS
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.servers.redis import HOST, EmbeddedServer, ServerBinary, best_server
 
 SERVICE: Final = "mymaster"

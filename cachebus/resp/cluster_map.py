@@ -1,0 +1,141 @@
+"""The primaries of a Cluster, by its slot map."""
+
+from __future__ import annotations
+
+import asyncio
+from binascii import crc_hqx
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from cachebus.base.clock import Clock
+from cachebus.errors import L2Unavailable
+from cachebus.resp.address import Address
+from cachebus.resp.asked_route import ASK_S, AskedRoute, HostPort, port_of
+from cachebus.resp.replies import Misshapen
+from cachebus.resp.tasks import ended
+
+SLOTS: Final = 16_384
+NEXT_NODE_S: Final = 0.1
+"""So long after one node of a Cluster was asked for the slot map the next one is, too."""
+ASKED_AT_ONCE: Final = 2
+AGREE_S: Final = 0.5
+"""So long a node's whole slot map waits for a second node that says the same."""
+
+Range = tuple[int, int, str, int]
+"""The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary."""
+
+
+class ClusterMap(AskedRoute):
+    """A Redis Cluster: each shard lies where its slot does. `seeds`: nodes of it, of which one must answer."""
+
+    clustered = True
+
+    def __init__(
+        self, seeds: Sequence[Address], tags: Sequence[str], *, connect_timeout_s: float, clock: Clock
+    ) -> None:
+        super().__init__(len(tags), connect_timeout_s, clock)
+        self._seeds = list(seeds)
+        self._slots = [slot_of(tag) for tag in tags]
+        self._turn = 0
+
+    async def _found(self) -> tuple[list[Address | None], bool]:
+        """For each shard what two nodes say; where no two agree on all, what most say. A single one may be cut off from
+        the others, or belong to another Cluster by now. Two are asked at once, others each time, and the next one soon
+        where one does not answer or they do not agree."""
+        nodes = list(dict.fromkeys([*filter(None, self.known), *self._seeds]))
+        self._turn += 1
+        turn = self._turn % len(nodes)
+        waiting = [*nodes[turn:], *nodes[:turn]]
+        asking = {asyncio.create_task(self._map_of(node)) for node in waiting[:ASKED_AT_ONCE]}
+        del waiting[:ASKED_AT_ONCE]
+        said: list[list[HostPort | None]] = []
+        troubles: dict[str, None] = {}
+        until_s = float("inf")
+        try:
+            while asking and not _agreed(said) and self._clock() < until_s:
+                left_s = max(0.0, min(until_s - self._clock(), NEXT_NODE_S if waiting else ASK_S))
+                done, asking = await asyncio.wait(asking, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                _heard_of(done, said, troubles)
+                if said and None not in said[-1]:
+                    until_s = min(until_s, self._clock() + AGREE_S)
+                if waiting and not (done and asking):
+                    asking.add(asyncio.create_task(self._map_of(waiting.pop(0))))
+        finally:
+            await ended(*asking)
+        if not said:
+            raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(troubles)}")
+        return self._addresses(_most(said)), False
+
+    def _addresses(self, places: list[HostPort | None]) -> list[Address | None]:
+        at = {place: replace(self._seeds[0], host=place[0], port=place[1]) for place in set(places) if place}
+        return [None if place is None else at[place] for place in places]
+
+    async def _map_of(self, node: Address) -> list[HostPort | None]:
+        ranges = sorted(await self._asked(node, ("CLUSTER", "SLOTS"), _ranges))
+        firsts = [first for first, *_ in ranges]
+        places: list[HostPort | None] = []
+        for slot in self._slots:
+            at = bisect_right(firsts, slot) - 1
+            _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
+            places.append((node.host if host in ("", "?") else host, port) if slot <= last else None)
+        return places
+
+    def beside(self, shard: int, host: str, port: int) -> Address:
+        """See `Route.beside`."""
+        place = self.known[shard] or self._seeds[0]
+        return replace(place, host=host or place.host, port=port)
+
+    def __str__(self) -> str:
+        return f"the Cluster of {', '.join(map(str, self._seeds))}"
+
+
+def _heard_of(
+    answers: set[asyncio.Task[list[HostPort | None]]], said: list[list[HostPort | None]], troubles: dict[str, None]
+) -> None:
+    for answer in answers:
+        try:
+            said.append(answer.result())
+        except L2Unavailable as error:
+            troubles[str(error)] = None
+
+
+def _agreed(said: list[list[HostPort | None]]) -> bool:
+    """Whether for each shard two nodes say the same."""
+    if len(said) < 2:
+        return False
+    if said[-2] == said[-1] and None not in said[-1]:
+        return True
+    return all(_twice(places) for places in zip(*said, strict=True))
+
+
+def _twice(places: tuple[HostPort | None, ...]) -> bool:
+    there = [place for place in places if place is not None]
+    return len(set(there)) < len(there)
+
+
+def _most(said: list[list[HostPort | None]]) -> list[HostPort | None]:
+    """What most nodes say of each shard, the first of them in a tie; nobody only where no node names any."""
+    if len(said) == 1 or all(each == said[0] for each in said):
+        return said[0]
+    votes = (Counter(filter(None, places)).most_common(1) for places in zip(*said, strict=True))
+    return [vote[0][0] if vote else None for vote in votes]
+
+
+def _ranges(reply: Any) -> list[Range]:
+    """What CLUSTER SLOTS says."""
+    found = []
+    for first, last, primary, *_ in reply:
+        if not isinstance(first, int) or not isinstance(last, int):
+            raise Misshapen("slots are numbers")
+        found.append((first, last, (primary[0] or b"").decode(), port_of(primary[1])))
+    return found
+
+
+def slot_of(name: str) -> int:
+    """The Cluster slot of a key or channel: that of its hash tag, the part in the first braces, if it has one."""
+    _, opened, rest = name.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return crc_hqx((tag if opened and closed and tag else name).encode(), 0) % SLOTS
