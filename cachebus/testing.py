@@ -18,13 +18,11 @@ import asyncio
 import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.base.clock import Clock, monotonic
-from cachebus.bus.memory import MemoryChannel
 from cachebus.cache import Cache
 from cachebus.settings import Settings
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
@@ -84,22 +82,13 @@ class Fleet:
         if nodes < 1:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
-        self.world = World(
-            self.settings.shards,
-            clock,
-            marks_max=self.settings.max_marks,
-            log_max=self.settings.log_max_len,
-            log_max_bytes=self.settings.log_max_bytes,
-        )
+        self.world = World.of(self.settings, clock, self._arriving)
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()
-        for number, (shard, channel) in enumerate(zip(self.world.shards, self.world.channels, strict=True)):
-            shard.publish = partial(self._send, channel, number)
 
-    def _send(self, channel: MemoryChannel, number: int, message: bytes) -> None:
-        for arriving in [message] if self.faults is None else self.faults.applied_to(message, number):
-            channel.send(arriving)
+    def _arriving(self, shard: int, message: bytes) -> list[bytes]:
+        return [message] if self.faults is None else self.faults.applied_to(message, shard)
 
     @property
     def away(self) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from cachebus.assembly.factory import kafka_bus, redis_store, route_of
+from cachebus.assembly.backends import kafka_bus, redis_store, route_of
 from cachebus.base.budget import Budget
 from cachebus.base.clock import OtherClock, monotonic
 from cachebus.base.home import Home

@@ -207,6 +207,22 @@ class Node:
         for view in self.shards:
             view.doubts.settle(min(swept_s - DOUBT_S, view.vouched_s))
 
+    def block(self, keys: Sequence[Key], names: Sequence[str]) -> None:
+        """Believe nothing of these, whoever vouches for it, until `unblock`: L2 has yet to hear of their end."""
+        if self.withheld is None:
+            self.withheld = Withheld()
+        self.withheld.add(keys, names)
+
+    def unblock(self, keys: Sequence[Key], names: Sequence[str]) -> None:
+        """L2 has heard of these once."""
+        if self.withheld is not None:
+            self.withheld.remove(keys, names)
+            self.withheld = self.withheld or None
+
+    def tell_applied(self, hook: OnApplied | None) -> None:
+        """Have `hook` called with shard, epoch, seq and monotonic time (s) when a shard's applied seq moves."""
+        self.on_applied = hook
+
     # -- L1 ------------------------------------------------------------------------------------------------------
 
     def take_away(self, key: Key, seq: int) -> None:

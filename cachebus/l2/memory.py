@@ -45,14 +45,20 @@ class MemoryShard:
     """One shard's state, and the operations on it; each is one atomic step."""
 
     def __init__(
-        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, log_max_bytes: int = 1 << 26
+        self,
+        clock: Clock,
+        *,
+        marks_max: int = 100_000,
+        log_max: int = 100_000,
+        log_max_bytes: int = 1 << 26,
+        publish: Callable[[bytes], None] = _no_listener,
     ) -> None:
         self.clock: Clock = lambda: WALL_S + clock()
         """The server's, a wall clock as every server's is: records hold its times, which are never below zero."""
         self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
-        self.publish: Callable[[bytes], None] = _no_listener
+        self.publish = publish
         self.new_epoch: Callable[[], bytes] = lambda: secrets.token_hex(8).encode()
         self.born = float("-inf")
         self.wipe()

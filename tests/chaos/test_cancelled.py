@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.base.clock import monotonic
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_every_step import SETTINGS, numbered

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError, ConfigError, InvalidationFailed, L2Unavailable, Receipt, Settings
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.core.ports import Caller
 from cachebus.l2.memory import MemoryShard
 from tests.support.caches import parts

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Policy, Receipt, Settings
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import parts
 from tests.support.simulation import VirtualLoop, live
@@ -54,7 +54,7 @@ async def one(loop: VirtualLoop, arrival: tuple[int, ...], logged: bool) -> None
         if not logged:
             shard.messages.clear()
         gone = set[int]()
-        on_message = parts(b).heartbeat.receiver.on_message
+        on_message = parts(b).listening.receiver.on_message
         for number in arrival:
             on_message(0, messages[number])
             gone.add(number)

@@ -136,7 +136,7 @@ async def test_nor_at_a_start(town: Town) -> None:
         assert a.ready()
         first.start()
         await until(lambda: a.stats().l2_connected and a.stats().bus_connected and b.stats().bus_connected)
-        await until(lambda: not any(map(parts(a).heartbeat.lacks, range(a.settings.shards))))
+        await until(lambda: not any(map(parts(a).listening.outages.lacks, range(a.settings.shards))))
         await all_is_well(a, b, town.tenants[0])
 
 
