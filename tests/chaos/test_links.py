@@ -42,7 +42,7 @@ def shard_of(tenant: str) -> int:
 
 def links_of(producer: DirectProducer) -> Any:
     """Those to its primaries."""
-    return producer._live()._links  # type: ignore[attr-defined]
+    return producer._live().store._links  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -82,7 +82,7 @@ async def test_a_link_that_is_proved_is_left_for_nobodys_word(town: Town) -> Non
         links, proved = links_of(producer), [shard_of(tenant) for tenant in town.tenants]
         for tenant in town.tenants:
             await producer.invalidate("config", "x", tenant)
-        before, opened = list(links.route.known), producer._live().opened
+        before, opened = list(links.route.known), producer._live().store.opened
         wrong = [before[proved[0]]] * SHARDS
         links.route._learn(wrong, sure=False)
         assert all(map(links.reaches, proved))
@@ -93,7 +93,7 @@ async def test_a_link_that_is_proved_is_left_for_nobodys_word(town: Town) -> Non
         assert not links.reaches(proved[1])
         await producer.invalidate("config", "x", town.tenants[1])
         assert links.route.known[proved[1]] == before[proved[1]], "it was sent back"
-        assert producer._live().opened == opened
+        assert producer._live().store.opened == opened
 
 
 async def test_a_late_word_of_another_server_moves_nothing_that_is_proved(town: Town) -> None:
@@ -226,7 +226,7 @@ async def test_what_is_closed_goes_nowhere(town: Town) -> None:
         await producer.invalidate("config", "x", tenant)
     links, (first, second, _) = links_of(producer), map(shard_of, town.tenants)
     place, by = links.route.known[second], links.by_shard[first]
-    store = producer._live()
+    store = producer._live().store
     await producer.aclose()
     with pytest.raises(L2Unavailable):
         await links.follow(first, place.host, place.port, by)

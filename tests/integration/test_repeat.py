@@ -110,7 +110,7 @@ async def held(servers: Failover) -> str | None:
 async def come_over(producer: DirectProducer, servers: Failover) -> None:
     """The producer's way leads to the new primary, and it has noticed that its connection is gone."""
     servers.move()
-    await until(lambda: not producer._live().connected)
+    await until(lambda: not producer._live().store.connected)
 
 
 async def test_a_producer_repeats_what_it_called_since_the_epoch_began() -> None:
@@ -155,7 +155,7 @@ async def test_a_producer_repeats_nothing_that_it_called_before(by: str) -> None
 
 def failing(producer: DirectProducer, fails: Callable[[int], bool]) -> None:
     """Have those of the producer's steps fail: the first is the next call itself, then comes what it repeats."""
-    store = producer._live()
+    store = producer._live().store
     invalidate, asked = store.invalidate, itertools.count(1)
 
     async def some(*args: Any) -> Any:
@@ -307,17 +307,18 @@ async def test_what_is_older_than_a_minute_goes_while_nothing_happens() -> None:
 
 async def test_a_producers_too_and_its_timer_ends_with_it(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
-    monkeypatch.setattr("cachebus.producers.direct.monotonic", clock)
-    monkeypatch.setattr("cachebus.producers.direct._TIDY_S", 0.01)
+    monkeypatch.setattr("cachebus.producers.session.monotonic", clock)
+    monkeypatch.setattr("cachebus.producers.session._TIDY_S", 0.01)
     async with DirectProducer.open(quick(redis_url)) as producer:
         for at in range(10):
             await producer.invalidate("config", at, TENANT)
-        assert len(producer._resend_buffer) == 10
+        assert len(producer._memory.resend_buffer) == 10
         clock.advance(KEEP_S + 1)
-        await until(lambda: producer._timer is None)
-        assert not len(producer._resend_buffer)
+        await until(lambda: producer._live().timer is None)
+        assert not len(producer._memory.resend_buffer)
         await producer.invalidate("config", "x", TENANT)
-        timer = producer._timer
+        session = producer._live()
+        timer = session.timer
         assert timer is not None
     assert timer.cancelled()
-    assert producer._timer is None
+    assert session.timer is None
