@@ -82,7 +82,7 @@ class Fleet:
         if nodes < 1:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
-        self.world = World.of(self.settings, clock, self._arriving)
+        self.world = World(self.settings, clock, self._arriving)
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()

@@ -175,9 +175,9 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
     notices, outages = Notices(), Outages(store)
     fleet = FleetWatch(node, notices)
     catch_up = CatchUp(node, store, attention, grace_s=settings.hole_grace_s)
-    prober = Prober(node, store, catch_up, fleet, after=(writing.guards.judge, writing.repeating.look))
+    prober = Prober(node, store, catch_up, fleet, writing.guards.judge)
     turn_s = settings.probe_interval_s
-    tending = Tending(store, prober, attention, outages, turn_s=turn_s)
+    tending = Tending(prober, attention, outages, writing.repeating.look, turn_s=turn_s)
     ears = Ears(bus, attention, outages)
     tidying = Tidying(node, writing.resend_buffer.forget_old, pause_s=turn_s)
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.

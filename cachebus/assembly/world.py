@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Self
 from weakref import WeakValueDictionary
 
 from cachebus.base.clock import Clock
@@ -15,48 +13,36 @@ from cachebus.l2.memory_store import MemoryShards
 from cachebus.settings import Settings
 
 Arriving = Callable[[int, bytes], Iterable[bytes]]
-"""What arrives of a message on a shard's channel, in this order: the message, unless faults are played."""
-
-
-def _all_of_it(_shard: int, message: bytes) -> Iterable[bytes]:
-    return (message,)
+"""What arrives in place of a message on a shard's channel, in this order: to play faults."""
 
 
 class World:
     """What such caches share."""
 
-    def __init__(
-        self,
-        shards: int,
-        clock: Clock,
-        *,
-        marks_max: int,
-        log_max: int,
-        log_max_bytes: int = 1 << 26,
-        arriving: Arriving = _all_of_it,
-    ) -> None:
-        self._arriving = arriving
-        self.channels = [MemoryChannel() for _ in range(shards)]
-        limits = {"marks_max": marks_max, "log_max": log_max, "log_max_bytes": log_max_bytes}
+    def __init__(self, settings: Settings, clock: Clock, arriving: Arriving | None = None) -> None:
+        self.channels = [MemoryChannel() for _ in range(settings.shards)]
+        limits = {
+            "marks_max": settings.max_marks,
+            "log_max": settings.log_max_len,
+            "log_max_bytes": settings.log_max_bytes,
+        }
         self.shards = MemoryShards(
-            [MemoryShard(clock, **limits, publish=partial(self._publish, shard)) for shard in range(shards)]
+            [
+                MemoryShard(clock, **limits, publish=_publishing(channel, shard, arriving))
+                for shard, channel in enumerate(self.channels)
+            ]
         )
 
-    @classmethod
-    def of(cls, settings: Settings, clock: Clock, arriving: Arriving = _all_of_it) -> Self:
-        """A new world by these settings."""
-        return cls(
-            settings.shards,
-            clock,
-            marks_max=settings.max_marks,
-            log_max=settings.log_max_len,
-            log_max_bytes=settings.log_max_bytes,
-            arriving=arriving,
-        )
 
-    def _publish(self, shard: int, message: bytes) -> None:
-        for arriving in self._arriving(shard, message):
-            self.channels[shard].send(arriving)
+def _publishing(channel: MemoryChannel, shard: int, arriving: Arriving | None) -> Callable[[bytes], None]:
+    if arriving is None:
+        return channel.send
+
+    def publish(message: bytes) -> None:
+        for one in arriving(shard, message):
+            channel.send(one)
+
+    return publish
 
 
 _worlds: WeakValueDictionary[str, World] = WeakValueDictionary()
@@ -67,7 +53,7 @@ def world_of(settings: Settings, clock: Clock) -> World:
     name = settings.url.get_secret_value().removeprefix("memory://")
     world = _worlds.get(name) if name else None
     if world is None:
-        world = World.of(settings, clock)
+        world = World(settings, clock)
         if name:
             _worlds[name] = world
     if len(world.shards) != settings.shards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import partial
 
 from loguru import logger
@@ -26,14 +26,14 @@ class Prober:
     """Asks about every shard of a node, and never two questions about one at once: the older answer would lead back."""
 
     def __init__(
-        self, node: Node, store: Store, catch_up: CatchUp, fleet: FleetWatch, after: Sequence[Callable[[int], object]]
+        self, node: Node, store: Store, catch_up: CatchUp, fleet: FleetWatch, judge_guards: Callable[[int], object]
     ) -> None:
-        """`after`: called with the shard when a probe was answered and acted upon, so that the epoch may have moved."""
+        """`judge_guards`: looks whether the shard has begun another epoch, which has lost guards."""
         self._node = node
         self._store = store
         self._catch_up = catch_up
         self._fleet = fleet
-        self._after = after
+        self._judge_guards = judge_guards
         self._turns = [asyncio.Lock() for _ in node.shards]
         self._beginnings: defaultdict[Hashable, asyncio.Semaphore]
         self._beginnings = defaultdict(partial(asyncio.Semaphore, BEGINNINGS_MAX))
@@ -49,12 +49,16 @@ class Prober:
                 await self.begin(shard, "start")
             else:
                 await self._ask(shard)
-            for look in self._after:
-                look(shard)
+            self._judge_guards(shard)
 
-    def refused(self, shard: int, why: str) -> None:
-        """The shard's primary has refused a probe: what that tells of it is noted."""
+    async def reach(self, shard: int) -> None:
+        """Connect to the shard's primary if need be; `L2Unavailable`. Paces itself."""
+        await self._store.reach(shard)
+
+    def refuses(self, shard: int, why: str) -> bool:
+        """A probe has failed. Whether it was refused, so that the server is there; what that tells of it is noted."""
         self._fleet.refused(shard, why)
+        return self._store.reaches(shard)
 
     async def heal(self, shard: int) -> None:
         """Make up for a gap that was heard of; `L2Unavailable`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from cachebus.base.backoff import Backoff
-from cachebus.core.ports import Bus, Store
+from cachebus.core.ports import Bus
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.listening.attention import Attention
 from cachebus.listening.outages import Outages
@@ -15,12 +16,21 @@ from cachebus.listening.probe import Prober
 class Tending:
     """Keeps a shard's lease renewed, and what this node knows of it complete."""
 
-    def __init__(self, store: Store, prober: Prober, attention: Attention, outages: Outages, *, turn_s: float) -> None:
-        """`turn_s`: the time between two probes, where nothing asks for one sooner."""
-        self._store = store
+    def __init__(
+        self,
+        prober: Prober,
+        attention: Attention,
+        outages: Outages,
+        after_probe: Callable[[int], object],
+        *,
+        turn_s: float,
+    ) -> None:
+        """`after_probe`: is told of each shard that was probed: it may be in another epoch now. `turn_s`: the time
+        between two probes, where nothing asks for one sooner."""
         self._prober = prober
         self._attention = attention
         self._outages = outages
+        self._after_probe = after_probe
         self._turn_s = turn_s
         self._pauses: dict[int, Backoff] = {}
         """By shard: those after probes that were refused."""
@@ -29,12 +39,11 @@ class Tending:
         """Take one turn. A probe that fails costs only time: leases lapse by themselves, and whoever reads then has L2
         judge, or loads from the source."""
         try:
-            await self._store.reach(shard)
+            await self._prober.reach(shard)
             await self._turn(shard)
         except L2Unavailable as error:
             self._outages.lost("L2", shard, str(error))
-            self._prober.refused(shard, str(error))
-            if self._store.reaches(shard):  # refused, so the server is there; for a connection `reach` waits
+            if self._prober.refuses(shard, str(error)):  # for a connection `reach` waits
                 pauses = self._pauses_of(shard)
                 await asyncio.sleep(pauses.next_s())
                 pauses.longer()
@@ -44,6 +53,7 @@ class Tending:
         await self._prober.probe(shard)
         self._outages.back("L2", shard)
         self._pauses_of(shard).reset()
+        self._after_probe(shard)
         if self._attention.wants_probe(shard):
             return  # the probe was sent before the event came: it did not tell of it
         try:

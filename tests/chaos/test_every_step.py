@@ -176,7 +176,7 @@ def played(name: str, befall: Befall, at: int, when: When, after: Befall | None 
 
     async def main(loop: VirtualLoop) -> None:
         nonlocal happened
-        world = World(1, loop.time, marks_max=1000, log_max=1000)
+        world = World(Settings(max_marks=1000, log_max_len=1000), loop.time)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)

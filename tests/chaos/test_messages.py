@@ -38,7 +38,7 @@ THINGS = (("config", "k0", []), ("scoped", "k1", []), ("config", "k2", ["t"]))
 
 async def one(loop: VirtualLoop, arrival: tuple[int, ...], logged: bool) -> None:
     """B hears the messages of a's events in this way."""
-    world = World(1, loop.time, marks_max=1000, log_max=1000)
+    world = World(Settings(max_marks=1000, log_max_len=1000), loop.time)
     shard = world.shards[0]
     a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
     async with a, b:

@@ -203,7 +203,7 @@ class Rig:
         attention = Attention(1)  # which nobody heeds: the model probes whenever it likes
         self.receiver = Receiver(self.node, waiters, attention)
         self.catch_up = CatchUp(self.node, self.store, attention, grace_s=0.0)
-        self.prober = Prober(self.node, self.store, self.catch_up, FleetWatch(self.node, Notices()), after=())
+        self.prober = Prober(self.node, self.store, self.catch_up, FleetWatch(self.node, Notices()), self._nudge)
         self.cache = Cache("memory://")
         self.cache._entries, self.cache._clock = l1.entries, clock
 

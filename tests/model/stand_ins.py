@@ -142,7 +142,7 @@ class Stage:
 async def broken(schedule: Schedule, *, deaf: bool = False) -> str:
     """What a schedule breaks, "" for nothing."""
     clock = FakeClock()
-    world = World(1, clock, marks_max=100, log_max=100)
+    world = World(Settings(max_marks=100, log_max_len=100), clock)
     writer, loader = (Cache(SETTINGS, world=world, clock=clock) for _ in range(2))
     async with writer, loader:
         for cache in (writer, loader):
