@@ -113,7 +113,7 @@ class Confirmer:
             if reply is None:
                 pace.slow_down()
             else:
-                bound_s = self._largest_bound_s = largest_bound_s(reply, bound_s)
+                bound_s = self._largest_bound_s = largest_bound_s(reply, max(bound_s, self._largest_bound_s))
                 found, proven = self._judge(shard, change, reply, caller())
                 if proven:
                     break

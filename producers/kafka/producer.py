@@ -14,7 +14,7 @@ from cachebus.bus.kafka_sender import end_producer
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
-from cachebus.producers.base import Order, Producer, handed_on
+from cachebus.producers.base import Order, Producer, receipt_for_command
 from cachebus.producers.command import encode
 from cachebus.producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
 from cachebus.receipt import Receipt
@@ -24,14 +24,14 @@ TIMEOUT_S: Final = 5.0
 
 
 class KafkaProducer(Producer):
-    """`async with KafkaProducer.open(settings) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
+    """Hands commands to Kafka: `async with KafkaProducer.open(settings) as producer: await producer.invalidate(...)`.
 
-    A call returns when Kafka has the command (acks=all), or raises `InvalidationFailed` after `timeout_s` at most: then
-    nobody knows, and it is to be called again, as with every invalidation; twice does no harm. A worker (`cachebus
-    worker kafka`) applies it. So receipts are pending, and `wait="nodes"` is a `ValueError`.
+    A call returns when Kafka has the command (acks=all). It raises `InvalidationFailed` when that is not sure within
+    `timeout_s`, and is to be called again then, as every invalidation is: twice does no harm. It raises `ValueTooLarge`
+    for a command of more than 256 KiB. A worker (`cachebus worker kafka`) applies the command, so receipts are pending,
+    and `wait="nodes"` is a `ValueError`.
 
-    Of the settings it needs those of Kafka, `namespace` and `shards`; no Redis is connected to. The topic is made where
-    it is missing. With `kafka_commands_key` each command is signed.
+    The topic is made where it is missing. With `kafka_commands_key` each command is signed.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class KafkaProducer(Producer):
         super().__init__(self.settings.shards, cascades)
         self._access = commands_access(self.settings, timeout_s)
         self._seal = Seal(self.settings)
-        self._open = False
-        self._home: Home
+        self._home: Home | None = None
+        """Where it was opened; None while it is not open."""
         self._opening = asyncio.Lock()
         self._link: _Link | None = None
         self._endings = Endings()
@@ -53,13 +53,18 @@ class KafkaProducer(Producer):
     def open(
         cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, timeout_s: float = TIMEOUT_S
     ) -> Self:
-        """A producer for the Kafka of these settings, to be entered; `ConfigError`."""
+        """A producer, to be entered.
+
+        `settings`: those of Kafka, `namespace` and `shards` matter; no Redis is connected to. `cascades`: what else is
+        invalidated with a resource. `timeout_s`: how long a call waits for Kafka, in seconds, 0.01 to 600. Raises
+        `ConfigError`. Entering it raises `BusUnavailable` where no broker answers, and `ConfigError` for a topic that
+        can't carry commands.
+        """
         return cls(settings, cascades, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
-        """`BusUnavailable` where no broker answers; `ConfigError` for a topic that can't carry commands."""
         await self._linked()
-        self._open, self._home = True, Home()
+        self._home = Home()
         return self
 
     async def __aexit__(
@@ -70,17 +75,17 @@ class KafkaProducer(Producer):
     async def aclose(self) -> None:
         """Give the connection back. Closing twice is harmless; calls that are under way fail. `ConfigError` elsewhere
         than where it was opened."""
-        if self._open and not self._home.here:
+        if self._home is not None and not self._home.here:
             raise self._home.close_elsewhere("producer")
-        self._open = False
+        self._home = None
         link, self._link = self._link, None
         if link is not None:
             self._end(link)
         await self._endings.over(4 * self._access.timeout_s)
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
-        if not self._open:
+        receipt = receipt_for_command(order.plan, wait)
+        if self._home is None:
             raise ConfigError("this producer is not open: use it inside `async with KafkaProducer.open(...)`")
         if not self._home.here:
             raise self._home.elsewhere("producer")
