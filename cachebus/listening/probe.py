@@ -35,8 +35,7 @@ class Prober:
         self._fleet = fleet
         self._judge_guards = judge_guards
         self._turns = [asyncio.Lock() for _ in node.shards]
-        self._beginnings: defaultdict[Hashable, asyncio.Semaphore]
-        self._beginnings = defaultdict(partial(asyncio.Semaphore, BEGINNINGS_MAX))
+        self._beginnings = defaultdict[Hashable, asyncio.Semaphore](partial(asyncio.Semaphore, BEGINNINGS_MAX))
         """By primary: one that hangs keeps no other waiting."""
         self._asleep_s = boottime_s() - monotonic()
         """How long the machine has been suspended since it was started."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -80,7 +81,7 @@ class KafkaProducer(Producer):
         self._home = None
         link, self._link = self._link, None
         if link is not None:
-            self._end(link)
+            link.end()
         await self._endings.over(4 * self._access.timeout_s)
 
     async def _send(self, order: Order, wait: str | None) -> Receipt:
@@ -95,7 +96,7 @@ class KafkaProducer(Producer):
             raise ValueTooLarge(f"the command is {len(value)} bytes long, more than {LARGEST_BYTES}")
         try:
             async with asyncio.timeout(self._access.timeout_s):
-                await self._sent(value, key_of(command.tenant_id))
+                await self._acknowledged(value, key_of(command.tenant_id))
         except (BusUnavailable, TimeoutError) as error:
             why = str(error) or f"it was not acknowledged in {self._access.timeout_s:g} s"
             raise InvalidationFailed(
@@ -103,22 +104,19 @@ class KafkaProducer(Producer):
             ) from error
         return receipt
 
-    async def _sent(self, value: bytes, key: bytes) -> None:
+    async def _acknowledged(self, value: bytes, key: bytes) -> None:
+        """Send a message, and return when Kafka has it; `BusUnavailable`."""
         link = await self._linked()
-        link.uses += 1
         try:
-            with connecting(self._access):
+            with link.used(), connecting(self._access):
                 sent = await link.producer.send(self._access.topic, value, key=key, headers=self._seal.headers(value))
                 await sent
         except (BusUnavailable, asyncio.CancelledError):
             # What this one holds it would go on sending in its own time: the next call begins with a fresh one.
             if self._link is link:
                 self._link = None
+            link.retire()
             raise
-        finally:
-            link.uses -= 1
-            if self._link is not link and not link.uses:
-                self._end(link)
 
     async def _linked(self) -> _Link:
         """The one that is there, or a new one; `BusUnavailable`."""
@@ -127,7 +125,7 @@ class KafkaProducer(Producer):
                 with connecting(self._access):
                     async with asyncio.timeout(self._access.connect_timeout_s):
                         await ensure(self._access, self._endings)  # again: it may have been removed
-                        self._link = _Link(await self._started())
+                        self._link = _Link(await self._started(), self._endings)
             return self._link
 
     async def _started(self) -> Any:
@@ -137,17 +135,37 @@ class KafkaProducer(Producer):
         await self._endings.started(producer, partial(end_producer, producer))
         return producer
 
-    def _end(self, link: _Link) -> None:
-        if not link.ended:
-            link.ended = True
-            with quietly():
-                self._endings.add(asyncio.create_task(end_producer(link.producer)))
-
 
 class _Link:
-    """A producer of aiokafka's, and how many calls are under way with it."""
+    """A producer of aiokafka's, which several calls share."""
 
-    def __init__(self, producer: Any) -> None:
+    def __init__(self, producer: Any, endings: Endings) -> None:
         self.producer = producer
-        self.uses = 0
-        self.ended = False
+        self._endings = endings
+        self._uses = 0
+        self._retired = False
+        self._ended = False
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While a call uses it, `retire` does not end it."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            if self._retired:
+                self.retire()
+
+    def retire(self) -> None:
+        """End it as soon as no call uses it any more."""
+        self._retired = True
+        if not self._uses:
+            self.end()
+
+    def end(self) -> None:
+        """End it now, in a task of its own: calls that use it fail. Ending twice is harmless."""
+        if not self._ended:
+            self._ended = True
+            with quietly():
+                self._endings.add(asyncio.create_task(end_producer(self.producer)))
