@@ -21,6 +21,7 @@ from cachebus.reading.source import bind, call
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.guard import WriteGuard, guard_time_s
+from cachebus.writing.write import SetRequest
 
 Contexts = tuple[Id | None, Id | None, Id | None]
 INT64 = 1 << 63
@@ -299,14 +300,7 @@ class Cache(Life):
             [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
         )
         return await parts.writer.set(
-            key,
-            value,
-            rules,
-            plan,
-            ttl_s=ttl_s,
-            tags=tag_scopes(key, tags, rules),
-            if_absent=if_absent,
-            wait=bool(wait),
+            SetRequest(key, value, rules, plan, ttl_s, tag_scopes(key, tags, rules), if_absent, bool(wait))
         )
 
     async def invalidate(
@@ -419,9 +413,7 @@ class Cache(Life):
         plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=contexts == "all")
         largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
         time_s = guard_time_s(self.settings, timeout_s, db_timeout_s, largest_bound_s)
-        return WriteGuard(
-            parts.writer, parts.guards, plan, time_s, self._clock, wait=bool(wait), enabled=self.settings.enabled
-        )
+        return WriteGuard(parts.writing.guards, plan, time_s, wait=bool(wait))
 
     # -- counters -------------------------------------------------------------------------------------------------
 
