@@ -20,6 +20,7 @@ from cachebus.reading.read import Reader
 from cachebus.receipt import Receipt
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.guard import WriteGuard, guard_time_s
+from cachebus.writing.write import SetRequest
 
 MANY = 250
 """So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
@@ -76,16 +77,8 @@ async def store(parts: Parts, storing: Storing) -> Receipt:
     ttl_s, rules = checked_ttl(storing.ttl), parts.policies.rules(family.data_type)
     own = Target(family.data_type, key.resource_id, *key.contexts)
     plan = parts.planner.targets([own], family.tenant or None, on_set=True)
-    return await parts.writer.set(
-        key,
-        storing.value,
-        rules,
-        plan,
-        ttl_s=ttl_s,
-        tags=tag_scopes(key, storing.tags, rules),
-        if_absent=storing.if_absent,
-        wait=bool(storing.wait),
-    )
+    tags, wait = tag_scopes(key, storing.tags, rules), bool(storing.wait)
+    return await parts.writer.set(SetRequest(key, storing.value, rules, plan, ttl_s, tags, storing.if_absent, wait))
 
 
 class Guarding(NamedTuple):
@@ -114,6 +107,4 @@ def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
     plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all")
     largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
     time_s = guard_time_s(settings, guarding.timeout_s, guarding.db_timeout_s, largest_bound_s)
-    return WriteGuard(
-        parts.writer, parts.guards, plan, time_s, parts.node.clock, wait=bool(guarding.wait), enabled=settings.enabled
-    )
+    return WriteGuard(parts.writing.guards, plan, time_s, wait=bool(guarding.wait))

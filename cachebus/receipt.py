@@ -20,12 +20,16 @@ class Receipt(msgspec.Struct, frozen=True):
     """
 
     shard: int
+    """The shard that was written, from 0."""
     epoch: str
+    """The epoch of the shard in which the write was ordered: 16 hexadecimal digits."""
     seq: int
+    """The write's place in that epoch; 0 while it is pending."""
     status: Status = "applied"
-    """"applied"; or "pending": it waits on this node for L2, and stands for nothing yet."""
+    """"applied": L2 has the write. "pending": it waits to be applied, and the receipt stands for nothing yet."""
     stored: bool = True
-    """False when nothing was stored: `add` found a value, or the cache is disabled."""
+    """False when nothing was stored: `add` found a value, a guard stood, the write is pending, or the cache is
+    disabled."""
     targets: Mapping[str, int] = msgspec.field(default_factory=dict)
     """How many keys and scopes were addressed, by data type."""
     confirmed: tuple[str, ...] = ()
@@ -35,7 +39,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @property
     def position(self) -> Position:
-        """The point in the shard's history."""
+        """The write's point in the shard's history."""
         return Position(self.epoch.encode(), self.seq)
 
     def __str__(self) -> str:
@@ -43,7 +47,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
-        """The receipt in a string made by `str(receipt)`; `ValueError` for anything else."""
+        """The receipt that `str(receipt)` has written, without `targets` and nodes; `ValueError` for any other text."""
         found = _FORM(str(text))
         if found is None:
             raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")

@@ -1,4 +1,4 @@
-"""For your own tests: several caches over one store in memory, a clock that you turn, faults with a seed.
+"""For your own tests: several caches over one store in memory, a clock that you advance, faults with a seed.
 
 ```python
 async with Fleet(nodes=2) as fleet:
@@ -18,29 +18,28 @@ import asyncio
 import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.base.clock import Clock, monotonic
-from cachebus.bus.memory import MemoryChannel
 from cachebus.cache import Cache
 from cachebus.settings import Settings
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
 
 
 class FakeClock:
-    """A monotonic clock (seconds) that stands still until `advance` is called; it may begin below zero."""
+    """A monotonic clock that stands still until `advance` is called; calling it gives the time in seconds."""
 
     def __init__(self, now_s: float = 1_000.0) -> None:
+        """`now_s`: what it shows at first, in seconds; it may be below zero."""
         self.now_s = now_s
 
     def __call__(self) -> float:
         return self.now_s
 
     def advance(self, by_s: float) -> None:
-        """Turn the clock on by so many seconds; it never goes back."""
+        """Advance by so many seconds; `ValueError` for less than none."""
         if by_s < 0:
             raise ValueError("a monotonic clock never goes back")
         self.now_s += by_s
@@ -48,13 +47,15 @@ class FakeClock:
 
 @dataclass
 class Faults:
-    """What happens to messages of the bus, each with its probability (0-1); the same seed gives the same faults."""
+    """What happens to messages of the bus. The same seed gives the same faults. `ValueError` for no probability."""
 
     seed: int = 0
     drop: float = 0.0
+    """The probability, 0 to 1, that a message does not arrive."""
     double: float = 0.0
+    """The probability, 0 to 1, that it arrives twice."""
     swap: float = 0.0
-    """Held back until the next message of its channel has gone."""
+    """The probability, 0 to 1, that it is held back until the next message of its shard has gone."""
     _random: random.Random = field(init=False, repr=False)
     _held: dict[int, list[bytes]] = field(init=False, repr=False, default_factory=dict)
 
@@ -65,7 +66,7 @@ class Faults:
         self._random = random.Random(self.seed)
 
     def applied_to(self, message: bytes, channel: int = 0) -> list[bytes]:
-        """What arrives on the channel in place of a message, in this order."""
+        """Decide about one message. `channel`: the shard that it is of. Returns what arrives in its place, in order."""
         if self._random.random() < self.drop:
             return []
         arriving = [message] * (2 if self._random.random() < self.double else 1)
@@ -76,34 +77,31 @@ class Faults:
 
 
 class Fleet:
-    """`nodes` caches over one store and one bus in memory, each a node of its own. To be entered."""
+    """Several caches over one store and one bus in memory, each a node of its own: `async with Fleet(2) as fleet:`.
+
+    `caches` are the nodes; entering opens them, leaving closes them. `faults` and `away` may be set at any time.
+    """
 
     def __init__(
         self, nodes: int = 2, *, faults: Faults | None = None, clock: Clock = monotonic, **settings: Any
     ) -> None:
+        """`nodes`: how many caches. `faults`: of the bus; None is none. `clock`: of all nodes and of the store, as a
+        `FakeClock`. `settings`: fields of `Settings`, the same for all. Raises `ValueError` for no node, and
+        `ConfigError` for settings that do not fit."""
         if nodes < 1:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
         self.settings = Settings(**{"url": "memory://", **settings})
-        self.world = World(
-            self.settings.shards,
-            clock,
-            max_invalidated_scopes=self.settings.max_invalidated_scopes,
-            log_max=self.settings.log_max_len,
-            log_max_bytes=self.settings.log_max_bytes,
-        )
+        self.world = World(self.settings, clock, self._arriving)
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]
         self._stack = AsyncExitStack()
-        for number, (shard, channel) in enumerate(zip(self.world.shards, self.world.channels, strict=True)):
-            shard.publish = partial(self._send, channel, number)
 
-    def _send(self, channel: MemoryChannel, number: int, message: bytes) -> None:
-        for arriving in [message] if self.faults is None else self.faults.applied_to(message, number):
-            channel.send(arriving)
+    def _arriving(self, shard: int, message: bytes) -> list[bytes]:
+        return [message] if self.faults is None else self.faults.applied_to(message, shard)
 
     @property
     def away(self) -> bool:
-        """Whether the store is out of reach; set it to play an outage."""
+        """Whether the store is out of reach: every operation then raises `L2Unavailable`. Set it to play an outage."""
         return self.world.shards.away
 
     @away.setter
@@ -111,12 +109,12 @@ class Fleet:
         self.world.shards.away = away
 
     async def probe(self) -> None:
-        """Have every node probe every shard now, as its heartbeat does every `probe_interval_s`."""
+        """Have every node probe every shard now, as its heartbeat does every `probe_interval_s`; `L2Unavailable`."""
         for cache in self.caches:
             await cache.probe()
 
     async def settle(self) -> None:
-        """Let messages that are under way arrive."""
+        """Let messages that are under way arrive. It takes no time on any clock."""
         for _ in range(3):
             await asyncio.sleep(0)
 

@@ -27,10 +27,12 @@ _NAMES = ("tenant_id", "data_type", "resource_id", "agent_id", "conversation_id"
 
 
 class Order(NamedTuple):
-    """What a verb asks for: checked as the library checks it, and as a command, for those who hand it on."""
+    """What a verb asks for, checked as the library checks it."""
 
     plan: Plan
+    """For those who apply it."""
     command: Callable[[], Command]
+    """Makes the command, for those who hand it on."""
 
 
 class Orders:
@@ -60,7 +62,7 @@ class Orders:
                 op="invalidate",
                 related=related_of(self.planner.expand([one], tenant)[1:]),
                 contexts=contexts,
-                **_given(tenant, data_type, resource_id, *ids),
+                **_fields(tenant, data_type, resource_id, *ids),
             ),
         )
 
@@ -75,7 +77,7 @@ class Orders:
         """A tenant or one of its types, narrowed by at most one context id."""
         ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type, tenant_id)
         plan = self.planner.scope(tenant, data_type, ids)
-        return Order(plan, lambda: InvalidateScope(op="scope", **_given(tenant, data_type, None, *ids)))
+        return Order(plan, lambda: InvalidateScope(op="scope", **_fields(tenant, data_type, None, *ids)))
 
     def tags(self, tags: Sequence[str], tenant_id: Id | None) -> Order:
         """All that carries one of these tags."""
@@ -84,7 +86,7 @@ class Orders:
         tenant = tenant_of(None, tenant_id)
         plan = self.planner.tags(tenant, tags)
         text = tuple(text_of("tag", tag) for tag in tags)
-        return Order(plan, lambda: InvalidateTags(op="tags", tags=text, **_given(tenant)))
+        return Order(plan, lambda: InvalidateTags(op="tags", tags=text, **_fields(tenant)))
 
     def coordinated(
         self,
@@ -105,23 +107,26 @@ class Orders:
             lambda: InvalidateCoordinated(
                 op="coordinated",
                 related=related_of(self.planner.expand(targets, tenant_id)[1:]),
-                **_given(tenant_id, data_type, resource_id, *ids),
+                **_fields(tenant_id, data_type, resource_id, *ids),
             ),
         )
 
 
-def _given(*ids: Id | None) -> dict[str, Any]:
-    """Those that are given, in text: what is not set is left out of the JSON."""
+def _fields(*ids: Id | None) -> dict[str, Any]:
+    """A command's fields, in text; what is not given is left out of the JSON."""
     return {name: text_of(name, part) for name, part in zip(_NAMES, ids, strict=False) if part is not None}
 
 
 class Producer(ABC):
-    """`await producer.invalidate("agent_config", "a7", "acme")`, whatever the way that it takes.
+    """Says that data was replaced, whichever way that takes: `await producer.invalidate("agent_config", "a7", "acme")`.
 
-    `cascades`: followed here, by every verb that names a resource; what only hands a command on sends them along.
+    Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`. `wait="nodes"`
+    returns when no node can serve what was replaced, where the producer applies it itself; else it is a `ValueError`.
     """
 
     def __init__(self, shards: int, cascades: Iterable[Cascade] = ()) -> None:
+        """`shards`: how many the caches have. `cascades`: followed by every verb that names a resource; who only hands
+        a command on sends along what they add."""
         self._orders = Orders(shards, cascades)
 
     async def invalidate(
@@ -136,7 +141,12 @@ class Producer(ABC):
         contexts: ContextMatch = "exact",
         wait: Wait | None = None,
     ) -> Receipt:
-        """As `Cache.invalidate`: one resource and its cascades."""
+        """Say that what is cached for a resource is replaced, everywhere; cascades are followed. As `Cache.invalidate`.
+
+        `contexts`: "exact" is this key alone; "all", without any context id, is the id in every context too. `wait`: as
+        of the producer. Returns the receipt. Raises `InvalidationFailed` when it is not sure to have happened: repeat
+        it then; `InvalidKey`, `TenantRequired`, and `ValueError` for `contexts` and `wait`.
+        """
         order = self._orders.invalidate(
             data_type, resource_id, tenant_id, contexts, agent_id, conversation_id, collection_id
         )
@@ -152,14 +162,21 @@ class Producer(ABC):
         *,
         wait: Wait | None = None,
     ) -> Receipt:
-        """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
+        """Say that all of a tenant, or of one of its data types, is replaced, narrowed by at most one context id.
+
+        No cascades are followed. Returns and raises what `invalidate` does.
+        """
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
         return await self._send(order, wait)
 
     async def invalidate_tags(
         self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None
     ) -> Receipt:
-        """As `Cache.invalidate_tags`."""
+        """Say that all values of a tenant are replaced that were stored with any of these tags.
+
+        `tags`: a sequence of strings that is not empty (`ValueError`). No cascades are followed. Returns and raises
+        what `invalidate` does.
+        """
         return await self._send(self._orders.tags(tags, tenant_id), wait)
 
     async def invalidate_coordinated(
@@ -174,7 +191,12 @@ class Producer(ABC):
         *,
         wait: Wait | None = None,
     ) -> Receipt:
-        """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
+        """Say that a resource and what is related to it are replaced, in one atomic step; cascades are followed.
+
+        `primary_resource_id`: "*" is the whole scope. `related_invalidations`: mappings of `data_type` and, if need be,
+        `resource_id` (else the whole scope) and context ids (else the primary's). Returns the receipt, whose `targets`
+        are the counts by data type. Raises what `invalidate` does, and `ValueError` for a mapping with other keys.
+        """
         order = self._orders.coordinated(
             tenant_id,
             primary_data_type,
@@ -188,10 +210,10 @@ class Producer(ABC):
 
     @abstractmethod
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        """Have it happen, or hand it on."""
+        """Apply the order, or hand its command on; gives its receipt."""
 
 
-def handed_on(plan: Plan, wait: Wait | None) -> Receipt:
+def receipt_for_command(plan: Plan, wait: Wait | None) -> Receipt:
     """The receipt of a command that others will apply; `ValueError` where somebody would wait for that."""
     check_wait(wait)
     if wait:

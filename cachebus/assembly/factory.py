@@ -1,33 +1,36 @@
-"""From settings to wired parts: the only module that names concrete stores and buses."""
+"""From settings to wired parts.
+
+What wakes whom is made first, and handed in: no part is told later what it works with. So the order below is that in
+which parts know each other.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
+from cachebus.assembly.backends import backends
+from cachebus.assembly.world import World, world_of
 from cachebus.base.clock import Clock, monotonic
-from cachebus.bus.kafka import KafkaBus
-from cachebus.bus.kafka_client import kafka_access
-from cachebus.bus.kafka_envelope import Envelope
-from cachebus.bus.memory import MemoryBus, MemoryChannel
-from cachebus.bus.redis import RedisBus
+from cachebus.base.home import Home
 from cachebus.cascade import CascadeTable
 from cachebus.core.node import Node
-from cachebus.core.ports import Bus, Listener, Store
-from cachebus.errors import ConfigError
+from cachebus.core.ports import Bus, Store
 from cachebus.keys.key import Keyspace
 from cachebus.keys.naming import Naming
 from cachebus.keys.plan import Planner
 from cachebus.l1 import L1
-from cachebus.l2.memory import MemoryShard
-from cachebus.l2.memory_store import MemoryShards, MemoryStore
-from cachebus.l2.names import ShardNames
-from cachebus.l2.redis import RedisStore
-from cachebus.listening.heartbeat import Heartbeat
+from cachebus.listening.attach import Attachment
+from cachebus.listening.attention import Attention
+from cachebus.listening.catch_up import CatchUp
+from cachebus.listening.fleet import FleetWatch
+from cachebus.listening.heartbeat import Heartbeat, Loops
+from cachebus.listening.outages import Notices, Outages
+from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
+from cachebus.listening.tend import Ears, Tending
+from cachebus.listening.tidy import Tidying
 from cachebus.observe import Counters
 from cachebus.policy import PolicyTable
 from cachebus.reading.fetch import Fetcher
@@ -37,33 +40,40 @@ from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
 from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
-from cachebus.resp import CLUSTER, SENTINEL, ClusterMap, Fixed, Places, Route, Sentinels, parse_places
 from cachebus.settings import Settings
+from cachebus.writing.confirm import Confirmer
+from cachebus.writing.delivery import Delivery
 from cachebus.writing.guard import Guards
 from cachebus.writing.pending import Pending
+from cachebus.writing.repeat import Repeating
+from cachebus.writing.resend_buffer import ResendBuffer
 from cachebus.writing.write import Writer
 
 
-class World:
-    """What all caches of a process that open the same `memory://NAME` share."""
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What carries writes out."""
 
-    def __init__(
-        self, shards: int, clock: Clock, *, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26
-    ) -> None:
-        self.shards = MemoryShards(
-            [
-                MemoryShard(
-                    clock, max_invalidated_scopes=max_invalidated_scopes, log_max=log_max, log_max_bytes=log_max_bytes
-                )
-                for _ in range(shards)
-            ]
-        )
-        self.channels = [MemoryChannel() for _ in range(shards)]
-        for shard, channel in zip(self.shards, self.channels, strict=True):
-            shard.publish = channel.send
+    resend_buffer: ResendBuffer
+    pending: Pending
+    writer: Writer
+    guards: Guards
+    repeating: Repeating
 
 
-_worlds: WeakValueDictionary[str, World] = WeakValueDictionary()
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What keeps a node up to date."""
+
+    attention: Attention
+    receiver: Receiver
+    catch_up: CatchUp
+    prober: Prober
+    tending: Tending
+    outages: Outages
+    fleet: FleetWatch
+    attachment: Attachment
+    heartbeat: Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class Parts:
     """One cache's parts, wired and not yet started."""
 
     settings: Settings
+    home: Home
     node: Node
     store: Store
     bus: Bus
@@ -81,16 +92,59 @@ class Parts:
     reader: Reader
     loads: Loads
     writer: Writer
-    guards: Guards
-    heartbeat: Heartbeat
+    writing: Writing
+    listening: Listening
     world: World | None
     """Kept alive by those who share it."""
 
 
 def build(settings: Settings, clock: Clock = monotonic, world: World | None = None) -> Parts:
-    """Wire a cache by its settings; `ConfigError`. Must run inside the event loop that will use it."""
-    asyncio.get_running_loop()
+    """Wire a cache by its settings; `ConfigError`. Must run inside the event loop that will use it.
+
+    `world`: for a URL of memory://, in place of the one of its name.
+    """
+    home = Home()
+    in_memory = settings.url.get_secret_value().startswith("memory://")
+    world = (world or world_of(settings, clock)) if in_memory else None
     policies, cascades = PolicyTable(settings.policies), CascadeTable()
+    keyspace = Keyspace(settings.shards)
+    node, waiters, attention = _node(settings, clock), Waiters(), Attention(settings.shards)
+
+    store, bus_of = backends(settings, clock, world, node.counters, attention.nudge)
+    receiver = Receiver(node, waiters, attention)
+    bus = bus_of(receiver.on_message)
+
+    fetcher = Fetcher(node, store, policies, attention.nudge, l2_timeout_s=settings.l2_timeout_s)
+    reader, loads = _reads(settings, fetcher, waiters, hints=bus.in_store)
+    writing = _writing(settings, keyspace, fetcher, bus, attention)
+    return Parts(
+        settings=settings,
+        home=home,
+        node=node,
+        store=store,
+        bus=bus,
+        policies=policies,
+        cascades=cascades,
+        naming=Naming(keyspace),
+        planner=Planner(keyspace, cascades),
+        reader=reader,
+        loads=loads,
+        writer=writing.writer,
+        writing=writing,
+        listening=_listening(settings, store, bus, receiver, writing),
+        world=world,
+    )
+
+
+def _reads(settings: Settings, fetcher: Fetcher, waiters: Waiters, *, hints: bool) -> tuple[Reader, Loads]:
+    enabled, clock = settings.enabled, fetcher.clock
+    reader = Reader(fetcher, outage_is_miss=settings.on_outage == "miss", enabled=enabled)
+    flights, rests = Flights(clock), Rests(clock)
+    parts = LoadParts(fetcher, reader, waiters, flights, rests, settings.lease_ms, enabled=enabled, hints=hints)
+    return reader, Loads(parts)
+
+
+def _node(settings: Settings, clock: Clock) -> Node:
     l1 = L1(settings.l1_max_entries if settings.use_memory_cache else 0, settings.l1_max_bytes)
     node = Node(
         name=settings.node_name or f"{socket.gethostname()}-{os.getpid()}",
@@ -105,152 +159,45 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     )
     for data_type in settings.policies:
         node.groups.declare(data_type)
-    waiters = Waiters()
-    later = _Later()
-    store, bus, world = _backends(settings, clock, later, world, node.counters)
-    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.gap_grace_s)
-    heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
-    later.listener = heartbeat.receiver.on_message
-    fetcher = Fetcher(node, store, policies, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)
-    keyspace = Keyspace(settings.shards)
-    reader, loads = _reads(settings, fetcher, waiters, hints=bus.in_store)
-    pending = Pending(node, store, settings.pending_max, settings.l2_timeout_s)
-    writer = Writer(
-        fetcher,
-        bus,
-        clock,
-        heartbeat.nudge,
-        pending,
-        enabled=settings.enabled,
-        resend_max_bytes=settings.resend_max_bytes,
-    )
-    heartbeat.repeat, heartbeat.forget_old = writer.repeat, writer.resend_buffer.forget_old
-    guards = Guards(node)
-    heartbeat.judge_guards = guards.judge
-    planner = Planner(keyspace, cascades)
-    return Parts(
-        settings,
-        node,
-        store,
-        bus,
-        policies,
-        cascades,
-        Naming(keyspace),
-        planner,
-        reader,
-        loads,
-        writer,
-        guards,
-        heartbeat,
-        world,
+    return node
+
+
+def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus, attention: Attention) -> Writing:
+    node, store = fetcher.node, fetcher.store
+    resend_buffer = ResendBuffer(node.clock, keyspace, settings.resend_max_bytes, node.counters)
+    delivery = Delivery(node, store, bus, resend_buffer, attention.nudge)
+    pending = Pending(node, store, delivery.invalidate, settings.pending_max, settings.l2_timeout_s)
+    confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
+    writer = Writer(fetcher, delivery, pending, confirmer, enabled=settings.enabled)
+    return Writing(
+        resend_buffer=resend_buffer,
+        pending=pending,
+        writer=writer,
+        guards=Guards(node, writer, enabled=settings.enabled),
+        repeating=Repeating(node, delivery, resend_buffer),
     )
 
 
-def _reads(settings: Settings, fetcher: Fetcher, waiters: Waiters, *, hints: bool) -> tuple[Reader, Loads]:
-    enabled, clock = settings.enabled, fetcher.clock
-    reader = Reader(fetcher, outage_is_miss=settings.on_outage == "miss", enabled=enabled)
-    flights, rests = Flights(clock), Rests(clock)
-    parts = LoadParts(fetcher, reader, waiters, flights, rests, settings.lease_ms, enabled=enabled, hints=hints)
-    return reader, Loads(parts)
-
-
-class _Later:
-    """A listener that is known only once the parts that listen are made."""
-
-    listener: Listener
-
-    def __call__(self, shard: int, message: bytes) -> None:
-        self.listener(shard, message)
-
-
-def _backends(
-    settings: Settings, clock: Clock, listener: Listener, world: World | None, counters: Counters
-) -> tuple[Store, Bus, World | None]:
-    url = settings.url.get_secret_value()
-    if url.startswith("memory://"):
-        world = world or _world(url.removeprefix("memory://"), settings, clock)
-        return MemoryStore(world.shards), MemoryBus(world.channels, listener), world
-    route = route_of(settings, clock)
-    store = redis_store(settings, route, clock)
-    if settings.bus == "kafka":
-        return store, kafka_bus(settings, clock, listener, counters), None
-    bus = RedisBus(
-        route,
-        channels_of(settings),
-        listener,
-        timeout_s=settings.l2_timeout_s,
-        connect_timeout_s=settings.connect_timeout_s,
-        clock=clock,
+def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
+    node, attention = receiver.node, receiver.attention
+    notices, outages = Notices(), Outages(store)
+    fleet = FleetWatch(node, notices)
+    catch_up = CatchUp(node, store, attention, grace_s=settings.gap_grace_s)
+    prober = Prober(node, store, catch_up, fleet, writing.guards.judge)
+    turn_s = settings.probe_interval_s
+    tending = Tending(prober, attention, outages, writing.repeating.look, turn_s=turn_s)
+    ears = Ears(bus, attention, outages)
+    tidying = Tidying(node, writing.resend_buffer.forget_old, pause_s=turn_s)
+    # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
+    loops = Loops(settings.shards, (tending.step, ears.step, writing.repeating.step), (tidying.step,))
+    return Listening(
+        attention=attention,
+        receiver=receiver,
+        catch_up=catch_up,
+        prober=prober,
+        tending=tending,
+        outages=outages,
+        fleet=fleet,
+        attachment=Attachment(node, store, bus, prober, outages),
+        heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
     )
-    return store, bus, None
-
-
-def channels_of(settings: Settings) -> list[str]:
-    """The channels of the settings' shards; `ConfigError`."""
-    database = places_of(settings).template.db
-    return [ShardNames(settings.namespace, shard, database).channel for shard in range(settings.shards)]
-
-
-def kafka_bus(settings: Settings, clock: Clock, listener: Listener | None, counters: Counters) -> KafkaBus:
-    """The bus on Kafka, not yet connected (`listener` None: only to publish); `ConfigError`."""
-    return KafkaBus(kafka_access(settings), Envelope.of(settings), listener, counters, clock)
-
-
-def route_of(settings: Settings, clock: Clock) -> Route:
-    """The way to the settings' Redis; `ConfigError`."""
-    places = places_of(settings)
-    shards, timeout_s = settings.shards, settings.connect_timeout_s
-    if places.kind == SENTINEL:
-        return Sentinels(
-            places.addresses, places.service, places.template, shards, connect_timeout_s=timeout_s, clock=clock
-        )
-    if places.kind == CLUSTER:
-        logs = [ShardNames(settings.namespace, shard).log for shard in range(shards)]
-        return ClusterMap(places.addresses, logs, connect_timeout_s=timeout_s, clock=clock)
-    return Fixed(places.template, shards)
-
-
-def places_of(settings: Settings) -> Places:
-    """What the settings' URL says, with credentials and TLS; `ConfigError`."""
-    return parse_places(
-        settings.url.get_secret_value(),
-        username=None if settings.username is None else settings.username.get_secret_value(),
-        password=None if settings.password is None else settings.password.get_secret_value(),
-        ca_certs=settings.ssl_ca_certs,
-        check_hostname=settings.ssl_check_hostname,
-        client_name=f"cachebus-{settings.namespace}",
-    )
-
-
-def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
-    """The store on Redis, not yet connected."""
-    return RedisStore(
-        route,
-        namespace=settings.namespace,
-        shards=settings.shards,
-        bus=settings.bus,
-        timeout_s=settings.l2_timeout_s,
-        connect_timeout_s=settings.connect_timeout_s,
-        clock=clock,
-        max_invalidated_scopes=settings.max_invalidated_scopes,
-        log_max=settings.log_max_len,
-        log_max_bytes=settings.log_max_bytes,
-        database=places_of(settings).template.db,
-    )
-
-
-def _world(name: str, settings: Settings, clock: Clock) -> World:
-    shared = _worlds.get(name) if name else None
-    if shared is None:
-        shared = World(
-            settings.shards,
-            clock,
-            max_invalidated_scopes=settings.max_invalidated_scopes,
-            log_max=settings.log_max_len,
-            log_max_bytes=settings.log_max_bytes,
-        )
-        if name:
-            _worlds[name] = shared
-    if len(shared.shards) != settings.shards:
-        raise ConfigError(f"memory://{name} has {len(shared.shards)} shards here, this cache wants {settings.shards}")
-    return shared

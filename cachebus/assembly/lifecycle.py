@@ -9,10 +9,11 @@ from typing import Any, Self
 
 from loguru import logger
 
-from cachebus.assembly.factory import Parts, World, build
+from cachebus.assembly.factory import Parts, build
+from cachebus.assembly.figures import figures, is_ready
+from cachebus.assembly.world import World
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
-from cachebus.base.home import Home
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
@@ -31,19 +32,19 @@ async def attach(parts: Parts) -> None:
     """Connect, listen, read where every shard is, and begin to tend; `L2Unavailable`, `ProtocolMismatch`."""
     settings = parts.settings
     try:
-        await parts.heartbeat.attach(settings.connect_timeout_s + SAY_WHY_S, settings.l2_timeout_s)
+        await parts.listening.attachment.attach(settings.connect_timeout_s + SAY_WHY_S, settings.l2_timeout_s)
     except (L2Unavailable, BusUnavailable) as trouble:
         if not settings.start_degraded:
             raise L2Unavailable(f"{trouble} (at start, {settings.safe_url})") from trouble
         logger.warning("starting degraded, without L2: {}", trouble)
-    parts.heartbeat.start()
+    parts.listening.heartbeat.start()
 
 
 async def stop(parts: Parts) -> None:
     """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
     try:
         await _land(parts)
-        await parts.heartbeat.stop()
+        await parts.listening.heartbeat.stop()
         if parts.settings.enabled:
             # Bounded apart: where big values are under way, an answer may take longer than a silent L2 is given.
             async with asyncio.timeout(parts.settings.l2_timeout_s * 1.25):
@@ -51,8 +52,8 @@ async def stop(parts: Parts) -> None:
     except (CacheBusError, TimeoutError) as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error or "no answer in time")
     finally:
-        parts.heartbeat.cancel()
-        parts.writer.pending.abandon()
+        parts.listening.heartbeat.cancel()
+        parts.writing.pending.abandon()
         try:
             await parts.bus.close()
         finally:
@@ -73,7 +74,7 @@ async def _land(parts: Parts) -> None:
     patience_s, flights = parts.settings.close_timeout_s, parts.loads.flights
     try:
         async with asyncio.timeout(patience_s + CANCELLED_S):
-            await asyncio.gather(flights.close(patience_s), parts.writer.pending.close(patience_s))
+            await asyncio.gather(flights.close(patience_s), parts.writing.pending.close(patience_s))
     except TimeoutError:
         logger.warning("{} loads were cancelled and go on: closing leaves them behind", len(flights))
 
@@ -85,46 +86,6 @@ async def _take_leave(parts: Parts) -> None:
     for trouble in await asyncio.gather(*leaving, return_exceptions=True):
         if isinstance(trouble, BaseException):
             raise trouble
-
-
-def is_ready(parts: Parts) -> bool:
-    """Whether any shard's lease is live, and that of every other one too but for those known to be out of reach."""
-    if not parts.settings.enabled:
-        return True
-    now_s = parts.node.clock()
-    live = [now_s < shard.valid_until for shard in parts.node.shards]
-    return any(live) and all(live[i] or parts.heartbeat.lacks(i) for i in range(len(live)))
-
-
-def figures(parts: Parts) -> Stats:
-    """All counters, and how things stand now."""
-    node, counters = parts.node, parts.node.counters
-    hits = node.groups.hits()
-    types = {t: counters.of(t).snapshot(hits.get(t, 0)) for t in sorted({*counters.types, *hits})}
-    counts = {
-        name: getattr(counters, name)
-        for name in Stats.__dataclass_fields__
-        if isinstance(getattr(counters, name, None), int)
-    }
-    return Stats(
-        node=node.id,
-        types=types,
-        shards=node.shard_stats(node.clock()),
-        l1_entries=len(node.l1),
-        l1_bytes=node.l1.bytes,
-        l1_evictions=node.l1.evictions,
-        flushes=dict(counters.flushes),
-        l2_connected=parts.store.connected,
-        bus_connected=parts.bus.connected,
-        flights=len(parts.loads.flights),
-        pending=parts.writer.pending.depth,
-        reconnects=parts.heartbeat.reconnects,
-        loose_replicas=max(parts.heartbeat.loose_replicas),
-        load_latency=counters.load_latency.snapshot(),
-        l2_latency=counters.l2_latency.snapshot(),
-        bus_lag=counters.bus_lag.snapshot(),
-        **counts,
-    )
 
 
 def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
@@ -143,7 +104,6 @@ class Life:
         self._parts: Parts | None = None
         self._landing: Parts | None = None
         """While it is closed: for loads that are under way, and for nobody else."""
-        self._home: Home
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
         self._entries: dict[str, Any] = {}
@@ -155,10 +115,10 @@ class Life:
         return cls(settings)
 
     async def __aenter__(self) -> Self:
-        if self._parts is not None and not self._home.gone:
+        if self._parts is not None and not self._parts.home.gone:
             raise ConfigError("this cache is open already")
         parts = build(self.settings, self._clock, self._world)
-        self._parts, self._home = parts, Home()
+        self._parts = parts
         for data_type, policy in self._policies.items():
             _declare(parts, data_type, policy)
         for cascade in self._cascades:
@@ -194,10 +154,10 @@ class Life:
         parts = self._parts
         if parts is None:
             return
-        if not self._home.here:
-            if self._home.gone:
+        if not parts.home.here:
+            if parts.home.gone:
                 self._forget()
-            raise self._home.close_elsewhere("cache")
+            raise parts.home.close_elsewhere("cache")
         self._forget()
         self._landing = parts
         try:
@@ -214,8 +174,8 @@ class Life:
             parts = self._landing
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
-        if home.forks != self._home.forks or asyncio.get_running_loop() is not self._home.loop:
-            raise self._home.elsewhere("cache")
+        if home.forks != parts.home.forks or asyncio.get_running_loop() is not parts.home.loop:
+            raise parts.home.elsewhere("cache")
         return parts
 
     def ready(self) -> bool:
@@ -242,14 +202,14 @@ class Life:
         """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable` if any
         does not answer, though the others then have."""
         parts = self._live()
-        probes = (parts.heartbeat.probe(shard.index) for shard in parts.node.shards)
+        probes = (parts.listening.prober.probe(shard.index) for shard in parts.node.shards)
         for trouble in await asyncio.gather(*probes, return_exceptions=True):
             if isinstance(trouble, BaseException):
                 raise trouble
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""
-        return await self._live().writer.pending.drain(timeout_s)
+        return await self._live().writing.pending.drain(timeout_s)
 
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
@@ -262,4 +222,4 @@ class Life:
 
     @on_applied.setter
     def on_applied(self, hook: OnApplied | None) -> None:
-        self._live().node.on_applied = hook
+        self._live().node.tell_applied(hook)

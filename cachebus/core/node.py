@@ -208,6 +208,22 @@ class Node:
         for view in self.shards:
             view.doubts.settle(min(swept_s - DOUBT_S, view.fresh_as_of_s))
 
+    def block(self, keys: Sequence[Key], scopes: Sequence[str]) -> None:
+        """Believe nothing of these, whoever vouches for it, until `unblock`: L2 has yet to hear of their end."""
+        if self.blocked is None:
+            self.blocked = Blocked()
+        self.blocked.add(keys, scopes)
+
+    def unblock(self, keys: Sequence[Key], scopes: Sequence[str]) -> None:
+        """L2 has heard of these once."""
+        if self.blocked is not None:
+            self.blocked.remove(keys, scopes)
+            self.blocked = self.blocked or None
+
+    def tell_applied(self, hook: OnApplied | None) -> None:
+        """Have `hook` called with shard, epoch, seq and monotonic time (s) when a shard's applied seq moves."""
+        self.on_applied = hook
+
     # -- L1 ------------------------------------------------------------------------------------------------------
 
     def take_away(self, key: Key, seq: int) -> None:

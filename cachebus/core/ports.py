@@ -172,9 +172,6 @@ class Store(Protocol):
     checked: list[bool]
     """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
 
-    on_changed: Callable[[int], None]
-    """Called with each shard that loses its connection, is given another, or of which the primary is elsewhere."""
-
     @property
     def connected(self) -> bool:
         """Whether every shard can be reached: for those who watch. It decides nothing for a single one."""

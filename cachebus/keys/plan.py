@@ -52,6 +52,10 @@ class Plan:
         """When it was first called, where it is repeated, so that it grows no younger by that."""
         self.targets: dict[str, int] = {}
 
+    def repeats(self, called_s: float) -> None:
+        """It repeats what was first called at this time; of several the latest counts."""
+        self.called_s = max(called_s, self.called_s or 0.0)
+
     def body(self, origin: str, *, probe: bool = False) -> bytes:
         """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
         return events.encode_body([events.Part([key.l1 for key in self.keys], self.scopes, origin)], probe=probe)

@@ -28,13 +28,14 @@ class MemoryHistory:
         max_invalidated_scopes: int = 100_000,
         log_max: int = 100_000,
         log_max_bytes: int = 1 << 26,
+        publish: Callable[[bytes], None] = _no_listener,
     ) -> None:
         self.clock: Clock = lambda: WALL_S + clock()
         """The server's, a wall clock as every server's is: records hold its times, which are never below zero."""
         self.max_invalidated_scopes, self.log_max, self.log_max_bytes = max_invalidated_scopes, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
-        self.publish: Callable[[bytes], None] = _no_listener
+        self.publish = publish
         self.new_epoch: Callable[[], bytes] = lambda: secrets.token_hex(8).encode()
         self.born = float("-inf")
         self.wipe()

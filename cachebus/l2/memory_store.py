@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import overload
 
 from cachebus.base.backoff import RECONNECT_FIRST_S
@@ -48,7 +48,6 @@ class MemoryStore:
         self._open = False
         self.checked = [False] * len(shards)
         """By shard: whether a probe has been answered since the last outage."""
-        self.on_changed: Callable[[int], None] = lambda _: None
         self.opened = 0
 
     @property

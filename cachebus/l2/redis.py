@@ -71,7 +71,10 @@ class RedisStore:
         log_max: int,
         log_max_bytes: int = 64 * 1024 * 1024,
         database: int = 0,
+        on_changed: Callable[[int], object] | None = None,
     ) -> None:
+        """`on_changed`: hears of every shard whose connection was lost, or is another one, or whose primary lies
+        elsewhere."""
         self._clock = clock
         self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
@@ -83,8 +86,7 @@ class RedisStore:
         ]
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
-        self.on_changed: Callable[[int], None] = lambda _: None
-        """Hears of every shard whose connection was lost, or is another one, or whose primary lies elsewhere."""
+        self._on_changed = on_changed
         self._links: Links[Connection] = Links(route, self._open, clock=clock, on_changed=self._changed, vouches=True)
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -142,7 +144,8 @@ class RedisStore:
     def _changed(self, shards: Sequence[int]) -> None:
         for shard in shards:
             self.checked[shard] = False
-            self.on_changed(shard)
+            if self._on_changed is not None:
+                self._on_changed(shard)
 
     async def close(self) -> None:
         """Give the connections back; what is pending fails."""

@@ -1,1 +1,8 @@
-"""The path of an event, and the heartbeat that makes up for those that did not arrive."""
+"""The path of an event, and the heartbeat that makes up for those that did not arrive.
+
+1. `receive` decides about a message at once: apply it, or pass it over, and wake whoever has to look further.
+2. `attention` is that waking. It is made first, and given to all who notice that something is missing.
+3. `tend` gives each shard its turns: `probe` asks L2 where the shard stands, `catch_up` brings what is missing.
+4. `attach` does the same once, at the start; `heartbeat` keeps the loops going.
+5. `outages` and `fleet` say what is wrong.
+"""

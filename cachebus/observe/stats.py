@@ -20,11 +20,11 @@ class LatencyStats:
 
     @property
     def mean_s(self) -> float:
-        """Mean of all observations in seconds; 0.0 when there are none."""
+        """The mean of all observations, in seconds; 0.0 when there are none."""
         return self.total_s / self.count if self.count else 0.0
 
     def quantile_s(self, q: float) -> float:
-        """Upper bound in seconds of the bucket that holds quantile `q` (0–1); 0.0 when there are none."""
+        """The upper bound, in seconds, of the bucket that holds quantile `q` (0–1); 0.0 when there are none."""
         rank, seen = q * self.count, 0
         for bound_s, bucket in zip(self.bounds_s, self.buckets, strict=True):
             seen += bucket
@@ -84,7 +84,7 @@ class ShardStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Everything that a cache counts."""
+    """Everything that a cache counts, as `cache.stats()` gives it. Counts are since the cache was opened."""
 
     node: str
     """This node's id, unique in the fleet."""
@@ -114,7 +114,7 @@ class Stats:
     events_corrupt: int
     """Messages and log entries that were no events."""
     events_unsigned: int
-    """Messages that none of this node's keys had signed, and that it passed over (Kafka)."""
+    """Messages that were passed over, since none of this node's keys had signed them (Kafka)."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
     gaps: int
@@ -136,9 +136,11 @@ class Stats:
     invalidations_failed: int
     """Those of them that are not sure to have happened: the call raised."""
     invalidations_repeated: int
-    """Repeated in another epoch of L2 that had begun before they were called: what acknowledged them was deposed."""
+    """Invalidations repeated in an epoch of L2 that had begun before they were called: whatever acknowledged them had
+    been deposed."""
     resend_dropped: int
-    """Pushed out of the resend buffer by its bound in bytes before their minute was over: not repeated if need be."""
+    """Invalidations that left the resend buffer before their minute was over, for want of room (`resend_max_bytes`): a
+    failover that loses them is not made up for."""
     guards: int
     """Write guards put up."""
     guards_left: int
@@ -157,13 +159,14 @@ class Stats:
     records_corrupt: int
     """Records in L2 that were damaged, or answered for another key; each was a miss."""
     l2_errors: int
-    """Operations on L2 that failed or timed out, for callers: probes that fail cost leases, and are told by these."""
+    """Operations on L2 that failed or timed out, for callers. Probes that fail are not among them: they cost leases,
+    see `lease_lapses`."""
     l2_connected: bool
     """Whether commands can be sent now."""
     bus_publish_failures: int
     """Events that L2 has and the bus did not take (Kafka): nodes find them by their probes."""
     bus_positions_lost: int
-    """Times the bus no longer had what comes next of a partition (Kafka), and was gone on with at its end."""
+    """Times the bus no longer had what comes next of a partition (Kafka), so that this node went on at its end."""
     bus_connected: bool
     """Whether events can arrive now."""
     loose_replicas: int

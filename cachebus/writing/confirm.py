@@ -1,6 +1,7 @@
-"""Waiting until every node has applied a change: looks at the nodes' rows until they prove it, or its bound is over.
+"""Waiting until every node has applied a change.
 
-What proves it: `cachebus.core.membership`.
+It looks at what the nodes tell L2 of themselves until that proves it, or until the largest staleness bound of the fleet
+is over. What proves it: `cachebus.core.membership`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ NAMES: frozenset[str | None] = frozenset({None, "nodes"})
 
 
 def check_wait(wait: str | None) -> None:
-    """The argument `wait` of a write; `ValueError`."""
+    """Refuse what the argument `wait` of a write may not be; `ValueError`."""
     if wait not in NAMES:
         raise ValueError('wait must be None or "nodes"')
 
 
-class _Looks:
-    """The looks of one process at one shard's rows: one at a time, shared by all who had asked when it began."""
+class _SharedLooks:
+    """The looks of one process at one shard's nodes: one at a time, shared by all who had asked when it began."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -47,7 +48,7 @@ class _Looks:
         self._found: tuple[int, NodesReply] | None = None
 
     async def look(self, ask: Callable[[], Awaitable[NodesReply]]) -> NodesReply:
-        """The lines as they are after this call; what `ask` raises."""
+        """The nodes as they are after this call; what `ask` raises."""
         asked_at = self._begun
         self._waiting += 1
         try:
@@ -62,45 +63,73 @@ class _Looks:
             self._waiting -= 1
 
 
+class _Pace:
+    """How long one waiter rests between its looks: at first not at all, then longer and longer."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._pause_s = PAUSE_FIRST_S
+
+    def slow_down(self) -> None:
+        """L2 does not answer: no more looks without a pause."""
+        self._looks = PROMPT_LOOKS
+
+    async def rest(self, most_s: float) -> None:
+        """Rest before the next look, `most_s` at most."""
+        self._looks += 1
+        if self._looks < PROMPT_LOOKS:
+            await asyncio.sleep(0)
+            return
+        await asyncio.sleep(min(self._pause_s, max(0.0, most_s)))
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+
+
 class Confirmer:
     """Waits for the nodes, of a store that somebody else has opened."""
 
     def __init__(
         self, store: Store, clock: Clock, bound_s: float, views: Sequence[MembershipView], *, keep_without_l2: bool
     ) -> None:
-        """`keep_without_l2`: whether this process's settings have nodes keep what they load without L2."""
+        """`bound_s`: the staleness bound of this process's settings. `views`: by shard, what is known of its nodes.
+        `keep_without_l2`: whether this process's settings have nodes keep what they load without L2."""
         self._store = store
         self._clock = clock
-        self._bound_s = bound_s
         self._views = views
         self._keep_without_l2 = keep_without_l2
-        self._looks = [_Looks() for _ in views]
-        self._heard_s = bound_s
+        self._looks = [_SharedLooks() for _ in views]
+        self._largest_bound_s = bound_s
         """The largest staleness bound that this process has ever heard of: what L2 says of it is lost with L2."""
 
     async def wait(self, shard: int, change: Change, caller: Callable[[], Caller]) -> Confirmed:
-        """Return once every node has applied the change, or the fleet's largest staleness bound from now, when no other
-        can serve what it replaced; to be called as soon as the change's script has replied. What becomes of L2
-        meanwhile changes nothing in that."""
-        began_s, bound_s = self._clock(), first_bound_s(self._heard_s, change, caller())
-        found, looks, pause_s = Confirmed(), 0, PAUSE_FIRST_S
+        """Return once no node can serve what the change replaced; to be called as soon as its script has replied.
+
+        That is when every node has applied it; or the fleet's largest staleness bound from now, whatever becomes of L2
+        meanwhile.
+        """
+        began_s, bound_s = self._clock(), first_bound_s(self._largest_bound_s, change, caller())
+        found, pace = Confirmed(), _Pace()
         while (left_s := began_s + bound_s - self._clock()) > 0:
-            try:
-                async with asyncio.timeout(left_s):
-                    reply = await self._looks[shard].look(lambda: self._store.nodes(shard, caller()))
-            except (CacheBusError, TimeoutError):
-                looks = PROMPT_LOOKS
+            reply = await self._look(shard, caller, left_s)
+            if reply is None:
+                pace.slow_down()
             else:
-                bound_s = self._heard_s = largest_bound_s(reply, bound_s)
-                self._keep_without_l2 = keeps_without_l2(reply, self._keep_without_l2 or caller().keeps_without_l2)
-                after_s = complete_after_s(bound_s, keep_without_l2=self._keep_without_l2)
-                found, done = judged(self._views[shard], reply, change, after_s, self._clock())
-                if done:
+                bound_s = self._largest_bound_s = largest_bound_s(reply, max(bound_s, self._largest_bound_s))
+                found, proven = self._judge(shard, change, reply, caller())
+                if proven:
                     break
-            looks += 1
-            if looks < PROMPT_LOOKS:
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(min(pause_s, max(0.0, began_s + bound_s - self._clock())))
-                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            await pace.rest(began_s + bound_s - self._clock())
         return found
+
+    async def _look(self, shard: int, caller: Callable[[], Caller], timeout_s: float) -> NodesReply | None:
+        """What L2 knows of the shard's nodes; None where it does not answer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._looks[shard].look(lambda: self._store.nodes(shard, caller()))
+        except (CacheBusError, TimeoutError):
+            return None
+
+    def _judge(self, shard: int, change: Change, reply: NodesReply, caller: Caller) -> tuple[Confirmed, bool]:
+        """Who has applied the change, and whether nobody else can serve what it replaced."""
+        self._keep_without_l2 = keeps_without_l2(reply, self._keep_without_l2 or caller.keeps_without_l2)
+        after_s = complete_after_s(self._largest_bound_s, keep_without_l2=self._keep_without_l2)
+        return judged(self._views[shard], reply, change, after_s, self._clock())

@@ -1,9 +1,10 @@
 """The write guard: between a database's commit and the invalidation that tells of it a process may die.
 
-Before the transaction the guard invalidates, and leaves its token on everything that the write replaces. While it
-stands nobody caches any of that: whoever reads reads the source. Leaving the block in order takes the token away and
-invalidates once more. Killed anywhere in between, the process leaves a token that ends by itself, later than the
-database would have let the transaction commit: nothing older than the commit was kept.
+1. Before the transaction the guard invalidates, and leaves its token in L2 on everything that the write replaces.
+2. While the token stands nobody caches any of that: whoever reads reads the source.
+3. Leaving the block in order takes the token away, and invalidates once more.
+4. Killed anywhere in between, the process leaves a token that ends by itself, later than the database would have let
+   the transaction commit: nothing older than the commit was kept.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Self
 
 from loguru import logger
 
-from cachebus.base.clock import Clock
 from cachebus.core.node import Node
+from cachebus.core.shard import Shard
 from cachebus.errors import ConfigError
 from cachebus.keys.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt
@@ -30,8 +31,11 @@ MARGIN_S = 1.0
 def guard_time_s(
     settings: Settings, timeout_s: float | None, db_timeout_s: float | None, largest_bound_s: float
 ) -> float:
-    """For how long a guard stands at most; `ConfigError` where that can't keep the promise. Whichever node has the
-    largest staleness bound may serve its memory for so long before it hears of the guard."""
+    """For how long a guard stands at most, in seconds; `ConfigError` where that can't keep the promise.
+
+    `largest_bound_s`: of the fleet. Whichever node has it may serve its memory for so long before it hears of the
+    guard.
+    """
     db_s = settings.db_timeout_s if db_timeout_s is None else db_timeout_s
     if db_s is None:
         raise ConfigError(
@@ -49,135 +53,166 @@ def guard_time_s(
     return wanted_s
 
 
+class Standing:
+    """One guard that stands in L2, or may: since when and until when, and in which epoch."""
+
+    __slots__ = ("epoch", "lost", "shard", "since_s", "until_s")
+
+    def __init__(self, shard: int, epoch: bytes, since_s: float, until_s: float) -> None:
+        self.shard = shard
+        self.epoch = epoch
+        self.since_s = since_s
+        """When L2 had answered that it stands."""
+        self.until_s = until_s
+        self.lost = False
+        """Whether it is known that its epoch ended before it did."""
+
+    def is_over(self, view: Shard) -> bool:
+        """Whether it is known to have stood to the end of its time, or to be lost."""
+        return self.lost or (view.epoch == self.epoch and view.fresh_as_of_s >= self.until_s)
+
+    def lose(self) -> None:
+        """Its epoch has ended before it did."""
+        self.lost = True
+
+
 class Guards:
-    """The guards of one cache that stand, or may: another epoch of their shard, in which none of them does, is noticed
-    whenever a probe tells of it, also behind their block."""
+    """The guards of one cache that stand, or may. Another epoch of their shard, in which none of them stands, is
+    noticed whenever a probe tells of it, also behind their block."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, writer: Writer, *, enabled: bool) -> None:
         self.node = node
-        self._standing: list[dict[WriteGuard, None]] = [{} for _ in node.shards]
-        self._left: deque[WriteGuard] = deque()
+        self.writer = writer
+        self.enabled = enabled
+        """False: a guard's block is only a block."""
+        self._standing: list[dict[Standing, None]] = [{} for _ in node.shards]
+        self._left: deque[Standing] = deque()
+        """Those that nobody will take away."""
         self._judged = [shard.epoch for shard in node.shards]
+        """By shard: the last epoch in which it was looked which guards were lost."""
 
-    def stands(self, guard: WriteGuard) -> None:
-        """It has been put up."""
-        self._standing[guard._shard][guard] = None
+    def stand(self, shard: int, epoch: bytes, until_s: float) -> Standing:
+        """Note a guard that was put up."""
+        standing = Standing(shard, epoch, self.node.clock(), until_s)
+        self._standing[shard][standing] = None
+        return standing
 
-    def ended(self, guard: WriteGuard) -> None:
-        """Nothing can become of it any more."""
-        self._standing[guard._shard].pop(guard, None)
+    def end(self, standing: Standing) -> None:
+        """Forget a guard: nothing can become of it any more."""
+        self._standing[standing.shard].pop(standing, None)
 
-    def left(self, guard: WriteGuard) -> None:
-        """It stands until its time is over, if it stands."""
-        self._left.append(guard)
-        while self._left and self._left[0]._over:
-            self.ended(self._left.popleft())
+    def leave(self, standing: Standing, why: str, *, counted: bool = False) -> None:
+        """A guard's end did not take it away, as far as is known: it stands until its time is over. It may have been
+        lost before, which is told at once where that is known, or whenever it comes to be."""
+        if self._is_judged(standing) and standing.lost:
+            return
+        self._left.append(standing)
+        while self._left and self._left[0].is_over(self.node.shards[self._left[0].shard]):
+            self.end(self._left.popleft())
+        self.node.counters.guards_left += not counted
+        logger.info("a write guard is left standing, for {}", why)
+
+    def lose(self, standing: Standing) -> None:
+        """A guard is lost with its epoch."""
+        if not standing.lost:
+            standing.lose()
+            self.node.counters.guards_lost += 1
+            logger.warning("a write guard was lost with its epoch: what is loaded meanwhile may live for guard_max_s")
 
     def judge(self, shard: int) -> None:
-        """To be called when a probe may have told of another epoch."""
+        """Look which guards are lost; to be called when a probe may have told of another epoch."""
         epoch = self.node.shards[shard].epoch
         if epoch != self._judged[shard]:
-            undecided = [guard for guard in tuple(self._standing[shard]) if not guard._judged()]
+            undecided = [standing for standing in tuple(self._standing[shard]) if not self._is_judged(standing)]
             if not undecided:
                 self._judged[shard] = epoch
 
+    def _is_judged(self, standing: Standing) -> bool:
+        """Look whether another epoch has begun; False where no probe that was sent later than the guard stood has been
+        answered."""
+        view = self.node.shards[standing.shard]
+        if view.fresh_as_of_s < standing.since_s:
+            return False
+        if view.epoch != standing.epoch:
+            self.end(standing)
+            born_us, clock = self.node.born_us[standing.shard], self.node.server_clocks[standing.shard]
+            if born_s(born_us, clock) < standing.until_s:
+                self.lose(standing)
+        return True
+
 
 class WriteGuard:
-    """`async with cache.write_guard(...) as guard:` around a transaction; see `Cache.write_guard`."""
+    """One block in which a transaction is guarded: `async with cache.write_guard(...) as guard:`.
 
-    def __init__(
-        self, writer: Writer, guards: Guards, plan: Plan, time_s: float, clock: Clock, *, wait: bool, enabled: bool
-    ) -> None:
-        self._writer = writer
+    Made by `Cache.write_guard`, for one block. Entering raises `InvalidationFailed` when the guard is not sure to
+    stand; nothing has been written then. Leaving in order raises `InvalidationFailed` when the invalidation at its end
+    is not sure to have happened. An exception in the block passes, and leaves the guard to its time-out.
+    """
+
+    def __init__(self, guards: Guards, plan: Plan, time_s: float, *, wait: bool) -> None:
+        """`plan`: what is guarded. `time_s`: how long the guard stands at most, in seconds. `wait`: as of `Writer`."""
         self._guards = guards
-        self._node = guards.node
         self._plan = plan
-        self._shard = plan.shard
         self._time_s = time_s
-        self._clock = clock
         self._wait = wait
-        self._enabled = enabled
-        self._began_s = self._stood_s = 0.0
-        self._epoch = b""
+        self._began_s = 0.0
         self._token = ""
+        self._standing: Standing | None = None
         self.receipt: Receipt = NOTHING_DONE
         """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
-        self.lost = False
-        """Whether L2 is known to have begun another epoch while the guard stood (by a failover, a restart, a backup
-        that gave it another replication id), which loses all guards: known behind a block that ended well; else, where
-        L2 could not be asked, once it has answered again. What was loaded while it lacked this one lives for
-        `guard_max_s` from then at the longest."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether L2 is known to have begun another epoch while the guard stood, which loses all guards: by a failover,
+        a restart, a backup that gave it another replication id.
+
+        It is known behind a block that ended well; else, where L2 could not be asked, once it has answered again. What
+        was loaded while it lacked this guard lives for `guard_max_s` from then at the longest.
+        """
+        return self._standing is not None and self._standing.lost
 
     async def __aenter__(self) -> Self:
-        if not self._enabled:
+        guards = self._guards
+        if not guards.enabled:
             return self
         if self._token:
             raise ConfigError("a write guard is for one block: ask for another one")
         self._token = secrets.token_hex(8)
         # From before it is asked for: whatever time the answer takes is time in which the guard may have stood.
-        self._began_s = self._clock()
-        self.receipt = await self._writer.guard(self._plan, self._token, int(self._time_s * 1000))
-        self._stood_s, self._epoch = self._clock(), self.receipt.epoch.encode()
-        self._guards.stands(self)
+        self._began_s = guards.node.clock()
+        self.receipt = await guards.writer.guard(self._plan, self._token, int(self._time_s * 1000))
+        epoch = self.receipt.epoch.encode()
+        self._standing = guards.stand(self._plan.shard, epoch, self._began_s + self._time_s)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._enabled:
+        guards, standing = self._guards, self._standing
+        if standing is None:
             return
         if kind is not None:
             # A COMMIT that raised, or was cancelled, may have happened, or may yet: only time tells.
-            self._left(kind.__name__)
+            guards.leave(standing, kind.__name__)
             return
-        late = self._clock() - self._began_s >= self._time_s
-        if late:
-            self._node.counters.guards_left += 1
-            logger.warning("a block outlasted its write guard of {:g} s: had this process died, no guard", self._time_s)
+        late = self._is_late()
         try:
-            self.receipt = await self._writer.unguard(self._plan, self._token, wait=self._wait)
+            self.receipt = await guards.writer.unguard(self._plan, self._token, wait=self._wait)
         except BaseException as failed:
-            self._left(type(failed).__name__, counted=late)
+            guards.leave(standing, type(failed).__name__, counted=late)
             raise
         if self.receipt.status == "pending":  # which stands for no epoch yet
-            self._left("an end that waits for L2", counted=late)
+            guards.leave(standing, "an end that waits for L2", counted=late)
             return
-        self._guards.ended(self)
-        if self.receipt.epoch.encode() != self._epoch:
-            self._is_lost()
+        guards.end(standing)
+        if self.receipt.epoch.encode() != standing.epoch:
+            guards.lose(standing)
 
-    def _left(self, why: str, *, counted: bool = False) -> None:
-        """Its end did not take it away, as far as is known. It may have been lost before, which is told at once where
-        that is known, or whenever it comes to be."""
-        if self._judged() and self.lost:
-            return
-        self._guards.left(self)
-        self._node.counters.guards_left += not counted
-        logger.info("a write guard is left standing, for {}", why)
-
-    @property
-    def _over(self) -> bool:
-        """Whether it is known to have stood to the end of its time."""
-        view = self._node.shards[self._shard]
-        return self.lost or (view.epoch == self._epoch and view.fresh_as_of_s >= self._until_s)
-
-    def _judged(self) -> bool:
-        """Look whether another epoch has begun; False where no probe that was sent later than it has been answered."""
-        view = self._node.shards[self._shard]
-        if view.fresh_as_of_s < self._stood_s:
-            return False
-        if view.epoch != self._epoch:
-            self._guards.ended(self)
-            if born_s(self._node.born_us[self._shard], self._node.server_clocks[self._shard]) < self._until_s:
-                self._is_lost()
-        return True
-
-    @property
-    def _until_s(self) -> float:
-        return self._began_s + self._time_s
-
-    def _is_lost(self) -> None:
-        if not self.lost:
-            self.lost = True
-            self._node.counters.guards_lost += 1
-            logger.warning("a write guard was lost with its epoch: what is loaded meanwhile may live for guard_max_s")
+    def _is_late(self) -> bool:
+        """Whether the block has outlasted its guard, which is counted and logged."""
+        guards = self._guards
+        late = guards.node.clock() - self._began_s >= self._time_s
+        if late:
+            guards.node.counters.guards_left += 1
+            logger.warning("a block outlasted its write guard of {:g} s: had this process died, no guard", self._time_s)
+        return late

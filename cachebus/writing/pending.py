@@ -1,28 +1,27 @@
 """Invalidations that L2 could not be told of: kept in memory, in order, until it can be.
 
-Only invalidations wait here, never sets, adds or counters: to say a second time that something was replaced is safe,
-whatever has happened in between (at worst it costs a load), so one of which nobody knows whether it ran is sent again.
-They are gone with the process.
+Only invalidations wait here, never sets, adds or counters. To say a second time that something was replaced is safe,
+whatever has happened in between (at worst it costs a load), so an invalidation is sent again though nobody knows
+whether it ran. All that waits is gone with the process.
 
-Each shard has a line of its own, delivered by a task of its own, and some room of its own: one that is away holds up no
-other, and fills the room of none.
-
-Until they are delivered this node withholds what they address (`Blocked`): it serves, admits and fills nothing of it,
-whoever vouches for it. And nothing that this node writes may overtake them: a `set` sent first would be removed by an
-older invalidation sent after it. So a write waits for the queue of its shard, as long as L2 may take to answer.
+1. Each shard has a queue of its own, delivered by a task of its own, with some room of its own: one that is out of
+   reach holds up no other, and fills the room of none.
+2. Until they are delivered this node believes nothing of what they address: it serves, admits and fills nothing of it,
+   whoever vouches for it.
+3. Nothing that this node writes overtakes them: a `set` sent first would be removed by an older invalidation sent after
+   it. So a write waits for the queue of its shard, as long as L2 may take to answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from itertools import islice
 
 from loguru import logger
 
 from cachebus.base.backoff import Backoff
-from cachebus.core.blocked import Blocked
 from cachebus.core.node import Node
 from cachebus.core.ports import Change, Store
 from cachebus.errors import L2Unavailable
@@ -32,10 +31,12 @@ BATCH = 128
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
 OWN = 0.1
-"""The part of the queue that is divided among all shards, so that none fills the room of the others: more, where one
+"""The part of the room that is divided among all shards, so that none fills the room of the others: more, where one
 each takes more."""
 LOOK_S = 0.02
 """How often to look whether the connection is there again."""
+
+Deliver = Callable[[Plan], Coroutine[object, object, Change]]
 
 
 class Waiting:
@@ -48,50 +49,68 @@ class Waiting:
         self.delivered: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
 
 
-class Pending:
-    """The queue of one node, a line for each shard."""
+class _Room:
+    """How many may wait: some of each shard in any case, and some more of them all."""
 
-    def __init__(self, node: Node, store: Store, most: int, patience_s: float) -> None:
+    def __init__(self, most: int, shards: int) -> None:
+        self.most = most
+        self._own = max(int(OWN * most / shards), min(1, most // shards))
+        self._common = most - self._own * shards
+        self._common_taken = 0
+
+    def take(self, queued: int) -> bool:
+        """Take room for one more of a shard of which so many wait; False where there is none."""
+        beyond = queued >= self._own
+        if beyond and self._common_taken >= self._common:
+            return False
+        self._common_taken += beyond
+        return True
+
+    def give_back(self, left: int) -> None:
+        """One has left the queue of a shard of which so many wait still."""
+        self._common_taken -= left >= self._own
+
+    def empty(self) -> None:
+        """All have left."""
+        self._common_taken = 0
+
+
+class Pending:
+    """What waits on one node, a queue for each shard."""
+
+    def __init__(self, node: Node, store: Store, deliver: Deliver, most: int, patience_s: float) -> None:
+        """`deliver`: tells everybody of one; `L2Unavailable`. `most`: how many may wait. `patience_s`: how long L2 may
+        take to answer."""
         self._node = node
         self._store = store
-        self._most = most
-        self._own = max(int(OWN * most / len(node.shards)), min(1, most // len(node.shards)))
-        """How many of each shard have room in any case."""
-        self._common = most - self._own * len(node.shards)
-        """How many more of them all have."""
-        self._beyond = 0
-        """How many of these there are."""
+        self._deliver = deliver
+        self._room = _Room(most, len(node.shards))
         self._patience_s = patience_s
-        self._lines: dict[int, deque[Waiting]] = {}
-        self._blocked = Blocked()
+        self._queues: dict[int, deque[Waiting]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        """By shard: what delivers its line, while there is one."""
-        self.deliver: Callable[[Plan], Awaitable[Change]]
-        """Tells L2, and this node, of one."""
+        """By shard: what delivers its queue, while there is one."""
 
     @property
     def depth(self) -> int:
         """How many wait."""
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
+
+    # -- for who writes -------------------------------------------------------------------------------------------
 
     def holds_up(self, shard: int) -> bool:
         """Whether any wait for this shard, which must go first."""
-        return shard in self._lines
+        return shard in self._queues
 
     def add(self, plan: Plan) -> Waiting | None:
-        """Queue one, and withhold what it addresses; None when there is no room."""
-        line = self._lines.get(plan.shard, ())
-        beyond = len(line) >= self._own
-        if beyond and self._beyond >= self._common:
+        """Queue one, and believe nothing of what it addresses; None when there is no room."""
+        if not self._room.take(len(self._queues.get(plan.shard, ()))):
             return None
-        self._beyond += beyond
         waiting = Waiting(plan)
-        self._lines.setdefault(plan.shard, deque()).append(waiting)
-        self._blocked.add(plan.keys, plan.scopes)
-        self._node.blocked = self._blocked
+        self._queues.setdefault(plan.shard, deque()).append(waiting)
+        self._node.block(plan.keys, plan.scopes)
         if plan.shard not in self._tasks:
             if not self._tasks:
-                logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._most)
+                logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._room.most)
             self._tasks[plan.shard] = asyncio.create_task(self._run(plan.shard), name="cachebus-pending")
         return waiting
 
@@ -103,16 +122,66 @@ class Pending:
 
     async def make_way(self, shard: int) -> None:
         """Wait until none waits for the shard; `L2Unavailable` when that takes longer than L2 may take to answer."""
-        if shard not in self._lines:
+        if shard not in self._queues:
             return
-        if await self.delivered(self._lines[shard][-1]) is None:
+        if await self.delivered(self._queues[shard][-1]) is None:
             raise L2Unavailable("earlier invalidations of this node wait for L2, and go first")
+
+    # -- delivery -------------------------------------------------------------------------------------------------
+
+    async def _run(self, shard: int) -> None:
+        """Deliver a shard's queue, whatever becomes of other shards."""
+        pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
+        try:
+            while shard in self._queues:
+                if not self._store.reaches(shard):
+                    await asyncio.sleep(LOOK_S)
+                    continue
+                try:
+                    await self._deliver_some(shard)
+                    pauses.reset()
+                except L2Unavailable:
+                    await asyncio.sleep(pauses.next_s())
+                    pauses.longer()
+                except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
+                    logger.exception("pending invalidations can't be delivered")
+                    await asyncio.sleep(PAUSE_MAX_S)
+        finally:
+            del self._tasks[shard]
+        if not self._queues:
+            logger.info("all pending invalidations are delivered")
+
+    async def _deliver_some(self, shard: int) -> None:
+        """Deliver some, all under way at once; those that failed stay, and the first failure is raised."""
+        queue = self._queues[shard]
+        some = list(islice(queue, BATCH))
+        answers = await asyncio.gather(*(self._deliver(waiting.plan) for waiting in some), return_exceptions=True)
+        failed = None
+        for waiting, answer in zip(some, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failed = failed or answer
+            else:
+                queue.remove(waiting)  # the first, or near it
+                self._room.give_back(len(queue))
+                self._release(waiting, answer)
+        if not queue:
+            del self._queues[shard]
+        if failed is not None:
+            raise failed
+
+    def _release(self, waiting: Waiting, change: Change) -> None:
+        self._node.unblock(waiting.plan.keys, waiting.plan.scopes)
+        self._node.counters.pending_delivered += 1
+        if not waiting.delivered.done():
+            waiting.delivered.set_result(change)
+
+    # -- the end --------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout_s: float | None) -> bool:
         """Wait until none waits any more; False when `timeout_s` is over before."""
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=timeout_s)
-        return not self._lines
+        return not self._queues
 
     async def close(self, timeout_s: float) -> None:
         """Let those that wait be delivered within `timeout_s`; what is left then is lost."""
@@ -131,56 +200,8 @@ class Pending:
             return
         self._node.counters.pending_lost += lost
         logger.error("{} invalidations were never delivered: what they replaced may live in L2 by its TTL", lost)
-        for line in self._lines.values():
-            for waiting in line:
+        for queue in self._queues.values():
+            for waiting in queue:
                 waiting.delivered.cancel()
-        self._lines.clear()
-        self._beyond = 0
-
-    async def _run(self, shard: int) -> None:
-        """Deliver a shard's line, whatever becomes of other shards."""
-        pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
-        try:
-            while shard in self._lines:
-                if not self._store.reaches(shard):
-                    await asyncio.sleep(LOOK_S)
-                    continue
-                try:
-                    await self._batch(shard)
-                    pauses.reset()
-                except L2Unavailable:
-                    await asyncio.sleep(pauses.next_s())
-                    pauses.longer()
-                except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
-                    logger.exception("pending invalidations can't be delivered")
-                    await asyncio.sleep(PAUSE_MAX_S)
-        finally:
-            del self._tasks[shard]
-        if not self._lines:
-            logger.info("all pending invalidations are delivered")
-
-    async def _batch(self, shard: int) -> None:
-        """Deliver some, all under way at once; those that failed stay, and the first failure is raised."""
-        line = self._lines[shard]
-        some = list(islice(line, BATCH))
-        answers = await asyncio.gather(*(self.deliver(waiting.plan) for waiting in some), return_exceptions=True)
-        failed = None
-        for waiting, answer in zip(some, answers, strict=True):
-            if isinstance(answer, BaseException):
-                failed = failed or answer
-            else:
-                line.remove(waiting)  # the first, or near it
-                self._beyond -= len(line) >= self._own
-                self._release(waiting, answer)
-        if not line:
-            del self._lines[shard]
-        if failed is not None:
-            raise failed
-
-    def _release(self, waiting: Waiting, change: Change) -> None:
-        self._blocked.remove(waiting.plan.keys, waiting.plan.scopes)
-        if not self._blocked:
-            self._node.blocked = None
-        self._node.counters.pending_delivered += 1
-        if not waiting.delivered.done():
-            waiting.delivered.set_result(change)
+        self._queues.clear()
+        self._room.empty()

@@ -1,7 +1,7 @@
 """What a publisher invalidated lately, to be repeated where another epoch has begun.
 
 Replication is asynchronous: a primary that has been deposed without knowing it acknowledges what is lost with it.
-Whoever then meets the new epoch repeats there what it has called since that epoch was born:
+Whoever then meets the new epoch repeats there what it has called since that epoch was born, and only that:
 
 1. A call that began before the birth needs no repeating. The source was changed before the call; all that the new epoch
    holds was loaded or set after the birth, so it shows that change. A repeat would remove it, and help nobody.
@@ -60,9 +60,10 @@ class Entry(msgspec.Struct, gc=False, eq=False):
 
 
 class ResendBuffer:
-    """A publisher's invalidations of the last minute, at most `max_bytes` of them (0: none are kept)."""
+    """A publisher's invalidations of the last minute."""
 
     def __init__(self, clock: Clock, keyspace: Keyspace, max_bytes: int, counters: Counters) -> None:
+        """`max_bytes`: what they may take in memory at most; with 0 none are kept."""
         self._clock = clock
         self._keyspace = keyspace
         self._max_bytes = max_bytes
@@ -91,16 +92,25 @@ class ResendBuffer:
 
     @contextmanager
     def lost(self, shard: int, epoch: bytes, since_s: float) -> Iterator[Iterator[Plan]]:
-        """To be entered: what was called of a shard since `since_s`, and acknowledged in other epochs than its present
-        one. Each plan is to be repeated, which notes it anew, before the next one is taken. Where the block ends before
-        all of them are, what is left is kept for the next try.
+        """To be entered: what was called of a shard since its present epoch was born, and acknowledged in others.
 
-        `since_s`: when that epoch was born (`born_s`). A birth in the future says that the server's clock was set back
+        Each plan is to be repeated, which notes it anew, before the next one is taken. Where the block ends before all
+        of them are, what is left is kept for the next try.
+
+        `since_s`: when the epoch was born (`born_s`). A birth in the future says that the server's clock was set back
         since; nothing is known of it then, and all is lost.
         """
         self.forget_old()
-        if since_s > self._clock():
-            since_s = float("-inf")
+        lost = self._take(shard, epoch, float("-inf") if since_s > self._clock() else since_s)
+        try:
+            yield self._plans(lost)
+        finally:
+            if lost:
+                self._replace([*lost, *self._entries])
+                self._bound()
+
+    def _take(self, shard: int, epoch: bytes, since_s: float) -> deque[Entry]:
+        """Take out what was lost of the shard. From now on it is due, and grows no older."""
         too_old_s = self._clock() - KEEP_S
         lost: deque[Entry] = deque()
         others: list[Entry] = []
@@ -111,29 +121,26 @@ class ResendBuffer:
             (lost if its else others).append(entry)
         if lost:
             self._replace(others)
-        try:
-            yield self._plans(lost)
-        finally:
-            if lost:
-                self._replace([*lost, *self._entries])
-                self._bound()
+        return lost
 
     def _plans(self, entries: deque[Entry]) -> Iterator[Plan]:
-        """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2. All
-        is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop. An entry
-        leaves when all plans are behind that it has a part in."""
-        told: set[str] = set()  # of both kinds: a scope's name has fewer separators than any key's
+        """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2.
+
+        All is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop. An
+        entry leaves when all plans are behind that it has a part in.
+        """
+        planned: set[str] = set()  # of both kinds: a scope's name has fewer separators than any key's
         plan: Plan | None = None
         whole = 0
-        """Entries of which all is told, by the present plan or by those before it."""
+        """Entries of which all is planned, in the present plan or in those before it."""
         for entry in list(entries):
             keys, scopes = _unpack(entry.packed)
             for at, name in enumerate((*keys, *scopes)):
-                if name in told:
+                if name in planned:
                     continue
-                told.add(name)
+                planned.add(name)
                 plan = plan or Plan(entry.shard)
-                plan.called_s = max(entry.called_s, plan.called_s or 0.0)
+                plan.repeats(entry.called_s)
                 if at < len(keys):
                     plan.keys.append(self._keyspace.named(name))
                 else:

@@ -1,59 +1,98 @@
-"""The path of a write: L2 in one script, then the own L1, then the bus."""
+"""The verbs of a write: what each asks L2 for, and what becomes of it where L2 does not answer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple
 
-from cachebus.base.clock import Clock
 from cachebus.core.membership import Confirmed
-from cachebus.core.ports import Bus, Change
+from cachebus.core.ports import Change
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.keys.key import Key, Keyspace
+from cachebus.keys.key import Key
 from cachebus.keys.plan import Plan
 from cachebus.policy import Rules
 from cachebus.reading.fetch import AsOf, Fetcher
 from cachebus.receipt import NOTHING_DONE, Receipt
-from cachebus.settings import RESEND_MAX_BYTES
-from cachebus.wire import event as events
 from cachebus.wire.packing import keep_ms, pack
 from cachebus.writing.confirm import Confirmer
-from cachebus.writing.pending import Pending
-from cachebus.writing.resend_buffer import ResendBuffer, born_s
+from cachebus.writing.delivery import Delivery
+from cachebus.writing.pending import Pending, Waiting
 
 NOBODY_ASKED = Confirmed()
 
 
+class SetRequest(NamedTuple):
+    """A value to be stored."""
+
+    key: Key
+    value: object
+    rules: Rules
+    plan: Plan
+    """What is replaced by it: the key itself first."""
+    ttl_s: float | None = None
+    """Seconds; None is the type's."""
+    tags: Sequence[str] = ()
+    """Names of the tags' marks."""
+    if_absent: bool = False
+    """Store only where there is no value, and else do nothing."""
+    wait: bool = False
+    """Return when no node can serve what was replaced."""
+
+
 class Writer:
-    """Writes and invalidations of one cache."""
+    """Writes and invalidations of one cache.
+
+    Where L2 does not answer, nobody knows whether a write happened, so this node believes nothing that it would have
+    replaced. A `set` raises then. An invalidation waits for L2 in a queue, or raises where it may not.
+    """
 
     def __init__(
-        self,
-        fetcher: Fetcher,
-        bus: Bus,
-        clock: Clock,
-        nudge: Callable[[int], None],
-        pending: Pending,
-        *,
-        enabled: bool,
-        resend_max_bytes: int = RESEND_MAX_BYTES,
+        self, fetcher: Fetcher, delivery: Delivery, pending: Pending, confirmer: Confirmer, *, enabled: bool
     ) -> None:
         self._fetch = fetcher
         self._node = fetcher.node
         self._store = fetcher.store
-        self._bus = bus
-        self._clock = clock
-        self._nudge = nudge
+        self._delivery = delivery
+        self._pending = pending
+        self._confirmer = confirmer
         self._enabled = enabled
-        keyspace = Keyspace(len(self._node.shards))
-        self.resend_buffer = ResendBuffer(clock, keyspace, resend_max_bytes, self._node.counters)
-        self.pending = pending
-        pending.deliver = self._deliver
-        self._confirmer = Confirmer(
-            self._store, clock, self._node.bound_s, self._node.views, keep_without_l2=self._node.keep_without_l2
-        )
 
-    # -- writes ---------------------------------------------------------------------------------------------------
+    # -- the verbs ------------------------------------------------------------------------------------------------
+
+    async def set(self, request: SetRequest) -> Receipt:
+        """Store a value in L2 and in the own L1, and replace what others hold; `L2Unavailable`, and what `pack` raises.
+
+        It goes behind the invalidations that wait for L2: sent first, it would be removed by an older one sent later.
+        """
+        if not self._enabled:
+            return NOTHING_DONE
+        key, plan, node = request.key, request.plan, self._node
+        budget = self._fetch.budget()
+        await budget.spent_on(self._pending.make_way(key.shard))
+        reservation, sent_at_s = node.shards[key.shard].reserve(), node.clock()
+        server_now_s = sent_at_s + node.server_clocks[key.shard].offset_s
+        record, kept = pack(request.value, request.rules, server_now_s, ttl_s=request.ttl_s, tags=request.tags)
+        body = plan.body(node.id, probe=request.wait)
+        stored = self._store.write(
+            key,
+            node.caller(key.shard),
+            record,
+            keep_ms(record, request.rules),
+            body,
+            others=plan.keys[1:],
+            scopes=plan.scopes,
+            if_absent=request.if_absent,
+        )
+        change = await self._or_doubt(plan, budget.spent_on(stored))
+        if request.if_absent and not change.stored:
+            return receipt_of(plan, change)
+        await self._delivery.spread(plan, change, body, sent_at_s)
+        if request.rules.l1 and change.stored:
+            record.epoch, record.seq = change.epoch, change.seq
+            record.expires_ms = change.expires_ms or record.expires_ms
+            self._fetch.admit(key, kept, record, AsOf(reservation, sent_at_s))
+        return await self._receipt_for(plan, change, wait=request.wait)
 
     async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
         """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return
@@ -61,148 +100,31 @@ class Writer:
         if not self._enabled:
             return NOTHING_DONE
         self._node.counters.invalidations += 1
-        change: Change | None
-        if self.pending.holds_up(plan.shard):
-            change = await self._queued(plan, None)
+        if self._pending.holds_up(plan.shard):
+            change = await self._pending.delivered(self._enqueue(plan))
         else:
-            try:
-                change = await self._deliver(plan, probe=wait)
-            except L2Unavailable as error:
-                self._node.counters.l2_errors += 1
-                change = await self._queued(plan, error)
-            except BaseException:
-                self._forget(plan)  # cancelled: it may have happened
-                raise
+            change = await self._or_enqueue(plan, self._delivery.invalidate(plan, probe=wait))
         return await self._receipt_for(plan, change, wait=wait)
-
-    async def _receipt_for(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
-        """The receipt of a change, or of one that waits for L2 (None)."""
-        if change is None:
-            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
-        return await self._confirmed(plan, change) if wait else self._receipt(plan, change)
-
-    async def _deliver(self, plan: Plan, *, probe: bool = False) -> Change:
-        """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
-        called_s = self._clock()
-        body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.scopes, body)
-        await self._happened(plan, change, body, called_s)
-        return change
-
-    async def _queued(self, plan: Plan, error: L2Unavailable | None) -> Change | None:
-        """Have the plan wait for L2, behind those that do; where it stands if that was soon, None if it waits still.
-        `InvalidationFailed` when it may not wait, or has no room."""
-        waiting = self.pending.add(plan)
-        self._forget(plan)
-        if waiting is None:
-            self._node.counters.invalidations_failed += 1
-            why = error or "the queue of pending invalidations is full"
-            raise InvalidationFailed(f"the invalidation is not sure to have happened: {why}") from error
-        return None if error is not None else await self.pending.delivered(waiting)
-
-    async def repeat(self, shard: int) -> None:
-        """Repeat what was acknowledged of a shard in other epochs since its present one was born: whoever did that had
-        been deposed by then. `L2Unavailable` when that is not sure to have happened; the next try repeats the rest."""
-        node = self._node
-        since_s = born_s(node.born_us[shard], node.server_clocks[shard])
-        with self.resend_buffer.lost(shard, node.shards[shard].epoch, since_s) as plans:
-            for plan in plans:
-                await self._deliver(plan)
-                node.counters.invalidations_repeated += 1
 
     async def guard(self, plan: Plan, token: str, px_ms: int) -> Receipt:
         """Invalidate, and have L2 keep nothing of it for `px_ms`; `InvalidationFailed` when that is not sure."""
         self._node.counters.guards += 1
-        budget = self._fetch.budget()
         try:
-            await budget.spent_on(self.pending.make_way(plan.shard))
-            change = await budget.spent_on(self._guarded(plan, token, px_ms))
+            change = await self._or_doubt(plan, self._guard_in_turn(plan, token, px_ms))
         except L2Unavailable as error:
-            self._node.counters.l2_errors += 1
-            self._forget(plan)
             raise InvalidationFailed(f"the guard is not sure to stand: {error}") from error
-        except BaseException:
-            self._forget(plan)
-            raise
         if not change.stored:
             raise InvalidationFailed(
                 "the guard does not stand: too many keys and scopes are guarded already (max_invalidated_scopes, "
                 "CACHEBUS_MAX_INVALIDATED_SCOPES), or one of these by a thousand guards, as by blocks that exceptions "
                 "have left; they end by their time-outs"
             )
-        return self._receipt(plan, change)
+        return receipt_of(plan, change)
 
     async def unguard(self, plan: Plan, token: str, *, wait: bool = False) -> Receipt:
-        """Take the guard away, which invalidates once more; what `invalidate` raises, or a pending receipt. The guard
-        itself then ends by its time-out."""
-        change: Change | None
-        try:
-            change = await self._guarded(plan, token, 0, probe=wait)
-        except L2Unavailable as error:
-            self._node.counters.l2_errors += 1
-            change = await self._queued(plan, error)
-        except BaseException:
-            self._forget(plan)
-            raise
-        return await self._receipt_for(plan, change, wait=wait)
-
-    async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
-        called_s = self._clock()
-        body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.guard(plan.shard, caller, plan.keys, plan.scopes, token, px_ms, body)
-        if change.stored:
-            await self._happened(plan, change, body, called_s)
-        return change
-
-    async def set(
-        self,
-        key: Key,
-        value: object,
-        rules: Rules,
-        plan: Plan,
-        *,
-        ttl_s: float | None,
-        tags: Sequence[str],
-        if_absent: bool = False,
-        wait: bool = False,
-    ) -> Receipt:
-        """Store a value in L2 and in the own L1, and replace what others hold; `plan` has the key itself first."""
-        if not self._enabled:
-            return NOTHING_DONE
-        budget = self._fetch.budget()
-        await budget.spent_on(self.pending.make_way(key.shard))
-        node = self._node
-        reservation, sent_at_s = node.shards[key.shard].reserve(), self._clock()
-        server_now_s = sent_at_s + node.server_clocks[key.shard].offset_s
-        record, stored = pack(value, rules, server_now_s, ttl_s=ttl_s, tags=tags)
-        body = plan.body(node.id, probe=wait)
-        try:
-            change = await budget.spent_on(
-                self._store.write(
-                    key,
-                    node.caller(key.shard),
-                    record,
-                    keep_ms(record, rules),
-                    body,
-                    others=plan.keys[1:],
-                    scopes=plan.scopes,
-                    if_absent=if_absent,
-                )
-            )
-        except L2Unavailable:
-            node.counters.l2_errors += 1
-            self._forget(plan)
-            raise
-        except BaseException:
-            self._forget(plan)
-            raise
-        if if_absent and not change.stored:
-            return self._receipt(plan, change)
-        await self._happened(plan, change, body, sent_at_s)
-        record.epoch, record.seq = change.epoch, change.seq
-        record.expires_ms = change.expires_ms or record.expires_ms
-        if rules.l1 and change.stored:
-            self._fetch.admit(key, stored, record, AsOf(reservation, sent_at_s))
+        """Take the guard away, which invalidates once more. `InvalidationFailed`, or a pending receipt, where L2 does
+        not answer: the guard itself then ends by its time-out."""
+        change = await self._or_enqueue(plan, self._delivery.guard(plan, token, 0, probe=wait))
         return await self._receipt_for(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
@@ -217,40 +139,63 @@ class Writer:
             raise ValueError(f"a counter has 64 bits: adding {amount} would leave them, and nothing was added")
         return value
 
-    async def _happened(self, plan: Plan, change: Change, body: bytes, called_s: float) -> None:
-        """L2 has it: this node applies it, and may repeat it; then the bus, where the script did not publish."""
-        self._apply(plan, change, body)
-        self.resend_buffer.note(plan, change.epoch, called_s)
-        if self._bus.in_store:
-            return
-        await self._bus.publish(plan.shard, change.head + body)
+    # -- what they have in common ---------------------------------------------------------------------------------
 
-    def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
-        """Own events count before the call returns."""
-        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.scopes))
-        shard = self._node.shards[plan.shard]
-        if shard.epoch != change.epoch or shard.applied < change.seq:
-            self._nudge(plan.shard)
+    async def _guard_in_turn(self, plan: Plan, token: str, px_ms: int) -> Change:
+        budget = self._fetch.budget()
+        await budget.spent_on(self._pending.make_way(plan.shard))
+        return await budget.spent_on(self._delivery.guard(plan, token, px_ms))
 
-    def _forget(self, plan: Plan) -> None:
-        """Whether it happened is not known: believe nothing that it would have replaced."""
-        self._node.forget(plan.shard, plan.keys, plan.scopes)
-        if plan.scopes:
-            self._nudge(plan.shard)  # until a probe is answered, L2 has to judge all that lies in them
+    async def _or_doubt(self, plan: Plan, step: Awaitable[Change]) -> Change:
+        """What L2 answers. Where it does not, or the caller is cancelled, the change may have happened."""
+        try:
+            return await step
+        except BaseException as error:
+            self._node.counters.l2_errors += isinstance(error, L2Unavailable)
+            self._delivery.doubt(plan)
+            raise
 
-    async def _confirmed(self, plan: Plan, change: Change) -> Receipt:
-        """The receipt, once every other node has applied the change, or can't serve what it replaced."""
+    async def _or_enqueue(self, plan: Plan, step: Awaitable[Change]) -> Change | None:
+        """What L2 answers; None where it does not, and the plan waits for it from now on. `InvalidationFailed`."""
+        try:
+            return await step
+        except L2Unavailable as error:
+            self._node.counters.l2_errors += 1
+            self._enqueue(plan, error)
+            return None
+        except BaseException:
+            self._delivery.doubt(plan)  # cancelled: it may have happened
+            raise
+
+    def _enqueue(self, plan: Plan, why: L2Unavailable | None = None) -> Waiting:
+        """Have the plan wait for L2, behind those that do; `InvalidationFailed` when it may not, or has no room."""
+        waiting = self._pending.add(plan)
+        self._delivery.doubt(plan)
+        if waiting is None:
+            self._node.counters.invalidations_failed += 1
+            reason = why or "the queue of pending invalidations is full"
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {reason}") from why
+        return waiting
+
+    async def _receipt_for(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
+        """The receipt of a change, or of one that waits for L2 (None). `wait`: once every other node has applied the
+        change, or can't serve what it replaced."""
+        if change is None:
+            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
+        if not wait:
+            return receipt_of(plan, change)
         nodes = await self._confirmer.wait(plan.shard, change, lambda: self._node.caller(plan.shard))
-        return self._receipt(plan, change, nodes)
+        return receipt_of(plan, change, nodes)
 
-    @staticmethod
-    def _receipt(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> Receipt:
-        return Receipt(
-            plan.shard,
-            change.epoch.decode(),
-            change.seq,
-            stored=change.stored,
-            targets=plan.targets,
-            confirmed=nodes.confirmed,
-            lapsed=nodes.lapsed,
-        )
+
+def receipt_of(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> Receipt:
+    """The receipt of a change that L2 has."""
+    return Receipt(
+        plan.shard,
+        change.epoch.decode(),
+        change.seq,
+        stored=change.stored,
+        targets=plan.targets,
+        confirmed=nodes.confirmed,
+        lapsed=nodes.lapsed,
+    )

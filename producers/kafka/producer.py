@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,7 +16,7 @@ from cachebus.bus.kafka_sender import end_producer
 from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
-from cachebus.producers.base import Order, Producer, handed_on
+from cachebus.producers.base import Order, Producer, receipt_for_command
 from cachebus.producers.command import encode
 from cachebus.producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
 from cachebus.receipt import Receipt
@@ -25,14 +26,14 @@ TIMEOUT_S: Final = 5.0
 
 
 class KafkaProducer(Producer):
-    """`async with KafkaProducer.open(settings) as producer: await producer.invalidate("agent_config", "a7", "acme")`.
+    """Hands commands to Kafka: `async with KafkaProducer.open(settings) as producer: await producer.invalidate(...)`.
 
-    A call returns when Kafka has the command (acks=all), or raises `InvalidationFailed` after `timeout_s` at most: then
-    nobody knows, and it is to be called again, as with every invalidation; twice does no harm. A worker (`cachebus
-    worker kafka`) applies it. So receipts are pending, and `wait="nodes"` is a `ValueError`.
+    A call returns when Kafka has the command (acks=all). It raises `InvalidationFailed` when that is not sure within
+    `timeout_s`, and is to be called again then, as every invalidation is: twice does no harm. It raises `ValueTooLarge`
+    for a command of more than 256 KiB. A worker (`cachebus worker kafka`) applies the command, so receipts are pending,
+    and `wait="nodes"` is a `ValueError`.
 
-    Of the settings it needs those of Kafka, `namespace` and `shards`; no Redis is connected to. The topic is made where
-    it is missing. With `kafka_commands_key` each command is signed.
+    The topic is made where it is missing. With `kafka_commands_key` each command is signed.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class KafkaProducer(Producer):
         super().__init__(self.settings.shards, cascades)
         self._access = commands_access(self.settings, timeout_s)
         self._seal = Seal(self.settings)
-        self._open = False
-        self._home: Home
+        self._home: Home | None = None
+        """Where it was opened; None while it is not open."""
         self._opening = asyncio.Lock()
         self._link: _Link | None = None
         self._endings = Endings()
@@ -54,13 +55,18 @@ class KafkaProducer(Producer):
     def open(
         cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, timeout_s: float = TIMEOUT_S
     ) -> Self:
-        """A producer for the Kafka of these settings, to be entered; `ConfigError`."""
+        """A producer, to be entered.
+
+        `settings`: those of Kafka, `namespace` and `shards` matter; no Redis is connected to. `cascades`: what else is
+        invalidated with a resource. `timeout_s`: how long a call waits for Kafka, in seconds, 0.01 to 600. Raises
+        `ConfigError`. Entering it raises `BusUnavailable` where no broker answers, and `ConfigError` for a topic that
+        can't carry commands.
+        """
         return cls(settings, cascades, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
-        """`BusUnavailable` where no broker answers; `ConfigError` for a topic that can't carry commands."""
         await self._linked()
-        self._open, self._home = True, Home()
+        self._home = Home()
         return self
 
     async def __aexit__(
@@ -71,17 +77,17 @@ class KafkaProducer(Producer):
     async def aclose(self) -> None:
         """Give the connection back. Closing twice is harmless; calls that are under way fail. `ConfigError` elsewhere
         than where it was opened."""
-        if self._open and not self._home.here:
+        if self._home is not None and not self._home.here:
             raise self._home.close_elsewhere("producer")
-        self._open = False
+        self._home = None
         link, self._link = self._link, None
         if link is not None:
-            self._end(link)
+            link.end()
         await self._endings.over(4 * self._access.timeout_s)
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
-        if not self._open:
+        receipt = receipt_for_command(order.plan, wait)
+        if self._home is None:
             raise ConfigError("this producer is not open: use it inside `async with KafkaProducer.open(...)`")
         if not self._home.here:
             raise self._home.elsewhere("producer")
@@ -91,7 +97,7 @@ class KafkaProducer(Producer):
             raise ValueTooLarge(f"the command is {len(value)} bytes long, more than {LARGEST_BYTES}")
         try:
             async with asyncio.timeout(self._access.timeout_s):
-                await self._sent(value, key_of(command.tenant_id))
+                await self._acknowledged(value, key_of(command.tenant_id))
         except (BusUnavailable, TimeoutError) as error:
             why = str(error) or f"it was not acknowledged in {self._access.timeout_s:g} s"
             raise InvalidationFailed(
@@ -99,22 +105,19 @@ class KafkaProducer(Producer):
             ) from error
         return receipt
 
-    async def _sent(self, value: bytes, key: bytes) -> None:
+    async def _acknowledged(self, value: bytes, key: bytes) -> None:
+        """Send a message, and return when Kafka has it; `BusUnavailable`."""
         link = await self._linked()
-        link.uses += 1
         try:
-            with connecting(self._access):
+            with link.used(), connecting(self._access):
                 sent = await link.producer.send(self._access.topic, value, key=key, headers=self._seal.headers(value))
                 await sent
         except (BusUnavailable, asyncio.CancelledError):
             # What this one holds it would go on sending in its own time: the next call begins with a fresh one.
             if self._link is link:
                 self._link = None
+            link.retire()
             raise
-        finally:
-            link.uses -= 1
-            if self._link is not link and not link.uses:
-                self._end(link)
 
     async def _linked(self) -> _Link:
         """The one that is there, or a new one; `BusUnavailable`."""
@@ -123,7 +126,7 @@ class KafkaProducer(Producer):
                 with connecting(self._access):
                     async with asyncio.timeout(self._access.connect_timeout_s):
                         await ensure(self._access, self._endings)  # again: it may have been removed
-                        self._link = _Link(await self._started())
+                        self._link = _Link(await self._started(), self._endings)
             return self._link
 
     async def _started(self) -> Any:
@@ -133,17 +136,37 @@ class KafkaProducer(Producer):
         await self._endings.started(producer, partial(end_producer, producer))
         return producer
 
-    def _end(self, link: _Link) -> None:
-        if not link.ended:
-            link.ended = True
-            with quietly():
-                self._endings.add(asyncio.create_task(end_producer(link.producer)))
-
 
 class _Link:
-    """A producer of aiokafka's, and how many calls are under way with it."""
+    """A producer of aiokafka's, which several calls share."""
 
-    def __init__(self, producer: Any) -> None:
+    def __init__(self, producer: Any, endings: Endings) -> None:
         self.producer = producer
-        self.uses = 0
-        self.ended = False
+        self._endings = endings
+        self._uses = 0
+        self._retired = False
+        self._ended = False
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While a call uses it, `retire` does not end it."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            if self._retired:
+                self.retire()
+
+    def retire(self) -> None:
+        """End it as soon as no call uses it any more."""
+        self._retired = True
+        if not self._uses:
+            self.end()
+
+    def end(self) -> None:
+        """End it now, in a task of its own: calls that use it fail. Ending twice is harmless."""
+        if not self._ended:
+            self._ended = True
+            with quietly():
+                self._endings.add(asyncio.create_task(end_producer(self.producer)))

@@ -95,7 +95,7 @@ def writer(connection: Any, paramstyle: str | None) -> Write:
             "SyncOutboxProducer takes a Session or Connection of SQLAlchemy's, or a DB-API connection such as "
             f"psycopg's, not {type(connection).__name__}; for async ones there is OutboxProducer"
         )
-    style = paramstyle or _told_paramstyle(type(connection).__module__)
+    style = paramstyle or _declared_paramstyle(type(connection).__module__)
     if style not in PARAMSTYLES:
         raise ConfigError(f"paramstyle must be one of {', '.join(PARAMSTYLES)}: give the one of this connection")
     return _over_dbapi(style)
@@ -106,7 +106,7 @@ def _kinds(connection: object) -> list[tuple[str, str]]:
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(connection).__mro__]
 
 
-def _told_paramstyle(module: str) -> str | None:
+def _declared_paramstyle(module: str) -> str | None:
     while module:
         style = getattr(sys.modules.get(module), "paramstyle", None)
         if isinstance(style, str):

@@ -9,7 +9,7 @@ from typing import Any
 from cachebus.base.choices import Wait
 from cachebus.cascade import Cascade
 from cachebus.errors import ValueTooLarge
-from cachebus.producers.base import Order, Orders, Producer, handed_on
+from cachebus.producers.base import Order, Orders, Producer, receipt_for_command
 from cachebus.producers.command import encode
 from cachebus.producers.outbox.connections import Insert, Row, async_writer, in_parts
 from cachebus.producers.outbox.table import DEFAULT, LARGEST_BYTES, OutboxTable
@@ -18,15 +18,14 @@ from cachebus.settings import Settings
 
 
 class Outbox:
-    """What all producers of an outbox share, to be made once: for which caches, which cascades, which table.
-
-    Of the settings (by default the environment's) only `namespace` and `shards` matter; nothing is connected to.
-    `table`: "NAME" or "SCHEMA.NAME"; `ConfigError` where it is no plain name.
-    """
+    """What all producers of an outbox share: for which caches, which cascades, which table. To be made once."""
 
     def __init__(
         self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, table: str = DEFAULT
     ) -> None:
+        """`settings`: a URL, settings, or None for the environment's; only `namespace` and `shards` matter, nothing is
+        connected to. `cascades`: what else is invalidated with a resource. `table`: "NAME" or "SCHEMA.NAME". Raises
+        `ConfigError` where that is no plain name."""
         known = Settings.of(settings)
         self.namespace = known.namespace
         self.table = OutboxTable.of(table)
@@ -44,15 +43,15 @@ class Outbox:
 class OutboxProducer(Producer):
     """`await OutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
 
-    `connection`: an AsyncSession or AsyncConnection of SQLAlchemy's, a connection of asyncpg's, an AsyncConnection of
-    psycopg's. Each call is one INSERT in its transaction, which is neither begun nor ended here; `ConfigError` where
+    Each call is one INSERT in the caller's transaction, which is neither begun nor ended here; `ConfigError` where
     there is none. What the database says against it is raised as its driver raises it. Receipts are pending: a relay
     (`cachebus worker outbox`) applies what was committed, so `wait="nodes"` is a `ValueError`.
-
-    `outbox`: made once and shared; without one, the environment's is made, which takes longer than the INSERT.
     """
 
     def __init__(self, connection: Any, outbox: Outbox | None = None) -> None:
+        """`connection`: an AsyncSession or AsyncConnection of SQLAlchemy's, a connection of asyncpg's, an
+        AsyncConnection of psycopg's; `ConfigError` for any other. `outbox`: made once and shared; without one, the
+        environment's is made, which takes longer than the INSERT."""
         self._outbox = outbox or Outbox()
         self._orders = self._outbox.orders  # shared: made once, not with every transaction
         self._connection = connection
@@ -60,14 +59,16 @@ class OutboxProducer(Producer):
 
     @asynccontextmanager
     async def together(self) -> AsyncIterator[Producer]:
-        """`async with producer.together() as several:` what is said of `several` becomes one INSERT at the end of the
-        block, and nothing if the block fails."""
+        """Write by one INSERT what is said in the block of `async with producer.together() as several:` to `several`.
+
+        It is written at the end of the block, and not at all if the block raises.
+        """
         rows: list[Row] = []
         yield _Together(self._outbox, rows)
         await self._written(rows)
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
+        receipt = receipt_for_command(order.plan, wait)
         await self._written([self._outbox.row(order)])
         return receipt
 
@@ -83,6 +84,6 @@ class _Together(Producer):
         self._orders, self._outbox, self._rows = outbox.orders, outbox, rows
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
+        receipt = receipt_for_command(order.plan, wait)
         self._rows.append(self._outbox.row(order))
         return receipt

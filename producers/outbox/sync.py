@@ -9,14 +9,14 @@ from typing import Any
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
-from cachebus.producers.base import Order, Orders, handed_on
+from cachebus.producers.base import Order, Orders, receipt_for_command
 from cachebus.producers.outbox.connections import Row, in_parts, writer
 from cachebus.producers.outbox.producer import Outbox
 from cachebus.receipt import Receipt
 
 
 class SyncProducer(ABC):
-    """The verbs of a `Producer` for code that does not await."""
+    """The verbs of a `Producer` for code that does not await. `wait` must be None."""
 
     _orders: Orders
 
@@ -32,7 +32,12 @@ class SyncProducer(ABC):
         contexts: ContextMatch = "exact",
         wait: Wait | None = None,
     ) -> Receipt:
-        """As `Cache.invalidate`: one resource and its cascades."""
+        """Say that what is cached for a resource is replaced, everywhere; cascades are followed. As `Cache.invalidate`.
+
+        `contexts`: "exact" is this key alone; "all", without any context id, is the id in every context too. `wait`: as
+        of the producer. Returns the receipt. Raises `InvalidationFailed` when it is not sure to have happened: repeat
+        it then; `InvalidKey`, `TenantRequired`, and `ValueError` for `contexts` and `wait`.
+        """
         return self._send(
             self._orders.invalidate(
                 data_type, resource_id, tenant_id, contexts, agent_id, conversation_id, collection_id
@@ -50,12 +55,19 @@ class SyncProducer(ABC):
         *,
         wait: Wait | None = None,
     ) -> Receipt:
-        """As `Cache.invalidate_scope`: a tenant or one of its types, narrowed by at most one context id."""
+        """Say that all of a tenant, or of one of its data types, is replaced, narrowed by at most one context id.
+
+        No cascades are followed. Returns and raises what `invalidate` does.
+        """
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
         return self._send(order, wait)
 
     def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None) -> Receipt:
-        """As `Cache.invalidate_tags`."""
+        """Say that all values of a tenant are replaced that were stored with any of these tags.
+
+        `tags`: a sequence of strings that is not empty (`ValueError`). No cascades are followed. Returns and raises
+        what `invalidate` does.
+        """
         return self._send(self._orders.tags(tags, tenant_id), wait)
 
     def invalidate_coordinated(
@@ -70,7 +82,12 @@ class SyncProducer(ABC):
         *,
         wait: Wait | None = None,
     ) -> Receipt:
-        """As the function of this name in `cachebus`; the counts are the receipt's `targets`."""
+        """Say that a resource and what is related to it are replaced, in one atomic step; cascades are followed.
+
+        `primary_resource_id`: "*" is the whole scope. `related_invalidations`: mappings of `data_type` and, if need be,
+        `resource_id` (else the whole scope) and context ids (else the primary's). Returns the receipt, whose `targets`
+        are the counts by data type. Raises what `invalidate` does, and `ValueError` for a mapping with other keys.
+        """
         order = self._orders.coordinated(
             tenant_id,
             primary_data_type,
@@ -84,17 +101,19 @@ class SyncProducer(ABC):
 
     @abstractmethod
     def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        """Hand it on."""
+        """Hand the order's command on; gives its receipt."""
 
 
 class SyncOutboxProducer(SyncProducer):
     """`SyncOutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
 
-    `connection`: a Session or Connection of SQLAlchemy's, a connection of psycopg's, or any DB-API connection to
-    PostgreSQL; `paramstyle` for one that does not tell its own ("format" for Django's). All else as `OutboxProducer`.
+    Each call is one INSERT in the caller's transaction. All is as of `OutboxProducer`, but for the connections.
     """
 
     def __init__(self, connection: Any, outbox: Outbox | None = None, *, paramstyle: str | None = None) -> None:
+        """`connection`: a Session or Connection of SQLAlchemy's, a connection of psycopg's or sqlite3's, or any DB-API
+        connection to PostgreSQL. `outbox`: as of `OutboxProducer`. `paramstyle`: of a DB-API connection whose module
+        does not tell it ("format" for Django's). Raises `ConfigError` for a connection that is none of these."""
         self._outbox = outbox or Outbox()
         self._orders = self._outbox.orders
         self._connection = connection
@@ -102,14 +121,16 @@ class SyncOutboxProducer(SyncProducer):
 
     @contextmanager
     def together(self) -> Iterator[SyncProducer]:
-        """`with producer.together() as several:` what is said of `several` becomes one INSERT at the end of the block,
-        and nothing if the block fails."""
+        """Write several commands by one INSERT: `with producer.together() as several: several.invalidate(...)`.
+
+        It is written at the end of the block, and not at all if the block raises.
+        """
         rows: list[Row] = []
         yield _Together(self._outbox, rows)
         self._written(rows)
 
     def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
+        receipt = receipt_for_command(order.plan, wait)
         self._written([self._outbox.row(order)])
         return receipt
 
@@ -125,6 +146,6 @@ class _Together(SyncProducer):
         self._orders, self._outbox, self._rows = outbox.orders, outbox, rows
 
     def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        receipt = handed_on(order.plan, wait)
+        receipt = receipt_for_command(order.plan, wait)
         self._rows.append(self._outbox.row(order))
         return receipt

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Final
 
 from cachebus import Cache, Settings
-from cachebus.assembly.factory import redis_store, route_of
+from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.cascade import CascadeTable
 from cachebus.core.ports import Caller, Leased, Store

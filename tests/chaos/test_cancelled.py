@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.base.clock import monotonic
+from cachebus.settings import Settings
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_every_step import SETTINGS, numbered
 from tests.support.caches import Source, nodes, parts, until
@@ -97,7 +98,7 @@ def played(name: str, at: int, how: How, *, inner: bool) -> bool:
 
     async def main(loop: VirtualLoop) -> None:
         nonlocal came_so_far
-        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
+        world = World(Settings(max_invalidated_scopes=1000, log_max_len=1000), loop.time)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)
@@ -148,7 +149,7 @@ def test_a_task_that_an_operation_started_may_be_cancelled_at_every_await(name: 
 @pytest.mark.parametrize("at", range(12))
 def test_one_of_several_waiters_that_leaves_at_any_await_of_the_load_costs_the_others_nothing(at: int) -> None:
     async def main(loop: VirtualLoop) -> None:
-        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
+        world = World(Settings(max_invalidated_scopes=1000, log_max_len=1000), loop.time)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)

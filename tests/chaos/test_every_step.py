@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, CacheBusError, ConfigError, InvalidationFailed, L2Unavailable, Receipt, Settings
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.core.ports import Caller
 from cachebus.l2.memory import MemoryShard
 from tests.support.caches import parts
@@ -176,7 +176,7 @@ def played(name: str, befall: Befall, at: int, when: When, after: Befall | None 
 
     async def main(loop: VirtualLoop) -> None:
         nonlocal happened
-        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
+        world = World(Settings(max_invalidated_scopes=1000, log_max_len=1000), loop.time)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)

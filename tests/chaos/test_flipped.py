@@ -229,7 +229,7 @@ async def test_over_a_real_server_a_bit_flipped_in_the_log_is_a_flush(redis_serv
 
 async def _flipped_in_the_log(writer: Cache, reader: Cache, call: Any, log: str, bit: int) -> Any:
     """Invalidate `x`; the log has that event with a bit flipped, before anybody has read it there."""
-    heartbeat = parts(reader).heartbeat
+    attention = parts(reader).listening.attention
     asked: Any = parts(reader).store
     gate, read_log = asyncio.Event(), asked.log
 
@@ -246,7 +246,7 @@ async def _flipped_in_the_log(writer: Cache, reader: Cache, call: Any, log: str,
     finally:
         gate.set()
         del asked.log
-    heartbeat.nudge(0)
+    attention.nudge(0)
     return receipt
 
 

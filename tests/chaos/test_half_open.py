@@ -148,7 +148,7 @@ async def test_a_deaf_node_whose_commands_work_and_which_was_told_nothing_judges
         receipt = await a.set("config", "x", "old", **WHERE, tags=["t"])
         assert await b.get("config", "x", **WHERE, after=receipt) == "old"
         ways.hang(("pubsub", "answered"))
-        b._parts.heartbeat.cancel()  # type: ignore[union-attr]
+        b._parts.listening.heartbeat.cancel()  # type: ignore[union-attr]
         await WRITES[write](a)
         await past(monotonic() + D_S)  # the lease, and what an entry may be served for after its own reading
         for _ in range(3):

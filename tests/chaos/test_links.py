@@ -15,8 +15,8 @@ from cachebus.base.clock import monotonic
 from cachebus.core.answers import NO_EPOCH
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys.key import Keyspace
-from cachebus.listening.heartbeat import BEGINNINGS_MAX
-from cachebus.listening.receive import Receiver
+from cachebus.listening.catch_up import CatchUp
+from cachebus.listening.probe import BEGINNINGS_MAX
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import ClusterMap, Links, parse_address, slot_of
 from cachebus.resp.asked_route import LOOK_AGAIN_S, LOOK_MAX_S
@@ -43,7 +43,7 @@ def shard_of(tenant: str) -> int:
 
 def links_of(producer: DirectProducer) -> Any:
     """Those to its primaries."""
-    return producer._live()._links  # type: ignore[attr-defined]
+    return producer._live().store._links  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -83,7 +83,7 @@ async def test_a_link_that_is_proved_is_left_for_nobodys_word(town: Town) -> Non
         links, proved = links_of(producer), [shard_of(tenant) for tenant in town.tenants]
         for tenant in town.tenants:
             await producer.invalidate("config", "x", tenant)
-        before, opened = list(links.route.known), producer._live().opened
+        before, opened = list(links.route.known), producer._live().store.opened
         wrong = [before[proved[0]]] * SHARDS
         links.route._learn(wrong, sure=False)
         assert all(map(links.reaches, proved))
@@ -94,7 +94,7 @@ async def test_a_link_that_is_proved_is_left_for_nobodys_word(town: Town) -> Non
         assert not links.reaches(proved[1])
         await producer.invalidate("config", "x", town.tenants[1])
         assert links.route.known[proved[1]] == before[proved[1]], "it was sent back"
-        assert producer._live().opened == opened
+        assert producer._live().store.opened == opened
 
 
 async def test_a_late_word_of_another_server_moves_nothing_that_is_proved(town: Town) -> None:
@@ -227,7 +227,7 @@ async def test_what_is_closed_goes_nowhere(town: Town) -> None:
         await producer.invalidate("config", "x", tenant)
     links, (first, second, _) = links_of(producer), map(shard_of, town.tenants)
     place, by = links.route.known[second], links.by_shard[first]
-    store = producer._live()
+    store = producer._live().store
     await producer.aclose()
     with pytest.raises(L2Unavailable):
         await links.follow(first, place.host, place.port, by)
@@ -272,19 +272,19 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
         tidy(links)
 
     beginning = most = 0
-    begin = Receiver.begin
+    begin = CatchUp.begin
 
-    async def begun(receiver: Receiver, shard: int, why: str) -> None:
+    async def begun(catch_up: CatchUp, shard: int, why: str) -> None:
         nonlocal beginning, most
         beginning += 1
         most = max(most, beginning)
         try:
-            await begin(receiver, shard, why)
+            await begin(catch_up, shard, why)
         finally:
             beginning -= 1
 
     monkeypatch.setattr(Links, "_tidy", counted)
-    monkeypatch.setattr(Receiver, "begin", begun)
+    monkeypatch.setattr(CatchUp, "begin", begun)
     shards = SHARDS_MAX
     async with Cache(Settings(url=redis_url, shards=shards, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
         await cache.set("config", "x", 1, tenant_id="acme")
@@ -298,20 +298,20 @@ async def test_a_primary_that_hangs_keeps_no_other_ones_shards_from_beginning(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lets nodes in, and has more shards than are begun at once."""
-    hangs, begin, ends = town.servers[0].port, Receiver.begin, asyncio.Event()
+    hangs, begin, ends = town.servers[0].port, CatchUp.begin, asyncio.Event()
 
-    def hung(receiver: Receiver, shard: int) -> bool:
-        return cast("Any", receiver)._store.lies_at(shard).port == hangs
+    def hung(catch_up: CatchUp, shard: int) -> bool:
+        return cast("Any", catch_up)._store.lies_at(shard).port == hangs
 
-    async def begun(receiver: Receiver, shard: int, why: str) -> None:
-        if hung(receiver, shard):
+    async def begun(catch_up: CatchUp, shard: int, why: str) -> None:
+        if hung(catch_up, shard):
             await ends.wait()
-        await begin(receiver, shard, why)
+        await begin(catch_up, shard, why)
 
-    monkeypatch.setattr(Receiver, "begin", begun)
+    monkeypatch.setattr(CatchUp, "begin", begun)
     async with Cache(quick(town.url, shards=SHARDS_MAX, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
-        receiver = parts(cache).heartbeat.receiver
-        well = [shard for shard in range(SHARDS_MAX) if not hung(receiver, shard)]
+        catch_up = parts(cache).listening.catch_up
+        well = [shard for shard in range(SHARDS_MAX) if not hung(catch_up, shard)]
         assert SHARDS_MAX - len(well) > BEGINNINGS_MAX
         await until(lambda: all(parts(cache).node.shards[shard].epoch != NO_EPOCH for shard in well))
         ends.set()

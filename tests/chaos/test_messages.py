@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, Policy, Receipt, Settings
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.testing import Faults, Fleet
 from tests.support.caches import parts
 from tests.support.simulation import VirtualLoop, live
@@ -38,7 +38,7 @@ THINGS = (("config", "k0", []), ("scoped", "k1", []), ("config", "k2", ["t"]))
 
 async def one(loop: VirtualLoop, arrival: tuple[int, ...], logged: bool) -> None:
     """B hears the messages of a's events in this way."""
-    world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
+    world = World(Settings(max_invalidated_scopes=1000, log_max_len=1000), loop.time)
     shard = world.shards[0]
     a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
     async with a, b:
@@ -54,7 +54,7 @@ async def one(loop: VirtualLoop, arrival: tuple[int, ...], logged: bool) -> None
         if not logged:
             shard.messages.clear()
         gone = set[int]()
-        on_message = parts(b).heartbeat.receiver.on_message
+        on_message = parts(b).listening.receiver.on_message
         for number in arrival:
             on_message(0, messages[number])
             gone.add(number)

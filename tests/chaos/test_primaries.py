@@ -136,7 +136,7 @@ async def test_nor_at_a_start(town: Town) -> None:
         assert a.ready()
         first.start()
         await until(lambda: a.stats().l2_connected and a.stats().bus_connected and b.stats().bus_connected)
-        await until(lambda: not any(map(parts(a).heartbeat.lacks, range(a.settings.shards))))
+        await until(lambda: not any(map(parts(a).listening.outages.lacks, range(a.settings.shards))))
         await all_is_well(a, b, town.tenants[0])
 
 
@@ -296,7 +296,7 @@ async def test_who_waits_for_a_host_that_is_gone_waits_for_nobody_before_him() -
     with EmbeddedServer(any_binary()) as server:
         async with DirectProducer.open(quick(server.url, l2_timeout_s=0.3, connect_timeout_s=30.0)) as producer:
             server.kill()
-            await until(lambda: not producer._live().connected)
+            await until(lambda: not producer._live().store.connected)
             with no_answer(server.port):
                 async with asyncio.timeout(PATIENCE_S):
                     calls = (producer.invalidate("config", "x", "acme") for _ in range(20))

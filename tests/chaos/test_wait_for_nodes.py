@@ -270,7 +270,7 @@ async def test_a_producer_remembers_the_largest_bound_when_l2_has_lost_it(redis_
         await cut.probe()
         assert await cut.get("config", "x", "acme") == "old"
         proxy.cut()
-        await producer._live()._links.of(0).call("FLUSHALL")  # type: ignore[attr-defined]
+        await producer._live().store._links.of(0).call("FLUSHALL")  # type: ignore[attr-defined]
         began_s = monotonic()
         await producer.invalidate("config", "x", "acme", wait="nodes")
         assert monotonic() - began_s >= larger_s * 0.98

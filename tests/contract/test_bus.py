@@ -9,7 +9,7 @@ from secrets import token_hex
 
 import pytest
 
-from cachebus.assembly.factory import channels_of, redis_store, route_of
+from cachebus.assembly.backends import channels_of, redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka import KafkaBus
 from cachebus.bus.kafka_client import kafka_access

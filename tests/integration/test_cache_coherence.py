@@ -13,7 +13,7 @@ from cachebus import Cache, Receipt
 from cachebus.base.clock import monotonic
 from cachebus.cascade import Target
 from cachebus.core.ports import LogEntry
-from cachebus.listening.receive import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
+from cachebus.listening.catch_up import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, heard, nodes, parts, past, until
 

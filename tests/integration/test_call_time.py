@@ -90,7 +90,7 @@ async def test_a_write_that_has_waited_for_earlier_ones() -> None:
     async with Fleet(1, l2_timeout_s=TIMEOUT_S) as fleet:
         (cache,) = fleet.caches
         of = parts(cache)
-        of.writer.pending.make_way = slow(None)  # type: ignore[method-assign]
+        of.writing.pending.make_way = slow(None)  # type: ignore[method-assign]
         store: Any = of.store
         store.write = store.guard = never
         async with asyncio.timeout(PATIENCE_S):

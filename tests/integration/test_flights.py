@@ -324,7 +324,7 @@ async def test_a_node_that_is_cut_off_serves_no_expired_value_for_longer_than_an
         source = Source(x="old")
         assert await reading(b, source, "safe") == "old"
         await past(monotonic() + 0.3)
-        parts(b).heartbeat.cancel()
+        parts(b).listening.heartbeat.cancel()
         parts(b).store._links.of(0).close()  # type: ignore[attr-defined]
         source.error = RuntimeError("down")
         with deaf(b):

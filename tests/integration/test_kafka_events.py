@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cachebus.assembly.factory import kafka_bus
+from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka_envelope import message_key
 from cachebus.observe import Counters

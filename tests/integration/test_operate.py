@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cachebus import Cache, Receipt, Settings
-from cachebus.assembly.factory import redis_store, route_of
+from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
 from cachebus.resp import Connection, parse_address

@@ -25,18 +25,18 @@ LONG = {**QUICK, "staleness_bound_s": 30.0, "probe_interval_s": 0.05}
 @contextmanager
 def held_up(cache: Cache) -> Iterator[None]:
     """Nothing that waits is delivered meanwhile, though L2 is there: what else may happen before has time to."""
-    pending = parts(cache).writer.pending
-    real, gate = pending.deliver, asyncio.Event()
+    pending: Any = parts(cache).writing.pending
+    real, gate = pending._deliver, asyncio.Event()
 
     async def later(plan: Any) -> Any:
         await gate.wait()
         return await real(plan)
 
-    pending.deliver = later
+    pending._deliver = later
     try:
         yield
     finally:
-        pending.deliver = real
+        pending._deliver = real
         gate.set()
 
 

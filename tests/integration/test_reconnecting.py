@@ -38,7 +38,7 @@ async def test_a_shard_that_could_not_be_tended_is_tended_as_soon_as_the_server_
         own_server.kill()
         await until(lambda: not a.stats().l2_connected)
         with asked(a) as counts:
-            parts(a).heartbeat.prompt(0)
+            parts(a).listening.attention.prompt(0)
             for _ in range(10):
                 await asyncio.sleep(0)
             before = counts["probe"]
@@ -52,7 +52,7 @@ async def test_a_server_that_lets_us_in_and_refuses_every_probe_is_not_stormed(o
     """The connection stays, since the server answers; the pauses between its probes grow."""
     async with nodes(own_server.url, 1) as (a,):
         assert own_server.command("CONFIG", "SET", "min-replicas-to-write", "1") == "+OK"
-        pauses = parts(a).heartbeat._pauses[0]
+        pauses = parts(a).listening.tending._pauses_of(0)
         await until(lambda: pauses._now_s > 0.5)  # they grow, success at connecting or not
         assert own_server.command("CONFIG", "SET", "min-replicas-to-write", "0") == "+OK"
         await until(lambda: a.ready() and a.stats().l2_connected and pauses._now_s < 0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,7 +22,7 @@ TENANT = "acme"
 
 def has_repeated(cache: Cache) -> bool:
     """Whether the node has entered its present epoch, and repeated there what it had to."""
-    return parts(cache).heartbeat._repeated == [shard.epoch for shard in parts(cache).node.shards]
+    return all(map(parts(cache).writing.repeating.done, range(cache.settings.shards)))
 
 
 async def test_a_restart_leaves_newer_sets_and_adds_alone() -> None:
@@ -49,14 +49,14 @@ async def test_a_restart_of_the_one_server_leaves_newer_sets_and_adds_alone(own_
     async with nodes(own_server.url, 3) as (a, b, c):
         await a.add("job", "42", "a", tenant_id=TENANT)
         await a.set("doc", "1", "by a", tenant_id=TENANT)
-        epoch, heartbeat, written = a.stats().shards[0].epoch, parts(a).heartbeat, asyncio.Event()
-        repeat = heartbeat.repeat
+        epoch, repeating, written = a.stats().shards[0].epoch, cast("Any", parts(a).writing.repeating), asyncio.Event()
+        repeat = repeating._repeat
 
         async def repeat_late(shard: int) -> None:
             await written.wait()
             await repeat(shard)
 
-        heartbeat.repeat = repeat_late
+        repeating._repeat = repeat_late
         own_server.kill()
         own_server.start()
         await until(lambda: all(node.ready() and node.stats().shards[0].epoch != epoch for node in (b, c)))
@@ -72,7 +72,7 @@ async def test_a_restart_of_the_one_server_leaves_newer_sets_and_adds_alone(own_
 async def test_however_long_repeating_takes_probes_go_on_and_closing_ends_it(own_server: EmbeddedServer) -> None:
     """What there is to repeat is as much as a full buffer holds, and the lease must not wait for its end."""
     async with nodes(own_server.url, 1) as (a,):
-        epoch, heartbeat, ended = a.stats().shards[0].epoch, parts(a).heartbeat, asyncio.Event()
+        epoch, repeating, ended = a.stats().shards[0].epoch, cast("Any", parts(a).writing.repeating), asyncio.Event()
 
         async def repeat_for_ever(shard: int) -> None:
             try:
@@ -80,7 +80,7 @@ async def test_however_long_repeating_takes_probes_go_on_and_closing_ends_it(own
             finally:
                 ended.set()
 
-        heartbeat.repeat = repeat_for_ever
+        repeating._repeat = repeat_for_ever
         own_server.kill()
         own_server.start()
         shard = parts(a).node.shards[0]
@@ -110,7 +110,7 @@ async def held(servers: Failover) -> str | None:
 async def come_over(producer: DirectProducer, servers: Failover) -> None:
     """The producer's way leads to the new primary, and it has noticed that its connection is gone."""
     servers.move()
-    await until(lambda: not producer._live().connected)
+    await until(lambda: not producer._live().store.connected)
 
 
 async def test_a_producer_repeats_what_it_called_since_the_epoch_began() -> None:
@@ -155,7 +155,7 @@ async def test_a_producer_repeats_nothing_that_it_called_before(by: str) -> None
 
 def failing(producer: DirectProducer, fails: Callable[[int], bool]) -> None:
     """Have those of the producer's steps fail: the first is the next call itself, then comes what it repeats."""
-    store = producer._live()
+    store = producer._live().store
     invalidate, asked = store.invalidate, itertools.count(1)
 
     async def some(*args: Any) -> Any:
@@ -299,7 +299,7 @@ async def test_what_is_older_than_a_minute_goes_while_nothing_happens() -> None:
         await until(lambda: has_repeated(cache))  # which forgets, too
         for at in range(10):
             await cache.invalidate("config", at, tenant_id=TENANT)
-        buffer = parts(cache).writer.resend_buffer
+        buffer = parts(cache).writing.resend_buffer
         assert len(buffer) == 10
         clock.advance(KEEP_S + 1)
         await until(lambda: not len(buffer))
@@ -307,17 +307,18 @@ async def test_what_is_older_than_a_minute_goes_while_nothing_happens() -> None:
 
 async def test_a_producers_too_and_its_timer_ends_with_it(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
-    monkeypatch.setattr("cachebus.producers.direct.monotonic", clock)
-    monkeypatch.setattr("cachebus.producers.direct._TIDY_S", 0.01)
+    monkeypatch.setattr("cachebus.producers.session.monotonic", clock)
+    monkeypatch.setattr("cachebus.producers.session._TIDY_S", 0.01)
     async with DirectProducer.open(quick(redis_url)) as producer:
         for at in range(10):
             await producer.invalidate("config", at, TENANT)
-        assert len(producer._resend_buffer) == 10
+        assert len(producer._memory.resend_buffer) == 10
         clock.advance(KEEP_S + 1)
-        await until(lambda: producer._timer is None)
-        assert not len(producer._resend_buffer)
+        await until(lambda: producer._live().timer is None)
+        assert not len(producer._memory.resend_buffer)
         await producer.invalidate("config", "x", TENANT)
-        timer = producer._timer
+        session = producer._live()
+        timer = session.timer
         assert timer is not None
     assert timer.cancelled()
-    assert producer._timer is None
+    assert session.timer is None

@@ -139,7 +139,7 @@ async def pair(clock: FakeClock) -> AsyncIterator[tuple[Fleet, Cache, Cache]]:
     settings = {"staleness_bound_s": 2.0, "probe_interval_s": 1.0, "guard_max_s": 60.0, "db_timeout_s": 1.0}
     async with Fleet(2, clock=clock, policies=policies, **settings) as fleet:
         for cache in fleet.caches:
-            parts(cache).heartbeat.cancel()
+            parts(cache).listening.heartbeat.cancel()
         yield fleet, *fleet.caches
 
 

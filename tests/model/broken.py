@@ -22,12 +22,12 @@ from cachebus.core.shard import Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
-from cachebus.listening.receive import Receiver
+from cachebus.listening.catch_up import CatchUp
 from cachebus.reading.fetch import MISSING, AsOf, Fetcher
 from cachebus.reading.flight import Flight
 from cachebus.reading.freshness import Freshness
 from cachebus.wire import event as events
-from cachebus.writing.write import Writer
+from cachebus.writing.delivery import Delivery
 from tests.model.frozen import BOUND, INF
 
 Crippled = Callable[..., Any]
@@ -74,11 +74,11 @@ def _hear_over_gaps(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard
     return heard
 
 
-def _replay_over_gaps(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
-    view = receiver._node.shards[shard]
+def _replay_over_gaps(catch_up: CatchUp, shard: int, entries: list[Any], replay: Crippled = CatchUp._replay) -> bool:
+    view = catch_up._node.shards[shard]
     for entry in entries:
         view.applied = max(view.applied, entry.seq - 1)
-        replay(receiver, shard, [entry])
+        replay(catch_up, shard, [entry])
     view.applied = view.head
     view._ahead.clear()
     view._renew()
@@ -224,7 +224,7 @@ def _take_as_answered(
         return taken(fetcher, key, record, None, data)
 
 
-def _keep_from_itself(writer: Writer, plan: Any, change: Any, body: bytes) -> None:
+def _keep_from_itself(delivery: Delivery, plan: Any, change: Any, body: bytes) -> None:
     pass
 
 
@@ -364,7 +364,7 @@ RULES = {
         "own invalidations are applied here before the call returns",
         "OWN",
         "G2",
-        ((Writer, "_apply", _keep_from_itself),),
+        ((Delivery, "_apply", _keep_from_itself),),
     ),
     "epoch": Rule(
         "events and probes of another epoch are not taken for one's own",
@@ -422,7 +422,7 @@ RULES = {
         "the log is trimmed silently, so a gap in it counts too",
         "TRIM",
         "G1",
-        ((Receiver, "_replay", _replay_over_gaps),),
+        ((CatchUp, "_replay", _replay_over_gaps),),
     ),
     "void on flush": Rule(
         "a flush marks every flight under way", "TRIM", "G1", ((Shard, "void", lambda shard: shard.lapse()),)

@@ -16,10 +16,14 @@ from cachebus.cache import Cache
 from cachebus.core.node import Node
 from cachebus.core.ports import Leased, LeaseReply, Position, ReadReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.keys.key import Key
+from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan
 from cachebus.l1 import L1
-from cachebus.listening.heartbeat import Heartbeat
+from cachebus.listening.attention import Attention
+from cachebus.listening.catch_up import CatchUp
+from cachebus.listening.fleet import FleetWatch
+from cachebus.listening.outages import Notices
+from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
 from cachebus.policy import Policy, PolicyTable
@@ -33,9 +37,13 @@ from cachebus.reading.read import Reader
 from cachebus.reading.request import Found, Loaded, Request
 from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
+from cachebus.settings import RESEND_MAX_BYTES
 from cachebus.wire import event as events
+from cachebus.writing.confirm import Confirmer
+from cachebus.writing.delivery import Delivery
 from cachebus.writing.pending import Pending
-from cachebus.writing.write import Writer
+from cachebus.writing.resend_buffer import ResendBuffer
+from cachebus.writing.write import SetRequest, Writer
 from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
 from tests.model.l2 import OWN, frozen, thawed
 from tests.model.l2 import Request as Question
@@ -197,18 +205,25 @@ class Rig:
         self.fetch = Fetcher(self.node, self.store, policies, self._nudge)
         self.reader = Reader(self.fetch)
         self.loads = Loads(LoadParts(self.fetch, self.reader, waiters, NoFlights(clock), Rests(clock), PX_MS))
-        self.writer = Writer(
-            self.fetch, StoreBus(), clock, self._nudge, Pending(self.node, self.store, 0, 0.0), enabled=True
-        )
-        self.receiver = Receiver(self.node, self.store, waiters, self._nudge, clock, self._nudge)
-        self.heartbeat = Heartbeat(self.node, self.store, StoreBus(), clock, interval_s=1.0, grace_s=0.0)
-        self.heartbeat.receiver = self.receiver
+        self.writer = self._writer()
+        attention = Attention(1)  # which nobody heeds: the model probes whenever it likes
+        self.receiver = Receiver(self.node, waiters, attention)
+        self.catch_up = CatchUp(self.node, self.store, attention, grace_s=0.0)
+        self.prober = Prober(self.node, self.store, self.catch_up, FleetWatch(self.node, Notices()), self._nudge)
         self.cache = Cache("memory://")
         self.cache._entries, self.cache._clock = l1.entries, clock
 
     @staticmethod
     def _nudge(shard: int) -> None:
         """The model probes whenever it likes."""
+
+    def _writer(self) -> Writer:
+        node, store = self.node, self.store
+        resend_buffer = ResendBuffer(node.clock, Keyspace(1), RESEND_MAX_BYTES, node.counters)
+        delivery = Delivery(node, store, StoreBus(), resend_buffer, self._nudge)
+        pending = Pending(node, store, delivery.invalidate, 0, 0.0)
+        confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
+        return Writer(self.fetch, delivery, pending, confirmer, enabled=True)
 
     def asking(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
@@ -235,14 +250,14 @@ class Rig:
         keys, scopes = self.setup.target(kind)
         plan.keys, plan.scopes = list(keys), list(scopes)
         if kind == "w":
-            return self.writer.set(self.setup.keys[0], version, self.rules, plan, ttl_s=None, tags=self.setup.tags)
+            return self.writer.set(SetRequest(self.setup.keys[0], version, self.rules, plan, tags=self.setup.tags))
         return self.writer.invalidate(plan)
 
     def turn(self, what: str) -> Coro:
         """A part of the heartbeat's turn."""
         if what == "begin":
-            return self.receiver.begin(0, "epoch")
-        return self.receiver.catch_up(0) if what == "log" else self.heartbeat.probe(0)
+            return self.catch_up.begin(0, "epoch")
+        return self.catch_up.read_log(0) if what == "log" else self.prober.probe(0)
 
     # -- coroutines that began earlier ----------------------------------------------------------------------------
 

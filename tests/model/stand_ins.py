@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from cachebus import Cache, L2Unavailable, Policy, Settings
-from cachebus.assembly.factory import World
+from cachebus.assembly.world import World
 from cachebus.core.ports import Caller
 from cachebus.testing import FakeClock
 from tests.support.caches import Source, parts
@@ -142,11 +142,11 @@ class Stage:
 async def broken(schedule: Schedule, *, deaf: bool = False) -> str:
     """What a schedule breaks, "" for nothing."""
     clock = FakeClock()
-    world = World(1, clock, max_invalidated_scopes=100, log_max=100)
+    world = World(Settings(max_invalidated_scopes=100, log_max_len=100), clock)
     writer, loader = (Cache(SETTINGS, world=world, clock=clock) for _ in range(2))
     async with writer, loader:
         for cache in (writer, loader):
-            parts(cache).heartbeat.cancel()
+            parts(cache).listening.heartbeat.cancel()
         stage = Stage(writer, loader, world, clock, deaf=deaf)
         await stage.writer.write_guard([("config", "x")], "acme", timeout_s=STANDS).__aenter__()
         for step in schedule:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cachebus import Cache, CacheManager, Policy, Receipt, cached, get_with_cache_aside, invalidate_coordinated
 from cachebus.helpers import increment_counter
 from cachebus.keys.key import Key
+from cachebus.reading.waiting import Waiters
 from tests.support.caches import key_of, parts, until
 from tests.support.steps import Cancelling, Steps
 
@@ -77,15 +78,16 @@ class Stage:
         """Node a hears nothing from the bus any more, and nothing tells it."""
         if self.a._parts is not None and not self.deafened:
             self.deafened = True
-            bus: Any = parts(self.a).bus
-            self._ears, self._listener = bus._listener, bus._listener.listener
-            self._ears.listener = lambda shard, message: None
+            self._ears: Any = parts(self.a).listening.receiver
+            self._woken, self._ears._waiters = self._ears._waiters, Waiters()
+            self._ears._on_event = lambda shard, message: None
 
     def hear(self) -> None:
         """It hears again."""
         if self.deafened:
             self.deafened = False
-            self._ears.listener = self._listener
+            self._ears._waiters = self._woken
+            del self._ears._on_event
 
     async def settle(self) -> None:
         """Let what is under way on the bus arrive."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cachebus import Cascade, Context, InvalidKey, TenantRequired
 from cachebus.keys.plan import Plan, joined
-from cachebus.producers.base import Order, Orders, handed_on
+from cachebus.producers.base import Order, Orders, receipt_for_command
 from cachebus.producers.command import InvalidCommand, encode, parse
 
 CASCADES = [Cascade("document", to=[("embedding", "doc:{resource_id}"), ("query_result", "*")])]
@@ -167,8 +167,8 @@ def test_many_are_joined_into_steps_that_do_not_hold_the_server_for_long() -> No
 
 def test_nobody_waits_for_what_others_apply() -> None:
     plan = Orders(1).tags(["t"], "acme").plan
-    assert handed_on(plan, None).status == "pending"
+    assert receipt_for_command(plan, None).status == "pending"
     with pytest.raises(ValueError, match="others do here"):
-        handed_on(plan, "nodes")
+        receipt_for_command(plan, "nodes")
     with pytest.raises(ValueError, match="wait"):
-        handed_on(plan, "all")
+        receipt_for_command(plan, "all")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cachebus import Cache, InvalidationFailed
+from cachebus import Cache, InvalidationFailed, L2Unavailable
 from cachebus.core.membership import (
     Confirmed,
     MembershipView,
@@ -18,7 +18,7 @@ from cachebus.core.membership import (
 )
 from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
-from cachebus.writing.confirm import check_wait
+from cachebus.writing.confirm import Confirmer, check_wait
 from tests.support.logs import warnings_of
 
 D_S = 2.0
@@ -248,3 +248,35 @@ async def test_however_many_wait_they_look_together() -> None:
         found = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(one, asyncio.CancelledError) for one in found[:100])
         assert all(len(one.confirmed) == 2 for one in found[100:])  # type: ignore[union-attr]
+
+
+async def test_the_largest_bound_heard_of_is_not_forgotten_by_a_wait_that_began_before() -> None:
+    """1. A wait for shard 0 begins. 2. One for shard 1 hears of a larger bound. 3. Shard 0 answers, and knows of none.
+    4. L2 is away: the next wait must last as long as that bound."""
+    clock, gate, larger_s = FakeClock(), asyncio.Event(), 5.0
+
+    class Told:
+        away = False
+
+        async def nodes(self, shard: int, caller: Caller) -> NodesReply:
+            if self.away:
+                clock.advance(1.0)
+                raise L2Unavailable("away")
+            if shard == 0:
+                await gate.wait()
+            return reply(a=5)._replace(bound_ms=int(larger_s * 1000) if shard else 0)
+
+    store = Told()
+    confirmer = Confirmer(store, clock, D_S, [known(), known()], keep_without_l2=False)  # type: ignore[arg-type]
+
+    async def wait_for(shard: int) -> Confirmed:
+        return await confirmer.wait(shard, CHANGE, lambda: Caller("a", 5, b"e"))
+
+    earlier = asyncio.create_task(wait_for(0))
+    await asyncio.sleep(0)
+    await wait_for(1)
+    gate.set()
+    await earlier
+    store.away, began_s = True, clock()
+    await wait_for(0)
+    assert clock() - began_s >= larger_s

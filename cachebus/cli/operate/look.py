@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cachebus.assembly.factory import channels_of, kafka_bus
+from cachebus.assembly.backends import channels_of, kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.redis import RedisBus
 from cachebus.cli.operate.shards import shards_of_namespace

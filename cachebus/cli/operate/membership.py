@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cachebus.assembly.factory import redis_store
+from cachebus.assembly.backends import redis_store
 from cachebus.base.clock import monotonic
 from cachebus.cli.operate.look import AsJson, list_nodes, shards_looked_at
 from cachebus.cli.performance import until_signalled

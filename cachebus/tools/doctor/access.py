@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cachebus.assembly.factory import places_of, redis_store
+from cachebus.assembly.backends import places_of, redis_store
 from cachebus.base.clock import monotonic
 from cachebus.bus.redis import subscribed
 from cachebus.core.ports import Caller, Leased

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cachebus.assembly.factory import places_of
+from cachebus.assembly.backends import places_of
 from cachebus.core.ports import PROTOCOL, NodeRow
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, buckets_of, node_row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachebus.assembly.factory import places_of, route_of
+from cachebus.assembly.backends import places_of, route_of
 from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import CLUSTER, SENTINEL, Address, Route

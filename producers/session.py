@@ -1,0 +1,211 @@
+"""What a direct producer has from its opening to its closing: connections, tasks, and who opened it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from cachebus.assembly.backends import kafka_bus, redis_store, route_of
+from cachebus.base.budget import Budget
+from cachebus.base.clock import OtherClock, monotonic
+from cachebus.base.home import Home
+from cachebus.core.membership import Confirmed, MembershipView
+from cachebus.core.ports import Caller, Change, ProbeReply
+from cachebus.errors import L2Unavailable
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Plan
+from cachebus.observe import Counters
+from cachebus.producers.publishing import Publisher
+from cachebus.producers.refusing import Refusals, named, told
+from cachebus.producers.repeating import Repeating
+from cachebus.resp import ended, heard
+from cachebus.settings import Settings
+from cachebus.writing.confirm import Confirmer
+from cachebus.writing.resend_buffer import ResendBuffer
+
+_NOBODY = Caller("", 0, b"")
+"""A producer is no node: it has applied nothing, and nobody waits for it."""
+_NOBODYS_ROW = "-"
+_TIDY_S = 10.0
+"""How often what is too old to be repeated goes while nobody calls."""
+
+
+class Memory:
+    """What a producer knows for as long as it lives, be it open or closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.counters = Counters()
+        self.resend_buffer = ResendBuffer(
+            monotonic, Keyspace(settings.shards), settings.resend_max_bytes, self.counters
+        )
+        self.views = [MembershipView() for _ in range(settings.shards)]
+        self.epochs: dict[int, bytes] = {}
+        """By shard: as of `Repeating`."""
+
+
+class Session:
+    """An open producer. To be begun, and ended in the process and event loop that made it."""
+
+    def __init__(self, settings: Settings, memory: Memory) -> None:
+        self._settings = settings
+        self._memory = memory
+        self.home = Home()
+        self.store = redis_store(settings, route_of(settings, monotonic), monotonic)
+        self._publisher: Publisher | None = None
+        if settings.bus == "kafka":
+            self._publisher = Publisher(kafka_bus(settings, monotonic, None, memory.counters), monotonic)
+        self.repeating = Repeating(memory.resend_buffer, memory.epochs, self._reach_and_ask, self._invalidate)
+        self._confirmer = Confirmer(
+            self.store, monotonic, settings.staleness_bound_s, memory.views, keep_without_l2=settings.keep_without_l2
+        )
+        self._reaching: list[asyncio.Task[None]] = []
+        """Connects to those primaries that nobody waited for."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Until memory is given back next; None while there is none to give."""
+        self.refusals = Refusals(monotonic)
+        self._over = False
+
+    async def begin(self) -> None:
+        """Connect; `L2Unavailable`, `ProtocolMismatch`, `ConfigError`. Where it fails, all is given back.
+
+        It is refused here, if at all: where the caches have another number of shards, what this producer says of most
+        tenants would go to shards that nobody reads, and that have nothing which could refuse it.
+        """
+        try:
+            await self._meet()
+            if self._publisher is not None:
+                await self._publisher.open()
+        except BaseException:
+            await ended(*self._reaching)
+            await self._disconnect()
+            raise
+
+    async def end(self, timeout_s: float) -> None:
+        """Let end within `timeout_s` what is being repeated, and disconnect."""
+        self.abandon()
+        try:
+            await self.repeating.close(timeout_s)
+        finally:
+            for task in self._reaching:
+                task.cancel()
+            await self._disconnect()
+            await ended(*self._reaching)
+
+    def abandon(self) -> None:
+        """Nothing is tidied any more. Awaits nothing."""
+        self._over = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    # -- what it says and asks ------------------------------------------------------------------------------------
+
+    async def invalidate(self, plan: Plan, *, probe: bool) -> Change:
+        """Apply a plan within the time that L2 is given; `L2Unavailable` when that is not sure to have happened."""
+        budget, place = self._budget(), self.store.lies_at(plan.shard)
+        try:
+            if not self.store.reaches(plan.shard):
+                await budget.bounds(self.store.reach(plan.shard))
+            change = await budget.spent_on(self._invalidate(plan, probe=probe))
+        except L2Unavailable as error:
+            self.refusals.refused({place, self.store.lies_at(plan.shard)}, error)
+            raise
+        self.refusals.took(self.store.lies_at(plan.shard))
+        self.repeating.heard(plan.shard, change.epoch)
+        return change
+
+    async def wait_for_nodes(self, shard: int, change: Change) -> Confirmed:
+        """Return when no node can serve what the change replaced."""
+        return await self._confirmer.wait(shard, change, lambda: _NOBODY)
+
+    async def look(self, shard: int) -> None:
+        """Look whether a shard takes what it is given, and repeat in another epoch what it may lack; `L2Unavailable`,
+        which names the primary."""
+        budget, place = self._budget(), self.store.lies_at(shard)
+        try:
+            await budget.bounds(self.store.reach(shard))
+            reply, _ = await budget.spent_on(self._ask(shard))
+            # A primary that is read-only, or lacks replicas, answers what reads: only what would write tells.
+            await budget.spent_on(self.store.forget(shard, _NOBODY, _NOBODYS_ROW, lives=False))
+        except L2Unavailable as error:
+            self.refusals.refused({place, self.store.lies_at(shard)}, error, looked=True)
+            raise L2Unavailable(named(place, error)) from error
+        self.refusals.took(self.store.lies_at(shard), looked=True)
+        if reply.epoch != self._memory.epochs.get(shard, reply.epoch):
+            await self.repeating.once(shard)
+
+    def _budget(self) -> Budget:
+        return Budget(monotonic, self._settings.l2_timeout_s)
+
+    async def _invalidate(self, plan: Plan, *, probe: bool = False) -> Change:
+        """Tell L2, then the bus, where the script has not published."""
+        called_s = monotonic()
+        body = plan.body("", probe=probe)
+        change = await self.store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
+        if self._publisher is not None:
+            await self._publisher.publish(plan.shard, change, body)
+        self._memory.resend_buffer.note(plan, change.epoch, called_s)
+        if self.timer is None and not self._over:
+            self._tidy_later()
+        return change
+
+    async def _ask(self, shard: int) -> tuple[ProbeReply, OtherClock]:
+        """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
+        clock, sent_at_s = OtherClock(), monotonic()
+        reply = await self.store.probe(shard, _NOBODY, with_invalidated=False)
+        clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
+        return reply, clock
+
+    async def _reach_and_ask(self, shard: int) -> tuple[ProbeReply, OtherClock]:
+        await self.store.reach(shard)
+        return await self._ask(shard)
+
+    # -- beginning and end ----------------------------------------------------------------------------------------
+
+    async def _meet(self) -> None:
+        """Return when a shard has answered, and go on to reach the others; `L2Unavailable` where none can be reached,
+        `ProtocolMismatch`."""
+        shards = range(self._settings.shards)
+        reaching = {asyncio.create_task(self.store.reach(shard), name="cachebus-reach"): shard for shard in shards}
+        for task in reaching:
+            task.add_done_callback(heard)
+        try:
+            await self._first_answer(reaching)
+        except BaseException:
+            await ended(*reaching)
+            raise
+        self._reaching = [task for task in reaching if not task.done()]
+
+    async def _first_answer(self, reaching: dict[asyncio.Task[None], int]) -> None:
+        trouble: Exception = L2Unavailable(f"no answer in {self._settings.connect_timeout_s:g} s")
+        lacking = set(reaching)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                while lacking:
+                    done, lacking = await asyncio.wait(lacking, return_when=asyncio.FIRST_COMPLETED)
+                    for reached in sorted(done, key=reaching.__getitem__):
+                        try:
+                            reached.result()
+                            await self._ask(reaching[reached])
+                        except L2Unavailable as error:
+                            trouble = L2Unavailable(told(error))
+                        else:
+                            return
+        raise trouble
+
+    async def _disconnect(self) -> None:
+        try:
+            if self._publisher is not None:
+                await self._publisher.close()
+        finally:
+            await self.store.close()
+
+    def _tidy_later(self) -> None:
+        self.timer = asyncio.get_running_loop().call_later(_TIDY_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """Give memory back while nobody calls; a producer has no heartbeat that would."""
+        self._memory.resend_buffer.forget_old()
+        self.timer = None
+        if self._memory.resend_buffer and not self._over:
+            self._tidy_later()
