@@ -231,7 +231,7 @@ class DirectProducer(Producer):
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
         called_s = monotonic()
         body = plan.body("", probe=probe)
-        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
         if self._publisher is not None:
             await self._publisher.publish(plan.shard, change, body)
         self._resend_buffer.note(plan, change.epoch, called_s)
@@ -253,14 +253,18 @@ class DirectProducer(Producer):
     async def _asked(store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
         """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
         clock, sent_at_s = OtherClock(), monotonic()
-        reply = await store.probe(shard, _NOBODY, marks=False)
+        reply = await store.probe(shard, _NOBODY, with_invalidated=False)
         clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
         return reply, clock
 
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:
             self._confirmer = Confirmer(
-                store, monotonic, self.settings.staleness_bound_s, self._views, keep_alone=self.settings.keep_alone
+                store,
+                monotonic,
+                self.settings.staleness_bound_s,
+                self._views,
+                keep_without_l2=self.settings.keep_without_l2,
             )
         return self._confirmer
 

@@ -45,7 +45,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
             plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, target_session_attrs="primary"
         )
     except asyncpg.exceptions.ClientConfigurationError as error:
-        raise ConfigError(f"the outbox's database: {told(error, url)}") from None
+        raise ConfigError(f"the outbox's database: {describe(error, url)}") from None
     except ValueError:  # a port that is no number, a host in broken brackets
         raise ConfigError("the outbox's database: the URL can't be read") from None
     try:
@@ -55,10 +55,10 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
             await connection.close(timeout=CLOSE_TIMEOUT_S)  # one that does not answer is given up
 
 
-def told(error: BaseException, url: str = "") -> str:
+def describe(error: BaseException, url: str = "") -> str:
     """What went wrong in a line, without anything of the URL: further lines of PostgreSQL's may show values."""
     remedy = "; `cachebus worker outbox --create-table` makes it" if _is_missing(error) else ""
-    return f"{clean.without(clean.told(error), url)}{remedy}"
+    return f"{clean.without(clean.describe(error), url)}{remedy}"
 
 
 def _is_missing(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import asyncpg
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.outbox import standing
-from cachebus.consumers.outbox.database import TROUBLE, connected, told
+from cachebus.consumers.outbox.database import TROUBLE, connected, describe
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import PostgresTaker
 from cachebus.consumers.worker.dead import DeadLetter
@@ -69,9 +69,9 @@ class PostgresOutbox(Source):
             await session.begin()
             yield session
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error, self._url)
+        return describe(error, self._url)
 
 
 class PostgresSession(Session):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
-from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, opened, path_of, told
+from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, describe, opened, path_of
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
@@ -73,9 +73,9 @@ class SqliteOutbox(Source):
         async with opened(self._url) as database:
             yield SqliteSession(database, self._namespace, self._options, self._unsure)
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error)
+        return describe(error)
 
 
 class SqliteTaker(Taker):

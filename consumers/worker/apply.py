@@ -266,7 +266,7 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
     for at, plan in enumerate(plans):
         if plan.shard in away:
             continue
-        size = max(len(plan.keys), len(plan.names))
+        size = max(len(plan.keys), len(plan.scopes))
         if plan.shard not in open_parts or sizes[plan.shard] + size > AT_ONCE:
             open_parts[plan.shard], sizes[plan.shard] = [], 0
             made.append(open_parts[plan.shard])

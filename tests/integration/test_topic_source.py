@@ -87,7 +87,7 @@ async def remade(admin: AIOKafkaAdminClient, topic: str) -> None:
 
 def why(worker: CommandsWorker, part: str) -> str:
     """What its health says of a part."""
-    return str(worker.health.told()["parts"][part]["why"])
+    return str(worker.health.as_dict()["parts"][part]["why"])
 
 
 # -- topics ----------------------------------------------------------------------------------------------------

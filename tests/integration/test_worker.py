@@ -78,7 +78,7 @@ async def test_it_waits_for_l2_and_applies_when_it_is_back(own_server: EmbeddedS
         applying = asyncio.create_task(one.apply([plan(one, 1)]))
         await until(lambda: not health.is_up("l2"))
         assert not applying.done()
-        assert health.told()["parts"]["l2"]["why"]
+        assert health.as_dict()["parts"]["l2"]["why"]
         own_server.start()
         await asyncio.wait_for(applying, 20)
         assert health.is_up("l2")
@@ -93,7 +93,7 @@ async def test_it_waits_for_l2_at_its_start(own_server: EmbeddedServer) -> None:
             await one.apply([plan(one, 1)])
 
     working = asyncio.create_task(work())
-    await until(lambda: "cannot connect" in health.told()["parts"]["l2"]["why"])
+    await until(lambda: "cannot connect" in health.as_dict()["parts"]["l2"]["why"])
     own_server.start()
     await asyncio.wait_for(working, 20)
 

@@ -150,13 +150,13 @@ class PostgresSource(Source):
             with suppress(*OUT_OF_REACH):
                 await connection.close(timeout=2)
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
         if isinstance(error, REFUSES):
             return f"{type(error).__name__}: the server refuses this user, or has no such database"
         if isinstance(error, OSError):
             return f"{type(error).__name__}: {os.strerror(error.errno) if error.errno else 'no connection'}"
-        return clean.told(error)
+        return clean.describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:
         """See `Source.register`."""
