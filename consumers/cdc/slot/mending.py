@@ -20,6 +20,8 @@ REFUSED: Final = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ConfigurationLimitExceededError,
+    asyncpg.InvalidParameterValueError,  # what may not be published, for a reason that is not known here
+    asyncpg.FeatureNotSupportedError,
 )
 
 
