@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 PEEK: Final = (
     "SELECT lsn::text AS lsn, data FROM pg_logical_slot_peek_binary_changes("
-    "$1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
+    "$1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))"
 )
+AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
+"""The server makes no UTF-8 of what it tells then."""
 XID_BITS: Final = 0xFFFFFFFF
 
 
@@ -50,12 +52,14 @@ class Unreadable:
 
 
 class Peek:
-    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read."""
+    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read. `encoding`: the
+    database's, where its rows are to be told as they are; "" for UTF-8."""
 
-    def __init__(self, progress: Progress, follows: Callable[[str, str], bool]) -> None:
+    def __init__(self, progress: Progress, follows: Callable[[str, str], bool], encoding: str = "") -> None:
+        self._encoding = encoding
         self._progress = progress
         self._follows = follows
-        self._decoder = Decoder()
+        self._decoder = Decoder(encoding)
         self._followed: dict[int, tuple[Relation, bool | None]] = {}
         """By `id`, which costs less than all that is in it. None: the worker's own."""
         self._at = Progress()
@@ -73,11 +77,11 @@ class Peek:
         """Whether it was heard to its end."""
 
     async def begin(
-        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, str], timeout_s: float
+        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, bytes], timeout_s: float
     ) -> None:
         """Ask for what comes next (of which slot, about how many, of which publication): a transaction is open then."""
         self._timeout_s = timeout_s
-        await connection.execute("BEGIN READ ONLY")
+        await connection.execute(AS_IT_IS if self._encoding else "BEGIN READ ONLY")
         self._cursor = await statement.cursor(*asked, timeout=timeout_s)
 
     async def some(self, limit: int) -> list[Item]:

@@ -11,6 +11,7 @@ from loguru import logger
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.slot.catalogue import quoted
+from cachebus.consumers.cdc.slot.encodings import python_name
 from cachebus.consumers.cdc.slot.peek import PEEK, Change, Peek, Progress
 from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.storage import SLOTS, lsn_of, lsn_text
@@ -34,6 +35,7 @@ KEEP_S: Final = 1.0
 HOLD_S: Final = 2.0
 """A transaction is held open no longer for a commit to be seen by others, or for somebody to take what it tells."""
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
+IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
 
 
 class SlotReader:
@@ -45,6 +47,8 @@ class SlotReader:
         self._names = source.names
         self._main, self.lock = connection, asyncio.Lock()
         self._statement: Any = None
+        self._encoding = ""
+        """The database's, once something was to be told that can't be in UTF-8, until the slot is behind that."""
         self.peek: Peek | None = None
         self._now, self._seen, self._snapshot = "", "", ""
         """Up to where the server's log reached when it was looked at, and up to where it was looked through."""
@@ -78,7 +82,7 @@ class SlotReader:
                     await self._closed("COMMIT")  # nobody takes: L2 is away; it is told once more
                 if self._source.following and self.peek is None:
                     with suppress(asyncpg.PostgresError):
-                        await self._main.fetchval(touch, self._names.slot, 1, quoted(self._names.publication))
+                        await self._main.fetchval(touch, *self._asked(1))
                         continue
                 with suppress(asyncpg.InFailedSQLTransactionError):
                     await self._main.execute("SELECT 1")
@@ -107,16 +111,18 @@ class SlotReader:
             return False
         self._now, self._snapshot = now["lsn"], now["snapshot"]
         self._started_s = started_s
-        peek = Peek(self._source.progress, self._source.is_followed)
+        peek = Peek(self._source.progress, self._source.is_followed, self._encoding)
         timeout_s = self._source.peek_timeout_s
-        asked = self._names.slot, self._source.batch, quoted(self._names.publication)
         try:
-            await peek.begin(self._main, self._statement, asked, timeout_s)
+            await peek.begin(self._main, self._statement, self._asked(self._source.batch), timeout_s)
         except asyncpg.PostgresError:
             await self._main.execute("ROLLBACK")
             raise
         self.peek = peek
         return True
+
+    def _asked(self, count: int) -> tuple[str, int, bytes]:
+        return self._names.slot, count, quoted(self._names.publication).encode()
 
     async def some(self, limit: int) -> list[Item]:
         """The next changes of this look; at its end, where there are none, the slot goes behind it."""
@@ -133,6 +139,12 @@ class SlotReader:
             await self._closed("ROLLBACK")
             self.in_use_s = self.in_use_s or monotonic()
             self.pause_s = self._source.poll_s
+            return []
+        except IN_NO_ENCODING:
+            if self._encoding:
+                raise
+            await self._closed("ROLLBACK")
+            self._encoding = python_name(self._main.get_settings().server_encoding)
             return []
         except asyncpg.UndefinedObjectError:
             await self._closed("ROLLBACK")
@@ -189,6 +201,7 @@ class SlotReader:
 
     async def _heard(self, peek: Peek) -> None:
         """It was heard to its end: the slot goes behind it."""
+        self._encoding = ""
         self._source.peek_timeout_s = self._source.first_timeout_s
         limited = peek.count >= self._source.batch
         now = lsn_of(self._now)
