@@ -18,6 +18,7 @@ from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.mending import Mending
 from cachebus.consumers.cdc.slot.peek import Progress
 from cachebus.consumers.cdc.slot.pgoutput import Relation
@@ -92,6 +93,7 @@ class PostgresSource(Source):
     assumptions = ("slot", "publication", "tables", "storage", "leader")
     hold_s = HOLD_S
     poison = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+    again_s = AGAIN_S
 
     def __init__(self, given: SlotSource, rules: Rules, settings: Settings) -> None:
         self.limit = min(AT_ONCE, given.batch)
