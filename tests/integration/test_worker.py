@@ -199,7 +199,6 @@ def test_the_port_of_one_that_was_looked_at_is_there_for_the_next() -> None:
     again.stop()
 
 
-
 def test_the_endpoint_tells_health_and_figures() -> None:
     health = Health("test", ("l2", "database"))
     meters = Meters(health)

@@ -66,6 +66,8 @@ async def look(connection: asyncpg.Connection, router: Router, names: Names, ref
     if level == "logical":
         why = refused.get(slot.made_by(names.slot), "")
         found.findings += slot.slot_findings(names.slot, found.slot, found.memory, names.namespace, names.on_lost, why)
+    if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
+        found.findings += await slot.look_at_rights(connection, names.slot)
     tables = await tables_of(connection, router.rules.rule)
     others = await others_of(connection, router.rules.rule, tables)
     router.inherits(kin_of(tables))
