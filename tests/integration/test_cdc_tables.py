@@ -8,6 +8,7 @@ import pytest
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.worker import watcher
+from tests.conftest import connected
 from tests.integration.test_cdc_surroundings import at_work, fetched, gone, put, why, worker
 from tests.support.caches import quick, until
 from tests.support.changes import running, tell
@@ -69,6 +70,23 @@ async def test_a_table_without_a_key_that_a_pattern_fits_is_left_out_told_and_ma
         await gone(cache, data_type="pat")
         await until(lambda: one.health.ready)
         assert await _published(database, "public.plain")
+
+
+async def test_a_table_that_is_locked_waits_to_be_published_and_no_other_waits_for_it(
+    database: str, redis_url: str
+) -> None:
+    await tell(database, [KEYED.format("o"), KEYED.format("q"), "CREATE PUBLICATION cachebus_cdc FOR TABLE o"])
+    one = worker(database, redis_url, rules(o="public.o", q="public.q"))
+    async with Cache(quick(redis_url)) as cache, connected(database) as indexing:
+        await indexing.execute("BEGIN; LOCK TABLE q IN SHARE MODE")
+        async with at_work(one):
+            await until(lambda: "lock timeout" in why(one, "publication") and one.follows)
+            await put(cache)
+            await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
+            await gone(cache)
+            await indexing.execute("COMMIT")
+            await until(lambda: one.health.ready)
+            assert await _published(database, "public.o public.q")
 
 
 @pytest.mark.parametrize(
