@@ -17,6 +17,8 @@ INSERT INTO {DEAD} (slot, source, payload, digest, reason, attempts) VALUES ($1,
 ON CONFLICT (slot, source, digest) DO UPDATE SET
   attempts = {DEAD}.attempts + 1, reason = excluded.reason, at = now()
 """
+NO_LONGER: Final = "SET LOCAL lock_timeout = '1s'"
+"""Who has locked the table holds up nothing else."""
 
 
 class TableOfDead:
@@ -33,4 +35,6 @@ class TableOfDead:
             text = one.payload.decode("utf-8", "backslashreplace").replace("\0", "\\0")
             digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
             rows.append((self._slot, one.source, text, digest, one.reason, one.attempts))
-        await self._connection.executemany(PUT, rows)
+        async with self._connection.transaction():
+            await self._connection.execute(NO_LONGER)
+            await self._connection.executemany(PUT, rows)
