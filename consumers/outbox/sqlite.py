@@ -7,19 +7,20 @@ import asyncio
 import errno
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
-from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, describe, opened, path_of
+from cachebus.consumers.outbox.sqlite_file import TROUBLE, Change, Database, changed, describe, kept, opened, path_of
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
+from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
-AGAIN_S: Final = 60.0
 POISON: Final = (ValueError, TypeError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError)
 
 
@@ -27,7 +28,7 @@ async def create_tables(url: str, table: str) -> None:
     """Make the outbox's tables, and the file, where they are not there yet."""
     statements = OutboxTable.of(table).sqlite_statements()
     async with opened(url, create=True) as database:
-        await database.change(*((sql, [()]) for sql in statements))
+        await database.whole(lambda connection: [connection.execute(sql) for sql in statements])
 
 
 async def replay(url: str, namespace: str, table: str, limit: int | None) -> int:
@@ -36,17 +37,18 @@ async def replay(url: str, namespace: str, table: str, limit: int | None) -> int
     of = f"namespace = ? AND id IN (SELECT id FROM {where.dead} WHERE namespace = ? ORDER BY id LIMIT ?)"
     values = [(namespace, namespace, -1 if limit is None else limit)]
     columns = "namespace, command, created_at, attempts"
+    back = f"INSERT INTO {where.rows} ({columns}) SELECT {columns} FROM {where.dead} WHERE {of} ORDER BY id"
+
+    def moved(connection: sqlite3.Connection) -> int:
+        there = connection.execute(f"SELECT count(*) FROM {where.dead} WHERE {of}", *values).fetchone()[0]
+        put = changed(connection, back, values)
+        gone = changed(connection, f"DELETE FROM {where.dead} WHERE {of}", values)
+        if not put == gone == there:
+            raise ConfigError("a trigger keeps rows out of the outbox, or in the table of the dead: nothing was moved")
+        return put
+
     async with opened(url) as database:
-        return (
-            await database.change(
-                (
-                    f"INSERT INTO {where.rows} ({columns}) SELECT {columns} FROM {where.dead} WHERE {of} ORDER BY id",
-                    values,
-                ),
-                (f"DELETE FROM {where.dead} WHERE {of}", values),
-            )
-            // 2
-        )
+        return await database.whole(moved)
 
 
 class SqliteOutbox(Source):
@@ -65,13 +67,13 @@ class SqliteOutbox(Source):
         self._options = options
         path_of(url)
         OutboxTable.of(options.table).sqlite_statements()
-        self._unsure: set[int] = set()
+        self._known = Resting(self.again_s)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
         async with opened(self._url) as database:
-            yield SqliteSession(database, self._namespace, self._options, self._unsure)
+            yield SqliteSession(database, self._namespace, self._options, self._known)
 
     def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
@@ -81,8 +83,8 @@ class SqliteOutbox(Source):
 class SqliteTaker(Taker):
     """In SQLite, where two may take the same."""
 
-    def __init__(self, database: Database, table: OutboxTable, namespace: str) -> None:
-        super().__init__()
+    def __init__(self, database: Database, table: OutboxTable, namespace: str, resting: Resting) -> None:
+        super().__init__(resting)
         self._database = database
         self._table = table
         self._namespace = namespace
@@ -91,7 +93,10 @@ class SqliteTaker(Taker):
         if limit == 0:
             return []
         sql = f"{_HEAD}{_KINDS[kind]} LIMIT ?".format(
-            t=self._table, largest=LARGEST_BYTES, shards=",".join(map(str, shards))
+            t=self._table,
+            largest=LARGEST_BYTES,
+            shards=",".join(map(str, shards)),
+            resting=",".join(map(str, self._resting.ids)),
         )
         return await self._database.fetch(sql, self._namespace, wall_s(), limit)
 
@@ -108,16 +113,14 @@ class SqliteTaker(Taker):
 class SqliteSession(Session):
     """See `SqliteOutbox`."""
 
-    def __init__(self, database: Database, namespace: str, options: RelayOptions, unsure: set[int]) -> None:
+    def __init__(self, database: Database, namespace: str, options: RelayOptions, known: Resting | None = None) -> None:
         self._database = database
         self._table = OutboxTable.of(options.table)
         self._options = options
-        self._taker = SqliteTaker(database, self._table, namespace)
-        self._unsure = unsure
+        self._known = known or Resting(SqliteOutbox.again_s)
+        self._taker = SqliteTaker(database, self._table, namespace, self._known)
         self._rest_until_s = float("-inf")
         self._in_hand: dict[str, Item] = {}
-        self._unburied: set[str] = set()
-        self._swallowed_s = float("-inf")
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
@@ -128,7 +131,7 @@ class SqliteSession(Session):
                 return Batch()
         rows = await self._taker.rows(limit, away)
         self._rest_until_s = float("-inf") if rows else monotonic() + self._options.poll_interval_s
-        items = [Item(f"row {row[0]}", row, _since_s(row), row[0] in self._unsure) for row in rows]
+        items = [Item(f"row {row[0]}", row, _since_s(row), row[0] in self._known.unsure) for row in rows]
         self._in_hand = {item.place: item for item in items}
         return Batch(items, len(items) == limit)
 
@@ -148,49 +151,53 @@ class SqliteSession(Session):
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`: in one step the row is here no more, and there."""
         ids = [self._in_hand[letter.source].raw[0] for letter in letters]
-        bury, gone = _BURY.format(t=self._table), _BURIED.format(t=self._table)
-        steps: list[tuple[str, list[tuple[Any, ...]]]] = []
-        for letter, number in zip(letters, ids, strict=True):
-            steps += [(bury, [(bool(letter.payload), letter.reason, number)]), (gone, [(number,)])]
-        try:
-            if await self._database.change(*steps) < len(steps):
-                await self._not_kept(letters, ids)
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error) and "no column named" not in str(error):
-                raise
-            self._unburied.update(letter.source for letter in letters)
+        rows = [(bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)]
+        await self._database.whole(lambda connection: self._buried(connection, rows, ids))
 
-    async def _not_kept(self, letters: Sequence[DeadLetter], ids: Sequence[int]) -> None:
-        """A trigger may ignore what it is to keep: what is not there is still here."""
-        sql = f"SELECT id FROM {self._table.rows} WHERE id IN ({','.join(map(str, ids))})"
-        left = {number for (number,) in await self._database.fetch(sql)}
-        lying = {letter.source for letter, number in zip(letters, ids, strict=True) if number in left}
-        if lying:
-            self._unburied |= lying
-            self._swallowed_s = monotonic()
+    def _buried(
+        self, connection: sqlite3.Connection, rows: Sequence[tuple[bool, str, int]], ids: Sequence[int]
+    ) -> None:
+        there = sum(bool(connection.execute(_IS_THERE.format(t=self._table), (one,)).fetchone()) for one in ids)
+        put = changed(connection, _BURY.format(t=self._table), rows)
+        gone = changed(connection, _DELETE.sql.format(t=self._table), [(number,) for number in ids])
+        if not put == gone == there:  # of others' the row may be gone already
+            raise RuntimeError("a trigger keeps rows out of the table of the dead, or in that of the outbox")
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
-        kept = {id(item) for item in left.undone} | {id(waiting.item) for waiting in left.waiting}
+        left_there = {id(item) for item in left.undone} | {id(waiting.item) for waiting in left.waiting}
         waits = [
             (min(waiting.shards), waiting.item.raw[0])
             for waiting in left.waiting
             if waiting.item.raw[4] not in waiting.shards
         ]
-        later = [item for item in batch.items if item.place in self._unburied and id(item) not in kept]
-        kept.update(map(id, later))
-        gone = [item.raw[0] for item in batch.items if id(item) not in kept]
-        self._unsure.update(gone)
+        later = [one.item for one in left.unburied if id(one.item) not in left_there]
+        left_there.update(map(id, later))
+        gone = [item.raw[0] for item in batch.items if id(item) not in left_there]
+        self._known.unsure.update(gone)
         self._taker.shards.update(shard for shard, _ in waits)
-        again_s = wall_s() + AGAIN_S
-        await self._database.change(
-            (_WAITING.format(t=self._table), waits),
-            (_LATER.format(t=self._table), [(again_s, item.raw[0]) for item in later]),
-            (_DELETE.format(t=self._table), [(number,) for number in gone]),
-        )
-        self._unsure.clear()
-        self._unburied.clear()
+        asked: list[tuple[Change, Sequence[Any]]] = [
+            (_WAITING, waits),
+            (_LATER, self._later(item.raw[0] for item in later)),
+            (_DELETE, [(number,) for number in gone]),
+        ]
+        stuck = await self._database.whole(lambda connection: self._kept(connection, asked))
+        self._known.done(gone, stuck)
         self._in_hand.clear()
+
+    def _later(self, ids: Iterable[int]) -> list[tuple[float, int]]:
+        again_s = wall_s() + SqliteOutbox.again_s
+        return [(again_s, number) for number in ids]
+
+    def _kept(self, connection: sqlite3.Connection, asked: Sequence[tuple[Change, Sequence[Any]]]) -> set[int]:
+        """Change these; gives the ids of those that triggers keep as they were, which rest."""
+        stuck: set[int] = set()
+        for change, values in asked:
+            stuck |= kept(connection, change.of(self._table), values)
+        if stuck:
+            self._known.refused()
+            self._known.keep(kept(connection, _LATER.of(self._table), self._later(stuck)))
+        return stuck
 
     async def look(self) -> Look:
         """See `Session.look`."""
@@ -219,16 +226,6 @@ class SqliteSession(Session):
             if stops and b"AUTOINCREMENT" not in made[0][1].upper():
                 problem = "ids are given again: a new row may be taken for one that was applied"
                 found.append(Finding("columns", f"{name}.id", problem, f"{REMAKE}: {remedy}", stops=True))
-        if monotonic() - self._swallowed_s < 2 * AGAIN_S:  # by then it was tried again
-            dead = f"{self._table.name}_dead"
-            found.append(
-                Finding(
-                    "table",
-                    dead,
-                    "what can't be applied is not kept there, nor is it refused, and lies",
-                    f"drop the trigger on {dead} that ignores it",
-                )
-            )
         return found
 
 
@@ -243,18 +240,21 @@ DEAD: Final = ("namespace", "row_id", "command", "reason", "attempts", "created_
 REMAKE: Final = "make the table anew, with its rows"
 _HEAD: Final = """\
 SELECT id, CASE WHEN length(CAST(command AS BLOB)) <= {largest} THEN command END, created_at, due_at, waits_for
-FROM {t.rows} WHERE namespace = ? AND due_at <= ? AND """
+FROM {t.rows} WHERE namespace = ? AND due_at <= ? AND id NOT IN ({resting}) AND """
 _KINDS: Final[dict[Kind, str]] = {
     "due": "waits_for = -1 ORDER BY due_at, id",
     "fresh": "waits_for = -1 AND due_at = 0 ORDER BY due_at, id",
     "late": "waits_for = -1 AND due_at > 0 ORDER BY due_at, id",
     "held": "waits_for IN ({shards})",
 }
-_DELETE: Final = "DELETE FROM {t.rows} WHERE id = ?"
-_BURIED: Final = f"{_DELETE} AND changes() > 0"
-"""What was just set aside: where a trigger has ignored that, nothing."""
-_WAITING: Final = "UPDATE {t.rows} SET waits_for = ? WHERE id = ?"
-_LATER: Final = "UPDATE {t.rows} SET due_at = ? WHERE id = ?"
+_IS_THERE: Final = "SELECT 1 FROM {t.rows} WHERE id = ?"
+_DELETE: Final = Change("DELETE FROM {t.rows} WHERE id = ?", _IS_THERE)
+_WAITING: Final = Change(
+    "UPDATE {t.rows} SET waits_for = ? WHERE id = ?", "SELECT 1 FROM {t.rows} WHERE waits_for IS NOT ? AND id = ?"
+)
+_LATER: Final = Change(
+    "UPDATE {t.rows} SET due_at = ? WHERE id = ?", "SELECT 1 FROM {t.rows} WHERE due_at IS NOT ? AND id = ?"
+)
 _BURY: Final = """\
 INSERT INTO {t.dead} (namespace, row_id, command, reason, attempts, created_at)
 SELECT namespace, id, CASE WHEN ? THEN command ELSE '' END, ?,

@@ -17,8 +17,12 @@ def clean(text: str, longest: int = LONGEST) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error in a line: its kind, and the first line of what it says. Databases' further lines show values."""
+    """An error in a line: its kind, and the first line of what it says. Databases' further lines show values, and so
+    may the words of a function of somebody's that raises: it is named instead."""
     name, said = type(error).__name__, str(error).splitlines()
+    if isinstance(context := getattr(error, "context", None), str) and context:
+        raised_by = re.search(r'["\w.]+\([^()]*\)', context)
+        return clean(f"{name}: raised by {raised_by[0] if raised_by else 'a function of the database'}")
     return clean(f"{name}: {said[0]}") if said else name
 
 

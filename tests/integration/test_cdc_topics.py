@@ -16,10 +16,11 @@ from aiokafka.structs import TopicPartition
 from cachebus import ConfigError
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import parse_rules
-from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
+from cachebus.consumers.cdc.topics.kafka import ALL_DEAD, KafkaSource, TopicsWorker
 from cachebus.consumers.cdc.topics.replay import replay_topic
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.examination import examined
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running
@@ -233,3 +234,40 @@ def test_topics_that_take_the_dead_are_no_source(redis_url: str) -> None:
         TopicsWorker(quick(redis_url), parse_rules(RULES), KafkaSource("x:1", ".*"))
     with pytest.raises(ConfigError, match="is no regular expression"):
         TopicsWorker(quick(redis_url), parse_rules(RULES), KafkaSource("x:1", "("))
+
+
+async def test_messages_of_which_none_can_be_used_are_no_accident(topic: Topic, redis_url: str) -> None:
+    """The connector writes Avro, or flattened rows: one dead letter each, and all was green."""
+    worker = TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source())
+    heard = Heard(worker)
+    async with running(worker):
+        await topic.put(changed("1"), *[b'{"id": 1, "tenant": "acme"}'] * ALL_DEAD)
+        await until(lambda: not worker.health.is_up("topic"))
+        assert f"{topic.name}: no message of it can be used" in worker.health.as_dict()["parts"]["topic"]["why"]
+        await topic.put(changed("2"))
+        await until(lambda: heard.has("order", "2"))
+        await until(lambda: worker.health.ready)
+
+
+async def test_a_rule_whose_table_never_comes_is_told_where_others_come_that_no_rule_is_for(
+    topic: Topic, redis_url: str
+) -> None:
+    worker = TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source())
+    with warnings_of("cachebus.consumers") as told:
+        async with running(worker):
+            await topic.put(changed("1", table="order"), changed("2", table="order"))
+            await until(lambda: [line for line in told if "Is a name mistyped?" in line])
+            (line,) = (line for line in told if "Is a name mistyped?" in line)
+            assert "of the tables that these rules name: 'public.orders'; and no rule is for public.order." in line
+
+
+@pytest.mark.parametrize("named", ["public.orders", "public.order"])
+async def test_it_is_told_by_a_look_alone_by_the_names_of_topics(
+    kafka: KafkaServer, redis_url: str, named: str
+) -> None:
+    topic = Topic(kafka.address)
+    topic.name = f"cdc{secrets.token_hex(4)}.{named}"
+    await topic.made()
+    with warnings_of("cachebus.consumers") as told:
+        await examined(TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source()))
+    assert any("Is a name mistyped?" in line for line in told) == (named == "public.order")

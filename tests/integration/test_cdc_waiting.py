@@ -23,6 +23,7 @@ from cachebus.consumers.worker.source import Item, Waiting
 from cachebus.keys.plan import Plan
 from cachebus.producers.command import InvalidateScope, encode
 from cachebus.tools.servers.postgres import PostgresServer
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.changes import END, SCHEMA, Heard, rules, running, tell
@@ -297,8 +298,63 @@ async def test_a_backlog_is_told_in_bytes_and_changes(
         await tell(database, [MANY.format(5000)])
         await until(lambda: 500 < figure("cachebus_worker_backlog") < 50_000)
         assert one.meters.registry.get_sample_value("cachebus_cdc_wal_behind_bytes") > 100_000
+        await until(lambda: 0.2 < figure("cachebus_worker_oldest_seconds") < 60)
         goes_on.set()
         await until(lambda: figure("cachebus_worker_backlog") == 0)
+        await until(lambda: figure("cachebus_worker_oldest_seconds") == 0)
+
+
+async def test_the_backlog_falls_while_a_transaction_is_applied(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot can only go behind its end: what is done with of it is no backlog all the same."""
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url)
+    carry, goes_on, done = one._applier.carry, asyncio.Event(), 0
+
+    async def waits(plans: Sequence[Plan], within_s: float | None = None) -> Carried:
+        nonlocal done
+        if done > 6000:
+            await goes_on.wait()
+        carried = await carry(plans, within_s)
+        done += len(plans) - len(carried.late)
+        return carried
+
+    def backlog() -> float:
+        return one.meters.registry.get_sample_value("cachebus_worker_backlog", {"worker": "cdc"}) or 0.0
+
+    async with running(one):
+        one._applier.carry = waits  # type: ignore[method-assign]
+        await tell(database, [MANY.format(10_000)])
+        await until(lambda: done > 6000)
+        behind = "cachebus_cdc_wal_behind_bytes"
+        whole = one.source.changes_in
+        await until(lambda: 0 < backlog() < 0.7 * whole(int(one.meters.registry.get_sample_value(behind) or 0)))
+        goes_on.set()
+        await until(lambda: backlog() == 0)
+
+
+async def test_what_waits_while_l2_is_away_is_told(
+    database: str, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is looked at then: what was seen last is not how it is."""
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
+    await tell(database, [SCHEMA])
+    one = worker(database, own_server.url)
+
+    def figure(name: str) -> float:
+        return one.meters.registry.get_sample_value(name, {"worker": "cdc"}) or 0.0
+
+    async with running(one):
+        await until(lambda: figure("cachebus_worker_backlog") == 0)
+        own_server.kill()
+        await until(lambda: not one.health.is_up("l2"))
+        await tell(database, [MANY.format(5000)])
+        await until(lambda: figure("cachebus_worker_backlog") > 500)
+        await until(lambda: figure("cachebus_worker_oldest_seconds") > 1)
+        own_server.start()
+        await until(lambda: figure("cachebus_worker_backlog") == 0 == figure("cachebus_worker_oldest_seconds"))
 
 
 async def test_a_slot_that_nobody_used_for_too_long_is_lost_in_the_servers_words(redis_url: str) -> None:

@@ -214,7 +214,7 @@ async def test_what_can_be_neither_applied_nor_set_aside_holds_up_nothing(
     database: str, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("cachebus.consumers.outbox.postgres.AGAIN_S", 0.05)
+    monkeypatch.setattr("cachebus.consumers.outbox.postgres.PostgresOutbox.again_s", 0.05)
     await create_tables(database)
     async with connected(database) as connection:
         await connection.execute("DROP TABLE cachebus_outbox_dead")

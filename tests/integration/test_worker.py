@@ -211,6 +211,20 @@ def fetched(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+def test_the_port_of_one_that_was_looked_at_is_there_for_the_next() -> None:
+    """The server hangs up first, so what is left of the connection lies at its port for a minute."""
+    health = Health("test", ())
+    endpoint = Endpoint(0)
+    endpoint.start(health, Meters(health))
+    url = endpoint.url
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/health/live", timeout=5) as answer:
+        answer.read()
+    endpoint.stop()
+    again = Endpoint(int(url.rpartition(":")[2]))
+    again.start(health, Meters(health))
+    again.stop()
+
+
 def test_the_endpoint_tells_health_and_figures() -> None:
     health = Health("test", ("l2", "database"))
     meters = Meters(health)

@@ -20,6 +20,12 @@ class OtherText(str):
     __slots__ = ()
 
 
+class OddText(OtherText):
+    """Text with bytes that its database's encoding has no character for, each as in "\\x81"."""
+
+    __slots__ = ()
+
+
 class UnusableChange(ValueError):
     """What came is no change of a row, or lacks what a rule needs. The message names the column, and shows no value."""
 
@@ -86,7 +92,7 @@ def _plain(row: Row | None) -> dict[str, Any] | None:
     """A row whose other texts stay told apart from texts."""
     if row is None:
         return None
-    return {name: {"text": str(value)} if type(value) is OtherText else value for name, value in row.items()}
+    return {name: {"text": str(value)} if isinstance(value, OtherText) else value for name, value in row.items()}
 
 
 class _Plain(BaseModel):

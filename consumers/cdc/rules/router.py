@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -25,6 +25,8 @@ from cachebus.producers.command import (
 
 TABLES_REMEMBERED = 4096
 NO_CONTEXTS = (None, None, None)
+Kin = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
+"""By table: those whose rows include its own, so that what is for them is for it."""
 
 
 class Router:
@@ -33,9 +35,16 @@ class Router:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._by_table: dict[tuple[str, str], tuple[Rule, ...]] = {}
+        self._kin: Kin = {}
         self._columns = {id(rule): rule.columns for rule in rules.rule}
         self._watched = {id(rule): rule.columns.union(rule.when) for rule in rules.rule}
         self._entailed = _entailed(rules)
+
+    def inherits(self, kin: Kin) -> None:
+        """Tables that others have inherited from, as they are now."""
+        if kin != self._kin:
+            self._kin = kin
+            self._by_table.clear()
 
     def rules_of(self, schema: str, table: str) -> tuple[Rule, ...]:
         """The rules that a table's rows fall under."""
@@ -43,7 +52,8 @@ class Router:
         if found is None:
             if len(self._by_table) >= TABLES_REMEMBERED:
                 self._by_table.clear()
-            found = tuple(rule for rule in self.rules.rule if _meant(rule, schema, table))
+            names = [(schema, table), *self._kin.get((schema, table), ())]
+            found = tuple(rule for rule in self.rules.rule if any(_meant(rule, *name) for name in names))
             self._by_table[schema, table] = found
         return found
 

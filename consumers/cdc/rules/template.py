@@ -8,7 +8,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from cachebus.base import templates
-from cachebus.consumers.cdc.rules.change import Row, UnusableChange
+from cachebus.consumers.cdc.rules.change import OddText, Row, UnusableChange
 from cachebus.errors import ConfigError
 
 
@@ -54,6 +54,8 @@ def _value(row: Row, name: str) -> str | int | None:
         raise UnusableChange(f"the column {name!r} is not known: {_remedy(name)}") from None
     if value is None or type(value) is str or type(value) is int:
         return value
+    if isinstance(value, OddText):
+        raise UnusableChange(f"the column {name!r} holds bytes that the database's encoding has no character for")
     raise UnusableChange(f"the column {name!r} holds neither text nor a whole number")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.router import Kin, Router
 from cachebus.consumers.cdc.rules.rules import Rule
 from cachebus.consumers.cdc.slot.pgoutput import nameable
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES
@@ -20,9 +20,24 @@ from cachebus.errors import ConfigError
 if TYPE_CHECKING:
     import asyncpg
 
-TABLES: Final = """
+_KEY: Final = """i.indisvalid AND i.indimmediate
+  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
+"""Of an index of a table `c`: whether PostgreSQL knows old rows by it. It does not by one that is deferrable."""
+IDENTIFIED: Final = f"""
+(c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {_KEY}))
+"""
+"""Of a table `c`: whether it takes updates and deletes once it is published."""
+TABLES: Final = f"""
+WITH RECURSIVE kin AS (
+  SELECT i.inhrelid AS child, i.inhparent AS ancestor
+  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND NOT c.relispartition
+  UNION SELECT i.inhrelid, kin.ancestor FROM kin JOIN pg_inherits i ON i.inhparent = kin.child)
 SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
-       c.relkind = 'p' AS partitioned,
+       c.relkind = 'p' AS partitioned, c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
+       {IDENTIFIED} AND (c.relkind <> 'p' OR EXISTS (
+         SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)) AS identified,
+       array(SELECT ancestor::bigint FROM kin WHERE child = c.oid) AS ancestors,
+       md5(string_agg(a.attnum || ' ' || a.xmin, ',' ORDER BY a.attnum)) AS definition,
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
@@ -31,22 +46,30 @@ FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_index i ON i.indrelid = c.oid
-  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
-  AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema$)'
-  AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY ($1))
-GROUP BY 1, 2, 3, 4, 5
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND {_KEY}
+WHERE (c.relkind IN ('r', 'p') OR c.relkind = 'f' AND c.oid IN (SELECT child FROM kin))
+  AND c.relpersistence <> 't' AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema$)'
+  AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY ($1)
+    OR c.oid IN (SELECT kin.child FROM kin JOIN pg_class p ON p.oid = kin.ancestor JOIN pg_namespace s
+                 ON s.oid = p.relnamespace WHERE s.nspname || '.' || p.relname = ANY ($1)))
+GROUP BY c.oid, n.nspname, c.relname, c.relreplident, c.relkind, c.relpersistence
 ORDER BY 2, 3
 """
 LEAVES: Final = """
 SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
-       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file, pg_relation_size(leaf.oid) = 0 AS is_empty
+       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file,
+       leaf.relkind = 'f' AS is_foreign, leaf.relpersistence = 'u' AS is_unlogged,
+       CASE leaf.relkind WHEN 'f' THEN false ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
 FROM unnest($1::bigint[]) AS given, pg_class root, pg_partition_tree(root.oid) AS part, pg_class leaf, pg_namespace n
-WHERE root.oid::bigint = given AND part.isleaf AND leaf.oid = part.relid AND leaf.relkind = 'r'
+WHERE root.oid::bigint = given AND part.isleaf AND leaf.oid = part.relid AND leaf.relkind IN ('r', 'f')
   AND n.oid = leaf.relnamespace
 ORDER BY 3, 4
 """
+OTHERS: Final = """
+SELECT n.nspname || '.' || c.relname AS name, c.relkind::text AS kind, c.relispartition AS is_partition
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = ANY ($1)
+"""
+KINDS: Final = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,8 @@ class Leaf:
     file: int
     """Another one after a truncate."""
     is_empty: bool
+    is_foreign: bool = False
+    is_unlogged: bool = False
 
     @property
     def sql_name(self) -> str:
@@ -79,7 +104,16 @@ class Table:
     """By name: the type's number. Columns that are generated are not told of by PostgreSQL, so not here."""
     key: frozenset[str]
     """The columns that PostgreSQL tells of an old row."""
+    identified: bool
+    """Whether PostgreSQL lets its rows be updated and deleted once it is published: those of a partitioned table also
+    in partitions that are made later, which take over a primary key, and no REPLICA IDENTITY."""
+    definition: str = ""
+    """Another one after its columns were altered, which may change all rows."""
     partitioned: bool = False
+    is_foreign: bool = False
+    is_unlogged: bool = False
+    ancestors: tuple[int, ...] = ()
+    """By INHERITS: the numbers of the tables whose rows include those of this one."""
     leaves: list[Leaf] = field(default_factory=list)
 
     @property
@@ -93,9 +127,9 @@ class Table:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     @property
-    def identified(self) -> bool:
-        """Whether PostgreSQL lets rows of it be updated and deleted once they are published."""
-        return bool(self.key)
+    def is_told(self) -> bool:
+        """Whether PostgreSQL tells of its rows at all."""
+        return not self.is_foreign and not self.is_unlogged
 
 
 def plain_url(url: SecretStr) -> str:
@@ -112,14 +146,37 @@ def quoted(name: str) -> str:
 
 
 async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> list[Table]:
-    """The tables that rules name, or all of the database where one has a pattern: less the system's and the worker's
-    own."""
+    """The tables that rules name, with those that inherit from them, or all of the database where one has a pattern:
+    less the system's and the worker's own."""
     named = None if any(rule.is_pattern for rule in rules) else [rule.table for rule in rules]
     found = [_table(row) for row in await connection.fetch(TABLES, named) if row["name"] not in OWN_TABLES]
     if partitioned := {table.oid: table for table in found if table.partitioned}:
         for row in await connection.fetch(LEAVES, list(partitioned)):
-            leaf = Leaf(row["oid"], row["schema"], row["name"], row["identity"], row["file"], row["is_empty"])
-            partitioned[row["root"]].leaves.append(leaf)
+            of = {name: value for name, value in row.items() if name != "root"}
+            partitioned[row["root"]].leaves.append(Leaf(**of))
+    return found
+
+
+def kin_of(tables: Sequence[Table]) -> Kin:
+    """Which of them have rows that are also others', by INHERITS: those others' rules are for them, too."""
+    places = {table.oid: (table.schema, table.name) for table in tables}
+    return {
+        (table.schema, table.name): tuple(places[one] for one in table.ancestors if one in places)
+        for table in tables
+        if table.ancestors
+    }
+
+
+async def others_of(connection: asyncpg.Connection, rules: Sequence[Rule], tables: Sequence[Table]) -> dict[str, str]:
+    """What the names of rules stand for that are no table's."""
+    there = {table.full_name for table in tables}
+    names = [rule.table for rule in rules if not rule.is_pattern and rule.table not in there]
+    found = {}
+    for row in await connection.fetch(OTHERS, names) if names else ():
+        if row["is_partition"]:
+            found[row["name"]] = "it is a partition, and rows are told by the name of the whole: name that in the rule"
+        elif row["kind"] in KINDS:
+            found[row["name"]] = f"it is {KINDS[row['kind']]}: PostgreSQL tells nothing of its rows"
     return found
 
 
@@ -127,15 +184,25 @@ def _table(row: Any) -> Table:
     columns = list(zip(row["columns"], row["types"], row["generated"], row["in_key"], strict=True))
     told = {name: oid for name, oid, generated, _ in columns if not generated}
     key = frozenset(told if row["identity"] == "f" else (name for name, _, _, in_key in columns if in_key))
-    return Table(row["oid"], row["schema"], row["name"], row["identity"], told, key, row["partitioned"])
+    same = ("oid", "schema", "name", "identity", "identified", "definition", "partitioned", "is_foreign", "is_unlogged")
+    return Table(columns=told, key=key, ancestors=tuple(row["ancestors"]), **{name: row[name] for name in same})
 
 
-def table_findings(router: Router, tables: Sequence[Table]) -> tuple[list[Finding], list[str]]:
-    """What is wrong with the tables that rules name, one finding a table; and what is only to be warned of."""
+def table_findings(
+    router: Router, tables: Sequence[Table], others: Mapping[str, str]
+) -> tuple[list[Finding], list[str]]:
+    """What is wrong with the tables that rules name, one finding a table; and what is only to be warned of. `others`:
+    what those names stand for that are no table's.
+
+    Of a table that a pattern fits what makes its rows dead letters is warned of; that nothing is told of it is not.
+    """
     problems: dict[str, list[tuple[str, str]]] = defaultdict(list)
     warnings: list[str] = []
     for table in tables:
         for rule in router.rules_of(table.schema, table.name):
+            problems[table.full_name] += _untold(table)
+            if not table.is_told:
+                continue
             wrong = list(_wrong(rule, table))
             if rule.is_pattern:
                 warnings += (f"{table.full_name}: {problem}; to mend it: {remedy}" for problem, remedy in wrong)
@@ -151,10 +218,27 @@ def table_findings(router: Router, tables: Sequence[Table]) -> tuple[list[Findin
     known = {rule.table for table in tables for rule in router.rules_of(table.schema, table.name)}
     for rule in router.rules.rule:
         if rule.table not in known and not rule.is_pattern:
-            found.append(Finding("tables", rule.table, "there is no such table"))
+            found.append(Finding("tables", rule.table, others.get(rule.table, "there is no such table")))
         elif rule.table not in known:
             warnings.append(f"rule of {rule.table!r}: there is no such table")
     return list(dict.fromkeys(found)), list(dict.fromkeys(warnings))
+
+
+def _untold(table: Table) -> Iterator[tuple[str, str]]:
+    """Why PostgreSQL tells nothing of its rows, or of some."""
+    if table.is_foreign:
+        yield "it is a foreign table that inherits from a rule's: PostgreSQL tells nothing of its rows", ""
+    if table.is_unlogged:
+        remedy = f"ALTER TABLE {table.sql_name} SET LOGGED;"
+        yield "it is UNLOGGED: PostgreSQL tells nothing of its rows (or let no rule fit it)", remedy
+    foreign = [leaf.name for leaf in table.leaves if leaf.is_foreign]
+    if foreign:
+        yield f"its partitions {_listed(foreign)} are foreign tables: PostgreSQL tells nothing of their rows", ""
+    unlogged = [leaf for leaf in table.leaves if leaf.is_unlogged]
+    if unlogged:
+        named = _listed([leaf.name for leaf in unlogged])
+        remedy = " ".join(f"ALTER TABLE {leaf.sql_name} SET LOGGED;" for leaf in unlogged)
+        yield f"its partitions {named} are UNLOGGED: PostgreSQL tells nothing of their rows", remedy
 
 
 def _wrong(rule: Rule, table: Table) -> Iterator[tuple[str, str]]:
@@ -171,7 +255,8 @@ def _wrong(rule: Rule, table: Table) -> Iterator[tuple[str, str]]:
     if "delete" in rule.operations and missing:
         needs = f"and the rule needs {_listed(missing)} (or leave deletes out of the rule's operations)"
         yield f"of a deleted row PostgreSQL tells only {_listed(table.key)}, {needs}", full
-    other = [leaf for leaf in table.leaves if leaf.identity != table.identity and leaf.identity != "f"]
+    logged = [leaf for leaf in table.leaves if not leaf.is_foreign]
+    other = [leaf for leaf in logged if leaf.identity != table.identity and leaf.identity != "f"]
     if other:
         less = f"that of {_listed([leaf.name for leaf in other])} is less than the table's"
         identity = _IDENTITIES[table.identity]

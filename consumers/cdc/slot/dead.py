@@ -18,6 +18,8 @@ ON CONFLICT (slot, source, digest) DO UPDATE SET
   attempts = {DEAD}.attempts + 1, reason = excluded.reason, at = now()
 RETURNING digest
 """
+NO_LONGER: Final = "SET LOCAL lock_timeout = '1s'"
+"""Who has locked the table holds up nothing else."""
 
 
 class TableOfDead:
@@ -35,6 +37,7 @@ class TableOfDead:
             digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
             rows.append((self._slot, one.source, text, digest, one.reason, one.attempts))
         async with self._connection.transaction():
+            await self._connection.execute(NO_LONGER)
             kept = await self._connection.fetchmany(PUT, rows)
             if len(kept) < len(rows):
                 raise Swallowed(DEAD)

@@ -20,7 +20,12 @@ REFUSED: Final = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ConfigurationLimitExceededError,
+    asyncpg.InvalidParameterValueError,  # what may not be published, for a reason that is not known here
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.LockNotAvailableError,
 )
+BRIEFLY: Final = "SET LOCAL lock_timeout = '1s'"
+"""Who has a table locked, such as who makes an index of it, holds up no other table's changes."""
 
 
 class Mending:
@@ -41,7 +46,7 @@ class Mending:
         if made:
             return True  # looked at again before anything else is done
         for sql in found.needs.mends(found.published) if found.needs else ():
-            made |= await self._run(connection, sql)
+            made |= await self._run(connection, sql, briefly=True)
         if made or any(one.assumption == "storage" for one in found.findings):
             return made
         if found.memory is None:
@@ -51,9 +56,14 @@ class Mending:
         await self._forget(connection, found)
         return await self._slot_anew(connection, found)
 
-    async def _run(self, connection: asyncpg.Connection, sql: str, name: str = "") -> bool:
+    async def _run(self, connection: asyncpg.Connection, sql: str, name: str = "", *, briefly: bool = False) -> bool:
         try:
-            await connection.execute(sql)
+            if briefly:
+                async with connection.transaction():
+                    await connection.execute(BRIEFLY)
+                    await connection.execute(sql)
+            else:
+                await connection.execute(sql)
         except asyncpg.DuplicateObjectError:
             return True  # another worker was faster
         except REFUSED as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 PEEK: Final = (
     "SELECT lsn::text AS lsn, data FROM pg_logical_slot_peek_binary_changes("
-    "$1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
+    "$1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))"
 )
+AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
+"""The server makes no UTF-8 of what it tells then."""
 XID_BITS: Final = 0xFFFFFFFF
 
 
@@ -41,6 +43,39 @@ class Progress:
     done: int = 0
 
 
+@dataclass
+class PassedOver:
+    """Transactions of which the log tells, and which others do not see yet: what is behind them does not wait, and
+    they are told once more when they are seen. The slot goes no further than before the first. Of one session: in the
+    log of one server what comes later has a larger number."""
+
+    unseen: dict[int, int] = field(default_factory=dict)
+    """By transaction: its xid."""
+    done_to: tuple[int, int] = (0, 0)
+    """Up to this change of this transaction all is done with, but for these."""
+    since_s: float | None = None
+    """Since when there have been any."""
+
+    def skip_to(self, transaction: int) -> float:
+        """How many of its changes are done with."""
+        if transaction in self.unseen or transaction > self.done_to[0]:
+            return 0
+        return self.done_to[1] if transaction == self.done_to[0] else float("inf")
+
+    def done(self, last: Change) -> None:
+        """All up to this one is done with."""
+        self.done_to = max(self.done_to, (last.transaction, last.number))
+
+    def heard(self, unseen: dict[int, int], now_s: float) -> None:
+        """A look is over, of which these were not seen."""
+        self.unseen = unseen
+        self.since_s = (self.since_s or now_s) if unseen else None
+
+    def are_unseen_by(self, snapshot: str) -> bool:
+        """Whether nothing has become of them."""
+        return unseen(set(self.unseen.values()), snapshot) == set(self.unseen.values())
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A message that is none."""
@@ -50,51 +85,81 @@ class Unreadable:
 
 
 class Peek:
-    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read."""
+    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read. `encoding`: the
+    database's, where its rows are to be told as they are; "" for UTF-8."""
 
-    def __init__(self, progress: Progress, follows: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self, progress: Progress, passed: PassedOver, follows: Callable[[str, str], bool], encoding: str = ""
+    ) -> None:
+        self._encoding = encoding
         self._progress = progress
+        self._passed = passed
         self._follows = follows
-        self._decoder = Decoder()
+        self._decoder = Decoder(encoding)
         self._followed: dict[int, tuple[Relation, bool | None]] = {}
         """By `id`, which costs less than all that is in it. None: the worker's own."""
         self._at = Progress()
+        self._skip_to = 0.0
         self._has_other = False
         self._cursor: Any = None
         self._begins = self._ends = ""
+        self.limit = 0
         self.count = 0
+        self.given = 0
+        """Changes that were given out."""
         self.end: int | None = None
-        """Where the last whole transaction ends in which there was something."""
+        """Where the last whole transaction ends in which there was something, before the first that is not seen."""
         self.last: int | None = None
-        """Where the last whole transaction ends, were it the worker's own."""
+        """Where the last whole transaction ends, were it the worker's own; likewise."""
         self.xids: set[int] = set()
         """Transactions that it has told of, and that others may not see yet."""
+        self.waited_for: set[int] = set()
+        """Those of them for which that was waited."""
+        self.unseen: dict[int, int] = {}
+        """Those that were passed over, of which something is for somebody: their xids."""
+        self._xid: int | None = None
+        """That of the transaction in hand, where it is passed over."""
+        self.first_at_s: float | None = None
+        """When the first was committed of which something was given out."""
         self.over = False
         """Whether it was heard to its end."""
 
     async def begin(
-        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, str], timeout_s: float
+        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, bytes], timeout_s: float
     ) -> None:
         """Ask for what comes next (of which slot, about how many, of which publication): a transaction is open then."""
-        self._timeout_s = timeout_s
-        await connection.execute("BEGIN READ ONLY")
+        self._timeout_s, self.limit = timeout_s, asked[1]
+        await connection.execute(AS_IT_IS if self._encoding else "BEGIN READ ONLY")
         self._cursor = await statement.cursor(*asked, timeout=timeout_s)
 
-    async def some(self, limit: int) -> list[Item]:
-        """The next changes, about so many; none at its end, or where none of them is for anybody."""
-        rows = await self._cursor.fetch(limit, timeout=self._timeout_s)
+    async def rows(self, limit: int) -> list[Any]:
+        """The next that it tells, about so many; none at its end."""
+        rows: list[Any] = await self._cursor.fetch(limit, timeout=self._timeout_s)
         self.over = len(rows) < limit
         self.count += len(rows)
         if rows:
             self._begins = self._begins or rows[0]["lsn"]
             self._ends = rows[-1]["lsn"]
+        begun = (row["data"] for row in rows)
+        self.xids.update(int.from_bytes(data[-4:]) for data in begun if data[:1] == b"B")
+        return rows
+
+    def read(self, rows: Sequence[Any]) -> list[Item]:
+        """What of them is to be done: nothing of transactions whose `xids` are not seen."""
         items: list[Item] = []
         for row in rows:
             self._take(row["data"], row["lsn"], items)
+        self.given += len(items)
+        if items and self.first_at_s is None:
+            self.first_at_s = items[0].sent_s
         return items
 
+    @property
+    def limited(self) -> bool:
+        """Whether there may be more than it tells."""
+        return self.count >= self.limit
+
     def _take(self, data: bytes, lsn: str, items: list[Item]) -> None:
-        at = self._at
         try:
             found = self._decoder.read(data, lsn)
         except PgOutputError as error:
@@ -108,12 +173,19 @@ class Peek:
             if any(one is not None for one in meant):
                 self._add(items, lsn, found if any(meant) else None, found.committed_at_s)
         elif isinstance(found, Begin):
-            at.transaction, at.done, self._has_other = found.lsn, 0, False
-            self.xids.add(found.xid)
-        elif isinstance(found, Commit):
+            self._begin(found)
+        elif isinstance(found, Commit) and not self.unseen:
             self.last = found.end_lsn
             if self._has_other:
                 self.end = found.end_lsn
+
+    def _begin(self, found: Begin) -> None:
+        at = self._at
+        at.transaction, at.done, self._has_other = found.lsn, 0, False
+        self._skip_to = self._passed.skip_to(found.lsn)
+        if found.lsn == self._progress.transaction:
+            self._skip_to = max(self._skip_to, self._progress.done)
+        self._xid = found.xid if found.xid in self.xids else None
 
     def _is_followed(self, relation: Relation) -> bool | None:
         known = self._followed.get(id(relation))
@@ -127,7 +199,10 @@ class Peek:
         at = self._at
         at.done += 1
         self._has_other = True
-        if at.transaction != self._progress.transaction or at.done > self._progress.done:
+        if self._xid is not None:
+            if raw is not None:
+                self.unseen[at.transaction] = self._xid
+        elif at.done > self._skip_to:
             items.append(Change(lsn, raw, sent_s, False, at.transaction, at.done, self.end))
 
     @property
@@ -137,11 +212,17 @@ class Peek:
 
     def seen_by(self, snapshot: str) -> bool:
         """Whether all that it has told of is seen by whoever has this snapshot, or begins to read later."""
-        if self.xids:
-            _, end, running = snapshot.split(":")
-            under_way = {int(one) & XID_BITS for one in running.split(",") if one}
-            self.xids = {xid for xid in self.xids if xid in under_way or _is_behind(xid, int(end))}
+        self.xids = unseen(self.xids, snapshot)
         return not self.xids
+
+
+def unseen(xids: set[int], snapshot: str) -> set[int]:
+    """Which of these transactions somebody with this snapshot does not see."""
+    if not xids:
+        return xids
+    _, end, running = snapshot.split(":")
+    under_way = {int(one) & XID_BITS for one in running.split(",") if one}
+    return {xid for xid in xids if xid in under_way or _is_behind(xid, int(end))}
 
 
 def _is_behind(xid: int, end: int) -> bool:

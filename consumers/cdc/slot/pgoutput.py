@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
-from cachebus.consumers.cdc.rules.change import Op, OtherText, RowChange
+from cachebus.consumers.cdc.rules.change import OddText, Op, OtherText, RowChange
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""
@@ -66,6 +66,8 @@ class Relation(NamedTuple):
     table: str
     identity: str
     columns: tuple[Column, ...]
+    encoding: str = ""
+    """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
 
 
 class Told(NamedTuple):
@@ -89,9 +91,11 @@ class Told(NamedTuple):
 
 
 class Decoder:
-    """Reads the messages of one peek, in order: rows are told with the number of a table that was told before."""
+    """Reads the messages of one peek, in order: rows are told with the number of a table that was told before.
+    `encoding`: Python's name of the one that they are in as they are, or "" where the server has made UTF-8 of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str = "") -> None:
+        self._encoding = encoding
         self.relations: dict[int, Relation] = {}
         self._committed_at_s: float | None = None
 
@@ -100,7 +104,7 @@ class Decoder:
         kind = data[:1]
         if kind in _ROWS and len(data) >= _u32.size + 1:
             return Told(data, (self._of(_u32.unpack_from(data, 1)[0]),), position, self._committed_at_s)
-        read = _Reader(data)
+        read = _Reader(data, self._encoding)
         letter = read.letter()
         if letter == "B":
             end_lsn, at_us, xid = read.fields(_begin)
@@ -168,7 +172,7 @@ def _row(
                 if not 0 <= size <= len(data) - at:
                     raise PgOutputError("a value is cut short")
                 if wanted is None or name in wanted:
-                    found[name] = _value(data[at : at + size], type_oid)
+                    found[name] = _value(data[at : at + size], type_oid, relation.encoding)
                 at += size
                 continue
             at += 1
@@ -185,10 +189,11 @@ def _row(
 class _Reader:
     """Takes one field after another off a message; `PgOutputError` where there is none."""
 
-    __slots__ = ("_at", "_data")
+    __slots__ = ("_at", "_data", "encoding")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, encoding: str = "") -> None:
         self._data = data
+        self.encoding = encoding
         self._at = 0
 
     def fields(self, layout: struct.Struct) -> tuple[Any, ...]:
@@ -209,7 +214,7 @@ class _Reader:
         end = self._data.find(b"\0", self._at)
         if end < 0:
             raise PgOutputError("a name has no end")
-        found = _decoded(self._data[self._at : end])
+        found = _decoded(self._data[self._at : end], self.encoding)
         self._at = end + 1
         return found
 
@@ -230,7 +235,7 @@ def _relation(read: _Reader) -> tuple[int, Relation]:
         type_oid, _ = read.fields(_column)
         columns.append(Column(name, type_oid, bool(flags & KEY)))
     read.end()
-    return oid, Relation(schema, table, identity, tuple(columns))
+    return oid, Relation(schema, table, identity, tuple(columns), read.encoding)
 
 
 def _sane(count: int, read: _Reader) -> int:
@@ -243,25 +248,37 @@ def _unix_s(at_us: int) -> float:
     return EPOCH_S + at_us / 1e6
 
 
-def _decoded(data: bytes) -> str:
+def _decoded(data: bytes, encoding: str) -> str:
+    if encoding:
+        return data.decode(encoding, "backslashreplace")
     try:
         return data.decode()
     except UnicodeDecodeError:
         raise PgOutputError("a text is not UTF-8: the connection's client_encoding must be") from None
 
 
-def _value(data: bytes, type_oid: int) -> Any:
+def _value(data: bytes, type_oid: int, encoding: str) -> Any:
     if type_oid in WHOLE_NUMBERS:
         try:
             return int(data)
         except ValueError:
             raise PgOutputError("a whole number is none") from None
-    text = _decoded(data)
+    text = _decoded(data, encoding)
+    if encoding and not _is_text(data, encoding):
+        return OddText(text)
     if type_oid in TEXTS or type_oid >= FIRST_OWN_TYPE:
         return text
     if type_oid == BOOL:
         return text == "t"
     return OtherText(text)
+
+
+def _is_text(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def nameable(type_oid: int) -> bool:

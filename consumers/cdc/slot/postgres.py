@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.mending import Mending
 from cachebus.consumers.cdc.slot.peek import Progress
 from cachebus.consumers.cdc.slot.pgoutput import Relation
@@ -95,6 +96,7 @@ class PostgresSource(Source):
     assumptions = ("slot", "publication", "tables", "storage", "leader")
     hold_s = HOLD_S
     poison = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+    again_s = AGAIN_S
 
     def __init__(self, given: SlotSource, rules: Rules, settings: Settings) -> None:
         self.limit = min(AT_ONCE, given.batch)
@@ -117,7 +119,7 @@ class PostgresSource(Source):
         """Whether transactions are told of that others do not see yet."""
         self.may_shorten = True
         self._change_bytes = float(TYPICAL_CHANGE_BYTES)
-        self._wanted: dict[tuple[str, str], frozenset[str]] = {}
+        self._wanted: dict[tuple[str, str], tuple[tuple[Rule, ...], frozenset[str]]] = {}
         self._warned: set[str] = set()
         self._warned_s = float("-inf")
         self._lock_s = max(LOCK_S, int(4 * settings.l2_timeout_s))
@@ -196,12 +198,12 @@ class PostgresSource(Source):
     def wanted(self, relations: Sequence[Relation]) -> frozenset[str] | None:
         """The columns that rules for it look at."""
         place = relations[0].schema, relations[0].table
-        found = self._wanted.get(place)
-        if found is None:
-            rules = self.router.rules_of(*place)
-            found = frozenset[str]().union(*(rule.columns.union(rule.when) for rule in rules))
-            self._wanted[place] = found
-        return found
+        rules = self.router.rules_of(*place)
+        known = self._wanted.get(place)
+        if known is None or known[0] is not rules:
+            known = rules, frozenset[str]().union(*(rule.columns.union(rule.when) for rule in rules))
+            self._wanted[place] = known
+        return known[1]
 
     def shard_of(self, command: Command | bytes | str) -> int:
         """Where it belongs to."""

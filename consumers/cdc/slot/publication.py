@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rule
-from cachebus.consumers.cdc.slot.catalogue import Table, quoted
+from cachebus.consumers.cdc.slot.catalogue import IDENTIFIED, Table, quoted
 from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
     import asyncpg
 
 PUBLICATION: Final = """
-SELECT p.oid::bigint, p.xmin::text AS version, p.pubviaroot,
+SELECT p.oid::bigint, p.xmin::text AS version, p.pubviaroot, p.puballtables,
        p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate FROM pg_publication p WHERE p.pubname = $1
 """
 PUBLISHED: Final = """
@@ -29,7 +28,17 @@ SCHEMAS: Final = """
 SELECT p.oid::bigint, n.nspname AS of FROM pg_publication_namespace p, pg_namespace n
 WHERE pnpubid = $1 AND n.oid = pnnspid
 """
-EVERY_TABLE: Final = "ALL TABLES"
+EXPOSED: Final = f"""
+SELECT n.nspname AS schema, c.relname AS name
+FROM pg_publication_tables t
+JOIN pg_namespace ns ON ns.nspname = t.schemaname
+JOIN pg_class whole ON whole.relnamespace = ns.oid AND whole.relname = t.tablename
+CROSS JOIN LATERAL (SELECT whole.oid AS relid WHERE whole.relkind = 'r'
+  UNION ALL SELECT relid FROM pg_partition_tree(whole.oid) WHERE isleaf AND whole.relkind = 'p') AS part
+JOIN pg_class c ON c.oid = part.relid AND c.relkind = 'r'
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE t.pubname = $1 AND NOT {IDENTIFIED} ORDER BY 1, 2 LIMIT 20
+"""
 SCHEMAS_SINCE: Final = 15
 WITH_ROOT: Final = "WITH (publish_via_partition_root = true)"
 
@@ -48,6 +57,10 @@ class Publication:
     named: Mapping[int, int]
     """By number of the table: the number of its being published, another one after it was taken out and put back."""
     schemas: Mapping[str, int]
+    everything: bool = False
+    """Whether it is for all tables, also those that are made later."""
+    exposed: Sequence[tuple[str, str]] = ()
+    """Tables whose updates and deletes PostgreSQL refuses, since they are published and have no REPLICA IDENTITY."""
 
     def has(self, table: Table) -> bool:
         """Whether changes of this table's rows are told, by whichever name."""
@@ -70,6 +83,8 @@ async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
     if connection.get_server_version().major >= SCHEMAS_SINCE:
         schemas = await connection.fetch(SCHEMAS, row["oid"])
     operations = frozenset(one for one in ("insert", "update", "delete", "truncate") if row[f"pub{one}"])
+    refuses = not operations.isdisjoint({"update", "delete"})
+    exposed = await connection.fetch(EXPOSED, name) if refuses else []
     return Publication(
         row["oid"],
         row["version"],
@@ -79,6 +94,8 @@ async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
         {(one["schema"], one["name"]): _columns(one["columns"]) for one in there},
         {one["of"]: one["oid"] for one in named},
         {one["of"]: one["oid"] for one in schemas},
+        row["puballtables"],
+        [(one["schema"], one["name"]) for one in exposed],
     )
 
 
@@ -88,26 +105,38 @@ def _columns(told: str | None) -> frozenset[str] | None:
 
 
 class Published:
-    """Compares what is published with what the rules need."""
+    """Compares what is published with what the rules need. Tables are published by their names, and only those that
+    take updates and deletes then: not whole schemas, where others make tables that would not."""
 
     def __init__(self, router: Router, name: str, tables: Sequence[Table]) -> None:
         self._router = router
         self._name = name
-        self._all = tables
-        self._tables = [table for table in tables if router.rules_of(table.schema, table.name)]
+        self._tables = [table for table in tables if table.is_told and router.rules_of(table.schema, table.name)]
 
     def findings(self, found: Publication | None, refused: Mapping[str, str]) -> list[Finding]:
         """What is not as it must be; `refused`: why somebody else has to run some SQL."""
         if found is None:
             sql = self.creation()
-            why = _why(refused, sql) or self._unfit(self._tables)
-            none = sql.endswith(f"FOR TABLE  {WITH_ROOT}")
-            remedy = "make the rules' tables first" if none else self._remedy(sql)
-            return [Finding("publication", self._name, f"it is not there{why}", remedy, stops=True)]
+            return [
+                Finding("publication", self._name, f"it is not there{_why(refused, sql)}", f"{sql};", stops=True),
+                *(self._left_out(table, refused) for table in self._tables if not table.identified),
+            ]
         told = [self._of_all(found)] if self._of_all(found) else []
         for table in self._tables:
             told += self._of_table(found, table, refused)
+        told += self._exposed(found)
         return [one for one in told if one is not None]
+
+    def warnings(self, found: Publication | None) -> list[str]:
+        """What may go wrong later: a table that is made then fails the application's updates, without a word of ours
+        before."""
+        if found is None or not (found.everything or found.schemas):
+            return []
+        name, schemas = quoted(self._name), ", ".join(map(quoted, sorted(found.schemas)))
+        what = "all tables" if found.everything else f"whole schemas ({schemas})"
+        remedy = f"BEGIN; DROP PUBLICATION {name}; {self.creation()}; COMMIT;"
+        said = f"the publication {self._name!r} is for {what}: of a table that is made there without a primary key"
+        return [f"{said} PostgreSQL refuses updates and deletes; to mend it: {remedy}"]
 
     def _of_all(self, found: Publication) -> Finding | None:
         wanted = {operation for rule in self._router.rules.rule for operation in rule.operations}
@@ -126,76 +155,73 @@ class Published:
     def _of_table(self, found: Publication, table: Table, refused: Mapping[str, str]) -> list[Finding]:
         name, place = quoted(self._name), (table.schema, table.name)
         if not found.has(table):
-            sql = self.addition(table)
-            why = _why(refused, sql) or self._unfit([table])
-            return [
-                Finding(
-                    "publication",
-                    table.full_name,
-                    f"the publication {self._name!r} leaves it out{why}",
-                    self._remedy(sql),
-                    missed=True,
-                )
-            ]
-        out, back = (f"ALTER PUBLICATION {name} {verb} TABLE {table.sql_name}" for verb in ("DROP", "ADD"))
+            return [self._left_out(table, refused)]
+        out, back = (f"ALTER PUBLICATION {name} {verb} TABLE ONLY {table.sql_name}" for verb in ("DROP", "ADD"))
         again = f"BEGIN; {out}; {back}; COMMIT;"
         if found.filters.get(place):
             said = f"the publication {self._name!r} has a row filter for it: rows beyond it are not told"
             return [Finding("publication", table.full_name, said, again, missed=True)]
-        needed = {
-            column for rule in self._router.rules_of(*place) for column in (*rule.columns, *rule.when)
-        } & table.columns.keys()
         columns = found.columns.get(place)
-        if columns is not None and (missing := sorted(needed - columns)):
+        if columns is not None and (missing := sorted((self._needed(table) & table.columns.keys()) - columns)):
             said = f"the publication {self._name!r} leaves out its columns {', '.join(missing)}"
             return [Finding("publication", table.full_name, said, again, missed=True)]
         return []
 
+    def _needed(self, table: Table) -> set[str]:
+        rules = self._router.rules_of(table.schema, table.name)
+        return {column for rule in rules for column in (*rule.columns, *rule.when)}
+
+    def _left_out(self, table: Table, refused: Mapping[str, str]) -> Finding:
+        """Its changes go unnoticed, unless it lacks what the rules need, so that they would name nothing anyway."""
+        sql, first, why = self.addition(table), "", ""
+        if table.identified:
+            why = _why(refused, sql)
+        elif table.partitioned:
+            why = (
+                ", and it has no primary key that its partitions take over: once published, PostgreSQL refuses updates "
+                "and deletes in those that have no REPLICA IDENTITY, also in those that are made later"
+            )
+            first = f"give {table.sql_name} a primary key; "
+        else:
+            why = ", and it has no primary key: once published, PostgreSQL refuses its updates and deletes"
+            first = f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL; "
+        rules = self._router.rules_of(table.schema, table.name)
+        if not table.identified and any(rule.is_pattern for rule in rules):
+            why += " (or let no pattern fit it)"
+        missed = any(rule.columns <= table.columns.keys() for rule in rules)
+        said = f"the publication {self._name!r} leaves it out{why}"
+        return Finding("publication", table.full_name, said, f"{first}{sql};", missed=missed)
+
+    def _exposed(self, found: Publication) -> Iterator[Finding]:
+        ours = {(table.schema, table.name) for table in self._tables}
+        for schema, name in found.exposed:
+            sql_name = f"{quoted(schema)}.{quoted(name)}"
+            remedy = f"ALTER TABLE {sql_name} REPLICA IDENTITY FULL;"
+            if (schema, name) not in ours:
+                remedy += f" or, since no rule is for it: ALTER PUBLICATION {quoted(self._name)} DROP TABLE {sql_name};"
+            yield Finding(
+                "publication",
+                f"{schema}.{name}",
+                f"the publication {self._name!r} has it, and it has no primary key and no REPLICA IDENTITY: PostgreSQL "
+                "refuses the application's updates and deletes of its rows",
+                remedy,
+            )
+
     def creation(self) -> str:
-        """The SQL that makes it."""
-        target = self._target(self._tables, self._router.rules.rule)
-        return f"CREATE PUBLICATION {quoted(self._name)} FOR {target} {WITH_ROOT}"
+        """The SQL that makes it: of what may be published now, which may be nothing yet."""
+        names = ", ".join(f"ONLY {table.sql_name}" for table in self._tables if table.identified)
+        of = f" FOR TABLE {names}" if names else ""
+        return f"CREATE PUBLICATION {quoted(self._name)}{of} {WITH_ROOT}"
 
     def addition(self, table: Table) -> str:
-        """The SQL that adds a table; of one for all tables the SQL that makes it anew, so that nothing is lost between:
-        what a slot tells of a time without its publication is nothing."""
-        target = self._target([table])
-        if target == EVERY_TABLE:
-            name = quoted(self._name)
-            return f"BEGIN; DROP PUBLICATION {name}; CREATE PUBLICATION {name} FOR {EVERY_TABLE} {WITH_ROOT}; COMMIT"
-        return f"ALTER PUBLICATION {quoted(self._name)} ADD {target}"
+        """The SQL that adds a table. ONLY: not what inherits from it, which may have no key."""
+        return f"ALTER PUBLICATION {quoted(self._name)} ADD TABLE ONLY {table.sql_name}"
 
     def mends(self, found: Publication | None) -> list[str]:
         """What the worker may run itself: never what would take something from somebody."""
         if found is None:
-            may = self._tables or any(rule.is_pattern for rule in self._router.rules.rule)
-            return [self.creation()] if may and not self._unfit(self._tables) else []
-        missing = [table for table in self._tables if not found.has(table) and not self._unfit([table])]
-        return list(dict.fromkeys(sql for sql in map(self.addition, missing) if not sql.startswith("BEGIN")))
-
-    def _target(self, tables: Sequence[Table], rules: Sequence[Rule] = ()) -> str:
-        """Tables by name, or, for rules with patterns, all that may come to be."""
-        rules = rules or [rule for table in tables for rule in self._router.rules_of(table.schema, table.name)]
-        if not any(rule.is_pattern for rule in rules):
-            return "TABLE " + ", ".join(table.sql_name for table in tables)
-        schemas = {rule.table.partition(".")[0] for rule in self._router.rules.rule}
-        if any(sign in schema for schema in schemas for sign in "*?["):
-            return EVERY_TABLE
-        return "TABLES IN SCHEMA " + ", ".join(quoted(schema) for schema in sorted(schemas))
-
-    def _unfit(self, tables: Sequence[Table]) -> str:
-        """Why these must not be published as they are: applications would fail."""
-        target = self._target(tables, () if tables else self._router.rules.rule)
-        meant = tables if target.startswith("TABLE ") else self._all
-        keyless = [table.full_name for table in meant if not table.identified]
-        refuses = "has no primary key: once published, PostgreSQL refuses its updates and deletes"
-        return f", and {', '.join(keyless[:5])} {refuses}" if keyless else ""
-
-    def _remedy(self, sql: str) -> str:
-        wide = " ALL TABLES" in sql or " IN SCHEMA" in sql
-        keyless = [table for table in self._all if not table.identified and (wide or table.sql_name in sql)]
-        first = "".join(f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL; " for table in keyless[:5])
-        return f"{first}{sql};"
+            return [self.creation()]
+        return [self.addition(table) for table in self._tables if table.identified and not found.has(table)]
 
 
 def _why(refused: Mapping[str, str], sql: str) -> str:

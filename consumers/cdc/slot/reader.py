@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from loguru import logger
 
-from cachebus.base.clock import monotonic
+from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.cdc.slot.catalogue import quoted
-from cachebus.consumers.cdc.slot.peek import PEEK, Change, Peek, Progress
+from cachebus.consumers.cdc.slot.encodings import python_name
+from cachebus.consumers.cdc.slot.peek import PEEK, Change, PassedOver, Peek, Progress
 from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.storage import SLOTS, Swallowed, change, lsn_of, lsn_text
 from cachebus.consumers.worker.source import Item
@@ -31,9 +32,14 @@ SHORTEN: Final = """
 SELECT restart_lsn::text FROM pg_log_standby_snapshot(), pg_replication_slots WHERE slot_name = $1
 """
 KEEP_S: Final = 1.0
+FRESH_S: Final = 1.0
+"""What a look has found says for no longer how it is."""
 HOLD_S: Final = 2.0
-"""A transaction is held open no longer for a commit to be seen by others, or for somebody to take what it tells."""
+"""A transaction is held open no longer for somebody to take what it tells."""
+SEEN_S: Final = 0.1
+"""A commit is waited for no longer to be seen by others: what is behind it goes on then."""
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
+IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
 
 
 class SlotReader:
@@ -45,14 +51,23 @@ class SlotReader:
         self._names = source.names
         self._main, self.lock = connection, asyncio.Lock()
         self._statement: Any = None
+        self._encoding = ""
+        """The database's, once something was to be told that can't be in UTF-8, until the slot is behind that."""
         self.peek: Peek | None = None
+        self.passed = PassedOver()
+        self._again = 0
+        """How many rows will be told again by the next look, since the slot could not go behind them."""
+        self._up_to_s: float | None = None
+        """Unix time up to which all that was committed was told."""
+        self._done_lsn = 0
+        """Where the last change was that is done with."""
         self._now, self._seen, self._snapshot = "", "", ""
         """Up to where the server's log reached when it was looked at, and up to where it was looked through."""
         self._advanced = self._shortened = 0
         self._shorten_from_s, self._shorten_every_s = float("-inf"), SHORTEN_EVERY_S
         self._begins = ""
         """From where the server read when it was last asked for a nearer point."""
-        self._started_s = 0.0
+        self._started_s = self._began_s = self._looked_s = 0.0
         self._in_hand = False
         """Whether a slice is being applied."""
         self._idle_since_s = 0.0
@@ -65,8 +80,23 @@ class SlotReader:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that there was is done with."""
-        return self.peek is None and self._now == self._seen
+        """Whether all that there was is done with, as far as was looked, and that it was looked just now."""
+        heard = self.peek is None and self._now == self._seen and not self.passed.unseen
+        return heard and monotonic() - self._looked_s < FRESH_S + self.pause_s
+
+    def oldest_s(self, now_s: float) -> float | None:
+        """For how long the oldest has waited that is not done with, at most; None where nobody can tell yet."""
+        if self.is_idle:
+            return 0.0
+        if self.passed.since_s is not None:
+            return monotonic() - self.passed.since_s
+        since_s = self._up_to_s if self.peek is None or self.peek.first_at_s is None else self.peek.first_at_s
+        return None if since_s is None else max(0.0, now_s - since_s)
+
+    def behind_bytes(self, here: int) -> int:
+        """About how much of the log up to here is not done with."""
+        heard = 0 if self.passed.unseen or not self._seen else lsn_of(self._seen)
+        return 0 if self.is_idle else max(0, here - max(heard, self._done_lsn))
 
     async def keep(self) -> None:
         """Say something every second, and use the slot: neither is idle for the server, which would end them."""
@@ -78,7 +108,7 @@ class SlotReader:
                     await self._closed("COMMIT")  # nobody takes: L2 is away; it is told once more
                 if self._source.following and self.peek is None:
                     with suppress(asyncpg.PostgresError):
-                        await self._main.fetchval(touch, self._names.slot, 1, quoted(self._names.publication))
+                        await self._main.fetchval(touch, *self._asked(1))
                         continue
                 with suppress(asyncpg.InFailedSQLTransactionError):
                     await self._main.execute("SELECT 1")
@@ -101,22 +131,26 @@ class SlotReader:
 
     async def begins(self, started_s: float) -> bool:
         """Begin a look into the slot, where the log has grown since the last one."""
-        now = await self._main.fetchrow(NOW)
-        if now["lsn"] == self._seen:
+        now, self._looked_s = await self._main.fetchrow(NOW), monotonic()
+        if now["lsn"] == self._seen and self.passed.are_unseen_by(now["snapshot"]):
             self.pause_s = self._source.poll_s
+            if not self.passed.unseen:
+                self._up_to_s = wall_s()
             return False
-        self._now, self._snapshot = now["lsn"], now["snapshot"]
+        self._now, self._snapshot, self._began_s = now["lsn"], now["snapshot"], wall_s()
         self._started_s = started_s
-        peek = Peek(self._source.progress, self._source.is_followed)
+        peek = Peek(self._source.progress, self.passed, self._source.is_followed, self._encoding)
         timeout_s = self._source.peek_timeout_s
-        asked = self._names.slot, self._source.batch, quoted(self._names.publication)
         try:
-            await peek.begin(self._main, self._statement, asked, timeout_s)
+            await peek.begin(self._main, self._statement, self._asked(self._source.batch + self._again), timeout_s)
         except asyncpg.PostgresError:
             await self._main.execute("ROLLBACK")
             raise
         self.peek = peek
         return True
+
+    def _asked(self, count: int) -> tuple[str, int, bytes]:
+        return self._names.slot, count, quoted(self._names.publication).encode()
 
     async def some(self, limit: int) -> list[Item]:
         """The next changes of this look; at its end, where there are none, the slot goes behind it."""
@@ -125,7 +159,9 @@ class SlotReader:
         items: list[Item] = []
         try:
             while not items and not peek.over:
-                items = await peek.some(limit)
+                rows = await peek.rows(limit)
+                await self._visible(peek)
+                items = peek.read(rows)
         except TimeoutError:
             self._source.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._source.peek_timeout_s * 2)
             raise
@@ -134,34 +170,37 @@ class SlotReader:
             self.in_use_s = self.in_use_s or monotonic()
             self.pause_s = self._source.poll_s
             return []
+        except IN_NO_ENCODING:
+            if self._encoding:
+                raise
+            await self._closed("ROLLBACK")
+            self._encoding = python_name(self._main.get_settings().server_encoding)
+            return []
         except asyncpg.UndefinedObjectError:
             await self._closed("ROLLBACK")
             await self._pass_by()
             return []
         self.in_use_s = None
-        if items and not await self._visible(peek):
-            await self._closed("COMMIT")
-            return []
         if not items:
             await self._heard(peek)
         self._in_hand = bool(items)
         return items
 
-    async def _visible(self, peek: Peek) -> bool:
-        """Wait until whoever begins to read sees what was told of: the log has a commit before that, by far where a
-        synchronous standby is waited for. Who loads in between loads what is old, and would keep it. False where that
-        takes longer than a transaction may be open: it is told of once more."""
-        pause_s, until_s = 0.001, monotonic() + HOLD_S
+    async def _visible(self, peek: Peek) -> None:
+        """Wait a moment until whoever begins to read sees what was told of: the log has a commit before that, by far
+        where a synchronous standby is waited for. Who loads in between loads what is old, and would keep it: what is
+        not seen then is passed over, and told once more."""
+        pause_s, until_s = 0.001, monotonic() + SEEN_S
         while not peek.seen_by(self._snapshot):
             self._source.waits_for_commits = True
-            if monotonic() > until_s:
-                return False
             self._snapshot = (await self._main.fetchrow(NOW))["snapshot"]
-            if not peek.seen_by(self._snapshot):
-                await asyncio.sleep(pause_s)
-                pause_s = min(0.1, pause_s * 2)
-        self._source.waits_for_commits = False
-        return True
+            seen, known = peek.seen_by(self._snapshot), peek.waited_for.union(self.passed.unseen.values())
+            if seen or peek.xids <= known or monotonic() > until_s:
+                peek.waited_for |= peek.xids
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(0.1, pause_s * 2)
+        self._source.waits_for_commits = bool(self.passed.unseen)
 
     async def _pass_by(self) -> None:
         """Some servers can't tell of a time when there was no publication: it is passed by, as missed."""
@@ -179,27 +218,38 @@ class SlotReader:
         assert peek is not None
         self._in_hand, self._idle_since_s = False, monotonic()
         self._source.progress = Progress(last.transaction, last.number)
+        self.passed.done(last)
+        self._done_lsn = max(self._done_lsn, lsn_of(last.place))
+        peek.first_at_s = last.sent_s or peek.first_at_s
         if peek.over:
             await self._heard(peek)
 
     async def left(self, first: Change) -> None:
         """All before this one is done with, and from it on nothing: it is told once more."""
+        peek = self.peek
+        assert peek is not None
         self._in_hand = False
         self._source.progress = Progress(first.transaction, first.number - 1)
+        self.passed.done_to = max(self.passed.done_to, (first.transaction, first.number - 1))
+        self.passed.heard(self.passed.unseen | peek.unseen, monotonic())
         await self._closed("COMMIT" if first.behind is None else self._advance(first.behind))
 
     async def _heard(self, peek: Peek) -> None:
         """It was heard to its end: the slot goes behind it."""
+        self._encoding = ""
         self._source.peek_timeout_s = self._source.first_timeout_s
-        limited = peek.count >= self._source.batch
-        now = lsn_of(self._now)
+        self.passed.heard(peek.unseen, monotonic())
+        self._again = peek.count if peek.unseen else 0
+        limited, now = peek.limited, lsn_of(self._now)
         target = peek.last if limited else peek.end
-        if not limited and (target is not None or now - self._advanced > IDLE_ADVANCE_BYTES):
+        if not limited and not peek.unseen and (target is not None or now - self._advanced > IDLE_ADVANCE_BYTES):
             # What was committed after the look at the log's end, and was told of all the same, is passed as well.
             target = max(target or 0, now)
+        self._looked_s = monotonic()
         if not limited:
             self._seen = self._now
-        if not peek.count:  # at most half of the time is the server kept reading its log over for us
+            self._up_to_s = self._began_s
+        if not peek.given and not limited:  # at most half of the time is the server kept reading its log over for us
             self.pause_s = max(self._source.poll_s, monotonic() - self._started_s)
         self._source.measured(peek.wal_bytes, peek.count)
         await self._closed("COMMIT" if target is None else self._advance(target))

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from cachebus.base.clock import wall_s
 from cachebus.consumers.cdc.rules.change import OPS, parse_change
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.catalogue import kin_of, plain_url, tables_of
 from cachebus.consumers.cdc.slot.storage import DEAD
 from cachebus.consumers.worker import database_session
 from cachebus.consumers.worker.apply import REFUSED, Applier
@@ -42,6 +42,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     applied = dead = last = 0
     try:
         await connection.execute(database_session.SET)
+        router.inherits(kin_of(await tables_of(connection, router.rules.rule)))
         while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
             last = rows[-1]["id"]
             done: list[int] = []

@@ -12,7 +12,7 @@ import asyncpg
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
-from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands
+from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
 from cachebus.consumers.cdc.slot.peek import Unreadable
 from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
@@ -30,6 +30,16 @@ STILL_S: Final = 15.0
 """A worker that has the slot's lock and does nothing with it for so long is said to by those who stand by."""
 TAKEN_S: Final = 5.0
 """Others may use the slot for so long before that is told: the server's process of a worker that was killed does."""
+UNSEEN_S: Final = 5.0
+"""Commits may wait for so long to be seen by others before that is told."""
+UNSEEN: Final = (
+    "commits are in the log that nobody sees: they wait for a synchronous standby. What they changed is let go of once "
+    "they are seen; all else goes on, but the slot does not, so the server keeps WAL"
+)
+UNSEEN_REMEDY: Final = (
+    "bring the standby back, or change synchronous_standby_names (who waits: "
+    "SELECT pid, query FROM pg_stat_activity WHERE wait_event = 'SyncRep';)"
+)
 NOTHING: Final = Meaning()
 
 
@@ -101,12 +111,15 @@ class SlotSession(Session):
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
-        if isinstance(batch.items[0].raw, HeldCommand):
+        if isinstance(batch.items[0].raw, HeldCommand | HeldLetter):
             await self._let_go_held(batch, left)
             return
         if left.waiting:
             async with self._in_beside:
                 await self._held.put(left.waiting)
+        if left.unburied:
+            async with self._in_beside:
+                await self._held.put_letters([one.letter for one in left.unburied])
         undone = {id(item) for item in left.undone}
         first = next((item for item in batch.items if id(item) in undone), None)
         async with self._reader.lock:
@@ -117,10 +130,14 @@ class SlotSession(Session):
 
     async def _let_go_held(self, batch: Batch, left: Left) -> None:
         kept = {id(item) for item in left.undone} | {id(one.item) for one in left.waiting}
+        letters = [one for one in left.unburied if isinstance(one.item.raw, HeldCommand)]
+        kept |= {id(one.item) for one in left.unburied if isinstance(one.item.raw, HeldLetter)}
         async with self._in_beside:
             moved = [one for one in left.waiting if one.shards != {one.item.raw.shard}]
             if moved:
                 await self._held.put(moved)
+            if letters:
+                await self._held.put_letters([one.letter for one in letters])
             await self._held.let_go([item for item in batch.items if id(item) not in kept])
 
     # -- items --------------------------------------------------------------------------------------------------------
@@ -132,6 +149,8 @@ class SlotSession(Session):
             return NOTHING
         if isinstance(raw, HeldCommand):
             return Meaning([raw.command])
+        if isinstance(raw, HeldLetter):
+            return Meaning((), [raw.letter.reason])
         if isinstance(raw, Unreadable):
             raise PgOutputError(raw.problem)
         several = [self._source.router.meaning(change) for change in raw.changes(self._source.wanted(raw.relations))]
@@ -143,6 +162,8 @@ class SlotSession(Session):
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
         raw = item.raw
+        if isinstance(raw, HeldLetter):
+            return raw.letter
         if isinstance(raw, HeldCommand):
             payload = raw.command.encode()
         else:
@@ -172,7 +193,13 @@ class SlotSession(Session):
         self._source.warn(found.warnings)
         backlog = None
         if self._source.leading and found.slot is not None:
-            backlog = held + self._source.changes_in(0 if self._reader.is_idle else found.slot.behind_bytes)
+            here = found.slot.confirmed + found.slot.behind_bytes
+            behind = min(found.slot.behind_bytes, self._reader.behind_bytes(here))
+            backlog = held + self._source.changes_in(behind)
+            mine_s = self._reader.oldest_s(wall_s())
+            if mine_s is None and not held:
+                return Look(findings, backlog, None, held)
+            oldest_s = max(oldest_s, mine_s or 0.0)
         return Look(findings, backlog, oldest_s, held)
 
     async def _standing(self) -> Standing:
@@ -183,6 +210,9 @@ class SlotSession(Session):
     def _others(self, slot: Any) -> list[Finding]:
         """What others do with the slot, and do not."""
         if self._source.leading:
+            since_s = self._reader.passed.since_s
+            if since_s is not None and monotonic() - since_s > UNSEEN_S:
+                return [Finding("slot", self._names.slot, UNSEEN, UNSEEN_REMEDY)]
             if self._reader.in_use_s is not None and monotonic() - self._reader.in_use_s > TAKEN_S and slot.active_pid:
                 who = f"another program reads it: {slot.active_as!r}, process {slot.active_pid}"
                 return [Finding("slot", self._names.slot, who, f"SELECT pg_terminate_backend({slot.active_pid});")]

@@ -6,6 +6,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from asyncpg import InsufficientPrivilegeError, PostgresError
+
 from cachebus.consumers.cdc.slot.storage import Memory
 from cachebus.consumers.worker.source import Finding
 
@@ -26,6 +28,12 @@ FROM pg_replication_slots s,
        AS here
 WHERE s.slot_name = $1
 """
+_MAY: Final = """
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = current_user AND (rolsuper OR rolreplication)
+  OR rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER'))
+"""
+_TRIED: Final = "SELECT pg_replication_slot_advance($1, '0/0')"
+"""Nowhere: it fails, but otherwise where that is allowed."""
 REASONS: Final = {
     "wal_removed": "the server has removed WAL that the slot had not confirmed (max_slot_wal_keep_size)",
     "rows_removed": "rows that the slot needed were removed",
@@ -67,6 +75,21 @@ async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
     """How the slot stands; None where there is none."""
     row = await connection.fetchrow(LOOK, name)
     return row and _slot(row)
+
+
+async def look_at_rights(connection: asyncpg.Connection, name: str) -> list[Finding]:
+    """Whether this user may read the slot."""
+    if await connection.fetchval(_MAY):
+        return []
+    try:
+        await connection.execute(_TRIED, name)
+    except InsufficientPrivilegeError:
+        role = await connection.fetchval("SELECT quote_ident(current_user)")
+        remedy = f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
+        return [Finding("slot", name, "this user may not read it: its role lacks REPLICATION", remedy, stops=True)]
+    except PostgresError:
+        pass
+    return []
 
 
 def _slot(row: Any) -> Slot:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
-from cachebus.consumers.cdc.slot.catalogue import Table, table_findings, tables_of
+from cachebus.consumers.cdc.slot.catalogue import Table, kin_of, others_of, table_findings, tables_of
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
 from cachebus.consumers.cdc.slot.storage import Memory
@@ -75,10 +75,15 @@ async def look(
     if level == "logical":
         why = refused.get(slot.made_by(names.slot), "")
         found.findings += slot.slot_findings(names.slot, found.slot, found.memory, names.namespace, names.on_lost, why)
+    if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
+        found.findings += await slot.look_at_rights(connection, names.slot)
     tables = await tables_of(connection, router.rules.rule)
+    others = await others_of(connection, router.rules.rule, tables)
+    router.inherits(kin_of(tables))
     found.needs = Published(router, names.publication, tables)
     found.published = await publication.look(connection, names.publication)
-    wrong, found.warnings = table_findings(router, tables)
+    wrong, found.warnings = table_findings(router, tables, others)
+    found.warnings += found.needs.warnings(found.published)
     told = found.needs.findings(found.published, refused)
     followed = [table for table in tables if router.rules_of(table.schema, table.name)]
     found.marks = _marks(found.published, followed, [*wrong, *told])
@@ -95,7 +100,11 @@ def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding])
     if found is None or any(one.assumption == "publication" and "." not in one.subject for one in wrong if one.missed):
         return {}
     return {
-        table.full_name: {"is": found.mark(table), "parts": {str(leaf.oid): leaf.file for leaf in table.leaves}}
+        table.full_name: {
+            "is": found.mark(table),
+            "columns": table.definition,
+            "parts": {str(leaf.oid): leaf.file for leaf in table.leaves},
+        }
         for table in tables
         if table.full_name not in unwell and found.has(table)
     }
@@ -111,6 +120,8 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
             _over(found, name, "it is followed from now on, and what was changed before was not told")
         elif before["is"] != mark["is"]:
             _over(found, name, "it is another table than before, or its publication is another one")
+        elif before.get("columns") != mark["columns"]:
+            _over(found, name, "its columns were altered: PostgreSQL tells nothing of rows that are rewritten")
         elif before["parts"] != mark["parts"]:
             _compare_parts(found, there[name], before["parts"], mark)
     for name in known.keys() - there.keys() - unwell:

@@ -9,8 +9,8 @@ from typing import Any
 
 from loguru import logger
 
-from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.rules.router import TABLES_REMEMBERED, Router
+from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.looking import MISSING
@@ -26,6 +26,14 @@ from cachebus.producers.command import Command
 from cachebus.settings import Settings
 
 NOTHING = Meaning()
+ALL_DEAD = 20
+"""So many messages of a topic, one after the other, none of which can be used: that is no accident of a row."""
+NAMED = 5
+"""Tables that are named in a warning."""
+READABLE = (
+    "what the connector writes must be whole envelopes as JSON: value.converter=org.apache.kafka.connect.json."
+    "JsonConverter, without ExtractNewRecordState; then replay-dead"
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class DebeziumSource(TopicSource):
         self._pattern = given.topics
         self._rules = rules
         self._router = Router(rules)
+        self._dead: dict[str, tuple[int, str]] = {}
+        """By topic: how many messages could not be used since the last that could, and why."""
+        self._tables: set[str] = set()
+        """Of which messages have come."""
+        self._warned = ""
 
     @property
     def subscription(self) -> dict[str, Any]:
@@ -97,11 +110,29 @@ class DebeziumSource(TopicSource):
 
     def mean(self, item: Item) -> Meaning:
         """See `TopicSource.mean`."""
+        topic = item.raw.topic
+        try:
+            meaning = self._meaning(item)
+        except ValueError as error:
+            self._is_dead(topic, str(error))
+            raise
+        if meaning.problems and not meaning.commands:
+            self._is_dead(topic, meaning.problems[0])
+        elif topic in self._dead:
+            del self._dead[topic]
+        return meaning
+
+    def _meaning(self, item: Item) -> Meaning:
         change = parse_envelope(item.raw.value, item.raw.key)
         if change is None:
             return NOTHING
         item.sent_s = change.committed_at_s or item.sent_s
+        if len(self._tables) < TABLES_REMEMBERED:
+            self._tables.add(f"{change.schema}.{change.table}")
         return self._router.meaning(change)
+
+    def _is_dead(self, topic: str, why: str) -> None:
+        self._dead[topic] = self._dead.get(topic, (0, ""))[0] + 1, why
 
     def letter(self, record: Any, reason: str) -> DeadLetter:
         """See `TopicSource.letter`."""
@@ -122,10 +153,38 @@ class DebeziumSource(TopicSource):
                     "look at --topics, at the connector's topic.prefix, and at this user's rights",
                 )
             )
+        self._warn(self._unmatched(self.named(topics)))
+        for topic, (count, why) in self._dead.items():
+            if count >= ALL_DEAD:
+                said = f"no message of it can be used, one after the other: {clean(why)}"
+                findings.append(Finding("topic", clean(topic), said, READABLE))
         dead = self.membership.dead_topic
         if dead not in topics:
             findings.append(Finding("topic", dead, MISSING, f"kafka-topics.sh --create --topic {dead} --partitions 1"))
         return findings
+
+    def _unmatched(self, named: Sequence[str]) -> str:
+        """Rules whose table neither comes nor has a topic, where there are topics that no rule is for: a name may be
+        mistyped. A table of which nothing was written yet has no topic either."""
+        places = {".".join(name.split(".")[-2:]) for name in named if name.count(".") > 1} | self._tables
+        rules = [one for one in self._rules.rule if not any(self._is_of(one, place) for place in places)]
+        others = sorted(place for place in places if not self._router.rules_of(*place.split(".", 1)))
+        if not rules or not others:
+            return ""
+        tables = ", ".join(dict.fromkeys(repr(one.table) for one in rules[:NAMED]))
+        return (
+            f"no topic and no message is of the tables that these rules name: {tables}; and no rule is for "
+            f"{', '.join(others[:NAMED])}. Is a name mistyped?"
+        )
+
+    def _is_of(self, rule: Rule, place: str) -> bool:
+        return any(one is rule for one in self._router.rules_of(*place.split(".", 1)))
+
+    def _warn(self, warning: str) -> None:
+        """Once, until it is another one."""
+        if warning and warning != self._warned:
+            logger.warning("cdc: {}", clean(warning, 2000))
+        self._warned = warning
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
         """See `TopicSource.scopes`: all that the rules name."""
