@@ -504,7 +504,7 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
     source.findings = [BROKEN._replace(over=True)]
     async with at_work(source, redis_url) as worker:
         await until(lambda: source.made_up)
-        assert worker.health.ready, "it is over"
+        await until(lambda: worker.health.ready)  # it is over
     assert any("nobody can name what they touched" in line for line in said)
 
 
