@@ -9,7 +9,7 @@ from typing import Final
 
 import asyncpg
 
-from cachebus.consumers.worker import clean
+from cachebus.consumers.worker import clean, ordinary
 from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
@@ -49,6 +49,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     except ValueError:  # a port that is no number, a host in broken brackets
         raise ConfigError("the outbox's database: the URL can't be read") from None
     try:
+        await connection.execute(ordinary.SET)
         yield connection
     finally:
         with suppress(*TROUBLE):

@@ -177,6 +177,32 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     ]
 
 
+def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
+    logger.enable("consumers")
+    clock = Clock()
+    health = Health("test", ("database",), clock)
+    patience = Patience("database", health, clock=clock)
+    try:
+        for second in range(23):
+            patience.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
+            clock.now_s += 1
+    finally:
+        logger.remove(sink)
+        logger.disable("consumers")
+    assert [line.strip() for line in said] == [
+        "database is out of reach: refused",
+        "database is out of reach for 5 s, tried 6 times: read only",
+        "database is out of reach for 12 s, tried 13 times: odd 0",
+        "database is out of reach for 17 s, tried 18 times: odd 1",
+        "database is out of reach for 22 s, tried 23 times: odd 0",
+    ]
+    assert health.told()["parts"]["database"]["why"] == "odd 0"
+
+
 def fetched(url: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=5) as said:

@@ -25,7 +25,7 @@ from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
 from cachebus.consumers.cdc.slot.standing import Names
-from cachebus.consumers.worker import clean
+from cachebus.consumers.worker import clean, ordinary
 from cachebus.consumers.worker.patience import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -145,6 +145,7 @@ class PostgresSource(Source):
         except (asyncpg.ClientConfigurationError, ValueError):
             raise ConfigError("the database's URL can't be read") from None
         try:
+            await connection.execute(ordinary.SET)
             await connection.fetch(SESSION, idle_ms, durable)
             yield connection
         finally:
