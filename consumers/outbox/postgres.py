@@ -193,7 +193,7 @@ class PostgresSession(Session):
         asked: list[Asked] = [(_WAITS, items, (shard,)) for shard, items in put_back.items()]
         asked += [(_LATER, later, (PostgresOutbox.again_s,)), (_DELETE, gone, ())]
         stuck = await self._let_go([(sql.format(t=self._table), items, more) for sql, items, more in asked if items])
-        await self._transaction.commit()
+        await self._letting.commit(self._transaction)
         self._known.done((item.raw[2] for item in gone), stuck)
         self._known.buried.update(stuck.intersection(self._buried))
         self._in_hand.clear()
@@ -221,6 +221,7 @@ class PostgresSession(Session):
             self._known.oid = oid
             if any(finding.stops for finding in findings):
                 return Look(findings)
+            findings += await standing.of_removal(self._connection, self._table, self._known)
             waits = await self._taker.waits()
         return Look(findings, waits.backlog, waits.oldest_s, waits.held)
 

@@ -16,6 +16,7 @@ from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
 from cachebus.consumers.outbox.sqlite_file import TROUBLE, Change, Database, changed, kept, opened, path_of, told
+from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from cachebus.errors import ConfigError
@@ -57,7 +58,7 @@ class SqliteOutbox(Source):
     part = "database"
     trouble = TROUBLE
     poison = POISON
-    assumptions = ("table", "columns")
+    assumptions = ("table", "columns", "removal")
 
     def __init__(self, url: str, namespace: str, options: RelayOptions) -> None:
         self.limit = options.batch
@@ -206,8 +207,19 @@ class SqliteSession(Session):
         findings = await self._findings()
         if any(finding.stops for finding in findings):
             return Look(findings)
+        if self._known.told:
+            findings.append(await self._of_removal())
         waits = await self._taker.waits()
         return Look(findings, waits.backlog, waits.oldest_s, waits.held)
+
+    async def _of_removal(self) -> Finding:
+        triggers = await self._database.fetch(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?", self._table.name
+        )
+        names = [name.decode("utf-8", "replace").replace('"', '""') for (name,) in triggers]
+        remedy = clean(" ".join(f'DROP TRIGGER "{name}";' for name in names))
+        problem = "rows that were applied can't be removed, or marked: they come again and again"
+        return Finding("removal", self._table.name, problem, remedy)
 
     async def _findings(self) -> list[Finding]:
         found: list[Finding] = []

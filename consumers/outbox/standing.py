@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import asyncpg
 
+from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
-ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "namespaces")
+ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces")
 LOCK: Final = 0x0B0C
 """Held, with the namespace's hash, by every relay that is there."""
 UNSERVED_S: Final = 60
@@ -89,7 +90,8 @@ def _of_the_table(table: OutboxTable, row: Any) -> Iterator[Finding]:
         yield Finding("table", table.rows, "no index tells which rows are due: each look reads all of it", remedy)
     if row["filtered"]:
         remedy = f"CREATE POLICY cachebus_relay ON {table.rows} TO {row['role']} USING (true) WITH CHECK (true);"
-        yield Finding("rights", table.rows, "row-level security may hide rows from the relay", remedy)
+        problem = "row-level security may hide rows from the relay, or keep it from removing them"
+        yield Finding("rights", table.rows, problem, clean(remedy))
     if row["silent"]:
         remedy = f"ALTER TABLE {table.rows} ENABLE TRIGGER {row['silent']};"
         yield Finding("trigger", table.rows, "it is there and does not fire: rows wait for the next look", remedy)
@@ -123,6 +125,18 @@ def _of_rights(name: str, row: Any, needed: tuple[str, ...], *, stops: bool) -> 
     if lacking:
         remedy = f"GRANT {', '.join(lacking)} ON {name} TO {clean(row['role'])};"
         yield Finding("rights", name, f"the relay may not {' or '.join(lacking)}", remedy, stops=stops)
+
+
+async def of_removal(connection: asyncpg.Connection, table: OutboxTable, resting: Resting) -> list[Finding]:
+    """Rows that were applied, and that something keeps: what that may be. A rule that does so is told before."""
+    found = await connection.fetch(_KEEPERS, table.rows)
+    names = [clean(row["drop"]) for row in found if resting.told or row["surely"]]
+    if not names and not resting.told:
+        return []
+    said = f" ({resting.why})" if resting.why and resting.told else ""
+    problem = f"rows that were applied can't be removed, or marked{said}: they come again and again"
+    remedy = " ".join(names) or f"see what keeps DELETE and UPDATE from working on {table.rows}"
+    return [Finding("removal", table.rows, problem, remedy)]
 
 
 async def _of_the_one_before(
@@ -165,9 +179,10 @@ _TABLE: Final = """\
 SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persistence, quote_ident(current_user) AS role,
     has_table_privilege(c.oid, 'SELECT') AS select, has_table_privilege(c.oid, 'UPDATE') AS update,
     has_table_privilege(c.oid, 'DELETE') AS delete, has_table_privilege(c.oid, 'INSERT') AS insert,
-    row_security_active(c.oid) AND NOT EXISTS (
-        SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
-        AND pg_get_expr(p.polqual, c.oid) = 'true') AS filtered,
+    row_security_active(c.oid) AND EXISTS (
+        SELECT FROM unnest(ARRAY['r', 'w', 'd']) AS needed WHERE NOT EXISTS (
+            SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd::text IN ('*', needed)
+            AND pg_get_expr(p.polqual, c.oid) = 'true')) AS filtered,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND (
         SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n)
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= 3
@@ -181,6 +196,17 @@ SELECT attname::text AS name, quote_ident(attname) AS quoted, format_type(atttyp
     atthasdef OR attidentity <> '' AS has_default,
     attnotnull AND NOT atthasdef AND attidentity = '' AS required
 FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped"""
+
+# Of partitions too. A rule that does something else instead surely keeps rows; a trigger may.
+_KEEPERS: Final = """\
+WITH parts AS (SELECT relid FROM pg_partition_tree(to_regclass($1)) UNION SELECT to_regclass($1))
+SELECT format('DROP RULE %I ON %s;', rulename, ev_class::regclass) AS drop, true AS surely
+FROM pg_rewrite r JOIN parts ON relid = ev_class WHERE is_instead AND ev_type IN ('2', '4')
+UNION ALL
+SELECT format('DROP TRIGGER %I ON %s;', tgname, tgrelid::regclass), false
+FROM pg_trigger JOIN parts ON relid = tgrelid
+WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 24 <> 0
+ORDER BY 1"""
 
 _UNSERVED: Final = f"""\
 WITH RECURSIVE names AS (
