@@ -99,6 +99,14 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
         return done
 
 
+async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
+    """The other namespaces whose rows were set aside."""
+    where = OutboxTable.of(table)
+    async with connected(url) as connection:
+        found = await connection.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> $1", namespace)
+        return sorted(row["namespace"] for row in found)
+
+
 _REPLAY: Final = """\
 WITH again AS (
     DELETE FROM {t.dead} WHERE id IN (

@@ -52,6 +52,14 @@ async def replay(url: str, namespace: str, table: str, limit: int | None) -> int
         return await database.whole(moved)
 
 
+async def dead_elsewhere(url: str, namespace: str, table: str) -> list[str]:
+    """The other namespaces whose rows were set aside."""
+    where = OutboxTable.of(table)
+    async with opened(url) as database:
+        found = await database.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> ?", namespace)
+        return sorted(name.decode("utf-8", "replace") for (name,) in found if isinstance(name, bytes))
+
+
 class SqliteOutbox(Source):
     """Rows of one namespace in one table of a file."""
 

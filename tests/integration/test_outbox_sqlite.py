@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session as SqlSession
 from cachebus import Cache, ConfigError
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from cachebus.consumers.outbox.kinds import dead_elsewhere
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker.source import Left, Waiting
 from cachebus.producers import Outbox, SyncOutboxProducer
@@ -172,6 +173,8 @@ async def test_an_odd_row_holds_up_no_other(
     ((reason,),) = found(file, "SELECT reason FROM cachebus_outbox_dead")
     assert reason.isascii()
     assert await replay(url, "nobody") == 0
+    assert await dead_elsewhere(url, "nobody") == ["cachebus"]
+    assert await dead_elsewhere(url, "cachebus") == []
     assert await replay(url, "cachebus") == 1
     assert len(found(file, "SELECT * FROM cachebus_outbox")) == 1
     assert found(file, "SELECT * FROM cachebus_outbox_dead") == []
