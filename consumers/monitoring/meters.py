@@ -80,6 +80,7 @@ class Meters:
             ["worker"],
             registry=self.registry,
         ).labels(worker)
+        self.latest_s = self._latest()
         Gauge(
             "cachebus_worker_progress_seconds",
             "Since something was let go of, while something waits; else 0",
@@ -97,6 +98,10 @@ class Meters:
         self.registry.register(_Up(health))
         for outcome in ("applied", "dead", "ignored", "again"):
             self._messages.labels(worker, outcome)
+
+    def _latest(self) -> Gauge:
+        name, meaning = "cachebus_worker_latest_seconds", "Until the last of what waits at the source is due"
+        return Gauge(name, meaning, ["worker"], registry=self.registry).labels(self._worker)
 
     def done(self, outcome: str, count: int = 1) -> None:
         """So many came to this end."""

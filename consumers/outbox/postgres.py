@@ -82,6 +82,7 @@ class PostgresSession(Session):
         self._busy = asyncio.Lock()
         """Held while the connection is used: from when a batch is taken until it is let go of."""
         self._transaction: Any = None
+        self._served = ""
         self._in_hand: dict[str, Item] = {}
         """By place."""
         self._buried = set[int]()
@@ -91,7 +92,7 @@ class PostgresSession(Session):
         """Have the database free what this process has in hand when nothing is heard of it, and tell of new rows."""
         idle_limit_ms = int((self._options.hold_s + IDLE_GRACE_S) * 1000)
         await self._connection.execute(_SESSION.format(idle_limit_ms=idle_limit_ms))
-        await self._connection.execute(_SERVED, standing.LOCK, self._namespace)
+        self._served = await standing.serve(self._connection, self._table, self._namespace, "")
         self._connection.add_termination_listener(lambda _: self._woken.set())
         await self._connection.add_listener(self._table.channel, lambda *_: self._woken.set())
 
@@ -217,13 +218,14 @@ class PostgresSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._busy:
+            self._served = await standing.serve(self._connection, self._table, self._namespace, self._served)
             findings, oid = await standing.findings(self._connection, self._table, self._namespace, self._known.oid)
             self._known.oid = oid
             if any(finding.stops for finding in findings):
                 return Look(findings)
             findings += await standing.of_removal(self._connection, self._table, self._known)
             waits = await self._taker.waits()
-        return Look(findings, waits.backlog, waits.oldest_s, waits.held)
+        return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
@@ -236,8 +238,6 @@ class PostgresSession(Session):
 _SESSION: Final = """\
 SET application_name = 'cachebus outbox'; SET idle_in_transaction_session_timeout = {idle_limit_ms};
 SET enable_seqscan = off; SET enable_bitmapscan = off"""
-
-_SERVED: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
 
 # A row is where its part of the table has it, until the transaction ends that has locked it.
 _DELETE: Final = "DELETE FROM {t.rows} WHERE tableoid = $1 AND ctid = ANY($2::tid[])"

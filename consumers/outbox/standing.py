@@ -14,7 +14,7 @@ from cachebus.producers.outbox.table import OutboxTable
 
 ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces")
 LOCK: Final = 0x0B0C
-"""Held, with the namespace's hash, by every relay that is there."""
+"""Held, with the hash of the namespace and the table's place, by every relay that is there."""
 UNSERVED_S: Final = 60
 """Rows of another namespace that nobody takes are told when they are older."""
 OTHERS: Final = 20
@@ -70,7 +70,9 @@ async def findings(
         swapped = await _of_the_one_before(connection, table, namespace, oid_before)
         found += swapped
     if not any(finding.stops for finding in found):
-        found += await _of_namespaces(connection, table, namespace)
+        found += await _of_namespaces(connection, table, namespace, rows["place"])
+        if table.schema is None:
+            found += await _of_namesakes(connection, table, namespace, rows["oid"])
     return found, oid_before if swapped else rows["oid"]
 
 
@@ -161,9 +163,44 @@ async def _of_the_one_before(
     return [Finding("table", table.rows, f"another table was swapped in, and rows lie in {shown}", remedy)]
 
 
-async def _of_namespaces(connection: asyncpg.Connection, table: OutboxTable, namespace: str) -> list[Finding]:
+async def serve(connection: asyncpg.Connection, table: OutboxTable, namespace: str, before: str) -> str:
+    """Have others know that a relay is there for the namespace and the table; gives the place where that is found by
+    now."""
+    place: str = await connection.fetchval(_PLACE, table.rows) or ""
+    if place != before:
+        if before:
+            await connection.execute(_LEAVE, LOCK, f"{namespace} {before}")
+        if place:
+            await connection.execute(_SERVE, LOCK, f"{namespace} {place}")
+    return place
+
+
+async def _of_namesakes(connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int) -> list[Finding]:
+    """Tables of the same name in other schemas: who finds one of these first writes there."""
+    found = []
+    for row in await connection.fetch(_NAMESAKES, table.name, oid, namespace, LOCK):
+        try:
+            some = await connection.fetchval(_WAITING.format(place=row["place"]), namespace, float(UNSERVED_S))
+        except asyncpg.PostgresError:
+            continue  # another kind of table, or others' business
+        if some:
+            place = clean(row["place"])
+            problem = (
+                f"it is found as {clean(row['here'])}, and rows for this namespace wait in {place} for more than "
+                f"{UNSERVED_S} s, where no relay is"
+            )
+            remedy = (
+                f"give the table its schema, as in --table {place}, or mend the search_path of this role, or of writers"
+            )
+            found.append(Finding("table", table.rows, problem, remedy))
+    return found
+
+
+async def _of_namespaces(
+    connection: asyncpg.Connection, table: OutboxTable, namespace: str, place: str
+) -> list[Finding]:
     """Rows that no relay is there for: their writers name another namespace than any relay's."""
-    found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK)
+    found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK, place)
     return [
         Finding(
             "namespaces",
@@ -176,7 +213,8 @@ async def _of_namespaces(connection: asyncpg.Connection, table: OutboxTable, nam
 
 
 _TABLE: Final = """\
-SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persistence, quote_ident(current_user) AS role,
+SELECT c.oid::bigint, c.relnamespace::regnamespace || '.' || quote_ident(c.relname) AS place,
+    c.relkind::text AS kind, c.relpersistence::text AS persistence, quote_ident(current_user) AS role,
     has_table_privilege(c.oid, 'SELECT') AS select, has_table_privilege(c.oid, 'UPDATE') AS update,
     has_table_privilege(c.oid, 'DELETE') AS delete, has_table_privilege(c.oid, 'INSERT') AS insert,
     row_security_active(c.oid) AND EXISTS (
@@ -190,6 +228,26 @@ SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persist
     (SELECT quote_ident(g.tgname) FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
         AND g.tgname = $2 AND g.tgenabled IN ('D', 'R') LIMIT 1) AS silent
 FROM pg_class c WHERE c.oid = to_regclass($1)"""
+
+_PLACE: Final = """\
+SELECT relnamespace::regnamespace || '.' || quote_ident(relname) FROM pg_class WHERE oid = to_regclass($1)"""
+_SERVE: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
+_LEAVE: Final = "SELECT pg_advisory_unlock_shared($1::int, hashtext($2))"
+_IS_SERVED: Final = """\
+SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = {lock}::int AND objid::bigint = (hashtext({served})::bigint & 4294967295)"""
+_NAMESAKES: Final = f"""\
+SELECT place, here FROM (
+    SELECT relnamespace::regnamespace || '.' || quote_ident(relname) AS place FROM pg_class
+    WHERE relname = $1 AND relkind IN ('r', 'p') AND NOT relispartition AND oid <> $2 AND relpersistence <> 't'
+    AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT') ORDER BY 1 LIMIT {OTHERS}
+    ) AS others,
+    (SELECT relnamespace::regnamespace || '.' || quote_ident(relname) AS here FROM pg_class WHERE oid = $2) AS own
+WHERE NOT EXISTS ({_IS_SERVED.format(lock="$4", served="$3 || ' ' || place")})"""
+_WAITING: Final = """\
+SELECT EXISTS (SELECT FROM {place} WHERE namespace = $1 AND waits_for = -1 AND due_at <= statement_timestamp()
+    AND greatest(created_at, due_at) < statement_timestamp() - make_interval(secs => $2))"""
 
 _COLUMNS: Final = """\
 SELECT attname::text AS name, quote_ident(attname) AS quoted, format_type(atttypid, NULL) AS type,
@@ -221,7 +279,4 @@ heads AS (
         ORDER BY o.due_at, o.id LIMIT 1) AS since
     FROM names WHERE namespace <> $1)
 SELECT namespace FROM heads WHERE since < statement_timestamp() - make_interval(secs => {UNSERVED_S})
-AND NOT EXISTS (
-    SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND classid::bigint = $2::int AND objid::bigint = (hashtext(namespace)::bigint & 4294967295))"""
+AND NOT EXISTS ({_IS_SERVED.format(lock="$2", served="namespace || ' ' || $3")})"""

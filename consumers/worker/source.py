@@ -112,6 +112,8 @@ class Look:
     """How many wait; None where nobody can tell."""
     oldest_s: float | None = None
     """For how long the oldest has waited."""
+    latest_s: float | None = None
+    """In how many seconds the last of those is due that are not yet: infinite for one that never is; 0 for none."""
     held: int = 0
     """How many of them wait for a primary of L2 that is away, while the others go on."""
 

@@ -15,7 +15,7 @@ import pytest
 from loguru import logger
 
 from cachebus import Cache, ConfigError
-from cachebus.consumers.outbox import OutboxRelay, create_tables, letting, replay
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, letting, replay, standing
 from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
@@ -74,6 +74,11 @@ async def cache(redis_url: str) -> AsyncIterator[Cache]:
         yield cache
 
 
+def why(relay: OutboxRelay, part: str) -> str:
+    """Why a part is as it is."""
+    return str(relay.health.told()["parts"][part]["why"])
+
+
 async def left(connection: asyncpg.Connection) -> set[str]:
     """What waits."""
     return {row["command"] for row in await connection.fetch("SELECT command FROM cachebus_outbox")}
@@ -85,7 +90,7 @@ async def test_a_row_that_the_database_keeps_is_told_and_costs_the_others_nothin
 ) -> None:
     await create_tables(database)
     kept = [invalidation(f"{SECRET}-{number}") for number in range(30)]
-    options = QUICKLY.__class__(batch=10, poll_interval_s=0.02, hold_s=1.0)
+    options = RelayOptions(batch=10, poll_interval_s=0.02, hold_s=1.0)
     async with connected(database) as connection:
         for sql in KEEPERS[keeper]:
             await connection.execute(sql)
@@ -98,11 +103,11 @@ async def test_a_row_that_the_database_keeps_is_told_and_costs_the_others_nothin
                 return await left(connection) == set(kept)
 
             await until(only_kept, within_s=20)
-            why = relay.health.told()["parts"]["removal"]["why"]
-            assert "keeps ON cachebus_outbox;" in why
+            await until(lambda: "keeps ON cachebus_outbox;" in why(relay, "removal"), within_s=20)
+            remedy = why(relay, "removal").partition("to mend it: ")[2]
             assert all(relay.health.is_up(part) for part in ("table", "rights"))
             await until(lambda: relay.meters.count("again") >= 30, within_s=20)
-            await connection.execute(why.partition("to mend it: ")[2])
+            await connection.execute(remedy)
 
             async def none_left() -> bool:
                 return not await left(connection)
@@ -213,7 +218,7 @@ async def test_likewise_in_sqlite(tmp_path: Path, redis_url: str, cache: Cache, 
         asked("INSERT INTO cachebus_outbox (command) VALUES (?)", invalidation(f"{SECRET}-{number}"))
     for command in invalidation("1"), GOOD:
         asked("INSERT INTO cachebus_outbox (command) VALUES (?)", command)
-    options = QUICKLY.__class__(batch=10, poll_interval_s=0.02, hold_s=1.0)
+    options = RelayOptions(batch=10, poll_interval_s=0.02, hold_s=1.0)
     async with running(OutboxRelay(url, settings(redis_url), options=options)) as relay:
         await gone(cache)
         await until(lambda: not relay.health.is_up("removal"), within_s=20)
@@ -224,9 +229,47 @@ async def test_likewise_in_sqlite(tmp_path: Path, redis_url: str, cache: Cache, 
         await until(lambda: count(30), within_s=20)
         await until(lambda: relay.meters.count("again") >= 30, within_s=20)
         assert relay.meters.count("applied") == 32
-        why = relay.health.told()["parts"]["removal"]["why"]
-        for sql in why.partition("to mend it: ")[2].split(" DROP"):
+        await until(lambda: "to mend it: " in why(relay, "removal"), within_s=20)
+        for sql in why(relay, "removal").partition("to mend it: ")[2].split(" DROP"):
             asked("DROP " + sql.removeprefix("DROP "))
         await until(lambda: count(0), within_s=20)
         await until(lambda: relay.health.ready, within_s=20)
     assert burying.PART in relay.health.parts
+
+
+async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema that is found first has one as well, by a search_path that changed: writers and the relay disagree."""
+    monkeypatch.setattr(standing, "UNSERVED_S", 0)
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute("CREATE SCHEMA relay")
+        await create_tables(database, "relay.cachebus_outbox")
+        await put(connection, GOOD)
+        await connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = relay, public', current_database()); END $$"
+        )
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: "found as relay.cachebus_outbox" in why(relay, "table"), within_s=20)
+            assert "--table public.cachebus_outbox" in why(relay, "table")
+            there = RelayOptions("public.cachebus_outbox", poll_interval_s=0.05)
+            async with running(OutboxRelay(database, settings(redis_url), options=there)):
+                await until(lambda: relay.health.ready, within_s=20)
+
+
+async def test_a_relay_of_another_table_serves_no_namespace_of_this_one(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "UNSERVED_S", -1)
+    monkeypatch.setattr(standing, "_UNSERVED", standing._UNSERVED.replace("secs => 60", "secs => 0"))
+    await create_tables(database)
+    await create_tables(database, "others")
+    other = settings(redis_url, namespace="other")
+    async with connected(database) as connection:
+        await put(connection, GOOD, namespace="other")
+        elsewhere = RelayOptions("others", poll_interval_s=0.05)
+        async with running(OutboxRelay(database, other, options=elsewhere)) as there:
+            await until(lambda: there.health.ready, within_s=20)
+            async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+                await until(lambda: "'other'" in why(relay, "namespaces"), within_s=20)

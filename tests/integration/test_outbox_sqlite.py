@@ -283,3 +283,32 @@ def replay_in_thread(url: str) -> None:
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(replay_outbox, database_url=url).result()
+
+
+async def test_columns_with_values_of_other_types_hold_up_no_row(
+    url: str, file: Path, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is behind all numbers, so no comparison with the clock finds it; a time is one, whatever its type."""
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
+    with connected(file) as connection, connection:
+        for due, waits_for in (
+            ("datetime('now', '-1 hour')", "-1"),
+            ("CAST(datetime('now', '-1 hour') AS BLOB)", "-1"),
+            ("0", "'soon'"),
+            ("0", "1.5"),
+            ("datetime('now', '-1 hour')", "'soon'"),
+        ):
+            sql = f"INSERT INTO cachebus_outbox (command, due_at, waits_for) VALUES (?, {due}, {waits_for})"
+            connection.execute(sql, (GOOD,))
+        for due in "'some day'", "x'ff'":
+            connection.execute(f"INSERT INTO cachebus_outbox (command, due_at) VALUES (?, {due})", (GOOD,))
+        for due in "datetime('now', '+1 day')", "9e999":
+            connection.execute(f"INSERT INTO cachebus_outbox (command, due_at) VALUES (?, {due})", ("later",))
+    async with running(OutboxRelay(url, settings(redis_url), options=QUICKLY)) as relay:
+        await until(lambda: relay.meters.count("applied") == 5)
+        await until(lambda: relay.meters.count("dead") == 2)
+        latest = relay.meters.registry.get_sample_value("cachebus_worker_latest_seconds", {"worker": "outbox"})
+        assert latest == float("inf")
+    reasons = found(file, "SELECT CAST(reason AS BLOB) FROM cachebus_outbox_dead")
+    assert set(reasons) == {(b"due_at: it is neither a number of seconds nor a time",)}
+    assert found(file, "SELECT CAST(command AS BLOB) FROM cachebus_outbox") == [(b"later",), (b"later",)]
