@@ -20,7 +20,6 @@ from cachebus import ConfigError, producers
 from cachebus.cli.worker.command import worker
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 from cachebus.consumers.outbox import RelayOptions, create_tables
-from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.outbox.postgres import PostgresSession
 from cachebus.consumers.worker.source import Left
 from cachebus.producers.command import Invalidate, parse

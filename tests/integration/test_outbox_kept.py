@@ -248,7 +248,8 @@ async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
         await create_tables(database, "relay.cachebus_outbox")
         await put(connection, GOOD)
         await connection.execute(
-            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = relay, public', current_database()); END $$"
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = relay, public', current_database()); "
+            "END $$"
         )
         async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
             await until(lambda: "found as relay.cachebus_outbox" in why(relay, "table"), within_s=20)
