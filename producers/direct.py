@@ -71,6 +71,8 @@ class DirectProducer(Producer):
         )
         self._timer: asyncio.TimerHandle | None = None
         self._epochs: dict[int, bytes] = {}
+        self.identity = ""
+        """The epoch of the first shard as it was seen last: no two stores have the same; "" before."""
         """By shard: as of `Repeating`."""
         self._refusals = Refusals(monotonic)
 
@@ -219,6 +221,8 @@ class DirectProducer(Producer):
             self._refusals.refused({place, store.lies_at(shard)}, error, looked=True)
             raise L2Unavailable(named(place, error)) from error
         self._refusals.took(store.lies_at(shard), looked=True)
+        if shard == 0:
+            self.identity = reply.epoch.decode()
         if self._repeating is not None and reply.epoch != self._epochs.get(shard, reply.epoch):
             await self._repeating.once(shard)
 

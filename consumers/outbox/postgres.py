@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ class Known(Resting):
 
     oid: int | None = None
     """Of the table that rows were last taken from."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """See `Source.identity`."""
 
 
 class PostgresOutbox(Source):
@@ -52,6 +54,7 @@ class PostgresOutbox(Source):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
+        self._known.identity = self.identity
         async with connected(self._url) as connection:
             session = PostgresSession(connection, self._namespace, self._options, self._known)
             await session.begin()
@@ -83,6 +86,7 @@ class PostgresSession(Session):
         """Held while the connection is used: from when a batch is taken until it is let go of."""
         self._transaction: Any = None
         self._served = ""
+        self._stores = standing.Stores(connection)
         self._in_hand: dict[str, Item] = {}
         """By place."""
         self._buried = set[int]()
@@ -223,6 +227,8 @@ class PostgresSession(Session):
             self._known.oid = oid
             if any(finding.stops for finding in findings):
                 return Look(findings)
+            served = f"{self._namespace} {self._served}"
+            findings += await self._stores.findings(self._table, served, self._known.identity())
             findings += await standing.of_removal(self._connection, self._table, self._known)
             waits = await self._taker.waits()
         return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)

@@ -12,12 +12,13 @@ from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
-ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces")
+ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces", "stores")
 LOCK: Final = 0x0B0C
 """Held, with the hash of the namespace and the table's place, by every relay that is there."""
 UNSERVED_S: Final = 60
 """Rows of another namespace that nobody takes are told when they are older."""
 OTHERS: Final = 20
+AGREE_LOOKS: Final = 3
 _text = frozenset({"text", "character varying"})
 _time = frozenset({"timestamp with time zone"})
 _number = frozenset({"bigint", "integer"})
@@ -175,6 +176,32 @@ async def serve(connection: asyncpg.Connection, table: OutboxTable, namespace: s
     return place
 
 
+class Stores:
+    """Of one connection: which L2 its relay is for, as others see by a lock of it; and whether theirs is another."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._held = ("", "")
+        self._looks = 0
+
+    async def findings(self, table: OutboxTable, served: str, identity: str) -> list[Finding]:
+        """Another relay of what is `served` (the namespace and the table's place) is for another L2, and has been for
+        some looks: a failover changes the identity of each, one after the other."""
+        if identity and (served, identity) != self._held:
+            if self._held[1]:
+                await self._connection.execute(_LEAVE_STORE, *self._held)
+            self._held = served, identity
+            await self._connection.execute(_SERVE_STORE, *self._held)
+        several = await self._connection.fetchval(_STORES, served) > 1
+        self._looks = self._looks + 1 if several else 0
+        if self._looks < AGREE_LOOKS and (identity or not several):
+            return []
+        problem = (
+            "relays of this table and namespace work for different servers: each applies what it takes at its own alone"
+        )
+        return [Finding("stores", table.rows, problem, "give all of them the same CACHEBUS_URL, that of the caches")]
+
+
 async def _of_namesakes(connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int) -> list[Finding]:
     """Tables of the same name in other schemas: who finds one of these first writes there."""
     found = []
@@ -233,6 +260,12 @@ _PLACE: Final = """\
 SELECT relnamespace::regnamespace || '.' || quote_ident(relname) FROM pg_class WHERE oid = to_regclass($1)"""
 _SERVE: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
 _LEAVE: Final = "SELECT pg_advisory_unlock_shared($1::int, hashtext($2))"
+_SERVE_STORE: Final = "SELECT pg_try_advisory_lock_shared(hashtext('cachebus l2 ' || $1), hashtext($2))"
+_LEAVE_STORE: Final = "SELECT pg_advisory_unlock_shared(hashtext('cachebus l2 ' || $1), hashtext($2))"
+_STORES: Final = """\
+SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = (hashtext('cachebus l2 ' || $1)::bigint & 4294967295)"""
 _IS_SERVED: Final = """\
 SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -5,7 +5,7 @@ worker's, once for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -185,6 +185,8 @@ class Source(ABC):
     """So long the letters of a batch may take to be kept: then they are tried again later."""
     again_s: float = AGAIN_S
     """About so long rests what could not be set aside."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """What tells the worker's L2 from all others, "" before it is known: two workers of one source must agree."""
     hold_s: float | None = None
     """How long a batch may be in hand while L2 does not answer, and nothing is taken while it is known to be away;
     None: for ever."""

@@ -20,6 +20,8 @@ from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import burying
+from cachebus.consumers.worker.examination import examined
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.integration.test_outbox_rows import GOOD, QUICKLY, gone
 from tests.support.caches import nodes, until
 from tests.support.outbox import invalidation, put, running, settings
@@ -274,3 +276,21 @@ async def test_a_relay_of_another_table_serves_no_namespace_of_this_one(
             await until(lambda: there.health.ready, within_s=20)
             async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
                 await until(lambda: "'other'" in why(relay, "namespaces"), within_s=20)
+
+
+async def test_relays_of_one_table_that_work_for_different_servers_say_so(
+    database: str, redis_url: str, own_server: EmbeddedServer
+) -> None:
+    await create_tables(database)
+    options = RelayOptions(poll_interval_s=0.05)
+    one = OutboxRelay(database, settings(redis_url), options=options)
+    other = OutboxRelay(database, settings(own_server.url), options=options)
+    async with running(one), running(OutboxRelay(database, settings(redis_url), options=options)) as same:
+        await until(lambda: one.health.ready and same.health.ready, within_s=20)
+        async with running(other):
+            await until(lambda: "different servers" in why(one, "stores"), within_s=20)
+            await until(lambda: "different servers" in why(other, "stores"), within_s=20)
+            new = OutboxRelay(database, settings(redis_url), options=options)
+            (found,) = [seen for seen in await examined(new) if seen.what == "stores"]
+            assert found.findings
+        await until(lambda: one.health.ready and same.health.ready, within_s=20)
