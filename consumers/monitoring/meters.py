@@ -63,12 +63,9 @@ class Meters:
             registry=self.registry,
         ).labels(worker)
         self.in_flight = self._gauge("cachebus_worker_in_flight", "Taken, and not yet applied")
-        self.held = Gauge(
-            "cachebus_worker_held",
-            "Taken, and held for a primary of L2 that is away, while the rest goes on",
-            ["worker"],
-            registry=self.registry,
-        ).labels(worker)
+        self.held = self._gauge(
+            "cachebus_worker_held", "Taken, and held for a primary of L2 that is away, while the rest goes on"
+        )
         self.backlog = Gauge(
             "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
         ).labels(worker)
