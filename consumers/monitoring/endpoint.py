@@ -99,7 +99,9 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(*given)
 
     def server_bind(self) -> None:
-        """As its base does, without asking a name server for the name of this machine."""
+        """As its base does, without asking a name server for the name of this machine. What is left of the connections
+        of a worker that ended just now keeps the port from nobody."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
@@ -14,6 +13,7 @@ import asyncpg
 from cachebus.base.clock import monotonic
 from cachebus.consumers.outbox import standing
 from cachebus.consumers.outbox.database import TROUBLE, connected, describe
+from cachebus.consumers.outbox.letting import Letting, Refused, Resting
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import PostgresTaker
 from cachebus.consumers.worker.dead import DeadLetter
@@ -21,35 +21,25 @@ from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left,
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 IDLE_GRACE_S: Final = 5.0
-AGAIN_S: Final = 60.0
-"""So long a row lies that can be neither applied nor set aside."""
+Asked = tuple[str, Sequence[Item], tuple[Any, ...]]
 ROW_POISON: Final = (ValueError, TypeError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-NO_PLACE: Final = (
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.NotNullViolationError,
-    asyncpg.WrongObjectTypeError,
-    asyncpg.DatatypeMismatchError,
-)
-"""There is no table of the dead as it is expected: what is for it lies where it is."""
+KEPT: Final = "INSERT 0 1"
 
 
-@dataclass
-class Known:
+class Known(Resting):
     """What a relay knows beyond one connection."""
 
-    unsure: set[int] = field(default_factory=set)
-    """Ids of rows that were applied and may not have been let go: they come again."""
     oid: int | None = None
     """Of the table that rows were last taken from."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """See `Source.identity`."""
 
 
 class PostgresOutbox(Source):
     """Rows of one namespace in one table."""
 
     part = "database"
-    trouble = TROUBLE
+    trouble = (*TROUBLE, Refused)
     poison = ROW_POISON
     assumptions = standing.ASSUMPTIONS
 
@@ -59,11 +49,12 @@ class PostgresOutbox(Source):
         self._url = url
         self._namespace = namespace
         self._options = options
-        self._known = Known()
+        self._known = Known(self.again_s)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
+        self._known.identity = self.identity
         async with connected(self._url) as connection:
             session = PostgresSession(connection, self._namespace, self._options, self._known)
             await session.begin()
@@ -71,6 +62,8 @@ class PostgresOutbox(Source):
 
     def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
+        if isinstance(error, Refused):
+            return f"rows that were applied can't be removed, so they are taken again with care: {error}"
         return describe(error, self._url)
 
 
@@ -84,23 +77,26 @@ class PostgresSession(Session):
         self._namespace = namespace
         self._table = OutboxTable.of(options.table)
         self._options = options
-        self._known = known or Known()
-        self._taker = PostgresTaker(connection, self._table, namespace)
+        self._known = known or Known(PostgresOutbox.again_s)
+        self._taker = PostgresTaker(connection, self._table, namespace, self._known)
+        self._letting = Letting(connection, self._known)
         self._woken = asyncio.Event()
         self._rest_until_s = float("-inf")
         self._busy = asyncio.Lock()
         """Held while the connection is used: from when a batch is taken until it is let go of."""
         self._transaction: Any = None
+        self._served = ""
+        self._stores = standing.Stores(connection)
         self._in_hand: dict[str, Item] = {}
         """By place."""
-        self._unburied: set[str] = set()
-        """Places of what there is no table of the dead for."""
+        self._buried = set[int]()
+        """Ids of those in hand that were set aside."""
 
     async def begin(self) -> None:
         """Have the database free what this process has in hand when nothing is heard of it, and tell of new rows."""
         idle_limit_ms = int((self._options.hold_s + IDLE_GRACE_S) * 1000)
         await self._connection.execute(_SESSION.format(idle_limit_ms=idle_limit_ms))
-        await self._connection.execute(_SERVED, standing.LOCK, self._namespace)
+        self._served = await standing.serve(self._connection, self._table, self._namespace, "")
         self._connection.add_termination_listener(lambda _: self._woken.set())
         await self._connection.add_listener(self._table.channel, lambda *_: self._woken.set())
 
@@ -123,7 +119,7 @@ class PostgresSession(Session):
             return Batch()
         self._rest_until_s = float("-inf")
         items = [Item(f"row {row[2]}", row, row[5], row[2] in self._known.unsure) for row in rows]
-        self._in_hand = {item.place: item for item in items}
+        self._in_hand, self._buried = {item.place: item for item in items}, set()
         if len(self._in_hand) < len(items):  # of parts of a table that were others before
             for item in items:
                 item.place = f"row {item.raw[2]} at {item.raw[0]} {item.raw[1]}"
@@ -174,19 +170,17 @@ class PostgresSession(Session):
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`."""
-        try:
-            async with self._connection.transaction():
-                for letter in letters:
-                    row = self._in_hand[letter.source].raw
-                    await self._connection.execute(
-                        _BURY.format(t=self._table), row[0], row[1], letter.reason, bool(letter.payload)
-                    )
-        except NO_PLACE:
-            self._unburied.update(letter.source for letter in letters)
-        except ROW_POISON:
-            if len(letters) > 1 or letters[0].payload:
-                raise  # each by itself, and then without what is in it
-            self._unburied.add(letters[0].source)
+        async with self._connection.transaction():
+            for letter in letters:
+                row = self._in_hand[letter.source].raw
+                self._buried.add(row[2])
+                if row[2] in self._known.buried:
+                    continue
+                done = await self._connection.execute(
+                    _BURY.format(t=self._table), row[0], row[1], letter.reason, bool(letter.payload)
+                )
+                if done != KEPT:
+                    raise RuntimeError("the table of the dead takes no rows, and says nothing: by a trigger, or a rule")
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
@@ -196,40 +190,48 @@ class PostgresSession(Session):
             kept.add(id(waiting.item))
             if waiting.item.raw[4] not in waiting.shards:
                 put_back[min(waiting.shards)].append(waiting.item)
-        later = [item for item in batch.items if item.place in self._unburied and id(item) not in kept]
+        later = [one.item for one in left.unburied if id(one.item) not in kept]
         kept.update(map(id, later))
         gone = [item for item in batch.items if id(item) not in kept]
         self._known.unsure.update(item.raw[2] for item in gone)
-        for shard, items in put_back.items():
-            self._taker.shards.add(shard)
-            await self._each(_WAITS.format(t=self._table), items, shard)
-        await self._each(_LATER.format(t=self._table), later, AGAIN_S)
-        await self._each(_DELETE.format(t=self._table), gone)
-        await self._transaction.commit()
-        self._known.unsure.clear()
-        self._unburied.clear()
+        self._taker.shards.update(put_back)
+        asked: list[Asked] = [(_WAITS, items, (shard,)) for shard, items in put_back.items()]
+        asked += [(_LATER, later, (PostgresOutbox.again_s,)), (_DELETE, gone, ())]
+        stuck = await self._let_go([(sql.format(t=self._table), items, more) for sql, items, more in asked if items])
+        await self._letting.commit(self._transaction)
+        self._known.done((item.raw[2] for item in gone), stuck)
+        self._known.buried.update(stuck.intersection(self._buried))
         self._in_hand.clear()
         self._busy.release()
 
-    async def _each(self, sql: str, items: Iterable[Item], *more: Any) -> None:
-        """A statement for these rows of each part of the table."""
-        parts: dict[int, list[Any]] = defaultdict(list)
-        for item in items:
-            parts[item.raw[0]].append(item.raw[1])
-        for part, places in parts.items():
-            await self._connection.execute(sql, part, places, *more)
+    async def _let_go(self, asked: Sequence[Asked]) -> set[int]:
+        """Each statement for its rows; gives the ids of those that the database keeps, which rest."""
+        if not self._known.careful:
+            await self._letting.all_of(asked)
+            return set()
+        left: list[Item] = []
+        for sql, items, more in asked:
+            left += await self._letting.careful(sql, items, *more)
+        if left:
+            unmarked = await self._letting.careful(_LATER.format(t=self._table), left, PostgresOutbox.again_s)
+            self._known.keep([item.raw[2] for item in unmarked])
+        return {item.raw[2] for item in left}
 
     # -- how it stands -----------------------------------------------------------------------------------------------
 
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._busy:
+            self._served = await standing.serve(self._connection, self._table, self._namespace, self._served)
             findings, oid = await standing.findings(self._connection, self._table, self._namespace, self._known.oid)
             self._known.oid = oid
             if any(finding.stops for finding in findings):
                 return Look(findings)
+            served = f"{self._namespace} {self._served}"
+            findings += await self._stores.findings(self._table, served, self._known.identity())
+            findings += await standing.of_removal(self._connection, self._table, self._known)
             waits = await self._taker.waits()
-        return Look(findings, waits.backlog, waits.oldest_s, waits.held)
+        return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
@@ -242,8 +244,6 @@ class PostgresSession(Session):
 _SESSION: Final = """\
 SET application_name = 'cachebus outbox'; SET idle_in_transaction_session_timeout = {idle_limit_ms};
 SET enable_seqscan = off; SET enable_bitmapscan = off"""
-
-_SERVED: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
 
 # A row is where its part of the table has it, until the transaction ends that has locked it.
 _DELETE: Final = "DELETE FROM {t.rows} WHERE tableoid = $1 AND ctid = ANY($2::tid[])"

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 
+from cachebus.consumers.outbox.letting import Resting
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 COUNTED: Final = 100_000
@@ -23,13 +24,16 @@ class Waits(NamedTuple):
     backlog: int
     oldest_s: float
     held: int
+    latest_s: float
+    """In how long the last of those is due that are not yet."""
 
 
 class Taker(ABC):
     """Rows in turns: those that were written to be done at once, those that have become due, and those that wait for a
     primary of L2. None of these can keep the others from being taken, however many there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, resting: Resting) -> None:
+        self._resting = resting
         self.shards: set[int] = set()
         """Those for whose primary rows may wait."""
         self._turn = 0
@@ -41,6 +45,8 @@ class Taker(ABC):
 
     async def rows(self, limit: int, away: Collection[int]) -> list[Any]:
         """At most `limit` rows that nobody else has in hand."""
+        if self._resting.too_many:
+            return []
         self._turn ^= 1
         shards = [shard for shard in self.shards if shard not in away]
         share = (limit + self._turn) // (1 + bool(shards) + self._full)
@@ -71,8 +77,8 @@ class Taker(ABC):
 class PostgresTaker(Taker):
     """In PostgreSQL, where rows that are taken are locked."""
 
-    def __init__(self, connection: asyncpg.Connection, table: OutboxTable, namespace: str) -> None:
-        super().__init__()
+    def __init__(self, connection: asyncpg.Connection, table: OutboxTable, namespace: str, resting: Resting) -> None:
+        super().__init__(resting)
         self._connection = connection
         self._table = table
         self._namespace = namespace
@@ -85,6 +91,8 @@ class PostgresTaker(Taker):
         read = "convert_to(command, getdatabaseencoding())" if self.as_bytes else "command"
         command = f"CASE WHEN octet_length(command) <= {LARGEST_BYTES} THEN {read} END"
         sql = _TAKE[kind].format(t=self._table, limit=int(limit), command=command)
+        if resting := self._resting.ids:
+            sql = sql.replace(" WHERE ", f" WHERE id <> ALL ('{{{','.join(map(str, resting))}}}'::bigint[]) AND ", 1)
         more = [shards] if shards else []
         found: list[Any] = await self._connection.fetch(sql, self._namespace, *more)
         return found
@@ -92,9 +100,11 @@ class PostgresTaker(Taker):
     async def waits(self) -> Waits:
         """What waits now: counted up to `COUNTED`, estimated by the ids beyond."""
         row = await self._connection.fetchrow(_WAITS.format(t=self._table), self._namespace)
-        due, span, held, oldest_s, shards = row
+        due, span, held, oldest_s, shards, latest_s = row
         self.shards.update(shards or ())
-        return Waits((due if due <= COUNTED else max(due, span)) + held, max(0.0, oldest_s or 0.0), held)
+        return Waits(
+            (due if due <= COUNTED else max(due, span)) + held, max(0.0, oldest_s or 0.0), held, latest_s or 0.0
+        )
 
 
 # The clock is read as of the statement, which an index can be searched by. Times are told in seconds: those of rows may
@@ -134,4 +144,7 @@ SELECT (SELECT count(*) FROM due),
     extract(epoch FROM clock_timestamp())::float8
         - (SELECT min(since) FROM (SELECT since FROM due UNION ALL SELECT since FROM held) AS all_of_them
            WHERE abs(since) < 'infinity'),
-    (SELECT array_agg(waits_for) FROM shards WHERE waits_for <> -1)"""
+    (SELECT array_agg(waits_for) FROM shards WHERE waits_for <> -1),
+    (SELECT extract(epoch FROM due_at)::float8 FROM {{t.rows}}
+     WHERE namespace = $1 AND waits_for = -1 AND due_at > statement_timestamp() ORDER BY due_at DESC LIMIT 1)
+        - extract(epoch FROM clock_timestamp())::float8"""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from cachebus.consumers.worker import clean
 from cachebus.errors import ConfigError
+from cachebus.producers.outbox.table import OutboxTable
 
 BUSY_S: Final = 2.0
 """How long another one's transaction is waited for, before it is told."""
@@ -29,6 +30,17 @@ def path_of(url: str) -> Path:
     if not slashes or not name or name == ":memory:" or "\0" in name:
         raise ConfigError("the outbox's database must be a file, as in sqlite:///NAME.db or sqlite:////FOLDER/NAME.db")
     return Path(name)
+
+
+class Change(NamedTuple):
+    """A statement for a row, and a question for what it takes: whether the row is there, and was not changed by it."""
+
+    sql: str
+    left: str
+
+    def of(self, table: OutboxTable) -> Change:
+        """The same for this table."""
+        return Change(self.sql.format(t=table), self.left.format(t=table))
 
 
 class Database:
@@ -68,22 +80,21 @@ class Database:
         found: list[Any] = await self.run(lambda: self._connection.execute(sql, values).fetchall())
         return found
 
-    async def change(self, *statements: tuple[str, Iterable[Sequence[Any]]]) -> int:
-        """All of these, each for several values, or none of them; how many rows were changed."""
-        return await self.run(lambda: self._change(statements))
+    async def whole(self, what: Callable[[sqlite3.Connection], T]) -> T:
+        """Do it in a transaction: all of it, or nothing."""
+        return await self.run(lambda: self._whole(what))
 
-    def _change(self, statements: Iterable[tuple[str, Iterable[Sequence[Any]]]]) -> int:
-        execute, before = self._connection.execute, self._connection.total_changes
+    def _whole(self, what: Callable[[sqlite3.Connection], T]) -> T:
+        execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
-            for sql, values in statements:
-                self._connection.executemany(sql, values)
+            done = what(self._connection)
             execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 execute("ROLLBACK")
             raise
-        return self._connection.total_changes - before
+        return done
 
     async def close(self) -> None:
         """Have done with it."""
@@ -93,6 +104,27 @@ class Database:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self.run(self._connection.close)
         self._thread.shutdown(wait=False)
+
+
+def changed(connection: sqlite3.Connection, sql: str, values: Sequence[Sequence[Any]]) -> int:
+    """How many rows a statement has changed, without what triggers did; it is executed for each of the values."""
+    return max(0, connection.executemany(sql, values).rowcount) if values else 0
+
+
+def kept(connection: sqlite3.Connection, change: Change, values: Sequence[Sequence[Any]]) -> set[int]:
+    """Execute it for each of the values, of which the last is a row's id; the ids of rows that a trigger keeps as they
+    were."""
+    try:
+        if changed(connection, change.sql, values) == len(values):
+            return set()
+    except sqlite3.IntegrityError:
+        for one in values:
+            try:
+                connection.execute(change.sql, one)
+            except sqlite3.IntegrityError:
+                if not connection.in_transaction:  # the trigger has ended that as well
+                    connection.execute("BEGIN IMMEDIATE")
+    return {one[-1] for one in values if connection.execute(change.left, one).fetchone()}
 
 
 @asynccontextmanager
@@ -108,6 +140,8 @@ async def opened(url: str, *, create: bool = False) -> AsyncIterator[Database]:
 
 def describe(error: BaseException) -> str:
     """What went wrong in a line, without the file's name."""
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
+        return f"{type(error).__name__}: a trigger raises"  # the words are its author's, and may be a row's
     if isinstance(error, OSError):
         return clean.clean(f"{type(error).__name__}: {error.strerror}")
     return clean.describe(error)

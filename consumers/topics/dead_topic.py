@@ -12,6 +12,7 @@ from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, f
 
 from cachebus.bus.kafka_client import Endings
 from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.errors import ConfigError
 
 LEAVE_S: Final = 5.0
 """How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
@@ -36,18 +37,28 @@ class DeadTopic:
         self._endings = Endings()
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors."""
+        """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors: of all letters, some may
+        be kept then, and are there twice when they are put again."""
+        try:
+            await self._put(letters)
+        except Exception:  # what this producer has failed at it may not get over
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                self._endings.add(asyncio.create_task(producer.stop()))
+            raise
+
+    async def _put(self, letters: Sequence[DeadLetter]) -> None:
         if self._producer is None:
             await self.ensure()
             producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
             await self._endings.started(producer)
             self._producer = producer
         sent = [await self._sent(self._producer, letter, LARGEST_BYTES) for letter in letters]
-        for letter, one in zip(letters, sent, strict=True):
-            try:
-                await one
-            except MessageSizeTooLargeError:
+        for letter, error in zip(letters, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+            if isinstance(error, MessageSizeTooLargeError):
                 await (await self._sent(self._producer, letter, LEAST_BYTES))
+            elif isinstance(error, BaseException):
+                raise error
 
     async def _sent(self, producer: AIOKafkaProducer, letter: DeadLetter, most_bytes: int) -> asyncio.Future[object]:
         kept = [(name, value) for name, value in letter.headers if name not in OURS and len(value or b"") <= KEPT_BYTES]
@@ -72,6 +83,13 @@ class DeadTopic:
         if producer is not None:
             self._endings.add(asyncio.create_task(producer.stop()))
         await self._endings.over(LEAVE_S)
+
+    async def partitions(self) -> list[int]:
+        """Those of the topic; `ConfigError` where it is not there."""
+        async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
+            if self.topic not in await admin.list_topics():
+                raise ConfigError(f"there is no topic {self.topic}: nothing was set aside under this name")
+        return await self.ensure()
 
     async def ensure(self) -> list[int]:
         """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""

@@ -1,16 +1,17 @@
-"""What waits for a primary that is away, while all else in its partitions goes on."""
+"""What waits for a primary that is away, or can't be set aside, while all else in its partitions goes on."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final
 
 from aiokafka import TopicPartition
 
 from cachebus.base.clock import Clock, monotonic
+from cachebus.consumers.worker.dead import DeadLetter
 
 MOST: Final = 50_000
 MOST_BYTES: Final = 64 << 20
@@ -20,6 +21,8 @@ LONGEST_S: Final = 5.0
 """So long a primary is left alone that was asked for and was still away: at first, and at most."""
 
 Shards = frozenset[int]
+NO_SHARDS: Final = Shards()
+"""What waits for the topic of the dead, not for a primary."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,13 +34,15 @@ class Kept:
     commands: tuple[bytes, ...]
     sent_s: float | None
     again: bool
+    letter: DeadLetter | None = None
+    """What of it can't be used, and could not be set aside."""
+    size_bytes: int = field(init=False)
+    """About; as it was at first."""
 
-    @property
-    def size_bytes(self) -> int:
-        """About."""
-        record = self.record
-        held = sum(map(len, self.commands)) + len(record.key or b"") + 500
-        return held + (len(record.value or b"") if record.value not in self.commands else 0)
+    def __post_init__(self) -> None:
+        value, key = (getattr(self.record, name, None) or b"" for name in ("value", "key"))
+        held = sum(map(len, self.commands)) + len(key) + 500
+        self.size_bytes = held + (len(value) if value not in self.commands else 0)
 
 
 class Offsets:
@@ -141,11 +146,16 @@ class Held:
         return taken
 
     def tried(self, waiting: Mapping[Kept, Shards], undone: Collection[Kept]) -> None:
-        """What was given was tried: some of it still waits, for some there was no time."""
+        """What was given was tried: some of it still waits, for a primary or to be set aside, for some there was no
+        time."""
         for kept, shards in reversed(self._given.items()):
             if kept in waiting:
                 self._back.discard(shards)
-                self._queues.setdefault(waiting[kept], deque()).appendleft(kept)
+                queue = self._queues.setdefault(waiting[kept], deque())
+                if waiting[kept] == NO_SHARDS:
+                    queue.append(kept)  # another one may be kept
+                else:
+                    queue.appendleft(kept)
             elif kept in undone:
                 self._queues[shards].appendleft(kept)
             else:

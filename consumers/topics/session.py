@@ -161,13 +161,16 @@ class TopicSession(Session):
         """See `Session.mean`."""
         kind = type(item.raw)
         if kind is Kept:
-            return Meaning(item.raw.commands)
+            letter = item.raw.letter
+            return Meaning(item.raw.commands, [] if letter is None else [letter.reason])
         if kind is Unreadable:
             raise InvalidCommand(item.raw.reason)
         return self.source.mean(item)
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
+        if isinstance(item.raw, Kept) and item.raw.letter is not None:
+            return item.raw.letter
         if isinstance(item.raw, Unreadable):
             return DeadLetter(b"", reason, item.place, 1, wall_s())
         return self.source.letter(item.raw.record if isinstance(item.raw, Kept) else item.raw, reason)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.topics.held import Held, Kept
+from cachebus.consumers.topics.held import NO_SHARDS, Held, Kept
 from cachebus.consumers.topics.note import Begin, Note
 from cachebus.consumers.worker.source import Item, Left
 from cachebus.producers.command import encode
@@ -66,17 +66,29 @@ class Share:
 
     async def let_go(self, left: Left) -> None:
         """A batch was carried; this is what is left of it."""
-        waiting = {one.item.raw: one.shards for one in left.waiting if isinstance(one.item.raw, Kept)}
-        self.held.tried(waiting, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        waits = {id(one.item): one for one in left.waiting}
+        letters = {id(one.item): one.letter for one in left.unburied}
+        items = {id(one.item): one.item for one in left.waiting}
+        items |= {id(one.item): one.item for one in left.unburied}
+        tried: dict[Kept, frozenset[int]] = {}
+        kept: list[tuple[Kept, frozenset[int]]] = []
         held_s = monotonic()
-        for one in left.waiting:
-            if not isinstance(one.item.raw, Kept):
-                commands = tuple(_bytes_of(command) for command in one.commands)
-                kept = Kept(one.item.raw, partition_of(one.item.raw), commands, one.item.sent_s, one.item.again)
-                self.held.keep(kept, one.shards)
+        for at, item in items.items():
+            waiting = waits.get(at)
+            shards = waiting.shards if waiting else NO_SHARDS
+            commands = tuple(map(_bytes_of, waiting.commands)) if waiting else ()
+            if isinstance(item.raw, Kept):
+                item.raw.commands, item.raw.letter = commands, letters.get(at)
+                tried[item.raw] = shards
+            else:
+                one = Kept(item.raw, partition_of(item.raw), commands, item.sent_s, item.again, letters.get(at))
+                kept.append((one, shards))
             if monotonic() - held_s > YIELD_S:
                 await asyncio.sleep(0)
                 held_s = monotonic()
+        self.held.tried(tried, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        for given in kept:
+            self.held.keep(*given)
         self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, Kept)]))
 
     def _text(self, partition: TopicPartition) -> str:

@@ -18,6 +18,7 @@ from aiokafka.errors import (
 from prometheus_client import CollectorRegistry, Counter
 
 from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.consumers.topics import held
 from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
 from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, describe
@@ -27,6 +28,7 @@ from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, So
 from cachebus.errors import ConfigError
 from cachebus.producers.command import Command
 
+BURY_S: Final = 5.0
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not cost the place in the group: whoever got the partitions would wait likewise."""
 NOT_LET: Final = (ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError)
@@ -39,6 +41,8 @@ class TopicSource(Source):
     part = "kafka"
     trouble = TROUBLE
     poison = (ValueError, TypeError, MessageSizeTooLargeError)
+    bury_s = BURY_S
+    again_s = held.LONGEST_S
     assumptions = ("topic", "offsets", "codecs", "rights", "group", "transactions")
 
     def __init__(self, name: str, membership: Membership) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Item, Waiting
 from cachebus.keys.plan import Plan
 
@@ -28,7 +27,8 @@ class Reading:
         self.plans: list[Plan] = []
         self.of: list[int] = []
         """By plan: the place of its item."""
-        self.letters: list[DeadLetter] = []
+        self.refused: dict[int, tuple[Item, list[str]]] = {}
+        """By `id` of the item: why it, or some of it, can't be used."""
         self.ignored = 0
         self.size = 0
 
@@ -46,6 +46,10 @@ class Reading:
         self.commands += commands
         self.plans += plans
         self.size += 1 + sum(map(size_of, plans))
+
+    def refuse(self, item: Item, why: str) -> None:
+        """This of it can't be used."""
+        self.refused.setdefault(id(item), (item, []))[1].append(why)
 
     def counted(self, left: Collection[int]) -> tuple[int, int, Counter[float]]:
         """Of all but those left: how many were applied, how many of them again, and when they were sent."""

@@ -5,7 +5,7 @@ worker's, once for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,9 @@ from prometheus_client import CollectorRegistry
 from cachebus.consumers.worker.clean import describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.producers.command import Command
+
+AGAIN_S: Final = 60.0
+"""So long an item rests that can be neither applied nor set aside, where it may."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,13 @@ class Waiting(NamedTuple):
     """By command: its shard."""
 
 
+class Unburied(NamedTuple):
+    """An item that can't be used, or not all of it, and could not be set aside."""
+
+    item: Item
+    letter: DeadLetter
+
+
 @dataclass
 class Left:
     """What of a batch is not done with. Of all else L2 has let go, or it is a dead letter."""
@@ -65,6 +75,8 @@ class Left:
     waiting: list[Waiting] = field(default_factory=list)
     undone: list[Item] = field(default_factory=list)
     """For these there was no time: nothing has happened to them, or not for sure."""
+    unburied: list[Unburied] = field(default_factory=list)
+    """Their letters could not be kept: they come again, at a pace. What of them can be applied is, or waits."""
     size: int = 0
     """Of keys, scopes and tags that wait."""
 
@@ -100,6 +112,8 @@ class Look:
     """How many wait; None where nobody can tell."""
     oldest_s: float | None = None
     """For how long the oldest has waited."""
+    latest_s: float | None = None
+    """In how many seconds the last of those is due that are not yet: infinite for one that never is; 0 for none."""
     held: int = 0
     """How many of them wait for a primary of L2 that is away, while the others go on."""
 
@@ -127,12 +141,14 @@ class Session(ABC):
 
     @abstractmethod
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep what can't be used: durable when `let_go` returns, at the latest."""
+        """Keep what can't be used: durable when `let_go` returns, at the latest. All of it or nothing; whatever it
+        raises, and if it is cancelled, the session goes on as if it had not been called."""
 
     @abstractmethod
     async def let_go(self, batch: Batch, left: Left) -> None:
         """What is not `left` of the last batch is done with: it need not come again. What waits is kept, and comes
-        again when its primary may be there; what is undone comes at once."""
+        again when its primary may be there; what is undone comes at once; what is unburied comes again after a while,
+        and nothing waits for it."""
 
     @abstractmethod
     async def look(self) -> Look:
@@ -163,7 +179,14 @@ class Source(ABC):
     limit: int = 500
     """Items in hand together, at most."""
     poison: tuple[type[BaseException], ...] = (ValueError, TypeError)
-    """What `Session.bury` raises for a letter that can't be kept as it is, however often that is tried."""
+    """What `Session.bury` raises for a letter that can't be kept as it is, however often that is tried: without what is
+    in it it may be."""
+    bury_s: float = 2.0
+    """So long the letters of a batch may take to be kept: then they are tried again later."""
+    again_s: float = AGAIN_S
+    """About so long rests what could not be set aside."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """What tells the worker's L2 from all others, "" before it is known: two workers of one source must agree."""
     hold_s: float | None = None
     """How long a batch may be in hand while L2 does not answer, and nothing is taken while it is known to be away;
     None: for ever."""

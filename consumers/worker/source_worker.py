@@ -14,18 +14,17 @@ from cachebus.base.clock import monotonic, wall_s
 from cachebus.cascade import Cascade
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import HOPELESS, REFUSED, Applier, Carried
+from cachebus.consumers.worker.burying import PART, Burial
 from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.patience import Patience
 from cachebus.consumers.worker.reading import Reading, size_of
-from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source
+from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source, Unburied
 from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker
 from cachebus.keys.plan import Plan
 from cachebus.settings import Settings
 
-NAMED: Final = 5
-"""Dead letters that are named in the log, of a batch that has more of them."""
 NAMES_AT_ONCE: Final = 1000
 """Keys, scopes and tags that are planned before L2 is asked for them, while which the next are planned."""
 WAITING_AT_ONCE: Final = 20_000
@@ -39,18 +38,21 @@ STOPPED_S: Final = 0.25
 class SourceWorker(Worker):
     """Works on a source, until drained. Killed anywhere, what it had not let go of comes again to whoever is there.
 
-    No item holds up or ends anything: what can't be used is a dead letter, and the others go on; what waits for one
-    primary of several is kept apart; what L2 was too slow for is tried again in smaller batches.
+    No item holds up or ends anything: what can't be used is a dead letter, once all else of its batch was tried, and
+    where no letter can be kept it rests where it is; what waits for one primary of several is kept apart; what L2 was
+    too slow for is tried again in smaller batches.
     """
 
     def __init__(self, name: str, source: Source, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
-        super().__init__(name, ("l2", source.part, *source.assumptions))
+        super().__init__(name, ("l2", source.part, PART, *source.assumptions))
         self.source = source
         self.settings = settings
         source.register(self.meters.registry)
         self._applier = Applier(settings, self.health, self.meters, cascades)
+        source.identity = self._applier.identity
         self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
         self._patience = Patience(source.part, self.health)
+        self._burial = Burial(name, source, self.health)
         self._watcher = Watcher(name, source, self._applier, self.health, self.meters)
         self._unexpected = ""
         """The last error that nothing here knows, told once."""
@@ -129,8 +131,10 @@ class SourceWorker(Worker):
             return
         async with self._in_hand:
             self._done.clear()
+            self._burial.begin()
             left = await self._carried(session, batch)
             await session.let_go(batch, left)
+        self._done["dead"] += self._burial.over()
         for outcome, count in self._done.items():
             self.meters.done(outcome, count)
         self.meters.moved()
@@ -142,6 +146,7 @@ class SourceWorker(Worker):
             await asyncio.sleep(watcher.LOOK_EVERY_S)
             try:
                 await self._watcher.look(session)
+                self._burial.look()
             except self.source.trouble as error:
                 self.health.down(self.source.part, self.source.describe(error))  # at once: a step may take its time
                 raise
@@ -162,7 +167,6 @@ class SourceWorker(Worker):
                     under_way = None
                     left.undone += items[began:]
                     break
-                await self._bury(session, reading.letters)
                 within_s = None if self._hold_s is None else max(0.0, until_s - monotonic())
                 under_way = reading, asyncio.create_task(self._applier.carry(reading.plans, within_s))
             if under_way is not None:
@@ -174,15 +178,27 @@ class SourceWorker(Worker):
         return left
 
     async def _settled(self, session: Session, reading: Reading, carrying: asyncio.Task[Carried], left: Left) -> bool:
-        """What became of some of a batch goes into what is left of it; whether no more of the batch is to be tried."""
+        """What became of some of a batch goes into what is left of it, once what can't be used was set aside; whether
+        no more of the batch is to be tried."""
         carried = await carrying
         late = {reading.of[place] for place in carried.late}
-        failed = {reading.of[place]: error for place, error in carried.failed.items()}
-        await self._bury(session, [self._letter(session, reading.items[of], e) for of, e in failed.items()])
+        undone = {id(reading.items[of]) for of in late}
+        for place, error in carried.failed.items():
+            reading.refuse(reading.items[reading.of[place]], describe(error))
+        letters = [
+            Unburied(item, self._letter(session, item, "; ".join(reasons)))
+            for item, reasons in reading.refused.values()
+            if id(item) not in undone  # it comes again, as a whole
+        ]
+        unburied = await self._burial.bury(session, letters)
+        left.unburied += unburied
         left.undone += [reading.items[of] for of in sorted(late)]
         waiting = reading.waiting(carried.away, late)
         left.waiting += waiting.values()
-        self._account(reading, late.union(waiting, failed))
+        failed = {reading.of[place] for place in carried.failed}
+        resting = {id(one.item) for one in unburied}
+        rest = {of for of, item in enumerate(reading.items) if id(item) in resting} if resting else set()
+        self._account(reading, late.union(waiting, failed, rest))
         left.size += sum(size_of(reading.plans[place]) for place in carried.away)
         return bool(late) or left.size > WAITING_AT_ONCE
 
@@ -212,49 +228,19 @@ class SourceWorker(Worker):
             problems.append(str(error))
         except Exception as error:  # noqa: BLE001 -- whatever one item does to us, those behind it must not wait
             problems.append(f"{type(error).__name__} while it was read")
-        if problems:
-            reading.letters.append(self._letter(session, item, "; ".join(problems)))
+        for problem in problems:
+            reading.refuse(item, problem)
         if plans:
             reading.add(item, commands, plans)
         elif not problems:
             reading.ignored += 1
 
-    def _letter(self, session: Session, item: Item, why: str | BaseException) -> DeadLetter:
-        reason = clean(describe(why) if isinstance(why, BaseException) else why)
+    def _letter(self, session: Session, item: Item, why: str) -> DeadLetter:
+        reason = clean(why)
         try:
             return session.letter(item, reason)
         except Exception as error:  # noqa: BLE001 -- as above
             return DeadLetter(b"", clean(f"{reason} ({type(error).__name__} while it was set aside)"), item.place, 1)
-
-    async def _bury(self, session: Session, letters: Sequence[DeadLetter]) -> None:
-        """Set these aside. Where they can't be kept as a whole, each half by itself; one that can't, without what is in
-        it."""
-        if not letters:
-            return
-        try:
-            await session.bury(letters)
-        except self.source.poison as error:
-            if len(letters) > 1:
-                for half in letters[: len(letters) // 2], letters[len(letters) // 2 :]:
-                    await self._bury(session, half)
-                return
-            bare = DeadLetter(
-                b"",
-                clean(f"{letters[0].reason} (kept without its value: {describe(error)})"),
-                clean(letters[0].source),
-                1,
-                wall_s(),
-            )
-            try:
-                await session.bury([bare])
-            except self.source.poison as again:
-                logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, describe(again))
-        self._done["dead"] += len(letters)
-        for letter in letters[:NAMED]:
-            tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""
-            logger.warning("{}: {} is set aside{}: {}", self.name, clean(letter.source), tried, letter.reason)
-        if len(letters) > NAMED:
-            logger.warning("{}: so are {} more", self.name, len(letters) - NAMED)
 
     def _account(self, reading: Reading, left: set[int]) -> None:
         applied, again, sent_s = reading.counted(left)

@@ -24,7 +24,7 @@ import asyncpg
 from cachebus import Cache, CacheBusError
 from cachebus.consumers.outbox import create_tables
 from cachebus.consumers.outbox.database import TROUBLE
-from cachebus.consumers.outbox.postgres import AGAIN_S
+from cachebus.consumers.worker.source import AGAIN_S
 from cachebus.producers import Outbox, OutboxProducer
 from cachebus.producers.outbox import OutboxTable
 from cachebus.tools.servers.postgres import PostgresServer

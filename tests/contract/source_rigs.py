@@ -21,11 +21,12 @@ from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.producers.outbox.table import DEFAULT
 from cachebus.settings import Settings
 from tests.support.changes import tell
-from tests.support.commands import committed, held, made, put
+from tests.support.commands import committed, configured, held, made, put
 from tests.support.memory_source import MemorySource
 
 TOO_LONG = "x" * 600
@@ -73,6 +74,14 @@ class SourceRig(ABC):
         """How many items are not let go of; of a source that is only passed, whether any is."""
 
     @abstractmethod
+    async def refuse(self) -> None:
+        """Have the place of the dead take nothing."""
+
+    @abstractmethod
+    async def accept(self) -> None:
+        """Have it take what comes, again."""
+
+    @abstractmethod
     async def dead(self) -> list[str]:
         """The reasons of the dead letters."""
 
@@ -101,9 +110,23 @@ class InMemory(SourceRig):
         """See `SourceRig`."""
         return [letter.reason for letter in self.source.dead]
 
+    async def refuse(self) -> None:
+        """See `SourceRig`."""
+
+        def raises(*_: Any) -> None:
+            raise RuntimeError("no")
+
+        self.source.faults["bury"] = raises
+
+    async def accept(self) -> None:
+        """See `SourceRig`."""
+        del self.source.faults["bury"]
+
 
 class InPostgres(SourceRig):
     """An outbox."""
+
+    table_of_dead = f"{DEFAULT}_dead"
 
     def __init__(self, database: str) -> None:
         self._database = database
@@ -132,6 +155,21 @@ class InPostgres(SourceRig):
     async def dead(self) -> list[str]:
         """See `SourceRig`."""
         return [row["reason"] for row in await self._asked(f"SELECT reason FROM {DEFAULT}_dead")]
+
+    async def refuse(self) -> None:
+        """See `SourceRig`: by a trigger, which says more than anybody may see."""
+        says = "RAISE EXCEPTION 'no, %', NEW; RETURN NULL;"
+        await tell(
+            self._database,
+            [
+                f"CREATE OR REPLACE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {says} END $$",
+                f"CREATE TRIGGER refuses BEFORE INSERT ON {self.table_of_dead} FOR EACH ROW EXECUTE FUNCTION no()",
+            ],
+        )
+
+    async def accept(self) -> None:
+        """See `SourceRig`."""
+        await tell(self._database, [f"DROP TRIGGER refuses ON {self.table_of_dead}"])
 
     async def _asked(self, sql: str, *given: Any) -> list[Any]:
         connection = await asyncpg.connect(self._database)
@@ -170,6 +208,17 @@ class InSqlite(SourceRig):
     async def dead(self) -> list[str]:
         """See `SourceRig`."""
         return [row[0] for row in await asyncio.to_thread(self._asked, f"SELECT reason FROM {DEFAULT}_dead")]
+
+    async def refuse(self) -> None:
+        """See `SourceRig`."""
+        await asyncio.to_thread(
+            self._asked,
+            f"CREATE TRIGGER refuses BEFORE INSERT ON {DEFAULT}_dead BEGIN SELECT RAISE(ABORT, 'no, '); END",
+        )
+
+    async def accept(self) -> None:
+        """See `SourceRig`."""
+        await asyncio.to_thread(self._asked, "DROP TRIGGER refuses")
 
     def _asked(self, sql: str) -> list[Any]:
         with closing(sqlite3.connect(self.folder / "outbox.db", timeout=10)) as connection:
@@ -210,6 +259,19 @@ class OnKafka(SourceRig):
         letters = await held(self.settings, worker.membership.dead_topic)
         return [dict(letter.headers)["reason"].decode() for letter in letters]
 
+    async def refuse(self) -> None:
+        """See `SourceRig`: not even a letter without its value is so short."""
+        await self._configured("10")
+
+    async def accept(self) -> None:
+        """See `SourceRig`."""
+        await self._configured("1000000")
+
+    async def _configured(self, most_bytes: str) -> None:
+        worker = self.worker()
+        assert isinstance(worker.source, TopicSource)
+        await configured(self.settings, worker.source.dead.topic, {"max.message.bytes": most_bytes})
+
 
 class OnTopics(OnKafka):
     """Changes of rows as Debezium writes them."""
@@ -249,6 +311,8 @@ class OnTopics(OnKafka):
 
 class OnSlot(InPostgres):
     """Changes of rows as PostgreSQL's slot tells them."""
+
+    table_of_dead = "cachebus_cdc_dead"
 
     async def begin(self, settings: Settings, folder: Path) -> None:
         """See `SourceRig`: the slot is made by the first worker."""

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 
 from cachebus import Cache
+from cachebus.consumers.cdc.slot import held as cdc_held
 from cachebus.consumers.cdc.slot.postgres import SlotWorker
-from cachebus.consumers.worker import watcher
+from cachebus.consumers.outbox.postgres import PostgresOutbox
+from cachebus.consumers.outbox.sqlite import SqliteOutbox
+from cachebus.consumers.worker import burying, watcher
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.chaos.test_primaries import SHARDS, Town
 from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
 from tests.support.caches import quick, until
+from tests.support.memory_source import MemorySource
 from tests.support.servers import any_binary
 
 KINDS = {"memory": "", "outbox": "database", "sqlite": "", "kafka": "kafka", "topics": "kafka", "slot": "database"}
@@ -119,6 +123,44 @@ async def test_what_cant_be_used_is_set_aside_and_holds_up_nothing(
         reasons = await rig.dead()
         assert len(reasons) == 2
         assert all("resource_id" in reason and "xxx" not in reason and reason.isprintable() for reason in reasons)
+
+
+async def test_what_cant_be_set_aside_is_not_lost_and_holds_up_nothing(
+    rig: SourceRig, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place of the dead refuses: what can be applied is, behind it too, and what can't lies until it may be."""
+    monkeypatch.setattr(burying, "REST_MAX_S", 0.1)
+    monkeypatch.setattr(cdc_held, "AGAIN_S", 0.1)
+    for source in MemorySource, PostgresOutbox, SqliteOutbox:
+        monkeypatch.setattr(source, "again_s", 0.1)
+    await rig.begin(quick(redis_url), tmp_path)
+    async with caching(rig, count=6) as cache:
+        async with at_work(rig) as worker:
+            await rig.put(["5"])
+            await gone(cache, "5")
+            await rig.refuse()
+            await rig.put(["0", TOO_LONG, "1"])
+            await rig.put([TOO_LONG + "y", "2"])
+            await gone(cache, "0", "1", "2")
+            await rig.put(["3"])
+            await gone(cache, "3")
+            await until(lambda: not worker.health.is_up("dead"), within_s=30)
+            why = worker.health.as_dict()["parts"]["dead"]["why"]
+            assert "can be neither applied (" in why
+            assert "xxx" not in why and "no, " not in why
+            assert worker.meters.count("dead") == 0
+        assert await rig.left()
+        assert not await rig.dead()
+        await rig.accept()
+        async with at_work(rig) as worker:
+            await rig.put(["4"])
+            await gone(cache, "4")
+            await nothing_left(rig)
+            await until(lambda: worker.meters.count("dead") == 2)
+            assert worker.health.is_up("dead")
+        reasons = await rig.dead()
+    assert len(reasons) == 2
+    assert all("resource_id" in reason and "xxx" not in reason for reason in reasons)
 
 
 async def test_what_a_killed_one_had_in_hand_comes_to_the_next(rig: SourceRig, redis_url: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cachebus import Cache, ConfigError
 from cachebus.base.clock import monotonic
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
-from cachebus.consumers.worker import assumptions, source_worker, watcher
+from cachebus.consumers.worker import assumptions, burying, source_worker, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.source import Finding, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -170,15 +170,12 @@ async def test_a_plan_that_l2_never_takes_is_set_aside_alone(
     assert len(source.dead) <= 2
 
 
-@pytest.mark.parametrize("whole", [True, False])
-async def test_letters_that_cant_be_kept_are_kept_bare_or_told(
-    cache: Cache, redis_url: str, whole: bool, said: list[str]
-) -> None:
+async def test_letters_that_cant_be_kept_are_kept_bare(cache: Cache, redis_url: str) -> None:
     source = MemorySource()
     source.put(b"one", b"two poison", b"three", invalidation(GOOD))
 
     def bury(letters: Any) -> None:
-        if any(b"poison" in letter.payload or (whole and letter.source == "row 2") for letter in letters):
+        if any(b"poison" in letter.payload for letter in letters):
             raise Poisoned("not in this encoding")
 
     source.faults["bury"] = bury
@@ -186,12 +183,71 @@ async def test_letters_that_cant_be_kept_are_kept_bare_or_told(
         await gone(cache)
         await until(lambda: not source.rows)
         assert worker.meters.count("dead") == 3
+        await until(lambda: worker.health.ready)
     kept = {letter.source: letter.payload for letter in source.dead}
-    assert kept == {"row 1": b"one", "row 3": b"three"} | ({} if whole else {"row 2": b""})
-    assert any("can't even be set aside" in line for line in said) == whole
+    assert kept == {"row 1": b"one", "row 3": b"three", "row 2": b""}
 
 
-@pytest.mark.parametrize("step", ["open", "take", "let_go", "look", "bury"])
+async def test_one_letter_that_cant_be_kept_rests_and_is_told(cache: Cache, redis_url: str, said: list[str]) -> None:
+    """The others of its batch are set aside, and those that come later; nothing says that it was."""
+    source = MemorySource()
+    source.put(b"one", b"two", b"three", invalidation(GOOD))
+    tried: list[str] = []
+
+    def bury(letters: Any) -> None:
+        tried.extend(letter.source for letter in letters)
+        if any(letter.source == "row 2" for letter in letters):
+            raise Poisoned("not in this encoding")
+
+    source.faults["bury"] = bury
+    async with at_work(source, redis_url) as worker:
+        await gone(cache)
+        await until(lambda: len(source.rows) == 1 and not worker.health.is_up("dead"))
+        source.put(b"four", invalidation("another"))
+        await until(lambda: list(source.rows) == [2])
+        assert worker.meters.count("dead") == 3
+        why = worker.health.as_dict()["parts"]["dead"]["why"]
+        assert "row 2 can be neither applied (" in why and "Poisoned: not in this encoding" in why
+        before = len(tried)
+        await until(lambda: "row 2" in tried[before:])  # it is tried again
+        assert not [line for line in said if "row 2 is set aside" in line]
+        del source.faults["bury"]
+        await until(lambda: not source.rows and worker.health.ready)
+        assert worker.meters.count("dead") == 4
+    assert sum("nor set aside" in line for line in said) == 1
+
+
+async def never() -> None:
+    """Hangs."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_place_of_the_dead_that_takes_nothing_costs_a_batch_little_time(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    """However many can't be set aside: it is left alone for a while, and then for longer."""
+    monkeypatch.setattr(burying, "REST_S", 60.0)
+    monkeypatch.setattr(burying, "REST_MAX_S", 60.0)
+    source, asked = MemorySource(limit=50), 0
+
+    def bury(letters: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if hangs:
+            return never()
+        raise RuntimeError("there is no place")
+
+    source.faults["bury"] = bury
+    async with at_work(source, redis_url) as worker:
+        source.put(*[b"?"] * 200, *[invalidation(number) for number in range(200)])
+        await until(lambda: worker.meters.count("applied") == 200)
+        await until(lambda: len(source.rows) == 200)
+        assert asked <= (1 if hangs else 99)
+        assert worker.meters.count("dead") == 0
+
+
+@pytest.mark.parametrize("step", ["open", "take", "let_go", "look"])
 @pytest.mark.parametrize("error", [Gone("away"), RuntimeError("a bug")], ids=["trouble", "unexpected"])
 async def test_a_source_that_fails_is_come_back_to(
     cache: Cache, redis_url: str, step: str, error: Exception, said: list[str], monkeypatch: pytest.MonkeyPatch
@@ -448,7 +504,7 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
     source.findings = [BROKEN._replace(over=True)]
     async with at_work(source, redis_url) as worker:
         await until(lambda: source.made_up)
-        assert worker.health.ready, "it is over"
+        await until(lambda: worker.health.ready)  # it is over
     assert any("nobody can name what they touched" in line for line in said)
 
 

@@ -177,12 +177,52 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     ]
 
 
+def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
+    logger.enable("cachebus.consumers")
+    clock = Clock()
+    health = Health("test", ("database",), clock)
+    patience = Patience("database", health, clock=clock)
+    try:
+        for second in range(23):
+            patience.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
+            clock.now_s += 1
+    finally:
+        logger.remove(sink)
+        logger.disable("cachebus.consumers")
+    assert [line.strip() for line in said] == [
+        "database is out of reach: refused",
+        "database is out of reach for 5 s, tried 6 times: read only",
+        "database is out of reach for 12 s, tried 13 times: odd 0",
+        "database is out of reach for 17 s, tried 18 times: odd 1",
+        "database is out of reach for 22 s, tried 23 times: odd 0",
+    ]
+    assert health.as_dict()["parts"]["database"]["why"] == "odd 0"
+
+
 def fetched(url: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=5) as said:
             return said.status, said.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+def test_the_port_of_one_that_was_looked_at_is_there_for_the_next() -> None:
+    """The server hangs up first, so what is left of the connection lies at its port for a minute."""
+    health = Health("test", ())
+    endpoint = Endpoint(0)
+    endpoint.start(health, Meters(health))
+    url = endpoint.url
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/health/live", timeout=5) as answer:
+        answer.read()
+    endpoint.stop()
+    again = Endpoint(int(url.rpartition(":")[2]))
+    again.start(health, Meters(health))
+    again.stop()
 
 
 def test_the_endpoint_tells_health_and_figures() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from cachebus import Settings
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
@@ -47,6 +48,16 @@ async def made(settings: Settings, **configs: str) -> None:
     try:
         topic = settings.kafka_commands_topic
         await admin.create_topics([NewTopic(topic, settings.kafka_partitions, 1, topic_configs=configs)])
+    finally:
+        await admin.close()
+
+
+async def configured(settings: Settings, topic: str, configs: dict[str, str]) -> None:
+    """The topic is configured so."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
     finally:
         await admin.close()
 

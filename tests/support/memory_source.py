@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cachebus.base.clock import monotonic
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from cachebus.producers.command import Command, InvalidateScope
@@ -28,6 +29,8 @@ class MemorySource(Source):
     trouble = (Gone,)
     poison = (Poisoned,)
     assumptions = ("shape", "access")
+    bury_s = 0.3
+    again_s = 0.1
 
     def __init__(self, *, limit: int = 500, hold_s: float | None = None) -> None:
         self.limit = limit
@@ -36,6 +39,8 @@ class MemorySource(Source):
         self.dead: list[DeadLetter] = []
         self.held: dict[int, frozenset[int]] = {}
         """Rows that wait, and for which shards."""
+        self.resting: dict[int, float] = {}
+        """Rows whose letters could not be kept, and until when they rest."""
         self.findings: list[Finding] = []
         self.mends: Callable[[Sequence[Finding]], bool] = lambda _: False
         self.names: Callable[[Finding], list[Command]] = lambda _: []
@@ -51,6 +56,10 @@ class MemorySource(Source):
         for row in rows:
             self._next += 1
             self.rows[self._next] = row
+
+    def rests(self, numbers: Collection[int]) -> None:
+        """These come again after a while."""
+        self.resting |= dict.fromkeys(numbers, monotonic() + self.again_s)
 
     async def fault(self, step: str, *given: Any) -> None:
         """What a test has set for this step happens."""
@@ -78,6 +87,7 @@ class MemorySession(Session):
         source = self._source
         await source.fault("take", limit)
         waiting = {number for number, shards in source.held.items() if shards & set(away)}
+        waiting |= {number for number, until_s in source.resting.items() if monotonic() < until_s}
         items = [Item(f"row {number}", number) for number in source.rows if number not in waiting][:limit]
         if items:
             source.taken.append(len(items))
@@ -106,7 +116,9 @@ class MemorySession(Session):
         """See `Session.let_go`."""
         await self._source.fault("let_go", batch, left)
         waiting = {one.item.raw: one.shards for one in left.waiting}
-        kept = {item.raw for item in left.undone} | waiting.keys()
+        resting = {one.item.raw for one in left.unburied}
+        kept = {item.raw for item in left.undone} | waiting.keys() | resting
+        self._source.rests(resting)
         for item in batch.items:
             self._source.held.pop(item.raw, None)
         self._source.held |= waiting

@@ -18,13 +18,14 @@ from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.mending import Mending
 from cachebus.consumers.cdc.slot.peek import Progress
 from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
 from cachebus.consumers.cdc.slot.standing import Names
-from cachebus.consumers.worker import clean
+from cachebus.consumers.worker import clean, ordinary
 from cachebus.consumers.worker.patience import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -92,6 +93,7 @@ class PostgresSource(Source):
     assumptions = ("slot", "publication", "tables", "storage", "leader")
     hold_s = HOLD_S
     poison = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+    again_s = AGAIN_S
 
     def __init__(self, given: SlotSource, rules: Rules, settings: Settings) -> None:
         self.limit = min(AT_ONCE, given.batch)
@@ -143,6 +145,7 @@ class PostgresSource(Source):
         except (asyncpg.ClientConfigurationError, ValueError):
             raise ConfigError("the database's URL can't be read") from None
         try:
+            await connection.execute(ordinary.SET)
             await connection.fetch(SESSION, idle_ms, durable)
             yield connection
         finally:

@@ -12,7 +12,7 @@ import asyncpg
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
-from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands
+from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
 from cachebus.consumers.cdc.slot.peek import Unreadable
 from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
@@ -100,12 +100,15 @@ class SlotSession(Session):
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
-        if isinstance(batch.items[0].raw, HeldCommand):
+        if isinstance(batch.items[0].raw, HeldCommand | HeldLetter):
             await self._let_go_held(batch, left)
             return
         if left.waiting:
             async with self._in_beside:
                 await self._held.put(left.waiting)
+        if left.unburied:
+            async with self._in_beside:
+                await self._held.put_letters([one.letter for one in left.unburied])
         undone = {id(item) for item in left.undone}
         first = next((item for item in batch.items if id(item) in undone), None)
         async with self._reader.lock:
@@ -116,10 +119,14 @@ class SlotSession(Session):
 
     async def _let_go_held(self, batch: Batch, left: Left) -> None:
         kept = {id(item) for item in left.undone} | {id(one.item) for one in left.waiting}
+        letters = [one for one in left.unburied if isinstance(one.item.raw, HeldCommand)]
+        kept |= {id(one.item) for one in left.unburied if isinstance(one.item.raw, HeldLetter)}
         async with self._in_beside:
             moved = [one for one in left.waiting if one.shards != {one.item.raw.shard}]
             if moved:
                 await self._held.put(moved)
+            if letters:
+                await self._held.put_letters([one.letter for one in letters])
             await self._held.let_go([item for item in batch.items if id(item) not in kept])
 
     # -- items --------------------------------------------------------------------------------------------------------
@@ -131,6 +138,8 @@ class SlotSession(Session):
             return NOTHING
         if isinstance(raw, HeldCommand):
             return Meaning([raw.command])
+        if isinstance(raw, HeldLetter):
+            return Meaning((), [raw.letter.reason])
         if isinstance(raw, Unreadable):
             raise PgOutputError(raw.problem)
         several = [self._source.router.meaning(change) for change in raw.changes(self._source.wanted(raw.relations))]
@@ -142,6 +151,8 @@ class SlotSession(Session):
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
         raw = item.raw
+        if isinstance(raw, HeldLetter):
+            return raw.letter
         if isinstance(raw, HeldCommand):
             payload = raw.command.encode()
         else:
