@@ -84,6 +84,11 @@ class DirectProducer(Producer):
     # -- what workers ask -----------------------------------------------------------------------------------------
 
     @property
+    def identity(self) -> str:
+        """What tells this L2 from all others, as far as it was looked at; "" before that. A failover changes it."""
+        return self._memory.identity
+
+    @property
     def takes_any(self) -> bool:
         """Whether any primary is connected to that does not refuse all."""
         return self._takes_elsewhere(frozenset())

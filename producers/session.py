@@ -41,6 +41,8 @@ class Memory:
         self.views = [MembershipView() for _ in range(settings.shards)]
         self.epochs: dict[int, bytes] = {}
         """By shard: as of `Repeating`."""
+        self.identity = ""
+        """The epoch of the first shard as it was seen last: no two stores have the same. "" before that."""
 
 
 class Session:
@@ -131,6 +133,8 @@ class Session:
             self.refusals.refused({place, self.store.lies_at(shard)}, error, looked=True)
             raise L2Unavailable(named(place, error)) from error
         self.refusals.took(self.store.lies_at(shard), looked=True)
+        if shard == 0:
+            self._memory.identity = reply.epoch.decode()
         if reply.epoch != self._memory.epochs.get(shard, reply.epoch):
             await self.repeating.once(shard)
 

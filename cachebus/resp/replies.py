@@ -58,10 +58,24 @@ def mapped(text: str) -> CacheBusError:
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if text.startswith(_OWN):
-        return ProtocolMismatch(text[len(_OWN) :][:_LONGEST_CHARS])
+        return ProtocolMismatch(_of_facts(text[len(_OWN) :])[:_LONGEST_CHARS])
     return Refused(text[:_LONGEST_CHARS])
 
 
+def _of_facts(text: str) -> str:
+    """What a script says of the namespace and of this process, with what helps."""
+    there, both, here = text.partition(" | ")
+    if not both:
+        return text
+    known, own = (dict(fact.partition("=")[::2] for fact in facts.split()) for facts in (there, here))
+    helps = [f"set {_FACTS[name]}={known[name]}" for name in _FACTS if name in known and known[name] != own.get(name)]
+    if known.get("protocol") != own.get("protocol"):
+        helps = ["use the release of cachebus that all others use"]
+    told = f"the namespace is laid out as {there!r}, this process is set to {here!r}"
+    return f"{told}: {' and '.join(helps)}{', or ' * bool(helps)}set CACHEBUS_NAMESPACE to another name"
+
+
+_FACTS: Final = {"shards": "CACHEBUS_SHARDS", "bus": "CACHEBUS_BUS"}
 _NO_PRIMARY: Final = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
 """In refusals of a server that may have been deposed: they may lie in the text of another, as that of a script."""
 

@@ -62,15 +62,10 @@ class Meters:
             buckets=BATCH_BUCKETS,
             registry=self.registry,
         ).labels(worker)
-        self.in_flight = Gauge(
-            "cachebus_worker_in_flight", "Taken, and not yet applied", ["worker"], registry=self.registry
-        ).labels(worker)
-        self.held = Gauge(
-            "cachebus_worker_held",
-            "Taken, and held for a primary of L2 that is away, while the rest goes on",
-            ["worker"],
-            registry=self.registry,
-        ).labels(worker)
+        self.in_flight = self._gauge("cachebus_worker_in_flight", "Taken, and not yet applied")
+        self.held = self._gauge(
+            "cachebus_worker_held", "Taken, and held for a primary of L2 that is away, while the rest goes on"
+        )
         self.backlog = Gauge(
             "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
         ).labels(worker)
@@ -80,6 +75,9 @@ class Meters:
             ["worker"],
             registry=self.registry,
         ).labels(worker)
+        self.latest_s = self._gauge(
+            "cachebus_worker_latest_seconds", "Until the last of what waits at the source is due"
+        )
         Gauge(
             "cachebus_worker_progress_seconds",
             "Since something was let go of, while something waits; else 0",
@@ -97,6 +95,9 @@ class Meters:
         self.registry.register(_Up(health))
         for outcome in ("applied", "dead", "ignored", "again"):
             self._messages.labels(worker, outcome)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(name, meaning, ["worker"], registry=self.registry).labels(self._worker)
 
     def done(self, outcome: str, count: int = 1) -> None:
         """So many came to this end."""

@@ -89,11 +89,22 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
         done = 0
         while limit is None or done < limit:
             at_once = REPLAYED_AT_ONCE if limit is None else min(REPLAYED_AT_ONCE, limit - done)
-            moved = await connection.fetchval(_REPLAY.format(t=where, limit=at_once), namespace, last)
+            async with connection.transaction():
+                moved, back = await connection.fetchrow(_REPLAY.format(t=where, limit=at_once), namespace, last)
+                if moved != back:
+                    raise ConfigError("a trigger keeps rows out of the outbox: they stay in the table of the dead")
             done += moved
             if not moved:
                 break
         return done
+
+
+async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
+    """The other namespaces whose rows were set aside."""
+    where = OutboxTable.of(table)
+    async with connected(url) as connection:
+        found = await connection.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> $1", namespace)
+        return sorted(row["namespace"] for row in found)
 
 
 _REPLAY: Final = """\
@@ -104,4 +115,4 @@ WITH again AS (
 back AS (
     INSERT INTO {t.rows} (namespace, command, created_at, attempts)
     SELECT $1, command, created_at, attempts FROM again ORDER BY id RETURNING 1)
-SELECT count(*) FROM back"""
+SELECT (SELECT count(*) FROM again), (SELECT count(*) FROM back)"""

@@ -56,6 +56,13 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
     return await postgres.replay(url, namespace, table, limit=limit)
 
 
+async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
+    """The other namespaces whose rows were set aside. One of `TROUBLE`, `ConfigError`."""
+    if is_sqlite(url):
+        return await sqlite.dead_elsewhere(url, namespace, table)
+    return await postgres.dead_elsewhere(url, namespace, table)
+
+
 def describe(error: BaseException, url: str) -> str:
     """An error of theirs in a line, without values and secrets."""
     return sqlite_file.describe(error) if is_sqlite(url) else postgres.describe(error, url)

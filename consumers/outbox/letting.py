@@ -85,6 +85,21 @@ class Letting:
     def __init__(self, connection: asyncpg.Connection, resting: Resting) -> None:
         self._connection = connection
         self._resting = resting
+        self._tells = True
+        """Whether a statement tells which rows it did something to."""
+
+    async def commit(self, transaction: Any) -> None:
+        """The end of it; `Refused` where a trigger that is deferred raises."""
+        try:
+            await transaction.commit()
+        except asyncpg.PostgresError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: asyncpg.PostgresError) -> None:
+        if not _is_the_rows(error):
+            raise error
+        self._resting.refused(describe(error))
+        raise Refused(describe(error)) from None
 
     async def all_of(self, asked: Sequence[tuple[str, Sequence[Item], tuple[Any, ...]]]) -> None:
         """Each statement for its rows; `Refused` where one does nothing to some of them, or raises."""
@@ -93,13 +108,11 @@ class Letting:
                 try:
                     done = await self._connection.execute(sql, part, [item.raw[1] for item in several], *more)
                 except asyncpg.PostgresError as error:
-                    if not _is_the_rows(error):
-                        raise
-                    self._resting.refused(describe(error))
-                    raise Refused(describe(error)) from None
-                if int(done.rpartition(" ")[2]) != len(several):
-                    self._resting.refused()
-                    raise Refused("the statement does nothing")
+                    self._refuse(error)
+                else:
+                    if _count(done) != len(several):
+                        self._resting.refused()
+                        raise Refused("the statement does nothing")
 
     async def careful(self, sql: str, items: Sequence[Item], *more: Any) -> list[Item]:
         """The statement for those of the rows that it does something to; gives the others."""
@@ -111,33 +124,45 @@ class Letting:
 
     async def _tried(self, sql: str, part: int, items: list[Item], more: tuple[Any, ...]) -> list[Item]:
         done: set[int] = set()
+        unclear = not self._tells
         try:
             async with self._connection.transaction():
-                places = [item.raw[1] for item in items]
-                found = await self._connection.fetch(f"{sql} RETURNING id", part, places, *more)
-                done.update(row[0] for row in found)
-                if len(found) < len(items):
+                done = await self._done(sql, part, items, more)
+                if len(done) < len(items):
                     raise Refused
         except Refused:
             self._resting.refused()
-            rest = [item for item in items if item.raw[2] not in done]
-            some = [item for item in items if item.raw[2] in done] if rest else []
-            return [*(rest or items), *(await self._tried(sql, part, some, more) if some else [])]
-        except asyncpg.FeatureNotSupportedError:  # by a rule
-            self._resting.refused()
-            return items
+        except asyncpg.FeatureNotSupportedError:  # a rule takes part, which tells nothing of what it does
+            self._tells = False
+            return await self._tried(sql, part, items, more)
         except asyncpg.PostgresError as error:
             if not _is_the_rows(error):
                 raise
             self._resting.refused(describe(error))
-            half = len(items) // 2
-            if not half:
-                return items
-            return [
-                *await self._tried(sql, part, items[:half], more),
-                *await self._tried(sql, part, items[half:], more),
-            ]
-        return []
+            done, unclear = set(), True
+        else:
+            return []
+        if done:
+            some = [item for item in items if item.raw[2] in done]
+            rest = [item for item in items if item.raw[2] not in done]
+            return [*rest, *await self._tried(sql, part, some, more)]
+        if not unclear or len(items) == 1:
+            return items
+        half = len(items) // 2
+        first, second = items[:half], items[half:]
+        return [*await self._tried(sql, part, first, more), *await self._tried(sql, part, second, more)]
+
+    async def _done(self, sql: str, part: int, items: list[Item], more: tuple[Any, ...]) -> set[int]:
+        """The ids of those that it did something to, where that is told; else all, or none where it was not all."""
+        places = [item.raw[1] for item in items]
+        if self._tells:
+            return {row[0] for row in await self._connection.fetch(f"{sql} RETURNING id", part, places, *more)}
+        done = await self._connection.execute(sql, part, places, *more)
+        return {item.raw[2] for item in items} if _count(done) == len(items) else set()
+
+
+def _count(done: str) -> int:
+    return int(done.rpartition(" ")[2])
 
 
 def _is_the_rows(error: asyncpg.PostgresError) -> bool:

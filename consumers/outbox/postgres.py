@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ class Known(Resting):
 
     oid: int | None = None
     """Of the table that rows were last taken from."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """See `Source.identity`."""
 
 
 class PostgresOutbox(Source):
@@ -52,6 +54,7 @@ class PostgresOutbox(Source):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
+        self._known.identity = self.identity
         async with connected(self._url) as connection:
             session = PostgresSession(connection, self._namespace, self._options, self._known)
             await session.begin()
@@ -82,6 +85,8 @@ class PostgresSession(Session):
         self._busy = asyncio.Lock()
         """Held while the connection is used: from when a batch is taken until it is let go of."""
         self._transaction: Any = None
+        self._served = ""
+        self._stores = standing.Stores(connection)
         self._in_hand: dict[str, Item] = {}
         """By place."""
         self._buried = set[int]()
@@ -91,7 +96,7 @@ class PostgresSession(Session):
         """Have the database free what this process has in hand when nothing is heard of it, and tell of new rows."""
         idle_limit_ms = int((self._options.hold_s + IDLE_GRACE_S) * 1000)
         await self._connection.execute(_SESSION.format(idle_limit_ms=idle_limit_ms))
-        await self._connection.execute(_SERVED, standing.LOCK, self._namespace)
+        self._served = await standing.serve(self._connection, self._table, self._namespace, "")
         self._connection.add_termination_listener(lambda _: self._woken.set())
         await self._connection.add_listener(self._table.channel, lambda *_: self._woken.set())
 
@@ -193,7 +198,7 @@ class PostgresSession(Session):
         asked: list[Asked] = [(_WAITS, items, (shard,)) for shard, items in put_back.items()]
         asked += [(_LATER, later, (PostgresOutbox.again_s,)), (_DELETE, gone, ())]
         stuck = await self._let_go([(sql.format(t=self._table), items, more) for sql, items, more in asked if items])
-        await self._transaction.commit()
+        await self._letting.commit(self._transaction)
         self._known.done((item.raw[2] for item in gone), stuck)
         self._known.buried.update(stuck.intersection(self._buried))
         self._in_hand.clear()
@@ -217,12 +222,16 @@ class PostgresSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._busy:
+            self._served = await standing.serve(self._connection, self._table, self._namespace, self._served)
             findings, oid = await standing.findings(self._connection, self._table, self._namespace, self._known.oid)
             self._known.oid = oid
             if any(finding.stops for finding in findings):
                 return Look(findings)
+            served = f"{self._namespace} {self._served}"
+            findings += await self._stores.findings(self._table, served, self._known.identity())
+            findings += await standing.of_removal(self._connection, self._table, self._known)
             waits = await self._taker.waits()
-        return Look(findings, waits.backlog, waits.oldest_s, waits.held)
+        return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
@@ -235,8 +244,6 @@ class PostgresSession(Session):
 _SESSION: Final = """\
 SET application_name = 'cachebus outbox'; SET idle_in_transaction_session_timeout = {idle_limit_ms};
 SET enable_seqscan = off; SET enable_bitmapscan = off"""
-
-_SERVED: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
 
 # A row is where its part of the table has it, until the transaction ends that has locked it.
 _DELETE: Final = "DELETE FROM {t.rows} WHERE tableoid = $1 AND ctid = ANY($2::tid[])"

@@ -24,6 +24,8 @@ class Waits(NamedTuple):
     backlog: int
     oldest_s: float
     held: int
+    latest_s: float
+    """In how long the last of those is due that are not yet."""
 
 
 class Taker(ABC):
@@ -98,9 +100,11 @@ class PostgresTaker(Taker):
     async def waits(self) -> Waits:
         """What waits now: counted up to `COUNTED`, estimated by the ids beyond."""
         row = await self._connection.fetchrow(_WAITS.format(t=self._table), self._namespace)
-        due, span, held, oldest_s, shards = row
+        due, span, held, oldest_s, shards, latest_s = row
         self.shards.update(shards or ())
-        return Waits((due if due <= COUNTED else max(due, span)) + held, max(0.0, oldest_s or 0.0), held)
+        return Waits(
+            (due if due <= COUNTED else max(due, span)) + held, max(0.0, oldest_s or 0.0), held, latest_s or 0.0
+        )
 
 
 # The clock is read as of the statement, which an index can be searched by. Times are told in seconds: those of rows may
@@ -140,4 +144,7 @@ SELECT (SELECT count(*) FROM due),
     extract(epoch FROM clock_timestamp())::float8
         - (SELECT min(since) FROM (SELECT since FROM due UNION ALL SELECT since FROM held) AS all_of_them
            WHERE abs(since) < 'infinity'),
-    (SELECT array_agg(waits_for) FROM shards WHERE waits_for <> -1)"""
+    (SELECT array_agg(waits_for) FROM shards WHERE waits_for <> -1),
+    (SELECT extract(epoch FROM due_at)::float8 FROM {{t.rows}}
+     WHERE namespace = $1 AND waits_for = -1 AND due_at > statement_timestamp() ORDER BY due_at DESC LIMIT 1)
+        - extract(epoch FROM clock_timestamp())::float8"""

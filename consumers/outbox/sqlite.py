@@ -16,6 +16,7 @@ from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
 from cachebus.consumers.outbox.sqlite_file import TROUBLE, Change, Database, changed, describe, kept, opened, path_of
+from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from cachebus.errors import ConfigError
@@ -51,13 +52,21 @@ async def replay(url: str, namespace: str, table: str, limit: int | None) -> int
         return await database.whole(moved)
 
 
+async def dead_elsewhere(url: str, namespace: str, table: str) -> list[str]:
+    """The other namespaces whose rows were set aside."""
+    where = OutboxTable.of(table)
+    async with opened(url) as database:
+        found = await database.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> ?", namespace)
+        return sorted(name.decode("utf-8", "replace") for (name,) in found if isinstance(name, bytes))
+
+
 class SqliteOutbox(Source):
     """Rows of one namespace in one table of a file."""
 
     part = "database"
     trouble = TROUBLE
     poison = POISON
-    assumptions = ("table", "columns")
+    assumptions = ("table", "columns", "removal")
 
     def __init__(self, url: str, namespace: str, options: RelayOptions) -> None:
         self.limit = options.batch
@@ -88,6 +97,8 @@ class SqliteTaker(Taker):
         self._database = database
         self._table = table
         self._namespace = namespace
+        self._has_odd = False
+        """Whether there may be rows with text in the place of numbers."""
 
     async def _some(self, kind: Kind, limit: int, shards: Sequence[int] = ()) -> list[Any]:
         if limit == 0:
@@ -107,7 +118,21 @@ class SqliteTaker(Taker):
         since_s = [each for each in (due_s, held_s) if isinstance(each, float) and math.isfinite(each)]
         shards = await self._database.fetch(_SHARDS.format(t=self._table), *[self._namespace] * 2)
         self.shards.update(shard for (shard,) in shards)
-        return Waits(due + held, max(0.0, wall_s() - min(since_s)) if since_s else 0.0, held)
+        ((odd,),) = await self._database.fetch(_ANY_ODD.format(t=self._table), self._namespace)
+        self._has_odd = bool(odd)
+        ((latest_s,),) = await self._database.fetch(_LATEST.format(t=self._table), *values)
+        ahead_s = latest_s - wall_s() if isinstance(latest_s, int | float) else 0.0
+        return Waits(due + held, max(0.0, wall_s() - min(since_s)) if since_s else 0.0, held, max(0.0, ahead_s))
+
+    async def rows(self, limit: int, away: Collection[int]) -> list[Any]:
+        """See `Taker.rows`; at first some of those whose columns are of types that no index finds them by."""
+        odd: list[Any] = []
+        if self._has_odd and not self._resting.too_many:
+            resting = ",".join(map(str, self._resting.ids))
+            sql = _ODD.format(t=self._table, largest=LARGEST_BYTES, resting=resting)
+            odd = await self._database.fetch(sql, self._namespace, wall_s(), max(1, limit // 2))
+            self._has_odd = bool(odd)
+        return odd + await super().rows(limit - len(odd), away) if len(odd) < limit else odd
 
 
 class SqliteSession(Session):
@@ -138,6 +163,8 @@ class SqliteSession(Session):
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
         command = item.raw[1]
+        if item.raw[5]:
+            raise ValueError("due_at: it is neither a number of seconds nor a time")
         if command is None:
             raise ValueError(f"it is longer than {LARGEST_BYTES} bytes")
         if not isinstance(command, bytes):
@@ -206,8 +233,19 @@ class SqliteSession(Session):
         findings = await self._findings()
         if any(finding.stops for finding in findings):
             return Look(findings)
+        if self._known.told:
+            findings.append(await self._of_removal())
         waits = await self._taker.waits()
-        return Look(findings, waits.backlog, waits.oldest_s, waits.held)
+        return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)
+
+    async def _of_removal(self) -> Finding:
+        triggers = await self._database.fetch(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?", self._table.name
+        )
+        names = [name.decode("utf-8", "replace").replace('"', '""') for (name,) in triggers]
+        remedy = clean(" ".join(f'DROP TRIGGER "{name}";' for name in names))
+        problem = "rows that were applied can't be removed, or marked: they come again and again"
+        return Finding("removal", self._table.name, problem, remedy)
 
     async def _findings(self) -> list[Finding]:
         found: list[Finding] = []
@@ -238,9 +276,12 @@ def _since_s(row: Sequence[Any]) -> float | None:
 ROWS: Final = ("namespace", "id", "command", "created_at", "due_at", "attempts", "waits_for")
 DEAD: Final = ("namespace", "row_id", "command", "reason", "attempts", "created_at")
 REMAKE: Final = "make the table anew, with its rows"
-_HEAD: Final = """\
-SELECT id, CASE WHEN length(CAST(command AS BLOB)) <= {largest} THEN command END, created_at, due_at, waits_for
-FROM {t.rows} WHERE namespace = ? AND due_at <= ? AND id NOT IN ({resting}) AND """
+_COLUMNS: Final = """\
+SELECT id, CASE WHEN length(CAST(command AS BLOB)) <= {largest} THEN command END, created_at, due_at, waits_for,
+    typeof(due_at) IN ('text', 'blob') AND julianday(due_at) IS NULL
+FROM {t.rows}"""
+_HEAD: Final = f"""\
+{_COLUMNS} WHERE namespace = ? AND due_at <= ? AND id NOT IN ({{resting}}) AND """
 _KINDS: Final[dict[Kind, str]] = {
     "due": "waits_for = -1 ORDER BY due_at, id",
     "fresh": "waits_for = -1 AND due_at = 0 ORDER BY due_at, id",
@@ -248,6 +289,16 @@ _KINDS: Final[dict[Kind, str]] = {
     "held": "waits_for IN ({shards})",
 }
 _IS_THERE: Final = "SELECT 1 FROM {t.rows} WHERE id = ?"
+# Columns have values of any type here: what is text, as `datetime('now')` is, or a blob, comes behind all numbers.
+_IS_ODD: Final = """\
+namespace = ? AND (waits_for = -1 AND due_at >= '' OR waits_for >= ''
+    OR waits_for > -1 AND waits_for < '' AND typeof(waits_for) <> 'integer')"""
+_ANY_ODD: Final = f"SELECT EXISTS (SELECT 1 FROM {{t.rows}} WHERE {_IS_ODD})"
+_ODD: Final = f"""\
+{_COLUMNS} WHERE {_IS_ODD} AND id NOT IN ({{resting}}) AND CASE WHEN typeof(due_at) IN ('text', 'blob')
+    THEN coalesce((julianday(due_at) - 2440587.5) * 86400.0, 0) ELSE due_at END <= ? ORDER BY id LIMIT ?"""
+_LATEST: Final = """\
+SELECT max(due_at) FROM {t.rows} WHERE namespace = ? AND waits_for = -1 AND due_at > ? AND due_at < ''"""
 _DELETE: Final = Change("DELETE FROM {t.rows} WHERE id = ?", _IS_THERE)
 _WAITING: Final = Change(
     "UPDATE {t.rows} SET waits_for = ? WHERE id = ?", "SELECT 1 FROM {t.rows} WHERE waits_for IS NOT ? AND id = ?"

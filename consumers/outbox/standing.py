@@ -7,16 +7,18 @@ from typing import Any, Final
 
 import asyncpg
 
+from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
-ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "namespaces")
+ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces", "stores")
 LOCK: Final = 0x0B0C
-"""Held, with the namespace's hash, by every relay that is there."""
+"""Held, with the hash of the namespace and the table's place, by every relay that is there."""
 UNSERVED_S: Final = 60
 """Rows of another namespace that nobody takes are told when they are older."""
 OTHERS: Final = 20
+AGREE_LOOKS: Final = 3
 _text = frozenset({"text", "character varying"})
 _time = frozenset({"timestamp with time zone"})
 _number = frozenset({"bigint", "integer"})
@@ -69,19 +71,10 @@ async def findings(
         swapped = await _of_the_one_before(connection, table, namespace, oid_before)
         found += swapped
     if not any(finding.stops for finding in found):
-        found += await _of_namespaces(connection, table, namespace)
+        found += await _of_namespaces(connection, table, namespace, rows["place"])
+        if table.schema is None:
+            found += await _of_namesakes(connection, table, namespace, rows["oid"])
     return found, oid_before if swapped else rows["oid"]
-
-
-async def swallowing(connection: asyncpg.Connection, table: OutboxTable) -> list[Finding]:
-    """The table of the dead has not kept what it was given: what may do so."""
-    triggers, rules = await connection.fetchrow(_SWALLOWING, table.dead)
-    remedy = " ".join(
-        [f"ALTER TABLE {table.dead} DISABLE TRIGGER {name};" for name in triggers or ()]
-        + [f"DROP RULE {name} ON {table.dead};" for name in rules or ()]
-    )
-    problem = "what can't be applied is not kept there, nor is it refused, and lies: a trigger gives NULL, or a rule"
-    return [Finding("table", table.dead, problem, clean(remedy))]
 
 
 def _made(table: OutboxTable) -> str:
@@ -100,7 +93,8 @@ def _of_the_table(table: OutboxTable, row: Any) -> Iterator[Finding]:
         yield Finding("table", table.rows, "no index tells which rows are due: each look reads all of it", remedy)
     if row["filtered"]:
         remedy = f"CREATE POLICY cachebus_relay ON {table.rows} TO {row['role']} USING (true) WITH CHECK (true);"
-        yield Finding("rights", table.rows, "row-level security may hide rows from the relay", remedy)
+        problem = "row-level security may hide rows from the relay, or keep it from removing them"
+        yield Finding("rights", table.rows, problem, clean(remedy))
     if row["silent"]:
         remedy = f"ALTER TABLE {table.rows} ENABLE TRIGGER {row['silent']};"
         yield Finding("trigger", table.rows, "it is there and does not fire: rows wait for the next look", remedy)
@@ -136,6 +130,18 @@ def _of_rights(name: str, row: Any, needed: tuple[str, ...], *, stops: bool) -> 
         yield Finding("rights", name, f"the relay may not {' or '.join(lacking)}", remedy, stops=stops)
 
 
+async def of_removal(connection: asyncpg.Connection, table: OutboxTable, resting: Resting) -> list[Finding]:
+    """Rows that were applied, and that something keeps: what that may be. A rule that does so is told before."""
+    found = await connection.fetch(_KEEPERS, table.rows)
+    names = [clean(row["drop"]) for row in found if resting.told or row["surely"]]
+    if not names and not resting.told:
+        return []
+    said = f" ({resting.why})" if resting.why and resting.told else ""
+    problem = f"rows that were applied can't be removed, or marked{said}: they come again and again"
+    remedy = " ".join(names) or f"see what keeps DELETE and UPDATE from working on {table.rows}"
+    return [Finding("removal", table.rows, problem, remedy)]
+
+
 async def _of_the_one_before(
     connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int
 ) -> list[Finding]:
@@ -158,9 +164,73 @@ async def _of_the_one_before(
     return [Finding("table", table.rows, f"another table was swapped in, and rows lie in {shown}", remedy)]
 
 
-async def _of_namespaces(connection: asyncpg.Connection, table: OutboxTable, namespace: str) -> list[Finding]:
+async def serve(connection: asyncpg.Connection, table: OutboxTable, namespace: str, before: str) -> str:
+    """Have others know that a relay is there for the namespace and the table; gives the place where that is found by
+    now."""
+    try:
+        place: str = await connection.fetchval(_PLACE, table.rows) or ""
+    except asyncpg.InsufficientPrivilegeError:  # its schema may not be used: `findings` says so
+        return before
+    if place != before:
+        if before:
+            await connection.execute(_LEAVE, LOCK, f"{namespace} {before}")
+        if place:
+            await connection.execute(_SERVE, LOCK, f"{namespace} {place}")
+    return place
+
+
+class Stores:
+    """Of one connection: which L2 its relay is for, as others see by a lock of it; and whether theirs is another."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._held = ("", "")
+        self._looks = 0
+
+    async def findings(self, table: OutboxTable, served: str, identity: str) -> list[Finding]:
+        """Another relay of what is `served` (the namespace and the table's place) is for another L2, and has been for
+        some looks: a failover changes the identity of each, one after the other."""
+        if identity and (served, identity) != self._held:
+            if self._held[1]:
+                await self._connection.execute(_LEAVE_STORE, *self._held)
+            self._held = served, identity
+            await self._connection.execute(_SERVE_STORE, *self._held)
+        several = await self._connection.fetchval(_STORES, served) > 1
+        self._looks = self._looks + 1 if several else 0
+        if self._looks < AGREE_LOOKS and (identity or not several):
+            return []
+        problem = (
+            "relays of this table and namespace work for different servers: each applies what it takes at its own alone"
+        )
+        return [Finding("stores", table.rows, problem, "give all of them the same CACHEBUS_URL, that of the caches")]
+
+
+async def _of_namesakes(connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int) -> list[Finding]:
+    """Tables of the same name in other schemas: who finds one of these first writes there."""
+    found = []
+    for row in await connection.fetch(_NAMESAKES, table.name, oid, namespace, LOCK):
+        try:
+            some = await connection.fetchval(_WAITING.format(place=row["place"]), namespace, float(UNSERVED_S))
+        except asyncpg.PostgresError:
+            continue  # another kind of table, or others' business
+        if some:
+            place = clean(row["place"])
+            problem = (
+                f"it is found as {clean(row['here'])}, and rows for this namespace wait in {place} for more than "
+                f"{UNSERVED_S} s, where no relay is"
+            )
+            remedy = (
+                f"give the table its schema, as in --table {place}, or mend the search_path of this role, or of writers"
+            )
+            found.append(Finding("table", table.rows, problem, remedy))
+    return found
+
+
+async def _of_namespaces(
+    connection: asyncpg.Connection, table: OutboxTable, namespace: str, place: str
+) -> list[Finding]:
     """Rows that no relay is there for: their writers name another namespace than any relay's."""
-    found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK)
+    found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK, place)
     return [
         Finding(
             "namespaces",
@@ -173,12 +243,14 @@ async def _of_namespaces(connection: asyncpg.Connection, table: OutboxTable, nam
 
 
 _TABLE: Final = """\
-SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persistence, quote_ident(current_user) AS role,
+SELECT c.oid::bigint, c.relnamespace::regnamespace || '.' || quote_ident(c.relname) AS place,
+    c.relkind::text AS kind, c.relpersistence::text AS persistence, quote_ident(current_user) AS role,
     has_table_privilege(c.oid, 'SELECT') AS select, has_table_privilege(c.oid, 'UPDATE') AS update,
     has_table_privilege(c.oid, 'DELETE') AS delete, has_table_privilege(c.oid, 'INSERT') AS insert,
-    row_security_active(c.oid) AND NOT EXISTS (
-        SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
-        AND pg_get_expr(p.polqual, c.oid) = 'true') AS filtered,
+    row_security_active(c.oid) AND EXISTS (
+        SELECT FROM unnest(ARRAY['r', 'w', 'd']) AS needed WHERE NOT EXISTS (
+            SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd::text IN ('*', needed)
+            AND pg_get_expr(p.polqual, c.oid) = 'true')) AS filtered,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND (
         SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n)
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= 3
@@ -187,16 +259,48 @@ SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persist
         AND g.tgname = $2 AND g.tgenabled IN ('D', 'R') LIMIT 1) AS silent
 FROM pg_class c WHERE c.oid = to_regclass($1)"""
 
-_SWALLOWING: Final = """\
-SELECT (SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger WHERE tgrelid = to_regclass($1)
-        AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7),
-    (SELECT array_agg(quote_ident(rulename)) FROM pg_rewrite
-     WHERE ev_class = to_regclass($1) AND ev_type = '3' AND is_instead AND ev_enabled <> 'D')"""
+_PLACE: Final = """\
+SELECT relnamespace::regnamespace || '.' || quote_ident(relname) FROM pg_class WHERE oid = to_regclass($1)"""
+_SERVE: Final = "SELECT pg_try_advisory_lock_shared($1::int, hashtext($2))"
+_LEAVE: Final = "SELECT pg_advisory_unlock_shared($1::int, hashtext($2))"
+_SERVE_STORE: Final = "SELECT pg_try_advisory_lock_shared(hashtext('cachebus l2 ' || $1), hashtext($2))"
+_LEAVE_STORE: Final = "SELECT pg_advisory_unlock_shared(hashtext('cachebus l2 ' || $1), hashtext($2))"
+_STORES: Final = """\
+SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = (hashtext('cachebus l2 ' || $1)::bigint & 4294967295)"""
+_IS_SERVED: Final = """\
+SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = {lock}::int AND objid::bigint = (hashtext({served})::bigint & 4294967295)"""
+_NAMESAKES: Final = f"""\
+SELECT place, here FROM (
+    SELECT relnamespace::regnamespace || '.' || quote_ident(relname) AS place FROM pg_class
+    WHERE relname = $1 AND relkind IN ('r', 'p') AND NOT relispartition AND oid <> $2 AND relpersistence <> 't'
+    AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT') ORDER BY 1 LIMIT {OTHERS}
+    ) AS others,
+    (SELECT relnamespace::regnamespace || '.' || quote_ident(relname) AS here FROM pg_class WHERE oid = $2) AS own
+WHERE NOT EXISTS ({_IS_SERVED.format(lock="$4", served="$3 || ' ' || place")})"""
+_WAITING: Final = """\
+SELECT EXISTS (SELECT FROM {place} WHERE namespace = $1 AND waits_for = -1 AND due_at <= statement_timestamp()
+    AND greatest(created_at, due_at) < statement_timestamp() - make_interval(secs => $2))"""
+
 _COLUMNS: Final = """\
 SELECT attname::text AS name, quote_ident(attname) AS quoted, format_type(atttypid, NULL) AS type,
     atthasdef OR attidentity <> '' AS has_default,
     attnotnull AND NOT atthasdef AND attidentity = '' AS required
 FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped"""
+
+# Of partitions too. A rule that does something else instead surely keeps rows; a trigger may.
+_KEEPERS: Final = """\
+WITH parts AS (SELECT relid FROM pg_partition_tree(to_regclass($1)) UNION SELECT to_regclass($1))
+SELECT format('DROP RULE %I ON %s;', rulename, ev_class::regclass) AS drop, true AS surely
+FROM pg_rewrite r JOIN parts ON relid = ev_class WHERE is_instead AND ev_type IN ('2', '4')
+UNION ALL
+SELECT format('DROP TRIGGER %I ON %s;', tgname, tgrelid::regclass), false
+FROM pg_trigger JOIN parts ON relid = tgrelid
+WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 24 <> 0
+ORDER BY 1"""
 
 _UNSERVED: Final = f"""\
 WITH RECURSIVE names AS (
@@ -211,7 +315,4 @@ heads AS (
         ORDER BY o.due_at, o.id LIMIT 1) AS since
     FROM names WHERE namespace <> $1)
 SELECT namespace FROM heads WHERE since < statement_timestamp() - make_interval(secs => {UNSERVED_S})
-AND NOT EXISTS (
-    SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND classid::bigint = $2::int AND objid::bigint = (hashtext(namespace)::bigint & 4294967295))"""
+AND NOT EXISTS ({_IS_SERVED.format(lock="$2", served="namespace || ' ' || $3")})"""

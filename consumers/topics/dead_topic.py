@@ -12,6 +12,7 @@ from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, f
 
 from cachebus.bus.kafka_client import Endings
 from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.errors import ConfigError
 
 LEAVE_S: Final = 5.0
 """How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
@@ -84,6 +85,13 @@ class DeadTopic:
         if producer is not None:
             self._endings.add(asyncio.create_task(producer.stop()))
         await self._endings.over(LEAVE_S)
+
+    async def partitions(self) -> list[int]:
+        """Those of the topic; `ConfigError` where it is not there."""
+        async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
+            if self.topic not in await admin.list_topics():
+                raise ConfigError(f"there is no topic {self.topic}: nothing was set aside under this name")
+        return await self.ensure()
 
     async def ensure(self) -> list[int]:
         """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""

@@ -22,7 +22,7 @@ async def each_letter(member: Membership, dead_topic: DeadTopic, tried: Tried, l
 
     Raises aiokafka's errors; what was not committed is tried again by the next.
     """
-    parts = [TopicPartition(dead_topic.topic, number) for number in await dead_topic.ensure()]
+    parts = [TopicPartition(dead_topic.topic, number) for number in await dead_topic.partitions()]
     consumer = AIOKafkaConsumer(
         **member.clients, group_id=f"{member.group}-replay", enable_auto_commit=False, auto_offset_reset="earliest"
     )

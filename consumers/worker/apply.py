@@ -70,6 +70,10 @@ class Applier:
         """Whether L2 has answered since it last failed: it may refuse all the same, so that is worth a trial, and says
         nothing of its health."""
 
+    def identity(self) -> str:
+        """What tells this L2 from all others; "" before it was reached. A failover changes it."""
+        return self._producer.identity
+
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
         """Connected to L2, however long that takes; looks after the connection until it is left."""

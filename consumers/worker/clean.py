@@ -27,16 +27,26 @@ def describe(error: BaseException) -> str:
 
 
 def without(text: str, url: str) -> str:
-    """The text with `***` for whatever of it is a part of the URL: a password, and also a user, a host, a name, or what
-    somebody has put elsewhere by mistake. Names of its parameters and the loopback stay."""
+    """The text with `***` for whatever of it is a part of the URL: a password, and also a host, a name, or what others
+    have put elsewhere by mistake. What is public, a port, and a user beside its password stay."""
     _, _, rest = url.partition("://")
     words: set[str] = set()
     for part in re.split(r"[/:@?&=,;#\[\]]", rest):
         words |= {part, unquote(part), *re.split(r"[\s=]", unquote(part))}
-    for word in sorted(words - _PUBLIC, key=len, reverse=True):
+    for word in sorted(words - _PUBLIC - _shown(rest), key=len, reverse=True):
         if len(word) >= SHORTEST:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", text)
     return text
+
+
+def _shown(rest: str) -> set[str]:
+    """Of a URL behind its scheme: the ports, and the user, where it is as it should be."""
+    whole = re.fullmatch(r"(?:([^:/@?]+):([^@/?]+)@)?([\w.,:-]*)(?:[/?].*)?", rest)
+    if whole is None:
+        return set()
+    user, password, hosts = whole.groups()
+    ports = set(re.findall(r":(\d{1,5})(?=,|$)", hosts)) - {password}
+    return ports | ({user, unquote(user)} - {password, unquote(password)} if user else set())
 
 
 SHORTEST: Final = 3

@@ -5,7 +5,7 @@ worker's, once for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -112,6 +112,8 @@ class Look:
     """How many wait; None where nobody can tell."""
     oldest_s: float | None = None
     """For how long the oldest has waited."""
+    latest_s: float | None = None
+    """In how many seconds the last of those is due that are not yet: infinite for one that never is; 0 for none."""
     held: int = 0
     """How many of them wait for a primary of L2 that is away, while the others go on."""
 
@@ -185,6 +187,8 @@ class Source(ABC):
     """So long the letters of a batch may take to be kept: then they are tried again later."""
     again_s: float = AGAIN_S
     """About so long rests what could not be set aside."""
+    identity: Callable[[], str] = staticmethod(lambda: "")
+    """What tells the worker's L2 from all others, "" before it is known: two workers of one source must agree."""
     hold_s: float | None = None
     """How long a batch may be in hand while L2 does not answer, and nothing is taken while it is known to be away;
     None: for ever."""

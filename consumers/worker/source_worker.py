@@ -49,6 +49,7 @@ class SourceWorker(Worker):
         self.settings = settings
         source.register(self.meters.registry)
         self._applier = Applier(settings, self.health, self.meters, cascades)
+        source.identity = self._applier.identity
         self._hold_s = source.hold_s and max(source.hold_s, 1.25 * settings.l2_timeout_s)
         self._patience = Patience(source.part, self.health)
         self._burial = Burial(name, source, self.health)

@@ -50,6 +50,8 @@ class Watcher:
                 look = await session.look()
             self._meters.waits(look.backlog, look.oldest_s)
             self._meters.held.set(look.held)
+            if look.latest_s is not None:
+                self._meters.latest_s.set(look.latest_s)
             due = self._assumptions.heard(look.findings)
             if due:
                 self._owe(session, due)

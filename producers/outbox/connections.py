@@ -161,9 +161,10 @@ def _over_psycopg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
 
 def _over_dbapi(style: str) -> Write:
     def write(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
-        _refuse_autocommit(getattr(connection, "autocommit", False))
         cursor = connection.cursor()
         try:
+            # Asked for now: Django's has connected by this, and only then knows.
+            _refuse_autocommit(getattr(connection, "autocommit", False))
             cursor.execute(*_arguments(style, insert, rows))
         finally:
             cursor.close()

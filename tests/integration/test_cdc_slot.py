@@ -142,6 +142,8 @@ async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(dat
         assert again == (0, 1)
         assert await fetched(database, "SELECT attempts FROM cachebus_cdc_dead") == 2
         assert await replay(SecretStr(database), "cachebus_cdc", Router(rules()), one._applier) == (1, 0)
+        with pytest.raises(ConfigError, match="no worker has followed a slot other in this database"):
+            await replay(SecretStr(database), "other", Router(rules()), one._applier)
         assert heard.asked["K :system:theme"] == 1
         assert await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead") == 0
 

@@ -118,6 +118,19 @@ async def test_the_dead_are_brought_back(database: str, capsys: pytest.CaptureFi
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["2", "3", "0"]
     with pytest.raises(ConfigError, match="could not be brought back"):
         await asyncio.to_thread(replay_outbox, database_url=database, table="nowhere")
+
+
+async def test_a_namespace_that_is_mistyped_is_told_whose_there_are(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(
+            "INSERT INTO cachebus_outbox_dead (namespace, row_id, command, reason, attempts, created_at) "
+            "VALUES ('cachebus', 1, 'x', 'y', 1, now())"
+        )
+    await asyncio.to_thread(replay_outbox, database_url=database, namespace="cachebsu")
+    assert "no row of the namespace cachebsu is set aside; there are some of cachebus" in capsys.readouterr().err
     assert "outbox" in CliRunner().invoke(worker, ["replay-dead", "--help"]).output
 
 

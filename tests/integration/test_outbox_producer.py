@@ -227,6 +227,32 @@ async def test_every_verb_becomes_its_command_with_all_that_it_entails(tables: s
     }
 
 
+class Lazy:
+    """As Django's: it connects when a cursor is asked for, and only then commits each statement by itself."""
+
+    autocommit = False
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.connection: Any = None
+
+    def cursor(self) -> Any:
+        """Connects."""
+        if self.connection is None:
+            self.connection, self.autocommit = psycopg.connect(self._url, autocommit=True), True
+        return self.connection.cursor()
+
+
+def test_one_that_commits_by_itself_once_it_has_connected_is_refused_at_once(tables: str) -> None:
+    connection = Lazy(tables)
+    producer = SyncOutboxProducer(connection, OUTBOX, paramstyle="format")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="commits"):
+            producer.invalidate("config", "x", "acme")
+    with connection.connection as real:
+        assert real.execute("SELECT count(*) FROM cachebus_outbox").fetchone() == (0,)
+
+
 async def test_what_is_wrong_raises_before_anything_is_written(tables: str) -> None:
     async with connected(tables) as connection, connection.transaction():
         producer = OutboxProducer(connection, OUTBOX)

@@ -266,3 +266,16 @@ async def test_idle_looks_read_no_row_that_is_not_due(database: str) -> None:
             await session._connection.fetchval("SELECT pg_stat_force_next_flush()")
             await session._connection.fetchval("SELECT 1")
             assert await connection.fetchval(READ) < 100
+
+
+async def test_what_is_due_never_or_long_after_this_shows_in_a_figure(database: str) -> None:
+    await create_tables(database)
+    async with connected(database) as connection, PostgresOutbox(database, "cachebus", RelayOptions()).opened() as one:
+        assert (await one.look()).latest_s == 0
+        await connection.execute(
+            "INSERT INTO cachebus_outbox (command, due_at) VALUES ('x', now() + interval '9 days')"
+        )
+        latest_s = (await one.look()).latest_s
+        assert latest_s is not None and latest_s == pytest.approx(9 * 86400, abs=60)
+        await connection.execute("INSERT INTO cachebus_outbox (command, due_at) VALUES ('x', 'infinity')")
+        assert (await one.look()).latest_s == float("inf")

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session as SqlSession
 from cachebus import Cache, ConfigError
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
+from cachebus.consumers.outbox.kinds import dead_elsewhere
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker.source import Left, Waiting
 from cachebus.producers import Outbox, SyncOutboxProducer
@@ -172,6 +173,8 @@ async def test_an_odd_row_holds_up_no_other(
     ((reason,),) = found(file, "SELECT reason FROM cachebus_outbox_dead")
     assert reason.isascii()
     assert await replay(url, "nobody") == 0
+    assert await dead_elsewhere(url, "nobody") == ["cachebus"]
+    assert await dead_elsewhere(url, "cachebus") == []
     assert await replay(url, "cachebus") == 1
     assert len(found(file, "SELECT * FROM cachebus_outbox")) == 1
     assert found(file, "SELECT * FROM cachebus_outbox_dead") == []
@@ -280,3 +283,32 @@ def replay_in_thread(url: str) -> None:
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(replay_outbox, database_url=url).result()
+
+
+async def test_columns_with_values_of_other_types_hold_up_no_row(
+    url: str, file: Path, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is behind all numbers, so no comparison with the clock finds it; a time is one, whatever its type."""
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
+    with connected(file) as connection, connection:
+        for due, waits_for in (
+            ("datetime('now', '-1 hour')", "-1"),
+            ("CAST(datetime('now', '-1 hour') AS BLOB)", "-1"),
+            ("0", "'soon'"),
+            ("0", "1.5"),
+            ("datetime('now', '-1 hour')", "'soon'"),
+        ):
+            sql = f"INSERT INTO cachebus_outbox (command, due_at, waits_for) VALUES (?, {due}, {waits_for})"
+            connection.execute(sql, (GOOD,))
+        for due in "'some day'", "x'ff'":
+            connection.execute(f"INSERT INTO cachebus_outbox (command, due_at) VALUES (?, {due})", (GOOD,))
+        for due in "datetime('now', '+1 day')", "9e999":
+            connection.execute(f"INSERT INTO cachebus_outbox (command, due_at) VALUES (?, {due})", ("later",))
+    async with running(OutboxRelay(url, settings(redis_url), options=QUICKLY)) as relay:
+        await until(lambda: relay.meters.count("applied") == 5)
+        await until(lambda: relay.meters.count("dead") == 2)
+        latest = relay.meters.registry.get_sample_value("cachebus_worker_latest_seconds", {"worker": "outbox"})
+        assert latest == float("inf")
+    reasons = found(file, "SELECT CAST(reason AS BLOB) FROM cachebus_outbox_dead")
+    assert set(reasons) == {(b"due_at: it is neither a number of seconds nor a time",)}
+    assert found(file, "SELECT CAST(command AS BLOB) FROM cachebus_outbox") == [(b"later",), (b"later",)]

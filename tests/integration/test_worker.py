@@ -182,7 +182,7 @@ def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
 
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), format="{message}")
-    logger.enable("consumers")
+    logger.enable("cachebus.consumers")
     clock = Clock()
     health = Health("test", ("database",), clock)
     patience = Patience("database", health, clock=clock)
@@ -192,7 +192,7 @@ def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
             clock.now_s += 1
     finally:
         logger.remove(sink)
-        logger.disable("consumers")
+        logger.disable("cachebus.consumers")
     assert [line.strip() for line in said] == [
         "database is out of reach: refused",
         "database is out of reach for 5 s, tried 6 times: read only",

@@ -35,7 +35,7 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.resp import Misshapen, place_in
-from cachebus.resp.replies import read_by
+from cachebus.resp.replies import mapped, read_by
 
 u63 = st.integers(0, 2**63 - 1)
 more = st.dictionaries(st.text(max_size=9), st.integers(0, 9) | st.text(max_size=9) | st.booleans(), max_size=4)
@@ -204,3 +204,18 @@ def test_a_log_of_entries() -> None:
 def test_an_entry_without_an_event_is_empty(fields: list[bytes] | None) -> None:
     assert message_of(fields) == b""
     assert message_of([b"e", b"the event"]) == b"the event"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "helps"),
+    [
+        ("protocol=2 shards=1 bus=redis", "protocol=2 shards=4 bus=redis", "set CACHEBUS_SHARDS=1, or set CACHE"),
+        ("protocol=2 shards=1 bus=kafka", "protocol=2 shards=4 bus=redis", "SHARDS=1 and set CACHEBUS_BUS=kafka, or"),
+        ("protocol=1 shards=4 bus=redis", "protocol=2 shards=4 bus=redis", "use the release of cachebus that all"),
+        ("nonsense", "protocol=2 shards=4 bus=redis", "set CACHEBUS_NAMESPACE to another name"),
+    ],
+)
+def test_who_is_laid_out_otherwise_is_told_which_is_which_and_what_helps(there: str, here: str, helps: str) -> None:
+    said = str(mapped(f"CACHEBUS {there} | {here}"))
+    assert said.startswith(f"the namespace is laid out as '{there}', this process is set to '{here}': ")
+    assert helps in said

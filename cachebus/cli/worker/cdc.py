@@ -119,6 +119,7 @@ def replay_cdc(
     bootstrap_servers: options.BootstrapServers = None,
     group: options.Group = None,
     dead_topic: options.DeadTopic = None,
+    topics: options.Topics = None,
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
@@ -127,6 +128,7 @@ def replay_cdc(
     What is applied is removed from where it was set aside; what is refused again stays, with the new reason. The exit
     status is 1 if some stay.
     """
+    del topics  # as the worker was started; what was set aside has a topic of its own
     if rules is None:
         raise ConfigError("--rules is missing (CACHEBUS_CDC_RULES)")
     from cachebus.consumers.cdc.rules.rules import load_rules

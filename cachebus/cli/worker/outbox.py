@@ -162,11 +162,17 @@ def replay_outbox(
         raise ConfigError(NO_DATABASE)
     try:
         from cachebus.consumers.outbox import replay
-        from cachebus.consumers.outbox.kinds import TROUBLE, describe
+        from cachebus.consumers.outbox.kinds import TROUBLE, dead_elsewhere, describe
+        from cachebus.consumers.worker.clean import clean
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
     try:
-        done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
+        name = settings_for(None, namespace).namespace
+        done = asyncio.run(replay(database_url, name, table, limit=limit))
+        others = [] if done else asyncio.run(dead_elsewhere(database_url, name, table))
     except TROUBLE as error:
         raise ConfigError(f"the rows could not be brought back: {describe(error, database_url)}") from None
     typer.echo(f"{done} rows are back in {table}")
+    if others:
+        named = ", ".join(clean(other) for other in others[:20])
+        typer.echo(f"no row of the namespace {name} is set aside; there are some of {named} (--namespace)", err=True)

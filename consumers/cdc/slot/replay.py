@@ -12,15 +12,17 @@ from cachebus.base.clock import wall_s
 from cachebus.consumers.cdc.rules.change import OPS, parse_change
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot.catalogue import kin_of, plain_url, tables_of
-from cachebus.consumers.cdc.slot.storage import DEAD
+from cachebus.consumers.cdc.slot.storage import DEAD, SLOTS
 from cachebus.consumers.worker import database_session
 from cachebus.consumers.worker.apply import REFUSED, Applier
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Meaning
+from cachebus.errors import ConfigError
 from cachebus.keys.plan import Plan
 
 TAKE = f"SELECT id, payload FROM {DEAD} WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
 KEEP = f"UPDATE {DEAD} SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"
+NAMES = f"SELECT slot FROM {SLOTS} UNION SELECT slot FROM {DEAD} ORDER BY slot LIMIT 20"
 AT_ONCE = 500
 
 
@@ -42,6 +44,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     applied = dead = last = 0
     try:
         await connection.execute(database_session.SET)
+        await _known(connection, slot)
         router.inherits(kin_of(await tables_of(connection, router.rules.rule)))
         while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
             last = rows[-1]["id"]
@@ -62,6 +65,14 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     finally:
         await connection.close()
     return Replayed(applied, dead)
+
+
+async def _known(connection: asyncpg.Connection, slot: str) -> None:
+    """`ConfigError` for a slot of which nothing is known: its name is mistyped."""
+    names = [row["slot"] for row in await connection.fetch(NAMES)]
+    if slot not in names:
+        there = f"there is {', '.join(map(clean, names))}" if names else "there is none at all"
+        raise ConfigError(f"no worker has followed a slot {slot} in this database: {there} (--slot, --namespace)")
 
 
 def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:

@@ -1,0 +1,296 @@
+"""Rows of an outbox that something in the database keeps, though they were applied: nothing waits for them, they rest,
+and the relay says what helps."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from loguru import logger
+
+from cachebus import Cache, ConfigError
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, letting, replay, standing
+from cachebus.consumers.outbox.database import connected
+from cachebus.consumers.outbox.postgres import PostgresOutbox
+from cachebus.consumers.outbox.sqlite import SqliteOutbox
+from cachebus.consumers.worker import burying
+from cachebus.consumers.worker.examination import examined
+from cachebus.tools.servers.redis import EmbeddedServer
+from tests.integration.test_outbox_rows import GOOD, QUICKLY, gone
+from tests.support.caches import nodes, until
+from tests.support.outbox import invalidation, put, running, settings
+
+SECRET = "a-row-of-somebody"
+FUNCTION = "CREATE FUNCTION keeps() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$"
+TRIGGER = "CREATE TRIGGER keeps {} ON cachebus_outbox FOR EACH ROW WHEN (OLD.command ~ '{}') EXECUTE FUNCTION keeps()"
+KEEPERS = {
+    "does nothing": [FUNCTION.format("RETURN NULL;"), TRIGGER.format("BEFORE DELETE", SECRET)],
+    "changes it instead": [
+        FUNCTION.format("UPDATE cachebus_outbox SET attempts = 7 WHERE id = OLD.id; RETURN NULL;"),
+        TRIGGER.format("BEFORE DELETE", SECRET),
+    ],
+    "raises": [
+        FUNCTION.format("RAISE EXCEPTION 'never: %', OLD.command; RETURN NULL;"),
+        TRIGGER.format("BEFORE DELETE", SECRET),
+    ],
+    "raises at the end": [
+        FUNCTION.format("RAISE EXCEPTION 'never: %', OLD.command; RETURN NULL;"),
+        TRIGGER.replace("CREATE", "CREATE CONSTRAINT")
+        .replace("FOR", "DEFERRABLE INITIALLY DEFERRED FOR", 1)
+        .format("AFTER DELETE", SECRET),
+    ],
+    "nothing else either": [FUNCTION.format("RETURN NULL;"), TRIGGER.format("BEFORE DELETE OR UPDATE", SECRET)],
+    "a rule": [f"CREATE RULE keeps AS ON DELETE TO cachebus_outbox WHERE OLD.command ~ '{SECRET}' DO INSTEAD NOTHING"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachebus.consumers.worker.watcher.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(PostgresOutbox, "again_s", 0.5)
+    monkeypatch.setattr(SqliteOutbox, "again_s", 0.5)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the log says."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}")
+    logger.enable("cachebus.consumers")
+    yield lines
+    logger.remove(sink)
+    logger.disable("cachebus.consumers")
+
+
+@pytest.fixture
+async def cache(redis_url: str) -> AsyncIterator[Cache]:
+    """One that has a value which the good row invalidates."""
+    async with nodes(redis_url, 1, l2_timeout_s=5.0) as (cache,):
+        await cache.set("config", "good", 1, "acme")
+        yield cache
+
+
+def why(relay: OutboxRelay, part: str) -> str:
+    """Why a part is as it is."""
+    return str(relay.health.as_dict()["parts"][part]["why"])
+
+
+async def left(connection: asyncpg.Connection) -> set[str]:
+    """What waits."""
+    return {row["command"] for row in await connection.fetch("SELECT command FROM cachebus_outbox")}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+async def test_a_row_that_the_database_keeps_is_told_and_costs_the_others_nothing(
+    database: str, redis_url: str, cache: Cache, keeper: str, said: list[str]
+) -> None:
+    await create_tables(database)
+    kept = [invalidation(f"{SECRET}-{number}") for number in range(30)]
+    options = RelayOptions(batch=10, poll_interval_s=0.02, hold_s=1.0)
+    async with connected(database) as connection:
+        for sql in KEEPERS[keeper]:
+            await connection.execute(sql)
+        await put(connection, *kept, invalidation("1"), GOOD)
+        async with running(OutboxRelay(database, settings(redis_url), options=options)) as relay:
+            await gone(cache)
+            await until(lambda: not relay.health.is_up("removal"), within_s=20)
+
+            async def only_kept() -> bool:
+                return await left(connection) == set(kept)
+
+            await until(only_kept, within_s=20)
+            await until(lambda: "keeps ON cachebus_outbox;" in why(relay, "removal"), within_s=20)
+            remedy = why(relay, "removal").partition("to mend it: ")[2]
+            assert all(relay.health.is_up(part) for part in ("table", "rights"))
+            await until(lambda: relay.meters.count("again") >= 30, within_s=20)
+            await connection.execute(remedy)
+
+            async def none_left() -> bool:
+                return not await left(connection)
+
+            await until(none_left, within_s=20)
+            await until(lambda: relay.health.ready, within_s=20)
+    assert not [line for line in said if SECRET in line]
+
+
+async def test_rows_that_are_kept_are_not_applied_over_and_over(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresOutbox, "again_s", 60.0)
+    await create_tables(database)
+    async with connected(database) as connection:
+        for sql in KEEPERS["nothing else either"]:
+            await connection.execute(sql)
+        await put(connection, *[invalidation(f"{SECRET}-{number}") for number in range(600)])
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+
+            def done() -> int:
+                return relay.meters.count("applied") + relay.meters.count("again")
+
+            await until(lambda: done() == 600, within_s=20)
+            await put(connection, *[invalidation(str(number)) for number in range(5)])
+            await until(lambda: done() == 605, within_s=20)
+            assert await left(connection) == {invalidation(f"{SECRET}-{number}") for number in range(600)}
+
+
+async def test_a_letter_of_a_row_that_is_kept_is_there_once(database: str, redis_url: str) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        for sql in KEEPERS["does nothing"]:
+            await connection.execute(sql)
+        await put(connection, f"{SECRET}: no command")
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: relay.meters.count("dead") >= 3, within_s=20)
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
+
+
+async def test_a_table_of_the_dead_that_drops_what_comes_loses_no_row(database: str, redis_url: str) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(FUNCTION.format("RETURN NULL;"))
+        await connection.execute(
+            "CREATE TRIGGER drops BEFORE INSERT ON cachebus_outbox_dead FOR EACH ROW EXECUTE FUNCTION keeps()"
+        )
+        await put(connection, "no command", GOOD)
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: not relay.health.is_up("dead"), within_s=20)
+            assert relay.meters.count("dead") == 0
+        assert await left(connection) == {"no command"}
+
+
+async def test_what_the_outbox_drops_is_not_lost_as_it_is_brought_back(database: str) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(FUNCTION.format("RETURN NULL;"))
+        await connection.execute(
+            "CREATE TRIGGER drops BEFORE INSERT ON cachebus_outbox FOR EACH ROW EXECUTE FUNCTION keeps()"
+        )
+        await connection.execute(
+            "INSERT INTO cachebus_outbox_dead (namespace, row_id, command, reason, attempts, created_at) "
+            "VALUES ('cachebus', 1, 'x', 'y', 1, now())"
+        )
+        with pytest.raises(ConfigError, match="a trigger keeps rows out of the outbox"):
+            await replay(database, "cachebus")
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
+
+
+def test_what_can_rest_by_itself_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letting, "MOST", 10)
+    now_s = 0.0
+    resting = letting.Resting(60.0, lambda: now_s)
+    resting.keep(range(10))
+    assert resting.too_many
+    now_s = 61.0
+    assert not resting.too_many
+    assert resting.ids == []
+
+
+SQLITE = {
+    "ignores": "BEFORE DELETE ON cachebus_outbox WHEN OLD.command LIKE '%{0}%' BEGIN SELECT RAISE(IGNORE); END",
+    "changes it instead": (
+        "BEFORE DELETE ON cachebus_outbox WHEN OLD.command LIKE '%{0}%' BEGIN "
+        "UPDATE cachebus_outbox SET attempts = 7 WHERE id = OLD.id; SELECT RAISE(IGNORE); END"
+    ),
+    "raises": "BEFORE DELETE ON cachebus_outbox WHEN OLD.command LIKE '%{0}%' BEGIN SELECT RAISE(ABORT, 'never'); END",
+    "rolls back": (
+        "BEFORE DELETE ON cachebus_outbox WHEN OLD.command LIKE '%{0}%' BEGIN SELECT RAISE(ROLLBACK, 'never'); END"
+    ),
+}
+
+
+@pytest.mark.parametrize("keeper", [*SQLITE, "nothing else either"])
+async def test_likewise_in_sqlite(tmp_path: Path, redis_url: str, cache: Cache, keeper: str) -> None:
+    url = f"sqlite:///{tmp_path / 'outbox.db'}"
+    await create_tables(url)
+
+    def asked(sql: str, *values: Any) -> list[Any]:
+        with closing(sqlite3.connect(tmp_path / "outbox.db", timeout=10)) as connection, connection:
+            return connection.execute(sql, values).fetchall()
+
+    asked(f"CREATE TRIGGER keeps {SQLITE.get(keeper, SQLITE['ignores']).format(SECRET)}")
+    if keeper not in SQLITE:
+        asked(f"CREATE TRIGGER too {SQLITE['ignores'].format(SECRET).replace('DELETE', 'UPDATE')}")
+    for number in range(30):
+        asked("INSERT INTO cachebus_outbox (command) VALUES (?)", invalidation(f"{SECRET}-{number}"))
+    for command in invalidation("1"), GOOD:
+        asked("INSERT INTO cachebus_outbox (command) VALUES (?)", command)
+    options = RelayOptions(batch=10, poll_interval_s=0.02, hold_s=1.0)
+    async with running(OutboxRelay(url, settings(redis_url), options=options)) as relay:
+        await gone(cache)
+        await until(lambda: not relay.health.is_up("removal"), within_s=20)
+
+        async def count(number: int) -> bool:
+            return await asyncio.to_thread(asked, "SELECT count(*) FROM cachebus_outbox") == [(number,)]
+
+        await until(lambda: count(30), within_s=20)
+        await until(lambda: relay.meters.count("again") >= 30, within_s=20)
+        assert relay.meters.count("applied") == 32
+        await until(lambda: "to mend it: " in why(relay, "removal"), within_s=20)
+        for sql in why(relay, "removal").partition("to mend it: ")[2].split(" DROP"):
+            asked("DROP " + sql.removeprefix("DROP "))
+        await until(lambda: count(0), within_s=20)
+        await until(lambda: relay.health.ready, within_s=20)
+    assert burying.PART in relay.health.parts
+
+
+async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema that is found first has one as well, by a search_path that changed: writers and the relay disagree."""
+    monkeypatch.setattr(standing, "UNSERVED_S", 0)
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute("CREATE SCHEMA relay")
+        await create_tables(database, "relay.cachebus_outbox")
+        await put(connection, GOOD)
+        await connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = relay, public', current_database()); "
+            "END $$"
+        )
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: "found as relay.cachebus_outbox" in why(relay, "table"), within_s=20)
+            assert "--table public.cachebus_outbox" in why(relay, "table")
+            there = RelayOptions("public.cachebus_outbox", poll_interval_s=0.05)
+            async with running(OutboxRelay(database, settings(redis_url), options=there)):
+                await until(lambda: relay.health.ready, within_s=20)
+
+
+async def test_a_relay_of_another_table_serves_no_namespace_of_this_one(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "UNSERVED_S", -1)
+    monkeypatch.setattr(standing, "_UNSERVED", standing._UNSERVED.replace("secs => 60", "secs => 0"))
+    await create_tables(database)
+    await create_tables(database, "others")
+    other = settings(redis_url, namespace="other")
+    async with connected(database) as connection:
+        await put(connection, GOOD, namespace="other")
+        elsewhere = RelayOptions("others", poll_interval_s=0.05)
+        async with running(OutboxRelay(database, other, options=elsewhere)) as there:
+            await until(lambda: there.health.ready, within_s=20)
+            async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+                await until(lambda: "'other'" in why(relay, "namespaces"), within_s=20)
+
+
+async def test_relays_of_one_table_that_work_for_different_servers_say_so(
+    database: str, redis_url: str, own_server: EmbeddedServer
+) -> None:
+    await create_tables(database)
+    options = RelayOptions(poll_interval_s=0.05)
+    one = OutboxRelay(database, settings(redis_url), options=options)
+    other = OutboxRelay(database, settings(own_server.url), options=options)
+    async with running(one), running(OutboxRelay(database, settings(redis_url), options=options)) as same:
+        await until(lambda: one.health.ready and same.health.ready, within_s=20)
+        async with running(other):
+            await until(lambda: "different servers" in why(one, "stores"), within_s=20)
+            await until(lambda: "different servers" in why(other, "stores"), within_s=20)
+            new = OutboxRelay(database, settings(redis_url), options=options)
+            (found,) = [seen for seen in await examined(new) if seen.what == "stores"]
+            assert found.findings
+        await until(lambda: one.health.ready and same.health.ready, within_s=20)
