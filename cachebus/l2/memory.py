@@ -113,7 +113,9 @@ class MemoryShard:
         self.alone = self.alone or caller.alone
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
-        """The same, and note the caller's line."""
+        """The same, also where the caller has left this history, and note the caller's line."""
+        if self.epoch in caller.left:
+            self.meta_server = ""
         self.arrive(caller, bucket)
         if caller.node:
             if not self.nodes_name:

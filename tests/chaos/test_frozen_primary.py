@@ -2,8 +2,8 @@
 
 1. The primary stands still, and so does its network: that its replicas leave does not reach it.
 2. One of them is promoted, and the other follows that one.
-3. The primary wakes. By its own count, up to a second old, its replicas keep up, so it writes: whoever knows of no other
-   primary would be given receipts and leases by it.
+3. The primary wakes. By its own count, up to a second old, its replicas keep up, so it writes: whoever knows of no
+   other primary would be given receipts and leases by it.
 """
 
 from __future__ import annotations
