@@ -82,7 +82,7 @@ class Running:
                 reply = await self._sent_anew(reads, name, shard, caller, keys, args, began_s, reply)
         except L2Unavailable as error:
             if is_no_primarys(error):
-                self._links.doubt(shard)
+                self._links.refused(shard, error, link)
             raise
         if self._unproved[shard] and link is self._by_shard[shard]:  # else another server may have answered
             self._links.prove(shard)

@@ -9,7 +9,16 @@ from cachebus.resp.connection import Connection
 from cachebus.resp.handshake import must_be_primary
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
-from cachebus.resp.replies import Misshapen, NotAsked, Reads, is_no_primarys, leads_elsewhere, mapped, place_in
+from cachebus.resp.replies import (
+    Misshapen,
+    NotAsked,
+    Reads,
+    is_no_primarys,
+    is_replicas,
+    leads_elsewhere,
+    mapped,
+    place_in,
+)
 from cachebus.resp.route import ClusterMap, Fixed, Route, Sentinels, slot_of
 from cachebus.resp.script import Script
 from cachebus.resp.subscriber import Subscriber
@@ -34,6 +43,7 @@ __all__ = [
     "ended",
     "heard",
     "is_no_primarys",
+    "is_replicas",
     "leads_elsewhere",
     "mapped",
     "must_be_primary",
