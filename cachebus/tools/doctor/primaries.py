@@ -10,7 +10,7 @@ from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import CLUSTER, SENTINEL, Address, Route
 from cachebus.settings import Settings
-from cachebus.tools.doctor import cluster, sentinels
+from cachebus.tools.doctor import cluster, moves, sentinels
 from cachebus.tools.doctor.facts import UNWATCHED, Watched
 from cachebus.tools.doctor.finding import Finding
 
@@ -55,6 +55,9 @@ async def deployment_of(settings: Settings) -> Deployment:
     if places.kind == CLUSTER:
         watched = await cluster.watched_in(addresses)
         findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
+        if None not in route.known:
+            findings += cluster.unserved(watched.values())
+        findings += await moves.one_sided(settings, addresses)
     elif places.kind == SENTINEL:
         views = await sentinels.views_of(places)
         watched = {addresses[0]: sentinels.watched_by(views, places.service, addresses[0])}

@@ -1,0 +1,152 @@
+"""Slots of a Cluster that are on their way from one primary to another, and of which only one of the two knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+from cachebus.l2.names import ShardNames
+from cachebus.resp import Address, slot_of
+from cachebus.settings import Settings
+from cachebus.tools.doctor.cluster import Line, lines_of, own_slots, shards_named
+from cachebus.tools.doctor.facts import asked
+from cachebus.tools.doctor.finding import Finding, Level, ok, unknown
+
+AGAIN_S: Final = 1.0
+"""A move begins at one of the two, and ends at one: what is seen only once may just be under way."""
+TO, FROM = "->-", "-<-"
+
+
+class Move(NamedTuple):
+    """What one primary says of one slot."""
+
+    slot: int
+    by: str
+    """The id of whoever says it."""
+    leaves: bool
+    """Whether the slot goes from there, or comes."""
+    other: str
+    """The id of the one that it goes to, or comes from."""
+
+
+@dataclass(slots=True)
+class View:
+    """What one primary says."""
+
+    address: Address
+    refused: str = ""
+    """Why it says nothing."""
+    own: list[range] = field(default_factory=list)
+    moves: set[Move] = field(default_factory=set)
+    lines: list[Line] = field(default_factory=list)
+
+    def has(self, slot: int) -> bool:
+        """Whether the slot is its own, by its own word."""
+        return any(slot in part for part in self.own)
+
+
+def view_of(address: Address, text: str) -> tuple[str, View]:
+    """Whoever has written these lines of CLUSTER NODES, and what it says of itself."""
+    words = next((each for each in map(str.split, text.splitlines()) if "myself" in "".join(each[2:3])), [""])
+    view = View(address, "", own_slots(text), set(), lines_of(text))
+    for part in words[8:]:
+        for sign in (TO, FROM):
+            slot, between, other = part.strip("[]").partition(sign)
+            if between and part.startswith("[") and slot.isdecimal():
+                view.moves.add(Move(int(slot), words[0], sign == TO, other))
+    return words[0], view
+
+
+async def one_sided(settings: Settings, primaries: Sequence[Address]) -> list[Finding]:
+    """What is to be said of the slots that are on their way, by the word of all primaries."""
+    views, places = await _asked(primaries)
+    if _alone(views):
+        await asyncio.sleep(AGAIN_S)
+        before, (views, places) = _alone(views), await _asked(primaries)
+        lonely = [move for move in _alone(views) if move in before]
+    else:
+        lonely = []
+    under_way = {move.slot for view in views.values() for move in view.moves}
+    if not under_way:
+        return []
+    of: dict[int, list[int]] = {}
+    for shard in range(settings.shards):
+        of.setdefault(slot_of(ShardNames(settings.namespace, shard).meta), []).append(shard)
+    found = [_finding(move, views, places, of.get(move.slot, [])) for move in sorted(lonely)]
+    if not found:
+        found.append(ok("slot moves", _in_order(len(under_way))))
+    return found
+
+
+async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping[str, Address]]:
+    """By id: what the primaries say, and those that they name; and where each is."""
+    views = dict(await asyncio.gather(*map(_said, primaries)))
+    named: dict[str, Address] = {}
+    for view in views.values():
+        own = next((line for line in view.lines if "myself" in line.flags), None)
+        by_name = own is not None and own.host == view.address.host
+        for line in view.lines:
+            if "master" in line.flags:
+                host = (by_name and line.host) or line.ip or view.address.host
+                named.setdefault(line.id, replace(view.address, host=host, port=line.port))
+    others = [place for id_, place in named.items() if id_ not in views and place not in primaries]
+    views |= dict(await asyncio.gather(*map(_said, others)))
+    return views, named | {id_: view.address for id_, view in views.items()}
+
+
+async def _said(whom: Address) -> tuple[str, View]:
+    ((text, refused),) = await asked(whom, ("CLUSTER", "NODES"))
+    if text is None:
+        return str(whom), View(whom, refused)
+    return view_of(whom, text.decode(errors="replace"))
+
+
+def _in_order(count: int) -> str:
+    slots = "1 slot is on its" if count == 1 else f"{count} slots are on their"
+    return f"{slots} way, and both ends know of it"
+
+
+def _alone(views: Mapping[str, View]) -> list[Move]:
+    """Moves of which the other end says nothing."""
+    return [move for view in views.values() for move in view.moves if not _is_known(move, views)]
+
+
+def _is_known(move: Move, views: Mapping[str, View]) -> bool:
+    other = views.get(move.other)
+    return other is not None and Move(move.slot, move.other, not move.leaves, move.by) in other.moves
+
+
+def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address], shards: Sequence[int]) -> Finding:
+    here, there = places[move.by], places.get(move.other, move.other)
+    way = f"goes to {there} ({TO})" if move.leaves else f"comes from {there} ({FROM})"
+    says = f"{here} says that slot {move.slot} {way}"
+    whose = f"There lie {shards_named(shards)}." if shards else "No shard of this namespace lies there."
+    has = [id_ for id_, view in views.items() if view.has(move.slot)]
+    silent = next((f"{view.address}: {view.refused}" for view in views.values() if view.refused), "")
+    if move.other not in views or (silent and not has):
+        return unknown("slot moves", f"{says}; {silent or 'nobody knows that one'}", whose)
+    if move.leaves and move.by in has:
+        ends, out_of_reach = move.other in has, True
+    else:
+        ends = out_of_reach = not has
+    owner = move.other if move.leaves else move.by
+    return Finding(
+        "slot moves", Level.PROBLEM if shards and out_of_reach else Level.ADVICE,
+        f"{says}, and that one says nothing of it",
+        f"{whose} {OUT_OF_REACH if out_of_reach else SERVED}",
+        mend=(f"CLUSTER SETSLOT {move.slot} {f'NODE {owner}' if ends else 'STABLE'}",), at=str(here),
+        otherwise=CALLED_OFF.format(here) if move.leaves and out_of_reach and not ends else "",
+    )  # fmt: skip
+
+
+OUT_OF_REACH: Final = (
+    "Each of the two sends clients to the other for what it does not have: of the tenants there nothing is stored, "
+    "their reads go to the source, their invalidations raise."
+)
+SERVED: Final = "Clients are served where the slot is, but no other move of it can be begun or ended in order."
+CALLED_OFF: Final = (
+    "That calls the move off; what had been moved is void, and loaded again. To go on with it: "
+    "redis-cli --cluster fix {}"
+)
