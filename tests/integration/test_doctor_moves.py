@@ -171,8 +171,7 @@ async def test_a_slot_that_no_server_has_is_named_though_nobody_of_ours_lies_the
         found = (await deployment_of(settings)).findings
         return next((each for each in found if f"no server has slot {slot}" in each.says), None)
 
-    finding = await until(named)
-    assert finding is None or finding.level is Level.PROBLEM
+    assert (await until(named)).level is Level.PROBLEM
     await ask(town.servers[0], "CLUSTER", "ADDSLOTS", slot)
 
     async def mended() -> bool:
