@@ -7,15 +7,15 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 BIN := $(VENV)/bin
-EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,dev
+EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,docs,dev
 # A process for each core, up to four: each starts the servers that its tests need.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# In this order: for 3.12 every dependency has a wheel, the embedded Redis 6.2 among them.
-VERSIONS := 3.12 3.11 3.13
+# In this order: for 3.12 every server of the tests has a wheel, the oldest among them. Any later one will do as well.
+VERSIONS := 3.12 3.11 3.13 3.14 3.15
 
-.PHONY: help demo test quick young check format bench campaign build wheel clean
+.PHONY: help demo test quick young check format docs bench campaign build wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(VENV)/.installed ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed ## the site, in site/: a link that leads nowhere fails it; ARGS= goes to mkdocs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 bench: $(VENV)/.benchmarks ## measure, side by side with other libraries; ARGS= goes to the benchmark
 	@$(BIN)/python -m tests.bench $(ARGS)
 
@@ -52,8 +55,8 @@ build wheel: $(VENV)/.installed ## the wheel, in dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
-	find cachebus producers consumers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
+	find cachebus producers consumers tests docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "installing into $(VENV)" >&2
@@ -82,24 +85,27 @@ on_a_young_clock() {
 endef
 export ON_A_YOUNG_CLOCK
 
-# A candidate counts only if it runs (a version manager's shim may not), is the version asked for, and can make an
-# environment (Debian packs that apart).
+# A candidate counts only if it runs (a version manager's shim may not), is 3.11 or newer, and can make an environment
+# (Debian packs that apart).
 define PICK_PYTHON
-fits() { "$$1" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' "$${@:2}"; }
+fits() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'; }
 pick() {
   if [ -n "$(PYTHON)" ]; then
-    if fits "$(PYTHON)" $(VERSIONS); then echo "$(PYTHON)"; return 0; fi
-    echo "PYTHON=$(PYTHON) does not run, is none of $(VERSIONS), or lacks the module venv" >&2; return 1
+    if fits "$(PYTHON)"; then echo "$(PYTHON)"; return 0; fi
+    echo "PYTHON=$(PYTHON) does not run, is older than 3.11, or lacks the module venv" >&2; return 1
   fi
   local version candidate
   for version in $(VERSIONS); do
-    for candidate in python$$version python3 python \
+    for candidate in python$$version \
       "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version*/bin/python3 \
       "$$HOME"/.local/share/uv/python/cpython-$$version*/bin/python3; do
-      if command -v "$$candidate" >/dev/null && fits "$$candidate" $$version 2>/dev/null; then echo "$$candidate"; return 0; fi
+      if command -v "$$candidate" >/dev/null && fits "$$candidate" 2>/dev/null; then echo "$$candidate"; return 0; fi
     done
   done
-  echo "no Python of $(VERSIONS) with the module venv found: install one (Debian: apt-get install python3 python3-venv), or name it by PYTHON=" >&2
+  for candidate in python3 python; do
+    if command -v "$$candidate" >/dev/null && fits "$$candidate" 2>/dev/null; then echo "$$candidate"; return 0; fi
+  done
+  echo "no Python from 3.11 on with the module venv found: install one (Debian: apt-get install python3 python3-venv), or name it by PYTHON=" >&2
   return 1
 }
 endef

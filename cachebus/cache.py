@@ -13,12 +13,12 @@ from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_names, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
 from cachebus.policy import Rules, check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.request import Found, Load, Loaded, Request
 from cachebus.reading.source import bind, call
-from cachebus.receipt import Receipt, place_of
+from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.guard import WriteGuard, guard_time_s
 
@@ -90,11 +90,11 @@ class Cache(Life):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        place = None if after is None else place_of(after)
+        position = None if after is None else position_of(after)
         if search_hierarchy:
-            value = (await parts.reader.search(key, place, use_memory)).value
+            value = (await parts.reader.search(key, position, use_memory)).value
         else:
-            value = await parts.reader.get(key, place, use_memory)
+            value = await parts.reader.get(key, position, use_memory)
         return default if value is MISSING or value is NOT_FOUND else value
 
     async def get_many(
@@ -112,7 +112,7 @@ class Cache(Life):
 
         More are asked for 250 after 250, so that neither this process nor the server is held up for others, and are not
         what L2 held at one moment."""
-        parts, place = self._live(), place_of(after)
+        parts, position = self._live(), position_of(after)
         found: dict[Id, Any] = {}
         ids = iter(resource_ids)
         while some := list(islice(ids, MANY)):
@@ -120,7 +120,7 @@ class Cache(Life):
             keys = {
                 i: parts.naming.key(data_type, i, tenant_id, agent_id, conversation_id, collection_id) for i in some
             }
-            values = await parts.reader.get_many(list(keys.values()), place)
+            values = await parts.reader.get_many(list(keys.values()), position)
             there = zip(keys, values, strict=True)
             found.update((i, value) for i, value in there if value is not MISSING and value is not NOT_FOUND)
             if len(some) == MANY:
@@ -214,7 +214,7 @@ class Cache(Life):
         """The slow path of `get_or_load`, for the functions built on it: with where the value came from."""
         ttl_s = None if ttl is None else check_ttl(ttl)
         request = Request(
-            key, load, rules, place_of(after), search, ttl_s, tag_names(key, tags, rules), use_memory, sources
+            key, load, rules, position_of(after), search, ttl_s, tag_scopes(key, tags, rules), use_memory, sources
         )
         found = await self._live().loads.get_or_load(request)
         return found._replace(value=None) if found.value is NOT_FOUND else found
@@ -299,7 +299,14 @@ class Cache(Life):
             [Target(family.data_type, key.resource_id, *key.contexts)], family.tenant or None, on_set=True
         )
         return await parts.writer.set(
-            key, value, rules, plan, ttl_s=ttl_s, tags=tag_names(key, tags, rules), if_absent=if_absent, wait=bool(wait)
+            key,
+            value,
+            rules,
+            plan,
+            ttl_s=ttl_s,
+            tags=tag_scopes(key, tags, rules),
+            if_absent=if_absent,
+            wait=bool(wait),
         )
 
     async def invalidate(

@@ -94,7 +94,9 @@ class Policy(BaseModel):
     l1_ttl_s: Seconds | None = Field(None, description="a shorter life in the node's memory")
     negative_ttl_s: Seconds | None = Field(None, description='how long "not found" is cached; None: not at all')
     soft_ttl_s: Seconds | None = Field(None, description="past this age a value is refreshed in the background")
-    fail_safe_s: Seconds | None = Field(None, description="how long an expired value may stand in for a failing source")
+    fail_safe_s: Seconds | None = Field(
+        None, description="how long an expired value may be the fallback for a failing source"
+    )
     fail_safe_throttle_s: Seconds = Field(
         10.0,
         description="how long about a source that has failed a key is left alone by whoever can serve an older value",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 
 _FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
 
@@ -33,9 +33,9 @@ class Receipt(msgspec.Struct, frozen=True):
     """After `wait="nodes"`: the ids of those that have not, and may serve nothing from their memory until they do."""
 
     @property
-    def place(self) -> Place:
+    def position(self) -> Position:
         """The point in the shard's history."""
-        return Place(self.epoch.encode(), self.seq)
+        return Position(self.epoch.encode(), self.seq)
 
     def __str__(self) -> str:
         return f"{self.shard}.{self.epoch}.{self.seq}"
@@ -53,11 +53,11 @@ NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)
 """The receipt of a disabled cache."""
 
 
-def place_of(after: Receipt | str | None) -> Place | None:
+def position_of(after: Receipt | str | None) -> Position | None:
     """The place that a read must have seen; `ValueError` for what is no receipt, or a pending one."""
     if after is None:
         return None
     receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
     if receipt.status == "pending":
         raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
-    return receipt.place
+    return receipt.position

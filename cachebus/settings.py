@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
     probe_interval_s: Seconds = Field(0.5, ge=0.001, description="how often the lease is renewed")
-    hole_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
+    gap_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
     l2_timeout_s: Patience = Field(
         1.0, description="L2 is given up when an answer is due and no byte moves for so long"
     )
@@ -101,20 +101,22 @@ class Settings(BaseSettings):
     resend_max_bytes: int = Field(
         RESEND_MAX_BYTES, ge=0, description="invalidations of the last minute, kept for a failover; 0: none are"
     )
-    l1_max_entries: int = Field(100_000, ge=0)
-    l1_max_bytes: int = Field(256 * 1024 * 1024, ge=0)
+    l1_max_entries: int = Field(100_000, ge=0, description="the most entries that L1 holds")
+    l1_max_bytes: int = Field(
+        256 * 1024 * 1024, ge=0, description="the most that decoded values, keys and tags in L1 take, as estimated"
+    )
     lease_ms: int = Field(10_000, ge=100, le=3_600_000, description="how long a loader that vanished blocks others")
-    max_marks: int = Field(
+    max_invalidated_scopes: int = Field(
         100_000,
         ge=16,
         le=250_000,
-        description="scopes and tags remembered a shard, all read by a node that starts; so many names may be guarded",
+        description="invalidated scopes that a shard remembers, all read by a node that starts; so many may be guarded",
     )
     log_max_len: int = Field(
         100_000, ge=16, le=100_000_000, description="events kept a shard for nodes that missed them"
     )
     log_max_bytes: int = Field(64 * 1024 * 1024, ge=65_536, le=1 << 40, description="and what they may take in all")
-    keep_alone: bool = Field(
+    keep_without_l2: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
@@ -230,9 +232,9 @@ class Settings(BaseSettings):
                 "probe_interval_s (CACHEBUS_PROBE_INTERVAL_S) must be at most half of staleness_bound_s "
                 "(CACHEBUS_STALENESS_BOUND_S), or leases lapse between probes"
             )
-        if self.hole_grace_s >= self.staleness_bound_s:
+        if self.gap_grace_s >= self.staleness_bound_s:
             raise ValueError(
-                "hole_grace_s (CACHEBUS_HOLE_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
+                "gap_grace_s (CACHEBUS_GAP_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
             )
         if self.db_timeout_s is not None and 0 < self.guard_max_s <= self.db_timeout_s:
             raise ValueError(

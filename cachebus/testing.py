@@ -87,7 +87,7 @@ class Fleet:
         self.world = World(
             self.settings.shards,
             clock,
-            marks_max=self.settings.max_marks,
+            max_invalidated_scopes=self.settings.max_invalidated_scopes,
             log_max=self.settings.log_max_len,
             log_max_bytes=self.settings.log_max_bytes,
         )

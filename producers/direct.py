@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,7 @@ from cachebus.keys.plan import Plan
 from cachebus.observe import Counters
 from cachebus.producers.base import Order, Producer
 from cachebus.producers.publishing import Publisher
+from cachebus.producers.refusing import Refusals, named, told
 from cachebus.producers.repeating import Repeating
 from cachebus.receipt import Receipt
 from cachebus.resp import ended, heard
@@ -30,6 +31,7 @@ from cachebus.writing.confirm import Confirmer, check_wait
 from cachebus.writing.resend_buffer import ResendBuffer
 
 _NOBODY = Caller("", 0, b"")
+_NOBODYS_LINE = "-"
 _AT_ONCE_S = 0.05
 _TIDY_S = 10.0
 """How often what is too old to be repeated goes while nobody calls."""
@@ -70,6 +72,7 @@ class DirectProducer(Producer):
         self._timer: asyncio.TimerHandle | None = None
         self._epochs: dict[int, bytes] = {}
         """By shard: as of `Repeating`."""
+        self._refusals = Refusals(monotonic)
 
     @classmethod
     def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
@@ -127,10 +130,9 @@ class DirectProducer(Producer):
                 await ended(*reaching)
 
     @property
-    def reaches_any(self) -> bool:
-        """Whether any primary is connected to."""
-        store = self._live()
-        return any(map(store.reaches, range(self.settings.shards)))
+    def takes_any(self) -> bool:
+        """Whether any primary is connected to that does not refuse all."""
+        return self._takes_elsewhere(frozenset())
 
     def beside(self, shard: int) -> list[int]:
         """The shards that lie where this one does, it among them."""
@@ -138,9 +140,15 @@ class DirectProducer(Producer):
         return [each for each in range(self.settings.shards) if each == shard or store.lies_at(each) == place]
 
     def goes_on_without(self, shard: int) -> bool:
-        """Whether another primary than the shard's is connected to."""
-        store, place = self._live(), self._live().lies_at(shard)
-        return any(store.reaches(each) and store.lies_at(each) != place for each in range(self.settings.shards))
+        """Whether another primary than the shard's is connected to, and does not refuse all."""
+        return self._takes_elsewhere({self._live().lies_at(shard)})
+
+    def _takes_elsewhere(self, places: Collection[object]) -> bool:
+        store = self._live()
+        return any(
+            store.reaches(each) and (place := store.lies_at(each)) not in places and place not in self._refusals
+            for each in range(self.settings.shards)
+        )
 
     async def reaches(self, shard: int) -> bool:
         """Whether the shard's primary is connected to, or can be at once; else it is tried, and nobody waits."""
@@ -155,13 +163,16 @@ class DirectProducer(Producer):
         """Apply a plan: what the verbs do with theirs; `InvalidationFailed`."""
         check_wait(wait)
         store, repeating = self._live(), self._repeating
+        place = store.lies_at(plan.shard)
         try:
             budget = Budget(monotonic, self.settings.l2_timeout_s)
             if not store.reaches(plan.shard):
                 await budget.bounds(store.reach(plan.shard))
             change = await budget.spent_on(self._said(store, plan, probe=bool(wait)))
         except L2Unavailable as error:
-            raise InvalidationFailed(f"the invalidation is not sure to have happened: {error}") from error
+            self._refusals.refused({place, store.lies_at(plan.shard)}, error)
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {told(error)}") from error
+        self._refusals.took(store.lies_at(plan.shard))
         if repeating is not None:
             repeating.heard(plan.shard, change.epoch)
         nodes = Confirmed()
@@ -177,23 +188,37 @@ class DirectProducer(Producer):
         )
 
     async def probe(self) -> None:
-        """Look whether L2 is there and still in the epochs in which this producer has spoken, and repeat in others what
-        they may lack: for those who may say nothing for a while; `L2Unavailable`."""
+        """Look whether each primary of L2 takes what it is given, and is still in the epochs in which this producer has
+        spoken, and repeat in others what they may lack: for those who may say nothing for a while; `L2Unavailable`,
+        which names those that are away or refuse."""
         store = self._live()
         # The first tells whether all are laid out as this producer believes.
-        looks = (self._look(store, shard) for shard in {0, *self._epochs})
-        for trouble in await asyncio.gather(*looks, return_exceptions=True):
-            if isinstance(trouble, BaseException):
+        one_of_each = {store.lies_at(each): each for each in range(self.settings.shards)}
+        self._refusals.only(one_of_each.keys())
+        shards = {0, *self._epochs, *one_of_each.values()}
+        looks = (self._look(store, shard) for shard in shards)
+        troubles = [one for one in await asyncio.gather(*looks, return_exceptions=True) if one is not None]
+        for trouble in troubles:
+            if not isinstance(trouble, L2Unavailable):
                 raise trouble
+        if troubles:
+            raise L2Unavailable("; ".join(dict.fromkeys(map(str, troubles))))
 
     async def probe_one(self, shard: int) -> None:
         """As `probe`, the shard's primary alone; `L2Unavailable`."""
         await self._look(self._live(), shard)
 
     async def _look(self, store: Store, shard: int) -> None:
-        budget = Budget(monotonic, self.settings.l2_timeout_s)
-        await budget.bounds(store.reach(shard))
-        reply, _ = await budget.spent_on(self._asked(store, shard))
+        budget, place = Budget(monotonic, self.settings.l2_timeout_s), store.lies_at(shard)
+        try:
+            await budget.bounds(store.reach(shard))
+            reply, _ = await budget.spent_on(self._asked(store, shard))
+            # A primary that is read-only, or lacks replicas, answers what reads: only what would write tells.
+            await budget.spent_on(store.forget(shard, _NOBODY, _NOBODYS_LINE, lives=False))
+        except L2Unavailable as error:
+            self._refusals.refused({place, store.lies_at(shard)}, error, looked=True)
+            raise L2Unavailable(named(place, error)) from error
+        self._refusals.took(store.lies_at(shard), looked=True)
         if self._repeating is not None and reply.epoch != self._epochs.get(shard, reply.epoch):
             await self._repeating.once(shard)
 
@@ -216,7 +241,7 @@ class DirectProducer(Producer):
                                 reached.result()
                                 await self._asked(store, reaching[reached])
                             except L2Unavailable as error:
-                                trouble = error
+                                trouble = L2Unavailable(told(error))
                             else:
                                 self._reaching = [task for task in reaching if not task.done()]
                                 return
@@ -231,7 +256,7 @@ class DirectProducer(Producer):
     async def _said(self, store: Store, plan: Plan, *, probe: bool = False) -> Change:
         called_s = monotonic()
         body = plan.body("", probe=probe)
-        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.names, body)
+        change = await store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
         if self._publisher is not None:
             await self._publisher.publish(plan.shard, change, body)
         self._resend_buffer.note(plan, change.epoch, called_s)
@@ -253,14 +278,18 @@ class DirectProducer(Producer):
     async def _asked(store: Store, shard: int) -> tuple[ProbeReply, OtherClock]:
         """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
         clock, sent_at_s = OtherClock(), monotonic()
-        reply = await store.probe(shard, _NOBODY, marks=False)
+        reply = await store.probe(shard, _NOBODY, with_invalidated=False)
         clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
         return reply, clock
 
     def _waits(self, store: Store) -> Confirmer:
         if self._confirmer is None:
             self._confirmer = Confirmer(
-                store, monotonic, self.settings.staleness_bound_s, self._views, keep_alone=self.settings.keep_alone
+                store,
+                monotonic,
+                self.settings.staleness_bound_s,
+                self._views,
+                keep_without_l2=self.settings.keep_without_l2,
             )
         return self._confirmer
 

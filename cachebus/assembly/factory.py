@@ -45,11 +45,13 @@ class World:
     """What all caches of a process that open the same `memory://NAME` share."""
 
     def __init__(
-        self, shards: int, clock: Clock, *, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26
+        self, shards: int, clock: Clock, *, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26
     ) -> None:
         self.shards = MemoryShards(
             [
-                MemoryShard(clock, marks_max=marks_max, log_max=log_max, log_max_bytes=log_max_bytes)
+                MemoryShard(
+                    clock, max_invalidated_scopes=max_invalidated_scopes, log_max=log_max, log_max_bytes=log_max_bytes
+                )
                 for _ in range(shards)
             ]
         )
@@ -95,15 +97,15 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         clock=clock,
         counters=Counters(),
         guard_max_s=settings.guard_max_s,
-        keep_alone=settings.keep_alone,
-        marks_max=2 * settings.max_marks,
+        keep_without_l2=settings.keep_without_l2,
+        max_invalidated_scopes=2 * settings.max_invalidated_scopes,
     )
     for data_type in settings.policies:
         node.groups.declare(data_type)
     waiters = Waiters()
     later = _Later()
     store, bus, world = _backends(settings, clock, later, world, node.counters)
-    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.hole_grace_s)
+    heartbeat = Heartbeat(node, store, bus, clock, interval_s=settings.probe_interval_s, grace_s=settings.gap_grace_s)
     heartbeat.receiver = Receiver(node, store, waiters, heartbeat.nudge, clock, heartbeat.prompt)
     later.listener = heartbeat.receiver.on_message
     fetcher = Fetcher(node, store, policies, clock, heartbeat.nudge, l2_timeout_s=settings.l2_timeout_s)
@@ -222,7 +224,7 @@ def redis_store(settings: Settings, route: Route, clock: Clock) -> RedisStore:
         timeout_s=settings.l2_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         clock=clock,
-        marks_max=settings.max_marks,
+        max_invalidated_scopes=settings.max_invalidated_scopes,
         log_max=settings.log_max_len,
         log_max_bytes=settings.log_max_bytes,
         database=places_of(settings).template.db,
@@ -235,7 +237,7 @@ def _world(name: str, settings: Settings, clock: Clock) -> World:
         shared = World(
             settings.shards,
             clock,
-            marks_max=settings.max_marks,
+            max_invalidated_scopes=settings.max_invalidated_scopes,
             log_max=settings.log_max_len,
             log_max_bytes=settings.log_max_bytes,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from cachebus.errors import ConfigError
 
@@ -11,12 +12,18 @@ forks = 0
 """How many forks lie between this process and the one that imported this module first."""
 
 
+def in_each_child(call: Callable[[], object]) -> None:
+    """Have this called in every process that is forked from this one. Where no process can be (Windows), never."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
+
+
 def _forked() -> None:
     global forks
     forks += 1
 
 
-os.register_at_fork(after_in_child=_forked)
+in_each_child(_forked)
 
 
 class Home:

@@ -96,7 +96,7 @@ def doctor(
 def _gone_through(settings: Settings, deployment: Deployment, look: Look, *, strict: bool, as_json: bool) -> int:
     """Look at one server after the other, and tell what each has; gives the exit status. One that is out of reach is a
     finding where there are others: those it hides nothing of."""
-    from cachebus.cli.doctor_report import printed, told, under
+    from cachebus.cli.doctor_report import as_dict, printed, under
     from cachebus.cli.performance import until_signalled
     from cachebus.tools.doctor.examine import out_of_reach
     from cachebus.tools.doctor.finding import status_of
@@ -113,7 +113,7 @@ def _gone_through(settings: Settings, deployment: Deployment, look: Look, *, str
             server, findings = out_of_reach(primary, error, deployment)
         everything += findings
         if as_json:
-            servers.append(told(settings, server, findings))
+            servers.append(as_dict(settings, server, findings))
         elif len(deployment.primaries) > 1 or not errors:
             printed(settings, server, findings, console)
     status = 2 if len(errors) == len(deployment.primaries) else status_of(everything, strict=strict)

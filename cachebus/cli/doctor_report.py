@@ -70,7 +70,7 @@ def _line(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 
-def told(settings: Settings, server: Server, findings: Sequence[Finding]) -> dict[str, Any]:
+def as_dict(settings: Settings, server: Server, findings: Sequence[Finding]) -> dict[str, Any]:
     """The same for a program."""
     return {
         "server": server.name,

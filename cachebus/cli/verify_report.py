@@ -63,7 +63,7 @@ def _line(progress: Progress) -> str:
 
 def printed(verdict: Verdict, console: Console) -> None:
     """Print the figures, the histogram, and what broke."""
-    for line in told(verdict):
+    for line in as_lines(verdict):
         console.print(Text(line), soft_wrap=True)
     for finding in verdict.broken:
         console.print(Text(f"BROKEN: {finding}", style="bold red"), soft_wrap=True)
@@ -76,7 +76,7 @@ def printed(verdict: Verdict, console: Console) -> None:
         console.print(Text(_kept(verdict), style="bold green"), soft_wrap=True)
 
 
-def told(verdict: Verdict) -> list[str]:
+def as_lines(verdict: Verdict) -> list[str]:
     """The figures, as lines of text."""
     faults = ", ".join(f"{name} {count}" for name, count in verdict.faults.items()) or "none"
     rows = [

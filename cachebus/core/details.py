@@ -37,7 +37,7 @@ class Details:
         """The source says that there is nothing."""
         self.soft_until = soft_until
         self.keep_until = keep_until
-        """Until when an expired value may stand in for a failing source."""
+        """Until when an expired value may be the fallback for a failing source."""
         self.tags = tags
         self.version = version
         self.decode = decode

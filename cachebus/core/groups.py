@@ -42,7 +42,7 @@ class Groups:
             name, life = self._counters.name_of(data_type), self.lives[shard]
             pair = live.get(name)
             if pair is None:
-                born = self._shards[shard].count
+                born = self._shards[shard].drop_count
                 of_lease = Group(shard, name, self.valid_until[shard], life, True, born)
                 pair = live[name] = of_lease, Group(shard, name, INF, life, False, born)
         return pair[0] if leased else pair[1]

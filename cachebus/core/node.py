@@ -16,13 +16,13 @@ from typing import Final
 from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, Details, details
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
-from cachebus.core.ports import About, Caller, Change, Marks, ProbeReply
-from cachebus.core.shard import BEYOND, MARKS_MAX, NEVER, Asked, Heard, Probed, Reservation, Shard
-from cachebus.core.withheld import Withheld
-from cachebus.keys.key import Key, is_name, names_of
+from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
+from cachebus.core.shard import BEYOND, MAX_INVALIDATED_SCOPES, NEVER, Asked, Heard, Probed, Reservation, Shard
+from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, L1, Entry, grid, shared_int, size_class
 from cachebus.observe import Counters, ShardStats
 from cachebus.wire import event as events
@@ -47,31 +47,31 @@ class Node:
         clock: Clock,
         counters: Counters,
         guard_max_s: float = 0.0,
-        keep_alone: bool = True,
-        marks_max: int = MARKS_MAX,
+        keep_without_l2: bool = True,
+        max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
     ) -> None:
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
-        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_alone=keep_alone)
+        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_without_l2=keep_without_l2)
         """What this node says of itself."""
         self.largest = [self.about] * shards
         """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard; and
         whether of anybody that keeps what it loads alone."""
-        self.keep_alone = keep_alone
+        self.keep_without_l2 = keep_without_l2
         """Whether what L2 did not confirm may be kept, for D."""
         self._until = NEVER, NEVER
-        self.shards = [Shard(i, bound_s, marks_max=marks_max) for i in range(shards)]
+        self.shards = [Shard(i, bound_s, max_invalidated_scopes=max_invalidated_scopes) for i in range(shards)]
         self.l1 = l1
         self.counters = counters
         self.server_clocks = [OtherClock() for _ in self.shards]
         """The L2 servers' by shard: by them records expire. Those of a cluster are several machines'."""
         self.born_us = [0] * shards
         """When the shard's epoch began on its L2 server's clock; 0: unknown."""
-        self.withheld: Withheld | None = None
+        self.blocked: Blocked | None = None
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.views = [MembershipView() for _ in range(shards)]
-        """What is known of the nodes' lines, by shard."""
+        """What is known of the nodes' rows, by shard."""
         self.on_applied: OnApplied | None = None
         """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
         self.groups = Groups(self.shards, counters)
@@ -81,7 +81,7 @@ class Node:
         """How this node introduces itself to L2."""
         view = self.shards[shard]
         largest = self.largest[shard]
-        heard = largest.bound_ms, largest.guard_ms, largest.keeps_alone
+        heard = largest.bound_ms, largest.guard_ms, largest.keeps_without_l2
         return Caller(self.id, view.applied, view.epoch, self.about, *heard, view.left)
 
     def _spread_lease(self, shard: int) -> None:
@@ -94,7 +94,7 @@ class Node:
 
         `CorruptEvent`, and nothing is changed, for one that names scopes of no known shape: counted as applied, it
         would hide that what it replaced is still served."""
-        if not all(map(is_name, event.scopes)):
+        if not all(map(is_scope, event.scopes)):
             raise events.CorruptEvent("it names a scope of no known shape")
         view = self.shards[shard]
         before = view.applied
@@ -106,7 +106,7 @@ class Node:
             self.counters.events_foreign += 1
             return heard
         self.counters.events_applied += 1
-        self.counters.holes += heard is Heard.AHEAD
+        self.counters.gaps += heard is Heard.AHEAD
         marking, passing = self.groups.split(shard, event.scopes) if event.left_out else (event.scopes, ())
         raised = view.drop(event.seq, event.keys, marking, passing=passing, bucket=event.bucket, low=event.low)
         self._drop_keys(event.keys, event.seq)
@@ -162,21 +162,23 @@ class Node:
         self.largest[shard] = About(
             max(reply.bound_ms, known.bound_ms),
             max(reply.guard_ms, known.guard_ms),
-            keeps_alone=reply.alone or known.keeps_alone,
+            keeps_without_l2=reply.keeps_without_l2 or known.keeps_without_l2,
         )
         if view.valid_until < now_s and (view.epoch == reply.epoch or view.valid_until > NEVER):
             self.counters.lease_lapses += 1
             logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
 
-    def enter(self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None) -> None:
+    def begin_epoch(
+        self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None
+    ) -> None:
         """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
         `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
             self.counters.events_flushed += view.unheard(reply.seq)
         self.void(shard, cause)
-        marks = reply.marks or Marks({}, {})
-        view.enter(reply.epoch, reply.seq, marks.by_bucket, marks.low, sent_at_s, asked)
+        invalidated = reply.invalidated or Invalidated({}, {})
+        view.begin_epoch(reply.epoch, reply.seq, invalidated.by_bucket, invalidated.low, sent_at_s, asked)
         self.born_us[shard] = reply.born_us
         self._spread_lease(shard)
         if self.on_applied is not None:
@@ -189,35 +191,35 @@ class Node:
         self._spread_lease(shard)
         self.counters.flushed(cause)
 
-    def forget(self, shard: int, keys: Sequence[Key], names: Sequence[str] = ()) -> None:
+    def forget(self, shard: int, keys: Sequence[Key], scopes: Sequence[str] = ()) -> None:
         """Drop keys, and what lies in scopes and tags, of which nothing is known for sure: after a write of unknown
         outcome."""
         view = self.shards[shard]
         view.drop(BEYOND, [key.l1 for key in keys], ())
         for key in keys:
             self.l1.remove(key.l1)
-        if names and not view.doubts.note(names, view.count, self.clock()):
+        if scopes and not view.doubts.note(scopes, view.drop_count, self.clock()):
             self.void(shard, "unknown")
-        elif names:
-            self.groups.retire(shard, self.groups.touched(shard, names))
+        elif scopes:
+            self.groups.retire(shard, self.groups.touched(shard, scopes))
 
     def settle_doubts(self, swept_s: float) -> None:
         """All that was held has been looked at since then: older doubts concern nothing any more, but for loads that
         last very long."""
         for view in self.shards:
-            view.doubts.settle(min(swept_s - DOUBT_S, view.vouched_s))
+            view.doubts.settle(min(swept_s - DOUBT_S, view.fresh_as_of_s))
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
     def take_away(self, key: Key, seq: int) -> None:
         """Drop what is held of a key, unless it is of a later time than this seq. What was loaded without L2 stays: it
-        ends within D of its load, and stands in for nothing."""
+        ends within D of its load, and is no fallback."""
         entry = self.l1.entries.get(key.l1)
         if entry is not None and entry.seq <= seq and entry.group.leased:
             self.l1.remove(key.l1)
 
-    def stand_down(self, key: Key, seq: int) -> None:
-        """What is held of a key stands in for nothing once it has expired, unless it is of a later time than this seq.
+    def end_fallback(self, key: Key, seq: int) -> None:
+        """What is held of a key is no fallback once it has expired, unless it is of a later time than this seq.
         Until then it is served on: without L2, who reads past memory must not have all others ask the source."""
         entry = self.l1.entries.get(key.l1)
         extra = None if entry is None else details(entry)
@@ -231,12 +233,12 @@ class Node:
             return None
         return entry
 
-    def standing_in(self, key: Key, now_s: float) -> Entry | None:
+    def fallback(self, key: Key, now_s: float) -> Entry | None:
         """An expired entry that may be served now while the source fails."""
-        entry = self._stand_in(key, now_s)
+        entry = self._kept_as_fallback(key, now_s)
         return entry if entry is not None and self.shards[key.shard].serves(now_s, INF, entry.read_until) else None
 
-    def _stand_in(self, key: Key, now_s: float) -> Entry | None:
+    def _kept_as_fallback(self, key: Key, now_s: float) -> Entry | None:
         """An entry that is kept for when the source fails, be it served now or not. "Not found" is no value."""
         entry = self.trusted(key)
         extra = None if entry is None else details(entry)
@@ -262,15 +264,15 @@ class Node:
         if group.generation != self.groups.lives[group.shard]:
             return True
         view = self.shards[group.shard]
-        if not view.marks and not view.low and not view.doubts.names:
+        if not view.invalidated and not view.low and not view.doubts.scopes:
             return False
         extra = details(entry)
-        bucket, names = names_of(entry.key)
-        names = names if extra is None else (*names, *extra.tags)
+        bucket, scopes = scopes_of(entry.key)
+        scopes = scopes if extra is None else (*scopes, *extra.tags)
         if view.below(entry.seq, bucket):
             self.counters.lost_to_watermarks += 1
             return True
-        return view.hides(entry.seq, bucket, names) or view.doubts.cover(names, group.born)
+        return view.hides(entry.seq, bucket, scopes) or view.doubts.cover(scopes, group.born)
 
     def admit(
         self,
@@ -290,9 +292,9 @@ class Node:
         `fenced=False`: L2 did not confirm it, so it lives until D after its load began, and no longer.
         """
         view = self.shards[key.shard]
-        withheld = self.withheld is not None and self.withheld.covers(key, record.tags)
-        alone = not fenced and not self.keep_alone
-        if alone or withheld or not self._admits(view, key, record, reservation):
+        blocked = self.blocked is not None and self.blocked.covers(key, record.tags)
+        not_kept = not fenced and not self.keep_without_l2
+        if not_kept or blocked or not self._admits(view, key, record, reservation):
             self.counters.entries_refused += 1
             return False
         read_until = self._read_until(read_started_s)
@@ -306,7 +308,7 @@ class Node:
         expires = self._deadline(key.shard, record.expires_ms, read_started_s)
         if l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + l1_ttl_s, l1_ttl_s))
-        if keep_s and (not record.stands_in or not fenced or self.in_doubt(key.shard, record)):
+        if keep_s and (not record.may_be_fallback or not fenced or self.in_doubt(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
@@ -330,7 +332,7 @@ class Node:
 
     def in_doubt(self, shard: int, record: Record) -> bool:
         """Whether a record was read from the source when guards may have stood that a takeover has lost: nobody knows
-        what they covered, so it stands in for nothing. When another epoch than this node's began is yet to be heard."""
+        what they covered, so it is no fallback. When another epoch than this node's began is yet to be heard."""
         return record.epoch != self.shards[shard].epoch or record.created_ms < self._doubtful_until_ms(shard)
 
     def _doubtful_until_ms(self, shard: int) -> float:
@@ -347,10 +349,12 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        if reservation.drops == view.count and not view.marks and not view.low:  # nothing was told: the usual case
+        if (
+            reservation.drops == view.drop_count and not view.invalidated and not view.low
+        ):  # nothing was told: the usual case
             return record.epoch == view.epoch == reservation.epoch
-        names = (*key.names, *record.tags) if view.marks or view.doubts.names else ()
-        return view.admits(reservation, key.l1, key.family.bucket, names, record.epoch, record.seq, key.everywhere)
+        scopes = (*key.scopes, *record.tags) if view.invalidated or view.doubts.scopes else ()
+        return view.admits(reservation, key.l1, key.family.bucket, scopes, record.epoch, record.seq, key.everywhere)
 
     def _read_until(self, started_s: float) -> float:
         """D after a read began; all that are judged between two probes began at the same time."""
@@ -370,13 +374,13 @@ class Node:
     def admit_absent(self, key: Key, reservation: Reservation, read_started_s: float) -> None:
         """Remember for D at most that L2 holds nothing under the key. A fill publishes nothing, hence the limit."""
         view = self.shards[key.shard]
-        if self.withheld is not None and self.withheld.covers(key):
+        if self.blocked is not None and self.blocked.covers(key):
             return
-        if self._stand_in(key, self.clock()) is not None:
+        if self._kept_as_fallback(key, self.clock()) is not None:
             return
-        names = key.names if view.marks or view.doubts.names else ()
+        scopes = key.scopes if view.invalidated or view.doubts.scopes else ()
         bucket, everywhere = key.family.bucket, key.everywhere
-        if view.admits(reservation, key.l1, bucket, names, view.epoch, reservation.applied, everywhere):
+        if view.admits(reservation, key.l1, bucket, scopes, view.epoch, reservation.applied, everywhere):
             until = self._read_until(read_started_s)
             self._put(key, None, NEVER, reservation.applied, until, until, ABSENT, 0, True)
 
@@ -417,6 +421,6 @@ class Node:
         return tuple(self._stats_of(view, now_s) for view in self.shards)
 
     def _stats_of(self, view: Shard, now_s: float) -> ShardStats:
-        marks, bound_s = sum(map(len, view.marks.values())), self.largest[view.index].bound_ms / 1000
+        invalidated, bound_s = sum(map(len, view.invalidated.values())), self.largest[view.index].bound_ms / 1000
         left_s = max(0.0, view.valid_until - now_s)
-        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, marks, bound_s)
+        return ShardStats(view.index, view.epoch.decode(), view.applied, view.head, left_s, invalidated, bound_s)

@@ -19,17 +19,17 @@ PROTOCOL = 2
 
 
 class About(NamedTuple):
-    """What a node says of itself in its line: its staleness bound and longest guard, in ms, what else it tells, and
+    """What a node says of itself in its row: its staleness bound and longest guard, in ms, what else it tells, and
     whether it keeps what it loads while L2 is out of reach (for its bound)."""
 
     bound_ms: int = 0
     guard_ms: int = 0
     more: tuple[tuple[str, Any], ...] = ()
-    keeps_alone: bool = True
+    keeps_without_l2: bool = True
 
 
 SILENT_S: Final = 60.0
-"""Who has not reached L2 for so long, in seconds, has no line any more, and is waited for by nobody."""
+"""Who has not reached L2 for so long, in seconds, has no row any more, and is waited for by nobody."""
 
 
 class Stale(IntEnum):
@@ -53,18 +53,18 @@ class Caller(NamedTuple):
     about: About = About()
     bound_ms: int = 0
     guard_ms: int = 0
-    alone: bool = False
+    keeps_without_l2: bool = False
     left: Collection[bytes] = ()
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A point in a shard's history."""
 
     epoch: bytes
     seq: int
 
 
-class Marks(NamedTuple):
+class Invalidated(NamedTuple):
     """What a shard remembers of scopes and tags: for each bucket of tenants the seq of each name's last invalidation,
     the oldest first; and its low watermark, where older ones had to be forgotten: no older record is believed."""
 
@@ -73,21 +73,21 @@ class Marks(NamedTuple):
 
 
 class ProbeReply(NamedTuple):
-    """The shard as it stands; `server_us` is the store's clock, `marks` are there if they were asked for."""
+    """The shard as it stands; `server_us` is the store's clock, `invalidated` is there if it was asked for."""
 
     epoch: bytes
     seq: int
     server_us: int
-    marks: Marks | None = None
+    invalidated: Invalidated | None = None
     nodes_name: bytes = b""
-    """The name of the present set of nodes' lines; another one whenever lines may have been lost."""
+    """The name of the present set of nodes' rows; another one whenever lines may have been lost."""
     bound_ms: int = 0
     """The largest staleness bound that any node of the fleet has had."""
     guard_ms: int = 0
     """The longest guard that any node of the fleet may have put up."""
     born_us: int = 0
     """When this epoch began, by the store's clock."""
-    alone: bool = False
+    keeps_without_l2: bool = False
     """Whether any node of the fleet has ever kept what it loads alone."""
     loose_replicas: int = 0
     """How many replicas follow a primary, and acknowledge, that goes on writing when it is cut off from them: its
@@ -102,8 +102,8 @@ class ReadReply(NamedTuple):
     records: list[bytes | None]
 
 
-class NodeLine(NamedTuple):
-    """A node's line: how far it has applied which epoch, when by the store's clock (µs) it last asked something, and
+class NodeRow(NamedTuple):
+    """A node's row: how far it has applied which epoch, when by the store's clock (µs) it last asked something, and
     what it says of itself."""
 
     applied: int
@@ -113,14 +113,14 @@ class NodeLine(NamedTuple):
 
 
 class NodesReply(NamedTuple):
-    """The nodes' lines as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms;
+    """The nodes' rows as they stand, by their ids; the name of the set; the fleet's largest staleness bound, in ms;
     whether any node of it has ever kept what it loads alone."""
 
     epoch: bytes
     name: bytes
     bound_ms: int
-    lines: Mapping[str, NodeLine]
-    alone: bool = False
+    rows: Mapping[str, NodeRow]
+    keeps_without_l2: bool = False
 
 
 class Leased(Enum):
@@ -169,7 +169,7 @@ class LogEntry(NamedTuple):
 
 
 class Store(Protocol):
-    """L2. `key.shard` and `key.l2` say where a record lies, `key.names` which scopes it lies in."""
+    """L2. `key.shard` and `key.l2` say where a record lies, `key.scopes` which scopes it lies in."""
 
     checked: list[bool]
     """By shard: whether the server behind its present connection has answered a probe of ours for it since then."""
@@ -208,17 +208,17 @@ class Store(Protocol):
         """Give the connection back; what is pending fails."""
         ...
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
-        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
+        """The shard's place and clock, with its marks if wanted; leaves the caller's row among the nodes."""
         ...
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
-        """Every node's line, the caller's own brought up to date first. A node silent for a minute is left out some
+        """Every node's row, the caller's own brought up to date first. A node silent for a minute is left out some
         time after."""
         ...
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
-        """Take a node's line away; whether there was one. `lives`: it may still serve its memory, so whoever waits for
+        """Take a node's row away; whether there was one. `lives`: it may still serve its memory, so whoever waits for
         the nodes must wait for its lease to end."""
         ...
 
@@ -263,17 +263,24 @@ class Store(Protocol):
         ...
 
     async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+        self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move the marks of scopes and tags, log and publish: one step, one seq."""
         ...
 
     async def guard(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[Key],
+        scopes: Sequence[str],
+        token: str,
+        px_ms: int,
+        body: bytes,
     ) -> Change:
         """Invalidate, and put a token (16 characters) on all of these for at most `px_ms`; with 0 take it away. While
         any token stands on a key or on what covers it, no record of it is stored and no lease granted. `stored` is
-        False, and nothing is done, where too many names are guarded already."""
+        False, and nothing is done, where too many keys and scopes are guarded already."""
         ...
 
     async def write(
@@ -285,7 +292,7 @@ class Store(Protocol):
         body: bytes,
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
     ) -> Change:
         """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step. Under a

@@ -13,8 +13,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from cachebus.core.doubts import Doubts
-from cachebus.core.marks import BucketMarks, forget_older_half
-from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
+from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
 NEVER = float("-inf")
@@ -22,7 +22,8 @@ NO_EPOCH = b""
 AHEAD_MAX = 65_536
 BEYOND = 1 << 62
 """A seq above all others, for a drop that no event stands for: nothing under way survives it."""
-OWED_MAX = 16
+PENDING_PROBES_MAX = 16
+MAX_INVALIDATED_SCOPES = 500_000
 EPOCHS_MAX = 64
 """Epochs known not to be this shard's any more, or never; and others that were heard of and may be."""
 
@@ -31,7 +32,7 @@ class Heard(Enum):
     """What an event turned out to be."""
 
     NEXT = "next in order"
-    AHEAD = "behind a hole"
+    AHEAD = "behind a gap"
     OLD = "known already"
     LEFT = "of an epoch that is not this shard's any more, or of another store"
     FOREIGN = "of an epoch that may have begun since"
@@ -48,7 +49,7 @@ class Probed(Enum):
 class Reservation(NamedTuple):
     """Taken before a value is read, loaded or written; tells afterwards whether an event came in between.
 
-    It is only a position in the shard's journal of drops, so a reader that is cancelled leaves nothing behind.
+    It is only a position among the shard's recent drops, so a reader that is cancelled leaves nothing behind.
     """
 
     epoch: bytes
@@ -56,14 +57,11 @@ class Reservation(NamedTuple):
     applied: int
 
 
-class Standing(NamedTuple):
+class ScopeSnapshot(NamedTuple):
     """What was remembered of some scopes and tags when something began that others may join."""
 
     low: tuple[int, int]
-    marks: dict[str, int]
-
-
-MARKS_MAX = 500_000
+    invalidated_at: dict[str, int]
 
 
 class Asked(NamedTuple):
@@ -78,33 +76,39 @@ class Shard:
 
     __slots__ = (
         "_ahead",
-        "_journal",
-        "_journal_floor",
-        "_journal_max",
-        "_marked",
-        "_owed",
+        "_invalidated_count",
+        "_pending_probes",
+        "_recent_drops",
+        "_recent_drops_low",
+        "_recent_drops_max",
         "_suspects",
         "applied",
         "bound_s",
-        "count",
         "doubts",
+        "drop_count",
         "epoch",
         "foreign",
         "head",
         "index",
+        "invalidated",
         "left",
         "low",
-        "marks",
-        "marks_max",
+        "max_invalidated_scopes",
         "valid_until",
     )
 
-    def __init__(self, index: int, bound_s: float, journal_max: int = 16_384, marks_max: int = MARKS_MAX) -> None:
+    def __init__(
+        self,
+        index: int,
+        bound_s: float,
+        recent_drops_max: int = 16_384,
+        max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
+    ) -> None:
         self.index = index
-        self.marks_max = marks_max
+        self.max_invalidated_scopes = max_invalidated_scopes
         """How many marks are kept at most: L2 does not keep those that it can do without, a node does, where it can't
         know which they are."""
-        self._marked = 0
+        self._invalidated_count = 0
         self.bound_s = bound_s
         self.epoch = NO_EPOCH
         self.applied = 0
@@ -113,11 +117,11 @@ class Shard:
         """The highest seq heard of in this epoch."""
         self.low: dict[str, int] = {}
         """By bucket: its low watermark. Nothing older is believed, as its marks are forgotten."""
-        self.marks: dict[str, BucketMarks] = {}
+        self.invalidated: dict[str, InvalidatedScopes] = {}
         """By bucket: the seq of the last invalidation of each scope and tag."""
         self.valid_until = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
-        self.count = 0
+        self.drop_count = 0
         """Drops applied, of any kind, in the order of this node."""
         self.doubts = Doubts()
         """Invalidations of which nobody knows whether they happened."""
@@ -128,17 +132,21 @@ class Shard:
         a server is in one, as a primary that is made the primary again, another one is begun there: `Caller.left`."""
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
-        self._owed: deque[tuple[int, float]] = deque(maxlen=OWED_MAX)
-        self._journal: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+        self._pending_probes: deque[tuple[int, float]] = deque(maxlen=PENDING_PROBES_MAX)
+        self._recent_drops: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         """By name: the count of its latest drop, the highest seq that dropped it, and when it was last forgotten."""
-        self._journal_floor = 0
-        self._journal_max = journal_max
+        self._recent_drops_low = 0
+        self._recent_drops_max = recent_drops_max
 
     # -- events -------------------------------------------------------------------------------------------------
 
     def has_heard(self, epoch: bytes, seq: int) -> bool:
         """Whether an event at this place was applied already, so that nothing in it matters any more."""
         return epoch == self.epoch and (seq <= self.applied or seq in self._ahead)
+
+    def has_left(self, epoch: bytes) -> bool:
+        """Whether this epoch is known not to be the shard's: of the latest such ones."""
+        return epoch in self.left
 
     def hear(self, epoch: bytes, seq: int) -> Heard:
         """Place an event in the history. NEXT and AHEAD must then be applied with `drop`.
@@ -147,7 +155,7 @@ class Shard:
         Only a probe moves a node there, and the lease of this epoch ends by itself.
         """
         if epoch != self.epoch:
-            if epoch in self.left:
+            if self.has_left(epoch):
                 return Heard.LEFT
             if epoch in self.foreign or len(self.foreign) < EPOCHS_MAX:
                 self.foreign[epoch] = max(seq, self.foreign.get(epoch, 0))
@@ -163,8 +171,8 @@ class Shard:
         while self._ahead and self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
-        if self._owed:
-            self._settle()
+        if self._pending_probes:
+            self._renew()
         return Heard.NEXT
 
     def drop(
@@ -182,54 +190,54 @@ class Shard:
         `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
         `low`: a low watermark that it has raised. Gives whether any low watermark was raised.
         """
-        self.count += 1
-        journal = self._journal
+        self.drop_count += 1
+        recent_drops = self._recent_drops
         for key in (*keys, *passing):
-            before = journal.pop(key, None)  # re-inserted last, so that the oldest fall out first
+            before = recent_drops.pop(key, None)  # re-inserted last, so that the oldest fall out first
             highest, forgotten = (0, 0) if before is None else before[1:]
             if seq == BEYOND:  # whatever is under way is void; what begins later is not
-                forgotten = self.count
+                forgotten = self.drop_count
             elif seq > highest:
                 highest = seq
-            journal[key] = (self.count, highest, forgotten)
-        while len(journal) > self._journal_max:
-            self._journal_floor = max(self._journal_floor, journal.popitem(last=False)[1][0])
+            recent_drops[key] = (self.drop_count, highest, forgotten)
+        while len(recent_drops) > self._recent_drops_max:
+            self._recent_drops_low = max(self._recent_drops_low, recent_drops.popitem(last=False)[1][0])
         touched: dict[str, int] = {}
         for scope in scopes:
-            its = bucket_of_name(scope)
+            its = bucket_of_scope(scope)
             touched[its] = touched.get(its, 0) + 1
-            marks = self.marks.get(its)
-            if marks is None:
-                marks = self.marks[its] = BucketMarks()
-            self._marked += marks.note(scope, seq)
+            invalidated = self.invalidated.get(its)
+            if invalidated is None:
+                invalidated = self.invalidated[its] = InvalidatedScopes()
+            self._invalidated_count += invalidated.note(scope, seq)
         raised = bucket != NO_BUCKET and low > self.low.get(bucket, 0)
         if raised:
             self.low[bucket] = low
             touched.setdefault(bucket, 0)
         for its, count in touched.items():
-            marks = self.marks.get(its)
-            if marks is not None:
-                self._marked -= marks.prune(self.low.get(its, 0), count)
-                if not marks:
-                    del self.marks[its]
-        if self._marked > self.marks_max:
-            forget_older_half(self.marks, self.low)
-            self._marked = sum(map(len, self.marks.values()))
+            invalidated = self.invalidated.get(its)
+            if invalidated is not None:
+                self._invalidated_count -= invalidated.prune(self.low.get(its, 0), count)
+                if not invalidated:
+                    del self.invalidated[its]
+        if self._invalidated_count > self.max_invalidated_scopes:
+            forget_older_half(self.invalidated, self.low)
+            self._invalidated_count = sum(map(len, self.invalidated.values()))
             return True
         return raised
 
     @property
-    def hole(self) -> bool:
+    def has_gap(self) -> bool:
         """Whether events are known to be missing."""
         return self.head > self.applied
 
     def unheard(self, seq: int) -> int:
-        """How many events up to this one were never applied, in order or behind a hole."""
+        """How many events up to this one were never applied, in order or behind a gap."""
         return max(0, seq - self.applied - sum(ahead <= seq for ahead in self._ahead))
 
     @property
     def flooded(self) -> bool:
-        """Whether so many events wait behind a hole that waiting for it costs more than a flush."""
+        """Whether so many events wait behind a gap that waiting for it costs more than a flush."""
         return len(self._ahead) > AHEAD_MAX
 
     # -- the lease ----------------------------------------------------------------------------------------------
@@ -244,29 +252,29 @@ class Shard:
             self._leave(foreign)
         self._suspects = ()
         self.head = max(self.head, seq)
-        self._owed.append((seq, sent_at_s))
-        self._settle()
-        return Probed.BEHIND if self._owed else Probed.RENEWED
+        self._pending_probes.append((seq, sent_at_s))
+        self._renew()
+        return Probed.BEHIND if self._pending_probes else Probed.RENEWED
 
-    def _settle(self) -> None:
+    def _renew(self) -> None:
         """Renew the lease for every probe whose seq has been applied by now.
 
         Each is kept until then, not only the latest: under a flood of events a node that lags longer than the time
         between two probes would otherwise never reach the one that counts.
         """
-        owed = self._owed
-        while owed and self.applied >= owed[0][0]:
-            self.valid_until = max(self.valid_until, owed.popleft()[1] + self.bound_s)
+        pending = self._pending_probes
+        while pending and self.applied >= pending[0][0]:
+            self.valid_until = max(self.valid_until, pending.popleft()[1] + self.bound_s)
 
     @property
-    def vouched_s(self) -> float:
+    def fresh_as_of_s(self) -> float:
         """When the probe behind the lease was sent: what is read under the lease is at least as fresh as that."""
         return self.valid_until - self.bound_s
 
     def lapse(self) -> None:
         """Give the lease up now."""
         self.valid_until = NEVER
-        self._owed.clear()
+        self._pending_probes.clear()
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
@@ -275,7 +283,7 @@ class Shard:
         self._suspects = tuple(self.foreign)
 
     def asking(self) -> Asked:
-        """To be noted when the question is sent whose answer goes to `enter`: how far this epoch had been heard."""
+        """To be noted when the question is sent whose answer `begin_epoch` takes: how far this epoch had been heard."""
         self.foreign.clear()
         return Asked(self.epoch, self.head)
 
@@ -285,11 +293,11 @@ class Shard:
         if len(self.left) > EPOCHS_MAX:
             del self.left[next(iter(self.left))]
 
-    def enter(
+    def begin_epoch(
         self,
         epoch: bytes,
         seq: int,
-        marks: Mapping[str, Mapping[str, int]],
+        invalidated: Mapping[str, Mapping[str, int]],
         low: Mapping[str, int],
         sent_at_s: float,
         asked: Asked | None = None,
@@ -305,11 +313,13 @@ class Shard:
         """
         self.void()
         before, newer = self.epoch, {}
-        if asked is None:
-            asked = Asked(before, BEYOND)
+        asked = asked or Asked(before, BEYOND)
         # Who has come to this epoch only since the question was sent has heard all of it since.
         if epoch == before and self.head > max(seq, asked.head if asked.epoch == before else 0):
-            newer = {b: {n: mark for n, mark in its.items() if mark > seq} for b, its in self.marks.items()}
+            newer = {
+                b: {n: seq_of_it for n, seq_of_it in its.items() if seq_of_it > seq}
+                for b, its in self.invalidated.items()
+            }
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
             self.applied, self.head = max(seq, self.applied), max(seq, self.head)
             self.low = {b: max(low.get(b, 0), self.low.get(b, 0)) for b in {*low, *self.low}}
@@ -321,55 +331,55 @@ class Shard:
             self._leave(before)
         self.doubts.settle(sent_at_s)
         self.epoch = epoch
-        joined = {b: {**marks.get(b, {}), **newer.get(b, {})} for b in {*marks, *newer}}
-        self.marks = {b: BucketMarks(its.items()) for b, its in joined.items() if its}
-        self._marked = sum(map(len, self.marks.values()))
+        joined = {b: {**invalidated.get(b, {}), **newer.get(b, {})} for b in {*invalidated, *newer}}
+        self.invalidated = {b: InvalidatedScopes(its.items()) for b, its in joined.items() if its}
+        self._invalidated_count = sum(map(len, self.invalidated.values()))
         lacks = max(seq, self.foreign.pop(epoch, 0))
         self.head = max(self.head, lacks)
         while self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
-        self._owed.append((lacks, sent_at_s))
-        self._settle()
+        self._pending_probes.append((lacks, sent_at_s))
+        self._renew()
 
     def void(self) -> None:
         """Mark everything that is under way, and give up the lease."""
-        self.count += 1
-        self._journal.clear()
-        self._journal_floor = self.count
+        self.drop_count += 1
+        self._recent_drops.clear()
+        self._recent_drops_low = self.drop_count
         self.lapse()
 
     # -- what may be believed -------------------------------------------------------------------------------------
 
     def reserve(self) -> Reservation:
         """To be taken before a read, load or write begins; see `admits`."""
-        return Reservation(self.epoch, self.count, self.applied)
+        return Reservation(self.epoch, self.drop_count, self.applied)
 
-    def marked(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
+    def overtaken(self, reservation: Reservation, key: str, seq: int, everywhere: str = "") -> bool:
         """Whether an event beyond `seq` touched the key, or everything, since the reservation was taken. `everywhere`:
         the scope of its id in all contexts, where it has one."""
-        if reservation.drops == self.count:
+        if reservation.drops == self.drop_count:
             return False
-        if reservation.drops < self._journal_floor:
+        if reservation.drops < self._recent_drops_low:
             return True
         for name in (key, everywhere) if everywhere else (key,):
-            touched = self._journal.get(name)
+            touched = self._recent_drops.get(name)
             if touched is None or touched[0] <= reservation.drops:
                 continue
             if touched[1] > seq or touched[2] > reservation.drops:
                 return True
         return False
 
-    def hides(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
+    def hides(self, seq: int, bucket: str, scopes: Iterable[str]) -> bool:
         """Whether a low watermark, or the mark of one of these scopes and tags, is beyond the seq of a record in a key
         of this bucket."""
         if self.below(seq, bucket):
             return True
         for its in (bucket, ALL_TENANTS):
-            marks = self.marks.get(its)
-            if marks:
-                for name in names:
-                    if marks.get(name, 0) > seq:
+            invalidated = self.invalidated.get(its)
+            if invalidated:
+                for name in scopes:
+                    if invalidated.get(name, 0) > seq:
                         return True
         return False
 
@@ -378,23 +388,23 @@ class Shard:
         low = self.low
         return bool(low) and (seq < low.get(bucket, 0) or seq < low.get(ALL_TENANTS, 0))
 
-    def standing(self, bucket: str, names: Iterable[str]) -> Standing:
+    def snapshot(self, bucket: str, scopes: Iterable[str]) -> ScopeSnapshot:
         """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
-        found = [its for its in (self.marks.get(bucket), self.marks.get(ALL_TENANTS)) if its]
-        marks = {name: max((its.get(name, 0) for its in found), default=0) for name in names}
-        return Standing((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), marks)
+        found = [its for its in (self.invalidated.get(bucket), self.invalidated.get(ALL_TENANTS)) if its]
+        invalidated = {name: max((its.get(name, 0) for its in found), default=0) for name in scopes}
+        return ScopeSnapshot((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), invalidated)
 
-    def unmoved(self, bucket: str, noted: Standing) -> bool:
+    def unchanged(self, bucket: str, noted: ScopeSnapshot) -> bool:
         """Whether all is as it was noted: nothing that it stands for was invalidated since. A mark alone, held against
-        `applied`, would not tell: what was heard behind a hole is beyond that, and may be old."""
-        return self.standing(bucket, noted.marks) == noted
+        `applied`, would not tell: what was heard behind a gap is beyond that, and may be old."""
+        return self.snapshot(bucket, noted.invalidated_at) == noted
 
     def admits(
         self,
         reservation: Reservation,
         key: str,
         bucket: str,
-        names: Iterable[str],
+        scopes: Iterable[str],
         epoch: bytes,
         seq: int,
         everywhere: str = "",
@@ -402,9 +412,9 @@ class Shard:
         """Whether what was read, loaded or written under the reservation may enter L1."""
         return (
             epoch == self.epoch == reservation.epoch
-            and not self.marked(reservation, key, seq, everywhere)
-            and not self.hides(seq, bucket, names)
-            and not (self.doubts.names and self.doubts.cover(names, reservation.drops))
+            and not self.overtaken(reservation, key, seq, everywhere)
+            and not self.hides(seq, bucket, scopes)
+            and not (self.doubts.scopes and self.doubts.cover(scopes, reservation.drops))
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:

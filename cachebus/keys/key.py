@@ -39,7 +39,7 @@ def encoded(part: str) -> str:
     return part if _plain(part) else part.translate(_CODES)
 
 
-def tag_name(tenant: str, tag: str) -> str:
+def tag_scope(tenant: str, tag: str) -> str:
     """The name under which a tag's mark is kept."""
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
 
@@ -55,14 +55,14 @@ def bucket_of(tenant: str) -> str:
     return sha1(tenant.encode(), usedforsecurity=False).hexdigest()[:2]
 
 
-def bucket_of_name(name: str) -> str:
+def bucket_of_scope(name: str) -> str:
     """The bucket of a scope's or tag's mark."""
     if name[:1] in "NY":
         return ALL_TENANTS
     return bucket_of(name.split(GIVEN, 2)[1])
 
 
-_NAME_PARTS = {
+_SCOPE_PARTS = {
     shape: parts
     for parts, shapes in {1: "N", 2: "T Y", 3: "D G TA TV TC", 4: "I DA DV DC"}.items()
     for shape in shapes.split()
@@ -70,14 +70,14 @@ _NAME_PARTS = {
 """By its shape: of how many parts a scope's or tag's name is made."""
 
 
-def is_name(name: str) -> bool:
+def is_scope(name: str) -> bool:
     """Whether it is a name of a scope or tag of this format."""
     parts = name.split(GIVEN)
-    return _NAME_PARTS.get(parts[0]) == len(parts)
+    return _SCOPE_PARTS.get(parts[0]) == len(parts)
 
 
-def names_of(l1: str) -> tuple[str, tuple[str, ...]]:
-    """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.names` says, from the name
+def scopes_of(l1: str) -> tuple[str, tuple[str, ...]]:
+    """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.scopes` says, from the name
     alone."""
     parts = _parts_of(l1)
     return bucket_of(parts[0]), _scopes(*parts)
@@ -92,7 +92,7 @@ def _parts_of(l1: str) -> tuple[str, str, str, tuple[str | None, ...]]:
 
 
 def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[str | None]) -> tuple[str, ...]:
-    names = (
+    scopes = (
         ALL_OF_SHARD,
         f"Y{GIVEN}{data_type}",
         f"T{GIVEN}{tenant}",
@@ -101,9 +101,9 @@ def _scopes(tenant: str, data_type: str, resource_id: str, contexts: Sequence[st
     )
     narrow = [(shape, c) for shape, c in zip("AVC", contexts, strict=True) if c is not None]
     if not narrow:
-        return names
+        return scopes
     return (
-        *names,
+        *scopes,
         *(f"T{shape}{GIVEN}{tenant}{GIVEN}{c}" for shape, c in narrow),
         *(f"D{shape}{GIVEN}{tenant}{GIVEN}{data_type}{GIVEN}{c}" for shape, c in narrow),
     )
@@ -148,7 +148,7 @@ class Key:
             raise InvalidKey(f"resource_id makes the key too long: at most {KEY_MAX_BYTES} bytes once encoded")
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def scopes(self) -> tuple[str, ...]:
         """The scopes that the key lies in (at most eleven), widest first: two of all tenants, then the tenant's own."""
         return _scopes(self.family.tenant, self.family.data_type, self.resource_id, self.contexts)
 
@@ -257,7 +257,7 @@ class Keyspace:
         if tenant_id is None:
             raise TenantRequired("tags belong to a tenant: give tenant_id, or run inside a Context")
         family = self.family(tenant_id, SYSTEM)
-        return family.shard, [tag_name(family.tenant, tag) for tag in tags]
+        return family.shard, [tag_scope(family.tenant, tag) for tag in tags]
 
 
 def everywhere(key: Key) -> str:

@@ -10,7 +10,7 @@ from cachebus import context
 from cachebus.base.ids import Id, check_part, text_of
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
-from cachebus.keys.key import SYSTEM, Key, Keyspace, tag_name
+from cachebus.keys.key import SYSTEM, Key, Keyspace, tag_scope
 from cachebus.policy import TAGS_MAX, Rules
 
 KEYS_MAX = 8192
@@ -108,7 +108,7 @@ class Naming:
         return key
 
 
-def tag_names(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
+def tag_scopes(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
     """Mark names of a value's tags: those given, and those of its type; `ValueError`, `InvalidKey`."""
     if isinstance(tags, str):
         raise ValueError("tags must be a sequence of strings")
@@ -120,4 +120,4 @@ def tag_names(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
     own = [template.fill({"resource_id": key.resource_id, "tenant_id": tenant}) for template in rules.tags]
     if len(tags) + len(own) > TAGS_MAX:
         raise ValueError(f"a value takes at most {TAGS_MAX} tags")
-    return list(dict.fromkeys(tag_name(tenant, tag) for tag in (*tags, *own)))
+    return list(dict.fromkeys(tag_scope(tenant, tag) for tag in (*tags, *own)))

@@ -42,19 +42,19 @@ def coordinated(primary: Target, related: Sequence[Mapping[str, Any]], around: C
 class Plan:
     """What one invalidation addresses: keys, and marks of scopes and tags, all in one shard."""
 
-    __slots__ = ("called_s", "keys", "names", "shard", "targets")
+    __slots__ = ("called_s", "keys", "scopes", "shard", "targets")
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
         self.keys: list[Key] = []
-        self.names: list[str] = []
+        self.scopes: list[str] = []
         self.called_s: float | None = None
         """When it was first called, where it is repeated, so that it grows no younger by that."""
         self.targets: dict[str, int] = {}
 
     def body(self, origin: str, *, probe: bool = False) -> bytes:
         """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
-        return events.encode_body([events.Part([key.l1 for key in self.keys], self.names, origin)], probe=probe)
+        return events.encode_body([events.Part([key.l1 for key in self.keys], self.scopes, origin)], probe=probe)
 
 
 class Planner:
@@ -75,13 +75,13 @@ class Planner:
             plan.targets[target.data_type] = plan.targets.get(target.data_type, 0) + 1
             if target.whole:
                 shard, name = self._keyspace.scope(tenant_id, target.data_type, *contexts)
-                plan.names.append(name)
+                plan.scopes.append(name)
             else:
                 key = self._keyspace.key(target.data_type, target.resource_id, tenant_id, *contexts)
                 shard = key.shard
                 plan.keys.append(key)
                 if all_contexts and key.contexts == (None, None, None):
-                    plan.names.append(everywhere(key))
+                    plan.scopes.append(everywhere(key))
             if shard != plan.shard:
                 raise InvalidKey("one invalidation can't span tenants")
         return plan
@@ -125,25 +125,25 @@ class Planner:
         else:
             plan = Plan(self._keyspace.tags(tenant_id, tags)[0])
         if tags:
-            marks = self.tags(tenant_id, tags)
-            plan.names += marks.names
-            plan.targets |= marks.targets
+            tagged = self.tags(tenant_id, tags)
+            plan.scopes += tagged.scopes
+            plan.targets |= tagged.targets
         return plan
 
     def scope(self, tenant_id: object, data_type: str | None, contexts: Sequence[object]) -> Plan:
         """What an invalidation of a whole scope addresses."""
         shard, name = self._keyspace.scope(tenant_id, data_type, *contexts)
         plan = Plan(shard)
-        plan.names.append(name)
+        plan.scopes.append(name)
         plan.targets["*" if data_type is None else check_part("data_type", data_type)] = 1
         return plan
 
     def tags(self, tenant_id: object, tags: Sequence[str]) -> Plan:
         """What an invalidation of tags addresses."""
-        shard, names = self._keyspace.tags(tenant_id, tags)
+        shard, scopes = self._keyspace.tags(tenant_id, tags)
         plan = Plan(shard)
-        plan.names += names
-        plan.targets["tags"] = len(names)
+        plan.scopes += scopes
+        plan.targets["tags"] = len(scopes)
         return plan
 
 
@@ -151,21 +151,21 @@ def joined(plans: Iterable[Plan]) -> list[Plan]:
     """As few plans as address the same: one a shard, or some where that would be too much for one step of L2."""
     by_shard: dict[int, tuple[dict[str, Key], dict[str, None], dict[str, int]]] = {}
     for plan in plans:
-        keys, names, targets = by_shard.setdefault(plan.shard, ({}, {}, {}))
+        keys, scopes, targets = by_shard.setdefault(plan.shard, ({}, {}, {}))
         keys.update((key.l1, key) for key in plan.keys)
-        names.update(dict.fromkeys(plan.names))
+        scopes.update(dict.fromkeys(plan.scopes))
         for data_type, count in plan.targets.items():
             targets[data_type] = targets.get(data_type, 0) + count
     return [part for shard, parts in by_shard.items() for part in _in_parts(shard, *parts)]
 
 
-def _in_parts(shard: int, keys: Mapping[str, Key], names: Mapping[str, None], targets: dict[str, int]) -> list[Plan]:
-    all_keys, all_names = list(keys.values()), list(names)
+def _in_parts(shard: int, keys: Mapping[str, Key], scopes: Mapping[str, None], targets: dict[str, int]) -> list[Plan]:
+    all_keys, all_scopes = list(keys.values()), list(scopes)
     made: list[Plan] = []
-    for at in range(0, max(len(all_keys), len(all_names)), AT_ONCE):
+    for at in range(0, max(len(all_keys), len(all_scopes)), AT_ONCE):
         plan = Plan(shard)
         plan.keys += all_keys[at : at + AT_ONCE]
-        plan.names += all_names[at : at + AT_ONCE]
+        plan.scopes += all_scopes[at : at + AT_ONCE]
         plan.targets |= {} if made else targets
         made.append(plan)
     return made

@@ -17,15 +17,15 @@ from cachebus.core.ports import (
     Leased,
     LeaseReply,
     LogEntry,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
     Stale,
 )
 from cachebus.keys.key import Key, guard_name
+from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.l2.memory_lease import MemoryLease
-from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.record import FLAGS_AT, NOT_FOUND, Record
@@ -45,11 +45,16 @@ class MemoryShard:
     """One shard's state, and the operations on it; each is one atomic step."""
 
     def __init__(
-        self, clock: Clock, *, marks_max: int = 100_000, log_max: int = 100_000, log_max_bytes: int = 1 << 26
+        self,
+        clock: Clock,
+        *,
+        max_invalidated_scopes: int = 100_000,
+        log_max: int = 100_000,
+        log_max_bytes: int = 1 << 26,
     ) -> None:
         self.clock: Clock = lambda: WALL_S + clock()
         """The server's, a wall clock as every server's is: records hold its times, which are never below zero."""
-        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
+        self.max_invalidated_scopes, self.log_max, self.log_max_bytes = max_invalidated_scopes, log_max, log_max_bytes
         self.server = secrets.token_hex(20)
         """The incarnation; change it to play a restart or failover."""
         self.publish: Callable[[bytes], None] = _no_listener
@@ -65,8 +70,8 @@ class MemoryShard:
         self.meta_server = ""
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
-        self.alone = False
-        self.marks = MemoryMarks(self.marks_max)
+        self.keeps_without_l2 = False
+        self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
         self.leases: dict[str, MemoryLease] = {}
@@ -78,10 +83,10 @@ class MemoryShard:
         self.guards: dict[str, dict[str, float]] = {}
         self.guarded, self.guarded_until_s = 0, 0.0
         """How many names are guarded, so that a loss is noticed, and until when any can be."""
-        self.marks = MemoryMarks(self.marks_max)
+        self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self.messages: dict[int, bytes] = {}
         self.logged_bytes = 0
-        self.lines: dict[str, NodeLine] = {}
+        self.rows: dict[str, NodeRow] = {}
         self.nodes_name = b""
         self.in_contexts: set[str] = set()
 
@@ -94,8 +99,8 @@ class MemoryShard:
             not self.epoch
             or self.meta_server != self.server
             or (caller.epoch == self.epoch and caller.applied > self.seq)
-            or self.marks.lost
-            or (bucket is not None and self.marks.lacks(bucket))
+            or self.invalidated.lost
+            or (bucket is not None and self.invalidated.lacks(bucket))
             or (self.guarded_until_s > self.clock() and len(self.guards) != self.guarded)
         )
 
@@ -110,10 +115,10 @@ class MemoryShard:
 
     def _hear_of(self, caller: Caller) -> None:
         self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
-        self.alone = self.alone or caller.alone
+        self.keeps_without_l2 = self.keeps_without_l2 or caller.keeps_without_l2
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
-        """The same, also where the caller has left this history, and note the caller's line."""
+        """The same, also where the caller has left this history, and note the caller's row."""
         if self.epoch in caller.left:
             self.meta_server = ""
         self.arrive(caller, bucket)
@@ -121,11 +126,13 @@ class MemoryShard:
             if not self.nodes_name:
                 self.nodes_name = self.new_epoch()
             at_us = int(self.clock() * 1_000_000)
-            self.lines[caller.node] = NodeLine(caller.applied, caller.epoch, at_us, caller.about)
+            self.rows[caller.node] = NodeRow(caller.applied, caller.epoch, at_us, caller.about)
 
     def hidden(self, record: Record, key: Key) -> bool:
         """Whether a record of the key may not be believed."""
-        return record.epoch != self.epoch or self.marks.hide(record.seq, key.family.bucket, (*key.names, *record.tags))
+        return record.epoch != self.epoch or self.invalidated.hide(
+            record.seq, key.family.bucket, (*key.scopes, *record.tags)
+        )
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""
@@ -143,13 +150,13 @@ class MemoryShard:
         """Whether a record's hard expiry is over."""
         return 0 < record.expires_ms <= self.clock() * 1000
 
-    def announce(self, names: Sequence[str], body: bytes) -> bytes:
+    def announce(self, scopes: Sequence[str], body: bytes) -> bytes:
         """Move the marks to the next seq, log, publish; gives the event's head."""
         self.seq += 1
-        ids = [name for name in names if name[0] == "I"]
+        ids = [name for name in scopes if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
-        raised = self.marks.set([name for name in names if name not in needless], self.seq)
-        if self.marks.lost:  # it had to forget some, and they were gone: who comes next takes over
+        raised = self.invalidated.set([name for name in scopes if name not in needless], self.seq)
+        if self.invalidated.lost:  # it had to forget some, and they were gone: who comes next takes over
             self.meta_server = ""
         head = events.encode_head(
             self.epoch,
@@ -206,7 +213,7 @@ class MemoryShard:
         now = self.clock()
         ends = [
             end
-            for name in (guard_name(key), *key.names, *tags)
+            for name in (guard_name(key), *key.scopes, *tags)
             for end in self.guards.get(name, {}).values()
             if end > now
         ]
@@ -214,38 +221,41 @@ class MemoryShard:
 
     # -- the scripts ------------------------------------------------------------------------------------------------
 
-    def probe(self, caller: Caller, marks: bool) -> ProbeReply:
+    def probe(self, caller: Caller, with_invalidated: bool) -> ProbeReply:
         """See `Store.probe`."""
-        self.attend(caller, "" if marks else None)
+        self.attend(caller, "" if with_invalidated else None)
         self._hear_of(caller)
         now = self.clock()
-        silent = [node for node, line in self.lines.items() if line.at_us < (now - SILENT_S) * 1_000_000]
-        for node in () if marks else silent:
-            del self.lines[node]
+        silent = [node for node, row in self.rows.items() if row.at_us < (now - SILENT_S) * 1_000_000]
+        for node in () if with_invalidated else silent:
+            del self.rows[node]
             self.nodes_name = self.new_epoch()
         born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
             self.epoch,
             self.seq,
             int(now * 1_000_000),
-            self.marks.given() if marks else None,
+            self.invalidated.given() if with_invalidated else None,
             self.nodes_name,
             self.bound_ms,
             self.guard_ms,
             born_us,
-            self.alone,
+            self.keeps_without_l2,
         )
 
     def nodes(self, caller: Caller) -> NodesReply:
         """See `Store.nodes`."""
         self.attend(caller)
-        self.bound_ms, self.alone = max(self.bound_ms, caller.bound_ms), self.alone or caller.alone
-        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.lines), self.alone)
+        self.bound_ms, self.keeps_without_l2 = (
+            max(self.bound_ms, caller.bound_ms),
+            self.keeps_without_l2 or caller.keeps_without_l2,
+        )
+        return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.rows), self.keeps_without_l2)
 
     def forget(self, caller: Caller, node: str, lives: bool) -> bool:
         """See `Store.forget`."""
         self.arrive(caller)
-        gone = self.lines.pop(node, None) is not None
+        gone = self.rows.pop(node, None) is not None
         if gone and lives:
             self.nodes_name = self.new_epoch()
         return gone
@@ -338,15 +348,15 @@ class MemoryShard:
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))
 
-    def invalidate(self, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes) -> Change:
+    def invalidate(self, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes) -> Change:
         """See `Store.invalidate`."""
         self.arrive(caller)
         self.forget_keys(keys)
-        head = self.announce(names, body)
+        head = self.announce(scopes, body)
         return Change(self.epoch, self.seq, True, head, bound_ms=self.bound_ms)
 
     def guard(
-        self, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], token: str, px_ms: int, body: bytes
     ) -> Change:
         """See `Store.guard`."""
         self.arrive(caller)
@@ -354,9 +364,9 @@ class MemoryShard:
         kept = {name: {t: end for t, end in tokens.items() if end > now} for name, tokens in self.guards.items()}
         self.guards = {name: tokens for name, tokens in kept.items() if tokens}
         self.guarded = len(self.guards)
-        guarded = (*map(guard_name, keys), *names)
+        guarded = (*map(guard_name, keys), *scopes)
         most = max((len(self.guards.get(name, {}).keys() - {token}) for name in guarded), default=0)
-        if px_ms and (len(self.guards) + len(guarded) > self.marks_max or most >= GUARDS_MAX):
+        if px_ms and (len(self.guards) + len(guarded) > self.max_invalidated_scopes or most >= GUARDS_MAX):
             return Change(self.epoch, self.seq, False)
         for name in guarded:
             tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}
@@ -365,7 +375,7 @@ class MemoryShard:
             if tokens:
                 self.guards[name] = tokens
         self.guarded, self.guarded_until_s = len(self.guards), max(self.guarded_until_s, now + px_ms / 1000)
-        return self.invalidate(caller, keys, names, body)
+        return self.invalidate(caller, keys, scopes, body)
 
     def write(
         self,
@@ -375,7 +385,7 @@ class MemoryShard:
         px_ms: int,
         body: bytes,
         others: Sequence[Key],
-        names: Sequence[str],
+        scopes: Sequence[str],
         if_absent: bool,
     ) -> Change:
         """See `Store.write`."""
@@ -386,7 +396,7 @@ class MemoryShard:
             if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & NOT_FOUND):
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
-        head = self.announce(names, body)
+        head = self.announce(scopes, body)
         expires_ms = 0
         if not guarded:
             record.epoch, record.seq = self.epoch, self.seq

@@ -87,10 +87,10 @@ class MemoryStore:
             raise L2Unavailable("not connected to the memory store")
         return self._shards[index]
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.checked[shard] = False
-        reply = self._shard(shard).probe(caller, marks)
+        reply = self._shard(shard).probe(caller, with_invalidated)
         self.checked[shard] = True
         return reply
 
@@ -145,16 +145,23 @@ class MemoryStore:
         return self._shard(key.shard).fill(key, caller, token, record, px_ms, over)
 
     async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+        self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
         """See `Store.invalidate`."""
-        return self._shard(shard).invalidate(caller, keys, names, body)
+        return self._shard(shard).invalidate(caller, keys, scopes, body)
 
     async def guard(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[Key],
+        scopes: Sequence[str],
+        token: str,
+        px_ms: int,
+        body: bytes,
     ) -> Change:
         """See `Store.guard`."""
-        return self._shard(shard).guard(caller, keys, names, token, px_ms, body)
+        return self._shard(shard).guard(caller, keys, scopes, token, px_ms, body)
 
     async def write(
         self,
@@ -165,11 +172,11 @@ class MemoryStore:
         body: bytes,
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
     ) -> Change:
         """See `Store.write`."""
-        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, names, if_absent)
+        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, scopes, if_absent)
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """See `Store.counter`."""

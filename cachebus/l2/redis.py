@@ -34,15 +34,15 @@ from cachebus.l2.owed import OwedLeases
 from cachebus.l2.replies import (
     counted,
     filled,
-    invalidated,
+    invalidation_of,
     lease_of,
-    line_rest,
     logged,
     nodes_of,
     number_of,
     probe_of,
-    probe_with_marks,
+    probe_with_invalidated,
     records_of,
+    row_rest,
     unless_none,
     written,
 )
@@ -67,7 +67,7 @@ class RedisStore:
         timeout_s: float,
         connect_timeout_s: float,
         clock: Clock,
-        marks_max: int,
+        max_invalidated_scopes: int,
         log_max: int,
         log_max_bytes: int = 64 * 1024 * 1024,
         database: int = 0,
@@ -76,9 +76,11 @@ class RedisStore:
         self._names = [ShardNames(namespace, shard, database) for shard in range(shards)]
         self._record_prefixes = [names.record_prefix for names in self._names]
         self._facts = f"protocol={PROTOCOL} shards={shards} bus={bus}"
-        self._marks_max = str(marks_max)
+        self._max_invalidated_scopes = str(max_invalidated_scopes)
         self._channels = [names.channel if bus == "redis" else "" for names in self._names]
-        self._events = [(channel, self._marks_max, str(log_max), str(log_max_bytes)) for channel in self._channels]
+        self._events = [
+            (channel, self._max_invalidated_scopes, str(log_max), str(log_max_bytes)) for channel in self._channels
+        ]
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self.on_changed: Callable[[int], None] = lambda _: None
@@ -149,19 +151,19 @@ class RedisStore:
 
     # -- operations ---------------------------------------------------------------------------------------------
 
-    async def probe(self, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
-        """The shard's place and clock, with its marks if wanted; leaves the caller's line among the nodes."""
+    async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
+        """The shard's place and clock, with its marks if wanted; leaves the caller's row among the nodes."""
         connection, hops = self._links.of(shard), self._running.hops(shard)
         now = self._clock()
-        prune = not marks and now - self._pruned_at[shard] > PRUNE_EVERY_S
+        prune = not with_invalidated and now - self._pruned_at[shard] > PRUNE_EVERY_S
         if prune:
             self._pruned_at[shard] = now
-        silent = [] if marks else [str(SILENT_US) if prune else "0"]
-        args = [*_line(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.alone)]
+        silent = [] if with_invalidated else [str(SILENT_US) if prune else "0"]
+        args = [*_row_of(caller), str(caller.bound_ms), str(caller.guard_ms), *silent, flag(caller.keeps_without_l2)]
         try:
             reply = (
-                await self._run(probe_with_marks, "marks", shard, caller, (), args)
-                if marks
+                await self._run(probe_with_invalidated, "marks", shard, caller, (), args)
+                if with_invalidated
                 else (await self._run(probe_of, "probe", shard, caller, (), args))
             )
         except NotAsked:
@@ -180,12 +182,12 @@ class RedisStore:
         return reply
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
-        """Every node's line, the caller's own brought up to date first."""
-        args = [*_line(caller), str(caller.bound_ms), flag(caller.alone)]
+        """Every node's row, the caller's own brought up to date first."""
+        args = [*_row_of(caller), str(caller.bound_ms), flag(caller.keeps_without_l2)]
         return await self._run(nodes_of, "nodes", shard, caller, (), args)
 
     async def forget(self, shard: int, caller: Caller, node: str, *, lives: bool) -> bool:
-        """Take a node's line away; whether there was one."""
+        """Take a node's row away; whether there was one."""
         return bool(await self._run(number_of, "forget", shard, caller, (), [node, "1" if lives else "0"]))
 
     def get(self, key: Key) -> Awaitable[bytes | None]:
@@ -205,9 +207,9 @@ class RedisStore:
             groups[""] = []
         for bucket, some in groups.items():
             names = self._names[shard]
-            args: list[Any] = [*_line(caller)]
+            args: list[Any] = [*_row_of(caller)]
             for key in some:
-                args += [str(len(key.names)), *key.names]
+                args += [str(len(key.scopes)), *key.scopes]
             lie = [names.marks(bucket), *map(names.record, some)]
             reply = await self._run(partial(records_of, len(some)), "read", shard, caller, lie, args, bucket)
             found.update(zip([key.l2 for key in some], reply.records, strict=True))
@@ -226,9 +228,9 @@ class RedisStore:
     ) -> LeaseReply:
         """A valid unexpired record, or the right to fill."""
         names = self._names[key.shard]
-        scopes = key.names
+        scopes = key.scopes
         args = [
-            *_line(caller),
+            *_row_of(caller),
             token,
             str(px_ms),
             "1" if refresh else "0",
@@ -297,25 +299,41 @@ class RedisStore:
             over,
             key.l1,
             str(caller.guard_ms),
-            *key.names,
+            *key.scopes,
         ]
         lie = [names.marks(bucket), names.record(key), names.lease(key)]
         return await self._run(filled, "fill", key.shard, caller, lie, args, bucket)
 
     async def invalidate(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], body: bytes
+        self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
         """Remove records and leases, move marks, log and publish."""
-        args = [*self._events[shard], body, *names]
-        return await self._run(invalidated, "invalidate", shard, caller, self._gone(shard, keys), args)
+        args = [*self._events[shard], body, *scopes]
+        return await self._run(invalidation_of, "invalidate", shard, caller, self._gone(shard, keys), args)
 
     async def guard(
-        self, shard: int, caller: Caller, keys: Sequence[Key], names: Sequence[str], token: str, px_ms: int, body: bytes
+        self,
+        shard: int,
+        caller: Caller,
+        keys: Sequence[Key],
+        scopes: Sequence[str],
+        token: str,
+        px_ms: int,
+        body: bytes,
     ) -> Change:
         """Invalidate, and put a token on what is invalidated, or take it away."""
-        guarded = [*map(guard_name, keys), *names]
-        args = [*self._events[shard], body, token, str(px_ms), self._marks_max, str(len(names)), *names, *guarded]
-        return await self._run(invalidated, "guard", shard, caller, self._gone(shard, keys), args)
+        guarded = [*map(guard_name, keys), *scopes]
+        args = [
+            *self._events[shard],
+            body,
+            token,
+            str(px_ms),
+            self._max_invalidated_scopes,
+            str(len(scopes)),
+            *scopes,
+            *guarded,
+        ]
+        return await self._run(invalidation_of, "guard", shard, caller, self._gone(shard, keys), args)
 
     async def write(
         self,
@@ -326,25 +344,25 @@ class RedisStore:
         body: bytes,
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
     ) -> Change:
         """Store a record and invalidate all else that holds the key or depends on it."""
         data, own, bucket = record.encode(key.l2), self._names[key.shard], key.family.bucket
         keys = [own.marks(bucket), own.record(key), own.lease(key), *self._gone(key.shard, others)]
-        scopes = key.names
+        own_scopes = key.scopes
         args = [
             *self._events[key.shard],
             body,
             "1" if if_absent else "0",
-            str(len(scopes)),
+            str(len(own_scopes)),
             data[:CHECKED_AT],
             data[CHECKED_AT:],
             str(px_ms),
             key.l1,
             str(caller.guard_ms),
+            *own_scopes,
             *scopes,
-            *names,
         ]
         return await self._run(written, "write", key.shard, caller, keys, args, bucket)
 
@@ -365,8 +383,8 @@ class RedisStore:
         return found
 
 
-def _line(caller: Caller) -> tuple[str, bytes]:
-    return caller.node, line_rest(caller.about)
+def _row_of(caller: Caller) -> tuple[str, bytes]:
+    return caller.node, row_rest(caller.about)
 
 
 def _heard(answer: asyncio.Future[object]) -> None:

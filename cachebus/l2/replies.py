@@ -17,11 +17,11 @@ import msgspec
 from cachebus.core.ports import (
     About,
     Change,
+    Invalidated,
     Leased,
     LeaseReply,
     LogEntry,
-    Marks,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
@@ -29,19 +29,19 @@ from cachebus.core.ports import (
 from cachebus.resp import Misshapen, Reads
 
 NAME = b"#"
-"""Under which the name of the present set of lines lies among them."""
+"""Under which the name of the present set of rows lies among them."""
 
 KEEP_ALONE = "keep_alone"
-"""In `more` of a line: false where the node keeps nothing that it loads without L2. Who does not say that counts as one
+"""In `more` of a row: false where the node keeps nothing that it loads without L2. Who does not say that counts as one
 that does: waits go by it."""
 _encode = msgspec.msgpack.encode
 
 
 BOUND_MAX_MS = 3_600_000
-"""No node may have a larger staleness bound, so a line that says so is damaged, and must not make others wait."""
+"""No node may have a larger staleness bound, so a row that says so is damaged, and must not make others wait."""
 
 
-class _Line(msgspec.Struct):
+class _Row(msgspec.Struct):
     applied: int
     epoch: str
     at_us: int
@@ -50,7 +50,7 @@ class _Line(msgspec.Struct):
     more: dict[str, Any] = {}
 
 
-_decode_line = msgspec.msgpack.Decoder(_Line).decode
+_decode_row = msgspec.msgpack.Decoder(_Row).decode
 
 
 def unless_none(reads: Reads, reply: Any) -> Any:
@@ -59,22 +59,22 @@ def unless_none(reads: Reads, reply: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def line_rest(about: About) -> bytes:
-    """The part of a node's line that the node packs itself; the script puts the others in front."""
-    more = dict(about.more) if about.keeps_alone else {**dict(about.more), KEEP_ALONE: False}
+def row_rest(about: About) -> bytes:
+    """The part of a node's row that the node packs itself; the script puts the others in front."""
+    more = dict(about.more) if about.keeps_without_l2 else {**dict(about.more), KEEP_ALONE: False}
     pairs = {"bound_ms": about.bound_ms, "guard_ms": about.guard_ms, "more": more}
     return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
 
 
-def node_line(data: bytes) -> NodeLine:
-    """A node's line; one that can't be read says that the node has applied nothing."""
+def node_row(data: bytes) -> NodeRow:
+    """A node's row; one that can't be read says that the node has applied nothing."""
     try:
-        line = _decode_line(data)
+        row = _decode_row(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return NodeLine(0, b"", 0)
-    keeps_alone = line.more.pop(KEEP_ALONE, True) is not False
-    about = About(min(line.bound_ms, BOUND_MAX_MS), line.guard_ms, tuple(line.more.items()), keeps_alone)
-    return NodeLine(line.applied, line.epoch.encode(), line.at_us, about)
+        return NodeRow(0, b"", 0)
+    keeps_without_l2 = row.more.pop(KEEP_ALONE, True) is not False
+    about = About(min(row.bound_ms, BOUND_MAX_MS), row.guard_ms, tuple(row.more.items()), keeps_without_l2)
+    return NodeRow(row.applied, row.epoch.encode(), row.at_us, about)
 
 
 _NONE = type(None)
@@ -97,16 +97,16 @@ class Shape:
         return found
 
 
-_PLACE, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
+_POSITION, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
 _MARKS = Shape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
 _LEASE, _NODES, _COUNTER = Shape(bytes, (bytes, _NONE), int), Shape(int, list, int), Shape((bytes, _NONE))
 _FILLED, _INVALIDATED, _WRITTEN = Shape(int, int), Shape(int, bytes), Shape(int, bytes, int, int)
 _STRINGS: Final = frozenset((bytes, _NONE))
 
 
-def place_of(reply: Any) -> tuple[bytes, int]:
+def position_of(reply: Any) -> tuple[bytes, int]:
     """Epoch and seq: all that `takeover` replies."""
-    epoch, seq = _PLACE.of(reply)
+    epoch, seq = _POSITION.of(reply)
     return epoch, seq
 
 
@@ -121,21 +121,23 @@ def probe_of(reply: Any) -> ProbeReply:
     return _probe(rest, None)._replace(loose_replicas=replicas)
 
 
-def probe_with_marks(reply: Any) -> ProbeReply:
+def probe_with_invalidated(reply: Any) -> ProbeReply:
     """What `marks` replied."""
-    *rest, marks, low, alone = _MARKS.of(reply)
-    return _probe([*rest, alone], marks_of(marks, low))
+    *rest, invalidated, low, keeps_without_l2 = _MARKS.of(reply)
+    return _probe([*rest, keeps_without_l2], invalidated_of(invalidated, low))
 
 
-def _probe(reply: list[Any], marks: Marks | None) -> ProbeReply:
-    epoch, seq, server_us, name, bound_ms, guard_ms, born_us, alone = reply
-    return ProbeReply(epoch, seq, int(server_us), marks, name, bound_ms, guard_ms, int(born_us or 0), bool(alone))
+def _probe(reply: list[Any], invalidated: Invalidated | None) -> ProbeReply:
+    epoch, seq, server_us, name, bound_ms, guard_ms, born_us, keeps_without_l2 = reply
+    return ProbeReply(
+        epoch, seq, int(server_us), invalidated, name, bound_ms, guard_ms, int(born_us or 0), bool(keeps_without_l2)
+    )
 
 
 def records_of(count: int, reply: Any) -> ReadReply:
     """What `read` replied for so many keys."""
     records = reply[2:]
-    _PLACE.of(reply[:2])
+    _POSITION.of(reply[:2])
     if len(records) != count or not _STRINGS.issuperset(map(type, records)):
         raise Misshapen("not a record, or nothing, for each key")
     return ReadReply(reply[0], reply[1], records)
@@ -156,7 +158,7 @@ def filled(reply: Any) -> Change:
     return Change(epoch, seq, bool(stored), expires_ms=expires_ms)
 
 
-def invalidated(reply: Any) -> Change:
+def invalidation_of(reply: Any) -> Change:
     """What `invalidate` or `guard` replied; below zero: too many names are guarded, or one by too many."""
     epoch, seq, bound_ms, head = _INVALIDATED.of(reply)
     return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
@@ -189,11 +191,11 @@ def logged(reply: Any) -> list[LogEntry]:
 
 def nodes_of(reply: Any) -> NodesReply:
     """What the script `nodes` replied."""
-    epoch, _, bound_ms, flat, alone = _NODES.of(reply)
-    lines = dict(zip(flat[::2], flat[1::2], strict=True))
-    name = lines.pop(NAME, b"")
-    known = {node.decode(errors="replace"): node_line(line) for node, line in lines.items()}
-    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(alone))
+    epoch, _, bound_ms, flat, keeps_without_l2 = _NODES.of(reply)
+    rows = dict(zip(flat[::2], flat[1::2], strict=True))
+    name = rows.pop(NAME, b"")
+    known = {node.decode(errors="replace"): node_row(row) for node, row in rows.items()}
+    return NodesReply(epoch, name, min(bound_ms, BOUND_MAX_MS), known, bool(keeps_without_l2))
 
 
 class BucketState(NamedTuple):
@@ -215,15 +217,15 @@ def buckets_of(flat: Sequence[bytes]) -> dict[str, BucketState]:
     }
 
 
-def marks_of(marks: Sequence[Any], low: Sequence[bytes]) -> Marks:
+def invalidated_of(invalidated: Sequence[Any], low: Sequence[bytes]) -> Invalidated:
     """Marks by bucket, and low watermarks."""
-    return Marks(
+    return Invalidated(
         {
             # A name that is no text is none of ours, and takes a place until it is trimmed.
             bucket.decode(): {
                 n.decode(errors="replace"): int(float(seq)) for n, seq in zip(flat[::2], flat[1::2], strict=True)
             }
-            for bucket, flat in zip(marks[::2], marks[1::2], strict=True)
+            for bucket, flat in zip(invalidated[::2], invalidated[1::2], strict=True)
         },
         {bucket.decode(): int(float(seq)) for bucket, seq in zip(low[::2], low[1::2], strict=True)},
     )

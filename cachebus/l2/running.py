@@ -15,7 +15,7 @@ from cachebus.core.ports import Caller
 from cachebus.errors import L2Unavailable
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redirect import Follower, as_command, leads_takeover
-from cachebus.l2.replies import place_of, unless_none
+from cachebus.l2.replies import position_of, unless_none
 from cachebus.l2.scripts import load_scripts
 from cachebus.resp import Connection, Links, Reads, is_no_primarys, leads_elsewhere
 
@@ -135,10 +135,10 @@ class Running:
             mode,
             str(caller.bound_ms),
             str(caller.guard_ms),
-            flag(caller.alone),
+            flag(caller.keeps_without_l2),
             left,
         )
-        await self._once(place_of, "takeover", shard, (self._names[shard].meta,), args, began_s)
+        await self._once(position_of, "takeover", shard, (self._names[shard].meta,), args, began_s)
 
 
 def flag(said: bool) -> str:

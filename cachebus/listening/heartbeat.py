@@ -1,4 +1,4 @@
-"""The probe, and all that keeps a node alive: it renews leases, heals holes, reconnects, and tidies memory.
+"""The probe, and all that keeps a node alive: it renews leases, heals gaps, reconnects, and tidies memory.
 
 One supervisor task owns these loops. A probe that fails costs only time: leases lapse by themselves, and the data
 path then validates in L2 or loads from the source.
@@ -42,7 +42,7 @@ PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READON
 def _bounds(about: About) -> str:
     return (
         f"staleness_bound_s {about.bound_ms / 1000:g}, guard_max_s {about.guard_ms / 1000:g} and "
-        f"keep_alone {str(about.keeps_alone).lower()}"
+        f"keep_without_l2 {str(about.keeps_without_l2).lower()}"
     )
 
 
@@ -91,7 +91,7 @@ class Heartbeat:
         self._attention[shard].set()
 
     def prompt(self, shard: int) -> None:
-        """Probe the shard at once, with what is applied by now: somebody waits for this node's line."""
+        """Probe the shard at once, with what is applied by now: somebody waits for this node's row."""
         self._asked[shard] = True
         self._attention[shard].set()
 
@@ -288,7 +288,7 @@ class Heartbeat:
             return
         sent_at_s = self._clock()
         view.sending()
-        reply = await self._store.probe(shard, node.caller(shard), marks=False)
+        reply = await self._store.probe(shard, node.caller(shard), with_invalidated=False)
         now_s = self._clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
         probed = node.probed(shard, reply, sent_at_s, now_s)
@@ -348,11 +348,11 @@ class Heartbeat:
             self._repeated[shard] = epoch
 
     async def _heal(self, shard: int) -> None:
-        """Give a hole the time that a reordered message needs, then read the log."""
+        """Give a gap the time that a reordered message needs, then read the log."""
         view = self._node.shards[shard]
-        if view.hole and self._grace_s:
+        if view.has_gap and self._grace_s:
             await self._be_patient(shard)
-        if view.hole:
+        if view.has_gap:
             await self.receiver.catch_up(shard)
 
     async def _be_patient(self, shard: int) -> None:
@@ -360,7 +360,7 @@ class Heartbeat:
         attention = self._attention[shard]
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s * random.uniform(0.8, 1.2)):
-                while self._node.shards[shard].hole:
+                while self._node.shards[shard].has_gap:
                     attention.clear()
                     await attention.wait()
 

@@ -92,7 +92,7 @@ class Receiver:
         view = self._node.shards[shard]
         self._node.counters.catch_ups += 1
         count = LOG_BATCH_FIRST
-        while view.hole:
+        while view.has_gap:
             epoch, after = view.epoch, view.applied
             entries = await self._store.log(shard, after, count)
             if view.epoch != epoch:
@@ -124,10 +124,10 @@ class Receiver:
         return True
 
     async def begin(self, shard: int, cause: str) -> None:
-        """Drop what is held of the shard, and begin from where L2 is now, with its marks; `L2Unavailable`."""
+        """Drop what is held of the shard, and begin from where L2 is now, by its answer; `L2Unavailable`."""
         node = self._node
         sent_at_s, asked = self._clock(), node.shards[shard].asking()
-        reply = await self._store.probe(shard, node.caller(shard), marks=True)
+        reply = await self._store.probe(shard, node.caller(shard), with_invalidated=True)
         node.answered(shard, reply, sent_at_s, self._clock())
-        node.enter(shard, reply, sent_at_s, cause, asked)
+        node.begin_epoch(shard, reply, sent_at_s, cause, asked)
         logger.info("shard {}: began anew at {}:{} ({})", shard, reply.epoch.decode(), reply.seq, cause)

@@ -84,7 +84,7 @@ class Counters:
     def __init__(self) -> None:
         self.events_applied = self.events_repeated = self.events_corrupt = self.events_flushed = 0
         self.events_foreign = self.messages_unknown = self.watermarks_raised = self.lost_to_watermarks = 0
-        self.holes = self.catch_ups = self.lease_lapses = 0
+        self.gaps = self.catch_ups = self.lease_lapses = 0
         self.fills = self.fills_rejected = self.entries_refused = 0
         self.invalidations = self.invalidations_failed = self.invalidations_repeated = self.resend_dropped = 0
         self.guards = self.guards_left = self.guards_lost = self.guarded_loads = 0

@@ -37,7 +37,7 @@ _COUNTS = {
     "watermarks_raised": ("watermarks_raised", "Times L2 forgot scopes and tags, as there were too many"),
     "lost_to_watermarks": ("lost_to_watermarks", "Values not believed for that reason alone"),
     "catch_ups": ("catch_ups", "Times that missing events were read from the log"),
-    "holes": ("holes", "Times an event arrived before an earlier one"),
+    "gaps": ("gaps", "Times an event arrived before an earlier one"),
     "lease_lapses": ("lease_lapses", "Coherence leases that ran out"),
     "fills": ("fills", "Loaded values stored in L2"),
     "fills_rejected": ("fills_rejected", "Loaded values that L2 refused as replaced"),

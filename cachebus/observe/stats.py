@@ -71,7 +71,7 @@ class ShardStats:
     """The highest seq heard of; `head - applied` is the gap."""
     lease_left_s: float
     """For how long this node may serve its memory; 0.0 when the lease has lapsed."""
-    marks: int
+    invalidated_scopes: int
     """Scopes and tags whose last invalidation is remembered."""
     bound_s: float = 0.0
     """The largest staleness bound that any node of the fleet has had: so long a wait for the nodes may last."""
@@ -117,7 +117,7 @@ class Stats:
     """Messages that none of this node's keys had signed, and that it passed over (Kafka)."""
     events_flushed: int
     """Events that were never seen, because the log no longer had them: all of L1 was dropped instead."""
-    holes: int
+    gaps: int
     """Times an event arrived before an earlier one."""
     catch_ups: int
     """Times that missing events were read from the log."""

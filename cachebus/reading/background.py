@@ -41,7 +41,7 @@ class Background:
 
     async def asked(self, request: Request) -> Found:
         """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded meanwhile."""
-        seen = await self._fetch.found(request.key, request.after, enter=request.use_memory)
+        seen = await self._fetch.found(request.key, request.after, admit=request.use_memory)
         if seen.value is not MISSING:
             self._rests.saw(request.key.l1, seen.version)
         if seen.soft:
@@ -62,7 +62,7 @@ class Background:
         pause_s = min(REFRESH_AGAIN_S, rest_s)
         try:
             # Another node's refresh, if there was one, enters L1 by this.
-            there = await self._fetch.found(request.key, None, enter=request.enters)
+            there = await self._fetch.found(request.key, None, admit=request.admits)
             if there.value is not MISSING and there.version != version:
                 return Found(there.value, "l2")
             with Filler(self._fetch, request, self._lease_ms) as filler:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cachebus.base.budget import NESTED, Budget
 from cachebus.base.clock import Clock
 from cachebus.core.node import INF, Node
-from cachebus.core.ports import Place, Store
+from cachebus.core.ports import Position, Store
 from cachebus.core.shard import Reservation, Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
@@ -79,19 +79,21 @@ class Fetcher:
         """By the identity of what a server has sent in this tick: that, and the value."""
         self._l2_timeout_s = l2_timeout_s
         self._shards = node.shards
-        self._noted: list[tuple[object, Before]] = [(None, (shard.reserve(), shard.vouched_s)) for shard in node.shards]
+        self._noted: list[tuple[object, Before]] = [
+            (None, (shard.reserve(), shard.fresh_as_of_s)) for shard in node.shards
+        ]
 
     def budget(self, spent_s: float = 0.0) -> Budget:
         """What a call may wait for L2, if it has waited for so long."""
         return Budget(self.clock, self._l2_timeout_s, spent_s)
 
-    async def one(self, key: Key, after: Place | None, *, enter: bool = True) -> object:
+    async def one(self, key: Key, after: Position | None, *, admit: bool = True) -> object:
         """The key's value in L2, NOT_FOUND where it says so, or MISSING; `L2Unavailable`."""
-        return (await self.many([key], after, enter=enter))[0]
+        return (await self.many([key], after, admit=admit))[0]
 
-    async def found(self, key: Key, after: Place | None, *, enter: bool = True) -> Seen:
+    async def found(self, key: Key, after: Position | None, *, admit: bool = True) -> Seen:
         """What `one` gives, and what a load must know of the record."""
-        ((value, data),) = await self.answers([key], after, enter=enter)
+        ((value, data),) = await self.answers([key], after, admit=admit)
         if value is MISSING or data is None:
             return Seen(value)
         record = records.parse(data)  # its check was looked at when the value was taken
@@ -104,27 +106,27 @@ class Fetcher:
         record = records.parse(data)
         return record.version if self.grown_soft(key.shard, record) else b""
 
-    async def many(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+    async def many(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[object]:
         """What `one` gives, for keys of one shard, in one round trip."""
-        return [value for value, _ in await self.answers(keys, after, enter=enter)]
+        return [value for value, _ in await self.answers(keys, after, admit=admit)]
 
-    async def validated(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[object]:
+    async def validated(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
-        return [value for value, _ in await self._validated(keys, enter)]
+        return [value for value, _ in await self._validated(keys, admit)]
 
-    async def answers(self, keys: Sequence[Key], after: Place | None, *, enter: bool = True) -> list[Answer]:
+    async def answers(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[Answer]:
         """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
-        if self.node.withheld is not None:
-            asked = [key for key in keys if not self.node.withheld.covers(key)]
+        if self.node.blocked is not None:
+            asked = [key for key in keys if not self.node.blocked.covers(key)]
             if len(asked) < len(keys):
                 answers = dict(
-                    zip([key.l1 for key in asked], await self.answers(asked, after, enter=enter), strict=True)
+                    zip([key.l1 for key in asked], await self.answers(asked, after, admit=admit), strict=True)
                 )
                 return [answers.get(key.l1, (MISSING, None)) for key in keys]
         if not self.may_judge(self._shards[keys[0].shard], after):
-            return await self._validated(keys, enter)
+            return await self._validated(keys, admit)
         before, began_s = self.before(keys[0]), self.clock()
         replies = [self.store.get(key) for key in keys]
         try:
@@ -132,17 +134,17 @@ class Fetcher:
         except L2Unavailable as error:
             if not needs_script(error):
                 raise
-            return await self._in_time_left(began_s, keys, enter)
-        found = [MISSING if d is None else self.judged(k, d, before, enter) for k, d in zip(keys, data, strict=True)]
+            return await self._in_time_left(began_s, keys, admit)
+        found = [MISSING if d is None else self.judged(k, d, before, admit) for k, d in zip(keys, data, strict=True)]
         if any(value is VOID for value in found):  # not `in`: an array compares element by element
-            return await self._in_time_left(began_s, keys, enter)
+            return await self._in_time_left(began_s, keys, admit)
         return list(zip(found, data, strict=True))
 
-    async def _in_time_left(self, began_s: float, keys: Sequence[Key], enter: bool) -> list[Answer]:
+    async def _in_time_left(self, began_s: float, keys: Sequence[Key], admit: bool) -> list[Answer]:
         budget = Budget(self.clock, self._l2_timeout_s, self.clock() - began_s, NESTED)
-        return await budget.spent_on(self._validated(keys, enter))
+        return await budget.spent_on(self._validated(keys, admit))
 
-    async def _validated(self, keys: Sequence[Key], enter: bool) -> list[Answer]:
+    async def _validated(self, keys: Sequence[Key], admit: bool) -> list[Answer]:
         index = keys[0].shard
         shard = self._shards[index]
         reservation, started_s = shard.reserve(), self.clock()
@@ -155,12 +157,12 @@ class Fetcher:
             believed = record is not None and not self.expired(index, record)
             value = MISSING
             if record is not None and believed:
-                value = self.taken(key, record, reservation if enter else None, started_s)
+                value = self.taken(key, record, reservation if admit else None, started_s)
             found.append((value, data))
         return found
 
-    def may_judge(self, shard: Shard, after: Place | None) -> bool:
-        """Whether this node's marks are recent enough, and its connection known, to judge what a plain get brings."""
+    def may_judge(self, shard: Shard, after: Position | None) -> bool:
+        """Whether this node has heard enough of late, and its connection known, to judge what a plain get brings."""
         return (
             self.store.checked[shard.index]
             and self.clock() < shard.valid_until
@@ -171,17 +173,18 @@ class Fetcher:
         """What must be noted before a plain get: a reservation, and since when its answer may be called fresh."""
         shard = self._shards[key.shard]
         # Between two events every read would note the same: made once, as a reservation costs more than a comparison.
-        state = shard.epoch, shard.count, shard.applied, shard.valid_until
+        state = shard.epoch, shard.drop_count, shard.applied, shard.valid_until
         noted_at, before = self._noted[key.shard]
         if noted_at != state:
-            before = shard.reserve(), shard.vouched_s
+            before = shard.reserve(), shard.fresh_as_of_s
             self._noted[key.shard] = state, before
         return before
 
-    def judged(self, key: Key, data: bytes, before: Before, enter: bool) -> object:
-        """The value of a record that a plain get brought: of this epoch, unexpired, and replaced by no mark; MISSING;
-        or VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark. Reads the head
-        where it lies: a `Record` is made only for what enters L1 or is special."""
+    def judged(self, key: Key, data: bytes, before: Before, admit: bool) -> object:
+        """The value of a record that a plain get brought: of this epoch, unexpired, and not overtaken. MISSING where
+        it is none. VOID where L2 must be asked, since the node is in another epoch by now, or may lack an invalidation.
+
+        Reads the head where it lies: a `Record` is made only for what enters L1 or is special."""
         shard = self._shards[key.shard]
         reservation, read_s = before
         if shard.epoch != reservation.epoch:
@@ -195,22 +198,22 @@ class Fetcher:
         server_ms = (self.clock() + self.node.server_clocks[key.shard].offset_s) * 1000.0
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
-        if shard.doubts.noted and shard.doubts.open(key.names, shard.vouched_s):
+        if shard.doubts.noted and shard.doubts.open(key.scopes, shard.fresh_as_of_s):
             return VOID
-        if (shard.marks or shard.low) and shard.hides(seq, key.family.bucket, key.names):
+        if (shard.invalidated or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
         if id(data) not in self._just and not is_of(key.crc, data, head):
             return self._corrupt(key)
         rules = self.policies.rules(key.family.data_type)
         try:
-            if tags or more or kind > 0xFF or (enter and rules.l1):
+            if tags or more or kind > 0xFF or (admit and rules.l1):
                 record = records.made(data, head)
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
-                if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.vouched_s):
+                if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.fresh_as_of_s):
                     return VOID
-                return self.taken(key, record, reservation if enter else None, read_s, data)
+                return self.taken(key, record, reservation if admit else None, read_s, data)
             known = self._just.get(id(data))
             return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)
         except (CorruptValue, records.CorruptRecord):
@@ -256,11 +259,11 @@ class Fetcher:
         shard = self._shards[key.shard]
         if (
             record.epoch == shard.epoch
-            and (shard.marks or shard.low)
-            and shard.hides(record.seq, key.family.bucket, (*key.names, *record.tags))
+            and (shard.invalidated or shard.low)
+            and shard.hides(record.seq, key.family.bucket, (*key.scopes, *record.tags))
         ):
             return MISSING  # L2 found it valid, but this node has heard since then that it is not
-        if self.node.withheld is not None and self.node.withheld.covers(key, record.tags):
+        if self.node.blocked is not None and self.node.blocked.covers(key, record.tags):
             return MISSING  # this node knows better, and L2 will
         rules = self.policies.rules(key.family.data_type)
         try:

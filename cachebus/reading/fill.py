@@ -30,7 +30,7 @@ class Filler:
 
     def __init__(self, fetcher: Fetcher, request: Request, lease_ms: int) -> None:
         self.key, self.rules = request.key, request.rules
-        self._enters = request.enters
+        self._admits = request.admits
         self._fetch, self._node, self._store = fetcher, fetcher.node, fetcher.store
         self._clock = fetcher.clock
         self._token = f"{self._node.id}-{next(_tokens):x}"
@@ -59,12 +59,12 @@ class Filler:
         """When the lease was asked for, or the load without one began."""
         return self._began_s
 
-    def begin_alone(self) -> None:
+    def begin_without_l2(self) -> None:
         """Begin a load that L2 will hear nothing of."""
         view = self._node.shards[self.key.shard]
         self._reservation = view.reserve()
         self._began_s = self._clock()
-        # The source shows by now whatever this node has heard of, behind a hole too, and whatever it holds of the key:
+        # The source shows by now whatever this node has heard of, behind a gap too, and whatever it holds of the key:
         # called by `applied` alone, the load would be kept out by what it is newer than.
         held = self._node.trusted(self.key)
         self._seq = view.head if held is None else max(view.head, held.seq)
@@ -74,7 +74,7 @@ class Filler:
     async def lease(self, tags: Sequence[str], *, refresh: bool = False, stale: Stale = Stale.NONE) -> LeaseReply:
         """Ask for the lease once; a granted one is extended from now on. `stale`: what the caller could serve instead,
         while the source is left alone."""
-        self.begin_alone()
+        self.begin_without_l2()
         index = self.key.shard
         try:
             reply = await self.budget.spent_on(
@@ -134,7 +134,7 @@ class Filler:
         record = None if data is None else self._fetch.decoded(self.key, data)
         if record is None:
             return None
-        value = self._fetch.taken(self.key, record, self._reservation if self._enters else None, self._began_s)
+        value = self._fetch.taken(self.key, record, self._reservation if self._admits else None, self._began_s)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self.rules))
 
     def kept(self, data: bytes | None) -> tuple[float, Sequence[str]]:
@@ -148,7 +148,7 @@ class Filler:
     def fallback(self, data: bytes | None) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it."""
         record = self._fetch.decoded(self.key, data) if data is not None and self.rules.fail_safe_s else None
-        if record is None or not record.stands_in or self._node.in_doubt(self.key.shard, record):
+        if record is None or not record.may_be_fallback or self._node.in_doubt(self.key.shard, record):
             return None
         if self._fetch.superseded.covers(self.key.l1, record.created_ms):
             return None
@@ -170,7 +170,7 @@ class Filler:
         if record is None:
             await self._take_away(granted, over)
             return found
-        if self._node.withheld is not None and self._node.withheld.covers(self.key, record.tags):
+        if self._node.blocked is not None and self._node.blocked.covers(self.key, record.tags):
             self._supersede(granted.seq, granted.epoch)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         self._stop_extending()
@@ -178,11 +178,11 @@ class Filler:
         record.epoch, record.seq, record.created_ms = granted.epoch, granted.seq, self._read_ms(granted.epoch)
         index = self.key.shard
         try:
-            change = await self._told(record, kept_ms, over)
+            change = await self._change_of(record, kept_ms, over)
         except L2Unavailable:  # it may not have run, so the lease is still to be given back
             self._node.counters.l2_errors += 1
             self._supersede(granted.seq, granted.epoch, told=False)
-            self._enter_l1(found, record, fenced=False)
+            self._admit(found, record, fenced=False)
             return found
         self._held = False
         self._fetch.notice(index, change.epoch)
@@ -194,21 +194,21 @@ class Filler:
         self._node.counters.fills += 1
         self.stored = True
         record.expires_ms = change.expires_ms or record.expires_ms
-        self._enter_l1(found, record, fenced=True)
+        self._admit(found, record, fenced=True)
         return found
 
-    async def _told(self, record: Record, px_ms: int, over: bytes) -> Change:
+    async def _change_of(self, record: Record, px_ms: int, over: bytes) -> Change:
         caller = self._node.caller(self.key.shard)
         return await self.budget.spent_on(self._store.fill(self.key, caller, self._token, record, px_ms, over))
 
     async def _take_away(self, granted: LeaseReply, over: bytes) -> None:
-        """The source has answered, and its answer is not kept: what it gave before serves and stands in no more."""
+        """The source has answered, and its answer is not kept: what it gave before serves no more."""
         index = self.key.shard
         if granted.record is not None:
             self._stop_extending()
             record = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
             try:
-                change = await self._told(record, 1, over)
+                change = await self._change_of(record, 1, over)
             except L2Unavailable:  # it may not have run, so the lease is still to be given back
                 self._node.counters.l2_errors += 1
             else:
@@ -218,8 +218,8 @@ class Filler:
         self._supersede(granted.seq, granted.epoch)
 
     def _supersede(self, seq: int, epoch: bytes, *, told: bool = True) -> None:
-        """The source has answered: what it gave before stands in no more, whether L2 was `told` of it or not."""
-        (self._node.take_away if told else self._node.stand_down)(self.key, seq)
+        """The source has answered: what it gave before is no fallback any more, whether L2 was `told` of it or not."""
+        (self._node.take_away if told else self._node.end_fallback)(self.key, seq)
         if self.rules.fail_safe_s:
             self._fetch.superseded.note(self.key.l1, self._read_ms(epoch))
 
@@ -230,13 +230,13 @@ class Filler:
         known = epoch == self._node.shards[index].epoch
         return int(self._node.server_clocks[index].shown_s(self._began_s) * 1000) if known else 0
 
-    def keep_alone(self, found: Found, flight: Flight) -> Found:
+    def keep_without_l2(self, found: Found, flight: Flight) -> Found:
         """L2 is out of reach: what was loaded lives on this node until D after the load began."""
         record, found = self._packed(found, flight)
         self._supersede(self._seq, self._reservation.epoch, told=False)
         if record is not None:
             record.epoch, record.seq = self._reservation.epoch, self._seq
-            self._enter_l1(found, record, fenced=False)
+            self._admit(found, record, fenced=False)
         return found
 
     def not_kept(self, found: Found, flight: Flight) -> Found:
@@ -269,8 +269,8 @@ class Filler:
             return None, found._replace(serialization_error=True)
         return record, found._replace(value=value, copy=copier(record, value, self.rules))
 
-    def _enter_l1(self, found: Found, record: Record, *, fenced: bool) -> None:
-        if self._enters:
+    def _admit(self, found: Found, record: Record, *, fenced: bool) -> None:
+        if self._admits:
             self._fetch.admit(
                 self.key, found.value, record, self._reservation, self._began_s, self.rules, fenced=fenced
             )

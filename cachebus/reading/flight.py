@@ -147,7 +147,7 @@ class Flight:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    def substitute(self) -> Found | None:
+    def usable_fallback(self) -> Found | None:
         """The expired value, if it may be served now."""
         fallback = self._fallback
         return fallback.found if fallback is not None and fallback.usable(self._clock()) else None
@@ -204,7 +204,7 @@ class Flight:
         over_s = None if soft_s is None else now() + soft_s
         while not self._task.done():
             left_s = None if over_s is None or self._spares else max(0.0, over_s - now())
-            stale = self.substitute() if self._spares or left_s == 0 else None
+            stale = self.usable_fallback() if self._spares or left_s == 0 else None
             if stale is not None and (request.use_memory or stale.level != "l1"):
                 return stale
             if self._news is None or self._news.done():
@@ -234,7 +234,7 @@ class Flights:
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
         self._tasks: dict[asyncio.Task[Found], Flight] = {}
-        self.alone: dict[str, Flight] = {}
+        self.without_l2: dict[str, Flight] = {}
         """Those that go to the source without L2."""
         self._closing = self._closed = False
         """Who was still looking for a value begins no load any more; a load may, for itself, until it is over."""

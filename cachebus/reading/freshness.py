@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.core.shard import Shard
 from cachebus.keys.key import Key
 from cachebus.reading.request import Found
@@ -15,13 +15,13 @@ class Freshness:
     """What a shard stood for when a value was asked for. It holds as long as nothing has replaced the value since, and
     a value of its age could be served from L1: under the coherence lease, or within D of `as_of_s`."""
 
-    __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_standing", "_until_s")
+    __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_snapshot", "_until_s")
 
     def __init__(self, shard: Shard, key: Key, tags: Sequence[str], as_of_s: float) -> None:
-        """`as_of_s`: how fresh the value is at least, on this node's clock; `tags`: names of their marks."""
+        """`as_of_s`: how fresh the value is at least, on this node's clock; `tags`: their scopes."""
         self._shard, self._key = shard, key
         self._reservation = shard.reserve()
-        self._standing = shard.standing(key.family.bucket, (*key.names, *tags))
+        self._snapshot = shard.snapshot(key.family.bucket, (*key.scopes, *tags))
         self._as_of_s = as_of_s
         self._until_s = float("inf")
 
@@ -35,31 +35,31 @@ class Freshness:
 
     def heed(self, tags: Sequence[str]) -> None:
         """The value carries these tags too: it holds no longer once one of them is invalidated."""
-        self._standing.marks.update(self._shard.standing(self._key.family.bucket, tags).marks)
+        self._snapshot.invalidated_at.update(self._shard.snapshot(self._key.family.bucket, tags).invalidated_at)
 
     def knows(self, tags: Sequence[str]) -> bool:
         """Whether it covers these tags, or could: none of them was invalidated since it began, or may have been."""
-        noted = self._standing.marks
+        noted = self._snapshot.invalidated_at
         new = [tag for tag in tags if tag not in noted]
         if not new:
             return True
-        marks = self._shard.standing(self._key.family.bucket, new).marks
+        invalidated_at = self._shard.snapshot(self._key.family.bucket, new).invalidated_at
         if self._shard.doubts.cover(new, self._reservation.drops):
             return False
-        return all(mark <= self._reservation.applied for mark in marks.values())
+        return all(seq <= self._reservation.applied for seq in invalidated_at.values())
 
     def holds(self, now_s: float) -> bool:
         """Whether the value may be given to somebody who comes now."""
         shard, began = self._shard, self._reservation
-        if began.epoch != shard.epoch or shard.marked(began, self._key.l1, began.applied, self._key.everywhere):
+        if began.epoch != shard.epoch or shard.overtaken(began, self._key.l1, began.applied, self._key.everywhere):
             return False
-        if not shard.unmoved(self._key.family.bucket, self._standing):
+        if not shard.unchanged(self._key.family.bucket, self._snapshot):
             return False
-        if shard.doubts.cover(self._standing.marks, began.drops):
+        if shard.doubts.cover(self._snapshot.invalidated_at, began.drops):
             return False
         return now_s < self._until_s and (now_s < shard.valid_until or now_s < self._as_of_s + shard.bound_s)
 
-    def reaches(self, after: Place | None) -> bool:
+    def reaches(self, after: Position | None) -> bool:
         """Whether this node has applied what a token stands for; then whatever is older does not hold."""
         return after is None or self._shard.honours(after.epoch, after.seq)
 

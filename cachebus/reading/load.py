@@ -132,9 +132,9 @@ class Loads:
             self.flights.begin(name, flight, fly)
 
     def _freshness(self, request: Request) -> Freshness:
-        """As fresh as a plain get sent now would be: as the marks that judge it, which the lease's probe brought."""
+        """As fresh as a plain get sent now would be: as what judges it, which the lease's probe brought."""
         shard, now_s = self._node.shards[request.key.shard], self._clock()
-        as_of_s = shard.vouched_s if now_s < shard.valid_until else now_s
+        as_of_s = shard.fresh_as_of_s if now_s < shard.valid_until else now_s
         return Freshness(shard, request.key, request.tags, as_of_s)
 
     def _fallback(self, request: Request) -> Fallback | None:
@@ -145,7 +145,7 @@ class Loads:
             return None
         if request.after is not None and not shard.honours(request.after.epoch, request.after.seq):
             return None
-        entry = self._node.standing_in(key, self._clock())
+        entry = self._node.fallback(key, self._clock())
         extra = None if entry is None else details(entry)
         if entry is None or extra is None:
             return None
@@ -160,7 +160,7 @@ class Loads:
             if not self._enabled:
                 return filler.not_kept(await self._whatever(flight), flight)
             answer: Found | LeaseReply | None = None
-            if self._node.withheld is None or not self._node.withheld.covers(request.key, request.tags):
+            if self._node.blocked is None or not self._node.blocked.covers(request.key, request.tags):
                 try:
                     answer = await self._from_l2(flight, filler)
                 except L2Unavailable:
@@ -169,7 +169,7 @@ class Loads:
                 return answer
             self._spare(flight)
             if answer is None:
-                return await self._alone(flight, filler)
+                return await self._without_l2(flight, filler)
             if answer.outcome is Leased.GUARDED:
                 return await self._guarded(flight, filler, answer)
             return await self._granted(flight, filler)
@@ -218,7 +218,7 @@ class Loads:
 
     def _out_waited(self, flight: Flight) -> Found:
         """Another node has been loading for too long: who has something to serve need not wait as long again."""
-        stale = flight.substitute()
+        stale = flight.usable_fallback()
         if stale is None:
             raise LoadTimeout(f"another node has been loading for {flight.request.patience_s:g} s")
         self._rest(flight)
@@ -266,7 +266,7 @@ class Loads:
     def _rested(self, flight: Flight, reply: LeaseReply) -> Found | None:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
         can be served: then it is asked all the same."""
-        stale = flight.substitute()
+        stale = flight.usable_fallback()
         if stale is None or flight.fallback is None:
             flight.fallback = None
             return None
@@ -275,7 +275,7 @@ class Loads:
         self.rests.begin(flight.request.key.l1, reply.wait_ms / 1000, flight.fallback.version, heed_s=heed_s)
         return stale
 
-    async def _alone(self, flight: Flight, filler: Filler) -> Found:
+    async def _without_l2(self, flight: Flight, filler: Filler) -> Found:
         """Without L2: what this node has loaded while the flight waited for L2, or is loading, else the source."""
         request = flight.request
         key = request.key
@@ -283,22 +283,22 @@ class Loads:
         if entry is not None:
             extra = details(entry)
             return Found(entry.value, "l1", copy=None if extra is None else extra.decode)
-        other = self.flights.alone.get(key.l1)
+        other = self.flights.without_l2.get(key.l1)
         shared = request._replace(tags=flight.tags, ttl_s=flight.ttl_s)
         if other is not None and other.joinable(shared):
             flight.make()  # who comes now has its wishes heeded by neither, if they are others
             other.add(shared)
             return await other.wait()
-        filler.begin_alone()
+        filler.begin_without_l2()
         flight.fresh.begin_anew(filler.began_s)  # what comes now is the source's
         flight.fresh.end_at(filler.began_s + self._node.bound_s)  # whatever guard stands, L2 was not asked
-        self.flights.alone[key.l1] = flight
+        self.flights.without_l2[key.l1] = flight
         try:
             found = await self._tried(flight, filler)
-            return found if found.stale else filler.keep_alone(found, flight)
+            return found if found.stale else filler.keep_without_l2(found, flight)
         finally:
-            if self.flights.alone.get(key.l1) is flight:
-                del self.flights.alone[key.l1]
+            if self.flights.without_l2.get(key.l1) is flight:
+                del self.flights.without_l2[key.l1]
 
     async def _tried(self, flight: Flight, filler: Filler) -> Found:
         """What the source gives; where it fails, the key rests, and what is expired is given if that may be served."""
@@ -306,14 +306,14 @@ class Loads:
             try:
                 return await self._source(flight)
             except Failing as failing:
-                if flight.over or flight.refreshes or flight.substitute() is not None:
+                if flight.over or flight.refreshes or flight.usable_fallback() is not None:
                     raise failing.error from failing.error.__cause__
                 return await self._made_instead(flight, failing)
         except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
             filler.rest(self._rest(flight))
-            stale = flight.substitute()
+            stale = flight.usable_fallback()
             if stale is None:
                 raise
             return stale
@@ -327,7 +327,7 @@ class Loads:
 
     async def _made_instead(self, flight: Flight, failing: Failing) -> Found:
         """What can be made without the source. It is kept no longer than a source that has failed is left alone, and
-        stands in for nothing."""
+        is no fallback."""
         try:
             loaded = await failing.instead()
         except Failing:

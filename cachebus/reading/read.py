@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cachebus.base.clock import Clock
 from cachebus.core.details import details
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
@@ -30,7 +30,7 @@ class Reader:
 
     # -- get ------------------------------------------------------------------------------------------------------
 
-    async def get(self, key: Key, after: Place | None, use_memory: bool) -> object:
+    async def get(self, key: Key, after: Position | None, use_memory: bool) -> object:
         """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
         counters, began_s = self._node.counters.of(key.family.data_type), self._clock()
         if use_memory and key.l1 in self._entries:
@@ -39,7 +39,7 @@ class Reader:
                 counters.l1_hits += 1
                 return handed_out(entry)
         try:
-            if self._node.withheld is not None and self._node.withheld.covers(key):
+            if self._node.blocked is not None and self._node.blocked.covers(key):
                 value = MISSING
             elif after is None and self._enabled and self._fetch.may_judge(self._shards[key.shard], None):
                 # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.
@@ -54,7 +54,7 @@ class Reader:
                 if value is VOID:
                     value = await self._judged_in_l2(key, None, use_memory, began_s)
             elif self._enabled:
-                value = await self._fetch.one(key, after, enter=use_memory)
+                value = await self._fetch.one(key, after, admit=use_memory)
             else:
                 value = MISSING
         except L2Unavailable as error:
@@ -65,13 +65,13 @@ class Reader:
             counters.l2_hits += 1
         return value
 
-    async def _judged_in_l2(self, key: Key, after: Place | None, use_memory: bool, began_s: float) -> object:
+    async def _judged_in_l2(self, key: Key, after: Position | None, use_memory: bool, began_s: float) -> object:
         """By the script, in what time is left."""
         budget = self._fetch.budget(self._clock() - began_s)
-        return (await budget.spent_on(self._fetch.validated([key], after, enter=use_memory)))[0]
+        return (await budget.spent_on(self._fetch.validated([key], after, admit=use_memory)))[0]
 
     async def _once_more(
-        self, key: Key, after: Place | None, use_memory: bool, error: L2Unavailable, began_s: float
+        self, key: Key, after: Position | None, use_memory: bool, error: L2Unavailable, began_s: float
     ) -> object:
         """By the script, where only that may answer; an outage is a miss here too, where it is one."""
         if needs_script(error):
@@ -83,7 +83,7 @@ class Reader:
             return MISSING
         raise error
 
-    async def get_many(self, keys: Sequence[Key], after: Place | None) -> list[object]:
+    async def get_many(self, keys: Sequence[Key], after: Position | None) -> list[object]:
         """What `get` gives for each of these keys of one tenant; what L1 lacks comes in one round trip."""
         found: list[object] = [MISSING] * len(keys)
         lacking: list[int] = []
@@ -111,7 +111,7 @@ class Reader:
                 counters.l2_hits += 1
         return found
 
-    async def search(self, key: Key, after: Place | None, use_memory: bool) -> Found:
+    async def search(self, key: Key, after: Position | None, use_memory: bool) -> Found:
         """The most specific hit from the key's own level up to the tenant's; what is missing is remembered as such.
 
         A level whose source has nothing is passed over. Only where the key's own is one, and no wider one has a value,
@@ -149,21 +149,21 @@ class Reader:
         return Found(value, "l1")
 
     async def _levels(
-        self, levels: list[Key], after: Place | None, use_memory: bool
+        self, levels: list[Key], after: Position | None, use_memory: bool
     ) -> tuple[dict[str, object], bytes]:
         """What L2 has of these levels; and the version of the first, where that is past its soft expiry."""
         shard = self._node.shards[levels[0].shard]
         remembers = use_memory and self._fetch.policies.rules(levels[0].family.data_type).l1
         reservation, started_s = shard.reserve(), self._clock()
         try:
-            answers = await self._fetch.answers(levels, after, enter=use_memory)
+            answers = await self._fetch.answers(levels, after, admit=use_memory)
         except L2Unavailable:
             if not self._tolerated():
                 raise
             return {}, b""
         for level, (value, _) in zip(levels, answers, strict=True):
             if value is MISSING and remembers:
-                self._node.admit_absent(level, reservation, min(started_s, shard.vouched_s))
+                self._node.admit_absent(level, reservation, min(started_s, shard.fresh_as_of_s))
         soft = self._fetch.soft_of(levels[0], *answers[0])
         return {level.l1: value for level, (value, _) in zip(levels, answers, strict=True)}, soft
 
@@ -172,7 +172,7 @@ class Reader:
         self._node.counters.l2_errors += 1
         return self._outage_is_miss
 
-    def _present(self, key: Key, after: Place | None) -> Entry | None:
+    def _present(self, key: Key, after: Position | None) -> Entry | None:
         """The entry that L1 may serve, absent markers included."""
         if key.l1 not in self._node.l1.entries:
             return None
@@ -180,14 +180,14 @@ class Reader:
             return None
         return self._node.peek(key, self._clock())
 
-    def remembered(self, key: Key, after: Place | None) -> Entry | None:
+    def remembered(self, key: Key, after: Position | None) -> Entry | None:
         """The entry that L1 may serve; a remembered absence is only of use to a search."""
         entry = self._present(key, after)
         extra = None if entry is None else details(entry)
         return None if extra is not None and extra.absent else entry
 
 
-def _reached(shard: Shard, after: Place | None) -> bool:
+def _reached(shard: Shard, after: Position | None) -> bool:
     """Whether this node has applied what a token stands for, if there is one."""
     return after is None or shard.honours(after.epoch, after.seq)
 

@@ -68,7 +68,7 @@ def check(owner: object, key: Key) -> None:
     while ahead:
         loading = ahead.popleft()
         if loading.owner is owner and loading.key.l1 == key.l1:
-            raise ConfigError(_told(loading, waits_for))
+            raise ConfigError(_cycle_in_words(loading, waits_for))
         # A copy, as a cache of another thread's event loop may be one of the cycle.
         for waiter in list(loading.waiters):
             if waiter not in waits_for:
@@ -116,7 +116,7 @@ class _Wait(AbstractContextManager[None]):
 _NOBODY = nullcontext()
 
 
-def _told(first: Loading, waits_for: dict[Loading, Loading | None]) -> str:
+def _cycle_in_words(first: Loading, waits_for: dict[Loading, Loading | None]) -> str:
     names = [first.key.l2]
     loading = waits_for[first]
     while loading is not None:

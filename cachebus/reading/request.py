@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.policy import Rules
 
@@ -27,7 +27,7 @@ Load = Callable[[], Coroutine[object, object, Loaded]]
 
 class Failing(Exception):
     """Raised by a load whose source has failed, by `error`; `instead` gives what can be made without it. That is a last
-    resort: it takes the place of no value that is good, or may stand in."""
+    resort: it takes the place of no value that is good, or may be a fallback."""
 
     def __init__(self, error: Exception, instead: Load) -> None:
         super().__init__(error)
@@ -40,13 +40,13 @@ class Request(NamedTuple):
     key: Key
     load: Load
     rules: Rules
-    after: Place | None = None
+    after: Position | None = None
     """The read must see what a session token stands for."""
     search: bool = False
     ttl_s: float | None = None
     """Seconds; None is the type's."""
     tags: Sequence[str] = ()
-    """Names of the tags' marks."""
+    """The tags' scopes."""
     use_memory: bool = True
     sources: int = 1
     """How many functions `load` may run one after the other at most, each with the type's limit."""
@@ -57,7 +57,7 @@ class Request(NamedTuple):
         return self.sources * self.rules.load_timeout_s
 
     @property
-    def enters(self) -> bool:
+    def admits(self) -> bool:
         """Whether what it reads may enter L1."""
         return self.use_memory and self.rules.l1
 

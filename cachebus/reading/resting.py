@@ -13,9 +13,9 @@ JITTER = 0.25
 
 
 class Superseded:
-    """When the source has last answered what L2 was not told, or did not keep, by key: what is older stands in no more.
+    """When the source has last answered what L2 was not told, or did not keep, by key: what is older is no fallback.
     Where there are too many, the latest; of all others it is said that the source may have answered until the last of
-    them was forgotten: that costs them what could stand in, and brings nothing back."""
+    them was forgotten: that costs them a fallback, and brings nothing back."""
 
     def __init__(self) -> None:
         self._at_ms: OrderedDict[str, int] = OrderedDict()

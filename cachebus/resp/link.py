@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, Final, cast
 
 from cachebus.base.clock import Clock
+from cachebus.base.home import in_each_child
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.replies import NotAsked, Reads, new_reader, pack
@@ -267,7 +268,7 @@ def _forsake_all() -> None:
         link.forsake()
 
 
-os.register_at_fork(after_in_child=_forsake_all)
+in_each_child(_forsake_all)
 
 
 def waiters(waiting: Waiting) -> list[asyncio.Future[Any]]:

@@ -8,15 +8,16 @@ waited for would take one after the other, until none is left.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from concurrent.futures import Future
 from ipaddress import ip_address
 from threading import Thread
 from typing import Final
 
+from cachebus.base.home import in_each_child
+
 _under_way: Final[dict[str, Future[list[str]]]] = {}
-os.register_at_fork(after_in_child=_under_way.clear)  # no thread comes along
+in_each_child(_under_way.clear)  # no thread comes along
 
 
 async def addresses_of(host: str) -> list[str]:

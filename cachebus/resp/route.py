@@ -38,7 +38,7 @@ OnMoved = Callable[[Sequence[int]], None]
 Holds = Callable[[int], bool]
 Range = tuple[int, int, str, int]
 """The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary."""
-Place = tuple[str, int]
+HostPort = tuple[str, int]
 """Host and port."""
 
 
@@ -233,7 +233,7 @@ class Sentinels(_Asking):
         """What most Sentinels say: one that is cut off from the others may still name a primary that was deposed. Once
         more than half say the same, nobody waits for the others, whose host may be gone. Where there is no such
         majority, the latest failover counts that any of them knows of."""
-        named: dict[Place, list[Address]] = {}
+        named: dict[HostPort, list[Address]] = {}
         troubles: dict[str, None] = {}
         asking = [asyncio.create_task(self._say(sentinel)) for sentinel in self._sentinels]
         try:
@@ -259,12 +259,12 @@ class Sentinels(_Asking):
             latest[place] = max(latest[place], count)
         return self._everywhere(max(named, key=lambda place: (latest[place], len(named[place])))), False
 
-    def _everywhere(self, place: Place) -> list[Address | None]:
+    def _everywhere(self, place: HostPort) -> list[Address | None]:
         host, port = place
         return [replace(self._template, host=host, port=port)] * self.shards
 
-    async def _say(self, sentinel: Address) -> tuple[Place, Address]:
-        place: Place | None
+    async def _say(self, sentinel: Address) -> tuple[HostPort, Address]:
+        place: HostPort | None
         place = await self._asked(sentinel, ("SENTINEL", "get-master-addr-by-name", self._service), _named)
         if place is None:
             raise L2Unavailable(f"{sentinel} does not know {self._service!r}")
@@ -308,7 +308,7 @@ class ClusterMap(_Asking):
         waiting = [*nodes[turn:], *nodes[:turn]]
         asking = {asyncio.create_task(self._map_of(node)) for node in waiting[:ASKED_AT_ONCE]}
         del waiting[:ASKED_AT_ONCE]
-        said: list[list[Place | None]] = []
+        said: list[list[HostPort | None]] = []
         troubles: dict[str, None] = {}
         until_s = float("inf")
         try:
@@ -326,14 +326,14 @@ class ClusterMap(_Asking):
             raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(troubles)}")
         return self._addresses(_most(said)), False
 
-    def _addresses(self, places: list[Place | None]) -> list[Address | None]:
+    def _addresses(self, places: list[HostPort | None]) -> list[Address | None]:
         at = {place: replace(self._seeds[0], host=place[0], port=place[1]) for place in set(places) if place}
         return [None if place is None else at[place] for place in places]
 
-    async def _map_of(self, node: Address) -> list[Place | None]:
+    async def _map_of(self, node: Address) -> list[HostPort | None]:
         ranges = sorted(await self._asked(node, ("CLUSTER", "SLOTS"), _ranges))
         firsts = [first for first, *_ in ranges]
-        places: list[Place | None] = []
+        places: list[HostPort | None] = []
         for slot in self._slots:
             at = bisect_right(firsts, slot) - 1
             _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
@@ -350,7 +350,7 @@ class ClusterMap(_Asking):
 
 
 def _heard_of(
-    answers: set[asyncio.Task[list[Place | None]]], said: list[list[Place | None]], troubles: dict[str, None]
+    answers: set[asyncio.Task[list[HostPort | None]]], said: list[list[HostPort | None]], troubles: dict[str, None]
 ) -> None:
     for answer in answers:
         try:
@@ -359,7 +359,7 @@ def _heard_of(
             troubles[str(error)] = None
 
 
-def _agreed(said: list[list[Place | None]]) -> bool:
+def _agreed(said: list[list[HostPort | None]]) -> bool:
     """Whether for each shard two nodes say the same."""
     if len(said) < 2:
         return False
@@ -368,12 +368,12 @@ def _agreed(said: list[list[Place | None]]) -> bool:
     return all(_twice(places) for places in zip(*said, strict=True))
 
 
-def _twice(places: tuple[Place | None, ...]) -> bool:
+def _twice(places: tuple[HostPort | None, ...]) -> bool:
     there = [place for place in places if place is not None]
     return len(set(there)) < len(there)
 
 
-def _most(said: list[list[Place | None]]) -> list[Place | None]:
+def _most(said: list[list[HostPort | None]]) -> list[HostPort | None]:
     """What most nodes say of each shard, the first of them in a tie; nobody only where no node names any."""
     if len(said) == 1 or all(each == said[0] for each in said):
         return said[0]
@@ -386,7 +386,7 @@ def _config_epoch(reply: Any) -> int:
     return int(dict(zip(reply[::2], reply[1::2], strict=True))[b"config-epoch"])
 
 
-def _named(reply: Any) -> Place | None:
+def _named(reply: Any) -> HostPort | None:
     """What a Sentinel says of a primary: host and port; None where it knows none."""
     if reply is None:
         return None

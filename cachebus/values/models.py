@@ -183,14 +183,14 @@ def into(model: Any, value: object) -> object:
     try:
         return _builder(model)(value)
     except (ValidationError, msgspec.ValidationError) as error:
-        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {_told(error)}") from None
+        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {_reasons(error)}") from None
     except ConfigError as error:
         raise CorruptValue(str(error)) from None
     except Exception as error:  # noqa: BLE001 (of a validator)
         raise CorruptValue(f"making {_shown(model)} of the stored value raised {type(error).__name__}") from None
 
 
-def _told(error: Exception) -> str:
+def _reasons(error: Exception) -> str:
     """What does not fit and where, without any value."""
     from pydantic import ValidationError
 
@@ -201,7 +201,7 @@ def _told(error: Exception) -> str:
     said, _, where = str(error).rpartition(_AT) if _AT in str(error) else (str(error), "", "")
     cause = error.__cause__
     if cause is not None:
-        said = _told(cause) if isinstance(cause, ValidationError) else f"{type(cause).__name__} was raised"
+        said = _reasons(cause) if isinstance(cause, ValidationError) else f"{type(cause).__name__} was raised"
     elif said.startswith("Invalid"):
         said = "a value that is not allowed there"
     return f"{said}{_AT}{where}" if where else said

@@ -27,7 +27,7 @@ def pack(
     """A record for the value, its times on the L2 server's clock, and the value that any node will decode from it:
     what this node serves too, so that all give the same.
 
-    `ttl_s` None is the type's own; `tags` are mark names. `not_found` makes the record that says so, for the type's
+    `ttl_s` None is the type's own; `tags` are scopes. `not_found` makes the record that says so, for the type's
     `negative_ttl_s`; `makeshift` one made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
     nothing else, whatever the value's own code raises: better said to the one who stores it than to all who read.
     """
@@ -68,10 +68,10 @@ def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
 
 
 def keep_ms(record: Record, rules: Rules) -> int:
-    """How long L2 keeps the record, in ms, the time as a stand-in for a failing source included; 0 = for ever."""
+    """How long L2 keeps the record, in ms, the time as a fallback for a failing source included; 0 = for ever."""
     if not record.expires_ms:
         return 0
-    after_s = (rules.fail_safe_s or 0.0) if record.stands_in else 0.0
+    after_s = (rules.fail_safe_s or 0.0) if record.may_be_fallback else 0.0
     return record.expires_ms - record.created_ms + int(after_s * 1000)
 
 

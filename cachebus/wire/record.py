@@ -17,7 +17,7 @@ offset  bytes
 52      8     soft expiry, ms on that clock; 0 = none
 60      1     number of tags
 61      2     bytes of `more`
-63            for each tag: 2 bytes of length, its mark's name
+63            for each tag: 2 bytes of length, its scope
 ...           more: a msgpack map of what else is to be said of the record, or nothing
 ...           payload
 ```
@@ -86,7 +86,7 @@ class Record(msgspec.Struct, eq=False):
         return bool(self.flags & NOT_FOUND)
 
     @property
-    def stands_in(self) -> bool:
+    def may_be_fallback(self) -> bool:
         """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
         return not self.flags & (NOT_FOUND | MAKESHIFT)
 

@@ -1,4 +1,4 @@
-"""Waiting until every node has applied a change: looks at the nodes' lines until they prove it, or its bound is over.
+"""Waiting until every node has applied a change: looks at the nodes' rows until they prove it, or its bound is over.
 
 What proves it: `cachebus.core.membership`.
 """
@@ -15,7 +15,7 @@ from cachebus.core.membership import (
     complete_after_s,
     first_bound_s,
     judged,
-    keeps_alone,
+    keeps_without_l2,
     largest_bound_s,
 )
 from cachebus.core.ports import Caller, Change, NodesReply, Store
@@ -38,7 +38,7 @@ def check_wait(wait: str | None) -> None:
 
 
 class _Looks:
-    """The looks of one process at one shard's lines: one at a time, shared by all who had asked when it began."""
+    """The looks of one process at one shard's rows: one at a time, shared by all who had asked when it began."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -66,14 +66,14 @@ class Confirmer:
     """Waits for the nodes, of a store that somebody else has opened."""
 
     def __init__(
-        self, store: Store, clock: Clock, bound_s: float, views: Sequence[MembershipView], *, keep_alone: bool
+        self, store: Store, clock: Clock, bound_s: float, views: Sequence[MembershipView], *, keep_without_l2: bool
     ) -> None:
-        """`keep_alone`: whether nodes keep what they load while L2 is out of reach, by this process's own settings."""
+        """`keep_without_l2`: whether this process's settings have nodes keep what they load without L2."""
         self._store = store
         self._clock = clock
         self._bound_s = bound_s
         self._views = views
-        self._keep_alone = keep_alone
+        self._keep_without_l2 = keep_without_l2
         self._looks = [_Looks() for _ in views]
         self._heard_s = bound_s
         """The largest staleness bound that this process has ever heard of: what L2 says of it is lost with L2."""
@@ -92,8 +92,8 @@ class Confirmer:
                 looks = PROMPT_LOOKS
             else:
                 bound_s = self._heard_s = largest_bound_s(reply, bound_s)
-                self._keep_alone = keeps_alone(reply, self._keep_alone or caller().alone)
-                after_s = complete_after_s(bound_s, keep_alone=self._keep_alone)
+                self._keep_without_l2 = keeps_without_l2(reply, self._keep_without_l2 or caller().keeps_without_l2)
+                after_s = complete_after_s(bound_s, keep_without_l2=self._keep_without_l2)
                 found, done = judged(self._views[shard], reply, change, after_s, self._clock())
                 if done:
                     break

@@ -159,12 +159,12 @@ class WriteGuard:
     def _over(self) -> bool:
         """Whether it is known to have stood to the end of its time."""
         view = self._node.shards[self._shard]
-        return self.lost or (view.epoch == self._epoch and view.vouched_s >= self._until_s)
+        return self.lost or (view.epoch == self._epoch and view.fresh_as_of_s >= self._until_s)
 
     def _judged(self) -> bool:
         """Look whether another epoch has begun; False where no probe that was sent later than it has been answered."""
         view = self._node.shards[self._shard]
-        if view.vouched_s < self._stood_s:
+        if view.fresh_as_of_s < self._stood_s:
             return False
         if view.epoch != self._epoch:
             self._guards.ended(self)

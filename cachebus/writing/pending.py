@@ -7,7 +7,7 @@ They are gone with the process.
 Each shard has a line of its own, delivered by a task of its own, and some room of its own: one that is away holds up no
 other, and fills the room of none.
 
-Until they are delivered this node withholds what they address (`Withheld`): it serves, admits and fills nothing of it,
+Until they are delivered this node withholds what they address (`Blocked`): it serves, admits and fills nothing of it,
 whoever vouches for it. And nothing that this node writes may overtake them: a `set` sent first would be removed by an
 older invalidation sent after it. So a write waits for the queue of its shard, as long as L2 may take to answer.
 """
@@ -22,9 +22,9 @@ from itertools import islice
 from loguru import logger
 
 from cachebus.base.backoff import Backoff
+from cachebus.core.blocked import Blocked
 from cachebus.core.node import Node
 from cachebus.core.ports import Change, Store
-from cachebus.core.withheld import Withheld
 from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import Plan
 
@@ -63,7 +63,7 @@ class Pending:
         """How many of these there are."""
         self._patience_s = patience_s
         self._lines: dict[int, deque[Waiting]] = {}
-        self._withheld = Withheld()
+        self._blocked = Blocked()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By shard: what delivers its line, while there is one."""
         self.deliver: Callable[[Plan], Awaitable[Change]]
@@ -87,8 +87,8 @@ class Pending:
         self._beyond += beyond
         waiting = Waiting(plan)
         self._lines.setdefault(plan.shard, deque()).append(waiting)
-        self._withheld.add(plan.keys, plan.names)
-        self._node.withheld = self._withheld
+        self._blocked.add(plan.keys, plan.scopes)
+        self._node.blocked = self._blocked
         if plan.shard not in self._tasks:
             if not self._tasks:
                 logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._most)
@@ -178,9 +178,9 @@ class Pending:
             raise failed
 
     def _release(self, waiting: Waiting, change: Change) -> None:
-        self._withheld.remove(waiting.plan.keys, waiting.plan.names)
-        if not self._withheld:
-            self._node.withheld = None
+        self._blocked.remove(waiting.plan.keys, waiting.plan.scopes)
+        if not self._blocked:
+            self._node.blocked = None
         self._node.counters.pending_delivered += 1
         if not waiting.delivered.done():
             waiting.delivered.set_result(change)

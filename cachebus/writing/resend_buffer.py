@@ -34,7 +34,7 @@ _unpack = msgspec.msgpack.Decoder(tuple[list[str], list[str]]).decode
 
 def packed(plan: Plan) -> bytes:
     """What a plan addresses, as one small object: the L1 names of its keys, and its scopes and tags."""
-    return _pack(([key.l1 for key in plan.keys], plan.names))
+    return _pack(([key.l1 for key in plan.keys], plan.scopes))
 
 
 def born_s(born_us: int, clock: OtherClock) -> float:
@@ -127,8 +127,8 @@ class ResendBuffer:
         whole = 0
         """Entries of which all is told, by the present plan or by those before it."""
         for entry in list(entries):
-            keys, names = _unpack(entry.packed)
-            for at, name in enumerate((*keys, *names)):
+            keys, scopes = _unpack(entry.packed)
+            for at, name in enumerate((*keys, *scopes)):
                 if name in told:
                     continue
                 told.add(name)
@@ -137,8 +137,8 @@ class ResendBuffer:
                 if at < len(keys):
                     plan.keys.append(self._keyspace.named(name))
                 else:
-                    plan.names.append(name)
-                if AT_ONCE in (len(plan.keys), len(plan.names)):
+                    plan.scopes.append(name)
+                if AT_ONCE in (len(plan.keys), len(plan.scopes)):
                     yield plan
                     plan = None
                     for _ in range(whole):

@@ -50,7 +50,7 @@ class Writer:
         self.pending = pending
         pending.deliver = self._deliver
         self._confirmer = Confirmer(
-            self._store, clock, self._node.bound_s, self._node.views, keep_alone=self._node.keep_alone
+            self._store, clock, self._node.bound_s, self._node.views, keep_without_l2=self._node.keep_without_l2
         )
 
     # -- writes ---------------------------------------------------------------------------------------------------
@@ -73,9 +73,9 @@ class Writer:
             except BaseException:
                 self._forget(plan)  # cancelled: it may have happened
                 raise
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
-    async def _told(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
+    async def _receipt_for(self, plan: Plan, change: Change | None, *, wait: bool) -> Receipt:
         """The receipt of a change, or of one that waits for L2 (None)."""
         if change is None:
             return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
@@ -85,7 +85,7 @@ class Writer:
         """Tell L2, this node and the bus; `L2Unavailable` when that is not sure."""
         called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.names, body)
+        change = await self._store.invalidate(plan.shard, caller, plan.keys, plan.scopes, body)
         await self._happened(plan, change, body, called_s)
         return change
 
@@ -126,8 +126,9 @@ class Writer:
             raise
         if not change.stored:
             raise InvalidationFailed(
-                "the guard does not stand: too many names are guarded already (max_marks, CACHEBUS_MAX_MARKS), or one "
-                "of these by a thousand guards, as by blocks that were left by exceptions; they end by their time-outs"
+                "the guard does not stand: too many keys and scopes are guarded already (max_invalidated_scopes, "
+                "CACHEBUS_MAX_INVALIDATED_SCOPES), or one of these by a thousand guards, as by blocks that exceptions "
+                "have left; they end by their time-outs"
             )
         return self._receipt(plan, change)
 
@@ -143,12 +144,12 @@ class Writer:
         except BaseException:
             self._forget(plan)
             raise
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
     async def _guarded(self, plan: Plan, token: str, px_ms: int, *, probe: bool = False) -> Change:
         called_s = self._clock()
         body, caller = plan.body(self._node.id, probe=probe), self._node.caller(plan.shard)
-        change = await self._store.guard(plan.shard, caller, plan.keys, plan.names, token, px_ms, body)
+        change = await self._store.guard(plan.shard, caller, plan.keys, plan.scopes, token, px_ms, body)
         if change.stored:
             await self._happened(plan, change, body, called_s)
         return change
@@ -184,7 +185,7 @@ class Writer:
                     keep_ms(record, rules),
                     body,
                     others=plan.keys[1:],
-                    names=plan.names,
+                    scopes=plan.scopes,
                     if_absent=if_absent,
                 )
             )
@@ -202,7 +203,7 @@ class Writer:
         record.expires_ms = change.expires_ms or record.expires_ms
         if rules.l1 and change.stored:
             self._fetch.admit(key, stored, record, reservation, sent_at_s, rules)
-        return await self._told(plan, change, wait=wait)
+        return await self._receipt_for(plan, change, wait=wait)
 
     async def count(self, key: Key, amount: int, request_id: str, expires_in_s: float | None) -> int:
         """Add to a counter in L2 and give its value; `L2Unavailable`, `ValueError` where it would leave 64 bits."""
@@ -226,15 +227,15 @@ class Writer:
 
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
         """Own events count before the call returns."""
-        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.names))
+        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.scopes))
         shard = self._node.shards[plan.shard]
         if shard.epoch != change.epoch or shard.applied < change.seq:
             self._nudge(plan.shard)
 
     def _forget(self, plan: Plan) -> None:
         """Whether it happened is not known: believe nothing that it would have replaced."""
-        self._node.forget(plan.shard, plan.keys, plan.names)
-        if plan.names:
+        self._node.forget(plan.shard, plan.keys, plan.scopes)
+        if plan.scopes:
             self._nudge(plan.shard)  # until a probe is answered, L2 has to judge all that lies in them
 
     async def _confirmed(self, plan: Plan, change: Change) -> Receipt:

@@ -76,7 +76,7 @@ def _app(health: Health, meters: Meters) -> Callable[[dict[str, Any], StartRespo
             return said
         if path in ("/health", "/health/live", "/health/ready"):
             good = health.live if path == "/health/live" else health.ready
-            body = json.dumps(health.told()).encode() + b"\n"
+            body = json.dumps(health.as_dict()).encode() + b"\n"
             start("200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")])
             return [body]
         start("404 Not Found", [("Content-Type", "text/plain")])

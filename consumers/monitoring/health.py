@@ -70,7 +70,7 @@ class Health:
         """The names of all parts."""
         return tuple(self._parts)
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """All of it, as JSON can carry it; `for_s`: how long the part has been as it is."""
         now_s = self._clock()
         return {

@@ -9,7 +9,7 @@ from typing import Final
 
 import asyncpg
 
-from cachebus.consumers.worker import clean
+from cachebus.consumers.worker import clean, database_session
 from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
@@ -45,20 +45,21 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
             plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, target_session_attrs="primary"
         )
     except asyncpg.exceptions.ClientConfigurationError as error:
-        raise ConfigError(f"the outbox's database: {told(error, url)}") from None
+        raise ConfigError(f"the outbox's database: {describe(error, url)}") from None
     except ValueError:  # a port that is no number, a host in broken brackets
         raise ConfigError("the outbox's database: the URL can't be read") from None
     try:
+        await connection.execute(database_session.SET)
         yield connection
     finally:
         with suppress(*TROUBLE):
             await connection.close(timeout=CLOSE_TIMEOUT_S)  # one that does not answer is given up
 
 
-def told(error: BaseException, url: str = "") -> str:
+def describe(error: BaseException, url: str = "") -> str:
     """What went wrong in a line, without anything of the URL: further lines of PostgreSQL's may show values."""
     remedy = "; `cachebus worker outbox --create-table` makes it" if _is_missing(error) else ""
-    return f"{clean.without(clean.told(error), url)}{remedy}"
+    return f"{clean.without(clean.describe(error), url)}{remedy}"
 
 
 def _is_missing(error: BaseException) -> bool:

@@ -56,6 +56,6 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
     return await postgres.replay(url, namespace, table, limit=limit)
 
 
-def told(error: BaseException, url: str) -> str:
+def describe(error: BaseException, url: str) -> str:
     """An error of theirs in a line, without values and secrets."""
-    return sqlite_file.told(error) if is_sqlite(url) else postgres.told(error, url)
+    return sqlite_file.describe(error) if is_sqlite(url) else postgres.describe(error, url)

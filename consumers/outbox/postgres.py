@@ -13,7 +13,7 @@ import asyncpg
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.outbox import standing
-from cachebus.consumers.outbox.database import TROUBLE, connected, told
+from cachebus.consumers.outbox.database import TROUBLE, connected, describe
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import PostgresTaker
 from cachebus.consumers.worker.dead import DeadLetter
@@ -43,6 +43,12 @@ class Known:
     """Ids of rows that were applied and may not have been let go: they come again."""
     oid: int | None = None
     """Of the table that rows were last taken from."""
+    swallowed_s: float = float("-inf")
+    """When a dead letter was last not kept, nor refused."""
+
+
+class _Swallowed(ValueError):
+    """A dead letter is not there, though the database has refused nothing: a trigger, or a rule."""
 
 
 class PostgresOutbox(Source):
@@ -69,9 +75,9 @@ class PostgresOutbox(Source):
             await session.begin()
             yield session
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error, self._url)
+        return describe(error, self._url)
 
 
 class PostgresSession(Session):
@@ -178,15 +184,20 @@ class PostgresSession(Session):
             async with self._connection.transaction():
                 for letter in letters:
                     row = self._in_hand[letter.source].raw
-                    await self._connection.execute(
+                    status = await self._connection.execute(
                         _BURY.format(t=self._table), row[0], row[1], letter.reason, bool(letter.payload)
                     )
+                    if status != "INSERT 0 1":
+                        raise _Swallowed
         except NO_PLACE:
             self._unburied.update(letter.source for letter in letters)
-        except ROW_POISON:
+        except ROW_POISON as error:
             if len(letters) > 1 or letters[0].payload:
                 raise  # each by itself, and then without what is in it
             self._unburied.add(letters[0].source)
+            if isinstance(error, _Swallowed):
+                self._known.swallowed_s = monotonic()
+                await self._connection.reload_schema_state()  # prepared under a rule it stays nothing
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
@@ -226,6 +237,8 @@ class PostgresSession(Session):
         async with self._busy:
             findings, oid = await standing.findings(self._connection, self._table, self._namespace, self._known.oid)
             self._known.oid = oid
+            if monotonic() - self._known.swallowed_s < 2 * AGAIN_S:  # by then it was tried again
+                findings += await standing.swallowing(self._connection, self._table)
             if any(finding.stops for finding in findings):
                 return Look(findings)
             waits = await self._taker.waits()

@@ -14,7 +14,7 @@ from typing import Any, Final
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.outbox.options import RelayOptions
 from cachebus.consumers.outbox.reading import COUNTED, Kind, Taker, Waits
-from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, opened, path_of, told
+from cachebus.consumers.outbox.sqlite_file import TROUBLE, Database, describe, opened, path_of
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session, Source
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
@@ -73,9 +73,9 @@ class SqliteOutbox(Source):
         async with opened(self._url) as database:
             yield SqliteSession(database, self._namespace, self._options, self._unsure)
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error)
+        return describe(error)
 
 
 class SqliteTaker(Taker):
@@ -117,6 +117,7 @@ class SqliteSession(Session):
         self._rest_until_s = float("-inf")
         self._in_hand: dict[str, Item] = {}
         self._unburied: set[str] = set()
+        self._swallowed_s = float("-inf")
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
@@ -147,15 +148,26 @@ class SqliteSession(Session):
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`: in one step the row is here no more, and there."""
         ids = [self._in_hand[letter.source].raw[0] for letter in letters]
-        rows = [(bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)]
+        bury, gone = _BURY.format(t=self._table), _BURIED.format(t=self._table)
+        steps: list[tuple[str, list[tuple[Any, ...]]]] = []
+        for letter, number in zip(letters, ids, strict=True):
+            steps += [(bury, [(bool(letter.payload), letter.reason, number)]), (gone, [(number,)])]
         try:
-            await self._database.change(
-                (_BURY.format(t=self._table), rows), (_DELETE.format(t=self._table), [(number,) for number in ids])
-            )
+            if await self._database.change(*steps) < len(steps):
+                await self._not_kept(letters, ids)
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error) and "no column named" not in str(error):
                 raise
             self._unburied.update(letter.source for letter in letters)
+
+    async def _not_kept(self, letters: Sequence[DeadLetter], ids: Sequence[int]) -> None:
+        """A trigger may ignore what it is to keep: what is not there is still here."""
+        sql = f"SELECT id FROM {self._table.rows} WHERE id IN ({','.join(map(str, ids))})"
+        left = {number for (number,) in await self._database.fetch(sql)}
+        lying = {letter.source for letter, number in zip(letters, ids, strict=True) if number in left}
+        if lying:
+            self._unburied |= lying
+            self._swallowed_s = monotonic()
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
@@ -207,6 +219,16 @@ class SqliteSession(Session):
             if stops and b"AUTOINCREMENT" not in made[0][1].upper():
                 problem = "ids are given again: a new row may be taken for one that was applied"
                 found.append(Finding("columns", f"{name}.id", problem, f"{REMAKE}: {remedy}", stops=True))
+        if monotonic() - self._swallowed_s < 2 * AGAIN_S:  # by then it was tried again
+            dead = f"{self._table.name}_dead"
+            found.append(
+                Finding(
+                    "table",
+                    dead,
+                    "what can't be applied is not kept there, nor is it refused, and lies",
+                    f"drop the trigger on {dead} that ignores it",
+                )
+            )
         return found
 
 
@@ -229,6 +251,8 @@ _KINDS: Final[dict[Kind, str]] = {
     "held": "waits_for IN ({shards})",
 }
 _DELETE: Final = "DELETE FROM {t.rows} WHERE id = ?"
+_BURIED: Final = f"{_DELETE} AND changes() > 0"
+"""What was just set aside: where a trigger has ignored that, nothing."""
 _WAITING: Final = "UPDATE {t.rows} SET waits_for = ? WHERE id = ?"
 _LATER: Final = "UPDATE {t.rows} SET due_at = ? WHERE id = ?"
 _BURY: Final = """\

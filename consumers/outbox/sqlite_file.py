@@ -106,8 +106,8 @@ async def opened(url: str, *, create: bool = False) -> AsyncIterator[Database]:
         await database.close()
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What went wrong in a line, without the file's name."""
     if isinstance(error, OSError):
         return clean.clean(f"{type(error).__name__}: {error.strerror}")
-    return clean.told(error)
+    return clean.describe(error)

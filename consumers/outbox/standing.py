@@ -73,6 +73,17 @@ async def findings(
     return found, oid_before if swapped else rows["oid"]
 
 
+async def swallowing(connection: asyncpg.Connection, table: OutboxTable) -> list[Finding]:
+    """The table of the dead has not kept what it was given: what may do so."""
+    triggers, rules = await connection.fetchrow(_SWALLOWING, table.dead)
+    remedy = " ".join(
+        [f"ALTER TABLE {table.dead} DISABLE TRIGGER {name};" for name in triggers or ()]
+        + [f"DROP RULE {name} ON {table.dead};" for name in rules or ()]
+    )
+    problem = "what can't be applied is not kept there, nor is it refused, and lies: a trigger gives NULL, or a rule"
+    return [Finding("table", table.dead, problem, clean(remedy))]
+
+
 def _made(table: OutboxTable) -> str:
     name = table.name if table.schema is None else f"{table.schema}.{table.name}"
     return f"cachebus worker outbox --create-table --table {name}"
@@ -176,6 +187,11 @@ SELECT c.oid::bigint, c.relkind::text AS kind, c.relpersistence::text AS persist
         AND g.tgname = $2 AND g.tgenabled IN ('D', 'R') LIMIT 1) AS silent
 FROM pg_class c WHERE c.oid = to_regclass($1)"""
 
+_SWALLOWING: Final = """\
+SELECT (SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger WHERE tgrelid = to_regclass($1)
+        AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7),
+    (SELECT array_agg(quote_ident(rulename)) FROM pg_rewrite
+     WHERE ev_class = to_regclass($1) AND ev_type = '3' AND is_instead AND ev_enabled <> 'D')"""
 _COLUMNS: Final = """\
 SELECT attname::text AS name, quote_ident(attname) AS quoted, format_type(atttypid, NULL) AS type,
     atthasdef OR attidentity <> '' AS has_default,

@@ -17,6 +17,8 @@ LEAVE_S: Final = 5.0
 """How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
 LARGEST_BYTES: Final = 900_000
 """What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
+SETTINGS: Final = {"retention.ms": "-1", "cleanup.policy": "delete"}
+"""Of the topic: nothing is ever removed, whatever the brokers do with others."""
 LEAST_BYTES: Final = 1000
 """So much of a letter is kept in a topic that takes no more: nothing behind it must have to wait."""
 KEPT_BYTES: Final = 1000
@@ -80,7 +82,7 @@ class DeadTopic:
                 (told,) = await admin.describe_topics([self.topic])
                 return [partition["partition"] for partition in told["partitions"]]
             copies = min(3, len((await admin.describe_cluster())["brokers"]))
-            reply = await admin.create_topics([NewTopic(self.topic, 1, copies, topic_configs={"retention.ms": "-1"})])
+            reply = await admin.create_topics([NewTopic(self.topic, 1, copies, topic_configs=SETTINGS)])
             for _, code, *_ in reply.topic_errors:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")

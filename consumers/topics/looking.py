@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from cachebus.consumers.topics.session import TopicSession
     from cachebus.consumers.topics.share import Share
 
-LOOK_TIMEOUT_S: Final = 3.0
+LOOK_TIMEOUT_S: Final = 15.0
+"""For all that is asked of the brokers, one after the other: some are far away, or busy."""
+KEPT_MS: Final = 86_400_000
+"""A dead letter that is kept for less is gone before anybody looks."""
 OPEN_S: Final = 60.0
 """A transaction that is open for longer is told."""
 MISSING: Final = "it is missing"
@@ -74,6 +77,8 @@ class Looking:
         if other is not None and session.joined:
             raise BusUnavailable(str(other))  # which is to leave it
         findings += [other] if other is not None else []
+        findings += self._strangers(group)
+        findings += await self._kept(topics)
         positions = self._positions(topics, named, committed)
         ends = await session.brokers.offsets(topics, positions, LATEST)
         stable = await session.brokers.offsets(topics, positions, LATEST, committed=True)
@@ -106,6 +111,22 @@ class Looking:
                     f"kafka-acls.sh --add --allow-principal User:NAME --operation {verb} --operation Describe "
                     f"--topic {clean(name)}",
                 )
+
+    async def _kept(self, topics: Mapping[str, Topic]) -> Iterable[Finding]:
+        """Whether the topic of the dead keeps what it is given."""
+        name = self._source.membership.dead_topic
+        if name not in topics or topics[name].error:
+            return []
+        told = await self._session.brokers.configuration(name)
+        retention_ms = int(told.get("retention.ms") or -1)
+        if "compact" in (told.get("cleanup.policy") or ""):
+            problem = "it is compacted: it refuses letters without a key, and keeps one of each key"
+        elif 0 <= retention_ms < KEPT_MS:
+            problem = f"letters are removed from it after {retention_ms / 1000:.0f} s"
+        else:
+            return []
+        change = f"kafka-configs.sh --alter --entity-type topics --entity-name {clean(name)} --add-config"
+        return [Finding("topic", clean(name), problem, f"{change} cleanup.policy=delete,retention.ms=-1")]
 
     async def mend(self) -> bool:
         """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to. At the
@@ -145,6 +166,21 @@ class Looking:
             f"kafka-consumer-groups.sh --delete --group {clean(name)}",
             stops=True,
         )
+
+    def _strangers(self, group: Group) -> Iterable[Finding]:
+        """Programs in the group that are no workers of ours: what they are given is applied by nobody."""
+        found = sorted(client for client in group.clients if not client.startswith(CLIENT))
+        if found:
+            name = clean(self._source.membership.group)
+            yield Finding(
+                "group",
+                name,
+                f"other programs are in it ({clean(', '.join(found[:5]))}), and are given some of the partitions: "
+                "nobody applies what they read",
+                f"end them, or give this worker a group of its own by --group; who is in it: "
+                f"kafka-consumer-groups.sh --describe --members --group {name}",
+                missed=True,
+            )
 
     def _missed(self) -> Iterable[Finding]:
         share = self._session.share

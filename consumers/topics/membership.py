@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiokafka.errors import KafkaError
 
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.clean import told as told_of
+from cachebus.consumers.worker.clean import describe as told_of
 from cachebus.errors import BusUnavailable, ConfigError
 
 TROUBLE: Final = (KafkaError, OSError, TimeoutError, BusUnavailable)
@@ -40,7 +40,7 @@ class Membership:
             raise ConfigError(f"dead_topic: {clean(self.dead_topic)} can't be a topic's name: give another one")
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error of Kafka's in a line."""
     if isinstance(error, TimeoutError):
         return "the brokers do not answer"

@@ -10,13 +10,17 @@ from cachebus.consumers.topics.brokers import Committed
 ANEW: Final = "anew"
 CUT: Final = "cut"
 EXPIRED: Final = "expired"
+OTHERS: Final = "others"
 WHY: Final = {
     ANEW: "the topic was deleted and made anew: what was in it and not read yet is gone",
     CUT: "messages were removed before they were read (by the topic's retention)",
+    OTHERS: "the group's offsets are not those that its workers have committed: another program was in the group, or "
+    "has set them, and what lies before them may not have been applied",
     EXPIRED: "the group has no offsets (they have expired, or it is new), and messages were removed before that",
 }
 REMEDY: Final = {
     ANEW: "",
+    OTHERS: "have no other program in the group, and set no offsets for it: give that one a group of its own",
     CUT: "raise the topic's retention.ms above the time for which workers may be away",
     EXPIRED: "raise the brokers' offsets.retention.minutes, and the topic's retention.ms, above the time for which "
     "workers may be away",
@@ -70,4 +74,6 @@ def begin_at(
         return Begin(first, EXPIRED if first else "")
     if committed.offset < first:
         return Begin(first, CUT)
+    if note == Note() and committed.offset > 0:
+        return Begin(committed.offset, OTHERS)
     return Begin(committed.offset, note.missed)

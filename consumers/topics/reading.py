@@ -31,6 +31,8 @@ class Reader:
             return []
         items: list[Item] = []
         for partition, several in records.items():
+            if partition not in share.taken:  # not begun: it comes again when it is
+                continue
             before = self._source.before.get((share.identity(partition.topic), partition), 0)
             place = f"{partition.topic}/{partition.partition}@"
             items += [

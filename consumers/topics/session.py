@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +16,8 @@ from aiokafka.errors import (
 )
 from loguru import logger
 
-from cachebus.base.clock import wall_s
-from cachebus.consumers.topics.brokers import EARLIEST, Brokers
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
 from cachebus.consumers.topics.committing import MOVED_ON, Commits, assignment_of
 from cachebus.consumers.topics.held import Kept
 from cachebus.consumers.topics.looking import Looking
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GET_S: Final = 2.0
 """Asked for messages in the middle of a rebalance, the driver waits for its end."""
+UNBEGUN_EVERY_S: Final = 0.5
 JOIN_S: Final = 0.01
 """So often one looks whether there is an assignment."""
 
@@ -54,6 +55,7 @@ class TopicSession(Session):
         self.commits = Commits(consumer)
         self._reader = Reader(source, consumer)
         self._cut = set[TopicPartition]()
+        self._unbegun_from_s = 0.0
         self._looking = Looking(self)
 
     # -- taking -------------------------------------------------------------------------------------------------------
@@ -93,6 +95,8 @@ class TopicSession(Session):
             self.share = await self._begun(assignment)
             if self.share is not None:
                 await self.commits.commit(self.share)
+        elif self.share.unbegun and monotonic() >= self._unbegun_from_s:
+            await self._begin_rest(self.share)
         return self.share
 
     @property
@@ -108,11 +112,49 @@ class TopicSession(Session):
         await self.commits.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
-        committed = await self.brokers.committed(self.source.membership.group) if names else {}
-        first = await self.brokers.offsets(topics, assignment.tps, EARLIEST)
+        begins = await self._begins(topics, assignment.tps) if names else {}
+        if self._assignment() is not assignment:
+            return None
+        namespace, known = self.source.membership.namespace, self.source.identities
+        known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
+        logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
+        notes = {name: Note(namespace, topic.identity) for name, topic in topics.items()}
+        share = Share(assignment, begins, notes)
+        self._goes_on(share, begins)
+        return share
+
+    async def _begin_rest(self, share: Share) -> None:
+        """Partitions whose leader did not tell, as one that has just moved, where they begin: asked for once more."""
+        topics = await self.brokers.topics({partition.topic for partition in share.unbegun})
+        begins = await self._begins(topics, share.unbegun)
+        if self._assignment() is share.assignment:
+            share.begin(begins)
+            self._goes_on(share, begins)
+
+    def _goes_on(self, share: Share, begins: Mapping[TopicPartition, Begin]) -> None:
+        """The driver reads these from where they begin, and none that is not begun: it would go by itself from what is
+        committed, and nothing of it would ever be committed."""
+        self._cut -= begins.keys()
+        for partition, begin in begins.items():
+            self.consumer.seek(partition, begin.offset)
+            if begin.missed:
+                self.source.cut.inc()
+                self.look_again = True
+        self.consumer.resume(*self.consumer.paused() & begins.keys())
+        for partition in share.unbegun:
+            self.consumer.seek(partition, 0)  # anywhere: else it asks for itself, and raises where there is nothing
+        self.consumer.pause(*share.unbegun)
+        self._unbegun_from_s = monotonic() + UNBEGUN_EVERY_S
+
+    async def _begins(
+        self, topics: Mapping[str, Topic], partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, Begin]:
+        """Where these begin, as far as their leaders tell."""
+        committed = await self.brokers.committed(self.source.membership.group)
+        first = await self.brokers.offsets(topics, partitions, EARLIEST)
         namespace, known = self.source.membership.namespace, self.source.identities
         begins: dict[TopicPartition, Begin] = {}
-        for one in assignment.tps & first.keys():
+        for one in partitions & first.keys():
             begins[one] = begin_at(
                 committed.get(one),
                 first[one],
@@ -121,17 +163,7 @@ class TopicSession(Session):
                 known.get(one.topic),
                 cut=one in self._cut,
             )
-        if self._assignment() is not assignment:
-            return None
-        self._cut -= assignment.tps
-        for partition, begin in begins.items():
-            self.consumer.seek(partition, begin.offset)
-            if begin.missed:
-                self.source.cut.inc()
-                self.look_again = True
-        known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
-        logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
-        return Share(assignment, begins, {name: Note(namespace, topic.identity) for name, topic in topics.items()})
+        return begins
 
     async def _new(self, share: Share, limit: int, wait_s: float) -> list[Item]:
         """Messages that were not taken before."""

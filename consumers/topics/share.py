@@ -25,10 +25,11 @@ class Share:
 
     def __init__(self, assignment: Any, begins: Mapping[TopicPartition, Begin], notes: Mapping[str, Note]) -> None:
         self.assignment = assignment
-        self.taken = {partition: begin.offset for partition, begin in begins.items()}
+        self.taken: dict[TopicPartition, int] = {}
         """By partition: behind what was taken last."""
-        self.missed = {partition: begin.missed for partition, begin in begins.items() if begin.missed}
+        self.missed: dict[TopicPartition, str] = {}
         """Where something was missed that is not made up for yet, and why."""
+        self.begin(begins)
         self.held = Held()
         self.undone = deque[Item]()
         """For these there was no time: they come first."""
@@ -37,6 +38,16 @@ class Share:
         self.committed: dict[TopicPartition, tuple[int, str]] = {}
         self._notes = dict(notes)
         self._texts: dict[TopicPartition, str] = {}
+
+    def begin(self, begins: Mapping[TopicPartition, Begin]) -> None:
+        """These are read from now on, too."""
+        self.taken |= {partition: begin.offset for partition, begin in begins.items()}
+        self.missed |= {partition: begin.missed for partition, begin in begins.items() if begin.missed}
+
+    @property
+    def unbegun(self) -> set[TopicPartition]:
+        """Partitions of the assignment of which nobody has told yet where they begin: nothing of them is read."""
+        return set(self.assignment.tps) - self.taken.keys()
 
     def identity(self, topic: str) -> str:
         """The topic's, as it was when this began."""

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter
 from cachebus.bus.kafka_client import Endings, quietly
 from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
-from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, told
+from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, describe
 from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, Source
@@ -134,9 +134,9 @@ class TopicSource(Source):
             heartbeat_interval_ms=int(member.session_timeout_s * 300),
         )
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
-        return told(error)
+        return describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:
         """See `Source.register`."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError
 
-from cachebus.consumers.worker.clean import told
+from cachebus.consumers.worker.clean import describe
 
 FETCH_S: Final = 3.0
 
@@ -59,5 +59,5 @@ async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at
             behind = batch.next_offset
             break
     consumer.seek(partition, behind)
-    why = "a header's name is not UTF-8" if isinstance(error, UnicodeDecodeError) else told(error)
+    why = "a header's name is not UTF-8" if isinstance(error, UnicodeDecodeError) else describe(error)
     return Unreadable(partition.topic, partition.partition, at, behind, why)

@@ -80,19 +80,20 @@ class Applier:
                 await self._patience.wait(error)
             else:
                 break
-        self._patience.over()
-        self._is_open.set()
-        self.answers = True
-        looking = asyncio.create_task(self._watch(), name="cachebus-applier")
         try:
-            yield self
+            self._is_open.set()
+            await self._look()
+            looking = asyncio.create_task(self._watch(), name="cachebus-applier")
+            try:
+                yield self
+            finally:
+                looking.cancel()
+                with suppress(asyncio.CancelledError):
+                    await looking
         finally:
             self._is_open.clear()
             self.away.clear()
             self.answers = False
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
             await self._producer.aclose()
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
@@ -212,29 +213,32 @@ class Applier:
 
     async def _watch(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look())
+            group.create_task(self._keep_looking())
             group.create_task(self._look_at_those_away())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._look()
 
     async def _look(self) -> None:
         """L2's state for those who watch, and its epochs: what was said before a failover is repeated after it."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                await self._producer.probe()
-            except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
-                if isinstance(error, L2Unavailable) and self._producer.reaches_any and not self._refusing:
-                    self._patience.over()
-                    self._tell_of_a_part(str(error))
-                    self.answers = True
-                else:
-                    self.answers = False
-                    self._patience.failed(error)
-            else:
+        try:
+            await self._producer.probe()
+        except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
+            if isinstance(error, L2Unavailable) and self._producer.takes_any and not self._refusing:
+                self._patience.over()
+                self._tell_of_a_part(str(error))
                 self.answers = True
-                if not self._refusing:
-                    self._patience.over()
-                if not self.away:
-                    self._health.note("l2", "")
+            else:
+                self.answers = False
+                self._patience.failed(error)
+        else:
+            self.answers = True
+            if not self._refusing:
+                self._patience.over()
+            if not self.away:
+                self._health.note("l2", "")
 
     async def _look_at_those_away(self) -> None:
         """One that hangs takes its time here, where nobody waits for it."""
@@ -266,7 +270,7 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
     for at, plan in enumerate(plans):
         if plan.shard in away:
             continue
-        size = max(len(plan.keys), len(plan.names))
+        size = max(len(plan.keys), len(plan.scopes))
         if plan.shard not in open_parts or sizes[plan.shard] + size > AT_ONCE:
             open_parts[plan.shard], sizes[plan.shard] = [], 0
             made.append(open_parts[plan.shard])

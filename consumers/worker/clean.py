@@ -16,7 +16,7 @@ def clean(text: str, longest: int = LONGEST) -> str:
     return shown if len(shown) <= longest and len(text) <= longest else f"{shown[: longest - 3]}..."
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error in a line: its kind, and the first line of what it says. Databases' further lines show values."""
     name, said = type(error).__name__, str(error).splitlines()
     return clean(f"{name}: {said[0]}") if said else name

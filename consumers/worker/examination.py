@@ -36,7 +36,7 @@ async def examined(worker: SourceWorker, within_s: float = WITHIN_S) -> list[See
     except TimeoutError:
         return [*seen, *_in_the_way(source, f"it did not answer in {within_s:g} s")]
     except source.trouble as error:
-        return [*seen, *_in_the_way(source, source.told(error))]
+        return [*seen, *_in_the_way(source, source.describe(error))]
     of = {name: tuple(finding for finding in findings if finding.assumption == name) for name in source.assumptions}
     return [*seen, Seen(source.part), *(Seen(name, found) for name, found in of.items())]
 

@@ -14,6 +14,8 @@ from cachebus.consumers.monitoring.health import Health
 FIRST_S: Final = 0.05
 LONGEST_S: Final = 5.0
 TELL_EVERY_S: Final = 60.0
+TELL_ANOTHER_S: Final = 5.0
+"""After so long another reason than the one that was told is news: what was mended first may have hidden it."""
 
 
 class Patience:
@@ -30,9 +32,11 @@ class Patience:
         self._tries = 0
         self._since_s = 0.0
         self._told_s = 0.0
+        self._told = ""
 
     async def wait(self, error: BaseException | str) -> None:
-        """It has failed: tell of it now and then once a minute, and return when it may be tried again."""
+        """It has failed: tell of it now and then once a minute, of another reason sooner, and return when it may be
+        tried again."""
         self.failed(error)
         await asyncio.sleep(min(self._longest_s, FIRST_S * 2 ** min(self._tries - 1, 20)) * random.uniform(0.5, 1.0))
 
@@ -43,10 +47,10 @@ class Patience:
         self._health.down(self.part, said)
         self._tries += 1
         if self._tries == 1:
-            self._since_s = self._told_s = now_s
+            self._since_s, self._told_s, self._told = now_s, now_s, said
             logger.warning("{} is out of reach: {}", self.part, said)
-        elif now_s - self._told_s >= TELL_EVERY_S:
-            self._told_s = now_s
+        elif now_s - self._told_s >= (TELL_EVERY_S if said == self._told else TELL_ANOTHER_S):
+            self._told_s, self._told = now_s, said
             logger.warning(
                 "{} is out of reach for {:.0f} s, tried {} times: {}",
                 self.part,

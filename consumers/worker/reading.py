@@ -16,7 +16,7 @@ SENT_FROM_S: Final = 1_420_000_000.0
 
 def size_of(plan: Plan) -> int:
     """How many keys, scopes and tags it addresses."""
-    return len(plan.keys) + len(plan.names)
+    return len(plan.keys) + len(plan.scopes)
 
 
 class Reading:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from cachebus.consumers.worker.clean import told
+from cachebus.consumers.worker.clean import describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.producers.command import Command
 
@@ -160,6 +160,8 @@ class Source(ABC):
     """What is raised when it is out of reach: it is waited for."""
     assumptions: tuple[str, ...] = ()
     """The names of what it assumes, for figures: few, and always the same."""
+    if_unnamed: str = "Invalidate it by hand"
+    """What helps where nobody can name what missed changes have touched: a sentence without its full stop."""
     limit: int = 500
     """Items in hand together, at most."""
     poison: tuple[type[BaseException], ...] = (ValueError, TypeError)
@@ -172,9 +174,9 @@ class Source(ABC):
     def opened(self) -> AbstractAsyncContextManager[Session]:
         """Connected. One of `trouble`, or `ConfigError` where no waiting helps."""
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """An error of its, in a line without values and secrets."""
-        return told(error)
+        return describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add figures of its own."""

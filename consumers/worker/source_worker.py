@@ -14,7 +14,7 @@ from cachebus.base.clock import monotonic, wall_s
 from cachebus.cascade import Cascade
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import HOPELESS, REFUSED, Applier, Carried
-from cachebus.consumers.worker.clean import clean, told
+from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.patience import Patience
 from cachebus.consumers.worker.reading import Reading, size_of
@@ -91,14 +91,14 @@ class SourceWorker(Worker):
             except HOPELESS:
                 raise
             except self.source.trouble as error:
-                await self._patience.wait(self.source.told(error))
+                await self._patience.wait(self.source.describe(error))
             except Exception as error:  # noqa: BLE001 -- whatever a driver does to us, the next batch may be another
                 self._limit = max(1, self._limit // 2)
-                said = told(error)
+                said = describe(error)
                 if said != self._unexpected:
                     self._unexpected = said
                     logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, said)
-                await self._patience.wait(told(error))
+                await self._patience.wait(describe(error))
 
     async def _sit(self, session: Session) -> None:
         await self._watcher.look(session)
@@ -143,7 +143,7 @@ class SourceWorker(Worker):
             try:
                 await self._watcher.look(session)
             except self.source.trouble as error:
-                self.health.down(self.source.part, self.source.told(error))  # at once: a step may take its time
+                self.health.down(self.source.part, self.source.describe(error))  # at once: a step may take its time
                 raise
             self._patience.over()
 
@@ -220,7 +220,7 @@ class SourceWorker(Worker):
             reading.ignored += 1
 
     def _letter(self, session: Session, item: Item, why: str | BaseException) -> DeadLetter:
-        reason = clean(told(why) if isinstance(why, BaseException) else why)
+        reason = clean(describe(why) if isinstance(why, BaseException) else why)
         try:
             return session.letter(item, reason)
         except Exception as error:  # noqa: BLE001 -- as above
@@ -240,7 +240,7 @@ class SourceWorker(Worker):
                 return
             bare = DeadLetter(
                 b"",
-                clean(f"{letters[0].reason} (kept without its value: {told(error)})"),
+                clean(f"{letters[0].reason} (kept without its value: {describe(error)})"),
                 clean(letters[0].source),
                 1,
                 wall_s(),
@@ -248,7 +248,7 @@ class SourceWorker(Worker):
             try:
                 await session.bury([bare])
             except self.source.poison as again:
-                logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, told(again))
+                logger.error("{}: {} can't even be set aside: {}", self.name, bare.source, describe(again))
         self._done["dead"] += len(letters)
         for letter in letters[:NAMED]:
             tried = f" (attempt {letter.attempts})" if letter.attempts > 1 else ""

@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from loguru import logger
 
+from cachebus.base.clock import monotonic
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.patience import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding, Session, Source
 from cachebus.keys.plan import Plan
 
@@ -26,6 +28,8 @@ class Watcher:
         self._name = name
         self._applier = applier
         self._meters = meters
+        self._remedy = source.if_unnamed
+        self._told_from_s = float("-inf")
         self._assumptions = Assumptions(name, source.assumptions, health)
         self._owed: dict[Any, Plan] = {}
         """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
@@ -54,12 +58,14 @@ class Watcher:
 
     def _owe(self, session: Session, findings: Sequence[Finding]) -> None:
         commands, unnamed = session.scopes(findings)
-        if unnamed:
+        if unnamed and monotonic() >= self._told_from_s:
+            self._told_from_s = monotonic() + TELL_EVERY_S
             logger.error(
                 "{}: changes of {} went unnoticed, and nobody can name what they touched: caches may serve it until it "
-                "expires. Name tenants at the head of the rules, or invalidate it by hand",
+                "expires. {}",
                 self._name,
                 clean(", ".join(unnamed)),
+                self._remedy,
             )
         self._owed |= {command: self._applier.plan_of(command) for command in commands}
         self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}

@@ -217,7 +217,7 @@ async def from_the_log(bench: Bench, heard_hz: float) -> Row:
             started = perf_counter()
             await parts.heartbeat.receiver.catch_up(0)
             rates.append(missing / (perf_counter() - started))
-            assert not view.hole and not deaf.stats().flushes.get("gap")
+            assert not view.has_gap and not deaf.stats().flushes.get("gap")
     return Row(
         "flood.log",
         "behind: events a second that a node reads from the log, beside the same",

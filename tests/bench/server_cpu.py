@@ -129,7 +129,7 @@ class _Fleet:
     async def show_lines(self) -> None:
         """Every node says how far it is, as its heartbeat does."""
         for place, caller in enumerate(self._callers):
-            reply = await self._store.probe(SHARD, caller, marks=False)
+            reply = await self._store.probe(SHARD, caller, with_invalidated=False)
             self._callers[place] = caller._replace(applied=reply.seq, epoch=reply.epoch)
             self._server_s = reply.server_us / 1e6
 
@@ -199,14 +199,14 @@ class _Fleet:
         self._callers[0] = caller._replace(applied=max(caller.applied, seq), epoch=epoch)
 
     async def _probe(self, number: int) -> None:
-        await self._store.probe(SHARD, self._callers[0], marks=False)
+        await self._store.probe(SHARD, self._callers[0], with_invalidated=False)
 
     def _invalidate(self, data_type: str, *, all_contexts: bool = False) -> Do:
         plans = self._plans(data_type, all_contexts=all_contexts)
 
         async def do(number: int) -> None:
             plan, caller = plans[number % IDS], self._callers[0]
-            change = await self._store.invalidate(SHARD, caller, plan.keys, plan.names, plan.body(caller.node))
+            change = await self._store.invalidate(SHARD, caller, plan.keys, plan.scopes, plan.body(caller.node))
             self._moved(change.epoch, change.seq)
 
         return do
@@ -218,7 +218,13 @@ class _Fleet:
             plan, caller, record = plans[number % IDS], self._callers[0], self._record()
             body = plan.body(caller.node)
             change = await self._store.write(
-                plan.keys[0], caller, record, keep_ms(record, self._rules), body, others=plan.keys[1:], names=plan.names
+                plan.keys[0],
+                caller,
+                record,
+                keep_ms(record, self._rules),
+                body,
+                others=plan.keys[1:],
+                scopes=plan.scopes,
             )
             assert change.stored
             self._moved(change.epoch, change.seq)

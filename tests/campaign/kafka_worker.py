@@ -224,7 +224,7 @@ class Campaign:
                 tally.broken.append(f"{tally.poison} of poison, but {len(set(letters))} among the dead letters")
         for cache in caches:
             await until(lambda c=cache: c.ready(), within_s=30)  # type: ignore[misc]
-        head = (await parts(caches[0]).store.probe(0, parts(caches[0]).node.caller(0), marks=False)).seq
+        head = (await parts(caches[0]).store.probe(0, parts(caches[0]).node.caller(0), with_invalidated=False)).seq
         for which, cache in enumerate(caches):
             await until(lambda c=cache: c.stats().shards[0].applied >= head)  # type: ignore[misc]
             for thing, is_ in enumerate(self._versions):

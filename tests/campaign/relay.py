@@ -250,7 +250,7 @@ class Campaign:
         self.tally.doubled = sum(1 for number in self.tally.committed if said[number] > 1)
         for cache in caches:
             await until(lambda c=cache: c.ready())  # type: ignore[misc]
-        head = (await parts(caches[0]).store.probe(0, parts(caches[0]).node.caller(0), marks=False)).seq
+        head = (await parts(caches[0]).store.probe(0, parts(caches[0]).node.caller(0), with_invalidated=False)).seq
         for which, cache in enumerate(caches):
             await until(lambda c=cache: c.stats().shards[0].applied >= head)  # type: ignore[misc]
             for thing in range(THINGS):

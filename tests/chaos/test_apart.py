@@ -53,7 +53,7 @@ async def test_one_that_is_away_holds_up_nobody_else(town: Town, fault: str, wai
         assert len(source.rows) == waiting
         assert len(source.held) == waiting
         assert worker.health.ready, "all else goes on"
-        assert "a part is out of reach" in worker.health.told()["parts"]["l2"]["why"]
+        assert "a part is out of reach" in worker.health.as_dict()["parts"]["l2"]["why"]
         assert len(source.taken) < 40 * 4 + 2 * waiting / source.limit + 20, "what waits is not taken again and again"
         if fault == "dead":
             server.start()
@@ -62,7 +62,7 @@ async def test_one_that_is_away_holds_up_nobody_else(town: Town, fault: str, wai
         else:
             server.command("CLIENT", "UNPAUSE")
         await until(lambda: not source.rows, within_s=60)
-        await until(lambda: worker.health.told()["parts"]["l2"]["why"] == "")
+        await until(lambda: worker.health.as_dict()["parts"]["l2"]["why"] == "")
 
 
 async def test_after_an_outage_of_all_those_that_are_back_wait_for_no_other(town: Town) -> None:
@@ -93,7 +93,7 @@ async def test_a_primary_that_refuses_is_waited_for_where_there_is_no_other(own_
         for _ in range(200):
             await asyncio.sleep(0.01)  # some looks at L2 long
             assert not worker.health.ready
-        assert "NOREPLICAS" in worker.health.told()["parts"]["l2"]["why"]
+        assert "NOREPLICAS" in worker.health.as_dict()["parts"]["l2"]["why"]
         assert not source.held
         own_server.command("CONFIG", "SET", "min-replicas-to-write", "0")
         await until(lambda: not source.rows)

@@ -97,7 +97,7 @@ def played(name: str, at: int, how: How, *, inner: bool) -> bool:
 
     async def main(loop: VirtualLoop) -> None:
         nonlocal came_so_far
-        world = World(1, loop.time, marks_max=1000, log_max=1000)
+        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)
@@ -148,7 +148,7 @@ def test_a_task_that_an_operation_started_may_be_cancelled_at_every_await(name: 
 @pytest.mark.parametrize("at", range(12))
 def test_one_of_several_waiters_that_leaves_at_any_await_of_the_load_costs_the_others_nothing(at: int) -> None:
     async def main(loop: VirtualLoop) -> None:
-        world = World(1, loop.time, marks_max=1000, log_max=1000)
+        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)

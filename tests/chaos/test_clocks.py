@@ -56,7 +56,7 @@ async def test_a_step_of_the_wall_clock_changes_nothing(
 
 async def test_a_step_of_the_servers_clock_neither_revives_what_was_replaced_nor_makes_a_node_unready() -> None:
     """The server's clock stands in records' expiries alone; a memory store is given one that can be set."""
-    async with Fleet(2, staleness_bound_s=D_S, probe_interval_s=0.1, hole_grace_s=0.02) as fleet:
+    async with Fleet(2, staleness_bound_s=D_S, probe_interval_s=0.1, gap_grace_s=0.02) as fleet:
         a, b = fleet.caches
         shard: Any = fleet.world.shards[0]
         await a.set("config", "x", "old", **WHERE)

@@ -195,7 +195,9 @@ async def test_lives_over_a_real_server_with_connections_killed_at_random(
 ) -> None:
     """As in virtual time, with real sockets; the seed gives the same choices, though not the same moments."""
     dice = random.Random(seed)
-    async with nodes(own_server.url, 3, lease_ms=300, log_max_len=dice.choice((16, 1000)), max_marks=16) as caches:
+    async with nodes(
+        own_server.url, 3, lease_ms=300, log_max_len=dice.choice((16, 1000)), max_invalidated_scopes=16
+    ) as caches:
         town = Town(monotonic, D_S, Moods(dice))
         until_s = monotonic() + 2.5
 

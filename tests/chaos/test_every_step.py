@@ -30,7 +30,7 @@ SETTINGS = Settings(
     url="memory://",
     staleness_bound_s=D_S,
     probe_interval_s=0.5,
-    hole_grace_s=0.02,
+    gap_grace_s=0.02,
     lease_ms=LEASE_MS,
     policies=POLICIES,
     close_timeout_s=1.0,
@@ -176,7 +176,7 @@ def played(name: str, befall: Befall, at: int, when: When, after: Befall | None 
 
     async def main(loop: VirtualLoop) -> None:
         nonlocal happened
-        world = World(1, loop.time, marks_max=1000, log_max=1000)
+        world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
         a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
         async with a, b:
             stage = Stage(a, b, loop.time)
@@ -288,8 +288,8 @@ LOSSES: dict[str, Callable[[Play], None]] = {
     "restart with an older copy": _restarted_older,
     "FLUSHALL": lambda play: play.shard.wipe(),
     "meta evicted": lambda play: lose_meta(play.shard),
-    "marks evicted": lambda play: play.shard.marks.lose(),
-    "counts of marks evicted": lambda play: play.shard.marks.lose_counts(),
+    "marks evicted": lambda play: play.shard.invalidated.lose(),
+    "counts of marks evicted": lambda play: play.shard.invalidated.lose_counts(),
     "log evicted": lambda play: play.shard.messages.clear(),
     "leases evicted": lambda play: play.shard.leases.clear(),
     "records evicted": lambda play: play.shard.records.clear(),

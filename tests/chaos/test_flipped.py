@@ -112,7 +112,7 @@ class Play:
 @pytest.fixture
 async def play() -> AsyncIterator[Play]:
     clock, faults = FakeClock(), Flip()
-    settings = {"staleness_bound_s": D_S, "probe_interval_s": D_S / 2, "hole_grace_s": 0.0}
+    settings = {"staleness_bound_s": D_S, "probe_interval_s": D_S / 2, "gap_grace_s": 0.0}
     async with Fleet(2, clock=clock, faults=faults, **settings) as fleet:
         yield Play(fleet, clock, faults)
 

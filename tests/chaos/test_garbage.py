@@ -92,7 +92,7 @@ async def test_an_event_from_nowhere_costs_a_flush_at_most(redis_server: Embedde
     epoch = a.stats().shards[0].epoch.encode()
     for seq in (a.stats().shards[0].applied + 5, 2**62):
         send(redis_server, ("PUBLISH", CHANNEL, encode(epoch, seq, 0, encode_body([Part(["x"], ["T\x1fother"])]))))
-        await until(lambda: all(c.stats().shards[0].gap == 0 and c.stats().holes for c in pair))
+        await until(lambda: all(c.stats().shards[0].gap == 0 and c.stats().gaps for c in pair))
         await coherent(pair)
     send(redis_server, ("PUBLISH", CHANNEL, encode(b"f" * 16, 3, 0, encode_body([Part([], [])]))))
     await until(lambda: b.stats().events_foreign)

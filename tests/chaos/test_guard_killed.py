@@ -23,7 +23,7 @@ def say(step):
         time.sleep(3600)  # until it is killed
 
 async def main(url, database):
-    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, db_timeout_s=0.8,
+    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, gap_grace_s=0.02, db_timeout_s=0.8,
                         guard_max_s=1.5)  # the largest of the fleet counts
     async with Cache.open(settings) as cache:
         say("open")

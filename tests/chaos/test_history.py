@@ -74,13 +74,13 @@ class Trouble:
 
     async def lost_marks(self) -> None:
         """The marks are evicted, and perhaps the log too."""
-        self.shard.marks.lose()
+        self.shard.invalidated.lose()
         if self.dice.random() < 0.5:
             self.shard.messages.clear()
 
     async def lost_counts(self) -> None:
         """What is known of the marks is evicted, and they are there."""
-        self.shard.marks.lose_counts()
+        self.shard.invalidated.lose_counts()
 
     async def lost_nodes(self) -> None:
         """The nodes' lines are evicted."""
@@ -119,9 +119,16 @@ async def life(seed: int, loop: VirtualLoop) -> None:
     random.seed(seed)  # the jitter of heartbeats
     moods = Moods(dice)
     faults = Faults(seed=seed, drop=dice.choice((0, 0.3)), double=dice.choice((0, 0.2)), swap=dice.choice((0, 0.3)))
-    settings = {"staleness_bound_s": D_S, "probe_interval_s": 0.25, "hole_grace_s": 0.02, "lease_ms": 500}
+    settings = {"staleness_bound_s": D_S, "probe_interval_s": 0.25, "gap_grace_s": 0.02, "lease_ms": 500}
     until_s = loop.time() + LIFE_S
-    fleet = Fleet(NODES, faults=faults, clock=loop.time, log_max_len=dice.choice((16, 1000)), max_marks=16, **settings)
+    fleet = Fleet(
+        NODES,
+        faults=faults,
+        clock=loop.time,
+        log_max_len=dice.choice((16, 1000)),
+        max_invalidated_scopes=16,
+        **settings,
+    )
     async with fleet:
         delay_s = dice.choice((0.002, 0.02, 0.2))
         wires = [Wire(cache, fleet, dice, delay_s) for cache in fleet.caches]

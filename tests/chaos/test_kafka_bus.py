@@ -143,7 +143,7 @@ async def test_g1_messages_doubled_and_swapped(fleet: list[Cache]) -> None:
     for number in range(20):
         await fresh_by(b, source, f"k{number}", "new", at_s + D_S)
     await until(lambda: b.stats().events_repeated >= 20)
-    assert b.stats().holes > 0
+    assert b.stats().gaps > 0
     assert b.stats().flushes == {"start": 1}
 
 

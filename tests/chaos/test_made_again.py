@@ -3,12 +3,14 @@ one in its place: its replication id is the old one, and what was written there 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
 
 from cachebus import Cache, CacheBusError, L2Unavailable
 from cachebus.base.clock import monotonic
+from cachebus.l2.names import ShardNames
 from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
@@ -45,9 +47,11 @@ async def test_what_it_held_is_void_for_who_never_left_it_and_for_who_comes(repl
         first, second, *others = group.data
         async with nodes(first.url, 1) as (left,):
             await written(left, "old")
+            await until(lambda: counted(first, replicas))
             await ask(second, "REPLICAOF", "NO", "ONE")
             for server in others:
                 await ask(server, "REPLICAOF", HOST, second.port)
+            await until(lambda: followed(second, len(others)))  # who has not yet comes back to the first as it was
             async with nodes(second.url, 1) as (moved,):
                 await written(moved, "new")
                 written_s = monotonic()
@@ -107,11 +111,16 @@ async def test_sentinel_goes_back_to_a_primary_whose_replacement_dies_soon() -> 
                 return True
 
             before = epoch(caches[0])
+            await until(lambda: known_to_sentinels(group, third, b"slave-priority", b"0"))
             await until(handed_over)
             await until(lambda: epoch(caches[0]) != before)
             async with nodes(group.url, 1) as (writer,):  # it leaves: a node that lives would repeat it
                 await written(writer, "new")
                 assert await group.primary() is second
+            # Each Sentinel would begin with what it knows, and a replica with whom it follows, when the second dies.
+            await until(lambda: followed(second, 1))
+            await until(lambda: named_by_all(group, second))
+            await until(lambda: known_to_sentinels(group, third, b"slave-priority", b"0"))
             second.kill()
             await until(lambda: named(group, first))
             role = await ask(first, "INFO", "replication")
@@ -119,6 +128,35 @@ async def test_sentinel_goes_back_to_a_primary_whose_replacement_dies_soon() -> 
             await until(lambda: all(cache.ready() for cache in caches))
             assert await named(group, first)
             assert [await cache.get("config", "x", tenant_id=TENANT) for cache in caches] == [None, None]
+
+
+async def named_by_all(group: SentinelGroup, server: EmbeddedServer) -> bool:
+    """Whether each of the Sentinels names it, and knows both of the others as its replicas."""
+    for sentinel in group.sentinels:
+        facts = by_name(await ask(sentinel, "SENTINEL", "MASTER", SERVICE))
+        if (facts[b"port"], facts[b"num-slaves"]) != (b"%d" % server.port, b"2"):
+            return False
+    return True
+
+
+async def known_to_sentinels(group: SentinelGroup, replica: EmbeddedServer, name: bytes, value: bytes) -> bool:
+    """Whether each of the Sentinels has heard this of the replica: they ask it every ten seconds."""
+    for sentinel in group.sentinels:
+        known = map(by_name, await ask(sentinel, "SENTINEL", "REPLICAS", SERVICE))
+        if [each[name] for each in known if each[b"port"] == b"%d" % replica.port] != [value]:
+            return False
+    return True
+
+
+def by_name(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """What names and values by turns say."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def counted(primary: EmbeddedServer, replicas: int) -> bool:
+    """Whether the primary has noted in the shard's meta how many follow it: by that it judges who has come back."""
+    meta = ShardNames("cachebus", 0).meta
+    return await ask(primary, "HGET", meta, "replicas") == b"%d" % replicas and await followed(primary, replicas)
 
 
 async def named(group: SentinelGroup, server: EmbeddedServer) -> bool:

@@ -18,7 +18,7 @@ from tests.support.simulation import VirtualLoop, live
 
 WHERE = {"tenant_id": "acme"}
 D_S = 1.0
-SETTINGS = Settings(url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, hole_grace_s=0.02)
+SETTINGS = Settings(url="memory://", staleness_bound_s=D_S, probe_interval_s=0.5, gap_grace_s=0.02)
 EVENTS = 3
 ARRIVALS = [arrival for length in range(EVENTS + 2) for arrival in product(range(EVENTS), repeat=length)]
 """Every way for three messages to come, up to one more than there are."""
@@ -38,7 +38,7 @@ THINGS = (("config", "k0", []), ("scoped", "k1", []), ("config", "k2", ["t"]))
 
 async def one(loop: VirtualLoop, arrival: tuple[int, ...], logged: bool) -> None:
     """B hears the messages of a's events in this way."""
-    world = World(1, loop.time, marks_max=1000, log_max=1000)
+    world = World(1, loop.time, max_invalidated_scopes=1000, log_max=1000)
     shard = world.shards[0]
     a, b = (Cache(SETTINGS, world=world, clock=loop.time) for _ in range(2))
     async with a, b:

@@ -27,7 +27,7 @@ from cachebus import Cache, Settings
 from pathlib import Path
 
 async def main(url, source, lease_ms):
-    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, lease_ms=lease_ms)
+    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, gap_grace_s=0.02, lease_ms=lease_ms)
     async with Cache.open(settings) as cache:
         def load():
             return json.loads(Path(source).read_text())

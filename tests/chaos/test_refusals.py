@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from cachebus import Cache, CacheBusError, InvalidationFailed, L2Unavailable
 from cachebus.base.clock import monotonic
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.support.caches import D_S, Source, deaf, heard, nodes, past, until
+from cachebus.wire.event import MAGIC
+from tests.support.caches import D_S, Source, asked, data_calls, deaf, heard, nodes, parts, past, until
 from tests.support.servers import any_binary
 
 WHERE = {"tenant_id": "acme"}
@@ -229,6 +231,63 @@ async def test_after_a_restart_with_an_older_copy_the_first_invalidations_receip
     for cache in trio:
         assert await cache.get("config", "x", **WHERE) is None
         assert await cache.get("config", "y", **WHERE) is None
+
+
+async def test_events_of_epochs_that_were_left_are_ignored_however_often_they_are_replayed(
+    debugged: EmbeddedServer, trio: list[Cache]
+) -> None:
+    """As a topic that several stores share brings them, where it is read again from further back."""
+    a, b, _ = trio
+    receiver: Any = parts(a).heartbeat.receiver
+    view = parts(a).node.shards[0]
+    debugged.command("SAVE")
+    replayed: list[tuple[bytes, bytes]] = []
+    for _ in range(2):
+        with overheard(a) as messages:
+            await heard([a], await b.invalidate("config", "z", **WHERE), await b.invalidate_tags(["t"], **WHERE))
+        before = view.epoch
+        replayed += [(before, message) for message in messages]
+        debugged.kill()
+        await asyncio.to_thread(debugged.start)
+        await until(lambda before=before: view.epoch != before)
+        await back(trio)
+        assert view.has_left(before)
+    assert len({epoch for epoch, _ in replayed}) == 2
+    receipt = await b.set("config", "x", "new", **WHERE)
+    assert await a.get("config", "x", after=receipt, **WHERE) == "new"
+    epoch, flushes, foreign = view.epoch, a.stats().flushes, a.stats().events_foreign
+    nudges: list[int] = []
+    nudge, receiver._nudge = receiver._nudge, nudges.append
+    try:
+        for _, message in replayed * 3:
+            receiver.on_message(0, message)
+        assert not nudges, "L2 has said that these epochs are over: nobody need ask it again"
+    finally:
+        receiver._nudge = nudge
+    assert a.stats().events_foreign == foreign + 3 * len(replayed)
+    assert (view.epoch, a.stats().flushes) == (epoch, flushes)
+    assert a.ready()
+    with asked(a) as counts:
+        assert await a.get("config", "x", **WHERE) == "new"
+    assert not data_calls(counts), "it is still in memory"
+
+
+@contextmanager
+def overheard(cache: Cache) -> Iterator[list[bytes]]:
+    """What the bus brings to the cache meanwhile, of events."""
+    bus: Any = parts(cache).bus
+    listener, messages = bus._listener, list[bytes]()
+
+    def listen(shard: int, message: bytes) -> None:
+        if message[:3] == MAGIC:
+            messages.append(message)
+        listener(shard, message)
+
+    bus._listener = listen
+    try:
+        yield messages
+    finally:
+        bus._listener = listener
 
 
 @pytest.mark.parametrize("phase", ["lease", "load", "fill"])

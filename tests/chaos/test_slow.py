@@ -103,7 +103,7 @@ async def test_a_load_overtaken_by_a_set_leaves_the_set(pair: list[Cache]) -> No
 
 async def test_a_loader_slower_than_an_invalidation_without_l2_serves_it_for_d_at_most() -> None:
     """The store comes back, the invalidation goes through, and only then the load that began before it ends."""
-    async with Fleet(2, staleness_bound_s=D_S, probe_interval_s=0.1, hole_grace_s=0.02) as fleet:
+    async with Fleet(2, staleness_bound_s=D_S, probe_interval_s=0.1, gap_grace_s=0.02) as fleet:
         a, b = fleet.caches
         source = Source(x="old")
         fleet.away = True

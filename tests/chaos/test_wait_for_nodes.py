@@ -29,7 +29,7 @@ from cachebus import Cache, Settings
 from pathlib import Path
 
 async def main(url, source):
-    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, hole_grace_s=0.02, l2_timeout_s=0.3,
+    settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, gap_grace_s=0.02, l2_timeout_s=0.3,
                         node_name=sys.argv[3], keep_alone=False)
     load = lambda: Path(source).read_text()
     async with Cache.open(settings) as cache:
@@ -42,7 +42,7 @@ async def main(url, source):
 
 asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
-DEAF: dict[str, Any] = {"node_name": "deaf", "probe_interval_s": 0.2, "keep_alone": False}
+DEAF: dict[str, Any] = {"node_name": "deaf", "probe_interval_s": 0.2, "keep_without_l2": False}
 SOON_S = D_S * 0.9
 """Less than it takes when somebody does not answer, also on a machine that does other things."""
 
@@ -83,11 +83,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(url: str, folder: Path, *, keep_alone: bool = False) -> AsyncIterator[Site]:
+async def site(url: str, folder: Path, *, keep_without_l2: bool = False) -> AsyncIterator[Site]:
     """A writer that has watched the register of nodes for long enough, where no node keeps what it loads alone."""
     source = folder / "source"
     source.write_text("00000000")
-    async with nodes(url, 1, keep_alone=keep_alone) as (writer,):
+    async with nodes(url, 1, keep_without_l2=keep_without_l2) as (writer,):
         made = Site(url, source, writer)
         await past(monotonic() + D_S)
         yield made
@@ -188,8 +188,11 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
     redis_url: str, tmp_path: Path, fault: str, attached: bool
 ) -> None:
     """One that never attached has no line, so nobody can wait for it: it keeps nothing, if its settings say so."""
-    more = {} if attached else {"keep_alone": False}
-    async with site(redis_url, tmp_path, keep_alone=attached) as s, Proxy(dialer(parse_address(redis_url))) as proxy:
+    more = {} if attached else {"keep_without_l2": False}
+    async with (
+        site(redis_url, tmp_path, keep_without_l2=attached) as s,
+        Proxy(dialer(parse_address(redis_url))) as proxy,
+    ):
         if not attached:
             getattr(proxy, fault)()
         settings = quick(
@@ -229,13 +232,13 @@ LOSSES = {"the lines": ("DEL", "{cachebus:0}:nodes"), "everything": ("FLUSHALL",
 
 
 @pytest.mark.parametrize("command", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("keep_alone", [True, False], ids=["who waits does too", "who waits does not"])
+@pytest.mark.parametrize("keep_without_l2", [True, False], ids=["who waits does too", "who waits does not"])
 async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
-    redis_url: str, tmp_path: Path, command: tuple[str, ...], keep_alone: bool
+    redis_url: str, tmp_path: Path, command: tuple[str, ...], keep_without_l2: bool
 ) -> None:
     """Longer than D after the loss, when no lease is left of before it, and others' lines are there again."""
     async with (
-        site(redis_url, tmp_path, keep_alone=keep_alone) as s,
+        site(redis_url, tmp_path, keep_without_l2=keep_without_l2) as s,
         Proxy(dialer(parse_address(redis_url))) as proxy,
         nodes(f"redis://127.0.0.1:{proxy.port}", 1, node_name="cut", l2_timeout_s=0.2) as (cut,),
     ):
@@ -275,7 +278,7 @@ async def test_a_producer_remembers_the_largest_bound_when_l2_has_lost_it(redis_
 
 async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: Path) -> None:
     async with site(redis_url, tmp_path) as s:
-        async with nodes(redis_url, 1, node_name="guest", keep_alone=False):
+        async with nodes(redis_url, 1, node_name="guest", keep_without_l2=False):
             assert "guest" in name_in((await s.invalidate())[0].confirmed)
         receipt, took_s = await s.invalidate()
         assert took_s < SOON_S
@@ -283,7 +286,7 @@ async def test_who_has_left_cleanly_is_not_waited_for(redis_url: str, tmp_path: 
 
 
 async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_url: str, tmp_path: Path) -> None:
-    """Its next probe finds the hole, and it need not wait for the one after."""
+    """Its next probe finds the gap, and it need not wait for the one after."""
     async with site(redis_url, tmp_path) as s, nodes(redis_url, 1, **DEAF) as (other,):
         with deaf(other):
             for _ in range(3):
@@ -293,7 +296,7 @@ async def test_a_node_that_has_the_change_from_the_log_tells_of_it_soon(redis_ur
 
 
 async def test_a_producer_waits_too(redis_url: str, tmp_path: Path) -> None:
-    async with site(redis_url, tmp_path) as s, DirectProducer.open(quick(redis_url, keep_alone=False)) as producer:
+    async with site(redis_url, tmp_path) as s, DirectProducer.open(quick(redis_url, keep_without_l2=False)) as producer:
         with running(NODE, redis_url, str(s.source), "one") as one:
             await ready(one)
             for turn in range(5):

@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 async def rigged(request: pytest.FixtureRequest, servers: SharedServers) -> AsyncIterator[StoreRig]:
     """A rig of the kind that the fixture asks for, with the sizes that the test asks for."""
     marker = request.node.get_closest_marker("limits")
-    limits = {"marks_max": MAX, "log_max": MAX, **(marker.kwargs if marker else {})}
+    limits = {"max_invalidated_scopes": MAX, "log_max": MAX, **(marker.kwargs if marker else {})}
     kind: Kind = request.param
     rig: StoreRig
     if kind is MEMORY:

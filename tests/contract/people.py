@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from cachebus.core.ports import About, Caller, Change, Leased, LeaseReply, Marks, ProbeReply, Stale, Store
-from cachebus.keys.key import Key, Keyspace, bucket_of, tag_name
+from cachebus.core.ports import About, Caller, Change, Invalidated, Leased, LeaseReply, ProbeReply, Stale, Store
+from cachebus.keys.key import Key, Keyspace, bucket_of, tag_scope
 from cachebus.wire import event as events
 from cachebus.wire.record import Record
 from tests.contract.rig import SHARDS
@@ -42,18 +42,18 @@ def scope(data_type: str | None = None, tenant: str = TENANT, **contexts: str) -
 
 def tag(name: str) -> str:
     """The name of a tag's mark."""
-    return tag_name(TENANT, name)
+    return tag_scope(TENANT, name)
 
 
-def body(keys: Sequence[Key] = (), names: Sequence[str] = (), origin: str = "") -> bytes:
+def body(keys: Sequence[Key] = (), scopes: Sequence[str] = (), origin: str = "") -> bytes:
     """An event's body."""
-    return events.encode_body([events.Part([k.l1 for k in keys], list(names), origin)])
+    return events.encode_body([events.Part([k.l1 for k in keys], list(scopes), origin)])
 
 
-def joined(marks: Marks | None) -> dict[str, int]:
+def joined(invalidated: Invalidated | None) -> dict[str, int]:
     """The marks of all buckets."""
-    assert marks is not None
-    return {name: seq for of_bucket in marks.by_bucket.values() for name, seq in of_bucket.items()}
+    assert invalidated is not None
+    return {name: seq for of_bucket in invalidated.by_bucket.values() for name, seq in of_bucket.items()}
 
 
 def where(change: Change) -> tuple[bytes, int, bool]:
@@ -89,20 +89,20 @@ class Person:
 
     async def probe(self) -> ProbeReply:
         """Ask where the shard is, with its marks, and stand there from now on."""
-        reply = await self.store.probe(0, self.caller, marks=True)
+        reply = await self.store.probe(0, self.caller, with_invalidated=True)
         self.caller = self.caller._replace(applied=reply.seq, epoch=reply.epoch)
         self.now_ms = reply.server_us // 1000
         return reply
 
-    async def marks(self) -> dict[str, int]:
+    async def invalidated(self) -> dict[str, int]:
         """The marks of all buckets, by a probe."""
-        return joined((await self.probe()).marks)
+        return joined((await self.probe()).invalidated)
 
     async def low(self) -> dict[str, int]:
         """The low watermarks by bucket, by a probe."""
-        marks = (await self.probe()).marks
-        assert marks is not None
-        return dict(marks.low)
+        invalidated = (await self.probe()).invalidated
+        assert invalidated is not None
+        return dict(invalidated.low)
 
     def record(
         self, payload: bytes, lease: LeaseReply | None = None, *, lives_ms: int | None = None, tags: Sequence[str] = ()
@@ -132,10 +132,12 @@ class Person:
         """Ask to fill a key."""
         return await self.store.lease(what, self.caller, token, px_ms, refresh=refresh, stale=stale, tags=tags)
 
-    async def guard(self, *keys: Key, names: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS) -> Change:
+    async def guard(
+        self, *keys: Key, scopes: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS
+    ) -> Change:
         """Put a guard up; with `px_ms` 0 take it away."""
-        told = body(keys, names, self.caller.node)
-        return await self.store.guard(0, self.caller, keys, names, token, px_ms, told)
+        told = body(keys, scopes, self.caller.node)
+        return await self.store.guard(0, self.caller, keys, scopes, token, px_ms, told)
 
     async def granted(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
         """The lease on a key, which must be free."""
@@ -163,7 +165,7 @@ class Person:
         payload: bytes = b"w",
         *,
         others: Sequence[Key] = (),
-        names: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         if_absent: bool = False,
         px_ms: int = 0,
         lives_ms: int | None = None,
@@ -175,15 +177,15 @@ class Person:
             self.caller,
             self.record(payload, lives_ms=lives_ms, tags=tags),
             px_ms,
-            body([what, *others], names, self.caller.node),
+            body([what, *others], scopes, self.caller.node),
             others=others,
-            names=names,
+            scopes=scopes,
             if_absent=if_absent,
         )
 
-    async def invalidate(self, *keys: Key, names: Sequence[str] = ()) -> Change:
+    async def invalidate(self, *keys: Key, scopes: Sequence[str] = ()) -> Change:
         """Replace keys, scopes and tags."""
-        return await self.store.invalidate(0, self.caller, keys, names, body(keys, names, self.caller.node))
+        return await self.store.invalidate(0, self.caller, keys, scopes, body(keys, scopes, self.caller.node))
 
     async def read(self, *keys: Key) -> list[bytes | None]:
         """What the store itself believes."""

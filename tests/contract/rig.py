@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import NodeLine, Store
+from cachebus.core.ports import NodeRow, Store
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
-from cachebus.l2.replies import NAME, node_line
+from cachebus.l2.replies import NAME, node_row
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ClusterGroup, ask
@@ -47,8 +47,8 @@ def aged(line: bytes, by_s: int) -> bytes:
 class StoreRig(ABC):
     """A store's data, and as many stores over it as there are nodes."""
 
-    def __init__(self, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        self.marks_max, self.log_max, self.log_max_bytes = marks_max, log_max, log_max_bytes
+    def __init__(self, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        self.max_invalidated_scopes, self.log_max, self.log_max_bytes = max_invalidated_scopes, log_max, log_max_bytes
         self.messages: list[bytes] = []
         """What shard 0 has published, in order of arrival."""
         self.stores: list[Store] = []
@@ -127,19 +127,23 @@ class StoreRig(ABC):
         """Whether there is a lease on the key."""
 
     @abstractmethod
-    async def lines(self) -> dict[str, NodeLine]:
+    async def rows(self) -> dict[str, NodeRow]:
         """The lines of shard 0's nodes."""
 
     async def applied(self) -> dict[str, int]:
         """How far each node with a line in shard 0 is."""
-        return {node: line.applied for node, line in (await self.lines()).items()}
+        return {node: line.applied for node, line in (await self.rows()).items()}
 
 
 class MemoryRig(StoreRig):
     """The twin."""
 
     async def begin(self) -> None:
-        limits = {"marks_max": self.marks_max, "log_max": self.log_max, "log_max_bytes": self.log_max_bytes}
+        limits = {
+            "max_invalidated_scopes": self.max_invalidated_scopes,
+            "log_max": self.log_max,
+            "log_max_bytes": self.log_max_bytes,
+        }
         self.shards = [MemoryShard(monotonic, **limits) for _ in range(SHARDS)]
         self.shard = self.shards[0]
         self.shard.publish = self.messages.append
@@ -156,10 +160,10 @@ class MemoryRig(StoreRig):
         shard_state.lose_meta(self.shard)
 
     async def lose_marks(self, bucket: str = "") -> None:
-        self.shard.marks.lose(bucket)
+        self.shard.invalidated.lose(bucket)
 
     async def lose_buckets(self) -> None:
-        self.shard.marks.lose_counts()
+        self.shard.invalidated.lose_counts()
 
     async def lose_guards(self) -> None:
         self.shard.guards = {}
@@ -168,8 +172,8 @@ class MemoryRig(StoreRig):
         shard_state.lose_nodes(self.shard)
 
     async def silence(self, node: str) -> None:
-        line = self.shard.lines[node]
-        self.shard.lines[node] = line._replace(at_us=line.at_us - 120_000_000)
+        line = self.shard.rows[node]
+        self.shard.rows[node] = line._replace(at_us=line.at_us - 120_000_000)
 
     async def another_server(self) -> None:
         self.shard.server += "'"
@@ -183,8 +187,8 @@ class MemoryRig(StoreRig):
     async def leased(self, key: Key) -> bool:
         return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > self.shard.clock()
 
-    async def lines(self) -> dict[str, NodeLine]:
-        return dict(self.shard.lines)
+    async def rows(self) -> dict[str, NodeRow]:
+        return dict(self.shard.rows)
 
 
 class RedisRig(StoreRig):
@@ -192,8 +196,8 @@ class RedisRig(StoreRig):
 
     names = ShardNames(NAMESPACE, 0)
 
-    def __init__(self, url: str, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        super().__init__(marks_max, log_max, log_max_bytes)
+    def __init__(self, url: str, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
+        super().__init__(max_invalidated_scopes, log_max, log_max_bytes)
         self.address: Address = parse_address(url)
         self.redis: Connection
         """For commands of the test's own."""
@@ -230,7 +234,7 @@ class RedisRig(StoreRig):
             timeout_s=PATIENCE_S,
             connect_timeout_s=PATIENCE_S,
             clock=monotonic,
-            marks_max=self.marks_max,
+            max_invalidated_scopes=self.max_invalidated_scopes,
             log_max=self.log_max,
             log_max_bytes=self.log_max_bytes,
         )
@@ -275,17 +279,19 @@ class RedisRig(StoreRig):
     async def leased(self, key: Key) -> bool:
         return bool(await self.redis.call("EXISTS", self.names.lease(key)))
 
-    async def lines(self) -> dict[str, NodeLine]:
+    async def rows(self) -> dict[str, NodeRow]:
         flat = await self.redis.call("HGETALL", self.names.nodes)
         found = zip(flat[::2], flat[1::2], strict=True)
-        return {node.decode(): node_line(line) for node, line in found if node != NAME}
+        return {node.decode(): node_row(line) for node, line in found if node != NAME}
 
 
 class ClusterRig(RedisRig):
     """A Cluster; what the suites do to the server, they do to the one that has shard 0."""
 
-    def __init__(self, group: ClusterGroup, marks_max: int, log_max: int, log_max_bytes: int = 1 << 26) -> None:
-        super().__init__(group.servers[0].url, marks_max, log_max, log_max_bytes)
+    def __init__(
+        self, group: ClusterGroup, max_invalidated_scopes: int, log_max: int, log_max_bytes: int = 1 << 26
+    ) -> None:
+        super().__init__(group.servers[0].url, max_invalidated_scopes, log_max, log_max_bytes)
         self.group = group
 
     async def begin(self) -> None:

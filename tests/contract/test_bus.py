@@ -353,7 +353,7 @@ async def test_nothing_crosses_between_two_databases_of_one_server(server: Embed
         heard = [events.decode(message) for _, message in one.ears.heard]
         assert [(event.epoch, event.seq) for event in heard] == [change[:2] for change in changes[index::2]]
         assert {shard for shard, _ in one.ears.heard} == {1}
-        probe = await one.store.probe(1, Caller("", 0, b""), marks=True)
+        probe = await one.store.probe(1, Caller("", 0, b""), with_invalidated=True)
         assert probe.epoch == changes[index].epoch
         assert await one.store.log(1, 0, 100) == [
             LogEntry(event.seq, message) for event, (_, message) in zip(heard, one.ears.heard, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Change, Leased, Marks
+from cachebus.core.ports import Change, Invalidated, Leased
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
@@ -26,7 +26,7 @@ async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Pe
 
 async def test_each_change_takes_the_next_seq(ann: Person, bob: Person) -> None:
     assert (await ann.invalidate(key())).seq == 2
-    assert (await bob.invalidate(names=[scope()])).seq == 3
+    assert (await bob.invalidate(scopes=[scope()])).seq == 3
     assert (await ann.write(key())).seq == 4
     assert (await bob.invalidate()).seq == 5, "of nothing at all"
     assert (await ann.probe()).seq == 5
@@ -34,8 +34,8 @@ async def test_each_change_takes_the_next_seq(ann: Person, bob: Person) -> None:
 
 async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Person) -> None:
     before_us = ann.now_ms * 1000
-    change = await ann.invalidate(key("a"), key("b", agent_id="x"), names=[scope("doc"), tag("plan")])
-    written = await bob.write(key("c"), others=[key("d")], names=[scope("other")])
+    change = await ann.invalidate(key("a"), key("b", agent_id="x"), scopes=[scope("doc"), tag("plan")])
+    written = await bob.write(key("c"), others=[key("d")], scopes=[scope("other")])
     messages = await rig.heard(2)
     entries = await ann.store.log(0, 0, 10)
     assert entries == [(2, messages[0]), (3, messages[1])]
@@ -46,7 +46,7 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
     assert (event.epoch, event.seq, event.bucket, event.low) == (*change[:2], events.NO_BUCKET, 0)
     assert (event.keys, event.scopes) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
     assert event.origin == "ann"
-    assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, marks=False)).server_us
+    assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, with_invalidated=False)).server_us
 
     event = events.decode(messages[1])
     assert (event.epoch, event.seq, event.bucket, event.low) == (*written[:2], events.NO_BUCKET, 0)
@@ -54,42 +54,42 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
 
 
 async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
-    await ann.invalidate(names=[scope(), scope(), scope("doc")])
-    assert await ann.marks() == {scope(): 2, scope("doc"): 2}
-    await ann.invalidate(names=[scope()])
-    assert await ann.marks() == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
+    await ann.invalidate(scopes=[scope(), scope(), scope("doc")])
+    assert await ann.invalidated() == {scope(): 2, scope("doc"): 2}
+    await ann.invalidate(scopes=[scope()])
+    assert await ann.invalidated() == {scope(): 3, scope("doc"): 2}, "and no takeover by a wrong count"
 
 
-@pytest.mark.limits(marks_max=3)
+@pytest.mark.limits(max_invalidated_scopes=3)
 async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: Person) -> None:
     record = await ann.loaded(key())
-    names = [scope(f"t{number}") for number in range(5)]
-    changes = [await ann.invalidate(names=[name]) for name in names]
+    scopes = [scope(f"t{number}") for number in range(5)]
+    changes = [await ann.invalidate(scopes=[name]) for name in scopes]
     nothing = events.NO_BUCKET, 0
     assert [raised(change) for change in changes] == [nothing, nothing, nothing, (BUCKET, 2), (BUCKET, 3)]
     told = [events.decode(message) for message in await rig.heard(5)]
     assert [(event.bucket, event.low) for event in told] == [raised(change) for change in changes]
-    marks = (await ann.probe()).marks
-    assert marks == Marks({BUCKET: {names[2]: 4, names[3]: 5, names[4]: 6}}, {BUCKET: 3})
+    invalidated = (await ann.probe()).invalidated
+    assert invalidated == Invalidated({BUCKET: {scopes[2]: 4, scopes[3]: 5, scopes[4]: 6}}, {BUCKET: 3})
     assert await ann.read(key()) == [None], f"{record.seq} lies below it: too much may go, never too little"
-    await ann.invalidate(names=[names[2]])
-    assert raised(await ann.invalidate(names=[names[0]])) == (BUCKET, 5), "the oldest, not the first ever named"
+    await ann.invalidate(scopes=[scopes[2]])
+    assert raised(await ann.invalidate(scopes=[scopes[0]])) == (BUCKET, 5), "the oldest, not the first ever named"
     newer = await ann.loaded(key())
     assert await ann.read(key()) == [newer.encode(key().l2)]
 
 
-@pytest.mark.limits(marks_max=3)
+@pytest.mark.limits(max_invalidated_scopes=3)
 async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
     record = await ann.loaded(key())
-    change = await ann.invalidate(names=[scope(f"t{number}") for number in range(7)])
+    change = await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
     assert (where(change), raised(change)) == ((ann.caller.epoch, 2, True), (BUCKET, 2))
-    assert len(await ann.marks()) == 3
+    assert len(await ann.invalidated()) == 3
     assert await ann.read(key()) == [None] != [record]
     assert (await ann.probe()).epoch == change.epoch
 
 
 async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person, bob: Person) -> None:
-    await bob.invalidate(names=[scope("doc")])
+    await bob.invalidate(scopes=[scope("doc")])
     change = await ann.write(key(), b"written", tags=[tag("plan")])
     assert where(change) == (ann.caller.epoch, 3, True)
     data = await bob.store.get(key())
@@ -123,7 +123,7 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
     for what in (key("a"), key("b"), key("c", data_type="query")):
         await ann.loaded(what)
     await ann.granted(key("b"), "t", refresh=True)
-    await bob.write(key("a"), b"new", others=[key("b")], names=[scope("query")])
+    await bob.write(key("a"), b"new", others=[key("b")], scopes=[scope("query")])
     assert await ann.store.get(key("b")) is None
     assert not await rig.leased(key("b"))
     assert [data is None for data in await ann.read(key("a"), key("b"), key("c", data_type="query"))] == [
@@ -131,12 +131,12 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
         True,
         True,
     ]
-    assert await ann.marks() == {scope("query"): 2}
+    assert await ann.invalidated() == {scope("query"): 2}
 
 
 async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
     """A cascade may name a scope that the written key lies in: the value is as new as the mark."""
-    await ann.write(key(), b"new", names=[scope("doc"), scope()])
+    await ann.write(key(), b"new", scopes=[scope("doc"), scope()])
     (data,) = await ann.read(key())
     assert data is not None
     assert data.endswith(b"new")
@@ -153,13 +153,13 @@ async def test_a_written_record_lives_as_long_as_it_is_told(ann: Person) -> None
 
 async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) -> None:
     assert where(await ann.write(key(), b"first", if_absent=True)) == (ann.caller.epoch, 2, True)
-    refused = await bob.write(key(), b"second", others=[key("o")], names=[scope()], if_absent=True)
+    refused = await bob.write(key(), b"second", others=[key("o")], scopes=[scope()], if_absent=True)
     assert refused == Change(ann.caller.epoch, 2, False), "and says where it stands"
     (data,) = await bob.read(key())
     assert data is not None
     assert data.endswith(b"first")
     assert len(await bob.store.log(0, 0, 10)) == 1
-    assert await bob.marks() == {}
+    assert await bob.invalidated() == {}
     assert (await bob.write(key(), b"third")).stored, "plain writes still replace it"
 
 
@@ -175,7 +175,7 @@ async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Pe
     if how == "invalidated":
         await ann.invalidate(key())
     elif how in ("scope", "tag"):
-        await ann.invalidate(names=[scope("doc") if how == "scope" else tag("plan")])
+        await ann.invalidate(scopes=[scope("doc") if how == "scope" else tag("plan")])
     elif how == "takeover":
         await rig.another_server()
     elif how == "nonsense":
@@ -212,13 +212,13 @@ async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) 
     keys = [key(f"r{number}") for number in range(1_500)]
     for what in keys[::100]:
         await ann.loaded(what)
-    change = await ann.invalidate(*keys, names=[tag(f"t{number}") for number in range(600)])
+    change = await ann.invalidate(*keys, scopes=[tag(f"t{number}") for number in range(600)])
     assert change.seq == 2
     assert await ann.read(*keys[::100]) == [None] * 15
     assert [await ann.store.get(what) for what in keys[::100]] == [None] * 15
     event = events.decode((await rig.heard(1))[0])
     assert event.keys == [what.l1 for what in keys]
-    assert len(await ann.marks()) == len(event.scopes) == 600
+    assert len(await ann.invalidated()) == len(event.scopes) == 600
 
 
 async def test_hundreds_of_keys_beside_one_write(ann: Person) -> None:

@@ -28,7 +28,7 @@ WRITES: dict[str, Operation] = {
     "forget": lambda p: p.store.forget(0, p.caller, "nobody", lives=True),
     "nodes": lambda p: p.store.nodes(0, p.caller),
     "read": lambda p: p.read(key()),
-    "probe": lambda p: p.store.probe(0, p.caller, marks=True),
+    "probe": lambda p: p.store.probe(0, p.caller, with_invalidated=True),
 }
 READS: dict[str, Operation] = {"log": lambda p: p.store.log(0, 0, 10), "get": lambda p: get(p.store)}
 
@@ -119,7 +119,7 @@ async def test_protocols_refuse_each_other_by_name(redis: RedisRig) -> None:
         assert "protocol=2 shards=2 bus=redis" in str(raised.value)
     store.release(key(), "t")
     with pytest.raises(ProtocolMismatch):
-        await store.probe(0, NOBODY, marks=False)
+        await store.probe(0, NOBODY, with_invalidated=False)
     assert not store.checked[0]
     found = await redis.redis.call("HGETALL", redis.names.meta)
     assert found == [part.encode() for pair in meta.items() for part in pair], "nothing happened"
@@ -153,10 +153,10 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
     """A master cut off from its replicas, one full: even reads are refused, since they leave a line."""
     ann = await Person(await own.store(), "ann").attach()
     await ann.granted(key())
-    await ann.store.probe(0, Caller("bob", 5, b""), marks=False)
+    await ann.store.probe(0, Caller("bob", 5, b""), with_invalidated=False)
     # A full one takes invalidations that have something to remove: see below.
     when_full = {name: operation for name, operation in WRITES.items() if name not in ("forget", "guard")}
-    when_full["invalidate"] = lambda p: p.invalidate(names=[scope()])
+    when_full["invalidate"] = lambda p: p.invalidate(scopes=[scope()])
     for deny, allow, writes in (
         (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"), WRITES),
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), when_full),
@@ -202,7 +202,7 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
     await own.begin()
     ann = await Person(await own.store(), "ann").attach()
     await ann.loaded(key())
-    await ann.invalidate(names=[scope("other")])
+    await ann.invalidate(scopes=[scope("other")])
     lease = await ann.granted(key("leased"))
     assert own.server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
     for refused in (
@@ -215,11 +215,11 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
     assert await own.leased(key("leased")), "nothing at all was done"
     assert await ann.store.get(key()) is not None
     assert (await ann.guard(key("guarded"))).stored
-    change = await ann.invalidate(key(), names=[scope("doc")])
+    change = await ann.invalidate(key(), scopes=[scope("doc")])
     assert await ann.store.get(key()) is None
     assert own.server.command("CONFIG", "SET", "maxmemory", "0") == "+OK"
     assert [entry.seq for entry in await ann.store.log(0, 0, 10)] == [2, 3, change.seq] == [2, 3, 4]
-    assert await ann.marks() == {scope("other"): 2, scope("doc"): change.seq}
+    assert await ann.invalidated() == {scope("other"): 2, scope("doc"): change.seq}
     await own.end()
 
 
@@ -241,7 +241,7 @@ async def connected(own: RedisRig, *, timeout_s: float) -> RedisStore:
         timeout_s=timeout_s,
         connect_timeout_s=10.0,
         clock=asyncio.get_running_loop().time,
-        marks_max=10,
+        max_invalidated_scopes=10,
         log_max=10,
     )
     await store.connect()

@@ -76,7 +76,7 @@ async def test_it_is_no_part_of_records_scopes_and_epochs(rig: StoreRig, ann: Pe
     await count(ann, 5)
     await ann.write(key("n"))
     assert await count(ann, 1) == 6
-    await ann.invalidate(key("n"), names=[scope()])
+    await ann.invalidate(key("n"), scopes=[scope()])
     await rig.another_server()
     assert await count(ann, 1) == 7
     assert await ann.store.log(0, 0, 10) == [], "and no event tells of it"

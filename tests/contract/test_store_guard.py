@@ -25,49 +25,49 @@ async def allows(person: Person, what: Key, *, tags: tuple[str, ...] = ()) -> bo
 async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Person) -> None:
     await bob.loaded(key())
     await bob.loaded(key("s"), tags=[tag("t")])
-    assert where(await ann.guard(key(), names=[tag("t")])) == (ann.caller.epoch, 2, True)
+    assert where(await ann.guard(key(), scopes=[tag("t")])) == (ann.caller.epoch, 2, True)
     assert await bob.read(key(), key("s")) == [None, None]
     assert len(await rig.heard(1)) == 1
-    assert await bob.marks() == {tag("t"): 2}
+    assert await bob.invalidated() == {tag("t"): 2}
     assert [entry.seq for entry in await bob.store.log(0, 0, 9)] == [2]
 
 
 @pytest.mark.parametrize("name", ["key", "its type", "its tenant", "its id in every context", "its context", "its tag"])
 async def test_while_it_stands_nothing_that_it_covers_is_leased(ann: Person, bob: Person, name: str) -> None:
     what = key("r", agent_id="a7")
-    names = {
+    scopes = {
         "key": [],
         "its type": [scope("doc")],
         "its tenant": [scope()],
         "its context": [scope("doc", agent_id="a7")],
-        "its id in every context": [next(n for n in what.names if n.startswith("I"))],
+        "its id in every context": [next(n for n in what.scopes if n.startswith("I"))],
         "its tag": [tag("t")],
     }[name]
     keys = [what] if name == "key" else []
-    await ann.guard(*keys, names=names)
+    await ann.guard(*keys, scopes=scopes)
     refused = await bob.lease(what, tags=[tag("t")])
     assert (refused.outcome, refused.record) == (Leased.GUARDED, None)
     assert LONG_MS - 5_000 < refused.wait_ms <= LONG_MS
     assert (await bob.lease(what, tags=[tag("t")], refresh=True)).outcome is Leased.GUARDED
     elsewhere = key("other", data_type="other")
     assert await allows(bob, elsewhere, tags=(tag("u"),)) == (name != "its tenant")
-    await ann.guard(*keys, names=names, px_ms=0)
+    await ann.guard(*keys, scopes=scopes, px_ms=0)
     assert await allows(bob, what, tags=(tag("t"),))
 
 
 async def test_a_load_that_was_leased_before_is_not_stored(ann: Person, bob: Person) -> None:
     lease = await bob.granted(key())
     wide = await bob.granted(key("wide"), "w")
-    await ann.guard(key(), names=[scope("doc")])
+    await ann.guard(key(), scopes=[scope("doc")])
     assert not (await bob.fill(key(), bob.record(b"old", lease))).stored
     assert not (await bob.fill(key("wide"), bob.record(b"old", wide), "w")).stored
-    await ann.guard(key(), names=[scope("doc")], px_ms=0)
+    await ann.guard(key(), scopes=[scope("doc")], px_ms=0)
     assert not (await bob.fill(key("wide"), bob.record(b"old", wide), "w")).stored
     assert await bob.read(key(), key("wide")) == [None, None]
 
 
 async def test_a_load_that_turns_out_to_carry_a_guarded_tag_is_not_stored(ann: Person, bob: Person) -> None:
-    await ann.guard(names=[tag("t")])
+    await ann.guard(scopes=[tag("t")])
     lease = await bob.granted(key())
     assert not (await bob.fill(key(), bob.record(b"old", lease, tags=[tag("u"), tag("t")]))).stored
     assert await bob.read(key()) == [None]
@@ -76,18 +76,18 @@ async def test_a_load_that_turns_out_to_carry_a_guarded_tag_is_not_stored(ann: P
 async def test_a_write_under_a_guard_stores_nothing_and_invalidates(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.guard(key())
     await bob.loaded(key("dependent"))
-    change = await bob.write(key(), others=[key("dependent")], names=[scope("page")])
+    change = await bob.write(key(), others=[key("dependent")], scopes=[scope("page")])
     assert where(change) == (ann.caller.epoch, 3, False)
     assert change.head
     assert await bob.read(key(), key("dependent")) == [None, None]
     assert len(await rig.heard(2)) == 2
-    assert await ann.marks() == {scope("page"): 3}
+    assert await ann.invalidated() == {scope("page"): 3}
     await ann.guard(key(), px_ms=0)
     assert (await bob.write(key())).stored
 
 
 async def test_a_write_with_a_guarded_tag_stores_nothing(ann: Person, bob: Person) -> None:
-    await ann.guard(names=[tag("t")])
+    await ann.guard(scopes=[tag("t")])
     assert not (await bob.write(key(), tags=[tag("t")])).stored
     assert (await bob.write(key(), tags=[tag("u")])).stored
 
@@ -110,12 +110,12 @@ async def test_each_token_stands_for_itself(ann: Person, bob: Person) -> None:
 
 
 async def test_a_guard_of_a_scope_and_one_of_a_key_in_it(ann: Person, bob: Person) -> None:
-    await ann.guard(names=[scope("doc")])
+    await ann.guard(scopes=[scope("doc")])
     await bob.guard(key(), token=OTHER)
-    await ann.guard(names=[scope("doc")], px_ms=0)
+    await ann.guard(scopes=[scope("doc")], px_ms=0)
     assert not await allows(bob, key())
     assert await allows(bob, key("other"))
-    await ann.guard(names=[scope("doc")])
+    await ann.guard(scopes=[scope("doc")])
     await bob.guard(key(), token=OTHER, px_ms=0)
     assert not await allows(bob, key())
 
@@ -128,7 +128,7 @@ async def test_taking_it_away_invalidates_in_any_case(rig: StoreRig, ann: Person
 
 async def test_it_ends_by_itself_and_the_first_to_end_is_told(ann: Person, bob: Person) -> None:
     await ann.guard(key())
-    await bob.guard(key(), names=[scope("doc")], token=OTHER, px_ms=SHORT_MS * 10)
+    await bob.guard(key(), scopes=[scope("doc")], token=OTHER, px_ms=SHORT_MS * 10)
     reply = await bob.lease(key())
     assert (reply.outcome, 0 < reply.wait_ms <= SHORT_MS * 10) == (Leased.GUARDED, True)
 
@@ -169,7 +169,7 @@ async def test_all_that_is_stored_or_leased_after_a_takeover_ends_when_lost_guar
     bob = await Person(await rig.store(), "bob", guard_ms=60_000).attach()
     await rig.another_server()
     await bob.probe()
-    ends_ms = (await bob.store.probe(0, bob.caller, marks=False)).born_us // 1000 + 60_000
+    ends_ms = (await bob.store.probe(0, bob.caller, with_invalidated=False)).born_us // 1000 + 60_000
     first = await bob.write(key("first"))
     wrote_ms = bob.now_ms
 

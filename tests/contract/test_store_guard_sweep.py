@@ -46,10 +46,10 @@ async def calls(redis: RedisRig) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"cmdstat_(\w+):calls=(\d+)", stats)}
 
 
-async def cost(redis: RedisRig, ann: Person, names: Sequence[str]) -> tuple[Change, dict[str, int]]:
+async def cost(redis: RedisRig, ann: Person, scopes: Sequence[str]) -> tuple[Change, dict[str, int]]:
     """A guard's change, and the commands that it took."""
     await redis.redis.call("CONFIG", "RESETSTAT")
-    change = await ann.guard(names=names)
+    change = await ann.guard(scopes=scopes)
     return change, await calls(redis)
 
 
@@ -75,10 +75,10 @@ async def test_the_more_are_added_the_more_are_swept(redis: RedisRig) -> None:
     await ann.guard(key("standing"))
     await leave(redis, 5_000)
     for number in range(12):
-        names = [tag(f"{number}-{n}") for n in range(1_000)]
+        scopes = [tag(f"{number}-{n}") for n in range(1_000)]
         before = await left(redis)
-        await ann.guard(names=names, token="h" * 16)
-        await ann.guard(names=names, token="h" * 16, px_ms=0)
+        await ann.guard(scopes=scopes, token="h" * 16)
+        await ann.guard(scopes=scopes, token="h" * 16, px_ms=0)
         assert await left(redis) <= max(before - 1_000, 65)
         if before <= 65:
             break
@@ -102,7 +102,7 @@ async def test_what_stands_is_never_swept(ann: Person, bob: Person) -> None:
 async def test_what_is_over_is_swept_by_who_guards_next(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
     for number in range(20):
-        await ann.guard(key(f"{number}"), names=[scope("doc")], px_ms=SHORT_MS)
+        await ann.guard(key(f"{number}"), scopes=[scope("doc")], px_ms=SHORT_MS)
     assert await left(redis) <= 21
 
     async def over() -> bool:
@@ -146,13 +146,13 @@ async def test_who_looks_for_silent_nodes_clears_them_away_too(redis: RedisRig) 
     await ann.guard(key("standing"))
     await leave(redis, 1_000)
     await redis.redis.call("HSET", redis.names.meta, "guards", "1")
-    await ann.store.probe(0, ann.caller, marks=False)
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
     assert await redis.redis.call("EXISTS", redis.names.guards) == 0
     assert await redis.redis.call("HMGET", redis.names.meta, "guards", "guarded", "sweep") == [None] * 3
     assert (await ann.lease(key("standing"))).epoch == ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=2_000_000)
+@pytest.mark.limits(max_invalidated_scopes=2_000_000)
 async def test_a_guard_beside_a_million_that_were_left_touches_few_of_them(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
     await ann.guard(key("standing"))
@@ -168,14 +168,14 @@ async def test_a_guard_beside_a_million_that_were_left_touches_few_of_them(redis
     assert await left(redis) == after, "who does not guard does not sweep"
 
 
-@pytest.mark.limits(marks_max=100)
+@pytest.mark.limits(max_invalidated_scopes=100)
 async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: RedisRig) -> None:
     """So the next, or the one after it, is not refused."""
     ann = await Person(await redis.store(), "ann").attach()
     await ann.guard(key("standing"))
     await leave(redis, 1_000)
     refused, before = 0, await left(redis)
-    while not (change := await ann.guard(names=[tag("t")])).stored:
+    while not (change := await ann.guard(scopes=[tag("t")])).stored:
         assert change == Change(ann.caller.epoch, 2, False)
         assert 0 < before - (before := await left(redis)) < PIECE
         refused += 1
@@ -183,36 +183,36 @@ async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: Redis
     assert (await ann.lease(key("standing"))).outcome is Leased.GUARDED
 
 
-@pytest.mark.limits(marks_max=16)
+@pytest.mark.limits(max_invalidated_scopes=16)
 async def test_a_refused_guard_that_has_swept_the_last_has_counted_that(redis: RedisRig) -> None:
     """Else guards seem to be lost, which costs all nodes their memory."""
     ann = await Person(await redis.store(), "ann").attach()
     await ann.guard(key("ended"))
     await ann.guard(key("ended"), px_ms=0)
     await leave(redis, 70)
-    assert not (await ann.guard(names=[tag(f"{number}") for number in range(20)])).stored
+    assert not (await ann.guard(scopes=[tag(f"{number}") for number in range(20)])).stored
     assert await left(redis) == 0
     assert (await ann.probe()).epoch == ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=10)
+@pytest.mark.limits(max_invalidated_scopes=10)
 async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     rig: StoreRig, ann: Person, bob: Person
 ) -> None:
     record = await ann.loaded(key("0"))
     await ann.granted(key("leased"), "t")
     keys = [key(f"{number}") for number in range(9)]
-    change = await bob.guard(*keys, names=[scope("page"), tag("t")], px_ms=LONG_MS)
+    change = await bob.guard(*keys, scopes=[scope("page"), tag("t")], px_ms=LONG_MS)
     assert change == Change(ann.caller.epoch, 1, False)
     assert await ann.read(key("0")) == [record.encode(key("0").l2)]
     assert await rig.leased(key("leased"))
     assert await ann.store.log(0, 0, 10) == []
-    assert await ann.marks() == {}
+    assert await ann.invalidated() == {}
     assert (await bob.lease(key("1"), "b")).outcome is Leased.GRANTED
-    assert where(await bob.guard(*keys, names=[tag("t")])) == (ann.caller.epoch, 2, True), "ten are not too many"
+    assert where(await bob.guard(*keys, scopes=[tag("t")])) == (ann.caller.epoch, 2, True), "ten are not too many"
     assert not (await ann.guard(key("eleventh"), token="h" * 16)).stored
     assert (await ann.guard(key("eleventh"), token="h" * 16, px_ms=0)).stored, "taking one away is never too much"
-    await bob.guard(*keys, names=[tag("t")], px_ms=0)
+    await bob.guard(*keys, scopes=[tag("t")], px_ms=0)
     assert (await ann.guard(key("eleventh"), token="h" * 16)).stored
     await ann.invalidate()
     assert len(await rig.heard(5)) == 5

@@ -70,7 +70,7 @@ async def test_an_expired_record_is_given_along_with_the_lease(ann: Person, bob:
 
 async def test_a_hidden_record_is_not_given_along(ann: Person, bob: Person) -> None:
     await ann.loaded(key(), b"old", lives_ms=-1)
-    await ann.invalidate(names=[scope("doc")])
+    await ann.invalidate(scopes=[scope("doc")])
     assert await bob.lease(key()) == (ann.caller.epoch, 2, Leased.GRANTED, None, 0)
 
 
@@ -101,7 +101,7 @@ async def test_a_fill_needs_the_epoch_of_its_lease(rig: StoreRig, ann: Person) -
 
 
 @pytest.mark.parametrize(
-    ("keys", "names"),
+    ("keys", "scopes"),
     [
         ((key(),), ()),
         ((key("x"), key()), ()),
@@ -113,11 +113,11 @@ async def test_a_fill_needs_the_epoch_of_its_lease(rig: StoreRig, ann: Person) -
     ids=["key", "keys", "tenant", "type", "context", "tag"],
 )
 async def test_a_fill_after_an_invalidation_is_refused(
-    ann: Person, bob: Person, keys: tuple[object, ...], names: tuple[str, ...]
+    ann: Person, bob: Person, keys: tuple[object, ...], scopes: tuple[str, ...]
 ) -> None:
-    what = key(agent_id="a7") if names == (scope("other"), scope("doc", agent_id="a7")) else key()
+    what = key(agent_id="a7") if scopes == (scope("other"), scope("doc", agent_id="a7")) else key()
     lease = await ann.granted(what)
-    await bob.invalidate(*keys, names=names)  # type: ignore[arg-type]
+    await bob.invalidate(*keys, scopes=scopes)  # type: ignore[arg-type]
     refused = await ann.fill(what, ann.record(b"late", lease, tags=[tag("plan")]))
     assert refused == Change(ann.caller.epoch, 2, False)
     assert await ann.store.get(what) is None
@@ -129,18 +129,18 @@ async def test_a_fill_after_an_invalidation_is_refused(
 async def test_an_invalidation_elsewhere_refuses_no_fill(ann: Person, bob: Person) -> None:
     lease = await ann.granted(key(agent_id="a7"))
     others = [scope("other"), scope("doc", agent_id="a8"), scope("doc", conversation_id="a7"), tag("other")]
-    await bob.invalidate(key(), key("r2", agent_id="a7"), key(agent_id="a8"), names=others)
+    await bob.invalidate(key(), key("r2", agent_id="a7"), key(agent_id="a8"), scopes=others)
     record = ann.record(b"v", lease, tags=[tag("plan")])
     assert await ann.fill(key(agent_id="a7"), record) == Change(ann.caller.epoch, 2, True)
     assert record.seq == 1, "the seq of its lease"
     assert await ann.read(key(agent_id="a7")) == [record.encode(key(agent_id="a7").l2)]
 
 
-@pytest.mark.limits(marks_max=2)
+@pytest.mark.limits(max_invalidated_scopes=2)
 async def test_a_fill_below_a_low_watermark_is_refused(ann: Person, bob: Person) -> None:
     lease = await ann.granted(key())
     for number in range(3):
-        change = await bob.invalidate(names=[scope(f"other-{number}")])
+        change = await bob.invalidate(scopes=[scope(f"other-{number}")])
     assert raised(change) == (BUCKET, 2)
     assert lease.seq < 2
     assert await ann.fill(key(), ann.record(b"late", lease)) == Change(ann.caller.epoch, 4, False)
@@ -173,10 +173,10 @@ async def test_a_refresh_over_a_version_that_a_mark_has_replaced(ann: Person, bo
     """The bytes still lie there, but nobody believes them: who has loaded since then may replace them."""
     first = await ann.loaded(key(), b"one")
     if replaced == "before the lease":
-        await bob.invalidate(names=[scope("doc")])
+        await bob.invalidate(scopes=[scope("doc")])
     lease = await ann.granted(key(), refresh=True)
     if replaced == "since":
-        await bob.invalidate(names=[scope("doc")])
+        await bob.invalidate(scopes=[scope("doc")])
     stored = (await ann.fill(key(), ann.record(b"two", lease), over=first.version)).stored
     assert stored == (replaced == "before the lease")
 
@@ -238,7 +238,7 @@ async def test_who_waits_is_woken_by_a_fill(rig: StoreRig, ann: Person, bob: Per
 async def test_who_waits_is_woken_by_a_fill_that_is_refused(rig: StoreRig, ann: Person, bob: Person) -> None:
     lease = await ann.granted(key(), "a")
     await bob.lease(key(), "b")
-    await bob.invalidate(names=[scope("doc")])
+    await bob.invalidate(scopes=[scope("doc")])
     await ann.fill(key(), ann.record(b"late", lease), "a")
     assert (await rig.heard(2))[1] == events.WAKE + key().l1.encode()
 

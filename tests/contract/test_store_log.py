@@ -24,7 +24,7 @@ async def entries(person: Person) -> list[LogEntry]:
 async def told(person: Person, size: int, count: int) -> int:
     """So many events of so many bytes; gives the last one's seq. They mark nothing."""
     for number in range(count):
-        change = await person.store.invalidate(0, NOBODY, [], [], body(names=filler(size, number)))
+        change = await person.store.invalidate(0, NOBODY, [], [], body(scopes=filler(size, number)))
     return change.seq
 
 

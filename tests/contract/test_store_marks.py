@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Leased, Marks
+from cachebus.core.ports import Invalidated, Leased
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS, everywhere
 from cachebus.wire import event as events
 from tests.contract.people import (
@@ -39,52 +39,54 @@ def of_type(data_type: str) -> str:
 # -- what is forgotten ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.limits(marks_max=8)
+@pytest.mark.limits(max_invalidated_scopes=8)
 async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Person, bob: Person) -> None:
     own = await ann.loaded(key("own"))
     others = await ann.loaded(NEXT_DOORS)
     quiet = [scope(f"quiet-{number}") for number in range(3)]
     for name in quiet:
-        await ann.invalidate(names=[name])
-    loud = [await bob.invalidate(names=[of_neighbour(number)]) for number in range(50)]
+        await ann.invalidate(scopes=[name])
+    loud = [await bob.invalidate(scopes=[of_neighbour(number)]) for number in range(50)]
     assert [raised(change) for change in loud] == [NOTHING] * 5 + [(NEXT_DOOR, 5 + number) for number in range(45)]
-    marks = (await ann.probe()).marks
+    invalidated = (await ann.probe()).invalidated
     kept = {name: 2 + at for at, name in enumerate(quiet)}
-    assert marks == Marks({BUCKET: kept, NEXT_DOOR: {of_neighbour(n): 5 + n for n in range(45, 50)}}, {NEXT_DOOR: 49})
+    assert invalidated == Invalidated(
+        {BUCKET: kept, NEXT_DOOR: {of_neighbour(n): 5 + n for n in range(45, 50)}}, {NEXT_DOOR: 49}
+    )
     assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(key("own").l2), None]
     assert others.seq < 49
     assert (await bob.lease(key("own"))).outcome is Leased.HIT
     assert (await bob.lease(NEXT_DOORS)).outcome is Leased.GRANTED
 
 
-@pytest.mark.limits(marks_max=8)
+@pytest.mark.limits(max_invalidated_scopes=8)
 async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, bob: Person) -> None:
     """The one that has most pays, whoever came last."""
-    await ann.invalidate(names=[scope(f"t{number}") for number in range(7)])
+    await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
     record = await bob.loaded(NEXT_DOORS)
-    assert raised(await bob.invalidate(names=[of_neighbour(1)])) == NOTHING
-    assert raised(await bob.invalidate(names=[of_neighbour(2)])) == (BUCKET, 2)
+    assert raised(await bob.invalidate(scopes=[of_neighbour(1)])) == NOTHING
+    assert raised(await bob.invalidate(scopes=[of_neighbour(2)])) == (BUCKET, 2)
     assert await bob.read(NEXT_DOORS) == [record.encode(NEXT_DOORS.l2)]
-    assert len((await ann.marks()).keys() & {scope(f"t{number}") for number in range(7)}) == 6
+    assert len((await ann.invalidated()).keys() & {scope(f"t{number}") for number in range(7)}) == 6
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(ann: Person) -> None:
     """Some one has to, and the stores are to agree on which."""
     assert NEXT_DOOR < BUCKET
-    await ann.invalidate(names=[scope("t1"), scope("t2")])
-    await ann.invalidate(names=[of_neighbour(1), of_neighbour(2)])
-    assert raised(await ann.invalidate(names=[of_type("x")])) == (NEXT_DOOR, 3)
-    assert raised(await ann.invalidate(names=[of_type("y")])) == (ALL_TENANTS, 4)
+    await ann.invalidate(scopes=[scope("t1"), scope("t2")])
+    await ann.invalidate(scopes=[of_neighbour(1), of_neighbour(2)])
+    assert raised(await ann.invalidate(scopes=[of_type("x")])) == (NEXT_DOOR, 3)
+    assert raised(await ann.invalidate(scopes=[of_type("y")])) == (ALL_TENANTS, 4)
 
 
-@pytest.mark.limits(marks_max=2)
+@pytest.mark.limits(max_invalidated_scopes=2)
 async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: Person, bob: Person) -> None:
     await ann.loaded(key("older"))
-    await bob.invalidate(names=[scope("t1")])
+    await bob.invalidate(scopes=[scope("t1")])
     lease = await ann.granted(key("as old"))
     for number in (2, 3):
-        change = await bob.invalidate(names=[scope(f"t{number}")])
+        change = await bob.invalidate(scopes=[scope(f"t{number}")])
     assert raised(change) == (BUCKET, 2)
     assert lease.seq == 2, "it began after the mark that was forgotten"
     record = ann.record(b"v", lease)
@@ -93,33 +95,33 @@ async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: 
     assert (await bob.write(key("older"), if_absent=True)).stored
 
 
-@pytest.mark.limits(marks_max=300)
+@pytest.mark.limits(max_invalidated_scopes=300)
 async def test_marks_are_forgotten_in_batches(ann: Person) -> None:
     """Of a 128th of all that there may be: forgetting then costs little."""
-    await ann.invalidate(names=[scope(f"t{number:03}") for number in range(300)])
-    changes = [await ann.invalidate(names=[scope(f"u{number}")]) for number in range(6)]
+    await ann.invalidate(scopes=[scope(f"t{number:03}") for number in range(300)])
+    changes = [await ann.invalidate(scopes=[scope(f"u{number}")]) for number in range(6)]
     assert [raised(change) for change in changes] == [(BUCKET, 2), NOTHING, NOTHING, (BUCKET, 2), NOTHING, NOTHING]
-    marks = await ann.marks()
-    assert len(marks) == 300
-    assert scope("t005") not in marks
-    assert scope("t006") in marks
+    invalidated = await ann.invalidated()
+    assert len(invalidated) == 300
+    assert scope("t005") not in invalidated
+    assert scope("t006") in invalidated
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_a_long_name_counts_for_several(ann: Person) -> None:
-    assert raised(await ann.invalidate(names=[tag("x" * 512)])) == NOTHING
-    assert raised(await ann.invalidate(names=[tag("a")])) == NOTHING
-    assert raised(await ann.invalidate(names=[tag("b")])) == (BUCKET, 2), "three and two are more than four"
-    assert await ann.marks() == {tag("a"): 3, tag("b"): 4}
+    assert raised(await ann.invalidate(scopes=[tag("x" * 512)])) == NOTHING
+    assert raised(await ann.invalidate(scopes=[tag("a")])) == NOTHING
+    assert raised(await ann.invalidate(scopes=[tag("b")])) == (BUCKET, 2), "three and two are more than four"
+    assert await ann.invalidated() == {tag("a"): 3, tag("b"): 4}
     for letter in "cd":
-        assert raised(await ann.invalidate(names=[tag(letter)])) == NOTHING
-    assert raised(await ann.invalidate(names=[tag("e")])) == (BUCKET, 3)
+        assert raised(await ann.invalidate(scopes=[tag(letter)])) == NOTHING
+    assert raised(await ann.invalidate(scopes=[tag("e")])) == (BUCKET, 3)
 
 
-@pytest.mark.limits(marks_max=4)
+@pytest.mark.limits(max_invalidated_scopes=4)
 async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Person, bob: Person) -> None:
     kept = [await ann.loaded(what) for what in (key(), NEXT_DOORS)]
-    changes = [await bob.invalidate(names=[of_type(f"t{number}")]) for number in range(5)]
+    changes = [await bob.invalidate(scopes=[of_type(f"t{number}")]) for number in range(5)]
     assert [raised(change) for change in changes] == [NOTHING] * 4 + [(ALL_TENANTS, 2)]
     assert await ann.low() == {ALL_TENANTS: 2}
     assert {record.seq for record in kept} == {1}
@@ -141,7 +143,7 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
     kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
     leased = {what: key(f"leased {what.l2}", what.family.data_type, what.family.tenant) for what in keys}
     leases = {what: await ann.granted(leased[what]) for what in keys}
-    await bob.invalidate(names=[name])
+    await bob.invalidate(scopes=[name])
     assert await bob.read(*keys) == [None, None, None, None if hides_other else kept[3]]
     for what in keys:
         hidden = hides_other or what is not keys[3]
@@ -155,7 +157,7 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
 
 @pytest.mark.parametrize("name", [ALL_OF_SHARD, of_type("doc")], ids=["N", "Y"])
 async def test_a_guard_of_all_tenants_stands_before_each(ann: Person, bob: Person, name: str) -> None:
-    await ann.guard(names=[name])
+    await ann.guard(scopes=[name])
     for what in (key(), NEXT_DOORS, key(collection_id="c")):
         assert (await bob.lease(what)).outcome is Leased.GUARDED
         assert not (await bob.write(what)).stored
@@ -168,8 +170,8 @@ async def test_a_guard_of_all_tenants_stands_before_each(ann: Person, bob: Perso
 
 async def marked(ann: Person) -> None:
     """Marks in three buckets."""
-    await ann.invalidate(names=[scope("x"), scope("x", tenant=NEIGHBOUR), of_type("x")])
-    assert len(await ann.marks()) == 3
+    await ann.invalidate(scopes=[scope("x"), scope("x", tenant=NEIGHBOUR), of_type("x")])
+    assert len(await ann.invalidated()) == 3
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, NEXT_DOOR, ALL_TENANTS])
@@ -178,14 +180,14 @@ async def test_who_begins_notices_lost_marks_of_any_bucket(rig: StoreRig, ann: P
     await rig.lose_marks(bucket)
     bob = await Person(await rig.store(), "bob").attach()
     assert bob.caller.epoch != ann.caller.epoch
-    assert await bob.marks() == {}
+    assert await bob.invalidated() == {}
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, ALL_TENANTS])
 async def test_who_judges_by_marks_notices_the_loss_of_those(rig: StoreRig, ann: Person, bucket: str) -> None:
     await marked(ann)
     await ann.loaded(key())
-    await ann.invalidate(names=[scope("doc"), of_type("other")])
+    await ann.invalidate(scopes=[scope("doc"), of_type("other")])
     await rig.lose_marks(bucket)
     reply = await ann.store.read(0, ann.caller, [key()])
     assert reply.epoch != ann.caller.epoch
@@ -208,28 +210,28 @@ async def test_an_invalidation_after_a_loss_does_not_hide_it(
 ) -> None:
     """Else a record would be believed again that the lost mark stood against."""
     await ann.loaded(key())
-    await ann.invalidate(names=[scope("doc")])
+    await ann.invalidate(scopes=[scope("doc")])
     await ann.probe()
     await getattr(rig, loss)()
     if then == "a key":
         await bob.invalidate(key("elsewhere"))
     else:
-        await bob.invalidate(names=[{"another mark": scope("x"), "a mark in another bucket": of_neighbour(1)}[then]])
+        await bob.invalidate(scopes=[{"another mark": scope("x"), "a mark in another bucket": of_neighbour(1)}[then]])
     assert await bob.read(key()) == [None]
     assert (await bob.probe()).epoch != ann.caller.epoch
 
 
-@pytest.mark.limits(marks_max=6)
+@pytest.mark.limits(max_invalidated_scopes=6)
 async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: StoreRig, ann: Person, bob: Person) -> None:
     """The largest bucket has to forget some, and has none any more: another epoch begins, and all is counted anew."""
-    await ann.invalidate(names=[scope(f"t{number}") for number in range(5)])
+    await ann.invalidate(scopes=[scope(f"t{number}") for number in range(5)])
     await ann.probe()
     await rig.lose_marks(BUCKET)
     for number in range(5):
-        change = await bob.invalidate(names=[of_neighbour(number)])
+        change = await bob.invalidate(scopes=[of_neighbour(number)])
     assert change.epoch != ann.caller.epoch
     assert await bob.low() == {}
-    assert len(await bob.marks()) == 3, "one was set where it was noticed; and since it began"
+    assert len(await bob.invalidated()) == 3, "one was set where it was noticed; and since it began"
 
 
 @pytest.mark.parametrize("what", ["marks", "buckets"])
@@ -239,12 +241,12 @@ async def test_what_somebody_else_put_into_their_place_goes(redis: RedisRig, wha
     place = redis.names.marks(BUCKET) if what == "marks" else redis.names.buckets
     await ann.loaded(key())
     if before == "with marks":
-        await ann.invalidate(names=[scope("doc")])
+        await ann.invalidate(scopes=[scope("doc")])
         await ann.probe()
     await redis.redis.call("SET", place, "x")
-    change = await ann.invalidate(key("other"), names=[scope("x")])
+    change = await ann.invalidate(key("other"), scopes=[scope("x")])
     assert (await ann.store.log(0, change.seq - 1, 1))[0].seq == change.seq
-    assert scope("x") in await ann.marks() or change.epoch != ann.caller.epoch
+    assert scope("x") in await ann.invalidated() or change.epoch != ann.caller.epoch
     if before == "with marks":
         assert await ann.read(key()) == [None]
     assert await redis.redis.call("TYPE", place) in (b"none", b"zset", b"hash")
@@ -266,9 +268,9 @@ ID = everywhere(key("r"))
 OTHER_ID = everywhere(key("r", "other"))
 
 
-async def left_out(rig: StoreRig, ann: Person, names: list[str]) -> tuple[bool, dict[str, int]]:
+async def left_out(rig: StoreRig, ann: Person, scopes: list[str]) -> tuple[bool, dict[str, int]]:
     """Whether the event of an invalidation of these says that ids were left out; and the marks then."""
-    change = await ann.invalidate(key("r"), names=names)
+    change = await ann.invalidate(key("r"), scopes=scopes)
     logged = (await ann.store.log(0, change.seq - 1, 1))[0].message
     event = events.decode(logged)
     assert event.left_out == leaves_out(change)
@@ -277,7 +279,7 @@ async def left_out(rig: StoreRig, ann: Person, names: list[str]) -> tuple[bool, 
         return logged in rig.messages
 
     await until(heard)
-    return event.left_out, await ann.marks()
+    return event.left_out, await ann.invalidated()
 
 
 async def test_an_id_is_not_marked_where_nothing_of_its_type_lies_in_a_context(rig: StoreRig, ann: Person) -> None:
@@ -332,13 +334,13 @@ async def test_other_scopes_are_marked_beside_ids_that_are_not(rig: StoreRig, an
 
 
 async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Person, bob: Person) -> None:
-    change = await ann.write(key("r"), names=[ID])
+    change = await ann.write(key("r"), scopes=[ID])
     assert leaves_out(change)
-    change = await ann.guard(names=[ID])
+    change = await ann.guard(scopes=[ID])
     assert leaves_out(change)
-    assert await ann.marks() == {}
+    assert await ann.invalidated() == {}
     assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GUARDED, "the guard itself stands"
-    await ann.guard(names=[ID], px_ms=0)
+    await ann.guard(scopes=[ID], px_ms=0)
     assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GRANTED
 
 
@@ -360,7 +362,7 @@ async def test_a_new_epoch_has_nothing_in_contexts(rig: StoreRig, ann: Person, l
 async def test_a_write_in_a_context_that_names_its_own_id(rig: StoreRig, ann: Person) -> None:
     """The first in any context: whatever its event says, the record is as new as the mark."""
     what = key("r", agent_id="a")
-    change = await ann.write(what, names=[ID])
+    change = await ann.write(what, scopes=[ID])
     assert where(change) == (ann.caller.epoch, 2, True)
     assert (await ann.read(what))[0] is not None
-    assert joined((await ann.probe()).marks).keys() <= {ID}
+    assert joined((await ann.probe()).invalidated).keys() <= {ID}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import About, Caller, NodeLine
+from cachebus.core.ports import About, Caller, NodeRow
 from tests.contract.people import NOBODY, SHORT_MS, Person, key, scope
 from tests.contract.rig import StoreRig
 
@@ -12,7 +12,7 @@ from tests.contract.rig import StoreRig
 async def applied(person: Person) -> dict[str, int]:
     """How far each node is, by what a producer is told."""
     reply = await person.store.nodes(0, NOBODY)
-    return {node: line.applied for node, line in reply.lines.items()}
+    return {node: line.applied for node, line in reply.rows.items()}
 
 
 async def test_they_tell_how_far_everybody_is(ann: Person, bob: Person) -> None:
@@ -22,18 +22,18 @@ async def test_they_tell_how_far_everybody_is(ann: Person, bob: Person) -> None:
     assert await applied(ann) == {"ann": 2, "bob": 0}
     bob.caller = bob.caller._replace(applied=1)
     reply = await bob.store.nodes(0, bob.caller)
-    assert {node: line.applied for node, line in reply.lines.items()} == {"ann": 2, "bob": 1}, "the caller's own too"
+    assert {node: line.applied for node, line in reply.rows.items()} == {"ann": 2, "bob": 1}, "the caller's own too"
     assert reply.epoch == bob.caller.epoch
 
 
 async def test_a_line_moves_with_every_question(ann: Person, bob: Person) -> None:
-    before = (await ann.store.nodes(0, NOBODY)).lines
+    before = (await ann.store.nodes(0, NOBODY)).rows
     await bob.lease(key(), px_ms=SHORT_MS)
-    after = (await ann.store.nodes(0, NOBODY)).lines
+    after = (await ann.store.nodes(0, NOBODY)).rows
     assert before["ann"] == after["ann"]
     assert before["bob"].at_us < after["bob"].at_us
     await bob.read(key())
-    assert after["bob"].at_us < (await ann.store.nodes(0, NOBODY)).lines["bob"].at_us
+    assert after["bob"].at_us < (await ann.store.nodes(0, NOBODY)).rows["bob"].at_us
 
 
 async def test_a_line_says_what_its_node_says_of_itself(rig: StoreRig, ann: Person) -> None:
@@ -41,16 +41,16 @@ async def test_a_line_says_what_its_node_says_of_itself(rig: StoreRig, ann: Pers
     carl = await Person(await rig.store(), "carl · 2", about).attach()
     await carl.probe()
     reply = await ann.store.nodes(0, ann.caller)
-    line = reply.lines["carl · 2"]
-    assert line == NodeLine(carl.caller.applied, carl.caller.epoch, line.at_us, about)
+    line = reply.rows["carl · 2"]
+    assert line == NodeRow(carl.caller.applied, carl.caller.epoch, line.at_us, about)
     assert abs(line.at_us // 1000 - carl.now_ms) < 10_000
-    assert reply.lines["ann"].about == About()
+    assert reply.rows["ann"].about == About()
 
 
 async def test_who_stands_in_another_epoch_says_so(rig: StoreRig, ann: Person) -> None:
     """A node that a failover took by surprise has applied more, of what is now void."""
-    await ann.store.probe(0, Caller("bob", 70, b"0" * 16), marks=False)
-    assert (await ann.store.nodes(0, ann.caller)).lines["bob"][:2] == (70, b"0" * 16)
+    await ann.store.probe(0, Caller("bob", 70, b"0" * 16), with_invalidated=False)
+    assert (await ann.store.nodes(0, ann.caller)).rows["bob"][:2] == (70, b"0" * 16)
 
 
 @pytest.mark.parametrize("lives", [False, True])
@@ -69,7 +69,7 @@ async def test_their_name_stays_while_nodes_come_and_go(rig: StoreRig, ann: Pers
     assert await carl.store.forget(0, carl.caller, "carl", lives=False)
     assert (await ann.probe()).nodes_name == name == (await ann.store.nodes(0, NOBODY)).name
     await ann.store.forget(0, NOBODY, "ann", lives=False)
-    assert (await ann.store.nodes(0, NOBODY)).lines == {}
+    assert (await ann.store.nodes(0, NOBODY)).rows == {}
     assert (await ann.probe()).nodes_name == name, "all have said that they go: none is missing"
 
 
@@ -89,13 +89,13 @@ async def test_taking_somebody_out_who_may_live_makes_another_set(ann: Person, b
 async def test_a_set_in_which_lines_may_be_missing_has_another_name(
     rig: StoreRig, ann: Person, bob: Person, loss: str
 ) -> None:
-    await ann.guard(key(), names=[scope()])
+    await ann.guard(key(), scopes=[scope()])
     name = (await ann.probe()).nodes_name
     await getattr(rig, loss)()
     empty = await bob.store.nodes(0, NOBODY)
-    assert not empty.lines or empty.name != name, "nobody may take it for a whole one"
+    assert not empty.rows or empty.name != name, "nobody may take it for a whole one"
     reply = await ann.store.nodes(0, ann.caller)
-    assert set(reply.lines) == {"ann"}
+    assert set(reply.rows) == {"ann"}
     assert reply.name not in (name, b"")
 
 
@@ -107,7 +107,7 @@ async def test_who_has_been_silent_for_a_minute_is_left_out_and_that_makes_anoth
     await rig.silence("bob")
     assert set(await applied(ann)) == {"ann", "bob"}
     carl = await Person(await rig.store(), "carl").attach()
-    await carl.store.probe(0, carl.caller, marks=False)  # a store's first of this kind looks for such lines
+    await carl.store.probe(0, carl.caller, with_invalidated=False)  # a store's first of this kind looks for such lines
     assert set(await applied(carl)) == {"ann", "carl"}
     again = (await carl.probe()).nodes_name
     assert again not in (name, b"")
@@ -151,36 +151,36 @@ async def test_asking_for_the_nodes_tells_ones_own_bound(ann: Person) -> None:
 
 
 async def test_a_probe_without_marks_tells_and_keeps_them_too(ann: Person) -> None:
-    reply = await ann.store.probe(0, NOBODY._replace(bound_ms=3_000, guard_ms=4_000), marks=False)
+    reply = await ann.store.probe(0, NOBODY._replace(bound_ms=3_000, guard_ms=4_000), with_invalidated=False)
     assert (reply.bound_ms, reply.guard_ms) == (3_000, 4_000)
     assert await largest(ann) == (3_000, 4_000)
 
 
 async def test_that_somebody_keeps_what_it_loads_alone_is_kept_too(rig: StoreRig, ann: Person) -> None:
     """Though its line is lost, or it has gone."""
-    assert not (await ann.probe()).alone
-    assert not (await ann.store.nodes(0, NOBODY)).alone
+    assert not (await ann.probe()).keeps_without_l2
+    assert not (await ann.store.nodes(0, NOBODY)).keeps_without_l2
     keeps = Person(await rig.store(), "keeps")
-    keeps.caller = keeps.caller._replace(alone=True)
-    assert (await keeps.probe()).alone
+    keeps.caller = keeps.caller._replace(keeps_without_l2=True)
+    assert (await keeps.probe()).keeps_without_l2
     await rig.lose_nodes()
-    assert (await ann.probe()).alone
-    assert (await ann.store.probe(0, ann.caller, marks=False)).alone
-    assert (await ann.store.nodes(0, NOBODY)).alone
+    assert (await ann.probe()).keeps_without_l2
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).keeps_without_l2
+    assert (await ann.store.nodes(0, NOBODY)).keeps_without_l2
     await rig.another_server()
-    assert (await ann.probe()).alone, "a takeover that finds meta carries it on"
+    assert (await ann.probe()).keeps_without_l2, "a takeover that finds meta carries it on"
     await rig.flush()
-    assert not (await ann.probe()).alone
-    assert (await ann.store.nodes(0, keeps.caller)).alone, "who has heard of it brings it back"
+    assert not (await ann.probe()).keeps_without_l2
+    assert (await ann.store.nodes(0, keeps.caller)).keeps_without_l2, "who has heard of it brings it back"
     await rig.flush()
     await keeps.invalidate(key())
-    assert (await ann.store.probe(0, ann.caller, marks=False)).alone, "in the takeover itself"
+    assert (await ann.store.probe(0, ann.caller, with_invalidated=False)).keeps_without_l2, "in the takeover itself"
 
 
 @pytest.mark.parametrize("loss", ["another_server", "lose_buckets", "lose_guards"])
 async def test_a_takeover_that_finds_meta_carries_them_on(rig: StoreRig, ann: Person, loss: str) -> None:
     await Person(await rig.store(), "wide", bound_ms=5_000, guard_ms=60_000).attach()
-    await ann.guard(key(), names=[scope()])
+    await ann.guard(key(), scopes=[scope()])
     await getattr(rig, loss)()
     assert await largest(ann) == (5_000, 60_000)
     assert (await ann.probe()).epoch != b""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachebus.core.ports import Caller, Leased, Marks
+from cachebus.core.ports import Caller, Invalidated, Leased
 from cachebus.wire import event as events
 from tests.contract.people import BUCKET, LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import StoreRig
@@ -21,20 +21,20 @@ LOSSES: dict[str, Loss] = {
     "guards evicted": lambda rig: rig.lose_guards(),
     "another server": lambda rig: rig.another_server(),
 }
-NOTHING_MARKED = Marks({}, {})
+NOTHING_INVALIDATED = Invalidated({}, {})
 losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES.keys())
 
 
 async def test_the_first_probe_begins_an_epoch(rig: StoreRig) -> None:
     store = await rig.store()
-    first = await store.probe(0, Caller("ann", 0, b""), marks=True)
+    first = await store.probe(0, Caller("ann", 0, b""), with_invalidated=True)
     assert len(first.epoch) == 16
     assert first.epoch.isalnum()
-    assert (first.seq, first.marks) == (1, NOTHING_MARKED)
+    assert (first.seq, first.invalidated) == (1, NOTHING_INVALIDATED)
     assert first.nodes_name
     assert 0 < first.born_us <= first.server_us
-    again = await store.probe(0, Caller("ann", first.seq, first.epoch), marks=False)
-    assert (again.epoch, again.seq, again.marks) == (first.epoch, 1, None)
+    again = await store.probe(0, Caller("ann", first.seq, first.epoch), with_invalidated=False)
+    assert (again.epoch, again.seq, again.invalidated) == (first.epoch, 1, None)
     assert again.server_us >= first.server_us > 0
 
 
@@ -44,7 +44,7 @@ async def test_only_an_answered_probe_makes_a_connection_trusted(rig: StoreRig) 
     assert not store.checked[0]
     await store.read(0, NOBODY, [])
     assert not store.checked[0]
-    await store.probe(0, NOBODY, marks=False)
+    await store.probe(0, NOBODY, with_invalidated=False)
     assert store.checked[0]
     await store.close()
     assert not store.connected
@@ -55,18 +55,18 @@ async def test_only_an_answered_probe_makes_a_connection_trusted(rig: StoreRig) 
 
 
 async def test_shards_have_histories_of_their_own(rig: StoreRig, ann: Person) -> None:
-    other = await ann.store.probe(1, Caller("ann", 0, b""), marks=True)
+    other = await ann.store.probe(1, Caller("ann", 0, b""), with_invalidated=True)
     assert other.epoch != ann.caller.epoch
     await ann.invalidate(key())
     assert (await ann.probe()).seq == 2
-    assert (await ann.store.probe(1, NOBODY, marks=False)).seq == other.seq
+    assert (await ann.store.probe(1, NOBODY, with_invalidated=False)).seq == other.seq
 
 
 async def test_marks_are_given_when_asked_for(ann: Person, bob: Person) -> None:
-    await ann.invalidate(names=[scope(), scope("doc")])
-    moved = await ann.invalidate(names=[scope("doc", agent_id="a7"), scope("doc")])
+    await ann.invalidate(scopes=[scope(), scope("doc")])
+    moved = await ann.invalidate(scopes=[scope("doc", agent_id="a7"), scope("doc")])
     assert moved.seq == 3
-    assert (await bob.probe()).marks == Marks(
+    assert (await bob.probe()).invalidated == Invalidated(
         {BUCKET: {scope(): 2, scope("doc"): 3, scope("doc", agent_id="a7"): 3}}, {}
     )
 
@@ -78,7 +78,7 @@ async def test_nodes_leave_lines_and_producers_do_not(rig: StoreRig, ann: Person
     assert await rig.applied() == {"ann": 0, "bob": 2}
     change = await ann.store.invalidate(0, NOBODY, [key()], [], body([key()]))
     assert change.seq == 3
-    await ann.store.probe(0, NOBODY, marks=False)
+    await ann.store.probe(0, NOBODY, with_invalidated=False)
     await ann.store.counter(key(), NOBODY, 1, "", 0)
     assert await rig.applied() == {"ann": 0, "bob": 2}
     assert await bob.store.forget(0, bob.caller, "bob", lives=False)
@@ -91,7 +91,7 @@ async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> 
     other = ann.caller.epoch[::-1]
     await ann.store.read(0, Caller("reader", 7, other), [key()])
     await ann.store.lease(key(), Caller("filler", 8, b""), "t", LONG_MS)
-    assert {node: line[:2] for node, line in (await rig.lines()).items()} == {
+    assert {node: line[:2] for node, line in (await rig.rows()).items()} == {
         "ann": (0, b""),
         "reader": (7, other),
         "filler": (8, b""),
@@ -130,7 +130,7 @@ async def test_who_has_left_an_epoch_has_another_one_begun_where_it_is_led_back_
 async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
     rig: StoreRig, ann: Person, bob: Person, lose: Loss
 ) -> None:
-    await ann.invalidate(names=[scope("other")])  # so that there are marks to lose
+    await ann.invalidate(scopes=[scope("other")])  # so that there are marks to lose
     await ann.guard(key("guarded"))  # and guards
     await ann.probe()
     record = await ann.loaded(key("kept"), b"old")
@@ -142,7 +142,7 @@ async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
     after = await bob.probe()
     assert after.epoch != before.epoch
     assert after.seq > before.applied or lose is LOSSES["flushed"] or lose is LOSSES["meta evicted"]
-    assert after.marks == NOTHING_MARKED
+    assert after.invalidated == NOTHING_INVALIDATED
     assert await ann.read(key("kept")) == [None]
     assert (await bob.lease(key("kept"))).outcome is Leased.GRANTED
     raw = await ann.store.get(key("kept"))
@@ -154,7 +154,7 @@ async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
 
 @losses
 async def test_a_probe_tells_when_the_epoch_began(rig: StoreRig, ann: Person, lose: Loss) -> None:
-    await ann.guard(key("guarded"), names=[scope("other")])  # so that there are guards and marks to lose
+    await ann.guard(key("guarded"), scopes=[scope("other")])  # so that there are guards and marks to lose
     before = await ann.probe()
     await lose(rig)
     reply = await ann.store.read(0, ann.caller, [key()])
@@ -167,7 +167,7 @@ async def test_a_probe_tells_when_the_epoch_began(rig: StoreRig, ann: Person, lo
 @losses
 async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) -> None:
     async def lost() -> None:
-        await ann.invalidate(names=[scope("other")])
+        await ann.invalidate(scopes=[scope("other")])
         await ann.guard(key("guarded"))
         await lose(rig)
 
@@ -178,14 +178,14 @@ async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) 
         lambda: ann.lease(what),
         lambda: ann.fill(what, ann.record(b"v")),
         lambda: ann.write(what),
-        lambda: store.probe(0, ann.caller, marks=True),
+        lambda: store.probe(0, ann.caller, with_invalidated=True),
     ]
     if lose is not LOSSES["marks evicted"]:  # what judges nothing by marks does not look for them
         operations += [
             lambda: ann.invalidate(what),
             lambda: ann.guard(what),
             lambda: store.nodes(0, ann.caller),
-            lambda: store.probe(0, ann.caller, marks=False),
+            lambda: store.probe(0, ann.caller, with_invalidated=False),
         ]
     for number, operation in enumerate(operations):
         await lost()
@@ -208,23 +208,23 @@ async def test_any_operation_takes_over(rig: StoreRig, ann: Person, lose: Loss) 
 async def test_a_caller_that_has_seen_more_begins_another_epoch(rig: StoreRig, ann: Person) -> None:
     """The store came back with an older copy of itself: what the caller applied is not in it."""
     await ann.loaded(key(), b"old")
-    ahead = await ann.store.probe(0, Caller("ann", 41, ann.caller.epoch), marks=True)
+    ahead = await ann.store.probe(0, Caller("ann", 41, ann.caller.epoch), with_invalidated=True)
     assert ahead.epoch != ann.caller.epoch
     assert ahead.seq == 42, "beyond whatever was given out in the epoch before"
     assert await ann.read(key()) == [None]
 
 
 async def test_a_caller_of_another_epoch_may_be_ahead(ann: Person) -> None:
-    reply = await ann.store.probe(0, Caller("ann", 41, b"0" * 16), marks=False)
+    reply = await ann.store.probe(0, Caller("ann", 41, b"0" * 16), with_invalidated=False)
     assert (reply.epoch, reply.seq) == (ann.caller.epoch, 1)
-    reply = await ann.store.probe(0, Caller("new", 41, b""), marks=False)
+    reply = await ann.store.probe(0, Caller("new", 41, b""), with_invalidated=False)
     assert (reply.epoch, reply.seq) == (ann.caller.epoch, 1)
 
 
 async def test_a_takeover_forgets_the_lines(rig: StoreRig, ann: Person, bob: Person) -> None:
     await rig.another_server()
     await ann.probe()
-    assert set(await rig.lines()) == {"ann"}
+    assert set(await rig.rows()) == {"ann"}
 
 
 async def test_a_takeover_leaves_counters_alone(rig: StoreRig, ann: Person) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cachebus.core.ports import Leased
-from cachebus.keys.key import ALL_OF_SHARD, Key, everywhere, names_of
+from cachebus.keys.key import ALL_OF_SHARD, Key, everywhere, scopes_of
 from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, NEIGHBOUR, Person, key, raised, scope, tag
 from tests.contract.rig import StoreRig
@@ -30,8 +30,8 @@ SHAPES = {
 
 
 def test_these_are_all_shapes() -> None:
-    assert set(SHAPES.values()) == set(EVERYWHERE.names) == set(names_of(EVERYWHERE.l1)[1])
-    assert names_of(EVERYWHERE.l1)[0] == EVERYWHERE.family.bucket == BUCKET
+    assert set(SHAPES.values()) == set(EVERYWHERE.scopes) == set(scopes_of(EVERYWHERE.l1)[1])
+    assert scopes_of(EVERYWHERE.l1)[0] == EVERYWHERE.family.bucket == BUCKET
 
 
 @pytest.mark.parametrize("name", SHAPES.values(), ids=SHAPES.keys())
@@ -50,8 +50,8 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
     ]
     kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
     assert await bob.read(*keys) == kept
-    await ann.invalidate(names=[name])
-    expected = [None if name in what.names else data for what, data in zip(keys, kept, strict=True)]
+    await ann.invalidate(scopes=[name])
+    expected = [None if name in what.scopes else data for what, data in zip(keys, kept, strict=True)]
     assert await bob.read(*keys) == expected
     assert expected[0] is None
     assert name == ALL_OF_SHARD or any(expected)
@@ -65,12 +65,12 @@ async def test_a_record_lies_under_its_tags(ann: Person, bob: Person) -> None:
     records_ = [await ann.loaded(key(f"r{count}"), tags=tags[:count]) for count in range(4)]
     keys = [key(f"r{count}") for count in range(4)]
     for number in (2, 1, 0):
-        await ann.invalidate(names=[tags[number]])
+        await ann.invalidate(scopes=[tags[number]])
         assert await bob.read(*keys) == [r.encode(keys[i].l2) if i <= number else None for i, r in enumerate(records_)]
 
 
 async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Person) -> None:
-    await ann.invalidate(names=[scope("doc")])
+    await ann.invalidate(scopes=[scope("doc")])
     lease = await ann.granted(key())
     assert lease.seq == 2, "granted at the mark's own seq: the load began after it"
     record = ann.record(b"v", lease)
@@ -78,13 +78,13 @@ async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Per
     assert await bob.read(key()) == [record.encode(key().l2)]
 
 
-@pytest.mark.limits(marks_max=1)
+@pytest.mark.limits(max_invalidated_scopes=1)
 async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key())
-    await ann.invalidate(names=[scope("x")])
+    await ann.invalidate(scopes=[scope("x")])
     assert await bob.read(key()) == [record.encode(key().l2)]
     newer = await ann.loaded(key("newer"))
-    change = await ann.invalidate(names=[scope("y")])
+    change = await ann.invalidate(scopes=[scope("y")])
     assert raised(change) == (BUCKET, 2)
     assert await bob.read(key(), key("newer")) == [None, newer.encode(key("newer").l2)]
     assert (await bob.lease(key())).outcome is Leased.GRANTED
@@ -146,10 +146,10 @@ async def misses(person: Person, keys: Sequence[Key]) -> None:
         assert (lease.outcome, lease.record) == (Leased.GRANTED, None)
 
 
-@pytest.mark.parametrize("marks", [0, 1])
-async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, marks: int) -> None:
-    if marks:
-        await ann.invalidate(names=[scope("other")])
+@pytest.mark.parametrize("invalidated", [0, 1])
+async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, invalidated: int) -> None:
+    if invalidated:
+        await ann.invalidate(scopes=[scope("other")])
     else:
         await ann.invalidate()
     await ann.probe()

@@ -72,7 +72,7 @@ async def test_a_valid_record_is_a_hit_and_its_refresh_rests(ann: Person, bob: P
 async def test_a_record_that_was_replaced_is_nothing_to_give(ann: Person, bob: Person) -> None:
     await ann.loaded(key(), lives_ms=-1)
     await resting(ann)
-    await ann.invalidate(names=[scope("doc")])
+    await ann.invalidate(scopes=[scope("doc")])
     reply = await bob.lease(key(), "b", stale=Stale.RECORD)
     assert (reply.outcome, reply.record) == (Leased.GRANTED, None)
 
@@ -138,7 +138,7 @@ async def test_a_change_of_the_key_ends_its_rest(ann: Person, bob: Person, how: 
     elif how == "a write":
         await bob.write(key())
     else:
-        await bob.guard(key(), names=[everywhere(key())])
+        await bob.guard(key(), scopes=[everywhere(key())])
     expected = {"the key": Leased.GRANTED, "a write": Leased.HIT, "a guard on its id": Leased.GUARDED}[how]
     assert (await bob.lease(key(), "b", stale=Stale.OWN)).outcome is expected
 

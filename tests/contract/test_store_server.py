@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from cachebus.core.ports import Caller, Leased, Marks, NodeLine
+from cachebus.core.ports import Caller, Invalidated, Leased, NodeRow
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
@@ -46,8 +46,8 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
 async def played(rig: RedisRig) -> Person:
     """A node that has filled `kept`, holds a lease on `loading`, and has seen three events."""
     ann = await Person(await rig.store(), "ann").attach()
-    await ann.invalidate(names=[scope("other")])
-    await ann.invalidate(names=[tag("plan")])
+    await ann.invalidate(scopes=[scope("other")])
+    await ann.invalidate(scopes=[tag("plan")])
     await ann.invalidate(key())
     await ann.probe()
     await ann.loaded(key("kept"))
@@ -74,7 +74,7 @@ async def all_is_void(ann: Person) -> None:
     assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
     assert await bob.store.log(0, 0, 100) == []
     reply = await ann.probe()
-    assert (reply.epoch, reply.marks) == (bob.caller.epoch, Marks({}, {}))
+    assert (reply.epoch, reply.invalidated) == (bob.caller.epoch, Invalidated({}, {}))
     await ann.store.close()
 
 
@@ -184,8 +184,8 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
         watch.sendall(b"MONITOR\r\n")
         said = watch.makefile("rb")
         assert said.readline() == b"+OK\r\n"
-        await ann.write(key("a"), others=[key("b")], names=[scope("doc")])
-        await ann.invalidate(key("b"), names=[scope("doc")])
+        await ann.write(key("a"), others=[key("b")], scopes=[scope("doc")])
+        await ann.invalidate(key("b"), scopes=[scope("doc")])
         await redis.redis.call("ECHO", "the end")
         commands = []
         while b'"the end"' not in (line := said.readline()):
@@ -197,27 +197,27 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
 
 async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
-    await ann.store.probe(0, ann.caller, marks=False)
-    now_us = (await ann.store.probe(1, Caller("ann", 0, b""), marks=False)).server_us
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
+    now_us = (await ann.store.probe(1, Caller("ann", 0, b""), with_invalidated=False)).server_us
     for shard in range(SHARDS):
         nodes = ShardNames(NAMESPACE, shard).nodes
         line = await redis.redis.call("HGET", nodes, "ann")
         odd = {"silent": aged(line, 61), "quiet": aged(line, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
         await redis.redis.call("HSET", nodes, *[part for pair in odd.items() for part in pair])
-    await ann.store.probe(0, ann.caller, marks=False)
-    assert set(await redis.lines()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
-    assert (await ann.store.nodes(0, NOBODY)).lines["garbage"] == NodeLine(0, b"", 0), "it has applied nothing"
+    await ann.store.probe(0, ann.caller, with_invalidated=False)
+    assert set(await redis.rows()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
+    assert (await ann.store.nodes(0, NOBODY)).rows["garbage"] == NodeRow(0, b"", 0), "it has applied nothing"
     bob = await Person(await redis.store(), "bob").attach()
     for shard in range(SHARDS):
-        await bob.store.probe(shard, Caller("bob", 0, b""), marks=False)
-    assert set(await redis.lines()) == {"ann", "quiet", "bob"}
+        await bob.store.probe(shard, Caller("bob", 0, b""), with_invalidated=False)
+    assert set(await redis.rows()) == {"ann", "quiet", "bob"}
     flat = await redis.redis.call("HKEYS", ShardNames(NAMESPACE, 1).nodes)
     assert set(flat) - {NAME} == {b"ann", b"quiet", b"bob"}, "in every shard"
 
 
 async def test_events_go_to_the_channel_of_their_shard(redis: RedisRig) -> None:
     ann = await Person(await redis.store(), "ann").attach()
-    await ann.store.invalidate(1, Caller("ann", 0, b""), [], [], body(names=["elsewhere"]))
+    await ann.store.invalidate(1, Caller("ann", 0, b""), [], [], body(scopes=["elsewhere"]))
     await ann.invalidate(key())
     assert events.decode((await redis.heard(1))[0]).keys == [key().l1]
     await ann.probe()
@@ -230,8 +230,8 @@ async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
     await ann.loaded(key("r"))
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
-    await ann.invalidate(names=[scope()])
-    await ann.invalidate(names=[ALL_OF_SHARD])
+    await ann.invalidate(scopes=[scope()])
+    await ann.invalidate(scopes=[ALL_OF_SHARD])
     await ann.guard(key("g"))
     found = {name.decode() for name in await redis.redis.call("KEYS", "*")}
     one = {f"{{{NAMESPACE}:0}}:{kind}" for kind in ("c:acme:doc:c", "l:acme:doc:l", "r:acme:doc:r")}
@@ -249,7 +249,7 @@ async def test_only_leases_and_what_was_told_to_expires(redis: RedisRig) -> None
     await ann.write(key("mortal"), px_ms=50_000)
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
-    await ann.guard(key("g"), names=[scope()])
+    await ann.guard(key("g"), scopes=[scope()])
     mortal = set()
     for name in await redis.redis.call("KEYS", "*"):
         if await redis.redis.call("PTTL", name) >= 0:

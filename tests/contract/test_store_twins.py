@@ -18,7 +18,7 @@ from cachebus.core.ports import (
     Change,
     Leased,
     LeaseReply,
-    NodeLine,
+    NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
@@ -34,7 +34,7 @@ from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers
 
 STEPS = 400
-MARKS_MAX = 8
+MAX_INVALIDATED_SCOPES = 8
 GUARD_MS = 200_000
 AGES_MS = {"none": 0, "past": -3_600_000, "future": 3_600_000}
 NEAR_MS = 5_000
@@ -47,7 +47,7 @@ KEYS = [
     key("a", data_type="third", tenant=NEIGHBOUR),
 ]
 TAGS = [tag("p"), tag("q"), tag("r" * 300)]
-NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.names) if n != ALL_OF_SHARD), *TAGS]
+NAMES = [*(n for n in dict.fromkeys(name for k in KEYS for name in k.scopes) if n != ALL_OF_SHARD), *TAGS]
 LOSSES = [
     "flush",
     "lose_meta",
@@ -149,7 +149,7 @@ class Author:
     # -- verbs --------------------------------------------------------------------------------------------------
 
     def probe(self) -> Step:
-        return Step("probe", {"caller": self.caller(), "marks": self.dice.random() < 0.7})
+        return Step("probe", {"caller": self.caller(), "with_invalidated": self.dice.random() < 0.7})
 
     def nodes(self) -> Step:
         return Step("nodes", {"caller": self.caller()})
@@ -203,10 +203,10 @@ class Author:
         return Step("hold", {"key": what, "token": token, "how": self.dice.choice(["extend", "release", "rest"])})
 
     def invalidate(self) -> Step:
-        return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "names": self.some(NAMES, 3)})
+        return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "scopes": self.some(NAMES, 3)})
 
     def everything(self) -> Step:
-        return Step("invalidate", {"caller": self.caller(), "keys": [], "names": [ALL_OF_SHARD]})
+        return Step("invalidate", {"caller": self.caller(), "keys": [], "scopes": [ALL_OF_SHARD]})
 
     def write(self) -> Step:
         return Step(
@@ -217,7 +217,7 @@ class Author:
                 "record": self.record(-1, 0),
                 "px_ms": self.dice.choice([0, 100_000]),
                 "others": self.some(KEYS, 2),
-                "names": self.some(NAMES, 2),
+                "scopes": self.some(NAMES, 2),
                 "if_absent": self.dice.random() < 0.4,
             },
         )
@@ -228,7 +228,7 @@ class Author:
             {
                 "caller": self.caller(),
                 "keys": self.some(KEYS),
-                "names": self.some(NAMES, 3),
+                "scopes": self.some(NAMES, 3),
                 "token": self.dice.choice("gh") * 16,
                 "px_ms": self.dice.choice([0, 0, 40_000, 80_000]),
             },
@@ -273,7 +273,7 @@ class Side:
     async def begin(self) -> None:
         await self.rig.begin()
         self.store = await self.rig.store()
-        reply = await self.store.probe(0, Caller("", 0, b""), marks=False)
+        reply = await self.store.probe(0, Caller("", 0, b""), with_invalidated=False)
         self.epochs.append(reply.epoch)
         self.now_ms = reply.server_us // 1000
 
@@ -313,7 +313,7 @@ class Side:
                 told["node"],
                 told["applied"],
                 self.epoch(told["epoch"]),
-                About(told["bound_ms"], told["guard_ms"], keeps_alone=told["alone"]),
+                About(told["bound_ms"], told["guard_ms"], keeps_without_l2=told["alone"]),
                 told["bound_ms"],
                 told["guard_ms"],
                 told["alone"],
@@ -321,9 +321,9 @@ class Side:
         if "record" in args:
             args["record"] = self.record(args["record"])
         if step.verb in ("invalidate", "guard"):
-            args["body"] = body(args["keys"], args["names"])
+            args["body"] = body(args["keys"], args["scopes"])
         elif step.verb == "write":
-            args["body"] = body([args["key"], *args["others"]], args["names"])
+            args["body"] = body([args["key"], *args["others"]], args["scopes"])
         if step.verb not in ("get", "lease", "fill", "write", "counter"):
             args["shard"] = 0
         return await getattr(self.store, step.verb)(**args)
@@ -361,11 +361,11 @@ class Side:
                 early = self.age(reply.expires_ms)
                 return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
             case ProbeReply():
-                largest = reply.bound_ms, reply.guard_ms, reply.alone
-                return self.number(reply.epoch), reply.seq, reply.marks, self.name(reply.nodes_name), largest
+                largest = reply.bound_ms, reply.guard_ms, reply.keeps_without_l2
+                return self.number(reply.epoch), reply.seq, reply.invalidated, self.name(reply.nodes_name), largest
             case NodesReply():
-                lines = {node: self.line(line) for node, line in reply.lines.items()}
-                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.alone, lines
+                lines = {node: self.row(row) for node, row in reply.rows.items()}
+                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.keeps_without_l2, lines
             case ReadReply():
                 return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
             case list():
@@ -380,8 +380,8 @@ class Side:
             self.names.append(name)
         return self.names.index(name)
 
-    def line(self, line: NodeLine) -> Any:
-        return line.applied, self.number(line.epoch) if line.epoch else None, line.about
+    def row(self, row: NodeRow) -> Any:
+        return row.applied, self.number(row.epoch) if row.epoch else None, row.about
 
     def age(self, expires_ms: int) -> str:
         """An expiry by name."""
@@ -408,8 +408,8 @@ class Side:
         return self.event(events.decode(message))
 
     def event(self, event: events.Event) -> Any:
-        marks = event.bucket, event.low, event.left_out
-        return self.number(event.epoch), event.seq, marks, event.keys, event.scopes
+        invalidated = event.bucket, event.low, event.left_out
+        return self.number(event.epoch), event.seq, invalidated, event.keys, event.scopes
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -417,7 +417,7 @@ async def sides(request: pytest.FixtureRequest, shared_servers: SharedServers) -
     """The twin, and a server of each kind."""
     kind: Kind = request.param
     url = shared_servers.get(program(kind)).url
-    sides = [Side(MemoryRig(MARKS_MAX, 100_000)), Side(RedisRig(url, MARKS_MAX, 100_000))]
+    sides = [Side(MemoryRig(MAX_INVALIDATED_SCOPES, 100_000)), Side(RedisRig(url, MAX_INVALIDATED_SCOPES, 100_000))]
     for side in sides:
         await side.begin()
     yield sides
@@ -445,7 +445,7 @@ async def test_twins_answer_alike(sides: list[Side], index: int) -> None:
         assert told[0] == told[1], tale(seed, history)
         author.heard(step, replies[0], len(sides[0].epochs) - 1)
         if len(history) % 20 == 0:
-            lines = [{n: side.line(line) for n, line in (await side.rig.lines()).items()} for side in sides]
+            lines = [{n: side.row(row) for n, row in (await side.rig.rows()).items()} for side in sides]
             assert lines[0] == lines[1], tale(seed, history)
     await sides[1].rig.heard(len(sides[0].rig.messages))
     heard = [[side.message(message) for message in side.rig.messages] for side in sides]

@@ -16,7 +16,7 @@ ANY_SIZE = {"pending_max", "resend_max_bytes", "l1_max_entries", "l1_max_bytes",
 """Bounds of this process's own memory, and a size from which on something is done: each works, however large it is."""
 BY_OTHERS = {
     "probe_interval_s": D_S / 2,
-    "hole_grace_s": D_S - 0.01,
+    "gap_grace_s": D_S - 0.01,
     "db_timeout_s": 59.9,
     "soft_ttl_s": 10**10 - 1,
     "load_soft_timeout_s": 10**10 - 1,
@@ -63,7 +63,7 @@ def test_no_number_is_without_bounds(model: type[BaseModel], name: str) -> None:
         assert refused(model, name, 1e300)
     if name != "ttl_s":
         assert refused(model, name, math.inf)
-    if name.endswith("_s") and name not in ("hole_grace_s", "close_timeout_s", "guard_max_s"):  # which may be 0
+    if name.endswith("_s") and name not in ("gap_grace_s", "close_timeout_s", "guard_max_s"):  # which may be 0
         assert refused(model, name, 0)
         assert name == "db_timeout_s" or refused(model, name, 1e-9)
 

@@ -144,7 +144,7 @@ async def test_a_receipt_is_a_header_string(pair: list[Cache]) -> None:
     assert header.isprintable()
     parsed = Receipt.parse(header)
     assert (parsed.shard, parsed.epoch, parsed.seq) == (receipt.shard, receipt.epoch, receipt.seq)
-    assert parsed.place == receipt.place
+    assert parsed.position == receipt.position
 
 
 async def test_a_receipt_that_the_node_has_applied_costs_no_round_trip(pair: list[Cache]) -> None:

@@ -30,10 +30,12 @@ class Aging:
 
 
 @asynccontextmanager
-async def aging(nodes: int = 2, *, keep_alone: bool = True, **policies: Policy) -> AsyncIterator[Aging]:
+async def aging(nodes: int = 2, *, keep_without_l2: bool = True, **policies: Policy) -> AsyncIterator[Aging]:
     """A fleet with these policies."""
     clock = FakeClock()
-    async with Fleet(nodes, clock=clock, staleness_bound_s=D_S, policies=policies, keep_alone=keep_alone) as fleet:
+    async with Fleet(
+        nodes, clock=clock, staleness_bound_s=D_S, policies=policies, keep_without_l2=keep_without_l2
+    ) as fleet:
         yield Aging(fleet, clock)
 
 

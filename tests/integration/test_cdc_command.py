@@ -144,7 +144,7 @@ async def test_a_message_that_cant_be_used_is_set_aside_counted_and_brought_back
 async def test_kafka_that_is_not_there_is_waited_for(redis_url: str) -> None:
     one = TopicsWorker(quick(redis_url), rules(), KafkaSource(f"127.0.0.1:{free_port()}", "x"))
     task = asyncio.create_task(one.run())
-    await until(lambda: "KafkaConnectionError" in one.health.told()["parts"]["kafka"]["why"])
+    await until(lambda: "KafkaConnectionError" in one.health.as_dict()["parts"]["kafka"]["why"])
     one.drain()
     await asyncio.wait_for(task, 20)
 

@@ -46,7 +46,7 @@ async def problem(database: str, redis_url: str, said: str, given: Rules | None 
 
 
 def _told(one: SlotWorker) -> str:
-    return "; ".join(part["why"] for part in one.health.told()["parts"].values())
+    return "; ".join(part["why"] for part in one.health.as_dict()["parts"].values())
 
 
 async def fetched(database: str, sql: str, *arguments: Any) -> Any:
@@ -216,7 +216,7 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
     await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')", ORDER.format(1)])
     one = worker(database, redis_url)
     task = asyncio.create_task(one.run())
-    await until(lambda: one.health.told()["parts"]["slot"]["why"].startswith("cachebus_cdc: lost: it is gone"))
+    await until(lambda: one.health.as_dict()["parts"]["slot"]["why"].startswith("cachebus_cdc: lost: it is gone"))
     assert not await fetched(database, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
     one.drain()
     await asyncio.wait_for(task, 20)
@@ -259,7 +259,7 @@ async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: s
         assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
         one = worker(server.url, redis_url)
         task = asyncio.create_task(one.run())
-        await until(lambda: "max_slot_wal_keep_size" in one.health.told()["parts"]["slot"]["why"])
+        await until(lambda: "max_slot_wal_keep_size" in one.health.as_dict()["parts"]["slot"]["why"])
         one.drain()
         await asyncio.wait_for(task, 20)
         async with running(worker(server.url, redis_url, on_lost_slot="invalidate")):

@@ -76,7 +76,7 @@ async def at_work(one: SlotWorker) -> AsyncIterator[SlotWorker]:
 
 
 def why(one: SlotWorker, part: str) -> str:
-    return str(one.health.told()["parts"][part]["why"])
+    return str(one.health.as_dict()["parts"][part]["why"])
 
 
 async def put(cache: Cache, number: int = 1, data_type: str = "o") -> None:
@@ -339,7 +339,7 @@ async def test_nothing_of_a_url_is_told(database: str, redis_url: str) -> None:
         one = worker(f"postgresql://nobody:{secret}@{host}/{name}", redis_url)
         task = asyncio.create_task(one.run())
         await until(lambda one=one: ": " in why(one, "database"))
-        said = json.dumps(one.health.told())
+        said = json.dumps(one.health.as_dict())
         assert not any(part in said for part in (secret, "127.0.0.1", "nobody", "nowhere"))
         one.drain()
         await asyncio.wait_for(task, 20)

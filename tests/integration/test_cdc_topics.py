@@ -168,7 +168,7 @@ class Absent:
         away = {
             at
             for at, plan in enumerate(plans)
-            if not self.there and any(self._tenant in name for name in (*plan.names, *(key.l2 for key in plan.keys)))
+            if not self.there and any(self._tenant in name for name in (*plan.scopes, *(key.l2 for key in plan.keys)))
         }
         await self._carry([plan for at, plan in enumerate(plans) if at not in away], within_s)
         return Carried(away=away)
@@ -219,7 +219,7 @@ async def test_that_no_topic_fits_is_told(kafka: KafkaServer, redis_url: str) ->
     nothing = Topic(kafka.address)
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), nothing.source())
     task = asyncio.create_task(worker.run())
-    await until(lambda: "no topic that one may see fits it" in worker.health.told()["parts"]["topic"]["why"])
+    await until(lambda: "no topic that one may see fits it" in worker.health.as_dict()["parts"]["topic"]["why"])
     await nothing.made()
     await nothing.put(changed("1"))
     await until(lambda: worker.meters.count("applied") == 1)

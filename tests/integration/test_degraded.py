@@ -233,7 +233,7 @@ async def test_without_l2_a_node_that_had_missed_events_loads_once_a_bound_too()
 
 
 @asynccontextmanager
-async def behind_a_hole(heard: str) -> AsyncIterator[tuple[Fleet, Callable[[], Awaitable[None]]]]:
+async def behind_a_gap(heard: str) -> AsyncIterator[tuple[Fleet, Callable[[], Awaitable[None]]]]:
     """Two nodes of which the first has heard of a scope's or tag's invalidation, and not of what came before it; and
     what invalidates that once more."""
     async with Fleet(2, clock=FakeClock()) as fleet:
@@ -255,9 +255,9 @@ async def behind_a_hole(heard: str) -> AsyncIterator[tuple[Fleet, Callable[[], A
 
 
 @pytest.mark.parametrize("heard", ["scope", "tag"])
-async def test_without_l2_a_mark_heard_ahead_of_a_hole_does_not_keep_out_what_is_loaded_after_it(heard: str) -> None:
+async def test_without_l2_a_mark_heard_ahead_of_a_gap_does_not_keep_out_what_is_loaded_after_it(heard: str) -> None:
     source = Source(x="v")
-    async with behind_a_hole(heard) as (fleet, _):
+    async with behind_a_gap(heard) as (fleet, _):
         a = fleet.caches[0]
         fleet.away = True
         for _ in range(3):
@@ -341,11 +341,9 @@ async def test_a_slow_load_does_not_take_the_place_of_one_that_began_after_it() 
 
 @pytest.mark.parametrize("away", [True, False], ids=["without L2", "with L2"])
 @pytest.mark.parametrize("heard", ["scope", "tag"])
-async def test_a_mark_heard_ahead_of_a_hole_keeps_nobody_from_a_load_that_began_after_it(
-    heard: str, away: bool
-) -> None:
+async def test_a_mark_heard_ahead_of_a_gap_keeps_nobody_from_a_load_that_began_after_it(heard: str, away: bool) -> None:
     source = Source(x="v")
-    async with behind_a_hole(heard) as (fleet, invalidate):
+    async with behind_a_gap(heard) as (fleet, invalidate):
         a = fleet.caches[0]
 
         async def ask() -> Any:

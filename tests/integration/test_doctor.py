@@ -498,9 +498,9 @@ async def test_what_was_lost_in_the_namespace(server: EmbeddedServer) -> None:
     async with Cache.open(server.url) as cache:
         for i in range(20):
             await cache.invalidate_tags([f"tag-{i}"], tenant_id="acme")
-    full = of(await findings(server.url, max_marks=20), "marks")
+    full = of(await findings(server.url, max_invalidated_scopes=20), "invalidated_scopes")
     assert full is not None
-    assert "CACHEBUS_MAX_MARKS=40" in full.otherwise
+    assert "CACHEBUS_MAX_INVALIDATED_SCOPES=40" in full.otherwise
     server.command("DEL", "{cachebus:0}:log")
     assert of(await findings(server.url), "log") is not None
     assert of(await findings(server.url), "takeover") is None
@@ -516,11 +516,11 @@ async def test_what_was_lost_in_the_namespace(server: EmbeddedServer) -> None:
 
 async def test_tenants_with_more_marks_than_are_kept(server: EmbeddedServer) -> None:
     server.command("FLUSHALL")
-    async with Cache.open(Settings(url=server.url, max_marks=20)) as cache:
+    async with Cache.open(Settings(url=server.url, max_invalidated_scopes=20)) as cache:
         for i in range(25):
             await cache.invalidate_tags([f"tag-{i}"], tenant_id="acme")
         await cache.invalidate_tags(["tag"], tenant_id="globex")
-    found = of(await findings(server.url, max_marks=100), "marks")
+    found = of(await findings(server.url, max_invalidated_scopes=100), "invalidated_scopes")
     assert found is not None
     assert found.level is ADVICE
     assert "6 were forgotten, in 1 buckets" in found.says

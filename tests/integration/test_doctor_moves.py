@@ -168,13 +168,13 @@ async def test_a_slot_that_no_server_has_is_named_though_nobody_of_ours_lies_the
         await ask(server, "CLUSTER", "DELSLOTS", slot)
 
     async def named() -> Finding | None:
-        found = (await deployment_of(settings)).findings
-        return next((each for each in found if f"no server has slot {slot}" in each.says), None)
+        told = (await deployment_of(settings)).findings
+        return next((each for each in told if f"no server has slot {slot}" in each.says), None)
 
     assert (await until(named)).level is Level.PROBLEM
     await ask(town.servers[0], "CLUSTER", "ADDSLOTS", slot)
 
-    async def mended() -> bool:
+    async def has_one() -> bool:
         return await named() is None
 
-    await until(mended)
+    await until(has_one)

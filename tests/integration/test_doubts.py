@@ -149,7 +149,7 @@ def test_a_doubt_goes_by_the_order_of_things() -> None:
     assert doubts.cover(["b"], 5)
     assert not doubts.open(["a"], clock())
     doubts.settle(clock())
-    assert len(doubts.names) == 1
+    assert len(doubts.scopes) == 1
     assert not doubts.cover(["a"], 0)
 
 
@@ -168,7 +168,7 @@ def test_too_many_doubts_leave_one_of_everything_until_a_later_probe() -> None:
 async def test_a_probe_that_was_under_way_vouches_for_nothing_that_is_in_doubt(redis_url: str, count: int) -> None:
     """Its answer renews the lease, and knows of no mark that was made after it was sent."""
     tags = [f"t{n}" for n in range(count)]
-    async with nodes(redis_url, 2, staleness_bound_s=20.0, probe_interval_s=10.0, hole_grace_s=0.0) as (a, b):
+    async with nodes(redis_url, 2, staleness_bound_s=20.0, probe_interval_s=10.0, gap_grace_s=0.0) as (a, b):
         await b.set("doc", "1", "old", "acme", tags=tags[:1])
         await a.probe()
         store: Any = parts(a).store

@@ -37,8 +37,8 @@ def lines_of_replicas() -> Iterator[list[str]]:
 async def probed(cache: Cache) -> None:
     """Until two more probes were answered, or refused."""
     calls = parts(cache).node.shards[0]
-    after_s = calls.vouched_s
-    await until(lambda: calls.vouched_s > after_s + 0.2)
+    after_s = calls.fresh_as_of_s
+    await until(lambda: calls.fresh_as_of_s > after_s + 0.2)
 
 
 async def connected(primary: EmbeddedServer, count: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cachebus import Cache
 from cachebus.cascade import Target
-from cachebus.core.marks import PRUNED_AT_ONCE
+from cachebus.core.invalidated import PRUNED_AT_ONCE
 from cachebus.keys.key import bucket_of
 from tests.support.caches import heard, nodes, parts
 
@@ -21,7 +21,7 @@ KEPT = 3
 
 @pytest.fixture
 async def pair(redis_url: str) -> AsyncIterator[list[Cache]]:
-    async with nodes(redis_url, max_marks=MOST, guard_max_s=0.0) as opened:
+    async with nodes(redis_url, max_invalidated_scopes=MOST, guard_max_s=0.0) as opened:
         yield opened
 
 
@@ -49,9 +49,9 @@ async def busy_rows(writer: Cache, rows: int) -> None:
     assert receipt
 
 
-def marks_of(cache: Cache, tenant: str) -> int:
+def invalidated_of(cache: Cache, tenant: str) -> int:
     """How many marks of its bucket a node remembers."""
-    return len(parts(cache).node.shards[0].marks.get(bucket_of(tenant), ()))
+    return len(parts(cache).node.shards[0].invalidated.get(bucket_of(tenant), ()))
 
 
 async def test_a_tenant_with_more_marks_than_are_kept_loses_its_own_values_alone(pair: list[Cache]) -> None:
@@ -69,7 +69,7 @@ async def test_a_tenant_with_more_marks_than_are_kept_loses_its_own_values_alone
         stats = cache.stats()
         assert stats.watermarks_raised
         assert set(stats.flushes) == {"start"}
-        assert marks_of(cache, BUSY) <= MOST + PRUNED_AT_ONCE + AT_ONCE
+        assert invalidated_of(cache, BUSY) <= MOST + PRUNED_AT_ONCE + AT_ONCE
     assert reader.stats().lost_to_watermarks, "that is counted"
     receipt = await writer.invalidate_tags(["t"], QUIET[0])
     await heard(pair, receipt)
@@ -86,7 +86,7 @@ async def test_ids_of_a_type_without_contexts_take_no_room_at_all(pair: list[Cac
         assert await held(cache) == len(QUIET) * KEPT
         assert await cache.get("row", "old", BUSY) == 1, "nor does it lose anything"
         assert cache.stats().watermarks_raised == 0
-        assert marks_of(cache, BUSY) == 0
+        assert invalidated_of(cache, BUSY) == 0
 
 
 async def test_a_node_that_begins_later_knows_what_is_not_remembered_any_more(
@@ -96,7 +96,7 @@ async def test_a_node_that_begins_later_knows_what_is_not_remembered_any_more(
     await writer.set("row", "in a context", "old", BUSY, agent_id="a7")
     await writer.set("row", "r0", "old", BUSY, agent_id="a7")
     await busy_rows(writer, 6 * MOST)
-    async with nodes(redis_url, 1, max_marks=MOST, guard_max_s=0.0) as (late,):
+    async with nodes(redis_url, 1, max_invalidated_scopes=MOST, guard_max_s=0.0) as (late,):
         for resource_id in ("r0", "in a context"):
             assert await late.get("row", resource_id, BUSY, agent_id="a7") is None
 

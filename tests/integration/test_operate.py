@@ -71,7 +71,7 @@ async def killed(cache: Cache, node: str, shards: list[int]) -> None:
     store = redis_store(cache.settings, route_of(cache.settings, monotonic), monotonic)
     await store.connect()
     for shard in shards:
-        await store.probe(shard, Caller(node, 0, b""), marks=False)
+        await store.probe(shard, Caller(node, 0, b""), with_invalidated=False)
     await store.close()
 
 

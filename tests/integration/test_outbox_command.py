@@ -26,10 +26,10 @@ from cachebus.producers.command import Invalidate, parse
 from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
-from tests.integration.test_readme import run_inside
 from tests.support.caches import until
 from tests.support.command import cachebus
 from tests.support.outbox import invalidation, put, waiting
+from tests.support.pages import run_inside
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "outbox.md").read_text()
@@ -170,7 +170,7 @@ class Agent(Base):
     config: Mapped[str] = mapped_column(default="")
 
 
-@pytest.mark.parametrize("where", ["README.md", "docs/outbox.md"])
+@pytest.mark.parametrize("where", ["docs/outbox.md"])
 async def test_the_write_in_the_documentation_is_followed_by_its_invalidation(database: str, where: str) -> None:
     text = (ROOT / where).read_text()
     (code,) = [

@@ -219,7 +219,7 @@ async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, 
         async with running(relay_of(database, redis_url)) as relay:
             await until(lambda: told)
             assert "--create-table" in told[0]
-            part = relay.health.told()["parts"]["table"]
+            part = relay.health.as_dict()["parts"]["table"]
             assert not part["up"]
             assert "cachebus_outbox" in part["why"]
             await create_tables(database)
@@ -601,7 +601,7 @@ async def test_all_that_is_away_is_told_at_once() -> None:
     relay = relay_of("postgresql://127.0.0.1:1/x", "redis://127.0.0.1:1/0")
     async with running(relay):
         for part in ("database", "l2"):
-            await until(lambda p=part: "not connected yet" not in relay.health.told()["parts"][p]["why"])
+            await until(lambda p=part: "not connected yet" not in relay.health.as_dict()["parts"][p]["why"])
 
 
 async def test_what_no_waiting_helps_against_ends_it(tables: str, redis_url: str) -> None:

@@ -224,7 +224,7 @@ async def test_what_can_be_neither_applied_nor_set_aside_holds_up_nothing(
             await until(lambda: relay.meters.count("applied") == 1)
             assert await waiting(database) == 1
             await until(lambda: not relay.health.is_up("table"))
-            assert "--create-table" in relay.health.told()["parts"]["table"]["why"]
+            assert "--create-table" in relay.health.as_dict()["parts"]["table"]["why"]
             await create_tables(database)
             await emptied(database)
             await until(lambda: relay.health.ready)

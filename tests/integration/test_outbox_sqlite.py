@@ -229,14 +229,14 @@ async def test_what_is_wrong_is_told(url: str, file: Path, redis_url: str, monke
         await until(lambda: relay.health.ready)
         with connected(file) as connection, connection:
             connection.execute("ALTER TABLE cachebus_outbox RENAME TO o")
-        await until(lambda: "--create-table" in relay.health.told()["parts"]["table"]["why"])
+        await until(lambda: "--create-table" in relay.health.as_dict()["parts"]["table"]["why"])
         with connected(file) as connection, connection:
             connection.execute("ALTER TABLE o DROP COLUMN attempts")
             connection.execute("ALTER TABLE o RENAME TO cachebus_outbox")
-        await until(lambda: "attempts: it is not there" in relay.health.told()["parts"]["columns"]["why"])
+        await until(lambda: "attempts: it is not there" in relay.health.as_dict()["parts"]["columns"]["why"])
         await asyncio.to_thread(file.unlink)
         await until(lambda: not relay.health.is_up("database"))
-        assert str(file) not in str(relay.health.told())
+        assert str(file) not in str(relay.health.as_dict())
         await create_tables(url)
         put(file, GOOD)
         await until(lambda: relay.meters.count("applied") == 1)
@@ -247,7 +247,7 @@ async def test_what_is_wrong_is_told(url: str, file: Path, redis_url: str, monke
                 "CREATE TABLE cachebus_outbox "
                 "(namespace, id INTEGER PRIMARY KEY, command, created_at, due_at, attempts, waits_for)"
             )
-        await until(lambda: "ids are given again" in relay.health.told()["parts"]["columns"]["why"])
+        await until(lambda: "ids are given again" in relay.health.as_dict()["parts"]["columns"]["why"])
 
 
 async def test_the_command_makes_and_replays_and_refuses(

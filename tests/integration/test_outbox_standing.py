@@ -113,7 +113,7 @@ async def test_what_breaks_while_it_works_is_told_and_once_mended_it_goes_on(
         await until(lambda: relay.health.ready)
         await connection.execute(sql)
         await until(lambda: not relay.health.is_up(assumption))
-        assert problem in relay.health.told()["parts"][assumption]["why"]
+        assert problem in relay.health.as_dict()["parts"][assumption]["why"]
         for finding in (await look_at(database)).findings:
             await mended(database, connection, finding)
         await put(connection, invalidation("x"))
@@ -143,7 +143,7 @@ async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_
         await swapped(connection, database)
         await connection.execute("INSERT INTO before (command) VALUES ($1)", invalidation("x"))
         await until(lambda: not relay.health.is_up("table"))
-        why = relay.health.told()["parts"]["table"]["why"]
+        why = relay.health.as_dict()["parts"]["table"]["why"]
         assert "rows lie in before" in why
         assert relay.meters.count("applied") == 0
         await connection.execute(why.partition("to mend it: ")[2])

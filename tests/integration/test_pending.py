@@ -346,7 +346,7 @@ async def test_many_are_delivered_in_order_of_their_shards() -> None:
         fleet.away = False
         assert await a.drain(5)
         assert a.stats().pending_delivered == 400
-        assert parts(a).node.withheld is None
+        assert parts(a).node.blocked is None
         assert [await b.get("config", "x", tenant, use_memory=False) for tenant in tenants] == [None] * 40
 
 

@@ -9,7 +9,7 @@ import pytest
 from cachebus import ConfigError, Settings
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
-from cachebus.keys.key import bucket_of, is_name
+from cachebus.keys.key import bucket_of, is_scope
 from cachebus.wire import event as events
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
 
@@ -35,11 +35,11 @@ async def test_an_event_with_a_scope_of_no_known_shape_is_lost_and_not_applied(r
 
 def test_every_scope_of_ours_has_a_shape() -> None:
     for name in ("N", "Y\x1fdoc", "T\x1facme", "D\x1facme\x1fdoc", "I\x1facme\x1fdoc\x1f7", "G\x1facme\x1ftag"):
-        assert is_name(name)
+        assert is_scope(name)
     for shape in "AVC":
-        assert is_name(f"T{shape}\x1facme\x1fc")
-        assert is_name(f"D{shape}\x1facme\x1fdoc\x1fc")
-    assert not any(map(is_name, SHAPELESS))
+        assert is_scope(f"T{shape}\x1facme\x1fc")
+        assert is_scope(f"D{shape}\x1facme\x1fdoc\x1fc")
+    assert not any(map(is_scope, SHAPELESS))
 
 
 async def test_a_mark_that_is_no_text_keeps_no_node_from_beginning(redis_url: str) -> None:
@@ -69,7 +69,7 @@ async def test_ids_in_all_contexts_are_invalidated_though_nobody_knows_where_con
 
 async def test_an_own_write_answered_in_another_epoch_has_the_node_ask_at_once(redis_url: str) -> None:
     """The new epoch's seq may be far below what the node has applied in its own."""
-    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, hole_grace_s=0.02) as (a,):
+    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, gap_grace_s=0.02) as (a,):
         for turn in range(20):
             await a.invalidate("doc", turn, "acme")
         with deaf(a):
@@ -82,7 +82,7 @@ async def test_an_own_write_answered_in_another_epoch_has_the_node_ask_at_once(r
 
 
 async def test_a_flood_of_corrupt_messages_costs_a_probe_a_second_at_most(redis_url: str) -> None:
-    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, hole_grace_s=0.02) as (a,):
+    async with nodes(redis_url, 1, staleness_bound_s=60.0, probe_interval_s=30.0, gap_grace_s=0.02) as (a,):
         link = parts(a).store._links.of(0)  # type: ignore[attr-defined]
         sent = 0
         probe = parts(a).store.probe
@@ -120,7 +120,7 @@ async def test_two_who_ask_where_a_shard_stands_take_turns(redis_url: str) -> No
 
 
 def test_a_longest_guard_and_marks_have_a_maximum() -> None:
-    for wrong in ({"guard_max_s": 1e16}, {"max_marks": 10**7}):
+    for wrong in ({"guard_max_s": 1e16}, {"max_invalidated_scopes": 10**7}):
         with pytest.raises(ConfigError):
             Settings(**wrong)
     assert quick("redis://127.0.0.1/0", guard_max_s=86_400).guard_max_s == 86_400

@@ -371,7 +371,7 @@ async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
         source.findings = [BROKEN]
         await gone(cache)
         await until(lambda: not worker.health.ready)
-        told = worker.health.told()["parts"]
+        told = worker.health.as_dict()["parts"]
         assert told["shape"]["why"] == str(BROKEN)
         assert told["access"]["up"]
         assert worker.meters.registry.get_sample_value("cachebus_worker_up", {"worker": "test", "part": "shape"}) == 0
@@ -425,7 +425,7 @@ async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypa
     source = MemorySource()
     source.findings = [BROKEN._replace(stops=True, missed=False)]
     async with at_work(source, redis_url) as worker:
-        await until(lambda: "no column" in worker.health.told()["parts"]["shape"]["why"])
+        await until(lambda: "no column" in worker.health.as_dict()["parts"]["shape"]["why"])
         source.put(invalidation(1))
         await asyncio.sleep(0.1)
         assert source.rows
@@ -448,7 +448,7 @@ async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> 
     source.findings = [BROKEN._replace(over=True)]
     async with at_work(source, redis_url) as worker:
         await until(lambda: source.made_up)
-        assert worker.health.ready, "it is over"
+        await until(lambda: worker.health.ready)  # it is over
     assert any("nobody can name what they touched" in line for line in said)
 
 

@@ -20,11 +20,11 @@ from tests.support.caches import Source, nodes, parts, until
 AGED = Policy(ttl_s=10, fail_safe_s=1000, fail_safe_throttle_s=2, retries=0)
 
 
-@pytest.mark.parametrize("keep_alone", [True, False])
+@pytest.mark.parametrize("keep_without_l2", [True, False])
 @pytest.mark.parametrize("use_memory", [True, False])
 @pytest.mark.parametrize("back", [True, False])
-async def test_what_was_answered_without_l2(keep_alone: bool, use_memory: bool, back: bool) -> None:
-    async with aging(1, safe=AGED, keep_alone=keep_alone) as world:
+async def test_what_was_answered_without_l2(keep_without_l2: bool, use_memory: bool, back: bool) -> None:
+    async with aging(1, safe=AGED, keep_without_l2=keep_without_l2) as world:
         (a,) = world.nodes
         source = Source(x="v1")
         await read(a, source, "safe")

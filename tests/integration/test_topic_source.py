@@ -6,8 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +41,7 @@ from tests.support.commands import (
     worker_of,
 )
 from tests.support.logs import warnings_of
+from tests.support.topics import admin_of, figure, why
 
 
 @pytest.fixture(autouse=True)
@@ -53,22 +53,6 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(redis_url: str, kafka: KafkaServer) -> Settings:
     """A topic of one partition and a namespace of the test's own."""
     return setup(redis_url, kafka.address, kafka_partitions=1)
-
-
-@asynccontextmanager
-async def admin_of(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Who may do everything."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
-
-
-def figure(worker: CommandsWorker, name: str) -> float:
-    """One of its figures."""
-    return worker.meters.registry.get_sample_value(f"cachebus_worker_{name}", {"worker": "kafka"}) or 0.0
 
 
 async def all_committed(settings: Settings, count: int) -> bool:
@@ -83,11 +67,6 @@ async def remade(admin: AIOKafkaAdminClient, topic: str) -> None:
         answer = await admin.create_topics([NewTopic(topic, 1, 1)])
         if not answer.topic_errors[0][1]:
             return
-
-
-def why(worker: CommandsWorker, part: str) -> str:
-    """What its health says of a part."""
-    return str(worker.health.told()["parts"][part]["why"])
 
 
 # -- topics ----------------------------------------------------------------------------------------------------

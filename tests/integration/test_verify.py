@@ -30,7 +30,7 @@ SHOWS = {
     "record fence": "del-meta,del-marks",
     "lease token": "slow",
     "catch-up": "drop",
-    "age of stand-ins": "hang,stuck",
+    "age of fallbacks": "hang,stuck",
     "leaving": "slow",
     "shield": "slow",
     "a loader's own cancellation": "none",

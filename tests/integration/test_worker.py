@@ -78,7 +78,7 @@ async def test_it_waits_for_l2_and_applies_when_it_is_back(own_server: EmbeddedS
         applying = asyncio.create_task(one.apply([plan(one, 1)]))
         await until(lambda: not health.is_up("l2"))
         assert not applying.done()
-        assert health.told()["parts"]["l2"]["why"]
+        assert health.as_dict()["parts"]["l2"]["why"]
         own_server.start()
         await asyncio.wait_for(applying, 20)
         assert health.is_up("l2")
@@ -93,7 +93,7 @@ async def test_it_waits_for_l2_at_its_start(own_server: EmbeddedServer) -> None:
             await one.apply([plan(one, 1)])
 
     working = asyncio.create_task(work())
-    await until(lambda: "cannot connect" in health.told()["parts"]["l2"]["why"])
+    await until(lambda: "cannot connect" in health.as_dict()["parts"]["l2"]["why"])
     own_server.start()
     await asyncio.wait_for(working, 20)
 
@@ -175,6 +175,32 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
         "database is out of reach for 120 s, tried 121 times",
         "database is back after 180.0 s",
     ]
+
+
+def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
+    logger.enable("consumers")
+    clock = Clock()
+    health = Health("test", ("database",), clock)
+    patience = Patience("database", health, clock=clock)
+    try:
+        for second in range(23):
+            patience.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
+            clock.now_s += 1
+    finally:
+        logger.remove(sink)
+        logger.disable("consumers")
+    assert [line.strip() for line in said] == [
+        "database is out of reach: refused",
+        "database is out of reach for 5 s, tried 6 times: read only",
+        "database is out of reach for 12 s, tried 13 times: odd 0",
+        "database is out of reach for 17 s, tried 18 times: odd 1",
+        "database is out of reach for 22 s, tried 23 times: odd 0",
+    ]
+    assert health.as_dict()["parts"]["database"]["why"] == "odd 0"
 
 
 def fetched(url: str) -> tuple[int, bytes]:

@@ -170,7 +170,7 @@ async def test_without_l2_it_is_not_entered_and_at_its_end_it_raises_or_waits() 
         assert guard.receipt.status == "pending"
         fleet.away = False
         assert await a.drain(5)
-        assert parts(a).node.withheld is None
+        assert parts(a).node.blocked is None
         fleet.away = True
         with pytest.raises(InvalidationFailed):
             await a.write_guard([("config", "x")], "acme").__aenter__()  # a guard can't wait

@@ -15,7 +15,7 @@ TIMES = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1, "db_timeout_s": 5.0}
 async def in_another_epoch(cache: Cache, before: str) -> None:
     """Until the node has heard of it, by a probe."""
     view = parts(cache).node.shards[0]
-    await until(lambda: view.epoch.decode() != before and view.vouched_s > 0)
+    await until(lambda: view.epoch.decode() != before and view.fresh_as_of_s > 0)
 
 
 def counts(cache: Cache) -> tuple[int, int]:
@@ -103,8 +103,8 @@ async def test_a_guard_that_had_ended_before_is_not_lost(own_server: EmbeddedSer
         with pytest.raises(ValueError, match="unknown"):
             async with left:
                 raise ValueError("whether it was committed is unknown")
-        until_s = parts(cache).node.shards[0].vouched_s + 0.8
-        await until(lambda: parts(cache).node.shards[0].vouched_s > until_s)
+        until_s = parts(cache).node.shards[0].fresh_as_of_s + 0.8
+        await until(lambda: parts(cache).node.shards[0].fresh_as_of_s > until_s)
         own_server.kill()
         own_server.restart()
         await in_another_epoch(cache, epoch)

@@ -15,11 +15,11 @@ from cachebus.core.details import Details
 from cachebus.core.doubts import Doubts
 from cachebus.core.groups import Groups
 from cachebus.core.node import Node
-from cachebus.core.ports import NodeLine
+from cachebus.core.ports import NodeRow
 from cachebus.core.shard import NEVER, Heard, Probed, Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
-from cachebus.l2.memory_marks import MemoryMarks
+from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.listening.receive import Receiver
 from cachebus.reading.fetch import MISSING, Fetcher
 from cachebus.reading.flight import Flight
@@ -64,7 +64,7 @@ def _probed_any_epoch(shard: Shard, epoch: bytes, seq: int, sent_s: float, probe
     return probed(shard, shard.epoch, seq, sent_s)
 
 
-def _hear_over_holes(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
+def _hear_over_gaps(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shard.hear) -> Heard:
     heard = hear(shard, epoch, seq)
     if heard is Heard.AHEAD:
         shard.applied = seq
@@ -72,14 +72,14 @@ def _hear_over_holes(shard: Shard, epoch: bytes, seq: int, hear: Crippled = Shar
     return heard
 
 
-def _replay_over_holes(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
+def _replay_over_gaps(receiver: Receiver, shard: int, entries: list[Any], replay: Crippled = Receiver._replay) -> bool:
     view = receiver._node.shards[shard]
     for entry in entries:
         view.applied = max(view.applied, entry.seq - 1)
         replay(receiver, shard, [entry])
     view.applied = view.head
     view._ahead.clear()
-    view._settle()
+    view._renew()
     return True
 
 
@@ -87,14 +87,21 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
     view = node.shards[shard]
     if event.epoch > view.epoch:
         node.void(shard, "epoch")
-        view.enter(event.epoch, event.seq - 1, {}, {}, NEVER)
+        view.begin_epoch(event.epoch, event.seq - 1, {}, {}, NEVER)
     return hear(node, shard, event)
 
 
 def _enter_without_low(
-    shard: Shard, epoch: bytes, seq: int, marks: Any, low: Any, sent_s: float, asked: int, enter: Crippled = Shard.enter
+    shard: Shard,
+    epoch: bytes,
+    seq: int,
+    invalidated: Any,
+    low: Any,
+    sent_s: float,
+    asked: int,
+    begin_epoch: Crippled = Shard.begin_epoch,
 ) -> None:
-    enter(shard, epoch, seq, marks, {}, sent_s, asked)
+    begin_epoch(shard, epoch, seq, invalidated, {}, sent_s, asked)
 
 
 def _drop_what_passes_by(
@@ -117,8 +124,8 @@ def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:
 
 
 def _settle_all(shard: Shard) -> None:
-    while shard._owed:
-        shard.valid_until = max(shard.valid_until, shard._owed.popleft()[1] + shard.bound_s)
+    while shard._pending_probes:
+        shard.valid_until = max(shard.valid_until, shard._pending_probes.popleft()[1] + shard.bound_s)
 
 
 def _probed_on_reply(
@@ -130,7 +137,7 @@ def _probed_on_reply(
 def _arrive_counting_no_marks(
     shard: MemoryShard, caller: Any, *rest: Any, arrive: Crippled = MemoryShard.arrive
 ) -> None:
-    shard.marks.counted = {bucket: len(its) for bucket, its in shard.marks.by_bucket.items()}
+    shard.invalidated.counted = {bucket: len(its) for bucket, its in shard.invalidated.by_bucket.items()}
     arrive(shard, caller, *rest)
 
 
@@ -155,17 +162,17 @@ def _fill_as_of_now(
     return fill(shard, key, caller, token, record, *rest)
 
 
-def _trim_silently(marks: MemoryMarks, excess: int, trim: Crippled = MemoryMarks._trim) -> Any:
-    trim(marks, excess)
-    marks.low.clear()
+def _trim_silently(invalidated: MemoryInvalidated, excess: int, trim: Crippled = MemoryInvalidated._trim) -> Any:
+    trim(invalidated, excess)
+    invalidated.low.clear()
     return events.NO_BUCKET, 0
 
 
 def _hide_by_own_bucket(
-    marks: MemoryMarks, seq: int, bucket: str, names: Any, hide: Crippled = MemoryMarks.hide
+    invalidated: MemoryInvalidated, seq: int, bucket: str, scopes: Any, hide: Crippled = MemoryInvalidated.hide
 ) -> bool:
-    with patch.dict(marks.by_bucket, {ALL_TENANTS: {}}):
-        return hide(marks, seq, bucket, names)
+    with patch.dict(invalidated.by_bucket, {ALL_TENANTS: {}}):
+        return hide(invalidated, seq, bucket, scopes)
 
 
 def _judged_in_any_epoch(
@@ -192,9 +199,12 @@ def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.j
 
 
 def _join_whatever_tags(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
-    noted = flight.fresh._standing
-    marks = {name: mark for name, mark in noted.marks.items() if name in request.key.names}
-    with patch.object(flight.fresh, "_standing", noted._replace(marks=marks)), patch.object(Freshness, "knows", _yes):
+    noted = flight.fresh._snapshot
+    invalidated = {name: seq for name, seq in noted.invalidated_at.items() if name in request.key.scopes}
+    with (
+        patch.object(flight.fresh, "_snapshot", noted._replace(invalidated_at=invalidated)),
+        patch.object(Freshness, "knows", _yes),
+    ):
         return joinable(flight, request)
 
 
@@ -230,17 +240,15 @@ def _end_at_once(*arguments: Any, judged: Crippled = membership.judged) -> Any:
 def _end_with_lines_that_stand_still(
     watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = membership.judged
 ) -> Any:
-    moving = {node: line for node, line in reply.lines.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
-    applied = {"nobody": NodeLine(1 << 62, reply.epoch, 0)}
-    return judged(watch, reply._replace(lines=moving or applied), change, after_s, now_s)
+    moving = {node: line for node, line in reply.rows.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
+    applied = {"nobody": NodeRow(1 << 62, reply.epoch, 0)}
+    return judged(watch, reply._replace(rows=moving or applied), change, after_s, now_s)
 
 
 def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crippled = membership.judged) -> Any:
     watch.saw(reply.name, 0.0)
     watch.since_s = -INF
-    return judged(
-        watch, reply._replace(lines=reply.lines or {"nobody": NodeLine(1 << 62, reply.epoch, 0)}), change, *rest
-    )
+    return judged(watch, reply._replace(rows=reply.rows or {"nobody": NodeRow(1 << 62, reply.epoch, 0)}), change, *rest)
 
 
 def _not_in_doubt(real: Crippled) -> Crippled:
@@ -344,7 +352,10 @@ RULES = {
         "... and what this node alone holds", "CONTEXTS-OWN", "G2", ((Groups, "split", _pass_all_ids_by),)
     ),
     "scopes of all tenants": Rule(
-        "a record lies in scopes of all tenants too", "SHAPE-Y", "I1/G5", ((MemoryMarks, "hide", _hide_by_own_bucket),)
+        "a record lies in scopes of all tenants too",
+        "SHAPE-Y",
+        "I1/G5",
+        ((MemoryInvalidated, "hide", _hide_by_own_bucket),),
     ),
     "reservation": Rule(
         "what was read, loaded or written while its key was invalidated does not enter L1",
@@ -419,12 +430,12 @@ RULES = {
         "I1/G5",
         ((MemoryShard, "fill", _fill_as_of_now),),
     ),
-    "catch-up": Rule("a hole in the events counts as a hole", "TRIM", "G1", ((Shard, "hear", _hear_over_holes),)),
+    "catch-up": Rule("a gap in the events counts as a gap", "TRIM", "G1", ((Shard, "hear", _hear_over_gaps),)),
     "contiguity": Rule(
         "the log is trimmed silently, so a gap in it counts too",
         "TRIM",
         "G1",
-        ((Receiver, "_replay", _replay_over_holes),),
+        ((Receiver, "_replay", _replay_over_gaps),),
     ),
     "void on flush": Rule(
         "a flush marks every flight under way", "TRIM", "G1", ((Shard, "void", lambda shard: shard.lapse()),)
@@ -437,13 +448,16 @@ RULES = {
     ),
     "keys in L1": Rule("a key's event drops its entry", "SMALL", "G1", ((Node, "_drop_keys", lambda *_: None),)),
     "low watermarks": Rule(
-        "a node takes the low watermarks over with the marks", "FLOOR", "G1", ((Shard, "enter", _enter_without_low),)
+        "a node takes the low watermarks over with the marks",
+        "FLOOR",
+        "G1",
+        ((Shard, "begin_epoch", _enter_without_low),),
     ),
     "low watermarks in L2": Rule(
         "a mark that had to go raises its bucket's low watermark",
         "FLOOR",
         "I1/G5",
-        ((MemoryMarks, "_trim", _trim_silently),),
+        ((MemoryInvalidated, "_trim", _trim_silently),),
     ),
     "known server": Rule(
         "plain gets only from a server that has answered a probe",

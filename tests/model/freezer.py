@@ -8,21 +8,21 @@ from cachebus.base.clock import OtherClock
 from cachebus.core.details import Details, details
 from cachebus.core.doubts import Doubts
 from cachebus.core.shard import Shard
-from cachebus.keys.key import names_of
+from cachebus.keys.key import scopes_of
 from cachebus.l1 import Entry, Group
 from tests.model.frozen import INF, NEVER, NOW, Core, Held, View, ago, ahead_of_now, bucket_marks, frozen_marks
 from tests.model.rig import Rig
 
 _SLOTS = {
     "_ahead",
-    "_journal",
-    "_journal_floor",
-    "_journal_max",
-    "_owed",
+    "_recent_drops",
+    "_recent_drops_low",
+    "_recent_drops_max",
+    "_pending_probes",
     "_suspects",
     "applied",
     "bound_s",
-    "count",
+    "drop_count",
     "doubts",
     "epoch",
     "foreign",
@@ -30,10 +30,10 @@ _SLOTS = {
     "index",
     "left",
     "low",
-    "marks",
-    "marks_max",
+    "invalidated",
+    "max_invalidated_scopes",
     "valid_until",
-    "_marked",
+    "_invalidated_count",
 }
 _NODE = {
     "id",
@@ -44,13 +44,13 @@ _NODE = {
     "counters",
     "server_clocks",
     "born_us",
-    "withheld",
+    "blocked",
     "views",
     "on_applied",
     "groups",
     "about",
     "largest",
-    "keep_alone",
+    "keep_without_l2",
     "_until",  # a memo of a pure function: no state
 }
 _GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
@@ -77,14 +77,18 @@ class Freezer:
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
         shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
-        shard.low, shard.marks, shard.foreign = dict(view.low), bucket_marks(view.marks), dict(view.foreign)
-        shard._marked = sum(map(len, shard.marks.values()))
+        shard.low, shard.invalidated, shard.foreign = dict(view.low), bucket_marks(view.invalidated), dict(view.foreign)
+        shard._invalidated_count = sum(map(len, shard.invalidated.values()))
         shard.left, shard._suspects = {}, ()
         shard.valid_until = NOW + view.valid
         shard._ahead = set(view.ahead)
-        shard._owed.clear()
-        shard._owed.extend((seq, NOW + sent) for seq, sent in view.owed)
-        shard.count, shard._journal, shard._journal_floor = view.count, OrderedDict(view.journal), view.journal_floor
+        shard._pending_probes.clear()
+        shard._pending_probes.extend((seq, NOW + sent) for seq, sent in view.owed)
+        shard.drop_count, shard._recent_drops, shard._recent_drops_low = (
+            view.count,
+            OrderedDict(view.recent_drops),
+            view.recent_drops_low,
+        )
         shard.doubts = Doubts()
         for name, count, at in sorted(view.doubts, key=lambda doubt: doubt[2]):
             shard.doubts.note([name], count, NOW + at)
@@ -104,7 +108,7 @@ class Freezer:
 
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
-            born = -1 if held.place == 3 else self._rig.shard.count
+            born = -1 if held.place == 3 else self._rig.shard.drop_count
             group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.leased, born)
         else:
             group = self._rig.node.groups.live[0][data_type][not held.leased]
@@ -116,21 +120,21 @@ class Freezer:
         """The state that the node is in."""
         shard, node = self._rig.shard, self._rig.node
         if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
-            raise AssertionError("applied is beyond head, or an event waits behind no hole")
+            raise AssertionError("applied is beyond head, or an event waits behind no gap")
         view = View(
             shard.epoch,
             shard.applied,
             shard.head,
             tuple(sorted(shard.low.items())),
-            frozen_marks(shard.marks),
+            frozen_marks(shard.invalidated),
             ahead_of_now(shard.valid_until),
             _may_come(shard),
             tuple(sorted(shard._ahead)),
-            tuple((seq, ago(sent)) for seq, sent in shard._owed),
-            shard.count,
-            tuple(sorted(shard._journal.items())),
-            shard._journal_floor,
-            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.names.items())),
+            tuple((seq, ago(sent)) for seq, sent in shard._pending_probes),
+            shard.drop_count,
+            tuple(sorted(shard._recent_drops.items())),
+            shard._recent_drops_low,
+            tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.scopes.items())),
         )
         groups = node.groups.live[0]
         return Core(
@@ -150,8 +154,8 @@ class Freezer:
         place = 0 if live is not None and group is live[not group.leased] else 1
         if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
-        names = (*names_of(entry.key)[1], *(() if extra is None else extra.tags))
-        if place and shard.doubts.cover(names, group.born):
+        scopes = (*scopes_of(entry.key)[1], *(() if extra is None else extra.tags))
+        if place and shard.doubts.cover(scopes, group.born):
             place = 3
         if group.generation != self._rig.node.groups.lives[0]:
             place = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cachebus.core.marks import BucketMarks
+from cachebus.core.invalidated import InvalidatedScopes
 
 NOW = 100.0
 """What the clock shows whenever real code runs, in seconds; a tick is a second."""
@@ -23,22 +23,22 @@ Marked = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """Marks by bucket."""
 
 
-def frozen_marks(marks: Mapping[str, Mapping[str, int]]) -> Marked:
+def frozen_marks(invalidated: Mapping[str, Mapping[str, int]]) -> Marked:
     """The same, to be compared; in the order in which they would be forgotten."""
     return tuple(
         (bucket, tuple(sorted(its.items(), key=lambda item: (item[1], item[0]))))
-        for bucket, its in sorted(marks.items())
+        for bucket, its in sorted(invalidated.items())
     )
 
 
-def thawed_marks(marks: Marked) -> dict[str, dict[str, int]]:
+def thawed_marks(invalidated: Marked) -> dict[str, dict[str, int]]:
     """And back."""
-    return {bucket: dict(its) for bucket, its in marks}
+    return {bucket: dict(its) for bucket, its in invalidated}
 
 
-def bucket_marks(marks: Marked) -> dict[str, BucketMarks]:
+def bucket_marks(invalidated: Marked) -> dict[str, InvalidatedScopes]:
     """As a node has them."""
-    return {bucket: BucketMarks(its) for bucket, its in marks}
+    return {bucket: InvalidatedScopes(its) for bucket, its in invalidated}
 
 
 class Vault(NamedTuple):
@@ -49,14 +49,14 @@ class Vault(NamedTuple):
     epoch: bytes
     seq: int
     epochs: int
-    marks: Marked = ()
+    invalidated: Marked = ()
     low: tuple[tuple[str, int], ...] = ()
     counted: tuple[tuple[str, int], ...] = ()
     messages: tuple[tuple[int, bytes], ...] = ()
     records: tuple[tuple[str, bytes], ...] = ()
     leases: tuple[tuple[str, bytes, str], ...] = ()
     in_contexts: tuple[str, ...] = ()
-    lines: tuple[tuple[str, int, bytes, int], ...] = ()
+    rows: tuple[tuple[str, int, bytes, int], ...] = ()
     """Of each node how far it has applied which epoch, and how many ticks ago it has said so."""
     nodes_name: bytes = b""
     bound_ms: int = 0
@@ -69,15 +69,15 @@ class View(NamedTuple):
     applied: int
     head: int
     low: tuple[tuple[str, int], ...]
-    marks: Marked
+    invalidated: Marked
     valid: float
     foreign: tuple[tuple[bytes, int], ...]
     """Only of epochs that may yet be entered: those before are no more than noise."""
     ahead: tuple[int, ...]
     owed: tuple[tuple[int, float], ...]
     count: int
-    journal: tuple[tuple[str, tuple[int, int, int]], ...]
-    journal_floor: int
+    recent_drops: tuple[tuple[str, tuple[int, int, int]], ...]
+    recent_drops_low: int
     doubts: tuple[tuple[str, int, float], ...] = ()
     """Names, the drop that each came with, and when."""
 
@@ -107,7 +107,7 @@ class Began(NamedTuple):
     vouched: float | None
     """When the probe behind its coherence lease was sent; None = it had none."""
     low: tuple[tuple[str, int], ...]
-    marks: Marked
+    invalidated: Marked
     foreign: tuple[tuple[bytes, int], ...]
 
 
@@ -209,9 +209,9 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
     def rank(position: int) -> int:
         return sum(count < position for count in taken)
 
-    journal = tuple(
+    recent_drops = tuple(
         (key, (rank(position), seq, rank(forgotten)))
-        for key, (position, seq, forgotten) in view.journal
+        for key, (position, seq, forgotten) in view.recent_drops
         if rank(position) or seq > view.applied
     )
     # A doubt matters to what is held or had begun from before it, and until the lease is of a later probe.
@@ -222,6 +222,6 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
         for name, count, at in view.doubts
         if held or rank(count) or (at >= vouched and at > -BOUND)
     )
-    floor = rank(view.journal_floor)
-    view = view._replace(count=rank(view.count), journal=journal, journal_floor=floor, doubts=doubts)
+    floor = rank(view.recent_drops_low)
+    view = view._replace(count=rank(view.count), recent_drops=recent_drops, recent_drops_low=floor, doubts=doubts)
     return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

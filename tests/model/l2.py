@@ -7,11 +7,11 @@ from typing import Generic, TypeVar
 
 from cachebus import values
 from cachebus.base.clock import WALL_S
-from cachebus.core.ports import About, Caller, LogEntry, Marks, NodeLine, ProbeReply
+from cachebus.core.ports import About, Caller, Invalidated, LogEntry, NodeRow, ProbeReply
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.l2.memory_lease import MemoryLease
-from cachebus.l2.memory_marks import MemoryMarks
 from cachebus.wire import record as records
 from cachebus.wire.record import Record
 from tests.model.frozen import BOUND, INF, NOW, Vault, frozen_marks, thawed_marks
@@ -24,7 +24,7 @@ ELSEWHERE = Caller("", 0, b"")
 """Somebody who is no node: a producer."""
 _PARTS = {
     "clock",
-    "marks_max",
+    "max_invalidated_scopes",
     "log_max",
     "log_max_bytes",
     "server",
@@ -33,10 +33,10 @@ _PARTS = {
     "meta_server",
     "epoch",
     "seq",
-    "marks",
+    "invalidated",
     "messages",
     "logged_bytes",
-    "lines",
+    "rows",
     "nodes_name",
     "in_contexts",
     "records",
@@ -50,7 +50,7 @@ _PARTS = {
     "is_new",
     "bound_ms",
     "guard_ms",
-    "alone",
+    "keeps_without_l2",
 }
 
 
@@ -101,8 +101,10 @@ def frozen(thing: object) -> object:
 def thawed(reply: object) -> object:
     """A reply as the store would give it."""
     if isinstance(reply, ProbeReply):
-        marks = reply.marks and Marks(*(dict(part) for part in reply.marks))
-        return reply._replace(marks=marks and marks._replace(by_bucket=thawed_marks(reply.marks.by_bucket)))
+        invalidated = reply.invalidated and Invalidated(*(dict(part) for part in reply.invalidated))
+        return reply._replace(
+            invalidated=invalidated and invalidated._replace(by_bucket=thawed_marks(reply.invalidated.by_bucket))
+        )
     if isinstance(reply, tuple) and (not reply or isinstance(reply[0], LogEntry)):
         return list(reply)
     return reply
@@ -129,13 +131,13 @@ def new_record(name: str, value: int, tags: tuple[str, ...] = (), epoch: bytes =
 class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
-    def __init__(self, marks_max: int, *, lines: bool = False) -> None:
+    def __init__(self, max_invalidated_scopes: int, *, rows: bool = False) -> None:
         """`lines`: whether the nodes' lines matter."""
-        self._lines = lines
+        self._lines = rows
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []
         self._epochs = 0
-        self._shard = MemoryShard(lambda: NOW, marks_max=marks_max)
+        self._shard = MemoryShard(lambda: NOW, max_invalidated_scopes=max_invalidated_scopes)
         self._shard.publish = self._sent.append
         self._shard.new_epoch = self._new_epoch
         self._known: dict[tuple[int, Request], tuple[int, object, tuple[bytes, ...]]] = {}
@@ -176,14 +178,18 @@ class L2:
     def _thaw(self, vault: Vault) -> None:
         shard, now = self._shard, self._shard.clock()
         shard.server, shard.meta_server, shard.epoch = vault.server, vault.meta_server, vault.epoch
-        shard.seq, shard.bound_ms, shard.guard_ms, shard.alone = vault.seq, vault.bound_ms, 0, False
-        shard.marks = marks = MemoryMarks(shard.marks_max)
-        marks.by_bucket, marks.low, marks.counted = thawed_marks(vault.marks), dict(vault.low), dict(vault.counted)
-        marks.sizes = dict(vault.counted)  # every name is short
+        shard.seq, shard.bound_ms, shard.guard_ms, shard.keeps_without_l2 = vault.seq, vault.bound_ms, 0, False
+        shard.invalidated = invalidated = MemoryInvalidated(shard.max_invalidated_scopes)
+        invalidated.by_bucket, invalidated.low, invalidated.counted = (
+            thawed_marks(vault.invalidated),
+            dict(vault.low),
+            dict(vault.counted),
+        )
+        invalidated.sizes = dict(vault.counted)  # every name is short
         shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
         shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
-        shard.lines = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.lines}
+        shard.rows = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.rows}
         # Where the lines do not matter their set has a name, so that it never begins anew.
         shard.nodes_name = vault.nodes_name if self._lines else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
@@ -192,30 +198,30 @@ class L2:
         self._sent.clear()
 
     def _freeze(self) -> Vault:
-        shard, marks = self._shard, self._shard.marks
-        lines = sorted(shard.lines.items()) if self._lines else ()
+        shard, invalidated = self._shard, self._shard.invalidated
+        rows = sorted(shard.rows.items()) if self._lines else ()
         return Vault(
             shard.server,
             shard.meta_server,
             shard.epoch,
             shard.seq,
             self._epochs,
-            marks=frozen_marks({bucket: its for bucket, its in marks.by_bucket.items() if its}),
-            low=tuple(sorted(marks.low.items())),
-            counted=tuple(sorted((bucket, count) for bucket, count in marks.counted.items() if count)),
+            invalidated=frozen_marks({bucket: its for bucket, its in invalidated.by_bucket.items() if its}),
+            low=tuple(sorted(invalidated.low.items())),
+            counted=tuple(sorted((bucket, count) for bucket, count in invalidated.counted.items() if count)),
             messages=tuple(shard.messages.items()),
             records=tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
             leases=tuple(sorted((name, lease.epoch, lease.token) for name, lease in shard.leases.items())),
             in_contexts=tuple(sorted(shard.in_contexts)),
-            lines=tuple((node, line.applied, line.epoch, _age(line)) for node, line in lines),
+            rows=tuple((node, row.applied, row.epoch, _age(row)) for node, row in rows),
             nodes_name=shard.nodes_name if self._lines else b"",
             bound_ms=shard.bound_ms if self._lines else 0,
         )
 
 
-def _line(applied: int, epoch: bytes, age: int) -> NodeLine:
-    return NodeLine(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
+def _line(applied: int, epoch: bytes, age: int) -> NodeRow:
+    return NodeRow(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
 
 
-def _age(line: NodeLine) -> int:
-    return int(WALL_S + NOW) - line.at_us // 1_000_000
+def _age(row: NodeRow) -> int:
+    return int(WALL_S + NOW) - row.at_us // 1_000_000

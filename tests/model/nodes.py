@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.reading.fetch import MISSING
 from tests.model.freezer import Freezer
@@ -115,9 +115,9 @@ class Nodes:
         self._thaw(core)
         shard, key = self._rig.shard, self._keys[flight.key]
         shard.valid_until = INF  # in the best case
-        names = (*key.names, *self._rig.setup.tags)
+        scopes = (*key.scopes, *self._rig.setup.tags)
         epoch, seq = _place_of(flight)
-        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, names, epoch, seq, key.everywhere)
+        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, scopes, epoch, seq, key.everywhere)
         return not enters and not real.joinable(self._rig.asking(key))
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Nodes:
         """What a coroutine that begins now takes with it."""
         view = self.cores.things[core].view
         vouched = view.valid - BOUND if view.valid > 0 else None
-        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.low, view.marks, view.foreign)
+        return Began(view.epoch, view.count, view.applied, 0.0, vouched, view.low, view.invalidated, view.foreign)
 
     def called(self, core: int, key: int) -> int:
         """The seq by which a load that begins now without L2 goes: as new as all that this node knows of its key."""
@@ -184,7 +184,7 @@ class Nodes:
 
         return self._once("asks", step, core, what, *arguments, checked)
 
-    def _reads(self, key: int, after: Place | None) -> Coro:
+    def _reads(self, key: int, after: Position | None) -> Coro:
         return self._rig.fetch.one(self._keys[key], after)
 
     # -- ends: what becomes of L2's answers ---------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Nodes:
 
     # -- what callers would get ----------------------------------------------------------------------------------------
 
-    def serves(self, core: int, after: Place | None) -> tuple[int | None, ...]:
+    def serves(self, core: int, after: Position | None) -> tuple[int | None, ...]:
         """What L1 gives for each key, or None."""
 
         def step() -> tuple[int | None, ...]:
@@ -280,7 +280,7 @@ class Nodes:
 
         return self._once("trusts", step, core)
 
-    def joins(self, core: int, flight: int, after: Place | None) -> int | None:
+    def joins(self, core: int, flight: int, after: Position | None) -> int | None:
         """What a caller gets who comes now and joins the flight, or None."""
 
         def step() -> int | None:
@@ -297,7 +297,7 @@ class Nodes:
 
         return self._once("joins", step, core, flight, after)
 
-    def reads(self, core: int, checked: bool, key: int, after: Place | None, reply: object) -> object:
+    def reads(self, core: int, checked: bool, key: int, after: Position | None, reply: object) -> object:
         """What a read of L2 gives that is answered at once."""
 
         def step() -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.keys.key import ALL_TENANTS
 from tests.model.frozen import Core
 from tests.model.world import State, World
@@ -43,7 +43,7 @@ def _at_rest(world: World, state: State) -> Iterator[Broken]:
         yield from _healing(world, state)
 
 
-def _expected(world: World, state: State) -> Iterator[tuple[str, Place | None, tuple[int, ...]]]:
+def _expected(world: World, state: State) -> Iterator[tuple[str, Position | None, tuple[int, ...]]]:
     """What each kind of read must show at least: promise, session token, changes of each key."""
     truth = world.truths.things[state.truth]
     yield "G1", None, truth.due()
@@ -78,10 +78,10 @@ def _in_l1(world: World, state: State) -> Iterator[Broken]:
 
 
 def _mark(world: World, node: Core, key: int) -> int:
-    names = (*world.setup.keys[key].names, *world.setup.tags)
+    scopes = (*world.setup.keys[key].scopes, *world.setup.tags)
     bucket, low = world.setup.keys[key].family.bucket, dict(node.view.low)
-    marks = [mark for _, its in node.view.marks for name, mark in its if name in names]
-    return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *marks, 0)
+    invalidated = [seq for _, its in node.view.invalidated for name, seq in its if name in scopes]
+    return max(low.get(bucket, 0), low.get(ALL_TENANTS, 0), *invalidated, 0)
 
 
 def _too_old(promise: str, what: str, found: tuple[int | None, ...], least: tuple[int, ...]) -> Iterator[Broken]:
@@ -119,10 +119,10 @@ def _by_reading(world: World, state: State) -> Iterator[Broken]:
 
 
 def _healing(world: World, state: State) -> Iterator[Broken]:
-    """Two turns of the heartbeat, with nothing in the way, bring a lease and leave no hole."""
+    """Two turns of the heartbeat, with nothing in the way, bring a lease and leave no gap."""
     bare = state._replace(flight=0, write=0, tending=0)
     for _ in range(2):
         bare = world.tend(bare)
     view = world.nodes.cores.things[bare.core].view
     if view.valid <= 0 or view.head > view.applied:
-        yield "heals", "two probes leave the node without a lease, or with a hole"
+        yield "heals", "two probes leave the node without a lease, or with a gap"

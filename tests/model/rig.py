@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 from cachebus.cache import Cache
 from cachebus.core.node import Node
-from cachebus.core.ports import Leased, LeaseReply, Place, ReadReply, Stale
+from cachebus.core.ports import Leased, LeaseReply, Position, ReadReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.keys.plan import Plan
@@ -92,8 +92,8 @@ class HandStore:
     def release(self, key: Key, token: str) -> None:
         """A coroutine that the model has made only for a look is closed: its lease is not L2's business."""
 
-    async def probe(self, shard, caller, *, marks):
-        return await Ask("probe", caller, marks)
+    async def probe(self, shard, caller, *, with_invalidated):
+        return await Ask("probe", caller, with_invalidated)
 
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
@@ -104,11 +104,11 @@ class HandStore:
     async def fill(self, key, caller, token, record, px_ms, over):
         return await Ask("fill", key, caller, token, record, px_ms, over)
 
-    async def invalidate(self, shard, caller, keys, names, body):
-        return await Ask("invalidate", caller, keys, names, body)
+    async def invalidate(self, shard, caller, keys, scopes, body):
+        return await Ask("invalidate", caller, keys, scopes, body)
 
-    async def write(self, key, caller, record, px_ms, body, *, others=(), names=(), if_absent=False):
-        return await Ask("write", key, caller, record, px_ms, body, others, names, if_absent)
+    async def write(self, key, caller, record, px_ms, body, *, others=(), scopes=(), if_absent=False):
+        return await Ask("write", key, caller, record, px_ms, body, others, scopes, if_absent)
 
     async def log(self, shard, after, count):
         return await Ask("log", after, count)
@@ -146,7 +146,7 @@ class NoFlights:
     """In place of the node's flights: none is under way, and one that begins is the model's."""
 
     def __init__(self) -> None:
-        self.alone: dict[str, RealFlight] = {}
+        self.without_l2: dict[str, RealFlight] = {}
 
     def find(self, name: str) -> None:
         return None
@@ -204,7 +204,7 @@ class Rig:
     def _nudge(shard: int) -> None:
         """The model probes whenever it likes."""
 
-    def asking(self, key: Key, after: Place | None = None) -> Request:
+    def asking(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
         tags = self.setup.tags if self.setup.fills else ()
         return Request(key, load, self.rules, after, tags=tags)
@@ -222,14 +222,14 @@ class Rig:
     def called(self, key: int) -> int:
         """The seq by which a load without L2 goes that begins now."""
         filler = Filler(self.fetch, self.asking(self.setup.keys[key]), PX_MS)
-        filler.begin_alone()
+        filler.begin_without_l2()
         return filler._seq
 
     def writing(self, kind: str, version: int) -> Coro:
         """An invalidation, or a set of key 0, by a caller on this node."""
         plan = Plan(0)
-        keys, names = self.setup.target(kind)
-        plan.keys, plan.names = list(keys), list(names)
+        keys, scopes = self.setup.target(kind)
+        plan.keys, plan.scopes = list(keys), list(scopes)
         if kind == "w":
             return self.writer.set(self.setup.keys[0], version, self.rules, plan, ttl_s=None, tags=self.setup.tags)
         return self.writer.invalidate(plan)
@@ -245,9 +245,9 @@ class Rig:
     def go_back(self, began: Began) -> None:
         """Make the node look as a coroutine saw it when it began, as far as that matters to it."""
         shard = self.shard
-        shard.epoch, shard.count, shard.applied = began.epoch, began.count, began.applied
+        shard.epoch, shard.drop_count, shard.applied = began.epoch, began.count, began.applied
         shard.head = began.applied + 1
-        shard.low, shard.marks = dict(began.low), bucket_marks(began.marks)
+        shard.low, shard.invalidated = dict(began.low), bucket_marks(began.invalidated)
         shard.foreign = dict(began.foreign)
         self.now = NOW + began.at
         shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
@@ -313,8 +313,8 @@ def message_place(message: bytes) -> tuple[bytes, int]:
 
 def body_of(setup: Setup, kind: str) -> bytes:
     """The body of an invalidation by somebody elsewhere."""
-    keys, names = setup.target(kind)
-    return events.encode_body([events.Part([key.l1 for key in keys], list(names))])
+    keys, scopes = setup.target(kind)
+    return events.encode_body([events.Part([key.l1 for key in keys], list(scopes))])
 
 
 def garbled(message: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_name
+from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, tag_scope
 from tests.model.frozen import BOUND
 
 BUDGETS = ("invs", "failovers", "wipes", "evictions", "trims", "own", "outages", "lapses", "garbles")
@@ -24,7 +24,7 @@ class Setup:
     """What the node's own callers do: k, s and w."""
     shape: str = "D"
     """The scope's shape; G is a tag, N everything in the shard."""
-    marks_max: int = 100
+    max_invalidated_scopes: int = 100
     late: bool = True
     """Whether the replies to probes and log reads may come late."""
     rollback: bool = True
@@ -84,7 +84,7 @@ class Setup:
         """The name of the scope's mark."""
         space = Keyspace(1)
         if self.shape == "G":
-            return tag_name("t", "tag")
+            return tag_scope("t", "tag")
         if self.shape == "I":
             return everywhere(self.keys[0])
         if self.shape in "NY":
@@ -118,7 +118,7 @@ SETUPS = {
         Setup("OWN-FAILOVER", invs=0, own=1, own_kinds="kw", failovers=1, late=False),
         Setup("OUTAGE", outages=2, late=False),
         Setup("OWN-OUTAGE", invs=0, own=1, own_kinds="ksw", outages=1, late=False),
-        Setup("FLOOR", invs=2, trims=1, marks_max=1, kinds="sx", late=False, tokens=False),
+        Setup("FLOOR", invs=2, trims=1, max_invalidated_scopes=1, kinds="sx", late=False, tokens=False),
         Setup("SECOND", second=True, lapses=1, late=False, empty=True),
         Setup("BOTH", loads=(0, 1), late=False, empty=True),
         Setup("TAG", invs=2, kinds="s", shape="G", late=False),
@@ -158,7 +158,7 @@ WALK = Setup(
     "WALK",
     kinds="kswx",
     own_kinds="ksw",
-    marks_max=2,
+    max_invalidated_scopes=2,
     repeats=True,
     old=True,
     second=True,

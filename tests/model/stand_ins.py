@@ -36,7 +36,7 @@ SETTINGS = Settings(
     probe_interval_s=0.5,
     guard_max_s=STANDS,
     db_timeout_s=COMMITTED_BY,
-    hole_grace_s=0.0,
+    gap_grace_s=0.0,
     lease_ms=60_000,
     policies={"config": POLICY},
 )
@@ -142,7 +142,7 @@ class Stage:
 async def broken(schedule: Schedule, *, deaf: bool = False) -> str:
     """What a schedule breaks, "" for nothing."""
     clock = FakeClock()
-    world = World(1, clock, marks_max=100, log_max=100)
+    world = World(1, clock, max_invalidated_scopes=100, log_max=100)
     writer, loader = (Cache(SETTINGS, world=world, clock=clock) for _ in range(2))
     async with writer, loader:
         for cache in (writer, loader):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cachebus.core import membership
-from cachebus.core.ports import Caller, Leased, Place
+from cachebus.core.ports import Caller, Leased, Position
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
@@ -33,7 +33,7 @@ _INVS, _FAILOVERS, _WIPES, _EVICTIONS, _TRIMS, _OWN, _OUTAGES, _LAPSES, _GARBLES
 class Token(NamedTuple):
     """The receipt of a write, and how often each key had changed by then."""
 
-    place: Place
+    place: Position
     seen: tuple[int, ...]
 
 
@@ -89,7 +89,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.l2 = L2(setup.marks_max, lines=setup.strong)
+        self.l2 = L2(setup.max_invalidated_scopes, rows=setup.strong)
         self.nodes = Nodes(setup)
         self.truths: Interned[Truth] = Interned()
         self._older: dict[int, int] = {}
@@ -106,7 +106,7 @@ class World:
         vault = Vault("s0", "s0", first, 0, 1, records=stored, in_contexts=tuple(sorted(contexts)))
         if self.setup.strong:
             bound_ms = int(BOUND * 1000)
-            vault = vault._replace(lines=((OWN, 0, first, 0),), nodes_name=epoch_name(0), bound_ms=bound_ms)
+            vault = vault._replace(rows=((OWN, 0, first, 0),), nodes_name=epoch_name(0), bound_ms=bound_ms)
         truth = Truth((0, 0), (), (), (0, 0))
         core, l2, left = self.nodes.attached(first), self.l2.states.number(vault), self.setup.budgets()
         return State(
@@ -196,15 +196,15 @@ class World:
         before = self.truths.things[state.truth]
         now = tuple(n + t for n, t in zip(before.now, touched, strict=True))
         truth = before._replace(now=now, recent=(*before.recent, (0, touched)))
-        keys, names = self.setup.target(kind)
+        keys, scopes = self.setup.target(kind)
         body = body_of(self.setup, kind)
         if kind == "w":
             record = new_record(keys[0].l2, now[0], self.setup.tags)
             return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
-        return truth, ("invalidate", ELSEWHERE, keys, names, body)
+        return truth, ("invalidate", ELSEWHERE, keys, scopes, body)
 
     def _acknowledged(self, truth: Truth, reply: object) -> int:
-        token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
+        token = Token(Position(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
         tokens = (*truth.tokens, token) if self.setup.tokens else ()
         return self.truths.number(truth._replace(tokens=tokens))
 
@@ -216,7 +216,7 @@ class World:
             after, reply = self._ask(state._replace(left=self._spent(state, _INVS)), request)
             after = after._replace(truth=self._acknowledged(truth, reply))
             if self.setup.strong and state.waiting is None:
-                token = Token(Place(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
+                token = Token(Position(reply.epoch, reply.seq), truth.now)  # type: ignore[attr-defined]
                 bound = membership.first_bound_s(self.setup.waiter_bound, reply, ELSEWHERE)  # type: ignore[arg-type]
                 after = after._replace(waiting=(token, 0, bound))
             yield ("write" if kind == "w" else "invalidate", kind), after
@@ -238,11 +238,11 @@ class World:
             left = self._spent(state, _EVICTIONS)
             gone = self.l2.changed(state.l2, meta_server="", epoch=b"", seq=0, bound_ms=0)
             yield ("evict meta",), state._replace(l2=gone, left=left)
-            if vault.lines:
-                gone = self.l2.changed(state.l2, lines=(), nodes_name=b"")
+            if vault.rows:
+                gone = self.l2.changed(state.l2, rows=(), nodes_name=b"")
                 yield ("evict nodes",), state._replace(l2=gone, left=left)
-            if vault.marks:
-                yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, marks=()), left=left)
+            if vault.invalidated:
+                yield ("evict marks",), state._replace(l2=self.l2.changed(state.l2, invalidated=()), left=left)
         if state.left[_TRIMS] and vault.messages:
             l2 = self.l2.changed(state.l2, messages=())
             yield ("trim",), state._replace(l2=l2, left=self._spent(state, _TRIMS))
@@ -274,10 +274,10 @@ class World:
         name, age = state.watched
         view = membership.MembershipView()
         view.saw(name, NOW - age)
-        reply = reply._replace(lines=dict(reply.lines))  # type: ignore[attr-defined]
+        reply = reply._replace(rows=dict(reply.rows))  # type: ignore[attr-defined]
         bound = membership.largest_bound_s(reply, bound)
         # A tick is no minute: what is to be known for longer than D, is known from the beginning or never.
-        after_s = min(FOR_EVER, membership.complete_after_s(bound, keep_alone=bool(self.setup.outages)))
+        after_s = min(FOR_EVER, membership.complete_after_s(bound, keep_without_l2=bool(self.setup.outages)))
         _, done = membership.judged(view, reply, token.place, after_s, NOW)  # type: ignore[arg-type]
         since = NOW - view.since_s
         watched = (view.name, (since if since >= FOR_EVER else min(BOUND, since)) if view.name else 0.0)
@@ -348,9 +348,9 @@ class World:
                 waiting = None
         if watched is not None:
             watched = watched[0], watched[1] if watched[1] >= BOUND else watched[1] + 1
-        lines = self.l2.states.things[state.l2].lines
-        older = tuple((node, applied, epoch, min(int(BOUND), age + 1)) for node, applied, epoch, age in lines)
-        return {"waiting": waiting, "watched": watched, "truth": truth, "l2": self.l2.changed(state.l2, lines=older)}
+        rows = self.l2.states.things[state.l2].rows
+        older = tuple((node, applied, epoch, min(int(BOUND), age + 1)) for node, applied, epoch, age in rows)
+        return {"waiting": waiting, "watched": watched, "truth": truth, "l2": self.l2.changed(state.l2, rows=older)}
 
     def _aged(self, number: int) -> int:
         known = self._older.get(number)

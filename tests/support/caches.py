@@ -17,7 +17,7 @@ D_S = 0.6
 QUICK: dict[str, Any] = {
     "staleness_bound_s": D_S,
     "probe_interval_s": 0.1,
-    "hole_grace_s": 0.02,
+    "gap_grace_s": 0.02,
     "l2_timeout_s": 0.5,
     "connect_timeout_s": 5.0,
     "close_timeout_s": 2.0,

@@ -132,7 +132,7 @@ class Heard:
     def _note(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
             self.asked.update(f"K {key.l2}" for key in plan.keys)
-            self.asked.update(name.replace(GIVEN, " ") for name in plan.names)
+            self.asked.update(name.replace(GIVEN, " ") for name in plan.scopes)
 
     def has(self, data_type: str, resource_id: str, tenant_id: str = "acme") -> bool:
         """Whether it has asked for this key."""
@@ -147,7 +147,7 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
         try:
             await until(lambda: task.done() or _works(worker))
         except AssertionError:
-            raise AssertionError(f"it does not work: {worker.health.told()}") from None
+            raise AssertionError(f"it does not work: {worker.health.as_dict()}") from None
         if task.done():
             task.result()
         yield task

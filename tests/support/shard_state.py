@@ -14,11 +14,11 @@ _PARTS = (
     "born",
     "bound_ms",
     "guard_ms",
-    "alone",
-    "marks",
+    "keeps_without_l2",
+    "invalidated",
     "messages",
     "logged_bytes",
-    "lines",
+    "rows",
     "nodes_name",
     "records",
     "leases",
@@ -45,9 +45,9 @@ def put_back(shard: MemoryShard, state: dict[str, Any]) -> None:
 def lose_meta(shard: MemoryShard) -> None:
     """Play an eviction of meta."""
     shard.meta_server, shard.epoch, shard.seq, shard.bound_ms, shard.guard_ms = "", b"", 0, 0, 0
-    shard.alone = False
+    shard.keeps_without_l2 = False
 
 
 def lose_nodes(shard: MemoryShard) -> None:
     """Play an eviction of the nodes' lines."""
-    shard.lines, shard.nodes_name = {}, b""
+    shard.rows, shard.nodes_name = {}, b""

@@ -159,6 +159,6 @@ def test_what_is_registered_always_ends(declared: list[tuple[str, list[str]]]) -
 
 def test_a_whole_scope_with_two_context_ids_has_none() -> None:
     planner = Planner(Keyspace(1), CascadeTable([DOCUMENT]))
-    assert len(planner.targets([Target("document", 7, None, None, "c")], "acme").names) == 1
+    assert len(planner.targets([Target("document", 7, None, None, "c")], "acme").scopes) == 1
     with pytest.raises(InvalidKey, match="at most one"):
         planner.targets([Target("document", 7, "a", None, "c")], "acme")

@@ -9,7 +9,7 @@ import pytest
 
 from cachebus import ConfigError
 from cachebus.consumers.cdc.rules.change import OtherText, RowChange, UnusableChange, parse_change
-from cachebus.consumers.cdc.rules.check import checked, told
+from cachebus.consumers.cdc.rules.check import checked, describe
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import load_rules, parse_rules
 from tests.support.changes import RULES
@@ -34,7 +34,7 @@ def asked(change: RowChange, rules: str = RULES) -> list[str]:
 def meant(change: RowChange, rules: str = RULES) -> tuple[list[str], list[str]]:
     """What a change invalidates, and what of it can't be used."""
     found = Router(parse_rules(rules)).meaning(change)
-    return [told(command) for command in found.commands], list(found.problems)  # type: ignore[arg-type]
+    return [describe(command) for command in found.commands], list(found.problems)  # type: ignore[arg-type]
 
 
 def orders(op: str, new: dict[str, object] | None = None, old: dict[str, object] | None = None) -> RowChange:
@@ -167,14 +167,14 @@ def test_a_truncate_is_the_scopes_of_all_types_that_its_rule_and_cascades_name()
 def test_everything_that_rules_may_name() -> None:
     rules = parse_rules(RULES.replace('tenants = ["acme", "globex"]', 'tenants = ["acme"]'))
     commands, unnamed = Router(rules).missed(rules.rule)
-    assert [told(one) for one in commands] == [
+    assert [describe(one) for one in commands] == [
         *(f"all of {one!r} of tenant 'acme'" for one in ("order", "embedding", "order_list", "customer")),
         "everything of tenant 'acme'",
         "all of 'system'",
     ]
     assert unnamed == []
     some = Router(rules).missed([rules.rule[-1]])
-    assert [told(one) for one in some[0]] == ["all of 'system'"]
+    assert [describe(one) for one in some[0]] == ["all of 'system'"]
 
 
 def test_whose_tenants_nobody_names_can_not_be_made_up_for() -> None:

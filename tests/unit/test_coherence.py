@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachebus.core.marks import PRUNED_AT_ONCE, BucketMarks
-from cachebus.core.shard import AHEAD_MAX, BEYOND, EPOCHS_MAX, NEVER, OWED_MAX, Heard, Probed, Reservation, Shard
+from cachebus.core.invalidated import PRUNED_AT_ONCE, InvalidatedScopes
+from cachebus.core.shard import (
+    AHEAD_MAX,
+    BEYOND,
+    EPOCHS_MAX,
+    NEVER,
+    PENDING_PROBES_MAX,
+    Heard,
+    Probed,
+    Reservation,
+    Shard,
+)
 from cachebus.keys.key import ALL_TENANTS, bucket_of
 
 BOUND_S = 2.0
@@ -25,10 +35,10 @@ ELSEWHERE = "T\x1fother"
 PASSING = "I\x1facme\x1fdoc\x1f7"
 
 
-def entered(seq: int = 0, *, journal_max: int = 16_384) -> Shard:
+def entered(seq: int = 0, *, recent_drops_max: int = 16_384) -> Shard:
     """A shard whose node has begun at `seq`, at time 0."""
-    shard = Shard(0, BOUND_S, journal_max)
-    shard.enter(EPOCH, seq, {}, {}, 0.0)
+    shard = Shard(0, BOUND_S, recent_drops_max)
+    shard.begin_epoch(EPOCH, seq, {}, {}, 0.0)
     return shard
 
 
@@ -38,7 +48,7 @@ class Drop:
 
     seq: int
     keys: Sequence[str] = ()
-    names: Sequence[str] = ()
+    scopes: Sequence[str] = ()
     low: int = 0
     """The low watermark of the bucket, raised by it."""
 
@@ -46,7 +56,7 @@ class Drop:
         """Hear it, and apply it if it is new: what a node does."""
         heard = shard.hear(EPOCH, self.seq)
         if heard in (Heard.NEXT, Heard.AHEAD):
-            shard.drop(self.seq, self.keys, self.names, bucket=BUCKET if self.low else "--", low=self.low)
+            shard.drop(self.seq, self.keys, self.scopes, bucket=BUCKET if self.low else "--", low=self.low)
         return heard
 
 
@@ -61,8 +71,8 @@ def history(bodies: Sequence[int]) -> list[Drop]:
     drops = []
     for seq, bits in enumerate(bodies, 1):
         keys = [key for i, key in enumerate(KEYS) if bits >> i & 1]
-        names = [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1]
-        drops.append(Drop(seq, keys, names, seq - 1 if bits >= 48 else 0))
+        scopes = [name for i, name in enumerate(NAMES) if bits >> (3 + i) & 1]
+        drops.append(Drop(seq, keys, scopes, seq - 1 if bits >= 48 else 0))
     return drops
 
 
@@ -84,7 +94,7 @@ def test_applied_is_as_far_as_there_is_no_gap(delivered: list[Drop]) -> None:
         assert set(range(1, shard.applied + 1)) <= heard
         assert shard.applied + 1 not in heard
         assert shard.head == max(heard)
-        assert shard.hole == (shard.head > shard.applied)
+        assert shard.has_gap == (shard.head > shard.applied)
 
 
 @unhurried
@@ -96,7 +106,7 @@ def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bo
     for drop in drops:
         drop.into(in_order)
     assert (shard.applied, shard.head, shard.low) == (in_order.applied, in_order.head, in_order.low)
-    assert not shard.hole
+    assert not shard.has_gap
     for seq in range(shard.head + 1):
         for name in NAMES:
             assert shard.hides(seq, BUCKET, [name]) == in_order.hides(seq, BUCKET, [name])
@@ -105,22 +115,24 @@ def test_the_order_of_arrival_does_not_matter_in_the_end(arrivals: list[int], bo
 @unhurried
 @given(deliveries())
 def test_a_record_is_hidden_by_every_mark_heard_beyond_it_and_by_the_low_watermark(delivered: list[Drop]) -> None:
-    shard, marks, low = entered(), dict.fromkeys(NAMES, 0), 0
+    shard, invalidated, low = entered(), dict.fromkeys(NAMES, 0), 0
     for drop in delivered:
         drop.into(shard)
         low = max(low, drop.low)
-        for name in drop.names:
-            marks[name] = max(marks[name], drop.seq)
+        for name in drop.scopes:
+            invalidated[name] = max(invalidated[name], drop.seq)
         assert shard.low.get(BUCKET, 0) == low
         for seq in range(LONGEST + 2):
-            for names in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
-                assert shard.hides(seq, BUCKET, names) == (seq < low or any(marks[name] > seq for name in names))
+            for scopes in ([], [NAMES[0]], [NAMES[1]], list(NAMES)):
+                assert shard.hides(seq, BUCKET, scopes) == (
+                    seq < low or any(invalidated[name] > seq for name in scopes)
+                )
                 assert not shard.hides(seq, bucket_of("other"), [ELSEWHERE]), "nor does it touch another tenant's"
 
 
 def test_scopes_of_all_tenants_and_their_watermark_hide_records_of_every_bucket() -> None:
     shard = entered()
-    Drop(1, names=[WIDE]).into(shard)
+    Drop(1, scopes=[WIDE]).into(shard)
     for tenant in ("acme", "other"):
         assert shard.hides(0, bucket_of(tenant), [WIDE])
         assert not shard.hides(1, bucket_of(tenant), [WIDE])
@@ -132,24 +144,24 @@ def test_scopes_of_all_tenants_and_their_watermark_hide_records_of_every_bucket(
 def test_marks_below_a_low_watermark_are_forgotten_some_at_a_time() -> None:
     shard, count = entered(), 5 * PRUNED_AT_ONCE
     for seq in range(1, count + 1):
-        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
-    assert len(shard.marks[BUCKET]) == count
+        Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
+    assert len(shard.invalidated[BUCKET]) == count
     Drop(count + 1, low=count).into(shard)
-    assert len(shard.marks[BUCKET]) == count - PRUNED_AT_ONCE
+    assert len(shard.invalidated[BUCKET]) == count - PRUNED_AT_ONCE
     for seq in range(count + 2, count + 7):
-        Drop(seq, names=[f"G\x1facme\x1f{seq}"]).into(shard)
-    assert set(shard.marks[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
+        Drop(seq, scopes=[f"G\x1facme\x1f{seq}"]).into(shard)
+    assert set(shard.invalidated[BUCKET].values()) == set(range(count + 2, count + 7)), "all that are beyond it stay"
 
 
 def test_a_scope_marked_over_and_over_takes_no_more_room_than_once() -> None:
-    marks = BucketMarks()
+    invalidated = InvalidatedScopes()
     for seq in range(1, 5000):
-        marks.note("s", seq)
-        marks.note(f"t{seq % 7}", seq)
-        marks.prune(0, 2)
-        assert len(marks._seqs) == len(marks._names) <= 2 * len(marks) + PRUNED_AT_ONCE + 2
-    marks.prune(4998, 0)
-    assert set(marks.values()) == {4999}
+        invalidated.note("s", seq)
+        invalidated.note(f"t{seq % 7}", seq)
+        invalidated.prune(0, 2)
+        assert len(invalidated._seqs) == len(invalidated._scopes) <= 2 * len(invalidated) + PRUNED_AT_ONCE + 2
+    invalidated.prune(4998, 0)
+    assert set(invalidated.values()) == {4999}
 
 
 def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None:
@@ -157,11 +169,11 @@ def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None
     before = shard.reserve()
     shard.hear(EPOCH, 1)
     shard.drop(1, (), (), passing=[PASSING])
-    assert shard.marked(before, "k0", 0, PASSING)
-    assert not shard.marked(before, "k0", 0, "I\x1facme\x1fdoc\x1f8")
-    assert not shard.marked(before, "k0", 0)
-    assert not shard.marked(shard.reserve(), "k0", 0, PASSING)
-    assert not shard.marks
+    assert shard.overtaken(before, "k0", 0, PASSING)
+    assert not shard.overtaken(before, "k0", 0, "I\x1facme\x1fdoc\x1f8")
+    assert not shard.overtaken(before, "k0", 0)
+    assert not shard.overtaken(shard.reserve(), "k0", 0, PASSING)
+    assert not shard.invalidated
     assert not shard.admits(before, "k0", BUCKET, (), EPOCH, 0, PASSING)
     assert shard.admits(before, "k0", BUCKET, (), EPOCH, 0)
 
@@ -169,9 +181,9 @@ def test_an_id_that_passes_by_marks_what_is_under_way_and_nothing_else() -> None
 @unhurried
 @given(deliveries(), st.integers(0, 6), st.integers(1, 5))
 def test_a_reservation_is_marked_by_every_later_drop_of_its_key(
-    delivered: list[Drop], reserved_after: int, journal_max: int
+    delivered: list[Drop], reserved_after: int, recent_drops_max: int
 ) -> None:
-    shard = entered(journal_max=journal_max)
+    shard = entered(recent_drops_max=recent_drops_max)
     for drop in delivered[:reserved_after]:
         drop.into(shard)
     reservation, late = shard.reserve(), list[Drop]()
@@ -181,8 +193,8 @@ def test_a_reservation_is_marked_by_every_later_drop_of_its_key(
         for key in KEYS:
             for seq in range(LONGEST + 2):
                 if any(key in d.keys and d.seq > seq for d in late):
-                    assert shard.marked(reservation, key, seq)
-    assert not shard.marked(shard.reserve(), KEYS[0], 0)
+                    assert shard.overtaken(reservation, key, seq)
+    assert not shard.overtaken(shard.reserve(), KEYS[0], 0)
 
 
 @unhurried
@@ -196,34 +208,34 @@ def test_a_reservation_is_not_marked_by_drops_of_other_keys(delivered: list[Drop
         drop.into(shard)
     touched = {key for drop in delivered[reserved_after:] for key in drop.keys}
     for key in set(KEYS) - touched:
-        assert not shard.marked(reservation, key, 0)
-    assert not any(shard.marked(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
+        assert not shard.overtaken(reservation, key, 0)
+    assert not any(shard.overtaken(reservation, key, max((d.seq for d in delivered), default=0)) for key in KEYS)
 
 
-def test_a_full_journal_marks_what_it_has_forgotten() -> None:
-    shard = entered(journal_max=2)
+def test_drops_that_are_forgotten_overtake_what_began_before_them() -> None:
+    shard = entered(recent_drops_max=2)
     before = shard.reserve()
     Drop(1, ["k0"]).into(shard)
     after_first = shard.reserve()
     Drop(2, ["k1"]).into(shard)
-    assert not shard.marked(before, "k2", 0)
+    assert not shard.overtaken(before, "k2", 0)
     Drop(3, ["k2"]).into(shard)  # k0 falls out
-    assert shard.marked(before, "k0", 0)
-    assert shard.marked(before, "never touched", 0), "one that old can't be told from k0"
-    assert not shard.marked(after_first, "k0", 0)
-    assert shard.marked(after_first, "k1", 0)
+    assert shard.overtaken(before, "k0", 0)
+    assert shard.overtaken(before, "never touched", 0), "one that old can't be told from k0"
+    assert not shard.overtaken(after_first, "k0", 0)
+    assert shard.overtaken(after_first, "k1", 0)
     after_third = shard.reserve()
     Drop(4, ["k1"]).into(shard)  # touched again: now the youngest
     Drop(5, ["k3"]).into(shard)  # k2 falls out
-    assert not shard.marked(after_third, "k0", 0)
-    assert shard.marked(after_first, "k1", 0)
-    assert shard.marked(after_first, "k0", 0)
+    assert not shard.overtaken(after_third, "k0", 0)
+    assert shard.overtaken(after_first, "k1", 0)
+    assert shard.overtaken(after_first, "k0", 0)
 
 
-def test_a_new_beginning_forgets_what_waited_behind_a_hole() -> None:
+def test_a_new_beginning_forgets_what_waited_behind_a_gap() -> None:
     shard = entered()
     Drop(5).into(shard)
-    shard.enter(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
+    shard.begin_epoch(EPOCH, 2, {}, {}, 0.0)  # its marks are those of seq 2: they know nothing of event 5
     for seq in (3, 4, 5):
         assert Drop(seq).into(shard) is Heard.NEXT
         assert shard.applied == seq
@@ -234,10 +246,10 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     shard = entered()
     asked = shard.asking()
     for seq in (1, 2, 3, 5):
-        Drop(seq, names=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
-    shard.enter(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
+        Drop(seq, scopes=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
+    shard.begin_epoch(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
     assert (shard.applied, shard.head) == (3, 5)
-    assert shard.marks == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
+    assert shard.invalidated == {BUCKET: {NAMES[0]: 5, NAMES[1]: 3}}
     assert shard.valid_until == 7.0 + BOUND_S, "the probe found 2, and that is applied"
     assert Drop(4).into(shard) is Heard.NEXT
     assert shard.applied == 5
@@ -249,13 +261,13 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     Drop(1_000_000).into(shard)
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(EPOCH, 2, {}, {}, 7.0, asked)
-    assert not shard.hole
+    shard.begin_epoch(EPOCH, 2, {}, {}, 7.0, asked)
+    assert not shard.has_gap
     assert shard.valid_until == 7.0 + BOUND_S
     shard.hear(OTHER, 1_000_000)
     asked = shard.asking()
-    shard.enter(OTHER, 3, {}, {}, 8.0, asked)
-    assert not shard.hole
+    shard.begin_epoch(OTHER, 3, {}, {}, 8.0, asked)
+    assert not shard.has_gap
 
 
 def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> None:
@@ -264,10 +276,10 @@ def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> No
     for seq in range(1, 21):
         Drop(seq).into(shard)
     asked = shard.asking()
-    shard.enter(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
+    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
     shard.hear(OTHER, 13)
     shard.drop(13, (), NAMES)
-    shard.enter(OTHER, 12, {}, {}, 7.0, asked)
+    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, asked)
     assert shard.applied == 13
     assert shard.hides(12, BUCKET, NAMES)
 
@@ -279,19 +291,19 @@ def test_what_was_forgotten_stays_so_for_what_is_under_way_whatever_older_event_
     shard.drop(BEYOND, ("k0",), ())
     after = shard.reserve()
     Drop(1, ("k0",)).into(shard)
-    assert shard.marked(under_way, "k0", 1)
-    assert shard.marked(under_way, "k0", 1_000_000)
-    assert not shard.marked(after, "k0", 1), "what began later is judged by the event"
-    assert shard.marked(after, "k0", 0)
-    assert not shard.marked(shard.reserve(), "k0", 0)
+    assert shard.overtaken(under_way, "k0", 1)
+    assert shard.overtaken(under_way, "k0", 1_000_000)
+    assert not shard.overtaken(after, "k0", 1), "what began later is judged by the event"
+    assert shard.overtaken(after, "k0", 0)
+    assert not shard.overtaken(shard.reserve(), "k0", 0)
 
 
 def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> None:
-    shard = Shard(0, BOUND_S, marks_max=10)
-    shard.enter(EPOCH, 0, {}, {}, 0.0)
+    shard = Shard(0, BOUND_S, max_invalidated_scopes=10)
+    shard.begin_epoch(EPOCH, 0, {}, {}, 0.0)
     for seq in range(1, 200):
-        raised = Drop(seq, names=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
-        assert sum(map(len, shard.marks.values())) <= 10
+        raised = Drop(seq, scopes=[f"I\x1facme\x1fdoc\x1f{seq}"]).into(shard) and shard.low.get(BUCKET, 0) > 0
+        assert sum(map(len, shard.invalidated.values())) <= 10
         for record in range(seq):  # what was replaced is never believed, what came after the event is
             assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{seq}"])
             assert shard.hides(record, BUCKET, [f"I\x1facme\x1fdoc\x1f{record + 1}"])
@@ -304,14 +316,14 @@ def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> N
     shard = entered()
     asked = shard.asking()
     assert shard.hear(OTHER, 6) is Heard.FOREIGN
-    shard.enter(OTHER, 5, {}, {}, 7.0, asked)
-    assert shard.hole
+    shard.begin_epoch(OTHER, 5, {}, {}, 7.0, asked)
+    assert shard.has_gap
     assert shard.valid_until == NEVER
     assert shard.hear(OTHER, 6) is Heard.NEXT
     assert shard.valid_until == 7.0 + BOUND_S
 
 
-@pytest.mark.parametrize("begin", ["void", "enter", "enter another epoch"])
+@pytest.mark.parametrize("begin", ["void", "begin_epoch", "enter another epoch"])
 @unhurried
 @given(delivered=deliveries(), key=st.sampled_from(KEYS), seq=st.integers(0, 20))
 def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
@@ -326,13 +338,13 @@ def test_a_new_beginning_marks_every_reservation_and_keeps_no_lease(
         shard.void()
         assert shard.valid_until == NEVER
     else:
-        marks, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
-        shard.enter(EPOCH if begin == "enter" else OTHER, 30, marks, low, 100.0)
-        assert (shard.applied, shard.head, shard.low, shard.marks) == (30, 30, low, marks)
+        invalidated, low = {BUCKET: {NAMES[0]: 9}}, {BUCKET: 7}
+        shard.begin_epoch(EPOCH if begin == "begin_epoch" else OTHER, 30, invalidated, low, 100.0)
+        assert (shard.applied, shard.head, shard.low, shard.invalidated) == (30, 30, low, invalidated)
         assert shard.valid_until == 100.0 + BOUND_S
-        assert not shard.hole
-    assert all(shard.marked(reservation, key, seq) for reservation in reservations)
-    assert not shard.marked(shard.reserve(), key, seq)
+        assert not shard.has_gap
+    assert all(shard.overtaken(reservation, key, seq) for reservation in reservations)
+    assert not shard.overtaken(shard.reserve(), key, seq)
 
 
 @unhurried
@@ -350,12 +362,12 @@ def test_the_lease_lasts_d_from_the_last_probe_whose_seq_is_applied(delivered: l
             assert (probed is Probed.RENEWED) == (shard.applied >= seq)
         reached = [sent_s for at, sent_s in probes if at <= shard.applied]
         assert shard.valid_until == max(reached) + BOUND_S
-        assert shard.vouched_s == max(reached)
+        assert shard.fresh_as_of_s == max(reached)
 
 
 def test_a_flood_of_probes_forgets_the_oldest_first() -> None:
     shard = entered()
-    for number in range(1, OWED_MAX + 3):
+    for number in range(1, PENDING_PROBES_MAX + 3):
         assert shard.probed(EPOCH, number, float(number)) is Probed.BEHIND
     for seq in (1, 2):
         Drop(seq).into(shard)
@@ -372,15 +384,15 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
         drop.into(shard)
 
     def state() -> tuple[object, ...]:
-        marks = {bucket: dict(its) for bucket, its in shard.marks.items()}
-        return shard.applied, shard.head, dict(shard.low), marks, shard.epoch, shard.valid_until, shard.count
+        invalidated = {bucket: dict(its) for bucket, its in shard.invalidated.items()}
+        return shard.applied, shard.head, dict(shard.low), invalidated, shard.epoch, shard.valid_until, shard.drop_count
 
     before = state()
     assert shard.hear(OTHER, seq) is Heard.FOREIGN
     assert state() == before
-    shard.enter(OTHER, 5, {}, {}, 0.0)
+    shard.begin_epoch(OTHER, 5, {}, {}, 0.0)
     assert shard.applied == 5
-    assert shard.hole == (seq > 5), "what was heard before the probe's reply came was not applied"
+    assert shard.has_gap == (seq > 5), "what was heard before the probe's reply came was not applied"
     assert not shard.foreign
 
 
@@ -392,7 +404,7 @@ def test_an_epoch_that_a_later_probe_did_not_find_is_another_stores_and_so_is_on
     assert shard.probed(EPOCH, 0, 1.0) is Probed.RENEWED
     assert shard.hear(OTHER, 4) is Heard.LEFT
     assert shard.hear(b"c" * 16, 4) is Heard.FOREIGN, "it was heard of after the probe was sent"
-    shard.enter(OTHER, 5, {}, {}, 2.0)
+    shard.begin_epoch(OTHER, 5, {}, {}, 2.0)
     assert shard.hear(OTHER, 6) is Heard.NEXT, "it has begun all the same: the probe that found none went elsewhere"
     assert shard.hear(EPOCH, 9) is Heard.LEFT
     assert shard.epoch == OTHER
@@ -434,7 +446,7 @@ def test_what_enters_l1_is_of_this_epoch_unmarked_and_not_hidden(
         assert not admitted or (reserved_in * 16 == EPOCH == read_in * 16)
     own = Reservation(EPOCH, *reservation[1:])
     for key in KEYS:
-        expected = not shard.marked(own, key, seq) and not shard.hides(seq, BUCKET, NAMES)
+        expected = not shard.overtaken(own, key, seq) and not shard.hides(seq, BUCKET, NAMES)
         assert shard.admits(own, key, BUCKET, NAMES, EPOCH, seq) == expected
         assert not shard.admits(own, key, BUCKET, NAMES, OTHER, seq)
         assert not shard.admits(Reservation(OTHER, *own[1:]), key, BUCKET, NAMES, EPOCH, seq)
@@ -461,7 +473,7 @@ def test_a_token_is_honoured_once_all_up_to_it_is_applied(delivered: list[Drop],
     assert not shard.honours(OTHER, seq)
 
 
-def test_a_flood_behind_a_hole_is_noticed() -> None:
+def test_a_flood_behind_a_gap_is_noticed() -> None:
     shard = entered()
     for seq in range(2, AHEAD_MAX + 2):
         shard.hear(EPOCH, seq)

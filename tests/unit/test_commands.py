@@ -45,7 +45,7 @@ ORDERS: dict[str, Any] = {
 
 
 def addressed(plan: Plan) -> tuple[int, set[str], set[str]]:
-    return plan.shard, {key.l1 for key in plan.keys}, set(plan.names)
+    return plan.shard, {key.l1 for key in plan.keys}, set(plan.scopes)
 
 
 @pytest.mark.parametrize("verb", ORDERS)
@@ -153,7 +153,7 @@ def test_plans_are_joined_by_shard() -> None:
     found = joined(plans)
     assert len(found) == len({plan.shard for plan in plans})
     assert sum(len(plan.keys) for plan in found) == 35
-    assert sum(len(plan.names) for plan in found) == 7
+    assert sum(len(plan.scopes) for plan in found) == 7
     for plan in found:
         assert {key.shard for key in plan.keys} == {plan.shard}
 

@@ -13,10 +13,10 @@ from cachebus.core.membership import (
     complete_after_s,
     first_bound_s,
     judged,
-    keeps_alone,
+    keeps_without_l2,
     largest_bound_s,
 )
-from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeLine, NodesReply
+from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
 from cachebus.writing.confirm import check_wait
 from tests.support.logs import warnings_of
@@ -25,9 +25,9 @@ D_S = 2.0
 CHANGE = Change(b"e", 5, True)
 
 
-def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeLine) -> NodesReply:
-    lines = {n: line if isinstance(line, NodeLine) else NodeLine(line, epoch, 1) for n, line in applied.items()}
-    return NodesReply(epoch, name, 0, lines)
+def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeRow) -> NodesReply:
+    rows = {n: row if isinstance(row, NodeRow) else NodeRow(row, epoch, 1) for n, row in applied.items()}
+    return NodesReply(epoch, name, 0, rows)
 
 
 def known(name: bytes = b"first", since_s: float = 0.0) -> MembershipView:
@@ -56,8 +56,8 @@ def test_a_set_of_lines_must_have_been_known_for_d(view: MembershipView) -> None
 
 def test_where_nodes_keep_what_they_load_alone_it_must_have_been_known_for_a_minute_more() -> None:
     """One whose line was lost may be cut off, and load for itself as long as it counts."""
-    assert complete_after_s(D_S, keep_alone=True) == D_S + SILENT_S
-    assert complete_after_s(D_S, keep_alone=False) == D_S
+    assert complete_after_s(D_S, keep_without_l2=True) == D_S + SILENT_S
+    assert complete_after_s(D_S, keep_without_l2=False) == D_S
 
 
 def test_a_set_that_begins_anew_is_not_known() -> None:
@@ -74,30 +74,30 @@ def test_nobody_at_all_proves_nothing(name: bytes) -> None:
 
 
 def test_in_another_epoch_nothing_is_proven_but_who_has_entered_it_has_applied_the_change() -> None:
-    found = judged(known(), reply(epoch=b"f", a=3, b=NodeLine(9, b"e", 1)), CHANGE, D_S, 10.0)
+    found = judged(known(), reply(epoch=b"f", a=3, b=NodeRow(9, b"e", 1)), CHANGE, D_S, 10.0)
     assert found == (Confirmed(("a",), ("b",)), False)
 
 
 def test_who_stands_in_another_epoch_than_the_present_one_has_applied_nothing() -> None:
-    assert judged(known(), reply(a=NodeLine(9, b"d", 1)), CHANGE, D_S, 10.0) == (Confirmed((), ("a",)), False)
+    assert judged(known(), reply(a=NodeRow(9, b"d", 1)), CHANGE, D_S, 10.0) == (Confirmed((), ("a",)), False)
 
 
 def test_the_bound_is_the_largest_that_anybody_has_heard_of() -> None:
     assert first_bound_s(D_S, CHANGE, Caller("", 0, b"")) == D_S
     assert first_bound_s(D_S, CHANGE._replace(bound_ms=7000), Caller("", 0, b"")) == 7.0
     assert first_bound_s(D_S, CHANGE, Caller("n", 0, b"", About(2000), 9000)) == 9.0
-    line = NodeLine(5, b"e", 1, About(8000))
+    row = NodeRow(5, b"e", 1, About(8000))
     assert largest_bound_s(reply(a=5), D_S) == D_S
-    assert largest_bound_s(reply(a=5, b=line), D_S) == 8.0
+    assert largest_bound_s(reply(a=5, b=row), D_S) == 8.0
     assert largest_bound_s(reply(a=5)._replace(bound_ms=9000), D_S) == 9.0
 
 
 def test_one_that_keeps_what_it_loads_alone_counts_wherever_that_was_heard() -> None:
-    nobody = reply(a=NodeLine(5, b"e", 1, About(2000, keeps_alone=False)))
-    assert not keeps_alone(nobody, own=False)
-    assert keeps_alone(nobody, own=True)
-    assert keeps_alone(nobody._replace(alone=True), own=False)
-    assert keeps_alone(reply(a=NodeLine(5, b"e", 1, About(2000))), own=False)
+    nobody = reply(a=NodeRow(5, b"e", 1, About(2000, keeps_without_l2=False)))
+    assert not keeps_without_l2(nobody, own=False)
+    assert keeps_without_l2(nobody, own=True)
+    assert keeps_without_l2(nobody._replace(keeps_without_l2=True), own=False)
+    assert keeps_without_l2(reply(a=NodeRow(5, b"e", 1, About(2000))), own=False)
 
 
 def test_what_may_be_waited_for() -> None:
@@ -112,7 +112,7 @@ def test_what_may_be_waited_for() -> None:
 
 async def test_all_verbs_wait_and_say_for_whom() -> None:
     clock = FakeClock()
-    async with Fleet(3, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(3, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         a = fleet.caches[0]
         ids = {cache.stats().node for cache in fleet.caches}
         clock.advance(D_S)
@@ -136,7 +136,7 @@ async def test_all_verbs_wait_and_say_for_whom() -> None:
 
 async def test_within_d_of_the_start_it_waits_for_those_whom_nobody_has_seen() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         waiting = asyncio.create_task(fleet.caches[0].invalidate("config", "x", "acme", wait="nodes"))
         for _ in range(20):
             await asyncio.sleep(0.002)
@@ -147,7 +147,7 @@ async def test_within_d_of_the_start_it_waits_for_those_whom_nobody_has_seen() -
 
 async def test_l2_may_go_away_meanwhile() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         a = fleet.caches[0]
         waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
         await fleet.settle()
@@ -163,7 +163,7 @@ async def test_l2_may_go_away_meanwhile() -> None:
 
 async def test_who_is_cancelled_while_waiting_has_invalidated_and_leaves_nothing_behind() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         a, b = fleet.caches
         await a.set("config", "x", 1, "acme")
         waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
@@ -181,7 +181,7 @@ async def test_a_disabled_cache_waits_for_nobody() -> None:
 
 async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
     clock = FakeClock()
-    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         slower = fleet.settings.model_copy(update={"staleness_bound_s": 5 * D_S})
         async with Cache(slower, world=fleet.world, clock=clock):
             a = fleet.caches[0]
@@ -203,15 +203,17 @@ async def test_a_node_with_a_larger_bound_is_waited_for_by_it() -> None:
 async def test_a_node_that_alone_keeps_nothing_is_told_of_one_that_does() -> None:
     """Also once that has left; and who keeps it is told nothing, since waits go by it anyway."""
     clock = FakeClock()
-    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         with warnings_of("cachebus") as said:
             await fleet.probe()
             assert said == []
-            async with Cache(fleet.settings.model_copy(update={"keep_alone": True}), world=fleet.world, clock=clock):
+            async with Cache(
+                fleet.settings.model_copy(update={"keep_without_l2": True}), world=fleet.world, clock=clock
+            ):
                 pass
             await fleet.probe()
             (warning,) = said
-        assert "keep_alone true, this one has" in warning
+        assert "keep_without_l2 true, this one has" in warning
         clock.advance(D_S)
         waiting = asyncio.create_task(fleet.caches[0].invalidate("config", "x", "acme", wait="nodes"))
         for _ in range(20):
@@ -223,7 +225,7 @@ async def test_a_node_that_alone_keeps_nothing_is_told_of_one_that_does() -> Non
 
 async def test_however_many_wait_they_look_together() -> None:
     clock = FakeClock()
-    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_alone=False) as fleet:
+    async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         a = fleet.caches[0]
         store = fleet.caches[0]._parts.store  # type: ignore[union-attr]
         looks, nodes = 0, store.nodes

@@ -1,20 +1,26 @@
-"""The documentation names only what there is: tests, faults, files, headings, commands."""
+"""The documentation names only what there is: tests, faults, files, headings."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cachebus import errors
+from cachebus.tools.verify.checker.promises import PROMISES
+from docs.reference.generate import PAGES as GENERATED
+from tests.support.pages import DOCS, PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+AT_THE_TOP = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+DOCUMENTS = [*AT_THE_TOP, ROOT / "examples" / "README.md", *PAGES]
+README_BYTES_MAX = 8_000
 NOT_YET = "not yet attacked"
 DEBTS_MAX = 0
 """Rows of the table that may still say so: a ratchet."""
@@ -43,7 +49,7 @@ Kafka messages doubled and swapped; a publisher killed between L2 and Kafka; gar
 Kafka partitions added; events on Kafka that are unsigned, forged, or sent again elsewhere;
 two stores on one Kafka topic
 """
-named = re.compile(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?`").findall
+named = re.compile(r"`(?:tests/)?((?:\w+/)+test_\w+\.py)(?:::(\w+))?`").findall
 
 
 @cache
@@ -75,12 +81,30 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
 
 
-def anchors(path: Path) -> set[str]:
+@cache
+def made(page: str) -> str:
+    """A page of the reference, as it is made from the code."""
+    return GENERATED[page]()
+
+
+def text_of(path: Path) -> str:
+    """A page as it is, or as it is made from the code."""
+    page = path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else ""
+    return made(page) if page in GENERATED else path.read_text()
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
     """Those of a document."""
-    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)}
+    return frozenset(slug(heading) for heading in re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def name_of(path: Path) -> str:
+    """How a document is shown among the tests."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_test_that_is_named_exists(path: Path) -> None:
     text = path.read_text()
     for file, test in named(text):
@@ -89,15 +113,55 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
     assert "`::" not in text, "a test is named without its file, which is not looked up"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\[[^\]]+\]\(([^)\s]+)\)", path.read_text()):
         if re.match(r"https?://", target):
             continue
         file, _, anchor = target.partition("#")
         there = (path.parent / file).resolve() if file else path
-        assert there.exists(), target
+        made = there.is_relative_to(DOCS) and there.relative_to(DOCS).as_posix() in GENERATED
+        assert there.exists() or made, target
+        assert there.is_relative_to(DOCS) or path not in PAGES, f"{target} is no part of the site"
         assert not anchor or anchor in anchors(there), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= README_BYTES_MAX
+
+
+def test_the_site_has_each_page_once() -> None:
+    def leaves(node: object) -> list[str]:
+        if isinstance(node, str):
+            return [node]
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        return [leaf for child in children for leaf in leaves(child)]
+
+    there = sorted([path.relative_to(DOCS).as_posix() for path in PAGES] + list(GENERATED))
+    assert sorted(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])) == there
+
+
+def test_the_floors_are_those_that_the_linter_holds() -> None:
+    (picture,) = re.findall(r"```text floors\n(.*?)```", (DOCS / "architecture.md").read_text(), re.DOTALL)
+    drawn = [sorted(re.split(r" \| ", re.split(r" {2,}", line)[0])) for line in picture.splitlines()]
+    (contract,) = [
+        each
+        for each in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if each["type"] == "layers"
+    ]
+    assert drawn == [sorted(re.findall(r"\w+", layer)) for layer in contract["layers"]]
+
+
+def test_what_is_not_promised_and_what_always_holds_is_numbered_through() -> None:
+    text = (DOCS / "guarantees.md").read_text()
+    limits = re.findall(r"^- \*\*N(\d+)\. (.*?)(?=^- \*\*N|^##)", text, re.MULTILINE | re.DOTALL)
+    assert [int(number) for number, _ in limits] == list(range(1, len(limits) + 1))
+    for number, told in limits:
+        (shown,) = re.findall(r"\*Shown by:\* (.*)", told)
+        assert named(shown), f"N{number}"
+    invariants = re.findall(r"^\| I(\d+) \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in invariants] == list(range(1, len(invariants) + 1))
+    assert {name for name in PROMISES if re.fullmatch(r"I\d+", name)} <= {f"I{number}" for number, _ in invariants}
 
 
 def test_every_fault_has_its_row() -> None:
@@ -123,10 +187,11 @@ def test_every_promise_is_told_with_the_tests_that_attack_it() -> None:
         assert named(part) or "this version" in part.lower(), f"G{number}"
 
 
-def test_every_document_is_linked_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_readme_but_for_the_sites_first() -> None:
     readme = (ROOT / "README.md").read_text()
-    for path in DOCUMENTS[2:]:
-        assert f"](docs/{path.name})" in readme or f"](docs/{path.name}#" in readme, path.name
+    for path in [*PAGES, *AT_THE_TOP[1:]]:
+        if path != DOCS / "index.md":
+            assert re.search(rf"\]\({re.escape(name_of(path))}[#)]", readme), name_of(path)
 
 
 def test_every_figure_is_explained() -> None:
@@ -143,3 +208,22 @@ def test_errors_speak_of_no_promise_by_its_number() -> None:
     for name, error in vars(errors).items():
         if isinstance(error, type):
             assert not re.search(r"\bG[1-9]\b", error.__doc__ or ""), name
+
+
+def test_the_workflow_runs_what_is_there_on_every_python() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    test = yaml.safe_load(text)["jobs"]["test"]
+    (versions,) = re.findall(r"^VERSIONS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(test["strategy"]["matrix"]["python"]) == sorted(versions.split())
+    left_out = re.findall(r"--deselect tests/(\S+?)::(\w+)", text)
+    assert len(left_out) == 3
+    for file, name in left_out:
+        assert name in names_in(file)
+
+
+def test_the_hooks_run_what_make_check_runs() -> None:
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    recipe = re.findall(
+        r"^\t\$\(BIN\)/(\S+)", (ROOT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0], re.MULTILINE
+    )
+    assert {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repo["hooks"]} == set(recipe)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachebus import Settings
-from cachebus.core.ports import About, NodeLine
+from cachebus.core.ports import About, NodeRow
 from cachebus.resp import Address
 from cachebus.tools.doctor import durability, links, memory, namespace, replicas, replication, sentinels, timing
 from cachebus.tools.doctor.access import needed, rules
@@ -181,9 +181,9 @@ def test_a_node_further_behind_than_the_log_reaches() -> None:
         now_us=now_us,
         subscribers=2,
         nodes={
-            "slow": NodeLine(7000, b"e", now_us, bound),
-            "gone": NodeLine(1, b"e", 1, bound),
-            "good": NodeLine(9000, b"e", now_us, bound),
+            "slow": NodeRow(7000, b"e", now_us, bound),
+            "gone": NodeRow(1, b"e", 1, bound),
+            "good": NodeRow(9000, b"e", now_us, bound),
         },
     )
     (finding,) = namespace.nodes(facts(shards=(shard,)))
@@ -194,7 +194,7 @@ def test_a_node_further_behind_than_the_log_reaches() -> None:
 
 def test_nodes_with_other_bounds_are_told() -> None:
     def shard(*bounds: tuple[int, int]) -> ShardFacts:
-        return ShardFacts(0, {}, nodes={str(i): NodeLine(0, b"", 0, About(*each)) for i, each in enumerate(bounds)})
+        return ShardFacts(0, {}, nodes={str(i): NodeRow(0, b"", 0, About(*each)) for i, each in enumerate(bounds)})
 
     assert not [*namespace.bounds(facts(shards=(shard((2000, 60_000), (2000, 60_000)),)))]
     found = [*namespace.bounds(facts(shards=(shard((2000, 60_000), (10_000, 90_000)),)))]
@@ -205,13 +205,13 @@ def test_nodes_with_other_bounds_are_told() -> None:
 
 def test_nodes_of_which_some_keep_what_they_load_alone_are_told() -> None:
     def shard(*keeps: bool) -> ShardFacts:
-        lines = (NodeLine(0, b"", 0, About(2000, 60_000, keeps_alone=one)) for one in keeps)
+        lines = (NodeRow(0, b"", 0, About(2000, 60_000, keeps_without_l2=one)) for one in keeps)
         return ShardFacts(0, {}, nodes={str(i): line for i, line in enumerate(lines)})
 
     assert not [*namespace.bounds(facts(shards=(shard(False, False),)))]
     (finding,) = namespace.bounds(facts(shards=(shard(True, False),)))
     assert finding.level is Level.ADVICE
-    assert "CACHEBUS_KEEP_ALONE" in finding.otherwise
+    assert "CACHEBUS_KEEP_WITHOUT_L2" in finding.otherwise
 
 
 def test_exit_status() -> None:

@@ -21,7 +21,7 @@ from cachebus.cascade import CascadeTable, Target
 from cachebus.context import current
 from cachebus.helpers import get_with_cache_aside
 from cachebus.keys.key import Keyspace
-from cachebus.keys.naming import Naming, tag_names
+from cachebus.keys.naming import Naming, tag_scopes
 from cachebus.policy import PolicyTable, Rules
 from cachebus.producers.base import Orders
 from cachebus.producers.command import encode
@@ -177,7 +177,7 @@ def test_a_command_has_ids_in_text(verb: str) -> None:
         assert encode(order.command()) == encode(plain.command())
         assert '"' + text + '"' in json.dumps(json.loads(encode(order.command())))
         assert [key.l1 for key in order.plan.keys] == [key.l1 for key in plain.plan.keys]
-        assert (order.plan.names, order.plan.targets) == (plain.plan.names, plain.plan.targets)
+        assert (order.plan.scopes, order.plan.targets) == (plain.plan.scopes, plain.plan.targets)
         assert key_of(order.command().tenant_id) == text.encode()
     for one in ARE_NONE:
         with pytest.raises(InvalidKey):
@@ -222,11 +222,11 @@ def test_declared_types_count_by_what_they_are() -> None:
 
 def test_tags_count_by_what_they_are() -> None:
     key, rules = Keyspace(1).key("doc", 1, "acme"), Rules("doc", Policy(tags=("acme", "doc:{resource_id}")))
-    found = tag_names(key, [Plan.ACME, Other("acme"), "acme", Other("doc:1")], rules)
+    found = tag_scopes(key, [Plan.ACME, Other("acme"), "acme", Other("doc:1")], rules)
     assert found == ["G\x1facme\x1facme", "G\x1facme\x1fdoc:1"]
     for one in (*ARE_NONE, None):
         with pytest.raises(InvalidKey):
-            tag_names(key, ["t", 1, one], rules)  # type: ignore[list-item]
+            tag_scopes(key, ["t", 1, one], rules)  # type: ignore[list-item]
 
 
 @pytest.fixture(params=[640, 0])

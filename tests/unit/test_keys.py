@@ -18,12 +18,12 @@ from cachebus.keys.key import (
     KEY_MAX_BYTES,
     Keyspace,
     bucket_of,
-    bucket_of_name,
+    bucket_of_scope,
     encoded,
     everywhere,
     guard_name,
-    names_of,
-    tag_name,
+    scopes_of,
+    tag_scope,
 )
 
 space = Keyspace(64)
@@ -66,8 +66,8 @@ def test_the_same_parts_in_other_places_are_another_key(tenant: str, kind: str, 
 @given(inputs)
 def test_names_can_be_told_from_the_l1_name_alone(given_parts: tuple[Any, ...]) -> None:
     key = space.key(*given_parts)
-    assert names_of(key.l1) == (key.family.bucket, key.names)
-    assert len(set(key.names)) == len(key.names) == 5 + 2 * sum(part is not None for part in given_parts[3:])
+    assert scopes_of(key.l1) == (key.family.bucket, key.scopes)
+    assert len(set(key.scopes)) == len(key.scopes) == 5 + 2 * sum(part is not None for part in given_parts[3:])
     assert sum(map(key.l1.count, "\x1e\x1f")) == 5
 
 
@@ -75,7 +75,7 @@ def test_names_can_be_told_from_the_l1_name_alone(given_parts: tuple[Any, ...]) 
 def test_a_key_can_be_made_again_from_its_l1_name(given_parts: tuple[Any, ...]) -> None:
     key = space.key(*given_parts)
     again = space.named(key.l1)
-    assert (again.l1, again.l2, again.shard, again.names) == (key.l1, key.l2, key.shard, key.names)
+    assert (again.l1, again.l2, again.shard, again.scopes) == (key.l1, key.l2, key.shard, key.scopes)
     assert (again.resource_id, again.contexts) == (key.resource_id, key.contexts)
     assert (again.family.tenant, again.family.data_type) == (key.family.tenant, key.family.data_type)
     assert [level.l1 for level in again.levels()] == [level.l1 for level in key.levels()]
@@ -90,7 +90,7 @@ def test_a_key_lies_in_exactly_the_scopes_of_its_parts(given_parts: tuple[Any, .
     told = dict(zip(NAMES, as_text(given_parts), strict=True))
     lies = told["tenant_id"] == str(tenant) and (data_type is None or told["data_type"] == str(data_type))
     lies = lies and (context is None or told[context] == str(context_id))
-    assert (name in key.names) is lies
+    assert (name in key.scopes) is lies
     assert not lies or shard == key.shard
 
 
@@ -107,11 +107,11 @@ def test_no_two_scopes_share_a_name(a: tuple[Any, ...], b: tuple[Any, ...]) -> N
 
 @given(texts, texts, texts, texts)
 def test_tags_are_a_tenants_own_and_no_scopes(tenant: str, tag: str, other_tenant: str, other: str) -> None:
-    shard, names = space.tags(tenant, [tag, other])
+    shard, scopes = space.tags(tenant, [tag, other])
     assert shard == space.key("any", 1, tenant).shard
-    assert names == [tag_name(tenant, tag), tag_name(tenant, other)]
-    assert (tag_name(tenant, tag) == tag_name(other_tenant, other)) is ((tenant, tag) == (other_tenant, other))
-    assert not set(names) & set(space.key(tag, other, tenant, tag, other, tag).names)
+    assert scopes == [tag_scope(tenant, tag), tag_scope(tenant, other)]
+    assert (tag_scope(tenant, tag) == tag_scope(other_tenant, other)) is ((tenant, tag) == (other_tenant, other))
+    assert not set(scopes) & set(space.key(tag, other, tenant, tag, other, tag).scopes)
 
 
 @given(texts, texts)
@@ -226,7 +226,7 @@ def test_subclasses_stand_for_their_plain_value(kind: Any, number: Any) -> None:
     """Else one service would invalidate `doc` and another hold `Kind.DOC`."""
     fresh = Keyspace(4)
     odd, plain = fresh.key(kind, number, kind, kind, number, kind), fresh.key("doc", 7, "doc", "doc", 7, "doc")
-    assert (odd.l1, odd.l2, odd.names) == (plain.l1, plain.l2, plain.names)
+    assert (odd.l1, odd.l2, odd.scopes) == (plain.l1, plain.l2, plain.scopes)
     assert fresh.scope(kind, kind, agent_id=number) == fresh.scope("doc", "doc", agent_id=7)
     assert fresh.tags(kind, [kind]) == fresh.tags("doc", ["doc"])
     assert type(odd.family.data_type) is type(odd.family.tenant) is type(odd.resource_id) is str
@@ -245,8 +245,8 @@ def test_a_tenant_is_required_but_for_system() -> None:
     assert none.family.tenant == ""
     assert none.l1 != acme.l1
     assert none.l2 != acme.l2
-    assert space.scope(None, "system")[1] in none.names
-    assert space.scope(None, "system")[1] not in acme.names
+    assert space.scope(None, "system")[1] in none.scopes
+    assert space.scope(None, "system")[1] not in acme.scopes
 
 
 def test_a_family_is_remembered_by_what_it_is() -> None:
@@ -292,9 +292,9 @@ def test_everywhere_is_the_id_in_every_context() -> None:
     name = everywhere(plain)
     assert name == everywhere(deep) == deep.everywhere
     assert plain.everywhere == "", "without contexts there is nothing beside the key itself"
-    assert name in space.key("doc", 7, "acme", None, None, "c").names
-    assert name not in space.key("doc", 8, "acme").names
-    assert name not in space.key("other", 7, "acme").names
+    assert name in space.key("doc", 7, "acme", None, None, "c").scopes
+    assert name not in space.key("doc", 8, "acme").scopes
+    assert name not in space.key("other", 7, "acme").scopes
 
 
 @given(inputs)
@@ -304,9 +304,9 @@ def test_a_tenants_marks_lie_in_its_bucket_and_those_of_all_tenants_in_one_of_th
     key = space.key(*given_parts)
     bucket = key.family.bucket
     assert bucket == bucket_of(key.family.tenant) == sha1(key.family.tenant.encode()).hexdigest()[:2]
-    assert [bucket_of_name(name) for name in key.names[:2]] == [ALL_TENANTS] * 2
-    assert {bucket_of_name(name) for name in key.names[2:]} == {bucket}
-    assert {bucket_of_name(name) for name in space.tags(key.family.tenant or "x", ["a", "b"])[1]} == {
+    assert [bucket_of_scope(name) for name in key.scopes[:2]] == [ALL_TENANTS] * 2
+    assert {bucket_of_scope(name) for name in key.scopes[2:]} == {bucket}
+    assert {bucket_of_scope(name) for name in space.tags(key.family.tenant or "x", ["a", "b"])[1]} == {
         bucket_of(key.family.tenant or "x")
     }
 
@@ -314,9 +314,9 @@ def test_a_tenants_marks_lie_in_its_bucket_and_those_of_all_tenants_in_one_of_th
 @given(inputs, inputs)
 def test_a_scope_of_all_tenants_holds_a_type_and_nothing_else(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
     one, other = space.key(*a), space.key(*b)
-    everything, data_type = one.names[:2]
-    assert everything in other.names
-    assert (data_type in other.names) is (one.family.data_type == other.family.data_type)
+    everything, data_type = one.scopes[:2]
+    assert everything in other.scopes
+    assert (data_type in other.scopes) is (one.family.data_type == other.family.data_type)
 
 
 def test_buckets_are_spread() -> None:
@@ -327,7 +327,7 @@ def test_buckets_are_spread() -> None:
 def test_a_guard_of_a_key_is_no_scope_and_no_tag(given_parts: tuple[Any, ...]) -> None:
     key = space.key(*given_parts)
     assert guard_name(key) == f"K\x1f{key.l1}"
-    assert guard_name(key) not in key.names
+    assert guard_name(key) not in key.scopes
 
 
 def test_tags_need_a_tenant() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cachebus import ConfigError
 from cachebus.consumers.outbox import RelayOptions
-from cachebus.consumers.outbox.database import told
+from cachebus.consumers.outbox.database import describe
 from cachebus.producers import Outbox
 from cachebus.producers.outbox import OutboxTable
 
@@ -56,5 +56,5 @@ def test_options_that_can_not_be_are_refused(options: dict[str, float]) -> None:
 
 
 def test_what_a_database_says_is_told_without_the_values_in_its_further_lines() -> None:
-    assert told(ValueError("refused\nDETAIL: Key (id)=(secret) exists")) == "ValueError: refused"
-    assert told(TimeoutError()) == "TimeoutError"
+    assert describe(ValueError("refused\nDETAIL: Key (id)=(secret) exists")) == "ValueError: refused"
+    assert describe(TimeoutError()) == "TimeoutError"

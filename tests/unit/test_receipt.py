@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.core.ports import Place
+from cachebus.core.ports import Position
 from cachebus.receipt import NOTHING_DONE, Receipt
 
 receipts = st.builds(
@@ -23,7 +23,7 @@ def test_it_comes_back_as_it_went(receipt: Receipt) -> None:
     back = Receipt.parse(text)
     assert back == receipt
     assert str(back) == text
-    assert back.place == Place(receipt.epoch.encode(), receipt.seq)
+    assert back.position == Position(receipt.epoch.encode(), receipt.seq)
 
 
 @given(st.text() | st.from_regex(r"[0-9]+\.[0-9a-f]{16}\.[0-9]+") | st.text("0123456789abcdef. -٣\n", max_size=40))

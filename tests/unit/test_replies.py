@@ -13,25 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import ConfigError, L2Unavailable, Settings
-from cachebus.core.ports import About, LogEntry, NodeLine
+from cachebus.core.ports import About, LogEntry, NodeRow
 from cachebus.l2.replies import (
     BOUND_MAX_MS,
     counted,
     filled,
-    invalidated,
+    invalidated_of,
+    invalidation_of,
     lease_of,
-    line_rest,
     log_seq,
     logged,
-    marks_of,
     message_of,
-    node_line,
+    node_row,
     nodes_of,
     number_of,
-    place_of,
+    position_of,
     probe_of,
-    probe_with_marks,
+    probe_with_invalidated,
     records_of,
+    row_rest,
     written,
 )
 from cachebus.resp import Misshapen, place_in
@@ -43,7 +43,7 @@ abouts = st.builds(About, st.integers(0, BOUND_MAX_MS), u63, more.map(lambda fou
 EPOCH = b"0123456789abcdef"
 
 
-def whole_line(applied: int, epoch: bytes, at_us: int, rest: bytes) -> bytes:
+def whole_row(applied: int, epoch: bytes, at_us: int, rest: bytes) -> bytes:
     """As the script puts it together."""
     front = b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch" + bytes([160 + len(epoch)]) + epoch
     return front + b"\xa5at_us\xcf" + struct.pack(">Q", at_us) + rest
@@ -51,9 +51,9 @@ def whole_line(applied: int, epoch: bytes, at_us: int, rest: bytes) -> bytes:
 
 @given(u63, st.sampled_from([b"", EPOCH]), u63, abouts)
 def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, about: About) -> None:
-    line = whole_line(applied, epoch, at_us, line_rest(about))
-    assert node_line(line) == NodeLine(applied, epoch, at_us, about)
-    assert set(msgspec.msgpack.decode(line)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
+    row = whole_row(applied, epoch, at_us, row_rest(about))
+    assert node_row(row) == NodeRow(applied, epoch, at_us, about)
+    assert set(msgspec.msgpack.decode(row)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str,
 
 
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
-    line = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
-    assert node_line(msgspec.msgpack.encode(line)).about.bound_ms == BOUND_MAX_MS
+    row = {"applied": 7, "epoch": "e", "at_us": 9, "bound_ms": 2**50}
+    assert node_row(msgspec.msgpack.encode(row)).about.bound_ms == BOUND_MAX_MS
     assert nodes_of([EPOCH, 7, 2**50, [], 0]).bound_ms == BOUND_MAX_MS
     assert Settings(staleness_bound_s=BOUND_MAX_MS / 1000).staleness_bound_s * 1000 == BOUND_MAX_MS
     with pytest.raises(ConfigError):
@@ -83,13 +83,13 @@ def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest
 @pytest.mark.parametrize("more", [{}, {"keep_alone": True}, {"keep_alone": None}, {"keep_alone": False}])
 def test_who_does_not_say_that_it_keeps_nothing_alone_keeps_it(more: dict[str, object]) -> None:
     """Waits go by that, so whoever is silent counts as one that does."""
-    line = {"applied": 7, "epoch": "e", "at_us": 9, "more": more}
-    assert node_line(msgspec.msgpack.encode(line)).about.keeps_alone == (more != {"keep_alone": False})
+    row = {"applied": 7, "epoch": "e", "at_us": 9, "more": more}
+    assert node_row(msgspec.msgpack.encode(row)).about.keeps_without_l2 == (more != {"keep_alone": False})
 
 
 def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
-    line = {"applied": 7, "epoch": "e", "at_us": 9, "later": [1]}
-    assert node_line(msgspec.msgpack.encode(line)) == NodeLine(7, b"e", 9)
+    row = {"applied": 7, "epoch": "e", "at_us": 9, "later": [1]}
+    assert node_row(msgspec.msgpack.encode(row)) == NodeRow(7, b"e", 9)
 
 
 @pytest.mark.parametrize(
@@ -102,34 +102,36 @@ def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
         b"\xc0",
         b"\x86\xa7applied\xa1x",
         b"\x81\xa7applied\x07",
-        whole_line(7, EPOCH, 9, line_rest(About()))[:-1],
-        whole_line(7, b"\xff", 9, line_rest(About())),
-        whole_line(7, EPOCH, 9, line_rest(About())) + b"\x00",
+        whole_row(7, EPOCH, 9, row_rest(About()))[:-1],
+        whole_row(7, b"\xff", 9, row_rest(About())),
+        whole_row(7, EPOCH, 9, row_rest(About())) + b"\x00",
         b"\x91" * 100_000,
     ],
 )
 def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
     """So it is waited for: whoever it is may live."""
-    assert node_line(data) == NodeLine(0, b"", 0)
+    assert node_row(data) == NodeRow(0, b"", 0)
 
 
 def test_nodes_and_the_name_of_their_set() -> None:
-    line = whole_line(7, EPOCH, 9, line_rest(About(2000, 0)))
-    reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", line, b"broken", b""], 1])
-    assert (reply.epoch, reply.name, reply.bound_ms, reply.alone) == (EPOCH, b"set-1", 3000, True)
-    assert reply.lines == {"n\ufffd": NodeLine(7, EPOCH, 9, About(2000, 0)), "broken": NodeLine(0, b"", 0)}
+    row = whole_row(7, EPOCH, 9, row_rest(About(2000, 0)))
+    reply = nodes_of([EPOCH, 9, 3000, [b"#", b"set-1", b"n\xff", row, b"broken", b""], 1])
+    assert (reply.epoch, reply.name, reply.bound_ms, reply.keeps_without_l2) == (EPOCH, b"set-1", 3000, True)
+    assert reply.rows == {"n\ufffd": NodeRow(7, EPOCH, 9, About(2000, 0)), "broken": NodeRow(0, b"", 0)}
     assert nodes_of([EPOCH, 9, 0, [], 0]).name == b""
 
 
 def test_marks_by_bucket_and_low_watermarks() -> None:
-    found = marks_of([b"29", [b"T\x1facme", b"7", b"G\x1facme\x1ft", b"9007199254740992"], b"**", []], [b"29", b"5"])
+    found = invalidated_of(
+        [b"29", [b"T\x1facme", b"7", b"G\x1facme\x1ft", b"9007199254740992"], b"**", []], [b"29", b"5"]
+    )
     assert found.by_bucket == {"29": {"T\x1facme": 7, "G\x1facme\x1ft": 2**53}, "**": {}}
     assert found.low == {"29": 5}
 
 
 def test_marks_come_the_oldest_first() -> None:
     flat = [b"a", b"3", b"b", b"5", b"c", b"5"]
-    assert list(marks_of([b"29", flat], []).by_bucket["29"]) == ["a", "b", "c"]
+    assert list(invalidated_of([b"29", flat], []).by_bucket["29"]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("entry", "seq"), [(b"258-4000", 258), (b"0-1", 0), (b"258-0", -1), (b"258", -1)])
@@ -137,19 +139,19 @@ def test_only_ids_that_scripts_make_stand_for_a_seq(entry: bytes, seq: int) -> N
     assert log_seq(entry) == seq
 
 
-PLACE = [EPOCH, 7]
+POSITION = [EPOCH, 7]
 SCRIPTS: dict[Callable[[Any], Any], list[Any]] = {
-    place_of: PLACE,
-    number_of: [*PLACE, 1],
-    probe_of: [*PLACE, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0, 0],
-    probe_with_marks: [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
-    partial(records_of, 2): [*PLACE, b"record", None],
-    lease_of: [*PLACE, b"hit", b"record", 0],
-    filled: [*PLACE, 1, 0],
-    invalidated: [*PLACE, 2000, b"head"],
-    written: [*PLACE, 2000, b"head", 1, 0],
-    counted: [*PLACE, b"-12"],
-    nodes_of: [*PLACE, 2000, [b"#", b"set-1"], 0],
+    position_of: POSITION,
+    number_of: [*POSITION, 1],
+    probe_of: [*POSITION, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0, 0],
+    probe_with_invalidated: [*POSITION, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
+    partial(records_of, 2): [*POSITION, b"record", None],
+    lease_of: [*POSITION, b"hit", b"record", 0],
+    filled: [*POSITION, 1, 0],
+    invalidation_of: [*POSITION, 2000, b"head"],
+    written: [*POSITION, 2000, b"head", 1, 0],
+    counted: [*POSITION, b"-12"],
+    nodes_of: [*POSITION, 2000, [b"#", b"set-1"], 0],
 }
 
 
@@ -172,16 +174,16 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
 @pytest.mark.parametrize(
     ("reads", "reply"),
     [
-        (lease_of, [*PLACE, b"hit", None, 0]),
-        (lease_of, [*PLACE, b"waid", None, 0]),
-        (lease_of, [*PLACE, b"\xff", None, 0]),
-        (probe_of, [*PLACE, b"17e", b"", 1, 1, None, 0, 0]),
-        (counted, [*PLACE, b"1x"]),
-        (nodes_of, [*PLACE, 2000, [b"#"], 0]),
-        (nodes_of, [*PLACE, 2000, [b"n", 1], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
-        (probe_with_marks, [*PLACE, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
+        (lease_of, [*POSITION, b"hit", None, 0]),
+        (lease_of, [*POSITION, b"waid", None, 0]),
+        (lease_of, [*POSITION, b"\xff", None, 0]),
+        (probe_of, [*POSITION, b"17e", b"", 1, 1, None, 0, 0]),
+        (counted, [*POSITION, b"1x"]),
+        (nodes_of, [*POSITION, 2000, [b"#"], 0]),
+        (nodes_of, [*POSITION, 2000, [b"n", 1], 0]),
+        (probe_with_invalidated, [*POSITION, b"17", b"", 2000, 0, None, [b"29", b"x"], [], 0]),
+        (probe_with_invalidated, [*POSITION, b"17", b"", 2000, 0, None, [b"29", [b"T", b"nan"]], [], 0]),
+        (probe_with_invalidated, [*POSITION, b"17", b"", 2000, 0, None, [], [b"\xff", b"5"], 0]),
         (logged, [[b"1-1"]]),
         (logged, [7]),
         (logged, b"1-1"),

@@ -25,10 +25,10 @@ EVER = float("-inf")
 ROOMY = 1 << 20
 
 
-def plan(*ids: str, names: Iterable[str] = (), shard: int = 0) -> Plan:
+def plan(*ids: str, scopes: Iterable[str] = (), shard: int = 0) -> Plan:
     made = Plan(shard)
     made.keys += [space.key("d", each, "t") for each in ids]
-    made.names += names
+    made.scopes += scopes
     return made
 
 
@@ -41,21 +41,21 @@ def repeated(
 ) -> tuple[list[str], list[str]]:
     """Ids and names of what is to be repeated, which is done, or fails with an error at the first of it."""
     keys: list[str] = []
-    names: list[str] = []
+    scopes: list[str] = []
     with buffer.lost(shard, epoch, since_s) as plans:
         for each in plans:
             keys += [key.resource_id for key in each.keys]
-            names += each.names
+            scopes += each.scopes
             if error is not None:
                 raise error
-    return keys, names
+    return keys, scopes
 
 
 def test_what_was_acknowledged_in_other_epochs_is_gathered_without_repetitions() -> None:
     clock = FakeClock()
     buffer = filled(clock)
-    buffer.note(plan("a", "b", names=("n",)), OLD, clock())
-    buffer.note(plan("b", "c", names=("n", "m")), OLD, clock())
+    buffer.note(plan("a", "b", scopes=("n",)), OLD, clock())
+    buffer.note(plan("b", "c", scopes=("n", "m")), OLD, clock())
     buffer.note(plan("other shard", shard=1), OLD, clock())
     buffer.note(plan("heard by the new one"), NEW, clock())
     assert repeated(buffer, shard=2) == ([], [])
@@ -92,7 +92,7 @@ def test_what_was_repeated_before_a_failure_is_not_repeated_again() -> None:
     clock = FakeClock()
     buffer = filled(clock)
     for at in range(0, 3 * AT_ONCE, 100):
-        buffer.note(plan(*map(str, range(at, at + 100)), names=["n"]), OLD, clock())
+        buffer.note(plan(*map(str, range(at, at + 100)), scopes=["n"]), OLD, clock())
     steps = []
     for _ in range(4):
         with suppress(OSError), buffer.lost(0, NEW, EVER) as plans:
@@ -185,15 +185,15 @@ def test_much_is_repeated_in_parts() -> None:
     clock = FakeClock()
     buffer = filled(clock)
     for at in range(0, 3 * AT_ONCE, 100):
-        buffer.note(plan(*map(str, range(at, at + 100)), names=[str(at)]), OLD, clock())
+        buffer.note(plan(*map(str, range(at, at + 100)), scopes=[str(at)]), OLD, clock())
     with buffer.lost(0, NEW, EVER) as plans:
         found = list(plans)
     assert [len(each.keys) for each in found] == [AT_ONCE] * 3 + [0], "the last has the last name"
     assert [key.resource_id for each in found for key in each.keys] == list(map(str, range(3 * AT_ONCE)))
-    assert [name for each in found for name in each.names] == [str(at) for at in range(0, 3 * AT_ONCE, 100)]
-    buffer.note(plan(*map(str, range(3 * AT_ONCE)), names=map(str, range(AT_ONCE + 1))), OLD, clock())
+    assert [name for each in found for name in each.scopes] == [str(at) for at in range(0, 3 * AT_ONCE, 100)]
+    buffer.note(plan(*map(str, range(3 * AT_ONCE)), scopes=map(str, range(AT_ONCE + 1))), OLD, clock())
     with buffer.lost(0, NEW, EVER) as plans:
-        assert [(len(each.keys), len(each.names)) for each in plans] == [(500, 0)] * 3 + [(0, 500), (0, 1)]
+        assert [(len(each.keys), len(each.scopes)) for each in plans] == [(500, 0)] * 3 + [(0, 500), (0, 1)]
 
 
 def test_too_much_loses_the_oldest_which_is_counted_and_told_once_a_minute() -> None:
@@ -255,19 +255,19 @@ ids = st.tuples(words, words, words, *[st.none() | words] * 3)
 
 
 @given(st.lists(ids, max_size=8), st.lists(words, max_size=5))
-def test_what_is_kept_small_comes_back_as_it_was(keys: list[tuple[Any, ...]], names: list[str]) -> None:
+def test_what_is_kept_small_comes_back_as_it_was(keys: list[tuple[Any, ...]], scopes: list[str]) -> None:
     made = Plan(0)
     made.keys += [space.key(*each) for each in keys]
-    made.names += names
+    made.scopes += scopes
     clock = FakeClock()
     buffer = filled(clock)
     buffer.note(made, OLD, clock())
     with buffer.lost(0, NEW, EVER) as plans:
         found = list(plans)
-    told = [(key.l1, key.l2, key.names, key.shard) for each in found for key in each.keys]
-    assert told == list(dict.fromkeys((key.l1, key.l2, key.names, key.shard) for key in made.keys))
-    assert [name for each in found for name in each.names] == list(dict.fromkeys(names))
-    assert msgspec.msgpack.decode(packed(made)) == [[key.l1 for key in made.keys], names]
+    told = [(key.l1, key.l2, key.scopes, key.shard) for each in found for key in each.keys]
+    assert told == list(dict.fromkeys((key.l1, key.l2, key.scopes, key.shard) for key in made.keys))
+    assert [name for each in found for name in each.scopes] == list(dict.fromkeys(scopes))
+    assert msgspec.msgpack.decode(packed(made)) == [[key.l1 for key in made.keys], scopes]
 
 
 def test_what_is_repeated_again_and_again_grows_no_younger() -> None:

@@ -33,10 +33,10 @@ def test_defaults() -> None:
         True,
         True,
     )
-    assert (settings.staleness_bound_s, settings.probe_interval_s, settings.hole_grace_s) == (2.0, 0.5, 0.05)
+    assert (settings.staleness_bound_s, settings.probe_interval_s, settings.gap_grace_s) == (2.0, 0.5, 0.05)
     assert (settings.l2_timeout_s, settings.connect_timeout_s, settings.close_timeout_s) == (1.0, 5.0, 5.0)
     assert (settings.l1_max_entries, settings.l1_max_bytes) == (100_000, 256 << 20)
-    assert (settings.lease_ms, settings.max_marks, settings.log_max_len) == (10_000, 100_000, 100_000)
+    assert (settings.lease_ms, settings.max_invalidated_scopes, settings.log_max_len) == (10_000, 100_000, 100_000)
     assert (settings.on_outage, settings.start_degraded, settings.policies) == ("raise", False, {})
 
 
@@ -93,7 +93,7 @@ def test_of() -> None:
         ({"probe_interval_s": 1.5}, r"probe_interval_s \(CACHEBUS_PROBE_INTERVAL_S\) must be at most half of"),
         ({"db_timeout_s": 60}, r"db_timeout_s \(CACHEBUS_DB_TIMEOUT_S\) must be below guard_max_s"),
         ({"log_max_len": 10**30}, r"log_max_len \(CACHEBUS_LOG_MAX_LEN\): .*"),
-        ({"hole_grace_s": 2}, r"hole_grace_s \(CACHEBUS_HOLE_GRACE_S\) must be below staleness_bound_s"),
+        ({"gap_grace_s": 2}, r"gap_grace_s \(CACHEBUS_GAP_GRACE_S\) must be below staleness_bound_s"),
         ({"policies": {"doc": {"ttl_s": -1}}}, r"policies \(CACHEBUS_POLICIES\): doc: policy ttl_s: Input should be"),
         ({"policies": {"doc": 3}}, "policies.doc"),
         ({"policies": [1]}, "policies"),

@@ -15,7 +15,7 @@ from cachebus.cascade import CascadeTable, Target
 from cachebus.consumers.cdc.rules.change import OtherText, UnusableChange
 from cachebus.consumers.cdc.rules.template import Template as Columns
 from cachebus.keys.key import Keyspace
-from cachebus.keys.naming import ArgumentTemplate, tag_names
+from cachebus.keys.naming import ArgumentTemplate, tag_scopes
 from cachebus.policy import Rules
 from tests.support.ids import ARE_NONE, STAND_FOR
 
@@ -160,7 +160,7 @@ def test_a_cascades_targets() -> None:
 def test_a_policys_tags() -> None:
     rules = Rules("doc", Policy(tags=("{tenant_id}:{resource_id}", "doc:{resource_id}")))
     for (a, b), written in zip((ONE, OTHER), WRITTEN, strict=True):
-        assert tag_names(Keyspace(1).key("doc", b, a), (), rules) == [f"G\x1f{a}\x1f{written}", f"G\x1f{a}\x1fdoc:{b}"]
+        assert tag_scopes(Keyspace(1).key("doc", b, a), (), rules) == [f"G\x1f{a}\x1f{written}", f"G\x1f{a}\x1fdoc:{b}"]
 
 
 def test_a_rows_columns() -> None:

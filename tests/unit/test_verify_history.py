@@ -506,7 +506,7 @@ async def test_without_l2_a_node_loads_once_a_bound(past: Past, loads: Sequence[
     assert (await past.verdict()).counts.get("I13", 0) == count
 
 
-async def test_what_comes_behind_a_hole_may_take_away_what_was_loaded_without_l2(past: Past) -> None:
+async def test_what_comes_behind_a_gap_may_take_away_what_was_loaded_without_l2(past: Past) -> None:
     past.away = [(104.0, 109.0)]
     past.loaded("1.1", 6.0, 6.1)
     past.loaded("1.1", 6.5, 6.6)

@@ -32,10 +32,10 @@ class Key:
         tail = "".join("\x1e" if context is None else "\x1f" + context for context in contexts)
         self.l1 = f"{tenant}\x1f{data_type}\x1f{resource_id}" + tail
         self.bucket = sha1(tenant.encode()).hexdigest()[:2]
-        self.names = ["N", f"Y\x1f{data_type}", f"T\x1f{tenant}", f"D\x1f{tenant}\x1f{data_type}"]
-        self.names.append(f"I\x1f{tenant}\x1f{data_type}\x1f{resource_id}")
-        self.names += ["\x1f".join(["T" + shape, tenant, context]) for _, shape, context in given]
-        self.names += ["\x1f".join(["D" + shape, tenant, data_type, context]) for _, shape, context in given]
+        self.scopes = ["N", f"Y\x1f{data_type}", f"T\x1f{tenant}", f"D\x1f{tenant}\x1f{data_type}"]
+        self.scopes.append(f"I\x1f{tenant}\x1f{data_type}\x1f{resource_id}")
+        self.scopes += ["\x1f".join(["T" + shape, tenant, context]) for _, shape, context in given]
+        self.scopes += ["\x1f".join(["D" + shape, tenant, data_type, context]) for _, shape, context in given]
 
     def shard(self, shards: int) -> int:
         return crc32(self.tenant.encode()) % shards
@@ -315,10 +315,10 @@ class Foreign:
     def receipt(self, epoch: bytes, seq: int) -> str:
         return f"{self.shard}.{epoch.decode()}.{seq}"
 
-    def invalidate(self, keys: list[Key], names: tuple[str, ...] = (), *, probe: bool = False) -> str:
+    def invalidate(self, keys: list[Key], scopes: tuple[str, ...] = (), *, probe: bool = False) -> str:
         """The receipt."""
-        body = write_body([key.l1 for key in keys], list(names), self.name, probe=probe)
-        return self.receipt(*self.run("invalidate", self._gone(keys), *self.events, body, *names)[:2])
+        body = write_body([key.l1 for key in keys], list(scopes), self.name, probe=probe)
+        return self.receipt(*self.run("invalidate", self._gone(keys), *self.events, body, *scopes)[:2])
 
     def _gone(self, keys: list[Key]) -> list[str]:
         return [self.lies(key)[1] for key in keys] + [self.lies(key)[2] for key in keys]
@@ -334,24 +334,24 @@ class Foreign:
         args = (
             write_body([key.l1], [], self.name),
             "1" if only_if_absent else "0",
-            len(key.names),
+            len(key.scopes),
             record[:40],
             record[40:],
             0,
             key.l1,
             60_000,
-            *key.names,
+            *key.scopes,
         )
         return bool(self.run("write", self.lies(key), *self.events, *args, bucket=key.bucket)[4])
 
     def read(self, key: Key) -> dict[str, Any] | None:
         keys = self.lies(key)[:2]
-        found = self.run("read", keys, *self.line, len(key.names), *key.names, bucket=key.bucket)[2]
+        found = self.run("read", keys, *self.line, len(key.scopes), *key.scopes, bucket=key.bucket)[2]
         return None if found is None else read_record(key.key, found)
 
     def lease(self, key: Key, token: str, ms: int = 10_000, *, stale: int = 0) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
-        args = (token, ms, "0", stale, key.l1, len(key.names), *key.names)
+        args = (token, ms, "0", stale, key.l1, len(key.scopes), *key.scopes)
         epoch, seq, outcome, record, wait_ms = self.run("lease", self.lies(key), *self.line, *args, bucket=key.bucket)[
             :5
         ]
@@ -359,7 +359,7 @@ class Foreign:
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:
         record = write_record(key.key, value, epoch, seq, tags=tags)
-        args = (self.channel, token, record, 60_000, "", key.l1, 60_000, *key.names)
+        args = (self.channel, token, record, 60_000, "", key.l1, 60_000, *key.scopes)
         return bool(self.run("fill", self.lies(key), *args, bucket=key.bucket)[2])
 
     def hold(self, key: Key, token: str, ms: int, *, rests: bool = False) -> bool:

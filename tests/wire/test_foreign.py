@@ -109,7 +109,7 @@ async def test_its_event_of_two_parts_from_a_later_version(cache: Cache, foreign
 
 async def test_it_learns_of_a_low_watermark(url: str, foreign: Foreign, listener: Wire) -> None:
     """Of an event that raises one, and where it begins; L2 believes nothing below it."""
-    async with Cache.open(Settings(url=url, max_marks=16, **QUICK)) as cache:
+    async with Cache.open(Settings(url=url, max_invalidated_scopes=16, **QUICK)) as cache:
         await cache.set("doc", "7", "old", tenant_id="acme")
         assert foreign.read(DOC) is not None
         for i in range(17):

@@ -10,8 +10,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.core.ports import About, NodeLine
-from cachebus.l2.replies import BOUND_MAX_MS, line_rest, node_line
+from cachebus.core.ports import About, NodeRow
+from cachebus.l2.replies import BOUND_MAX_MS, node_row, row_rest
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.event import CorruptEvent, Part
@@ -184,7 +184,7 @@ line_bytes = st.builds(
         + struct.pack(">Q", applied)
         + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
         + struct.pack(">Q", at_us)
-        + line_rest(about)
+        + row_rest(about)
     ),
     u64,
     u64,
@@ -194,14 +194,14 @@ line_bytes = st.builds(
 
 @given(st.binary() | packed.map(msgspec.msgpack.encode) | damaged(line_bytes))
 def test_a_line_or_one_that_has_applied_nothing(data: bytes) -> None:
-    line = node_line(data)
-    assert isinstance(line.applied, int)
-    assert isinstance(line.epoch, bytes)
-    assert isinstance(line.about.bound_ms, int)
+    row = node_row(data)
+    assert isinstance(row.applied, int)
+    assert isinstance(row.epoch, bytes)
+    assert isinstance(row.about.bound_ms, int)
 
 
 @given(u64, u64, abouts)
 def test_a_line_comes_back_whole(applied: int, at_us: int, about: About) -> None:
     data = b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
-    line = node_line(data + struct.pack(">Q", at_us) + line_rest(about))
-    assert line == NodeLine(applied, b"0123456789abcdef", at_us, about)
+    row = node_row(data + struct.pack(">Q", at_us) + row_rest(about))
+    assert row == NodeRow(applied, b"0123456789abcdef", at_us, about)

@@ -8,11 +8,11 @@ from zlib import crc32
 
 import pytest
 
-from cachebus.core.ports import PROTOCOL, About, NodeLine
+from cachebus.core.ports import PROTOCOL, About, NodeRow
 from cachebus.helpers import generate_resource_id_hash
-from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_name, guard_name, tag_name
+from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of, bucket_of_scope, guard_name, tag_scope
 from cachebus.l2.names import ShardNames
-from cachebus.l2.replies import NAME, line_rest, log_seq, node_line
+from cachebus.l2.replies import NAME, log_seq, node_row, row_rest
 from cachebus.receipt import Receipt
 from cachebus.wire import event as events
 from cachebus.wire import record as records
@@ -176,7 +176,7 @@ def test_keys(key: Key, l1: str, l2: str, shard: int) -> None:
 
 
 def test_scopes_and_tags() -> None:
-    assert KEYS[3][0].names == (
+    assert KEYS[3][0].scopes == (
         "N",
         "Y\x1fquery:result",
         "T\x1facme:eu",
@@ -189,7 +189,7 @@ def test_scopes_and_tags() -> None:
         "DV\x1facme:eu\x1fquery:result\x1fc 1",
         "DC\x1facme:eu\x1fquery:result\x1f42",
     )
-    assert tag_name("acme", "plan:pro") == "G\x1facme\x1fplan:pro"
+    assert tag_scope("acme", "plan:pro") == "G\x1facme\x1fplan:pro"
     assert guard_name(KEYS[0][0]) == "K\x1facme\x1fdoc\x1f7\x1e\x1e\x1e"
 
 
@@ -197,8 +197,8 @@ def test_buckets() -> None:
     assert [bucket_of(tenant) for tenant in ("acme", "", "acme:eu", "größe")] == ["29", "da", "ed", "93"]
     assert ALL_TENANTS == "**"
     assert events.NO_BUCKET == "--"
-    assert {bucket_of_name(name) for name in ("N", "Y\x1fdoc")} == {"**"}
-    assert {bucket_of_name(name) for name in (*KEYS[0][0].names[2:], "G\x1facme\x1ft", "TA\x1facme\x1f7")} == {"29"}
+    assert {bucket_of_scope(name) for name in ("N", "Y\x1fdoc")} == {"**"}
+    assert {bucket_of_scope(name) for name in (*KEYS[0][0].scopes[2:], "G\x1facme\x1ft", "TA\x1facme\x1f7")} == {"29"}
 
 
 def test_names_in_redis() -> None:
@@ -224,10 +224,10 @@ def test_names_in_redis() -> None:
 def test_a_nodes_line() -> None:
     rest = "a8626f756e645f6d73 cd07d0 a867756172645f6d73 cdea60 a46d6f7265 81a161c3"
     about = About(2000, 60_000, (("a", True),))
-    assert line_rest(about) == bytes.fromhex(rest)
-    line = "86 a76170706c696564 cf0000000000000102 a565706f6368 b030313233343536373839616263646566"
-    line += "a561745f7573 cf00060a2418202240" + rest
-    assert node_line(bytes.fromhex(line)) == NodeLine(258, EPOCH, 1_700_000_000_123_456, about)
+    assert row_rest(about) == bytes.fromhex(rest)
+    row = "86 a76170706c696564 cf0000000000000102 a565706f6368 b030313233343536373839616263646566"
+    row += "a561745f7573 cf00060a2418202240" + rest
+    assert node_row(bytes.fromhex(row)) == NodeRow(258, EPOCH, 1_700_000_000_123_456, about)
     assert NAME == b"#"
 
 

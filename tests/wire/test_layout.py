@@ -37,7 +37,7 @@ async def store(server_kinds: EmbeddedServer) -> AsyncIterator[RedisStore]:
         timeout_s=10.0,
         connect_timeout_s=10.0,
         clock=monotonic,
-        marks_max=16,
+        max_invalidated_scopes=16,
         log_max=10,
     )
     await store.connect()
@@ -64,7 +64,9 @@ def body_of(*scopes: str) -> bytes:
 
 async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
     about = About(2000, 60_000)
-    probe = await store.probe(0, Caller("node-1", 0, b"", about, 2000, 60_000, alone=True), marks=False)
+    probe = await store.probe(
+        0, Caller("node-1", 0, b"", about, 2000, 60_000, keeps_without_l2=True), with_invalidated=False
+    )
     body = body_of("T\x1facme")
     change = await store.invalidate(0, Caller("node-1", probe.seq, probe.epoch, about), [], ["T\x1facme"], body)
     info = await redis.call("INFO", "replication")
@@ -97,9 +99,9 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
 
 
 async def test_nodes_and_the_name_of_their_set(store: RedisStore, redis: Connection) -> None:
-    about = About(500, 0, (("a", 1),), keeps_alone=False)
-    probe = await store.probe(0, Caller("node-1", 0, b"", about), marks=False)
-    await store.probe(0, Caller("node-1", 1, probe.epoch, about), marks=False)
+    about = About(500, 0, (("a", 1),), keeps_without_l2=False)
+    probe = await store.probe(0, Caller("node-1", 0, b"", about), with_invalidated=False)
+    await store.probe(0, Caller("node-1", 1, probe.epoch, about), with_invalidated=False)
     lines = mapping(await redis.call("HGETALL", "{prod:0}:nodes"))
     assert set(lines) == {b"node-1", b"#"}
     assert lines[b"#"] == probe.nodes_name
@@ -179,7 +181,7 @@ async def test_a_lease_that_rests(store: RedisStore, redis: Connection) -> None:
 
 
 async def test_guards(store: RedisStore, redis: Connection) -> None:
-    probe = await store.probe(0, NOBODY, marks=False)
+    probe = await store.probe(0, NOBODY, with_invalidated=False)
     token = "0123456789abcdef"
     await store.guard(0, NOBODY, [key], ["D\x1facme\x1fdoc"], token, 5_000, body_of())
     guards = mapping(await redis.call("HGETALL", "{prod:0}:guards"))
@@ -192,7 +194,7 @@ async def test_guards(store: RedisStore, redis: Connection) -> None:
 
 
 async def test_counters(store: RedisStore, redis: Connection) -> None:
-    probe = await store.probe(0, NOBODY, marks=False)
+    probe = await store.probe(0, NOBODY, with_invalidated=False)
     await store.counter(key, NOBODY, 5, "request-1", 0)
     counter = mapping(await redis.call("HGETALL", COUNTER))
     assert set(counter) == {b"value", b"rrequest-1"}

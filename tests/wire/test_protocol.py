@@ -14,7 +14,7 @@ import pytest
 from cachebus import Receipt
 from cachebus.core.ports import PROTOCOL
 from cachebus.keys.key import Keyspace
-from cachebus.l2.replies import node_line
+from cachebus.l2.replies import node_row
 from cachebus.l2.scripts import script_names, whole_source
 from cachebus.values import decode
 from cachebus.wire import event as events
@@ -65,7 +65,7 @@ def test_keys(told: dict[str, Any]) -> None:
     theirs = Key(told["tenant"], told["type"], told["id"], tuple(told["contexts"]))
     assert told["key"] == ours.l2 == theirs.key
     assert told["l1"] == ours.l1 == theirs.l1
-    assert told["names"] == list(ours.names) == theirs.names
+    assert told["names"] == list(ours.scopes) == theirs.scopes
     assert told["bucket"] == ours.family.bucket == theirs.bucket
     assert told["shard of 64"] == ours.shard == theirs.shard(64)
 
@@ -106,7 +106,7 @@ def test_the_event() -> None:
 def test_the_nodes_line() -> None:
     told, data = from_document(block("json line")), hexdump("line")
     assert unpack(data) == told
-    ours = node_line(data)
+    ours = node_row(data)
     assert (ours.applied, ours.epoch.decode(), ours.at_us) == (told["applied"], told["epoch"], told["at_us"])
     assert (ours.about.bound_ms, ours.about.guard_ms, ours.about.more) == (told["bound_ms"], told["guard_ms"], ())
     rest = {"bound_ms": told["bound_ms"], "guard_ms": told["guard_ms"], "more": told["more"]}

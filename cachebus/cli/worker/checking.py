@@ -48,7 +48,7 @@ def check(make: Callable[[], Worker]) -> None:
 
     name, seen = asyncio.run(main())
     if _asked.get() == "json":
-        sys.stdout.write(json.dumps(told(name, seen), indent=2) + "\n")
+        sys.stdout.write(json.dumps(as_dict(name, seen), indent=2) + "\n")
     else:
         printed(name, seen, Console())
     raise typer.Exit(int(any(one.findings or not one.looked_at for one in seen)))
@@ -73,7 +73,7 @@ def printed(name: str, seen: Sequence[Seen], console: Console) -> None:
                 console.print(Text(" " * WIDE + f"  {finding.remedy}", style="bold"), soft_wrap=True)
 
 
-def told(name: str, seen: Sequence[Seen]) -> dict[str, Any]:
+def as_dict(name: str, seen: Sequence[Seen]) -> dict[str, Any]:
     """The same for a program."""
     return {
         "worker": name,

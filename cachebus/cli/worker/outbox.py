@@ -136,12 +136,12 @@ def outbox(
 
 def _create(database_url: str, table: str, *, notify: bool) -> None:
     from cachebus.consumers.outbox import create_tables
-    from cachebus.consumers.outbox.kinds import TROUBLE, told
+    from cachebus.consumers.outbox.kinds import TROUBLE, describe
 
     try:
         asyncio.run(create_tables(database_url, table, notify=notify))
     except TROUBLE as error:
-        raise ConfigError(f"the tables could not be made: {told(error, database_url)}") from None
+        raise ConfigError(f"the tables could not be made: {describe(error, database_url)}") from None
     sys.stderr.write(f"{table} and {table}_dead are there\n")
 
 
@@ -162,11 +162,11 @@ def replay_outbox(
         raise ConfigError(NO_DATABASE)
     try:
         from cachebus.consumers.outbox import replay
-        from cachebus.consumers.outbox.kinds import TROUBLE, told
+        from cachebus.consumers.outbox.kinds import TROUBLE, describe
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
     try:
         done = asyncio.run(replay(database_url, settings_for(None, namespace).namespace, table, limit=limit))
     except TROUBLE as error:
-        raise ConfigError(f"the rows could not be brought back: {told(error, database_url)}") from None
+        raise ConfigError(f"the rows could not be brought back: {describe(error, database_url)}") from None
     typer.echo(f"{done} rows are back in {table}")

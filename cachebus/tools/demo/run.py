@@ -109,9 +109,11 @@ class _Phase:
             ticks = await fleet.stop()
             took_s = monotonic() - self._began_s
             screen.rest()
-        return await figures_of(self._directory, ticks, took_s, self._plan.bound_s, self.incident, await self._told())
+        return await figures_of(
+            self._directory, ticks, took_s, self._plan.bound_s, self.incident, await self._carried_on()
+        )
 
-    async def _told(self) -> dict[str, list[Placed]] | None:
+    async def _carried_on(self) -> dict[str, list[Placed]] | None:
         """What workers told the caches; None where the writers did."""
         if self._server is None or self._road is None or self._road.database is None:
             return None

@@ -127,7 +127,7 @@ def settings_of(job: Job) -> Settings:
         node_name=f"node-{job.node}",
         staleness_bound_s=job.bound_s,
         probe_interval_s=interval_s,
-        hole_grace_s=min(0.05, interval_s),
+        gap_grace_s=min(0.05, interval_s),
         l1_max_entries=job.l1_entries,
         close_timeout_s=CLOSE_S,
         **({} if job.kafka is None else {"bus": "kafka", "kafka_bootstrap_servers": job.kafka}),

@@ -17,7 +17,7 @@ from cachebus.base.clock import monotonic
 from cachebus.bus.redis import subscribed
 from cachebus.core.ports import Caller, Leased
 from cachebus.errors import CacheBusError, L2Unavailable
-from cachebus.keys.key import Keyspace, tag_name
+from cachebus.keys.key import Keyspace, tag_scope
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
 from cachebus.l2.scripts import load_scripts
@@ -220,7 +220,9 @@ async def _space_at(asker: Asker, settings: Settings) -> str:
 async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
     # Two marks at most, so that three names make the script forget one, and so few bytes of the log that each event has
     # it look for the first that stays: either takes a command of its own. (Sweeping guards takes more than may stand.)
-    trial = settings.model_copy(update={"namespace": space, "shards": 1, "max_marks": 2, "log_max_bytes": 1_024})
+    trial = settings.model_copy(
+        update={"namespace": space, "shards": 1, "max_invalidated_scopes": 2, "log_max_bytes": 1_024}
+    )
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
     heard, subscriber = asyncio.Event(), None
@@ -265,11 +267,11 @@ async def _step(seen: Access, what: str, step: Awaitable[object]) -> None:
 async def _life(store: RedisStore) -> None:
     """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
-    scopes = (*key.names[2:4], tag_name("doctor", "1"))
+    scopes = (*key.scopes[2:4], tag_scope("doctor", "1"))
     body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
-    place = await store.probe(0, caller, marks=False)
+    place = await store.probe(0, caller, with_invalidated=False)
     await store.invalidate(0, caller, [key], scopes, body)
-    again = await store.probe(0, caller, marks=True)
+    again = await store.probe(0, caller, with_invalidated=True)
     _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
     leased = await store.lease(key, caller, "doctor-1", 5000)
@@ -302,7 +304,7 @@ def _must(true: bool, what: str) -> None:
 def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Finding]:
     """What the look at permissions found."""
     if seen.others:
-        yield refusals.told(seen.others, seen.how)
+        yield refusals.finding_of(seen.others, seen.how)
     if seen.why_not:
         yield unknown(
             "permissions",

@@ -49,7 +49,7 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     timing.clocks,
     namespace.layout,
     namespace.databases,
-    namespace.marks,
+    namespace.invalidated_scopes,
     namespace.log,
     namespace.nodes,
     namespace.ahead,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import NodeLine
+from cachebus.core.ports import NodeRow
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.l2.replies import BucketState
 from cachebus.resp import Address, Connection, Reads
@@ -113,11 +113,11 @@ class ShardFacts:
     index: int
     meta: Mapping[str, str]
     refused: str = ""
-    marks: int | None = None
+    invalidated_scopes: int | None = None
     buckets: Mapping[str, BucketState] = field(default_factory=dict)
     log_first: int | None = None
     log_last: int | None = None
-    nodes: Mapping[str, NodeLine] = field(default_factory=dict)
+    nodes: Mapping[str, NodeRow] = field(default_factory=dict)
     subscribers: int | None = None
     now_us: int = 0
 

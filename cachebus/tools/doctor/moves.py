@@ -133,12 +133,14 @@ def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address
         ends = out_of_reach = not has
     owner = move.other if move.leaves else move.by
     return Finding(
-        "slot moves", Level.PROBLEM if shards and out_of_reach else Level.ADVICE,
+        "slot moves",
+        Level.PROBLEM if shards and out_of_reach else Level.ADVICE,
         f"{says}, and that one says nothing of it",
         f"{whose} {OUT_OF_REACH if out_of_reach else SERVED}",
-        mend=(f"CLUSTER SETSLOT {move.slot} {f'NODE {owner}' if ends else 'STABLE'}",), at=str(here),
+        mend=(f"CLUSTER SETSLOT {move.slot} {f'NODE {owner}' if ends else 'STABLE'}",),
+        at=str(here),
         otherwise=CALLED_OFF.format(here) if move.leaves and out_of_reach and not ends else "",
-    )  # fmt: skip
+    )
 
 
 OUT_OF_REACH: Final = (

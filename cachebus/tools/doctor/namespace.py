@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cachebus.assembly.factory import places_of
-from cachebus.core.ports import PROTOCOL, NodeLine
+from cachebus.core.ports import PROTOCOL, NodeRow
 from cachebus.l2.names import ShardNames
-from cachebus.l2.replies import NAME, buckets_of, node_line
+from cachebus.l2.replies import NAME, buckets_of, node_row
 from cachebus.settings import SHARDS_MAX, Settings
 from cachebus.tools.doctor.cluster import shards_named
 from cachebus.tools.doctor.facts import Asker, Facts, ShardFacts, texts, whole
@@ -45,26 +45,26 @@ async def _shard(asker: Asker, settings: Settings, index: int) -> ShardFacts:
     oldest, _ = await asker.ask("XRANGE", names.log, "-", "+", "COUNT", 1)
     # Only what a node's own user may do: no XLEN, no XREVRANGE. The latest event bears the present seq.
     newest, _ = await asker.ask("XRANGE", names.log, f"{told.get('seq', '0')}-0", "+", "COUNT", 1)
-    lines, _ = await asker.ask("HGETALL", names.nodes)
+    rows, _ = await asker.ask("HGETALL", names.nodes)
     heard, _ = await asker.ask("PUBSUB", "NUMSUB", names.channel)
     sharded, _ = await asker.ask("PUBSUB", "SHARDNUMSUB", names.channel)  # as in a Cluster; unknown before 7.0
     clock, _ = await asker.ask("TIME")
     return ShardFacts(
         index,
         told,
-        marks=None if None in counts else sum(counts),
+        invalidated_scopes=None if None in counts else sum(counts),
         buckets=buckets,
         log_first=_seq(oldest),
         log_last=_seq(newest),
-        nodes=_lines(lines or ()),
+        nodes=_rows(rows or ()),
         subscribers=heard[1] + (sharded[1] if sharded else 0) if heard else None,
         now_us=int(clock[0]) * 1_000_000 + int(clock[1]) if clock else 0,
     )
 
 
-def _lines(flat: Sequence[bytes]) -> dict[str, NodeLine]:
+def _rows(flat: Sequence[bytes]) -> dict[str, NodeRow]:
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {node.decode(errors="replace"): node_line(line) for node, line in pairs if node != NAME}
+    return {node.decode(errors="replace"): node_row(row) for node, row in pairs if node != NAME}
 
 
 def _seq(entries: list[list[bytes]] | None) -> int | None:
@@ -138,7 +138,7 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
     moved = replid is not None and shard.meta.get("server") != replid
     lost = "marks" in shard.meta and not shard.buckets
     counted = sum(bucket.members for bucket in shard.buckets.values())
-    return moved or lost or (shard.marks is not None and counted != shard.marks)
+    return moved or lost or (shard.invalidated_scopes is not None and counted != shard.invalidated_scopes)
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
@@ -154,32 +154,33 @@ def databases(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def marks(facts: Facts) -> Iterator[Finding]:
+def invalidated_scopes(facts: Facts) -> Iterator[Finding]:
     """How many scopes and tags are remembered, against the most that may be."""
-    counts = [s.marks for s in facts.shards if s.marks is not None]
+    counts = [s.invalidated_scopes for s in facts.shards if s.invalidated_scopes is not None]
     if not counts:
         return
-    most = facts.settings.max_marks
+    most = facts.settings.max_invalidated_scopes
     trimmed = sum(whole(s.meta.get("trimmed")) or 0 for s in facts.shards)
     buckets = sum(bucket.low > 0 for s in facts.shards for bucket in s.buckets.values())
-    said = f"at most {max(counts):,} of {most:,} marks in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
+    said = f"at most {max(counts):,} of {most:,} scopes in a shard; {trimmed:,} were forgotten, in {buckets} buckets"
     if max(counts) > NEARLY_ALL * most or trimmed:
         yield Finding(
-            "marks",
+            "invalidated_scopes",
             Level.ADVICE,
             said,
             "Past the limit the bucket of tenants that has most marks loses its oldest. What those tenants had stored "
             "before is not believed any more: more loads for them, nothing stale, nothing lost to others.",
-            otherwise=f"set CACHEBUS_MAX_MARKS={2 * most} for every node, if that happens often; some 150 bytes each",
+            otherwise=f"set CACHEBUS_MAX_INVALIDATED_SCOPES={2 * most} for every node, if that happens often; some 150 "
+            "bytes each",
         )
     else:
-        yield ok("marks", said)
+        yield ok("invalidated_scopes", said)
 
 
 def log(facts: Facts) -> Iterator[Finding]:
     """How far back a node that was away can catch up."""
     # A shard whose epoch has just begun has no log yet, and no marks.
-    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.marks)]
+    lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.invalidated_scopes)]
     kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
     if lost:
         yield Finding(
@@ -253,17 +254,17 @@ def ahead(facts: Facts) -> Iterator[Finding]:
 class Present:
     """One node as its line in a shard tells."""
 
-    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_alone", "name", "silent_s")
+    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_without_l2", "name", "silent_s")
 
-    def __init__(self, name: str, line: NodeLine, shard: ShardFacts) -> None:
+    def __init__(self, name: str, row: NodeRow, shard: ShardFacts) -> None:
         self.name = name
-        self.applied = line.applied if line.epoch.decode() == shard.meta.get("epoch") else 0
-        silent_s = (shard.now_us - line.at_us) / 1e6
+        self.applied = row.applied if row.epoch.decode() == shard.meta.get("epoch") else 0
+        silent_s = (shard.now_us - row.at_us) / 1e6
         self.silent_s = max(0.0, silent_s)
         self.ahead_s = max(0.0, -silent_s)
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
-        self.bound_s, self.guard_max_s = line.about.bound_ms / 1000, line.about.guard_ms / 1000
-        self.keeps_alone = line.about.keeps_alone
+        self.bound_s, self.guard_max_s = row.about.bound_ms / 1000, row.about.guard_ms / 1000
+        self.keeps_without_l2 = row.about.keeps_without_l2
 
     @property
     def told_in_time(self) -> bool:
@@ -278,7 +279,7 @@ class Present:
 
 def nodes_of(shard: ShardFacts) -> list[Present]:
     """The nodes of a shard, by name."""
-    return [Present(name, line, shard) for name, line in sorted(shard.nodes.items())]
+    return [Present(name, row, shard) for name, row in sorted(shard.nodes.items())]
 
 
 def bounds(facts: Facts) -> Iterator[Finding]:
@@ -298,11 +299,11 @@ def bounds(facts: Facts) -> Iterator[Finding]:
                 "records are short-lived after a takeover.",
                 otherwise=f"set the same {variable} for every node",
             )
-    if len({node.keeps_alone for node in there}) > 1:
+    if len({node.keeps_without_l2 for node in there}) > 1:
         yield Finding(
-            "keep_alone",
+            "keep_without_l2",
             Level.ADVICE,
             "some nodes keep what they load without L2, and some do not",
             "Waits for the nodes go by those that do: for a minute after lines were lost each lasts the whole bound.",
-            otherwise="set the same CACHEBUS_KEEP_ALONE for every node",
+            otherwise="set the same CACHEBUS_KEEP_WITHOUT_L2 for every node",
         )

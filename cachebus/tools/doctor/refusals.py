@@ -24,7 +24,7 @@ MEANINGS: Final[Mapping[str, str]] = {
 """By what lies in the text: before Redis 7.0 a script's error hides the code of another."""
 
 
-def told(refused: Sequence[str], how: str) -> Finding:
+def finding_of(refused: Sequence[str], how: str) -> Finding:
     """Operations that are refused, by a user who lacks no right for them."""
     why = next((meaning for sign, meaning in MEANINGS.items() if sign in refused[0]), "")
     more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"

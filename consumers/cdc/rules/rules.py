@@ -178,7 +178,7 @@ def parse_rules(text: str) -> Rules:
     try:
         rules = Rules.model_validate(found)
     except ValidationError as error:
-        told = [_told(problem, lines) for problem in error.errors() if not _follows(problem, found)]
+        told = [_describe(problem, lines) for problem in error.errors() if not _follows(problem, found)]
         raise ConfigError("\n".join(dict.fromkeys(told))) from None
     problems = [*_wrong_cascades(rules, lines)] or [*_wrong_plans(rules, lines)]
     if problems:
@@ -191,7 +191,7 @@ def _follows(problem: Any, found: Any) -> bool:
     return problem["type"] == "too_short" and problem["loc"] == ("rule",) and bool(found["rule"])
 
 
-def _told(problem: Any, lines: Lines) -> str:
+def _describe(problem: Any, lines: Lines) -> str:
     where: list[str | int] = [part for part in problem["loc"] if not _is_branch(part)]
     message: str = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem.get("ctx", {}).get("error"), _Field):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cachebus.consumers.cdc.slot.storage import DEAD
+from cachebus.consumers.cdc.slot.storage import DEAD, Swallowed
 from cachebus.consumers.worker.dead import DeadLetter
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ PUT: Final = f"""
 INSERT INTO {DEAD} (slot, source, payload, digest, reason, attempts) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (slot, source, digest) DO UPDATE SET
   attempts = {DEAD}.attempts + 1, reason = excluded.reason, at = now()
+RETURNING digest
 """
 
 
@@ -27,10 +28,18 @@ class TableOfDead:
         self._slot = slot
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: committed when this returns. Raises what the driver does."""
+        """Keep them: committed when this returns; `Swallowed` where not all are. Raises what the driver does."""
         rows = []
         for one in letters:
             text = one.payload.decode("utf-8", "backslashreplace").replace("\0", "\\0")
             digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
             rows.append((self._slot, one.source, text, digest, one.reason, one.attempts))
-        await self._connection.executemany(PUT, rows)
+        async with self._connection.transaction():
+            kept = await self._connection.fetchmany(PUT, rows)
+            if len(kept) < len(rows):
+                raise Swallowed(DEAD)
+
+
+def trial(slot: str) -> list[tuple[str, Any]]:
+    """What is written there, for nothing."""
+    return 2 * [(PUT, (slot, "trial", "", "trial", "", 1))]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cachebus.base.clock import wall_s
-from cachebus.consumers.cdc.slot.storage import HELD
+from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
 from cachebus.consumers.worker.source import Item, Waiting
 from cachebus.producers.command import Command, encode
 
@@ -21,12 +21,14 @@ INSERT INTO {HELD} (slot, digest, shards, shard, command, at)
 SELECT $1, d, $2, s, c, to_timestamp(a) FROM unnest($3::text[], $4::int[], $5::text[], $6::float8[]) AS t (d, s, c, a)
 ON CONFLICT (slot, digest) DO UPDATE SET id = DEFAULT, shards = excluded.shards, shard = excluded.shard,
   at = least({HELD}.at, excluded.at)
+RETURNING digest
 """
 TAKE: Final = f"""
 SELECT id, command, extract(epoch FROM at)::float8 AS at_s FROM {HELD}
 WHERE slot = $1 AND shard = $2 ORDER BY id LIMIT $3
 """
 LET_GO: Final = f"DELETE FROM {HELD} WHERE slot = $1 AND shard = $2 AND id = ANY ($3::bigint[])"
+LEFT: Final = f"SELECT true FROM {HELD} WHERE slot = $1 AND shard = $2 AND id = ANY ($3::bigint[]) LIMIT 1"
 FIGURES: Final = f"""
 SELECT count(*) AS held, extract(epoch FROM now() - min(at))::float8 AS oldest_s FROM {HELD} WHERE slot = $1
 """
@@ -60,7 +62,7 @@ class HeldCommands:
         self.shards = [row["shard"] for row in await self._connection.fetch(SHARDS, self._slot)]
 
     async def put(self, waiting: Sequence[Waiting]) -> None:
-        """Keep them: committed when this returns."""
+        """Keep them: committed when this returns; `Swallowed` where not all are."""
         rows: dict[str, tuple[int, str, float]] = {}
         for one in waiting:
             for command in one.commands:
@@ -68,7 +70,9 @@ class HeldCommands:
                 digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
                 rows[digest] = (self._shard_of(command), text, one.item.sent_s or wall_s())
         shards, texts, times = zip(*rows.values(), strict=True)
-        await self._connection.execute(PUT, self._slot, self._of, list(rows), shards, texts, times)
+        kept = await self._connection.fetch(PUT, self._slot, self._of, list(rows), shards, texts, times)
+        if {row["digest"] for row in kept} != rows.keys():
+            raise Swallowed(HELD)
         self.shards += set(shards).difference(self.shards)
 
     async def take(self, limit: int, away: Collection[int]) -> list[Item]:
@@ -91,12 +95,22 @@ class HeldCommands:
         """These are done with. One that was asked for again meanwhile has another number, and stays."""
         if items:
             ids = [item.raw.id for item in items]
-            await self._connection.execute(LET_GO, self._slot, items[0].raw.shard, ids)
+            of = self._slot, items[0].raw.shard, ids
+            status = await self._connection.execute(LET_GO, *of)
+            # Some may have another number by now; where all have gone there is nothing to ask for.
+            if status != f"DELETE {len(ids)}" and await self._connection.fetchval(LEFT, *of):
+                raise Swallowed(HELD)
 
     async def figures(self) -> tuple[int, float]:
         """How many there are, and for how long the oldest has waited."""
         row = await self._connection.fetchrow(FIGURES, self._slot)
         return row["held"], row["oldest_s"] or 0.0
+
+
+def trial(slot: str) -> list[tuple[str, Any]]:
+    """What is written and removed there, for nothing."""
+    put = PUT, (slot, 1, ["trial"], [-1], [""], [0.0])
+    return [put, put, (f"DELETE FROM {HELD} WHERE slot = $1 AND digest = 'trial'", (slot,))]
 
 
 def _text(command: Command | bytes | str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import asyncpg
 from loguru import logger
 
+from cachebus.consumers.cdc.slot import dead, held, storage
 from cachebus.consumers.cdc.slot import slot as slots
-from cachebus.consumers.cdc.slot import storage
 from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.standing import Names, Standing
 from cachebus.consumers.cdc.slot.storage import SLOTS, Memory
@@ -29,6 +29,8 @@ class Mending:
     def __init__(self, names: Names) -> None:
         self._names = names
         self.refused: dict[str, str] = {}
+        self.suspects = set[str]()
+        """Own tables that have swallowed something."""
 
     async def mend(self, connection: asyncpg.Connection, found: Standing) -> bool:
         """Whether something was mended. Raises what the driver does."""
@@ -97,14 +99,14 @@ class Mending:
             memory.tables = left
             await self._write_tables(connection, left)
             if gone_on:
-                await connection.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", self._names.slot)
+                await self._unwhole(connection)
 
     async def _slot_anew(self, connection: asyncpg.Connection, found: Standing) -> bool:
         """A new slot in the place of one that is lost; remembered as such until that is made up for."""
         names = self._names
         if names.on_lost != "invalidate" or not any(one.problem.startswith("lost: ") for one in found.findings):
             return False
-        await connection.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", names.slot)
+        await self._unwhole(connection)
         if found.slot is not None and not await self._run(
             connection, f"SELECT pg_drop_replication_slot({literal(names.slot)})"
         ):
@@ -113,9 +115,8 @@ class Mending:
             return False
         made = await slots.look(connection, names.slot)
         confirmed = 0 if made is None else made.confirmed
-        await connection.execute(
-            f"UPDATE {SLOTS} SET lsn = $2::text::pg_lsn WHERE slot = $1", names.slot, storage.lsn_text(confirmed)
-        )
+        sql = f"UPDATE {SLOTS} SET lsn = $2::text::pg_lsn WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, names.slot, storage.lsn_text(confirmed))
         logger.error("cdc: the slot {} was lost, and a new one is made: all that rules name is let go of", names.slot)
         return True
 
@@ -125,11 +126,9 @@ class Mending:
         if memory is None or memory.namespace != self._names.namespace:
             return
         if found.slot is not None and any(one.assumption == "slot" for one in findings):
-            await connection.execute(
-                f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1",
-                self._names.slot,
-                storage.lsn_text(found.slot.confirmed),
-            )
+            sql = f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1"
+            confirmed = storage.lsn_text(found.slot.confirmed)
+            await storage.change(connection, SLOTS, sql, self._names.slot, confirmed)
         tables = dict(memory.tables)
         for one in findings:
             if one.assumption in ("tables", "publication"):
@@ -147,6 +146,22 @@ class Mending:
             await self._write_tables(connection, found.memory.tables)
 
     async def _write_tables(self, connection: asyncpg.Connection, tables: dict[str, Any]) -> None:
-        await connection.execute(
-            f"UPDATE {SLOTS} SET tables = $2 WHERE slot = $1", self._names.slot, storage.as_json(tables)
-        )
+        sql = f"UPDATE {SLOTS} SET tables = $2 WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, self._names.slot, storage.as_json(tables))
+
+    async def _unwhole(self, connection: asyncpg.Connection) -> None:
+        sql = f"UPDATE {SLOTS} SET whole = false WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, self._names.slot)
+
+    async def look_at_suspects(self, connection: asyncpg.Connection) -> list[Finding]:
+        """Of the tables that have swallowed something, those that still do: the others are none any more."""
+        slot, found = self._names.slot, list[Finding]()
+        remember = storage.REMEMBER, (f"{slot} trial", "", "0/0", False, "{}")
+        trials = {SLOTS: 2 * [remember], storage.HELD: held.trial(slot), storage.DEAD: dead.trial(slot)}
+        for table in sorted(self.suspects):
+            finding = await storage.swallowing(connection, table, trials[table])
+            if finding is None:
+                self.suspects.discard(table)
+            else:
+                found.append(finding)
+        return found

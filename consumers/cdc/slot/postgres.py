@@ -24,7 +24,8 @@ from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
 from cachebus.consumers.cdc.slot.standing import Names
-from cachebus.consumers.worker import clean
+from cachebus.consumers.cdc.slot.storage import Swallowed
+from cachebus.consumers.worker import clean, database_session
 from cachebus.consumers.worker.patience import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -87,8 +88,10 @@ class SlotSource:
 class PostgresSource(Source):
     """A slot, over all connections. Of several workers on one slot one works, and the others stand by."""
 
+    if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
+
     part = "database"
-    trouble = OUT_OF_REACH
+    trouble = (*OUT_OF_REACH, Swallowed)
     assumptions = ("slot", "publication", "tables", "storage", "leader")
     hold_s = HOLD_S
     poison = (ValueError, TypeError, asyncpg.DataError, asyncpg.ProgramLimitExceededError)
@@ -128,7 +131,11 @@ class PostgresSource(Source):
             self._connected("0") as beside,
             SlotSession(self, main, beside).kept() as session,
         ):
-            yield session
+            try:
+                yield session
+            except Swallowed as error:
+                self.mending.suspects.add(error.table)
+                raise
 
     @asynccontextmanager
     async def _connected(self, idle_ms: str, durable: str | None = None) -> AsyncIterator[asyncpg.Connection]:
@@ -143,6 +150,7 @@ class PostgresSource(Source):
         except (asyncpg.ClientConfigurationError, ValueError):
             raise ConfigError("the database's URL can't be read") from None
         try:
+            await connection.execute(database_session.SET)
             await connection.fetch(SESSION, idle_ms, durable)
             yield connection
         finally:
@@ -150,13 +158,13 @@ class PostgresSource(Source):
             with suppress(*OUT_OF_REACH):
                 await connection.close(timeout=2)
 
-    def told(self, error: BaseException) -> str:
+    def describe(self, error: BaseException) -> str:
         """See `Source.told`."""
         if isinstance(error, REFUSES):
             return f"{type(error).__name__}: the server refuses this user, or has no such database"
         if isinstance(error, OSError):
             return f"{type(error).__name__}: {os.strerror(error.errno) if error.errno else 'no connection'}"
-        return clean.told(error)
+        return clean.describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:
         """See `Source.register`."""

@@ -13,7 +13,7 @@ from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.slot.catalogue import quoted
 from cachebus.consumers.cdc.slot.peek import PEEK, Change, Peek, Progress
 from cachebus.consumers.cdc.slot.slot import literal
-from cachebus.consumers.cdc.slot.storage import SLOTS, lsn_of, lsn_text
+from cachebus.consumers.cdc.slot.storage import SLOTS, Swallowed, change, lsn_of, lsn_text
 from cachebus.consumers.worker.source import Item
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class SlotReader:
         """Some servers can't tell of a time when there was no publication: it is passed by, as missed."""
         self.pause_s = 1.0
         if await self._main.fetchval("SELECT true FROM pg_publication WHERE pubname = $1", self._names.publication):
-            await self._main.execute(f"UPDATE {SLOTS} SET whole = false WHERE slot = $1", self._names.slot)
+            sql = f"UPDATE {SLOTS} SET whole = false WHERE slot = $1"
+            await change(self._main, SLOTS, sql, self._names.slot)
             await self._closed(self._advance(lsn_of(self._now)))
 
     # -- letting go ---------------------------------------------------------------------------------------------------
@@ -206,22 +207,27 @@ class SlotReader:
             await self._shorten(target)
 
     def _advance(self, target: int) -> str:
-        """The SQL: where the slot goes is durable before it does. Where it is beyond already, others were there."""
+        """The SQL: where the slot goes is durable before it does, and where that was not kept it does not. Where it is
+        beyond already, others were there."""
         slot, lsn = literal(self._names.slot), lsn_text(target)
         self._advanced = target
         return (
             f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT EXISTS "
             f"(SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND confirmed_flush_lsn > lsn) "
-            f"WHERE slot = {slot}; COMMIT; SELECT pg_replication_slot_advance({slot}, '{lsn}')"
+            f"WHERE slot = {slot}; COMMIT; SELECT pg_replication_slot_advance({slot}, '{lsn}') FROM {SLOTS} "
+            f"WHERE slot = {slot} AND lsn >= '{lsn}'"
         )
 
     async def _closed(self, sql: str) -> None:
         """The look is over, and its transaction."""
         self.peek = None
         try:
-            await self._main.execute(sql)
+            status = await self._main.execute(sql)
         except asyncpg.ObjectInUseError:
             self._seen = ""  # it is told once more, also where nobody writes
+        else:
+            if status == "SELECT 0":
+                raise Swallowed(SLOTS)
 
     async def _shorten(self, target: int) -> None:
         """Have the server log where it may begin to read: else each look reads again what was written since the last

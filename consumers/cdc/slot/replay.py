@@ -13,6 +13,7 @@ from cachebus.consumers.cdc.rules.change import OPS, parse_change
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot.catalogue import plain_url
 from cachebus.consumers.cdc.slot.storage import DEAD
+from cachebus.consumers.worker import database_session
 from cachebus.consumers.worker.apply import REFUSED, Applier
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Meaning
@@ -40,6 +41,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     connection = await asyncpg.connect(plain_url(dsn))
     applied = dead = last = 0
     try:
+        await connection.execute(database_session.SET)
         while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
             last = rows[-1]["id"]
             done: list[int] = []

@@ -17,6 +17,7 @@ from cachebus.consumers.cdc.slot.peek import Unreadable
 from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
 from cachebus.consumers.cdc.slot.standing import Standing
+from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session
 from cachebus.producers.command import Command
@@ -162,7 +163,7 @@ class SlotSession(Session):
         """See `Session.look`."""
         async with self._in_beside:
             found = self._found = await self._standing()
-            waits = not any(one.subject == "cachebus_cdc_held" for one in found.findings)
+            waits = not any(one.subject == HELD for one in found.findings)
             held, oldest_s = await self._held.figures() if waits and found.memory is not None else (0, 0.0)
         findings = list(found.findings)
         if found.slot is not None:
@@ -175,7 +176,9 @@ class SlotSession(Session):
         return Look(findings, backlog, oldest_s, held)
 
     async def _standing(self) -> Standing:
-        return await standing.look(self._beside, self._source.router, self._names, self._source.mending.refused)
+        mending = self._source.mending
+        swallowing = await mending.look_at_suspects(self._beside)
+        return await standing.look(self._beside, self._source.router, self._names, mending.refused, swallowing)
 
     def _others(self, slot: Any) -> list[Finding]:
         """What others do with the slot, and do not."""
@@ -208,8 +211,12 @@ class SlotSession(Session):
         made = False
         async with self._in_beside:
             for _ in range(5):  # one makes the next possible
-                if not await self._source.mending.mend(self._beside, self._found):
-                    break
+                try:
+                    if not await self._source.mending.mend(self._beside, self._found):
+                        break
+                except Swallowed as error:
+                    self._source.mending.suspects.add(error.table)
+                    await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
                 made = True
                 self._found = await self._standing()
         return made

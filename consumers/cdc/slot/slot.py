@@ -119,7 +119,9 @@ def slot_findings(
     if slot is None:
         why = f", and this user may not make it ({refused})" if refused else ""
         return [Finding("slot", name, f"it is not there{why}", f"{made_by(name)};", stops=True)]
-    if memory is not None and not memory.whole:
+    if memory is None:
+        return [Finding("slot", name, "what is remembered of it is not there: no worker has begun on it", stops=True)]
+    if not memory.whole:
         return [
             Finding(
                 "slot",
@@ -129,7 +131,7 @@ def slot_findings(
                 over=True,
             )
         ]
-    if memory is not None and slot.confirmed > memory.lsn:
+    if slot.confirmed > memory.lsn:
         return [
             Finding(
                 "slot",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,15 @@ class Standing:
     """Those of them that are to be remembered, though nothing was missed."""
 
 
-async def look(connection: asyncpg.Connection, router: Router, names: Names, refused: Mapping[str, str]) -> Standing:
-    """How all stands. Raises what the driver does."""
+async def look(
+    connection: asyncpg.Connection,
+    router: Router,
+    names: Names,
+    refused: Mapping[str, str],
+    swallowing: Sequence[Finding] = (),
+) -> Standing:
+    """How all stands. `swallowing`: what is known already to be wrong with own tables that are there. Raises what the
+    driver does."""
     found = Standing()
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
@@ -58,7 +65,9 @@ async def look(connection: asyncpg.Connection, router: Router, names: Names, ref
                 stops=True,
             )
         )
-    found.findings += await storage.storage_findings(connection, refused)
+    lacking = await storage.storage_findings(connection, refused)
+    known_of = {one.subject for one in lacking}
+    found.findings += [*lacking, *(one for one in swallowing if one.subject not in known_of)]
     # The slot before what is remembered: that is always written before the slot moves.
     found.slot = await slot.look(connection, names.slot)
     if not any(one.subject == storage.SLOTS for one in found.findings):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import asyncpg
 
 from cachebus.consumers.worker.source import Finding
-
-if TYPE_CHECKING:
-    import asyncpg
 
 SLOTS: Final = "cachebus_cdc_slots"
 DEAD: Final = "cachebus_cdc_dead"
@@ -42,11 +41,23 @@ SELECT name, r IS NOT NULL AS there,
        (SELECT array_agg(attname::text) FROM pg_attribute
         WHERE attrelid = r AND attnum > 0 AND NOT attisdropped) AS has,
        (SELECT array_agg(needed) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
-        WHERE r IS NOT NULL AND NOT has_table_privilege(r, needed)) AS lacks
+        WHERE r IS NOT NULL AND NOT has_table_privilege(r, needed)) AS lacks,
+       (SELECT array_agg(quote_ident(rulename)) FROM pg_rewrite
+        WHERE ev_class = r AND is_instead AND ev_enabled <> 'D') AS rules,
+       CASE WHEN row_security_active(r) THEN NOT EXISTS (
+           SELECT FROM pg_policy WHERE polrelid = r AND polpermissive AND polcmd = '*'
+           AND pg_get_expr(polqual, r) = 'true' AND coalesce(pg_get_expr(polwithcheck, r), 'true') = 'true'
+           AND EXISTS (SELECT FROM unnest(polroles) AS one WHERE one = 0 OR pg_has_role(one, 'USAGE')))
+         OR EXISTS (SELECT FROM pg_policy WHERE polrelid = r AND NOT polpermissive) END AS hides
 FROM (SELECT name, to_regclass(name) AS r FROM unnest($1::text[]) AS name) AS named
 """
+_TRIGGERS: Final = """
+SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger
+WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
+"""
+"""Those before a row is written."""
 _RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, tables FROM {SLOTS} WHERE slot = $1"
-_REMEMBER: Final = f"""
+REMEMBER: Final = f"""
 INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables) VALUES ($1, $2, $3::text::pg_lsn, $4, $5)
 ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole = $4, tables = $5
 """
@@ -94,7 +105,50 @@ async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str,
             lacks = ", ".join(row["lacks"])
             remedy = f"GRANT {lacks} ON {name} TO CURRENT_USER;"
             found.append(Finding("storage", name, f"this user lacks {lacks}", remedy, stops=True))
+        elif row["rules"]:
+            remedy = " ".join(f"DROP RULE {rule} ON {name};" for rule in row["rules"])
+            found.append(Finding("storage", name, "a rule does something else instead", remedy, stops=True))
+        elif row["hides"]:
+            remedy = f"CREATE POLICY cachebus ON {name} TO CURRENT_USER USING (true) WITH CHECK (true);"
+            problem = "row-level security may hide rows from this worker"
+            found.append(Finding("storage", name, problem, remedy, stops=True))
     return found
+
+
+class Swallowed(Exception):
+    """A row that had to be written, or removed, was not, though the database has refused nothing."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"{table}: what is written there is not kept, nor is it refused")
+        self.table = table
+
+
+async def change(connection: asyncpg.Connection, table: str, sql: str, *given: Any) -> None:
+    """Write what must be written: committed when this returns. `Swallowed`, where no row was."""
+    status = await connection.execute(sql, *given)
+    if status.endswith(" 0"):
+        raise Swallowed(table)
+
+
+async def swallowing(connection: asyncpg.Connection, table: str, writes: Sequence[tuple[str, Any]]) -> Finding | None:
+    """What is wrong with a table that has swallowed something, as long as it is: tried in a transaction that is rolled
+    back, by what a worker writes there (each changes a row)."""
+    trial = connection.transaction()
+    await trial.start()
+    try:
+        for sql, given in writes:
+            await change(connection, table, sql, *given)
+    except (Swallowed, asyncpg.FeatureNotSupportedError):
+        pass  # the latter: a rule
+    else:
+        return None
+    finally:
+        await trial.rollback()
+    names = await connection.fetchval(_TRIGGERS, table) or []
+    remedy = " ".join(f"ALTER TABLE {table} DISABLE TRIGGER {name};" for name in names)
+    who = f"of the triggers {', '.join(names)} one gives NULL" if names else "nobody knows why"
+    problem = f"what is written there is not kept, nor is it refused: {who}"
+    return Finding("storage", table, problem, remedy, stops=True)
 
 
 async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
@@ -104,10 +158,9 @@ async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
 
 
 async def remember(connection: asyncpg.Connection, slot: str, memory: Memory) -> None:
-    """Committed when this returns."""
-    await connection.execute(
-        _REMEMBER, slot, memory.namespace, lsn_text(memory.lsn), memory.whole, as_json(memory.tables)
-    )
+    """Committed when this returns; `Swallowed`."""
+    given = memory.namespace, lsn_text(memory.lsn), memory.whole, as_json(memory.tables)
+    await change(connection, SLOTS, REMEMBER, slot, *given)
 
 
 def as_json(tables: dict[str, Any]) -> str:

@@ -67,6 +67,8 @@ class KafkaSource:
 class DebeziumSource(TopicSource):
     """Debezium's topics, by rules."""
 
+    if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
+
     def __init__(self, rules: Rules, given: KafkaSource) -> None:
         super().__init__("cdc", given.membership())
         try:

@@ -13,7 +13,7 @@ from cachebus.consumers.cdc.topics.kafka import KafkaSource
 from cachebus.consumers.topics.dead_topic import DeadTopic, letter_of
 from cachebus.consumers.topics.replay import each_letter
 from cachebus.consumers.worker.apply import AWAY_S, REFUSED, Applier
-from cachebus.consumers.worker.clean import clean, told
+from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.keys.plan import Plan
 
@@ -51,7 +51,7 @@ async def _tried(records: Sequence[Any], router: Router, applier: Applier) -> li
     while plans:
         carried = await applier.carry([plan for plan, _ in plans])
         for place, error in carried.failed.items():
-            plans[place][1].append(told(error))
+            plans[place][1].append(describe(error))
         plans = [plans[place] for place in sorted(carried.away)]
         if plans:
             await asyncio.sleep(AWAY_S)

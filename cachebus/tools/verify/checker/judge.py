@@ -123,12 +123,12 @@ async def _reads(case: Judgement) -> Check:
         ("G6", check.guarded, check.outlived),
     ):
         for stale in stales:
-            case.found(promise, _told(case, stale), partial(case.teller.of_read, stale))
+            case.found(promise, _in_words(case, stale), partial(case.teller.of_read, stale))
         case.counts[promise] = count
     return check
 
 
-def _told(case: Judgement, stale: Stale) -> str:
+def _in_words(case: Judgement, stale: Stale) -> str:
     item = case.evidence.items[stale.item]
     return (
         f"node {stale.node} read version {stale.version} of {item}, "

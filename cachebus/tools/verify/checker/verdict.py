@@ -60,7 +60,7 @@ class Verdict:
     looked: int = 0
     """Items looked at when all was at rest, in L1 and L2 of every node."""
     ways: Mapping[str, int] = field(default_factory=dict)
-    """How often what comes seldom has come: stand-ins, loads behind guards, callers that gave up, ..."""
+    """How often what comes seldom has come: fallbacks, loads behind guards, callers that gave up, ..."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """How often each was made."""
     ages: tuple[int, ...] = (0,) * (len(EDGES_S) + 1)

@@ -57,7 +57,7 @@ class Answers:
         if value is None:
             return self._none(item, verb, started_s, loads=loads)
         self.answered += 1
-        found, version, tenant = kinds.told(value)
+        found, version, tenant = kinds.parsed(value)
         if found not in (item.number, wider or item.number) or tenant != (item.tenant or ""):
             self._odd.note(oddities.FOREIGN, item, started_s, verb=verb, a=found, b=version)
             return 0

@@ -123,7 +123,7 @@ def loaded(data_type: str, value: Any) -> Any:
     return tuple(value) if data_type in ("answer", "remote") and value is not None else value
 
 
-def told(value: Any) -> tuple[int, int, str]:
+def parsed(value: Any) -> tuple[int, int, str]:
     """Number, version and tenant of a value."""
     if isinstance(value, Profile):
         return value.number, value.version, value.tenant
@@ -133,7 +133,7 @@ def told(value: Any) -> tuple[int, int, str]:
 
 def whole(data_type: str, value: Any) -> bool:
     """Whether it is, to the last part, what was loaded or stored."""
-    expected = make(data_type, *told(value))
+    expected = make(data_type, *parsed(value))
     return type(value) is type(expected) and value == expected
 
 

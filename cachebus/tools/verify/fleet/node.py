@@ -159,7 +159,7 @@ class _Node:
             # A load that ends in an error ends the process, and its last words tell the error.
             await asyncio.wait([listening, load], return_when=asyncio.FIRST_EXCEPTION)
             if load.done():
-                _told(load)
+                _log_failure(load)
             await listening
         finally:
             for task in (telling, watching, listening, load):
@@ -255,7 +255,7 @@ class _Node:
             with suppress(L2Unavailable):
                 cache = self._caches[item.world]
                 value = await cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
-                return 0 if value is None else kinds.told(value)[1]
+                return 0 if value is None else kinds.parsed(value)[1]
             await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:
@@ -308,7 +308,7 @@ def _count() -> tuple[int, int]:
     return len(asyncio.all_tasks()), sockets
 
 
-def _told(load: asyncio.Task[None]) -> None:
+def _log_failure(load: asyncio.Task[None]) -> None:
     """Raise what ended the load, the first of a group: the last line of this process's log is its parent's message."""
     error: BaseException | None = load.exception()
     while isinstance(error, BaseExceptionGroup):

@@ -17,7 +17,7 @@ TROUBLES: Final = {
     STALLED: "stalled",
     L2_FAILED: "got no answer from L2",
     BEGAN_ANEW: "dropped all it held",
-    HEARD_AHEAD: "heard what comes behind a hole",
+    HEARD_AHEAD: "heard what comes behind a gap",
     HURRIED: "was late",
 }
 EVERY_S: Final = 0.02
@@ -46,7 +46,7 @@ class Lateness:
 
 async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock, lateness: Lateness) -> None:
     """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
-    last_s, errors, flushes, holes = clock(), 0, 0, 0
+    last_s, errors, flushes, gaps = clock(), 0, 0, 0
     while True:
         await asyncio.sleep(EVERY_S)
         now_s, stats = clock(), [cache.stats() for cache in caches]
@@ -60,7 +60,7 @@ async def watch(caches: Sequence[Cache], tape: Tape, clock: Clock, lateness: Lat
             tape.add(L2_FAILED, last_s, now_s)
         if flushed != flushes:
             tape.add(BEGAN_ANEW, last_s, now_s)
-        ahead = sum(each.holes for each in stats)
-        if ahead != holes:
+        ahead = sum(each.gaps for each in stats)
+        if ahead != gaps:
             tape.add(HEARD_AHEAD, last_s, now_s)
-        last_s, errors, flushes, holes = now_s, failed, flushed, ahead
+        last_s, errors, flushes, gaps = now_s, failed, flushed, ahead

@@ -142,7 +142,7 @@ class Writers:
         for number in numbers:
             item = self._items[number]
             version = self._truth.versions[number]
-            await self._told(SETTLED, {item: version}, partial(self._invalidate, item))
+            await self._recorded(SETTLED, {item: version}, partial(self._invalidate, item))
 
     async def _walk(self) -> None:
         while True:
@@ -192,11 +192,11 @@ class Writers:
         if value is None and verb == ADD:
             return
         if verb == DELETE or value is None:
-            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
         elif verb == ADD:
-            await self._told(ADD, {item: version}, lambda _: self._add(item, value))
+            await self._recorded(ADD, {item: version}, lambda _: self._add(item, value))
         else:
-            await self._told(
+            await self._recorded(
                 SET,
                 {item: version},
                 lambda wait: self._cache(item).set(
@@ -209,17 +209,17 @@ class Writers:
         value in the way."""
         while item.value(self._truth.versions[item.number]) is not None:
             version = self._truth.raise_version(item.number)
-            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
         await self._read_own(item)
         version = self._truth.raise_version(item.number)
         at_s = self._clock()
-        added = await self._told(CLAIM, {item: version}, lambda _: self._add(item, item.value(version)))
+        added = await self._recorded(CLAIM, {item: version}, lambda _: self._add(item, item.value(version)))
         if added is False:
             with suppress(CacheBusError):
                 there = await self._cache(item).get(item.data_type, item.resource_id, *item.place, use_memory=False)
                 if there is None:
                     self._odd.note(REFUSED, item, at_s, verb=CLAIM)
-            await self._told(DELETE, {item: version}, partial(self._invalidate, item))
+            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
 
     def _cache(self, item: Item) -> Cache:
         return self._caches[item.world]
@@ -240,12 +240,12 @@ class Writers:
         item = self._pick(self._shared)
         if item.world == 0:
             version = self._truth.raise_version(item.number)
-            await self._told(ERRAND, {item: version}, lambda _: self._errands.invalidate(item))
+            await self._recorded(ERRAND, {item: version}, lambda _: self._errands.invalidate(item))
 
     async def _write_shared(self, verb: int) -> None:
         items, call = self._planned(verb)
         versions = {item: self._truth.raise_version(item.number) for item in items}
-        await self._told(verb, versions, call)
+        await self._recorded(verb, versions, call)
         await self._look_at_own(items)
 
     def _planned(self, verb: int) -> tuple[list[Item], Call]:
@@ -288,7 +288,7 @@ class Writers:
 
     # -- telling the cache --------------------------------------------------------------------------------------------
 
-    async def _told(self, verb: int, versions: dict[Item, int], call: Call) -> object:
+    async def _recorded(self, verb: int, versions: dict[Item, int], call: Call) -> object:
         """Call until it returns, and write down when: before that nothing is promised of it. Gives what it returned."""
         called_s, failed_s = self._clock(), 0.0
         waits = verb not in (ADD, CLAIM, SETTLED, ERRAND) and self._dice.random() < WAITS

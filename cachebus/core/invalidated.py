@@ -8,20 +8,20 @@ from collections.abc import Iterable
 PRUNED_AT_ONCE = 64
 
 
-class BucketMarks(dict[str, int]):
+class InvalidatedScopes(dict[str, int]):
     """The seq of each scope's last invalidation; change it by `note` alone.
 
     Beside it goes the order in which they came, about that of their seqs, with some that are outdated: to look for the
     first of a dictionary from which the first were taken walks over all that went.
     """
 
-    __slots__ = ("_names", "_seqs")
+    __slots__ = ("_scopes", "_seqs")
 
-    def __init__(self, marks: Iterable[tuple[str, int]] = ()) -> None:
+    def __init__(self, invalidated: Iterable[tuple[str, int]] = ()) -> None:
         super().__init__()
-        self._names: deque[str] = deque()
+        self._scopes: deque[str] = deque()
         self._seqs: deque[int] = deque()
-        for name, seq in marks:
+        for name, seq in invalidated:
             self.note(name, seq)
 
     def note(self, name: str, seq: int) -> bool:
@@ -30,34 +30,34 @@ class BucketMarks(dict[str, int]):
         known = self.get(name, 0)
         if seq > known:
             self[name] = seq
-            self._names.append(name)
+            self._scopes.append(name)
             self._seqs.append(seq)
         return not known
 
     def prune(self, low: int, more: int) -> int:
         """Forget some of those up to `low`: more than the `more` that have just come, and never all at once. Gives how
         many."""
-        names, seqs, before = self._names, self._seqs, len(self)
+        scopes, seqs, before = self._scopes, self._seqs, len(self)
         for _ in range(more + PRUNED_AT_ONCE):
             if not seqs or seqs[0] > low:
                 break
-            name, seq = names.popleft(), seqs.popleft()
+            name, seq = scopes.popleft(), seqs.popleft()
             if self.get(name) == seq:
                 del self[name]
         if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were marked over and over
-            kept = [(name, seq) for name, seq in zip(names, seqs, strict=True) if self.get(name) == seq]
-            self._names, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
+            kept = [(name, seq) for name, seq in zip(scopes, seqs, strict=True) if self.get(name) == seq]
+            self._scopes, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
         return before - len(self)
 
 
-def forget_older_half(marks: dict[str, BucketMarks], low: dict[str, int]) -> None:
+def forget_older_half(invalidated: dict[str, InvalidatedScopes], low: dict[str, int]) -> None:
     """There are too many marks, by bucket: instead of the older half, nothing so old is believed any more (`low`)."""
-    seqs = sorted(seq for its in marks.values() for seq in its.values())
+    seqs = sorted(seq for its in invalidated.values() for seq in its.values())
     last = seqs[len(seqs) // 2]
-    for bucket, its in list(marks.items()):
+    for bucket, its in list(invalidated.items()):
         gone = [seq for seq in its.values() if seq <= last]
         if gone:
             low[bucket] = max(low.get(bucket, 0), *gone)
-            kept = marks[bucket] = BucketMarks((name, seq) for name, seq in its.items() if seq > last)
+            kept = invalidated[bucket] = InvalidatedScopes((name, seq) for name, seq in its.items() if seq > last)
             if not kept:
-                del marks[bucket]
+                del invalidated[bucket]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil
 
-from cachebus.core.ports import Marks
-from cachebus.keys.key import ALL_TENANTS, bucket_of_name
+from cachebus.core.ports import Invalidated
+from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET
 
 BATCH_PART = 128
@@ -17,7 +17,7 @@ def _size(name: str) -> int:
     return 1 + len(name.encode()) // LONG_BYTES
 
 
-class MemoryMarks:
+class MemoryInvalidated:
     """For each bucket the seq of each name, the oldest first, and the bucket's low watermark."""
 
     def __init__(self, most: int) -> None:
@@ -48,23 +48,23 @@ class MemoryMarks:
         self.lost = bool(self.counted)
         self.counted, self.sizes, self.low = {}, {}, {}
 
-    def hide(self, seq: int, bucket: str, names: Iterable[str]) -> bool:
+    def hide(self, seq: int, bucket: str, scopes: Iterable[str]) -> bool:
         """Whether a record of this seq, in a key of this bucket with these scopes and tags, was replaced."""
         if seq < max(self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)):
             return True
         own, wide = self.by_bucket.get(bucket, {}), self.by_bucket.get(ALL_TENANTS, {})
-        return any(own.get(name, 0) > seq or wide.get(name, 0) > seq for name in names)
+        return any(own.get(name, 0) > seq or wide.get(name, 0) > seq for name in scopes)
 
-    def set(self, names: Sequence[str], seq: int) -> tuple[str, int]:
+    def set(self, scopes: Sequence[str], seq: int) -> tuple[str, int]:
         """Move these to `seq`. Gives the bucket whose low watermark this has raised, and that."""
         added = False
-        for name in names:
-            bucket = bucket_of_name(name)
-            marks = self.by_bucket.setdefault(bucket, {})
-            if marks.pop(name, None) is None:  # re-inserted last: the oldest come first
+        for name in scopes:
+            bucket = bucket_of_scope(name)
+            invalidated = self.by_bucket.setdefault(bucket, {})
+            if invalidated.pop(name, None) is None:  # re-inserted last: the oldest come first
                 self._count(bucket, 1, _size(name))
                 added = True
-            marks[name] = seq
+            invalidated[name] = seq
         excess = sum(self.sizes.values()) - self.most
         return self._trim(excess) if added and excess > 0 else (NO_BUCKET, 0)
 
@@ -74,17 +74,19 @@ class MemoryMarks:
 
     def _trim(self, excess: int) -> tuple[str, int]:
         bucket = min(self.sizes, key=lambda b: (-self.sizes[b], b))
-        marks = self.by_bucket.get(bucket, {})
-        if not marks:
+        invalidated = self.by_bucket.get(bucket, {})
+        if not invalidated:
             self.lost = True
             return NO_BUCKET, 0
-        oldest = sorted(marks, key=lambda name: (marks[name], name.encode()))
+        oldest = sorted(invalidated, key=lambda name: (invalidated[name], name.encode()))
         for name in oldest[: max(excess, ceil(self.most / BATCH_PART))]:
-            self.low[bucket] = marks.pop(name)
+            self.low[bucket] = invalidated.pop(name)
             self._count(bucket, -1, -_size(name))
             self.trimmed += 1
         return bucket, self.low[bucket]
 
-    def given(self) -> Marks:
+    def given(self) -> Invalidated:
         """A copy for a node."""
-        return Marks({bucket: dict(marks) for bucket, marks in self.by_bucket.items() if marks}, dict(self.low))
+        return Invalidated(
+            {bucket: dict(invalidated) for bucket, invalidated in self.by_bucket.items() if invalidated}, dict(self.low)
+        )

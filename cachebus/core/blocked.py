@@ -11,26 +11,26 @@ from collections.abc import Iterable
 from cachebus.keys.key import Key
 
 
-class Withheld:
+class Blocked:
     """Keys, scopes and tags, each as often as it is queued."""
 
-    __slots__ = ("_keys", "_names")
+    __slots__ = ("_keys", "_scopes")
 
     def __init__(self) -> None:
         self._keys: Counter[str] = Counter()
-        self._names: Counter[str] = Counter()
+        self._scopes: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
-        return bool(self._keys or self._names)
+        return bool(self._keys or self._scopes)
 
-    def add(self, keys: Iterable[Key], names: Iterable[str]) -> None:
-        """Withhold these from now on."""
+    def add(self, keys: Iterable[Key], scopes: Iterable[str]) -> None:
+        """Block these from now on."""
         self._keys.update(key.l1 for key in keys)
-        self._names.update(names)
+        self._scopes.update(scopes)
 
-    def remove(self, keys: Iterable[Key], names: Iterable[str]) -> None:
+    def remove(self, keys: Iterable[Key], scopes: Iterable[str]) -> None:
         """These were delivered once."""
-        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._names, names)):
+        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._scopes, scopes)):
             counts.subtract(gone)
             for name in gone:
                 if counts[name] <= 0:
@@ -40,5 +40,5 @@ class Withheld:
         """Whether a value under this key, with these tags, is among them."""
         if key.l1 in self._keys:
             return True
-        names = self._names
-        return bool(names) and (any(name in names for name in key.names) or any(tag in names for tag in tags))
+        scopes = self._scopes
+        return bool(scopes) and (any(name in scopes for name in key.scopes) or any(tag in scopes for tag in tags))
