@@ -119,10 +119,10 @@ async def test_who_has_left_an_epoch_has_another_one_begun_where_it_is_led_back_
     elif ask == "nodes":
         assert (await bob.store.nodes(0, led_back)).epoch not in led_back.left
     else:
-        assert (await bob.store.probe(0, led_back, marks=ask == "marks")).epoch not in led_back.left
+        assert (await bob.store.probe(0, led_back, with_invalidated=ask == "marks")).epoch not in led_back.left
     now = await ann.probe()
     assert now.epoch not in led_back.left
-    again = await bob.store.probe(0, led_back, marks=False)
+    again = await bob.store.probe(0, led_back, with_invalidated=False)
     assert (again.epoch, again.seq) == (now.epoch, now.seq), "it is ended once"
 
 
