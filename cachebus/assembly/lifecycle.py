@@ -23,7 +23,7 @@ from cachebus.reading.reentrance import loads_for
 from cachebus.settings import Settings
 
 CANCELLED_S = 1.0
-"""What loads may take to end that closing has cancelled."""
+"""What loads may take to end that closing has cancelled; and what leaving may take where nothing else is left."""
 SAY_WHY_S = 0.1
 """Connecting ends by its own limit, which knows what to say of it; the limit of the whole start comes so much later."""
 
@@ -42,12 +42,15 @@ async def attach(parts: Parts) -> None:
 
 async def stop(parts: Parts) -> None:
     """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
+    settings, loop = parts.settings, asyncio.get_running_loop()
+    began_s = loop.time()
     try:
         await _land(parts)
         await parts.listening.heartbeat.stop()
-        if parts.settings.enabled:
+        if settings.enabled:
             # Bounded apart: where big values are under way, an answer may take longer than a silent L2 is given.
-            async with asyncio.timeout(parts.settings.l2_timeout_s * 1.25):
+            left_s = max(CANCELLED_S, began_s + settings.close_timeout_s - loop.time())
+            async with asyncio.timeout(min(settings.l2_timeout_s * 1.25, left_s)):
                 await _take_leave(parts)
     except (CacheBusError, TimeoutError) as error:  # out of reach, or laid out anew by others
         logger.debug("could not take leave of L2: {}", error or "no answer in time")

@@ -81,7 +81,7 @@ class Node:
         view = self.shards[shard]
         largest = self.largest[shard]
         heard = largest.bound_ms, largest.guard_ms, largest.keeps_without_l2
-        return Caller(self.id, view.applied, view.epoch, self.about, *heard)
+        return Caller(self.id, view.applied, view.epoch, self.about, *heard, view.left)
 
     def _spread_lease(self, shard: int) -> None:
         self.groups.spread(shard, self.shards[shard].valid_until)

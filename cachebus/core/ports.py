@@ -7,7 +7,7 @@ same step, and everything older is void. A store that cannot answer raises `L2Un
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -44,7 +44,8 @@ class Stale(IntEnum):
 class Caller(NamedTuple):
     """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it
     says of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms, and
-    whether of a node that keeps what it loads alone."""
+    whether of a node that keeps what it loads alone. An epoch in `left` is over, whatever a server says: where `probe`,
+    `nodes`, `read` or `lease` finds the shard in one, it begins another, and then asks."""
 
     node: str
     applied: int
@@ -53,6 +54,7 @@ class Caller(NamedTuple):
     bound_ms: int = 0
     guard_ms: int = 0
     keeps_without_l2: bool = False
+    left: Collection[bytes] = ()
 
 
 class Position(NamedTuple):

@@ -91,7 +91,8 @@ class Shard:
         self.foreign: dict[bytes, int] = {}
         """Epochs of events that may have begun since, with the highest seq of each."""
         self.left: dict[bytes, None] = {}
-        """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of."""
+        """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of. Where
+        a server is in one, as a primary that is made the primary again, another one is begun there: `Caller.left`."""
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._pending_probes: deque[tuple[int, float]] = deque(maxlen=PENDING_PROBES_MAX)
@@ -291,7 +292,6 @@ class Shard:
             self.low = dict(low)
         if before not in (NO_EPOCH, epoch):
             self._leave(before)
-        self.left.pop(epoch, None)
         self.doubts.settle(sent_at_s)
         self.epoch = epoch
         joined = {b: {**invalidated.get(b, {}), **newer.get(b, {})} for b in {*invalidated, *newer}}

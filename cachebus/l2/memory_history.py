@@ -96,7 +96,9 @@ class MemoryHistory:
         self.keeps_without_l2 = self.keeps_without_l2 or caller.keeps_without_l2
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
-        """The same, and note the caller's row."""
+        """The same, also where the caller has left this history, and note the caller's row."""
+        if self.epoch in caller.left:
+            self.meta_server = ""
         self.arrive(caller, bucket)
         if caller.node:
             if not self.nodes_name:

@@ -171,11 +171,11 @@ class RedisStore:
             )
         except NotAsked:
             raise  # ours is the queue that is full: the connection is as good as before, and others' calls are on it
-        except L2Unavailable:
+        except L2Unavailable as error:
             # Where nothing was heard, the connection has ended itself. One that brought a refusal is good, but what
             # refuses may be no primary any more.
             self.checked[shard] = False
-            self._links.doubt(shard)
+            self._links.refused(shard, error, connection)
             raise
         if connection is self._by_shard[shard] and not connection.closed:
             self.checked[shard] = hops == self._running.hops(shard)  # else another server has answered

@@ -1,5 +1,6 @@
 """Running scripts at their shards' primaries. One that finds another history than the one that its shard's meta speaks
-of does nothing and says so; a new epoch is begun then, and it is asked again: all that in the time of one call."""
+of does nothing and says so; a new epoch is begun then, and it is asked again: all that in the time of one call. The
+same happens where what is to be believed was replied in an epoch that the caller has left."""
 
 from __future__ import annotations
 
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 TAKEOVERS_MAX: Final = 4
 """New epochs in a row that one call puts up with: more, and the servers change faster than anything can be done."""
+
+BELIEVED: Final = frozenset(("probe", "marks", "nodes", "read", "lease"))
+"""Scripts whose reply says what may be served; they may be asked again."""
 
 
 class Running:
@@ -74,11 +78,11 @@ class Running:
         began_s, link = self._clock(), self._by_shard[shard]
         try:
             reply = await self._once(reads, name, shard, keys, args, began_s)
-            if reply is None:
-                reply = await self._sent_anew(reads, name, shard, caller, keys, args, began_s)
+            if reply is None or (name in BELIEVED and reply.epoch in caller.left):
+                reply = await self._sent_anew(reads, name, shard, caller, keys, args, began_s, reply)
         except L2Unavailable as error:
             if is_no_primarys(error):
-                self._links.doubt(shard)
+                self._links.refused(shard, error, link)
             raise
         if self._unproved[shard] and link is self._by_shard[shard]:  # else another server may have answered
             self._links.prove(shard)
@@ -93,12 +97,14 @@ class Running:
         keys: tuple[str, ...],
         args: tuple[Any, ...],
         began_s: float,
+        reply: Any,
     ) -> Any:
         budget = Budget(self._clock, self._timeout_s, self._clock() - began_s, NESTED)
         for _ in range(TAKEOVERS_MAX):
-            await budget.spent_on(self._take_over(shard, caller, args[3], began_s))
+            left = b"" if reply is None else reply.epoch
+            await budget.spent_on(self._take_over(shard, caller, args[3], left, began_s))
             reply = await budget.spent_on(self._once(reads, name, shard, keys, args, began_s))
-            if reply is not None:
+            if reply is not None and not (name in BELIEVED and reply.epoch in caller.left):
                 return reply
         raise L2Unavailable("the servers behind this shard change too fast")
 
@@ -117,8 +123,8 @@ class Running:
             leads_takeover if name == "takeover" else leads_elsewhere,
         )
 
-    async def _take_over(self, shard: int, caller: Caller, bucket: str, began_s: float) -> None:
-        """Begin a new epoch, unless somebody was faster."""
+    async def _take_over(self, shard: int, caller: Caller, bucket: str, left: bytes, began_s: float) -> None:
+        """Begin a new epoch, unless somebody was faster. `left`: one that is over, as its server does not know."""
         mode = "sharded" if self._links.route.clustered else "plain"
         args = (
             self._facts,
@@ -130,6 +136,7 @@ class Running:
             str(caller.bound_ms),
             str(caller.guard_ms),
             flag(caller.keeps_without_l2),
+            left,
         )
         await self._once(position_of, "takeover", shard, (self._names[shard].meta,), args, began_s)
 

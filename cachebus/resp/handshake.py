@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
+from cachebus.resp.dial import dialled
 from cachebus.resp.link import Link, OnLost
 from cachebus.resp.names import addresses_of
 
@@ -56,19 +57,12 @@ async def _connect(link: Link, address: Address, timeout_s: float) -> None:
     how: dict[str, Any] = {}
     if address.ssl is not None:
         how = {"ssl": address.ssl, "server_hostname": address.host, "ssl_handshake_timeout": timeout_s}
-    troubles: dict[str, OSError] = {}
-    for where in await addresses_of(address.host):
-        try:
-            await loop.create_connection(lambda: link, where, address.port, **how)
-        except tls.SSLError:
-            raise
-        except OSError as error:
-            troubles[str(error)] = error
-        else:
-            return
-    if len(troubles) == 1:
-        raise next(iter(troubles.values()))
-    raise OSError("; ".join(troubles) or "its name has no address")
+    there = await dialled(await addresses_of(address.host), address.port)
+    try:
+        await loop.create_connection(lambda: link, sock=there, **how)
+    except BaseException:
+        there.close()
+        raise
 
 
 async def _log_in(link: Link, address: Address) -> None:

@@ -14,6 +14,7 @@ from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.link import Link
+from cachebus.resp.replies import is_replicas
 from cachebus.resp.route import Route
 from cachebus.resp.tasks import ended, heard, shared
 
@@ -71,6 +72,12 @@ class Primary(Generic[L]):
         self.attempts.over()
         self._on_lost(link)
 
+    def leave(self) -> None:
+        """Let go of the server, for whichever is there after the pause; what is pending fails."""
+        if (link := self.link) is not None:
+            link.close()
+            self._lost(link)
+
     def drop(self) -> asyncio.Task[L] | None:
         """Close the link; what is pending fails. Ends the attempt, too, and gives it."""
         if self._attempt is not None:
@@ -116,7 +123,7 @@ class Links(Generic[L]):
         self._forgotten = 0
         self._closed = False
         self._tidying: asyncio.Handle | None = None
-        route.watch(self._moved, self._holds if vouches else None)
+        route.watch(self._moved, self._holds if vouches else None, self._leave)
 
     @property
     def connected(self) -> bool:
@@ -216,6 +223,12 @@ class Links(Generic[L]):
         self._doubted[shard] = self._clock() + DOUBT_S
         self._seek()
 
+    def refused(self, shard: int, error: L2Unavailable, link: L | None) -> None:
+        """The same, by this link and for this reason; a replica at a fixed place is left."""
+        self.doubt(shard)
+        if is_replicas(error) and link is self.by_shard[shard]:  # else there is another one already
+            self.route.left()
+
     def prove(self, shard: int) -> None:
         """Its server has done what only a primary does."""
         self.unproved[shard] = False
@@ -269,6 +282,10 @@ class Links(Generic[L]):
         for shard in lost:
             self.unproved[shard] = True
         self._on_changed(lost)
+
+    def _leave(self) -> None:
+        for primary in list(self._primaries.values()):
+            primary.leave()
 
     def _stir(self, shard: int) -> asyncio.Future[None]:
         stirred = self._stirred.get(shard)

@@ -85,6 +85,11 @@ def is_no_primarys(error: L2Unavailable) -> bool:
     return any(word in str(error) for word in _NO_PRIMARY)
 
 
+def is_replicas(error: L2Unavailable) -> bool:
+    """Whether it is what a replica says."""
+    return any(word in str(error) for word in ("READONLY", "MASTERDOWN"))
+
+
 def leads_elsewhere(error: L2Unavailable) -> bool:
     """Whether a server of a Cluster refused for not having the key's slot, or not the whole of it: it did nothing."""
     return code_of(error) in ("MOVED", "ASK", "TRYAGAIN")

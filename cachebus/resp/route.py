@@ -30,13 +30,24 @@ class Route(ABC):
         self.known: list[Address | None] = [None] * shards
         self._watching: list[OnMoved] = []
         self._holding: list[Holds] = []
+        self._leaving: list[Callable[[], None]] = []
 
-    def watch(self, on_moved: OnMoved, holds: Holds | None = None) -> None:
+    def watch(self, on_moved: OnMoved, holds: Holds | None = None, leave: Callable[[], None] | None = None) -> None:
         """Have `on_moved` called with the shards whose primary lies elsewhere from now on. `holds`: whether a shard's
-        primary does there, now, what only a primary does: then it stays known, whatever a third party says."""
+        primary does there, now, what only a primary does: then it stays known, whatever a third party says. `leave`:
+        lets go of the server that there is a connection to, for `left`."""
         self._watching.append(on_moved)
+        if leave is not None:
+            self._leaving.append(leave)
         if holds is not None:
             self._holding.append(holds)
+
+    def left(self) -> None:
+        """The server behind a fixed name is a replica now: the name may lead to another one by now, which only a new
+        connection does. Where others say where the primaries are, it is they who are asked."""
+        if not self.moves:
+            for leave in self._leaving:
+                leave()
 
     @abstractmethod
     async def look(self, since_s: float) -> None:

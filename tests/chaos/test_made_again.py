@@ -4,6 +4,7 @@ one in its place: its replication id is the old one, and what was written there 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import pytest
 
@@ -14,9 +15,12 @@ from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from tests.support.caches import D_S, nodes, parts, past, until
+from tests.support.replicas import QUICK, SHARED, led
 from tests.support.servers import any_binary
 
 TENANT = "acme"
+SILENT_S = 3.2
+"""Longer than meta lets pass without a look: a primary that was not heard for so long may have been deposed."""
 
 
 async def written(cache: Cache, value: str) -> None:
@@ -56,6 +60,34 @@ async def test_what_it_held_is_void_for_who_never_left_it_and_for_who_comes(repl
                 await ask(server, "REPLICAOF", HOST, first.port)
             before = epoch(left)
             await past(written_s + D_S)
+            await until(left.ready)
+            async with nodes(first.url, 1) as (fresh,):
+                assert await fresh.get("config", "x", tenant_id=TENANT) is None
+            assert await left.get("config", "x", tenant_id=TENANT) is None
+            assert epoch(left) != before
+
+
+@pytest.mark.parametrize(("replicas", "least", "kept", "new"), [(1, 1, 0, 1), (3, 2, 1, 1), (2, 2, 1, 2)])
+async def test_a_new_replica_of_the_other_one_does_not_hide_it(replicas: int, least: int, kept: int, new: int) -> None:
+    """At no time can two of them write: each needs `least`, of which the first one has `kept`."""
+    conf = f"min-replicas-to-write {least}"
+    with ExitStack() as stack:
+        first, second, *others = await led(stack, replicas, conf)
+        async with nodes(first.url, 1) as (left,):
+            await written(left, "old")
+            cut_s, before = monotonic(), epoch(left)
+            await ask(second, "REPLICAOF", "NO", "ONE")
+            for server in others[kept:]:
+                await ask(server, "REPLICAOF", HOST, second.port)
+            follow = (*SHARED, *QUICK, conf, f"replicaof {HOST} {second.port}")
+            joined = [stack.enter_context(EmbeddedServer(any_binary(), conf=follow)) for _ in range(new)]
+            async with nodes(second.url, 1) as (moved,):
+                await written(moved, "new")
+                written_s = monotonic()
+            await past(max(written_s + D_S, cut_s + SILENT_S))
+            second.kill()
+            for server in [*others[kept:], *joined][: least - kept]:
+                await ask(server, "REPLICAOF", HOST, first.port)
             await until(left.ready)
             async with nodes(first.url, 1) as (fresh,):
                 assert await fresh.get("config", "x", tenant_id=TENANT) is None

@@ -98,6 +98,34 @@ async def test_reads_and_leases_leave_a_line_too(rig: StoreRig, ann: Person) -> 
     }
 
 
+@pytest.mark.parametrize("ask", ["probe", "marks", "nodes", "read", "lease"])
+async def test_who_has_left_an_epoch_has_another_one_begun_where_it_is_led_back_into_it(
+    ann: Person, bob: Person, ask: str
+) -> None:
+    """As by a primary that is made the primary again: what was written in its place is not known there."""
+    await ann.probe()
+    record = await ann.loaded(key(), b"old")
+    assert await bob.read(key()) == [record.encode(key().l2)]
+    before = ann.caller.epoch
+    led_back = Caller("led back", 7, b"p" * 16, left={b"q" * 16, before})
+    if ask == "lease":
+        reply = await bob.store.lease(key(), led_back, "t", LONG_MS)
+        assert (reply.outcome, reply.record) == (Leased.GRANTED, None)
+        assert reply.epoch not in led_back.left
+    elif ask == "read":
+        read = await bob.store.read(0, led_back, [key()])
+        assert read.records == [None]
+        assert read.epoch not in led_back.left
+    elif ask == "nodes":
+        assert (await bob.store.nodes(0, led_back)).epoch not in led_back.left
+    else:
+        assert (await bob.store.probe(0, led_back, with_invalidated=ask == "marks")).epoch not in led_back.left
+    now = await ann.probe()
+    assert now.epoch not in led_back.left
+    again = await bob.store.probe(0, led_back, with_invalidated=False)
+    assert (again.epoch, again.seq) == (now.epoch, now.seq), "it is ended once"
+
+
 @losses
 async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
     rig: StoreRig, ann: Person, bob: Person, lose: Loss

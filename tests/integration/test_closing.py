@@ -360,3 +360,12 @@ async def test_a_task_that_took_back_a_cancellation_once_is_told_that_the_cache_
         await a.aclose()
         with pytest.raises(L2Unavailable, match="closed"):
             await task
+
+
+async def test_a_server_that_hangs_makes_closing_no_longer_than_it_may_take(own_server: EmbeddedServer) -> None:
+    cache = await Cache(quick(own_server.url, l2_timeout_s=60.0, close_timeout_s=0.1)).__aenter__()
+    own_server.pause()
+    try:
+        await _closed(cache)
+    finally:
+        own_server.resume()

@@ -157,3 +157,24 @@ def test_lines_of_a_primary_are_read_for_what_moves() -> None:
     assert own == "aa"
     assert {tuple(move) for move in view.moves} == {(7, "aa", True, "bb"), (8, "aa", False, "bb"), (9, "aa", True, "")}
     assert view.has(9) and view.has(3) and not view.has(7)
+
+
+async def test_a_slot_that_no_server_has_is_named_though_nobody_of_ours_lies_there(town: Town) -> None:
+    """One such slot, and every server refuses everything."""
+    settings = Settings(url=town.url)
+    ours = {slot_of(ShardNames(settings.namespace, shard).meta) for shard in range(settings.shards)}
+    slot = next(slot for slot in range(100) if slot not in ours)
+    for server in town.servers:
+        await ask(server, "CLUSTER", "DELSLOTS", slot)
+
+    async def named() -> Finding | None:
+        told = (await deployment_of(settings)).findings
+        return next((each for each in told if f"no server has slot {slot}" in each.says), None)
+
+    assert (await until(named)).level is Level.PROBLEM
+    await ask(town.servers[0], "CLUSTER", "ADDSLOTS", slot)
+
+    async def has_one() -> bool:
+        return await named() is None
+
+    await until(has_one)

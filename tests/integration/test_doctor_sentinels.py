@@ -139,7 +139,7 @@ async def test_the_least_time_of_all_sentinels_counts(group: SentinelGroup) -> N
     assert late is not None
     assert late.level is ADVICE
     await typed([group.data[0]], late)
-    assert await ask(group.data[0], "CONFIG", "GET", "min-replicas-max-lag") == [b"min-replicas-max-lag", b"2"]
+    assert await ask(group.data[0], "CONFIG", "GET", "min-replicas-max-lag") == [b"min-replicas-max-lag", b"1"]
 
 
 async def test_a_failover_before_any_lag_is_over(group: SentinelGroup) -> None:

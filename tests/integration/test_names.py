@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -122,3 +123,44 @@ async def test_a_child_waits_for_no_thread_of_its_parents(names: NameServer) -> 
     names.may_speak.set()
     with pytest.raises(OSError, match="Temporary failure"):
         await waits
+
+
+@contextmanager
+def swallowing(host: str, port: int) -> Iterator[None]:
+    """A place that answers nobody: so many wait there already that whoever comes is not even refused."""
+    with ExitStack() as stack:
+        there = stack.enter_context(socket.socket())
+        there.bind((host, port))
+        there.listen(0)
+        for _ in range(4):
+            waits = stack.enter_context(socket.socket())
+            waits.setblocking(False)
+            with suppress(BlockingIOError):
+                waits.connect((host, port))
+        yield
+
+
+@pytest.mark.parametrize("order", [("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "127.0.0.2")])
+async def test_an_address_that_answers_nobody_keeps_nobody_from_the_names_others(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    real = socket.getaddrinfo
+
+    def both(host: Any, *args: Any, **more: Any) -> Any:
+        if host != "two.test":
+            return real(host, *args, **more)
+        return [place for address in order for place in real(address, *args, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with swallowing("127.0.0.2", own_server.port):
+        address = parse_address(f"redis://two.test:{own_server.port}/0")
+        connection = await Connection.open(address, timeout_s=5.0, connect_timeout_s=5.0, clock=monotonic)
+        assert await connection.call("PING") == b"PONG"
+        connection.close()
+        with pytest.raises(L2Unavailable, match=r"no answer in 0\.1 s"):
+            await Connection.open(
+                parse_address(f"redis://127.0.0.2:{own_server.port}/0"),
+                timeout_s=0.1,
+                connect_timeout_s=0.1,
+                clock=monotonic,
+            )

@@ -129,7 +129,7 @@ def test_too_few_replicas_to_write_are_named_with_how_many_it_takes(replicas: in
     assert finding.level is Level.PROBLEM
     assert finding.mend == (f"CONFIG SET min-replicas-to-write {mend}", "CONFIG SET min-replicas-max-lag 2")
     (finding,) = replication.cut_off(group(replicas, writes, "9", failover_s=5.0))
-    assert finding.mend[1] == "CONFIG SET min-replicas-max-lag 4"
+    assert finding.mend[1] == "CONFIG SET min-replicas-max-lag 3"
     assert levels(replication.cut_off, group(replicas, mend)) == [Level.OK]
 
 

@@ -86,6 +86,7 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
         b"alone": b"1",
         b"synced": (await redis.call("INFO", "stats")).split(b"sync_full:")[1].split(b"\r")[0],
         b"replicas": b"0",
+        b"looked": found[b"looked"],
         b"logged": logged,
         b"contexts": b"0" * 256,
         b"marks": b"1",

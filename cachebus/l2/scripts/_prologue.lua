@@ -22,6 +22,8 @@ local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], numb
 local alone = number(meta[13])
 if meta[1] and meta[1] ~= ARGV[1] then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. ARGV[1]) end
 local info = redis.call('INFO', 'replication')
+-- How many replicas follow and acknowledge, which a backup never does.
+local function follow(text) return select(2, string.gsub(text, 'state=online,offset=[1-9]', '')) end
 -- A primary whose whole machine stood still wakes beside the one in its place, and the server's own count of replicas that
 -- keep up is up to a second old: it goes by that one, and would write. How long each has been silent it tells as it is now.
 -- At most half of those that follow can be missing where the setting is right. A replica speaks every second: two and a

@@ -20,11 +20,7 @@ if silent > 0 then
     redis.call('HDEL', META, 'guards', 'guarded', 'sweep')
   end
 end
--- Replicas that may be promoted while this primary, cut off from them, goes on writing: those that follow and acknowledge,
--- which a backup never does. -1 where it does not go on: INFO has the figure of those that keep up only where
--- min-replicas-to-write is set.
-local loose = -1
-if not string.find(info, 'min_slaves_good_slaves', 1, true) then
-  loose = connected > 0 and select(2, string.gsub(info, 'state=online,offset=[1-9]', '')) or 0
-end
+-- Replicas that may be promoted while this primary, cut off from them, goes on writing. -1 where it does not go on: INFO
+-- has the figure of those that keep up only where min-replicas-to-write is set.
+local loose = string.find(info, 'min_slaves_good_slaves', 1, true) and -1 or follow(info)
 return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone, loose}

@@ -9,6 +9,7 @@ from typing import Final
 
 from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Known, Watched, asked, texts, whole
 from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
@@ -50,6 +51,23 @@ def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Find
         otherwise=f"give them to a primary, by redis-cli --cluster fix HOST:PORT, or there by CLUSTER ADDSLOTS "
         f"{' '.join(map(str, slots))}",
     )
+
+
+def unserved(watched: Iterable[Watched]) -> Iterator[Finding]:
+    """Whether all nodes know of slots that no server has: a Cluster that wants full coverage refuses everybody then."""
+    said = [set(each.unserved) for each in watched if each.known is not None]
+    lacking = sorted(set.intersection(*said)) if said else []
+    if lacking:
+        shown = " ".join(map(str, lacking[:8]))
+        yield Finding(
+            "slots",
+            Level.PROBLEM,
+            f"no server has {f'slot {shown}' if len(lacking) == 1 else f'{len(lacking)} slots, as {shown}'}",
+            "Where cluster-require-full-coverage is yes, as it is unless set, every server refuses everything "
+            "(CLUSTERDOWN), whatever slots it has itself.",
+            otherwise="give them to a primary, by redis-cli --cluster fix HOST:PORT"
+            + (f", or there by CLUSTER ADDSLOTS {shown}" if len(lacking) <= 8 else ""),
+        )
 
 
 def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
@@ -137,6 +155,14 @@ def own_slots(text: str) -> list[range]:
     return [range(int(first), int(last or first) + 1) for first, _, last in ends]
 
 
+def lacking_in(text: str) -> list[int]:
+    """The slots that no node has, by these lines; none where there are no lines."""
+    parts = [part for words in map(str.split, text.splitlines()) for part in words[8:] if not part.startswith("[")]
+    ends = [(int(first), int(last or first)) for first, _, last in (part.partition("-") for part in parts)]
+    had = {slot for first, last in ends for slot in range(first, last + 1)}
+    return [slot for slot in range(SLOTS) if slot not in had] if text else []
+
+
 def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
     """The replicas of the node that has written these lines, which is at that address; None where it is not in them.
 
@@ -169,8 +195,11 @@ async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:
 async def _said(primary: Address) -> Watched:
     question = ("CONFIG", "GET", "cluster-node-timeout")
     (text, refused), (flat, hidden) = await asked(primary, ("CLUSTER", "NODES"), question)
-    lines = lines_of((text or b"").decode(errors="replace"))
+    told = (text or b"").decode(errors="replace")
+    lines = lines_of(told)
     known = None if text is None else replicas_in(lines, primary)
     silent_ms = whole(texts(flat).get(question[-1]))
     voters = [not line.flags & _AWAY for line in lines if "master" in line.flags and line.has_slots]
-    return Watched(CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden, voters)
+    return Watched(
+        CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden, voters, lacking_in(told)
+    )

@@ -70,8 +70,9 @@ def unnamed(server: Server, watched: Watched) -> int:
 
 
 def longest_lag_s(watched: Watched) -> int:
-    """The longest lag that is over before a replica is promoted."""
-    return MAX_LAG_S if watched.failover_s is None else min(MAX_LAG_S, max(1, int(watched.failover_s) - 1))
+    """The longest lag that is over before a replica is promoted. The primary counts in whole seconds, and looks once
+    a second, so one that is cut off writes for up to two more."""
+    return MAX_LAG_S if watched.failover_s is None else min(MAX_LAG_S, max(1, int(watched.failover_s) - 2))
 
 
 def disowned(server: Server, watched: Watched) -> list[Known]:

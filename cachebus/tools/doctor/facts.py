@@ -170,6 +170,8 @@ class Watched:
     """Why something is not known."""
     voters: Sequence[bool] = ()
     """Of a Cluster, each primary that has slots, and so a vote: whether it is there."""
+    unserved: Sequence[int] = ()
+    """Of a Cluster, the slots that no server has."""
 
 
 UNWATCHED: Final = Watched()

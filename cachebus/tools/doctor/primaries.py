@@ -55,6 +55,8 @@ async def deployment_of(settings: Settings) -> Deployment:
     if places.kind == CLUSTER:
         watched = await cluster.watched_in(addresses)
         findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
+        if None not in route.known:
+            findings += cluster.unserved(watched.values())
         findings += await moves.one_sided(settings, addresses)
     elif places.kind == SENTINEL:
         views = await sentinels.views_of(places)

@@ -16,7 +16,7 @@ _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
 _DOWN: Final = frozenset(("o_down", "s_down"))
 
 LEAST_SENTINELS: Final = 3
-LEAST_FAILOVER_S: Final = 2.0
+LEAST_FAILOVER_S: Final = 3.0
 """The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
 FAILOVER_MS: Final = 5000
 
