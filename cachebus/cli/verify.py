@@ -10,74 +10,82 @@ import typer
 
 from cachebus.errors import ConfigError
 
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        show_default=False,
+        help="Test against this server (redis://, rediss://, valkey://, valkeys:// or unix://) instead of one "
+        "of its own. It is mostly read; keys stay within a namespace of their own, and are removed; faults are "
+        "made in proxies and nodes alone.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        show_default=False,
+        help="Of the faults and of what is read and written; a new one by default. "
+        "The same seed makes the same faults at the same times and asks the same in the same order on each node; "
+        "how these fall together in time is the machine's doing, and is not replayed.",
+    ),
+]
+Faults = Annotated[
+    str,
+    typer.Option(
+        "--faults",
+        metavar="NAMES",
+        help='Which faults: "all", "none", or groups (network, node, server, bus, '
+        "broker) and names, with commas between; see --list-faults.",
+    ),
+]
+Rate = Annotated[
+    float, typer.Option("--rate", min=0.0, help="Reads a second that each node begins; 0: as fast as it can.")
+]
+WriteRate = Annotated[
+    float | None,
+    typer.Option("--write-rate", min=0.0, show_default=False, help="Writes a second of each node: 20, with --url 2."),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        help="Its own server: standalone, sentinel (a primary, two or three replicas, three Sentinels), "
+        "or cluster (three primaries, one or two replicas each): as many as the seed says.",
+    ),
+]
+Bus = Annotated[
+    str,
+    typer.Option(
+        "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own."
+    ),
+]
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        "--picture", metavar="FILE.svg", show_default=False, help="Draw the ages of stale reads into this file."
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", show_default=False, help="Write all figures into this file as JSON."),
+]
+
 
 def verify(
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            metavar="URL",
-            show_default=False,
-            help="Test against this server (redis://, rediss://, valkey://, valkeys:// or unix://) instead of one "
-            "of its own. It is mostly read; keys stay within a namespace of their own, and are removed; faults are "
-            "made in proxies and nodes alone.",
-        ),
-    ] = None,
+    url: Url = None,
     nodes: Annotated[int, typer.Option("--nodes", min=2, max=32, help="Node processes.")] = 4,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, max=86_400.0, help="How long it lasts.")] = 30.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            show_default=False,
-            help="Of the faults and of what is read and written; a new one by default. "
-            "The same seed makes the same faults at the same times and asks the same in the same order on each node; "
-            "how these fall together in time is the machine's doing, and is not replayed.",
-        ),
-    ] = None,
-    faults: Annotated[
-        str,
-        typer.Option(
-            "--faults",
-            metavar="NAMES",
-            help='Which faults: "all", "none", or groups (network, node, server, bus, '
-            "broker) and names, with commas between; see --list-faults.",
-        ),
-    ] = "all",
+    seed: Seed = None,
+    faults: Faults = "all",
     bound_s: Annotated[float, typer.Option("--bound-s", min=0.2, max=60.0, help="The staleness bound D.")] = 1.0,
-    rate: Annotated[
-        float, typer.Option("--rate", min=0.0, help="Reads a second that each node begins; 0: as fast as it can.")
-    ] = 2_000.0,
-    write_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--write-rate", min=0.0, show_default=False, help="Writes a second of each node: 20, with --url 2."
-        ),
-    ] = None,
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--kind",
-            help="Its own server: standalone, sentinel (a primary, two or three replicas, three Sentinels), "
-            "or cluster (three primaries, one or two replicas each): as many as the seed says.",
-        ),
-    ] = "standalone",
-    bus: Annotated[
-        str,
-        typer.Option(
-            "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own."
-        ),
-    ] = "redis",
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            "--picture", metavar="FILE.svg", show_default=False, help="Draw the ages of stale reads into this file."
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", show_default=False, help="Write all figures into this file as JSON."),
-    ] = None,
+    rate: Rate = 2_000.0,
+    write_rate: WriteRate = None,
+    kind: Kind = "standalone",
+    bus: Bus = "redis",
+    picture: Picture = None,
+    json_file: JsonFile = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Show what each fault does, and end.")] = False,
 ) -> None:
     """Put the promises to the test: real processes, a real server, faults of every kind, and every read judged.

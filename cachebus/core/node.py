@@ -18,6 +18,7 @@ from cachebus.core.admission import INF, Offer, ReadBounds, deadline_s, entry_by
 from cachebus.core.answers import BEYOND, NEVER, Asked, Heard, Probed, Reservation
 from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, details
+from cachebus.core.figures import stats_of
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
 from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
@@ -351,9 +352,8 @@ class Node:
 
     @staticmethod
     def _admits(view: Shard, key: Key, record: Record, reservation: Reservation) -> bool:
-        if (
-            reservation.drops == view.drop_count and not view.invalidated and not view.low
-        ):  # nothing was told: the usual case
+        # Nothing was told meanwhile: the usual case.
+        if reservation.drops == view.drop_count and not view.invalidated and not view.low:
             return record.epoch == view.epoch == reservation.epoch
         scopes = (*key.scopes, *record.tags) if view.invalidated or view.doubts.scopes else ()
         return view.admits(reservation, key.l1, key.family.bucket, scopes, record.epoch, record.seq, key.everywhere)
@@ -391,15 +391,4 @@ class Node:
 
     def shard_stats(self, now_s: float) -> tuple[ShardStats, ...]:
         """Every shard as this node sees it."""
-        return tuple(
-            ShardStats(
-                shard=view.index,
-                epoch=view.epoch.decode(),
-                applied=view.applied,
-                head=view.head,
-                lease_left_s=max(0.0, view.valid_until - now_s),
-                invalidated_scopes=sum(map(len, view.invalidated.values())),
-                bound_s=self.largest[view.index].bound_ms / 1000,
-            )
-            for view in self.shards
-        )
+        return tuple(stats_of(view, now_s, self.largest[view.index].bound_ms / 1000) for view in self.shards)

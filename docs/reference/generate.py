@@ -197,7 +197,7 @@ def _metric_rows() -> Iterator[str]:
         yield f"| `{name}` | {family.type} | {shown} | {_cell(family.documentation)} |\n"
 
 
-KINDS = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram", "gauge": "gauge"}
+KINDS = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram", "gauge": "gauge", "_gauge": "gauge"}
 
 
 def _worker_rows() -> Iterator[str]:
@@ -205,8 +205,9 @@ def _worker_rows() -> Iterator[str]:
     found: dict[str, str] = {}
     for path in sorted((ROOT / "consumers").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args:
-                kind = KINDS.get(call.func.id.removesuffix("MetricFamily"))
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Attribute) and call.args:
+                called = call.func.id if isinstance(call.func, ast.Name) else call.func.attr
+                kind = KINDS.get(called.removesuffix("MetricFamily"))
                 first = call.args[0]
                 if kind and isinstance(first, ast.Constant) and str(first.value).startswith("cachebus_"):
                     name = str(first.value) + ("_total" if kind == "counter" else "")
@@ -221,6 +222,8 @@ def _text_of(call: ast.Call) -> str:
 def _labels_of(call: ast.Call) -> str:
     named = [keyword.value for keyword in call.keywords if keyword.arg == "labels"]
     lists = [each for each in [*call.args[2:3], *named] if isinstance(each, ast.List)]
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "_gauge":  # of the one worker
+        return "`worker`"
     return ", ".join(f"`{ast.literal_eval(label)}`" for each in lists for label in each.elts)
 
 

@@ -16,10 +16,10 @@ async def test_a_shard_that_refuses_for_a_while_at_the_start_is_told_of(monkeypa
     """The others are there, so the cache opens; what the refusal was is in the log."""
     probe = MemoryStore.probe
 
-    async def refused(store: MemoryStore, shard: int, caller: Caller, *, marks: bool) -> ProbeReply:
+    async def refused(store: MemoryStore, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
         if shard == 1:
             raise L2Unavailable(LOADING)
-        return await probe(store, shard, caller, with_invalidated=marks)
+        return await probe(store, shard, caller, with_invalidated=with_invalidated)
 
     monkeypatch.setattr(MemoryStore, "probe", refused)
     with warnings_of("cachebus") as told:

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from cachebus.consumers.topics.brokers import Committed
 from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, Kept
-from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, Begin, Note, begin_at, note_of
+from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, Begin, Note, begin_at, note_of
 
 ONE, TWO = frozenset({1}), frozenset({2})
 PART, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -134,7 +134,7 @@ OURS = Note("ours", "id").text()
         (None, 0, None, {}, Begin(0)),
         (None, 6, None, {}, Begin(6, EXPIRED)),
         (Committed(7, OURS), 0, None, {}, Begin(7)),
-        (Committed(7, ""), 0, "id", {}, Begin(7)),
+        (Committed(7, ""), 0, "id", {}, Begin(7, OTHERS)),
         (Committed(7, OURS), 9, None, {}, Begin(9, CUT)),
         (Committed(7, OURS), 0, "id", {"cut": True}, Begin(0, CUT)),
         (Committed(7, Note("ours", "old").text()), 0, None, {}, Begin(0, ANEW)),

@@ -45,57 +45,63 @@ Table = Annotated[
 ]
 
 
+Batch = Annotated[
+    int,
+    typer.Option("--batch", min=1, max=10_000, envvar="CACHEBUS_OUTBOX_BATCH", help="Rows in hand at a time, at most."),
+]
+PollS = Annotated[
+    float,
+    typer.Option(
+        "--poll",
+        min=0.001,
+        max=3600.0,
+        metavar="SECONDS",
+        envvar="CACHEBUS_OUTBOX_POLL_S",
+        help="How often to look for rows unasked; with the table's trigger new ones are notified besides.",
+    ),
+]
+HoldS = Annotated[
+    float,
+    typer.Option(
+        "--hold",
+        min=0.05,
+        max=300.0,
+        metavar="SECONDS",
+        envvar="CACHEBUS_OUTBOX_HOLD_S",
+        help="How long rows may be in hand while Redis does not answer, before they are freed.",
+    ),
+]
+CreateTable = Annotated[
+    bool, typer.Option("--create-table", help="Make the tables where they are not there yet, and end.")
+]
+PrintSql = Annotated[
+    bool, typer.Option("--print-sql", help="Print the SQL that makes them, and end; nothing is connected to.")
+]
+Notify = Annotated[
+    bool,
+    typer.Option(
+        "--notify/--no-notify",
+        help="Of the tables made: with a trigger that wakes relays up, or without (one that is "
+        "there is removed). Transactions that notify commit one after the other.",
+    ),
+]
+
+
 def outbox(
     database_url: DatabaseUrl = "",
     url: Url = None,
     namespace: Namespace = None,
     table: Table = "cachebus_outbox",
-    batch: Annotated[
-        int,
-        typer.Option(
-            "--batch", min=1, max=10_000, envvar="CACHEBUS_OUTBOX_BATCH", help="Rows in hand at a time, at most."
-        ),
-    ] = 500,
-    poll_s: Annotated[
-        float,
-        typer.Option(
-            "--poll",
-            min=0.001,
-            max=3600.0,
-            metavar="SECONDS",
-            envvar="CACHEBUS_OUTBOX_POLL_S",
-            help="How often to look for rows unasked; with the table's trigger new ones are notified besides.",
-        ),
-    ] = 0.25,
-    hold_s: Annotated[
-        float,
-        typer.Option(
-            "--hold",
-            min=0.05,
-            max=300.0,
-            metavar="SECONDS",
-            envvar="CACHEBUS_OUTBOX_HOLD_S",
-            help="How long rows may be in hand while Redis does not answer, before they are freed.",
-        ),
-    ] = 5.0,
+    batch: Batch = 500,
+    poll_s: PollS = 0.25,
+    hold_s: HoldS = 5.0,
     cascades: Cascades = None,
     health_port: HealthPort = HEALTH_PORT,
     health_host: HealthHost = "127.0.0.1",
     drain_timeout_s: DrainTimeout = 25.0,
-    create_table: Annotated[
-        bool, typer.Option("--create-table", help="Make the tables where they are not there yet, and end.")
-    ] = False,
-    print_sql: Annotated[
-        bool, typer.Option("--print-sql", help="Print the SQL that makes them, and end; nothing is connected to.")
-    ] = False,
-    notify: Annotated[
-        bool,
-        typer.Option(
-            "--notify/--no-notify",
-            help="Of the tables made: with a trigger that wakes relays up, or without (one that is "
-            "there is removed). Transactions that notify commit one after the other.",
-        ),
-    ] = True,
+    create_table: CreateTable = False,
+    print_sql: PrintSql = False,
+    notify: Notify = True,
 ) -> None:
     """Carry on what committed transactions have written into an outbox (see `producers.OutboxProducer`).
 
