@@ -180,6 +180,7 @@ class PostgresSession(Session):
                     _BURY.format(t=self._table), row[0], row[1], letter.reason, bool(letter.payload)
                 )
                 if done != KEPT:
+                    await self._connection.reload_schema_state()  # prepared under a rule it stays nothing
                     raise RuntimeError("the table of the dead takes no rows, and says nothing: by a trigger, or a rule")
 
     async def let_go(self, batch: Batch, left: Left) -> None:
