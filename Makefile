@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # In this order: for 3.12 every server of the tests has a wheel, the oldest among them. Any later one will do as well.
 VERSIONS := 3.12 3.11 3.13 3.14 3.15
 
-.PHONY: help demo test quick young check format docs bench campaign build wheel clean
+.PHONY: help demo test quick one seed young check format docs bench campaign build wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,13 @@ test: $(VENV)/.installed ## all tests; ARGS= goes to pytest, as in ARGS='-k whee
 
 quick: $(VENV)/.installed ## tests that need no server, in less than a minute: units and models; ARGS= as above
 	@$(PYTEST) tests/unit tests/model $(ARGS)
+
+one: $(VENV)/.installed ## one file or test, with its output: make one T=tests/unit/test_budget.py::test_name
+	@$(BIN)/python -m pytest -n 0 -s $(T) $(ARGS)
+
+seed: $(VENV)/.installed ## what is drawn at random, by one seed: make seed S=7
+	@CACHEBUS_MODEL_SEED=$(S) CACHEBUS_MODEL_LIVES=1 $(BIN)/python -m pytest -n 0 tests/model/test_coherence_model.py -k life
+	@$(BIN)/cachebus verify --seed $(S) --seconds 30 $(ARGS)
 
 young: $(VENV)/.installed ## tests of all that reads a clock, on one that shows seconds, as after a boot: root on Linux; ARGS=
 	@eval "$$ON_A_YOUNG_CLOCK"; on_a_young_clock $(PYTEST) tests/unit tests/wire tests/chaos/test_clocks.py $(ARGS)
