@@ -85,7 +85,7 @@ async def _of_the_slot(bench: Bench) -> list[Row]:
 
         async def bare(count: int) -> None:
             while count > 0:
-                found = await reader.fetch(PEEK, "bare", BATCH, "cachebus_cdc")
+                found = await reader.fetch(PEEK, "bare", BATCH, b"cachebus_cdc")
                 if found:
                     await reader.execute(ADVANCE, "bare", found[-1]["lsn"])
                     count -= sum(row["data"][:1] in (b"I", b"U") for row in found)
