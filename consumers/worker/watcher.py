@@ -69,7 +69,12 @@ class Watcher:
                 clean(", ".join(unnamed)),
                 self._remedy,
             )
-        self._owed |= {command: self._applier.plan_of(command) for command in commands}
+        found, wrong = self._applier.planned(commands)  # each by itself: one that can't be is nobody else's trouble
+        if wrong:
+            logger.error(
+                "{}: some of what changes may have touched can't be let go of: {}", self._name, "; ".join(wrong)
+            )
+        self._owed |= dict(found)
         self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
 
     async def _make_up(self, session: Session) -> None:

@@ -14,7 +14,9 @@ from pydantic import SecretStr
 from cachebus import Cache, ConfigError
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot import postgres
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.reader import SlotReader
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.examination import examined
@@ -384,6 +386,27 @@ async def test_a_table_that_a_rule_was_written_for_later_is_added(database: str,
 
 async def _fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
     return bool(await fetched(database, sql, *arguments) == wanted)
+
+
+async def test_a_slot_may_take_longer_to_advance_than_anything_else(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads its log once more for it, from where the oldest open transaction began."""
+    monkeypatch.setattr(postgres, "COMMAND_TIMEOUT_S", 1.0)
+    advance = SlotReader._advance
+    slow = "WITH late AS MATERIALIZED (SELECT pg_sleep(1.5)) SELECT FROM late"
+    monkeypatch.setattr(SlotReader, "_advance", lambda reader, target: f"COMMIT; {slow}; {advance(reader, target)}")
+    await tell(database, [SCHEMA])
+    async with Cache(quick(redis_url)) as cache, running(one := worker(database, redis_url)):
+        await until(lambda: one.follows)
+        await cache.set("order", "1", "old", tenant_id="acme")
+        await tell(database, [ORDER.format(1)])
+        await until(lambda: one.meters.count("applied") == 1)
+        sql = "SELECT confirmed_flush_lsn > $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cachebus_cdc'"
+        before = await fetched(database, "SELECT pg_current_wal_insert_lsn()::text")
+        await tell(database, [ORDER.format(2)])
+        await until(lambda: fetched(database, sql, before))
+        assert one.meters.count("applied") == 2
 
 
 async def test_what_was_applied_is_not_told_again(database: str, redis_url: str) -> None:

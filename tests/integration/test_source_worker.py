@@ -445,6 +445,20 @@ async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
     ]
 
 
+async def test_of_what_is_made_up_for_what_no_cache_takes_costs_the_rest_nothing(
+    cache: Cache, redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
+    source = MemorySource()
+    source.names = lambda _: [scope("config", 600 * "x"), scope("config")]
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        source.findings = [BROKEN]
+        await gone(cache)
+        await until(lambda: source.made_up == [BROKEN])
+    assert any("can't be let go of: tenant_id" in line for line in said)
+
+
 async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_often() -> None:
     now_s = 0.0
     health = Health("test", ("shape",))

@@ -64,6 +64,10 @@ def orders(op: str, new: dict[str, object] | None = None, old: dict[str, object]
         (RULE.replace('"ignore"', '"all"'), '7: rule 1: on_truncate: is "all", but the file has no tenants'),
         (RULE.replace('"ignore"', '["a"]\noperations = ["insert"]'), "7: rule 1: on_truncate: is given, but"),
         (RULE + 'operations = ["insert", "upsert"]', "8: rule 1: operations 2: Input should be 'insert', 'update'"),
+        (
+            'tenants = ["acme", "' + 600 * "x" + '"]\n' + RULE,
+            "1: tenants 2: tenant_id is too long|1: tenants: .*tenant_id",
+        ),
         (RULE + "operations = []", "8: rule 1: operations: Tuple should have at least 1 item"),
         (RULE + 'when = "title"', "8: rule 1: when: Input should be a valid tuple"),
         (RULE + 'replica_identity = "half"', "8: rule 1: replica_identity: Input should be 'full'"),

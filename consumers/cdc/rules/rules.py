@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator, model_validator
 
+from cachebus.base.ids import check_part
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.consumers.cdc.rules.change import OPS, Op
 from cachebus.consumers.cdc.rules.lines import Lines
@@ -149,6 +150,17 @@ class Rules(_Model):
     rule: tuple[Rule, ...] = Field(min_length=1)
     cascade: tuple[CascadeRule, ...] = ()
     tenants: tuple[Text, ...] = ()
+
+    @field_validator("tenants")
+    @classmethod
+    def _take_them(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
+        """Each is a tenant that caches take."""
+        for tenant in tenants:
+            try:
+                check_part("tenant_id", tenant)
+            except InvalidKey as error:
+                raise ValueError(str(error)) from None
+        return tenants
 
     @property
     def cascades(self) -> tuple[Cascade, ...]:

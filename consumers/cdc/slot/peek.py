@@ -22,6 +22,9 @@ PEEK: Final = (
 )
 AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
 """The server makes no UTF-8 of what it tells then."""
+FIRST_ROWS: Final = 32
+MOST_ROWS: Final = 8192
+SLICE_BYTES: Final = 8 << 20
 XID_BITS: Final = 0xFFFFFFFF
 
 
@@ -74,6 +77,26 @@ class PassedOver:
     def are_unseen_by(self, snapshot: str) -> bool:
         """Whether nothing has become of them."""
         return unseen(set(self.unseen.values()), snapshot) == set(self.unseen.values())
+
+
+class Slices:
+    """How many rows are fetched together: so many that they take no more memory than a few megabytes, whatever is in
+    them. A column that no rule looks at is told all the same."""
+
+    def __init__(self) -> None:
+        self._rows = FIRST_ROWS
+
+    def rows(self, limit: int) -> int:
+        """At most so many."""
+        return min(limit, self._rows)
+
+    def fetched(self, rows: Sequence[Any]) -> None:
+        """These came, and took so much."""
+        size_bytes = sum(len(row["data"]) for row in rows)
+        if size_bytes > SLICE_BYTES:
+            self._rows = max(1, min(self._rows, len(rows) * SLICE_BYTES // size_bytes))
+        elif 4 * size_bytes < SLICE_BYTES and len(rows) >= self._rows:
+            self._rows = min(MOST_ROWS, 4 * self._rows)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
 from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.mending import Mending
-from cachebus.consumers.cdc.slot.peek import Progress
+from cachebus.consumers.cdc.slot.peek import Progress, Slices
 from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
@@ -44,7 +44,10 @@ LOCK_S: Final = 10
 """A worker that is frozen for so long loses its session, and with it the slot's lock: its own keep-alive is every
 second, so nothing else does."""
 PEEK_TIMEOUT_S: Final = 60.0
+PEEK_TIMEOUT_MAX_S: Final = 3600.0
 CONNECT_S: Final = 10.0
+COMMAND_TIMEOUT_S: Final = 30.0
+"""Of what is quick. To read the log, as looks and advances do, may take longer: see `PostgresSource.longer`."""
 SESSION: Final = """
 SELECT set_config(s.name, v.value, false) FROM pg_settings s JOIN (VALUES
   ('statement_timeout', '0'), ('transaction_timeout', '0'), ('tcp_keepalives_idle', '5'),
@@ -111,6 +114,7 @@ class PostgresSource(Source):
         self.batch, self.poll_s = given.batch, given.poll_s
         self.first_timeout_s = self.peek_timeout_s = PEEK_TIMEOUT_S
         self.progress = Progress()
+        self.slices = Slices()
         self.leading = False
         """Whether this worker has the slot's lock."""
         self.following = False
@@ -145,7 +149,7 @@ class PostgresSource(Source):
             async with asyncio.timeout(CONNECT_S):
                 connection = await asyncpg.connect(
                     self._url,
-                    command_timeout=30,
+                    command_timeout=COMMAND_TIMEOUT_S,
                     target_session_attrs="primary",  # of several hosts: after a failover that is another
                     server_settings={"application_name": f"cachebus-cdc {self.names.slot}"[:LONGEST_NAME]},
                 )
@@ -179,6 +183,10 @@ class PostgresSource(Source):
         self._active = gauge("cachebus_cdc_active", "Whether this worker has the slot (0: it stands by)")
 
     # -- what outlives a connection -----------------------------------------------------------------------------------
+
+    def longer(self) -> None:
+        """The server took longer to read its log than it was given: it is given twice as much, up to an hour."""
+        self.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, 2 * self.peek_timeout_s)
 
     def leads(self, leading: bool) -> None:
         """Whether it has the lock now."""

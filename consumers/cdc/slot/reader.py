@@ -38,7 +38,6 @@ HOLD_S: Final = 2.0
 """A transaction is held open no longer for somebody to take what it tells."""
 SEEN_S: Final = 0.1
 """A commit is waited for no longer to be seen by others: what is behind it goes on then."""
-PEEK_TIMEOUT_MAX_S: Final = 3600.0
 IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
 
 
@@ -159,11 +158,12 @@ class SlotReader:
         items: list[Item] = []
         try:
             while not items and not peek.over:
-                rows = await peek.rows(limit)
+                rows = await peek.rows(self._source.slices.rows(limit))
+                self._source.slices.fetched(rows)
                 await self._visible(peek)
                 items = peek.read(rows)
         except TimeoutError:
-            self._source.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, self._source.peek_timeout_s * 2)
+            self._source.longer()
             raise
         except asyncpg.ObjectInUseError:  # by the server's process of a worker that was killed, which is about to end
             await self._closed("ROLLBACK")
@@ -237,7 +237,6 @@ class SlotReader:
     async def _heard(self, peek: Peek) -> None:
         """It was heard to its end: the slot goes behind it."""
         self._encoding = ""
-        self._source.peek_timeout_s = self._source.first_timeout_s
         self.passed.heard(peek.unseen, monotonic())
         self._again = peek.count if peek.unseen else 0
         limited, now = peek.limited, lsn_of(self._now)
@@ -253,6 +252,7 @@ class SlotReader:
             self.pause_s = max(self._source.poll_s, monotonic() - self._started_s)
         self._source.measured(peek.wal_bytes, peek.count)
         await self._closed("COMMIT" if target is None else self._advance(target))
+        self._source.peek_timeout_s = self._source.first_timeout_s
         if target is not None:
             await self._shorten(target)
 
@@ -272,7 +272,11 @@ class SlotReader:
         """The look is over, and its transaction."""
         self.peek = None
         try:
-            status = await self._main.execute(sql)
+            # To advance is to read the log once more, from where the oldest open transaction began.
+            status = await self._main.execute(sql, timeout=self._source.peek_timeout_s)
+        except TimeoutError:
+            self._source.longer()
+            raise
         except asyncpg.ObjectInUseError:
             self._seen = ""  # it is told once more, also where nobody writes
         else:
