@@ -250,7 +250,7 @@ class Looking:
             sent_s.append(share.held.sent_s)
         true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
         oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
-        return Look(findings, kept + unread, oldest_s, held)
+        return Look(findings, kept + unread, oldest_s, held=held)
 
 
 def _named(partition: TopicPartition, why: str) -> tuple[str, str]:

@@ -9,10 +9,10 @@ import pytest
 
 from cachebus.base.clock import monotonic
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.chaos.test_primaries import SHARDS, Town
-from tests.integration.test_source_worker import at_work, invalidation
+from tests.support.at_work import at_work, invalidation
 from tests.support.caches import until
 from tests.support.memory_source import MemorySource
+from tests.support.primaries import SHARDS, Town
 from tests.support.servers import any_binary
 
 

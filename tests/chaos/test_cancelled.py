@@ -17,8 +17,8 @@ from cachebus.assembly.world import World
 from cachebus.base.clock import monotonic
 from cachebus.settings import Settings
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.chaos.test_every_step import SETTINGS, numbered
 from tests.support.caches import Source, nodes, parts, until
+from tests.support.every_step import SETTINGS, numbered
 from tests.support.operations import LEASE_MS, LOADS, OLD, OPERATIONS, POLICIES, READS, WHERE, Stage
 from tests.support.simulation import VirtualLoop, live
 from tests.support.steps import Cancelling, How, Steps

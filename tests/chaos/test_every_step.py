@@ -8,9 +8,8 @@ be seen: at once with the write's receipt, D after it on any node, and at rest L
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,43 +18,13 @@ from cachebus import Cache, CacheBusError, ConfigError, InvalidationFailed, L2Un
 from cachebus.assembly.world import World
 from cachebus.core.ports import Caller
 from cachebus.l2.memory import MemoryShard
-from tests.support.caches import parts
-from tests.support.operations import LEASE_MS, OLD, OPERATIONS, POLICIES, REPLACING, WHERE, WRITES, Operation, Stage
+from tests.support.every_step import D_S, SETTINGS, numbered
+from tests.support.operations import LEASE_MS, OLD, OPERATIONS, REPLACING, WHERE, WRITES, Operation, Stage
 from tests.support.shard_state import copied, lose_meta, lose_nodes, put_back
 from tests.support.simulation import VirtualLoop, live
 from tests.support.steps import WHENS, Steps, When
 
-D_S = 1.0
-SETTINGS = Settings(
-    url="memory://",
-    staleness_bound_s=D_S,
-    probe_interval_s=0.5,
-    gap_grace_s=0.02,
-    lease_ms=LEASE_MS,
-    policies=POLICIES,
-    close_timeout_s=1.0,
-)
 Befall = Callable[["Play"], Awaitable[None]]
-
-
-@contextmanager
-def numbered(stage: Stage, steps: Steps) -> Iterator[None]:
-    """The calls of node a are numbered, also those of what it opens anew."""
-    module: Any = import_module("cachebus.assembly.lifecycle")
-    build = module.build
-
-    def built(*args: Any, **kwargs: Any) -> Any:
-        made = build(*args, **kwargs)
-        steps.on(made)
-        return made
-
-    stage.steps = steps
-    steps.on(parts(stage.a))
-    module.build = built
-    try:
-        yield
-    finally:
-        module.build = build
 
 
 class Play:

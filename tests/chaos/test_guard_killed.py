@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cachebus.base.clock import monotonic
-from tests.chaos.test_processes import running
 from tests.support.caches import D_S, nodes, parts, past, until
+from tests.support.processes import running
 
 WRITER = """
 import asyncio, sqlite3, sys, time

@@ -21,11 +21,11 @@ from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.worker import Worker
 from cachebus.tools.servers.kafka import KafkaServer
-from tests.chaos.test_primaries import SHARDS, Town
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
 from tests.support.changes import running, tell
 from tests.support.commands import another_joined, committed, invalidation, made, put, setup, worker_of
+from tests.support.primaries import SHARDS, Town
 from tests.support.servers import any_binary
 
 LOST = 5

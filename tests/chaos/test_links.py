@@ -24,8 +24,8 @@ from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import SHARDS_MAX
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
-from tests.chaos.test_primaries import SHARDS, Town, names_of
 from tests.support.caches import nodes, parts, quick, until
+from tests.support.primaries import SHARDS, Town, names_of
 from tests.support.servers import any_binary
 
 

@@ -12,10 +12,10 @@ from cachebus import Cache
 from cachebus.base.clock import monotonic
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
 from cachebus.tools.servers.redis_groups import ask
-from tests.chaos.test_primaries import SHARDS, Town, no_answer
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
 from tests.support.outbox import invalidation, put, running, waiting
+from tests.support.primaries import SHARDS, Town, no_answer
 from tests.support.servers import any_binary
 
 MANY = 20_000

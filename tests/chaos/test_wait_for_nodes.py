@@ -20,8 +20,8 @@ from cachebus.base.clock import monotonic
 from cachebus.producers import DirectProducer
 from cachebus.resp import parse_address
 from cachebus.tools.harness.proxy import Proxy, dialer
-from tests.chaos.test_processes import Told, running
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
+from tests.support.processes import Told, running
 
 NODE = """
 import asyncio, json, sys, time

@@ -18,10 +18,10 @@ from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import burying, watcher
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.chaos.test_primaries import SHARDS, Town
 from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
 from tests.support.caches import quick, until
 from tests.support.memory_source import MemorySource
+from tests.support.primaries import SHARDS, Town
 from tests.support.servers import any_binary
 
 KINDS = {"memory": "", "outbox": "database", "sqlite": "", "kafka": "kafka", "topics": "kafka", "slot": "database"}

@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from cachebus import TTL_PERMANENT, Cache, LoadTimeout, Policy
-from cachebus.testing import FakeClock, Fleet
+from tests.support.aging import D_S, aging
 from tests.support.caches import Source, asked, data_calls, until
-
-D_S = 2.0
-
-
-class Aging:
-    """A fleet whose time passes when the test says so."""
-
-    def __init__(self, fleet: Fleet, clock: FakeClock) -> None:
-        self.fleet, self.clock = fleet, clock
-        self.nodes = fleet.caches
-
-    async def pass_s(self, seconds: float) -> None:
-        """Turn the clock, and let every node's lease be renewed as its heartbeat would have done."""
-        self.clock.advance(seconds)
-        await self.fleet.probe()
-
-
-@asynccontextmanager
-async def aging(nodes: int = 2, *, keep_without_l2: bool = True, **policies: Policy) -> AsyncIterator[Aging]:
-    """A fleet with these policies."""
-    clock = FakeClock()
-    async with Fleet(
-        nodes, clock=clock, staleness_bound_s=D_S, policies=policies, keep_without_l2=keep_without_l2
-    ) as fleet:
-        yield Aging(fleet, clock)
 
 
 async def seen(cache: Cache, data_type: str = "config", resource_id: str = "x") -> tuple[Any, Any]:

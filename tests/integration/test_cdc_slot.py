@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -15,7 +14,7 @@ from cachebus import Cache, ConfigError
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.cdc.slot import postgres
-from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.cdc.slot.reader import SlotReader
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
@@ -25,16 +24,10 @@ from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
+from tests.support.cdc_slot import ORDER, THE_END, fetched, worker
 from tests.support.changes import END, RULES, SCHEMA, Heard, rules, running, tell
 
-ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
-THE_END = ORDER.format(END[1])
 DEAD = "SELECT reason, payload, attempts, source FROM cachebus_cdc_dead ORDER BY id"
-
-
-def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
-    source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
-    return SlotWorker(quick(redis_url), given or rules(), source)
 
 
 async def problem(database: str, redis_url: str, said: str, given: Rules | None = None, **more: Any) -> str:
@@ -51,11 +44,6 @@ async def problem(database: str, redis_url: str, said: str, given: Rules | None 
 
 def _told(one: SlotWorker) -> str:
     return "; ".join(part["why"] for part in one.health.as_dict()["parts"].values())
-
-
-async def fetched(database: str, sql: str, *arguments: Any) -> Any:
-    async with connected(database) as connection:
-        return await connection.fetchval(sql, *arguments)
 
 
 async def test_a_committed_row_reaches_every_cache(database: str, redis_url: str) -> None:

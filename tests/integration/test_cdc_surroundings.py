@@ -5,33 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from cachebus import Cache, ConfigError
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.cdc.slot.slot import default_name
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.daemon import free_port
-from tests.conftest import connected
 from tests.support.caches import quick, until
+from tests.support.cdc_surroundings import at_work, fetched, given, gone, put, why, worker
 from tests.support.changes import running, tell
 
-RULE = """
-[[rule]]
-table = "public.{}"
-data_type = "{}"
-resource_id = "{{id}}"
-tenant_id = "{{tenant_id}}"
-replica_identity = "full"
-on_truncate = "all"
-"""
-HEAD = 'tenants = ["acme"]\n'
 TABLE = "CREATE TABLE {0} (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE {0} REPLICA IDENTITY FULL"
 PARTS = """
 CREATE TABLE o (id int, tenant_id text, x int, PRIMARY KEY (id, x)) PARTITION BY RANGE (x);
@@ -51,48 +37,6 @@ WHOLE = "SELECT whole FROM cachebus_cdc_slots"
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
-
-
-def given(*tables: str) -> Rules:
-    return parse_rules(HEAD + "".join(RULE.format(name, name) for name in tables or ("o",)))
-
-
-def worker(database: str, redis_url: str, rules: Rules | None = None, **more: Any) -> SlotWorker:
-    namespace = more.pop("namespace", "cachebus")
-    source = SlotSource(SecretStr(database), **{"poll_s": 0.005, **more})
-    return SlotWorker(quick(redis_url, namespace=namespace), rules or given(), source)
-
-
-@asynccontextmanager
-async def at_work(one: SlotWorker) -> AsyncIterator[SlotWorker]:
-    """Whether or not it is ready."""
-    task = asyncio.create_task(one.run())
-    try:
-        yield one
-        assert not task.done()
-    finally:
-        one.drain()
-        await asyncio.wait_for(task, 20)
-
-
-def why(one: SlotWorker, part: str) -> str:
-    return str(one.health.as_dict()["parts"][part]["why"])
-
-
-async def put(cache: Cache, number: int = 1, data_type: str = "o") -> None:
-    await cache.set(data_type, number, "old", tenant_id="acme")
-
-
-async def gone(cache: Cache, number: int = 1, data_type: str = "o") -> None:
-    async def absent() -> bool:
-        return await cache.get(data_type, number, tenant_id="acme") is None
-
-    await until(absent)
-
-
-async def fetched(database: str, sql: str, *arguments: Any) -> Any:
-    async with connected(database) as connection:
-        return await connection.fetchval(sql, *arguments)
 
 
 SWAP = f"{TABLE.format('o_new')}; BEGIN; ALTER TABLE o RENAME TO o_old; ALTER TABLE o_new RENAME TO o; COMMIT"

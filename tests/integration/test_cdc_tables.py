@@ -9,8 +9,8 @@ from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.worker import watcher
 from tests.conftest import connected
-from tests.integration.test_cdc_surroundings import at_work, fetched, gone, put, why, worker
 from tests.support.caches import quick, until
+from tests.support.cdc_surroundings import at_work, fetched, gone, put, why, worker
 from tests.support.changes import running, tell
 
 HEAD = 'tenants = ["acme"]\n'

@@ -12,9 +12,9 @@ from cachebus.consumers.cdc.slot import session
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
-from tests.integration.test_cdc_slot import ORDER, THE_END, fetched, worker
-from tests.integration.test_cdc_surroundings import why
 from tests.support.caches import until
+from tests.support.cdc_slot import ORDER, THE_END, fetched, worker
+from tests.support.cdc_surroundings import why
 from tests.support.changes import END, SCHEMA, Heard, running, tell
 
 CONFIRMED = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots"

@@ -12,7 +12,7 @@ import pytest
 from cachebus.consumers.cdc.rules.rules import load_rules
 from cachebus.tools.servers import debezium, kafka
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.integration.test_doctor import bad, findings
+from tests.support.doctor import bad, findings
 from tests.support.require import require
 from tests.support.servers import any_binary
 

@@ -17,8 +17,8 @@ from cachebus.tools.doctor.moves import view_of
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
-from tests.chaos.test_primaries import Town
 from tests.support.caches import quick, until
+from tests.support.primaries import Town
 from tests.support.servers import any_binary
 
 

@@ -14,7 +14,7 @@ import pytest
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Leased, LeaseReply
-from tests.integration.test_cache_expiry import aging
+from tests.support.aging import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
 
 SAFE = Policy(ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)

@@ -18,11 +18,11 @@ from cachebus.cli.worker.kafka import replay_kafka
 from cachebus.producers.command import Invalidate, parse
 from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.kafka import KafkaServer
-from tests.integration.test_outbox_command import health
 from tests.support.caches import until
 from tests.support.command import cachebus
 from tests.support.commands import dead, held, invalidation, put, setup
 from tests.support.pages import run_inside
+from tests.support.worker_health import health
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "kafka-commands.md").read_text()
 

@@ -26,6 +26,7 @@ from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.changes import Heard, running
 from tests.support.commands import QUICKLY, committed, dead, dead_topic, held, invalidation, made, put, setup, worker_of
 from tests.support.logs import warnings_of
+from tests.support.odd_commands import ODD
 
 
 @pytest.fixture
@@ -124,28 +125,6 @@ async def test_poison_is_set_aside_with_the_reason_and_holds_nothing_up(
     assert dict(big.headers)["attempts"] == b"3"
     assert any("so are" in line for line in told)
     assert await committed(settings) == len(POISON) + 3
-
-
-ODD = """
-import asyncio, sys
-from aiokafka import AIOKafkaProducer
-
-class Odd(str):
-    def encode(self, *_):
-        return bytes([255, 254])
-
-async def main(servers, topic, *values):
-    producer = AIOKafkaProducer(bootstrap_servers=servers)
-    await producer.start()
-    batch = producer.create_batch()  # by hand, so that they come as one however busy this machine is
-    for one, headers in zip(values, [[], [(Odd("odd"), b"")], []]):
-        batch.append(key=None, value=one.encode(), timestamp=None, headers=headers)
-    batch.close()
-    await (await producer.send_batch(batch, topic, partition=0))
-    await producer.stop()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
 
 
 async def test_what_the_driver_cannot_read_is_stepped_over_and_named(settings: Settings, caches: list[Cache]) -> None:

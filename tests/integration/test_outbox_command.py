@@ -6,8 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,10 @@ from tests.support.caches import until
 from tests.support.command import cachebus
 from tests.support.outbox import invalidation, put, waiting
 from tests.support.pages import run_inside
+from tests.support.worker_health import health
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "outbox.md").read_text()
-
-
-def health(port: int, path: str = "/health/ready") -> tuple[int, str]:
-    """Status and body; 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
 
 
 async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(

@@ -22,9 +22,9 @@ from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import burying
 from cachebus.consumers.worker.examination import examined
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.integration.test_outbox_rows import GOOD, QUICKLY, gone
 from tests.support.caches import nodes, until
-from tests.support.outbox import invalidation, put, running, settings
+from tests.support.outbox import QUICKLY, invalidation, put, running, settings
+from tests.support.outbox_rows import GOOD, gone
 
 SECRET = "a-row-of-somebody"
 FUNCTION = "CREATE FUNCTION keeps() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$"

@@ -16,8 +16,8 @@ from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
+from tests.support.outbox_rows import GOOD, gone
 
-GOOD = invalidation("good")
 BAD_VALUES = {
     "attempts": ("attempts", "2147483647"),
     "never": ("created_at", "'infinity'"),
@@ -37,15 +37,6 @@ async def cache(redis_url: str) -> AsyncIterator[Cache]:
     async with nodes(redis_url, 1) as (cache,):
         await cache.set("config", "good", "old", "acme")
         yield cache
-
-
-async def gone(cache: Cache) -> None:
-    """Until the good row was applied."""
-
-    async def absent() -> bool:
-        return await cache.get("config", "good", "acme") is None
-
-    await until(absent)
 
 
 async def emptied(database: str) -> None:

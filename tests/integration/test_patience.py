@@ -11,16 +11,15 @@ from unittest.mock import patch
 import pytest
 from pydantic import BaseModel, field_validator
 
-from cachebus import Cache, LoadTimeout, Policy, get_with_cache_aside, lifespan
+from cachebus import LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.l2.names import ShardNames
 from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.integration.test_cache_expiry import aging
+from tests.support.aging import aging
 from tests.support.caches import PATIENCE_S, Source, key_of, nodes, parts, quick, rules_of, until
+from tests.support.patience import SAFE, SOFT, expired, read, reading, settled
 from tests.support.servers import any_binary
 
-SAFE = Policy(ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)
-SOFT = Policy(ttl_s=100, soft_ttl_s=10, fail_safe_s=1000, retries=0, fail_safe_throttle_s=10)
 BRIEF = Policy(ttl_s=0.1, fail_safe_s=1000, retries=0, load_soft_timeout_s=0.05, load_timeout_s=30)
 
 
@@ -29,28 +28,6 @@ def server() -> Iterator[EmbeddedServer]:
     """One of the test's own."""
     with EmbeddedServer(any_binary()) as embedded:
         yield embedded
-
-
-async def read(cache: Cache, source: Source, data_type: str = "config", **more: Any) -> Any:
-    return await cache.get_or_load(data_type, "x", source.load, tenant_id="acme", **more)
-
-
-def reading(cache: Cache, source: Source, data_type: str = "config", **more: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(read(cache, source, data_type, **more))
-
-
-async def settled(*caches: Cache) -> None:
-    """Wait for loads in the background."""
-    await until(lambda: not any(len(parts(cache).loads.flights) for cache in caches))
-
-
-async def expired(cache: Cache, data_type: str) -> None:
-    """Wait until neither level gives the value any more."""
-
-    async def is_gone() -> bool:
-        return await cache.get(data_type, "x", tenant_id="acme") is None
-
-    await until(is_gone)
 
 
 # -- how many share it ----------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from cachebus.core.details import details
 from cachebus.core.ports import Leased, LeaseReply
 from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.integration.test_cache_expiry import aging
-from tests.integration.test_patience import SAFE, SOFT, expired, read, reading, settled
+from tests.support.aging import aging
 from tests.support.caches import PATIENCE_S, Source, asked, key_of, nodes, parts, quick, rules_of, until
+from tests.support.patience import SAFE, SOFT, expired, read, reading, settled
+from tests.support.resting import SHORT
 from tests.support.servers import any_binary
 
 # -- loaders that heed no limit -------------------------------------------------------------------------------
@@ -403,8 +404,6 @@ async def test_a_reader_past_memory_is_given_nothing_out_of_memory_by_a_load_tha
 
 
 # -- a source that says that there is nothing ------------------------------------------------------------------
-
-SHORT = Policy(ttl_s=0.1, fail_safe_s=1000, retries=0)
 
 
 @pytest.mark.parametrize("negative_ttl_s", [None, 0.1])

@@ -12,10 +12,10 @@ import pytest
 from cachebus import CacheManager, Policy
 from cachebus.helpers import get_with_cache_aside
 from cachebus.reading.resting import KEYS_MAX, Superseded
-from tests.integration.test_cache_expiry import aging
-from tests.integration.test_patience import expired, read, settled
-from tests.integration.test_resting import SHORT
+from tests.support.aging import aging
 from tests.support.caches import Source, key_of, nodes, parts, until
+from tests.support.patience import expired, read, settled
+from tests.support.resting import SHORT
 
 AGED = Policy(ttl_s=10, fail_safe_s=1000, fail_safe_throttle_s=2, retries=0)
 

@@ -24,7 +24,6 @@ from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.tools.servers.kafka import KafkaServer
-from tests.integration.test_kafka_worker import ODD
 from tests.support.caches import until
 from tests.support.changes import Heard, running
 from tests.support.commands import (
@@ -41,6 +40,7 @@ from tests.support.commands import (
     worker_of,
 )
 from tests.support.logs import warnings_of
+from tests.support.odd_commands import ODD
 from tests.support.topics import admin_of, figure, why
 
 

@@ -22,11 +22,11 @@ from cachebus.producers.refusing import CALLED_S, Refusals
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
-from tests.chaos.test_primaries import SHARDS, Town
-from tests.chaos.test_refusals import REFUSALS, Refusing
 from tests.support.caches import quick, until
 from tests.support.memory_source import MemorySource
 from tests.support.outbox import invalidation
+from tests.support.primaries import SHARDS, Town
+from tests.support.refusing import REFUSALS, Refusing
 from tests.support.servers import any_binary
 
 LACKS_REPLICAS = ("CONFIG", "SET", "min-replicas-to-write", "1")

@@ -129,7 +129,7 @@ class MemorySession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         await self._source.fault("look")
-        return Look(list(self._source.findings), len(self._source.rows), 0.0, len(self._source.held))
+        return Look(list(self._source.findings), len(self._source.rows), 0.0, held=len(self._source.held))
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""

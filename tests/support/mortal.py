@@ -20,8 +20,8 @@ from typing import Any, Self
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import monotonic
-from tests.chaos.test_every_step import numbered
 from tests.support.caches import quick
+from tests.support.every_step import numbered
 from tests.support.operations import OPERATIONS, WHERE, Stage
 from tests.support.steps import Steps, When
 

@@ -15,11 +15,9 @@ import yaml
 from cachebus import errors
 from cachebus.tools.verify.checker.promises import PROMISES
 from docs.reference.generate import PAGES as GENERATED
+from tests.support.documents import AT_THE_TOP, DOCUMENTS, TESTS, made, name_of
 from tests.support.pages import DOCS, PAGES, ROOT
 
-TESTS = ROOT / "tests"
-AT_THE_TOP = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
-DOCUMENTS = [*AT_THE_TOP, ROOT / "examples" / "README.md", *PAGES]
 README_BYTES_MAX = 8_000
 NOT_YET = "not yet attacked"
 DEBTS_MAX = 0
@@ -82,12 +80,6 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
 
 
-@cache
-def made(page: str) -> str:
-    """A page of the reference, as it is made from the code."""
-    return GENERATED[page]()
-
-
 def text_of(path: Path) -> str:
     """A page as it is, or as it is made from the code."""
     page = path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else ""
@@ -98,11 +90,6 @@ def text_of(path: Path) -> str:
 def anchors(path: Path) -> frozenset[str]:
     """Those of a document."""
     return frozenset(slug(heading) for heading in re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE))
-
-
-def name_of(path: Path) -> str:
-    """How a document is shown among the tests."""
-    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

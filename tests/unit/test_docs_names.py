@@ -25,8 +25,8 @@ from cachebus.cli.main import app
 from cachebus.observe import stats
 from cachebus.observe.prometheus import CacheCollector
 from docs.reference.generate import PAGES as GENERATED
+from tests.support.documents import DOCUMENTS, TESTS, made, name_of
 from tests.support.pages import DOCS, PAGES, ROOT, blocks
-from tests.unit.test_docs import DOCUMENTS, TESTS, made, name_of
 
 CODE = [
     path

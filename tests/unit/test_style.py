@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +28,8 @@ class Limits:
     most: int
 
 
+ROOMS_MAX = 40
+ROOMS_A_FLOOR_MAX = 8
 FILES = Limits(p50=120, p90=260, most=400)
 FUNCTIONS = Limits(p50=7, p90=25, most=60)
 SCRIPT_LINE = 128
@@ -194,3 +198,27 @@ def test_no_file_tells_how_it_came_about(pattern: str) -> None:
         if words.lower() in path.read_text().lower()
     ]
     assert not found
+
+
+def test_no_test_imports_a_test() -> None:
+    """What tests share lies in `tests/support`."""
+    found = [
+        f"{path.relative_to(ROOT)}: {node.module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and re.match(r"tests\..*\.test_\w+$", node.module or "")
+    ]
+    assert not found
+
+
+def test_the_formatter_is_left_alone_by_nobody() -> None:
+    found = [module.name for module in modules() if re.search(r"# fmt: (skip|off)", module.text)]
+    assert not found
+
+
+def test_rooms_are_few_and_so_are_those_of_a_floor() -> None:
+    rooms = {str(Path(module.name).parent) for module in modules() if not module.name.endswith("__init__.py")}
+    assert len(rooms) <= ROOMS_MAX, sorted(rooms)
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (floors,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert max(floor.count("(") for floor in floors) <= ROOMS_A_FLOOR_MAX

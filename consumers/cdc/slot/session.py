@@ -198,9 +198,9 @@ class SlotSession(Session):
             backlog = held + self._source.changes_in(behind)
             mine_s = self._reader.oldest_s(wall_s())
             if mine_s is None and not held:
-                return Look(findings, backlog, None, held)
+                return Look(findings, backlog, None, held=held)
             oldest_s = max(oldest_s, mine_s or 0.0)
-        return Look(findings, backlog, oldest_s, held)
+        return Look(findings, backlog, oldest_s, held=held)
 
     async def _standing(self) -> Standing:
         mending = self._source.mending

@@ -1,0 +1,29 @@
+"""Workers on a slot, and the rows of their tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import SecretStr
+
+from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from tests.conftest import connected
+from tests.support.caches import quick
+from tests.support.changes import END, rules
+
+ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
+
+
+THE_END = ORDER.format(END[1])
+
+
+def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
+    source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
+    return SlotWorker(quick(redis_url), given or rules(), source)
+
+
+async def fetched(database: str, sql: str, *arguments: Any) -> Any:
+    async with connected(database) as connection:
+        return await connection.fetchval(sql, *arguments)

@@ -1,0 +1,71 @@
+"""Tables, rules and publications around a slot's worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic import SecretStr
+
+from cachebus import Cache
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from tests.conftest import connected
+from tests.support.caches import quick, until
+
+RULE = """
+[[rule]]
+table = "public.{}"
+data_type = "{}"
+resource_id = "{{id}}"
+tenant_id = "{{tenant_id}}"
+replica_identity = "full"
+on_truncate = "all"
+"""
+
+
+HEAD = 'tenants = ["acme"]\n'
+
+
+def given(*tables: str) -> Rules:
+    return parse_rules(HEAD + "".join(RULE.format(name, name) for name in tables or ("o",)))
+
+
+def worker(database: str, redis_url: str, rules: Rules | None = None, **more: Any) -> SlotWorker:
+    namespace = more.pop("namespace", "cachebus")
+    source = SlotSource(SecretStr(database), **{"poll_s": 0.005, **more})
+    return SlotWorker(quick(redis_url, namespace=namespace), rules or given(), source)
+
+
+@asynccontextmanager
+async def at_work(one: SlotWorker) -> AsyncIterator[SlotWorker]:
+    """Whether or not it is ready."""
+    task = asyncio.create_task(one.run())
+    try:
+        yield one
+        assert not task.done()
+    finally:
+        one.drain()
+        await asyncio.wait_for(task, 20)
+
+
+def why(one: SlotWorker, part: str) -> str:
+    return str(one.health.as_dict()["parts"][part]["why"])
+
+
+async def put(cache: Cache, number: int = 1, data_type: str = "o") -> None:
+    await cache.set(data_type, number, "old", tenant_id="acme")
+
+
+async def gone(cache: Cache, number: int = 1, data_type: str = "o") -> None:
+    async def absent() -> bool:
+        return await cache.get(data_type, number, tenant_id="acme") is None
+
+    await until(absent)
+
+
+async def fetched(database: str, sql: str, *arguments: Any) -> Any:
+    async with connected(database) as connection:
+        return await connection.fetchval(sql, *arguments)

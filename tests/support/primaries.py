@@ -1,0 +1,62 @@
+"""Three primaries of a Cluster, and tenants of each."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cachebus.keys.key import Keyspace
+from cachebus.l2.names import ShardNames
+from cachebus.tools.servers.redis_groups import ClusterGroup
+
+SHARDS = 32
+
+
+class Town(ClusterGroup):
+    """Three primaries without replicas, and a tenant for each."""
+
+    tenants: list[str]
+    """That of the first, the second and the third."""
+    sibling: str
+    """Another one of the second, in another slot."""
+
+    async def start(self) -> None:
+        """Find the tenants."""
+        await super().start()
+        found: dict[int, list[str]] = {}
+        seen = set()
+        for tenant in (f"t{i}" for i in range(1000)):
+            names = names_of(tenant)
+            if names.log not in seen:
+                seen.add(names.log)
+                found.setdefault((await self.primary_of(names.log)).port, []).append(tenant)
+            if len(found) == 3 and all(len(of) > 1 for of in found.values()):
+                break
+        self.tenants = [found[server.port][0] for server in self.servers]
+        self.sibling = found[self.servers[1].port][1]
+
+
+def names_of(tenant: str) -> ShardNames:
+    """The names of a tenant's shard."""
+    return ShardNames("cachebus", Keyspace(SHARDS).key("config", "x", tenant).shard)
+
+
+@contextmanager
+def no_answer(port: int) -> Iterator[None]:
+    """In the place of a server a host that is gone: whoever connects hears nothing."""
+    with socket.socket() as hole:
+        hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hole.bind(("127.0.0.1", port))
+        hole.listen(0)
+        fills = []
+        for _ in range(3):
+            fill = socket.socket()
+            fill.setblocking(False)
+            fill.connect_ex(("127.0.0.1", port))
+            fills.append(fill)
+        try:
+            yield
+        finally:
+            for fill in fills:
+                fill.close()
