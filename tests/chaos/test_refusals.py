@@ -200,7 +200,7 @@ async def test_events_of_epochs_that_were_left_are_ignored_however_often_they_ar
 ) -> None:
     """As a topic that several stores share brings them, where it is read again from further back."""
     a, b, _ = trio
-    receiver: Any = parts(a).heartbeat.receiver
+    receiver: Any = parts(a).listening.receiver
     view = parts(a).node.shards[0]
     debugged.command("SAVE")
     replayed: list[tuple[bytes, bytes]] = []

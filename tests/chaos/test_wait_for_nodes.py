@@ -30,7 +30,7 @@ from pathlib import Path
 
 async def main(url, source):
     settings = Settings(url=url, staleness_bound_s=0.6, probe_interval_s=0.1, gap_grace_s=0.02, l2_timeout_s=0.3,
-                        node_name=sys.argv[3], keep_alone=False)
+                        node_name=sys.argv[3], keep_without_l2=False)
     load = lambda: Path(source).read_text()
     async with Cache.open(settings) as cache:
         while True:
