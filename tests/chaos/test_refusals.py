@@ -219,13 +219,14 @@ async def test_events_of_epochs_that_were_left_are_ignored_however_often_they_ar
     assert await a.get("config", "x", after=receipt, **WHERE) == "new"
     epoch, flushes, foreign = view.epoch, a.stats().flushes, a.stats().events_foreign
     nudges: list[int] = []
-    nudge, receiver._nudge = receiver._nudge, nudges.append
+    attention = receiver.attention
+    nudge, attention.nudge = attention.nudge, nudges.append
     try:
         for _, message in replayed * 3:
             receiver.on_message(0, message)
         assert not nudges, "L2 has said that these epochs are over: nobody need ask it again"
     finally:
-        receiver._nudge = nudge
+        attention.nudge = nudge
     assert a.stats().events_foreign == foreign + 3 * len(replayed)
     assert (view.epoch, a.stats().flushes) == (epoch, flushes)
     assert a.ready()

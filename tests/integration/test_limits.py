@@ -55,7 +55,7 @@ async def test_a_clock_that_stood_still_is_noticed_by_the_next_probe_and_not_bef
     """As that of a machine which was suspended: while it slept, D went by elsewhere, and here it did not."""
     suspended, elsewhere = FakeClock(), FakeClock()
     settings = Settings(url="memory://", staleness_bound_s=240, probe_interval_s=120)  # no probe but the test's own
-    world = World(1, elsewhere, max_invalidated_scopes=settings.max_invalidated_scopes, log_max=settings.log_max_len)
+    world = World(settings.model_copy(update={"shards": 1}), elsewhere)
     async with (
         Cache(settings, world=world, clock=suspended) as one,
         Cache(settings, world=world, clock=elsewhere) as other,
