@@ -284,7 +284,7 @@ RULES = {
         ((Shard, "serves", lambda shard, now_s, expires_s, read_until_s: now_s < expires_s),),
     ),
     "behind": Rule(
-        "a probe renews the lease only once its seq is applied", "SMALL", "G1", ((Shard, "_settle", _settle_all),)
+        "a probe renews the lease only once its seq is applied", "SMALL", "G1", ((Shard, "_renew", _settle_all),)
     ),
     "sent": Rule("the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)),
     "every line": Rule(
@@ -348,9 +348,9 @@ RULES = {
         "what was read, loaded or written while its key was invalidated does not enter L1",
         "SMALL",
         "G1",
-        ((Shard, "marked", _no),),
+        ((Shard, "overtaken", _no),),
     ),
-    "own reservation": Rule("a value that the node sets is reserved too", "OWN", "G2", ((Shard, "marked", _no),)),
+    "own reservation": Rule("a value that the node sets is reserved too", "OWN", "G2", ((Shard, "overtaken", _no),)),
     "doubts": Rule(
         "what a write of unknown outcome may have replaced is not believed: neither what is held",
         "OWN-OUTAGE",
