@@ -12,7 +12,7 @@ from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.dead_topic import count_of
-from cachebus.consumers.topics.looking import MISSING, UNKNOWN
+from cachebus.consumers.topics.looking import MISSING, UNKNOWN, altered
 from cachebus.consumers.topics.membership import Membership
 from cachebus.consumers.topics.share import place_of
 from cachebus.consumers.topics.source import TopicSource
@@ -121,13 +121,12 @@ class CommandsSource(TopicSource):
         ]
         policy = (await brokers.configuration(name)).get("cleanup.policy") or ""
         if "compact" in policy:
-            change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
             findings.append(
                 Finding(
                     "topic",
                     name,
                     "it is compacted, and keeps only the last message of each key",
-                    f"{change} cleanup.policy=delete",
+                    altered(name, "cleanup.policy=delete"),
                     missed=True,
                 )
             )

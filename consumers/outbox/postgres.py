@@ -61,7 +61,7 @@ class PostgresOutbox(Source):
             yield session
 
     def describe(self, error: BaseException) -> str:
-        """See `Source.told`."""
+        """See `Source.describe`."""
         if isinstance(error, Refused):
             return f"rows that were applied can't be removed, so they are taken again with care: {error}"
         return describe(error, self._url)

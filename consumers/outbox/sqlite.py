@@ -85,7 +85,7 @@ class SqliteOutbox(Source):
             yield SqliteSession(database, self._namespace, self._options, self._known)
 
     def describe(self, error: BaseException) -> str:
-        """See `Source.told`."""
+        """See `Source.describe`."""
         return describe(error)
 
 

@@ -125,8 +125,7 @@ class Looking:
             problem = f"letters are removed from it after {retention_ms / 1000:.0f} s"
         else:
             return []
-        change = f"kafka-configs.sh --alter --entity-type topics --entity-name {clean(name)} --add-config"
-        return [Finding("topic", clean(name), problem, f"{change} cleanup.policy=delete,retention.ms=-1")]
+        return [Finding("topic", clean(name), problem, altered(name, "cleanup.policy=delete,retention.ms=-1"))]
 
     async def mend(self) -> bool:
         """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to. At the
@@ -251,6 +250,11 @@ class Looking:
         true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
         oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
         return Look(findings, kept + unread, oldest_s, held=held)
+
+
+def altered(topic: str, config: str) -> str:
+    """The command that sets this of a topic."""
+    return f"kafka-configs.sh --alter --entity-type topics --entity-name {clean(topic)} --add-config {config}"
 
 
 def _named(partition: TopicPartition, why: str) -> tuple[str, str]:

@@ -139,7 +139,7 @@ class TopicSource(Source):
         )
 
     def describe(self, error: BaseException) -> str:
-        """See `Source.told`."""
+        """See `Source.describe`."""
         return describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:

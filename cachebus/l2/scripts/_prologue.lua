@@ -28,7 +28,8 @@ local function follow(text) return select(2, string.gsub(text, 'state=online,off
 -- keep up is up to a second old: it goes by that one, and would write. How long each has been silent it tells as it is now.
 -- At most half of those that follow can be missing where the setting is right. A replica speaks every second: two and a
 -- rounded one are no silence.
-if string.find(info, 'min_slaves_good_slaves:', 1, true) then
+local waits = string.find(info, 'min_slaves_good_slaves:', 1, true) -- it writes only while replicas keep up
+if waits then
   local online, heard = 0, 0
   for lag in string.gmatch(info, 'state=online,offset=%d+,lag=(%d+)') do
     online, heard = online + 1, heard + (tonumber(lag) <= 2 and 1 or 0)

@@ -15,7 +15,6 @@ if connected > 0 then
   if synced ~= before or known[2] ~= int(most) or math.abs(unseen_us) > LOOK_US then
     -- Fewer than before: somebody has reset the figures, and nobody knows how many there were.
     local came = before and synced >= before and synced - before or connected
-    local waits = string.find(info, 'min_slaves_good_slaves:', 1, true)
     local least = math.floor((most + (waits and 1 or 0)) / 2)
     local unseen = waits and unseen_us > math.max(UNSEEN_US, bound_ms * 1000)
     if came > 0 and (unseen or math.max(0, connected - came) < least) then

@@ -22,5 +22,5 @@ if silent > 0 then
 end
 -- Replicas that may be promoted while this primary, cut off from them, goes on writing. -1 where it does not go on: INFO
 -- has the figure of those that keep up only where min-replicas-to-write is set.
-local loose = string.find(info, 'min_slaves_good_slaves', 1, true) and -1 or follow(info)
+local loose = waits and -1 or follow(info)
 return {epoch, seq, int(now_us), redis.call('HGET', NODES, NAME) or '', bound_ms, guard_ms, born_us, alone, loose}

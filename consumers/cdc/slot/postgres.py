@@ -165,7 +165,7 @@ class PostgresSource(Source):
                 await connection.close(timeout=2)
 
     def describe(self, error: BaseException) -> str:
-        """See `Source.told`."""
+        """See `Source.describe`."""
         if isinstance(error, REFUSES):
             return f"{type(error).__name__}: the server refuses this user, or has no such database"
         if isinstance(error, OSError):
