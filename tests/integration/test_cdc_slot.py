@@ -24,8 +24,8 @@ from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.cdc_slot import ORDER, THE_END, fetched, worker
-from tests.support.changes import END, RULES, SCHEMA, Heard, rules, running, tell
+from tests.support.cdc_slot import ORDER, THE_END, worker
+from tests.support.changes import END, RULES, SCHEMA, Heard, fetched, rules, running, tell
 
 DEAD = "SELECT reason, payload, attempts, source FROM cachebus_cdc_dead ORDER BY id"
 

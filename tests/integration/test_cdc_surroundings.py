@@ -15,8 +15,9 @@ from cachebus.consumers.cdc.slot.slot import default_name
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.daemon import free_port
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import at_work, fetched, given, gone, put, why, worker
-from tests.support.changes import running, tell
+from tests.support.cdc_surroundings import at_work, given, gone, put, worker
+from tests.support.changes import fetched, running, tell
+from tests.support.worker_health import why
 
 TABLE = "CREATE TABLE {0} (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE {0} REPLICA IDENTITY FULL"
 PARTS = """

@@ -10,8 +10,9 @@ from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.worker import watcher
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import at_work, fetched, gone, put, why, worker
-from tests.support.changes import running, tell
+from tests.support.cdc_surroundings import at_work, gone, put, worker
+from tests.support.changes import fetched, running, tell
+from tests.support.worker_health import why
 
 HEAD = 'tenants = ["acme"]\n'
 RULE = """

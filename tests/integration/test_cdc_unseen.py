@@ -13,9 +13,9 @@ from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.caches import until
-from tests.support.cdc_slot import ORDER, THE_END, fetched, worker
-from tests.support.cdc_surroundings import why
-from tests.support.changes import END, SCHEMA, Heard, running, tell
+from tests.support.cdc_slot import ORDER, THE_END, worker
+from tests.support.changes import END, SCHEMA, Heard, fetched, running, tell
+from tests.support.worker_health import why
 
 CONFIRMED = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots"
 HERE = "SELECT pg_current_wal_lsn()::text"

@@ -26,7 +26,7 @@ from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.changes import END, SCHEMA, Heard, rules, running, tell
+from tests.support.changes import END, SCHEMA, Heard, fetched, rules, running, tell
 
 THE_END = f"INSERT INTO shop.orders VALUES ({END[1]}, 'acme', 1, '')"
 MANY = "INSERT INTO shop.orders SELECT g, 'acme', 1, '' FROM generate_series(1000, {}) g"
@@ -38,11 +38,6 @@ DISTANCE = (
 def worker(database: str, redis_url: str, **more: Any) -> SlotWorker:
     source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
     return SlotWorker(quick(redis_url), rules(), source)
-
-
-async def fetched(database: str, sql: str, *arguments: Any) -> Any:
-    async with connected(database) as connection:
-        return await connection.fetchval(sql, *arguments)
 
 
 def waiting(tenant: str, shard: int = 0, sent_s: float = 1e9) -> Waiting:

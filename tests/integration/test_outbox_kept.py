@@ -25,6 +25,7 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings
 from tests.support.outbox_rows import GOOD, gone
+from tests.support.worker_health import why
 
 SECRET = "a-row-of-somebody"
 FUNCTION = "CREATE FUNCTION keeps() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$"
@@ -74,11 +75,6 @@ async def cache(redis_url: str) -> AsyncIterator[Cache]:
     async with nodes(redis_url, 1, l2_timeout_s=5.0) as (cache,):
         await cache.set("config", "good", 1, "acme")
         yield cache
-
-
-def why(relay: OutboxRelay, part: str) -> str:
-    """Why a part is as it is."""
-    return str(relay.health.as_dict()["parts"][part]["why"])
 
 
 async def left(connection: asyncpg.Connection) -> set[str]:

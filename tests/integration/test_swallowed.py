@@ -31,6 +31,7 @@ from tests.conftest import connected
 from tests.contract.source_rigs import TOO_LONG, InPostgres, InSqlite, OnSlot
 from tests.support.caches import quick, until
 from tests.support.changes import tell
+from tests.support.worker_health import why
 
 EATS = "CREATE FUNCTION eats() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
 EATEN = "CREATE TRIGGER eats BEFORE {1} ON {0} FOR EACH ROW EXECUTE FUNCTION eats()"
@@ -57,10 +58,6 @@ async def at_work(one: SourceWorker) -> AsyncIterator[SourceWorker]:
     finally:
         one.drain()
         await asyncio.wait_for(task, 20)
-
-
-def why(one: SourceWorker, part: str = "storage") -> str:
-    return str(one.health.as_dict()["parts"][part]["why"])
 
 
 def remedy(one: SourceWorker, part: str = "storage") -> list[str]:
@@ -98,7 +95,7 @@ async def test_a_slot_goes_nowhere_while_nobody_keeps_where(slot: OnSlot, databa
         await cache.set("config", "1", "old", tenant_id="acme")
         await tell(database, [how.format(SLOTS, "UPDATE")])
         await slot.put(["1"])
-        await until(lambda: f"{SLOTS}: " in why(one))
+        await until(lambda: f"{SLOTS}: " in why(one, "storage"))
         await stays_so(one, slot)
         await until(lambda: remedy(one))
         await tell(database, remedy(one))
@@ -140,7 +137,7 @@ async def test_nor_behind_what_is_held_and_is_not_there(slot: OnSlot, database: 
             is_away = False
         else:
             await (tell(database, ["DELETE FROM configs"]) if event == "UPDATE" else slot.put(["1"]))
-        await until(lambda: f"{HELD}: " in why(one))
+        await until(lambda: f"{HELD}: " in why(one, "storage"))
         await stays_so(one, slot)
         await until(lambda: remedy(one))
         await tell(database, remedy(one))
@@ -158,7 +155,7 @@ async def _is(database: str, count: int) -> bool:
 async def test_nothing_is_begun_that_is_not_remembered(slot: OnSlot, database: str) -> None:
     await tell(database, [MAKE[SLOTS], EATEN.format(SLOTS, "INSERT")])
     async with at_work(one := slot.worker()):
-        await until(lambda: f"{SLOTS}: " in why(one))
+        await until(lambda: f"{SLOTS}: " in why(one, "storage"))
         await until(lambda: remedy(one))
         assert not one.health.ready
         await tell(database, remedy(one))
@@ -177,7 +174,7 @@ async def test_a_lost_slot_is_made_anew_only_when_that_it_was_lost_is_remembered
         one.source.names.slot, one.source.names.publication, one.source.names.namespace, "invalidate"
     )
     async with connected(database) as connection, at_work(one):
-        await until(lambda: f"{SLOTS}: " in why(one))
+        await until(lambda: f"{SLOTS}: " in why(one, "storage"))
         await until(lambda: remedy(one))
         there = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
         assert await connection.fetchval(there) == 0

@@ -41,7 +41,8 @@ from tests.support.commands import (
 )
 from tests.support.logs import warnings_of
 from tests.support.odd_commands import ODD
-from tests.support.topics import admin_of, figure, why
+from tests.support.topics import admin_of, figure
+from tests.support.worker_health import why
 
 
 @pytest.fixture(autouse=True)

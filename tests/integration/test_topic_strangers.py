@@ -20,7 +20,8 @@ from tests.support.caches import until
 from tests.support.changes import running
 from tests.support.commands import committed, dead_topic, invalidation, made, producing, put, setup, worker_of
 from tests.support.logs import warnings_of
-from tests.support.topics import figure, why
+from tests.support.topics import figure
+from tests.support.worker_health import why
 
 
 @pytest.fixture(autouse=True)

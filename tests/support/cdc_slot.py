@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
-from tests.conftest import connected
 from tests.support.caches import quick
 from tests.support.changes import END, rules
 
@@ -22,8 +21,3 @@ THE_END = ORDER.format(END[1])
 def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
     source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
     return SlotWorker(quick(redis_url), given or rules(), source)
-
-
-async def fetched(database: str, sql: str, *arguments: Any) -> Any:
-    async with connected(database) as connection:
-        return await connection.fetchval(sql, *arguments)

@@ -12,7 +12,6 @@ from pydantic import SecretStr
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
-from tests.conftest import connected
 from tests.support.caches import quick, until
 
 RULE = """
@@ -51,10 +50,6 @@ async def at_work(one: SlotWorker) -> AsyncIterator[SlotWorker]:
         await asyncio.wait_for(task, 20)
 
 
-def why(one: SlotWorker, part: str) -> str:
-    return str(one.health.as_dict()["parts"][part]["why"])
-
-
 async def put(cache: Cache, number: int = 1, data_type: str = "o") -> None:
     await cache.set(data_type, number, "old", tenant_id="acme")
 
@@ -64,8 +59,3 @@ async def gone(cache: Cache, number: int = 1, data_type: str = "o") -> None:
         return await cache.get(data_type, number, tenant_id="acme") is None
 
     await until(absent)
-
-
-async def fetched(database: str, sql: str, *arguments: Any) -> Any:
-    async with connected(database) as connection:
-        return await connection.fetchval(sql, *arguments)

@@ -115,6 +115,15 @@ async def tell(database: str, story: Sequence[str] = STORY) -> None:
         await connection.close()
 
 
+async def fetched(database: str, sql: str, *arguments: Any) -> Any:
+    """What this asks for, alone."""
+    connection = await asyncpg.connect(database)
+    try:
+        return await connection.fetchval(sql, *arguments)
+    finally:
+        await connection.close()
+
+
 class Heard:
     """What a worker has asked L2 for: how often each key, scope and tag."""
 

@@ -25,8 +25,3 @@ async def admin_of(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
 def figure(worker: CommandsWorker, name: str) -> float:
     """One of its figures."""
     return worker.meters.registry.get_sample_value(f"cachebus_worker_{name}", {"worker": "kafka"}) or 0.0
-
-
-def why(worker: CommandsWorker, part: str) -> str:
-    """What its health says of a part."""
-    return str(worker.health.as_dict()["parts"][part]["why"])

@@ -1,9 +1,16 @@
-"""What a worker says of itself over HTTP."""
+"""What a worker says of itself: to its own process, and over HTTP."""
 
 from __future__ import annotations
 
 import urllib.error
 import urllib.request
+
+from cachebus.consumers.worker.worker import Worker
+
+
+def why(worker: Worker, part: str) -> str:
+    """What its health says of a part."""
+    return str(worker.health.as_dict()["parts"][part]["why"])
 
 
 def health(port: int, path: str = "/health/ready") -> tuple[int, str]:
