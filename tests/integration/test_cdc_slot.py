@@ -107,8 +107,12 @@ async def test_what_no_rule_is_for_does_not_hold_the_log_back(database: str, red
     await tell(database, [SCHEMA])
     idle = worker(database, redis_url)
     async with running(idle):
-        await tell(database, ["CREATE TABLE others AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 3000)"])
+        others = "CREATE TABLE {} AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 3000)"
+        await tell(database, [others.format("others")])
         now = await fetched(database, "SELECT pg_current_wal_lsn()::text")
+        await tell(
+            database, [others.format("more")]
+        )  # the last megabyte of others' is no matter: it may be before `now`
         passed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2"
         await until(lambda: fetched(database, passed, now, idle.source.names.slot))
 
