@@ -12,6 +12,7 @@ from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.factory import Parts
 from cachebus.base.clock import monotonic
 from cachebus.base.ids import Id, check_part
+from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.policy import Rules
 
@@ -62,15 +63,19 @@ def rules_of(cache: Cache, data_type: str) -> Rules:
 
 
 async def until(met: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
-    """What `met` gives, or what the coroutine that it gives returns, once that is true."""
+    """What `met` gives, or what the coroutine that it gives returns, once that is true. What can't be asked, as L2 is
+    away or this machine is busy, is not true yet."""
     deadline_s = monotonic() + within_s
     while True:
-        found = met()
+        found, refused = met(), ""
         if asyncio.iscoroutine(found):
-            found = await found
+            try:
+                found = await found
+            except L2Unavailable as error:
+                found, refused = None, f": {error}"
         if found:
             return found
-        assert monotonic() < deadline_s, f"waited {within_s:g} s in vain"
+        assert monotonic() < deadline_s, f"waited {within_s:g} s in vain{refused}"
         await asyncio.sleep(0.005)
 
 
