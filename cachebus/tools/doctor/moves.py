@@ -1,4 +1,5 @@
-"""Slots of a Cluster that are on their way from one primary to another, and of which only one of the two knows."""
+"""Slots of a Cluster that are on their way from one primary to another, where only one of the two knows of it, or where
+nothing moves."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from cachebus.tools.doctor.facts import asked
 from cachebus.tools.doctor.finding import Finding, Level, ok, unknown
 
 AGAIN_S: Final = 1.0
-"""A move begins at one of the two, and ends at one: what is seen only once may just be under way."""
+"""A move begins at one of the two, and ends at one: what is seen only once may just be under way. While it goes on, the
+keys of the slot become fewer here and more there."""
 TO, FROM = "->-", "-<-"
 
 
@@ -59,25 +61,45 @@ def view_of(address: Address, text: str) -> tuple[str, View]:
     return words[0], view
 
 
-async def one_sided(settings: Settings, primaries: Sequence[Address]) -> list[Finding]:
-    """What is to be said of the slots that are on their way, by the word of all primaries."""
+async def findings_of(settings: Settings, primaries: Sequence[Address]) -> list[Finding]:
+    """What is to be said of the slots that are on their way, by the word of all primaries. Looks twice where there are
+    any."""
     views, places = await _asked(primaries)
-    if _alone(views):
-        await asyncio.sleep(AGAIN_S)
-        before, (views, places) = _alone(views), await _asked(primaries)
-        lonely = [move for move in _alone(views) if move in before]
-    else:
-        lonely = []
-    under_way = {move.slot for view in views.values() for move in view.moves}
-    if not under_way:
+    if not _under_way(views):
         return []
+    lonely, counts = _alone(views), await _counted(views, places)
+    await asyncio.sleep(AGAIN_S)
+    views, places = await _asked(primaries)
+    counts_now = await _counted(views, places)
+    under_way = _under_way(views)
     of: dict[int, list[int]] = {}
     for shard in range(settings.shards):
         of.setdefault(slot_of(ShardNames(settings.namespace, shard).meta), []).append(shard)
-    found = [_finding(move, views, places, of.get(move.slot, [])) for move in sorted(lonely)]
-    if not found:
+    still_lonely = sorted(move for move in _alone(views) if move in lonely)
+    found = [_finding(move, views, places, of.get(move.slot, [])) for move in still_lonely]
+    for move, count in sorted(counts_now.items()):
+        if counts.get(move) == count:
+            found.append(_standing(move, count, places, of.get(move.slot, [])))
+    if under_way and not found:
         found.append(ok("slot moves", _in_order(len(under_way))))
     return found
+
+
+def _under_way(views: Mapping[str, View]) -> set[int]:
+    return {move.slot for view in views.values() for move in view.moves}
+
+
+async def _counted(views: Mapping[str, View], places: Mapping[str, Address]) -> dict[Move, tuple[int, int]]:
+    """Of each move that both ends know of, as the end that it leaves says: how many keys lie here, how many there."""
+    moves = [move for view in views.values() for move in view.moves if move.leaves and _is_known(move, views)]
+
+    async def keys_in(slot: int, id_: str) -> int | None:
+        ((count, _),) = await asked(places[id_], ("CLUSTER", "COUNTKEYSINSLOT", str(slot)))
+        return count if isinstance(count, int) else None
+
+    counted = await asyncio.gather(*[keys_in(move.slot, id_) for move in moves for id_ in (move.by, move.other)])
+    pairs = zip(moves, counted[::2], counted[1::2], strict=True)
+    return {move: (here, there) for move, here, there in pairs if here is not None and there is not None}
 
 
 async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping[str, Address]]:
@@ -143,6 +165,29 @@ def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address
     )
 
 
+def _standing(move: Move, count: tuple[int, int], places: Mapping[str, Address], shards: Sequence[int]) -> Finding:
+    """A move of which both ends know, and that nobody goes on with, so far as a second shows."""
+    here, there = places[move.by], places[move.other]
+    whose = f"There lie {shards_named(shards)}. {HALF_THERE}" if shards else "No shard of this namespace lies there."
+    return Finding(
+        "slot moves",
+        Level.PROBLEM if shards else Level.ADVICE,
+        f"slot {move.slot} is on its way from {here} ({_keys(count[0])}) to {there} ({_keys(count[1])}), and "
+        f"in {AGAIN_S:g} s none has moved",
+        whose,
+        otherwise=f"where nobody is moving it any more, go on with it: redis-cli --cluster fix {here}",
+        at=str(here),
+    )
+
+
+def _keys(count: int) -> str:
+    return "1 key" if count == 1 else f"{count} keys"
+
+
+HALF_THERE: Final = (
+    "A call that needs keys of both is refused (TRYAGAIN): of the tenants there little or nothing is stored, their "
+    "reads go to the source, their invalidations raise."
+)
 OUT_OF_REACH: Final = (
     "Each of the two sends clients to the other for what it does not have: of the tenants there nothing is stored, "
     "their reads go to the source, their invalidations raise."

@@ -57,7 +57,7 @@ async def deployment_of(settings: Settings) -> Deployment:
         findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
         if None not in route.known:
             findings += cluster.unserved(watched.values())
-        findings += await moves.one_sided(settings, addresses)
+        findings += await moves.findings_of(settings, addresses)
     elif places.kind == SENTINEL:
         views = await sentinels.views_of(places)
         watched = {addresses[0]: sentinels.watched_by(views, places.service, addresses[0])}
