@@ -154,8 +154,8 @@ def argv_read(source: str) -> set[int]:
     """The arguments that a script reads by their numbers, or begins to read from."""
     code = without_comments(source)
     found = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", code)}
-    loops = re.findall(r"(?:mark|announce|guarded_ms|hidden)\([^()]*?(\d+), #ARGV\)", code)
-    return found | {int(number) for number in loops}
+    loops = re.findall(r"(?:mark|announce|guarded_ms|hidden)\([^()]*?(\d+), #ARGV\)|\bFIRST = (\d+)", code)
+    return found | {int(number) for numbers in loops for number in numbers if number}
 
 
 @pytest.mark.parametrize("script", script_names())

@@ -1,5 +1,8 @@
--- In front of scripts that make an event: marks, the log, the channel. ARGV 6 most marks, 7 most events of the log, 8 its
--- most bytes, 9 the event's body.
+-- In front of scripts that make an event: marks, the log, the channel.
+local MOST_MARKS = ARGV[6]
+local MOST_EVENTS = ARGV[7] -- that the log keeps
+local MOST_BYTES = ARGV[8] -- of the log
+local BODY = ARGV[9] -- of the event
 
 -- Which bucket's marks a name lies in: those of its tenant, by the first two characters of the tenant's SHA-1; names of
 -- all tenants have one of their own.
@@ -45,7 +48,7 @@ local function trim(excess)
       if size > most or (size == most and found[i] < largest) then largest, most, state = found[i], size, found[i + 1] end
     end
   end
-  local gone = redis.pcall('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(ARGV[6]) / 128)))
+  local gone = redis.pcall('ZPOPMIN', prefix .. 'marks:' .. largest, math.max(excess, math.ceil(tonumber(MOST_MARKS) / 128)))
   if #gone == 0 then
     redis.call('HDEL', META, 'epoch')
     return '--', 0, 0
@@ -88,7 +91,7 @@ local function mark(first, last, seq_text)
     local count, size, watermark = bucket_of_text(redis.pcall('HGET', prefix .. 'buckets', bucket))
     put_bucket(bucket, count + added, size + sizes[bucket], watermark)
   end
-  local bucket, watermark, excess = '--', 0, number(marks) + total - tonumber(ARGV[6])
+  local bucket, watermark, excess = '--', 0, number(marks) + total - tonumber(MOST_MARKS)
   if excess > 0 then
     local gone
     bucket, watermark, gone = trim(excess)
@@ -117,17 +120,17 @@ end
 -- The next event: names (ARGV first..last) are marked, then it is logged and published, in that order. Gives its head.
 local function announce(first, last)
   seq = seq + 1
-  local seq_text, bucket, watermark, left_out, body = int(seq), '--', 0, false, ARGV[9]
+  local seq_text, bucket, watermark, left_out = int(seq), '--', 0, false
   if last >= first then bucket, watermark, left_out = mark(first, last, seq_text) end
   local head = 'CB2' .. (left_out and '\1' or '\0') .. epoch .. struct.pack('>I8I8', seq, now_us) .. bucket
     .. struct.pack('>I8', watermark)
-  head = head .. string.sub(redis.sha1hex(head .. string.sub(body, 1, 4)), 1, 8)
-  local message, most = head .. body, tonumber(ARGV[8])
+  head = head .. string.sub(redis.sha1hex(head .. string.sub(BODY, 1, 4)), 1, 8)
+  local message, most = head .. BODY, tonumber(MOST_BYTES)
   local total, size = logged + #message + 64, #message + 64
   local total_text = int(total)
   redis.call('HSET', META, 'seq', seq_text, 'logged', total_text)
   local log, id = prefix .. 'log', seq_text .. '-' .. total_text
-  local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[7], id, 'e', message)
+  local added = redis.pcall('XADD', log, 'MAXLEN', '~', MOST_EVENTS, id, 'e', message)
   if type(added) == 'table' and added.err then
     -- An entry that is none of ours stands in the way. Nodes that miss what goes with it flush, as after trimming.
     redis.call('DEL', log)

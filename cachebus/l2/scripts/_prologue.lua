@@ -1,9 +1,13 @@
 -- Every script begins with this. It reads the shard's meta and asks whether this is the server, and the history, that
 -- meta speaks of. Where it is not, the script does nothing and replies nil; the caller then runs `takeover` and asks
 -- again. After it `epoch`, `seq`, `now_us` and, of the bucket, `low` and `marked` hold.
--- KEYS 1 meta. ARGV 1 facts (protocol, shards, bus), 2 how far the caller has applied, 3 the epoch that it is in, 4 the
--- bucket whose marks the script judges by, '' for none. The script's own follow.
-local META, BUCKET, ALL = KEYS[1], ARGV[4], '**'
+-- Names in capitals are the script's keys and arguments, and what never changes. The script's own follow these.
+local META = KEYS[1]
+local FACTS = ARGV[1] -- protocol, shards, bus
+local APPLIED = ARGV[2] -- how far the caller has applied, '0' for a producer
+local CALLERS_EPOCH = ARGV[3] -- the one that it is in, '' for none
+local BUCKET = ARGV[4] -- whose marks the script judges by, '' for none
+local ALL = '**' -- the bucket of names that are of all tenants
 local prefix = string.sub(META, 1, -5)
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
@@ -20,7 +24,7 @@ end
 local epoch, seq, guarded_until, guarded, marks = meta[3], tonumber(meta[4] or nil), number(meta[5]), number(meta[6]), meta[7]
 local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], number(meta[10]), number(meta[11]), meta[12]
 local alone = number(meta[13])
-if meta[1] and meta[1] ~= ARGV[1] then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. ARGV[1]) end
+if meta[1] and meta[1] ~= FACTS then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. FACTS) end
 local info = redis.call('INFO', 'replication')
 -- How many replicas follow and acknowledge, which a backup never does.
 local function follow(text) return select(2, string.gsub(text, 'state=online,offset=[1-9]', '')) end
@@ -39,7 +43,7 @@ if waits then
     return redis.error_reply('NOREPLICAS it has not heard from ' .. silent .. ' replicas for 3 s')
   end
 end
-local lost = not seq or not epoch or not meta[2] or (ARGV[3] == epoch and tonumber(ARGV[2]) > seq)
+local lost = not seq or not epoch or not meta[2] or (CALLERS_EPOCH == epoch and tonumber(APPLIED) > seq)
   or not string.find(info, 'master_replid:' .. meta[2], 1, true)
 
 -- Marks and guards lie in keys of their own, which can be evicted. Their numbers lie elsewhere, so that this is noticed:

@@ -1,26 +1,30 @@
 -- after: prologue usual
 -- Add to a counter; a request id makes it safe to repeat. KEYS 2 counter: a hash with its `value`, and what requests of
 -- the last minute were answered (`r` and the request's id: deadline in µs, a colon, the value), so that a counter is never
--- evicted without them. ARGV 5 amount, 6 request ('' none), 7 px (0 none). Numbers travel as text: Lua's have 53 bits.
-local COUNTER, request = KEYS[2], 'r' .. ARGV[6]
+-- evicted without them. Numbers travel as text: Lua's have 53 bits.
+local COUNTER = KEYS[2]
+local AMOUNT = ARGV[5]
+local REQUEST = ARGV[6] -- its id, '' for none
+local PX = ARGV[7] -- how long a new counter lives, in ms; '0' for ever
+local request = 'r' .. REQUEST
 local function field(name) -- pcall: what somebody else wrote there counts as nothing
   local found = redis.pcall('HGET', COUNTER, name)
   return type(found) == 'string' and found or nil
 end
 local REMEMBERED_US, MANY = 60000000, 32
-if ARGV[6] ~= '' then
+if REQUEST ~= '' then
   local deadline, answered = string.match(field(request) or '', '^(%d+):(.*)$')
   if deadline and tonumber(deadline) > now_us then return {epoch, seq, answered} end
 end
-if ARGV[5] == '0' then return {epoch, seq, field('value') or '0'} end
-local counted = redis.pcall('HINCRBY', COUNTER, 'value', ARGV[5])
+if AMOUNT == '0' then return {epoch, seq, field('value') or '0'} end
+local counted = redis.pcall('HINCRBY', COUNTER, 'value', AMOUNT)
 if type(counted) == 'table' then
   if string.find(counted.err, 'overflow', 1, true) then return {epoch, seq, false} end
   return counted
 end
 local value = field('value')
-if ARGV[7] ~= '0' and redis.call('PTTL', COUNTER) < 0 then redis.call('PEXPIRE', COUNTER, ARGV[7]) end
-if ARGV[6] ~= '' then
+if PX ~= '0' and redis.call('PTTL', COUNTER) < 0 then redis.call('PEXPIRE', COUNTER, PX) end
+if REQUEST ~= '' then
   redis.call('HSET', COUNTER, request, int(now_us + REMEMBERED_US) .. ':' .. value)
   -- Now and then some of those that are over go, more than have come since.
   if redis.call('HLEN', COUNTER) > MANY and now_us % 8 == 0 then

@@ -1,9 +1,11 @@
 -- after: prologue usual publish events
--- Invalidate, and put a token on names, or take it away. KEYS 2.. records and leases; ARGV 10 token (16 bytes), 11 for how
--- long it stands at most in ms, 0 to take it away, 12 most names that may be guarded, 13 number of scopes and tags to mark,
--- then these, then the guarded names.
+-- Invalidate, and put a token on names, or take it away. KEYS from 2 on are the records and leases that go.
+local TOKEN = ARGV[10] -- 16 bytes
+local PX = ARGV[11] -- for how long it stands at most, in ms; '0' to take it away
+local MOST_GUARDED = ARGV[12] -- names
+local MARKED = ARGV[13] -- the number of scopes and tags to mark: these follow, and after them the guarded names
 local MOST_ON_A_NAME = 1000 -- each costs all that look at the name
-local GUARDS, px_us, last = prefix .. 'guards', tonumber(ARGV[11]) * 1000, 13 + tonumber(ARGV[13])
+local GUARDS, px_us, last = prefix .. 'guards', tonumber(PX) * 1000, 13 + tonumber(MARKED)
 local cursor, noted = redis.call('HGET', META, 'sweep') or '0', guarded
 if guarded_until <= now_us then
   redis.call('UNLINK', GUARDS) -- none stands any more: what those have left who were killed goes at once
@@ -29,11 +31,11 @@ if guarded > 64 then
   end
 end
 local before, kept = {}, {}
-local fits = px_us == 0 or guarded + #ARGV - last <= tonumber(ARGV[12])
+local fits = px_us == 0 or guarded + #ARGV - last <= tonumber(MOST_GUARDED)
 for i = last + 1, #ARGV do
   local name = ARGV[i]
   before[name] = redis.call('HGET', GUARDS, name)
-  kept[name] = standing(before[name] or '', ARGV[10])
+  kept[name] = standing(before[name] or '', TOKEN)
   fits = fits and (px_us == 0 or #kept[name] < 24 * MOST_ON_A_NAME)
 end
 if not fits then
@@ -42,7 +44,7 @@ if not fits then
 end
 
 for name, tokens in pairs(kept) do
-  if px_us > 0 then tokens = tokens .. ARGV[10] .. struct.pack('>I8', now_us + px_us) end
+  if px_us > 0 then tokens = tokens .. TOKEN .. struct.pack('>I8', now_us + px_us) end
   if tokens ~= '' then
     redis.call('HSET', GUARDS, name, tokens)
     if not before[name] then guarded = guarded + 1 end

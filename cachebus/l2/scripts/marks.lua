@@ -1,9 +1,9 @@
 -- after: prologue usual line tenure
--- Where the shard stands, with all that a node needs to begin: what `probe` replies (ARGV 7 and 8 are its own, 9 is its
--- 10) but for its last, then for each bucket that has any its name and its marks, then for each that has one its name and
--- its low watermark, and then that last.
-bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
-alone = raised('alone', alone, ARGV[9])
+-- Where the shard stands, with all that a node needs to begin: what `probe` replies but for its last two, then for each
+-- bucket that has any its name and its marks, then for each that has one its name and its low watermark, then `alone`.
+local BOUND_MS, GUARD_MS, ALONE = ARGV[7], ARGV[8], ARGV[9] -- as `probe`'s
+bound_ms, guard_ms = raised('bound_ms', bound_ms, BOUND_MS), raised('guard_ms', guard_ms, GUARD_MS)
+alone = raised('alone', alone, ALONE)
 local found, given, watermarks = marks and redis.pcall('HGETALL', prefix .. 'buckets') or {}, {}, {}
 lost = found.err or (marks and #found == 0)
 for i = 1, #found, 2 do

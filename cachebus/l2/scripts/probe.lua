@@ -1,10 +1,12 @@
 -- after: prologue usual line tenure
--- Where the shard stands. ARGV 7 the largest staleness bound and 8 the longest guard that the caller has heard of, in
--- ms: meta keeps the greatest. 9: remove the lines of nodes silent for that many µs, 0 none. 10: '1' where the caller has
--- heard of a node, itself too, that keeps what it loads while L2 is out of reach: meta keeps that as well.
-bound_ms, guard_ms = raised('bound_ms', bound_ms, ARGV[7]), raised('guard_ms', guard_ms, ARGV[8])
-alone = raised('alone', alone, ARGV[10])
-local silent = tonumber(ARGV[9])
+-- Where the shard stands. Meta keeps the greatest of what callers have heard of.
+local BOUND_MS = ARGV[7] -- the largest staleness bound that the caller has heard of
+local GUARD_MS = ARGV[8] -- the longest guard
+local SILENT_US = ARGV[9] -- the lines of nodes that have been silent for so long go; '0' none
+local ALONE = ARGV[10] -- '1' where it has heard of a node, itself too, that keeps what it loads without L2
+bound_ms, guard_ms = raised('bound_ms', bound_ms, BOUND_MS), raised('guard_ms', guard_ms, GUARD_MS)
+alone = raised('alone', alone, ALONE)
+local silent = tonumber(SILENT_US)
 if silent > 0 then
   local lines = redis.call('HGETALL', NODES)
   for i = 1, #lines, 2 do

@@ -1,6 +1,6 @@
 -- after: prologue usual line tenure records
--- Records validated here, for a node whose own marks may be old. KEYS 3.. records; ARGV 7..: for each the number of
--- its scopes, then their names.
+-- Records validated here, for a node whose own marks may be old. KEYS from 3 on are the records; ARGV from 7 on, for each,
+-- the number of its scopes and their names.
 local found, at = {epoch, seq}, 7
 for i = 3, #KEYS do
   local count = tonumber(ARGV[at])
