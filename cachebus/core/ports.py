@@ -134,11 +134,17 @@ class Leased(Enum):
 
 
 class LeaseReply(NamedTuple):
-    """A hit's record; or the lease, granted at `seq` (with the expired record, if one is kept for fail-safe); or how
-    long (`wait_ms`) another's lease lasts at most (with the expired record, where that would do for the caller; with
-    b"" where what it holds of its own would do, and the store still has a value too), or for how long the source is
-    left alone after it has failed (with the expired record); or for how long the guard stands at least that ends
-    first."""
+    """What a store says to who asks for a fill lease.
+
+    | outcome | record | wait_ms |
+    |---|---|---|
+    | HIT | the valid one | 0 |
+    | GRANTED, at `seq` | the expired one, if it is kept for fail-safe | 0 |
+    | WAIT | the expired one where that would do; b"" where what the caller holds would do, and the store has a value \
+        too | how long another's lease lasts at most |
+    | RESTING | the expired one | how long the source is left alone, since it has failed |
+    | GUARDED | None | how long that guard stands at least that ends first |
+    """
 
     epoch: bytes
     seq: int

@@ -82,7 +82,8 @@ class MemoryShard(MemoryHistory):
         latest_ms, expires_ms = self.lost_guards_end_ms(caller.guard_ms), 0
         px_ms = self._px_until(latest_ms, px_ms)
         if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
-            record.expires_ms = expires_ms = latest_ms
+            expires_ms = latest_ms
+            record.place(record.epoch, record.seq, expires_ms=expires_ms)
         self.records[key.l2] = (record.encode(key.l2), self.clock() + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
@@ -282,7 +283,7 @@ class MemoryShard(MemoryHistory):
         head = self.announce(scopes, body)
         expires_ms = 0
         if not guarded:
-            record.epoch, record.seq = self.epoch, self.seq
+            record.place(self.epoch, self.seq)
             expires_ms = self.put(key, record, px_ms, caller)
             self.note_contexts(key)
         return Change(self.epoch, self.seq, not guarded, head, expires_ms, self.bound_ms)

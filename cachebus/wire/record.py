@@ -90,6 +90,13 @@ class Record(msgspec.Struct, eq=False):
         """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
         return not self.flags & (NOT_FOUND | MAKESHIFT)
 
+    def place(self, epoch: bytes, seq: int, *, expires_ms: int = 0, created_ms: int | None = None) -> None:
+        """Note where it stands in L2's history. And where that has turned out to be something else: when it expires
+        there, and as of when the source has answered."""
+        self.epoch, self.seq = epoch, seq
+        self.expires_ms = expires_ms or self.expires_ms
+        self.created_ms = self.created_ms if created_ms is None else created_ms
+
     def middle(self) -> bytes:
         """What lies between its check and its payload; raises what does not fit in there: `struct.error`,
         `UnicodeError`."""
