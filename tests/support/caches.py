@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
+import pytest
+
 from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.factory import Parts
 from cachebus.base.clock import monotonic
@@ -55,6 +57,17 @@ def parts(cache: Cache) -> Parts:
 def key_of(cache: Cache, data_type: str, resource_id: Id, tenant_id: Id) -> Key:
     """The key of these ids."""
     return parts(cache).naming.key(data_type, resource_id, tenant_id)
+
+
+def waiting_in(cache: Cache) -> int:
+    """How many of its flights wait for another node's load."""
+    return len(parts(cache).listening.receiver._waiters)
+
+
+def never_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for another node's load asks again only when it is woken: its pause is longer than any test."""
+    for name in ("BACKOFF_FIRST_S", "BACKOFF_MAX_S"):
+        monkeypatch.setattr(f"cachebus.reading.miss.{name}", 60.0)
 
 
 def rules_of(cache: Cache, data_type: str) -> Rules:

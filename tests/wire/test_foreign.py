@@ -12,7 +12,7 @@ import pytest
 from cachebus import Cache, Receipt, Settings
 from cachebus.errors import ProtocolMismatch
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.support.caches import D_S, QUICK, Source, asked, deaf, until
+from tests.support.caches import D_S, PATIENCE_S, QUICK, Source, asked, deaf, never_poll, until, waiting_in
 from tests.wire.foreign import Foreign, Key, Refused, Wire, mapping, read_event, read_record, write_parts
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -215,16 +215,20 @@ async def test_it_waits_for_a_caches_load_and_is_woken(cache: Cache, foreign: Fo
     assert read_record(DOC.key, record)["value"] == "loaded"
 
 
-async def test_a_cache_waits_for_its_load_and_is_woken(cache: Cache, foreign: Foreign) -> None:
+async def test_a_cache_waits_for_its_load_and_is_woken(
+    cache: Cache, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_poll(monkeypatch)
     foreign.attach()
     _, epoch, seq, _ = foreign.lease(DOC, "foreign-1-0", 60_000)
     assert foreign.hold(DOC, "foreign-1-0", 60_000)
     assert not foreign.hold(DOC, "somebody-else", 60_000)
     source = Source(**{"7": "the cache's own"})
     load = asyncio.create_task(cache.get_or_load("doc", "7", source.load, tenant_id="acme"))
-    await until(lambda: foreign.wire.call("GET", foreign.lies(DOC)[2]).startswith(b"w"))
+    await until(lambda: waiting_in(cache))
+    assert foreign.wire.call("GET", foreign.lies(DOC)[2]).startswith(b"w")
     assert foreign.fill(DOC, "foreign-1-0", "foreign", epoch, seq)
-    assert await load == "foreign"
+    assert await asyncio.wait_for(load, PATIENCE_S) == "foreign"
     assert source.calls == 0
 
 
