@@ -34,6 +34,7 @@ one: $(VENV)/.installed ## one file or test, with its output: make one T=tests/u
 
 seed: $(VENV)/.installed ## what is drawn at random, by one seed: make seed S=7
 	@CACHEBUS_MODEL_SEED=$(S) CACHEBUS_MODEL_LIVES=1 $(BIN)/python -m pytest -n 0 tests/model/test_coherence_model.py -k life
+	@CACHEBUS_SEED=$(S) $(BIN)/python -m pytest -n 0 tests/contract/test_store_twins.py -k None
 	@$(BIN)/cachebus verify --seed $(S) --seconds 30 $(ARGS)
 
 young: $(VENV)/.installed ## tests of all that reads a clock, on one that shows seconds, as after a boot: root on Linux; ARGS=

@@ -1,6 +1,6 @@
 """Change data capture killed by SIGKILL at random moments under load: nothing that was committed is missed.
 
-`python -m tests.chaos.test_cdc_killed 200` does so two hundred times.
+`python -m tests.chaos.test_cdc_killed 200` does so two hundred times. CACHEBUS_SEED=N plays one seed again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.cdc_killed import killed, slot_killed
+from tests.support.history import seed_to_try
 
 KILLS = 3
 
 
 async def test_the_worker_of_a_slot_killed_at_random_loses_nothing(database: str, redis_url: str) -> None:
-    seed = secrets.randbelow(10**9)
+    seed = seed_to_try()
     written = await slot_killed(database, redis_url, KILLS, seed)
     assert written > KILLS, f"seed {seed}"
 
 
 async def test_the_worker_of_topics_killed_at_random_loses_nothing(kafka: KafkaServer, redis_url: str) -> None:
-    seed = secrets.randbelow(10**9)
+    seed = seed_to_try()
     assert await topics_killed(kafka.address, redis_url, KILLS, seed) > KILLS, f"seed {seed}"
 
 
@@ -80,7 +81,7 @@ def campaign(kills: int) -> None:
         done = {"slot": 0, "topics": 0}
         while done["topics"] < kills:
             now = min(ROUND, kills - done["topics"])
-            seed = secrets.randbelow(10**9)
+            seed = seed_to_try()
             rows = asyncio.run(on_a_database(postgres, redis.url, now, seed))
             done["slot"] += now
             print(f"slot: killed {done['slot']} times (seed {seed}), {rows} rows, none missed", flush=True)

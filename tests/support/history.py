@@ -178,6 +178,14 @@ def seeds(count: int) -> list[int]:
     return list(range(int(first), int(last or first) + 1))
 
 
+def seed_to_try() -> int:
+    """One that was never run before, or the one in CACHEBUS_SEED. Printed: pytest shows it when the test fails."""
+    given = os.environ.get("CACHEBUS_SEED")
+    seed = int(given.partition("-")[0]) if given else random.SystemRandom().randrange(10**9)
+    print(f"CACHEBUS_SEED={seed}")
+    return seed
+
+
 def replay_of(test_file: str, seed: int) -> str:
     """The command that runs one seed again."""
     return f"CACHEBUS_SEED={seed} python -m pytest {test_file}"
