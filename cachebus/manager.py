@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar, NoReturn
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar, NoReturn, overload
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
@@ -37,6 +37,8 @@ async def _closed(*_args: object, **_kwargs: object) -> NoReturn:
 
 
 Verb = Callable[..., Awaitable[Any]]
+Application = Callable[..., Awaitable[None]]
+"""What speaks ASGI: FastAPI's and Starlette's applications are called so."""
 
 
 def write_guard(
@@ -138,16 +140,34 @@ def declare(*cascades: Cascade) -> None:
         CacheManager._cache.register(*cascades)
 
 
-@asynccontextmanager
-async def lifespan(settings: Settings | str | object | None = None) -> AsyncIterator[Cache]:
+@overload
+def lifespan(settings: Settings | str | None = None) -> AbstractAsyncContextManager[Cache]: ...
+@overload
+def lifespan(settings: Application) -> AbstractAsyncContextManager[dict[str, Cache]]: ...
+def lifespan(
+    settings: Settings | str | Application | None = None,
+) -> AbstractAsyncContextManager[Cache] | AbstractAsyncContextManager[dict[str, Cache]]:
     """Open the process-wide cache for as long as the block runs.
 
-    - `settings`: settings, or a URL; None is what `configure` was told, else the environment. An application object of
-      FastAPI or Starlette is ignored, so that `FastAPI(lifespan=lifespan)` works
+    - `settings`: settings, or a URL; None is what `configure` was told, else the environment. Or an application of
+      FastAPI or Starlette, so that `FastAPI(lifespan=lifespan)` works: the cache is then what `configure` was told
 
-    Gives the cache. Raises `ConfigError` where one is open already, and what entering `Cache.open(...)` does.
+    Gives the cache; to an application `{"cache": cache}`, as it keeps state: `request.state.cache`. Raises
+    `ConfigError` where one is open already, and what entering `Cache.open(...)` does.
     """
-    own = settings if isinstance(settings, Settings | str) else None
+    if callable(settings):
+        return _opened_for_application()
+    return _opened(None if settings is None else Settings.of(settings))
+
+
+@asynccontextmanager
+async def _opened_for_application() -> AsyncIterator[dict[str, Cache]]:
+    async with _opened(None) as cache:
+        yield {"cache": cache}
+
+
+@asynccontextmanager
+async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
     configured_here = CacheManager._configured is None
     wanted = configure(own) if own is not None or configured_here else CacheManager._configured
     if CacheManager._cache is not None:

@@ -177,14 +177,25 @@ class Life:
             parts = self._landing
         if parts is None:
             raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
-        if home.forks != parts.home.forks or asyncio.get_running_loop() is not parts.home.loop:
+        if not parts.home.here:
+            raise parts.home.elsewhere("cache")
+        return parts
+
+    def _looked_at(self) -> Parts:
+        """The parts, for who only looks, from any thread of the process that opened the cache; `ConfigError`."""
+        parts = self._parts
+        if parts is None:
+            raise ConfigError("this cache is not open: use it inside `async with Cache.open(...) as cache`")
+        if home.forks != parts.home.forks:
             raise parts.home.elsewhere("cache")
         return parts
 
     def ready(self) -> bool:
-        """Whether the leases are live: for readiness probes. A primary of several that is out of reach takes only its
-        own tenants away, so it does not count, as long as another one is there; `stats().shards` tells of each."""
-        return is_ready(self._live())
+        """Whether the leases are live: for readiness probes; may be called from any thread. A primary of several that
+        is out of reach takes only its own tenants away, so it does not count, as long as another one is there;
+        `stats().shards` tells of each."""
+        parts = self._looked_at()
+        return not parts.home.gone and is_ready(parts)
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
         """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
@@ -215,8 +226,15 @@ class Life:
         return await self._live().writing.pending.drain(timeout_s)
 
     def stats(self) -> Stats:
-        """Every counter of this cache, and how it stands now; see `Stats` for what each means."""
-        return figures(self._live())
+        """Every counter of this cache, and how it stands now; see `Stats` for what each means. May be called from any
+        thread, as a metrics server does; the figures are then not all of one moment."""
+        parts = self._looked_at()
+        while True:
+            try:
+                return figures(parts)
+            except RuntimeError:  # from another thread: something has come or gone while it was counted
+                if parts.home.here:
+                    raise
 
     @property
     def on_applied(self) -> OnApplied | None:

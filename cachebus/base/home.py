@@ -39,7 +39,10 @@ class Home:
     @property
     def here(self) -> bool:
         """Whether the caller runs in that process and loop."""
-        return forks == self.forks and asyncio.get_running_loop() is self.loop
+        try:
+            return forks == self.forks and asyncio.get_running_loop() is self.loop
+        except RuntimeError:  # no loop runs in this thread
+            return False
 
     @property
     def gone(self) -> bool:

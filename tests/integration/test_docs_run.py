@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 import cachebus
@@ -86,8 +86,12 @@ async def test_the_way_to_the_outbox(redis_url: str, tmp_path: Path, monkeypatch
 
 async def test_the_application_of_fastapi(redis_url: str) -> None:
     scope = await run_page(DOCS / "howto" / "fastapi.md", redis_url)
-    transport = httpx.ASGITransport(app=scope["app"])
-    async with cachebus.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+    app = scope["app"]
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+    ):
         agent = {"id": "a7", "name": "Ada"}
         assert (await client.get("/acme/agents/a7")).json() == agent
         written = await client.put("/acme/agents/a7")
