@@ -54,6 +54,7 @@ class Call(NamedTuple):
     ttl: float | None
     began_s: float
     """When it was made, on the cache's clock."""
+    raise_errors: bool
 
 
 class Aside:
@@ -67,7 +68,7 @@ class Aside:
         self._clock = parts.node.clock
 
     async def run(self) -> tuple[Any, Metrics]:
-        """Look, load, and say how it went; raises only for bad input."""
+        """Look, load, and say how it went. Raises only for bad input, or with `raise_errors` what leaves no value."""
         call = self._call
         around = call.ctx if call.ctx is not None else context.current()
         ttl_s = checked_ttl(call.ttl)
@@ -89,6 +90,8 @@ class Aside:
         value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
         if value is not None and call.deserializer is not None and not refused:
             value, error = _deserialized(call.deserializer, value)
+        if error is not None and call.raise_errors:
+            raise error
         metrics = self._metrics(found, error, (self._clock() - call.began_s) * 1000.0)
         if around is not None:
             around.add_metric("cache_hit", metrics["cache_hit"])

@@ -42,8 +42,13 @@ async def get_with_cache_aside(
     ttl: float | None = None,
     serializer: Callable[[Any], Any] | None = None,
     deserializer: Callable[[Any], Any] | None = None,
+    raise_errors: bool = False,
 ) -> tuple[Any, Metrics]:
     """Read a value of the process-wide cache, else take the database's, else a generated one, which is then stored.
+
+    **What a function of yours raises is not raised here**, unless you say `raise_errors=True`: it is in
+    `metrics["error"]`, and the value is None where nothing else could be served. So None alone does not mean that the
+    database has nothing: look at `metrics["source"]`.
 
     - `fetch_from_db_func`, `generate_func`: functions, sync or async; they get what they take of `resource_id`,
       `tenant_id` and `ctx`, as the loader of `Cache.get_or_load` does. None from them means not found
@@ -51,6 +56,8 @@ async def get_with_cache_aside(
     - `ctx`: the request's `Context`; None is the surrounding one
     - `ttl`: seconds that a loaded value lives; None is the type's
     - `serializer`: applied before a value is stored; `deserializer`: to what is read
+    - `raise_errors`: raise what would leave the call without a value. What is served all the same, an expired value or
+      a generated one, is returned as ever, with the error in its metrics
 
     A function that fails after its type's retries is logged and counted, never cached as "absent". Without a value to
     serve, be it expired, generation is then tried; what it makes is kept for `fail_safe_throttle_s` at most.
@@ -104,7 +111,7 @@ async def get_with_cache_aside(
     tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
     parts = cache._live()
     key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-    call = Call(data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now)
+    call = Call(data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now, raise_errors)
     return await Aside(parts, key, call).run()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -202,6 +203,19 @@ async def test_a_database_that_fails_is_reported_and_never_kept_as_absent(cache:
         value, metrics = await get_with_cache_aside(data_type, "x", "acme", lambda: 1)
         assert (value, metrics["source"], metrics["error"]) == (1, "database", None)
     assert cache.stats().types["config"].load_errors == 1
+
+
+async def test_errors_are_raised_to_who_asks_for_that(cache: Cache) -> None:
+    failing = Failing()
+    with pytest.raises(RuntimeError) as caught:
+        await get_with_cache_aside("config", "x", "acme", failing, raise_errors=True)
+    assert caught.value is failing.error
+    value, metrics = await get_with_cache_aside("config", "x", "acme", failing, lambda: 2, raise_errors=True)
+    assert (value, metrics["source"], metrics["error"]) == (2, "generation", failing.error)
+    await cache.set("config", "y", "no number", "acme")
+    with pytest.raises(ValueError, match="invalid literal"):
+        await get_with_cache_aside("config", "y", "acme", deserializer=int, raise_errors=True)
+    assert await get_with_cache_aside("config", "z", "acme", lambda: None, raise_errors=True) == (None, ANY)
 
 
 async def test_generation_is_still_tried_and_the_error_told(cache: Cache) -> None:
