@@ -111,7 +111,9 @@ async def get_with_cache_aside(
     tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
     parts = cache._live()
     key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-    call = Call(data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now, raise_errors)
+    call = Call(
+        data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now, raise_errors
+    )
     return await Aside(parts, key, call).run()
 
 
