@@ -33,7 +33,7 @@ from cachebus.helpers import (
     track_cache_metrics,
 )
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
-from cachebus.observe import Stats
+from cachebus.observe import Health, Stats
 from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.fetch import MISSING
 from cachebus.receipt import Receipt
@@ -58,6 +58,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "ContextMatch",
+    "Health",
     "InvalidKey",
     "InvalidationFailed",
     "L2Unavailable",

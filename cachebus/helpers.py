@@ -108,13 +108,16 @@ async def get_with_cache_aside(
             if (around := ctx or context.current()) is not None:
                 around.add_metric("cache_hit", True)
             return entry.value, metrics
-    tenant_id = ctx.tenant_id if tenant_id is None and ctx is not None else tenant_id
+    functions = fetch_from_db_func, generate_func, serializer, deserializer
+    call = Call(data_type, resource_id, *functions, ctx, ttl, now, raise_errors)
+    return await _aside(cache, call, name, tenant_id, agent_id, conversation_id, collection_id).run()
+
+
+def _aside(cache: Cache, call: Call, name: str, tenant_id: Id | None, *contexts: Id | None) -> Aside:
+    """The call, on a key that is checked; `name` is what the hit has looked for, "" where these are to be looked at."""
     parts = cache._live()
-    key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-    call = Call(
-        data_type, resource_id, fetch_from_db_func, generate_func, serializer, deserializer, ctx, ttl, now, raise_errors
-    )
-    return await Aside(parts, key, call).run()
+    tenant_id = call.ctx.tenant_id if tenant_id is None and call.ctx is not None else tenant_id
+    return Aside(parts, parts.naming.key(call.data_type, call.resource_id, tenant_id, *contexts, name=name), call)
 
 
 # -- invalidation ----------------------------------------------------------------------------------------

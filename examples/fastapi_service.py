@@ -17,7 +17,7 @@ from typing import Annotated
 from fastapi import FastAPI, Header, HTTPException, Response
 from pydantic import BaseModel
 
-from cachebus import Policy, Settings, current_cache, lifespan
+from cachebus import Health, Policy, Settings, current_cache, lifespan
 
 DATABASE = os.environ.get("DATABASE", "agents.db")
 SETTINGS = Settings(policies={"agent": Policy(ttl_s=3600, negative_ttl_s=30)})  # the rest by CACHEBUS_*
@@ -84,8 +84,8 @@ async def put_agent(tenant_id: str, agent_id: str, name: str, response: Response
 
 
 @app.get("/health/ready")
-async def ready(response: Response) -> dict[str, bool]:
-    """For a readiness probe."""
-    is_ready = current_cache().ready()
-    response.status_code = 200 if is_ready else 503
-    return {"ready": is_ready}
+async def ready(response: Response) -> Health:
+    """For a readiness probe. While Redis is away reads go to the database, and the service stays in service."""
+    health = current_cache().health()
+    response.status_code = 200 if health.serving else 503
+    return health

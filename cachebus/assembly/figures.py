@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from cachebus.assembly.factory import Parts
-from cachebus.observe import Stats
+from cachebus.listening.outages import Part
+from cachebus.observe import Health, Stats
+
+COSTS: Final[dict[Part, str]] = {
+    "L2": "reads go to the source, and invalidations are refused or wait",
+    "bus": "events are found by probes, within the staleness bound",
+}
 
 
 def is_ready(parts: Parts) -> bool:
@@ -13,6 +21,31 @@ def is_ready(parts: Parts) -> bool:
     now_s = parts.node.clock()
     live = [now_s < shard.valid_until for shard in parts.node.shards]
     return any(live) and all(live[i] or parts.listening.outages.lacks(i) for i in range(len(live)))
+
+
+def health_of(parts: Parts) -> Health:
+    """What a cache does for its callers now, and what it does not, in words."""
+    node, outages = parts.node, parts.listening.outages
+    if not parts.settings.enabled:
+        return Health(serving=True, coherent=True)
+    now_s = node.clock()
+    lapsed = {shard.index for shard in node.shards if now_s >= shard.valid_until}
+    degraded = []
+    for part, cost in COSTS.items():
+        for why, shards in outages.reasons(part).items():
+            degraded.append(f"{part} is out of reach for {_shards(len(shards), len(node.shards))}: {why}: {cost}")
+            lapsed -= set(shards) if part == "L2" else set()
+    if lapsed:
+        degraded.append(f"the leases of {_shards(len(lapsed), len(node.shards))} have lapsed: L2 is asked at each read")
+    if waiting := parts.writing.pending.depth:
+        several = "1 invalidation waits" if waiting == 1 else f"{waiting} invalidations wait"
+        degraded.append(f"{several} for L2: what is replaced may be read on other nodes until then")
+    coherent = all(now_s < shard.valid_until for shard in node.shards)
+    return Health(serving=not parts.home.gone, coherent=coherent and not parts.home.gone, degraded=tuple(degraded))
+
+
+def _shards(count: int, of: int) -> str:
+    return "all shards" if count == of else f"{count} of {of} shards"
 
 
 def figures(parts: Parts) -> Stats:

@@ -10,14 +10,14 @@ from typing import Any, Self
 from loguru import logger
 
 from cachebus.assembly.factory import Parts, build
-from cachebus.assembly.figures import figures, is_ready
+from cachebus.assembly.figures import figures, health_of, is_ready
 from cachebus.assembly.world import World
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
-from cachebus.observe import Stats
+from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
 from cachebus.settings import Settings
@@ -191,11 +191,17 @@ class Life:
         return parts
 
     def ready(self) -> bool:
-        """Whether the leases are live: for readiness probes; may be called from any thread. A primary of several that
+        """Whether the leases are live, so that memory answers; may be called from any thread. A primary of several that
         is out of reach takes only its own tenants away, so it does not count, as long as another one is there;
-        `stats().shards` tells of each."""
+        `stats().shards` tells of each. False in an outage of L2, in which reads are answered all the same: a probe that
+        takes a process out of service should ask for `health().serving`."""
         parts = self._looked_at()
         return not parts.home.gone and is_ready(parts)
+
+    def health(self) -> Health:
+        """Whether reads are answered, whether the leases are live, and what is not as it should be, in words; see
+        `Health`. May be called from any thread."""
+        return health_of(self._looked_at())
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
         """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy

@@ -48,6 +48,13 @@ class Outages:
         if known.pop(shard, None) is not None and not known:
             logger.info("{}: all is well again", part)
 
+    def reasons(self, part: Part) -> dict[str, list[int]]:
+        """Why it is out of reach, and for which shards each."""
+        found: dict[str, list[int]] = {}
+        for shard, why in sorted(self._why[part].items()):
+            found.setdefault(why, []).append(shard)
+        return found
+
     def lacks(self, shard: int) -> bool:
         """Whether the shard is known to be out of reach in L2."""
         return shard in self._why["L2"] or not self._store.reaches(shard)

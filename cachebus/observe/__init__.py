@@ -1,12 +1,13 @@
 """What a cache counts, and how it is seen from outside. Logs go to loguru under the name `cachebus`, off by default."""
 
 from cachebus.observe.counters import OTHER, TYPES_MAX, Counters, Latency, TypeCounters
-from cachebus.observe.stats import LatencyStats, ShardStats, Stats, TypeStats
+from cachebus.observe.stats import Health, LatencyStats, ShardStats, Stats, TypeStats
 
 __all__ = [
     "OTHER",
     "TYPES_MAX",
     "Counters",
+    "Health",
     "Latency",
     "LatencyStats",
     "ShardStats",

@@ -6,6 +6,21 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """What a cache does for its callers now, as `cache.health()` gives it."""
+
+    serving: bool
+    """Whether reads are answered: from memory, from L2, or from the source. True without L2, too, and so what a
+    readiness probe should ask: a fleet that leaves service while Redis restarts makes an outage of a delay."""
+    coherent: bool
+    """Whether the lease of every shard is live: memory answers, within the staleness bound. Where it is not, L2 or the
+    source is asked instead."""
+    degraded: tuple[str, ...] = ()
+    """What is not as it should be, why, and what that costs, for people: the words may change. Empty where all is
+    well."""
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyStats:
     """A histogram: `buckets[i]` observations took at most `bounds_s[i]` seconds (not cumulative; the last is +inf)."""
 
