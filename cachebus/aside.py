@@ -46,6 +46,7 @@ class Call(NamedTuple):
 
     data_type: str
     resource_id: Id
+    tenant_id: Id | None
     fetch: Source | None
     generate: Source | None
     serializer: Callable[[Any], Any] | None
@@ -72,8 +73,9 @@ class Aside:
         call = self._call
         around = call.ctx if call.ctx is not None else context.current()
         ttl_s = checked_ttl(call.ttl)
+        tenant = self._key.family.tenant or None if call.tenant_id is None else call.tenant_id
         sources = [
-            (name, bind(function, call.resource_id, self._key.family.tenant or None, around))
+            (name, bind(function, call.resource_id, tenant, around))
             for name, function in (("database", call.fetch), ("generation", call.generate))
             if function is not None
         ]

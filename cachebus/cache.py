@@ -16,7 +16,7 @@ from cachebus.base.parameters import Source
 from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, read_many, store
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.request import Request
 from cachebus.reading.source import bind, load_of
@@ -31,7 +31,7 @@ class Cache(Life):
     What the verbs have in common:
 
     - ids are str, int or UUID; `data_type` and `resource_id` name a value, the other ids the context it belongs to
-    - `tenant_id` comes from the argument, else from the surrounding `Context`
+    - `tenant_id` comes from the argument, else from the surrounding `Context`, else it is `default_tenant`
     - `ttl`: seconds that a value lives, or `TTL_PERMANENT`; None is the type's (see `Policy`)
     - `tags`: names by which values are invalidated together; those of the type are added
     - `after`: a receipt, or its text, whose write the read must see
@@ -151,8 +151,7 @@ class Cache(Life):
         """Read a value, or load it: one load a key at a time on this node, and one over all nodes.
 
         - `loader`: a function, sync or async. Its parameters `resource_id`, `tenant_id` and `ctx` (the surrounding
-          `Context`) get these; its others without a default get what is left of the three, in this order. None from it
-          means not found
+          `Context`) get these as given; its others without a default get what is left of the three. None: not found
         - `ttl`, `tags`: count for the load that makes the value; on a hit they are ignored
         - `search_hierarchy`, `use_memory`: as in `get`
 
@@ -197,7 +196,8 @@ class Cache(Life):
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         rules = parts.policies.rules(key.family.data_type)
-        load = load_of(bind(loader, resource_id, key.family.tenant or None, context.current()), rules)
+        tenant = key.family.tenant or None if tenant_id is None else tenant_id
+        load = load_of(bind(loader, resource_id, tenant, context.current()), rules)
         ttl_s, position = checked_ttl(ttl), position_of(after)
         request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value
@@ -301,7 +301,7 @@ class Cache(Life):
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
-        tenant = tenant_of(targets[0].data_type, tenant_id)
+        tenant = parts.naming.tenant_of(targets[0].data_type, tenant_id)
         plan = parts.planner.targets(targets, tenant, all_contexts=all_contexts)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
@@ -319,7 +319,7 @@ class Cache(Life):
         `invalidate`."""
         check_wait(wait)
         parts = self._live()
-        tenant = tenant_of(data_type, tenant_id)
+        tenant = parts.naming.tenant_of(data_type, tenant_id)
         contexts = agent_id, conversation_id, collection_id
         return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
 
@@ -331,7 +331,7 @@ class Cache(Life):
         parts = self._live()
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        plan = parts.planner.tags(tenant_of(None, tenant_id), tags)
+        plan = parts.planner.tags(parts.naming.tenant_of(None, tenant_id), tags)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     def write_guard(

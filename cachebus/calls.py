@@ -13,7 +13,7 @@ from cachebus.base.ids import Id
 from cachebus.cascade import Target
 from cachebus.core.ports import Position
 from cachebus.keys.key import Key
-from cachebus.keys.naming import check_contexts, tag_scopes, tenant_of
+from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.policy import check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.read import Reader
@@ -103,7 +103,7 @@ def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
         raise ValueError("nothing to guard: no targets, scopes or tags")
     if isinstance(tags, str) or isinstance(scopes, str | Mapping):
         raise ValueError("tags and scopes must be sequences")
-    tenant = tenant_of(targets[0][0] if targets else None, guarding.tenant_id)
+    tenant = parts.naming.tenant_of(targets[0][0] if targets else None, guarding.tenant_id)
     plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all")
     largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
     time_s = guard_time_s(settings, guarding.timeout_s, guarding.db_timeout_s, largest_bound_s)

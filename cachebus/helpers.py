@@ -109,14 +109,14 @@ async def get_with_cache_aside(
                 around.add_metric("cache_hit", True)
             return entry.value, metrics
     functions = fetch_from_db_func, generate_func, serializer, deserializer
-    call = Call(data_type, resource_id, *functions, ctx, ttl, now, raise_errors)
-    return await _aside(cache, call, name, tenant_id, agent_id, conversation_id, collection_id).run()
+    call = Call(data_type, resource_id, tenant_id, *functions, ctx, ttl, now, raise_errors)
+    return await _aside(cache, call, name, agent_id, conversation_id, collection_id).run()
 
 
-def _aside(cache: Cache, call: Call, name: str, tenant_id: Id | None, *contexts: Id | None) -> Aside:
+def _aside(cache: Cache, call: Call, name: str, *contexts: Id | None) -> Aside:
     """The call, on a key that is checked; `name` is what the hit has looked for, "" where these are to be looked at."""
     parts = cache._live()
-    tenant_id = call.ctx.tenant_id if tenant_id is None and call.ctx is not None else tenant_id
+    tenant_id = call.ctx.tenant_id if call.tenant_id is None and call.ctx is not None else call.tenant_id
     return Aside(parts, parts.naming.key(call.data_type, call.resource_id, tenant_id, *contexts, name=name), call)
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cachebus.base.choices import OnOutage
+from cachebus.base.ids import check_part
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, closest, unknown
 
@@ -53,6 +54,9 @@ class Settings(BaseSettings):
     ssl_check_hostname: bool = Field(True, description="whether the server's certificate must name its host")
     namespace: str = Field("cachebus", description="prefix of all keys in L2; caches that share it share everything")
     node_name: str | None = Field(None, max_length=64, description="a readable part of the node's id")
+    default_tenant: str | None = Field(
+        None, description="whose data it is where neither the call nor a Context names a tenant: for services without"
+    )
     enabled: bool = Field(True, description="0 turns everything into loading from the source")
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
     bus: Literal["redis", "kafka"] = Field("redis", description="what carries events; the same on all nodes")
@@ -176,6 +180,11 @@ class Settings(BaseSettings):
         if not _NAMESPACE(namespace):
             raise ValueError("1-64 letters, digits, '_', '-' or '.'")
         return namespace
+
+    @field_validator("default_tenant")
+    @classmethod
+    def _valid_tenant(cls, tenant: str | None) -> str | None:
+        return None if tenant is None else check_part("default_tenant", tenant)
 
     @field_validator("policies", mode="before")
     @classmethod

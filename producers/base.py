@@ -21,6 +21,7 @@ from cachebus.producers.command import (
     related_of,
 )
 from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.settings import Settings
 from cachebus.writing.confirm import check_wait
 
 _NAMES = ("tenant_id", "data_type", "resource_id", "agent_id", "conversation_id", "collection_id")
@@ -38,8 +39,12 @@ class Order(NamedTuple):
 class Orders:
     """Makes orders of the verbs' arguments; what is wrong with them raises as in a cache."""
 
-    def __init__(self, shards: int, cascades: Iterable[Cascade] = ()) -> None:
+    def __init__(self, shards: int, cascades: Iterable[Cascade] = (), default_tenant: str | None = None) -> None:
         self.planner = Planner(Keyspace(shards), CascadeTable(cascades))
+        self._default_tenant = default_tenant
+
+    def _tenant_of(self, data_type: object, tenant_id: Id | None) -> str | None:
+        return tenant_of(data_type, tenant_id, self._default_tenant)
 
     def invalidate(
         self,
@@ -54,7 +59,7 @@ class Orders:
         """One resource and its cascades."""
         ids = agent_id, conversation_id, collection_id
         check_contexts(contexts, *ids)
-        one, tenant = Target(data_type, resource_id, *ids), tenant_of(data_type, tenant_id)
+        one, tenant = Target(data_type, resource_id, *ids), self._tenant_of(data_type, tenant_id)
         plan = self.planner.targets([one], tenant, all_contexts=contexts == "all")
         return Order(
             plan,
@@ -75,7 +80,7 @@ class Orders:
         collection_id: Id | None,
     ) -> Order:
         """A tenant or one of its types, narrowed by at most one context id."""
-        ids, tenant = (agent_id, conversation_id, collection_id), tenant_of(data_type, tenant_id)
+        ids, tenant = (agent_id, conversation_id, collection_id), self._tenant_of(data_type, tenant_id)
         plan = self.planner.scope(tenant, data_type, ids)
         return Order(plan, lambda: InvalidateScope(op="scope", **_fields(tenant, data_type, None, *ids)))
 
@@ -83,7 +88,7 @@ class Orders:
         """All that carries one of these tags."""
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
-        tenant = tenant_of(None, tenant_id)
+        tenant = self._tenant_of(None, tenant_id)
         plan = self.planner.tags(tenant, tags)
         text = tuple(text_of("tag", tag) for tag in tags)
         return Order(plan, lambda: InvalidateTags(op="tags", tags=text, **_fields(tenant)))
@@ -120,14 +125,15 @@ def _fields(*ids: Id | None) -> dict[str, Any]:
 class Producer(ABC):
     """Says that data was replaced, whichever way that takes: `await producer.invalidate("agent_config", "a7", "acme")`.
 
-    Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`. `wait="nodes"`
-    returns when no node can serve what was replaced, where the producer applies it itself; else it is a `ValueError`.
+    Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`, else it is
+    `default_tenant`. `wait="nodes"` returns when no node can serve what was replaced, where the producer applies it
+    itself; else it is a `ValueError`.
     """
 
-    def __init__(self, shards: int, cascades: Iterable[Cascade] = ()) -> None:
-        """`shards`: how many the caches have. `cascades`: followed by every verb that names a resource; who only hands
+    def __init__(self, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
+        """`settings`: those of the caches. `cascades`: followed by every verb that names a resource; who only hands
         a command on sends along what they add."""
-        self._orders = Orders(shards, cascades)
+        self._orders = Orders(settings.shards, cascades, settings.default_tenant)
 
     async def invalidate(
         self,

@@ -42,7 +42,7 @@ class DirectProducer(Producer):
         self.settings = Settings.of(settings)
         if self.settings.url.get_secret_value().startswith("memory://"):
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
-        super().__init__(self.settings.shards, cascades)
+        super().__init__(self.settings, cascades)
         self._memory = Memory(self.settings)
         self._session: Session | None = None
 

@@ -125,7 +125,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         bus=bus,
         policies=policies,
         cascades=cascades,
-        naming=Naming(keyspace),
+        naming=Naming(keyspace, settings.default_tenant),
         planner=Planner(keyspace, cascades),
         reader=reader,
         loads=loads,

@@ -23,6 +23,7 @@ GIVEN, ABSENT = "\x1f", "\x1e"
 NO_CONTEXT = ABSENT * 3
 SYSTEM = "system"
 """The one data type that may go without a tenant."""
+_REMEDY = "give tenant_id, run inside a Context, or set default_tenant in the settings"
 ALL_OF_SHARD = "N"
 """The scope that holds everything in a shard."""
 ALL_TENANTS = "**"
@@ -192,7 +193,7 @@ class Keyspace:
         checked = check_part("data_type", data_type)
         if tenant_id is None:
             if checked != SYSTEM:
-                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: give it, or run inside a Context")
+                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: {_REMEDY}")
             tenant = ""
         else:
             tenant = check_part("tenant_id", tenant_id)
@@ -246,7 +247,7 @@ class Keyspace:
         if len(given) > 1:
             raise InvalidKey("a scope takes at most one of agent_id, conversation_id, collection_id")
         if tenant_id is None and data_type is None:
-            raise TenantRequired("tenant_id is needed for a scope of all data types: give it, or run inside a Context")
+            raise TenantRequired(f"tenant_id is needed for a scope of all data types: {_REMEDY}")
         family = self.family(tenant_id, SYSTEM if data_type is None else data_type)
         parts = [family.tenant] if data_type is None else [family.tenant, family.data_type]
         shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)
@@ -255,7 +256,7 @@ class Keyspace:
     def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
         """Shard and mark names of a tenant's tags."""
         if tenant_id is None:
-            raise TenantRequired("tags belong to a tenant: give tenant_id, or run inside a Context")
+            raise TenantRequired(f"tags belong to a tenant: {_REMEDY}")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_scope(family.tenant, tag) for tag in tags]
 

@@ -16,11 +16,14 @@ from cachebus.policy import TAGS_MAX, Rules
 KEYS_MAX = 8192
 
 
-def tenant_of(data_type: object, tenant_id: Id | None) -> str | None:
-    """The argument's tenant, else the ambient one, as text; `system` has none unless it is given. `InvalidKey`."""
+def tenant_of(data_type: object, tenant_id: Id | None, default: str | None) -> str | None:
+    """The argument's tenant, else the ambient one, else the default, as text; `system` has none unless it is given.
+    `InvalidKey`."""
     if tenant_id is None and (data_type is None or text_of("data_type", data_type) != SYSTEM):
         around = context.current()
         tenant_id = None if around is None else around.tenant_id
+        if tenant_id is None:
+            return default
     return None if tenant_id is None else check_part("tenant_id", tenant_id)
 
 
@@ -74,10 +77,10 @@ class Naming:
     """Keys of one cache. `known` has those asked for lately by their L1 name, since what L1 lacks is asked for again
     and need not be validated and encoded again."""
 
-    __slots__ = ("_keyspace", "known")
+    __slots__ = ("_default_tenant", "_keyspace", "known")
 
-    def __init__(self, keyspace: Keyspace) -> None:
-        self._keyspace = keyspace
+    def __init__(self, keyspace: Keyspace, default_tenant: str | None = None) -> None:
+        self._keyspace, self._default_tenant = keyspace, default_tenant
         self.known: dict[str, Key] = {}
 
     def key(
@@ -100,12 +103,16 @@ class Naming:
         if key is not None:
             return key
         if tenant_id is None:
-            tenant_id = tenant_of(data_type, None)
+            tenant_id = self.tenant_of(data_type, None)
         key = self._keyspace.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         if len(self.known) >= KEYS_MAX:
             self.known.clear()
         self.known[key.l1] = key
         return key
+
+    def tenant_of(self, data_type: object, tenant_id: Id | None) -> str | None:
+        """The tenant of a call, as text; None for `system`, and where there is none. `InvalidKey`."""
+        return tenant_of(data_type, tenant_id, self._default_tenant)
 
 
 def tag_scopes(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:

@@ -42,7 +42,7 @@ class KafkaProducer(Producer):
         if not 0.01 <= timeout_s <= 600:
             raise ConfigError("a Kafka producer's timeout_s must be 0.01 to 600")
         self.settings = Settings.of(settings)
-        super().__init__(self.settings.shards, cascades)
+        super().__init__(self.settings, cascades)
         self._access = commands_access(self.settings, timeout_s)
         self._seal = Seal(self.settings)
         self._home: Home | None = None

@@ -23,13 +23,13 @@ class Outbox:
     def __init__(
         self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, table: str = DEFAULT
     ) -> None:
-        """`settings`: a URL, settings, or None for the environment's; only `namespace` and `shards` matter, nothing is
-        connected to. `cascades`: what else is invalidated with a resource. `table`: "NAME" or "SCHEMA.NAME". Raises
-        `ConfigError` where that is no plain name."""
+        """`settings`: a URL, settings, or None for the environment's; only `namespace`, `shards` and `default_tenant`
+        matter, nothing is connected to. `cascades`: what else is invalidated with a resource. `table`: "NAME" or
+        "SCHEMA.NAME". Raises `ConfigError` where that is no plain name."""
         known = Settings.of(settings)
         self.namespace = known.namespace
         self.table = OutboxTable.of(table)
-        self.orders = Orders(known.shards, cascades)
+        self.orders = Orders(known.shards, cascades, known.default_tenant)
         self.insert = Insert(self.table.rows)
 
     def row(self, order: Order) -> Row:

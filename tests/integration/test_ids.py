@@ -319,7 +319,7 @@ async def test_a_loader_is_given_the_id_as_it_was_given(cache: Cache) -> None:
     one = UUID(HEX)
     await cache.get_or_load("doc", one, load, tenant_id=one)
     await get_with_cache_aside("page", one, one, fetch_from_db_func=load)
-    assert given == [(one, HEX), (one, HEX)]
+    assert given == [(one, one), (one, one)]
     _, metrics = await get_with_cache_aside("page", one, one, fetch_from_db_func=load)
     assert metrics["level"] == "l1"
     assert metrics["resource_id"] is one
