@@ -66,8 +66,7 @@ class Cache(Life):
         Returns the value, or `default`. Raises `L2Unavailable`, unless `on_outage` says that an outage is a miss.
         """
         # Only what is exactly str or int is joined to a name: anything else might write itself as another's id, and of
-        # these no invalid one can have made an entry of that name. "" is no tenant: it must not meet the data of
-        # `system`, which has none.
+        # these no invalid one can have made an entry of that name. "" must not meet the data of `system`.
         # hit: name
         name = ""
         if (
@@ -267,6 +266,7 @@ class Cache(Life):
     ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
+        - `resource_id`: "*" is all of the data type
         - `contexts`: "exact" is this key; "all", without a context id, is the resource id in every context
         - `wait`: "nodes" returns when every node has applied it, which takes about as long as an event, or has lost its
           lease, at most the staleness bound. The receipt names both, and no read that begins after that gives what was
@@ -279,7 +279,7 @@ class Cache(Life):
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         parts = self._live()
-        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        key = parts.naming.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"), wait=bool(wait))
 
     delete = invalidate
@@ -392,7 +392,7 @@ class Cache(Life):
         amount = checked_amount(value)
         parts = self._live()
         resource = "*" if resource_id is None else resource_id
-        key = parts.naming.key(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
+        key = parts.naming.named(counter_type, resource, tenant_id, agent_id, conversation_id, collection_id)
         expires = checked_ttl(expires_in_s)
         if not self.settings.enabled:
             return 0

@@ -32,12 +32,14 @@ class Target(NamedTuple):
     """Whether it is all of the type: the resource id is then "*"."""
 
     def in_text(self) -> Target:
-        """The same with each id as the text that stands for it; `InvalidKey` for what is no id."""
+        """The same with each id as the text that stands for it, and `whole` where that is "*"; `InvalidKey` for what is
+        no id."""
         agent, conversation, collection = (
             None if part is None else text_of(name, part) for name, part in zip(_CONTEXTS, self[2:5], strict=True)
         )
         data_type, resource_id = text_of("data_type", self.data_type), text_of("resource_id", self.resource_id)
-        return Target(data_type, resource_id, agent, conversation, collection, self.whole)
+        whole = self.whole or resource_id == WHOLE_SCOPE
+        return Target(data_type, resource_id, agent, conversation, collection, whole)
 
 
 class Cascade:

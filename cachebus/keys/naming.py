@@ -9,6 +9,7 @@ from typing import Any
 from cachebus import context
 from cachebus.base.ids import Id, check_part, text_of
 from cachebus.base.templates import Template
+from cachebus.cascade import WHOLE_SCOPE
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 from cachebus.keys.key import SYSTEM, Key, Keyspace, tag_scope
 from cachebus.policy import TAGS_MAX, Rules
@@ -102,13 +103,21 @@ class Naming:
         key = self.known.get(name)
         if key is not None:
             return key
-        if tenant_id is None:
-            tenant_id = self.tenant_of(data_type, None)
-        key = self._keyspace.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        key = self.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        if key.resource_id == WHOLE_SCOPE:
+            raise InvalidKey(
+                f'resource_id "{WHOLE_SCOPE}" names all of a data type, which can only be invalidated: a value has an id '
+                "of its own"
+            )
         if len(self.known) >= KEYS_MAX:
             self.known.clear()
         self.known[key.l1] = key
         return key
+
+    def named(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
+        """As `key`, for what is no value: a counter, or an invalidation's target, of which "*" names the whole scope."""
+        tenant = self.tenant_of(data_type, None) if tenant_id is None else tenant_id
+        return self._keyspace.key(data_type, resource_id, tenant, *contexts)
 
     def tenant_of(self, data_type: object, tenant_id: Id | None) -> str | None:
         """The tenant of a call, as text; None for `system`, and where there is none. `InvalidKey`."""

@@ -103,7 +103,7 @@ class Planner:
     def one(self, key: Key, *, all_contexts: bool = False) -> Plan:
         """What `targets` gives for this key alone, in less time where nothing else goes with it."""
         data_type = key.family.data_type
-        if all_contexts or self._cascades.entails(data_type):
+        if all_contexts or key.resource_id == WHOLE_SCOPE or self._cascades.entails(data_type):
             target = Target(data_type, key.resource_id, *key.contexts)
             return self.targets([target], key.family.tenant or None, all_contexts=all_contexts)
         plan = Plan(key.shard)
