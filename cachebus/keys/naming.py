@@ -106,8 +106,8 @@ class Naming:
         key = self.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
         if key.resource_id == WHOLE_SCOPE:
             raise InvalidKey(
-                f'resource_id "{WHOLE_SCOPE}" names all of a data type, which can only be invalidated: a value has an id '
-                "of its own"
+                f'resource_id "{WHOLE_SCOPE}" names all of a data type, which can only be invalidated: a value has an '
+                "id of its own"
             )
         if len(self.known) >= KEYS_MAX:
             self.known.clear()
@@ -115,7 +115,7 @@ class Naming:
         return key
 
     def named(self, data_type: str, resource_id: Id, tenant_id: Id | None, *contexts: Id | None) -> Key:
-        """As `key`, for what is no value: a counter, or an invalidation's target, of which "*" names the whole scope."""
+        """As `key`, for what is no value: a counter, or an invalidation's target, where "*" names the whole scope."""
         tenant = self.tenant_of(data_type, None) if tenant_id is None else tenant_id
         return self._keyspace.key(data_type, resource_id, tenant, *contexts)
 
