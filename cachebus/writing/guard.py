@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from loguru import logger
 
 from cachebus.core.node import Node
 from cachebus.core.shard import Shard
-from cachebus.errors import ConfigError
+from cachebus.errors import CacheBusError, ConfigError
 from cachebus.keys.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt
 from cachebus.settings import Settings
@@ -141,12 +142,38 @@ class Guards:
         return True
 
 
+class Watched:
+    """A session of SQLAlchemy's, and whether it has tried to commit since it is watched."""
+
+    def __init__(self, session: Any) -> None:
+        """`ConfigError` for what is no session."""
+        try:
+            from sqlalchemy import event
+            from sqlalchemy.orm import Session
+        except ImportError:
+            raise ConfigError("only sessions of SQLAlchemy can be watched, which is not installed") from None
+        self._session, self._tried = getattr(session, "sync_session", session), False
+        if not isinstance(self._session, Session):
+            raise ConfigError(f"a Session or AsyncSession can be watched, not a {type(session).__name__}")
+        self._forget = partial(event.remove, self._session, "before_commit", self._note)
+        event.listen(self._session, "before_commit", self._note)
+
+    def end(self) -> bool:
+        """Watch no longer; gives whether a commit was tried."""
+        self._forget()
+        return self._tried
+
+    def _note(self, _session: Any) -> None:
+        self._tried = True
+
+
 class WriteGuard:
     """One block in which a transaction is guarded: `async with cache.write_guard(...) as guard:`.
 
     Made by `Cache.write_guard`, for one block. Entering raises `InvalidationFailed` when the guard is not sure to
     stand; nothing has been written then. Leaving in order raises `InvalidationFailed` when the invalidation at its end
-    is not sure to have happened. An exception in the block passes, and leaves the guard to its time-out.
+    is not sure to have happened. An exception in the block passes. It leaves the guard to its time-out, since a COMMIT
+    that raised may have happened, unless it is known that none was sent: see `nothing_written` and `watch`.
     """
 
     def __init__(self, guards: Guards, plan: Plan, time_s: float, *, wait: bool) -> None:
@@ -158,6 +185,8 @@ class WriteGuard:
         self._began_s = 0.0
         self._token = ""
         self._standing: Standing | None = None
+        self._nothing_written = False
+        self._watched: Watched | None = None
         self.receipt: Receipt = NOTHING_DONE
         """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
 
@@ -170,6 +199,23 @@ class WriteGuard:
         was loaded while it lacked this guard lives for `guard_max_s` from then at the longest.
         """
         return self._standing is not None and self._standing.lost
+
+    def nothing_written(self) -> None:
+        """Say that no COMMIT was sent, nor will be: an exception then takes the guard away as a block's end in order
+        does. To be called in the block, as before a validation error is raised."""
+        self._nothing_written = True
+
+    def watch(self, session: Any) -> None:
+        """Have a session of SQLAlchemy's tell whether a COMMIT was tried, so that an exception before the first one
+        takes the guard away. To be called in the block, before the session's first commit there.
+
+        - `session`: a `Session` or `AsyncSession` through which all of the block's writes go
+
+        Raises `ConfigError` for anything else, and for a second one.
+        """
+        if self._watched is not None:
+            raise ConfigError("a write guard watches one session")
+        self._watched = Watched(session)
 
     async def __aenter__(self) -> Self:
         guards = self._guards
@@ -189,11 +235,15 @@ class WriteGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         guards, standing = self._guards, self._standing
+        tried = self._watched is None or self._watched.end()
         if standing is None:
             return
         if kind is not None:
-            # A COMMIT that raised, or was cancelled, may have happened, or may yet: only time tells.
-            guards.leave(standing, kind.__name__)
+            if self._nothing_written or not tried:
+                await self._withdraw(standing, kind.__name__)
+            else:
+                # A COMMIT that raised, or was cancelled, may have happened, or may yet: only time tells.
+                guards.leave(standing, kind.__name__)
             return
         late = self._is_late()
         try:
@@ -207,6 +257,23 @@ class WriteGuard:
         guards.end(standing)
         if self.receipt.epoch.encode() != standing.epoch:
             guards.lose(standing)
+
+    async def _withdraw(self, standing: Standing, why: str) -> None:
+        """Take the guard away behind a block that wrote nothing; what went wrong there passes, whatever becomes of
+        this."""
+        guards = self._guards
+        try:
+            self.receipt = await guards.writer.unguard(self._plan, self._token)
+        except CacheBusError:
+            guards.leave(standing, why)
+        except BaseException:
+            guards.leave(standing, why)
+            raise
+        else:
+            if self.receipt.status == "pending":
+                guards.leave(standing, why)
+            else:
+                guards.end(standing)
 
     def _is_late(self) -> bool:
         """Whether the block has outlasted its guard, which is counted and logged."""
