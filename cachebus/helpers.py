@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from cachebus import context, values
@@ -12,15 +10,14 @@ from cachebus.aside import TEMPLATE, Aside, Call, Metrics
 from cachebus.base.choices import Wait
 from cachebus.base.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.base.ids import Id, check_part
-from cachebus.base.parameters import Source, check_async, name_of
+from cachebus.base.parameters import Source
 from cachebus.cache import Cache
 from cachebus.context import Context
+from cachebus.decorator import CachedFunction, ClassFunction, StaticFunction, declaration_of
 from cachebus.errors import L2Unavailable
-from cachebus.keys.naming import ArgumentTemplate
 from cachebus.keys.plan import coordinated, target
 from cachebus.manager import CacheManager, current_cache
 from cachebus.policy import Rules
-from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
 from cachebus.wire.packing import carried
 
@@ -274,26 +271,34 @@ async def track_cache_metrics(
 def cached(
     data_type: str,
     *,
-    resource_id: str,
+    resource_id: str | None = None,
     tenant_id: str | None = None,
     agent_id: str | None = None,
     conversation_id: str | None = None,
     collection_id: str | None = None,
     ttl: float | None = None,
     tags: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     cache: Cache | None = None,
-) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+) -> Callable[[Callable[P, Awaitable[T]]], CachedFunction[P, T]]:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
     - the ids: templates over the function's arguments, escaped where they have several (see `Template`). One that is an
-      argument alone, and that is None, is not given
+      argument alone, and that is None, is not given. `resource_id=None`: the function's name, and a hash of all
+      arguments that are in no other template
     - `ttl`: seconds that a result lives; None is the type's
-    - `tags`: of every result, beside those of the type
+    - `tags`: of every result, beside those of the type; templates as well
+    - `ignore`: arguments by which results do not differ. Each other one must be in a template, but for `self` and `cls`
     - `cache`: None is the process-wide cache that is open when the function is called
 
-    Returns the decorator. What it makes raises what `Cache.get_or_load` does. Raises `ConfigError` for a template of
-    what is no argument, or that is none; for a sync function, for a generator, async or not; and, when it is called,
-    for a result that is an iterator.
+    A result comes as the function's annotation says: it is the data type's model where the policy has none.
+
+    Returns the decorator. What it makes is called as the function is, and has `.key`, `.get`, `.invalidate` and
+    `.refresh`; see `CachedFunction`. Methods are taken, too; on class and static methods `@cached` stands on top.
+
+    Raises `ConfigError` for a template of what is no argument, or that is none; for an argument that is in no template;
+    for a sync function, for a generator, async or not; where the annotation and the policy's model differ; and, when it
+    is called, for a result that is an iterator.
     """
     templates = {
         "resource_id": resource_id,
@@ -303,28 +308,13 @@ def cached(
         "collection_id": collection_id,
     }
 
-    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-        check_async(function)
-        signature = inspect.signature(function)
-        rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-        known = None if rest else signature.parameters
-        ids_of = {n: ArgumentTemplate(t, known, name_of(function)) for n, t in templates.items() if t is not None}
-
-        @functools.wraps(function)
-        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = {**bound.arguments.get(rest or "", {}), **bound.arguments}
-            ids = {name: template.filled_in(arguments) for name, template in ids_of.items()}
-            using = current_cache() if cache is None else cache
-
-            async def load() -> T:
-                result: T = await awaited(function(*args, **kwargs), function)
-                return result
-
-            result: T = await using.get_or_load(data_type, loader=load, ttl=ttl, tags=tags, **ids)
-            return result
-
-        return wrapper
+    def decorate(function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]:
+        plain: Any = function
+        if isinstance(plain, staticmethod | classmethod):
+            plain = plain.__func__
+        declared = declaration_of(plain, data_type, templates, tags, ttl, ignore, cache)
+        if isinstance(function, staticmethod):
+            return StaticFunction(declared, plain)
+        return ClassFunction(declared, plain) if isinstance(function, classmethod) else CachedFunction(declared, plain)
 
     return decorate

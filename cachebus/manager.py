@@ -92,7 +92,22 @@ class CacheManager:
 
     _configured: ClassVar[Settings | None] = None
     _cascades: ClassVar[list[Cascade]] = []
+    _models: ClassVar[dict[str, tuple[Any, str]]] = {}
+    """By data type: what the functions of `@cached` return, and the first of them."""
     _cache: ClassVar[Cache | None] = None
+
+    @classmethod
+    def decode_into(cls, data_type: str, model: Any, asker: str) -> None:
+        """As `Cache.decode_into`, for every cache that is opened here."""
+        known, first = cls._models.get(data_type, (model, asker))
+        if known != model and first != asker:  # the same function with another one: its module was loaded anew
+            raise ConfigError(
+                f"{asker} returns {model!r}, and {first} {known!r}, of one data type, {data_type!r}: a type's values "
+                "are decoded into one model"
+            )
+        cls._models[data_type] = model, first
+        if cls._cache is not None:
+            cls._cache.decode_into(data_type, model, asker)
 
     @classmethod
     def _configure(cls, settings: Settings | None) -> None:
@@ -173,8 +188,10 @@ async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
     if CacheManager._cache is not None:
         raise ConfigError("the process-wide cache is open already")
     cache = Cache.open(wanted)
-    cache.register(*CacheManager._cascades)
     try:
+        cache.register(*CacheManager._cascades)
+        for data_type, (model, asker) in CacheManager._models.items():
+            cache.decode_into(data_type, model, asker)
         async with cache:
             CacheManager._install(cache)
             yield cache

@@ -109,6 +109,8 @@ class Life:
         """While it is closed: for loads that are under way, and for nobody else."""
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
+        self._models: dict[str, Any] = {}
+        """By data type: what values are decoded into where the policy does not say."""
         self._entries: dict[str, Any] = {}
         self._clock = clock
 
@@ -207,16 +209,36 @@ class Life:
         """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
         that does not fit its type; nothing is declared then."""
         CascadeTable([*self._cascades, *cascades])
-        for data_type, policy in (policies or {}).items():
+        policies = {data_type: self._with_model(data_type, policy) for data_type, policy in (policies or {}).items()}
+        for data_type, policy in policies.items():
             Rules(data_type, policy)
         for cascade in cascades:
             if self._parts is not None:
                 self._parts.cascades.register(cascade)
             self._cascades.append(cascade)
-        for data_type, policy in (policies or {}).items():
+        for data_type, policy in policies.items():
             if self._parts is not None:
                 _declare(self._parts, data_type, policy)
             self._policies[data_type] = policy
+
+    def _with_model(self, data_type: str, policy: Policy) -> Policy:
+        model = self._models.get(data_type)
+        if model is None or policy.model is not None or policy.codec != "msgpack":
+            return policy
+        return policy.model_copy(update={"model": model})
+
+    def decode_into(self, data_type: str, model: Any, asker: str) -> None:
+        """Have values of a data type decoded into this model where its policy names none, now and whenever another
+        policy is registered. `ConfigError` where it names another. `asker`: who wants that, for messages."""
+        policy = self._policies.get(data_type) or self.settings.policies.get(data_type) or Policy()
+        if policy.model is not None and policy.model == self._models.get(data_type):
+            policy = policy.model_copy(update={"model": None})
+        if policy.model is not None and policy.model != model:
+            raise ConfigError(
+                f"{asker} returns {model!r}, and the policy of {data_type!r} has the model {policy.model!r}"
+            )
+        self._models[data_type] = model
+        self.register(policies={data_type: policy})
 
     async def probe(self) -> None:
         """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable` if any

@@ -56,6 +56,11 @@ class ArgumentTemplate:
             if not name or (known is not None and name not in known):
                 raise ConfigError(f"{where}: {text!r} has the placeholder {{{field}}}, but there is no such argument")
 
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the arguments that it is written out of."""
+        return [field.replace("[", ".").partition(".")[0] for field in self._template.fields]
+
     def filled_in(self, arguments: Mapping[str, Any]) -> Any:
         """The id for these arguments; of a template that is one argument alone, that argument as it is, so that None is
         no id rather than one called "None". `InvalidKey` where what is no id would be written into a longer one."""

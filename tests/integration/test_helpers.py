@@ -335,7 +335,7 @@ async def test_bytes_that_are_no_value_are_refused(cache: Cache, data: bytes) ->
 async def test_a_decorated_function_is_loaded_once(cache: Cache, redis_url: str) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    @cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}", tags=["agents"])
+    @cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}", tags=["agents"], ignore=["verbose"])
     async def agent(agent_id: str, tenant_id: str, verbose: bool = False) -> dict[str, Any]:
         """Its own words."""
         calls.append((agent_id, tenant_id, verbose))
