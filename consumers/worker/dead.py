@@ -1,13 +1,12 @@
-"""Dead letters: what could not be understood, set aside with the reason, so that nothing behind it has to wait."""
+"""A dead letter: an item that a worker can never apply, kept with the reason. Nothing behind it has to wait."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class DeadLetter(NamedTuple):
-    """One of them, as it came."""
+    """What can't be applied, as it came."""
 
     payload: bytes
     reason: str
@@ -24,11 +23,3 @@ class DeadLetter(NamedTuple):
     """Those of its message that are to be kept."""
     key_cut: bool = False
     """Whether it had a key that could not be kept."""
-
-
-class DeadLetters(Protocol):
-    """Where they are kept."""
-
-    async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: they are durable when this returns. Raises what its place raises when they may not be."""
-        ...
