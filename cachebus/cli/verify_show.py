@@ -11,7 +11,7 @@ from cachebus.cli.performance import BROKEN, until_signalled
 from cachebus.cli.verify_report import Screen, printed
 from cachebus.errors import ConfigError
 from cachebus.tools.harness.supervisor import NodeCrashed
-from cachebus.tools.verify.checker.picture import drawn
+from cachebus.tools.verify.checker.histogram import drawn
 from cachebus.tools.verify.nemesis.faults import possible
 from cachebus.tools.verify.plan import Plan
 from cachebus.tools.verify.run import Run

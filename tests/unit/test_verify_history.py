@@ -11,16 +11,16 @@ import pytest
 
 from cachebus.tools.harness.messages import Tick
 from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.explanation import LINES_MAX
 from cachebus.tools.verify.checker.judge import judge
-from cachebus.tools.verify.checker.story import LINES_MAX
 from cachebus.tools.verify.checker.verdict import Verdict
-from cachebus.tools.verify.fleet import kinds, oddities, tape
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet import anomalies, data_types, history_log
+from cachebus.tools.verify.fleet.disturbances import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, Tape
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.tools.verify.fleet.setup import bound_of
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 from cachebus.tools.verify.fleet.writing import ADD, DELETE, ERRAND, KEY, SET, TAG, TENANT, TYPE
 from cachebus.tools.verify.target.stage import Done
 
@@ -95,7 +95,7 @@ class Past:
 
     def refused(self, node: str, at_s: float) -> None:
         """A read of the item that L2 was away for."""
-        self.note(node, "odd", self.item | GET << VERB_SHIFT, oddities.DOWN, 5, 0, 100 + at_s)
+        self.note(node, "odd", self.item | GET << VERB_SHIFT, anomalies.DOWN, 5, 0, 100 + at_s)
 
     async def verdict(self) -> Verdict:
         """The judge's."""
@@ -289,18 +289,18 @@ async def test_a_guard_that_came_to_its_end_is_a_write_like_any_other(past: Past
     assert await past.broken() == {"G1": 1}
 
 
-@pytest.mark.parametrize("kind", sorted(oddities.PROMISES))
+@pytest.mark.parametrize("kind", sorted(anomalies.PROMISES))
 async def test_what_a_node_sees_by_itself(past: Past, kind: int) -> None:
     past.note("1.1", "odd", past.item | GET << VERB_SHIFT, kind, past.item + 1, 4, 101.0)
     verdict = await past.verdict()
-    assert verdict.counts[oddities.PROMISES[kind]] == 1
-    assert verdict.foreign == (kind == oddities.FOREIGN)
+    assert verdict.counts[anomalies.PROMISES[kind]] == 1
+    assert verdict.foreign == (kind == anomalies.FOREIGN)
     (finding,) = verdict.broken
     assert finding.told.startswith("node 1.1: acme page ")
 
 
 async def test_what_was_lost_may_have_been_in_the_way_of_an_add(past: Past) -> None:
-    past.note("1.1", "odd", past.item, oddities.REFUSED, 0, 0, 101.0)
+    past.note("1.1", "odd", past.item, anomalies.REFUSED, 0, 0, 101.0)
     past.fault("del-records", 0, 1.5, 1.5)
     assert await past.broken() == {}
 
@@ -310,7 +310,7 @@ async def test_what_was_lost_may_have_been_in_the_way_of_an_add(past: Past) -> N
 
 async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -> None:
     past.item = past.of_type("quick")
-    life_s = kinds.LIVES_S["quick"]
+    life_s = data_types.LIVES_S["quick"]
     past.loaded("2.1", 1.0, 1.1)
     past.read("1.1", 1, 1.0 + life_s)
     assert await past.broken() == {}
@@ -322,10 +322,10 @@ async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -
 
 async def test_that_there_was_nothing_ends_too(past: Past) -> None:
     past.item = past.of_type("maybe")
-    past.loaded("2.1", 1.0, 1.1, version=kinds.GONE_EVERY)
+    past.loaded("2.1", 1.0, 1.1, version=data_types.GONE_EVERY)
     past.note("1.1", "absent", past.item, 101.9, 101.91)
     assert await past.broken() == {}
-    past.loaded("2.1", 4.0, 4.1, version=kinds.GONE_EVERY)
+    past.loaded("2.1", 4.0, 4.1, version=data_types.GONE_EVERY)
     past.note("1.1", "absent", past.item, 103.0, 104.2)
     assert await past.broken() == {}, "it may have waited for that"
     past.note("1.1", "absent", past.item, 103.0, 103.1)
@@ -637,11 +637,11 @@ async def test_what_is_left_over_is_told(past: Past) -> None:
 
 
 def test_a_tape_outgrows_its_first_file_and_may_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape, "CHUNK", 3)
+    monkeypatch.setattr(history_log, "CHUNK", 3)
     written = Tape(tmp_path, "1.1", "loads")
     places = [written.add(number, 1, 2.0, 0.0) for number in range(1, 9)]
     written.change(places[6], 7, 5, 2.0, 3.0)
-    found = tape.all_records(tmp_path, "1.1", "loads")
+    found = history_log.all_records(tmp_path, "1.1", "loads")
     assert [record[0] for record in found] == list(range(1, 9))
     assert found[6] == (7, 5, 2.0, 3.0)
-    assert tape.all_records(tmp_path, "2.1", "loads") == []
+    assert history_log.all_records(tmp_path, "2.1", "loads") == []

@@ -11,7 +11,7 @@ from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet import reading
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, TOKEN, Readers
-from cachebus.tools.verify.fleet.truth import Token
+from cachebus.tools.verify.fleet.source_of_truth import Token
 
 
 class Slow:

@@ -17,13 +17,13 @@ from cachebus.tools.verify.checker.evidence import Evidence
 from cachebus.tools.verify.checker.history import History, writes_of
 from cachebus.tools.verify.checker.judge import judge
 from cachebus.tools.verify.checker.verdict import Verdict
-from cachebus.tools.verify.fleet import messages, truth
-from cachebus.tools.verify.fleet.crew import Crew
+from cachebus.tools.verify.fleet import messages, source_of_truth
+from cachebus.tools.verify.fleet.data_types import LOAD_S
+from cachebus.tools.verify.fleet.history_log import all_records
 from cachebus.tools.verify.fleet.items import WORLDS, Item, keys_of, make_items
-from cachebus.tools.verify.fleet.kinds import LOAD_S
 from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.processes import Crew
 from cachebus.tools.verify.fleet.setup import bound_of
-from cachebus.tools.verify.fleet.tape import all_records
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
 from cachebus.tools.verify.plan import Plan
 from cachebus.tools.verify.target.broker import Broker, brokered
@@ -82,7 +82,7 @@ class Run:
         later, when a node ended that should not have."""
         with TemporaryDirectory(prefix="cachebus-verify-") as folder:
             directory, plan = Path(folder), self.plan
-            truth.create(directory, len(self.items))
+            source_of_truth.create(directory, len(self.items))
             async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind, plan.seed) as server:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
@@ -104,7 +104,7 @@ class Run:
             said = await self._to_rest(stage, directory)
             held = await self._held(stage)
             await crew.stop()
-            with truth.Truth(directory, len(self.items)) as source:
+            with source_of_truth.Truth(directory, len(self.items)) as source:
                 versions = list(source.versions)
         ended_s = monotonic()
         return Evidence(

@@ -11,14 +11,14 @@ from typing import Any
 from cachebus.base.backoff import RECONNECT_MAX_S
 from cachebus.keys.key import shard_of
 from cachebus.tools.harness.messages import Tick
+from cachebus.tools.verify.checker.explanation import Known, Teller
 from cachebus.tools.verify.checker.history import History, writes_of
-from cachebus.tools.verify.checker.spans import Excuses, Load, Span, loads_of
-from cachebus.tools.verify.checker.story import Known, Teller
-from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.checker.loads import Excuses, Load, Span, loads_of
+from cachebus.tools.verify.fleet import data_types
+from cachebus.tools.verify.fleet.disturbances import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
+from cachebus.tools.verify.fleet.history_log import all_records
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
-from cachebus.tools.verify.fleet.tape import all_records
-from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 from cachebus.tools.verify.target.stage import Done
 
 START_S = 3.0
@@ -146,7 +146,7 @@ class Evidence:
 
     def kept(self, load: Load) -> bool:
         """Whether a node keeps what it has loaded in its memory, for D at least."""
-        return kinds.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
+        return data_types.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
 
     def asked_s(self, load: Load) -> float:
         """When a load was asked for at the earliest. Its value is as old as that, and the source may have been told a

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from cachebus.tools.verify.checker.spans import Excuses, Span
+from cachebus.tools.verify.checker.loads import Excuses, Span
 from cachebus.tools.verify.checker.verdict import EDGES_S, bucket_of
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT, WAITED
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.reading import L2
 from cachebus.tools.verify.fleet.setup import GUARD_DB_S
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, WAITED
 from cachebus.tools.verify.fleet.writing import BY_OTHERS, ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
 
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 
 from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.explanation import Teller
+from cachebus.tools.verify.checker.fault_free import while_well
 from cachebus.tools.verify.checker.history import Check, History, Stale
-from cachebus.tools.verify.checker.sources import Lives, served, too_soon, unexcused
-from cachebus.tools.verify.checker.spans import Excuses, Load, overlapping, too_often, unexplained
-from cachebus.tools.verify.checker.story import Teller
+from cachebus.tools.verify.checker.load_timing import Lives, served, too_soon, unexcused
+from cachebus.tools.verify.checker.loads import Excuses, Load, overlapping, too_often, unexplained
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
-from cachebus.tools.verify.checker.wellness import while_well
-from cachebus.tools.verify.fleet import oddities
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet import anomalies
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT, records
 from cachebus.tools.verify.fleet.reading import SESSION_TOKEN
 from cachebus.tools.verify.fleet.setup import l2_timeout_s
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, records
 
 KEPT = 3
 """Findings told of each promise; all are counted."""
@@ -161,16 +161,16 @@ def _oddities(case: Judgement) -> None:
         for mark, kind, a, b, at_s in evidence.records(node, "odd"):
             item = items[mark & ITEM_MASK]
             story: Callable[[], tuple[str, ...]] = tuple
-            if kind == oddities.DOWN:
+            if kind == anomalies.DOWN:
                 if unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
                     continue
                 story = partial(case.teller.of_moment, node, at_s)
-            if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
+            if kind == anomalies.REFUSED and excused.touch(at_s, at_s + ADD_S):
                 continue
-            if kind == oddities.LONG and stood_still[node].touch(at_s, at_s + a / 1000):
+            if kind == anomalies.LONG and stood_still[node].touch(at_s, at_s + a / 1000):
                 continue
-            told = oddities.TOLD[kind].format(a=a, b=b)
-            case.found(oddities.PROMISES[kind], f"node {node}: {item} {told}", story)
+            told = anomalies.TOLD[kind].format(a=a, b=b)
+            case.found(anomalies.PROMISES[kind], f"node {node}: {item} {told}", story)
 
 
 def _loads(case: Judgement, loads: list[Load]) -> int:

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from cachebus.keys.key import Key, Keyspace
-from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.fleet import data_types
 
 TENANTS: Final = ("acme", "acme:config", "b*lt")
 """Two of them would be mistaken for something else if names were put together without encoding."""
@@ -43,9 +43,9 @@ class Item(NamedTuple):
 
     def value(self, version: int) -> Any:
         """What the source has of it in this version, and so the cache: whose it is, and which version; None: absent."""
-        if kinds.is_gone(self.data_type, version):
+        if data_types.is_gone(self.data_type, version):
             return None
-        return kinds.make(self.data_type, self.number, version, self.tenant or "")
+        return data_types.make(self.data_type, self.number, version, self.tenant or "")
 
     def __str__(self) -> str:
         named = zip(("agent", "conv", "coll"), self.contexts, strict=True)

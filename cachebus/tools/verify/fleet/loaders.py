@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from cachebus import Cache, ConfigError
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.anomalies import NO_CYCLE, Oddities
+from cachebus.tools.verify.fleet.data_types import LOAD_S, loaded
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, Tape
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.kinds import LOAD_S, loaded
-from cachebus.tools.verify.fleet.oddities import NO_CYCLE, Oddities
 from cachebus.tools.verify.fleet.setup import LEASE_MS
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
-from cachebus.tools.verify.fleet.truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import Truth
 
 Load = Callable[[], Awaitable[Any]]
 QUICK_S: Final = (0.001, 0.003)

@@ -20,21 +20,21 @@ from cachebus import Cache, CacheBusError, L2Unavailable, lifespan
 from cachebus.base.clock import monotonic
 from cachebus.tools.harness.messages import TICK_S, Done, Failed, Ready, Said, Tick
 from cachebus.tools.harness.talk import hear, next_order, say
-from cachebus.tools.verify.fleet import kinds, messages
+from cachebus.tools.verify.fleet import data_types, messages
+from cachebus.tools.verify.fleet.anomalies import Oddities
 from cachebus.tools.verify.fleet.answers import Answers
-from cachebus.tools.verify.fleet.counting import Counting
-from cachebus.tools.verify.fleet.errands import Errands
-from cachebus.tools.verify.fleet.guarding import Guards
+from cachebus.tools.verify.fleet.command_queue import Errands
+from cachebus.tools.verify.fleet.counters import Counting
+from cachebus.tools.verify.fleet.disturbances import Lateness, watch
+from cachebus.tools.verify.fleet.guarded_writes import Guards
+from cachebus.tools.verify.fleet.history_log import KINDS, Tape
 from cachebus.tools.verify.fleet.items import Item, make_items
 from cachebus.tools.verify.fleet.loaders import Loaders
 from cachebus.tools.verify.fleet.messages import Job, decode_job
-from cachebus.tools.verify.fleet.oddities import Oddities
 from cachebus.tools.verify.fleet.publishing import Publishing
 from cachebus.tools.verify.fleet.reading import Readers
 from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
-from cachebus.tools.verify.fleet.tape import KINDS, Tape
-from cachebus.tools.verify.fleet.trouble import Lateness, watch
-from cachebus.tools.verify.fleet.truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import Truth
 from cachebus.tools.verify.fleet.writing import Writers
 from cachebus.tools.verify.target.roads import turn
 
@@ -255,7 +255,7 @@ class _Node:
             with suppress(L2Unavailable):
                 cache = self._caches[item.world]
                 value = await cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
-                return 0 if value is None else kinds.parsed(value)[1]
+                return 0 if value is None else data_types.parsed(value)[1]
             await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:

@@ -11,11 +11,11 @@ from cachebus import Cache, CacheBusError, cached, get_with_cache_aside
 from cachebus.base.clock import Clock
 from cachebus.tools.demo.traffic import Pace
 from cachebus.tools.verify.fleet.answers import Answers
+from cachebus.tools.verify.fleet.data_types import QUICK_TTL_S
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, Tape
 from cachebus.tools.verify.fleet.items import Item, by_popularity, popularity
-from cachebus.tools.verify.fleet.kinds import QUICK_TTL_S
 from cachebus.tools.verify.fleet.loaders import Loaders, Odd
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
-from cachebus.tools.verify.fleet.truth import RECENT, SESSIONS, Token, Truth
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, SESSIONS, Token, Truth
 
 LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
 VERBS: Final = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cachebus import Settings
-from cachebus.tools.verify.fleet.kinds import POLICIES
+from cachebus.tools.verify.fleet.data_types import POLICIES
 from cachebus.tools.verify.fleet.messages import Job
 
 LEASE_MS = 400

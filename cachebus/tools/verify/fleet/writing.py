@@ -14,12 +14,12 @@ from cachebus.base.choices import Wait
 from cachebus.base.clock import Clock
 from cachebus.cascade import Target
 from cachebus.tools.demo.traffic import Pace
-from cachebus.tools.verify.fleet.errands import Errands
-from cachebus.tools.verify.fleet.guarding import GUARDED, Guards
+from cachebus.tools.verify.fleet.anomalies import REFUSED, Oddities
+from cachebus.tools.verify.fleet.command_queue import Errands
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED, Guards
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, Tape
 from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
-from cachebus.tools.verify.fleet.oddities import REFUSED, Oddities
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.tools.verify.fleet.truth import RECENT, Token, Truth
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, Token, Truth
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
 CLAIM, FEW, ERRAND = 11, 12, 13

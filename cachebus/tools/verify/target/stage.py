@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from cachebus.base.clock import monotonic
-from cachebus.tools.verify.fleet.crew import Crew
+from cachebus.tools.verify.fleet.processes import Crew
 from cachebus.tools.verify.target.broker import Broker
 from cachebus.tools.verify.target.roads import Road
 from cachebus.tools.verify.target.server import Machine, ServerUnderTest

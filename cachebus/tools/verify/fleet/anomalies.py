@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, Tape
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
 
 FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, NO_CYCLE, COUNTED, REFUSED, LONG, DOWN = range(1, 11)
 PROMISES: Final = {

@@ -9,10 +9,10 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, Tape
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import GUARD_DB_S, guard_max_s
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.tools.verify.fleet.truth import RECENT, Truth
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, Truth
 
 GUARDED: Final = 10
 """Its verb."""

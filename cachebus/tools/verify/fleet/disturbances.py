@@ -9,8 +9,8 @@ from typing import Final
 
 from cachebus import Cache
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.history_log import Tape
 from cachebus.tools.verify.fleet.setup import LEASE_MS
-from cachebus.tools.verify.fleet.tape import Tape
 
 STALLED, L2_FAILED, BEGAN_ANEW, HEARD_AHEAD, HURRIED = range(1, 6)
 TROUBLES: Final = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from cachebus.consumers.worker.patience import LONGEST_S
 from cachebus.tools.verify.checker.history import Stale
-from cachebus.tools.verify.checker.spans import Excuses
-from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW
+from cachebus.tools.verify.checker.loads import Excuses
+from cachebus.tools.verify.fleet.disturbances import BEGAN_ANEW
 from cachebus.tools.verify.fleet.writing import ERRAND
 
 if TYPE_CHECKING:

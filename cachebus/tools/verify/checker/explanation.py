@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachebus.tools.verify.checker.history import Stale, Write
-from cachebus.tools.verify.checker.spans import Load
+from cachebus.tools.verify.checker.loads import Load
+from cachebus.tools.verify.fleet.disturbances import HURRIED, TROUBLES
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.reading import VERBS as READ_VERBS
-from cachebus.tools.verify.fleet.trouble import HURRIED, TROUBLES
 from cachebus.tools.verify.fleet.writing import VERBS as WRITE_VERBS
 from cachebus.tools.verify.target.stage import Done
 

@@ -13,8 +13,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT
 from cachebus.tools.verify.fleet.loaders import ORDINARY
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT
 
 Span = tuple[float, float]
 GRACE: Final = 0.9

@@ -7,9 +7,9 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.anomalies import COUNTED, Oddities
+from cachebus.tools.verify.fleet.data_types import TTL_S
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.kinds import TTL_S
-from cachebus.tools.verify.fleet.oddities import COUNTED, Oddities
 
 EVERY_S: Final = 0.02
 

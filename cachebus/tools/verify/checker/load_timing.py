@@ -12,11 +12,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cachebus.tools.verify.checker.spans import Excuses, Load
-from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.checker.loads import Excuses, Load
+from cachebus.tools.verify.fleet import data_types
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.loaders import ORDINARY
-from cachebus.tools.verify.fleet.tape import ITEM_MASK
 
 EARLY: Final = 0.65
 """A rest may be so much shorter than the policy says, by its jitter, and a soft life by what it is rounded to."""
@@ -39,7 +39,7 @@ class Lives:
         self._found: dict[tuple[int, bool], list[tuple[float, float]]] = {}
         for load in loads:
             if load.version:
-                gone = kinds.is_gone(items[load.item].data_type, load.version)
+                gone = data_types.is_gone(items[load.item].data_type, load.version)
                 self._found.setdefault((load.item, gone), []).append((load.ended_s, load.began_s))
         for ended in self._found.values():
             ended.sort()
@@ -47,17 +47,17 @@ class Lives:
     def outlived(self, mark: int, version: int, started_s: float) -> bool:
         """Whether a read gave what nobody has loaded for longer than it lives."""
         item = self._items[mark & ITEM_MASK]
-        life_s = kinds.LIVES_S.get(item.data_type)
-        if life_s is None or item.owned or kinds.is_gone(item.data_type, version):
+        life_s = data_types.LIVES_S.get(item.data_type)
+        if life_s is None or item.owned or data_types.is_gone(item.data_type, version):
             return False
         return self._too_old(item.number, False, started_s, started_s + LEAD_S, life_s)
 
     def gone_too_long(self, number: int, started_s: float, answered_s: float) -> bool:
         """Whether a read was told that there is nothing, which nobody has found for longer than that lasts."""
         item = self._items[number]
-        if item.data_type not in kinds.LIVES_S or item.owned:
+        if item.data_type not in data_types.LIVES_S or item.owned:
             return False
-        return self._too_old(number, True, started_s, answered_s, kinds.NEGATIVE_S)
+        return self._too_old(number, True, started_s, answered_s, data_types.NEGATIVE_S)
 
     def _too_old(self, item: int, gone: bool, started_s: float, until_s: float, life_s: float) -> bool:
         since_s = started_s - SLACK_S - life_s
@@ -89,9 +89,9 @@ def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Loa
             continue
         data_type = items[load.item].data_type
         if before.version == 0:
-            due_s = before.ended_s + EARLY * kinds.RESTS_S.get(data_type, 0.0)
+            due_s = before.ended_s + EARLY * data_types.RESTS_S.get(data_type, 0.0)
         else:
-            due_s = before.began_s + EARLY * kinds.SOFT_S.get(data_type, 0.0)
+            due_s = before.began_s + EARLY * data_types.SOFT_S.get(data_type, 0.0)
         if load.began_s < due_s:
             yield before, load
 
