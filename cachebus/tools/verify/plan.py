@@ -43,7 +43,7 @@ LEAST: Final = {"nodes": 2, "seconds": 1.0, "bound_s": 0.2, "rate": 0.0, "write_
 MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
 
 
-def planned(
+def make_plan(
     *,
     url: str | None,
     seconds: float,

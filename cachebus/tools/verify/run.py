@@ -20,9 +20,9 @@ from cachebus.tools.verify.checker.verdict import Verdict
 from cachebus.tools.verify.fleet import messages, source_of_truth
 from cachebus.tools.verify.fleet.data_types import LOAD_S
 from cachebus.tools.verify.fleet.history_log import all_records
-from cachebus.tools.verify.fleet.items import WORLDS, Item, keys_of, make_items
+from cachebus.tools.verify.fleet.items import CACHES, Item, keys_of, make_items
 from cachebus.tools.verify.fleet.messages import Job
-from cachebus.tools.verify.fleet.processes import Crew
+from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
 from cachebus.tools.verify.plan import Plan
@@ -70,7 +70,7 @@ class Run:
     items: list[Item] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.items = make_items(WORLDS if self.plan.url is None else 1)  # the user's server sees one namespace alone
+        self.items = make_items(CACHES if self.plan.url is None else 1)  # the user's server sees one namespace alone
 
     @property
     def largest_bound_s(self) -> float:
@@ -86,11 +86,11 @@ class Run:
             async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind, plan.seed) as server:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
-                evidence = await self._lived(server, directory)
+                evidence = await self._run_fleet(server, directory)
             name = server.name if plan.bus == REDIS else f"{server.name}, {plan.bus}"
             return await judge(evidence, seed=plan.seed, server=name, nodes=plan.nodes, seconds=plan.seconds)
 
-    async def _lived(self, server: ServerUnderTest, directory: Path) -> Evidence:
+    async def _run_fleet(self, server: ServerUnderTest, directory: Path) -> Evidence:
         plan = self.plan
         async with AsyncExitStack() as stack:
             proxies: dict[int, Road] = {}
@@ -98,13 +98,13 @@ class Run:
                 road: Road = Roads(server.dials) if server.dial is None else Proxy(server.dial)
                 proxies[node] = await stack.enter_async_context(road)
             broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
-            crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
+            crew = await stack.enter_async_context(Fleet(self._jobs(server, proxies, directory, broker), plan.nodes))
             stage = Stage(self.largest_bound_s, server, proxies, crew, broker)
             await self._under_load(stage)
             said = await self._to_rest(stage, directory)
             held = await self._held(stage)
             await crew.stop()
-            with source_of_truth.Truth(directory, len(self.items)) as source:
+            with source_of_truth.SourceOfTruth(directory, len(self.items)) as source:
                 versions = list(source.versions)
         ended_s = monotonic()
         return Evidence(
@@ -161,7 +161,7 @@ class Run:
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
         stage.crew.go()
         began_s = monotonic()
-        playing = [asyncio.create_task(self._play(stage, row, began_s)) for row in rows]
+        playing = [asyncio.create_task(self._run_row(stage, row, began_s)) for row in rows]
         try:
             while (elapsed_s := monotonic() - began_s) < plan.seconds or not all(task.done() for task in playing):
                 self._show(stage, elapsed_s)
@@ -175,14 +175,14 @@ class Run:
             if playing:
                 await asyncio.wait(playing)
 
-    async def _play(self, stage: Stage, row: list[Strike], began_s: float) -> None:
-        for blow in row:
-            wait_s = began_s + blow.at_s - monotonic()
+    async def _run_row(self, stage: Stage, row: list[Strike], began_s: float) -> None:
+        for occurrence in row:
+            wait_s = began_s + occurrence.at_s - monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            if monotonic() + blow.lasts_s > began_s + self.plan.seconds:
+            if monotonic() + occurrence.lasts_s > began_s + self.plan.seconds:
                 return  # those before it took longer than they should
-            await strike(stage, blow)
+            await strike(stage, occurrence)
 
     # -- at rest ------------------------------------------------------------------------------------------------------
 
@@ -202,9 +202,9 @@ class Run:
         said = await stage.crew.ask(messages.QUIET)
         lives = [life.name for life in stage.crew.lives]
         writes = (w for name in lives for w in writes_of(name, all_records(directory, name, "writes")))
-        untold = History(len(self.items), writes).untold()
-        if untold:
-            await stage.crew.ask(messages.SETTLE, ",".join(map(str, untold)), node=1)
+        unconfirmed = History(len(self.items), writes).unconfirmed()
+        if unconfirmed:
+            await stage.crew.ask(messages.SETTLE, ",".join(map(str, unconfirmed)), node=1)
         self._show(stage, self.plan.seconds, "at rest: looking into every memory")
         await asyncio.sleep(self.largest_bound_s + SLACK_S)
         await stage.crew.ask(messages.LOOK)

@@ -4,43 +4,45 @@ from __future__ import annotations
 
 from typing import Final
 
-from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, Tape
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
 from cachebus.tools.verify.fleet.items import Item
 
-FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, NO_CYCLE, COUNTED, REFUSED, LONG, DOWN = range(1, 11)
+FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, CYCLE_UNDETECTED, COUNTED_TWICE, ADD_REFUSED, TOO_SLOW, UNAVAILABLE = (
+    range(1, 11)
+)
 PROMISES: Final = {
     FOREIGN: "G8",
     CHANGED: "equal",
     SHARED: "equal",
     CANCELLED: "own fate",
     CLOSED: "own fate",
-    NO_CYCLE: "circle",
-    COUNTED: "counter",
-    REFUSED: "add",
-    LONG: "time",
-    DOWN: "up",
+    CYCLE_UNDETECTED: "circle",
+    COUNTED_TWICE: "counter",
+    ADD_REFUSED: "add",
+    TOO_SLOW: "time",
+    UNAVAILABLE: "up",
 }
 """Which promise each breaks."""
-TOLD: Final = {
+DESCRIPTIONS: Final = {
     FOREIGN: "was given version {b} of another item, number {a}",
     CHANGED: "was given version {b} changed",
     SHARED: "was given version {b} with what another caller had put into it",
     CANCELLED: "was cancelled, though nobody cancelled it",
     CLOSED: "was refused as by a cache that is closed, or wrongly set up",
-    NO_CYCLE: "asked for itself while it was loaded, and was not told so",
-    COUNTED: "stood at {a} after {b} increments",
-    REFUSED: "was absent, and could not be added",
-    DOWN: "was refused after {a} ms, though nothing was wrong with where it lies",
-    LONG: "was waited for for {a} ms, and no source was asked",
+    CYCLE_UNDETECTED: "asked for itself while it was loaded, and was not told so",
+    COUNTED_TWICE: "stood at {a} after {b} increments",
+    ADD_REFUSED: "was absent, and could not be added",
+    UNAVAILABLE: "was refused after {a} ms, though nothing was wrong with where it lies",
+    TOO_SLOW: "was waited for for {a} ms, and no source was asked",
 }
 
 
-class Oddities:
-    """The tape for them."""
+class Anomalies:
+    """The log for them."""
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
+    def __init__(self, log: HistoryLog) -> None:
+        self._log = log
 
     def note(self, kind: int, item: Item, at_s: float, *, verb: int = 0, a: int = 0, b: int = 0) -> None:
         """Write one down."""
-        self._tape.add(item.number | verb << VERB_SHIFT, kind, a, b, at_s)
+        self._log.add(item.number | verb << VERB_SHIFT, kind, a, b, at_s)

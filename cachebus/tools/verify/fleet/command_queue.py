@@ -23,15 +23,15 @@ class Refused(Exception):
     """A worker has set aside a command that there is nothing wrong with."""
 
 
-class Errands(Source):
+class CommandQueue(Source):
     """Each is done with when its future is: then L2 has let go, and everything that `invalidate` promises holds."""
 
-    part = "errands"
+    part = "commands"
     limit = LIMIT
     hold_s = HOLD_S
 
     def __init__(self, settings: Settings) -> None:
-        self.worker = SourceWorker("errands", self, settings)
+        self.worker = SourceWorker("commands", self, settings)
         self._waiting: dict[int, tuple[Invalidate, asyncio.Future[None]]] = {}
         self._kept: dict[int, frozenset[int]] = {}
         """Those that wait for a primary that is away, and for which shards."""
@@ -65,7 +65,7 @@ class Errands(Source):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
-        yield _Round(self)
+        yield _QueueSession(self)
 
     async def next_of(self, limit: int, away: Collection[int]) -> Batch:
         """Some that may be carried now."""
@@ -76,7 +76,7 @@ class Errands(Source):
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await self._come.wait()
-        return Batch([Item(f"errand {number}", number) for number in found])
+        return Batch([Item(f"command {number}", number) for number in found])
 
     def command(self, number: int) -> Invalidate:
         """What it asks for."""
@@ -93,17 +93,17 @@ class Errands(Source):
             done.set_result(None)
 
 
-class _Round(Session):
-    def __init__(self, errands: Errands) -> None:
-        self._errands = errands
+class _QueueSession(Session):
+    def __init__(self, commands: CommandQueue) -> None:
+        self._commands = commands
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
-        return await self._errands.next_of(limit, away)
+        return await self._commands.next_of(limit, away)
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
-        return Meaning([self._errands.command(item.raw)])
+        return Meaning([self._commands.command(item.raw)])
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
@@ -119,7 +119,7 @@ class _Round(Session):
         undone = {item.raw for item in left.undone}
         for item in batch.items:
             if item.raw not in undone:
-                self._errands.over(item.raw, waiting.get(item.raw))
+                self._commands.over(item.raw, waiting.get(item.raw))
 
     async def look(self) -> Look:
         """See `Session.look`."""

@@ -7,18 +7,18 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
-from cachebus.tools.verify.fleet.anomalies import COUNTED, Oddities
+from cachebus.tools.verify.fleet.anomalies import COUNTED_TWICE, Anomalies
 from cachebus.tools.verify.fleet.data_types import TTL_S
 from cachebus.tools.verify.fleet.items import Item
 
 EVERY_S: Final = 0.02
 
 
-class Counting:
+class CounterLoop:
     """Counts until told to stop."""
 
-    def __init__(self, cache: Cache, item: Item, name: str, odd: Oddities, clock: Clock) -> None:
-        self._cache, self._item, self._name, self._odd, self._clock = cache, item, name, odd, clock
+    def __init__(self, cache: Cache, item: Item, name: str, anomalies: Anomalies, clock: Clock) -> None:
+        self._cache, self._item, self._name, self._anomalies, self._clock = cache, item, name, anomalies, clock
         self._stopping = False
         self.counted = 0
 
@@ -45,5 +45,5 @@ class Counting:
                 continue
             self.counted = number
             if stands > number:
-                self._odd.note(COUNTED, self._item, at_s, a=stands, b=number)
+                self._anomalies.note(COUNTED_TWICE, self._item, at_s, a=stands, b=number)
             return

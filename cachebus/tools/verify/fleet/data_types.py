@@ -20,9 +20,9 @@ LOAD_S: Final = 1.5
 PADDING: Final = "x" * 200
 BULK: Final = (10, 1_000, 30_000, 1_000_000)
 """Bytes."""
-GONE_EVERY: Final = 3
+ABSENT_EVERY: Final = 3
 """An item that may be absent is so in each version that this divides."""
-SPOILT: Final = "a caller's own"
+MUTATION: Final = "a caller's own"
 """What every caller puts into a value that is said to be its own."""
 _DAY: Final = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -38,7 +38,7 @@ class Profile(BaseModel):
     notes: list[str] = []
 
 
-_WAYS: Final[dict[str, dict[str, Any]]] = {
+_POLICIES: Final[dict[str, dict[str, Any]]] = {
     "config": {},
     "page": {},
     "answer": {},
@@ -74,12 +74,14 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
     "deed": {},
     "system": {},
 }
-POLICIES: Final = {name: Policy(**({"ttl_s": TTL_S, "load_timeout_s": LOAD_S} | way)) for name, way in _WAYS.items()}
+POLICIES: Final = {
+    name: Policy(**({"ttl_s": TTL_S, "load_timeout_s": LOAD_S} | way)) for name, way in _POLICIES.items()
+}
 """Each type takes another way through the library: plain, tagged, with contexts, expiring and refreshed, a model,
 without L1, absent at times, claimed by `add`, copied and compressed, from bytes to a megabyte, odd, only
 written behind guards, without tenant."""
 
-LIVES_S: Final = {
+MAX_AGE_S: Final = {
     name: (policy.ttl_s or TTL_S) + (policy.fail_safe_s or 0.0)
     for name, policy in POLICIES.items()
     if policy.ttl_s != TTL_S
@@ -89,23 +91,23 @@ SOFT_S: Final = {
     name: policy.soft_ttl_s for name, policy in POLICIES.items() if policy.soft_ttl_s is not None and policy.l1
 }
 """For how long one node does not load a value of these types again."""
-RESTS_S: Final = {name: policy.fail_safe_throttle_s for name, policy in POLICIES.items() if policy.retries == 0}
+REST_S: Final = {name: policy.fail_safe_throttle_s for name, policy in POLICIES.items() if policy.retries == 0}
 """For how long a source of these types that has failed is left alone, if something can be served."""
-OWN: Final = frozenset(name for name, policy in POLICIES.items() if policy.copy_values)
+COPIED: Final = frozenset(name for name, policy in POLICIES.items() if policy.copy_values)
 """Types of which each caller gets a value of its own."""
 
 
-def is_gone(data_type: str, version: int) -> bool:
+def is_absent(data_type: str, version: int) -> bool:
     """Whether an item is absent from the source in this version."""
-    return data_type in ("maybe", "claim") and version % GONE_EVERY == 0
+    return data_type in ("maybe", "claim") and version % ABSENT_EVERY == 0
 
 
-def last_gone(version: int) -> int:
+def last_absent(version: int) -> int:
     """The newest version up to this one in which such an item is absent; 0 for none."""
-    return version - version % GONE_EVERY
+    return version - version % ABSENT_EVERY
 
 
-def make(data_type: str, number: int, version: int, tenant: str) -> Any:
+def make_value(data_type: str, number: int, version: int, tenant: str) -> Any:
     """A value: whose it is, and which version."""
     if data_type == "profile":
         since = _DAY + timedelta(seconds=version)
@@ -123,7 +125,7 @@ def loaded(data_type: str, value: Any) -> Any:
     return tuple(value) if data_type in ("answer", "remote") and value is not None else value
 
 
-def parsed(value: Any) -> tuple[int, int, str]:
+def parse(value: Any) -> tuple[int, int, str]:
     """Number, version and tenant of a value."""
     if isinstance(value, Profile):
         return value.number, value.version, value.tenant
@@ -131,17 +133,17 @@ def parsed(value: Any) -> tuple[int, int, str]:
     return number, version, tenant
 
 
-def whole(data_type: str, value: Any) -> bool:
+def is_intact(data_type: str, value: Any) -> bool:
     """Whether it is, to the last part, what was loaded or stored."""
-    expected = make(data_type, *parsed(value))
+    expected = make_value(data_type, *parse(value))
     return type(value) is type(expected) and value == expected
 
 
-def spoil(value: Any) -> None:
+def mutate(value: Any) -> None:
     """What a caller may do with a value of its own."""
-    (value.notes if isinstance(value, Profile) else value).append(SPOILT)
+    (value.notes if isinstance(value, Profile) else value).append(MUTATION)
 
 
-def is_spoilt(value: Any) -> bool:
+def is_mutated(value: Any) -> bool:
     """Whether a caller has done so before."""
-    return SPOILT in (value.notes if isinstance(value, Profile) else value)
+    return MUTATION in (value.notes if isinstance(value, Profile) else value)

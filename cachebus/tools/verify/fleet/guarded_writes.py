@@ -9,42 +9,42 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
-from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, Tape
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.setup import GUARD_DB_S, guard_max_s
-from cachebus.tools.verify.fleet.source_of_truth import RECENT, Truth
+from cachebus.tools.verify.fleet.setup import DB_TIMEOUT_S, guard_max_s
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth
 
 GUARDED: Final = 10
 """Its verb."""
-LEFT: Final = 0.6
+ABANDONED: Final = 0.6
 """How many are left after their commit."""
 
 
-class _Left(Exception):
+class _Abandoned(Exception):
     """The block ends as by a failure."""
 
 
-class Guards:
+class GuardedWriter:
     """Guarded writes of items."""
 
     def __init__(
-        self, caches: Sequence[Cache], truth: Truth, tape: Tape, dice: Random, clock: Clock, bound_s: float
+        self, caches: Sequence[Cache], source: SourceOfTruth, log: HistoryLog, rng: Random, clock: Clock, bound_s: float
     ) -> None:
-        self._caches, self._truth, self._tape, self._dice, self._clock = caches, truth, tape, dice, clock
+        self._caches, self._source, self._log, self._rng, self._clock = caches, source, log, rng, clock
         self._time_s = guard_max_s(bound_s)
 
     async def write(
-        self, item: Item, read: Callable[[Item], Awaitable[None]], *, leave_after_s: float | None = None
+        self, item: Item, read: Callable[[Item], Awaitable[None]], *, abandon_after_s: float | None = None
     ) -> bool:
-        """One; whether it came to its end. `read`: of an item on this node. `leave_after_s`: read, commit and leave so
-        long after the guard began; else all that is left to chance."""
-        waits, called_s, place = self._dice.random() < 0.3, self._clock(), -1
+        """One; whether it came to its end. `read`: of an item on this node. `abandon_after_s`: read, commit and leave
+        so long after the guard began; else all that is left to chance."""
+        waits, called_s, place = self._rng.random() < 0.3, self._clock(), -1
         mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
         version, ends_s = 0, 0.0
-        guard = self._caches[item.world].write_guard(
+        guard = self._caches[item.cache_index].write_guard(
             [(item.data_type, item.resource_id, *item.contexts)],
             item.tenant,
-            db_timeout_s=GUARD_DB_S,
+            db_timeout_s=DB_TIMEOUT_S,
             timeout_s=self._time_s,
             wait="nodes" if waits else None,
         )
@@ -52,25 +52,27 @@ class Guards:
             async with guard:
                 entered_s = self._clock()
                 ends_s = entered_s + self._time_s
-                place = self._tape.add(mark, 0, called_s, 0.0, ends_s, 0, 0)
-                chance = leave_after_s is None
-                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3) if leave_after_s is None else leave_after_s)
-                if not chance or self._dice.random() < 0.7:
+                place = self._log.add(mark, 0, called_s, 0.0, ends_s, 0, 0)
+                chance = abandon_after_s is None
+                await asyncio.sleep(
+                    self._rng.uniform(0.0, DB_TIMEOUT_S / 3) if abandon_after_s is None else abandon_after_s
+                )
+                if not chance or self._rng.random() < 0.7:
                     await read(item)  # just before the commit: nobody may keep this
                 if chance:
-                    await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 8))
-                if self._clock() > entered_s + GUARD_DB_S / 2:
-                    raise _Left  # the database has ended the transaction
-                version = self._truth.raise_version(item.number)
-                if self._clock() > entered_s + GUARD_DB_S:
+                    await asyncio.sleep(self._rng.uniform(0.0, DB_TIMEOUT_S / 8))
+                if self._clock() > entered_s + DB_TIMEOUT_S / 2:
+                    raise _Abandoned  # the database has ended the transaction
+                version = self._source.raise_version(item.number)
+                if self._clock() > entered_s + DB_TIMEOUT_S:
                     ends_s = 0.0  # no database would have let this commit: nothing is promised but what is told now
-                self._tape.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
-                await asyncio.sleep(self._dice.uniform(0.0, GUARD_DB_S / 3))
-                self._truth.recent[self._dice.randrange(RECENT)] = item.number
-                if not chance or self._dice.random() < LEFT:
-                    raise _Left
-        except (_Left, CacheBusError):
+                self._log.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
+                await asyncio.sleep(self._rng.uniform(0.0, DB_TIMEOUT_S / 3))
+                self._source.recent[self._rng.randrange(RECENT)] = item.number
+                if not chance or self._rng.random() < ABANDONED:
+                    raise _Abandoned
+        except (_Abandoned, CacheBusError):
             return False
         receipt = guard.receipt
-        self._tape.change(place, mark, version, called_s, self._clock(), ends_s, int(receipt.epoch, 16), receipt.seq)
+        self._log.change(place, mark, version, called_s, self._clock(), ends_s, int(receipt.epoch, 16), receipt.seq)
         return True

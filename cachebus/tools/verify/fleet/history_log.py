@@ -1,4 +1,4 @@
-"""What a node sees, written down as it happens into mapped files: what is on a tape outlives a kill.
+"""What a node sees, written down as it happens into mapped files: what is on a log outlives a kill.
 
 All times are `clock.monotonic` in seconds, which is one clock for all processes of a machine.
 """
@@ -27,10 +27,10 @@ TOKEN: Final = Struct("<IIdII")
 """item and verb, version, when it began, version that the token stands for, kind of token."""
 APPLIED: Final = Struct("<QQd")
 """epoch, seq, since when."""
-TROUBLE: Final = Struct("<Idd")
+DISTURBANCE: Final = Struct("<Idd")
 """kind, from, until: what this node knows to have gone wrong with itself."""
-ODD: Final = Struct("<IIIId")
-"""item and verb, kind (see `oddities`), two figures of that kind, when it began."""
+ANOMALY: Final = Struct("<IIIId")
+"""item and verb, kind (see `anomalies`), two figures of that kind, when it began."""
 REST: Final = Struct("<III")
 """item, version in L1, version in L2 (0: absent)."""
 
@@ -47,13 +47,13 @@ KINDS: Final = {
     "shown": SHOWN,
     "absent": SHOWN,
     "applied": APPLIED,
-    "trouble": TROUBLE,
-    "odd": ODD,
+    "disturbances": DISTURBANCE,
+    "anomalies": ANOMALY,
     "rest": REST,
 }
 
 
-class Tape:
+class HistoryLog:
     """A growing list of records of one kind. The first field of a record is never 0."""
 
     def __init__(self, directory: Path, name: str, kind: str) -> None:
@@ -90,7 +90,7 @@ class Tape:
 
 
 def records(directory: Path, name: str, kind: str) -> Iterator[list[tuple[Any, ...]]]:
-    """What a tape holds, a file at a time."""
+    """What a log holds, a file at a time."""
     struct, chunk = KINDS[kind], 0
     while (path := directory / f"{kind}-{name}.{chunk}").exists():
         data = path.read_bytes()
@@ -99,5 +99,5 @@ def records(directory: Path, name: str, kind: str) -> Iterator[list[tuple[Any, .
 
 
 def all_records(directory: Path, name: str, kind: str) -> list[tuple[Any, ...]]:
-    """What a tape holds."""
+    """What a log holds."""
     return [record for batch in records(directory, name, kind) for record in batch]

@@ -13,7 +13,7 @@ from cachebus.tools.verify.fleet import data_types
 TENANTS: Final = ("acme", "acme:config", "b*lt")
 """Two of them would be mistaken for something else if names were put together without encoding."""
 TAGS: Final = 6
-WORLDS: Final = 2
+CACHES: Final = 2
 """Caches of one node: the second has a namespace of its own, and a database where the server has several."""
 
 Contexts = tuple[str | None, str | None, str | None]
@@ -38,28 +38,28 @@ class Item(NamedTuple):
 
     place: Place
     """Tenant and contexts, as the library's calls take them behind type and id."""
-    world: int = 0
+    cache_index: int = 0
     """In which of a node's caches it is."""
 
     def value(self, version: int) -> Any:
         """What the source has of it in this version, and so the cache: whose it is, and which version; None: absent."""
-        if data_types.is_gone(self.data_type, version):
+        if data_types.is_absent(self.data_type, version):
             return None
-        return data_types.make(self.data_type, self.number, version, self.tenant or "")
+        return data_types.make_value(self.data_type, self.number, version, self.tenant or "")
 
     def __str__(self) -> str:
         named = zip(("agent", "conv", "coll"), self.contexts, strict=True)
         contexts = "".join(f" {name}={part}" for name, part in named if part)
-        elsewhere = " of the other namespace" if self.world else ""
+        elsewhere = " of the other namespace" if self.cache_index else ""
         return f"{self.tenant or '-'} {self.data_type} {self.resource_id}{contexts}{elsewhere}"
 
 
-def make_items(worlds: int = WORLDS) -> list[Item]:
+def make_items(caches: int = CACHES) -> list[Item]:
     """All of them, by their number; the first place is empty."""
     items: list[Any] = [None]
-    for world in range(worlds):
-        for tenant in TENANTS[: 1 if world else None]:
-            _add_tenant(items, tenant, world)
+    for cache_index in range(caches):
+        for tenant in TENANTS[: 1 if cache_index else None]:
+            _add_tenant(items, tenant, cache_index)
     for i in range(10):
         _add(items, None, "system", f"s{i}")
     return items
@@ -75,29 +75,31 @@ def _add(
     tags: Sequence[str] = (),
     owned: bool = False,
     general: int = 0,
-    world: int = 0,
+    cache_index: int = 0,
 ) -> int:
     number = len(items)
     place = tenant, *contexts
     items.append(
-        Item(number, tenant, data_type, resource_id, contexts, tuple(tags), owned, general or number, place, world)
+        Item(
+            number, tenant, data_type, resource_id, contexts, tuple(tags), owned, general or number, place, cache_index
+        )
     )
     return number
 
 
-def _add_tenant(items: list[Any], tenant: str, world: int) -> None:
-    """Both worlds have the same names; of the second there are fewer, since what matters is that they are not mixed."""
-    some = 60 if world == 0 else 10
+def _add_tenant(items: list[Any], tenant: str, cache_index: int) -> None:
+    """Both caches have the same names; of the second there are fewer, since what matters is that they are not mixed."""
+    some = 60 if cache_index == 0 else 10
     for i in range(some):
-        _add(items, tenant, "config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True, world=world)
-        _add(items, tenant, "page", f"{i}", tags=(f"t{i % TAGS}",), world=world)
+        _add(items, tenant, "config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True, cache_index=cache_index)
+        _add(items, tenant, "page", f"{i}", tags=(f"t{i % TAGS}",), cache_index=cache_index)
     for i in range(some // 3):
-        broad = _add(items, tenant, "answer", f"q{i}", world=world)
+        broad = _add(items, tenant, "answer", f"q{i}", cache_index=cache_index)
         contexts = f"a{i % 3}", None, f"c{i % 2}"
-        _add(items, tenant, "answer", f"q{i}", contexts, general=broad, world=world)
+        _add(items, tenant, "answer", f"q{i}", contexts, general=broad, cache_index=cache_index)
         for data_type in ("quick", "profile", "blob", "odd"):
-            _add(items, tenant, data_type, f"{i}", world=world)
-        broad = _add(items, tenant, "remote", f"{i}", tags=(f"t{i % TAGS}",), world=world)
+            _add(items, tenant, data_type, f"{i}", cache_index=cache_index)
+        broad = _add(items, tenant, "remote", f"{i}", tags=(f"t{i % TAGS}",), cache_index=cache_index)
         if i % 2:
             _add(
                 items,
@@ -107,17 +109,17 @@ def _add_tenant(items: list[Any], tenant: str, world: int) -> None:
                 (f"a{i % 3}", None, None),
                 tags=(f"t{i % TAGS}",),
                 general=broad,
-                world=world,
+                cache_index=cache_index,
             )
-        broad = _add(items, tenant, "maybe", f"{i}", world=world)
+        broad = _add(items, tenant, "maybe", f"{i}", cache_index=cache_index)
         if i % 2:
-            _add(items, tenant, "maybe", f"{i}", (f"a{i % 3}", None, None), general=broad, world=world)
-        _add(items, tenant, "claim", f"{i}", owned=True, world=world)
+            _add(items, tenant, "maybe", f"{i}", (f"a{i % 3}", None, None), general=broad, cache_index=cache_index)
+        _add(items, tenant, "claim", f"{i}", owned=True, cache_index=cache_index)
     for i in range(2 * some // 3):
-        _add(items, tenant, "deed", f"{i}", world=world)
+        _add(items, tenant, "deed", f"{i}", cache_index=cache_index)
     for i in range(some // 10):
-        _add(items, tenant, "profile", f"own {i}", owned=True, world=world)
-        _add(items, tenant, "bulk", f"{i}", owned=i % 2 == 0, world=world)
+        _add(items, tenant, "profile", f"own {i}", owned=True, cache_index=cache_index)
+        _add(items, tenant, "bulk", f"{i}", owned=i % 2 == 0, cache_index=cache_index)
 
 
 def by_popularity(items: Sequence[Item], seed: str) -> list[Item]:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from cachebus import Cache, ConfigError
 from cachebus.base.clock import Clock
-from cachebus.tools.verify.fleet.anomalies import NO_CYCLE, Oddities
+from cachebus.tools.verify.fleet.anomalies import CYCLE_UNDETECTED, Anomalies
 from cachebus.tools.verify.fleet.data_types import LOAD_S, loaded
-from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, Tape
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import LEASE_MS
-from cachebus.tools.verify.fleet.source_of_truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 
 Load = Callable[[], Awaitable[Any]]
 QUICK_S: Final = (0.001, 0.003)
@@ -46,14 +46,14 @@ class Loaders:
         self,
         caches: Sequence[Cache],
         items: Sequence[Item],
-        truth: Truth,
-        tape: Tape,
-        oddities: Oddities,
-        dice: Random,
+        source: SourceOfTruth,
+        log: HistoryLog,
+        anomalies: Anomalies,
+        rng: Random,
         clock: Clock,
     ) -> None:
-        self._caches, self._truth, self._tape, self._oddities = caches, truth, tape, oddities
-        self._dice, self._clock = dice, clock
+        self._caches, self._source, self._log, self._anomalies = caches, source, log, anomalies
+        self._rng, self._clock = rng, clock
         self.slow_until_s = self.sour_until_s = self.stuck_until_s = NEVER
         self.loads = 0
         self.ordinary: list[Any] = [item and self._loader(item, ORDINARY) for item in items]
@@ -65,15 +65,15 @@ class Loaders:
         async def load() -> Any:
             self.loads += 1
             began_s, version, mark = self._clock(), 0, item.number | kind << VERB_SHIFT
-            place = self._tape.add(mark, 0, began_s, 0.0)
+            place = self._log.add(mark, 0, began_s, 0.0)
             half_s = self._latency_s() / 2
             try:
                 await asyncio.sleep(half_s)
                 await self._fare(item)
-                version = self._truth.versions[item.number]
+                version = self._source.versions[item.number]
                 await asyncio.sleep(half_s)
                 value = loaded(item.data_type, item.value(version))
-                if item.data_type == "odd" and self._dice.random() < 0.1:
+                if item.data_type == "odd" and self._rng.random() < 0.1:
                     value.append(Uncacheable())
                     mark = item.number | UNKEPT << VERB_SHIFT
                 return value
@@ -83,10 +83,10 @@ class Loaders:
             except asyncio.CancelledError:
                 if self._clock() - began_s < LOAD_S * 0.9:
                     mark = item.number | UNKEPT << VERB_SHIFT  # nobody waited any longer: the source did not fail
-                await asyncio.sleep(self._dice.uniform(*TIDY_S))
+                await asyncio.sleep(self._rng.uniform(*TIDY_S))
                 raise
             finally:
-                self._tape.change(place, mark, version, began_s, self._clock())
+                self._log.change(place, mark, version, began_s, self._clock())
 
         return load
 
@@ -99,7 +99,7 @@ class Loaders:
             await asyncio.sleep(FOREVER_S)
         if item.data_type != "odd":
             return
-        kind = self._dice.random()
+        kind = self._rng.random()
         if kind < 0.05:
             raise Odd
         if kind < 0.08:
@@ -111,7 +111,7 @@ class Loaders:
 
     async def _ask_itself(self, item: Item) -> None:
         """A loader that needs its own result can get an error alone: at once, and of its circle."""
-        cache = self._caches[item.world]
+        cache = self._caches[item.cache_index]
         started_s = self._clock()
         try:
             await cache.get_or_load(item.data_type, item.resource_id, self.ordinary[item.number], *item.place)
@@ -119,13 +119,13 @@ class Loaders:
             raise
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception) or self._clock() - started_s > LOAD_S / 2:
-                self._oddities.note(NO_CYCLE, item, started_s)
+                self._anomalies.note(CYCLE_UNDETECTED, item, started_s)
             raise
 
     def _latency_s(self) -> float:
-        kind = self._dice.random()
+        kind = self._rng.random()
         if self._clock() < self.slow_until_s:
             kind /= 4
         if kind < SLOW_SHARE:
-            return self._dice.uniform(*SLOW_S)
-        return self._dice.uniform(*(LATER_S if kind < SLOW_SHARE + LATER_SHARE else QUICK_S))
+            return self._rng.uniform(*SLOW_S)
+        return self._rng.uniform(*(LATER_S if kind < SLOW_SHARE + LATER_SHARE else QUICK_S))

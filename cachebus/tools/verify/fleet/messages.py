@@ -60,12 +60,12 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What its tapes are called by."""
+        """What its logs are called by."""
         return name_of(self.node, self.life)
 
 
 def name_of(node: int, life: int) -> str:
-    """What the tapes of a node's life are called by."""
+    """What the logs of a node's life are called by."""
     return f"{node}.{life}"
 
 

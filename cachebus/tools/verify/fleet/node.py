@@ -21,20 +21,20 @@ from cachebus.base.clock import monotonic
 from cachebus.tools.harness.messages import TICK_S, Done, Failed, Ready, Said, Tick
 from cachebus.tools.harness.talk import hear, next_order, say
 from cachebus.tools.verify.fleet import data_types, messages
-from cachebus.tools.verify.fleet.anomalies import Oddities
+from cachebus.tools.verify.fleet.anomalies import Anomalies
 from cachebus.tools.verify.fleet.answers import Answers
-from cachebus.tools.verify.fleet.command_queue import Errands
-from cachebus.tools.verify.fleet.counters import Counting
-from cachebus.tools.verify.fleet.disturbances import Lateness, watch
-from cachebus.tools.verify.fleet.guarded_writes import Guards
-from cachebus.tools.verify.fleet.history_log import KINDS, Tape
+from cachebus.tools.verify.fleet.command_queue import CommandQueue
+from cachebus.tools.verify.fleet.counters import CounterLoop
+from cachebus.tools.verify.fleet.disturbances import LoopLag, watch
+from cachebus.tools.verify.fleet.guarded_writes import GuardedWriter
+from cachebus.tools.verify.fleet.history_log import KINDS, HistoryLog
 from cachebus.tools.verify.fleet.items import Item, make_items
 from cachebus.tools.verify.fleet.loaders import Loaders
 from cachebus.tools.verify.fleet.messages import Job, decode_job
-from cachebus.tools.verify.fleet.publishing import Publishing
+from cachebus.tools.verify.fleet.publishing import FaultyPublisher
 from cachebus.tools.verify.fleet.reading import Readers
 from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
-from cachebus.tools.verify.fleet.source_of_truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 from cachebus.tools.verify.fleet.writing import Writers
 from cachebus.tools.verify.target.roads import turn
 
@@ -66,13 +66,13 @@ async def _main() -> int:
     items = make_items(2 if job.other_url else 1)
     turn(asyncio.get_running_loop(), job.roads)
     try:
-        with Truth(Path(job.directory), len(items)) as truth:
+        with SourceOfTruth(Path(job.directory), len(items)) as source:
             async with AsyncExitStack() as stack:
                 # The first is the process-wide one too, for what takes no cache.
                 caches = [await stack.enter_async_context(lifespan(settings_of(job)))]
                 if job.other_url:
                     caches.append(await stack.enter_async_context(Cache.open(settings_of(job, 1))))
-                await _Node(job, caches, items, truth).serve(orders)
+                await _Node(job, caches, items, source).serve(orders)
     except CacheBusError as error:
         say(Failed(job.node, " ".join(str(error).split())))
         return 2
@@ -82,51 +82,55 @@ async def _main() -> int:
 class _Node:
     """The caches of one process, their load, and what its parent asks of it."""
 
-    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], truth: Truth) -> None:
-        self._job, self._caches, self._items, self._truth = job, caches, items, truth
-        self._tapes = {kind: Tape(Path(job.directory), job.name, kind) for kind in KINDS}
-        applied = self._tapes["applied"]
+    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], source: SourceOfTruth) -> None:
+        self._job, self._caches, self._items, self._source = job, caches, items, source
+        self._logs = {kind: HistoryLog(Path(job.directory), job.name, kind) for kind in KINDS}
+        applied = self._logs["applied"]
 
         def note(_shard: int, epoch: str, seq: int, at_s: float) -> None:
             applied.add(int(epoch, 16), seq, at_s)
 
         for cache in caches:
             cache.on_applied = note
-        self._publishing = Publishing(caches[0]._live().bus, monotonic)
+        self._publishing = FaultyPublisher(caches[0]._live().bus, monotonic)
         # A node's operations are the same for the same seed: only when they come differs.
-        name, odd = f"{job.seed}:{job.name}", Oddities(self._tapes["odd"])
-        self._loaders = Loaders(caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic)
-        self._lateness = Lateness()
+        name, anomalies = f"{job.seed}:{job.name}", Anomalies(self._logs["anomalies"])
+        self._loaders = Loaders(
+            caches, items, source, self._logs["loads"], anomalies, Random(f"{name}:loads"), monotonic
+        )
+        self._loop_lag = LoopLag()
         self._answers = Answers(
-            truth,
-            self._tapes["reads"],
-            self._tapes["shown"],
-            self._tapes["absent"],
-            odd,
+            source,
+            self._logs["reads"],
+            self._logs["shown"],
+            self._logs["absent"],
+            anomalies,
             monotonic,
             longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
-            lateness=self._lateness,
+            loop_lag=self._loop_lag,
         )
         self._readers = Readers(
             caches,
             items,
-            truth,
+            source,
             self._loaders,
             self._answers,
-            self._tapes["tokens"],
+            self._logs["tokens"],
             Random(f"{name}:reads"),
             job.rate,
             monotonic,
             order_seed=str(job.seed),
         )
-        self._errands = Errands(settings_of(job))
-        guards = Guards(caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s)
+        self._commands = CommandQueue(settings_of(job))
+        guards = GuardedWriter(
+            caches, source, self._logs["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s
+        )
         self._writers = Writers(
             caches,
             items,
-            truth,
-            self._tapes["writes"],
-            odd,
+            source,
+            self._logs["writes"],
+            anomalies,
             guards,
             Random(f"{name}:writes"),
             monotonic,
@@ -135,10 +139,10 @@ class _Node:
             rate=job.write_rate,
             read_own=self._readers.own,
             order_seed=str(job.seed),
-            errands=self._errands,
+            commands=self._commands,
         )
         self._before = 0, 0
-        self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
+        self._counting = CounterLoop(caches[0], items[1], job.name, anomalies, monotonic) if job.other_url else None
 
     async def serve(self, orders: asyncio.StreamReader) -> None:
         """Until told to stop."""
@@ -152,7 +156,7 @@ class _Node:
             if order.startswith(messages.STOP.encode()):
                 return  # anything else was meant for the life before this one
         telling = asyncio.create_task(self._tell())
-        watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic, self._lateness))
+        watching = asyncio.create_task(watch(self._caches, self._logs["disturbances"], monotonic, self._loop_lag))
         load = asyncio.create_task(self._load())
         listening = asyncio.create_task(self._obey(orders, load))
         try:
@@ -172,14 +176,14 @@ class _Node:
 
     async def _write(self) -> None:
         """The writers, and the worker to whom they leave some of it; until it is drained."""
-        worker = self._errands.worker
+        worker = self._commands.worker
         working = asyncio.create_task(worker.run(), name="verify-worker")
         writing = asyncio.create_task(self._writers.run(), name="verify-writers")
         try:
             await asyncio.wait([working, writing], return_when=asyncio.FIRST_COMPLETED)
             worker.drain()
             await asyncio.wait([working], timeout=self._job.largest_bound_s)
-            self._errands.give_up()
+            self._commands.give_up()
         finally:
             for task in (working, writing):
                 task.cancel()
@@ -203,9 +207,9 @@ class _Node:
             elif order == messages.STUCK:
                 self._loaders.stuck_until_s = monotonic() + float(argument)
             elif order == messages.GUARD:
-                await self._writers.leave_a_guard(float(argument))
+                await self._writers.abandon_guard(float(argument))
             elif order in (messages.MUTE, messages.TWICE, messages.SWAP):
-                self._publishing.become(order, float(argument))
+                self._publishing.set_mode(order, float(argument))
             elif order == messages.QUIET:
                 said = await self._be_quiet(load)
             elif order == messages.SETTLE:
@@ -221,7 +225,7 @@ class _Node:
             self._counting.stop()
         deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.largest_bound_s + RECOVERY_S
         if not (await asyncio.wait([load], timeout=deadline_s - monotonic()))[0]:
-            self._errands.give_up()  # its worker is stuck: the node is not ready either
+            self._commands.give_up()  # its worker is stuck: the node is not ready either
             await load
             return messages.NOT_READY
         await load
@@ -248,14 +252,14 @@ class _Node:
     async def _look(self) -> None:
         for item in self._items[1:]:
             versions = [await self._version(item, use_memory=memory) for memory in (True, False)]
-            self._tapes["rest"].add(item.number, *versions)
+            self._logs["rest"].add(item.number, *versions)
 
     async def _version(self, item: Item, *, use_memory: bool) -> int:
         while True:
             with suppress(L2Unavailable):
-                cache = self._caches[item.world]
+                cache = self._caches[item.cache_index]
                 value = await cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
-                return 0 if value is None else data_types.parsed(value)[1]
+                return 0 if value is None else data_types.parse(value)[1]
             await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:
@@ -294,7 +298,7 @@ class _Node:
             "values that can't be cached": sum(each.serialization_errors for each in types),
             "fills refused": sum(one.fills_rejected for one in stats),
             "callers that gave up": self._answers.given_up,
-            "invalidations by a worker": self._errands.worker.meters.count("applied"),
+            "invalidations by a worker": self._commands.worker.meters.count("applied"),
             "increments": 0 if self._counting is None else self._counting.counted,
         }
 

@@ -31,7 +31,7 @@ class Life:
     tick: Tick | None = None
 
 
-class Crew:
+class Fleet:
     """All nodes; an async context manager, entered when all are connected, left when none is alive."""
 
     def __init__(self, job_of: Callable[[int, int], Job], nodes: int) -> None:

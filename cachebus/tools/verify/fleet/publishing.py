@@ -14,7 +14,7 @@ KEEP: Final = 3
 Publish = Callable[[int, bytes], Awaitable[None]]
 
 
-class Publishing:
+class FaultyPublisher:
     """Stands in for the `publish` of a bus, and passes on to it; as it is told for so many seconds."""
 
     def __init__(self, bus: Any, clock: Clock) -> None:
@@ -25,7 +25,7 @@ class Publishing:
         self._late: set[asyncio.Future[None]] = set()
         bus.publish = self
 
-    def become(self, how: str, seconds: float) -> None:
+    def set_mode(self, how: str, seconds: float) -> None:
         """MUTE, TWICE or SWAP, from now on for so long."""
         self._how, self._until_s = how, self._clock() + seconds
         asyncio.get_running_loop().call_later(seconds, self._let_go)

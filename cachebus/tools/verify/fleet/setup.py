@@ -30,13 +30,13 @@ def l2_timeout_s(bound_s: float) -> float:
     return min(1.0, max(0.3, bound_s / 2))
 
 
-GUARD_DB_S = 0.8
+DB_TIMEOUT_S = 0.8
 """For how long the database behind a guard lets a transaction live."""
 
 
 def guard_max_s(bound_s: float) -> float:
     """How long a guard stands at most, from the fleet's largest bound: that one dies behind it is soon seen."""
-    return 1.25 * bound_s + GUARD_DB_S
+    return 1.25 * bound_s + DB_TIMEOUT_S
 
 
 def bound_of(node: int, bound_s: float) -> float:
@@ -49,12 +49,12 @@ def has_room(node: int) -> bool:
     return node % 3 != 0
 
 
-def settings_of(job: Job, world: int = 0) -> Settings:
+def settings_of(job: Job, cache_index: int = 0) -> Settings:
     """The library's settings for a job, for one of its caches."""
     interval_s = probe_interval_s(job.bound_s)
     return Settings(
-        url=job.other_url if world else job.url,
-        namespace=f"{job.namespace}-other" if world else job.namespace,
+        url=job.other_url if cache_index else job.url,
+        namespace=f"{job.namespace}-other" if cache_index else job.namespace,
         node_name=f"node-{job.node}",
         staleness_bound_s=job.bound_s,
         probe_interval_s=interval_s,
@@ -65,7 +65,7 @@ def settings_of(job: Job, world: int = 0) -> Settings:
         guard_max_s=guard_max_s(job.largest_bound_s),
         start_degraded=True,  # a node may have to begin while its server is away
         lease_ms=LEASE_MS,
-        max_invalidated_scopes=FEW_MARKS if world else MARKS_MAX,
+        max_invalidated_scopes=FEW_MARKS if cache_index else MARKS_MAX,
         log_max_len=LOG_MAX,
         l1_max_entries=ENTRIES if has_room(job.node) else FEW_ENTRIES,
         policies=POLICIES,

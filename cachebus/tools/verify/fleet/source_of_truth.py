@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-FILE: Final = "truth"
+FILE: Final = "source"
 SESSIONS: Final = 32
 RECENT: Final = 256
 """So many places for items that were written a moment ago."""
@@ -37,7 +37,7 @@ def create(directory: Path, items: int) -> None:
         file.truncate(_slots_at(items) + (items + SESSIONS) * _SLOT_BYTES)
 
 
-class Truth:
+class SourceOfTruth:
     """The file, mapped; a context manager."""
 
     def __init__(self, directory: Path, items: int) -> None:
@@ -50,7 +50,7 @@ class Truth:
         self.recent = self._words[items * 4 : (items + RECENT) * 4].cast("I")
         """Items with a fresh token; 0 where there is none yet."""
 
-    def __enter__(self) -> Truth:
+    def __enter__(self) -> SourceOfTruth:
         return self
 
     def __exit__(self, *_: object) -> None:

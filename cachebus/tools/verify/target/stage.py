@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from cachebus.base.clock import monotonic
-from cachebus.tools.verify.fleet.processes import Crew
+from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.target.broker import Broker
 from cachebus.tools.verify.target.roads import Road
 from cachebus.tools.verify.target.server import Machine, ServerUnderTest
@@ -36,7 +36,7 @@ class Stage:
     server: ServerUnderTest
     proxies: dict[int, Road]
     """By node; empty where nodes reach the server directly."""
-    crew: Crew
+    crew: Fleet
     broker: Broker | None = None
     """What carries the events, where that is not the server."""
     done: list[Done] = field(default_factory=list)
