@@ -1,4 +1,5 @@
-"""What a node sees that may never be, written down where it is seen: no other node's history is needed to judge it."""
+"""Anomalies: what a node sees that is wrong by itself, such as another tenant's value. No other node's history is
+needed to judge it, so it is recorded where it is seen."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ PROMISES: Final = {
     TOO_SLOW: "time",
     UNAVAILABLE: "up",
 }
-"""Which promise each breaks."""
+"""The promise that each of them breaks."""
 DESCRIPTIONS: Final = {
     FOREIGN: "was given version {b} of another item, number {a}",
     CHANGED: "was given version {b} changed",
@@ -38,11 +39,11 @@ DESCRIPTIONS: Final = {
 
 
 class Anomalies:
-    """The log for them."""
+    """The history log of anomalies."""
 
     def __init__(self, log: HistoryLog) -> None:
         self._log = log
 
     def note(self, kind: int, item: Item, at_s: float, *, verb: int = 0, a: int = 0, b: int = 0) -> None:
-        """Write one down."""
+        """Record an anomaly. `a`, `b`: the figures of its description."""
         self._log.add(item.number | verb << VERB_SHIFT, kind, a, b, at_s)

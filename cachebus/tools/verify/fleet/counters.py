@@ -1,4 +1,4 @@
-"""A counter of each node's own: an increment with a request id counts at most once, however often it is sent."""
+"""A counter for each node, to check that an increment with a request id counts once, however often it is sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_S: Final = 0.02
 
 
 class CounterLoop:
-    """Counts until told to stop."""
+    """Increments one counter until told to stop."""
 
     def __init__(self, cache: Cache, item: Item, name: str, anomalies: Anomalies, clock: Clock) -> None:
         self._cache, self._item, self._name, self._anomalies, self._clock = cache, item, name, anomalies, clock
@@ -27,13 +27,13 @@ class CounterLoop:
         self._stopping = True
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         while not self._stopping:
             await self._count(self.counted + 1)
             await asyncio.sleep(EVERY_S)
 
     async def _count(self, number: int) -> None:
-        """One increment, repeated until it returns: it may have been carried out each time."""
+        """Send one increment until it returns. Each attempt may have reached L2."""
         while not self._stopping:
             at_s = self._clock()
             try:

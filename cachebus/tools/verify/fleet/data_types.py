@@ -1,4 +1,4 @@
-"""The data types of a run: their policies, and what their values look like, so that one which is not whole is seen."""
+"""The data types of a run: their policies, and their values, which tell whose they are and whether they are intact."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pydantic import BaseModel
 from cachebus import Policy
 
 TTL_S: Final = 600.0
-"""Whatever becomes of a run, nothing that it stored outlives it by more."""
+"""Nothing that a run has stored outlives it by more, however the run ends."""
 QUICK_TTL_S: Final = 3.0
 FAIL_SAFE_S: Final = 5.0
 THROTTLE_S: Final = 1.0
 NEGATIVE_S: Final = 1.0
 LOAD_S: Final = 1.5
-"""For so long a source that hangs is waited for."""
+"""How long a caller waits for a source that hangs."""
 PADDING: Final = "x" * 200
 BULK: Final = (10, 1_000, 30_000, 1_000_000)
-"""Bytes."""
+"""Sizes of values, in bytes."""
 ABSENT_EVERY: Final = 3
-"""An item that may be absent is so in each version that this divides."""
+"""An item that may be absent is absent in every version that this divides."""
 MUTATION: Final = "a caller's own"
-"""What every caller puts into a value that is said to be its own."""
+"""What every caller puts into a value of which it gets a copy."""
 _DAY: Final = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class Profile(BaseModel):
-    """What a model's values are."""
+    """The values of the type with a model."""
 
     number: int
     version: int
@@ -77,24 +77,24 @@ _POLICIES: Final[dict[str, dict[str, Any]]] = {
 POLICIES: Final = {
     name: Policy(**({"ttl_s": TTL_S, "load_timeout_s": LOAD_S} | way)) for name, way in _POLICIES.items()
 }
-"""Each type takes another way through the library: plain, tagged, with contexts, expiring and refreshed, a model,
-without L1, absent at times, claimed by `add`, copied and compressed, from bytes to a megabyte, odd, only
-written behind guards, without tenant."""
+"""Each type takes another path through the library: plain, tagged, with contexts, expiring and refreshed, with a model,
+without L1, absent at times, claimed by `add`, copied and compressed, of all sizes up to a megabyte, with loaders that
+misbehave ("odd"), written behind guards only ("deed"), without a tenant."""
 
 MAX_AGE_S: Final = {
     name: (policy.ttl_s or TTL_S) + (policy.fail_safe_s or 0.0)
     for name, policy in POLICIES.items()
     if policy.ttl_s != TTL_S
 }
-"""For how long a loaded value of these types may be served at most."""
+"""How long a loaded value may be served at most, for types that expire during a run."""
 SOFT_S: Final = {
     name: policy.soft_ttl_s for name, policy in POLICIES.items() if policy.soft_ttl_s is not None and policy.l1
 }
-"""For how long one node does not load a value of these types again."""
+"""How long one node does not load a value again, for types with a soft expiry."""
 REST_S: Final = {name: policy.fail_safe_throttle_s for name, policy in POLICIES.items() if policy.retries == 0}
-"""For how long a source of these types that has failed is left alone, if something can be served."""
+"""How long a source that has failed is left alone if something can be served, for types without retries."""
 COPIED: Final = frozenset(name for name, policy in POLICIES.items() if policy.copy_values)
-"""Types of which each caller gets a value of its own."""
+"""Types of which each caller gets a copy."""
 
 
 def is_absent(data_type: str, version: int) -> bool:
@@ -103,12 +103,12 @@ def is_absent(data_type: str, version: int) -> bool:
 
 
 def last_absent(version: int) -> int:
-    """The newest version up to this one in which such an item is absent; 0 for none."""
+    """The newest version up to this one in which an item of such a type is absent; 0 for none."""
     return version - version % ABSENT_EVERY
 
 
 def make_value(data_type: str, number: int, version: int, tenant: str) -> Any:
-    """A value: whose it is, and which version."""
+    """The value of an item in a version. It names both, and the tenant."""
     if data_type == "profile":
         since = _DAY + timedelta(seconds=version)
         return Profile(number=number, version=version, tenant=tenant, since=since, places=(number, version))
@@ -120,8 +120,8 @@ def make_value(data_type: str, number: int, version: int, tenant: str) -> Any:
     return value
 
 
-def loaded(data_type: str, value: Any) -> Any:
-    """What a loader gives for it: of some types in another form than any read gives it, from the first on."""
+def as_loaded(data_type: str, value: Any) -> Any:
+    """The value as a loader returns it. For some types that is a tuple, of which every read must give a list."""
     return tuple(value) if data_type in ("answer", "remote") and value is not None else value
 
 
@@ -134,16 +134,16 @@ def parse(value: Any) -> tuple[int, int, str]:
 
 
 def is_intact(data_type: str, value: Any) -> bool:
-    """Whether it is, to the last part, what was loaded or stored."""
+    """Whether the value is, in every part, what was loaded or stored."""
     expected = make_value(data_type, *parse(value))
     return type(value) is type(expected) and value == expected
 
 
 def mutate(value: Any) -> None:
-    """What a caller may do with a value of its own."""
+    """Change a value, as a caller may who has got a copy."""
     (value.notes if isinstance(value, Profile) else value).append(MUTATION)
 
 
 def is_mutated(value: Any) -> bool:
-    """Whether a caller has done so before."""
+    """Whether a caller has changed this value before."""
     return MUTATION in (value.notes if isinstance(value, Profile) else value)

@@ -1,4 +1,5 @@
-"""What a node knows to have gone wrong with itself: it explains why a load was begun twice, and nothing else."""
+"""Disturbances: what a node notices of its own troubles, such as a stalled event loop. The checker takes them for an
+excuse where a promise allows one, as for a load that was begun twice."""
 
 from __future__ import annotations
 
@@ -23,29 +24,29 @@ DISTURBANCES: Final = {
 EVERY_S: Final = 0.02
 SAMPLES_KEPT: Final = 1_000
 LATE_S: Final = 0.03
-"""A loop that is so late has not the time that it needs, nor perhaps has the server: what is refused then, or heard of
-late, is so for no fault of the library's."""
+"""A loop that is later than this lacks processor time, and the server may lack it too. That a read is refused then, or
+an invalidation is late, is not the library's fault."""
 STALL_S: Final = LEASE_MS / 1000 / 4
-"""A loop that stands still for longer may extend its leases too late."""
+"""A loop that is later than this may extend its leases too late."""
 
 
 class LoopLag:
-    """For how long a process's event loop stood still of late, each time for too short to be told."""
+    """How late the event loop was of late, also where that was too little for a disturbance."""
 
     def __init__(self) -> None:
         self._late: deque[tuple[float, float]] = deque(maxlen=SAMPLES_KEPT)
 
     def note(self, at_s: float, late_s: float) -> None:
-        """It was so late at this time."""
+        """The loop was late by `late_s` at this time."""
         self._late.append((at_s, late_s))
 
     def since(self, from_s: float) -> float:
-        """All together, in s."""
+        """The sum since this time, in seconds."""
         return sum(late_s for at_s, late_s in self._late if at_s > from_s)
 
 
-async def watch(caches: Sequence[Cache], log: HistoryLog, clock: Clock, loop_lag: LoopLag) -> None:
-    """Write down stalls of the event loop, failures of L2, and flushes, with the time in which they happened."""
+async def record_disturbances(caches: Sequence[Cache], log: HistoryLog, clock: Clock, loop_lag: LoopLag) -> None:
+    """Record stalls of the event loop, failures of L2, flushes and gaps, each with the span in which it happened."""
     last_s, errors, flushes, gaps = clock(), 0, 0, 0
     while True:
         await asyncio.sleep(EVERY_S)

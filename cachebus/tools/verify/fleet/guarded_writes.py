@@ -1,4 +1,5 @@
-"""Writes of one node behind a guard: some come to their end, some are left at the worst moment, as by a death."""
+"""Writes of one node behind a write guard. Some complete; some are abandoned after their commit, as by a killed
+process, which is the worst moment."""
 
 from __future__ import annotations
 
@@ -15,17 +16,17 @@ from cachebus.tools.verify.fleet.setup import DB_TIMEOUT_S, guard_max_s
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth
 
 GUARDED: Final = 10
-"""Its verb."""
-ABANDONED: Final = 0.6
-"""How many are left after their commit."""
+"""The verb of such a write in the history log."""
+ABANDONED_SHARE: Final = 0.6
+"""The share of writes that are abandoned after their commit."""
 
 
 class _Abandoned(Exception):
-    """The block ends as by a failure."""
+    """Ends the guarded block without its end being reached, as a failure would."""
 
 
 class GuardedWriter:
-    """Guarded writes of items."""
+    """Writes items behind guards."""
 
     def __init__(
         self, caches: Sequence[Cache], source: SourceOfTruth, log: HistoryLog, rng: Random, clock: Clock, bound_s: float
@@ -36,8 +37,11 @@ class GuardedWriter:
     async def write(
         self, item: Item, read: Callable[[Item], Awaitable[None]], *, abandon_after_s: float | None = None
     ) -> bool:
-        """One; whether it came to its end. `read`: of an item on this node. `abandon_after_s`: read, commit and leave
-        so long after the guard began; else all that is left to chance."""
+        """Write an item behind a guard; returns whether the write completed.
+
+        `read`: reads an item on this node. `abandon_after_s`: read, commit and abandon so long after the guard began;
+        without it, all that is random.
+        """
         waits, called_s, place = self._rng.random() < 0.3, self._clock(), -1
         mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
         version, ends_s = 0, 0.0
@@ -58,18 +62,18 @@ class GuardedWriter:
                     self._rng.uniform(0.0, DB_TIMEOUT_S / 3) if abandon_after_s is None else abandon_after_s
                 )
                 if not chance or self._rng.random() < 0.7:
-                    await read(item)  # just before the commit: nobody may keep this
+                    await read(item)  # just before the commit: no level may keep what it loads
                 if chance:
                     await asyncio.sleep(self._rng.uniform(0.0, DB_TIMEOUT_S / 8))
                 if self._clock() > entered_s + DB_TIMEOUT_S / 2:
                     raise _Abandoned  # the database has ended the transaction
                 version = self._source.raise_version(item.number)
                 if self._clock() > entered_s + DB_TIMEOUT_S:
-                    ends_s = 0.0  # no database would have let this commit: nothing is promised but what is told now
+                    ends_s = 0.0  # no database would commit so late: only the invalidation itself promises anything
                 self._log.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
                 await asyncio.sleep(self._rng.uniform(0.0, DB_TIMEOUT_S / 3))
                 self._source.recent[self._rng.randrange(RECENT)] = item.number
-                if not chance or self._rng.random() < ABANDONED:
+                if not chance or self._rng.random() < ABANDONED_SHARE:
                     raise _Abandoned
         except (_Abandoned, CacheBusError):
             return False

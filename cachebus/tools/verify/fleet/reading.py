@@ -1,4 +1,4 @@
-"""The reads of one node: every way of reading there is, each answer written down with what was asked."""
+"""The reads of one node, by every verb that reads. Each answer is recorded."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ SKEW: Final = 1.0
 ADOPT_SHARE: Final = 0.1
 """How often a session turns to another item."""
 RECENT_SHARE: Final = 0.2
-"""How many reads are of what was written a moment ago."""
+"""The share of reads of an item that was written a moment ago."""
 LIMITED_SHARE: Final = 0.03
-"""How many callers have a time limit of their own."""
+"""The share of callers with a time limit of their own."""
 LIMIT_S: Final = (0.0005, 0.03)
+"""That limit, at least and at most."""
 ANY_TOKEN, SESSION_TOKEN = 1, 2
 
 
@@ -70,7 +71,7 @@ class Readers:
         self._stopping = False
         self.begun = 0
         self._chosen = self._choose(order_seed)
-        self._do = (
+        self._by_verb = (
             self._load,
             self._get,
             self._get_l2,
@@ -100,12 +101,12 @@ class Readers:
         self._pace.open()
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         drum = asyncio.create_task(self._pace.drum())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(READERS):
-                    group.create_task(self._walk())
+                    group.create_task(self._read_on())
         finally:
             drum.cancel()
 
@@ -113,14 +114,14 @@ class Readers:
         """Read what this node has just written."""
         await self._ask(item, OWN, self._by_loading(item), loads=True)
 
-    async def _walk(self) -> None:
-        turn, do = self._pace.turn, self._do
-        for item, verb in self._chosen:  # shared by all walkers
+    async def _read_on(self) -> None:
+        turn, by_verb = self._pace.turn, self._by_verb
+        for item, verb in self._chosen:  # shared by all readers
             await turn()
             if self._stopping:
                 return
             self.begun += 1
-            await do[verb](self._recently_written(item) if self._rng.random() < RECENT_SHARE else item)
+            await by_verb[verb](self._recently_written(item) if self._rng.random() < RECENT_SHARE else item)
 
     def _choose(self, order_seed: str) -> Iterator[tuple[Item, int]]:
         order = by_popularity(self._items[1:], order_seed)
@@ -129,7 +130,7 @@ class Readers:
             items = self._rng.choices(order, cum_weights=weights, k=BATCH)
             yield from zip(items, self._rng.choices(range(len(WEIGHTS)), WEIGHTS, k=BATCH), strict=True)
 
-    # -- the ways of reading ------------------------------------------------------------------------------------------
+    # -- the verbs ----------------------------------------------------------------------------------------------------
 
     def _by_loading(self, item: Item, **how: Any) -> Any:
         loader = self._loaders.special if "use_memory" in how or "after" in how else self._loaders.ordinary
@@ -151,9 +152,11 @@ class Readers:
         may_time_out: bool = True,
         after: str | None = None,
     ) -> int:
-        """One read, and what came of it: its version, 0 for none. `loads`, `wider`: as of `Answers.note`.
-        `may_time_out`: whether it may have a time limit; who has given up asks again at once, without one, `after` the
-        same token."""
+        """Await one read, and record its answer. Returns its version, 0 for none.
+
+        `loads`, `wider`: as of `Answers.note`. `may_time_out`: whether the caller may have a time limit. A caller that
+        gives up reads again at once, without a limit, `after` the same token.
+        """
         limited = may_time_out and self._rng.random() < LIMITED_SHARE
         started_s = self._clock()
         try:
@@ -162,7 +165,7 @@ class Readers:
                     value = await question
                 finally:
                     if not loads:
-                        self._answers.took(item, verb, started_s)
+                        self._answers.check_duration(item, verb, started_s)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -174,7 +177,6 @@ class Readers:
                 self._answers.given_up += 1
                 again = self._by_loading(item, **({"after": after} if after else {}))
                 return await self._ask(item, verb if after else LOAD, again, loads=True, may_time_out=False)
-            # what L2 or the source did: the one is made to fail, and the other too
             self._answers.raised(item, verb, error, started_s)
             return 0
         return self._answers.note(item, verb, value, started_s, loads=loads, wider=wider)
@@ -202,7 +204,8 @@ class Readers:
         await self._ask(item, SEARCH_LOAD, question, loads=True, wider=item.general)
 
     async def _aside(self, item: Item) -> None:
-        """By the helper, which knows one cache alone, and gives an error instead of raising it."""
+        """By the cache-aside helper. It uses the process-wide cache only, and returns an error instead of raising
+        it."""
         if item.cache_index or item.tags:
             await self._load(item)
             return
@@ -252,7 +255,7 @@ class Readers:
         self.begun += len(ids) - 1
 
     def _recently_written(self, item: Item) -> Item:
-        """An item that was written a moment ago, most likely by another node; this one if there is none yet."""
+        """An item that was written a moment ago, most likely by another node; the given one if there is none yet."""
         return self._items[self._source.recent[self._rng.randrange(RECENT)] or item.number]
 
     async def _token(self, item: Item) -> None:
@@ -264,7 +267,7 @@ class Readers:
             await self._after(item, token, ANY_TOKEN)
 
     async def _session(self, item: Item) -> None:
-        """A session goes from node to node, and takes the newest token for what it has read along."""
+        """A read of a session, which moves from node to node with the newest token of what it has read."""
         slot = self._source.session(self._rng.randrange(SESSIONS))
         held = self._source.find(slot)
         if held is None or self._rng.random() < ADOPT_SHARE:

@@ -1,4 +1,4 @@
-"""The writes of one node: a change is committed to the source, then the cache is told in one of all possible ways."""
+"""The writes of one node: a change is committed to the source, then invalidated by one of all the verbs that do so."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ WEIGHTS: Final = {
     BY_WORKER: 8,
 }
 GUARDED_TYPE: Final = "deed"
-"""Only written behind guards, so that what one of these leaves behind is not soon replaced by another write."""
+"""A type that is written behind guards only, so that no other write soon replaces what an abandoned one has left."""
 GUARDED_TYPE_SHARE: Final = 0.7
-"""How many of the guarded writes are of these."""
+"""The share of guarded writes that are of this type."""
 WAIT_SHARE: Final = 0.12
-"""How many return only when no node has the old value any more."""
+"""The share of writes with `wait="nodes"`."""
 ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, BY_WORKER})
-"""Those that name a key, and so end a load's lease on it; the others leave a mark."""
+"""Verbs that name a key, and so end a load's lease on it. The others leave a mark in L2."""
 VALUE_WRITES: Final = frozenset({SET, ADD, CLAIM})
-"""Those that bring a value along. One whose outcome is unknown may still arrive later."""
+"""Verbs that bring a value. One whose outcome is unknown may still arrive later."""
 WRITERS: Final = 8
 REPEAT_S: Final = 0.1
 SKEW: Final = 0.6
 
 NOT_OWN: Final = frozenset({BY_WORKER})
-"""Those that the node's own cache hears of like any other: until then it may give what is old."""
+"""Verbs that the node's own cache learns of by the bus only: until then it may give the old value."""
 NO_CHANGE: Final = frozenset({ADD})
-"""Those that change nothing at the source."""
+"""Verbs that change nothing at the source."""
 SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
 
 Call = Callable[[Wait | None], Awaitable[Any]]
-"""With what to wait for."""
+"""Makes the call, with what it is to wait for."""
 
 
 class Writers:
@@ -123,29 +123,29 @@ class Writers:
         self._pace.open()
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         if not self._rate:
             return
         async with asyncio.TaskGroup() as group:
             drum = group.create_task(self._pace.drum())
-            writers = [group.create_task(self._walk()) for _ in range(WRITERS)]
+            writers = [group.create_task(self._write_on()) for _ in range(WRITERS)]
             await asyncio.wait(writers)
             drum.cancel()
 
     async def abandon_guard(self, after_s: float) -> None:
-        """Write behind a guard, and leave it."""
+        """Write behind a guard, and abandon it after its commit, so many seconds after it was entered."""
         item = self._rng.choice([item for item in self._deeds if item.cache_index == 0])
         await self._guards.write(item, self._read_own, abandon_after_s=after_s)
 
     async def settle(self, numbers: Sequence[int]) -> None:
-        """Tell the cache of items whose last write it may not have heard of; until that has returned."""
+        """Invalidate these items again, as their last invalidation may not have happened. Returns when all have."""
         self._stopping = False
         for number in numbers:
             item = self._items[number]
             version = self._source.versions[number]
             await self._perform(SETTLED, {item: version}, partial(self._invalidate, item))
 
-    async def _walk(self) -> None:
+    async def _write_on(self) -> None:
         while True:
             await self._pace.turn()
             if self._stopping:
@@ -187,7 +187,7 @@ class Writers:
         await self._read_back([item])
 
     async def _put(self, verb: int, item: Item) -> None:
-        """A value that is brought along, or a removal."""
+        """`set`, `add` or a removal."""
         version = self._source.versions[item.number] if verb == ADD else self._source.raise_version(item.number)
         value = item.value(version)
         if value is None and verb == ADD:
@@ -206,8 +206,7 @@ class Writers:
             )
 
     async def _claim(self, item: Item) -> None:
-        """Remove the item at the source, then bring it back by `add`: that it was absent, which may be cached, is no
-        value in the way."""
+        """Remove the item at the source, then bring it back by `add`. A cached "not found" must not be in its way."""
         while item.value(self._source.versions[item.number]) is not None:
             version = self._source.raise_version(item.number)
             await self._perform(DELETE, {item: version}, partial(self._invalidate, item))
@@ -250,7 +249,7 @@ class Writers:
         await self._read_back(items)
 
     def _choose_write(self, verb: int) -> tuple[list[Item], Call]:
-        """What changes, and how the cache is told."""
+        """The items that change, and the call that invalidates them."""
         item = self._pick(self._in_contexts if verb in (EVERY_CONTEXT, CONTEXT) else self._shared)
         cache, cache_index = self._cache(item), item.cache_index
         tenant = item.tenant or TENANTS[0]
@@ -264,7 +263,7 @@ class Writers:
                 item.data_type, item.resource_id, item.tenant, contexts="all", wait=wait
             )
         if verb == TAG:
-            # The owned ones of a tag lose what is cached of them, as they may at any time, and do not change.
+            # Owned items of the tag lose what is cached of them, as they may at any time. They do not change.
             tag = f"t{self._rng.randrange(TAGS)}"
             tagged = self._sample(cache_index, lambda i: tag in i.tags and i.tenant == tenant)
             tags = [tag, f"plan:{tag[1:]}", *(f"of nothing {self._rng.randrange(1000)}" for _ in range(3))]
@@ -291,10 +290,10 @@ class Writers:
         found = [item for item in self._shared if item.cache_index == cache_index and fits(item)]
         return self._rng.sample(found, min(3, len(found)))
 
-    # -- telling the cache --------------------------------------------------------------------------------------------
+    # -- invalidating -------------------------------------------------------------------------------------------------
 
     async def _perform(self, verb: int, versions: dict[Item, int], call: Call) -> object:
-        """Call until it returns, and write down when: before that nothing is promised of it. Gives what it returned."""
+        """Call until it returns, and record when. Until then it promises nothing. Returns what the call returned."""
         called_s, failed_s = self._clock(), 0.0
         waits = verb not in (ADD, CLAIM, SETTLED, BY_WORKER) and self._rng.random() < WAIT_SHARE
         named = (verb | (WAITED if waits else 0)) << VERB_SHIFT
@@ -313,7 +312,7 @@ class Writers:
                     return None
                 await asyncio.sleep(REPEAT_S)
         if receipt is False and verb == CLAIM:
-            return receipt  # it was told to nobody
+            return receipt  # nothing was stored, so no cache was told
         returned_s = self._clock()
         epoch, seq = (int(receipt.epoch, 16), receipt.seq) if isinstance(receipt, Receipt) else (0, 0)
         for item, mark in marks.items():
