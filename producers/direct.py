@@ -14,7 +14,7 @@ from cachebus.core.membership import Confirmed
 from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.keys.plan import Plan
 from cachebus.producers.base import Order, Producer
-from cachebus.producers.refusing import told
+from cachebus.producers.refusals import told
 from cachebus.producers.session import Memory, Session
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings

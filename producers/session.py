@@ -15,9 +15,9 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Plan
 from cachebus.observe import Counters
-from cachebus.producers.publishing import Publisher
-from cachebus.producers.refusing import Refusals, named, told
-from cachebus.producers.repeating import Repeating
+from cachebus.producers.publisher import Publisher
+from cachebus.producers.refusals import Refusals, named, told
+from cachebus.producers.repeat import Repeating
 from cachebus.resp import ended, heard
 from cachebus.settings import Settings
 from cachebus.writing.confirm import Confirmer

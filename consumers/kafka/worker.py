@@ -12,9 +12,9 @@ from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.dead_topic import count_of
-from cachebus.consumers.topics.looking import MISSING, UNKNOWN, altered
+from cachebus.consumers.topics.inspection import MISSING, UNKNOWN, altered
 from cachebus.consumers.topics.membership import Membership
-from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning

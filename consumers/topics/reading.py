@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from cachebus.consumers.topics.committing import assignment_of
-from cachebus.consumers.topics.share import Share, place_of
+from cachebus.consumers.topics.commits import assignment_of
+from cachebus.consumers.topics.progress import Share, place_of
 from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
 from cachebus.consumers.worker.source import Item
 

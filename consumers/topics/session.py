@@ -18,12 +18,12 @@ from loguru import logger
 
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
-from cachebus.consumers.topics.committing import MOVED_ON, Commits, assignment_of
+from cachebus.consumers.topics.commits import MOVED_ON, Commits, assignment_of
 from cachebus.consumers.topics.held import Kept
-from cachebus.consumers.topics.looking import Looking
+from cachebus.consumers.topics.inspection import Looking
 from cachebus.consumers.topics.note import Begin, Note, begin_at
+from cachebus.consumers.topics.progress import Share, place_of
 from cachebus.consumers.topics.reading import Reader
-from cachebus.consumers.topics.share import Share, place_of
 from cachebus.consumers.topics.unreadable import Unreadable
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session

@@ -15,7 +15,7 @@ from cachebus.cascade import Cascade
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
+from cachebus.consumers.worker.retry import TELL_EVERY_S, Patience
 from cachebus.errors import ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
 from cachebus.keys.plan import AT_ONCE, Plan, Planner, joined
 from cachebus.producers.base import Orders

@@ -9,7 +9,7 @@ from loguru import logger
 
 from cachebus.base.clock import Clock, monotonic
 from cachebus.consumers.monitoring.health import Health
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding
 
 MAKE_UP_EVERY_S: Final = 10.0

@@ -14,11 +14,11 @@ from cachebus.base.clock import monotonic, wall_s
 from cachebus.cascade import Cascade
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import HOPELESS, REFUSED, Applier, Carried
-from cachebus.consumers.worker.burying import PART, Burial
+from cachebus.consumers.worker.chunk import Reading, size_of
 from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.patience import Patience
-from cachebus.consumers.worker.reading import Reading, size_of
+from cachebus.consumers.worker.dead_letter_writer import PART, Burial
+from cachebus.consumers.worker.retry import Patience
 from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source, Unburied
 from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker

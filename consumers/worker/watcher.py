@@ -14,7 +14,7 @@ from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding, Session, Source
 from cachebus.keys.plan import Plan
 

@@ -18,7 +18,7 @@ from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.cdc.slot.reader import SlotReader
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import examined
 from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer

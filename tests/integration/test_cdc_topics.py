@@ -20,7 +20,7 @@ from cachebus.consumers.cdc.topics.kafka import ALL_DEAD, KafkaSource, TopicsWor
 from cachebus.consumers.cdc.topics.replay import replay_topic
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import examined
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running

@@ -19,7 +19,7 @@ from cachebus.consumers.outbox import OutboxRelay, create_tables, replay
 from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Applier
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import examined
 from cachebus.consumers.worker.source_worker import SourceWorker
 from tests.contract.source_rigs import RULES, TOO_LONG, InPostgres, OnSlot, command
 from tests.support.caches import quick, until

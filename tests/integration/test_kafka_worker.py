@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Cache, Cascade, ConfigError, Settings
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions, replay
-from cachebus.consumers.topics import looking
+from cachebus.consumers.topics import inspection
 from cachebus.consumers.worker import watcher
 from cachebus.producers import KafkaProducer
 from cachebus.tools.servers.daemon import free_port
@@ -344,7 +344,7 @@ async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(re
 async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
     settings: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "LOOK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(inspection, "LOOK_TIMEOUT_S", 0.3)
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     worker = worker_of(settings)
     async with running(worker):

@@ -19,8 +19,8 @@ from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, 
 from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
-from cachebus.consumers.worker import burying
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker import dead_letter_writer
+from cachebus.consumers.worker.preflight import examined
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings
@@ -232,7 +232,7 @@ async def test_likewise_in_sqlite(tmp_path: Path, redis_url: str, cache: Cache, 
             asked("DROP " + sql.removeprefix("DROP "))
         await until(lambda: count(0), within_s=20)
         await until(lambda: relay.health.ready, within_s=20)
-    assert burying.PART in relay.health.parts
+    assert dead_letter_writer.PART in relay.health.parts
 
 
 async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(

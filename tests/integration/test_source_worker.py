@@ -13,7 +13,7 @@ from cachebus import Cache, ConfigError
 from cachebus.base.clock import monotonic
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
-from cachebus.consumers.worker import assumptions, burying, source_worker, watcher
+from cachebus.consumers.worker import assumptions, dead_letter_writer, source_worker, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.source import Finding, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -205,8 +205,8 @@ async def test_a_place_of_the_dead_that_takes_nothing_costs_a_batch_little_time(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     """However many can't be set aside: it is left alone for a while, and then for longer."""
-    monkeypatch.setattr(burying, "REST_S", 60.0)
-    monkeypatch.setattr(burying, "REST_MAX_S", 60.0)
+    monkeypatch.setattr(dead_letter_writer, "REST_S", 60.0)
+    monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 60.0)
     source, asked = MemorySource(limit=50), 0
 
     def bury(letters: Any) -> Any:

@@ -23,7 +23,7 @@ from cachebus.consumers.monitoring.endpoint import CLIENTS_MAX, Endpoint
 from cachebus.consumers.monitoring.health import STUCK_S, Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import REFUSED, Applier
-from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
+from cachebus.consumers.worker.retry import TELL_EVERY_S, Patience
 from cachebus.consumers.worker.worker import Worker, serve
 from cachebus.keys.plan import Plan
 from cachebus.tools.servers.redis import EmbeddedServer

@@ -12,13 +12,13 @@ from cachebus import InvalidationFailed
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import examined
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import Plan
 from cachebus.l2.names import ShardNames
 from cachebus.producers.direct import DirectProducer
-from cachebus.producers.refusing import CALLED_S, Refusals
+from cachebus.producers.refusals import CALLED_S, Refusals
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask

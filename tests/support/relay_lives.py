@@ -22,7 +22,7 @@ from loguru import logger
 
 from cachebus.consumers.kafka import WorkerOptions
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions
-from cachebus.consumers.topics.committing import Commits
+from cachebus.consumers.topics.commits import Commits
 from tests.support.command import alive
 from tests.support.commands import setup, worker_of
 from tests.support.outbox import settings

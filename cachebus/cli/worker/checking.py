@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from cachebus.consumers.worker.examination import Seen
+    from cachebus.consumers.worker.preflight import Seen
     from cachebus.consumers.worker.worker import Worker
 
 WIDE: Final = 14
@@ -37,7 +37,7 @@ def is_asked() -> bool:
 
 def check(make: Callable[[], Worker]) -> None:
     """Make the worker, look, and end with the exit status that tells how it is: 0, or 1 where something is wrong."""
-    from cachebus.consumers.worker.examination import examined
+    from cachebus.consumers.worker.preflight import examined
     from cachebus.consumers.worker.source_worker import SourceWorker
 
     async def main() -> tuple[str, list[Seen]]:

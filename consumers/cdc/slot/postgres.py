@@ -27,7 +27,7 @@ from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, def
 from cachebus.consumers.cdc.slot.standing import Names
 from cachebus.consumers.cdc.slot.storage import Swallowed
 from cachebus.consumers.worker import clean, database_session
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError

@@ -13,9 +13,9 @@ from cachebus.consumers.cdc.rules.router import TABLES_REMEMBERED, Router
 from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
 from cachebus.consumers.topics.brokers import Brokers, Topic
-from cachebus.consumers.topics.looking import MISSING
+from cachebus.consumers.topics.inspection import MISSING
 from cachebus.consumers.topics.membership import Membership
-from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cachebus.consumers.worker.patience import LONGEST_S
+from cachebus.consumers.worker.retry import LONGEST_S
 from cachebus.tools.verify.checker.history import Stale
 from cachebus.tools.verify.checker.loads import Excuses
 from cachebus.tools.verify.fleet.disturbances import FLUSHED

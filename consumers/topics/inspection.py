@@ -29,8 +29,8 @@ from cachebus.consumers.worker.source import Finding, Look
 from cachebus.errors import BusUnavailable
 
 if TYPE_CHECKING:
+    from cachebus.consumers.topics.progress import Share
     from cachebus.consumers.topics.session import TopicSession
-    from cachebus.consumers.topics.share import Share
 
 LOOK_TIMEOUT_S: Final = 15.0
 """For all that is asked of the brokers, one after the other: some are far away, or busy."""

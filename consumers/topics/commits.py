@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from cachebus.consumers.topics.brokers import AGAIN_S
-from cachebus.consumers.topics.share import Share
+from cachebus.consumers.topics.progress import Share
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (

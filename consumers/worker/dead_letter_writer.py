@@ -13,7 +13,7 @@ from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source, Unburied
 
 PART: Final = "dead"
