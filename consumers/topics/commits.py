@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from cachebus.consumers.topics.brokers import AGAIN_S
-from cachebus.consumers.topics.progress import Share
+from cachebus.consumers.topics.progress import Progress
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (
@@ -38,19 +38,19 @@ def assignment_of(consumer: AIOKafkaConsumer) -> Any:
     return assignment if assignment is not None and assignment.active else None
 
 
-class Commits:
+class Committer:
     """One after the other, each beside the next batch."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
         self._committing: asyncio.Task[None] | None = None
 
-    async def commit(self, share: Share) -> None:
+    async def commit(self, progress: Progress) -> None:
         """What is due of it, when the last one is over; nothing, where others have come meanwhile."""
         await self.committed()
-        due = share.to_commit()
-        if due and assignment_of(self._consumer) is share.assignment and self._committing is None:
-            self._committing = asyncio.create_task(self._committed(share, due))
+        due = progress.to_commit()
+        if due and assignment_of(self._consumer) is progress.assignment and self._committing is None:
+            self._committing = asyncio.create_task(self._committed(progress, due))
 
     async def committed(self) -> None:
         """Until what is being committed is; raises why it is not."""
@@ -60,11 +60,11 @@ class Commits:
                 self._committing = None
                 task.result()
 
-    async def _committed(self, share: Share, due: dict[TopicPartition, tuple[int, str]]) -> None:
+    async def _committed(self, progress: Progress, due: dict[TopicPartition, tuple[int, str]]) -> None:
         with suppress(*MOVED_ON):
             async with asyncio.timeout(COMMIT_S):
-                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
-            share.committed |= due
+                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, progress.assignment)
+            progress.committed |= due
 
     async def aclose(self) -> None:
         """When what is being committed is, or can't be."""

@@ -26,7 +26,7 @@ NO_SHARDS: Final = Shards()
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
+class HeldMessage:
     """A message, or what of it waits."""
 
     record: Any
@@ -80,8 +80,8 @@ class Held:
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES, clock: Clock = monotonic) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._clock = clock
-        self._queues: dict[Shards, deque[Kept]] = {}
-        self._given: dict[Kept, Shards] = {}
+        self._queues: dict[Shards, deque[HeldMessage]] = {}
+        self._given: dict[HeldMessage, Shards] = {}
         self._offsets: dict[TopicPartition, Offsets] = {}
         self._too_much: dict[Shards, dict[TopicPartition, int]] = {}
         """By what they wait for: where partitions are to be read from again."""
@@ -106,7 +106,7 @@ class Held:
         heads = [queue[0].sent_s for queue in self._queues.values() if queue]
         return min((at_s for at_s in heads if at_s is not None), default=None)
 
-    def keep(self, kept: Kept, shards: Shards) -> None:
+    def keep(self, kept: HeldMessage, shards: Shards) -> None:
         """Hold this one, or remember where it can be had again."""
         offsets = self._offsets.setdefault(kept.partition, Offsets())
         offset = kept.record.offset
@@ -125,9 +125,9 @@ class Held:
         self._count += 1
         self._bytes += size_bytes
 
-    def give(self, limit: int, away: Collection[int]) -> list[Kept]:
+    def give(self, limit: int, away: Collection[int]) -> list[HeldMessage]:
         """What may be tried now."""
-        given: list[Kept] = []
+        given: list[HeldMessage] = []
         may_ask = self._clock() >= self._ask_s
         for shards, queue in list(self._queues.items()):
             if not shards.isdisjoint(away):
@@ -138,14 +138,14 @@ class Held:
                 given += self._taken(shards, queue, most)
         return given
 
-    def _taken(self, shards: Shards, queue: deque[Kept], most: int) -> list[Kept]:
+    def _taken(self, shards: Shards, queue: deque[HeldMessage], most: int) -> list[HeldMessage]:
         taken = [queue.popleft() for _ in range(min(most, len(queue)))]
         self._given.update(dict.fromkeys(taken, shards))
         if shards not in self._back:
             self._queues[shards] = self._queues.pop(shards)  # behind the others, so that each is asked for in its turn
         return taken
 
-    def tried(self, waiting: Mapping[Kept, Shards], undone: Collection[Kept]) -> None:
+    def tried(self, waiting: Mapping[HeldMessage, Shards], undone: Collection[HeldMessage]) -> None:
         """What was given was tried: some of it still waits, for a primary or to be set aside, for some there was no
         time."""
         for kept, shards in reversed(self._given.items()):
@@ -168,7 +168,7 @@ class Held:
         for shards in [shards for shards, queue in self._queues.items() if not queue and shards not in self._too_much]:
             del self._queues[shards]
 
-    def _done(self, kept: Kept, shards: Shards) -> None:
+    def _done(self, kept: HeldMessage, shards: Shards) -> None:
         self._back.add(shards)
         self._offsets[kept.partition].discard(kept.record.offset)
         self._count -= 1

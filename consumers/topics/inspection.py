@@ -21,7 +21,7 @@ from cachebus.consumers.topics.brokers import (
     Group,
     Topic,
 )
-from cachebus.consumers.topics.held import Kept
+from cachebus.consumers.topics.held import HeldMessage
 from cachebus.consumers.topics.membership import CLIENT
 from cachebus.consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
 from cachebus.consumers.worker.clean import clean
@@ -29,7 +29,7 @@ from cachebus.consumers.worker.source import Finding, Look
 from cachebus.errors import BusUnavailable
 
 if TYPE_CHECKING:
-    from cachebus.consumers.topics.progress import Share
+    from cachebus.consumers.topics.progress import Progress
     from cachebus.consumers.topics.session import TopicSession
 
 LOOK_TIMEOUT_S: Final = 15.0
@@ -44,13 +44,13 @@ SENT_FROM_S: Final = 1_420_000_000.0
 """Times before 2015 are none: nothing was sent then."""
 
 
-class Looking:
+class TopicInspector:
     """Of one session."""
 
     def __init__(self, session: TopicSession) -> None:
         self._session = session
         self._source = session.source
-        self.told: tuple[Share | None, dict[TopicPartition, tuple[str, str]]] = None, {}
+        self.told: tuple[Progress | None, dict[TopicPartition, tuple[str, str]]] = None, {}
         """What was missed as it was last told: of which partitions, by which assumption and subject."""
         self._missing = 0
         """At how many looks on end some topic was missing."""
@@ -90,10 +90,10 @@ class Looking:
 
     def _begun_anew(self, topics: Mapping[str, Topic]) -> None:
         """A topic that is another one than was begun is begun once more, from its first message."""
-        share = self._session.share
-        for name in {one.topic for one in share.taken} if share is not None else ():
+        progress = self._session.progress
+        for name in {one.topic for one in progress.taken} if progress is not None else ():
             now = topics[name].identity if name in topics and not topics[name].error else ""
-            if share is not None and now and share.identity(name) and now != share.identity(name):
+            if progress is not None and now and progress.identity(name) and now != progress.identity(name):
                 self._session.begin_anew()
 
     def _rights(self, topics: Mapping[str, Topic], named: Collection[str]) -> Iterable[Finding]:
@@ -182,9 +182,9 @@ class Looking:
             )
 
     def _missed(self) -> Iterable[Finding]:
-        share = self._session.share
-        missed = dict(share.missed) if share is not None else {}
-        self.told = share, {one: _named(one, why) for one, why in missed.items()}
+        progress = self._session.progress
+        missed = dict(progress.missed) if progress is not None else {}
+        self.told = progress, {one: _named(one, why) for one, why in missed.items()}
         return _of_missed(missed)
 
     async def _to_be_missed(
@@ -209,9 +209,9 @@ class Looking:
         self, topics: Mapping[str, Topic], named: Iterable[str], committed: Mapping[TopicPartition, Committed]
     ) -> dict[TopicPartition, int]:
         """Behind what was taken; of a group that this worker is not in, behind what is committed."""
-        share = self._session.share
-        if share is not None:
-            return share.taken | share.held.left_there
+        progress = self._session.progress
+        if progress is not None:
+            return progress.taken | progress.held.left_there
         if self._session.joined:
             return {}
         there = [TopicPartition(name, part) for name in named for part in topics[name].leaders]
@@ -239,14 +239,14 @@ class Looking:
         self, findings: list[Finding], positions: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
     ) -> Look:
         session = self._session
-        share = session.share
-        new = [item for item in session.in_hand if not isinstance(item.raw, Kept)]
-        held = len(share.held) if share is not None else 0
-        kept = held + len(new) + (len(share.undone) if share is not None else 0)
+        progress = session.progress
+        new = [item for item in session.in_hand if not isinstance(item.raw, HeldMessage)]
+        held = len(progress.held) if progress is not None else 0
+        kept = held + len(new) + (len(progress.undone) if progress is not None else 0)
         unread = sum(max(0, ends[one] - at) for one, at in positions.items() if one in ends)
         sent_s = [item.sent_s for item in new if item.sent_s is not None]
-        if share is not None and share.held.sent_s is not None:
-            sent_s.append(share.held.sent_s)
+        if progress is not None and progress.held.sent_s is not None:
+            sent_s.append(progress.held.sent_s)
         true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
         oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
         return Look(findings, kept + unread, oldest_s, held=held)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.topics.held import NO_SHARDS, Held, Kept
+from cachebus.consumers.topics.held import NO_SHARDS, Held, HeldMessage
 from cachebus.consumers.topics.note import Begin, Note
 from cachebus.consumers.worker.source import Item, Left
 from cachebus.producers.command import encode
@@ -19,7 +19,7 @@ YIELD_S: Final = 0.005
 """The loop is held no longer by what is to be held."""
 
 
-class Share:
+class Progress:
     """Of one assignment of the driver's. After the next rebalance nothing of it counts: what was not committed by then
     is read again, by whoever has the partition."""
 
@@ -63,7 +63,7 @@ class Share:
         """What is not committed yet of how far all partitions have come: nothing behind what is held."""
         first: dict[TopicPartition, int] = {}
         for item in self.undone:
-            if not isinstance(item.raw, Kept):
+            if not isinstance(item.raw, HeldMessage):
                 partition = partition_of(item.raw)
                 first[partition] = min(item.raw.offset, first.get(partition, item.raw.offset))
         found: dict[TopicPartition, tuple[int, str]] = {}
@@ -81,26 +81,26 @@ class Share:
         letters = {id(one.item): one.letter for one in left.unburied}
         items = {id(one.item): one.item for one in left.waiting}
         items |= {id(one.item): one.item for one in left.unburied}
-        tried: dict[Kept, frozenset[int]] = {}
-        kept: list[tuple[Kept, frozenset[int]]] = []
+        tried: dict[HeldMessage, frozenset[int]] = {}
+        kept: list[tuple[HeldMessage, frozenset[int]]] = []
         held_s = monotonic()
         for at, item in items.items():
             waiting = waits.get(at)
             shards = waiting.shards if waiting else NO_SHARDS
             commands = tuple(map(_bytes_of, waiting.commands)) if waiting else ()
-            if isinstance(item.raw, Kept):
+            if isinstance(item.raw, HeldMessage):
                 item.raw.commands, item.raw.letter = commands, letters.get(at)
                 tried[item.raw] = shards
             else:
-                one = Kept(item.raw, partition_of(item.raw), commands, item.sent_s, item.again, letters.get(at))
+                one = HeldMessage(item.raw, partition_of(item.raw), commands, item.sent_s, item.again, letters.get(at))
                 kept.append((one, shards))
             if monotonic() - held_s > YIELD_S:
                 await asyncio.sleep(0)
                 held_s = monotonic()
-        self.held.tried(tried, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        self.held.tried(tried, {one.raw for one in left.undone if isinstance(one.raw, HeldMessage)})
         for given in kept:
             self.held.keep(*given)
-        self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, Kept)]))
+        self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, HeldMessage)]))
 
     def _text(self, partition: TopicPartition) -> str:
         text = self._texts.get(partition)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from cachebus.consumers.topics.commits import assignment_of
-from cachebus.consumers.topics.progress import Share, place_of
+from cachebus.consumers.topics.progress import Progress, place_of
 from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
 from cachebus.consumers.worker.source import Item
 
@@ -25,51 +25,51 @@ class Reader:
         self._source = source
         self._consumer = consumer
 
-    def taken(self, share: Share, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
+    def taken(self, progress: Progress, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
         """What the driver has given; nothing, where it is of an assignment that has not been begun."""
-        if assignment_of(self._consumer) is not share.assignment:  # they are the next one's, and come again
+        if assignment_of(self._consumer) is not progress.assignment:  # they are the next one's, and come again
             return []
         items: list[Item] = []
         for partition, several in records.items():
-            if partition not in share.taken:  # not begun: it comes again when it is
+            if partition not in progress.taken:  # not begun: it comes again when it is
                 continue
-            before = self._source.before.get((share.identity(partition.topic), partition), 0)
+            before = self._source.before.get((progress.identity(partition.topic), partition), 0)
             place = f"{partition.topic}/{partition.partition}@"
             items += [
                 Item(f"{place}{one.offset}", one, (one.timestamp or 0) / 1000, one.offset < before) for one in several
             ]
-        self._positions(share)
+        self._positions(progress)
         return items
 
-    def _positions(self, share: Share) -> None:
+    def _positions(self, progress: Progress) -> None:
         """Where the driver is, is what was taken; also behind what is no message."""
-        for partition in share.taken:
-            state = share.assignment.state_value(partition)
+        for partition in progress.taken:
+            state = progress.assignment.state_value(partition)
             if state is not None and state.has_valid_position:
-                share.taken[partition] = state.position
+                progress.taken[partition] = state.position
 
-    def go_back(self, share: Share) -> None:
+    def go_back(self, progress: Progress) -> None:
         """To behind what was taken: what the driver had given of other partitions is lost with what it raised."""
-        for partition, offset in share.taken.items():
+        for partition, offset in progress.taken.items():
             self._consumer.seek(partition, offset)
 
-    async def one_by_one(self, share: Share, limit: int) -> list[Item]:
+    async def one_by_one(self, progress: Progress, limit: int) -> list[Item]:
         """The messages of a partition up to one that can't be read, and that one; and those of others, which do not
         wait for it."""
-        partition = min(share.broken)
-        items = await self._up_to_broken(share, partition, limit)
-        share.broken.discard(partition)
-        others = share.taken.keys() - share.broken - {partition}
+        partition = min(progress.broken)
+        items = await self._up_to_broken(progress, partition, limit)
+        progress.broken.discard(partition)
+        others = progress.taken.keys() - progress.broken - {partition}
         if others and len(items) < limit:
             try:
                 found = await self._consumer.getmany(*others, timeout_ms=0, max_records=limit - len(items))
             except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
-                self.broke(share, error)
+                self.broke(progress, error)
             else:
-                items += self.taken(share, found)
+                items += self.taken(progress, found)
         return items
 
-    async def _up_to_broken(self, share: Share, partition: TopicPartition, limit: int) -> list[Item]:
+    async def _up_to_broken(self, progress: Progress, partition: TopicPartition, limit: int) -> list[Item]:
         records: list[Any] = []
         while len(records) < limit:
             try:
@@ -77,20 +77,20 @@ class Reader:
             except Exception as error:
                 if not is_unreadable(error):
                     raise
-                at = share.assignment.state_value(partition).position
+                at = progress.assignment.state_value(partition).position
                 unreadable = await stepped_over(self._consumer, partition, at, error)
                 self._source.unreadable.inc(unreadable.behind - unreadable.offset)
-                return [*self.taken(share, {partition: records}), Item(place_of(unreadable), unreadable)]
+                return [*self.taken(progress, {partition: records}), Item(place_of(unreadable), unreadable)]
             if not found:
                 break
             records += found[partition]
-        return self.taken(share, {partition: records})
+        return self.taken(progress, {partition: records})
 
-    def broke(self, share: Share, error: Exception) -> None:
+    def broke(self, progress: Progress, error: Exception) -> None:
         """The driver has raised this for one of several partitions: that one is read one by one from now on. What is
         not of a message's making is raised again."""
         broken = where(self._consumer) if is_unreadable(error) else None
         if broken is None:
             raise error
-        share.broken.add(broken)
-        self.go_back(share)
+        progress.broken.add(broken)
+        self.go_back(progress)

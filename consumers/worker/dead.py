@@ -14,12 +14,12 @@ class DeadLetter(NamedTuple):
     source: str
     """Where it came from: a table's row, a topic's partition and offset."""
     attempts: int
-    """How often it has come to this end, this time included."""
+    """How often it was set aside, this time included."""
     at_s: float | None = None
-    """When it was made, in Unix seconds, where that is known."""
+    """When it was set aside, in Unix seconds, where that is known."""
     key: bytes | None = None
-    """That of its message, where it had one and it is to be kept."""
+    """The message's key, if it had one that is to be kept."""
     headers: tuple[tuple[str, bytes], ...] = ()
-    """Those of its message that are to be kept."""
+    """The message's headers that are to be kept."""
     key_cut: bool = False
-    """Whether it had a key that could not be kept."""
+    """Whether the message had a key that is too long to be kept."""

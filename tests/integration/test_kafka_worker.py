@@ -334,7 +334,7 @@ async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(re
     worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
     task = asyncio.create_task(worker.run())
     with warnings_of("cachebus.consumers") as told:
-        await until(lambda: worker._patience._tries > 2)
+        await until(lambda: worker._retry._tries > 2)
     assert len([line for line in told if "kafka is out of reach" in line]) == 1
     assert not worker.health.is_up("kafka") and worker.health.is_up("l2")
     worker.drain()

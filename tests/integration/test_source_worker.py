@@ -443,10 +443,10 @@ async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_ofte
     watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
     due = []
     for _ in range(181):
-        due += watched.heard([BROKEN])
+        due += watched.update([BROKEN])
         now_s += 1.0
     assert len(due) == 1 + 180 / assumptions.MAKE_UP_EVERY_S
-    assert len(watched.heard([])) == 1
+    assert len(watched.update([])) == 1
     assert health.ready
 
 
@@ -485,10 +485,10 @@ def test_what_happens_again_is_made_up_for_again() -> None:
     """Also where nobody has looked in between."""
     watched = assumptions.Assumptions("test", ["shape"], Health("test", ("shape",)))
     past = BROKEN._replace(over=True)
-    assert watched.heard([past]) == [past]
-    assert watched.heard([past]) == [], "it is under way"
+    assert watched.update([past]) == [past]
+    assert watched.update([past]) == [], "it is under way"
     watched.made_up([past])
-    assert watched.heard([past]) == [past]
+    assert watched.update([past]) == [past]
 
 
 async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:
