@@ -1,4 +1,4 @@
-"""A worker's place in a group, while the connection lasts: what it takes, and how far it commits."""
+"""One connection of a worker to its consumer group: what it takes, and what it commits."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from cachebus.consumers.topics.source import TopicSource
 
 GET_S: Final = 2.0
-"""Asked for messages in the middle of a rebalance, the driver waits for its end."""
+"""How long the driver may take beyond its own time-out. During a rebalance it waits for the end of that."""
 UNBEGUN_EVERY_S: Final = 0.5
+"""How often leaders that did not tell where their partitions begin are asked again."""
 JOIN_S: Final = 0.01
-"""So often one looks whether there is an assignment."""
+"""How often it looks for an assignment while there is none."""
 
 
 class TopicSession(Session):
-    """See `Session`. It joins the group when something is taken for the first time."""
+    """See `Session`. It joins the group with the first `take`."""
 
     def __init__(self, source: TopicSource, brokers: Brokers, consumer: AIOKafkaConsumer) -> None:
         self.source = source
@@ -48,7 +49,7 @@ class TopicSession(Session):
         self.brokers = brokers
         self.progress: Progress | None = None
         self._carried: Progress | None = None
-        """Whose the batch is that is in hand."""
+        """The progress that the batch in hand belongs to."""
         self.in_hand: Sequence[Item] = ()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,11 +80,11 @@ class TopicSession(Session):
             self._carried, self.in_hand = progress, items
             self._idle.clear()
         elif progress is self.progress:
-            await self.commits.commit(progress)  # behind what is no message, such as the end of a transaction
+            await self.commits.commit(progress)  # the position may have passed what is no message
         return Batch(items, len(items) >= limit)
 
     async def _current(self) -> Progress | None:
-        """What there is by the assignment as it is now; None where there is none yet."""
+        """The progress of the current assignment; None where there is none yet."""
         if not self.joined:
             await self.source.make_topics()
             self.consumer.subscribe(**self.source.subscription, listener=_RebalanceListener(self))
@@ -101,14 +102,14 @@ class TopicSession(Session):
 
     @property
     def joined(self) -> bool:
-        """Whether it is in the group, or about to be."""
+        """Whether it is in the group, or is about to join."""
         return bool(self.consumer._subscription.listener)
 
     def _assignment(self) -> Any:
         return assignment_of(self.consumer)
 
     async def _begun(self, assignment: Any) -> Progress | None:
-        """From where its partitions are to be read: from behind what is committed, unless that is not what it was."""
+        """Begin an assignment: find where to read each of its partitions from. None if another rebalance came first."""
         await self.commits.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
@@ -124,7 +125,7 @@ class TopicSession(Session):
         return progress
 
     async def _begin_rest(self, progress: Progress) -> None:
-        """Partitions whose leader did not tell, as one that has just moved, where they begin: asked for once more."""
+        """Ask again where partitions begin whose leader did not tell, as one that has just moved."""
         topics = await self.brokers.topics({partition.topic for partition in progress.unbegun})
         begins = await self._begins(topics, progress.unbegun)
         if self._assignment() is progress.assignment:
@@ -132,8 +133,8 @@ class TopicSession(Session):
             self._goes_on(progress, begins)
 
     def _goes_on(self, progress: Progress, begins: Mapping[TopicPartition, Begin]) -> None:
-        """The driver reads these from where they begin, and none that is not begun: it would go by itself from what is
-        committed, and nothing of it would ever be committed."""
+        """Have the driver read these partitions from where they begin. All others are paused: the driver would read
+        them from what is committed, and nothing of that would ever be committed."""
         self._cut -= begins.keys()
         for partition, begin in begins.items():
             self.consumer.seek(partition, begin.offset)
@@ -142,14 +143,14 @@ class TopicSession(Session):
                 self.look_again = True
         self.consumer.resume(*self.consumer.paused() & begins.keys())
         for partition in progress.unbegun:
-            self.consumer.seek(partition, 0)  # anywhere: else it asks for itself, and raises where there is nothing
+            self.consumer.seek(partition, 0)  # any offset: without one the driver asks by itself, and may raise
         self.consumer.pause(*progress.unbegun)
         self._unbegun_from_s = monotonic() + UNBEGUN_EVERY_S
 
     async def _begins(
         self, topics: Mapping[str, Topic], partitions: Collection[TopicPartition]
     ) -> dict[TopicPartition, Begin]:
-        """Where these begin, as far as their leaders tell."""
+        """Where these partitions begin, as far as their leaders tell."""
         committed = await self.brokers.committed(self.source.membership.group)
         first = await self.brokers.offsets(topics, partitions, EARLIEST)
         namespace, known = self.source.membership.namespace, self.source.identities
@@ -166,7 +167,7 @@ class TopicSession(Session):
         return begins
 
     async def _new(self, progress: Progress, limit: int, wait_s: float) -> list[Item]:
-        """Messages that were not taken before."""
+        """New messages."""
         try:
             if progress.broken:
                 return await self._reader.one_by_one(progress, limit)
@@ -178,16 +179,16 @@ class TopicSession(Session):
             if isinstance(error, OffsetOutOfRangeError):
                 self._cut |= set(named)
             self.progress = None
-        except (TopicAuthorizationFailedError, *MOVED_ON):  # the first is found by looking
+        except (TopicAuthorizationFailedError, *MOVED_ON):  # a check reports the first
             await asyncio.sleep(POLL_S)
         except TimeoutError:
             if self._assignment() is progress.assignment and not self.consumer._subscription.reassignment_in_progress:
                 raise
-        except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
+        except Exception as error:  # noqa: BLE001 -- raised again, unless a message is to blame
             self._reader.broke(progress, error)
         return []
 
-    # -- what it means, and letting go --------------------------------------------------------------------------------
+    # -- what items mean, and acknowledging ---------------------------------------------------------------------------
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
@@ -212,8 +213,8 @@ class TopicSession(Session):
         await self.source.dead.put(letters)
 
     async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`. Of each partition what lies before the first message that is held is committed; and
-        nothing, when others have come meanwhile."""
+        """See `Session.let_go`. Each partition is committed up to its first message that is held. After a rebalance
+        nothing is committed."""
         progress = self._carried
         try:
             if progress is None:
@@ -228,8 +229,8 @@ class TopicSession(Session):
             self._idle.set()
 
     async def hand_over(self) -> None:
-        """Have what is in hand applied and committed before others get its partitions, as long as the group waits. What
-        is held is theirs."""
+        """Before other workers get the partitions: wait until the batch in hand is applied and committed, for as long
+        as the group waits. They read again what is held."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.source.membership.session_timeout_s / 2):
                 await self._idle.wait()
@@ -242,7 +243,7 @@ class TopicSession(Session):
         return await self._inspector.look()
 
     def begin_anew(self) -> None:
-        """The topics are not what they were: all is begun once more before anything else is taken."""
+        """A topic is another one than before: begin the assignment again before anything else is taken."""
         self.progress = None
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
@@ -256,7 +257,7 @@ class TopicSession(Session):
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
         progress, told = self._inspector.told
-        if progress is not None and progress is self.progress:  # what was missed since then is still to be told
+        if progress is not None and progress is self.progress:  # what was missed since then is yet to be reported
             subjects = {(finding.assumption, finding.subject) for finding in findings}
             progress.made_up([one for one, by in told.items() if by in subjects])
             if self._idle.is_set():
@@ -268,9 +269,9 @@ class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._session = session
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        """Each batch is committed before the next is asked for: only the one in hand has to be waited for."""
+        """Wait for the batch in hand: all others are committed."""
         if revoked:
             await self._session.hand_over()
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        """The next `take` begins it."""
+        """Nothing: the next `take` begins the assignment."""
