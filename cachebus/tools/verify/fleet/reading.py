@@ -102,13 +102,13 @@ class Readers:
 
     async def run(self) -> None:
         """Run until stopped."""
-        drum = asyncio.create_task(self._pace.drum())
+        pacing = asyncio.create_task(self._pace.run())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(READERS):
                     group.create_task(self._read_on())
         finally:
-            drum.cancel()
+            pacing.cancel()
 
     async def own(self, item: Item) -> None:
         """Read what this node has just written."""

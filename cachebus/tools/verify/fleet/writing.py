@@ -127,10 +127,10 @@ class Writers:
         if not self._rate:
             return
         async with asyncio.TaskGroup() as group:
-            drum = group.create_task(self._pace.drum())
+            pacing = group.create_task(self._pace.run())
             writers = [group.create_task(self._write_on()) for _ in range(WRITERS)]
             await asyncio.wait(writers)
-            drum.cancel()
+            pacing.cancel()
 
     async def abandon_guard(self, after_s: float) -> None:
         """Write behind a guard, and abandon it after its commit, so many seconds after it was entered."""
