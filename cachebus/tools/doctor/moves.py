@@ -1,4 +1,4 @@
-"""Slots of a Cluster that are on their way from one primary to another, and of which only one of the two knows."""
+"""Checks for broken slot moves in a Cluster: only one of the two primaries knows that the slot is being moved."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from cachebus.tools.doctor.facts import asked
 from cachebus.tools.doctor.finding import Finding, Level, ok, unknown
 
 AGAIN_S: Final = 1.0
-"""A move begins at one of the two, and ends at one: what is seen only once may just be under way."""
+"""A move begins, and ends, at one primary first. So it is broken only if it still looks so a moment later."""
 TO, FROM = "->-", "-<-"
 
 
 class Move(NamedTuple):
-    """What one primary says of one slot."""
+    """A move of one slot, as one primary states it."""
 
     slot: int
     by: str
-    """The id of whoever says it."""
+    """The id of the primary that states it."""
     leaves: bool
-    """Whether the slot goes from there, or comes."""
+    """Whether the slot leaves that primary, or comes to it."""
     other: str
-    """The id of the one that it goes to, or comes from."""
+    """The id of the other primary."""
 
 
 @dataclass(slots=True)
 class View:
-    """What one primary says."""
+    """What one primary says of slots."""
 
     address: Address
     refused: str = ""
-    """Why it says nothing."""
+    """Why it does not answer."""
     own: list[range] = field(default_factory=list)
     moves: set[Move] = field(default_factory=set)
     lines: list[Line] = field(default_factory=list)
 
     def has(self, slot: int) -> bool:
-        """Whether the slot is its own, by its own word."""
+        """Whether it says that it has the slot."""
         return any(slot in part for part in self.own)
 
 
 def view_of(address: Address, text: str) -> tuple[str, View]:
-    """Whoever has written these lines of CLUSTER NODES, and what it says of itself."""
+    """The view of the node that gave this text of CLUSTER NODES."""
     words = next((each for each in map(str.split, text.splitlines()) if "myself" in "".join(each[2:3])), [""])
     view = View(address, "", own_slots(text), set(), lines_of(text))
     for part in words[8:]:
@@ -60,7 +60,7 @@ def view_of(address: Address, text: str) -> tuple[str, View]:
 
 
 async def one_sided(settings: Settings, primaries: Sequence[Address]) -> list[Finding]:
-    """What is to be said of the slots that are on their way, by the word of all primaries."""
+    """Check the slots that are being moved, by what all primaries say."""
     views, places = await _asked(primaries)
     if _alone(views):
         await asyncio.sleep(AGAIN_S)
@@ -81,7 +81,7 @@ async def one_sided(settings: Settings, primaries: Sequence[Address]) -> list[Fi
 
 
 async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping[str, Address]]:
-    """By id: what the primaries say, and those that they name; and where each is."""
+    """The views of the primaries, and of those that they name, by id; and the address of each."""
     views = dict(await asyncio.gather(*map(_said, primaries)))
     named: dict[str, Address] = {}
     for view in views.values():
@@ -109,7 +109,7 @@ def _in_order(count: int) -> str:
 
 
 def _alone(views: Mapping[str, View]) -> list[Move]:
-    """Moves of which the other end says nothing."""
+    """Moves that the other primary does not know of."""
     return [move for view in views.values() for move in view.moves if not _is_known(move, views)]
 
 

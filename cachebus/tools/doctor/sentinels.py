@@ -1,4 +1,4 @@
-"""What Sentinels say of the primary that they watch over, and of its replicas."""
+"""Checks of Sentinels: what they say of the primary and its replicas, and whether they can promote one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DOWN: Final = frozenset(("o_down", "s_down"))
 
 LEAST_SENTINELS: Final = 3
 LEAST_FAILOVER_S: Final = 3.0
-"""The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
+"""The least min-replicas-max-lag is a second. It ends only so long after the last acknowledgement."""
 FAILOVER_MS: Final = 5000
 
 
@@ -29,32 +29,32 @@ class View:
     silent: str = ""
     """Why it can't be asked."""
     primary: Mapping[str, str] = field(default_factory=dict)
-    """As of SENTINEL MASTER; empty where it does not say."""
+    """Its answer to SENTINEL MASTER; empty if it does not answer."""
     replicas: Sequence[Mapping[str, str]] = ()
     refused: str = ""
-    """Why it does not say what it was asked for."""
+    """Why it refuses an answer."""
     quorum: str = ""
-    """Why a failover would not be agreed on; "" where it would, or that is refused."""
+    """Why the Sentinels would not agree on a failover; "" if they would, or if that is refused."""
     quorum_refused: str = ""
 
     def names(self, primary: Address) -> bool:
-        """Whether it watches over that one."""
+        """Whether it watches this primary."""
         return (self.primary.get("ip"), self.primary.get("port")) == (primary.host, str(primary.port))
 
     @property
     def down(self) -> str:
-        """Why it holds the primary for dead, in its words; "" where it does not."""
+        """Why it takes the primary for dead, in its words; "" if it does not."""
         return ", ".join(sorted(_DOWN & set(self.primary.get("flags", "").split(","))))
 
     @property
     def down_after_s(self) -> float | None:
-        """After how long a silence it holds the primary for dead."""
+        """After how many silent seconds it takes the primary for dead."""
         silent_ms = whole(self.primary.get("down-after-milliseconds"))
         return None if silent_ms is None else silent_ms / 1000
 
 
 async def views_of(places: Places) -> list[View]:
-    """What each of them says."""
+    """The view of each Sentinel."""
     return list(await asyncio.gather(*(_view(each, places.service) for each in places.addresses)))
 
 
@@ -82,7 +82,8 @@ async def _view(sentinel: Address, service: str) -> View:
 
 
 def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched:
-    """The least time-out of all that answer, since any may begin a failover; every replica that any of them knows."""
+    """Their views merged: the least time-out, since any may begin a failover, and every replica that any of them
+    knows."""
     told = [view for view in views if view.primary and not view.refused]
     if not told:
         return Watched(SENTINEL, service, refused=next((view.refused or view.silent for view in views), ""))
@@ -92,7 +93,7 @@ def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched
 
 
 def _merged(views: Sequence[View], primary: Address) -> list[Known]:
-    """One that any Sentinel reaches is there."""
+    """Their replicas merged: one that any Sentinel reaches is there."""
     found: dict[Any, Known] = {}
     for view in views:
         for row in view.replicas:
@@ -109,7 +110,7 @@ def _merged(views: Sequence[View], primary: Address) -> list[Known]:
 
 
 def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> Iterator[Finding]:
-    """Whether the Sentinels can promote a replica, and agree on what they do."""
+    """Check that the Sentinels can promote a replica, and agree on the primary."""
     silent = [view for view in views if view.silent]
     if silent:
         yield Finding(
@@ -156,12 +157,13 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
 
 
 def _known(views: Sequence[View]) -> int:
-    """As many as any knows of, or the URL names: one that was started a moment ago knows none of the others yet."""
+    """How many Sentinels there are: the most that any of them knows, or that the URL names. One that has just started
+    does not know the others yet."""
     return max(len(views), *((whole(each.primary.get("num-other-sentinels")) or 0) + 1 for each in views))
 
 
 def _few(views: Sequence[View]) -> Iterator[Finding]:
-    """Whether the death of one Sentinel ends failovers, or keeps nodes from the primary."""
+    """Check that failovers, and nodes' access to the primary, survive the death of one Sentinel."""
     if not any(view.primary for view in views):
         return
     all_ = _known(views)
@@ -198,7 +200,8 @@ def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
 
 
 def _held_for_dead(views: Sequence[View], down: Sequence[View], service: str) -> Finding:
-    """That they would agree is no help then: they do, and nothing comes of it, or soon something does."""
+    """The finding if Sentinels take the primary for dead. That they agree does not help: either a failover is coming,
+    or none is possible."""
     return Finding(
         "failover",
         Level.PROBLEM,
@@ -234,7 +237,7 @@ def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
 
 
 def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -> Finding:
-    """A replica is promoted before a cut-off primary can know that it must refuse."""
+    """The finding if a replica is promoted before a cut-off primary refuses writes."""
     return Finding(
         "failover",
         Level.ADVICE,
