@@ -12,7 +12,7 @@ from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import Known, Watched, asked, texts, whole
+from cachebus.tools.doctor.facts import KnownReplica, Watched, asked, texts, whole
 from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
 from cachebus.tools.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
 
@@ -164,7 +164,7 @@ def lacking_in(text: str) -> list[int]:
     return [slot for slot in range(SLOTS) if slot not in had] if text else []
 
 
-def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
+def replicas_in(lines: Sequence[Line], primary: Address) -> list[KnownReplica] | None:
     """The replicas of the node that has written these lines, which is at that address; None where it is not in them.
 
     By its id: in most Clusters all nodes have one port.
@@ -174,7 +174,7 @@ def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
         return None
     by_name = own.host == primary.host
     return [
-        Known(
+        KnownReplica(
             replace(primary, host=(by_name and line.host) or line.ip or primary.host, port=line.port),
             away=", ".join(sorted(line.flags & _AWAY)),
             promotable="nofailover" not in line.flags,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cachebus.tools.doctor.facts import Facts, Known, Server, Watched, whole
+from cachebus.tools.doctor.facts import Facts, KnownReplica, Server, Watched, whole
 
 MAX_LAG_S: Final = 10
 
@@ -82,13 +82,13 @@ def longest_lag_s(watched: Watched) -> int:
     return MAX_LAG_S if watched.failover_s is None else min(MAX_LAG_S, max(1, int(watched.failover_s) - 2))
 
 
-def disowned(server: Server, watched: Watched) -> list[Known]:
+def disowned(server: Server, watched: Watched) -> list[KnownReplica]:
     """Replicas that keep up with the primary, and that those who would promote them can't reach."""
     places = {place_of(follower) for follower in in_step(server, longest_lag_s(watched))}
     return [replica for replica in watched.known or () if replica.away and replica.place in places]
 
 
-def absent(facts: Facts) -> Sequence[Known]:
+def absent(facts: Facts) -> Sequence[KnownReplica]:
     """Known replicas that are away. They count, since they may be on the side of the one that is promoted."""
     there = disowned(facts.server, facts.watched)
     return [replica for replica in facts.watched.known or () if replica.away and replica not in there]

@@ -9,13 +9,13 @@ from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.settings import Settings
 from cachebus.tools.doctor import (
     access,
+    after_failover,
     durability,
     links,
     memory,
     namespace,
     replicas,
     replication,
-    succession,
     timing,
 )
 from cachebus.tools.doctor.cluster import shards_named
@@ -34,8 +34,8 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     replication.cut_off,
     replication.gone,
     replicas.promoted,
-    succession.left_over,
-    succession.locked_out,
+    after_failover.left_over,
+    after_failover.locked_out,
     replication.migrating,
     replication.new_ids,
     links.buffers,

@@ -136,7 +136,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownReplica:
     """A replica, as it is known to those who would promote it: Sentinels, or the nodes of a Cluster."""
 
     address: Address
@@ -164,7 +164,7 @@ class Watched:
     """The service's name, with Sentinels."""
     failover_s: float | None = None
     """After how many silent seconds a replica is promoted; None if nobody does that, or it is not known."""
-    known: Sequence[Known] | None = None
+    known: Sequence[KnownReplica] | None = None
     """The replicas that they know, also those that are away; None if nobody says."""
     refused: str = ""
     """Why something is not known."""

@@ -32,7 +32,7 @@ class Move(NamedTuple):
 
 
 @dataclass(slots=True)
-class View:
+class PrimaryView:
     """What one primary says of slots."""
 
     address: Address
@@ -47,10 +47,10 @@ class View:
         return any(slot in part for part in self.own)
 
 
-def view_of(address: Address, text: str) -> tuple[str, View]:
+def view_of(address: Address, text: str) -> tuple[str, PrimaryView]:
     """The view of the node that gave this text of CLUSTER NODES."""
     words = next((each for each in map(str.split, text.splitlines()) if "myself" in "".join(each[2:3])), [""])
-    view = View(address, "", own_slots(text), set(), lines_of(text))
+    view = PrimaryView(address, "", own_slots(text), set(), lines_of(text))
     for part in words[8:]:
         for sign in (TO, FROM):
             slot, between, other = part.strip("[]").partition(sign)
@@ -80,7 +80,7 @@ async def one_sided(settings: Settings, primaries: Sequence[Address]) -> list[Fi
     return found
 
 
-async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping[str, Address]]:
+async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, PrimaryView], Mapping[str, Address]]:
     """The views of the primaries, and of those that they name, by id; and the address of each."""
     views = dict(await asyncio.gather(*map(_said, primaries)))
     named: dict[str, Address] = {}
@@ -96,10 +96,10 @@ async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping
     return views, named | {id_: view.address for id_, view in views.items()}
 
 
-async def _said(whom: Address) -> tuple[str, View]:
+async def _said(whom: Address) -> tuple[str, PrimaryView]:
     ((text, refused),) = await asked(whom, ("CLUSTER", "NODES"))
     if text is None:
-        return str(whom), View(whom, refused)
+        return str(whom), PrimaryView(whom, refused)
     return view_of(whom, text.decode(errors="replace"))
 
 
@@ -108,17 +108,19 @@ def _in_order(count: int) -> str:
     return f"{slots} way, and both ends know of it"
 
 
-def _alone(views: Mapping[str, View]) -> list[Move]:
+def _alone(views: Mapping[str, PrimaryView]) -> list[Move]:
     """Moves that the other primary does not know of."""
     return [move for view in views.values() for move in view.moves if not _is_known(move, views)]
 
 
-def _is_known(move: Move, views: Mapping[str, View]) -> bool:
+def _is_known(move: Move, views: Mapping[str, PrimaryView]) -> bool:
     other = views.get(move.other)
     return other is not None and Move(move.slot, move.other, not move.leaves, move.by) in other.moves
 
 
-def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address], shards: Sequence[int]) -> Finding:
+def _finding(
+    move: Move, views: Mapping[str, PrimaryView], places: Mapping[str, Address], shards: Sequence[int]
+) -> Finding:
     here, there = places[move.by], places.get(move.other, move.other)
     way = f"goes to {there} ({TO})" if move.leaves else f"comes from {there} ({FROM})"
     says = f"{here} says that slot {move.slot} {way}"

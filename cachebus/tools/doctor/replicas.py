@@ -9,7 +9,7 @@ from typing import Final
 from cachebus.errors import CacheBusError
 from cachebus.resp import Address
 from cachebus.settings import Settings
-from cachebus.tools.doctor import access, durability, links, memory, succession
+from cachebus.tools.doctor import access, after_failover, durability, links, memory
 from cachebus.tools.doctor.counting import (
     counted,
     disowned,
@@ -114,7 +114,7 @@ def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
     if replica.server is None:
         yield _out_of_reach(replica, facts.watched)
         return
-    yield from succession.following(replica.server)
+    yield from after_failover.following(replica.server)
     yield from _waiting(replica.server, facts)
     yield from _like_the_primary(replica.server, facts)
     yield from replica.lacking

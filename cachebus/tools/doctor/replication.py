@@ -19,7 +19,7 @@ from cachebus.tools.doctor.counting import (
     needed,
     replicas_said,
 )
-from cachebus.tools.doctor.facts import Facts, Known, Watched
+from cachebus.tools.doctor.facts import Facts, KnownReplica, Watched
 from cachebus.tools.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
@@ -177,7 +177,7 @@ def gone(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _forget(watched: Watched, away: Sequence[Known]) -> str:
+def _forget(watched: Watched, away: Sequence[KnownReplica]) -> str:
     lost = f"If {', '.join(str(each.address) for each in away)} never come back"
     if watched.kind == SENTINEL:
         return (
