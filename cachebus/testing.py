@@ -154,10 +154,10 @@ async def verify(
     """
     # Only here: the twins above must not cost what starts processes and judges them.
     from cachebus.tools.verify.nemesis.faults import chosen
-    from cachebus.tools.verify.plan import planned
+    from cachebus.tools.verify.plan import make_plan
     from cachebus.tools.verify.run import Run
 
-    plan = planned(
+    plan = make_plan(
         url=url,
         seconds=seconds,
         seed=seed,

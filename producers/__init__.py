@@ -1,4 +1,4 @@
-"""Write-path emitters: say from anywhere that data was replaced, without holding a cache."""
+"""Producers send invalidations from code that has no cache: straight to L2, by an outbox, or by Kafka."""
 
 from cachebus.producers.base import Producer
 from cachebus.producers.command import Command, InvalidCommand

@@ -1,4 +1,4 @@
-"""The one interface of all producers: the library's verbs, its validation, its errors, its receipts."""
+"""The interface of all producers: the verbs, validation, errors and receipts of a cache."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _NAMES = ("tenant_id", "data_type", "resource_id", "agent_id", "conversation_id"
 
 
 class Order(NamedTuple):
-    """What a verb asks for, checked as the library checks it."""
+    """What a verb asks for, validated as a cache validates it."""
 
     plan: Plan
-    """For those who apply it."""
+    """For a producer that applies it."""
     command: Callable[[], Command]
-    """Makes the command, for those who hand it on."""
+    """Makes the command, for a producer that hands it on."""
 
 
 class Orders:
-    """Makes orders of the verbs' arguments; what is wrong with them raises as in a cache."""
+    """Makes orders from the verbs' arguments. Wrong arguments raise the same errors as in a cache."""
 
     def __init__(self, shards: int, cascades: Iterable[Cascade] = (), default_tenant: str | None = None) -> None:
         self.planner = Planner(Keyspace(shards), CascadeTable(cascades))
@@ -56,7 +56,7 @@ class Orders:
         conversation_id: Id | None,
         collection_id: Id | None,
     ) -> Order:
-        """One resource and its cascades."""
+        """The order for one resource and its cascades."""
         ids = agent_id, conversation_id, collection_id
         check_contexts(contexts, *ids)
         one, tenant = Target(data_type, resource_id, *ids), self._tenant_of(data_type, tenant_id)
@@ -79,13 +79,13 @@ class Orders:
         conversation_id: Id | None,
         collection_id: Id | None,
     ) -> Order:
-        """A tenant or one of its types, narrowed by at most one context id."""
+        """The order for a tenant or one of its types, narrowed by at most one context id."""
         ids, tenant = (agent_id, conversation_id, collection_id), self._tenant_of(data_type, tenant_id)
         plan = self.planner.scope(tenant, data_type, ids)
         return Order(plan, lambda: InvalidateScope(op="scope", **_fields(tenant, data_type, None, *ids)))
 
     def tags(self, tags: Sequence[str], tenant_id: Id | None) -> Order:
-        """All that carries one of these tags."""
+        """The order for all values with one of these tags."""
         if isinstance(tags, str) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
         tenant = self._tenant_of(None, tenant_id)
@@ -103,7 +103,7 @@ class Orders:
         conversation_id: Id | None,
         collection_id: Id | None,
     ) -> Order:
-        """A resource and what is related to it, in one step."""
+        """The order for a resource and what is related to it, in one step."""
         ids = agent_id, conversation_id, collection_id
         targets = coordinated(target(data_type, resource_id, ids), related or (), ids)
         plan = self.planner.targets(targets, tenant_id, all_contexts=True)
@@ -118,21 +118,21 @@ class Orders:
 
 
 def _fields(*ids: Id | None) -> dict[str, Any]:
-    """A command's fields, in text; what is not given is left out of the JSON."""
+    """The fields of a command, as text. Fields that are not given are left out of the JSON."""
     return {name: text_of(name, part) for name, part in zip(_NAMES, ids, strict=False) if part is not None}
 
 
 class Producer(ABC):
-    """Says that data was replaced, whichever way that takes: `await producer.invalidate("agent_config", "a7", "acme")`.
+    """Sends invalidations: `await producer.invalidate("agent_config", "a7", "acme")`.
 
     Ids are str, int or UUID. `tenant_id` comes from the argument, else from the surrounding `Context`, else it is
-    `default_tenant`. `wait="nodes"` returns when no node can serve what was replaced, where the producer applies it
-    itself; else it is a `ValueError`.
+    `default_tenant`. With `wait="nodes"` a call returns when no node can serve what was replaced. That needs a producer
+    that applies invalidations itself; others raise `ValueError`.
     """
 
     def __init__(self, settings: Settings, cascades: Iterable[Cascade] = ()) -> None:
-        """`settings`: those of the caches. `cascades`: followed by every verb that names a resource; who only hands
-        a command on sends along what they add."""
+        """`settings`: those of the caches. `cascades`: followed by every verb that names a resource. A producer that
+        hands commands on puts what they add into the command."""
         self._orders = Orders(settings.shards, cascades, settings.default_tenant)
 
     async def invalidate(
@@ -216,11 +216,11 @@ class Producer(ABC):
 
     @abstractmethod
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        """Apply the order, or hand its command on; gives its receipt."""
+        """Apply the order, or hand its command on; returns the receipt."""
 
 
 def receipt_for_command(plan: Plan, wait: Wait | None) -> Receipt:
-    """The receipt of a command that others will apply; `ValueError` where somebody would wait for that."""
+    """The pending receipt of a command that a worker will apply; `ValueError` if the caller asks to wait for that."""
     check_wait(wait)
     if wait:
         raise ValueError(f"wait={wait!r} is for those who apply it themselves (DirectProducer, Cache): others do here")

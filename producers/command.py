@@ -1,6 +1,6 @@
-"""A command: an invalidation as data, for those who hand it on: a row, a message, a dead letter.
+"""A command: an invalidation as data, in a row, a message or a dead letter.
 
-JSON with the arguments of the verbs, told apart by `op`; made by producers, and by anybody who can write JSON::
+It is JSON with the arguments of a verb, which `op` names. Producers write it, and so can anybody who writes JSON::
 
     {"op": "invalidate", "tenant_id": "acme", "data_type": "agent_config", "resource_id": "a7"}
     {"op": "scope", "tenant_id": "acme", "data_type": "query_result", "collection_id": "c1"}
@@ -8,7 +8,7 @@ JSON with the arguments of the verbs, told apart by `op`; made by producers, and
     {"op": "coordinated", "tenant_id": "acme", "data_type": "document", "resource_id": 7,
      "related": [{"data_type": "embedding", "resource_id": "doc:7"}, {"data_type": "query_result"}]}
 
-`namespace` is not part of it: what carries commands says for which caches they are.
+The namespace is not part of it: the row or message that carries the command has it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Id = StrictInt | StrictStr
 
 
 class InvalidCommand(CacheBusError, ValueError):
-    """The bytes are no command. The message names the field, and shows no value."""
+    """The data is no command. The message names the field, and shows no value."""
 
 
 class _Model(BaseModel):
@@ -36,7 +36,7 @@ class _Model(BaseModel):
 
 
 class Related(_Model):
-    """What else a coordinated invalidation addresses; ids that are not given are those of the primary."""
+    """A further resource that a command addresses. Ids that are not given are those of the primary."""
 
     data_type: StrictStr
     resource_id: Id = WHOLE_SCOPE
@@ -45,7 +45,7 @@ class Related(_Model):
     collection_id: Id | None = None
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, None among them."""
+        """The fields that were given, also those that are None."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -54,7 +54,7 @@ class _Command(_Model):
 
 
 class Invalidate(_Command):
-    """One resource with its cascades, as `Cache.invalidate`; `related` has what a producer's own cascades added."""
+    """One resource with its cascades, as `Cache.invalidate`. `related`: what the producer's cascades have added."""
 
     op: Literal["invalidate"] = "invalidate"
     tenant_id: Id | None = None
@@ -67,7 +67,7 @@ class Invalidate(_Command):
     related: tuple[Related, ...] = ()
 
     def targets(self) -> list[Target]:
-        """The resource, and what is related."""
+        """The resource, and the related ones."""
         contexts = self.agent_id, self.conversation_id, self.collection_id
         check_contexts(self.contexts, *contexts)
         primary = Target(self.data_type, self.resource_id, *contexts)
@@ -100,7 +100,7 @@ class InvalidateScope(_Command):
 
 
 class InvalidateTags(_Command):
-    """All that carries one of these tags, as `Cache.invalidate_tags`."""
+    """All values with one of these tags, as `Cache.invalidate_tags`."""
 
     op: Literal["tags"] = "tags"
     tenant_id: Id
@@ -124,7 +124,7 @@ class InvalidateCoordinated(_Command):
     collection_id: Id | None = None
 
     def targets(self) -> list[Target]:
-        """The resource ("*": the whole scope), and what is related."""
+        """The resource ("*" for the whole scope), and the related ones."""
         contexts: Contexts = (self.agent_id, self.conversation_id, self.collection_id)
         primary = target(self.data_type, self.resource_id, contexts)
         return coordinated(primary, [one.given() for one in self.related], contexts)
@@ -138,11 +138,11 @@ Command = Invalidate | InvalidateScope | InvalidateTags | InvalidateCoordinated
 _parser: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="op")])
 
 _validate: Callable[[bytes | str], Command] = _parser.validator.validate_json
-"""What the adapter calls after it has looked for options that are none here."""
+"""What the adapter itself calls, without its handling of options, which takes longer."""
 
 
 def encode(command: Command) -> bytes:
-    """The command as JSON, UTF-8; what was not given is left out."""
+    """The command as JSON in UTF-8. Fields that were not given are left out."""
     return _parser.dump_json(command.model_copy(update={"op": command.op}), exclude_unset=True)
 
 
@@ -155,8 +155,8 @@ def parse(data: bytes | str) -> Command:
 
 
 def apart(command: Command) -> list[Command]:
-    """What a command with related resources names, each by itself; empty for what names one thing. Of a related one all
-    contexts' resources are named."""
+    """A command with related resources, split into one command for each; empty for a command without any. A related
+    resource is invalidated in all contexts."""
     if not isinstance(command, Invalidate | InvalidateCoordinated) or not command.related:
         return []
     fixed: dict[str, Any] = {"op": "coordinated", "tenant_id": command.tenant_id}
@@ -167,7 +167,7 @@ def apart(command: Command) -> list[Command]:
 
 
 def related_of(targets: Sequence[Target]) -> tuple[Related, ...]:
-    """Targets as they go into a command: every id given, so that none is inherited."""
+    """Targets for a command, with every id given, so that none is inherited from the primary."""
     return tuple(_related(one.in_text()) for one in targets)
 
 

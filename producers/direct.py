@@ -1,4 +1,5 @@
-"""Invalidations straight to L2, for write paths that read nothing: the same scripts, no memory, no subscription."""
+"""The producer that invalidates in L2 itself, for code that writes and never reads: it uses a cache's scripts, and has
+no L1 and no subscription."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from cachebus.core.membership import Confirmed
 from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.keys.plan import Plan
 from cachebus.producers.base import Order, Producer
-from cachebus.producers.refusing import told
+from cachebus.producers.refusals import told
 from cachebus.producers.session import Memory, Session
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
@@ -31,10 +32,10 @@ class DirectProducer(Producer):
 
     1. A producer that has just opened has yet to learn which nodes there are: its first `wait="nodes"` on a shard lasts
        the whole staleness bound, the largest that any cache has.
-    2. One that meets another epoch than before (a failover) repeats there what it was called for since that epoch was
-       born, within the last minute. It does so in a task of its own: no call waits for it, or fails by it.
-    3. With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: what Kafka does not take, the
-       caches find by their probes, within the staleness bound.
+    2. If a call finds another epoch than before (a failover), the producer repeats there what it sent since that epoch
+       was born, within the last minute. It does so in a task of its own: no call waits for it, or fails by it.
+    3. With `bus="kafka"` it publishes there what L2 has taken. It waits for no broker: if Kafka does not take an event,
+       the caches find it by their probes, within the staleness bound.
     """
 
     def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:
@@ -51,8 +52,8 @@ class DirectProducer(Producer):
         """A producer, to be entered.
 
         `settings`: a URL, settings, or None for those of the environment. `cascades`: what else is invalidated with a
-        resource; declare the same ones as in the caches. Raises `ConfigError`. Entering it raises `L2Unavailable` where
-        no primary can be reached, and `ProtocolMismatch` where the caches are laid out otherwise.
+        resource; declare the same ones as in the caches. Raises `ConfigError`. Entering it raises `L2Unavailable` if no
+        primary can be reached, and `ProtocolMismatch` if the caches have another layout.
         """
         return cls(settings, cascades)
 
@@ -68,8 +69,8 @@ class DirectProducer(Producer):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let end within `close_timeout_s` what is being repeated, and give the connections back. Closing twice is
-        harmless. `ConfigError` elsewhere than where it was opened."""
+        """Give repetitions under way `close_timeout_s` to end, then disconnect. Closing twice is harmless. Raises
+        `ConfigError` in another process or event loop than it was opened in."""
         session = self._session
         if session is None:
             return
@@ -85,22 +86,22 @@ class DirectProducer(Producer):
 
     @property
     def identity(self) -> str:
-        """What tells this L2 from all others, as far as it was looked at; "" before that. A failover changes it."""
+        """What tells this L2 from all others; "" before it was probed. A failover changes it."""
         return self._memory.identity
 
     @property
     def takes_any(self) -> bool:
-        """Whether any primary is connected to that does not refuse all."""
+        """Whether any primary is connected, and does not refuse writes."""
         return self._takes_elsewhere(frozenset())
 
     def beside(self, shard: int) -> list[int]:
-        """The shards whose primary is this one's, it among them."""
+        """The shards that lie on the same primary as this one, itself among them."""
         store = self._live().store
         place = store.lies_at(shard)
         return [each for each in range(self.settings.shards) if each == shard or store.lies_at(each) == place]
 
     def goes_on_without(self, shard: int) -> bool:
-        """Whether another primary than the shard's is connected to, and does not refuse all."""
+        """Whether another primary than the shard's is connected, and does not refuse writes."""
         return self._takes_elsewhere({self._live().store.lies_at(shard)})
 
     def _takes_elsewhere(self, places: Collection[object]) -> bool:
@@ -112,7 +113,8 @@ class DirectProducer(Producer):
         )
 
     async def reaches(self, shard: int) -> bool:
-        """Whether the shard's primary is connected to, or can be at once; else it is tried, and nobody waits."""
+        """Whether the shard's primary is connected. If not, connecting is tried for a moment, and nobody waits
+        longer."""
         store = self._live().store
         if not store.reaches(shard):
             with suppress(CacheBusError, TimeoutError):
@@ -121,13 +123,15 @@ class DirectProducer(Producer):
         return store.reaches(shard)
 
     async def probe(self) -> None:
-        """Look whether each primary of L2 takes what it is given, and is still in the epochs in which this producer has
-        spoken, and repeat in others what they may lack: for those who may say nothing for a while; `L2Unavailable`,
-        which names those that are away or refuse."""
+        """Check whether each primary takes writes, and whether its shards are still in the epochs that this producer
+        knows. Where they are not, repeat what may be lost. A worker that has nothing to send calls this now and then.
+
+        Raises `L2Unavailable`, which names the primaries that are away or refuse.
+        """
         session = self._live()
         one_of_each = {session.store.lies_at(each): each for each in range(self.settings.shards)}
         session.refusals.only(one_of_each.keys())
-        # The first tells whether all are laid out as this producer believes.
+        # Shard 0 is always probed: it tells whether the layout is the one that this producer assumes.
         looks = (session.look(shard) for shard in {0, *self._memory.epochs, *one_of_each.values()})
         troubles = [one for one in await asyncio.gather(*looks, return_exceptions=True) if one is not None]
         for trouble in troubles:
@@ -137,13 +141,13 @@ class DirectProducer(Producer):
             raise L2Unavailable("; ".join(dict.fromkeys(map(str, troubles))))
 
     async def probe_one(self, shard: int) -> None:
-        """As `probe`, the shard's primary alone; `L2Unavailable`."""
+        """As `probe`, for one shard's primary alone; `L2Unavailable`."""
         await self._live().look(shard)
 
     # -- invalidating ---------------------------------------------------------------------------------------------
 
     async def send(self, plan: Plan, wait: Wait | None = None) -> Receipt:
-        """Apply a plan, as the verbs do with theirs. `wait`: None, or "nodes" to return when no node can serve what it
+        """Apply a plan, as the verbs do with theirs. `wait`: None, or "nodes" to return when no node can serve what was
         replaced. `InvalidationFailed` when it is not sure to have happened."""
         check_wait(wait)
         session = self._live()

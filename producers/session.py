@@ -1,4 +1,4 @@
-"""What a direct producer has from its opening to its closing: connections, tasks, and who opened it."""
+"""A direct producer from its opening to its closing: its connections and tasks, and which event loop opened it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Plan
 from cachebus.observe import Counters
-from cachebus.producers.publishing import Publisher
-from cachebus.producers.refusing import Refusals, named, told
-from cachebus.producers.repeating import Repeating
+from cachebus.producers.publisher import Publisher
+from cachebus.producers.refusals import Refusals, named, told
+from cachebus.producers.repeat import Repeating
 from cachebus.resp import ended, heard
 from cachebus.settings import Settings
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.resend_buffer import ResendBuffer
 
 _NOBODY = Caller("", 0, b"")
-"""A producer is no node: it has applied nothing, and nobody waits for it."""
+"""A producer is no node: it applies nothing, and nobody waits for it."""
 _NOBODYS_ROW = "-"
 _TIDY_S = 10.0
-"""How often what is too old to be repeated goes while nobody calls."""
+"""How often what is too old to be repeated is dropped while nobody calls."""
 
 
 class Memory:
-    """What a producer knows for as long as it lives, be it open or closed."""
+    """What a producer knows as long as it exists, whether it is open or closed."""
 
     def __init__(self, settings: Settings) -> None:
         self.counters = Counters()
@@ -40,13 +40,13 @@ class Memory:
         )
         self.views = [MembershipView() for _ in range(settings.shards)]
         self.epochs: dict[int, bytes] = {}
-        """By shard: as of `Repeating`."""
+        """By shard, the epoch in which all is sent that was sent for it: see `Repeating`."""
         self.identity = ""
-        """The epoch of the first shard as it was seen last: no two stores have the same. "" before that."""
+        """The epoch of shard 0 as it was seen last, which no other store has; "" before that."""
 
 
 class Session:
-    """An open producer. To be begun, and ended in the process and event loop that made it."""
+    """An open producer. It is begun and ended in the process and event loop that made it."""
 
     def __init__(self, settings: Settings, memory: Memory) -> None:
         self._settings = settings
@@ -61,17 +61,17 @@ class Session:
             self.store, monotonic, settings.staleness_bound_s, memory.views, keep_without_l2=settings.keep_without_l2
         )
         self._reaching: list[asyncio.Task[None]] = []
-        """Connects to those primaries that nobody waited for."""
+        """Tasks that connect to the primaries that `begin` did not wait for."""
         self.timer: asyncio.TimerHandle | None = None
-        """Until memory is given back next; None while there is none to give."""
+        """When old changes are dropped next; None while there are none."""
         self.refusals = Refusals(monotonic)
         self._over = False
 
     async def begin(self) -> None:
-        """Connect; `L2Unavailable`, `ProtocolMismatch`, `ConfigError`. Where it fails, all is given back.
+        """Connect; `L2Unavailable`, `ProtocolMismatch`, `ConfigError`. If it fails, it disconnects.
 
-        It is refused here, if at all: where the caches have another number of shards, what this producer says of most
-        tenants would go to shards that nobody reads, and that have nothing which could refuse it.
+        A wrong number of shards must be refused here. Later, invalidations would go to shards that no cache reads, and
+        that hold nothing by which they could be refused.
         """
         try:
             await self._meet()
@@ -83,7 +83,7 @@ class Session:
             raise
 
     async def end(self, timeout_s: float) -> None:
-        """Let end within `timeout_s` what is being repeated, and disconnect."""
+        """Give repetitions under way `timeout_s` to end, then disconnect."""
         self.abandon()
         try:
             await self.repeating.close(timeout_s)
@@ -94,13 +94,13 @@ class Session:
             await ended(*self._reaching)
 
     def abandon(self) -> None:
-        """Nothing is tidied any more. Awaits nothing."""
+        """Stop the timer. Awaits nothing."""
         self._over = True
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
-    # -- what it says and asks ------------------------------------------------------------------------------------
+    # -- what it sends and asks -----------------------------------------------------------------------------------
 
     async def invalidate(self, plan: Plan, *, probe: bool) -> Change:
         """Apply a plan within the time that L2 is given; `L2Unavailable` when that is not sure to have happened."""
@@ -121,13 +121,13 @@ class Session:
         return await self._confirmer.wait(shard, change, lambda: _NOBODY)
 
     async def look(self, shard: int) -> None:
-        """Look whether a shard takes what it is given, and repeat in another epoch what it may lack; `L2Unavailable`,
-        which names the primary."""
+        """Check whether a shard takes writes; in a new epoch, repeat what it may lack. Raises `L2Unavailable`, which
+        names the primary."""
         budget, place = self._budget(), self.store.lies_at(shard)
         try:
             await budget.bounds(self.store.reach(shard))
             reply, _ = await budget.spent_on(self._ask(shard))
-            # A primary that is read-only, or lacks replicas, answers what reads: only what would write tells.
+            # A primary that is read-only, or lacks replicas, still answers reads: only a write tells.
             await budget.spent_on(self.store.forget(shard, _NOBODY, _NOBODYS_ROW, lives=False))
         except L2Unavailable as error:
             self.refusals.refused({place, self.store.lies_at(shard)}, error, looked=True)
@@ -142,7 +142,7 @@ class Session:
         return Budget(monotonic, self._settings.l2_timeout_s)
 
     async def _invalidate(self, plan: Plan, *, probe: bool = False) -> Change:
-        """Tell L2, then the bus, where the script has not published."""
+        """Apply a plan in L2, then publish it, unless the script has published it."""
         called_s = monotonic()
         body = plan.body("", probe=probe)
         change = await self.store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
@@ -154,7 +154,7 @@ class Session:
         return change
 
     async def _ask(self, shard: int) -> tuple[ProbeReply, OtherClock]:
-        """Where the shard stands, and what its server's clock shows; `L2Unavailable`."""
+        """Probe a shard; returns the reply, and the clock of its server. `L2Unavailable`."""
         clock, sent_at_s = OtherClock(), monotonic()
         reply = await self.store.probe(shard, _NOBODY, with_invalidated=False)
         clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
@@ -167,8 +167,8 @@ class Session:
     # -- beginning and end ----------------------------------------------------------------------------------------
 
     async def _meet(self) -> None:
-        """Return when a shard has answered, and go on to reach the others; `L2Unavailable` where none can be reached,
-        `ProtocolMismatch`."""
+        """Return when one shard has answered; the others are connected in the background. `L2Unavailable` if none can
+        be reached, `ProtocolMismatch`."""
         shards = range(self._settings.shards)
         reaching = {asyncio.create_task(self.store.reach(shard), name="cachebus-reach"): shard for shard in shards}
         for task in reaching:
@@ -208,7 +208,7 @@ class Session:
         self.timer = asyncio.get_running_loop().call_later(_TIDY_S, self._tidy)
 
     def _tidy(self) -> None:
-        """Give memory back while nobody calls; a producer has no heartbeat that would."""
+        """Drop what is too old to be repeated: a producer has no heartbeat that would."""
         self._memory.resend_buffer.forget_old()
         self.timer = None
         if self._memory.resend_buffer and not self._over:

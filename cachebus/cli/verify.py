@@ -98,7 +98,7 @@ def verify(
     """
     from cachebus.cli.verify_show import perform
     from cachebus.tools.verify.nemesis.faults import chosen
-    from cachebus.tools.verify.plan import planned
+    from cachebus.tools.verify.plan import make_plan
 
     if list_faults:
         _list()
@@ -106,7 +106,7 @@ def verify(
     for file in (picture, json_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
-    plan = planned(
+    plan = make_plan(
         url=url,
         seconds=seconds,
         seed=seed,

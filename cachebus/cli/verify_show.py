@@ -11,7 +11,7 @@ from cachebus.cli.performance import BROKEN, until_signalled
 from cachebus.cli.verify_report import Screen, printed
 from cachebus.errors import ConfigError
 from cachebus.tools.harness.supervisor import NodeCrashed
-from cachebus.tools.verify.checker.picture import drawn
+from cachebus.tools.verify.checker.histogram import as_svg
 from cachebus.tools.verify.nemesis.faults import possible
 from cachebus.tools.verify.plan import Plan
 from cachebus.tools.verify.run import Run
@@ -34,7 +34,7 @@ async def _perform(plan: Plan, picture: Path | None, json_file: Path | None) -> 
             return BROKEN
     printed(verdict, console)
     _write(json_file, json.dumps(verdict.as_dict(), indent=2) + "\n")
-    _write(picture, drawn(verdict))
+    _write(picture, as_svg(verdict))
     return 0 if verdict.ok else BROKEN
 
 

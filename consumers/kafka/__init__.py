@@ -1,4 +1,4 @@
-"""Commands on Kafka, the reader's end: from acknowledged commands to every cache."""
+"""The worker for commands on Kafka: it applies what `KafkaProducer` has sent."""
 
 from cachebus.consumers.kafka.replay import replay
 from cachebus.consumers.kafka.worker import CommandsWorker, WorkerOptions

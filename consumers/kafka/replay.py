@@ -1,4 +1,4 @@
-"""Dead letters of commands brought back into the commands' topic, to be tried once more."""
+"""Replays dead letters of commands: it sends them to the commands' topic again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cachebus.settings import Settings
 
 
 async def replay(settings: Settings, options: WorkerOptions | None = None, *, limit: int | None = None) -> int:
-    """Send the dead letters of this namespace's commands again as they came, and give their number; `limit`: at most so
-    many letters are looked at, the oldest. Each keeps the count of its attempts, and what it was signed with.
+    """Send the dead letters of this namespace's commands again as they came; returns how many.
 
-    Raises aiokafka's errors; what was brought back till then is. Killed meanwhile, it may bring some back twice.
+    `limit`: the most letters to look at, the oldest first. Each keeps its attempts and its signature. Raises aiokafka's
+    errors: some letters may be sent by then. If it is killed, some may be sent twice.
     """
     member = (options or WorkerOptions()).membership(settings)
     seal = Seal(settings)
     with quietly():
         producer = AIOKafkaProducer(**member.clients, acks="all", enable_idempotence=True)
-        brought = 0
+        sent_again = 0
 
         async def tried(records: Sequence[Any]) -> None:
-            nonlocal brought
+            nonlocal sent_again
             letters = [letter_of(record) for record in records]
             sent = [
                 await producer.send(
@@ -42,7 +42,7 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
             ]
             for one in sent:
                 await one
-            brought += len(sent)
+            sent_again += len(sent)
 
         endings = Endings()
         try:
@@ -50,4 +50,4 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
                 await each_letter(member, DeadTopic(member.clients, member.dead_topic), tried, limit)
         finally:
             await endings.over(LEAVE_S)
-    return brought
+    return sent_again

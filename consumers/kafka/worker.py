@@ -1,4 +1,4 @@
-"""From commands in a topic of Kafka to every cache, at least once."""
+"""Applies the commands in a topic of Kafka, at least once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cachebus.bus.kafka_topic import ensure
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.dead_topic import count_of
-from cachebus.consumers.topics.looking import MISSING, UNKNOWN, altered
+from cachebus.consumers.topics.inspection import MISSING, UNKNOWN, altered
 from cachebus.consumers.topics.membership import Membership
-from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning
@@ -30,16 +30,16 @@ NOTHING: Final = Meaning()
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker reads commands; `ConfigError` for what can't be."""
+    """How a worker reads commands. `ConfigError` for options that can't be."""
 
     group: str | None = None
     """The consumer group; by default the namespace: "cachebus". Namespaces that share a topic need one each."""
     batch: int = 2000
-    """The most messages that are in hand at a time."""
+    """The most messages of a batch."""
     session_timeout_s: float = 10.0
-    """So long after a worker vanished without a word others take its partitions over."""
+    """How long after a worker has died others take over its partitions, in seconds."""
     dead_topic: str | None = None
-    """By default that of the commands with the namespace and ".dead" behind it."""
+    """The topic of dead letters; by default the commands' topic followed by the namespace and ".dead"."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= 100_000:
@@ -48,7 +48,7 @@ class WorkerOptions:
             raise ConfigError("a Kafka worker's session_timeout_s must be 1 to 300")
 
     def membership(self, settings: Settings) -> Membership:
-        """A worker's place in its group; `ConfigError` where the settings say of no Kafka."""
+        """The membership in the group; `ConfigError` if the settings name no Kafka."""
         access = commands_access(settings, max(REQUEST_TIMEOUT_S, self.session_timeout_s + 5))
         dead_topic = self.dead_topic or f"{access.topic}.{settings.namespace}.dead"
         if dead_topic == access.topic:
@@ -64,7 +64,7 @@ class WorkerOptions:
 
 
 class CommandsSource(TopicSource):
-    """The topic of commands. Those for other namespaces are passed over."""
+    """The topic of commands. Commands for other namespaces are ignored."""
 
     def __init__(self, settings: Settings, options: WorkerOptions) -> None:
         super().__init__("kafka", options.membership(settings))
@@ -134,10 +134,11 @@ class CommandsSource(TopicSource):
 
 
 class CommandsWorker(SourceWorker):
-    """Takes commands, applies them in L2, and only then commits; several share the partitions. `ConfigError`.
+    """Takes commands, applies them in L2, and only then commits. Several workers share the partitions.
 
-    Killed anywhere, what it had in hand comes again to whoever is there. What can't be applied is set aside in the
-    topic of the dead with the reason before anything is committed; commands for other namespaces are passed over.
+    If it is killed, what it had in hand comes again to another worker. What can't be applied is set aside in the topic
+    of dead letters, with the reason, before anything is committed. Commands for other namespaces are ignored.
+    `ConfigError` for settings that can't be.
     """
 
     source: CommandsSource
@@ -149,12 +150,12 @@ class CommandsWorker(SourceWorker):
 
     @property
     def membership(self) -> Membership:
-        """Its place in the group."""
+        """Its membership in the group."""
         return self.source.membership
 
 
 def letter(record: Any, reason: str) -> DeadLetter:
-    """The message as it came, with the reason, and counted once more."""
+    """The dead letter of a message, with the reason, and one attempt more."""
     before = (dict(record.headers).get(ATTEMPTS) or b"0").decode("ascii", "replace")
     return DeadLetter(
         record.value or b"",

@@ -1,1 +1,1 @@
-"""What is told of a worker while it runs: health, metrics, and the endpoint that serves both."""
+"""The monitoring of a worker: its health, its metrics, and the HTTP endpoint that serves both."""

@@ -1,4 +1,4 @@
-"""Where a worker can be looked at: /metrics, /health/live and /health/ready, in a thread of their own."""
+"""The HTTP endpoint of a worker: /metrics, /health/live and /health/ready, served by threads of its own."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 CLIENTS_MAX: Final = 16
 CLIENT_S: Final = 5.0
-"""How long one may take from its connection to the end of its answer."""
+"""How long a client may take, from its connection to the end of its answer."""
 PATHS: Final = "/metrics, /health/live, /health/ready"
 
 
 class Endpoint:
-    """An HTTP server on `host` (loopback unless told otherwise) and `port` (0: a free one).
+    """An HTTP server. `host`: by default loopback. `port`: 0 for a free one.
 
-    /health/live is 503 when the worker's loop is stuck: restart it. /health/ready is 503 while anything that it needs
-    is away, with the reasons; no restart helps against that.
+    /health/live is 503 if the worker's event loop is stuck: a restart helps. /health/ready is 503, with the reasons,
+    while anything that the worker needs is down: a restart does not help.
     """
 
     def __init__(self, port: int, host: str = HOST) -> None:
@@ -42,14 +42,14 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Its address: "http://127.0.0.1:9108". `ConfigError` where it does not run."""
+        """Its address: "http://127.0.0.1:9108". `ConfigError` if it does not run."""
         if self._server is None:
             raise ConfigError("this endpoint does not run")
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._server.server_port}"
 
     def start(self, health: Health, meters: Meters) -> None:
-        """Begin to answer; `ConfigError` where the port can't be had."""
+        """Begin to serve; `ConfigError` if the port can't be had."""
         try:
             self._server = make_server(self._host, self._port, _app(health, meters), _server_class(self._host), _Quiet)
         except OSError as error:
@@ -58,7 +58,7 @@ class Endpoint:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         server, thread, self._server, self._thread = self._server, self._thread, None, None
         if server is not None and thread is not None:
             server.shutdown()
@@ -86,21 +86,21 @@ def _app(health: Health, meters: Meters) -> Callable[[dict[str, Any], StartRespo
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Each client has a thread, of which there are few, and little time: the oldest goes where one more comes, so that
-    whoever hangs on keeps nobody out who looks how the worker is."""
+    """A server with few threads, one for each client, and little time for each. If one client more comes, the oldest is
+    disconnected: so clients that hang keep nobody from checking the worker's health."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, *given: Any) -> None:
         self._clients: dict[Any, float] = {}
-        """By socket: until when it may last, the oldest first."""
+        """Until when each client's socket may last, the oldest first."""
         self._lock = Lock()
         super().__init__(*given)
 
     def server_bind(self) -> None:
-        """As its base does, without asking a name server for the name of this machine. What is left of the connections
-        of a worker that ended just now keeps the port from nobody."""
+        """Bind as the base does, without a name server being asked for this machine's name. Connections that a worker
+        has left a moment ago do not block the port."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -122,17 +122,17 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """See its base, which calls this several times a second."""
+        """See the base, which calls this several times a second."""
         with self._lock:
             for request in [one for one, until_s in self._clients.items() if monotonic() > until_s]:
                 _hang_up(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a client that went away is its own business."""
+        """Nothing: that a client has gone is no error."""
 
 
 def _hang_up(request: Any) -> None:
-    """Its thread finds that it is over, and clears up."""
+    """Disconnect a client. Its thread notices, and cleans up."""
     with suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
 
@@ -147,4 +147,4 @@ def _server_class(host: str) -> type[WSGIServer]:
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- its base names it so
-        """Nothing: those who look every second would fill the log."""
+        """Nothing: frequent health checks would fill the log."""

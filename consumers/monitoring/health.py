@@ -1,4 +1,4 @@
-"""What a worker says of itself to those who watch it: alive, ready, and if not, why."""
+"""The health of a worker: whether it is live, whether it is ready, and if not, why."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Final, NamedTuple
 from cachebus.base.clock import Clock, monotonic
 
 STUCK_S: Final = 10.0
-"""A loop that has not turned for so long is stuck."""
+"""An event loop that has not run for so long is stuck."""
 
 
 class Part(NamedTuple):
-    """One thing that the worker needs."""
+    """A part that the worker needs, such as "l2" or "database"."""
 
     up: bool
     reason: str
@@ -19,9 +19,9 @@ class Part(NamedTuple):
 
 
 class Health:
-    """Of one worker: `parts` are named at first as down, each with its reason; it is ready when all are up.
+    """The health of one worker. `parts`: what it needs. Each is down at first; the worker is ready when all are up.
 
-    Written by the worker's loop, read by the thread that answers requests.
+    The worker's event loop writes it, and the endpoint's threads read it.
     """
 
     def __init__(self, worker: str, parts: tuple[str, ...], clock: Clock = monotonic) -> None:
@@ -37,28 +37,28 @@ class Health:
             self._parts[part] = Part(True, "", self._clock())
 
     def note(self, part: str, note: str) -> None:
-        """What there is to say of a part that works; "": nothing any more."""
+        """Note something about a part that works; "" removes the note."""
         before = self._parts[part]
         if before.up:
             self._parts[part] = before._replace(reason=note)
 
     def down(self, part: str, reason: str) -> None:
-        """The part does not work; the reason is for people, without secrets."""
+        """The part does not work. `reason`: for people, without secrets."""
         before = self._parts[part]
         self._parts[part] = Part(False, reason, self._clock() if before.up else before.since_s)
 
     def beat(self) -> None:
-        """The worker's loop turns."""
+        """The worker's event loop runs."""
         self._beat_s = self._clock()
 
     @property
     def live(self) -> bool:
-        """Whether its loop turns: if not, only a restart helps."""
+        """Whether its event loop runs. If not, only a restart helps."""
         return self._clock() - self._beat_s < STUCK_S
 
     @property
     def ready(self) -> bool:
-        """Whether it does its work now."""
+        """Whether it can do its work now."""
         return self.live and not self.draining and all(part.up for part in self._parts.values())
 
     def is_up(self, part: str) -> bool:
@@ -71,7 +71,7 @@ class Health:
         return tuple(self._parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can carry it; `for_s`: how long the part has been as it is."""
+        """All of it, for JSON. `for_s`: how long the part has been in its state, in seconds."""
         now_s = self._clock()
         return {
             "worker": self.worker,

@@ -1,4 +1,4 @@
-"""A worker's figures, for Prometheus. Never a label of a key or a tenant, of which there are too many."""
+"""The metrics of a worker, for Prometheus. No label is a key or a tenant: there are too many of them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Meters:
-    """Of one worker; outcomes are "applied", "dead" (set aside with the reason), "ignored" (not for these caches, or
-    by no rule), and "again" (came a second time, where that can be told)."""
+    """The metrics of one worker. Outcomes of items are "applied", "dead" (set aside), "ignored" (for other caches, or
+    no rule applies) and "again" (applied before, where that can be told)."""
 
     def __init__(self, health: Health, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -100,11 +100,11 @@ class Meters:
         return Gauge(name, meaning, ["worker"], registry=self.registry).labels(self._worker)
 
     def done(self, outcome: str, count: int = 1) -> None:
-        """So many came to this end."""
+        """Count items with this outcome."""
         self._messages.labels(self._worker, outcome).inc(count)
 
     def waits(self, backlog: int | None, oldest_s: float | None) -> None:
-        """How much waits at the source, and for how long the oldest has, where that is known."""
+        """Set how many items wait at the source, and how long the oldest has waited, where that is known."""
         if not self._waiting:
             self._moved_s = monotonic()
         self._waiting = backlog or 0
@@ -114,11 +114,11 @@ class Meters:
             self.oldest_s.set(oldest_s)
 
     def lag(self, lag_s: float, count: int = 1) -> None:
-        """So many were applied so long after they had been sent, or committed."""
+        """So many items were applied `lag_s` after they were sent, or committed."""
         if count == 1:
             self.lag_s.observe(lag_s)
             return
-        # What `observe` does, for all of them at once: of many that were written together it would take too long.
+        # As `observe` for all of them at once, which is much faster for many items that were written together.
         self.lag_s._sum.inc(lag_s * count)
         for at, bound in enumerate(self.lag_s._upper_bounds):
             if lag_s <= bound:
@@ -126,14 +126,14 @@ class Meters:
                 break
 
     def moved(self) -> None:
-        """Something was let go of."""
+        """A batch was acknowledged."""
         self._moved_s = monotonic()
 
     def _without_progress_s(self) -> float:
         return monotonic() - self._moved_s if self._waiting else 0.0
 
     def count(self, outcome: str) -> int:
-        """How many came to this end so far."""
+        """How many items had this outcome so far."""
         return int(
             self.registry.get_sample_value(
                 "cachebus_worker_messages_total", {"worker": self._worker, "outcome": outcome}

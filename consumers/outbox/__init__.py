@@ -1,4 +1,4 @@
-"""The transactional outbox, the reader's end: from committed rows to every cache."""
+"""The relay of the transactional outbox: it applies committed rows, and deletes them."""
 
 from cachebus.consumers.outbox.kinds import create_tables, replay
 from cachebus.consumers.outbox.options import RelayOptions

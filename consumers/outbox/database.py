@@ -1,4 +1,4 @@
-"""The relay's connection to PostgreSQL, and the tables there."""
+"""The relay's connection to PostgreSQL, and the outbox's tables there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CLOSE_TIMEOUT_S: Final = 1.0
 REPLAYED_AT_ONCE: Final = 1000
 
 TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.exceptions.InternalClientError)
-"""What comes of a database that is away, or not set up yet: it is waited for. The last is what asyncpg makes of a
-session that was ended by the server while a transaction was idle."""
+"""The errors of a database that is away, or not set up yet. The relay waits then. asyncpg raises the last one for a
+session that the server has ended in an idle transaction."""
 
 _scheme = re.compile(r"postgres(ql)?(\+\w+)?://").match
 
 
 def checked_url(url: str) -> str:
-    """The URL, if it looks like one of PostgreSQL's; `ConfigError`, which does not show it."""
+    """The URL, if it is one of PostgreSQL; otherwise `ConfigError`, which does not show it."""
     if not _scheme(url):
         raise ConfigError(
             "the outbox's database must be a URL like postgresql://user:password@host:5432/name, or sqlite:////PATH"
@@ -36,7 +36,7 @@ def checked_url(url: str) -> str:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection; one of `TROUBLE`, `ConfigError`."""
+    """A connection; raises one of `TROUBLE`, or `ConfigError`."""
     checked_url(url)
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)  # as SQLAlchemy writes it
     try:
@@ -57,7 +57,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def describe(error: BaseException, url: str = "") -> str:
-    """What went wrong in a line, without anything of the URL: further lines of PostgreSQL's may show values."""
+    """The error in one line, without any part of the URL. Further lines of PostgreSQL may show values."""
     remedy = "; `cachebus worker outbox --create-table` makes it" if _is_missing(error) else ""
     return f"{clean.without(clean.describe(error), url)}{remedy}"
 
@@ -67,8 +67,8 @@ def _is_missing(error: BaseException) -> bool:
 
 
 async def create_tables(url: str, table: str = DEFAULT, *, notify: bool = True) -> None:
-    """Make the outbox's tables where they are not there yet; `notify`: with the trigger that wakes relays up, else
-    without it."""
+    """Create missing tables of the outbox. `notify`: with the trigger that wakes relays; otherwise an existing one is
+    removed."""
     statements = OutboxTable.of(table).statements(notify=notify)
     async with connected(url) as connection, connection.transaction():
         # Two who make them at once would see each other's half.
@@ -78,10 +78,10 @@ async def create_tables(url: str, table: str = DEFAULT, *, notify: bool = True) 
 
 
 async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int | None = None) -> int:
-    """Bring rows that were set aside back into the outbox, the oldest first, at most `limit`; how many came back.
+    """Move dead letters back into the outbox, the oldest first, at most `limit`; returns how many.
 
-    Each keeps its time and the count of its attempts, so one that is still refused is set aside with a higher count.
-    Rows that come to be dead meanwhile are left alone.
+    Each keeps its time and its attempts, so a row that fails again has a higher count. Rows that are set aside
+    meanwhile are left alone.
     """
     where = OutboxTable.of(table)
     async with connected(url) as connection:
@@ -100,7 +100,7 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
 
 
 async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
-    """The other namespaces whose rows were set aside."""
+    """The other namespaces that have dead letters."""
     where = OutboxTable.of(table)
     async with connected(url) as connection:
         found = await connection.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> $1", namespace)

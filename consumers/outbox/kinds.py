@@ -1,4 +1,4 @@
-"""The databases that an outbox may be in, told apart by their URLs."""
+"""The databases that an outbox may be in, by their URLs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLLOWED = ("mysql", "mariadb")
 
 
 def is_sqlite(url: str) -> bool:
-    """Whether it is one of SQLite's; `ConfigError` for what is no outbox's, which does not show it."""
+    """Whether it is a URL of SQLite. `ConfigError` for a URL of neither database, which does not show it."""
     kind = url.partition(":")[0].partition("+")[0]
     if kind == "sqlite":
         sqlite_file.path_of(url)
@@ -30,15 +30,15 @@ def is_sqlite(url: str) -> bool:
 
 
 def source_of(url: str, namespace: str, options: RelayOptions) -> Source:
-    """The rows of a namespace; `ConfigError`."""
+    """The source for the rows of a namespace; `ConfigError`."""
     if is_sqlite(url):
         return sqlite.SqliteOutbox(url, namespace, options)
     return PostgresOutbox(url, namespace, options)
 
 
 async def create_tables(url: str, table: str = DEFAULT, *, notify: bool = True) -> None:
-    """Make the outbox's tables where they are not there yet; `notify`: with the trigger that wakes relays up, else
-    without it (SQLite has none). One of `TROUBLE`, `ConfigError`."""
+    """Create missing tables of the outbox. `notify`: with the trigger that wakes relays; otherwise an existing one is
+    removed (SQLite has none). Raises one of `TROUBLE`, or `ConfigError`."""
     if is_sqlite(url):
         await sqlite.create_tables(url, table)
     else:
@@ -46,10 +46,10 @@ async def create_tables(url: str, table: str = DEFAULT, *, notify: bool = True) 
 
 
 async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int | None = None) -> int:
-    """Bring rows that were set aside back into the outbox, the oldest first, at most `limit`; how many came back.
+    """Move dead letters back into the outbox, the oldest first, at most `limit`; returns how many.
 
-    Each keeps its time and the count of its attempts, so one that is still refused is set aside with a higher count.
-    Rows that come to be dead meanwhile are left alone. One of `TROUBLE`, `ConfigError`.
+    Each keeps its time and its attempts, so a row that fails again has a higher count. Rows that are set aside
+    meanwhile are left alone. Raises one of `TROUBLE`, or `ConfigError`.
     """
     if is_sqlite(url):
         return await sqlite.replay(url, namespace, table, limit)
@@ -57,12 +57,12 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
 
 
 async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
-    """The other namespaces whose rows were set aside. One of `TROUBLE`, `ConfigError`."""
+    """The other namespaces that have dead letters. Raises one of `TROUBLE`, or `ConfigError`."""
     if is_sqlite(url):
         return await sqlite.dead_elsewhere(url, namespace, table)
     return await postgres.dead_elsewhere(url, namespace, table)
 
 
 def describe(error: BaseException, url: str) -> str:
-    """An error of theirs in a line, without values and secrets."""
+    """An error of the database in one line, without values and secrets."""
     return sqlite_file.describe(error) if is_sqlite(url) else postgres.describe(error, url)

@@ -1,4 +1,5 @@
-"""Rows in hand are let go of, and it is seen to that they are: a trigger, a rule or a policy may keep them."""
+"""Acknowledges rows: deletes, moves or marks them, and checks that this happened. A trigger, a rule or a policy of the
+database may keep rows as they are."""
 
 from __future__ import annotations
 
@@ -13,20 +14,21 @@ from cachebus.consumers.worker.clean import describe
 from cachebus.consumers.worker.source import Item
 
 CAREFUL_S: Final = 600.0
-"""So long after the last row that was not let go of each is looked after."""
+"""How long after a row was kept each row is checked by itself."""
 MOST: Final = 10_000
-"""Rows that rest though nothing in the database says so; with more of them all rows rest."""
+"""The most rows that rest in memory only, since the database can't even mark them. With more of them nothing is
+taken."""
 KNOWN: Final = 100_000
 OTHERS: Final = frozenset({"08", "25", "40", "53", "57", "58", "XX"})
-"""Classes of errors that no row makes: the connection, the transaction, others' locks, resources, the server."""
+"""Classes of errors that no row causes: of the connection, the transaction, locks, resources and the server."""
 
 
 class Refused(Exception):
-    """The database does not let go of rows; the next batch is let go of with care."""
+    """The database keeps rows. The rows of the next batch are checked one by one."""
 
 
 class Resting:
-    """What a relay knows of rows that it has done with, and that the database has kept; over all connections."""
+    """What a relay knows of rows that it has applied, and that the database has kept, over all connections."""
 
     def __init__(self, again_s: float, clock: Clock = monotonic) -> None:
         self._clock = clock
@@ -42,25 +44,25 @@ class Resting:
 
     @property
     def careful(self) -> bool:
-        """Whether rows were not let go of lately."""
+        """Whether the database has kept rows lately."""
         return self._clock() - self._last_s < CAREFUL_S
 
     @property
     def told(self) -> bool:
-        """Whether there are such rows, as far as is known: all of them have come again since."""
+        """Whether there are such rows, as far as is known: each has come again since."""
         return self._clock() - self._last_s < 2.5 * self._again_s
 
     def refused(self, why: str = "") -> None:
-        """Rows were not let go of."""
+        """The database has kept rows."""
         self.why, self._last_s = why, self._clock()
 
     def keep(self, ids: Collection[int]) -> None:
-        """These can't even be marked: they rest in here."""
+        """These rows can't even be marked: they rest in memory."""
         self._until_s |= dict.fromkeys(ids, self._clock() + self._again_s)
 
     @property
     def ids(self) -> list[int]:
-        """Those that rest now."""
+        """The ids of the rows that rest now."""
         now_s = self._clock()
         if self._until_s:
             self._until_s = {number: until_s for number, until_s in self._until_s.items() if until_s > now_s}
@@ -68,11 +70,11 @@ class Resting:
 
     @property
     def too_many(self) -> bool:
-        """Whether no more can rest: nothing is taken until some have rested."""
+        """Whether no more rows can rest. Nothing is taken then, until some rests are over."""
         return len(self._until_s) >= MOST and len(self.ids) >= MOST
 
     def done(self, gone: Iterable[int], stuck: Collection[int]) -> None:
-        """What was to go is gone, but for those that are stuck."""
+        """These rows are gone, except those that are stuck."""
         self.unsure.difference_update(set(gone).difference(stuck))
         for known in self.unsure, self.buried:
             if len(known) > KNOWN:
@@ -80,7 +82,7 @@ class Resting:
 
 
 class Letting:
-    """Statements of one connection to PostgreSQL, each for some of the rows that its transaction has locked."""
+    """Acknowledges the rows that a transaction in PostgreSQL has locked, by one statement for each kind of end."""
 
     def __init__(self, connection: asyncpg.Connection, resting: Resting) -> None:
         self._connection = connection
@@ -89,7 +91,7 @@ class Letting:
         """Whether a statement tells which rows it did something to."""
 
     async def commit(self, transaction: Any) -> None:
-        """The end of it; `Refused` where a trigger that is deferred raises."""
+        """Commit the transaction; `Refused` if a deferred trigger raises."""
         try:
             await transaction.commit()
         except asyncpg.PostgresError as error:
@@ -102,7 +104,7 @@ class Letting:
         raise Refused(describe(error)) from None
 
     async def all_of(self, asked: Sequence[tuple[str, Sequence[Item], tuple[Any, ...]]]) -> None:
-        """Each statement for its rows; `Refused` where one does nothing to some of them, or raises."""
+        """Run each statement for its rows; `Refused` if one raises, or leaves some of them as they are."""
         for sql, items, more in asked:
             for part, several in _parts(items).items():
                 try:
@@ -115,7 +117,7 @@ class Letting:
                         raise Refused("the statement does nothing")
 
     async def careful(self, sql: str, items: Sequence[Item], *more: Any) -> list[Item]:
-        """The statement for those of the rows that it does something to; gives the others."""
+        """Run the statement for those rows that it changes; returns the others."""
         await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         left: list[Item] = []
         for part, several in _parts(items).items():
@@ -153,7 +155,8 @@ class Letting:
         return [*await self._tried(sql, part, first, more), *await self._tried(sql, part, second, more)]
 
     async def _done(self, sql: str, part: int, items: list[Item], more: tuple[Any, ...]) -> set[int]:
-        """The ids of those that it did something to, where that is told; else all, or none where it was not all."""
+        """The ids of the rows that it changed. If the database does not tell them: all, or none if not all were
+        changed."""
         places = [item.raw[1] for item in items]
         if self._tells:
             return {row[0] for row in await self._connection.fetch(f"{sql} RETURNING id", part, places, *more)}
@@ -170,7 +173,7 @@ def _is_the_rows(error: asyncpg.PostgresError) -> bool:
 
 
 def _parts(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """By part of the table."""
+    """The items, by the partition of the table."""
     parts: dict[int, list[Item]] = defaultdict(list)
     for item in items:
         parts[item.raw[0]].append(item)

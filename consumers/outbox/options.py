@@ -1,4 +1,4 @@
-"""How a relay works."""
+"""The options of a relay."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """How a relay works; `ConfigError` for what can't be."""
+    """How a relay works. `ConfigError` for options that can't be."""
 
     table: str = DEFAULT
     """"NAME" or "SCHEMA.NAME"."""
     batch: int = 500
-    """The most rows that are in hand at a time."""
+    """The most rows of a batch."""
     poll_interval_s: float = 0.25
-    """How often it looks for rows unasked: notifications are only a hint, and may be turned off."""
+    """How often it looks for rows without a notification: those are only a hint, and may be turned off."""
     hold_s: float = 5.0
-    """How long a batch may be in hand while L2 does not answer: then its rows are free again, since an open
+    """How long a batch may be in hand while L2 does not answer. After that its rows are freed, since an open
     transaction keeps the database from vacuuming."""
 
     def __post_init__(self) -> None:

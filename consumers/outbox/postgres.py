@@ -1,4 +1,4 @@
-"""An outbox in PostgreSQL: rows are taken in a transaction, and gone when that commits."""
+"""An outbox in PostgreSQL. Rows are taken in a transaction, and deleted when it commits."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ KEPT: Final = "INSERT 0 1"
 
 
 class Known(Resting):
-    """What a relay knows beyond one connection."""
+    """What a relay knows over all connections."""
 
     oid: int | None = None
-    """Of the table that rows were last taken from."""
+    """The number of the table that rows were last taken from."""
     identity: Callable[[], str] = staticmethod(lambda: "")
     """See `Source.identity`."""
 
 
 class PostgresOutbox(Source):
-    """Rows of one namespace in one table."""
+    """The rows of one namespace in one table."""
 
     part = "database"
     trouble = (*TROUBLE, Refused)
@@ -68,7 +68,7 @@ class PostgresOutbox(Source):
 
 
 class PostgresSession(Session):
-    """One connection's; see `PostgresOutbox`."""
+    """One connection to the outbox: see `Session`."""
 
     def __init__(
         self, connection: asyncpg.Connection, namespace: str, options: RelayOptions, known: Known | None = None
@@ -93,7 +93,7 @@ class PostgresSession(Session):
         """Ids of those in hand that were set aside."""
 
     async def begin(self) -> None:
-        """Have the database free what this process has in hand when nothing is heard of it, and tell of new rows."""
+        """Have the database free the rows in hand if this process falls silent, and notify it of new rows."""
         idle_limit_ms = int((self._options.hold_s + IDLE_GRACE_S) * 1000)
         await self._connection.execute(_SESSION.format(idle_limit_ms=idle_limit_ms))
         self._served = await standing.serve(self._connection, self._table, self._namespace, "")
@@ -127,7 +127,7 @@ class PostgresSession(Session):
         return Batch(items, len(items) == limit)
 
     async def _is_time(self, away: Collection[int]) -> bool:
-        """Whether there may be rows; waits a little where there are hardly any."""
+        """Whether there may be rows. Waits a little if there are hardly any."""
         rest_s = self._rest_until_s - monotonic()
         if rest_s <= 0 or self._woken.is_set() or self._taker.some_may_go(away):
             return True
@@ -139,7 +139,7 @@ class PostgresSession(Session):
         return True
 
     async def _taken(self, limit: int, away: Collection[int]) -> list[Any]:
-        """Rows, with a transaction that has them; none, without."""
+        """Rows, in a transaction that has locked them; without rows there is no transaction."""
         while True:
             self._transaction = self._connection.transaction(isolation="read_committed", readonly=False)
             await self._transaction.start()
@@ -165,7 +165,7 @@ class PostgresSession(Session):
         return Meaning((command,))
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
-        """See `Session.letter`; what is in it stays in the database."""
+        """See `Session.letter`. The payload stays in the database."""
         return DeadLetter(b"?", reason, item.place, item.raw[6])
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
@@ -206,7 +206,7 @@ class PostgresSession(Session):
         self._busy.release()
 
     async def _let_go(self, asked: Sequence[Asked]) -> set[int]:
-        """Each statement for its rows; gives the ids of those that the database keeps, which rest."""
+        """Run each statement for its rows; returns the ids of those that the database keeps, which rest."""
         if not self._known.careful:
             await self._letting.all_of(asked)
             return set()

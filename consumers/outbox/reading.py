@@ -1,4 +1,4 @@
-"""Which rows of an outbox are taken next, and how many wait."""
+"""Chooses which rows of an outbox are taken next, and counts those that wait."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from cachebus.consumers.outbox.letting import Resting
 from cachebus.producers.outbox.table import LARGEST_BYTES, OutboxTable
 
 COUNTED: Final = 100_000
-"""Rows that are counted one by one; of more there is an estimate."""
+"""Up to so many rows are counted; beyond that the number is estimated."""
 
 
 Kind = Literal["due", "fresh", "late", "held"]
 
 
 class Waits(NamedTuple):
-    """How many rows are due, how long the oldest has been, and how many of them wait for a primary that is away."""
+    """How many rows are due, how long the oldest has waited, and how many of them wait for a primary that is away."""
 
     backlog: int
     oldest_s: float
     held: int
     latest_s: float
-    """In how long the last of those is due that are not yet."""
+    """In how many seconds the last row is due that is not due yet."""
 
 
 class Taker(ABC):
-    """Rows in turns: those that were written to be done at once, those that have become due, and those that wait for a
-    primary of L2. None of these can keep the others from being taken, however many there are."""
+    """Takes rows of three kinds in turn: those to be done at once, those that have become due, and those that wait for
+    a primary of L2. So no kind keeps another from being taken, however many rows it has."""
 
     def __init__(self, resting: Resting) -> None:
         self._resting = resting
@@ -40,11 +40,11 @@ class Taker(ABC):
         self._full = False
 
     def some_may_go(self, away: Collection[int]) -> bool:
-        """Whether rows may wait for a primary that is there by now."""
+        """Whether there may be rows that wait for a primary which answers by now."""
         return any(shard not in away for shard in self.shards)
 
     async def rows(self, limit: int, away: Collection[int]) -> list[Any]:
-        """At most `limit` rows that nobody else has in hand."""
+        """At most `limit` rows that no other relay has in hand."""
         if self._resting.too_many:
             return []
         self._turn ^= 1
@@ -67,15 +67,16 @@ class Taker(ABC):
 
     @abstractmethod
     async def _some(self, kind: Kind, limit: int, shards: Sequence[int] = ()) -> list[Any]:
-        """Of one kind, the oldest first: "due" are the "fresh", to be done at once, and then the "late"."""
+        """Rows of one kind, the oldest first. "due" is first the "fresh" ones, to be done at once, then the "late"
+        ones."""
 
     @abstractmethod
     async def waits(self) -> Waits:
-        """What waits now."""
+        """The counts of rows that wait now."""
 
 
 class PostgresTaker(Taker):
-    """In PostgreSQL, where rows that are taken are locked."""
+    """Takes rows in PostgreSQL, and locks them."""
 
     def __init__(self, connection: asyncpg.Connection, table: OutboxTable, namespace: str, resting: Resting) -> None:
         super().__init__(resting)
@@ -98,7 +99,7 @@ class PostgresTaker(Taker):
         return found
 
     async def waits(self) -> Waits:
-        """What waits now: counted up to `COUNTED`, estimated by the ids beyond."""
+        """The rows that wait now: counted up to `COUNTED`, estimated by their ids beyond that."""
         row = await self._connection.fetchrow(_WAITS.format(t=self._table), self._namespace)
         due, span, held, oldest_s, shards, latest_s = row
         self.shards.update(shards or ())

@@ -1,4 +1,4 @@
-"""From committed rows of an outbox to every cache, at least once."""
+"""The relay: it applies the committed rows of an outbox, at least once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cachebus.settings import Settings
 
 
 class OutboxRelay(SourceWorker):
-    """Takes rows, applies them in L2, and only then lets them go; several share a table's work. `ConfigError`.
+    """Takes rows, applies them in L2, and only then deletes them. Several relays share a table. `ConfigError`.
 
-    Killed anywhere, its rows come again to whoever is there. What can't be applied is moved to the table of the dead
-    with the reason; rows of other namespaces are left alone.
+    If it is killed, its rows come again to another relay. What can't be applied is moved to the table of dead letters,
+    with the reason. Rows of other namespaces are left alone.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""An outbox in SQLite. No transaction is open while rows are applied, since it would keep writers waiting: they are
-removed after that, by numbers that are given once."""
+"""An outbox in SQLite. No transaction is open while rows are applied, since writers would wait for it. Rows are deleted
+afterwards, by ids that are given once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ POISON: Final = (ValueError, TypeError, OverflowError, sqlite3.IntegrityError, s
 
 
 async def create_tables(url: str, table: str) -> None:
-    """Make the outbox's tables, and the file, where they are not there yet."""
+    """Create the file, and missing tables of the outbox."""
     statements = OutboxTable.of(table).sqlite_statements()
     async with opened(url, create=True) as database:
         await database.whole(lambda connection: [connection.execute(sql) for sql in statements])
 
 
 async def replay(url: str, namespace: str, table: str, limit: int | None) -> int:
-    """Bring rows that were set aside back, the oldest first; how many came back."""
+    """Move dead letters back into the outbox, the oldest first; returns how many."""
     where = OutboxTable.of(table)
     of = f"namespace = ? AND id IN (SELECT id FROM {where.dead} WHERE namespace = ? ORDER BY id LIMIT ?)"
     values = [(namespace, namespace, -1 if limit is None else limit)]
@@ -53,7 +53,7 @@ async def replay(url: str, namespace: str, table: str, limit: int | None) -> int
 
 
 async def dead_elsewhere(url: str, namespace: str, table: str) -> list[str]:
-    """The other namespaces whose rows were set aside."""
+    """The other namespaces that have dead letters."""
     where = OutboxTable.of(table)
     async with opened(url) as database:
         found = await database.fetch(f"SELECT DISTINCT namespace FROM {where.dead} WHERE namespace <> ?", namespace)
@@ -61,7 +61,7 @@ async def dead_elsewhere(url: str, namespace: str, table: str) -> list[str]:
 
 
 class SqliteOutbox(Source):
-    """Rows of one namespace in one table of a file."""
+    """The rows of one namespace in one table of a file."""
 
     part = "database"
     trouble = TROUBLE
@@ -90,7 +90,7 @@ class SqliteOutbox(Source):
 
 
 class SqliteTaker(Taker):
-    """In SQLite, where two may take the same."""
+    """Takes rows in SQLite, where two relays may take the same row."""
 
     def __init__(self, database: Database, table: OutboxTable, namespace: str, resting: Resting) -> None:
         super().__init__(resting)
@@ -112,7 +112,7 @@ class SqliteTaker(Taker):
         return await self._database.fetch(sql, self._namespace, wall_s(), limit)
 
     async def waits(self) -> Waits:
-        """What waits now: counted up to `COUNTED`."""
+        """The rows that wait now, counted up to `COUNTED`."""
         values = (self._namespace, wall_s())
         ((due, due_s, held, held_s),) = await self._database.fetch(_WAITS.format(t=self._table), *values, *values)
         since_s = [each for each in (due_s, held_s) if isinstance(each, float) and math.isfinite(each)]
@@ -125,7 +125,7 @@ class SqliteTaker(Taker):
         return Waits(due + held, max(0.0, wall_s() - min(since_s)) if since_s else 0.0, held, max(0.0, ahead_s))
 
     async def rows(self, limit: int, away: Collection[int]) -> list[Any]:
-        """See `Taker.rows`; at first some of those whose columns are of types that no index finds them by."""
+        """See `Taker.rows`. First come some rows whose columns have a type by which no index finds them."""
         odd: list[Any] = []
         if self._has_odd and not self._resting.too_many:
             resting = ",".join(map(str, self._resting.ids))
@@ -136,7 +136,7 @@ class SqliteTaker(Taker):
 
 
 class SqliteSession(Session):
-    """See `SqliteOutbox`."""
+    """One connection to the outbox: see `Session`."""
 
     def __init__(self, database: Database, namespace: str, options: RelayOptions, known: Resting | None = None) -> None:
         self._database = database
@@ -172,11 +172,11 @@ class SqliteSession(Session):
         return Meaning((command,))
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
-        """See `Session.letter`; what is in it stays in the database."""
+        """See `Session.letter`. The payload stays in the database."""
         return DeadLetter(b"?", reason, item.place, 1)
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`: in one step the row is here no more, and there."""
+        """See `Session.bury`. Each row is moved in one transaction."""
         ids = [self._in_hand[letter.source].raw[0] for letter in letters]
         rows = [(bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)]
         await self._database.whole(lambda connection: self._buried(connection, rows, ids))
@@ -217,7 +217,7 @@ class SqliteSession(Session):
         return [(again_s, number) for number in ids]
 
     def _kept(self, connection: sqlite3.Connection, asked: Sequence[tuple[Change, Sequence[Any]]]) -> set[int]:
-        """Change these; gives the ids of those that triggers keep as they were, which rest."""
+        """Run these changes; returns the ids of the rows that triggers keep as they were, which rest."""
         stuck: set[int] = set()
         for change, values in asked:
             stuck |= kept(connection, change.of(self._table), values)
@@ -268,7 +268,7 @@ class SqliteSession(Session):
 
 
 def _since_s(row: Sequence[Any]) -> float | None:
-    """Since when it is to be done, where that is a time."""
+    """Since when the row is due, if that is a time."""
     times = [each for each in row[2:4] if isinstance(each, int | float)]
     return max(times) if len(times) == 2 else None
 

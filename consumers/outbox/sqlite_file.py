@@ -1,4 +1,4 @@
-"""A file of SQLite's, and the thread in which it is used."""
+"""A file of SQLite, and the thread in which it is used."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import OutboxTable
 
 BUSY_S: Final = 2.0
-"""How long another one's transaction is waited for, before it is told."""
+"""How long another connection's transaction is waited for before an error is raised."""
 CLOSE_TIMEOUT_S: Final = 1.0
 TROUBLE: Final = (OSError, sqlite3.OperationalError, sqlite3.DatabaseError)
 T = TypeVar("T")
 
 
 def path_of(url: str) -> Path:
-    """The file that a URL like sqlite:///NAME or sqlite+pysqlite:////PATH names; `ConfigError`, which does not show
+    """The file that a URL such as sqlite:///NAME or sqlite+pysqlite:////PATH names; `ConfigError`, which does not show
     it."""
     _, slashes, rest = url.partition(":///")
     name = rest.partition("?")[0]
@@ -33,13 +33,13 @@ def path_of(url: str) -> Path:
 
 
 class Change(NamedTuple):
-    """A statement for a row, and a question for what it takes: whether the row is there, and was not changed by it."""
+    """A statement that changes a row, and a query whether the row is there and unchanged."""
 
     sql: str
     left: str
 
     def of(self, table: OutboxTable) -> Change:
-        """The same for this table."""
+        """The change for this table."""
         return Change(self.sql.format(t=table), self.left.format(t=table))
 
 
@@ -53,7 +53,7 @@ class Database:
         self._file: tuple[int, int]
 
     async def open(self, *, create: bool = False) -> None:
-        """Use it; one of `TROUBLE`."""
+        """Open the file; raises one of `TROUBLE`."""
         await self.run(lambda: self._open("rwc" if create else "rw"))
 
     def _open(self, mode: str) -> None:
@@ -68,20 +68,20 @@ class Database:
         return stat.st_dev, stat.st_ino
 
     def is_there(self) -> bool:
-        """Whether the file is the one that was opened, and not another in its place."""
+        """Whether the file is still the one that was opened, and no other one has replaced it."""
         return self._seen() == self._file
 
     async def run(self, what: Callable[[], T]) -> T:
-        """Do it in the file's thread."""
+        """Run a function in the file's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
-        """What a query finds."""
+        """The rows that a query finds."""
         found: list[Any] = await self.run(lambda: self._connection.execute(sql, values).fetchall())
         return found
 
     async def whole(self, what: Callable[[sqlite3.Connection], T]) -> T:
-        """Do it in a transaction: all of it, or nothing."""
+        """Run a function in a transaction."""
         return await self.run(lambda: self._whole(what))
 
     def _whole(self, what: Callable[[sqlite3.Connection], T]) -> T:
@@ -97,7 +97,7 @@ class Database:
         return done
 
     async def close(self) -> None:
-        """Have done with it."""
+        """Close the file."""
         if hasattr(self, "_connection"):
             self._connection.interrupt()
             with suppress(sqlite3.Error, TimeoutError):
@@ -107,13 +107,13 @@ class Database:
 
 
 def changed(connection: sqlite3.Connection, sql: str, values: Sequence[Sequence[Any]]) -> int:
-    """How many rows a statement has changed, without what triggers did; it is executed for each of the values."""
+    """Execute a statement for each of the values; returns how many rows it changed, without what triggers did."""
     return max(0, connection.executemany(sql, values).rowcount) if values else 0
 
 
 def kept(connection: sqlite3.Connection, change: Change, values: Sequence[Sequence[Any]]) -> set[int]:
-    """Execute it for each of the values, of which the last is a row's id; the ids of rows that a trigger keeps as they
-    were."""
+    """Execute a change for each of the values, of which the last is a row's id; returns the ids of rows that a trigger
+    keeps as they were."""
     try:
         if changed(connection, change.sql, values) == len(values):
             return set()
@@ -129,7 +129,7 @@ def kept(connection: sqlite3.Connection, change: Change, values: Sequence[Sequen
 
 @asynccontextmanager
 async def opened(url: str, *, create: bool = False) -> AsyncIterator[Database]:
-    """The file that the URL names; one of `TROUBLE`, `ConfigError`."""
+    """The file that the URL names, open; raises one of `TROUBLE`, or `ConfigError`."""
     database = Database(path_of(url))
     try:
         await database.open(create=create)
@@ -139,7 +139,7 @@ async def opened(url: str, *, create: bool = False) -> AsyncIterator[Database]:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong in a line, without the file's name."""
+    """The error in one line, without the file's name."""
     if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
         return f"{type(error).__name__}: a trigger raises"  # the words are its author's, and may be a row's
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""What a relay assumes of its tables in PostgreSQL, looked at: what is not so, and the SQL that mends it."""
+"""Checks what a relay assumes of its tables in PostgreSQL: what is wrong, and the SQL that repairs it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cachebus.producers.outbox.table import OutboxTable
 
 ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces", "stores")
 LOCK: Final = 0x0B0C
-"""Held, with the hash of the namespace and the table's place, by every relay that is there."""
+"""The advisory lock that every relay holds, with the hash of its namespace and of the table's place."""
 UNSERVED_S: Final = 60
-"""Rows of another namespace that nobody takes are told when they are older."""
+"""Rows of another namespace that nobody takes are reported if they are older than this."""
 OTHERS: Final = 20
 AGREE_LOOKS: Final = 3
 _text = frozenset({"text", "character varying"})
@@ -40,13 +40,13 @@ DEAD: Final = {
     "created_at": (_time, "timestamptz NOT NULL DEFAULT clock_timestamp()"),
 }
 DEFAULTS: Final = {"waits_for": "-1", "due_at": "'-infinity'"}
-"""Those without which rows are not found by who looks for them, or not written."""
+"""Columns whose defaults are needed, so that rows can be written and found."""
 
 
 async def findings(
     connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid_before: int | None
 ) -> tuple[list[Finding], int | None]:
-    """What is not as it should be, and which table rows are taken from: the one before, while some may lie there."""
+    """The findings, and the table to take rows from: the previous one, as long as it may have rows."""
     try:
         rows = await connection.fetchrow(_TABLE, table.rows, f"{table.name}_notify")
         dead = await connection.fetchrow(_TABLE, table.dead, "")
@@ -131,7 +131,8 @@ def _of_rights(name: str, row: Any, needed: tuple[str, ...], *, stops: bool) -> 
 
 
 async def of_removal(connection: asyncpg.Connection, table: OutboxTable, resting: Resting) -> list[Finding]:
-    """Rows that were applied, and that something keeps: what that may be. A rule that does so is told before."""
+    """The finding about rows that were applied and are kept by something, with what that may be. A rule has a finding
+    of its own."""
     found = await connection.fetch(_KEEPERS, table.rows)
     names = [clean(row["drop"]) for row in found if resting.told or row["surely"]]
     if not names and not resting.told:
@@ -145,7 +146,7 @@ async def of_removal(connection: asyncpg.Connection, table: OutboxTable, resting
 async def _of_the_one_before(
     connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int
 ) -> list[Finding]:
-    """Another table has its name now: rows of the one before are taken by nobody."""
+    """The finding that another table has the name now: nobody takes the rows of the previous one."""
     name = await connection.fetchval("SELECT $1::oid::regclass::text FROM pg_class WHERE oid = $1", oid)
     if name is None:
         problem = "it was dropped, and made anew: rows that it still had are gone"
@@ -165,8 +166,8 @@ async def _of_the_one_before(
 
 
 async def serve(connection: asyncpg.Connection, table: OutboxTable, namespace: str, before: str) -> str:
-    """Have others know that a relay is there for the namespace and the table; gives the place where that is found by
-    now."""
+    """Show others, by a lock, that a relay serves the namespace and the table; returns the place by which they find
+    it."""
     try:
         place: str = await connection.fetchval(_PLACE, table.rows) or ""
     except asyncpg.InsufficientPrivilegeError:  # its schema may not be used: `findings` says so
@@ -180,7 +181,7 @@ async def serve(connection: asyncpg.Connection, table: OutboxTable, namespace: s
 
 
 class Stores:
-    """Of one connection: which L2 its relay is for, as others see by a lock of it; and whether theirs is another."""
+    """Shows by a lock which L2 the relay of a connection is for, and checks whether other relays have another one."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -188,8 +189,8 @@ class Stores:
         self._looks = 0
 
     async def findings(self, table: OutboxTable, served: str, identity: str) -> list[Finding]:
-        """Another relay of what is `served` (the namespace and the table's place) is for another L2, and has been for
-        some looks: a failover changes the identity of each, one after the other."""
+        """The finding that another relay of what is `served` (the namespace and the table's place) is for another L2,
+        in several checks in a row: a failover changes the identities of relays one after the other."""
         if identity and (served, identity) != self._held:
             if self._held[1]:
                 await self._connection.execute(_LEAVE_STORE, *self._held)
@@ -206,7 +207,8 @@ class Stores:
 
 
 async def _of_namesakes(connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int) -> list[Finding]:
-    """Tables of the same name in other schemas: who finds one of these first writes there."""
+    """The findings about tables of the same name in other schemas: a writer may find one of these first, and write
+    there."""
     found = []
     for row in await connection.fetch(_NAMESAKES, table.name, oid, namespace, LOCK):
         try:
@@ -229,7 +231,7 @@ async def _of_namesakes(connection: asyncpg.Connection, table: OutboxTable, name
 async def _of_namespaces(
     connection: asyncpg.Connection, table: OutboxTable, namespace: str, place: str
 ) -> list[Finding]:
-    """Rows that no relay is there for: their writers name another namespace than any relay's."""
+    """The findings about rows that no relay serves: their writers use a namespace that no relay has."""
     found = await connection.fetch(_UNSERVED.format(t=table), namespace, LOCK, place)
     return [
         Finding(

@@ -1,1 +1,9 @@
-"""What workers share that read topics of Kafka: a place in a group, and a topic of dead letters."""
+"""Topics of Kafka as a source, for all workers that read them: one member of a consumer group, and a topic of dead
+letters.
+
+1. `source` and `session`: the source, and one connection of it. `membership`: which group.
+2. `progress`: how far one assignment is read and committed. `held`: what waits meanwhile. `commits`: commits offsets.
+3. `reading` and `unreadable`: messages, and those that the driver can't parse.
+4. `inspection`: checks topics, group and rights, by what `brokers` tell. `note`: the metadata of committed offsets.
+5. `dead_topic` and `replay`: dead letters, and how they are tried again.
+"""

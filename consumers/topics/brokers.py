@@ -1,4 +1,4 @@
-"""What brokers say of topics and groups that the driver does not ask them: a topic's identity, and what one may do."""
+"""Questions to brokers that the driver does not ask: a topic's identity, and what this user may do."""
 
 from __future__ import annotations
 
@@ -35,68 +35,68 @@ METADATA_MAX_AGE_MS: Final = 5000
 EARLIEST: Final = -2
 LATEST: Final = -1
 NOT_ALLOWED: Final = (29, 30)
-"""What brokers answer about a topic, or a group, that one may not see."""
+"""Error codes for a topic, or a group, that this user may not see."""
 NOT_YET: Final = (14, 15, 16)
-"""What they answer about a group whose coordinator is being found."""
+"""Error codes for a group whose coordinator is not known yet."""
 AGAIN_S: Final = 0.1
 READ, WRITE, DESCRIBE = 3, 4, 8
-"""Operations, as bits of what one may do."""
+"""Numbers of operations: bits in what this user may do."""
 
 
 class Topic(NamedTuple):
-    """As brokers know it now."""
+    """A topic, as brokers know it now."""
 
     name: str
     error: int
-    """0: it is there; 3: it is not; 29: it may not be seen."""
+    """0: it exists; 3: it does not; 29: this user may not see it."""
     identity: str = ""
-    """Of this topic, not of its name: one that is made anew has another. Empty where brokers are too old to tell."""
+    """Its id: a topic that is deleted and made again has another one. Empty where brokers are too old to tell."""
     leaders: Mapping[int, int] = {}
-    """By partition: the broker that has it, -1 for none."""
+    """The leader of each partition, -1 for none."""
     operations: int | None = None
-    """What one may do with it, as bits; None, or less than nothing, where nobody tells."""
+    """What this user may do with it, as bits; None, or negative, where brokers do not tell."""
 
     def may(self, operation: int) -> bool:
-        """Whether this user may do that, as far as anybody tells."""
+        """Whether this user may do that; True where brokers do not tell."""
         return _may(self.operations, operation)
 
 
 class Group(NamedTuple):
-    """As its coordinator knows it now."""
+    """A consumer group, as its coordinator knows it now."""
 
     clients: frozenset[str]
-    """What the clients call themselves that are in it."""
+    """The client ids of its members."""
     allowed: bool = True
     """Whether this user may be in it."""
 
 
 class Committed(NamedTuple):
-    """How far a group has come in a partition, and what was noted with that."""
+    """A committed offset of a group, and the metadata that was committed with it."""
 
     offset: int
     note: str
 
 
 class Brokers:
-    """Asked about topics and groups, over a connection of its own."""
+    """Asks brokers about topics and groups, over a connection of its own."""
 
     def __init__(self, admin: AIOKafkaAdminClient) -> None:
-        """`admin`: started, and closed by who made it."""
+        """`admin`: a started client. Who made it closes it."""
         self.admin = admin
 
     async def topics(self, names: Collection[str] | None) -> dict[str, Topic]:
-        """These topics, or all that one may see."""
+        """These topics; None for all that this user may see."""
         try:
             found = (await self.admin._send_request(_Topics(names))).to_object()["topics"]
-        except (NotImplementedError, IncompatibleBrokerVersion):  # before Kafka 3, and what only speaks like it
+        except (NotImplementedError, IncompatibleBrokerVersion):  # before Kafka 3, or another broker of its protocol
             found = await self.admin.describe_topics(None if names is None else list(names))
         return {one.name: one for one in map(_topic, found)}
 
     async def offsets(
         self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition], which: int, *, committed: bool = False
     ) -> dict[TopicPartition, int]:
-        """Of these partitions, as far as somebody leads them, the first offset or that behind the last message.
-        `committed`: that behind the last one that no open transaction comes before."""
+        """Offsets of these partitions, as far as they have a leader. `which`: EARLIEST for the first message, LATEST
+        for behind the last one. `committed`: only up to the first open transaction."""
         asked: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
         for one in partitions:
             leader = topics[one.topic].leaders.get(one.partition, -1) if one.topic in topics else -1
@@ -115,7 +115,7 @@ class Brokers:
         }
 
     async def group(self, name: str) -> Group:
-        """Who is in it."""
+        """The members of a group."""
         try:
             answer = await self._of_group(name, DescribeGroupsRequest([name], include_authorized_operations=True))
         except GroupAuthorizationFailedError:
@@ -127,7 +127,7 @@ class Brokers:
         return Group(frozenset(str(client) for _, client, *_ in members))
 
     async def committed(self, group: str) -> dict[TopicPartition, Committed]:
-        """How far it has come wherever it has been."""
+        """All offsets that a group has committed."""
         answer = await self._of_group(group, OffsetFetchRequest(group, None))
         raise_for(answer.error_code, f"the group {group}")
         found: dict[TopicPartition, Committed] = {}
@@ -139,7 +139,7 @@ class Brokers:
         return found
 
     async def _of_group(self, group: str, request: Any) -> Any:
-        """Asked of the group's coordinator, as soon as there is one."""
+        """Send a request to the group's coordinator, as soon as there is one."""
         while True:
             try:
                 answer = await self.admin._send_request(request, await self.admin.find_coordinator(group))
@@ -152,7 +152,7 @@ class Brokers:
             await asyncio.sleep(AGAIN_S)
 
     async def configuration(self, topic: str) -> dict[str, str | None]:
-        """Of a topic; empty where one may not see it."""
+        """The configuration of a topic; empty where this user may not see it."""
         from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
         (answer,) = await self.admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
@@ -175,7 +175,7 @@ def _topic(told: Mapping[str, Any]) -> Topic:
 
 
 def raise_for(code: int, what: str) -> None:
-    """The driver's error of that code, if it is one."""
+    """Raise the driver's error for this code, unless it is 0."""
     if code:
         raise for_code(code)(what)
 

@@ -1,4 +1,4 @@
-"""Dead letters of what came by Kafka, in a topic of their own."""
+"""The topic that keeps dead letters of messages."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.errors import ConfigError
 
 LEAVE_S: Final = 5.0
-"""How long it may take to say goodbye to brokers: those that do not answer find out by themselves."""
+"""How long disconnecting may take. Brokers that do not answer notice by themselves."""
 LARGEST_BYTES: Final = 900_000
-"""What a broker and a producer take unless told otherwise, less the headers: more would never be taken."""
+"""The largest message that brokers take by default, less its headers. Longer payloads are cut."""
 SETTINGS: Final = {"retention.ms": "-1", "cleanup.policy": "delete"}
-"""Of the topic: nothing is ever removed, whatever the brokers do with others."""
+"""The topic's settings: nothing is ever removed from it."""
 LEAST_BYTES: Final = 1000
-"""So much of a letter is kept in a topic that takes no more: nothing behind it must have to wait."""
+"""How much of a payload is kept if the topic takes less than `LARGEST_BYTES`, so that nothing behind it waits."""
 KEPT_BYTES: Final = 1000
-"""The longest key and header that are kept."""
+"""The longest key, and header, that are kept."""
 KEYLESS: Final = "key-cut"
-"""The header of a letter whose message had a key that is too long to be kept."""
+"""The header that marks a letter whose message had a key that is too long to be kept."""
 OURS: Final = ("reason", "source", "attempts", KEYLESS)
 
 
 class DeadTopic:
-    """Keeps dead letters, as they came, with the reason in a header; a value of None stays None. Open it first."""
+    """Keeps dead letters as they came, with the reason in a header. Connects when the first letter is put."""
 
     def __init__(self, clients: Mapping[str, Any], topic: str) -> None:
         self.topic = topic
@@ -39,11 +39,11 @@ class DeadTopic:
         self._endings = Endings()
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: acknowledged by all replicas when this returns. Raises aiokafka's errors: of all letters, some may
-        be kept then, and are there twice when they are put again."""
+        """Keep these letters: all replicas have acknowledged them when this returns. Raises aiokafka's errors. Some
+        letters may be kept then, and will be there twice if they are put again."""
         try:
             await self._put(letters)
-        except Exception:  # what this producer has failed at it may not get over
+        except Exception:  # the driver's producer may not recover: the next call makes a new one
             producer, self._producer = self._producer, None
             if producer is not None:
                 self._endings.add(asyncio.create_task(producer.stop()))
@@ -87,14 +87,14 @@ class DeadTopic:
         await self._endings.over(LEAVE_S)
 
     async def partitions(self) -> list[int]:
-        """Those of the topic; `ConfigError` where it is not there."""
+        """The topic's partitions; `ConfigError` if there is no such topic."""
         async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
             if self.topic not in await admin.list_topics():
                 raise ConfigError(f"there is no topic {self.topic}: nothing was set aside under this name")
         return await self.ensure()
 
     async def ensure(self) -> list[int]:
-        """Make the topic, where it is not there: one partition, nothing of it ever removed. Gives its partitions."""
+        """Create the topic if it is missing, with one partition; returns its partitions."""
         async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
             if self.topic in await admin.list_topics():
                 (told,) = await admin.describe_topics([self.topic])
@@ -113,7 +113,7 @@ def _cut(letter: DeadLetter, most_bytes: int) -> str:
 
 
 def letter_of(record: Any) -> DeadLetter:
-    """The letter that such a message holds."""
+    """The dead letter in a message of the topic."""
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in OURS}
     kept = tuple((name, value) for name, value in record.headers if name not in OURS)
     return DeadLetter(
@@ -129,5 +129,5 @@ def letter_of(record: Any) -> DeadLetter:
 
 
 def count_of(text: str, otherwise: int = 1) -> int:
-    """A small number that somebody has written into a header."""
+    """The number in a header; `otherwise` for anything else."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 7 else otherwise

@@ -1,4 +1,4 @@
-"""A place in a group that reads topics, and what goes wrong there."""
+"""Which consumer group a worker is in, at which brokers, and the errors of Kafka."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cachebus.consumers.worker.clean import describe as told_of
 from cachebus.errors import BusUnavailable, ConfigError
 
 TROUBLE: Final = (KafkaError, OSError, TimeoutError, BusUnavailable)
-"""What is raised when Kafka is out of reach, or does not let one do what is asked."""
+"""The errors that mean that Kafka is out of reach, or refuses a request."""
 NAME: Final = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
 CLIENT: Final = "cachebus-"
-"""What the brokers call a client of ours, with its namespace behind it."""
+"""The beginning of our clients' ids; their namespace follows."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Which group, at which brokers, and how it is read."""
+    """The consumer group of a worker."""
 
     clients: Mapping[str, Any] = field(repr=False)
     """aiokafka's client settings: the brokers, TLS, SASL."""
     group: str
     dead_topic: str
     batch: int = 5000
-    """Messages that are in hand together, at most."""
+    """The most messages of a batch."""
     session_timeout_s: float = 10.0
-    """So long after a worker vanished without a word others take its partitions over."""
+    """How long after a worker has died others take over its partitions, in seconds."""
     namespace: str = "cachebus"
     """Whose caches it serves: a group serves one."""
 
@@ -41,7 +41,7 @@ class Membership:
 
 
 def describe(error: BaseException) -> str:
-    """An error of Kafka's in a line."""
+    """An error of Kafka in one line."""
     if isinstance(error, TimeoutError):
         return "the brokers do not answer"
     return clean(str(error)) if isinstance(error, BusUnavailable) else told_of(error)

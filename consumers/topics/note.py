@@ -1,4 +1,4 @@
-"""What is noted with a group's offsets, and where a partition is begun by it."""
+"""The metadata that is committed with a group's offsets, and where a partition is read from by it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ REMEDY: Final = {
 
 
 class Note(NamedTuple):
-    """Whose offsets they are, of which topic, and whether what was missed is yet to be made up for."""
+    """The namespace that has committed, the topic's identity, and what is yet to be made up for."""
 
     namespace: str = ""
     identity: str = ""
     missed: str = ""
-    """One of `WHY`, or nothing."""
+    """Why messages were missed, one of `WHY`; "" if none were."""
 
     def text(self) -> str:
-        """As it is committed."""
+        """The note as it is committed."""
         return json.dumps({"cachebus": self.namespace, "topic": self.identity, "missed": self.missed})
 
 
 def note_of(text: str) -> Note:
-    """What was committed; nothing where others have."""
+    """The note in this metadata; an empty one if another program has committed it."""
     try:
         found = json.loads(text)
         note = Note(*(str(found[name]) for name in ("cachebus", "topic", "missed")))
@@ -60,8 +60,11 @@ class Begin(NamedTuple):
 def begin_at(
     committed: Committed | None, first: int, namespace: str, identity: str, known: str | None, *, cut: bool = False
 ) -> Begin:
-    """Where to read a partition from, whose log begins at `first`. `identity`: the topic's; `known`: the one that this
-    worker has read before; `cut`: what it was to read next is not there."""
+    """Where to read a partition from.
+
+    `first`: the first offset of its log. `identity`: the topic's. `known`: the identity of the topic that this worker
+    has read before. `cut`: the messages that it was to read next are gone.
+    """
     note = note_of(committed.note) if committed is not None else Note()
     before = note.identity or known
     if before and identity and before != identity:
@@ -70,7 +73,7 @@ def begin_at(
         return Begin(first, CUT)
     if committed is None:
         return Begin(first, EXPIRED if first else "")
-    if note.namespace not in ("", namespace):  # what others have read was not for these caches
+    if note.namespace not in ("", namespace):  # another namespace's workers have not told our caches
         return Begin(first, EXPIRED if first else "")
     if committed.offset < first:
         return Begin(first, CUT)

@@ -1,4 +1,4 @@
-"""Messages as a worker takes them."""
+"""Reads messages, and steps over those that the driver can't parse."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from cachebus.consumers.topics.committing import assignment_of
-from cachebus.consumers.topics.share import Share, place_of
+from cachebus.consumers.topics.commits import assignment_of
+from cachebus.consumers.topics.progress import Progress, place_of
 from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
 from cachebus.consumers.worker.source import Item
 
@@ -19,57 +19,56 @@ ONE_BY_ONE_MS: Final = 200
 
 
 class Reader:
-    """Of one session."""
+    """Reads messages for one session."""
 
     def __init__(self, source: TopicSource, consumer: AIOKafkaConsumer) -> None:
         self._source = source
         self._consumer = consumer
 
-    def taken(self, share: Share, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
-        """What the driver has given; nothing, where it is of an assignment that has not been begun."""
-        if assignment_of(self._consumer) is not share.assignment:  # they are the next one's, and come again
+    def taken(self, progress: Progress, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
+        """The items of these messages; none after a rebalance."""
+        if assignment_of(self._consumer) is not progress.assignment:  # they are of the next assignment, and come again
             return []
         items: list[Item] = []
         for partition, several in records.items():
-            if partition not in share.taken:  # not begun: it comes again when it is
+            if partition not in progress.taken:  # its start is not known yet: they come again
                 continue
-            before = self._source.before.get((share.identity(partition.topic), partition), 0)
+            before = self._source.before.get((progress.identity(partition.topic), partition), 0)
             place = f"{partition.topic}/{partition.partition}@"
             items += [
                 Item(f"{place}{one.offset}", one, (one.timestamp or 0) / 1000, one.offset < before) for one in several
             ]
-        self._positions(share)
+        self._positions(progress)
         return items
 
-    def _positions(self, share: Share) -> None:
-        """Where the driver is, is what was taken; also behind what is no message."""
-        for partition in share.taken:
-            state = share.assignment.state_value(partition)
+    def _positions(self, progress: Progress) -> None:
+        """Take over the driver's positions, which also pass what is no message, such as the end of a transaction."""
+        for partition in progress.taken:
+            state = progress.assignment.state_value(partition)
             if state is not None and state.has_valid_position:
-                share.taken[partition] = state.position
+                progress.taken[partition] = state.position
 
-    def go_back(self, share: Share) -> None:
-        """To behind what was taken: what the driver had given of other partitions is lost with what it raised."""
-        for partition, offset in share.taken.items():
+    def go_back(self, progress: Progress) -> None:
+        """Have the driver read on from what was taken: with its error it has lost messages of other partitions."""
+        for partition, offset in progress.taken.items():
             self._consumer.seek(partition, offset)
 
-    async def one_by_one(self, share: Share, limit: int) -> list[Item]:
-        """The messages of a partition up to one that can't be read, and that one; and those of others, which do not
-        wait for it."""
-        partition = min(share.broken)
-        items = await self._up_to_broken(share, partition, limit)
-        share.broken.discard(partition)
-        others = share.taken.keys() - share.broken - {partition}
+    async def one_by_one(self, progress: Progress, limit: int) -> list[Item]:
+        """The messages of a broken partition, up to and with the one that can't be parsed, and messages of others."""
+        partition = min(progress.broken)
+        items = await self._up_to_broken(progress, partition, limit)
+        progress.broken.discard(partition)
+        others = progress.taken.keys() - progress.broken - {partition}
         if others and len(items) < limit:
             try:
                 found = await self._consumer.getmany(*others, timeout_ms=0, max_records=limit - len(items))
-            except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
-                self.broke(share, error)
+            except Exception as error:  # noqa: BLE001 -- raised again, unless a message is to blame
+                self.broke(progress, error)
             else:
-                items += self.taken(share, found)
+                items += self.taken(progress, found)
         return items
 
-    async def _up_to_broken(self, share: Share, partition: TopicPartition, limit: int) -> list[Item]:
+    async def _up_to_broken(self, progress: Progress, partition: TopicPartition, limit: int) -> list[Item]:
         records: list[Any] = []
         while len(records) < limit:
             try:
@@ -77,20 +76,20 @@ class Reader:
             except Exception as error:
                 if not is_unreadable(error):
                     raise
-                at = share.assignment.state_value(partition).position
+                at = progress.assignment.state_value(partition).position
                 unreadable = await stepped_over(self._consumer, partition, at, error)
                 self._source.unreadable.inc(unreadable.behind - unreadable.offset)
-                return [*self.taken(share, {partition: records}), Item(place_of(unreadable), unreadable)]
+                return [*self.taken(progress, {partition: records}), Item(place_of(unreadable), unreadable)]
             if not found:
                 break
             records += found[partition]
-        return self.taken(share, {partition: records})
+        return self.taken(progress, {partition: records})
 
-    def broke(self, share: Share, error: Exception) -> None:
-        """The driver has raised this for one of several partitions: that one is read one by one from now on. What is
-        not of a message's making is raised again."""
+    def broke(self, progress: Progress, error: Exception) -> None:
+        """The driver has raised this while it read several partitions. If a message is to blame, its partition is read
+        one message at a time from now on; otherwise the error is raised again."""
         broken = where(self._consumer) if is_unreadable(error) else None
         if broken is None:
             raise error
-        share.broken.add(broken)
-        self.go_back(share)
+        progress.broken.add(broken)
+        self.go_back(progress)

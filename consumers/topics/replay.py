@@ -1,4 +1,4 @@
-"""Dead letters in a topic, gone through once from where the last time had come to."""
+"""Goes through the dead letters of a topic once, from where the last replay has come to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Tried = Callable[[Sequence[Any]], Awaitable[None]]
 
 
 async def each_letter(member: Membership, dead_topic: DeadTopic, tried: Tried, limit: int | None = None) -> None:
-    """Give the messages of all letters that are in the topic now to `tried`, some at a time, and commit behind it. How
-    far it has come is kept as the offsets of the group "NAME-replay". `limit`: at most so many.
+    """Pass the messages of all letters that are in the topic now to `tried`, some at a time, and commit each time.
 
-    Raises aiokafka's errors; what was not committed is tried again by the next.
+    The offsets of the group "NAME-replay" keep how far it has come. `limit`: the most letters. Raises aiokafka's
+    errors. What was not committed is tried again by the next replay.
     """
     parts = [TopicPartition(dead_topic.topic, number) for number in await dead_topic.partitions()]
     consumer = AIOKafkaConsumer(

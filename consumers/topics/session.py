@@ -1,4 +1,4 @@
-"""A worker's place in a group, while the connection lasts: what it takes, and how far it commits."""
+"""One connection of a worker to its consumer group: what it takes, and what it commits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from loguru import logger
 
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
-from cachebus.consumers.topics.committing import MOVED_ON, Commits, assignment_of
-from cachebus.consumers.topics.held import Kept
-from cachebus.consumers.topics.looking import Looking
+from cachebus.consumers.topics.commits import MOVED_ON, Committer, assignment_of
+from cachebus.consumers.topics.held import HeldMessage
+from cachebus.consumers.topics.inspection import TopicInspector
 from cachebus.consumers.topics.note import Begin, Note, begin_at
+from cachebus.consumers.topics.progress import Progress, place_of
 from cachebus.consumers.topics.reading import Reader
-from cachebus.consumers.topics.share import Share, place_of
 from cachebus.consumers.topics.unreadable import Unreadable
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
@@ -33,82 +33,83 @@ if TYPE_CHECKING:
     from cachebus.consumers.topics.source import TopicSource
 
 GET_S: Final = 2.0
-"""Asked for messages in the middle of a rebalance, the driver waits for its end."""
+"""How long the driver may take beyond its own time-out. During a rebalance it waits for the end of that."""
 UNBEGUN_EVERY_S: Final = 0.5
+"""How often leaders that did not tell where their partitions begin are asked again."""
 JOIN_S: Final = 0.01
-"""So often one looks whether there is an assignment."""
+"""How often it looks for an assignment while there is none."""
 
 
 class TopicSession(Session):
-    """See `Session`. It joins the group when something is taken for the first time."""
+    """See `Session`. It joins the group with the first `take`."""
 
     def __init__(self, source: TopicSource, brokers: Brokers, consumer: AIOKafkaConsumer) -> None:
         self.source = source
         self.consumer = consumer
         self.brokers = brokers
-        self.share: Share | None = None
-        self._carried: Share | None = None
-        """Whose the batch is that is in hand."""
+        self.progress: Progress | None = None
+        self._carried: Progress | None = None
+        """The progress that the batch in hand belongs to."""
         self.in_hand: Sequence[Item] = ()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.commits = Commits(consumer)
+        self.commits = Committer(consumer)
         self._reader = Reader(source, consumer)
         self._cut = set[TopicPartition]()
         self._unbegun_from_s = 0.0
-        self._looking = Looking(self)
+        self._inspector = TopicInspector(self)
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
-        share = await self._current()
-        if share is None:
+        progress = await self._current()
+        if progress is None:
             await asyncio.sleep(JOIN_S)
             return Batch()
-        items = [share.undone.popleft() for _ in range(min(limit, len(share.undone)))]
-        given = share.held.give(limit - len(items), away)
+        items = [progress.undone.popleft() for _ in range(min(limit, len(progress.undone)))]
+        given = progress.held.give(limit - len(items), away)
         items += [Item(place_of(one.record), one, one.sent_s, one.again) for one in given]
         with suppress(IllegalStateError):
-            for partition, offset in share.held.to_read_again().items():
+            for partition, offset in progress.held.to_read_again().items():
                 self.consumer.seek(partition, offset)
-                share.taken[partition] = offset
+                progress.taken[partition] = offset
         if len(items) < limit:
-            items += await self._new(share, limit - len(items), 0.0 if items else POLL_S)
+            items += await self._new(progress, limit - len(items), 0.0 if items else POLL_S)
         if items:
-            self._carried, self.in_hand = share, items
+            self._carried, self.in_hand = progress, items
             self._idle.clear()
-        elif share is self.share:
-            await self.commits.commit(share)  # behind what is no message, such as the end of a transaction
+        elif progress is self.progress:
+            await self.commits.commit(progress)  # the position may have passed what is no message
         return Batch(items, len(items) >= limit)
 
-    async def _current(self) -> Share | None:
-        """What there is by the assignment as it is now; None where there is none yet."""
+    async def _current(self) -> Progress | None:
+        """The progress of the current assignment; None where there is none yet."""
         if not self.joined:
             await self.source.make_topics()
-            self.consumer.subscribe(**self.source.subscription, listener=_Shares(self))
+            self.consumer.subscribe(**self.source.subscription, listener=_RebalanceListener(self))
         assignment = self._assignment()
         if assignment is None:
             self.consumer._coordinator.check_errors()
-        elif self.share is None or self.share.assignment is not assignment:
-            self.share = None
-            self.share = await self._begun(assignment)
-            if self.share is not None:
-                await self.commits.commit(self.share)
-        elif self.share.unbegun and monotonic() >= self._unbegun_from_s:
-            await self._begin_rest(self.share)
-        return self.share
+        elif self.progress is None or self.progress.assignment is not assignment:
+            self.progress = None
+            self.progress = await self._begun(assignment)
+            if self.progress is not None:
+                await self.commits.commit(self.progress)
+        elif self.progress.unbegun and monotonic() >= self._unbegun_from_s:
+            await self._begin_rest(self.progress)
+        return self.progress
 
     @property
     def joined(self) -> bool:
-        """Whether it is in the group, or about to be."""
+        """Whether it is in the group, or is about to join."""
         return bool(self.consumer._subscription.listener)
 
     def _assignment(self) -> Any:
         return assignment_of(self.consumer)
 
-    async def _begun(self, assignment: Any) -> Share | None:
-        """From where its partitions are to be read: from behind what is committed, unless that is not what it was."""
+    async def _begun(self, assignment: Any) -> Progress | None:
+        """Begin an assignment: find where to read each of its partitions from. None if another rebalance came first."""
         await self.commits.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
@@ -119,21 +120,21 @@ class TopicSession(Session):
         known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
         logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
         notes = {name: Note(namespace, topic.identity) for name, topic in topics.items()}
-        share = Share(assignment, begins, notes)
-        self._goes_on(share, begins)
-        return share
+        progress = Progress(assignment, begins, notes)
+        self._goes_on(progress, begins)
+        return progress
 
-    async def _begin_rest(self, share: Share) -> None:
-        """Partitions whose leader did not tell, as one that has just moved, where they begin: asked for once more."""
-        topics = await self.brokers.topics({partition.topic for partition in share.unbegun})
-        begins = await self._begins(topics, share.unbegun)
-        if self._assignment() is share.assignment:
-            share.begin(begins)
-            self._goes_on(share, begins)
+    async def _begin_rest(self, progress: Progress) -> None:
+        """Ask again where partitions begin whose leader did not tell, as one that has just moved."""
+        topics = await self.brokers.topics({partition.topic for partition in progress.unbegun})
+        begins = await self._begins(topics, progress.unbegun)
+        if self._assignment() is progress.assignment:
+            progress.begin(begins)
+            self._goes_on(progress, begins)
 
-    def _goes_on(self, share: Share, begins: Mapping[TopicPartition, Begin]) -> None:
-        """The driver reads these from where they begin, and none that is not begun: it would go by itself from what is
-        committed, and nothing of it would ever be committed."""
+    def _goes_on(self, progress: Progress, begins: Mapping[TopicPartition, Begin]) -> None:
+        """Have the driver read these partitions from where they begin. All others are paused: the driver would read
+        them from what is committed, and nothing of that would ever be committed."""
         self._cut -= begins.keys()
         for partition, begin in begins.items():
             self.consumer.seek(partition, begin.offset)
@@ -141,15 +142,15 @@ class TopicSession(Session):
                 self.source.cut.inc()
                 self.look_again = True
         self.consumer.resume(*self.consumer.paused() & begins.keys())
-        for partition in share.unbegun:
-            self.consumer.seek(partition, 0)  # anywhere: else it asks for itself, and raises where there is nothing
-        self.consumer.pause(*share.unbegun)
+        for partition in progress.unbegun:
+            self.consumer.seek(partition, 0)  # any offset: without one the driver asks by itself, and may raise
+        self.consumer.pause(*progress.unbegun)
         self._unbegun_from_s = monotonic() + UNBEGUN_EVERY_S
 
     async def _begins(
         self, topics: Mapping[str, Topic], partitions: Collection[TopicPartition]
     ) -> dict[TopicPartition, Begin]:
-        """Where these begin, as far as their leaders tell."""
+        """Where these partitions begin, as far as their leaders tell."""
         committed = await self.brokers.committed(self.source.membership.group)
         first = await self.brokers.offsets(topics, partitions, EARLIEST)
         namespace, known = self.source.membership.namespace, self.source.identities
@@ -165,34 +166,34 @@ class TopicSession(Session):
             )
         return begins
 
-    async def _new(self, share: Share, limit: int, wait_s: float) -> list[Item]:
-        """Messages that were not taken before."""
+    async def _new(self, progress: Progress, limit: int, wait_s: float) -> list[Item]:
+        """New messages."""
         try:
-            if share.broken:
-                return await self._reader.one_by_one(share, limit)
+            if progress.broken:
+                return await self._reader.one_by_one(progress, limit)
             async with asyncio.timeout(wait_s + GET_S):
                 found = await self.consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=limit)
-            return self._reader.taken(share, found)
+            return self._reader.taken(progress, found)
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as error:
             (named,) = error.args  # one, or a mapping from several to offsets
             if isinstance(error, OffsetOutOfRangeError):
                 self._cut |= set(named)
-            self.share = None
-        except (TopicAuthorizationFailedError, *MOVED_ON):  # the first is found by looking
+            self.progress = None
+        except (TopicAuthorizationFailedError, *MOVED_ON):  # a check reports the first
             await asyncio.sleep(POLL_S)
         except TimeoutError:
-            if self._assignment() is share.assignment and not self.consumer._subscription.reassignment_in_progress:
+            if self._assignment() is progress.assignment and not self.consumer._subscription.reassignment_in_progress:
                 raise
-        except Exception as error:  # noqa: BLE001 -- raised again, unless it is a message's
-            self._reader.broke(share, error)
+        except Exception as error:  # noqa: BLE001 -- raised again, unless a message is to blame
+            self._reader.broke(progress, error)
         return []
 
-    # -- what it means, and letting go --------------------------------------------------------------------------------
+    # -- what items mean, and acknowledging ---------------------------------------------------------------------------
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
         kind = type(item.raw)
-        if kind is Kept:
+        if kind is HeldMessage:
             letter = item.raw.letter
             return Meaning(item.raw.commands, [] if letter is None else [letter.reason])
         if kind is Unreadable:
@@ -201,35 +202,35 @@ class TopicSession(Session):
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
-        if isinstance(item.raw, Kept) and item.raw.letter is not None:
+        if isinstance(item.raw, HeldMessage) and item.raw.letter is not None:
             return item.raw.letter
         if isinstance(item.raw, Unreadable):
             return DeadLetter(b"", reason, item.place, 1, wall_s())
-        return self.source.letter(item.raw.record if isinstance(item.raw, Kept) else item.raw, reason)
+        return self.source.letter(item.raw.record if isinstance(item.raw, HeldMessage) else item.raw, reason)
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`."""
         await self.source.dead.put(letters)
 
     async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`. Of each partition what lies before the first message that is held is committed; and
-        nothing, when others have come meanwhile."""
-        share = self._carried
+        """See `Session.let_go`. Each partition is committed up to its first message that is held. After a rebalance
+        nothing is committed."""
+        progress = self._carried
         try:
-            if share is None:
+            if progress is None:
                 return
-            for one, taken in share.taken.items():
-                self.source.before[share.identity(one.topic), one] = taken
-            if share is self.share and self._assignment() is share.assignment:
-                await share.let_go(left)
-                await self.commits.commit(share)
+            for one, taken in progress.taken.items():
+                self.source.before[progress.identity(one.topic), one] = taken
+            if progress is self.progress and self._assignment() is progress.assignment:
+                await progress.let_go(left)
+                await self.commits.commit(progress)
         finally:
             self._carried, self.in_hand = None, ()
             self._idle.set()
 
     async def hand_over(self) -> None:
-        """Have what is in hand applied and committed before others get its partitions, as long as the group waits. What
-        is held is theirs."""
+        """Before other workers get the partitions: wait until the batch in hand is applied and committed, for as long
+        as the group waits. They read again what is held."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.source.membership.session_timeout_s / 2):
                 await self._idle.wait()
@@ -239,15 +240,15 @@ class TopicSession(Session):
 
     async def look(self) -> Look:
         """See `Session.look`."""
-        return await self._looking.look()
+        return await self._inspector.look()
 
     def begin_anew(self) -> None:
-        """The topics are not what they were: all is begun once more before anything else is taken."""
-        self.share = None
+        """A topic is another one than before: begin the assignment again before anything else is taken."""
+        self.progress = None
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
-        return await self._looking.mend()
+        return await self._inspector.mend()
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
         """See `Session.scopes`."""
@@ -255,22 +256,22 @@ class TopicSession(Session):
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
-        share, told = self._looking.told
-        if share is not None and share is self.share:  # what was missed since then is still to be told
+        progress, told = self._inspector.told
+        if progress is not None and progress is self.progress:  # what was missed since then is yet to be reported
             subjects = {(finding.assumption, finding.subject) for finding in findings}
-            share.made_up([one for one, by in told.items() if by in subjects])
+            progress.made_up([one for one, by in told.items() if by in subjects])
             if self._idle.is_set():
-                await self.commits.commit(share)
+                await self.commits.commit(progress)
 
 
-class _Shares(ConsumerRebalanceListener):  # type: ignore[misc]
+class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, session: TopicSession) -> None:
         self._session = session
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        """Each batch is committed before the next is asked for: only the one in hand has to be waited for."""
+        """Wait for the batch in hand: all others are committed."""
         if revoked:
             await self._session.hand_over()
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        """The next `take` begins it."""
+        """Nothing: the next `take` begins the assignment."""

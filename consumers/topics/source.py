@@ -1,4 +1,4 @@
-"""Topics of Kafka as a worker's source: read as one of a group, of which several share the partitions."""
+"""Topics of Kafka as a worker's source. Several workers of one group share the partitions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from cachebus.producers.command import Command
 
 BURY_S: Final = 5.0
 NO_POLL_LIMIT_MS: Final = 86_400_000
-"""A batch that waits for L2 must not cost the place in the group: whoever got the partitions would wait likewise."""
+"""A batch that waits for L2 must not end the membership: a worker that got the partitions would wait as well."""
 NOT_LET: Final = (ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError)
-"""What is raised where a topic can't be made: a look says so, with what helps."""
+"""Errors when a topic can't be created. A check reports it, with what helps."""
 
 
 class TopicSource(Source):
-    """What both kinds of workers share that read topics: which topics, and what messages mean, each says by itself."""
+    """What all sources on topics share. Each says which topics it reads, and what messages mean."""
 
     part = "kafka"
     trouble = TROUBLE
@@ -51,13 +51,13 @@ class TopicSource(Source):
         self.limit = membership.batch
         self.dead = DeadTopic(membership.clients, membership.dead_topic)
         self.identities: dict[str, str] = {}
-        """Of the topics that were read, over all sessions."""
+        """The identities of the topics that were read, over all sessions."""
         self.before: dict[tuple[str, Any], int] = {}
-        """By a topic's identity and the partition: up to where this worker has taken; what is before comes again."""
+        """How far this worker has taken messages before, by topic identity and partition: earlier ones come again."""
         self.cut: Counter
         self.unreadable: Counter
 
-    # -- what each kind says its own way ------------------------------------------------------------------------------
+    # -- what each source says ----------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -71,7 +71,7 @@ class TopicSource(Source):
 
     @abstractmethod
     def named(self, topics: Mapping[str, Topic]) -> list[str]:
-        """The topics, of all that are there, that are read."""
+        """The names of those topics that are read."""
 
     @abstractmethod
     def mean(self, item: Item) -> Meaning:
@@ -79,26 +79,26 @@ class TopicSource(Source):
 
     @abstractmethod
     def letter(self, record: Any, reason: str) -> DeadLetter:
-        """The message as it is set aside."""
+        """The dead letter of a message."""
 
     @abstractmethod
     async def prepare(self) -> None:
-        """See to it that there are topics to read from, where that is this worker's business."""
+        """Create the topics to read from, where that is the worker's task."""
 
     @abstractmethod
     async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
         """What is wrong with the topics."""
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
-        """What may have been missed by these: nobody can tell by itself."""
+        """See `Session.scopes`: by default nobody can name what was missed."""
         return [], [finding.subject for finding in findings]
 
-    # -- what both do -------------------------------------------------------------------------------------------------
+    # -- what all sources do ------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
-        """See `Source.opened`. Not in the group until something is taken."""
-        with quietly():  # aiokafka would tell each attempt of a broker that is away
+        """See `Source.opened`. The session joins the group with its first `take`."""
+        with quietly():  # aiokafka logs each failed attempt
             async with AsyncExitStack() as stack:
                 endings = Endings()
                 stack.push_async_callback(endings.over, LEAVE_S)
@@ -110,11 +110,11 @@ class TopicSource(Source):
                 yield session
 
     async def make_topics(self) -> None:
-        """Those that are missing and may be made; a look tells of the others."""
+        """Create missing topics, as far as this user may. A check reports the others."""
         with suppress(*NOT_LET):
             await self.prepare()
         with suppress(*NOT_LET):
-            await self.dead.ensure()  # now, not when the first letter waits for it
+            await self.dead.ensure()  # now, so that the first letter does not wait for it
 
     @property
     def _clients(self) -> dict[str, Any]:
@@ -129,9 +129,9 @@ class TopicSource(Source):
             **self._clients,
             group_id=member.group,
             enable_auto_commit=False,
-            auto_offset_reset="none",  # a log that was cut before it was read is to be told, not skipped
+            auto_offset_reset="none",  # messages that were removed unread must be reported, not skipped
             isolation_level="read_committed",
-            metadata_max_age_ms=METADATA_MAX_AGE_MS,  # so soon new topics and partitions are found
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,  # how soon new topics and partitions are found
             fetch_max_wait_ms=200,
             max_poll_interval_ms=NO_POLL_LIMIT_MS,
             session_timeout_ms=int(member.session_timeout_s * 1000),

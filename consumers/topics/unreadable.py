@@ -1,5 +1,5 @@
-"""Messages that the driver can't take apart: a header's name is not UTF-8, its batch is damaged. Those behind it in its
-batch are hidden too: the batch is stepped over from there on."""
+"""Messages that the driver can't parse: a header's name is not UTF-8, or a batch is damaged. Those behind it in the
+same batch can't be reached either: the rest of the batch is stepped over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FETCH_S: Final = 3.0
 
 
 class Unreadable(NamedTuple):
-    """Messages of a partition, from the offset `offset` on and before `behind`."""
+    """Unreadable messages of a partition, from `offset` up to, and without, `behind`."""
 
     topic: str
     partition: int
@@ -25,20 +25,20 @@ class Unreadable(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """What is wrong with them; their bytes are in the topic as long as it keeps them."""
+        """The reason of their dead letter. Their bytes stay in the topic as long as it keeps them."""
         return f"{self.why}: {self.behind - self.offset} messages from here on can't be read"
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Whether it is the message's fault, not that of the way to it."""
+    """Whether a message is to blame for the error, and not the connection."""
     if isinstance(error, KafkaError):
         return isinstance(error, CorruptRecordException)
     return isinstance(error, Exception) and not isinstance(error, OSError | TimeoutError)
 
 
 def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
-    """The partition whose messages could not be taken apart just now: what the driver has of those before it is gone,
-    and it is the first that is left."""
+    """The partition whose messages could not be parsed just now. The driver has consumed those before it, so it is the
+    first one left."""
     for partition, found in consumer._fetcher._records.items():
         if hasattr(found, "_partition_records"):
             return partition
@@ -46,7 +46,7 @@ def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
 
 
 async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at: int, error: BaseException) -> Any:
-    """What is at that offset can't be read: it is passed over, with what is behind it in its batch."""
+    """Step over the message at this offset, and what is behind it in its batch; returns what was stepped over."""
     consumer.seek(partition, at)
     behind = at + 1
     async with asyncio.timeout(FETCH_S):

@@ -1,1 +1,8 @@
-"""The worker around any source: taken, applied, set aside, let go of; and watched."""
+"""The worker around any source of invalidations. It takes items, applies them, sets aside what can't be applied, and
+acknowledges the rest; and it checks what the source needs.
+
+1. `source`: what a source must offer. `dead`: what becomes of items that can't be applied.
+2. `source_worker`: the loop. `chunk`: what goes to L2 together. `apply`: how it gets there.
+3. `dead_letter_writer`: sets items aside. `watcher` and `assumptions`: check the source. `retry`: waits for a part.
+4. `worker`: the life of the process. `preflight`: checks without starting.
+"""

@@ -1,4 +1,4 @@
-"""Plans into L2: those of one shard in one script, tried until it has happened."""
+"""Applies plans to L2: those of one shard in one script, tried until it succeeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cachebus.cascade import Cascade
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
+from cachebus.consumers.worker.retry import TELL_EVERY_S, Retry
 from cachebus.errors import ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
 from cachebus.keys.plan import AT_ONCE, Plan, Planner, joined
 from cachebus.producers.base import Orders
@@ -25,31 +25,30 @@ from cachebus.settings import Settings
 
 LOOK_EVERY_S: Final = 1.0
 AWAY_S: Final = 1.0
-"""How often a primary that is away is looked at, beside all that goes on: nothing is tried there until it answers."""
+"""How often a primary that is away is probed. Nothing else is sent there until it answers."""
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
-"""What `Applier.plan_of` raises for a command that will never be applicable: a dead letter's reason."""
-HOPELESS: Final = (ConfigError, ProtocolMismatch)
-"""What no waiting helps against."""
+"""What `Applier.plan_of` raises for a command that can never be applied. It becomes a dead letter's reason."""
+PERMANENT: Final = (ConfigError, ProtocolMismatch)
+"""Errors that no waiting helps against."""
 
 
 @dataclass
 class Carried:
-    """What became of plans, which are named by their place in what was given; of all others L2 and all caches have let
-    go."""
+    """The plans that are not applied, by their place in what was given. All others are."""
 
     away: set[int] = field(default_factory=set)
-    """Those whose primary is away, while another one is there: nothing has happened, or not for sure."""
+    """Their primary is away, while another one answers. They are not applied, or not for sure."""
     late: set[int] = field(default_factory=set)
-    """Those for which there was no time."""
+    """There was no time for them."""
     failed: dict[int, Exception] = field(default_factory=dict)
-    """Those that can't be applied, each by itself, whatever is tried."""
+    """They can't be applied, each tried by itself."""
 
 
 class Applier:
-    """Applies commands as the caches' own verbs would, cascades included. Opened by `async with`.
+    """Applies commands as the caches' own verbs do, cascades included. Opened by `async with`.
 
-    Invalidations commute and may be repeated, so any number of them are joined into one, and none need an order.
+    Invalidations commute and may be repeated. So any number of them are joined into one, in any order.
     """
 
     def __init__(self, settings: Settings, health: Health, meters: Meters, cascades: Iterable[Cascade] = ()) -> None:
@@ -58,17 +57,17 @@ class Applier:
         self._planner: Planner = Orders(settings.shards, self._cascades).planner
         self._health = health
         self._meters = meters
-        self._patience = Patience("l2", health)
+        self._retry = Retry("l2", health)
         self._producer = DirectProducer(settings)
         self._tell_from_s = float("-inf")
         self._is_open = asyncio.Event()
         self.away = set[int]()
-        """The shards whose primaries are away, while another one is there: they are not tried until they answer."""
+        """Shards whose primaries are away, while another one answers. Nothing is sent to them until they answer."""
         self._refusing = set[int]()
-        """Shards of which all is waited for, since no other primary is there: to answer a probe is not enough."""
+        """Shards that are waited for, since no other primary is there. They recover by taking a plan: one that refuses
+        writes answers probes all the same."""
         self.answers = False
-        """Whether L2 has answered since it last failed: it may refuse all the same, so that is worth a trial, and says
-        nothing of its health."""
+        """Whether L2 has answered since it last failed. It may still refuse writes: that is for a try to find out."""
 
     def identity(self) -> str:
         """What tells this L2 from all others; "" before it was reached. A failover changes it."""
@@ -76,12 +75,12 @@ class Applier:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Applier]:
-        """Connected to L2, however long that takes; looks after the connection until it is left."""
+        """Connect to L2, however long that takes, and probe it until this is left."""
         while True:
             try:
                 await self._producer.__aenter__()
             except L2Unavailable as error:
-                await self._patience.wait(error)
+                await self._retry.wait(error)
             else:
                 break
         try:
@@ -101,7 +100,7 @@ class Applier:
             await self._producer.aclose()
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
-        """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
+        """What the command addresses. Raises one of `REFUSED` for what is no command, or addresses what can't exist."""
         if isinstance(command, bytes | str):
             command = parse(command)
         return command.plan(self._planner)
@@ -109,8 +108,8 @@ class Applier:
     def planned(
         self, commands: Sequence[Command | bytes | str]
     ) -> tuple[list[tuple[Command | bytes | str, Plan]], list[str]]:
-        """The commands that can be applied, each with what it addresses, and why others can't. One that was made of a
-        change is taken apart where it can't: a related name that no cache takes costs the others nothing."""
+        """The commands that can be applied, each with its plan, and the reasons why others can't. A command with
+        related resources that can't be applied as a whole is split: a wrong related name costs the others nothing."""
         found: list[tuple[Command | bytes | str, Plan]] = []
         problems: list[str] = []
         for command in commands:
@@ -127,9 +126,8 @@ class Applier:
         return found, problems
 
     async def apply(self, plans: Sequence[Plan]) -> None:
-        """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2,
-        or any primary of it, is away; raises what a plan can't be applied for. Cancelled, it may have happened in
-        part."""
+        """Apply the plans, however long L2, or one of its primaries, is away. Raises the error of a plan that can't be
+        applied. If it is cancelled, some may be applied."""
         while plans:
             carried = await self.carry(plans)
             for error in carried.failed.values():
@@ -139,8 +137,10 @@ class Applier:
                 await asyncio.sleep(AWAY_S)
 
     async def carry(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
-        """As `apply`, but what waits for one primary of several is given back, and so is what `within_s` was too short
-        for, and what can't be applied at all."""
+        """Apply the plans, and return those that are not applied. `within_s`: how long it may take, in seconds.
+
+        It waits while all of L2 is away. It does not wait for one primary of several: those plans are returned.
+        """
         parts = _parts(plans, self.away)
         tried = set[int]().union(*parts)
         carried = Carried(away=set(range(len(plans))) - tried, late=tried)
@@ -148,7 +148,7 @@ class Applier:
         self._meters.in_flight.inc(len(plans))
         try:
             async with asyncio.timeout(within_s):
-                await self._is_open.wait()  # before that L2 was not reached for the first time
+                await self._is_open.wait()  # until L2 is reached for the first time
                 async with asyncio.TaskGroup() as group:
                     for part in parts:
                         group.create_task(self._carry(part, plans, carried))
@@ -161,11 +161,11 @@ class Applier:
         return carried
 
     async def _carry(self, part: Sequence[int], plans: Sequence[Plan], carried: Carried) -> None:
-        """Plans of one shard together; where they fail as a whole, each half by itself."""
+        """Apply plans of one shard together. If they fail as a whole, apply each half by itself."""
         try:
-            if not await self._happened([plans[at] for at in part]):
+            if not await self._apply_to_shard([plans[at] for at in part]):
                 carried.away.update(part)
-        except HOPELESS:
+        except PERMANENT:
             raise
         except Exception as error:  # noqa: BLE001 -- whatever one plan does to us, the others go on
             if len(part) > 1:
@@ -175,8 +175,8 @@ class Applier:
             carried.failed[part[0]] = error
         carried.late.difference_update(part)
 
-    async def _happened(self, plans: Sequence[Plan]) -> bool:
-        """Tried until it has happened; False where another primary goes on meanwhile."""
+    async def _apply_to_shard(self, plans: Sequence[Plan]) -> bool:
+        """Try until the shard has taken the plans; False if its primary is away while another one answers."""
         shard = plans[0].shard
         for plan in joined(plans):
             while True:
@@ -190,25 +190,24 @@ class Applier:
                         return False
                     self._refusing.add(shard)
                     self.answers = False
-                    await self._patience.wait(error)
+                    await self._retry.wait(error)
                 else:
                     self._meters.scripts.inc()
                     self._refusing.discard(shard)
                     if not self._refusing:
-                        self._patience.over()
+                        self._retry.over()
                     break
         return True
 
     def _is_away(self, shard: int, error: Exception) -> None:
-        """With it all that lie at its primary."""
+        """Note that the shard's primary is away, and with it all shards that it serves."""
         self.away.update(self._producer.beside(shard))
         self._refusing.clear()
-        self._patience.over()
+        self._retry.over()
         self._tell_of_a_part(f"shard {shard}: {error}")
 
     def _tell_of_a_part(self, why: str) -> None:
-        """Where a part of L2 is away: in the worker's health, which is good all the same, and now and then in the log.
-        All of it is told as what is waited for."""
+        """Report that a part of L2 is away: in the worker's health, which stays good, and now and then in the log."""
         now_s = monotonic()
         self._health.note("l2", f"a part is out of reach, and what is for it waits: {clean(why)}")
         if now_s >= self._tell_from_s:
@@ -226,26 +225,26 @@ class Applier:
             await self._look()
 
     async def _look(self) -> None:
-        """L2's state for those who watch, and its epochs: what was said before a failover is repeated after it."""
+        """Probe every primary, for the worker's health. After a failover the probe repeats what may be lost."""
         try:
             await self._producer.probe()
-        except Exception as error:  # noqa: BLE001 -- whatever comes of it, it goes on looking
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the next probe is sent
             if isinstance(error, L2Unavailable) and self._producer.takes_any and not self._refusing:
-                self._patience.over()
+                self._retry.over()
                 self._tell_of_a_part(str(error))
                 self.answers = True
             else:
                 self.answers = False
-                self._patience.failed(error)
+                self._retry.failed(error)
         else:
             self.answers = True
             if not self._refusing:
-                self._patience.over()
+                self._retry.over()
             if not self.away:
                 self._health.note("l2", "")
 
     async def _look_at_those_away(self) -> None:
-        """One that hangs takes its time here, where nobody waits for it."""
+        """Probe the primaries that are away, all at once: one that hangs delays nobody."""
         while True:
             await asyncio.sleep(AWAY_S)
             left = set(self.away)
@@ -258,7 +257,7 @@ class Applier:
             await asyncio.gather(*looks)
 
     async def _look_at(self, shard: int, beside: Collection[int]) -> None:
-        if self._producer.goes_on_without(shard):  # else all of L2 is away, and waited for
+        if self._producer.goes_on_without(shard):  # otherwise all of L2 is away, and plans wait for it
             try:
                 await self._producer.probe_one(shard)
             except Exception:  # noqa: BLE001 -- as above
@@ -267,7 +266,7 @@ class Applier:
 
 
 def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
-    """The places of plans that can go together, less those of shards that are away."""
+    """The places of plans that go together in one script, without those of shards that are away."""
     made: list[list[int]] = []
     open_parts: dict[int, list[int]] = {}
     sizes: dict[int, int] = {}

@@ -1,4 +1,5 @@
-"""What a source assumes, watched: told while it is not so, and what it made go unnoticed is made up for."""
+"""What a source assumes, such as that a trigger is there. A broken assumption is reported while it lasts. If changes
+may go unnoticed by it, what they may have touched is invalidated."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from loguru import logger
 
 from cachebus.base.clock import Clock, monotonic
 from cachebus.consumers.monitoring.health import Health
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding
 
 MAKE_UP_EVERY_S: Final = 10.0
-"""While changes go unnoticed, what they may touch is let go of again and again."""
+"""While changes may go unnoticed, what they may touch is invalidated this often."""
 
 
 class _Known(NamedTuple):
@@ -24,7 +25,8 @@ class _Known(NamedTuple):
 
 
 class Assumptions:
-    """Of one worker, over all sessions of its source. Each is a part of its health, and so of `cachebus_worker_up`."""
+    """The assumptions of one worker, over all sessions. Each is a part of its health, and so of
+    `cachebus_worker_up`."""
 
     def __init__(self, worker: str, names: Sequence[str], health: Health, clock: Clock = monotonic) -> None:
         self._worker = worker
@@ -35,12 +37,12 @@ class Assumptions:
 
     @property
     def stopped(self) -> bool:
-        """Whether something is wrong that nothing is to be taken with."""
+        """Whether an assumption is broken without which nothing may be taken."""
         return any(known.finding.stops for known in self._known.values())
 
-    def heard(self, findings: Sequence[Finding]) -> list[Finding]:
-        """These are not so, and all else is. Gives those for which something is to be made up now: when they begin,
-        again and again while they last, and when they end."""
+    def update(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Take in the broken assumptions; all others hold. Returns those by which changes may have gone unnoticed, and
+        that are due to be made up for: when they begin, repeatedly while they last, and when they end."""
         now_s = self._clock()
         found = {(finding.assumption, finding.subject): finding for finding in findings}
         due = [self._ended(key, now_s) for key in self._known.keys() - found.keys()]
@@ -54,7 +56,8 @@ class Assumptions:
         return [finding for finding in due if finding is not None]
 
     def _begun(self, key: tuple[str, str], finding: Finding, now_s: float) -> Finding | None:
-        """Seen now: told when it is new, or something else than it was, and then once a minute."""
+        """Note a broken assumption. It is logged when it is new, or has another problem than before, and every
+        minute."""
         known = self._known.get(key)
         fresh = known is None or known.finding.problem != finding.problem
         since_s = now_s if known is None else known.since_s
@@ -68,7 +71,7 @@ class Assumptions:
         return finding if due else None
 
     def made_up(self, findings: Sequence[Finding]) -> None:
-        """What these made go unnoticed is made up for: of those that are over, the next is another one."""
+        """What went unnoticed by these is made up for. Those that are over are forgotten."""
         for finding in findings:
             if finding.over:
                 self._known.pop((finding.assumption, finding.subject), None)

@@ -1,4 +1,4 @@
-"""Declared cascades in a file, for workers, which run none of the services' code."""
+"""Cascades declared in a file: workers do not run the services' code that declares them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of others as logs, health and dead letters can have it: one line, readable, none of it an instruction."""
+"""Makes text from outside safe for logs, health and dead letters: one line of printable ASCII, without secrets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ LONGEST: Final = 500
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
-    r"""The text in printable ASCII, anything else as in "\n" or "\u65e5": so that no line of a log can be forged, every
-    database and every broker takes it, and a terminal does nothing by it. Of a longer one the beginning."""
+    r"""The text in printable ASCII; other characters are escaped, as in "\n" or "\u65e5". So nobody can forge a line of
+    a log, every database and broker takes it, and a terminal is not controlled by it. `longest`: where it is cut."""
     shown = text[:longest].encode("unicode_escape").decode("ascii")
     return shown if len(shown) <= longest and len(text) <= longest else f"{shown[: longest - 3]}..."
 
 
 def describe(error: BaseException) -> str:
-    """An error in a line: its kind, and the first line of what it says. Databases' further lines show values, and so
-    may the words of a function of somebody's that raises: it is named instead."""
+    """An error in one line: its type, and the first line of its message. Further lines of databases show values. The
+    message of a function in the database may show them too, so the function is named instead."""
     name, said = type(error).__name__, str(error).splitlines()
     if isinstance(context := getattr(error, "context", None), str) and context:
         raised_by = re.search(r'["\w.]+\([^()]*\)', context)
@@ -27,8 +27,8 @@ def describe(error: BaseException) -> str:
 
 
 def without(text: str, url: str) -> str:
-    """The text with `***` for whatever of it is a part of the URL: a password, and also a host, a name, or what others
-    have put elsewhere by mistake. What is public, a port, and a user beside its password stay."""
+    """The text with `***` in place of every part of the URL: passwords, hosts, names, and secrets in a wrong place.
+    Public words, ports, and the user before a password stay."""
     _, _, rest = url.partition("://")
     words: set[str] = set()
     for part in re.split(r"[/:@?&=,;#\[\]]", rest):
@@ -40,7 +40,7 @@ def without(text: str, url: str) -> str:
 
 
 def _shown(rest: str) -> set[str]:
-    """Of a URL behind its scheme: the ports, and the user, where it is as it should be."""
+    """The ports and the user of a well-formed URL, which may be shown. `rest`: the URL without its scheme."""
     whole = re.fullmatch(r"(?:([^:/@?]+):([^@/?]+)@)?([\w.,:-]*)(?:[/?].*)?", rest)
     if whole is None:
         return set()

@@ -1,4 +1,4 @@
-"""What our sessions in PostgreSQL do not take from the database or the role that they are of."""
+"""Settings of our own sessions in PostgreSQL, over the defaults of the database and the role."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ ORDINARY: Final[Mapping[str, str]] = {
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
 }
-"""ALTER DATABASE or ALTER ROLE may give others. In a transaction that only reads nothing can be remembered or removed;
-one that keeps its snapshot never sees that what it waits for was committed, and fails where two write one row."""
-# Not in the startup packet, which poolers refuse.
+"""ALTER DATABASE and ALTER ROLE may set others, which break a worker:
+
+1. A read-only transaction can neither store nor delete rows.
+2. A transaction that keeps its snapshot never sees the commit that it waits for, and fails where two write one row.
+"""
+# Sent as a statement: poolers refuse settings in the startup packet.
 SET: Final = "; ".join(f"SET {name} = '{value}'" for name, value in ORDINARY.items())

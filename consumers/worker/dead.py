@@ -1,13 +1,12 @@
-"""Dead letters: what could not be understood, set aside with the reason, so that nothing behind it has to wait."""
+"""A dead letter: an item that a worker can never apply, kept with the reason. Nothing behind it has to wait."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class DeadLetter(NamedTuple):
-    """One of them, as it came."""
+    """What can't be applied, as it came."""
 
     payload: bytes
     reason: str
@@ -15,20 +14,12 @@ class DeadLetter(NamedTuple):
     source: str
     """Where it came from: a table's row, a topic's partition and offset."""
     attempts: int
-    """How often it has come to this end, this time included."""
+    """How often it was set aside, this time included."""
     at_s: float | None = None
-    """When it was made, in Unix seconds, where that is known."""
+    """When it was set aside, in Unix seconds, where that is known."""
     key: bytes | None = None
-    """That of its message, where it had one and it is to be kept."""
+    """The message's key, if it had one that is to be kept."""
     headers: tuple[tuple[str, bytes], ...] = ()
-    """Those of its message that are to be kept."""
+    """The message's headers that are to be kept."""
     key_cut: bool = False
-    """Whether it had a key that could not be kept."""
-
-
-class DeadLetters(Protocol):
-    """Where they are kept."""
-
-    async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: they are durable when this returns. Raises what its place raises when they may not be."""
-        ...
+    """Whether the message had a key that is too long to be kept."""

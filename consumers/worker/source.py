@@ -1,5 +1,7 @@
-"""What a worker reads from. A source takes, says what it means, lets go, and says what it assumes; all else is the
-worker's, once for all of them.
+"""The port to what a worker reads from: an outbox, topics of Kafka, a replication slot.
+
+A `Source` opens sessions. A `Session` takes items, says what each means, sets aside dead letters, acknowledges what is
+done, and checks what it assumes. All else is the worker's, the same for all sources.
 """
 
 from __future__ import annotations
@@ -17,52 +19,52 @@ from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.producers.command import Command
 
 AGAIN_S: Final = 60.0
-"""So long an item rests that can be neither applied nor set aside, where it may."""
+"""How long an item rests that can be neither applied nor set aside, before it is tried again."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One row, message or change, as it was taken."""
+    """One row, message or change, as it was taken from the source."""
 
     place: str
     """Where it came from, for people: "row 7", "commands/0@12"."""
     raw: Any
-    """The source's own."""
+    """The source's own form of it."""
     sent_s: float | None = None
-    """Unix time at which it was written, or committed, where that is known."""
+    """When it was written or committed, in Unix seconds, where that is known."""
     again: bool = False
     """Whether this worker has applied it before, as far as it knows."""
 
 
 class Meaning(NamedTuple):
-    """What an item asks for. One that asks for nothing, and has no problem, is ignored."""
+    """What an item asks for. An item without commands and problems is ignored."""
 
     commands: Sequence[Command | bytes | str] = ()
     problems: Sequence[str] = ()
-    """What of it can't be used: it makes a dead letter, beside what can."""
+    """What is wrong with it, or with a part of it. That makes a dead letter; the commands are applied all the same."""
 
 
 @dataclass
 class Batch:
-    """What was taken together, in its order."""
+    """Items that were taken together, in the source's order."""
 
     items: list[Item] = field(default_factory=list)
     full: bool = False
-    """Whether there is more at once."""
+    """Whether the source has more right now."""
 
 
 class Waiting(NamedTuple):
-    """An item, or what of it waits for a primary of L2 that is away, while everything else goes on."""
+    """An item, or a part of it, that waits for a primary of L2 that is away, while everything else goes on."""
 
     item: Item
     commands: Sequence[Command | bytes | str]
     shards: frozenset[int]
     of: Sequence[int] = ()
-    """By command: its shard."""
+    """The shard of each command."""
 
 
 class Unburied(NamedTuple):
-    """An item that can't be used, or not all of it, and could not be set aside."""
+    """An item that can't be applied, or not as a whole, and could not be set aside either."""
 
     item: Item
     letter: DeadLetter
@@ -70,34 +72,35 @@ class Unburied(NamedTuple):
 
 @dataclass
 class Left:
-    """What of a batch is not done with. Of all else L2 has let go, or it is a dead letter."""
+    """What is left of a batch. All else of it is applied, ignored, or a dead letter."""
 
     waiting: list[Waiting] = field(default_factory=list)
     undone: list[Item] = field(default_factory=list)
-    """For these there was no time: nothing has happened to them, or not for sure."""
+    """There was no time for these: they are not applied, or not for sure."""
     unburied: list[Unburied] = field(default_factory=list)
-    """Their letters could not be kept: they come again, at a pace. What of them can be applied is, or waits."""
+    """The letters of these could not be kept. They come again after a while. What of them can be applied is applied, or
+    waits."""
     size: int = 0
-    """Of keys, scopes and tags that wait."""
+    """How many keys and scopes wait."""
 
 
 class Finding(NamedTuple):
-    """Something that the source assumes, and that is not so."""
+    """A broken assumption of the source."""
 
     assumption: str
     """One of `Source.assumptions`."""
     subject: str
-    """What of: a table, a topic, a slot."""
+    """What it is about: a table, a topic, a slot."""
     problem: str
-    """What is wrong, in a sentence without its full stop."""
+    """What is wrong, as a sentence without its full stop."""
     remedy: str = ""
-    """What helps: exact SQL, a command, a setting."""
+    """What repairs it: exact SQL, a command, a setting."""
     missed: bool = False
-    """Whether changes go unnoticed by it."""
+    """Whether changes may go unnoticed by it."""
     stops: bool = False
-    """Whether nothing is taken meanwhile."""
+    """Whether nothing may be taken while it lasts."""
     over: bool = False
-    """Whether all is well again, and only what was missed is left to be made up for: see `Session.made_up`."""
+    """Whether the problem is over, and only what was missed is left to make up for: see `Session.made_up`."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.problem}{f'; to mend it: {self.remedy}' if self.remedy else ''}"
@@ -105,65 +108,72 @@ class Finding(NamedTuple):
 
 @dataclass
 class Look:
-    """What a look at the source has found."""
+    """What a check of the source has found."""
 
     findings: list[Finding] = field(default_factory=list)
     backlog: int | None = None
-    """How many wait; None where nobody can tell."""
+    """How many items wait; None where nobody can tell."""
     oldest_s: float | None = None
-    """For how long the oldest has waited."""
+    """How long the oldest has waited, in seconds."""
     latest_s: float | None = None
-    """In how many seconds the last of those is due that are not yet: infinite for one that never is; 0 for none."""
+    """In how many seconds the last item is due that is not due yet; infinite for one that never is, 0 for none."""
     held: int = 0
     """How many of them wait for a primary of L2 that is away, while the others go on."""
 
 
 class Session(ABC):
-    """One connection's life. Its methods raise one of `Source.trouble` when the connection is gone; then comes another
-    session. `take` and `let_go` take turns; `look` and `mend` may be called at any time."""
+    """One connection to the source, from its opening to its end.
+
+    Its methods raise one of `Source.trouble` when the connection is gone. The worker then opens another session. `take`
+    and `let_go` are called in turn; `look` and `mend` may be called at any time.
+    """
 
     look_again = False
-    """Set by a session of which a look would tell something else by now: it is looked at once more, at once."""
+    """A session sets this if a check would find something else by now. The worker then checks it at once."""
 
     @abstractmethod
     async def take(self, limit: int, away: Collection[int]) -> Batch:
-        """At most so many items. Waits a little where there are none, so that whoever calls it again and again costs
-        nothing; may be cancelled. `away`: shards of L2 that are not tried now: what waits for them may stay where it
-        is."""
+        """Take at most `limit` items. Where there are none it waits a little, so that calling it in a loop costs
+        nothing. It may be cancelled. `away`: shards of L2 that are not tried now; items that wait for them may be
+        left."""
 
     @abstractmethod
     def mean(self, item: Item) -> Meaning:
-        """What it asks for. Whatever it raises is one dead letter's reason."""
+        """What the item asks for. Whatever this raises becomes the reason of a dead letter."""
 
     @abstractmethod
     def letter(self, item: Item, reason: str) -> DeadLetter:
-        """The item as it is set aside."""
+        """The dead letter of an item, with the reason."""
 
     @abstractmethod
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep what can't be used: durable when `let_go` returns, at the latest. All of it or nothing; whatever it
-        raises, and if it is cancelled, the session goes on as if it had not been called."""
+        """Keep dead letters: all or none. They are durable when `let_go` returns, at the latest. If this raises, or is
+        cancelled, the session goes on as if it had not been called."""
 
     @abstractmethod
     async def let_go(self, batch: Batch, left: Left) -> None:
-        """What is not `left` of the last batch is done with: it need not come again. What waits is kept, and comes
-        again when its primary may be there; what is undone comes at once; what is unburied comes again after a while,
-        and nothing waits for it."""
+        """Acknowledge the last batch, except what is `left` of it:
+
+        1. What waits is kept, and comes again when its primary may answer.
+        2. What is undone comes again at once.
+        3. What is unburied comes again after a while, and holds up nothing.
+        """
 
     @abstractmethod
     async def look(self) -> Look:
-        """What is assumed and is not so, and what waits. Changes nothing."""
+        """Check the assumptions, and count what waits. Changes nothing."""
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
-        """Whether something of it was mended: what may be mended by anybody, such as a table that is not there yet."""
+        """Repair what may be repaired without asking, such as a missing table; returns whether anything was."""
         return False
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
-        """What changes that were missed by these may have touched, as whole scopes; and where nobody can name it."""
+        """Commands for the scopes that changes may have touched that went unnoticed by these findings; and the subjects
+        for which nobody can name them."""
         return [], [finding.subject for finding in findings]
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
-        """Caches have let go of all `scopes` of these: those that are `over` need not be found again."""
+        """All `scopes` of these are invalidated: those that are `over` need not be found again."""
         return
 
 
@@ -171,40 +181,39 @@ class Source(ABC):
     """Where items come from, over any number of sessions."""
 
     part: str
-    """What it is called in health and logs: "database", "kafka"."""
+    """Its name in health and logs: "database", "kafka"."""
     trouble: tuple[type[BaseException], ...] = ()
-    """What is raised when it is out of reach: it is waited for."""
+    """The errors that mean that it is out of reach. The worker waits for it then."""
     assumptions: tuple[str, ...] = ()
-    """The names of what it assumes, for figures: few, and always the same."""
+    """The names of its assumptions, for metrics: few, and always the same."""
     if_unnamed: str = "Invalidate it by hand"
-    """What helps where nobody can name what missed changes have touched: a sentence without its full stop."""
+    """What helps where nobody can name what missed changes have touched, as a sentence without its full stop."""
     limit: int = 500
-    """Items in hand together, at most."""
+    """The most items of a batch."""
     poison: tuple[type[BaseException], ...] = (ValueError, TypeError)
-    """What `Session.bury` raises for a letter that can't be kept as it is, however often that is tried: without what is
-    in it it may be."""
+    """What `Session.bury` raises for a letter that can never be kept as it is. It may be kept without its payload."""
     bury_s: float = 2.0
-    """So long the letters of a batch may take to be kept: then they are tried again later."""
+    """How long it may take to keep the letters of a batch. After that they are tried again later."""
     again_s: float = AGAIN_S
-    """About so long rests what could not be set aside."""
+    """About how long an item rests that could not be set aside."""
     identity: Callable[[], str] = staticmethod(lambda: "")
-    """What tells the worker's L2 from all others, "" before it is known: two workers of one source must agree."""
+    """What tells the worker's L2 from all others, "" before it is known. All workers of a source must agree on it."""
     hold_s: float | None = None
-    """How long a batch may be in hand while L2 does not answer, and nothing is taken while it is known to be away;
+    """How long a batch may be in hand while L2 does not answer. With it, nothing is taken while L2 is known to be away.
     None: for ever."""
 
     @abstractmethod
     def opened(self) -> AbstractAsyncContextManager[Session]:
-        """Connected. One of `trouble`, or `ConfigError` where no waiting helps."""
+        """A session, connected. Entering raises one of `trouble`, or `ConfigError` where no waiting helps."""
 
     def describe(self, error: BaseException) -> str:
-        """An error of its, in a line without values and secrets."""
+        """One of its errors, in a line without values and secrets."""
         return describe(error)
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Add figures of its own."""
+        """Add metrics of its own."""
         return
 
 
 POLL_S: Final = 0.3
-"""About so long a `take` waits that finds nothing."""
+"""About how long a `take` waits that finds nothing."""

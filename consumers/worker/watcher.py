@@ -1,4 +1,5 @@
-"""A source looked at while a worker works on it: what is assumed and is not so is told, mended and made up for."""
+"""Checks a source while a worker works on it. Broken assumptions are reported and repaired where that is possible, and
+what changes may have touched that went unnoticed is invalidated."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding, Session, Source
 from cachebus.keys.plan import Plan
 
@@ -22,7 +23,7 @@ LOOK_EVERY_S: Final = 2.0
 
 
 class Watcher:
-    """Of one worker, over all sessions of its source."""
+    """Watches the source of one worker, over all its sessions."""
 
     def __init__(self, name: str, source: Source, applier: Applier, health: Health, meters: Meters) -> None:
         self._name = name
@@ -32,18 +33,18 @@ class Watcher:
         self._told_from_s = float("-inf")
         self._assumptions = Assumptions(name, source.assumptions, health)
         self._owed: dict[Any, Plan] = {}
-        """Whole scopes, by command, of which changes went unnoticed and that L2 has yet to let go of."""
+        """Scopes in which changes may have gone unnoticed, and that are yet to be invalidated, by command."""
         self._owed_for: dict[tuple[str, str], Finding] = {}
         self._one = asyncio.Lock()
-        """One look at a time: who takes may ask for one more."""
+        """One check at a time: the loop may ask for one more."""
 
     @property
     def stopped(self) -> bool:
-        """Whether something is wrong that nothing is to be taken with."""
+        """Whether an assumption is broken without which nothing may be taken."""
         return self._assumptions.stopped
 
     async def look(self, session: Session) -> None:
-        """How the source stands, told; what may be mended is, and what went unnoticed is made up for."""
+        """Check the source: report its figures, repair what can be repaired, and make up for what went unnoticed."""
         async with self._one:
             look = await session.look()
             if look.findings and await session.mend(look.findings):
@@ -52,7 +53,7 @@ class Watcher:
             self._meters.held.set(look.held)
             if look.latest_s is not None:
                 self._meters.latest_s.set(look.latest_s)
-            due = self._assumptions.heard(look.findings)
+            due = self._assumptions.update(look.findings)
             if due:
                 self._owe(session, due)
             if self._owed_for:
@@ -69,7 +70,7 @@ class Watcher:
                 clean(", ".join(unnamed)),
                 self._remedy,
             )
-        found, wrong = self._applier.planned(commands)  # each by itself: one that can't be is nobody else's trouble
+        found, wrong = self._applier.planned(commands)
         if wrong:
             logger.error(
                 "{}: some of what changes may have touched can't be let go of: {}", self._name, "; ".join(wrong)
@@ -78,7 +79,7 @@ class Watcher:
         self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
 
     async def _make_up(self, session: Session) -> None:
-        """What went unnoticed, as far as L2 is there; the rest at the next look."""
+        """Invalidate the scopes that are due, as far as L2 answers. The rest is left for the next check."""
         commands = list(self._owed)
         carried = await self._applier.carry(list(self._owed.values()), LOOK_EVERY_S)
         rest = carried.away | carried.late

@@ -1,4 +1,4 @@
-"""The life of a worker: it works, tells how it is, drains when asked to, and ends at once when asked twice."""
+"""The life of a worker process: it works, reports its health, drains at the first signal, and ends at the second."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cachebus.consumers.monitoring.meters import Meters
 
 BEAT_S: Final = 1.0
 DRAIN_TIMEOUT_S: Final = 25.0
-"""Less than the 30 s after which those who run containers end what has not ended by itself."""
+"""Less than the 30 s after which container platforms kill a process that has not ended."""
 
 
 class Worker(ABC):
-    """One worker: `run` works until `drain` was called or it is cancelled. Killed at any point, it loses nothing."""
+    """One worker. `run` works until `drain` is called or it is cancelled. Killed at any point, it loses nothing."""
 
     def __init__(self, name: str, parts: tuple[str, ...]) -> None:
         self.health = Health(name, parts)
@@ -30,12 +30,12 @@ class Worker(ABC):
 
     @property
     def name(self) -> str:
-        """What it is called in logs and figures: "outbox", "kafka", "cdc"."""
+        """Its name in logs and metrics: "outbox", "kafka", "cdc"."""
         return self.health.worker
 
     @property
     def draining(self) -> bool:
-        """Whether it is to take nothing more."""
+        """Whether it takes nothing more."""
         return self._draining.is_set()
 
     def drain(self) -> None:
@@ -44,7 +44,8 @@ class Worker(ABC):
         self._draining.set()
 
     async def drained(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is to drain; False when `timeout_s` is over before: a pause that draining cuts short."""
+        """Wait until it is asked to drain; False if `timeout_s` is over first. It serves as a pause that draining
+        ends."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._draining.wait()
@@ -54,13 +55,13 @@ class Worker(ABC):
 
     @abstractmethod
     async def run(self) -> None:
-        """Work, until drained. Raises only what no waiting helps against, such as `ConfigError`."""
+        """Work until drained. Raises only errors that no waiting helps against, such as `ConfigError`."""
 
 
 async def serve(worker: Worker, endpoint: Endpoint | None = None, *, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
-    """Run a worker as this process's business: SIGTERM and Ctrl-C drain it, a second one ends it at once.
+    """Run a worker as the task of this process. SIGTERM and Ctrl-C drain it; a second one ends it at once.
 
-    False where it had to be ended before it was drained: what it had not finished comes again to the next.
+    Returns False if it was ended before it was drained. What it had not finished comes again to the next worker.
     """
     if endpoint is not None:
         endpoint.start(worker.health, worker.meters)

@@ -1,4 +1,4 @@
-"""Commands on Kafka, the writer's end: an invalidation as a message, for those who reach no Redis or wait for none."""
+"""The producer of commands on Kafka, for code that can't reach Redis, or must not wait for it."""
 
 from cachebus.producers.kafka.producer import KafkaProducer
 

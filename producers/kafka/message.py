@@ -1,4 +1,4 @@
-"""How a command travels on Kafka: its JSON as the value, its tenant as the key, and what it is worth in headers."""
+"""The message of a command on Kafka: JSON as the value, the tenant as the key, namespace and signature as headers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cachebus.producers.command import InvalidCommand
 from cachebus.settings import PREFIX, Settings
 
 NAMESPACE: Final = "namespace"
-"""The header that says for which caches a command is; without it, for those of whoever reads it."""
+"""The header with the namespace of the caches. A command without it is for the caches of any worker that reads it."""
 ATTEMPTS: Final = "attempts"
-"""The header that says how often it was set aside before."""
+"""The header that says how often the command was set aside before."""
 LARGEST_BYTES: Final = 256 * 1024
-"""Of a command: what more things are related, a scope or a tag is for."""
+"""The largest command. For more related resources there are scopes and tags."""
 RETENTION_MS: Final = 7 * 24 * 3_600_000
-"""Of a topic that is made here: how long workers may be away without losing anything."""
+"""The retention of a topic that we create: workers may be away so long without losing anything."""
 IN_SYNC: Final = 2
 
 Headers = Iterable[tuple[str, bytes]]
 
 
 def commands_access(settings: Settings, timeout_s: float) -> KafkaAccess:
-    """The way to the commands' topic; `ConfigError` where the settings have none."""
+    """The access to the commands' topic; `ConfigError` if the settings name no Kafka."""
     if settings.kafka_bootstrap_servers is None:
         raise ConfigError(
             f"commands on Kafka need kafka_bootstrap_servers ({PREFIX}KAFKA_BOOTSTRAP_SERVERS): host:port,host:port"
@@ -42,14 +42,14 @@ def commands_access(settings: Settings, timeout_s: float) -> KafkaAccess:
 
 
 class Seal:
-    """Writes and checks what goes with a command of these settings: for which caches it is, and who says so."""
+    """Writes and checks the headers of a command: its namespace, and its signature."""
 
     def __init__(self, settings: Settings) -> None:
         self.namespace = settings.namespace.encode()
         self._keyring = Keyring.of(settings.kafka_commands_key)
 
     def headers(self, value: bytes) -> list[tuple[str, bytes]]:
-        """Of a command's message."""
+        """The headers of a command's message."""
         found = [(NAMESPACE, self.namespace)]
         if self._keyring is not None:
             found.append((SIGNATURE, self._keyring.sign(self.namespace, value)))
@@ -60,7 +60,7 @@ class Seal:
         return (headers.get(NAMESPACE) or self.namespace) != self.namespace
 
     def check(self, value: bytes, headers: Mapping[str, bytes]) -> None:
-        """`InvalidCommand` for a message that does not come from where the key is known; without a key all do."""
+        """Raises `InvalidCommand` for a message without a right signature. Without a key, no signature is asked for."""
         if self._keyring is None:
             return
         signature = headers.get(SIGNATURE)

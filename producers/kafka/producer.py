@@ -1,4 +1,4 @@
-"""Invalidations as commands in a topic of Kafka, which a worker applies."""
+"""The producer that hands invalidations to Kafka, as commands that a worker applies."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TIMEOUT_S: Final = 5.0
 class KafkaProducer(Producer):
     """Hands commands to Kafka: `async with KafkaProducer.open(settings) as producer: await producer.invalidate(...)`.
 
-    A call returns when Kafka has the command (acks=all). It raises `InvalidationFailed` when that is not sure within
-    `timeout_s`, and is to be called again then, as every invalidation is: twice does no harm. It raises `ValueTooLarge`
-    for a command of more than 256 KiB. A worker (`cachebus worker kafka`) applies the command, so receipts are pending,
-    and `wait="nodes"` is a `ValueError`.
+    A call returns when Kafka has the command (acks=all). If that is not sure within `timeout_s`, it raises
+    `InvalidationFailed`: call it again, twice does no harm. It raises `ValueTooLarge` for a command of more than
+    256 KiB. A worker (`cachebus worker kafka`) applies the command, so receipts are pending, and `wait="nodes"` is a
+    `ValueError`.
 
-    The topic is made where it is missing. With `kafka_commands_key` each command is signed.
+    A missing topic is created. With `kafka_commands_key` each command is signed.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class KafkaProducer(Producer):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connection back. Closing twice is harmless; calls that are under way fail. `ConfigError` elsewhere
-        than where it was opened."""
+        """Disconnect. Closing twice is harmless; calls under way fail. Raises `ConfigError` in another process or event
+        loop than it was opened in."""
         if self._home is not None and not self._home.here:
             raise self._home.close_elsewhere("producer")
         self._home = None
@@ -113,19 +113,19 @@ class KafkaProducer(Producer):
                 sent = await link.producer.send(self._access.topic, value, key=key, headers=self._seal.headers(value))
                 await sent
         except (BusUnavailable, asyncio.CancelledError):
-            # What this one holds it would go on sending in its own time: the next call begins with a fresh one.
+            # This link would go on sending what it holds in its own time, so the next call uses a new one.
             if self._link is link:
                 self._link = None
             link.retire()
             raise
 
     async def _linked(self) -> _Link:
-        """The one that is there, or a new one; `BusUnavailable`."""
+        """The present link, or a new one; `BusUnavailable`."""
         async with self._opening:
             if self._link is None:
                 with connecting(self._access):
                     async with asyncio.timeout(self._access.connect_timeout_s):
-                        await ensure(self._access, self._endings)  # again: it may have been removed
+                        await ensure(self._access, self._endings)  # the topic may have been deleted meanwhile
                         self._link = _Link(await self._started(), self._endings)
             return self._link
 
@@ -138,7 +138,7 @@ class KafkaProducer(Producer):
 
 
 class _Link:
-    """A producer of aiokafka's, which several calls share."""
+    """A producer of aiokafka, which several calls share."""
 
     def __init__(self, producer: Any, endings: Endings) -> None:
         self.producer = producer

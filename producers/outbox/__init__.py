@@ -1,4 +1,4 @@
-"""The transactional outbox, the writer's end: an invalidation as a row of the same transaction as the write."""
+"""The producers of the transactional outbox: an invalidation is a row in the same transaction as the write."""
 
 from cachebus.producers.outbox.producer import Outbox, OutboxProducer
 from cachebus.producers.outbox.sync import SyncOutboxProducer, SyncProducer

@@ -1,4 +1,4 @@
-"""One INSERT over whatever connection the caller's transaction is on, and never a commit."""
+"""Writes rows over the caller's own connection, of any known driver, inside its transaction; it never commits."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any, Final
 from cachebus.errors import ConfigError
 
 AT_ONCE: Final = 500
-"""Rows of one statement."""
+"""The most rows of one statement."""
 PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
 Row = tuple[str, str]
-"""Namespace and command."""
+"""A row: namespace and command."""
 AsyncWrite = Callable[[Any, "Insert", Sequence[Row]], Coroutine[Any, Any, None]]
 Write = Callable[[Any, "Insert", Sequence[Row]], None]
 
 
 class Insert:
-    """The statement, as each kind of driver wants it; that of one row is kept once made."""
+    """The INSERT statement, in the form that each driver takes. The statement for one row is kept once made."""
 
     def __init__(self, table: str) -> None:
         self._head = f"INSERT INTO {table} (namespace, command) VALUES "
         self._of_one: dict[str, Any] = {}
 
     def sql(self, style: str, count: int) -> Any:
-        """For so many rows in a paramstyle of the DB-API, in asyncpg's ("dollar"), or as SQLAlchemy's `text`."""
+        """The statement for so many rows. `style`: a paramstyle of the DB-API, "dollar" for asyncpg, or
+        "sqlalchemy"."""
         if count != 1:
             return self._made(style, count)
         if style not in self._of_one:
@@ -65,15 +66,15 @@ def _arguments(style: str, insert: Insert, rows: Sequence[Row]) -> tuple[Any, An
 
 
 def in_parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    """The rows of each statement."""
+    """The rows, split into those of each statement."""
     return [rows[at : at + AT_ONCE] for at in range(0, len(rows), AT_ONCE)]
 
 
-# -- which kind it is ------------------------------------------------------------------------------------------
+# -- which driver it is ----------------------------------------------------------------------------------------
 
 
 def async_writer(connection: object) -> AsyncWrite:
-    """How to write over this connection; `ConfigError` where it is none of those known."""
+    """The function that writes over this connection; `ConfigError` if its driver is not known."""
     for kind in _kinds(connection):
         if kind in _ASYNC:
             return _ASYNC[kind]
@@ -84,8 +85,8 @@ def async_writer(connection: object) -> AsyncWrite:
 
 
 def writer(connection: Any, paramstyle: str | None) -> Write:
-    """How to write over this connection; `ConfigError` where that can't be told. `paramstyle`: of a DB-API connection
-    whose module does not tell it."""
+    """The function that writes over this connection; `ConfigError` if there is none. `paramstyle`: for a DB-API
+    connection whose module does not declare it."""
     kinds = _kinds(connection)
     for kind in kinds:
         if kind in _SYNC:
@@ -102,7 +103,7 @@ def writer(connection: Any, paramstyle: str | None) -> Write:
 
 
 def _kinds(connection: object) -> list[tuple[str, str]]:
-    """Package and name of its class and their bases: told without importing any driver."""
+    """Package and name of its class and of all bases: so no driver has to be imported."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(connection).__mro__]
 
 
@@ -115,11 +116,12 @@ def _declared_paramstyle(module: str) -> str | None:
     return None
 
 
-# -- ways to write ---------------------------------------------------------------------------------------------
+# -- writing over each driver ----------------------------------------------------------------------------------
 
 
 def _refuse_autocommit(autocommit: object) -> None:
-    """A row that is committed by itself can be lost, or there without its write: what an outbox is there to prevent."""
+    """Refuse a connection that commits each statement by itself: the row could be lost, or be there without its write,
+    which an outbox exists to prevent."""
     if autocommit is True:
         raise ConfigError("no transaction: this connection commits each statement by itself; begin a transaction first")
 
@@ -163,7 +165,7 @@ def _over_dbapi(style: str) -> Write:
     def write(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
         cursor = connection.cursor()
         try:
-            # Asked for now: Django's has connected by this, and only then knows.
+            # Asked after `cursor()`: that connects Django's connection, which only then knows.
             _refuse_autocommit(getattr(connection, "autocommit", False))
             cursor.execute(*_arguments(style, insert, rows))
         finally:
@@ -178,13 +180,14 @@ def _over_sqlite(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
 
 
 def _sqlite_commits(connection: Any) -> bool:
-    """Whether it begins no transaction by itself, and there is none."""
+    """Whether the connection begins no transaction by itself, and is in none."""
     by_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True
     return bool(by_itself and not connection.in_transaction)
 
 
 def _commits_by_itself(connection: Any) -> object:
-    """Whether one of SQLAlchemy's does, which may follow from its engine or its own options: the driver's own knows."""
+    """Whether a connection of SQLAlchemy commits each statement. Its engine or its own options may say so, so the
+    driver's connection is asked."""
     if connection is None:
         return False
     if type(connection.connection.driver_connection).__module__.partition(".")[0] in ("sqlite3", "aiosqlite"):

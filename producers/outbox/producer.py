@@ -1,4 +1,5 @@
-"""Invalidations as rows of the caller's own transaction: they are there if, and only if, its write is."""
+"""The outbox producer: invalidations are rows of the caller's own transaction, committed if, and only if, its write
+is."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from cachebus.settings import Settings
 
 
 class Outbox:
-    """What all producers of an outbox share: for which caches, which cascades, which table. To be made once."""
+    """What all producers of an outbox share: namespace, cascades and table. To be made once."""
 
     def __init__(
         self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, table: str = DEFAULT
     ) -> None:
         """`settings`: a URL, settings, or None for the environment's; only `namespace`, `shards` and `default_tenant`
-        matter, nothing is connected to. `cascades`: what else is invalidated with a resource. `table`: "NAME" or
-        "SCHEMA.NAME". Raises `ConfigError` where that is no plain name."""
+        matter: nothing is connected. `cascades`: what else is invalidated with a resource. `table`: "NAME" or
+        "SCHEMA.NAME". Raises `ConfigError` for a table that is no plain name."""
         known = Settings.of(settings)
         self.namespace = known.namespace
         self.table = OutboxTable.of(table)
@@ -33,7 +34,7 @@ class Outbox:
         self.insert = Insert(self.table.rows)
 
     def row(self, order: Order) -> Row:
-        """What is written for an order; `ValueTooLarge`."""
+        """The row for an order; `ValueTooLarge`."""
         command = encode(order.command())
         if len(command) > LARGEST_BYTES:
             raise ValueTooLarge(f"the command is {len(command)} bytes long, more than {LARGEST_BYTES}")
@@ -43,25 +44,26 @@ class Outbox:
 class OutboxProducer(Producer):
     """`await OutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
 
-    Each call is one INSERT in the caller's transaction, which is neither begun nor ended here; `ConfigError` where
-    there is none. What the database says against it is raised as its driver raises it. Receipts are pending: a relay
-    (`cachebus worker outbox`) applies what was committed, so `wait="nodes"` is a `ValueError`.
+    Each call is one INSERT in the caller's transaction, which is neither begun nor ended here. Without a transaction it
+    raises `ConfigError`. Errors of the database are the driver's own. Receipts are pending: a relay (`cachebus worker
+    outbox`) applies what was committed, so `wait="nodes"` is a `ValueError`.
     """
 
     def __init__(self, connection: Any, outbox: Outbox | None = None) -> None:
-        """`connection`: an AsyncSession or AsyncConnection of SQLAlchemy's, a connection of asyncpg's, an
-        AsyncConnection of psycopg's; `ConfigError` for any other. `outbox`: made once and shared; without one, the
-        environment's is made, which takes longer than the INSERT."""
+        """`connection`: an AsyncSession or AsyncConnection of SQLAlchemy, a connection of asyncpg, or an
+        AsyncConnection of psycopg; `ConfigError` for any other. `outbox`: made once and shared. Without it, one is made
+        from the environment, which takes longer than the INSERT."""
         self._outbox = outbox or Outbox()
-        self._orders = self._outbox.orders  # shared: made once, not with every transaction
+        self._orders = self._outbox.orders  # shared, and not made with every transaction
         self._connection = connection
         self._write = async_writer(connection)
 
     @asynccontextmanager
     async def together(self) -> AsyncIterator[Producer]:
-        """Write by one INSERT what is said in the block of `async with producer.together() as several:` to `several`.
+        """Write several commands by one INSERT: `await several.invalidate(...)` in `async with producer.together() as
+        several:`.
 
-        It is written at the end of the block, and not at all if the block raises.
+        They are written at the end of the block, and not at all if the block raises.
         """
         rows: list[Row] = []
         yield _Together(self._outbox, rows)

@@ -1,4 +1,4 @@
-"""The same for sync code: the verbs without `await`."""
+"""The outbox producer for sync code: the verbs without `await`."""
 
 from __future__ import annotations
 
@@ -101,19 +101,19 @@ class SyncProducer(ABC):
 
     @abstractmethod
     def _send(self, order: Order, wait: Wait | None) -> Receipt:
-        """Hand the order's command on; gives its receipt."""
+        """Hand the order's command on; returns the receipt."""
 
 
 class SyncOutboxProducer(SyncProducer):
     """`SyncOutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
 
-    Each call is one INSERT in the caller's transaction. All is as of `OutboxProducer`, but for the connections.
+    Each call is one INSERT in the caller's transaction. It differs from `OutboxProducer` in its connections only.
     """
 
     def __init__(self, connection: Any, outbox: Outbox | None = None, *, paramstyle: str | None = None) -> None:
-        """`connection`: a Session or Connection of SQLAlchemy's, a connection of psycopg's or sqlite3's, or any DB-API
-        connection to PostgreSQL. `outbox`: as of `OutboxProducer`. `paramstyle`: of a DB-API connection whose module
-        does not tell it ("format" for Django's). Raises `ConfigError` for a connection that is none of these."""
+        """`connection`: a Session or Connection of SQLAlchemy, a connection of psycopg or sqlite3, or any DB-API
+        connection to PostgreSQL. `outbox`: as of `OutboxProducer`. `paramstyle`: for a DB-API connection whose module
+        does not declare it ("format" for Django). Raises `ConfigError` for any other connection."""
         self._outbox = outbox or Outbox()
         self._orders = self._outbox.orders
         self._connection = connection
@@ -123,7 +123,7 @@ class SyncOutboxProducer(SyncProducer):
     def together(self) -> Iterator[SyncProducer]:
         """Write several commands by one INSERT: `with producer.together() as several: several.invalidate(...)`.
 
-        It is written at the end of the block, and not at all if the block raises.
+        They are written at the end of the block, and not at all if the block raises.
         """
         rows: list[Row] = []
         yield _Together(self._outbox, rows)

@@ -1,4 +1,4 @@
-"""The outbox's tables: their names, and the SQL that makes them."""
+"""The outbox's tables: their names, and the SQL that creates them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from cachebus.errors import ConfigError
 
 DEFAULT: Final = "cachebus_outbox"
 LARGEST_BYTES: Final = 256 * 1024
-"""Of one command: more is refused where it is written, and set aside where it is read."""
-# So long that no name made of it is cut off by PostgreSQL (63 bytes), and nothing in it could mean anything in SQL.
+"""The largest command. A longer one is refused when it is written, and set aside when it is read."""
+# PostgreSQL cuts names at 63 bytes: 55 leave room for suffixes. No character has a meaning in SQL.
 _plain = re.compile(r"[a-z_][a-z0-9_]{0,54}").fullmatch
 
 
 class OutboxTable(NamedTuple):
-    """The table `name` in `schema` (None: where the connection's search_path finds it), and `NAME_dead` beside it."""
+    """The table `name` in `schema` (None: the connection's search_path finds it), and `NAME_dead` for dead letters."""
 
     schema: str | None
     name: str
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """ "cachebus_outbox" or "schema.cachebus_outbox"; `ConfigError` for what is no plain name."""
+        """The table of a name: "cachebus_outbox" or "schema.cachebus_outbox"; `ConfigError` for what is no plain
+        name."""
         schema, dot, table = str(name).rpartition(".")
         if not _plain(table) or (dot and not _plain(schema)):
             raise ConfigError(
@@ -42,12 +43,12 @@ class OutboxTable(NamedTuple):
 
     @property
     def channel(self) -> str:
-        """What is notified when rows have come."""
+        """The channel that is notified when rows are inserted."""
         return self.name
 
     def statements(self, *, notify: bool = True) -> list[str]:
-        """The SQL that makes both tables, a statement each; may be run again. `notify`: with a trigger that wakes the
-        relays up; without it one that is there is removed."""
+        """The SQL statements that create both tables; they may be run again. `notify`: create a trigger that wakes
+        relays; without it, an existing trigger is removed."""
         return [_ROWS.format(t=self), _DEAD.format(t=self), *(self._trigger() if notify else self._no_trigger())]
 
     def sqlite_statements(self) -> list[str]:
@@ -78,14 +79,15 @@ class OutboxTable(NamedTuple):
         ]
 
 
-# `command` is text, not jsonb: a mistake in it must cost no business transaction, and is kept as it was written.
-# `created_at` is when the row was written: now() would be when its transaction began, and count that as the relay's
-# lag. `due_at` is before all times, unless a writer says so: it is compared with the clock only then, and a clock that
-# was put back, or is another machine's after a failover, holds up no row. `waits_for` is the shard of a primary of L2
-# that was away; the relay's. The key begins with what rows are looked for by: those that are due are found at its
-# head, however many are not, and one index is all that a row costs its writer. Ids come out of order, since a
-# transaction may commit long after it took one: nothing here relies on them.
-# Such a table is empty most of the time and full of dead rows when it is busy, so it is vacuumed by their number.
+# command: text and not jsonb, so that a mistake in it fails no business transaction, and is kept as it was written.
+# created_at: when the row was written. now() is when its transaction began, which would count as the relay's lag.
+# due_at: before all times, unless a writer sets it. Only then is it compared with the clock, so a clock that is set
+#   back, or another machine's after a failover, holds up no row.
+# waits_for: the shard of a primary that was away; the relay sets it.
+# The key begins with the columns that rows are searched by. So due rows are found at its head, however many others
+#   there are, and a row costs its writer one index. Ids are out of order, since a transaction may commit long after it
+#   took one: nothing relies on them.
+# The table is empty most of the time, and has many dead rows when it is busy: so their number triggers a vacuum.
 _ROWS: Final = """\
 CREATE TABLE IF NOT EXISTS {t.rows} (
     namespace text NOT NULL DEFAULT 'cachebus',
@@ -108,8 +110,8 @@ CREATE TABLE IF NOT EXISTS {t.dead} (
     created_at timestamptz NOT NULL,
     died_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
-# Ids are given once: of two relays that take a row, as both may here, the slower one removes no other row by its id.
-# Times are Unix seconds.
+# AUTOINCREMENT gives each id once. Two relays may take the same row: the slower one then deletes no other row by its
+# id. Times are Unix seconds.
 _NOW: Final = "(julianday('now') - 2440587.5) * 86400.0"
 _SQLITE: Final = (
     f"""\

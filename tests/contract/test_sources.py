@@ -15,7 +15,7 @@ from cachebus.consumers.cdc.slot import held as cdc_held
 from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
-from cachebus.consumers.worker import burying, watcher
+from cachebus.consumers.worker import dead_letter_writer, watcher
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
@@ -129,7 +129,7 @@ async def test_what_cant_be_set_aside_is_not_lost_and_holds_up_nothing(
     rig: SourceRig, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The place of the dead refuses: what can be applied is, behind it too, and what can't lies until it may be."""
-    monkeypatch.setattr(burying, "REST_MAX_S", 0.1)
+    monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 0.1)
     monkeypatch.setattr(cdc_held, "AGAIN_S", 0.1)
     for source in MemorySource, PostgresOutbox, SqliteOutbox:
         monkeypatch.setattr(source, "again_s", 0.1)

@@ -18,7 +18,7 @@ from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.cdc.slot.reader import SlotReader
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -352,7 +352,7 @@ async def test_a_role_that_loses_its_right_is_told_what_gives_it_back(
         async with running(one):
             await tell(database, [f"ALTER ROLE {role} NOREPLICATION"])
             await until(lambda: f"to mend it: ALTER ROLE {role} REPLICATION;" in _told(one))
-            seen = {name.what: name.findings for name in await examined(worker(theirs, redis_url))}
+            seen = {name.what: name.findings for name in await preflight(worker(theirs, redis_url))}
             assert "its role lacks REPLICATION" in str(seen["slot"][0])
             await tell(database, [THE_END, f"ALTER ROLE {role} REPLICATION"])
             await until(lambda: heard.has(*END))

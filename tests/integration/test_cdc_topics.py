@@ -20,7 +20,7 @@ from cachebus.consumers.cdc.topics.kafka import ALL_DEAD, KafkaSource, TopicsWor
 from cachebus.consumers.cdc.topics.replay import replay_topic
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running
@@ -269,5 +269,5 @@ async def test_it_is_told_by_a_look_alone_by_the_names_of_topics(
     topic.name = f"cdc{secrets.token_hex(4)}.{named}"
     await topic.made()
     with warnings_of("cachebus.consumers") as told:
-        await examined(TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source()))
+        await preflight(TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source()))
     assert any("Is a name mistyped?" in line for line in told) == (named == "public.order")

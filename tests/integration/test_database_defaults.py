@@ -19,7 +19,7 @@ from cachebus.consumers.outbox import OutboxRelay, create_tables, replay
 from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Applier
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import preflight
 from cachebus.consumers.worker.source_worker import SourceWorker
 from tests.contract.source_rigs import RULES, TOO_LONG, InPostgres, OnSlot, command
 from tests.support.caches import quick, until
@@ -80,7 +80,7 @@ async def test_a_worker_works_as_anywhere(
             await until(lambda: _none_left(rig))
             assert len(await rig.dead()) == 1
             assert one.health.ready, one.health.as_dict()
-            wrong = [seen for seen in await examined(rig.worker()) if seen.findings or not seen.looked_at]
+            wrong = [seen for seen in await preflight(rig.worker()) if seen.findings or not seen.looked_at]
             assert not wrong
         finally:
             one.drain()

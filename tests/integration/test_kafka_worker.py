@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Cache, Cascade, ConfigError, Settings
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions, replay
-from cachebus.consumers.topics import looking
+from cachebus.consumers.topics import inspection
 from cachebus.consumers.worker import watcher
 from cachebus.producers import KafkaProducer
 from cachebus.tools.servers.daemon import free_port
@@ -334,7 +334,7 @@ async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(re
     worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
     task = asyncio.create_task(worker.run())
     with warnings_of("cachebus.consumers") as told:
-        await until(lambda: worker._patience._tries > 2)
+        await until(lambda: worker._retry._tries > 2)
     assert len([line for line in told if "kafka is out of reach" in line]) == 1
     assert not worker.health.is_up("kafka") and worker.health.is_up("l2")
     worker.drain()
@@ -344,7 +344,7 @@ async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(re
 async def test_a_broker_that_hangs_meanwhile_is_told_and_waited_for(
     settings: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "LOOK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(inspection, "LOOK_TIMEOUT_S", 0.3)
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.1)
     worker = worker_of(settings)
     async with running(worker):

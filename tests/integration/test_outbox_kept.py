@@ -19,8 +19,8 @@ from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, 
 from cachebus.consumers.outbox.database import connected
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
-from cachebus.consumers.worker import burying
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker import dead_letter_writer
+from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings
@@ -232,7 +232,7 @@ async def test_likewise_in_sqlite(tmp_path: Path, redis_url: str, cache: Cache, 
             asked("DROP " + sql.removeprefix("DROP "))
         await until(lambda: count(0), within_s=20)
         await until(lambda: relay.health.ready, within_s=20)
-    assert burying.PART in relay.health.parts
+    assert dead_letter_writer.PART in relay.health.parts
 
 
 async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
@@ -287,6 +287,6 @@ async def test_relays_of_one_table_that_work_for_different_servers_say_so(
             await until(lambda: "different servers" in why(one, "stores"), within_s=20)
             await until(lambda: "different servers" in why(other, "stores"), within_s=20)
             new = OutboxRelay(database, settings(redis_url), options=options)
-            (found,) = [seen for seen in await examined(new) if seen.what == "stores"]
+            (found,) = [seen for seen in await preflight(new) if seen.what == "stores"]
             assert found.findings
         await until(lambda: one.health.ready and same.health.ready, within_s=20)

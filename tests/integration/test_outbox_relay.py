@@ -440,7 +440,7 @@ async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
             await until(lambda: not relay.health.is_up("database"))
             assert not relay.health.ready
             assert relay.health.live
-            await until(lambda: relay._patience._tries > 3)
+            await until(lambda: relay._retry._tries > 3)
             await asyncio.to_thread(postgres.start)
             async with connected(tables) as connection:
                 await put(connection, invalidation("after"))
@@ -463,7 +463,7 @@ async def test_a_database_that_hangs_is_given_up_and_tried_again(
             os.kill(pid, signal.SIGSTOP)
         try:
             await until(lambda: not relay.health.is_up("database"))
-            await until(lambda: relay._patience._tries > 1)
+            await until(lambda: relay._retry._tries > 1)
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)

@@ -13,7 +13,7 @@ from cachebus import Cache, ConfigError
 from cachebus.base.clock import monotonic
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
-from cachebus.consumers.worker import assumptions, burying, source_worker, watcher
+from cachebus.consumers.worker import assumptions, dead_letter_writer, source_worker, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.source import Finding, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -205,8 +205,8 @@ async def test_a_place_of_the_dead_that_takes_nothing_costs_a_batch_little_time(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     """However many can't be set aside: it is left alone for a while, and then for longer."""
-    monkeypatch.setattr(burying, "REST_S", 60.0)
-    monkeypatch.setattr(burying, "REST_MAX_S", 60.0)
+    monkeypatch.setattr(dead_letter_writer, "REST_S", 60.0)
+    monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 60.0)
     source, asked = MemorySource(limit=50), 0
 
     def bury(letters: Any) -> Any:
@@ -443,10 +443,10 @@ async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_ofte
     watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
     due = []
     for _ in range(181):
-        due += watched.heard([BROKEN])
+        due += watched.update([BROKEN])
         now_s += 1.0
     assert len(due) == 1 + 180 / assumptions.MAKE_UP_EVERY_S
-    assert len(watched.heard([])) == 1
+    assert len(watched.update([])) == 1
     assert health.ready
 
 
@@ -485,10 +485,10 @@ def test_what_happens_again_is_made_up_for_again() -> None:
     """Also where nobody has looked in between."""
     watched = assumptions.Assumptions("test", ["shape"], Health("test", ("shape",)))
     past = BROKEN._replace(over=True)
-    assert watched.heard([past]) == [past]
-    assert watched.heard([past]) == [], "it is under way"
+    assert watched.update([past]) == [past]
+    assert watched.update([past]) == [], "it is under way"
     watched.made_up([past])
-    assert watched.heard([past]) == [past]
+    assert watched.update([past]) == [past]
 
 
 async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:

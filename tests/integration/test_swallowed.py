@@ -20,7 +20,7 @@ from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.cdc.slot.storage import DEAD, HELD, MAKE, SLOTS, Swallowed, storage_findings
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
-from cachebus.consumers.worker import burying, watcher
+from cachebus.consumers.worker import dead_letter_writer, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Item, Waiting
@@ -44,8 +44,8 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     for outbox in (PostgresOutbox, SqliteOutbox):
         monkeypatch.setattr(outbox, "again_s", 0.3)
     monkeypatch.setattr(held, "AGAIN_S", 0.3)
-    monkeypatch.setattr(burying, "REST_S", 0.1)
-    monkeypatch.setattr(burying, "REST_MAX_S", 0.2)
+    monkeypatch.setattr(dead_letter_writer, "REST_S", 0.1)
+    monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 0.2)
 
 
 @asynccontextmanager

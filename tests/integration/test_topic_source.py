@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
-from cachebus.consumers.topics import looking, share
+from cachebus.consumers.topics import inspection, progress
 from cachebus.consumers.topics.held import Held
 from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker import watcher
@@ -153,9 +153,9 @@ async def test_compressed_messages_are_read(settings: Settings, codec: str) -> N
 
 
 def test_a_codec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(looking._codecs()) == []
+    assert list(inspection._codecs()) == []
     monkeypatch.setattr("aiokafka.codec.cramjam", None)
-    (finding,) = looking._codecs()
+    (finding,) = inspection._codecs()
     assert "snappy, lz4, zstd" in finding.problem and "cachebus[kafka]" in finding.remedy
 
 
@@ -187,7 +187,7 @@ async def test_the_end_of_a_transaction_is_no_backlog_and_what_waits_behind_one_
 
 
 async def test_a_transaction_that_stays_open_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "OPEN_S", 0.2)
+    monkeypatch.setattr(inspection, "OPEN_S", 0.2)
     await made(settings)
     worker = worker_of(settings)
     async with running(worker):
@@ -381,7 +381,7 @@ async def test_messages_that_cant_be_read_behind_one_that_is_held_are_met_once(s
 async def test_more_than_is_kept_is_read_again_and_nothing_is_lost(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share, "Held", partial(Held, most=3))
+    monkeypatch.setattr(progress, "Held", partial(Held, most=3))
     worker = worker_of(settings)
     away, heard = Away(worker), Heard(worker)
     async with running(worker):

@@ -23,7 +23,7 @@ from cachebus.consumers.monitoring.endpoint import CLIENTS_MAX, Endpoint
 from cachebus.consumers.monitoring.health import STUCK_S, Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import REFUSED, Applier
-from cachebus.consumers.worker.patience import TELL_EVERY_S, Patience
+from cachebus.consumers.worker.retry import TELL_EVERY_S, Retry
 from cachebus.consumers.worker.worker import Worker, serve
 from cachebus.keys.plan import Plan
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -161,12 +161,12 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     sink = logger.add(lambda message: said.append(str(message)), format="{message}")
     logger.enable("cachebus.consumers")
     clock = Clock()
-    patience = Patience("database", Health("test", ("database",), clock), clock=clock)
+    retry = Retry("database", Health("test", ("database",), clock), clock=clock)
     for _ in range(int(3 * TELL_EVERY_S)):
-        patience.failed("refused")
+        retry.failed("refused")
         clock.now_s += 1
-    patience.over()
-    patience.over()
+    retry.over()
+    retry.over()
     logger.remove(sink)
     logger.disable("cachebus.consumers")
     assert [line.split(":")[0].strip() for line in said] == [
@@ -185,10 +185,10 @@ def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
     logger.enable("cachebus.consumers")
     clock = Clock()
     health = Health("test", ("database",), clock)
-    patience = Patience("database", health, clock=clock)
+    retry = Retry("database", health, clock=clock)
     try:
         for second in range(23):
-            patience.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
+            retry.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
             clock.now_s += 1
     finally:
         logger.remove(sink)

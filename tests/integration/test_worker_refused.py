@@ -12,13 +12,13 @@ from cachebus import InvalidationFailed
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
-from cachebus.consumers.worker.examination import examined
+from cachebus.consumers.worker.preflight import preflight
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import Plan
 from cachebus.l2.names import ShardNames
 from cachebus.producers.direct import DirectProducer
-from cachebus.producers.refusing import CALLED_S, Refusals
+from cachebus.producers.refusals import CALLED_S, Refusals
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
@@ -116,7 +116,7 @@ async def test_nor_one_whose_server_is_full_for_as_long_as_that_refuses_what_wai
 
 async def test_it_is_looked_at_before_a_worker_is_started(own_server: EmbeddedServer) -> None:
     own_server.command(*LACKS_REPLICAS)
-    (l2, *_) = await examined(SourceWorker("memory", MemorySource(), quick(own_server.url)))
+    (l2, *_) = await preflight(SourceWorker("memory", MemorySource(), quick(own_server.url)))
     assert "NOREPLICAS" in l2.findings[0].problem
 
 

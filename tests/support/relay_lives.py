@@ -22,7 +22,7 @@ from loguru import logger
 
 from cachebus.consumers.kafka import WorkerOptions
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions
-from cachebus.consumers.topics.committing import Commits
+from cachebus.consumers.topics.commits import Committer
 from tests.support.command import alive
 from tests.support.commands import setup, worker_of
 from tests.support.outbox import settings
@@ -178,7 +178,7 @@ async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_awai
     options = WorkerOptions(batch=batch, session_timeout_s=1.0)
     worker = worker_of(setup(redis_url, kafka, namespace=name, kafka_commands_topic=name), options)
     carried: Any = worker._carried
-    committed: Any = Commits._committed
+    committed: Any = Committer._committed
     fate = _Fate(last_await, when)
 
     async def carries(session: Any, batch: Any) -> Any:
@@ -190,7 +190,7 @@ async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_awai
         fate.armed = False
 
     worker._carried = carries  # type: ignore[method-assign]
-    Commits._committed = commits  # type: ignore[method-assign]
+    Committer._committed = commits  # type: ignore[method-assign]
     await worker.run()
 
 

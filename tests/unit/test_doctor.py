@@ -13,7 +13,7 @@ from cachebus.core.ports import About, NodeRow
 from cachebus.resp import Address
 from cachebus.tools.doctor import durability, links, memory, namespace, replicas, replication, sentinels, timing
 from cachebus.tools.doctor.access import needed, rules
-from cachebus.tools.doctor.facts import Facts, Known, Replica, Server, ShardFacts, Timing, Watched, size
+from cachebus.tools.doctor.facts import Facts, KnownReplica, Replica, Server, ShardFacts, Timing, Watched, size
 from cachebus.tools.doctor.finding import Finding, Level, status_of
 
 Check = Callable[[Facts], Iterable[Finding]]
@@ -109,8 +109,8 @@ def group(
     server = Server(Address(), info, "", config, "", "app")
     places = [Address(port=7000 + i) for i in range(count)]
     following = [Replica(place, Server(place, {"role": "slave"}, "", others, "", "app")) for place in places]
-    watched = Watched("sentinel", "mymaster", failover_s, list(map(Known, places)))
-    gone = [Known(Address(port=8000 + i), away="s_down") for i in range(known - count)]
+    watched = Watched("sentinel", "mymaster", failover_s, list(map(KnownReplica, places)))
+    gone = [KnownReplica(Address(port=8000 + i), away="s_down") for i in range(known - count)]
     return Facts(Settings(), server, QUICK, (), (), replace(watched, known=[*(watched.known or ()), *gone]), following)
 
 
@@ -244,10 +244,10 @@ def test_no_command_is_printed_that_would_have_every_write_refused_now() -> None
 def test_a_sentinel_that_knows_no_others_yet_is_no_reason_for_a_quorum_of_one() -> None:
     place = Address(port=7000)
     said = {"ip": "localhost", "port": "7000", "quorum": "2", "num-other-sentinels": "0"}
-    view = sentinels.View(Address(port=1), primary=said, quorum="NOQUORUM 1 usable Sentinels")
-    watched = Watched("sentinel", "mymaster", 5.0, [Known(Address(port=7001))])
-    silent = sentinels.View(Address(port=2), silent="gone")
-    knows = sentinels.View(Address(port=2), primary={**said, "num-other-sentinels": "2"})
+    view = sentinels.SentinelView(Address(port=1), primary=said, quorum="NOQUORUM 1 usable Sentinels")
+    watched = Watched("sentinel", "mymaster", 5.0, [KnownReplica(Address(port=7001))])
+    silent = sentinels.SentinelView(Address(port=2), silent="gone")
+    knows = sentinels.SentinelView(Address(port=2), primary={**said, "num-other-sentinels": "2"})
     for others in ([silent, silent], [knows]):
         (finding,) = [f for f in sentinels.failing_over([view, *others], watched, place) if f.check == "failover"]
         assert finding.level is Level.PROBLEM

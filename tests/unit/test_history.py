@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, Check, Spool, Write, records
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, HistoryLog, ReadCheck, Write, records
 from cachebus.tools.demo.lag import Outage, lags, quantile
 
 
@@ -15,8 +15,8 @@ def write(word: int, version: int, returned_s: float, *, called_s: float = 0.0, 
     return Write(word, version, called_s, returned_s, epoch, seq)
 
 
-def checked(writes: list[Write], *reads: tuple[int, int, float], bound_s: float = 2.0) -> Check:
-    check = Check(writes, bound_s)
+def checked(writes: list[Write], *reads: tuple[int, int, float], bound_s: float = 2.0) -> ReadCheck:
+    check = ReadCheck(writes, bound_s)
     check.add(reads)
     return check
 
@@ -68,17 +68,17 @@ def test_it_agrees_with_a_check_written_from_the_promise(seed: int) -> None:
 
 def test_a_spool_gives_back_what_it_was_given(tmp_path: Path) -> None:
     reads = [(0xFFFFFFFF, number, number / 8) for number in range(10_000)]
-    with Spool(tmp_path / "reads", READ) as spool:
+    with HistoryLog(tmp_path / "reads", READ) as log:
         for read in reads:
-            spool.add(*read)
+            log.add(*read)
     assert [record for batch in records(tmp_path / "reads", READ) for record in batch] == reads
 
 
 def test_a_record_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     made = write(1, 2, 3.0, epoch=2**64 - 1)
-    with Spool(tmp_path / "writes", WRITE) as spool:
-        spool.add(*made)
-        spool.add(*made)
+    with HistoryLog(tmp_path / "writes", WRITE) as log:
+        log.add(*made)
+        log.add(*made)
     whole = (tmp_path / "writes").read_bytes()
     (tmp_path / "writes").write_bytes(whole[:-1])
     assert [Write(*record) for batch in records(tmp_path / "writes", WRITE) for record in batch] == [made]

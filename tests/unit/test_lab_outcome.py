@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cachebus.tools.demo.figures import Figures
-from cachebus.tools.demo.incident import Do, Incident, too_short
+from cachebus.tools.demo.incident import Action, Incident, too_short
 from cachebus.tools.demo.lag import Lags
 from cachebus.tools.demo.plan import Plan
 from cachebus.tools.demo.report import as_json, printed
@@ -48,14 +48,14 @@ def test_the_incident_takes_its_course() -> None:
     incident = Incident(2, bound_s=2.0)
     assert incident.due(0.39, 105.0) is None
     assert incident.see(Tick(node=2, at_s=105.0), head=0) is None  # no lease yet: not the incident's doing
-    assert incident.due(0.4, 106.0) is Do.HOLD
+    assert incident.due(0.4, 106.0) is Action.HOLD
     assert incident.state() == "cut off"
     assert incident.see(Tick(node=1, at_s=107.0), head=50) is None
     assert incident.see(Tick(node=2, at_s=107.0, applied=50, lease_left_s=0.5), head=60) is None
     assert "lapsed, 1.8 s after" in (incident.see(Tick(node=2, at_s=107.8, applied=50), head=70) or "")
     assert incident.see(Tick(node=2, at_s=109.5, applied=50), head=90) is None
     assert incident.due(0.6, 109.9) is None
-    assert incident.due(0.6, 110.0) is Do.RESTORE
+    assert incident.due(0.6, 110.0) is Action.RESTORE
     assert incident.state() == "catching up"
     told = incident.see(Tick(node=2, at_s=110.5, applied=95, lease_left_s=1.9), head=95) or ""
     assert "caught up on 40 missed events" in told

@@ -173,7 +173,7 @@ async def test_the_dict_forgets_by_time_by_number_and_by_its_own_writes(tmp_path
         assert source.loads == 4
         assert (await opened.write(0)).version == 2
         assert (await subject.read(0))["version"] == 1  # stale, as it is made
-        assert await subject.replaced(0) == (0, 0)
+        assert await subject.invalidate(0) == (0, 0)
         assert (await subject.read(0))["version"] == 2
         hands.now_s += 5.0
         await subject.read(0)

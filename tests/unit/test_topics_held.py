@@ -8,7 +8,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from cachebus.consumers.topics.brokers import Committed
-from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, Kept
+from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, HeldMessage
 from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, Begin, Note, begin_at, note_of
 
 ONE, TWO = frozenset({1}), frozenset({2})
@@ -35,9 +35,11 @@ class Now:
         return self.s
 
 
-def kept(offset: int, partition: TopicPartition = PART, value: bytes = b"x" * 100, sent_s: float = 0.0) -> Kept:
+def kept(offset: int, partition: TopicPartition = PART, value: bytes = b"x" * 100, sent_s: float = 0.0) -> HeldMessage:
     """A message that waits."""
-    return Kept(Record(partition.topic, partition.partition, offset, value), partition, (value,), sent_s, again=False)
+    return HeldMessage(
+        Record(partition.topic, partition.partition, offset, value), partition, (value,), sent_s, again=False
+    )
 
 
 def released(held: Held) -> list[int]:

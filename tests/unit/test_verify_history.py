@@ -11,17 +11,17 @@ import pytest
 
 from cachebus.tools.harness.messages import Tick
 from cachebus.tools.verify.checker.evidence import Evidence
+from cachebus.tools.verify.checker.explanation import LINES_MAX
 from cachebus.tools.verify.checker.judge import judge
-from cachebus.tools.verify.checker.story import LINES_MAX
 from cachebus.tools.verify.checker.verdict import Verdict
-from cachebus.tools.verify.fleet import kinds, oddities, tape
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet import anomalies, data_types, history_log
+from cachebus.tools.verify.fleet.disturbances import FLUSHED, GAP, L2_FAILED, LATE, STALLED
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.tools.verify.fleet.setup import bound_of
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
-from cachebus.tools.verify.fleet.writing import ADD, DELETE, ERRAND, KEY, SET, TAG, TENANT, TYPE
+from cachebus.tools.verify.fleet.writing import ADD, BY_WORKER, DELETE, KEY, SET, TAG, TENANT, TYPE
 from cachebus.tools.verify.target.stage import Done
 
 D_S = 1.0
@@ -34,7 +34,7 @@ class Past:
     def __init__(self, directory: Path) -> None:
         self.items = make_items()
         self._directory = directory
-        self._tapes: dict[tuple[str, str], Tape] = {}
+        self._logs: dict[tuple[str, str], HistoryLog] = {}
         self.versions = [1] * len(self.items)
         self.faults: list[Done] = []
         self.away: list[tuple[float, float]] = []
@@ -49,10 +49,10 @@ class Past:
         return next(i.number for i in self.items[1:] if i.data_type == data_type)
 
     def note(self, node: str, kind: str, *fields: float) -> None:
-        """A record on a node's tape."""
-        known = self._tapes.get((node, kind))
+        """A record on a node's log."""
+        known = self._logs.get((node, kind))
         if known is None:
-            known = self._tapes[node, kind] = Tape(self._directory, node, kind)
+            known = self._logs[node, kind] = HistoryLog(self._directory, node, kind)
         known.add(*fields)
 
     def wrote(
@@ -95,7 +95,7 @@ class Past:
 
     def refused(self, node: str, at_s: float) -> None:
         """A read of the item that L2 was away for."""
-        self.note(node, "odd", self.item | GET << VERB_SHIFT, oddities.DOWN, 5, 0, 100 + at_s)
+        self.note(node, "anomalies", self.item | GET << VERB_SHIFT, anomalies.UNAVAILABLE, 5, 0, 100 + at_s)
 
     async def verdict(self) -> Verdict:
         """The judge's."""
@@ -289,18 +289,18 @@ async def test_a_guard_that_came_to_its_end_is_a_write_like_any_other(past: Past
     assert await past.broken() == {"G1": 1}
 
 
-@pytest.mark.parametrize("kind", sorted(oddities.PROMISES))
+@pytest.mark.parametrize("kind", sorted(anomalies.PROMISES))
 async def test_what_a_node_sees_by_itself(past: Past, kind: int) -> None:
-    past.note("1.1", "odd", past.item | GET << VERB_SHIFT, kind, past.item + 1, 4, 101.0)
+    past.note("1.1", "anomalies", past.item | GET << VERB_SHIFT, kind, past.item + 1, 4, 101.0)
     verdict = await past.verdict()
-    assert verdict.counts[oddities.PROMISES[kind]] == 1
-    assert verdict.foreign == (kind == oddities.FOREIGN)
+    assert verdict.counts[anomalies.PROMISES[kind]] == 1
+    assert verdict.foreign == (kind == anomalies.FOREIGN)
     (finding,) = verdict.broken
     assert finding.told.startswith("node 1.1: acme page ")
 
 
 async def test_what_was_lost_may_have_been_in_the_way_of_an_add(past: Past) -> None:
-    past.note("1.1", "odd", past.item, oddities.REFUSED, 0, 0, 101.0)
+    past.note("1.1", "anomalies", past.item, anomalies.ADD_REFUSED, 0, 0, 101.0)
     past.fault("del-records", 0, 1.5, 1.5)
     assert await past.broken() == {}
 
@@ -310,7 +310,7 @@ async def test_what_was_lost_may_have_been_in_the_way_of_an_add(past: Past) -> N
 
 async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -> None:
     past.item = past.of_type("quick")
-    life_s = kinds.LIVES_S["quick"]
+    life_s = data_types.MAX_AGE_S["quick"]
     past.loaded("2.1", 1.0, 1.1)
     past.read("1.1", 1, 1.0 + life_s)
     assert await past.broken() == {}
@@ -322,10 +322,10 @@ async def test_nothing_outlives_its_time_to_live_and_its_fail_safe(past: Past) -
 
 async def test_that_there_was_nothing_ends_too(past: Past) -> None:
     past.item = past.of_type("maybe")
-    past.loaded("2.1", 1.0, 1.1, version=kinds.GONE_EVERY)
+    past.loaded("2.1", 1.0, 1.1, version=data_types.ABSENT_EVERY)
     past.note("1.1", "absent", past.item, 101.9, 101.91)
     assert await past.broken() == {}
-    past.loaded("2.1", 4.0, 4.1, version=kinds.GONE_EVERY)
+    past.loaded("2.1", 4.0, 4.1, version=data_types.ABSENT_EVERY)
     past.note("1.1", "absent", past.item, 103.0, 104.2)
     assert await past.broken() == {}, "it may have waited for that"
     past.note("1.1", "absent", past.item, 103.0, 103.1)
@@ -432,7 +432,7 @@ async def test_two_loads_are_told_with_what_was_around_them_however_much_that_wa
     past.loaded("1.1", 6.5, 6.6)
     past.wrote("2.1", 2, 6.2, 6.3, verb=TYPE)
     for at in range(100):
-        past.note("1.1", "trouble", L2_FAILED, 105.9 + at / 1000, 105.9 + at / 1000)
+        past.note("1.1", "disturbances", L2_FAILED, 105.9 + at / 1000, 105.9 + at / 1000)
     (finding,) = (await past.verdict()).broken
     assert finding.story[-2:] == (
         "   +0.200 s node 2.1: invalidate_scope(type) for version 2, until +0.300 s",
@@ -451,7 +451,7 @@ def _by_unanswered_write(past: Past) -> None:
 
 
 def _by_l2(past: Past) -> None:
-    past.note("2.1", "trouble", L2_FAILED, 106.3, 106.4)
+    past.note("2.1", "disturbances", L2_FAILED, 106.3, 106.4)
 
 
 def _by_network(past: Past) -> None:
@@ -510,7 +510,7 @@ async def test_what_comes_behind_a_gap_may_take_away_what_was_loaded_without_l2(
     past.away = [(104.0, 109.0)]
     past.loaded("1.1", 6.0, 6.1)
     past.loaded("1.1", 6.5, 6.6)
-    past.note("1.1", "trouble", HEARD_AHEAD, 106.2, 106.22)
+    past.note("1.1", "disturbances", GAP, 106.2, 106.22)
     assert await past.broken() == {}
 
 
@@ -524,7 +524,7 @@ async def test_what_was_loaded_while_its_process_stood_still_is_as_old_as_its_qu
     past.away = [(104.0, 109.0)]
     past.loaded("1.1", 6.0, 6.1)
     past.loaded("1.1", 6.85, 6.9)
-    past.note("1.1", "trouble", STALLED, *stalled)
+    past.note("1.1", "disturbances", STALLED, *stalled)
     assert await past.broken() == broken
 
 
@@ -585,7 +585,7 @@ async def test_nothing_is_refused_while_nothing_is_wrong_where_it_lies(past: Pas
     past.refused("1.1", 31.0)
     past.fault("cut", 1, 40.0, 42.0)
     past.refused("1.1", 41.0)
-    past.note("1.1", "trouble", HURRIED, 170.0, 170.05)
+    past.note("1.1", "disturbances", LATE, 170.0, 170.05)
     past.refused("1.1", 70.3)
     assert await past.broken() == {}
     past.refused("2.1", 41.0)
@@ -599,27 +599,27 @@ async def test_what_happens_while_nothing_is_wrong_is_news_in_time_and_no_flush(
     past.wrote("1.1", 2, 20.0, 20.1)
     past.read("2.1", 1, 20.1 + 0.45 * bound_of(2, D_S))
     past.fault("flushall", 0, 40.0, 40.1)
-    past.note("2.1", "trouble", BEGAN_ANEW, 140.2, 140.25)
+    past.note("2.1", "disturbances", FLUSHED, 140.2, 140.25)
     assert not any((await past.verdict()).counts.values())
     past.read("2.1", 1, 20.1 + 0.55 * bound_of(2, D_S))
-    past.note("2.1", "trouble", BEGAN_ANEW, 130.2, 130.25)
+    past.note("2.1", "disturbances", FLUSHED, 130.2, 130.25)
     counts = (await past.verdict()).counts
     assert (counts["lag"], counts["flush"]) == (1, 1)
 
 
 async def test_a_worker_is_late_only_where_something_is_wrong_or_was_just_before(past: Past) -> None:
-    past.wrote("1.1", 2, 20.0, 20.0 + 0.9 * D_S, verb=ERRAND)
+    past.wrote("1.1", 2, 20.0, 20.0 + 0.9 * D_S, verb=BY_WORKER)
     past.wrote("1.1", 3, 30.0, 30.0 + 1.1 * D_S, verb=KEY)
     past.fault("cut", 1, 40.0, 41.0)
-    past.wrote("1.1", 4, 44.0, 44.0 + 1.1 * D_S, verb=ERRAND)
+    past.wrote("1.1", 4, 44.0, 44.0 + 1.1 * D_S, verb=BY_WORKER)
     assert not any((await past.verdict()).counts.values())
-    past.wrote("1.1", 5, 60.0, 60.0 + 1.1 * D_S, verb=ERRAND)
+    past.wrote("1.1", 5, 60.0, 60.0 + 1.1 * D_S, verb=BY_WORKER)
     (finding,) = (await past.verdict()).broken
     assert "the worker of node 1.1 had acme page 0" in finding.told
 
 
 async def test_what_the_own_worker_has_said_may_reach_the_own_cache_as_late_as_any(past: Past) -> None:
-    past.wrote("1.1", 2, 20.0, 20.1, verb=ERRAND)
+    past.wrote("1.1", 2, 20.0, 20.1, verb=BY_WORKER)
     past.read("1.1", 1, 20.2)
     assert await past.broken() == {}
     past.wrote("1.1", 3, 30.0, 30.1)
@@ -633,15 +633,15 @@ async def test_what_is_left_over_is_told(past: Past) -> None:
     assert finding.told == "node 2 had 3 tasks and 1 sockets more than at its start"
 
 
-# -- tapes ---------------------------------------------------------------------------------------------------
+# -- logs ----------------------------------------------------------------------------------------------------
 
 
 def test_a_tape_outgrows_its_first_file_and_may_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape, "CHUNK", 3)
-    written = Tape(tmp_path, "1.1", "loads")
+    monkeypatch.setattr(history_log, "CHUNK", 3)
+    written = HistoryLog(tmp_path, "1.1", "loads")
     places = [written.add(number, 1, 2.0, 0.0) for number in range(1, 9)]
     written.change(places[6], 7, 5, 2.0, 3.0)
-    found = tape.all_records(tmp_path, "1.1", "loads")
+    found = history_log.all_records(tmp_path, "1.1", "loads")
     assert [record[0] for record in found] == list(range(1, 9))
     assert found[6] == (7, 5, 2.0, 3.0)
-    assert tape.all_records(tmp_path, "2.1", "loads") == []
+    assert history_log.all_records(tmp_path, "2.1", "loads") == []

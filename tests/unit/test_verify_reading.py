@@ -11,7 +11,7 @@ from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet import reading
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, TOKEN, Readers
-from cachebus.tools.verify.fleet.truth import Token
+from cachebus.tools.verify.fleet.source_of_truth import Token
 
 
 class Slow:
@@ -50,7 +50,7 @@ class Loads:
 
 async def test_who_gives_up_a_read_with_a_token_asks_again_with_it(tmp_path: Path, monkeypatch: Any) -> None:
     """What comes is held against the token."""
-    monkeypatch.setattr(reading, "LIMITED", 1.0)
+    monkeypatch.setattr(reading, "LIMITED_SHARE", 1.0)
     items, cache = make_items(), Slow()
     held: list[tuple[Any, ...]] = []
     tokens: Any = type("Tokens", (), {"add": lambda _, *fields: held.append(fields)})()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from cachebus.consumers.worker.examination import Seen
+    from cachebus.consumers.worker.preflight import Checked
     from cachebus.consumers.worker.worker import Worker
 
 WIDE: Final = 14
@@ -37,14 +37,14 @@ def is_asked() -> bool:
 
 def check(make: Callable[[], Worker]) -> None:
     """Make the worker, look, and end with the exit status that tells how it is: 0, or 1 where something is wrong."""
-    from cachebus.consumers.worker.examination import examined
+    from cachebus.consumers.worker.preflight import preflight
     from cachebus.consumers.worker.source_worker import SourceWorker
 
-    async def main() -> tuple[str, list[Seen]]:
+    async def main() -> tuple[str, list[Checked]]:
         worker = make()
         if not isinstance(worker, SourceWorker):
             raise TypeError("this worker can't be looked at")
-        return worker.name, await examined(worker)
+        return worker.name, await preflight(worker)
 
     name, seen = asyncio.run(main())
     if _asked.get() == "json":
@@ -54,7 +54,7 @@ def check(make: Callable[[], Worker]) -> None:
     raise typer.Exit(int(any(one.findings or not one.looked_at for one in seen)))
 
 
-def printed(name: str, seen: Sequence[Seen], console: Console) -> None:
+def printed(name: str, seen: Sequence[Checked], console: Console) -> None:
     """A line for what is right, a paragraph for what is not. What is there to be copied is never wrapped."""
     console.print(Text(f"worker {name}"), soft_wrap=True)
     for one in seen:
@@ -73,7 +73,7 @@ def printed(name: str, seen: Sequence[Seen], console: Console) -> None:
                 console.print(Text(" " * WIDE + f"  {finding.remedy}", style="bold"), soft_wrap=True)
 
 
-def as_dict(name: str, seen: Sequence[Seen]) -> dict[str, Any]:
+def as_dict(name: str, seen: Sequence[Checked]) -> dict[str, Any]:
     """The same for a program."""
     return {
         "worker": name,

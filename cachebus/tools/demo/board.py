@@ -1,4 +1,4 @@
-"""How the nodes stand at this moment, from the ticks that they send."""
+"""The state of all nodes at this moment, from the ticks that they send."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All there is to show."""
+    """All that the screen shows."""
 
     title: str
     coherent: bool
@@ -41,7 +41,7 @@ class View:
 
 
 class Board:
-    """Collects ticks."""
+    """Collects the ticks of the last second."""
 
     def __init__(self, nodes: int) -> None:
         length = 1 + round(WINDOW_S / TICK_S)
@@ -61,12 +61,12 @@ class Board:
 
     @property
     def head(self) -> int:
-        """How far the foremost node is."""
+        """The highest seq that any node has applied."""
         return max(tick.applied for tick in self.latest)
 
     @property
     def accesses(self) -> int:
-        """Made so far by all nodes."""
+        """How many accesses all nodes have made so far."""
         return sum(tick.accesses for tick in self.latest)
 
     @property
@@ -75,7 +75,7 @@ class Board:
         return all(tick.over for tick in self.latest)
 
     def rows(self, state: Callable[[int], str]) -> list[Row]:
-        """One for each node, with a word on how it fares."""
+        """One row for each node. `state`: gives a word about a node."""
         head = self.head
         return [_row(ticks[0], ticks[-1], head, state(node)) for node, ticks in enumerate(self._ticks, 1)]
 

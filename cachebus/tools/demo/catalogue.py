@@ -1,4 +1,5 @@
-"""The source behind the cache: a table whose rows have versions, so that every answer can be dated; a SQLite file."""
+"""The source behind the cache, in a SQLite file: a table whose rows have versions, so that every answer can be
+dated."""
 
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ class Written(NamedTuple):
 class Shop(Protocol):
     """The table as a service uses it."""
 
-    tells: bool
-    """Whether a write tells the caches by itself, by a row or the database's log; else its writer does."""
+    notifies: bool
+    """Whether a write notifies the caches by itself, by a row or the database's log; else its writer does."""
 
     async def read(self, word: int) -> Item:
         """The row as it is committed now; `LookupError` where there is none."""
@@ -104,11 +105,11 @@ class Shop(Protocol):
 class SqliteShop:
     """A `Shop` over the file; a context manager."""
 
-    tells = False
+    notifies = False
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        # Each of its own thread: the readers' on the event loop, the writer's beside it, since SQLite lets one writer
-        # in at a time, and who waits for that must not hold up the loop.
+        # Two connections: reads run on the event loop, writes in a thread. SQLite lets in one writer at a time, and to
+        # wait for that must not hold up the event loop.
         self._reads, self._writes = Catalogue(path), Catalogue(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
         self._clock = clock
@@ -133,7 +134,7 @@ class SqliteShop:
 
 
 class Source:
-    """The shop as a cache sees it: each load takes a while, half before the row is read and half after."""
+    """The source as a cache sees it. A load takes a while: half of it before the row is read, half after."""
 
     def __init__(self, shop: Shop, latency_s: float) -> None:
         self._shop = shop
@@ -151,6 +152,6 @@ class Source:
 
 def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-    # The file is gone in a minute: nothing needs to reach the disk.
+    # The file is deleted after the run: nothing needs to reach the disk.
     connection.execute("PRAGMA synchronous=OFF")
     return connection

@@ -1,4 +1,5 @@
-"""The catalogue in PostgreSQL: a write tells the caches by a row of its own transaction, or the database's log does."""
+"""The catalogue in PostgreSQL. A write notifies the caches by a row in its own transaction (outbox), or by the
+database's log (change data capture)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ _WRITE: Final = (
 
 
 def rules(words: Collection[int]) -> str:
-    """What the cdc worker is to make of changed rows."""
+    """The rules file of the cdc worker."""
     return "\n".join(
         f'[[rule]]\ntable = "public.{TABLE}_{data_type}"\ndata_type = "{data_type}"\n'
         f'resource_id = "{{resource_id}}"\ntenant_id = "{TENANT}"\n'
@@ -43,7 +44,7 @@ def _types(words: Collection[int]) -> list[str]:
 
 
 async def create(url: str, words: Collection[int]) -> None:
-    """Make a table for each type, with a row for every word in its version 1."""
+    """Create a table for each type, with a row for every word, in version 1."""
     rows: dict[str, list[tuple[str, int, str, int]]] = {}
     for word in words:
         data_type, resource_id = name_of(word)
@@ -60,11 +61,11 @@ async def create(url: str, words: Collection[int]) -> None:
 class PostgresShop:
     """A `Shop` over a pool of connections."""
 
-    def __init__(self, pool: asyncpg.Pool, outbox: Outbox | None, clock: Clock, *, tells: bool) -> None:
+    def __init__(self, pool: asyncpg.Pool, outbox: Outbox | None, clock: Clock, *, notifies: bool) -> None:
         self._pool = pool
         self._outbox = outbox
         self._clock = clock
-        self.tells = tells
+        self.notifies = notifies
 
     async def read(self, word: int) -> Item:
         """The row as it is committed now; `LookupError` where there is none."""
@@ -75,7 +76,7 @@ class PostgresShop:
         return {"word": word, "version": row[0], "title": row[1], "price_cents": row[2]}
 
     async def write(self, word: int) -> Written:
-        """Change the row's price, in the same transaction say so in the outbox if there is one, and commit."""
+        """Change the row's price and commit; with an outbox, the same transaction writes the invalidation."""
         data_type, resource_id = name_of(word)
         async with self._pool.acquire() as connection:
             transaction = connection.transaction()
@@ -95,11 +96,11 @@ class PostgresShop:
 
 
 @asynccontextmanager
-async def opened_shop(job: Job, clock: Clock) -> AsyncIterator[PostgresShop]:
+async def open_shop(job: Job, clock: Clock) -> AsyncIterator[PostgresShop]:
     """The shop of a job that has a database."""
     outbox = Outbox(Settings(url=job.url, namespace=job.namespace)) if job.writes == "outbox" else None
     pool = await asyncpg.create_pool(job.database, min_size=CONNECTIONS, max_size=CONNECTIONS)
     try:
-        yield PostgresShop(pool, outbox, clock, tells=job.writes != "direct")
+        yield PostgresShop(pool, outbox, clock, notifies=job.writes != "direct")
     finally:
         await pool.close()

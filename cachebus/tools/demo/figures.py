@@ -1,4 +1,4 @@
-"""The outcome of a run: what its nodes counted, and what the check of their histories found."""
+"""The figures of a run: what its nodes counted, and what the check of their history found."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, Check, Write, records, spool_path
+from cachebus.tools.demo.event_log import LoggedEvent, position_writes
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, ReadCheck, Write, log_path, records
 from cachebus.tools.demo.incident import Incident
 from cachebus.tools.demo.lag import Lags, Outage, lags
-from cachebus.tools.demo.placed import Placed, placed
 from cachebus.tools.harness.messages import Tick
 
 WORKERS = 0
-"""Stands for them among the nodes that wrote."""
+"""Stands for the workers among the numbers of nodes that wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Figures:
     l2_share: float
     loads: int
     loads_saved: float
-    """Share of the reads that the source was spared."""
+    """The share of reads that did not load from the source."""
     checked: int
-    """Reads held against the history of all writes."""
+    """Reads that were checked against the history of all writes."""
     stale: int
     stale_beyond: int
     """Reads that began more than the bound after an invalidation had returned, and gave what it replaced."""
@@ -42,7 +42,7 @@ class Figures:
     """Reads that missed a write of their own node."""
     lags: Lags
     lost: int = 0
-    """Committed writes that the caches were never told of."""
+    """Committed writes that were never invalidated."""
 
 
 async def figures_of(
@@ -51,21 +51,22 @@ async def figures_of(
     took_s: float,
     bound_s: float,
     incident: Incident | None,
-    told: dict[str, list[Placed]] | None = None,
+    events: dict[str, list[LoggedEvent]] | None = None,
 ) -> Figures:
-    """Read what the nodes wrote down, and check every read; `told`: what others than the writers told the caches."""
+    """Read the nodes' history logs, and check every read. `events`: what workers have invalidated, where they did, and
+    not the writing nodes."""
     nodes = [tick.node for tick in ticks]
     writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}
     lost = 0
-    if told is not None:  # nobody's own: a node that wrote hears of it as all others do
-        writes[WORKERS], lost = placed((write for made in writes.values() for write in made), told)
+    if events is not None:  # no node's own writes: the writer learns of them as all others do
+        writes[WORKERS], lost = position_writes((write for made in writes.values() for write in made), events)
         writes |= {node: [] for node in nodes}
     applied = {node: [Applied(*r) for r in _all(directory, node, "applied")] for node in nodes}
-    total = Check((write for made in writes.values() for write in made), bound_s)
+    total = ReadCheck((write for made in writes.values() for write in made), bound_s)
     own_missed = 0
     for node in nodes:
-        own = Check(writes[node], bound_s)
-        for batch in records(spool_path(directory, node, "reads"), READ):
+        own = ReadCheck(writes[node], bound_s)
+        for batch in records(log_path(directory, node, "reads"), READ):
             total.add(batch)
             own.add(batch)
             await asyncio.sleep(0)  # so that Ctrl-C is heard
@@ -94,7 +95,7 @@ async def figures_of(
 
 def _all(directory: Path, node: int, kind: str) -> list[tuple[Any, ...]]:
     struct = WRITE if kind == "writes" else APPLIED
-    return [record for batch in records(spool_path(directory, node, kind), struct) for record in batch]
+    return [record for batch in records(log_path(directory, node, kind), struct) for record in batch]
 
 
 def _outage(incident: Incident | None) -> Outage | None:

@@ -1,8 +1,8 @@
-"""Accesses like a real shop's, from a seed: for those who have no trace at hand.
+"""Generates accesses like a real shop's from a seed, where no trace is at hand.
 
-A visit is a product's page, which reads the rows that belong to the product, some shared ones, and some rows twice.
-Popular products are visited far more often, and who was there a moment ago comes back. The parameters are fitted to a
-real trace of an online shop: an LRU of any size has a hit ratio within some points of the one that it has there.
+A visit is a product's page. It reads the product's rows, some shared rows, and some rows twice. Popular products are
+visited far more often, and visitors come back after a moment. The parameters are fitted to a real trace of an online
+shop: an LRU of any size has nearly the same hit ratio on both.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _BATCH: Final = 256
 
 
 def accesses(seed: int, node: int) -> Iterator[int]:
-    """The endless accesses of one node: the same for the same seed and node, of one popularity on all nodes."""
+    """The endless accesses of one node. The same seed and node give the same ones. All nodes share one popularity."""
     popular = list(range(PRODUCTS))
     Random(seed).shuffle(popular)
     weights = list(accumulate(1 / (rank + 1) ** _POPULARITY for rank in range(PRODUCTS)))
-    dice = Random(f"{seed}:{node}")
+    rng = Random(f"{seed}:{node}")
     recent: deque[int] = deque(maxlen=_REMEMBERED)
     while True:
-        for product in dice.choices(popular, cum_weights=weights, k=_BATCH):
-            visited = dice.choice(recent) if recent and dice.random() < _RETURNS else product
+        for product in rng.choices(popular, cum_weights=weights, k=_BATCH):
+            visited = rng.choice(recent) if recent and rng.random() < _RETURNS else product
             recent.append(visited)
-            yield from _visit(visited, dice)
+            yield from _visit(visited, rng)
 
 
 def universe() -> list[int]:
@@ -45,13 +45,13 @@ def universe() -> list[int]:
     return sorted(rows | {_text(number) for number in range(TEXTS)})
 
 
-def _visit(product: int, dice: Random) -> Iterator[int]:
+def _visit(product: int, rng: Random) -> Iterator[int]:
     seen: list[int] = []
-    for word in (*_page(product), _text(min(int(dice.expovariate(0.05)), TEXTS - 1))):
+    for word in (*_page(product), _text(min(int(rng.expovariate(0.05)), TEXTS - 1))):
         seen.append(word)
         yield word
-        if dice.random() < _TWICE:
-            yield dice.choice(seen)
+        if rng.random() < _TWICE:
+            yield rng.choice(seen)
 
 
 def _page(product: int) -> tuple[int, ...]:

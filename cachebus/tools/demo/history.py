@@ -1,4 +1,4 @@
-"""What nodes saw, written down as it happens; and the check of every read against all writes, afterwards.
+"""History logs of what nodes see, written as it happens, and the check of every read against all writes afterwards.
 
 All times are `clock.monotonic` in seconds, which is one clock for all processes of a machine.
 """
@@ -17,7 +17,7 @@ BATCH: Final = 4_096
 
 
 class Read(NamedTuple):
-    """A read that answered: the version that it gave, and when it began."""
+    """A read that gave a version, and when it began."""
 
     word: int
     version: int
@@ -25,7 +25,7 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A write whose invalidation returned: when that was called and returned, and its place in the shard's history."""
+    """A write whose invalidation returned: when it was called and returned, and its position in the shard's history."""
 
     word: int
     version: int
@@ -36,7 +36,7 @@ class Write(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A node's knowledge: from this time on it has applied all events of the epoch up to seq."""
+    """A node has applied all events of the epoch up to seq, from this time on."""
 
     epoch: int
     seq: int
@@ -48,12 +48,12 @@ WRITE: Final = Struct("<IIddQQ")
 APPLIED: Final = Struct("<QQd")
 
 
-def spool_path(directory: Path, node: int, kind: str) -> Path:
-    """Where a node writes down what it sees; `kind`: reads, writes or applied."""
+def log_path(directory: Path, node: int, kind: str) -> Path:
+    """The file of a node's history log. `kind`: reads, writes or applied."""
     return directory / f"{kind}-{node}"
 
 
-class Spool:
+class HistoryLog:
     """A growing file of records of one kind; a context manager."""
 
     def __init__(self, path: Path, kind: Struct) -> None:
@@ -61,7 +61,7 @@ class Spool:
         self._pack = kind.pack
         self._waiting = bytearray()
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> HistoryLog:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,33 +69,34 @@ class Spool:
         self._file.close()
 
     def add(self, *fields: float) -> None:
-        """Note one record."""
+        """Append a record."""
         self._waiting += self._pack(*fields)
         if len(self._waiting) >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write down what waits."""
+        """Write what is buffered."""
         self._file.write(self._waiting)
         self._waiting.clear()
 
 
 def records(path: Path, kind: Struct) -> Iterator[list[tuple[Any, ...]]]:
-    """What a spool holds, some thousand records at a time. A last record that a kill cut off is left out."""
+    """The records of a log, some thousand at a time. A last record that a kill has cut off is left out."""
     with path.open("rb") as file:
         while data := file.read(kind.size * BATCH):
             whole = len(data) - len(data) % kind.size
             yield list(kind.iter_unpack(data[:whole]))
 
 
-class Check:
-    """Holds reads against writes: which gave a version that an invalidation, already returned, had replaced."""
+class ReadCheck:
+    """Checks reads against writes. A read is stale if it gives a version that was replaced when it began, by a write
+    whose invalidation had returned."""
 
     def __init__(self, writes: Iterable[Write], bound_s: float) -> None:
         self.bound_s = bound_s
         self.reads = self.stale = self.stale_beyond = 0
         self.oldest_s = 0.0
-        """Of the stalest read: for how long what it gave had been replaced when it began."""
+        """The age of the stalest read: how long its value had been replaced when it began, in seconds."""
         self._replaced: dict[int, tuple[list[float], list[int]]] = {}
         by_word: dict[int, list[Write]] = {}
         for write in writes:
@@ -112,9 +113,9 @@ class Check:
             self.reads += 1
             known = self._replaced.get(word)
             if known is not None:
-                self._hold_against(*known, version, started_s)
+                self._check(*known, version, started_s)
 
-    def _hold_against(self, returned: list[float], newest: list[int], version: float, started_s: float) -> None:
+    def _check(self, returned: list[float], newest: list[int], version: float, started_s: float) -> None:
         before = bisect_left(returned, started_s)
         if not before or newest[before - 1] <= version:
             return

@@ -1,4 +1,5 @@
-"""What is broken on purpose half way, and what was seen of it. Pure: it says what to do, and its caller does it."""
+"""The incident: one node's connections hang on purpose for a while. Pure: it says what to do, and its caller does
+it."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ BEGINS: Final = 0.4
 LASTS_BOUNDS: Final = 2.0
 """How long it lasts, in staleness bounds: the lease lapses within the first."""
 RECOVERY_BOUNDS: Final = 2.0
-"""By when the node must be back, in staleness bounds."""
+"""Within which time the node must have recovered, in staleness bounds."""
 SLACK_S: Final = 0.05
-"""For bytes that were on their way when the connections began to hang."""
+"""Bytes may still be on their way when the connections begin to hang."""
 ROOM_BOUNDS: Final = 5.0
-"""How long a run must be for it, in staleness bounds."""
+"""How long a run must be for an incident, in staleness bounds."""
 
 
-class Do(Enum):
+class Action(Enum):
     """What the caller shall do to the node's connections."""
 
     HOLD = "hold"
@@ -48,19 +49,20 @@ class Incident:
         """Whether a run is long enough for it."""
         return duration_s >= ROOM_BOUNDS * bound_s
 
-    def due(self, progress: float, now_s: float) -> Do | None:
-        """What is to be done now, at this share (0-1) of the run."""
+    def due(self, progress: float, now_s: float) -> Action | None:
+        """What to do now. `progress`: the share of the run that is over, 0-1."""
         if self.began_s is None:
             if progress >= BEGINS:
                 self.began_s = now_s
-                return Do.HOLD
+                return Action.HOLD
         elif self.restored_s is None and now_s >= self.began_s + LASTS_BOUNDS * self.bound_s:
             self.restored_s = now_s
-            return Do.RESTORE
+            return Action.RESTORE
         return None
 
     def see(self, tick: Tick, head: int) -> str | None:
-        """Take in how the node stands, `head` being how far the others are; gives a line for people when it changed."""
+        """Take in a tick of a node. `head`: the highest seq that any node has applied. Returns a line for people if the
+        node's state has changed."""
         if self.began_s is None or tick.node != self.node:
             return None
         leased = tick.lease_left_s > 0
@@ -99,7 +101,7 @@ class Incident:
 
 
 def too_short(duration_s: float, bound_s: float) -> str:
-    """What to tell where a run has no room for an incident that was asked for."""
+    """The message for a run that is too short for the incident."""
     return (
         f"no connection is cut: {duration_s:g} s are too short for that, "
         f"{ROOM_BOUNDS * bound_s:g} s would do (--duration)"

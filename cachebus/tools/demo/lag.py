@@ -1,4 +1,4 @@
-"""From the call of an invalidation to the moment at which another node has applied it."""
+"""The lag of invalidations: from the call until another node has applied the event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Outage:
     until_s: float
 
     def parts(self, maker: int, hearer: int, called_s: float, applied_s: float) -> bool:
-        """Whether it lay between a node that invalidated and one that was to hear of it."""
+        """Whether the outage was between the invalidating node and the other one, at that time."""
         return self.node in (maker, hearer) and called_s <= self.until_s and self.from_s <= applied_s
 
 
@@ -39,7 +39,7 @@ class Lags:
 def lags(
     writes: Mapping[int, Sequence[Write]], applied: Mapping[int, Iterable[Applied]], outage: Outage | None
 ) -> Lags:
-    """Measure every invalidation on every other node; `writes` and `applied` are by node."""
+    """Measure every invalidation on every other node. `writes`, `applied`: by node."""
     found: list[float] = []
     during: list[float] = [0.0]
     unheard = 0

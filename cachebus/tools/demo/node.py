@@ -1,6 +1,6 @@
 """One node, a process of its own: `python -m cachebus.tools.demo.node`, with its job as the first line of stdin.
 
-It ends when it is told to, or at once when stdin does, that is, when its parent has gone, however that ended.
+It ends when it is told to. It ends at once when its stdin ends, which happens when the parent is gone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cachebus.base.clock import monotonic
 from cachebus.errors import CacheBusError
 from cachebus.tools.demo import generator, trace
 from cachebus.tools.demo.catalogue import FILE, Shop, Source, SqliteShop
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, Spool, spool_path
-from cachebus.tools.demo.subjects import opened
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, HistoryLog, log_path
+from cachebus.tools.demo.subjects import open_subject
 from cachebus.tools.demo.traffic import Traffic
 from cachebus.tools.harness.messages import TICK_S, Done, Failed, Job, Ready, decode_job
 from cachebus.tools.harness.talk import hear, next_order, say
@@ -42,12 +42,12 @@ async def _serve(job: Job, orders: asyncio.StreamReader) -> None:
     directory = Path(job.directory)
     async with AsyncExitStack() as stack:
         reads, writes, applied = (
-            stack.enter_context(Spool(spool_path(directory, job.node, kind), struct))
+            stack.enter_context(HistoryLog(log_path(directory, job.node, kind), struct))
             for kind, struct in (("reads", READ), ("writes", WRITE), ("applied", APPLIED))
         )
         shop = await stack.enter_async_context(_shop(job))
         source = Source(shop, job.source_latency_s)
-        async with opened(job, source, applied, monotonic) as subject:
+        async with open_subject(job, source, applied, monotonic) as subject:
             say(Ready(job.node))
             await next_order(orders)
             traffic = Traffic(job, _accesses(job), subject, shop, reads, writes, monotonic)
@@ -62,15 +62,15 @@ async def _shop(job: Job) -> AsyncIterator[Shop]:
         with SqliteShop(Path(job.directory, FILE), monotonic) as shop:
             yield shop
         return
-    from cachebus.tools.demo.database import opened_shop
+    from cachebus.tools.demo.database import open_shop
 
-    async with opened_shop(job, monotonic) as there:
+    async with open_shop(job, monotonic) as there:
         yield there
 
 
 async def _run(traffic: Traffic, orders: asyncio.StreamReader) -> None:
-    """Until "stop", also when the accesses end before."""
-    teller = asyncio.create_task(_tell(traffic))
+    """Run until the order "stop", also if the accesses end before."""
+    ticking = asyncio.create_task(_tell(traffic))
     running = asyncio.create_task(traffic.run())
     order = asyncio.create_task(next_order(orders))
     try:
@@ -80,7 +80,7 @@ async def _run(traffic: Traffic, orders: asyncio.StreamReader) -> None:
         traffic.stop()
         await running
     finally:
-        for task in (teller, running, order):
+        for task in (ticking, running, order):
             task.cancel()
 
 

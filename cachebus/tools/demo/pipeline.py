@@ -1,4 +1,5 @@
-"""The road from a committed write to the caches: PostgreSQL, workers, Kafka; one worker is killed on the way."""
+"""The pipeline from a committed write to the caches: PostgreSQL, workers, Kafka. One worker is killed during the
+run."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from cachebus.tools.servers.daemon import HOST, free_port
 DIRECT: Final = "direct"
 WORKERS: Final = 2
 KILLED_AT, REPLACED_AT = 0.2, 0.3
-"""Shares of the run: before the network incident begins."""
+"""When the worker is killed, and when another is started, as shares of the run. The network incident comes later."""
 ROOM_BOUNDS: Final = 4.0
 """How long a run must be for workers, in staleness bounds."""
 QUIET_BOUNDS: Final = 2.0
-"""For so many bounds at the end nothing is written, so that all that was can arrive."""
+"""At the end nothing is written for so many bounds, so that all writes can reach the caches."""
 RULES: Final = "rules.toml"
 READY_S: Final = 30.0
 POLL_S: Final = 0.05
@@ -35,14 +36,14 @@ ASK_S: Final = 1.0
 
 
 @dataclass
-class Road:
-    """What is under way between the database and the caches."""
+class Pipeline:
+    """The servers and workers between the writers and the caches."""
 
     database: str | None
     kafka: str | None
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
-    """Where each tells how it is."""
+    """The port of each worker's health endpoint."""
     killed: bool = False
     replaced: bool = False
     command: list[str] = field(default_factory=list)
@@ -58,8 +59,8 @@ class Road:
         return ", ".join(parts)
 
     def due(self, progress: float) -> str | None:
-        """Do to the workers what is due at this share (0-1) of the run; a line for people when something was.
-        `ConfigError` when one ended by itself."""
+        """Kill a worker, or start another, if that is due at this share (0-1) of the run; returns a line for people
+        then. `ConfigError` if a worker ended by itself."""
         if not self.workers:
             return None
         self.check()
@@ -74,17 +75,17 @@ class Road:
         return None
 
     def start(self) -> None:
-        """One worker more."""
+        """Start one more worker."""
         log, port = self.folder / f"worker-{len(self.workers) + 1}.log", free_port()
         self.workers.append(spawn(self.command, log=log, env={**self.environment, "CACHEBUS_HEALTH_PORT": str(port)}))
         self.ports.append(port)
 
     def ready(self) -> bool:
-        """Whether one of them does its work (others may stand by)."""
+        """Whether at least one worker is ready: others may be standing by."""
         return any(map(_is_ready, self.ports))
 
     def check(self) -> None:
-        """`ConfigError` with the end of its log when a worker ended by itself."""
+        """Raises `ConfigError`, with the end of its log, if a worker ended by itself."""
         for number, worker in enumerate(self.workers, 1):
             if worker.poll() is not None and not (self.killed and number == 1):
                 log = (self.folder / f"worker-{number}.log").read_text(errors="replace").strip()
@@ -97,8 +98,10 @@ class Road:
 
 
 @asynccontextmanager
-async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) -> AsyncIterator[Road | None]:
-    """The road that a run asks for; None where writers tell the caches themselves, by Redis alone. `ConfigError`."""
+async def build_pipeline(
+    plan: Plan, server: Server, words: Iterable[int], folder: Path
+) -> AsyncIterator[Pipeline | None]:
+    """The pipeline of a plan, started; None if writers invalidate by themselves, with Redis alone. `ConfigError`."""
     bus, writes, shortest_s = plan.bus, plan.writes, ROOM_BOUNDS * plan.bound_s
     if bus == "redis" and writes == DIRECT:
         yield None
@@ -106,14 +109,14 @@ async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) 
     if writes != DIRECT and plan.duration_s < shortest_s:
         raise ConfigError(f"{plan.duration_s:g} s are too short for workers: {shortest_s:g} s would do (--duration)")
     async with AsyncExitStack() as stack:
-        road = Road(None, None, folder=folder)
+        pipeline = Pipeline(None, None, folder=folder)
         if bus == "kafka":
             from cachebus.tools.servers.kafka import KafkaServer
 
             kafka = await asyncio.to_thread(KafkaServer)
             stack.callback(kafka.stop)
             await asyncio.to_thread(kafka.start)
-            road.kafka = kafka.address
+            pipeline.kafka = kafka.address
         if writes != DIRECT:
             from cachebus.tools.demo.database import create, rules
             from cachebus.tools.servers.postgres import PostgresServer
@@ -121,36 +124,36 @@ async def built(plan: Plan, server: Server, words: Iterable[int], folder: Path) 
             postgres = PostgresServer()
             stack.callback(postgres.stop)
             await asyncio.to_thread(postgres.start)
-            road.database = postgres.url
+            pipeline.database = postgres.url
             rows = list(words)
             await create(postgres.url, rows)
             (folder / RULES).write_text(rules(rows))
-            await _staffed(road, writes, server)
-            stack.callback(road.stop)
-        yield road
+            await _start_workers(pipeline, writes, server)
+            stack.callback(pipeline.stop)
+        yield pipeline
 
 
-async def _staffed(road: Road, writes: str, server: Server) -> None:
-    """With workers, who do their work when this returns."""
-    road.environment = {name: value for name, value in os.environ.items() if not name.startswith("CACHEBUS_")} | {
+async def _start_workers(pipeline: Pipeline, writes: str, server: Server) -> None:
+    """Start the workers, and wait until they are ready."""
+    pipeline.environment = {name: value for name, value in os.environ.items() if not name.startswith("CACHEBUS_")} | {
         "CACHEBUS_URL": server.url,
         "CACHEBUS_NAMESPACE": server.namespace,
-        "CACHEBUS_DATABASE_URL": road.database or "",
-        **({"CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": road.kafka} if road.kafka else {}),
+        "CACHEBUS_DATABASE_URL": pipeline.database or "",
+        **({"CACHEBUS_BUS": "kafka", "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": pipeline.kafka} if pipeline.kafka else {}),
     }
     program = [sys.executable, "-P", "-m", "cachebus.cli.main", "worker"]
     if writes == "outbox":
         from cachebus.consumers.outbox import create_tables
 
-        await create_tables(road.database or "")
-        road.command = [*program, "outbox"]
+        await create_tables(pipeline.database or "")
+        pipeline.command = [*program, "outbox"]
     else:
-        road.command = [*program, "cdc", "--source", "postgres", "--rules", str(road.folder / RULES)]
+        pipeline.command = [*program, "cdc", "--source", "postgres", "--rules", str(pipeline.folder / RULES)]
     for _ in range(WORKERS):
-        road.start()
+        pipeline.start()
     deadline_s = monotonic() + READY_S
-    while not await asyncio.to_thread(road.ready):
-        road.check()
+    while not await asyncio.to_thread(pipeline.ready):
+        pipeline.check()
         if monotonic() > deadline_s:
             raise ConfigError(f"no worker is ready after {READY_S:g} s")
         await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""What a run is made of: the user's choices, and the accesses that go with them."""
+"""The plan of a run: the user's choices, and the accesses that follow from them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Plan:
     """Of the dict that cachebus is compared with."""
     seed: int = 1
     redis_url: str | None = None
-    """None: a server of our own."""
+    """The user's server; None: the run starts one of its own."""
     trace: Path | None = None
     """None: the generator."""
     cut: bool = True
     compare: bool = True
     bus: str = "redis"
-    """What carries events: "redis", or "kafka", one of our own."""
+    """What carries events: "redis", or "kafka", which the run starts."""
     writes: str = "direct"
-    """How caches hear of a write: from its writer ("direct"), or by workers behind a PostgreSQL of our own, which
-    follow an "outbox" in it, or its log ("cdc")."""
+    """How caches learn of a write: from its writer ("direct"), or from workers that follow an "outbox" or the log
+    ("cdc") of a PostgreSQL that the run starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Load:
 
 
 def load_of(plan: Plan, survey: Survey | None) -> Load:
-    """The generator's accesses, or a trace's: that one is slowed down if it would else end before its time."""
+    """The generator's accesses, or those of a trace, slowed down if the trace would end too early."""
     if survey is None:
         return Load(generator.universe(), None, plan.rate, plan.duration_s)
     lasting = survey.accesses / plan.nodes / plan.duration_s

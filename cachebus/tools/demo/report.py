@@ -1,4 +1,4 @@
-"""The report at the end: a table for people, or JSON."""
+"""The report on a run: a table for people, or JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def printed(outcome: Outcome, console: Console) -> None:
     """Print the table and the verdict."""
     console.print()
     console.print(_table(outcome))
-    for line in _said_of_incident(outcome):
+    for line in _incident_lines(outcome):
         console.print(Text(line))
     broken = outcome.broken()
     for line in broken:
@@ -36,7 +36,7 @@ def printed(outcome: Outcome, console: Console) -> None:
 def as_json(outcome: Outcome) -> str:
     """The same figures for a program."""
     plan = outcome.plan
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "nodes": plan.nodes,
         "trace": None if plan.trace is None else str(plan.trace),
         "staleness_bound_s": plan.bound_s,
@@ -51,16 +51,16 @@ def as_json(outcome: Outcome) -> str:
     }
     if outcome.incident is not None:
         incident = outcome.incident
-        told["incident"] = {
+        data["incident"] = {
             "node": incident.node,
             "lasted_s": _between(incident.began_s, incident.restored_s),
             "lease_lapsed_after_s": _between(incident.began_s, incident.lapsed_s),
             "recovered_after_s": _between(incident.restored_s, incident.recovered_s),
         }
     if outcome.off is not None:
-        told["coherence_off"] = asdict(outcome.off) | {"ttl_s": plan.ttl_s}
-        del told["coherence_off"]["lags"]
-    return json.dumps(_rounded(told), indent=2)
+        data["coherence_off"] = asdict(outcome.off) | {"ttl_s": plan.ttl_s}
+        del data["coherence_off"]["lags"]
+    return json.dumps(_rounded(data), indent=2)
 
 
 def _table(outcome: Outcome) -> Table:
@@ -105,7 +105,7 @@ def _rows(plan: Plan) -> list[tuple[str, Cell, Cell | None]]:
     ]
 
 
-def _said_of_incident(outcome: Outcome) -> list[str]:
+def _incident_lines(outcome: Outcome) -> list[str]:
     incident = outcome.incident
     if incident is None:
         return [
@@ -146,11 +146,11 @@ def _between(start_s: float | None, end_s: float | None) -> float | None:
     return None if start_s is None or end_s is None else end_s - start_s
 
 
-def _rounded(told: Any) -> Any:
-    """To microseconds, or the like: what is behind is noise."""
-    if isinstance(told, dict):
-        return {name: _rounded(value) for name, value in told.items()}
-    return round(told, 6) if isinstance(told, float) else told
+def _rounded(data: Any) -> Any:
+    """Numbers rounded to six places: the rest is noise."""
+    if isinstance(data, dict):
+        return {name: _rounded(value) for name, value in data.items()}
+    return round(data, 6) if isinstance(data, float) else data
 
 
 def _ms(seconds: float) -> str:

@@ -1,4 +1,5 @@
-"""A whole run: cachebus under load with an incident half way, then the same with coherence off; and the verdict."""
+"""A whole run: cachebus under load, with an incident half way; then the same load without coherence; and the
+verdict."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from typing import Final
 from cachebus.base.clock import monotonic
 from cachebus.tools.demo import catalogue
 from cachebus.tools.demo.board import Board, View
+from cachebus.tools.demo.event_log import LoggedEvent, read_event_log
 from cachebus.tools.demo.figures import Figures, figures_of
-from cachebus.tools.demo.incident import Do, Incident, too_short
-from cachebus.tools.demo.pipeline import DIRECT, QUIET_BOUNDS, Road, built
-from cachebus.tools.demo.placed import Placed, told_of
+from cachebus.tools.demo.incident import Action, Incident, too_short
+from cachebus.tools.demo.pipeline import DIRECT, QUIET_BOUNDS, Pipeline, build_pipeline
 from cachebus.tools.demo.plan import SOURCE_LATENCY_S, Load, Plan
 from cachebus.tools.demo.screen import Screen
 from cachebus.tools.demo.server import Server, connected, served
@@ -28,7 +29,7 @@ VICTIM: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     plan: Plan
     coherent: Figures
@@ -67,10 +68,10 @@ async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
             screen.say(f"server: {server.label}")
             if plan.cut and not Incident.fits(load.duration_s, plan.bound_s):
                 screen.say(too_short(load.duration_s, plan.bound_s))
-            async with built(plan, server, load.words, Path(folder)) as road:
-                if road is not None:
-                    screen.say(f"and: {road.label}")
-                coherent = _Phase(plan, load, Path(folder, "coherent"), server, road)
+            async with build_pipeline(plan, server, load.words, Path(folder)) as pipeline:
+                if pipeline is not None:
+                    screen.say(f"and: {pipeline.label}")
+                coherent = _Phase(plan, load, Path(folder, "coherent"), server, pipeline)
                 figures = await coherent.run(screen)
         off = None
         if plan.compare:
@@ -82,9 +83,9 @@ class _Phase:
     """One fleet under load, from its start to its figures."""
 
     def __init__(
-        self, plan: Plan, load: Load, directory: Path, server: Server | None, road: Road | None = None
+        self, plan: Plan, load: Load, directory: Path, server: Server | None, pipeline: Pipeline | None = None
     ) -> None:
-        self._plan, self._load, self._directory, self._server, self._road = plan, load, directory, server, road
+        self._plan, self._load, self._directory, self._server, self._pipeline = plan, load, directory, server, pipeline
         self._board = Board(plan.nodes)
         self._began_s = 0.0
         self.incident: Incident | None = None
@@ -103,25 +104,25 @@ class _Phase:
             fleet = await stack.enter_async_context(Fleet(jobs, self._listener(screen)))
             self._began_s = monotonic()
             fleet.go()
-            await self._last(fleet, proxy, screen)
+            await self._until_over(fleet, proxy, screen)
             if self.incident is not None:
                 self.incident.ended_s = monotonic()
             ticks = await fleet.stop()
             took_s = monotonic() - self._began_s
             screen.rest()
         return await figures_of(
-            self._directory, ticks, took_s, self._plan.bound_s, self.incident, await self._carried_on()
+            self._directory, ticks, took_s, self._plan.bound_s, self.incident, await self._events_of_workers()
         )
 
-    async def _carried_on(self) -> dict[str, list[Placed]] | None:
-        """What workers told the caches; None where the writers did."""
-        if self._server is None or self._road is None or self._road.database is None:
+    async def _events_of_workers(self) -> dict[str, list[LoggedEvent]] | None:
+        """The invalidations by workers; None where the writers invalidate themselves."""
+        if self._server is None or self._pipeline is None or self._pipeline.database is None:
             return None
         async with connected(self._server.address) as connection:
-            return await told_of(connection, self._server.namespace)
+            return await read_event_log(connection, self._server.namespace)
 
-    async def _last(self, fleet: Fleet, proxy: Proxy | None, screen: Screen) -> None:
-        """Until the time is over, or the accesses."""
+    async def _until_over(self, fleet: Fleet, proxy: Proxy | None, screen: Screen) -> None:
+        """Run until the time is over, or the accesses are."""
         while True:
             elapsed_s = monotonic() - self._began_s
             progress = elapsed_s / self._load.duration_s
@@ -130,7 +131,7 @@ class _Phase:
             screen.show(self._view(min(progress, 1.0), elapsed_s))
             if elapsed_s >= self._load.duration_s or self._board.over:
                 return
-            line = None if self._road is None else self._road.due(progress)
+            line = None if self._pipeline is None else self._pipeline.due(progress)
             if line is not None:
                 self._tell(screen, line)
             if self.incident is not None and proxy is not None:
@@ -139,12 +140,12 @@ class _Phase:
 
     def _intervene(self, incident: Incident, proxy: Proxy, progress: float, screen: Screen) -> None:
         do = incident.due(progress, monotonic())
-        if do is Do.HOLD:
+        if do is Action.HOLD:
             proxy.hold()
             self._tell(
                 screen, f"node {incident.node}: now its connections hang: they stay open, and nothing comes through"
             )
-        elif do is Do.RESTORE:
+        elif do is Action.RESTORE:
             proxy.restore()
             self._tell(screen, f"node {incident.node}: its network is back")
 
@@ -176,7 +177,7 @@ class _Phase:
         return f"cachebus: {plan.nodes} nodes, {plan.write_ratio:.1%} writes{by}, staleness bound {plan.bound_s:g} s"
 
     def _job(self, node: int, proxy: Proxy | None) -> Job:
-        plan, server, road = self._plan, self._server, self._road
+        plan, server, pipeline = self._plan, self._server, self._pipeline
         url = None if server is None else server.url
         if server is not None and proxy is not None and self.incident is not None and node == self.incident.node:
             url = server.url_by(HOST, proxy.port)
@@ -194,8 +195,8 @@ class _Phase:
             source_latency_s=SOURCE_LATENCY_S,
             seed=plan.seed,
             trace=None if plan.trace is None else str(plan.trace),
-            database=None if road is None else road.database,
-            writes=plan.writes if road is not None else DIRECT,
-            writes_for_s=None if road is None else self._load.duration_s - QUIET_BOUNDS * plan.bound_s,
-            kafka=None if road is None else road.kafka,
+            database=None if pipeline is None else pipeline.database,
+            writes=plan.writes if pipeline is not None else DIRECT,
+            writes_for_s=None if pipeline is None else self._load.duration_s - QUIET_BOUNDS * plan.bound_s,
+            kafka=None if pipeline is None else pipeline.kafka,
         )

@@ -1,4 +1,4 @@
-"""Showing a run while it lasts: a live table in a terminal, plain lines anywhere else."""
+"""Shows a run while it lasts: as a live table in a terminal, as plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Screen(Protocol):
     ) -> None: ...
 
     def say(self, text: str) -> None:
-        """Tell a line that stays."""
+        """Print a line that stays."""
 
     def show(self, view: View) -> None:
-        """How it stands now."""
+        """Show the state of the run."""
 
     def rest(self) -> None:
         """Show nothing until the next `show`."""
@@ -51,7 +51,7 @@ class LiveScreen:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Tell a line, above the table."""
+        """Print a line above the table."""
         self._console.print(Text(text))  # wrapped between words; the terminal itself would break within them
 
     def show(self, view: View) -> None:

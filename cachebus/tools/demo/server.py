@@ -1,4 +1,4 @@
-"""The server of a run: one of our own, or the user's, which is left as it was found."""
+"""The server of a run: one that the run starts, or the user's, which is left as it was."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]
     """
     namespace = f"cachebus-demo-{secrets.token_hex(4)}"
     if url is None:
-        # Started and stopped right here, in some milliseconds: a thread could be cancelled half way.
+        # Started and stopped in this thread, which takes milliseconds: in another one it could be cancelled half way.
         with EmbeddedServer() as embedded:
             label = f"{embedded.binary.name} of its own, on port {embedded.port}"
             yield Server(embedded.url, parse_address(embedded.url), namespace, label)
@@ -66,7 +66,7 @@ async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]
 
 
 async def asked(address: Address) -> None:
-    """Whether the server answers; `L2Unavailable`."""
+    """Check that the server answers; `L2Unavailable`."""
     async with connected(address) as connection:
         await connection.call("PING")
 

@@ -1,4 +1,4 @@
-"""The two ways of caching that are compared: cachebus, and the dict with a TTL that it replaces."""
+"""The two caches that a run compares: cachebus, and a dict with a TTL."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final, Protocol
 from cachebus import Cache, Settings
 from cachebus.base.clock import Clock
 from cachebus.tools.demo.catalogue import Item, Source
-from cachebus.tools.demo.history import Spool
+from cachebus.tools.demo.history import HistoryLog
 from cachebus.tools.demo.trace import name_of, word_of
 from cachebus.tools.harness.messages import Job
 
 TENANT: Final = "shop"
 TTL_S: Final = 600.0
-"""Whatever becomes of a run, nothing that it stored outlives it by more."""
+"""Nothing that a run has stored outlives it by more, however the run ends."""
 CLOSE_S: Final = 1.0
 Load = Callable[[str], Awaitable[Item]]
 
@@ -26,8 +26,8 @@ class Subject(Protocol):
     async def read(self, word: int) -> Item:
         """The row, from the cache or the source."""
 
-    async def replaced(self, word: int) -> tuple[int, int]:
-        """The row was written: say so, wherever this cache says it. Gives the event's epoch and seq, or zeros."""
+    async def invalidate(self, word: int) -> tuple[int, int]:
+        """Invalidate a row that was written. Returns the event's epoch and seq, or zeros where there is no event."""
 
     def figures(self) -> dict[str, Any]:
         """The fields of a `Tick` that the cache knows."""
@@ -39,7 +39,7 @@ class Coherent:
     def __init__(self, cache: Cache, source: Source) -> None:
         self._cache = cache
         self._source = source
-        # One function a type, kept: what the library learns of a loader's signature it learns once.
+        # One loader for each type: the library inspects a loader's signature once.
         self._loaders: dict[str, Load] = {}
 
     async def read(self, word: int) -> Item:
@@ -51,7 +51,7 @@ class Coherent:
         item: Item = await self._cache.get_or_load(data_type, resource_id, loader, tenant_id=TENANT, ttl=TTL_S)
         return item
 
-    async def replaced(self, word: int) -> tuple[int, int]:
+    async def invalidate(self, word: int) -> tuple[int, int]:
         """Invalidate everywhere."""
         receipt = await self._cache.invalidate(*name_of(word), tenant_id=TENANT)
         return int(receipt.epoch, 16), receipt.seq
@@ -75,7 +75,8 @@ class Coherent:
 
 
 class DictWithTtl:
-    """What a service has without cachebus: a dict of its own. A write drops the row from the writer's dict alone."""
+    """What a service has without cachebus: a dict in each process. A write drops the row from the writer's dict
+    alone."""
 
     def __init__(self, source: Source, *, ttl_s: float, entries_max: int, clock: Clock) -> None:
         self._source = source
@@ -97,7 +98,7 @@ class DictWithTtl:
             del self._entries[next(iter(self._entries))]
         return item
 
-    async def replaced(self, word: int) -> tuple[int, int]:
+    async def invalidate(self, word: int) -> tuple[int, int]:
         """Drop the own entry."""
         self._entries.pop(word, None)
         return 0, 0
@@ -108,7 +109,7 @@ class DictWithTtl:
 
 
 @asynccontextmanager
-async def opened(job: Job, source: Source, applied: Spool, clock: Clock) -> AsyncIterator[Subject]:
+async def open_subject(job: Job, source: Source, applied: HistoryLog, clock: Clock) -> AsyncIterator[Subject]:
     """The subject of a job, open; what it applies is noted."""
     if job.url is None:
         yield DictWithTtl(source, ttl_s=job.ttl_s, entries_max=job.l1_entries, clock=clock)

@@ -1,4 +1,4 @@
-"""The traffic of one node: readers that walk through its accesses at a given pace, and a share of writes."""
+"""The traffic of one node: readers that go through its accesses at a given rate, a share of which are writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from cachebus.base.clock import Clock
 from cachebus.errors import CacheBusError, InvalidationFailed
 from cachebus.tools.demo.catalogue import Shop
-from cachebus.tools.demo.history import Spool
+from cachebus.tools.demo.history import HistoryLog
 from cachebus.tools.demo.subjects import Subject
 from cachebus.tools.harness.messages import Job, Tick
 
@@ -20,14 +20,14 @@ WRITES_UNDER_WAY: Final = 32
 """A node that can't get its invalidations through makes no further writes."""
 BEAT_S: Final = 0.002
 BURST: Final = 64
-"""Hits never give way to other tasks: after so many accesses it is done for them."""
+"""After so many accesses other tasks get a turn: hits alone never yield to them."""
 BACKLOG_S: Final = 0.25
-"""What a stall has kept from being done for longer than this is not made up for."""
+"""After a stall, at most the accesses of this time are caught up on."""
 REPEAT_S: Final = 0.1
 
 
 class Pace:
-    """Lets accesses pass at a rate; 0 is no limit."""
+    """Lets accesses pass at a rate a second; 0 for no limit."""
 
     def __init__(self, rate: float, clock: Clock) -> None:
         self._rate = rate
@@ -46,19 +46,19 @@ class Pace:
         if not self._passed % BURST:
             await asyncio.sleep(0)
 
-    async def drum(self) -> None:
-        """Beat for ever, in a task of its own."""
+    async def run(self) -> None:
+        """Wake those whose accesses are due, for ever. To be run in a task of its own."""
         while True:
             await asyncio.sleep(BEAT_S)
             self.beat()
 
     def beat(self) -> None:
-        """Wake as many as accesses are due: to be called every few milliseconds."""
+        """Wake as many waiters as accesses are due. To be called every few milliseconds."""
         for _ in range(min(int(self._due()), len(self._waiting))):
             self._wake()
 
     def open(self) -> None:
-        """From now on let all pass."""
+        """Let all accesses pass from now on."""
         self._rate = 0.0
         while self._waiting:
             self._wake()
@@ -78,10 +78,17 @@ class Pace:
 
 
 class Traffic:
-    """Runs a node's accesses against its cache, and writes down what was read and written."""
+    """Runs a node's accesses against its cache, and records reads and writes."""
 
     def __init__(
-        self, job: Job, accesses: Iterator[int], subject: Subject, shop: Shop, reads: Spool, writes: Spool, clock: Clock
+        self,
+        job: Job,
+        accesses: Iterator[int],
+        subject: Subject,
+        shop: Shop,
+        reads: HistoryLog,
+        writes: HistoryLog,
+        clock: Clock,
     ) -> None:
         self._job = job
         self._accesses = accesses
@@ -90,7 +97,7 @@ class Traffic:
         self._seen = reads
         self._made = writes
         self._clock = clock
-        self._dice = Random(f"{job.seed}:{job.node}:writes")
+        self._rng = Random(f"{job.seed}:{job.node}:writes")
         self._pace = Pace(job.rate, clock)
         self._stopping = False
         self._over = False
@@ -103,18 +110,18 @@ class Traffic:
         self._pace.open()
 
     async def run(self) -> None:
-        """Until the accesses end or `stop` is called, and every write under way has returned or is given up."""
-        drum = asyncio.create_task(self._pace.drum())
+        """Run until the accesses end or `stop` is called. Returns when no write is under way any more."""
+        pacing = asyncio.create_task(self._pace.run())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(READERS):
                     group.create_task(self._walk(group))
         finally:
-            drum.cancel()
+            pacing.cancel()
         self._over = True
 
     def tick(self) -> Tick:
-        """How this node stands."""
+        """The figures of this node."""
         return Tick(
             node=self._job.node,
             at_s=self._clock(),
@@ -132,7 +139,7 @@ class Traffic:
             await self._pace.turn()
             if self._stopping:
                 return
-            if self._dice.random() < self._job.write_ratio and self._may_write():
+            if self._rng.random() < self._job.write_ratio and self._may_write():
                 group.create_task(self._write(word))
             else:
                 await self._read(word)
@@ -155,8 +162,8 @@ class Traffic:
         self._under_way += 1
         try:
             written = await self._shop.write(word)
-            if self._shop.tells:
-                # Its place in the shard's history is found in the log afterwards.
+            if self._shop.notifies:
+                # Its position in the shard's history is found in the log afterwards.
                 self._made.add(word, written.version, written.committing_s, written.committed_s, 0, 0)
                 self._writes += 1
             else:
@@ -168,13 +175,13 @@ class Traffic:
         called_s = self._clock()
         while True:
             try:
-                epoch, seq = await self._subject.replaced(word)
+                epoch, seq = await self._subject.invalidate(word)
                 break
             except InvalidationFailed:
                 self._repeated += 1
                 if self._stopping:
                     return
                 await asyncio.sleep(REPEAT_S)
-        # Only now does the promise hold: a write whose invalidation never returned is not held against any read.
+        # The promise holds from now on: a write whose invalidation never returned makes no read stale.
         self._made.add(word, version, called_s, self._clock(), epoch, seq)
         self._writes += 1

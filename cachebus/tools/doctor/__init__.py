@@ -1,1 +1,1 @@
-"""`cachebus doctor`: what a server is set up to do, and what that means for the promises."""
+"""`cachebus doctor`: how the servers are set up, and what that means for the promises."""

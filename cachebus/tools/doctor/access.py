@@ -1,6 +1,6 @@
-"""Whether this user may do all that a node does: told by the server (ACL DRYRUN, from 7.0), or tried out.
+"""Checks whether this user may do all that a node does: by asking the server (ACL DRYRUN, from 7.0), or by a trial.
 
-The trial is in a namespace of its own, whose keys match the same pattern; it is removed again.
+The trial runs in a namespace of its own, whose keys match the same pattern. It is removed afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from cachebus.wire.record import Record
 
 OUTSIDE: Final = ("PING", "GET", "MGET", "EVAL", "EVALSHA", "XRANGE", "SUBSCRIBE", "PUBLISH")
 IN_A_CLUSTER: Final = ("ASKING", "CLUSTER", "COMMAND", "SPUBLISH", "SSUBSCRIBE")
-"""What a node sends beside its scripts, and what these may be told to use by an argument."""
+"""Commands that a node sends besides its scripts, first to every server, then to a Cluster only. A script may publish
+by a command that an argument names."""
 HEARD_WITHIN_S: Final = 2.0
 GUARD: Final = "doctor-guard-one"
 _of_keys = re.compile(r"\bkeys?\b").search
@@ -78,12 +79,12 @@ _OF_RIGHTS: Final = (
     HIDDEN,
     NOT_HEARD,
 )
-"""In a refusal for want of a right; without a code where it is ACL DRYRUN's, or that of a script before Redis 7.0."""
+"""Parts of refusals for a lacking right. ACL DRYRUN, and scripts before Redis 7.0, give no error code."""
 _CHANNELS: Final = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "SSUBSCRIBE")
 
 
 def needed(settings: Settings) -> list[str]:
-    """Every command that a node with this URL sends or that a script of ours calls, in capitals, sorted."""
+    """Every command that a node with these settings sends, or that our scripts call, in capitals, sorted."""
     called = {name for script in load_scripts().values() for name in _called(script.source)}
     unused = set() if settings.bus == "redis" else set(_CHANNELS)  # Kafka carries the events
     if places_of(settings).kind == CLUSTER:
@@ -93,9 +94,9 @@ def needed(settings: Settings) -> list[str]:
 
 
 def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, channels: bool = True) -> str:
-    """What to add to a user who lacks these commands, or the keys or channels of the namespace.
+    """The ACL rules that give a user these commands, and the keys and channels of the namespace.
 
-    A server refuses a pattern for a user who has all keys or channels already, so only what is lacking is named.
+    A server refuses a pattern for a user who has all keys or channels already. So only what is lacking is named.
     """
     found = [f"+{command.lower()}" for command in commands]
     found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
@@ -104,24 +105,24 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
 
 
 def user_of_its_own(settings: Settings, name: str) -> str:
-    """The command that makes a user with just the rights that cachebus needs."""
+    """The command that creates a user with only the rights that cachebus needs."""
     return f"ACL SETUSER {name} on >PASSWORD resetchannels {rules(settings, needed(settings))}"
 
 
 @dataclass(slots=True)
 class Access:
-    """What became of looking."""
+    """What the check of the rights has found."""
 
     how: str = ""
     refusals: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
-    """Those that this user lacks ("": it is not known which), and whether it lacks the namespace's keys or channels."""
+    """Commands that this user lacks ("" where it is not known which). Then: whether it lacks the keys, or channels."""
     keys: bool = False
     channels: bool = False
     others: list[str] = field(default_factory=list)
-    """What was refused for another reason than a lacking right."""
+    """Refusals for another reason than a lacking right."""
     why_not: str = ""
-    """Why it could not be looked at."""
+    """Why the rights could not be checked."""
 
     def refused(self, what: str, why: str, command: str | None = None) -> None:
         """Take in a refusal; `command` is what was asked for, None for a step of many."""

@@ -1,4 +1,5 @@
-"""What the nodes of a Cluster say of the replicas that they would promote."""
+"""Checks of a Cluster: whether all slots are served, and what its nodes know of the replicas that they would
+promote."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import Known, Watched, asked, texts, whole
+from cachebus.tools.doctor.facts import KnownReplica, Watched, asked, texts, whole
 from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
 from cachebus.tools.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
 
@@ -35,7 +36,7 @@ class Line:
 
 
 def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Finding]:
-    """Whether each shard's slot has a server, by where each shard is known to lie."""
+    """Check that each shard's slot is served. `known`: where each shard lies."""
     lacking = [shard for shard, place in enumerate(known) if place is None]
     if not lacking:
         yield ok("slots", f"each of {len(known)} shards has a server, as the Cluster's slot map says")
@@ -54,7 +55,7 @@ def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Find
 
 
 def unserved(watched: Iterable[Watched]) -> Iterator[Finding]:
-    """Whether all nodes know of slots that no server has: a Cluster that wants full coverage refuses everybody then."""
+    """Check that every slot is served: a Cluster with full coverage refuses all requests otherwise."""
     said = [set(each.unserved) for each in watched if each.known is not None]
     lacking = sorted(set.intersection(*said)) if said else []
     if lacking:
@@ -71,7 +72,7 @@ def unserved(watched: Iterable[Watched]) -> Iterator[Finding]:
 
 
 def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
-    """Whether a cut-off primary refuses to write before another takes its place."""
+    """Check that a cut-off primary refuses writes before a replica is promoted."""
     said = list(watched)
     known = [each.failover_s for each in said if each.failover_s is not None]
     if not known:
@@ -100,7 +101,7 @@ def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
 
 
 def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
-    """Whether a majority of the primaries would be left to vote for a replica, when one dies; as most say."""
+    """Check that a majority of primaries is left to vote for a replica when one dies, by what most of them say."""
     told = [each.voters for each in said if each.voters]
     if not told or not any(each.known for each in said):
         return
@@ -128,7 +129,7 @@ def shards_named(shards: Sequence[int]) -> str:
 
 
 def lines_of(text: str) -> list[Line]:
-    """The lines of CLUSTER NODES; what is none is left out."""
+    """The parsed lines of CLUSTER NODES, without what can't be parsed."""
     return [line for words in map(str.split, text.splitlines()) if (line := _line(words)) is not None]
 
 
@@ -149,21 +150,21 @@ def _line(words: Sequence[str]) -> Line | None:
 
 
 def own_slots(text: str) -> list[range]:
-    """The slots of the node that has written these lines."""
+    """The slots of the node that gave this text."""
     own = next((words for words in map(str.split, text.splitlines()) if "myself" in "".join(words[2:3])), [])
     ends = [part.partition("-") for part in own[8:] if not part.startswith("[")]  # in brackets: those that move
     return [range(int(first), int(last or first) + 1) for first, _, last in ends]
 
 
 def lacking_in(text: str) -> list[int]:
-    """The slots that no node has, by these lines; none where there are no lines."""
+    """The slots that no node has, by this text; none for an empty text."""
     parts = [part for words in map(str.split, text.splitlines()) for part in words[8:] if not part.startswith("[")]
     ends = [(int(first), int(last or first)) for first, _, last in (part.partition("-") for part in parts)]
     had = {slot for first, last in ends for slot in range(first, last + 1)}
     return [slot for slot in range(SLOTS) if slot not in had] if text else []
 
 
-def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
+def replicas_in(lines: Sequence[Line], primary: Address) -> list[KnownReplica] | None:
     """The replicas of the node that has written these lines, which is at that address; None where it is not in them.
 
     By its id: in most Clusters all nodes have one port.
@@ -173,7 +174,7 @@ def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
         return None
     by_name = own.host == primary.host
     return [
-        Known(
+        KnownReplica(
             replace(primary, host=(by_name and line.host) or line.ip or primary.host, port=line.port),
             away=", ".join(sorted(line.flags & _AWAY)),
             promotable="nofailover" not in line.flags,
@@ -186,7 +187,7 @@ def replicas_in(lines: Sequence[Line], primary: Address) -> list[Known] | None:
 
 
 async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:
-    """What each of the primaries says of its replicas. The least time-out of them counts: any may begin a failover."""
+    """What each primary says of its replicas. The least time-out counts, since any primary may begin a failover."""
     said = await asyncio.gather(*map(_said, primaries))
     failover_s = min((each.failover_s for each in said if each.failover_s is not None), default=None)
     return {place: replace(each, failover_s=failover_s) for place, each in zip(primaries, said, strict=True)}

@@ -1,24 +1,28 @@
-"""How many replicas a primary has, by those who know: the primary itself, and whoever would promote them."""
+"""Counts the replicas of a primary, by what the primary says, and by those who would promote them (Sentinels, or the
+nodes of a Cluster)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cachebus.tools.doctor.facts import Facts, Known, Server, Watched, whole
+from cachebus.tools.doctor.facts import Facts, KnownReplica, Server, Watched, whole
 
 MAX_LAG_S: Final = 10
 
 
 def needed(replicas: int) -> int:
-    """The least `min-replicas-to-write` with which two sides of so many replicas can't both write; 0 without any."""
+    """The least `min-replicas-to-write` with which two sides of a split can't both write; 0 without replicas."""
     return (replicas + 1) // 2
 
 
 def followers_of(server: Server) -> list[Mapping[str, str]]:
-    """Those who follow now, be they replicas or something else that acknowledges as they do, as a reader of changes:
-    min-replicas-to-write counts those as well. Who never acknowledges, as a backup, counts for nothing; while nothing
-    was written yet, nobody can have acknowledged anything."""
+    """The followers that count for min-replicas-to-write.
+
+    1. Replicas count, and so does anything that acknowledges like them, such as a reader of changes.
+    2. What never acknowledges, such as a backup, does not count.
+    3. While nothing was written yet, nobody can have acknowledged: all count.
+    """
     if not server.number("master_repl_offset"):
         return server.followers
     return [
@@ -30,30 +34,33 @@ def followers_of(server: Server) -> list[Mapping[str, str]]:
 
 
 def connected(server: Server) -> int:
-    """How many follow now."""
+    """How many followers there are now."""
     return len(followers_of(server)) if server.followers else server.number("connected_slaves") or 0
 
 
 def place_of(follower: Mapping[str, str]) -> tuple[str, int]:
-    """Where a follower is, as INFO names it."""
+    """The address of a follower, as INFO names it."""
     return follower.get("ip", ""), whole(follower.get("port")) or 0
 
 
 def in_step(server: Server, lag_s: int) -> list[Mapping[str, str]]:
-    """Those that would count for min-replicas-to-write, with that min-replicas-max-lag."""
+    """The followers that count for min-replicas-to-write with this min-replicas-max-lag."""
     silent_s = ((follower, whole(follower.get("lag"))) for follower in followers_of(server))
     return [each for each, lag in silent_s if each.get("state") == "online" and lag is not None and 0 <= lag <= lag_s]
 
 
 def keeping_up(server: Server, lag_s: int) -> int:
-    """How many that are; all that follow where the server does not name them."""
+    """How many followers are in step; if the server does not name them, all that follow."""
     return len(in_step(server, lag_s)) if server.followers else connected(server)
 
 
 def counted(facts: Facts) -> int:
-    """How many replicas the primary has. Those that are away count, as whoever promotes them knows them: they may be
-    with the one that is promoted. What follows beside those that are known counts too. One that those who know it hold
-    for dead, and that the primary still lists, is one."""
+    """How many replicas the primary has.
+
+    1. Known replicas that are away count: they may be on the side of the one that is promoted.
+    2. Followers that nobody knows who would promote them count too.
+    3. A replica that is known as dead, and that the primary still lists, counts once.
+    """
     known = facts.watched.known
     if known is None:
         return connected(facts.server)
@@ -61,8 +68,8 @@ def counted(facts: Facts) -> int:
 
 
 def unnamed(server: Server, watched: Watched) -> int:
-    """How many follow that those do not name who would promote them, as with `replica-announced no`. One may be known
-    by another address than the primary sees it at, so as many as are there are taken for these."""
+    """How many followers are not known to those who would promote them, as with `replica-announced no`. A known replica
+    may have another address for the primary, so at most as many count as there are more followers than known ones."""
     known = watched.known or ()
     places = {replica.place for replica in known}
     strangers = sum(place_of(follower) not in places for follower in followers_of(server))
@@ -70,19 +77,19 @@ def unnamed(server: Server, watched: Watched) -> int:
 
 
 def longest_lag_s(watched: Watched) -> int:
-    """The longest lag that is over before a replica is promoted. The primary counts in whole seconds, and looks once
-    a second, so one that is cut off writes for up to two more."""
+    """The longest min-replicas-max-lag that ends before a replica is promoted. The primary counts whole seconds, and
+    checks once a second, so a cut-off primary takes writes for up to two seconds more."""
     return MAX_LAG_S if watched.failover_s is None else min(MAX_LAG_S, max(1, int(watched.failover_s) - 2))
 
 
-def disowned(server: Server, watched: Watched) -> list[Known]:
-    """The replicas that keep up with the primary, and that those who would promote them can't reach."""
+def disowned(server: Server, watched: Watched) -> list[KnownReplica]:
+    """Replicas that keep up with the primary, and that those who would promote them can't reach."""
     places = {place_of(follower) for follower in in_step(server, longest_lag_s(watched))}
     return [replica for replica in watched.known or () if replica.away and replica.place in places]
 
 
-def absent(facts: Facts) -> Sequence[Known]:
-    """The replicas that are known and not there: they count, since they may be with the one that is promoted."""
+def absent(facts: Facts) -> Sequence[KnownReplica]:
+    """Known replicas that are away. They count, since they may be on the side of the one that is promoted."""
     there = disowned(facts.server, facts.watched)
     return [replica for replica in facts.watched.known or () if replica.away and replica not in there]
 

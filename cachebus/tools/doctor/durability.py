@@ -1,4 +1,4 @@
-"""Checks of what outlives the server's process: its files."""
+"""Checks of persistence: what outlives the server's process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESTART: Final = (
 
 
 def persistence(facts: Facts) -> Iterator[Finding]:
-    """What a restart brings back."""
+    """Check what a restart brings back."""
     info, config = facts.server.info, facts.server.config
     if "appendonly" not in config and "aof_enabled" not in info:
         yield unknown("persistence", facts.server.info_refused or facts.server.config_refused, RESTART)
@@ -41,7 +41,7 @@ def persistence(facts: Facts) -> Iterator[Finding]:
 
 
 def saving(facts: Facts) -> Iterator[Finding]:
-    """Whether a disk that fails makes the server refuse writes."""
+    """Check whether a failing disk makes the server refuse writes."""
     info, config = facts.server.info, facts.server.config
     failed = info.get("rdb_last_bgsave_status") == "err"
     stops = config.get("stop-writes-on-bgsave-error")
@@ -86,7 +86,7 @@ def saving(facts: Facts) -> Iterator[Finding]:
 
 
 def debugging(facts: Facts) -> Iterator[Finding]:
-    """Whether an older file can be loaded into the running server."""
+    """Check whether an older file can be loaded into the running server."""
     enabled = facts.server.config.get("enable-debug-command")
     if enabled in (None, "no"):
         return  # before 7.0 there is no such setting: the ACL check looks at the user then

@@ -1,4 +1,4 @@
-"""Gather the facts of one server, and put every check to them."""
+"""Gathers the facts of one server, and runs every check on them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.settings import Settings
 from cachebus.tools.doctor import (
     access,
+    after_failover,
     durability,
     links,
     memory,
     namespace,
     replicas,
     replication,
-    succession,
     timing,
 )
 from cachebus.tools.doctor.cluster import shards_named
@@ -34,8 +34,8 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     replication.cut_off,
     replication.gone,
     replicas.promoted,
-    succession.left_over,
-    succession.locked_out,
+    after_failover.left_over,
+    after_failover.locked_out,
     replication.migrating,
     replication.new_ids,
     links.buffers,
@@ -65,13 +65,13 @@ async def examined(
     ask_replicas: bool = False,
     rounds: int = timing.ROUNDS,
 ) -> tuple[Server, list[Finding]]:
-    """The server and all findings; changes nothing unless `probe_writes`. `ask_replicas`: those as well that nobody but
-    the server names. `L2Unavailable` where it can't be reached."""
+    """The server and all findings. Changes nothing without `probe_writes`. `ask_replicas`: ask also those replicas that
+    only the server itself names. `L2Unavailable` if the server can't be reached."""
     asker = await Asker.open(primary.address, settings.connect_timeout_s)
     failed: list[Finding] = []
 
     async def seen(what: str, looking: Awaitable[T], otherwise: T) -> T:
-        """What is found; where looking fails, that is a finding, and all others are made."""
+        """The findings of a step. If the step fails, that is a finding, and the other steps are taken."""
         try:
             return await looking
         except Exception as error:
@@ -106,7 +106,7 @@ async def examined(
 
 
 def _put(check: Callable[[Facts], Iterable[Finding]], facts: Facts) -> list[Finding]:
-    """What a check finds; its own failure is a finding."""
+    """The findings of a check. If the check itself fails, that is a finding."""
     try:
         return list(check(facts))
     except Exception as error:  # noqa: BLE001 (told as what it is; one check must not end the report)
@@ -130,7 +130,7 @@ def _a_sentinel(primary: Primary) -> Finding:
 
 
 def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
-    """A server of which only that is known."""
+    """The result for a server that can't be reached."""
     whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
     finding = Finding(
         "reach",

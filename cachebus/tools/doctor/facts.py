@@ -1,6 +1,6 @@
-"""What the doctor looks at. Gathered first and judged afterwards, so that judging needs no server.
+"""The facts that the checks judge. They are gathered first and judged afterwards, so that judging needs no server.
 
-Settings are asked for by name, one by one: a `CONFIG GET *` would bring the server's passwords along.
+Settings are asked for by name: `CONFIG GET *` would return the server's passwords, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SETTINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server as it tells of itself. A refusal is kept as the reason why something could not be checked."""
+    """What one server says of itself. If it refuses a question, the refusal is kept as the reason."""
 
     address: Address
     info: Mapping[str, str]
@@ -55,13 +55,13 @@ class Server:
     config_refused: str
     user: str
     asks_password: bool = False
-    """Whether it refuses who shows none."""
+    """Whether it refuses clients without a password."""
     shows_password: bool | None = None
-    """Whether it shows one to a primary that it follows: `masterauth`, of which no more is kept; None if unknown."""
+    """Whether it sends a password to a primary that it follows, so whether `masterauth` is set; None if unknown."""
 
     @property
     def version(self) -> tuple[int, ...]:
-        """The version of Redis that it is, or is compatible with; empty where it does not say."""
+        """The version of Redis that it is, or is compatible with; empty if it does not say."""
         return numbers(self.info.get("redis_version", ""))
 
     @property
@@ -72,7 +72,7 @@ class Server:
 
     @property
     def followers(self) -> list[Mapping[str, str]]:
-        """What INFO says of each that follows it: `ip`, `port`, `state`, `offset`, `lag`."""
+        """What INFO says of each follower: `ip`, `port`, `state`, `offset`, `lag`."""
         lines = [
             value
             for name, value in sorted(self.info.items())
@@ -81,29 +81,29 @@ class Server:
         return [dict(pair.partition("=")[::2] for pair in line.split(",")) for line in lines]
 
     def number(self, name: str) -> int | None:
-        """A figure of INFO; None where it is not told."""
+        """A number in INFO; None if it is missing."""
         return whole(self.info.get(name))
 
     def setting(self, name: str) -> int | None:
-        """A setting that is a number; None where it is not told."""
+        """A setting that is a number; None if it is missing."""
         return whole(self.config.get(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What was timed, in seconds: round trips of PING and of a script that reads, sorted, and clocks."""
+    """Measured times in seconds: sorted round trips of PING and of a script that reads, and clocks."""
 
     pings_s: Sequence[float]
     scripts_s: Sequence[float]
     script_refused: str = ""
     offset_s: float = 0.0
-    """The server's wall clock less this machine's."""
+    """The server's wall clock minus this machine's."""
     offset_error_s: float = 0.0
     drift: float = 0.0
     """How much faster the server's clock ran than ours, in seconds per second."""
     drift_error: float = 0.0
     suspended_s: float = 0.0
-    """For how long this machine was suspended since it was started."""
+    """How long this machine was suspended since it was booted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +124,24 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A replica as it tells of itself."""
+    """What a replica says of itself."""
 
     address: Address
     server: Server | None = None
-    """None where it could not be looked at."""
+    """None if it could not be asked."""
     lacking: Sequence[Finding] = ()
     """The rights that this login lacks there."""
     refused: str = ""
-    """Why it could not be looked at."""
+    """Why it could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A replica as those know it who would promote it."""
+class KnownReplica:
+    """A replica, as it is known to those who would promote it: Sentinels, or the nodes of a Cluster."""
 
     address: Address
     away: str = ""
-    """Why it is not there, in their words; "" where it is."""
+    """Why it is away, in their words; "" if it is not."""
     promotable: bool = True
     id: str = ""
     """Its id, in a Cluster."""
@@ -150,28 +150,28 @@ class Known:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where it is, as its primary would name it."""
+        """Its address, as its primary names it."""
         return self.ip or self.address.host, self.address.port
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What those say of one primary who would promote its replicas: Sentinels, or the nodes of a Cluster."""
+    """What Sentinels, or the nodes of a Cluster, say of one primary whose replicas they would promote."""
 
     kind: str = ""
-    """As of `Places`; "" where nobody is known to."""
+    """The kind of deployment, as in `Places`; "" if nobody is known to promote replicas."""
     service: str = ""
-    """Its name, with Sentinels."""
+    """The service's name, with Sentinels."""
     failover_s: float | None = None
-    """After how many silent seconds a replica is made the primary; None where nothing does that, or it is not known."""
-    known: Sequence[Known] | None = None
-    """The replicas that they know, be they there or not; None where nobody says."""
+    """After how many silent seconds a replica is promoted; None if nobody does that, or it is not known."""
+    known: Sequence[KnownReplica] | None = None
+    """The replicas that they know, also those that are away; None if nobody says."""
     refused: str = ""
     """Why something is not known."""
     voters: Sequence[bool] = ()
-    """Of a Cluster, each primary that has slots, and so a vote: whether it is there."""
+    """Of a Cluster: each primary that has slots, and so a vote, and whether it answers."""
     unserved: Sequence[int] = ()
-    """Of a Cluster, the slots that no server has."""
+    """Of a Cluster: the slots that no server has."""
 
 
 UNWATCHED: Final = Watched()
@@ -179,7 +179,7 @@ UNWATCHED: Final = Watched()
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was found out, beside the settings of the cache that asks."""
+    """All facts about one server, with the settings of the cache that asks."""
 
     settings: Settings
     server: Server
@@ -193,7 +193,7 @@ class Facts:
 
 
 class Asker:
-    """Asks one connection, and takes a refusal for an answer."""
+    """Asks over one connection. A refusal is an answer, not an error."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -210,7 +210,7 @@ class Asker:
             return cls(await _Echoing.open(address, clock=monotonic, **limits))
 
     async def ask(self, *args: str | bytes | int) -> tuple[Any, str]:
-        """The reply, and why there is none ("" when there is one). A connection that is gone raises."""
+        """The reply, and the refusal ("" if there is none). Raises if the connection is gone."""
         try:
             return await self.connection.call(*args), ""
         except CacheBusError as error:
@@ -224,7 +224,7 @@ class Asker:
 
 
 async def asked(whom: Address, *questions: tuple[str, ...]) -> list[tuple[Any, str]]:
-    """The answers to some questions, over a connection of its own, each as of `Asker.ask`; never raises."""
+    """The answers to some questions, each as from `Asker.ask`, over a connection of its own. Never raises."""
     answers: list[tuple[Any, str]] = []
     try:
         asker = await Asker.open(whom, ASK_TIMEOUT_S)
@@ -238,15 +238,15 @@ async def asked(whom: Address, *questions: tuple[str, ...]) -> list[tuple[Any, s
 
 
 class _Echoing(Connection):
-    """A server that cannot save refuses a PING as if it were a write, and so every log-in; an ECHO it answers."""
+    """A connection that logs in by ECHO. A server that can't save refuses PING as if it were a write, but not ECHO."""
 
     def call(self, *args: bytes | str | int, reads: Reads | None = None) -> asyncio.Future[Any]:
-        """As `Connection.call`, with another sign of life."""
+        """As `Connection.call`, with ECHO in place of PING."""
         return super().call(*(("ECHO", "PING") if args == ("PING",) else args), reads=reads)
 
 
 async def server_of(asker: Asker, address: Address) -> Server:
-    """What the server tells of itself."""
+    """What the server says of itself."""
     text, info_refused = await asker.ask("INFO")
     if info_refused:
         text, info_refused = await asker.ask("INFO", "replication")

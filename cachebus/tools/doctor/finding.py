@@ -1,4 +1,4 @@
-"""What the doctor says: one finding a check, and the commands that mend it."""
+"""A finding of the doctor: what a check has found, what it means, and the commands that repair it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Level(StrEnum):
 
     OK = "ok"
     ADVICE = "advice"
-    """No promise is touched, or only under a fault that may never come; but something costs more than it need."""
+    """Promises are kept, except under a rare fault; but something costs more than it must."""
     PROBLEM = "problem"
-    """A promise is not kept when a fault comes, or cachebus does not work at all."""
+    """A promise breaks when a fault comes, or cachebus does not work at all."""
     UNKNOWN = "not checked"
-    """It could not be looked at; the finding says why."""
+    """It could not be checked; the finding says why."""
 
 
 G1: Final = "G1 bounded staleness"
@@ -30,23 +30,23 @@ ON_FAILOVER: Final = (G1, G3, G4, G5, G7)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `mend` are commands for redis-cli, exactly as they are to be typed."""
+    """The result of one check. `mend`: commands for redis-cli, exactly as they are to be typed."""
 
     check: str
     level: Level
     says: str
-    """What is there."""
+    """What was found."""
     means: str = ""
-    """What that costs, in plain words."""
+    """What it means, in plain words."""
     promises: tuple[str, ...] = ()
-    """Those that it touches."""
+    """The promises that it touches."""
     mend: tuple[str, ...] = ()
     conf: tuple[str, ...] = ()
-    """The same as lines of redis.conf, for the next start of the server."""
+    """The same for redis.conf, so that it outlives a restart."""
     otherwise: str = ""
-    """What to do where no command of the server mends it."""
+    """What to do if no command of the server repairs it."""
     at: str = ""
-    """The server to type the commands at, where it is not the one that is looked at."""
+    """The server that the commands are for, if it is another one than the checked one."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

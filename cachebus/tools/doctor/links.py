@@ -1,4 +1,4 @@
-"""Checks of connections, buffers and limits: what the server cuts off, and what it lets grow."""
+"""Checks of connections, buffers and limits: what the server disconnects, and what it lets grow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CROWDED: Final = 0.8
 
 
 def buffers(facts: Facts) -> Iterator[Finding]:
-    """When the server cuts off a node that reads its events, or a reply, too slowly."""
+    """Check when the server disconnects a node that reads events, or a reply, too slowly."""
     text = facts.server.config.get("client-output-buffer-limit")
     if text is None:
         yield unknown("event buffers", facts.server.config_refused, "A node that is cut off catches up from the log.")
@@ -64,7 +64,7 @@ def buffers(facts: Facts) -> Iterator[Finding]:
 
 
 def idling(facts: Facts) -> Iterator[Finding]:
-    """What the server does about connections that say nothing."""
+    """Check what the server does with idle connections."""
     server = facts.server
     timeout, keepalive = server.setting("timeout"), server.setting("tcp-keepalive")
     if timeout is None or keepalive is None:
@@ -96,7 +96,7 @@ def idling(facts: Facts) -> Iterator[Finding]:
 
 
 def clients(facts: Facts) -> Iterator[Finding]:
-    """Whether there is room for more nodes: each has two connections."""
+    """Check that there is room for more nodes. Each has two connections."""
     server = facts.server
     most = server.setting("maxclients")
     most = server.number("maxclients") if most is None else most
@@ -119,7 +119,7 @@ def clients(facts: Facts) -> Iterator[Finding]:
 
 
 def scripts(facts: Facts) -> Iterator[Finding]:
-    """From when on others hear BUSY while somebody's script runs."""
+    """Check after which time of a running script other clients get BUSY."""
     config = facts.server.config
     name = "busy-reply-threshold" if "busy-reply-threshold" in config else "lua-time-limit"
     limit = facts.server.setting(name)
@@ -140,7 +140,7 @@ def scripts(facts: Facts) -> Iterator[Finding]:
 
 
 def trimming(facts: Facts) -> Iterator[Finding]:
-    """Whether the log can be trimmed: the server does that by whole nodes of the stream."""
+    """Check that the log can be trimmed. The server trims whole nodes of the stream."""
     server = facts.server
     entries, volume = server.setting("stream-node-max-entries"), server.setting("stream-node-max-bytes")
     if entries is None or volume is None:
@@ -160,7 +160,7 @@ def trimming(facts: Facts) -> Iterator[Finding]:
 
 
 def keyspace_events(facts: Facts) -> Iterator[Finding]:
-    """Whether the server announces every change of a key, which we do not need."""
+    """Check whether the server publishes every change of a key, which cachebus does not need."""
     events = facts.server.config.get("notify-keyspace-events")
     if events:
         commands, conf = config_set(notify_keyspace_events="")

@@ -1,4 +1,4 @@
-"""Checks of the server's version and memory: what it may throw away, and when it refuses to write."""
+"""Checks of the server's version and memory: what it may evict, and when it refuses writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MB: Final = 1 << 20
 
 
 def version(facts: Facts) -> Iterator[Finding]:
-    """Whether the server has every command that the scripts use."""
+    """Check that the server has every command that the scripts use."""
     server = facts.server
     if not server.version:
         yield unknown("version", server.info_refused or "the server does not tell its version")
@@ -32,7 +32,7 @@ def version(facts: Facts) -> Iterator[Finding]:
 
 
 def eviction(facts: Facts) -> Iterator[Finding]:
-    """Which keys go when memory is full, and whether any may."""
+    """Check which keys the server evicts when memory is full, if any."""
     info, config = facts.server.info, facts.server.config
     policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
     limit = facts.server.setting("maxmemory")

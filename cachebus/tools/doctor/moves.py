@@ -1,5 +1,4 @@
-"""Slots of a Cluster that are on their way from one primary to another, where only one of the two knows of it, or where
-nothing moves."""
+"""Checks for broken slot moves in a Cluster: only one of the two primaries knows of it, or nothing moves."""
 
 from __future__ import annotations
 
@@ -16,43 +15,43 @@ from cachebus.tools.doctor.facts import asked
 from cachebus.tools.doctor.finding import Finding, Level, ok, unknown
 
 AGAIN_S: Final = 1.0
-"""A move begins at one of the two, and ends at one: what is seen only once may just be under way. While it goes on, the
-keys of the slot become fewer here and more there."""
+"""A move begins, and ends, at one primary first, and it moves keys. So it is broken only if it still looks so a moment
+later."""
 TO, FROM = "->-", "-<-"
 
 
 class Move(NamedTuple):
-    """What one primary says of one slot."""
+    """A move of one slot, as one primary states it."""
 
     slot: int
     by: str
-    """The id of whoever says it."""
+    """The id of the primary that states it."""
     leaves: bool
-    """Whether the slot goes from there, or comes."""
+    """Whether the slot leaves that primary, or comes to it."""
     other: str
-    """The id of the one that it goes to, or comes from."""
+    """The id of the other primary."""
 
 
 @dataclass(slots=True)
-class View:
-    """What one primary says."""
+class PrimaryView:
+    """What one primary says of slots."""
 
     address: Address
     refused: str = ""
-    """Why it says nothing."""
+    """Why it does not answer."""
     own: list[range] = field(default_factory=list)
     moves: set[Move] = field(default_factory=set)
     lines: list[Line] = field(default_factory=list)
 
     def has(self, slot: int) -> bool:
-        """Whether the slot is its own, by its own word."""
+        """Whether it says that it has the slot."""
         return any(slot in part for part in self.own)
 
 
-def view_of(address: Address, text: str) -> tuple[str, View]:
-    """Whoever has written these lines of CLUSTER NODES, and what it says of itself."""
+def view_of(address: Address, text: str) -> tuple[str, PrimaryView]:
+    """The view of the node that gave this text of CLUSTER NODES."""
     words = next((each for each in map(str.split, text.splitlines()) if "myself" in "".join(each[2:3])), [""])
-    view = View(address, "", own_slots(text), set(), lines_of(text))
+    view = PrimaryView(address, "", own_slots(text), set(), lines_of(text))
     for part in words[8:]:
         for sign in (TO, FROM):
             slot, between, other = part.strip("[]").partition(sign)
@@ -62,8 +61,7 @@ def view_of(address: Address, text: str) -> tuple[str, View]:
 
 
 async def findings_of(settings: Settings, primaries: Sequence[Address]) -> list[Finding]:
-    """What is to be said of the slots that are on their way, by the word of all primaries. Looks twice where there are
-    any."""
+    """Check the slots that are being moved, by what all primaries say. Looks twice where there are any."""
     views, places = await _asked(primaries)
     if not _under_way(views):
         return []
@@ -85,12 +83,12 @@ async def findings_of(settings: Settings, primaries: Sequence[Address]) -> list[
     return found
 
 
-def _under_way(views: Mapping[str, View]) -> set[int]:
+def _under_way(views: Mapping[str, PrimaryView]) -> set[int]:
     return {move.slot for view in views.values() for move in view.moves}
 
 
-async def _counted(views: Mapping[str, View], places: Mapping[str, Address]) -> dict[Move, tuple[int, int]]:
-    """Of each move that both ends know of, as the end that it leaves says: how many keys lie here, how many there."""
+async def _counted(views: Mapping[str, PrimaryView], places: Mapping[str, Address]) -> dict[Move, tuple[int, int]]:
+    """How many keys each move that both ends know of has left at its source, and has at its target."""
     moves = [move for view in views.values() for move in view.moves if move.leaves and _is_known(move, views)]
 
     async def keys_in(slot: int, id_: str) -> int | None:
@@ -102,8 +100,8 @@ async def _counted(views: Mapping[str, View], places: Mapping[str, Address]) -> 
     return {move: (here, there) for move, here, there in pairs if here is not None and there is not None}
 
 
-async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping[str, Address]]:
-    """By id: what the primaries say, and those that they name; and where each is."""
+async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, PrimaryView], Mapping[str, Address]]:
+    """The views of the primaries, and of those that they name, by id; and the address of each."""
     views = dict(await asyncio.gather(*map(_said, primaries)))
     named: dict[str, Address] = {}
     for view in views.values():
@@ -118,10 +116,10 @@ async def _asked(primaries: Sequence[Address]) -> tuple[dict[str, View], Mapping
     return views, named | {id_: view.address for id_, view in views.items()}
 
 
-async def _said(whom: Address) -> tuple[str, View]:
+async def _said(whom: Address) -> tuple[str, PrimaryView]:
     ((text, refused),) = await asked(whom, ("CLUSTER", "NODES"))
     if text is None:
-        return str(whom), View(whom, refused)
+        return str(whom), PrimaryView(whom, refused)
     return view_of(whom, text.decode(errors="replace"))
 
 
@@ -130,17 +128,19 @@ def _in_order(count: int) -> str:
     return f"{slots} way, and both ends know of it"
 
 
-def _alone(views: Mapping[str, View]) -> list[Move]:
-    """Moves of which the other end says nothing."""
+def _alone(views: Mapping[str, PrimaryView]) -> list[Move]:
+    """Moves that the other primary does not know of."""
     return [move for view in views.values() for move in view.moves if not _is_known(move, views)]
 
 
-def _is_known(move: Move, views: Mapping[str, View]) -> bool:
+def _is_known(move: Move, views: Mapping[str, PrimaryView]) -> bool:
     other = views.get(move.other)
     return other is not None and Move(move.slot, move.other, not move.leaves, move.by) in other.moves
 
 
-def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address], shards: Sequence[int]) -> Finding:
+def _finding(
+    move: Move, views: Mapping[str, PrimaryView], places: Mapping[str, Address], shards: Sequence[int]
+) -> Finding:
     here, there = places[move.by], places.get(move.other, move.other)
     way = f"goes to {there} ({TO})" if move.leaves else f"comes from {there} ({FROM})"
     says = f"{here} says that slot {move.slot} {way}"
@@ -166,7 +166,7 @@ def _finding(move: Move, views: Mapping[str, View], places: Mapping[str, Address
 
 
 def _standing(move: Move, count: tuple[int, int], places: Mapping[str, Address], shards: Sequence[int]) -> Finding:
-    """A move of which both ends know, and that nobody goes on with, so far as a second shows."""
+    """The finding for a move that both ends know of, and that moved no key in a second."""
     here, there = places[move.by], places[move.other]
     whose = f"There lie {shards_named(shards)}. {HALF_THERE}" if shards else "No shard of this namespace lies there."
     return Finding(

@@ -1,4 +1,4 @@
-"""The namespace as it lies in L2: its facts, epoch, log, marks, and the nodes that live there."""
+"""Checks of the namespace in L2: its layout, epochs, log and marks, and its nodes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHARDS = re.compile(r"\bshards=(\d+)").search
 
 
 async def shards_of(asker: Asker, settings: Settings, which: Sequence[int] | None = None) -> list[ShardFacts]:
-    """These shards of the namespace; None for all: as many as its own meta says there are."""
+    """The facts of these shards; None for all, as many as the namespace's meta says."""
     if which is None:
         which = range(await shard_count(asker, settings))
     return [await _shard(asker, settings, index) for index in which]
 
 
 async def shard_count(asker: Asker, settings: Settings) -> int:
-    """How many shards the namespace has; what the settings say where its meta does not."""
+    """How many shards the namespace has, by its meta, else by the settings."""
     facts, _ = await asker.ask("HMGET", ShardNames(settings.namespace, 0).meta, "facts")
     stated = _SHARDS(facts[0].decode(errors="replace")) if facts and facts[0] else None
     return max(1, min(SHARDS_MAX, int(stated[1]))) if stated else settings.shards
@@ -68,14 +68,14 @@ def _rows(flat: Sequence[bytes]) -> dict[str, NodeRow]:
 
 
 def _seq(entries: list[list[bytes]] | None) -> int | None:
-    """Of the first entry; 0 where there is none, None where it is not known."""
+    """The seq of the first entry; 0 if there is none, None if it is not known."""
     if entries is None:
         return None
     return whole(entries[0][0].decode(errors="replace").partition("-")[0]) if entries else 0
 
 
 async def other_databases(asker: Asker, info: dict[str, str], settings: Settings, own: int) -> list[int]:
-    """Databases of this server, other than our own, in which the same namespace lies."""
+    """Other databases of this server that hold the same namespace."""
     meta = ShardNames(settings.namespace, 0).meta
     found = []
     for name in info:
@@ -90,7 +90,7 @@ async def other_databases(asker: Asker, info: dict[str, str], settings: Settings
 
 
 def layout(facts: Facts) -> Iterator[Finding]:
-    """Whether nodes with these settings may join, and whether the history is this server's."""
+    """Check that nodes with these settings may join, and that the history is this server's."""
     space, settings = f"namespace {facts.settings.namespace}", facts.settings
     ours = f"protocol={PROTOCOL} shards={settings.shards} bus={settings.bus}"
     unread: dict[str, list[int]] = {}
@@ -142,7 +142,7 @@ def _is_due(shard: ShardFacts, facts: Facts) -> bool:
 
 
 def databases(facts: Facts) -> Iterator[Finding]:
-    """Whether another database of the server holds the same namespace."""
+    """Check whether another database of the server holds the same namespace."""
     if facts.other_databases:
         others = ", ".join(map(str, facts.other_databases))
         yield Finding(
@@ -155,7 +155,7 @@ def databases(facts: Facts) -> Iterator[Finding]:
 
 
 def invalidated_scopes(facts: Facts) -> Iterator[Finding]:
-    """How many scopes and tags are remembered, against the most that may be."""
+    """Check how many invalidated scopes and tags are remembered, of the most that may be."""
     counts = [s.invalidated_scopes for s in facts.shards if s.invalidated_scopes is not None]
     if not counts:
         return
@@ -178,7 +178,7 @@ def invalidated_scopes(facts: Facts) -> Iterator[Finding]:
 
 
 def log(facts: Facts) -> Iterator[Finding]:
-    """How far back a node that was away can catch up."""
+    """Check how far back a node that was away can catch up."""
     # A shard whose epoch has just begun has no log yet, and no marks.
     lost = [s.index for s in facts.shards if s.log_last == 0 and s.meta and (s.log_first or s.invalidated_scopes)]
     kept = [s.log_last - s.log_first + 1 for s in facts.shards if s.log_first and s.log_last]
@@ -194,7 +194,7 @@ def log(facts: Facts) -> Iterator[Finding]:
 
 
 def nodes(facts: Facts) -> Iterator[Finding]:
-    """Who is alive, and how far behind."""
+    """Check which nodes are alive, and how far behind they are."""
     settings = facts.settings
     alive: dict[str, int] = {}
     gone: set[str] = set()
@@ -237,7 +237,7 @@ def nodes(facts: Facts) -> Iterator[Finding]:
 
 
 def ahead(facts: Facts) -> Iterator[Finding]:
-    """Which lines are of a time that the server's clock has not reached: a node that lives writes its own anew."""
+    """Check for rows with a time that the server's clock has not reached. A living node rewrites its own row."""
     later = {node.name: node.ahead_s for shard in facts.shards for node in nodes_of(shard) if not node.told_in_time}
     if later:
         names = sorted(later)
@@ -252,7 +252,7 @@ def ahead(facts: Facts) -> Iterator[Finding]:
 
 
 class Present:
-    """One node as its line in a shard tells."""
+    """One node, by its row in a shard."""
 
     __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_without_l2", "name", "silent_s")
 
@@ -268,12 +268,12 @@ class Present:
 
     @property
     def told_in_time(self) -> bool:
-        """Whether the line may be as old as it says."""
+        """Whether the row's time is not in the future."""
         return self.ahead_s <= self.bound_s
 
     @property
     def alive(self) -> bool:
-        """Whether it was heard of within its bound."""
+        """Whether the node has written its row within its bound."""
         return self.told_in_time and self.silent_s <= self.bound_s
 
 
@@ -283,7 +283,7 @@ def nodes_of(shard: ShardFacts) -> list[Present]:
 
 
 def bounds(facts: Facts) -> Iterator[Finding]:
-    """Whether all nodes have the same staleness bound and longest guard, and all or none keep what they load alone."""
+    """Check that all nodes have the same staleness bound and longest guard, and agree on what they keep without L2."""
     there = [node for shard in facts.shards for node in nodes_of(shard)]
     for what, variable, values in (
         ("staleness bound", "CACHEBUS_STALENESS_BOUND_S", {node.bound_s for node in there}),

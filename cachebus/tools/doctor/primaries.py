@@ -1,4 +1,4 @@
-"""The servers that a URL stands for: the one it names, the primary behind Sentinels, or all primaries of a Cluster."""
+"""Finds the primaries that a URL stands for: the server it names, the one behind Sentinels, or all of a Cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cachebus.tools.doctor.finding import Finding
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """One of them. `shards`: those of the namespace that lie there, None for all."""
+    """A primary. `shards`: the shards of the namespace that lie there, None for all."""
 
     address: Address
     shards: Sequence[int] | None = None
@@ -37,16 +37,16 @@ class Deployment:
     """For people: no passwords."""
     primaries: Sequence[Primary]
     findings: Sequence[Finding] = ()
-    """What concerns no single server."""
+    """Findings that are about no single server."""
 
 
 async def primaries_of(settings: Settings) -> list[Primary]:
-    """Where the namespace lies now, and nothing of who watches over it; `ConfigError`, `L2Unavailable`."""
+    """The primaries alone, without asking Sentinels or the Cluster about replicas; `ConfigError`, `L2Unavailable`."""
     return _primaries(await _route_of(settings))
 
 
 async def deployment_of(settings: Settings) -> Deployment:
-    """All of it, and what those say who watch over it; `ConfigError`, `L2Unavailable`."""
+    """The whole deployment, with what Sentinels or the nodes of a Cluster say of it; `ConfigError`, `L2Unavailable`."""
     route = await _route_of(settings)
     places = places_of(settings)
     primaries = _primaries(route)
@@ -82,7 +82,7 @@ async def _route_of(settings: Settings) -> Route:
 
 
 async def route_to(settings: Settings) -> Route:
-    """The way to the namespace, with the primaries found; `L2Unavailable` where nobody serves any of it."""
+    """The route to the namespace, with its primaries found; `L2Unavailable` if none of it is served."""
     route = route_of(settings, monotonic)
     try:
         await route.look(monotonic())

@@ -1,4 +1,4 @@
-"""What a refusal means that no right would mend."""
+"""What refusals mean that no right would help against."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MEANINGS: Final[Mapping[str, str]] = {
     "not found": "it does not know the command: it was renamed or taken away, or this is no server for data",
     "unknown command": "it does not know the command: it was renamed or taken away, or this is no server for data",
 }
-"""By what lies in the text: before Redis 7.0 a script's error hides the code of another."""
+"""Meanings by a part of the text: before Redis 7.0, a script's error hides the code of the error in it."""
 
 
 def finding_of(refused: Sequence[str], how: str) -> Finding:
-    """Operations that are refused, by a user who lacks no right for them."""
+    """The finding for operations that are refused though the user has the rights."""
     why = next((meaning for sign, meaning in MEANINGS.items() if sign in refused[0]), "")
     more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"
     return Finding(

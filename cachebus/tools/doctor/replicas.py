@@ -1,4 +1,4 @@
-"""Looks at the replicas themselves: any may be promoted, and neither settings nor users replicate."""
+"""Checks of the replicas themselves. Any may be promoted, and neither settings nor users are replicated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from cachebus.errors import CacheBusError
 from cachebus.resp import Address
 from cachebus.settings import Settings
-from cachebus.tools.doctor import access, durability, links, memory, succession
+from cachebus.tools.doctor import access, after_failover, durability, links, memory
 from cachebus.tools.doctor.counting import (
     counted,
     disowned,
@@ -34,13 +34,13 @@ LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     links.scripts,
     links.trimming,
 )
-"""What is looked at there as at the primary."""
+"""Checks that are the same for a replica as for the primary."""
 _NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password configured")
 
 
 def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[Address]:
-    """Those that are there, as whoever would promote them names them. With `named_by_server` those as well that only
-    the server names: whoever may follow it may have it name any address, and is then given this login."""
+    """The addresses of replicas to ask: those that Sentinels or the Cluster name. `named_by_server`: those too that
+    only the server names. A follower can have the server name any address, which then gets this login."""
     there = disowned(server, watched)
     known = [replica.address for replica in watched.known or () if not replica.away or replica in there]
     if not named_by_server:
@@ -53,7 +53,7 @@ def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[A
 
 
 async def looked_at(addresses: Sequence[Address], settings: Settings) -> list[Replica]:
-    """What each of them tells of itself, and what this login may do there. Nothing is written."""
+    """What each of them says of itself, and what this login may do there. Nothing is written."""
     return [await _replica(address, settings) for address in addresses]
 
 
@@ -72,7 +72,7 @@ async def _replica(address: Address, settings: Settings) -> Replica:
 
 
 def promoted(facts: Facts) -> Iterator[Finding]:
-    """Whether each replica, once it is promoted, is what the primary must be."""
+    """Check that each replica, once promoted, is set up as the primary must be."""
     if facts.server.info.get("role") not in ("master", None) or not (facts.replicas or facts.server.followers):
         return
     asked = {(each.address.host, each.address.port) for each in facts.replicas}
@@ -98,7 +98,7 @@ def promoted(facts: Facts) -> Iterator[Finding]:
 
 
 def _together(found: Iterable[tuple[Address, Finding]]) -> list[Finding]:
-    """What is the same at several of them once, with all that it is told of."""
+    """Findings that several replicas share, merged into one that names all of them."""
     where: dict[Finding, list[str]] = {}
     for address, finding in found:
         where.setdefault(finding, []).append(str(address))
@@ -114,7 +114,7 @@ def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
     if replica.server is None:
         yield _out_of_reach(replica, facts.watched)
         return
-    yield from succession.following(replica.server)
+    yield from after_failover.following(replica.server)
     yield from _waiting(replica.server, facts)
     yield from _like_the_primary(replica.server, facts)
     yield from replica.lacking
@@ -141,7 +141,7 @@ def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
 
 
 def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
-    """Whether it would wait for as many replicas as the primary must."""
+    """Check that it would wait for as many replicas as the primary must."""
     least, most_lag_s = needed(counted(facts)), longest_lag_s(facts.watched)
     has, lag_s = server.setting(WRITES), server.setting(LAG)
     if has is None or lag_s is None:
@@ -164,7 +164,7 @@ def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
 
 
 def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
-    """What of the server's own set-up is to be mended."""
+    """The problems in the server's own set-up."""
     theirs = Facts(facts.settings, server, Timing([], []))
     for check in LIKE_THE_PRIMARY:
         yield from (finding for finding in check(theirs) if finding.level not in (Level.OK, Level.UNKNOWN))

@@ -1,7 +1,7 @@
-"""Checks of replicas: who may be promoted, what a primary that was cut off goes on doing, and what voids L2.
+"""Checks of replication: what a cut-off primary still accepts, which replicas count, and what voids L2.
 
-At most one side may write. A primary with n replicas that is cut off may have some of them on its side, the one that is
-promoted has the others: with m = min-replicas-to-write both can go on where m <= (n - 1) / 2. So m must be more.
+In a split at most one side may take writes. A cut-off primary with n replicas may have some of them on its side; the
+promoted one has the others. With m = min-replicas-to-write both sides can write if m <= (n - 1) / 2. So m must be more.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cachebus.tools.doctor.counting import (
     needed,
     replicas_said,
 )
-from cachebus.tools.doctor.facts import Facts, Known, Watched
+from cachebus.tools.doctor.facts import Facts, KnownReplica, Watched
 from cachebus.tools.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
 
 
 def role(facts: Facts) -> Iterator[Finding]:
-    """Whether the server is a primary."""
+    """Check that the server is a primary."""
     info = facts.server.info
     if info.get("role") is None:
         yield unknown("replication", facts.server.info_refused)
@@ -42,7 +42,7 @@ def role(facts: Facts) -> Iterator[Finding]:
 
 
 def cut_off(facts: Facts) -> Iterator[Finding]:
-    """Whether an acknowledged invalidation survives a failover, whatever is cut off from what."""
+    """Check that an acknowledged invalidation survives a failover, whichever servers are cut off from each other."""
     server = facts.server
     if server.info.get("role") != "master":
         return
@@ -73,8 +73,8 @@ def cut_off(facts: Facts) -> Iterator[Finding]:
 
 
 def _alone(facts: Facts) -> Finding:
-    """No replica follows. Whether one has, and was promoted, only those tell who would have promoted it; the server
-    counts since its start what it has copied itself to, as to a backup too."""
+    """The finding if no replica follows. Whether one did, and was promoted, only Sentinels or the Cluster could tell.
+    The server counts full copies since its start, but a backup is one of them, too."""
     copied = facts.server.number("sync_full") or 0
     if copied and facts.watched.known is None:
         return Finding(
@@ -96,9 +96,9 @@ def _alone(facts: Facts) -> Finding:
 
 
 def _too_few(said: str, good: int, count: int) -> Finding:
-    """Writes are refused, as they must be where replicas have followed and one of them may have been promoted. Nothing
-    that a server tells proves that none ever did: it forgets by a restart, and when repl-backlog-ttl is over. So no
-    command is printed that would have it write."""
+    """The finding if writes are refused for lack of replicas. They must be, if a replica may have been promoted.
+    Nothing in a server proves that none was: it forgets by a restart, and after repl-backlog-ttl. So no command is
+    printed that would let it write."""
     return Finding(
         "replication",
         Level.PROBLEM,
@@ -118,7 +118,8 @@ def _keep(count: int) -> str:
 
 
 def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
-    """The commands would have every write refused where too few are there: then they are not printed."""
+    """The finding if both sides of a split could write. Its commands would refuse every write if too few replicas are
+    there: then they are not printed."""
     least, lag_s = needed(count), within(facts.server.setting(LAG), most_lag_s)
     there = keeping_up(facts.server, lag_s)
     commands, conf = to_wait_for(least, lag_s)
@@ -150,7 +151,7 @@ def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
 
 
 def gone(facts: Facts) -> Iterator[Finding]:
-    """Which of the replicas that count are away."""
+    """Check which of the replicas that count are away."""
     away, refused = absent(facts), disowned(facts.server, facts.watched)
     if facts.server.info.get("role") != "master":
         return
@@ -176,7 +177,7 @@ def gone(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _forget(watched: Watched, away: Sequence[Known]) -> str:
+def _forget(watched: Watched, away: Sequence[KnownReplica]) -> str:
     lost = f"If {', '.join(str(each.address) for each in away)} never come back"
     if watched.kind == SENTINEL:
         return (
@@ -206,12 +207,12 @@ def _more_than_one(count: int) -> str:
 
 
 def to_wait_for(replicas: int, lag_s: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What sets both; as of `config_set`."""
+    """The commands and lines, as of `config_set`, that set both min-replicas settings."""
     return config_set(min_replicas_to_write=str(replicas), min_replicas_max_lag=str(lag_s))
 
 
 def within(lag_s: int | None, most_lag_s: int) -> int:
-    """A lag that is short enough stays."""
+    """The lag to set: the present one, if it is short enough."""
     return lag_s if lag_s is not None and 0 < lag_s <= most_lag_s else most_lag_s
 
 
@@ -241,7 +242,7 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
 
 
 def migrating(facts: Facts) -> Iterator[Finding]:
-    """Whether a Cluster moves replicas between primaries, and so changes how many each has."""
+    """Check whether the Cluster moves replicas between primaries, which changes how many each has."""
     allowed: Mapping[str, str] = facts.server.config
     if facts.server.info.get("cluster_enabled") == "1" and allowed.get("cluster-allow-replica-migration") == "yes":
         commands, conf = config_set(cluster_allow_replica_migration="no")
@@ -259,7 +260,7 @@ def migrating(facts: Facts) -> Iterator[Finding]:
 
 
 def new_ids(facts: Facts) -> Iterator[Finding]:
-    """What gives the server another replication id while it runs: all of L2 is void then."""
+    """Check for what gives a running server another replication id, by which all of L2 becomes void."""
     server = facts.server
     ttl_s = server.setting("repl-backlog-ttl")
     if server.info.get("role") != "master" or ttl_s is None:

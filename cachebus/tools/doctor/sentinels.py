@@ -1,4 +1,4 @@
-"""What Sentinels say of the primary that they watch over, and of its replicas."""
+"""Checks of Sentinels: what they say of the primary and its replicas, and whether they can promote one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cachebus.errors import CacheBusError
 from cachebus.resp import SENTINEL, Address, Places
-from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, Known, Watched, texts, whole
+from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, KnownReplica, Watched, texts, whole
 from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
@@ -17,48 +17,48 @@ _DOWN: Final = frozenset(("o_down", "s_down"))
 
 LEAST_SENTINELS: Final = 3
 LEAST_FAILOVER_S: Final = 3.0
-"""The least min-replicas-max-lag, a second, is over only so long after the last acknowledgement."""
+"""The least min-replicas-max-lag is a second. It ends only so long after the last acknowledgement."""
 FAILOVER_MS: Final = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SentinelView:
     """What one Sentinel says."""
 
     sentinel: Address
     silent: str = ""
     """Why it can't be asked."""
     primary: Mapping[str, str] = field(default_factory=dict)
-    """As of SENTINEL MASTER; empty where it does not say."""
+    """Its answer to SENTINEL MASTER; empty if it does not answer."""
     replicas: Sequence[Mapping[str, str]] = ()
     refused: str = ""
-    """Why it does not say what it was asked for."""
+    """Why it refuses an answer."""
     quorum: str = ""
-    """Why a failover would not be agreed on; "" where it would, or that is refused."""
+    """Why the Sentinels would not agree on a failover; "" if they would, or if that is refused."""
     quorum_refused: str = ""
 
     def names(self, primary: Address) -> bool:
-        """Whether it watches over that one."""
+        """Whether it watches this primary."""
         return (self.primary.get("ip"), self.primary.get("port")) == (primary.host, str(primary.port))
 
     @property
     def down(self) -> str:
-        """Why it holds the primary for dead, in its words; "" where it does not."""
+        """Why it takes the primary for dead, in its words; "" if it does not."""
         return ", ".join(sorted(_DOWN & set(self.primary.get("flags", "").split(","))))
 
     @property
     def down_after_s(self) -> float | None:
-        """After how long a silence it holds the primary for dead."""
+        """After how many silent seconds it takes the primary for dead."""
         silent_ms = whole(self.primary.get("down-after-milliseconds"))
         return None if silent_ms is None else silent_ms / 1000
 
 
-async def views_of(places: Places) -> list[View]:
-    """What each of them says."""
+async def views_of(places: Places) -> list[SentinelView]:
+    """The view of each Sentinel."""
     return list(await asyncio.gather(*(_view(each, places.service) for each in places.addresses)))
 
 
-async def _view(sentinel: Address, service: str) -> View:
+async def _view(sentinel: Address, service: str) -> SentinelView:
     try:
         asker = await Asker.open(sentinel, ASK_TIMEOUT_S)
         try:
@@ -68,9 +68,9 @@ async def _view(sentinel: Address, service: str) -> View:
         finally:
             asker.close()
     except CacheBusError as error:
-        return View(sentinel, silent=str(error))
+        return SentinelView(sentinel, silent=str(error))
     agreed = "NOQUORUM" in quorum
-    return View(
+    return SentinelView(
         sentinel,
         "",
         texts(flat),
@@ -81,8 +81,9 @@ async def _view(sentinel: Address, service: str) -> View:
     )
 
 
-def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched:
-    """The least time-out of all that answer, since any may begin a failover; every replica that any of them knows."""
+def watched_by(views: Sequence[SentinelView], service: str, primary: Address) -> Watched:
+    """Their views merged: the least time-out, since any may begin a failover, and every replica that any of them
+    knows."""
     told = [view for view in views if view.primary and not view.refused]
     if not told:
         return Watched(SENTINEL, service, refused=next((view.refused or view.silent for view in views), ""))
@@ -91,16 +92,16 @@ def watched_by(views: Sequence[View], service: str, primary: Address) -> Watched
     return Watched(SENTINEL, service, min(times_s, default=None), _merged(agreeing, primary))
 
 
-def _merged(views: Sequence[View], primary: Address) -> list[Known]:
-    """One that any Sentinel reaches is there."""
-    found: dict[Any, Known] = {}
+def _merged(views: Sequence[SentinelView], primary: Address) -> list[KnownReplica]:
+    """Their replicas merged: one that any Sentinel reaches is there."""
+    found: dict[Any, KnownReplica] = {}
     for view in views:
         for row in view.replicas:
             place = row.get("ip", ""), whole(row.get("port")) or 0
             flags = frozenset(row.get("flags", "").split(","))
             away = ", ".join(sorted(flags & _AWAY))
             before = found.get(place)
-            found[place] = Known(
+            found[place] = KnownReplica(
                 replace(primary, host=place[0], port=place[1]),
                 away=away and (away if before is None else before.away),
                 promotable=row.get("slave-priority") != "0",
@@ -108,8 +109,8 @@ def _merged(views: Sequence[View], primary: Address) -> list[Known]:
     return list(found.values())
 
 
-def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> Iterator[Finding]:
-    """Whether the Sentinels can promote a replica, and agree on what they do."""
+def failing_over(views: Sequence[SentinelView], watched: Watched, primary: Address) -> Iterator[Finding]:
+    """Check that the Sentinels can promote a replica, and agree on the primary."""
     silent = [view for view in views if view.silent]
     if silent:
         yield Finding(
@@ -155,13 +156,14 @@ def failing_over(views: Sequence[View], watched: Watched, primary: Address) -> I
         yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
 
 
-def _known(views: Sequence[View]) -> int:
-    """As many as any knows of, or the URL names: one that was started a moment ago knows none of the others yet."""
+def _known(views: Sequence[SentinelView]) -> int:
+    """How many Sentinels there are: the most that any of them knows, or that the URL names. One that has just started
+    does not know the others yet."""
     return max(len(views), *((whole(each.primary.get("num-other-sentinels")) or 0) + 1 for each in views))
 
 
-def _few(views: Sequence[View]) -> Iterator[Finding]:
-    """Whether the death of one Sentinel ends failovers, or keeps nodes from the primary."""
+def _few(views: Sequence[SentinelView]) -> Iterator[Finding]:
+    """Check that failovers, and nodes' access to the primary, survive the death of one Sentinel."""
     if not any(view.primary for view in views):
         return
     all_ = _known(views)
@@ -183,7 +185,7 @@ def _few(views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
-def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
+def _no_quorum(views: Sequence[SentinelView], view: SentinelView, service: str) -> Finding:
     all_ = _known(views)
     high = (whole(view.primary.get("quorum")) or 0) > all_
     return Finding(
@@ -197,8 +199,9 @@ def _no_quorum(views: Sequence[View], view: View, service: str) -> Finding:
     )
 
 
-def _held_for_dead(views: Sequence[View], down: Sequence[View], service: str) -> Finding:
-    """That they would agree is no help then: they do, and nothing comes of it, or soon something does."""
+def _held_for_dead(views: Sequence[SentinelView], down: Sequence[SentinelView], service: str) -> Finding:
+    """The finding if Sentinels take the primary for dead. That they agree does not help: either a failover is coming,
+    or none is possible."""
     return Finding(
         "failover",
         Level.PROBLEM,
@@ -210,7 +213,7 @@ def _held_for_dead(views: Sequence[View], down: Sequence[View], service: str) ->
     )
 
 
-def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
+def _disagreeing(views: Sequence[SentinelView], primary: Address) -> Iterator[Finding]:
     others = [view for view in views if view.primary and not view.names(primary)]
     if others:
         named = ", ".join(f"{v.sentinel} names {v.primary.get('ip')}:{v.primary.get('port')}" for v in others)
@@ -234,7 +237,7 @@ def _disagreeing(views: Sequence[View], primary: Address) -> Iterator[Finding]:
 
 
 def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -> Finding:
-    """A replica is promoted before a cut-off primary can know that it must refuse."""
+    """The finding if a replica is promoted before a cut-off primary refuses writes."""
     return Finding(
         "failover",
         Level.ADVICE,
@@ -248,13 +251,13 @@ def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -
     )
 
 
-def _do(views: Sequence[View]) -> str:
+def _do(views: Sequence[SentinelView]) -> str:
     return "does" if len(views) == 1 else "do"
 
 
-def _name(views: Sequence[View]) -> str:
+def _name(views: Sequence[SentinelView]) -> str:
     return "names" if len(views) == 1 else "name"
 
 
-def _hold(views: Sequence[View]) -> str:
+def _hold(views: Sequence[SentinelView]) -> str:
     return "holds" if len(views) == 1 else "hold"

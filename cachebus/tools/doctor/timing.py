@@ -1,4 +1,4 @@
-"""How fast the server answers, and what the clocks of both sides do."""
+"""Measures and checks how fast the server answers, and how its clock and ours run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SCRIPT: Final = """local clock = redis.call('TIME')
 local server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 redis.pcall('HMGET', KEYS[1], 'server', 'epoch', 'seq')
 return {clock[1], clock[2], server or ''}"""
-"""What every script of ours begins with; it changes nothing."""
+"""The beginning of every script of ours. It changes nothing."""
 
 
 async def timed(asker: Asker, settings: Settings, rounds: int = ROUNDS, shard: int = 0) -> Timing:
-    """Time round trips and compare clocks: about half a second."""
+    """Measure round trips, and compare clocks. Takes about half a second."""
     pings = [await _took_s(asker, "PING") for _ in range(rounds)]
     meta = ShardNames(settings.namespace, shard).meta
     reply, refused = await asker.ask("EVAL", SCRIPT, 1, meta)
@@ -46,7 +46,7 @@ async def _took_s(asker: Asker, *args: str | int) -> float:
 
 
 async def _compared(asker: Asker) -> tuple[float, float, float, float]:
-    """Offset, its error, drift and its error. An answer is sure to half of its round trip, so the quickest counts."""
+    """Offset, its error, drift, and its error. The error is half of a round trip, so the quickest one is used."""
     seen: list[tuple[float, float, float]] = []
     for _ in range(CLOCK_PROBES):
         wall, asked_s = wall_s(), perf_counter()
@@ -64,12 +64,12 @@ async def _compared(asker: Asker) -> tuple[float, float, float, float]:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Of sorted values; 0.0 when there are none."""
+    """The quantile of sorted values; 0.0 if there are none."""
     return values[min(len(values) - 1, int(q * len(values)))] if values else 0.0
 
 
 def latency(facts: Facts) -> Iterator[Finding]:
-    """Whether probes are answered well before the lease that they renew ends."""
+    """Check that probes are answered well before the lease that they renew ends."""
     timing, settings = facts.timing, facts.settings
     if timing.script_refused:
         yield Finding(
@@ -108,7 +108,7 @@ def _ms(values: Sequence[float], q: float) -> str:
 
 
 def forking(facts: Facts) -> Iterator[Finding]:
-    """For how long the server stands still when it begins to write a file."""
+    """Check how long the server stands still when it forks to write a file."""
     fork_us = facts.server.number("latest_fork_usec")
     if fork_us is not None and fork_us / 1e6 >= facts.settings.l2_timeout_s / 2:
         yield Finding(
@@ -123,7 +123,8 @@ def forking(facts: Facts) -> Iterator[Finding]:
 
 
 def clocks(facts: Facts) -> Iterator[Finding]:
-    """No decision compares two machines' clocks; expiry follows the server's, the lease this node's monotonic one."""
+    """Check the clocks. No decision compares two machines' clocks: expiry follows the server's clock, and the lease
+    this node's monotonic one."""
     timing = facts.timing
     said = (
         f"the server's clock is {timing.offset_s:+.3f} s from this machine's, give or take {timing.offset_error_s:.3f}"

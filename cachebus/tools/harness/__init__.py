@@ -1,1 +1,1 @@
-"""Node processes and what lies between them and a server: a supervisor, and a proxy that misbehaves on demand."""
+"""Runs node processes, and a proxy between them and a server that misbehaves on request."""

@@ -1,4 +1,4 @@
-"""A server's replies as the proxy sees them: cut into whole ones, so that a message can be lost, and not half of it."""
+"""Splits a server's bytes into complete replies, so that the proxy can drop a whole message, and not half of it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 _NESTED: Final = b"*>~"
 _MESSAGES: Final = (b"*3\r\n$7\r\nmessage\r\n", b"*3\r\n$8\r\nsmessage\r\n", b">3\r\n$7\r\nmessage\r\n")
 HEAD_BYTES: Final = 58
-"""Of an event, up to the end of its checks."""
+"""The length of an event's head, checksums included."""
 SEQ_AT: Final = 27
-"""Where the lowest byte of its seq is."""
+"""The place of the lowest byte of the seq in it."""
 
 
 class Frames:
-    """Cuts a stream of replies into whole ones, whatever pieces it comes in."""
+    """Splits a stream of bytes into complete replies, in whatever pieces it comes."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The replies that are whole by now, in order; put together they are what came in."""
+        """Take bytes; returns the replies that are complete by now, in order."""
         data = self._rest + data
         frames, at = [], 0
         while (end := _end_of(data, at)) is not None:
@@ -36,13 +36,13 @@ def is_message(frame: bytes) -> bool:
 
 
 def garbled(frame: bytes) -> bytes:
-    """The same message with a byte changed in the middle of its payload."""
+    """The message with a byte changed in the middle of its payload."""
     place = len(frame) - 2 - _payload_bytes(frame) // 2 - 1
     return frame[:place] + bytes([frame[place] ^ 0x5A]) + frame[place + 1 :]
 
 
 def garbled_head(frame: bytes, dice: Random) -> bytes:
-    """The same message with another bit in the head of its event, most likely where it says which one it is."""
+    """The message with a bit changed in the head of its event, most likely in the seq."""
     payload = _payload_bytes(frame)
     if payload < HEAD_BYTES:
         return frame  # it is no event
@@ -60,7 +60,7 @@ def _payload_bytes(frame: bytes) -> int:
 
 
 def _end_of(data: bytes, at: int) -> int | None:
-    """Where the reply that begins here ends; None if it is not whole."""
+    """Where the reply that begins at this place ends; None if it is not complete."""
     line_end = data.find(b"\r\n", at)
     if line_end < 0:
         return None

@@ -1,4 +1,4 @@
-"""What the parent tells a node process, and what the node tells back: JSON, a line each, over its stdin and stdout."""
+"""The messages between the parent and a node process: lines of JSON, over the node's stdin and stdout."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from typing import Final
 import msgspec
 
 TICK_S: Final = 0.25
-"""A node tells how it stands at every multiple of this on the machine's clock: all nodes' figures are of one moment."""
+"""A node sends its figures at every multiple of this on the machine's clock, so that all nodes' figures are of one
+moment."""
 STOP: Final = b"stop\n"
 GO: Final = b"go\n"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """All that a node process needs to know. Holds credentials: never for an argument list or a log."""
+    """All that a node process needs to know. Holds credentials, so it is never put into an argument list or a log."""
 
     node: int
-    """From 1 on."""
+    """Counts from 1."""
     nodes: int
     directory: str
-    """Where the catalogue is, and where the node writes down what it sees."""
+    """The folder of the catalogue and of the history logs."""
     url: str | None
-    """The cache's server; None: no cachebus, but a dict with a TTL."""
+    """The cache's server; None for a dict with a TTL in place of cachebus."""
     namespace: str
     bound_s: float
     l1_entries: int
     ttl_s: float
     rate: float
-    """Accesses a second; 0: as fast as it goes."""
+    """Accesses a second; 0 for as fast as possible."""
     write_ratio: float
     source_latency_s: float
     seed: int
     trace: str | None
-    """A trace's path; None: the generator."""
+    """The path of a trace; None for the generator."""
     database: str | None = None
-    """The PostgreSQL that has the catalogue; None: the file."""
+    """The PostgreSQL that has the catalogue; None for the SQLite file."""
     writes: str = "direct"
-    """How a write is told: by its writer ("direct"), by a row ("outbox"), by the database's log ("cdc")."""
+    """Who invalidates a write: its writer ("direct"), or a worker that reads a row ("outbox") or the log ("cdc")."""
     writes_for_s: float | None = None
-    """How long writes are made; None: as long as reads."""
+    """How long writes are made, in seconds; None for as long as reads."""
     kafka: str | None = None
-    """The Kafka that carries events; None: Redis does."""
+    """The Kafka that carries the events; None for Redis."""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -50,7 +51,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Tick(msgspec.Struct, tag="tick", frozen=True):
-    """How a node stands. Counts are since its start."""
+    """The figures of a node. Counts are since its start."""
 
     node: int
     at_s: float
@@ -60,33 +61,33 @@ class Tick(msgspec.Struct, tag="tick", frozen=True):
     failed: int = 0
     """Reads that raised."""
     repeated: int = 0
-    """Invalidations that had to be called again."""
+    """Invalidations that were repeated."""
     l1_hits: int = 0
     l2_hits: int = 0
     loads: int = 0
     applied: int = 0
     lease_left_s: float = 0.0
     over: bool = False
-    """Whether its part of the trace is at its end."""
+    """Whether its part of the trace has ended."""
     ways: dict[str, int] = {}
-    """How often what comes seldom has come, by its name."""
+    """How often rare cases happened, by their names."""
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """The node has stopped and written down all it saw."""
+    """The node has stopped, and written its history logs."""
 
     last: Tick
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """The node can't go on, for a reason that a person can mend: one line."""
+    """The node can't go on, for a reason that the user can repair, in one line."""
 
     node: int
     error: str
 
 
 class Said(msgspec.Struct, tag="said", frozen=True):
-    """The node has carried out an order, and this is what came of it."""
+    """The node has carried out an order; `text` is its answer."""
 
     node: int
     order: str

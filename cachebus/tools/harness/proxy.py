@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks on request: between one node and its server, to show what a bad network does."""
+"""A TCP proxy between one node and its server that behaves like a bad network on request."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def dialer(address: Address) -> Dial:
 
 
 class Proxy:
-    """Passes bytes both ways, until told otherwise; an async context manager. Listens on loopback alone.
+    """Passes bytes both ways, until told otherwise. An async context manager. Listens on loopback alone.
 
-    A connection is one of events as soon as it subscribes, and of data until then. `hold`, `delay`, `spoil` and
-    `garble` change how bytes fare from now on, `cut` breaks connections and refuses new ones, `reset` only breaks
-    them. `restore` ends all of it; bytes that were held arrive then, even those of a node that has hung up meanwhile,
-    as they may in a real network.
+    A connection counts as one of data, and, once it subscribes, as one of events. `hold`, `delay`, `spoil` and `garble`
+    change how bytes pass from now on. `cut` breaks connections and refuses new ones; `reset` only breaks them.
+    `restore` ends all of that. Held bytes arrive then, even those of a node that has disconnected meanwhile, as they
+    may in a real network.
     """
 
     def __init__(self, dial: Dial) -> None:
@@ -66,7 +66,7 @@ class Proxy:
             await asyncio.wait(self._tasks)
 
     def hold(self, kinds: Iterable[Kind] = ALL_KINDS, directions: Iterable[Direction] = BOTH) -> None:
-        """Let no byte pass any more: connections stay, and new ones are taken."""
+        """Let no byte pass. Connections stay open, and new ones are accepted."""
         for way in self._chosen(kinds, directions):
             way.held = True
         if all(way.held for way in self.ways.values()):
@@ -75,16 +75,16 @@ class Proxy:
     def delay(
         self, seconds: Callable[[], float], kinds: Iterable[Kind] = ALL_KINDS, directions: Iterable[Direction] = BOTH
     ) -> None:
-        """Let bytes come late, each piece by what `seconds()` gives."""
+        """Delay bytes, each piece by `seconds()`."""
         for way in self._chosen(kinds, directions):
             way.delay = seconds
 
     def spoil(self, spoil: Spoil) -> None:
-        """Have the replies of subscriptions, messages above all, replaced by what `spoil(reply)` gives."""
+        """Replace each reply on a subscription, so each message, by what `spoil(reply)` returns."""
         self.ways["events", "down"].spoil = spoil
 
     def garble(self, spoil: Spoil) -> None:
-        """Have the bytes that answer commands replaced, as they come, by what `spoil(bytes)` gives."""
+        """Replace the bytes of replies to commands, as they come, by what `spoil(bytes)` returns."""
         self.ways["data", "down"].spoil = spoil
 
     def cut(self) -> None:
@@ -93,12 +93,12 @@ class Proxy:
         self.reset()
 
     def lead(self, dial: Dial) -> None:
-        """To another server, from now on, as a name does that two servers answer to. What is there breaks."""
+        """Connect to another server from now on, as if a name was moved to it. Present connections break."""
         self._dial = dial
         self.reset()
 
     def reset(self, kinds: Iterable[Kind] = ALL_KINDS) -> None:
-        """Break the connections of these kinds; new ones are welcome."""
+        """Break the connections of these kinds. New ones are accepted."""
         for pair in [pair for pair in self._pairs if pair.kind in kinds]:
             pair.cut()
 
@@ -107,7 +107,7 @@ class Proxy:
         self.ways["data", "down"].tear = lambda: self.reset(("data",))
 
     def restore(self) -> None:
-        """Let everything pass again."""
+        """Let all bytes pass again."""
         self._refusing = False
         for way in self.ways.values():
             way.held, way.delay, way.spoil, way.tear = False, None, None, None

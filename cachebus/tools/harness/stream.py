@@ -1,4 +1,4 @@
-"""One direction of one proxied connection: bytes that pass, wait, come late, or are lost by the message."""
+"""One direction of one proxied connection: its bytes pass, are held, are delayed, or are replaced."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Kind = Literal["data", "events"]
 Direction = Literal["up", "down"]
 """From the node to the server, or back."""
 Spoil = Callable[[bytes], list[bytes]]
-"""What arrives in place of a whole reply, or of some bytes, in this order."""
+"""Returns what arrives in place of a complete reply, or of some bytes, in this order."""
 
 HELD_BYTES_MAX: Final = 4 << 20
-"""Beyond it the sender is made to wait, as by a full window."""
+"""If more bytes are held, the sender must wait, as if the TCP window was full."""
 
 
 @dataclass(slots=True)
 class Way:
-    """How bytes fare in one direction of all connections of one kind."""
+    """How bytes pass in one direction of all connections of one kind."""
 
     held: bool = False
     delay: Callable[[], float] | None = None
-    """Seconds by which the next bytes come late; never out of order."""
+    """Gives the seconds by which the next bytes are delayed. They stay in order."""
     spoil: Spoil | None = None
-    """Of a subscription's replies, each whole; of other bytes as they come."""
+    """Replaces the replies of a subscription one by one, and other bytes as they come."""
     tear: Callable[[], None] | None = None
-    """Called once half of the next bytes have passed; the rest is lost."""
+    """Called once half of the next bytes have passed. The rest is lost."""
 
 
 class Stream:
-    """Takes bytes from one end and gives them to the other, as the way says."""
+    """Passes bytes from one end to the other, as the way says."""
 
     def __init__(self, way: Way, *, framed: bool = False) -> None:
         self.way = way
@@ -50,7 +50,7 @@ class Stream:
 
     @property
     def passed(self) -> bool:
-        """Whether all that was sent has arrived, and what is sent next would."""
+        """Whether all bytes have arrived, and the next would arrive at once."""
         return not self._waiting and not self.way.held
 
     def take(self, data: bytes) -> None:
@@ -76,7 +76,7 @@ class Stream:
         self.flush()
 
     def flush(self) -> None:
-        """Give on what may pass now; to be called whenever the way has changed."""
+        """Pass what may pass now. To be called whenever the way has changed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -93,7 +93,7 @@ class Stream:
             self.source.resume_reading()
 
     def drop(self) -> None:
-        """Forget what waits."""
+        """Drop the bytes that are held."""
         self._waiting.clear()
         self._bytes = 0
         if self._timer is not None:
@@ -102,7 +102,7 @@ class Stream:
 
     def _give(self, data: bytes) -> None:
         assert self.sink is not None
-        if self.sink.is_closing():  # lost just now: asyncio would complain of each piece
+        if self.sink.is_closing():  # the connection is lost: asyncio would log each write
             return
         tear = self.way.tear
         if tear is None:
@@ -110,4 +110,4 @@ class Stream:
             return
         self.way.tear = None
         self.sink.write(data[: len(data) // 2])
-        self._loop.call_soon(tear)  # so that the half is on its way first
+        self._loop.call_soon(tear)  # after the half was sent

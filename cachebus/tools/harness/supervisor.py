@@ -1,4 +1,4 @@
-"""The node processes: started, listened to and ended together."""
+"""Supervises the node processes: starts them, listens to them, and ends them together."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ OnTick = Callable[[Tick], None]
 
 
 class NodeCrashed(Exception):
-    """A node process ended that should not have. The message is one line that says which and why."""
+    """A node process ended by itself. The message is one line that says which and why."""
 
 
 class AnyJob(Protocol):
-    """What every node process is given: its number, and where it writes down what it sees."""
+    """What the job of every node process has: its number, and its folder."""
 
     @property
     def node(self) -> int:
@@ -37,11 +37,11 @@ class AnyJob(Protocol):
 
     @property
     def directory(self) -> str:
-        """Where its log is, too."""
+        """The folder of its history logs, and of its own log."""
 
 
 class NodeProcess:
-    """One node, as its parent sees it. `module` is the program that it runs, and takes such a job."""
+    """One node process, as its parent sees it. `module`: the program that it runs, which takes this kind of job."""
 
     def __init__(self, job: AnyJob, on_tick: OnTick, *, module: str = MODULE) -> None:
         self.job = job
@@ -64,7 +64,7 @@ class NodeProcess:
         """Start the process and hand it its job."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                # -P: a file of the user's that is named like one of our modules must not be imported instead
+                # -P: a user's file with the name of one of our modules must not be imported in its place
                 sys.executable,
                 "-P",
                 "-m",
@@ -80,13 +80,13 @@ class NodeProcess:
         self._listening = asyncio.create_task(self._listen(), name=f"node-{self.job.node}")
 
     def order(self, line: bytes) -> None:
-        """Send it a line; one that has ended hears nothing more."""
+        """Send it a line; nothing happens if it has ended."""
         stdin = self._alive().stdin
         if stdin is not None and not stdin.is_closing():
             stdin.write(line)
 
     async def ask(self, order: str, argument: str = "", *, within_s: float) -> str:
-        """Send an order, and give what the node says when it has carried it out; `NodeCrashed` if it does not."""
+        """Send an order; returns the node's answer once it has carried it out. `NodeCrashed` if it does not."""
         said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._said[order] = said
         self.order(f"{order} {argument}".encode() + b"\n")
@@ -112,7 +112,7 @@ class NodeProcess:
             process.stdin.close()
         for future in (self.ready, self.done):
             if not future.cancel():
-                future.exception()  # told already, or of no interest any more
+                future.exception()  # raised before, or of no interest any more
 
     async def _listen(self) -> None:
         process = self._alive()
@@ -139,7 +139,7 @@ class NodeProcess:
             self.done.set_result(message.last)
         elif self.ready.done():
             self._give_up(NodeCrashed(f"node {self.job.node} gave up: {message.error}"))
-        else:  # it never began: something about the server or the settings is wrong, and the message says what
+        else:  # it never became ready: the server or the settings are wrong, and the message says how
             self._give_up(ConfigError(message.error))
 
     def _give_up(self, error: Exception) -> None:
@@ -158,7 +158,8 @@ class NodeProcess:
 
 
 class Fleet:
-    """All nodes of a run; an async context manager, entered when all are connected, left when none is alive."""
+    """All node processes of a run. An async context manager: entering waits until all are connected, leaving ends
+    all."""
 
     def __init__(self, jobs: Sequence[Job], on_tick: OnTick) -> None:
         self.nodes = [NodeProcess(job, on_tick) for job in jobs]
@@ -180,7 +181,7 @@ class Fleet:
         await self._end()
 
     def go(self) -> None:
-        """Let all begin."""
+        """Have all nodes begin their load."""
         for node in self.nodes:
             node.order(GO)
 
@@ -193,7 +194,7 @@ class Fleet:
             future.result()
 
     async def stop(self) -> list[Tick]:
-        """Let all stop, and give their last figures; `NodeCrashed` for one that does not."""
+        """Have all nodes stop; returns their last figures. `NodeCrashed` for a node that does not stop."""
         for node in self.nodes:
             node.order(STOP)
         try:
@@ -206,7 +207,7 @@ class Fleet:
 
     @staticmethod
     async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
-        # Not gather: it would cancel futures that are awaited elsewhere too.
+        # Not gather: that would cancel futures which are awaited elsewhere, too.
         ended, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
         for future in ended:
             future.result()
@@ -217,7 +218,7 @@ class Fleet:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment with the way to this package, and without settings meant for the user's own caches."""
+    """This process's environment, with this package on the path, and without settings for the user's own caches."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     home = str(Path(cachebus.__file__).parents[1])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))

@@ -1,4 +1,4 @@
-"""How a node process talks with its parent: orders come as lines on stdin, messages go as lines to stdout."""
+"""The node's side of its talk with the parent: orders are lines on stdin, messages are lines on stdout."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ LINE_MAX: Final = 1 << 20
 
 
 async def hear() -> asyncio.StreamReader:
-    """The orders."""
+    """The stream of orders."""
     reader = asyncio.StreamReader(limit=LINE_MAX)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 
 
 async def next_order(orders: asyncio.StreamReader) -> bytes:
-    """The next line. Ends the process at once when there is none any more: then its parent has gone."""
+    """The next order. If the stream has ended, the parent is gone, and this ends the process at once."""
     line = await orders.readline()
     if not line:
-        os._exit(1)  # nobody is left to tell, and whatever hangs must not keep this process alive
+        os._exit(1)  # at once, so that nothing that hangs keeps this process alive
     return line
 
 
 def say(message: Message) -> None:
-    """Tell the parent."""
+    """Send the parent a message."""
     sys.stdout.buffer.write(encode(message) + b"\n")
     sys.stdout.buffer.flush()

@@ -1,1 +1,1 @@
-"""Real servers to try things with, and for the tests: started by one call, gone with the process that started them."""
+"""Real servers for tests, demos and first tries. One call starts a server; it ends with the process that started it."""

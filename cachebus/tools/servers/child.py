@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, however that one ends."""
+"""Child processes that end with their parent, even if that is killed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from typing import Final
 
 from cachebus.errors import ConfigError
 
-# Run in the child before it becomes the server: the kernel then kills it when its parent goes, even by SIGKILL. A
-# program of its own and not `preexec_fn`, which may not be used in a process with threads. The parent may have gone
-# before prctl: hence the second look. Another user is taken on here, and before prctl, which that would undo: that user
-# need not be able to run this Python.
+# The child runs this before it becomes the server:
+#
+# 1. It changes to another user, if asked. That comes before prctl, which a change of user undoes. That user need not be
+#    able to run this Python.
+# 2. It asks the kernel, by prctl, to kill it when its parent ends, even by SIGKILL.
+# 3. It looks whether the parent still lives: the parent may have ended before prctl.
+#
+# It is a program of its own, since `preexec_fn` must not be used in a process with threads.
 _TRAMPOLINE: Final = (
     "import ctypes, os, sys;"
     "parent, user, group = map(int, sys.argv[1:4]);"
@@ -32,16 +36,16 @@ _TRAMPOLINE: Final = (
 def spawn(
     command: list[str], *, log: Path, env: Mapping[str, str] | None = None, user: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the command with no input, its output appended to `log`. On Linux the kernel ends it with this process.
+    """Start a command without input, and append its output to `log`. On Linux the kernel ends it with this process.
 
-    Elsewhere whoever starts it ends it: see `end`. `env`: its whole environment, by default this one's. `user`: the
-    user id to run it as, which only root may give. `OSError` where it cannot be started.
+    On other systems the caller must end it: see `end`. `env`: its whole environment, by default this process's. `user`:
+    the user id to run it as, which only root may give. Raises `OSError` if it cannot be started.
     """
     return _spawner().submit(_spawn, command, log, env, user).result()
 
 
 def end(process: subprocess.Popen[bytes], directory: Path | None = None) -> None:
-    """Kill it if it lives, wait for it, and remove the directory it worked in, if one is given."""
+    """Kill the process if it lives, wait for it, and remove its directory, if one is given."""
     if process.poll() is None:
         process.kill()  # ends a paused one too
     process.wait()
@@ -51,8 +55,8 @@ def end(process: subprocess.Popen[bytes], directory: Path | None = None) -> None
 
 @cache
 def _spawner() -> ThreadPoolExecutor:
-    # The kernel takes the thread that spawned a child for its parent, and a server may well be started from a worker
-    # thread that soon ends. This one lives as long as the process.
+    # For the kernel the parent is the thread that spawned the child, and a server may be started from a thread that
+    # soon ends. This one lives as long as the process.
     return ThreadPoolExecutor(1, thread_name_prefix="cachebus-children")
 
 
@@ -63,7 +67,7 @@ def _spawn(command: list[str], log: Path, env: Mapping[str, str] | None, user: i
     elif user is not None:
         raise ConfigError("another user for a child process is only known on Linux: run this as an ordinary user")
     with log.open("ab") as out:
-        # A session of its own: Ctrl-C in a terminal reaches only the program there, which then ends its servers.
+        # In a session of its own Ctrl-C does not reach the server: the program gets it, and ends its servers.
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )

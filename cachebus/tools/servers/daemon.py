@@ -1,4 +1,4 @@
-"""What every server process here has in common: a directory, a port, a log, and how it is started and ended."""
+"""The base of all server processes: a directory, a port, a log, and how a server is started and ended."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ LOG_TAIL_LINES: Final = 12
 
 
 def free_port(owner: object | None = None) -> int:
-    """A port of 127.0.0.1 that nobody listens on, nor has been promised: for as long as `owner` lives, no other process
-    is given it, be a server there or not.
+    """A free port of 127.0.0.1. As long as `owner` lives no other process gets it from here, whether or not a server
+    listens on it.
 
-    Chosen below the range from which the system takes ports for outgoing connections: there, a client that keeps
-    trying to reach a stopped server may be given that very port, connect to itself, and keep the server from returning.
-    The upper end leaves room for the port + 10000 that a Cluster node uses besides.
+    It lies below the range from which the system takes ports for outgoing connections. In that range, a client that
+    keeps trying to reach a stopped server may get that very port, connect to itself, and block the server's return. The
+    upper end leaves room for port + 10000, which a Cluster node uses too.
     """
-    dice = SystemRandom()  # a test that seeds `random` must not give two servers one port
+    rng = SystemRandom()  # a test that seeds `random` must not give two servers one port
     while True:
-        port = dice.randrange(*PORTS)
-        promise = socket.socket(type=socket.SOCK_DGRAM)  # in the way of no server, as those here speak TCP
+        port = rng.randrange(*PORTS)
+        promise = socket.socket(type=socket.SOCK_DGRAM)  # a UDP socket reserves it: the servers use TCP
         try:
             promise.bind((HOST, port))
             with socket.socket() as probe:
@@ -54,11 +54,10 @@ def free_port(owner: object | None = None) -> int:
 
 
 class Daemon(ABC):
-    """A server process on 127.0.0.1; a context manager that starts and stops it. It ends with this object, too.
+    """A server process on 127.0.0.1; a context manager that starts and stops it. It also ends with this object.
 
-    Its calls block until the server answers: from a coroutine use `asyncio.to_thread`. `port`: by default a free one,
-    kept over restarts. `directory`: where it works, by default one of its own, which `stop` removes (a given one
-    stays).
+    Calls block until the server answers: from a coroutine use `asyncio.to_thread`. `port`: by default a free one, kept
+    over restarts. `directory`: its working directory, by default a new one, which `stop` removes; a given one stays.
     """
 
     START_TIMEOUT_S = 30.0
@@ -79,7 +78,7 @@ class Daemon(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether its process lives (a paused one does)."""
+        """Whether its process lives, also if it is paused."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -120,7 +119,7 @@ class Daemon(ABC):
     def stop(self) -> None:
         """End it, and remove its directory if that was its own. Nothing happens if it does not run."""
         if self._given is not None and self.running:
-            self._terminate()  # what it holds is somebody's: let it write that
+            self._terminate()  # the directory is the caller's: let the server write its data
         if self._end is not None:
             self._end()
         self._process, self._end, self._directory = None, None, self._given
@@ -165,13 +164,13 @@ class Daemon(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether it does its work now."""
+        """Whether it serves clients now."""
 
     def _prepare(self) -> None:  # noqa: B027 -- most servers find all they need
-        """Write what it wants to find in its directory."""
+        """Write the files that it needs into its directory."""
 
     def _place(self) -> Path | None:
-        """The folder for a directory of its own; None: the usual one."""
+        """The folder in which a new directory is made; None: the system's default."""
         return None
 
     def _remove_directory(self) -> None:
@@ -207,7 +206,7 @@ class Daemon(ABC):
             self.connected().close()
         except OSError:
             return
-        # Else the stranger there would answer in its place.
+        # Otherwise the other server would answer in its place.
         raise ConfigError(f"port {self.port} of {HOST} is taken: give another, or none")
 
     def _until_it_answers(self, process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,5 @@
-"""Debezium's connectors for PostgreSQL and MariaDB, each on a Kafka Connect of its own: one process, no cluster."""
+"""Debezium's connectors for PostgreSQL and MariaDB, each in its own standalone Kafka Connect: one process, no
+cluster."""
 
 from __future__ import annotations
 
@@ -32,11 +33,11 @@ CONNECTOR: Final = "changes"
 
 
 class DebeziumServer(Daemon):
-    """Kafka Connect, standalone, with a connector that follows a database; up when it tells of all that comes.
+    """A standalone Kafka Connect with a connector that follows a database. It answers once it captures all changes.
 
-    `database_url`: of a PostgreSQL database, or of a MariaDB server ("mysql://..."), which is followed with all of its
-    databases. Topics are named `{topic_prefix}.{schema}.{table}`, MariaDB's by the database. `tables`: with their
-    schemas; none: all. `connector`: more of the connector's properties, over those here. Restarts go on where it stood.
+    `database_url`: a PostgreSQL database, or a MariaDB server ("mysql://...") with all its databases. Topics are named
+    `{topic_prefix}.{schema}.{table}`, with the database as the schema for MariaDB. `tables`: with their schemas; none
+    for all. `connector`, `worker`: more properties, over those set here. After a restart it goes on where it was.
     """
 
     name = "Debezium"
@@ -143,11 +144,11 @@ class DebeziumServer(Daemon):
             if task.get("state") == "FAILED":
                 raise ConfigError(f"the connector has ended: {_first_cause(str(task.get('trace')))}")
         runs = bool(tasks) and all(task.get("state") == "RUNNING" for task in tasks)
-        # A slot is there before a task runs; the place in a binary log only when the tables have been looked at.
+        # A slot exists before a task runs. A position in a binary log exists only once the tables have been read.
         return runs and (not self._is_mariadb or bool((self._asked("offsets") or {}).get("offsets")))
 
     def tasks(self) -> list[dict[str, Any]]:
-        """What Kafka Connect says of its tasks: their "state", and the "trace" of one that is "FAILED"."""
+        """The tasks, as Kafka Connect shows them: each has a "state", and a "trace" if it has "FAILED"."""
         found = (self._asked("status") or {}).get("tasks", [])
         return found if isinstance(found, list) else []
 
@@ -161,6 +162,6 @@ class DebeziumServer(Daemon):
 
 
 def _first_cause(trace: str) -> str:
-    """The message that a Java trace ends with, which is where it all began."""
+    """The last message of a Java stack trace, which is the first cause."""
     lines = [line for line in trace.splitlines() if line and not line.startswith("\t")]
     return lines[-1].removeprefix("Caused by: ") if lines else "it does not say why"

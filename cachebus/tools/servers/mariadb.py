@@ -1,4 +1,4 @@
-"""A MariaDB server for tries and tests: the machine's program, or Maven's, run by an ordinary user on loopback."""
+"""A MariaDB server for tests: the machine's program, or one from Maven, run by an ordinary user on loopback."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ MISSING: Final = (
 )
 SUPERUSER: Final = "root"
 FOLDERS: Final = ("/usr/sbin", "/usr/libexec", "/usr/local/libexec")
-"""Where systems keep it, off an ordinary user's PATH."""
-# For a throw-away server: a crash of the process loses nothing of what was committed, a crash of the machine may.
+"""Folders in which systems keep the program, and which are not on an ordinary user's PATH."""
+# A crash of the process loses nothing that was committed. A crash of the machine may: this server is for tests.
 SETTINGS: Final = {
     "innodb-flush-log-at-trx-commit": "2",
     "innodb-buffer-pool-size": "32M",
     "innodb-log-file-size": "16M",
-    "innodb-use-native-aio": "OFF",  # not to be had in every container
+    "innodb-use-native-aio": "OFF",  # not available in every container
     "server-id": "1",
     "log-bin": "mariadb-bin",
     "binlog-format": "ROW",
@@ -47,7 +47,7 @@ SETTINGS: Final = {
 }
 MADE: Final = "made-by-cachebus"
 HELLO: Final = 10
-"""A server's first packet begins with this version of the protocol; an error's, with 255."""
+"""The protocol's version, with which a server's first packet begins. An error begins with 255."""
 
 
 class MariaDBServer(OrdinaryDaemon):
@@ -77,7 +77,7 @@ class MariaDBServer(OrdinaryDaemon):
         return (data / MADE).exists()
 
     def _make(self, data: Path) -> subprocess.CompletedProcess[str]:
-        """What `mariadb-install-db` does, which needs programs of the client's package besides."""
+        """Do what `mariadb-install-db` does. That script needs programs of the client package, too."""
         shutil.rmtree(data, ignore_errors=True)
         data.mkdir()
         if self._user() is not None:
@@ -119,7 +119,7 @@ class MariaDBServer(OrdinaryDaemon):
         return [*self._head(self.directory / "data"), *(f"--{name}={value}" for name, value in settings.items())]
 
     def _answers(self) -> bool:
-        """It greets who connects: before, it listens and says nothing."""
+        """Whether it greets a client. Before it is ready, it accepts connections and sends nothing."""
         try:
             with self.connected() as connection, connection.makefile("rb") as said:
                 return said.read(5)[4:] == bytes([HELLO])
@@ -155,7 +155,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _share(programs: Path) -> Path:
-    """The folder with the statements that make a server's own tables."""
+    """The folder with the SQL that creates the system tables."""
     share = programs.parent / "share"
     for folder in (share / "mariadb", share / "mysql", share):
         if next(folder.glob("m*_system_tables.sql"), None) is not None:

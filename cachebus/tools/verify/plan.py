@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The plan of a run: the user's choices, checked and completed."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class Plan:
     seconds: float = 30.0
     bound_s: float = 1.0
     rate: float = 2_000.0
-    """Reads a second and node; 0: as fast as it goes."""
+    """Reads a second and node; 0 for as fast as possible."""
     write_rate: float = 20.0
     """Writes a second and node."""
     url: str | None = None
-    """None: a server of our own."""
+    """The user's server; None: the run starts one of its own."""
     binary: ServerBinary | None = None
-    """Of our own server; None: the best there is."""
+    """The program of the run's own server; None: the best one on this machine."""
     kind: str = ALONE
-    """How our own is run, one of `KINDS`."""
+    """How the run's own server is set up, one of `KINDS`."""
     bus: str = REDIS
-    """What carries the events, one of `BUSES`; Kafka is of our own."""
+    """What carries the events, one of `BUSES`. The run starts its own Kafka."""
 
 
 WRITE_RATE: Final = 20.0
 URL_WRITE_RATE: Final = 2.0
-"""On somebody else's server, which is mostly read."""
+"""On the user's server, which should be mostly read."""
 LEAST: Final = {"nodes": 2, "seconds": 1.0, "bound_s": 0.2, "rate": 0.0, "write_rate": 0.0}
 MOST: Final = {"nodes": 32, "seconds": 86_400.0, "bound_s": 60.0}
 
 
-def planned(
+def make_plan(
     *,
     url: str | None,
     seconds: float,
@@ -56,7 +56,7 @@ def planned(
     kind: str = ALONE,
     bus: str = REDIS,
 ) -> Plan:
-    """The plan of these choices, with what is left open filled in; `ConfigError` for one that can't be."""
+    """The plan of these choices, with defaults filled in; `ConfigError` for choices that can't be."""
     if kind not in KINDS:
         raise ConfigError(f"kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
     if bus not in BUSES:

@@ -1,4 +1,4 @@
-"""A whole run: a fleet under load and faults, then at rest, then judged."""
+"""A whole run: the fleet under load and faults, then at rest, then the verdict."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cachebus.tools.verify.checker.evidence import Evidence
 from cachebus.tools.verify.checker.history import History, writes_of
 from cachebus.tools.verify.checker.judge import judge
 from cachebus.tools.verify.checker.verdict import Verdict
-from cachebus.tools.verify.fleet import messages, truth
-from cachebus.tools.verify.fleet.crew import Crew
-from cachebus.tools.verify.fleet.items import WORLDS, Item, keys_of, make_items
-from cachebus.tools.verify.fleet.kinds import LOAD_S
+from cachebus.tools.verify.fleet import messages, source_of_truth
+from cachebus.tools.verify.fleet.data_types import LOAD_S
+from cachebus.tools.verify.fleet.history_log import all_records
+from cachebus.tools.verify.fleet.items import CACHES, Item, keys_of, make_items
 from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.fleet.setup import bound_of
-from cachebus.tools.verify.fleet.tape import all_records
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
 from cachebus.tools.verify.plan import Plan
 from cachebus.tools.verify.target.broker import Broker, brokered
@@ -34,12 +34,12 @@ from cachebus.tools.verify.target.stage import Stage, Strike, strike
 STEP_S: Final = 0.1
 LONGEST_LOAD_S: Final = 2 * LOAD_S + 1.0
 SLACK_S: Final = 0.1
-"""Beyond the bound, until all must be at rest."""
+"""How long after the bound all must be at rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a run stands."""
+    """How far a run is."""
 
     elapsed_s: float
     seconds: float
@@ -48,17 +48,17 @@ class Progress:
     faults: int
     under_way: tuple[str, ...]
     doing: str = ""
-    """What is done besides, once the time is over."""
+    """What is done after the load has ended."""
 
 
 class Listener:
-    """Hears of a run while it lasts; this one ignores it."""
+    """Is told of a run while it lasts. This one ignores it."""
 
     def say(self, line: str) -> None:
-        """Something that stays true."""
+        """A line to keep."""
 
     def show(self, progress: Progress) -> None:
-        """How it stands now."""
+        """The progress, which replaces what was shown before."""
 
 
 @dataclass
@@ -70,56 +70,56 @@ class Run:
     items: list[Item] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.items = make_items(WORLDS if self.plan.url is None else 1)  # the user's server sees one namespace alone
+        self.items = make_items(CACHES if self.plan.url is None else 1)  # the user's server sees one namespace alone
 
     @property
     def largest_bound_s(self) -> float:
-        """Of all nodes."""
+        """The largest bound of all nodes, in seconds."""
         return max(bound_of(node, self.plan.bound_s) for node in range(1, self.plan.nodes + 1))
 
     async def verdict(self) -> Verdict:
-        """Run it, and judge it; leaves nothing behind. `ConfigError`, `L2Unavailable` at the start, `NodeCrashed`
-        later, when a node ended that should not have."""
+        """Run the plan, and judge it. Leaves nothing behind. Raises `ConfigError` and `L2Unavailable` at the start, and
+        `NodeCrashed` where a node ends by itself."""
         with TemporaryDirectory(prefix="cachebus-verify-") as folder:
             directory, plan = Path(folder), self.plan
-            truth.create(directory, len(self.items))
+            source_of_truth.create(directory, len(self.items))
             async with standing(plan.url, plan.binary, keys_of(self.items), plan.kind, plan.seed) as server:
                 self.listener.say(f"server: {server.label}")
                 self.listener.say(f"seed: {plan.seed}")
-                evidence = await self._lived(server, directory)
+                evidence = await self._run_fleet(server, directory)
             name = server.name if plan.bus == REDIS else f"{server.name}, {plan.bus}"
             return await judge(evidence, seed=plan.seed, server=name, nodes=plan.nodes, seconds=plan.seconds)
 
-    async def _lived(self, server: ServerUnderTest, directory: Path) -> Evidence:
+    async def _run_fleet(self, server: ServerUnderTest, directory: Path) -> Evidence:
         plan = self.plan
         async with AsyncExitStack() as stack:
             proxies: dict[int, Road] = {}
             for node in range(1, plan.nodes + 1):
-                road: Road = Roads(server.dials) if server.dial is None else Proxy(server.dial)
-                proxies[node] = await stack.enter_async_context(road)
+                proxy: Road = Roads(server.dials) if server.dial is None else Proxy(server.dial)
+                proxies[node] = await stack.enter_async_context(proxy)
             broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
-            crew = await stack.enter_async_context(Crew(self._jobs(server, proxies, directory, broker), plan.nodes))
-            stage = Stage(self.largest_bound_s, server, proxies, crew, broker)
+            fleet = await stack.enter_async_context(Fleet(self._jobs(server, proxies, directory, broker), plan.nodes))
+            stage = Stage(self.largest_bound_s, server, proxies, fleet, broker)
             await self._under_load(stage)
-            said = await self._to_rest(stage, directory)
-            held = await self._held(stage)
-            await crew.stop()
-            with truth.Truth(directory, len(self.items)) as source:
+            states = await self._to_rest(stage, directory)
+            held = await self._held_leases(stage)
+            await fleet.stop()
+            with source_of_truth.SourceOfTruth(directory, len(self.items)) as source:
                 versions = list(source.versions)
         ended_s = monotonic()
         return Evidence(
             directory,
             self.items,
-            {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in crew.lives},
-            [life.tick for life in crew.lives if life.tick is not None],
+            {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in fleet.lives},
+            [life.tick for life in fleet.lives if life.tick is not None],
             stage.done,
             frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases),
             stage.away,
             plan.bound_s,
             versions,
-            tuple(node for node, word in said.items() if word == messages.NOT_READY),
+            tuple(node for node, state in states.items() if state == messages.NOT_READY),
             held,
-            {node: word for node, word in said.items() if word not in (messages.READY, messages.NOT_READY)},
+            {node: state for node, state in states.items() if state not in (messages.READY, messages.NOT_READY)},
             CLUSTER_SHARDS if plan.kind == "cluster" else 1,
             stage.mended,
         )
@@ -130,8 +130,8 @@ class Run:
         plan = self.plan
 
         def job_of(node: int, life: int) -> Job:
-            road = proxies[node]
-            url = server.url(None if isinstance(road, Roads) else road.port)
+            proxy = proxies[node]
+            url = server.url(None if isinstance(proxy, Roads) else proxy.port)
             return Job(
                 node=node,
                 life=life,
@@ -146,7 +146,7 @@ class Run:
                 seed=plan.seed,
                 other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
-                roads=road.ports if isinstance(road, Roads) else {},
+                proxy_ports=proxy.ports if isinstance(proxy, Roads) else {},
             )
 
         return job_of
@@ -161,33 +161,34 @@ class Run:
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
         stage.crew.go()
         began_s = monotonic()
-        playing = [asyncio.create_task(self._play(stage, row, began_s)) for row in rows]
+        injecting = [asyncio.create_task(self._inject(stage, row, began_s)) for row in rows]
         try:
-            while (elapsed_s := monotonic() - began_s) < plan.seconds or not all(task.done() for task in playing):
+            while (elapsed_s := monotonic() - began_s) < plan.seconds or not all(task.done() for task in injecting):
                 self._show(stage, elapsed_s)
                 await stage.crew.watch(STEP_S)
-                for task in playing:
+                for task in injecting:
                     if task.done():
                         task.result()
         finally:
-            for task in playing:
+            for task in injecting:
                 task.cancel()
-            if playing:
-                await asyncio.wait(playing)
+            if injecting:
+                await asyncio.wait(injecting)
 
-    async def _play(self, stage: Stage, row: list[Strike], began_s: float) -> None:
-        for blow in row:
-            wait_s = began_s + blow.at_s - monotonic()
+    async def _inject(self, stage: Stage, row: list[Strike], began_s: float) -> None:
+        """Inject the faults of one row, one after the other."""
+        for occurrence in row:
+            wait_s = began_s + occurrence.at_s - monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            if monotonic() + blow.lasts_s > began_s + self.plan.seconds:
-                return  # those before it took longer than they should
-            await strike(stage, blow)
+            if monotonic() + occurrence.lasts_s > began_s + self.plan.seconds:
+                return  # earlier faults took longer than planned
+            await strike(stage, occurrence)
 
     # -- at rest ------------------------------------------------------------------------------------------------------
 
     async def _to_rest(self, stage: Stage, directory: Path) -> dict[int, str]:
-        """Let everything come to rest, and have every node write down what it holds; what each said of how it is."""
+        """Repair everything, wait until it rests, and have every node log what it holds. Returns each node's state."""
         began_s = monotonic()
         if stage.server.machine is not None:
             await stage.server.machine.whole()
@@ -199,20 +200,20 @@ class Run:
             proxy.restore()
         stage.mended = began_s, monotonic()
         self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")
-        said = await stage.crew.ask(messages.QUIET)
+        states = await stage.crew.ask(messages.QUIET)
         lives = [life.name for life in stage.crew.lives]
         writes = (w for name in lives for w in writes_of(name, all_records(directory, name, "writes")))
-        untold = History(len(self.items), writes).untold()
-        if untold:
-            await stage.crew.ask(messages.SETTLE, ",".join(map(str, untold)), node=1)
+        unconfirmed = History(len(self.items), writes).unconfirmed()
+        if unconfirmed:
+            await stage.crew.ask(messages.SETTLE, ",".join(map(str, unconfirmed)), node=1)
         self._show(stage, self.plan.seconds, "at rest: looking into every memory")
         await asyncio.sleep(self.largest_bound_s + SLACK_S)
         await stage.crew.ask(messages.LOOK)
         self._show(stage, self.plan.seconds, "holding every read against the history")
-        return said
+        return states
 
-    async def _held(self, stage: Stage) -> int:
-        """How many leases are held though no load can be under way any more."""
+    async def _held_leases(self, stage: Stage) -> int:
+        """How many leases of loads are still held, after the time in which any load must have ended."""
         machine, until_s = stage.server.machine, monotonic() + LONGEST_LOAD_S
         if machine is None:
             return 0

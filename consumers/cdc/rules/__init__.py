@@ -1,1 +1,1 @@
-"""Which changes of which tables invalidate what."""
+"""The rules of change data capture: which changes of which tables invalidate what."""

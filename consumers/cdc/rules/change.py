@@ -1,4 +1,4 @@
-"""One row that changed, whichever way it was heard of."""
+"""A change of one row, whatever source it comes from."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ Row = Mapping[str, Any]
 
 
 class OtherText(str):
-    """The text of a value that is neither text nor a whole number, as a source writes it: to compare, not to name."""
+    """The text of a value that is neither text nor an integer. It can be compared, but it can't be part of a name,
+    since each source writes it in its own way."""
 
     __slots__ = ()
 
 
 class OddText(OtherText):
-    """Text with bytes that its database's encoding has no character for, each as in "\\x81"."""
+    """Text with bytes that its database's encoding has no character for, which are written as in "\\x81"."""
 
     __slots__ = ()
 
 
 class UnusableChange(ValueError):
-    """What came is no change of a row, or lacks what a rule needs. The message names the column, and shows no value."""
+    """The data is no row change, or lacks what a rule needs. The message names the column, and shows no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """What happened to one row, or (truncate) to all rows of a table.
+    """What happened to one row, or, by a truncate, to all rows of a table.
 
-    A row has only the columns whose values are known: `old` may be None or have the key alone (as the table's REPLICA
-    IDENTITY says), and a large value that an update left as it was may be absent from `new`.
+    A row has only the columns whose values are known. `old` may be None, or have the key alone, as the table's REPLICA
+    IDENTITY says. `new` may lack large values that an update did not change.
     """
 
     op: Op
@@ -44,32 +45,32 @@ class RowChange:
     new: Row | None = None
     old: Row | None = None
     position: str = ""
-    """Where its source has it: an LSN, or a topic's partition and offset."""
+    """Its position in the source: an LSN, or a topic's partition and offset."""
     committed_at_s: float | None = None
-    """Unix time of its commit, where that is known."""
+    """When it was committed, in Unix seconds, where that is known."""
     sure: frozenset[str] | None = None
-    """The columns of `old` that are what they were, where the source may have made up others; None: all of them."""
+    """The columns of `old` that are real, where the source may have made up others; None: all of them."""
 
     def only_sure(self) -> RowChange:
-        """The same, with nothing that may be made up."""
+        """The change without values that the source may have made up."""
         if self.sure is None or self.old is None:
             return self
         return replace(self, old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
 
     def before(self) -> Row | None:
-        """The row as it was; what is not known of it is taken from the row as it is now."""
+        """The row before the change. Unknown values are taken from the new row."""
         if self.old is None or self.op != "update" or self.new is None:
             return self.old
         return {**self.new, **self.old}
 
     def after(self) -> Row | None:
-        """The row as it is now; large values that an update left as they were are taken from the row as it was."""
+        """The row after the change. Large values that an update did not change are taken from the old row."""
         if self.new is None or self.op != "update" or self.old is None:
             return self.new
         return {**self.old, **self.new}
 
     def touched(self, columns: frozenset[str]) -> bool:
-        """Whether an update changed one of these columns, or may have: what is not known may have changed."""
+        """Whether an update changed one of these columns, or may have, where a value is not known."""
         if self.op != "update" or self.old is None or self.new is None:
             return True
         return any(name not in self.old or self.old[name] != self.new[name] for name in columns if name in self.new)
@@ -89,7 +90,7 @@ class RowChange:
 
 
 def _plain(row: Row | None) -> dict[str, Any] | None:
-    """A row whose other texts stay told apart from texts."""
+    """The row for JSON, in which `OtherText` stays distinct from text."""
     if row is None:
         return None
     return {name: {"text": str(value)} if isinstance(value, OtherText) else value for name, value in row.items()}

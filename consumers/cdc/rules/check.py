@@ -1,4 +1,4 @@
-"""Rules looked at without running anything: whether they are right, and what a sample would invalidate."""
+"""Checks rules without running a worker: whether they are valid, and what a sample change would invalidate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from cachebus.producers.command import Command, Invalidate, InvalidateScope, Inv
 
 
 def checked(rules: Path, sample: Path | None = None) -> str:
-    """What there is to say of a rules file, and of what it does with a sample: lines of text; `ConfigError` where
-    either is wrong."""
+    """The report on a rules file, and on what it does with a sample, as text; `ConfigError` if either is wrong."""
     loaded = load_rules(rules)
     lines = [f"{rules}: {len(loaded.rule)} rules, {len(loaded.cascade)} cascades, {len(loaded.tenants)} tenants"]
     if sample is not None:

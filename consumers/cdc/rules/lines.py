@@ -1,4 +1,4 @@
-"""Where in a TOML file something stands: the parser that comes with Python tells that of its syntax only."""
+"""Finds the line of a table or key in a TOML file: Python's parser tells lines for syntax errors only."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Lines:
             depth = max(0, depth + sum(bare.count(c) for c in "[{") - sum(bare.count(c) for c in "]}"))
 
     def of(self, where: Sequence[str | int]) -> int | None:
-        """The line of what stands there: ("rule", 2, "tenant_id") is that key of the third `[[rule]]`; where a key is
-        missing, its table's; None where nothing of it is found."""
+        """The line of this path: ("rule", 2, "tenant_id") is that key of the third `[[rule]]`. If the key is missing it
+        is the line of its table; None if that is missing too."""
         table, *rest = where or ("",)
         index = rest.pop(0) if rest and isinstance(rest[0], int) else 0
         key = str(rest[0]) if rest else ""
@@ -47,7 +47,8 @@ class Lines:
 
 
 def _outside(line: str, quote: str) -> tuple[str, str]:
-    """The kind of multi-line string that is open at the line's end, and what of the line is in no string or comment."""
+    """The quotes of the multi-line string that is open at the line's end ("" for none), and the part of the line that
+    is in no string or comment."""
     bare = ""
     while True:
         if quote:

@@ -1,4 +1,4 @@
-"""From a change to commands, as the rules say."""
+"""The router: from a row change to the commands that the rules ask for."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cachebus.producers.command import (
 TABLES_REMEMBERED = 4096
 NO_CONTEXTS = (None, None, None)
 Kin = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
-"""By table: those whose rows include its own, so that what is for them is for it."""
+"""The tables that each table inherits from, or is a partition of: rules for them apply to it."""
 
 
 class Router:
-    """What changes invalidate, by the rules of one file."""
+    """Routes changes by the rules of one file."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -41,13 +41,13 @@ class Router:
         self._entailed = _entailed(rules)
 
     def inherits(self, kin: Kin) -> None:
-        """Tables that others have inherited from, as they are now."""
+        """Take over which tables inherit from which, as the database says now."""
         if kin != self._kin:
             self._kin = kin
             self._by_table.clear()
 
     def rules_of(self, schema: str, table: str) -> tuple[Rule, ...]:
-        """The rules that a table's rows fall under."""
+        """The rules that apply to a table."""
         found = self._by_table.get((schema, table))
         if found is None:
             if len(self._by_table) >= TABLES_REMEMBERED:
@@ -58,8 +58,8 @@ class Router:
         return found
 
     def meaning(self, change: RowChange) -> Meaning:
-        """What this change invalidates, each once; nothing where no rule is for it. What one rule can't name, or one
-        half of the change, is a problem, and takes nothing from the others."""
+        """What this change invalidates, each command once; nothing if no rule applies. If a rule can't name something
+        in the old or the new row, that is a problem, and the other commands are made all the same."""
         made: list[Command] = []
         problems: list[str] = []
         for rule in self.rules_of(change.schema, change.table):
@@ -81,7 +81,7 @@ class Router:
         return Meaning(made, list(dict.fromkeys(problems)) if problems else ())
 
     def _halves(self, rule: Rule, change: RowChange) -> list[tuple[str, Row]]:
-        """The row as it is and as it was, less what is not known, and what for this rule is the same."""
+        """The new row and the old one, as far as they are known. If both are the same for this rule, one is enough."""
         rows = [("the new row", change.after()), ("the old row", change.before())]
         known = [(which, row) for which, row in rows if row is not None]
         if len(known) == 2 and not self._differ(rule, known[0][1], known[1][1]):
@@ -89,8 +89,8 @@ class Router:
         return known
 
     def missed(self, rules: Iterable[Rule]) -> tuple[list[Command], list[str]]:
-        """All that these rules may ever invalidate, for the tenants at the head of the file: for when changes may have
-        been missed. And the tables of those whose tenants are known from rows alone, where the file names none."""
+        """For when changes may have been missed: scopes for all that these rules may ever invalidate, for the tenants
+        at the head of the file; and the tables for which the file would have to name tenants, and does not."""
         made: dict[Command, None] = {}
         unnamed: list[str] = []
         for rule in rules:
@@ -100,7 +100,7 @@ class Router:
         return list(made), list(dict.fromkeys(unnamed))
 
     def try_out(self, rule: Rule) -> None:
-        """Make plans of a row that has all that the rule asks for; raises what is wrong with them."""
+        """Route a row that has all columns of the rule; raises what is wrong with the commands."""
         row = dict.fromkeys(self._columns[id(rule)], "x")
         planner = Planner(Keyspace(1), CascadeTable(self.rules.cascades))
         commands, problems = _of_row(rule, row)
@@ -119,8 +119,8 @@ class Router:
             yield from self._scopes_of(rule, _tenants(rule, named))
 
     def _scopes_of(self, rule: Rule, tenants: Iterable[str | None]) -> Iterator[Command]:
-        """The scopes that hold all that the rule may name. Scopes follow no cascades, so these name their ends, too;
-        what a tag of a row names may be of any type."""
+        """Scopes that contain all that the rule may name. Scopes follow no cascades, so the types that cascades reach
+        are named too. A tag that depends on a row may be on any type."""
         several = any(one.data_type is None for one in rule.scopes) or any(tag.columns for tag in rule.tags)
         fixed = tuple(tag.text for tag in rule.tags)
         for tenant in tenants:
@@ -150,7 +150,7 @@ def _tenants(rule: Rule, named: Sequence[str]) -> tuple[str | None, ...]:
 
 
 def _entailed(rules: Rules) -> dict[str, list[str]]:
-    """The types that invalidations of a type reach by cascades, at any distance."""
+    """The types that each type reaches by cascades, at any distance."""
     direct: dict[str, list[str]] = defaultdict(list)
     for cascade in rules.cascades:
         direct[cascade.data_type] += [data_type for data_type, _ in cascade.to]
@@ -165,7 +165,8 @@ def _entailed(rules: Rules) -> dict[str, list[str]]:
 
 
 def _of_row(rule: Rule, row: Row) -> tuple[list[Command], list[str]]:
-    """What a row names, each part by itself; and what of it can't be named. What is null names nothing."""
+    """The commands for a row, each part made by itself, and the problems of parts that can't be named. A part whose
+    column is null names nothing."""
     made: list[Command] = []
     problems: list[str] = []
     try:
@@ -203,7 +204,7 @@ def _of_row(rule: Rule, row: Row) -> tuple[list[Command], list[str]]:
 
 
 def _resource(rule: Rule, row: Row, tenant: dict[str, Any], related: Sequence[Related]) -> Command | None:
-    """The resource, with what is related; what is related alone where the resource is null."""
+    """The resource with what is related; if the resource is null, what is related alone."""
     resource = rule.resource_id.fill(row)
     if resource is not None:
         return Invalidate(
@@ -227,7 +228,7 @@ def _tag(tag: Template, row: Row, tenant: dict[str, Any]) -> Command | None:
 
 
 def _tenant(rule: Rule, row: Row) -> dict[str, Any] | None:
-    """None where it is null: the row is nobody's."""
+    """The field for the tenant; None if the row's tenant is null: then nothing is invalidated."""
     if rule.tenant_id is None:
         return {}
     tenant = rule.tenant_id.fill(row)
@@ -235,7 +236,7 @@ def _tenant(rule: Rule, row: Row) -> dict[str, Any] | None:
 
 
 def _contexts(part: _InContext, row: Row) -> dict[str, Any]:
-    """The context ids of a row; one that is null is none."""
+    """The context ids in a row, without those that are null."""
     if part.contexts == NO_CONTEXTS:
         return {}
     return {
@@ -252,6 +253,6 @@ def _related(one: RelatedRule, row: Row) -> Iterator[Related]:
 
 
 def _scope(scope: ScopeRule, row: Row, tenant: dict[str, Any]) -> Command:
-    """One narrowed by an id that is null is the wider one: too much rather than too little."""
+    """The scope for a row. An id that is null does not narrow it: too much is better than too little."""
     given: dict[str, Any] = {} if scope.data_type is None else {"data_type": scope.data_type}
     return InvalidateScope(op="scope", **given, **tenant, **_contexts(scope, row))

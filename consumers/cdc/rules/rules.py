@@ -1,4 +1,4 @@
-"""What a rules file may say, and its being read: wrong ones are refused with the line and the field."""
+"""The format of a rules file, and its parser, which names the line and the field of each error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class _InContext(_Model):
 
 
 class ScopeRule(_InContext):
-    """A scope that goes with a row: a type of the tenant (none: all of them), narrowed by at most one context id."""
+    """A scope that is invalidated with a row: a type of the tenant, or all types, narrowed by at most one context
+    id."""
 
     data_type: Text | None = Field(None, min_length=1)
 
@@ -54,7 +55,7 @@ class ScopeRule(_InContext):
 
 
 class RelatedRule(_InContext):
-    """Another resource that goes with a row, in the same step."""
+    """Another resource that is invalidated with a row, in the same step."""
 
     data_type: Text = Field(min_length=1)
     resource_id: Template
@@ -66,7 +67,7 @@ class RelatedRule(_InContext):
 
 
 class Rule(_InContext):
-    """One `[[rule]]`: which rows, and what a change of one invalidates."""
+    """One `[[rule]]`: which rows it is for, and what a change of such a row invalidates."""
 
     table: Text = Field(pattern=r"^[^.]+\.[^.]+$")
     """Schema and table, as in "shop.orders"; "*" stands for any text in either."""
@@ -74,17 +75,18 @@ class Rule(_InContext):
     resource_id: Template
     tenant_id: Template | None = None
     every_context: bool = False
-    """Whether the resource goes in every context that it is cached in, too."""
+    """Whether the resource is invalidated in every context, too."""
     operations: tuple[Op, ...] = Field(OPS, min_length=1)
     when: tuple[Text, ...] = ()
-    """Updates count only if they change one of these columns (or one that a template needs)."""
+    """Updates count only if they change one of these columns, or one that a template needs."""
     replica_identity: Literal["full"] | None = None
-    """"full": the table has REPLICA IDENTITY FULL, so old rows are whole. Else they count by their key alone."""
+    """"full": the table has REPLICA IDENTITY FULL, so old rows are complete. Otherwise only their key is used."""
     tags: tuple[Template, ...] = ()
     scopes: tuple[ScopeRule, ...] = ()
     related: tuple[RelatedRule, ...] = ()
     on_truncate: tuple[Text, ...] | Literal["all", "ignore"] | None = None
-    """Whose caches a truncate touches: tenants, "all" that the file names, or "ignore" truncates."""
+    """What a truncate invalidates: the caches of these tenants, of "all" that the file names, or, with "ignore",
+    none."""
 
     def templates(self) -> Iterator[Template]:
         """All templates in it."""
@@ -103,13 +105,13 @@ class Rule(_InContext):
 
     @property
     def data_types(self) -> tuple[str, ...]:
-        """The types that it names, less cascades."""
+        """The types that it names, without those that cascades reach."""
         several = (self.data_type, *(s.data_type for s in self.scopes), *(r.data_type for r in self.related))
         return tuple(dict.fromkeys(one for one in several if one is not None))
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it may mean several tables."""
+        """Whether its table is a pattern, which several tables may match."""
         return any(sign in self.table for sign in "*?[")
 
     @model_validator(mode="after")
@@ -132,12 +134,12 @@ class Rule(_InContext):
 
     @property
     def needs_tenants(self) -> bool:
-        """Whether its tenants are known from rows only."""
+        """Whether its tenants are known from rows alone."""
         return self.tenant_id is not None and bool(self.tenant_id.columns)
 
 
 class _Field(ValueError):
-    """A problem of one field, found when all of them are there."""
+    """A problem of one field that only shows beside the other fields."""
 
 
 def _at(field: str, problem: str) -> ValueError:
@@ -145,7 +147,7 @@ def _at(field: str, problem: str) -> ValueError:
 
 
 class Rules(_Model):
-    """A whole file: rules, cascades, and the tenants that truncates and a lost slot touch."""
+    """A whole file: rules, cascades, and the tenants for truncates and missed changes."""
 
     rule: tuple[Rule, ...] = Field(min_length=1)
     cascade: tuple[CascadeRule, ...] = ()
@@ -153,8 +155,8 @@ class Rules(_Model):
 
     @field_validator("tenants")
     @classmethod
-    def _take_them(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
-        """Each is a tenant that caches take."""
+    def _valid_ids(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that each is a valid tenant id."""
         for tenant in tenants:
             try:
                 check_part("tenant_id", tenant)
@@ -199,7 +201,7 @@ def parse_rules(text: str) -> Rules:
 
 
 def _follows(problem: Any, found: Any) -> bool:
-    """Whether it is only that rules are too few which are wrong, and told so, each by itself."""
+    """Whether the error only says that rules are too few, because each of them is wrong and reported by itself."""
     return problem["type"] == "too_short" and problem["loc"] == ("rule",) and bool(found["rule"])
 
 
@@ -241,7 +243,7 @@ def _wrong_cascades(rules: Rules, lines: Lines) -> Iterator[str]:
 
 
 def _wrong_plans(rules: Rules, lines: Lines) -> Iterator[str]:
-    """What no row at all could satisfy: found by trying one."""
+    """Rules whose commands would be wrong for every row: found by trying a row."""
     from cachebus.consumers.cdc.rules.router import Router
 
     router = Router(rules)

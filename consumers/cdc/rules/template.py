@@ -13,10 +13,10 @@ from cachebus.errors import ConfigError
 
 
 class Template:
-    """`Template("doc:{id}")`: `{id}` stands for the row's column `id`. `ValueError` for what is none.
+    """`Template("doc:{id}")`: `{id}` stands for the row's column `id`. `ValueError` for a text that is no template.
 
-    Filled in as the library's own templates are. Only text and whole numbers can be part of a name: what else a column
-    holds is written differently by each source.
+    It is filled in like the library's own templates. Only text and integers can be part of a name: each source writes
+    other values in its own way.
     """
 
     __slots__ = ("_template", "columns", "text")
@@ -30,7 +30,8 @@ class Template:
         self.columns = frozenset(self._template.fields)
 
     def fill(self, row: Row) -> str | None:
-        """The text for this row; None where a column is null; `UnusableChange` where one is unknown or no text."""
+        """The text for this row; None if a column is null. `UnusableChange` if one is unknown, or no text or
+        integer."""
         values: dict[str, str | int] = {}
         for name in self._template.fields:
             value = _value(row, name)

@@ -1,1 +1,1 @@
-"""Changes as PostgreSQL's own slot tells them."""
+"""Change data capture from a logical replication slot of PostgreSQL, without Debezium or Kafka."""

@@ -1,4 +1,5 @@
-"""What a database says of the tables that the rules name: looked at again and again, since migrations change it."""
+"""Reads the database's catalogue: the tables that the rules name. It is read again and again, since migrations change
+it."""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 _KEY: Final = """i.indisvalid AND i.indimmediate
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
-"""Of an index of a table `c`: whether PostgreSQL knows old rows by it. It does not by one that is deferrable."""
+"""SQL: whether an index of a table `c` identifies old rows. A deferrable index does not."""
 IDENTIFIED: Final = f"""
 (c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {_KEY}))
 """
-"""Of a table `c`: whether it takes updates and deletes once it is published."""
+"""SQL: whether a table `c` allows updates and deletes once it is published."""
 TABLES: Final = f"""
 WITH RECURSIVE kin AS (
   SELECT i.inhrelid AS child, i.inhparent AS ancestor
@@ -74,14 +75,14 @@ KINDS: Final = {"v": "a view", "m": "a materialized view", "f": "a foreign table
 
 @dataclass(frozen=True)
 class Leaf:
-    """A partition that has rows of its own."""
+    """A partition with rows of its own."""
 
     oid: int
     schema: str
     name: str
     identity: str
     file: int
-    """Another one after a truncate."""
+    """The number of its file, which a truncate changes."""
     is_empty: bool
     is_foreign: bool = False
     is_unlogged: bool = False
@@ -101,19 +102,19 @@ class Table:
     name: str
     identity: str
     columns: dict[str, int]
-    """By name: the type's number. Columns that are generated are not told of by PostgreSQL, so not here."""
+    """The type's number of each column, by name. Generated columns are left out: PostgreSQL does not send them."""
     key: frozenset[str]
-    """The columns that PostgreSQL tells of an old row."""
+    """The columns that PostgreSQL sends of an old row."""
     identified: bool
-    """Whether PostgreSQL lets its rows be updated and deleted once it is published: those of a partitioned table also
-    in partitions that are made later, which take over a primary key, and no REPLICA IDENTITY."""
+    """Whether PostgreSQL allows updates and deletes of its rows once it is published. For a partitioned table, that
+    includes partitions that are made later: they inherit a primary key, but no REPLICA IDENTITY."""
     definition: str = ""
-    """Another one after its columns were altered, which may change all rows."""
+    """A hash of its columns. It changes if they are altered, which may change all rows."""
     partitioned: bool = False
     is_foreign: bool = False
     is_unlogged: bool = False
     ancestors: tuple[int, ...] = ()
-    """By INHERITS: the numbers of the tables whose rows include those of this one."""
+    """The numbers of the tables that it INHERITS from: their rows include its own."""
     leaves: list[Leaf] = field(default_factory=list)
 
     @property
@@ -128,12 +129,12 @@ class Table:
 
     @property
     def is_told(self) -> bool:
-        """Whether PostgreSQL tells of its rows at all."""
+        """Whether PostgreSQL sends its changes at all."""
         return not self.is_foreign and not self.is_unlogged
 
 
 def plain_url(url: SecretStr) -> str:
-    """A database's URL, without what SQLAlchemy puts into it; `ConfigError`, which does not show it."""
+    """A database's URL, without SQLAlchemy's driver name. `ConfigError`, which does not show the URL."""
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url.get_secret_value())
     if not re.match(r"postgres(ql)?://", plain):
         raise ConfigError("the database must be a URL like postgresql://user:password@host:5432/name")
@@ -141,13 +142,13 @@ def plain_url(url: SecretStr) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as SQL takes it literally."""
+    """A name, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> list[Table]:
-    """The tables that rules name, with those that inherit from them, or all of the database where one has a pattern:
-    less the system's and the worker's own."""
+    """The tables that rules name, and those that inherit from them; all tables if a rule has a pattern. Tables of the
+    system and of the worker are left out."""
     named = None if any(rule.is_pattern for rule in rules) else [rule.table for rule in rules]
     found = [_table(row) for row in await connection.fetch(TABLES, named) if row["name"] not in OWN_TABLES]
     if partitioned := {table.oid: table for table in found if table.partitioned}:
@@ -158,7 +159,7 @@ async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> li
 
 
 def kin_of(tables: Sequence[Table]) -> Kin:
-    """Which of them have rows that are also others', by INHERITS: those others' rules are for them, too."""
+    """The tables that inherit from others, with those others, whose rules apply to them too."""
     places = {table.oid: (table.schema, table.name) for table in tables}
     return {
         (table.schema, table.name): tuple(places[one] for one in table.ancestors if one in places)
@@ -168,7 +169,7 @@ def kin_of(tables: Sequence[Table]) -> Kin:
 
 
 async def others_of(connection: asyncpg.Connection, rules: Sequence[Rule], tables: Sequence[Table]) -> dict[str, str]:
-    """What the names of rules stand for that are no table's."""
+    """What those names in rules stand for that are no tables, such as views."""
     there = {table.full_name for table in tables}
     names = [rule.table for rule in rules if not rule.is_pattern and rule.table not in there]
     found = {}
@@ -191,10 +192,10 @@ def _table(row: Any) -> Table:
 def table_findings(
     router: Router, tables: Sequence[Table], others: Mapping[str, str]
 ) -> tuple[list[Finding], list[str]]:
-    """What is wrong with the tables that rules name, one finding a table; and what is only to be warned of. `others`:
-    what those names stand for that are no table's.
+    """The findings about the tables that rules name, one for each table, and warnings.
 
-    Of a table that a pattern fits what makes its rows dead letters is warned of; that nothing is told of it is not.
+    `others`: what those names stand for that are no tables. For a table that only matches a pattern, there is a warning
+    if its rows would become dead letters, but none if PostgreSQL does not send its changes.
     """
     problems: dict[str, list[tuple[str, str]]] = defaultdict(list)
     warnings: list[str] = []
@@ -225,7 +226,7 @@ def table_findings(
 
 
 def _untold(table: Table) -> Iterator[tuple[str, str]]:
-    """Why PostgreSQL tells nothing of its rows, or of some."""
+    """Why PostgreSQL sends no changes of its rows, or not of all."""
     if table.is_foreign:
         yield "it is a foreign table that inherits from a rule's: PostgreSQL tells nothing of its rows", ""
     if table.is_unlogged:

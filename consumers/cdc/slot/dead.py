@@ -1,4 +1,4 @@
-"""Dead letters of the slot, in a table beside what they came from."""
+"""Dead letters of the slot, in a table in the same database."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ ON CONFLICT (slot, source, digest) DO UPDATE SET
 RETURNING digest
 """
 NO_LONGER: Final = "SET LOCAL lock_timeout = '1s'"
-"""Who has locked the table holds up nothing else."""
+"""A lock on the table is waited for no longer than this, so that it holds up nothing else."""
 
 
 class TableOfDead:
-    """Keeps dead letters; one that comes again (its change was told again after a crash) is counted, not doubled."""
+    """Keeps dead letters. A letter that comes again, as its change does after a crash, counts one attempt more."""
 
     def __init__(self, connection: asyncpg.Connection, slot: str) -> None:
         self._connection = connection
         self._slot = slot
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them: committed when this returns; `Swallowed` where not all are. Raises what the driver does."""
+        """Keep these letters: they are committed when this returns. `Swallowed` if not all are kept. Raises the
+        driver's errors."""
         rows = []
         for one in letters:
             text = one.payload.decode("utf-8", "backslashreplace").replace("\0", "\\0")
@@ -44,5 +45,5 @@ class TableOfDead:
 
 
 def trial(slot: str) -> list[tuple[str, Any]]:
-    """What is written there, for nothing."""
+    """A write to try, which is rolled back."""
     return 2 * [(PUT, (slot, "trial", "", "trial", "", 1))]

@@ -1,4 +1,4 @@
-"""A database's encoding, for rows that can't be told in UTF-8: some have bytes that are no character there."""
+"""Encodings of databases, for rows that the server can't convert to UTF-8 since some bytes are no characters."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ _PYTHONS: Final = {
 
 
 def python_name(encoding: str) -> str:
-    """What Python calls an encoding of a server's. Of one that it does not know it reads ASCII, which all have."""
+    """Python's name of a server's encoding. For an unknown one it is ASCII, which all encodings contain."""
     return _PYTHONS.get(encoding.upper(), "ascii")

@@ -1,5 +1,5 @@
-"""What waits for a primary that is away, or could not be set aside, in a table beside what it came from: the slot goes
-on meanwhile."""
+"""Commands that wait for a primary that is away, and letters that could not be set aside, in a table in the same
+database. So the slot advances meanwhile."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ SELECT count(*) AS held, extract(epoch FROM now() - min(at))::float8 AS oldest_s
 WHERE slot = $1 AND shard >= -1
 """
 ANYWHERE: Final = f"UPDATE {HELD} SET shard = -1 WHERE slot = $1 AND shards <> $2 AND shard >= 0"
-"""With another number of shards they lie elsewhere: each is tried once, and then known to be for another."""
+"""Stands for an unknown shard, after the number of shards has changed: each command is tried once to learn its
+shard."""
 AT_ONCE: Final = 500
 LETTERS: Final = -2
-"""In the place of a shard: dead letters that the table of the dead did not take."""
+"""Stands in place of a shard for dead letters that the table of dead letters did not take."""
 AGAIN_S: Final = 10.0
-"""So long they rest."""
+"""How long these letters rest."""
 
 
 class HeldCommand(NamedTuple):
-    """A row of the table."""
+    """A command in the table."""
 
     id: int
     shard: int
@@ -53,7 +54,7 @@ class HeldCommand(NamedTuple):
 
 
 class HeldLetter(NamedTuple):
-    """Likewise."""
+    """A dead letter in the table."""
 
     id: int
     letter: DeadLetter
@@ -61,7 +62,7 @@ class HeldLetter(NamedTuple):
 
 
 class HeldCommands:
-    """The table's rows for one slot: each command once, however often it is asked for meanwhile."""
+    """The table's rows for one slot. Each command is kept once, however often it is asked for."""
 
     def __init__(self, connection: asyncpg.Connection, slot: str, shards: int, shard_of: Callable[[Any], int]) -> None:
         self._connection = connection
@@ -73,12 +74,13 @@ class HeldCommands:
         self._letters_from_s = float("-inf")
 
     async def found(self) -> None:
-        """Learn of those that another worker has held. Raises what the driver does, as all here."""
+        """Learn which rows there are, as another worker may have written them. All methods raise the driver's
+        errors."""
         await self._connection.execute(ANYWHERE, self._slot, self._of)
         self.shards = [row["shard"] for row in await self._connection.fetch(SHARDS, self._slot)]
 
     async def put(self, waiting: Sequence[Waiting]) -> None:
-        """Keep them: committed when this returns; `Swallowed` where not all are."""
+        """Keep these: they are committed when this returns. `Swallowed` if not all are kept."""
         rows: dict[str, tuple[int, str, float]] = {}
         for one in waiting:
             for command in one.commands:
@@ -92,7 +94,7 @@ class HeldCommands:
         self.shards += set(shards).difference(self.shards)
 
     async def put_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them, as `put` does, until the table of the dead takes them."""
+        """Keep these letters, as `put` does, until the table of dead letters takes them."""
         texts = list(dict.fromkeys(map(_of_letter, letters)))
         digests = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in texts]
         count = len(texts)
@@ -104,7 +106,7 @@ class HeldCommands:
         self._letters_from_s = monotonic() + AGAIN_S
 
     async def take(self, limit: int, away: Collection[int]) -> list[Item]:
-        """Some whose primary is not known to be away, all of one shard; no more than a few queries find them."""
+        """At most `limit` rows of one shard whose primary is not known to be away. It takes a few queries at most."""
         for _ in range(len(self.shards)):
             shard = self.shards.pop(0)  # one after the other: none waits for another's
             if shard in away or (shard == LETTERS and monotonic() < self._letters_from_s):
@@ -123,7 +125,7 @@ class HeldCommands:
         return []
 
     async def let_go(self, items: Sequence[Item]) -> None:
-        """These are done with. One that was asked for again meanwhile has another number, and stays."""
+        """Delete these. A command that was asked for again meanwhile has another number, and stays."""
         if items:
             ids = [item.raw.id for item in items]
             of = self._slot, items[0].raw.shard, ids
@@ -133,13 +135,13 @@ class HeldCommands:
                 raise Swallowed(HELD)
 
     async def figures(self) -> tuple[int, float]:
-        """How many there are, and for how long the oldest has waited."""
+        """How many rows there are, and how long the oldest has waited."""
         row = await self._connection.fetchrow(FIGURES, self._slot)
         return row["held"], row["oldest_s"] or 0.0
 
 
 def trial(slot: str) -> list[tuple[str, Any]]:
-    """What is written and removed there, for nothing."""
+    """Writes to try, which are rolled back."""
     put = PUT, (slot, 1, ["trial"], [-1], [""], [0.0])
     return [put, put, (f"DELETE FROM {HELD} WHERE slot = $1 AND digest = 'trial'", (slot,))]
 
@@ -155,7 +157,7 @@ def _letter_of(row: Any) -> Item:
 
 
 def _text(command: Command | bytes | str) -> str:
-    """JSON that every database takes, whatever its encoding."""
+    """The command as ASCII JSON, which every database takes, whatever its encoding."""
     if isinstance(command, str):
         return command
     text = (command if isinstance(command, bytes) else encode(command)).decode()

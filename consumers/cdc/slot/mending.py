@@ -1,4 +1,4 @@
-"""What a slot's worker mends of what it assumes, and how it remembers what was made up for."""
+"""What a slot's worker repairs of its assumptions, and how it remembers what was made up for."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ REFUSED: Final = (
     asyncpg.LockNotAvailableError,
 )
 BRIEFLY: Final = "SET LOCAL lock_timeout = '1s'"
-"""Who has a table locked, such as who makes an index of it, holds up no other table's changes."""
+"""A table's lock is waited for no longer than this: one that is held long, as to create an index, must not hold up
+changes of other tables."""
 
 
 class Mending:
-    """One worker's, of one slot. `refused`: SQL that this user may not run, and why."""
+    """The repairs of one worker on one slot. `refused`: SQL that this user may not run, and why."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
@@ -38,7 +39,7 @@ class Mending:
         """Own tables that have swallowed something."""
 
     async def mend(self, connection: asyncpg.Connection, found: Standing) -> bool:
-        """Whether something was mended. Raises what the driver does."""
+        """Repair what can be repaired; returns whether anything was. Raises the driver's errors."""
         made = False
         for finding in found.findings:
             if finding.assumption == "storage" and finding.subject in storage.MAKE and "not there" in finding.problem:
@@ -74,7 +75,7 @@ class Mending:
         return True
 
     async def _begin(self, connection: asyncpg.Connection, found: Standing) -> bool:
-        """The slot is there from now on: nothing was to be told before."""
+        """Remember that the slot is new: there is nothing to make up for from before."""
         if (
             any(
                 one.assumption in ("slot", "publication") and one.stops and "not there" not in one.problem
@@ -94,7 +95,7 @@ class Mending:
         return True
 
     async def _forget(self, connection: asyncpg.Connection, found: Standing) -> None:
-        """Of these changes go unnoticed now, and that is remembered until they were made up for."""
+        """Remember that changes of these tables go unnoticed, until they are made up for."""
         memory = found.memory
         if memory is None:
             return
@@ -112,7 +113,7 @@ class Mending:
                 await self._unwhole(connection)
 
     async def _slot_anew(self, connection: asyncpg.Connection, found: Standing) -> bool:
-        """A new slot in the place of one that is lost; remembered as such until that is made up for."""
+        """Create a new slot in place of a lost one. That is remembered until it is made up for."""
         names = self._names
         if names.on_lost != "invalidate" or not any(one.problem.startswith("lost: ") for one in found.findings):
             return False
@@ -131,7 +132,7 @@ class Mending:
         return True
 
     async def made_up(self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding]) -> None:
-        """All scopes of these were let go of: what is over need not be found again."""
+        """The scopes of these findings are invalidated: what is over need not be found again."""
         memory = await storage.recall(connection, self._names.slot)
         if memory is None or memory.namespace != self._names.namespace:
             return
@@ -149,7 +150,7 @@ class Mending:
             await self._write_tables(connection, tables)
 
     async def keep(self, connection: asyncpg.Connection, found: Standing) -> None:
-        """Remember what has changed without anything having been missed."""
+        """Remember changes of tables by which nothing was missed."""
         if found.quiet and found.memory is not None:
             found.memory.tables = {**found.memory.tables, **found.quiet}
             found.quiet = {}
@@ -164,7 +165,7 @@ class Mending:
         await storage.change(connection, SLOTS, sql, self._names.slot)
 
     async def look_at_suspects(self, connection: asyncpg.Connection) -> list[Finding]:
-        """Of the tables that have swallowed something, those that still do: the others are none any more."""
+        """Try the tables again that have swallowed rows, and forget those that do so no more."""
         slot, found = self._names.slot, list[Finding]()
         remember = storage.REMEMBER, (f"{slot} trial", "", "0/0", False, "{}")
         trials = {SLOTS: 2 * [remember], storage.HELD: held.trial(slot), storage.DEAD: dead.trial(slot)}

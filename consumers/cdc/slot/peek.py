@@ -1,4 +1,4 @@
-"""One look into a slot: what comes next, a slice at a time, in the transaction that holds it."""
+"""One peek into a slot: the next changes, a slice at a time, in one transaction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEEK: Final = (
     "$1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))"
 )
 AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
-"""The server makes no UTF-8 of what it tells then."""
+"""The SQL that begins a peek in which the server sends text as it is, without converting it to UTF-8."""
 FIRST_ROWS: Final = 32
 MOST_ROWS: Final = 8192
 SLICE_BYTES: Final = 8 << 20
@@ -30,7 +30,7 @@ XID_BITS: Final = 0xFFFFFFFF
 
 @dataclass(slots=True)
 class Change(Item):
-    """A change of the slot: which of which transaction, and where the last whole one before it ends."""
+    """A change in the slot: its number in its transaction, and where the last complete transaction before it ends."""
 
     transaction: int = 0
     number: int = 0
@@ -39,8 +39,8 @@ class Change(Item):
 
 @dataclass
 class Progress:
-    """How many changes of one transaction are done with, of which the slot can only go behind the end: so that one that
-    is larger than what L2 takes in time is not begun anew for ever."""
+    """How many changes of a transaction are done. The slot can only advance behind the end of a transaction. Without
+    this count, one that is too large for L2 to take in time would be begun again for ever."""
 
     transaction: int = 0
     done: int = 0
@@ -48,50 +48,49 @@ class Progress:
 
 @dataclass
 class PassedOver:
-    """Transactions of which the log tells, and which others do not see yet: what is behind them does not wait, and
-    they are told once more when they are seen. The slot goes no further than before the first. Of one session: in the
-    log of one server what comes later has a larger number."""
+    """Transactions that the log has, and that other sessions do not see yet. What is behind them does not wait for
+    them. They are read once more when they are visible, so the slot stays before the first of them."""
 
     unseen: dict[int, int] = field(default_factory=dict)
-    """By transaction: its xid."""
+    """The xid of each transaction."""
     done_to: tuple[int, int] = (0, 0)
-    """Up to this change of this transaction all is done with, but for these."""
+    """All is done up to this change of this transaction, except these transactions."""
     since_s: float | None = None
-    """Since when there have been any."""
+    """Since when there are any."""
 
     def skip_to(self, transaction: int) -> float:
-        """How many of its changes are done with."""
+        """How many changes of this transaction are done."""
         if transaction in self.unseen or transaction > self.done_to[0]:
             return 0
         return self.done_to[1] if transaction == self.done_to[0] else float("inf")
 
     def done(self, last: Change) -> None:
-        """All up to this one is done with."""
+        """All changes up to this one are done."""
         self.done_to = max(self.done_to, (last.transaction, last.number))
 
     def heard(self, unseen: dict[int, int], now_s: float) -> None:
-        """A look is over, of which these were not seen."""
+        """A peek has ended, with these transactions not visible yet."""
         self.unseen = unseen
         self.since_s = (self.since_s or now_s) if unseen else None
 
     def are_unseen_by(self, snapshot: str) -> bool:
-        """Whether nothing has become of them."""
+        """Whether none of them is visible in this snapshot."""
         return unseen(set(self.unseen.values()), snapshot) == set(self.unseen.values())
 
 
 class Slices:
-    """How many rows are fetched together: so many that they take no more memory than a few megabytes, whatever is in
-    them. A column that no rule looks at is told all the same."""
+    """How many rows are fetched together, so that they take a few megabytes at most. The server also sends columns that
+    no rule needs."""
 
     def __init__(self) -> None:
         self._rows = FIRST_ROWS
 
     def rows(self, limit: int) -> int:
-        """At most so many."""
+        """The number of rows to fetch, at most `limit`."""
         return min(limit, self._rows)
 
     def fetched(self, rows: Sequence[Any]) -> None:
-        """These came, and took so much."""
+        """Learn from the size of fetched rows."""
         size_bytes = sum(len(row["data"]) for row in rows)
         if size_bytes > SLICE_BYTES:
             self._rows = max(1, min(self._rows, len(rows) * SLICE_BYTES // size_bytes))
@@ -101,15 +100,15 @@ class Slices:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A message that is none."""
+    """A message that can't be parsed."""
 
     data: bytes
     problem: str
 
 
 class Peek:
-    """What one look tells. `follows`: whether rules are for a table; others' rows are not even read. `encoding`: the
-    database's, where its rows are to be told as they are; "" for UTF-8."""
+    """The changes of one peek. `follows`: whether rules apply to a table; rows of other tables are not even parsed.
+    `encoding`: the database's, if the server does not convert its text; "" for UTF-8."""
 
     def __init__(
         self, progress: Progress, passed: PassedOver, follows: Callable[[str, str], bool], encoding: str = ""
@@ -150,13 +149,13 @@ class Peek:
     async def begin(
         self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, bytes], timeout_s: float
     ) -> None:
-        """Ask for what comes next (of which slot, about how many, of which publication): a transaction is open then."""
+        """Ask for the next changes. `asked`: the slot, about how many, and the publication. It opens a transaction."""
         self._timeout_s, self.limit = timeout_s, asked[1]
         await connection.execute(AS_IT_IS if self._encoding else "BEGIN READ ONLY")
         self._cursor = await statement.cursor(*asked, timeout=timeout_s)
 
     async def rows(self, limit: int) -> list[Any]:
-        """The next that it tells, about so many; none at its end."""
+        """About so many of the next rows; none at the end."""
         rows: list[Any] = await self._cursor.fetch(limit, timeout=self._timeout_s)
         self.over = len(rows) < limit
         self.count += len(rows)
@@ -168,7 +167,7 @@ class Peek:
         return rows
 
     def read(self, rows: Sequence[Any]) -> list[Item]:
-        """What of them is to be done: nothing of transactions whose `xids` are not seen."""
+        """The items of these rows, without those of transactions whose `xids` are not visible."""
         items: list[Item] = []
         for row in rows:
             self._take(row["data"], row["lsn"], items)
@@ -179,7 +178,7 @@ class Peek:
 
     @property
     def limited(self) -> bool:
-        """Whether there may be more than it tells."""
+        """Whether the slot may have more changes than this peek returns."""
         return self.count >= self.limit
 
     def _take(self, data: bytes, lsn: str, items: list[Item]) -> None:
@@ -230,17 +229,17 @@ class Peek:
 
     @property
     def wal_bytes(self) -> int:
-        """From the first change to the last."""
+        """How much WAL there is from the first change to the last."""
         return lsn_of(self._ends) - lsn_of(self._begins) if self._begins else 0
 
     def seen_by(self, snapshot: str) -> bool:
-        """Whether all that it has told of is seen by whoever has this snapshot, or begins to read later."""
+        """Whether all its transactions are visible in this snapshot, and so in all later ones."""
         self.xids = unseen(self.xids, snapshot)
         return not self.xids
 
 
 def unseen(xids: set[int], snapshot: str) -> set[int]:
-    """Which of these transactions somebody with this snapshot does not see."""
+    """The transactions that are not visible in this snapshot."""
     if not xids:
         return xids
     _, end, running = snapshot.split(":")
@@ -249,6 +248,5 @@ def unseen(xids: set[int], snapshot: str) -> set[int]:
 
 
 def _is_behind(xid: int, end: int) -> bool:
-    """Whether a transaction, by the 32 bits of its number, is none of those before `end`: nearer behind it than
-    before."""
+    """Whether a transaction is not before `end`, by the 32 bits of its number, which wrap around."""
     return (xid - end) & XID_BITS < 1 << 31

@@ -36,16 +36,16 @@ class PgOutputError(ValueError):
 
 
 class Begin(NamedTuple):
-    """A transaction begins; all that follows up to its `Commit` is of it."""
+    """A transaction begins. All messages up to its `Commit` belong to it."""
 
     committed_at_s: float
     xid: int
     lsn: int = 0
-    """Of its commit's record: no two transactions have the same."""
+    """The position of its commit, which no other transaction has."""
 
 
 class Commit(NamedTuple):
-    """A transaction is whole; `end_lsn` is where the next begins."""
+    """A transaction ends. `end_lsn`: where the next one begins."""
 
     end_lsn: int
     committed_at_s: float
@@ -67,21 +67,21 @@ class Relation(NamedTuple):
     identity: str
     columns: tuple[Column, ...]
     encoding: str = ""
-    """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
+    """Python's name of the encoding of its text, which may contain bytes that are invalid in it; "" for UTF-8."""
 
 
 class Told(NamedTuple):
-    """A message that tells of rows, and what is needed to read it: reading it may wait until it is asked what it
-    means."""
+    """A message about rows, with what is needed to parse it, so that it can be parsed later."""
 
     data: bytes
     relations: tuple[Relation, ...]
-    """That of the row; of a truncate all that it names."""
+    """The table of the row, or all tables of a truncate."""
     position: str
     committed_at_s: float | None
 
     def changes(self, wanted: frozenset[str] | None = None) -> list[RowChange]:
-        """The rows, with these columns alone where they are given. `PgOutputError`, whatever the bytes are."""
+        """The row changes, with these columns only, if they are given. Raises nothing but `PgOutputError`, whatever the
+        bytes are."""
         if self.data[:1] == b"T":
             return [
                 RowChange("truncate", one.schema, one.table, None, None, self.position, self.committed_at_s)
@@ -91,8 +91,8 @@ class Told(NamedTuple):
 
 
 class Decoder:
-    """Reads the messages of one peek, in order: rows are told with the number of a table that was told before.
-    `encoding`: Python's name of the one that they are in as they are, or "" where the server has made UTF-8 of them."""
+    """Parses the messages of one peek, in order: rows refer to tables that earlier messages have described. `encoding`:
+    Python's name of the encoding of unconverted text; "" if the server has converted it to UTF-8."""
 
     def __init__(self, encoding: str = "") -> None:
         self._encoding = encoding
@@ -100,7 +100,7 @@ class Decoder:
         self._committed_at_s: float | None = None
 
     def read(self, data: bytes, position: str = "") -> Begin | Commit | Told | None:
-        """What a message is; None for those that tell of no row. `PgOutputError`, whatever the bytes are."""
+        """The message, parsed as far as needed; None if it is about no row. Raises nothing but `PgOutputError`."""
         kind = data[:1]
         if kind in _ROWS and len(data) >= _u32.size + 1:
             return Told(data, (self._of(_u32.unpack_from(data, 1)[0]),), position, self._committed_at_s)
@@ -125,7 +125,7 @@ class Decoder:
         return None
 
     def decode(self, data: bytes, position: str = "") -> Begin | Commit | list[RowChange]:
-        """What a message says; an empty list for those that tell of no row. `PgOutputError` likewise."""
+        """The row changes of a message, none if it is about no row. Raises nothing but `PgOutputError`."""
         found = self.read(data, position)
         return [] if found is None else found.changes() if isinstance(found, Told) else found
 
@@ -157,7 +157,7 @@ def _change(told: Told, wanted: frozenset[str] | None) -> RowChange:
 def _row(
     data: bytes, at: int, relation: Relation, wanted: frozenset[str] | None, *, key_only: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """The columns that are told; of an old row that has only its key, the key. And where it ends."""
+    """The columns that were sent (of an old row maybe the key only), and where the row ends."""
     try:
         (count,) = _i16.unpack_from(data, at)
         if count != len(relation.columns):
@@ -187,7 +187,7 @@ def _row(
 
 
 class _Reader:
-    """Takes one field after another off a message; `PgOutputError` where there is none."""
+    """Reads the fields of a message one by one; `PgOutputError` if there is no further one."""
 
     __slots__ = ("_at", "_data", "encoding")
 

@@ -1,4 +1,5 @@
-"""The source that needs neither Debezium nor Kafka: PostgreSQL's own slot, peeked by SQL, applied, then advanced."""
+"""A replication slot of PostgreSQL as a worker's source: changes are peeked by SQL and applied, then the slot is
+advanced."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, def
 from cachebus.consumers.cdc.slot.standing import Names
 from cachebus.consumers.cdc.slot.storage import Swallowed
 from cachebus.consumers.worker import clean, database_session
-from cachebus.consumers.worker.patience import TELL_EVERY_S
+from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Session, Source
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
@@ -37,17 +38,18 @@ from cachebus.producers.command import Command, parse
 from cachebus.settings import Settings
 
 AT_ONCE: Final = 2000
-"""Changes that are applied together."""
+"""The most changes of a batch."""
 HOLD_S: Final = 2.0
-"""A transaction is held open no longer than this while L2 is away: an old one keeps the database from cleaning up."""
+"""How long a transaction is held open while L2 is away: an old one keeps the database from vacuuming."""
 LOCK_S: Final = 10
-"""A worker that is frozen for so long loses its session, and with it the slot's lock: its own keep-alive is every
-second, so nothing else does."""
+"""A worker that is frozen for so long loses its session, and with it the slot's lock. Its keep-alive is sent every
+second, so a worker that runs never does."""
 PEEK_TIMEOUT_S: Final = 60.0
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
 CONNECT_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 30.0
-"""Of what is quick. To read the log, as looks and advances do, may take longer: see `PostgresSource.longer`."""
+"""The time-out of quick commands. Peeks and advances read the log, which may take longer: see
+`PostgresSource.longer`."""
 SESSION: Final = """
 SELECT set_config(s.name, v.value, false) FROM pg_settings s JOIN (VALUES
   ('statement_timeout', '0'), ('transaction_timeout', '0'), ('tcp_keepalives_idle', '5'),
@@ -63,25 +65,25 @@ OUT_OF_REACH: Final = (
 REFUSES: Final = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 TYPICAL_CHANGE_BYTES: Final = 200
 MEASURED: Final = 50
-"""Changes together that tell how much WAL one is."""
+"""From so many changes the size of one in the WAL is estimated."""
 
 
 @dataclass(frozen=True)
 class SlotSource:
-    """Which slot of which database, and how it is read. Times are in seconds."""
+    """The slot to follow, and how it is read. Times are in seconds."""
 
     dsn: SecretStr
     slot: str | None = None
-    """By default the namespace with "_cdc" behind it: "cachebus_cdc"; so is the publication."""
+    """The name of the slot and the publication; by default the namespace followed by "_cdc": "cachebus_cdc"."""
     publication: str | None = None
     batch: int = 5000
-    """A peek stops behind the transaction with which it has told so many changes."""
+    """A peek stops after the transaction with which it has returned so many changes."""
     poll_s: float = 0.02
     wal_warning_bytes: int = 1 << 30
     on_lost_slot: OnLostSlot = "stop"
 
     def names(self, namespace: str) -> Names:
-        """What it follows for this namespace; `ConfigError` for a name that no slot may have."""
+        """The names for this namespace; `ConfigError` for a name that no slot may have."""
         by_default = default_name(namespace)
         slot = self.slot or by_default
         if not 0 < len(slot) <= LONGEST_NAME or not set(slot) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
@@ -90,7 +92,7 @@ class SlotSource:
 
 
 class PostgresSource(Source):
-    """A slot, over all connections. Of several workers on one slot one works, and the others stand by."""
+    """A slot, over all connections. One of several workers on a slot works, and the others stand by."""
 
     if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
 
@@ -185,26 +187,26 @@ class PostgresSource(Source):
     # -- what outlives a connection -----------------------------------------------------------------------------------
 
     def longer(self) -> None:
-        """The server took longer to read its log than it was given: it is given twice as much, up to an hour."""
+        """The server timed out reading its log: double the time-out, up to an hour."""
         self.peek_timeout_s = min(PEEK_TIMEOUT_MAX_S, 2 * self.peek_timeout_s)
 
     def leads(self, leading: bool) -> None:
-        """Whether it has the lock now."""
+        """Note whether this worker has the lock."""
         self.leading = leading
         if not leading:
             self.follows(False)
 
     def follows(self, following: bool) -> None:
-        """Whether it works on the slot now."""
+        """Note whether this worker follows the slot."""
         self.following = following
         self._active.set(following)
 
     def is_followed(self, schema: str, table: str) -> bool:
-        """Whether rules are for this table."""
+        """Whether rules apply to this table."""
         return bool(self.router.rules_of(schema, table))
 
     def wanted(self, relations: Sequence[Relation]) -> frozenset[str] | None:
-        """The columns that rules for it look at."""
+        """The columns that the rules for these tables need."""
         place = relations[0].schema, relations[0].table
         rules = self.router.rules_of(*place)
         known = self._wanted.get(place)
@@ -214,20 +216,20 @@ class PostgresSource(Source):
         return known[1]
 
     def shard_of(self, command: Command | bytes | str) -> int:
-        """Where it belongs to."""
+        """The shard of a command."""
         return (parse(command) if isinstance(command, bytes | str) else command).plan(self._planner).shard
 
     def measured(self, wal_bytes: int, changes: int) -> None:
-        """So much WAL had so many changes."""
+        """Learn how much WAL a change takes."""
         if changes >= MEASURED:
             self._change_bytes += 0.2 * (max(50.0, wal_bytes / changes) - self._change_bytes)
 
     def changes_in(self, wal_bytes: int) -> int:
-        """About how many changes it has."""
+        """About how many changes are in so much WAL."""
         return round(wal_bytes / self._change_bytes)
 
     def stands(self, slot: Slot) -> None:
-        """How much the slot holds back, for those who watch."""
+        """Set the metrics of the slot."""
         self._retained.set(slot.retained_bytes)
         self._behind.set(slot.behind_bytes)
         if slot.retained_bytes > self._given.wal_warning_bytes and monotonic() - self._warned_s > TELL_EVERY_S:
@@ -240,7 +242,7 @@ class PostgresSource(Source):
             )
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Each once."""
+        """Log each warning once."""
         for warning in warnings:
             if warning not in self._warned:
                 logger.warning("cdc: {}", clean.clean(warning, 2000))
@@ -248,7 +250,7 @@ class PostgresSource(Source):
 
 
 class SlotWorker(SourceWorker):
-    """Follows a slot. Of several workers on one slot one works, and the others stand by to take over."""
+    """Follows a slot. One of several workers on a slot works, and the others stand by to take over."""
 
     source: PostgresSource
 
@@ -262,5 +264,5 @@ class SlotWorker(SourceWorker):
 
     @property
     def follows(self) -> bool:
-        """Whether it has the slot now; else another has, or it is on its way there."""
+        """Whether it follows the slot now. Otherwise another worker does, or it is about to."""
         return self.source.following

@@ -1,4 +1,4 @@
-"""The publication: whether it tells of every change of every table that the rules name, as they need it."""
+"""The publication: whether it publishes every change of every table that the rules name, as they need it."""
 
 from __future__ import annotations
 
@@ -52,28 +52,30 @@ class Publication:
     via_root: bool
     operations: frozenset[str]
     filters: Mapping[tuple[str, str], str | None]
-    """By table that is published: the row filter."""
+    """The row filter of each published table."""
     columns: Mapping[tuple[str, str], frozenset[str] | None]
     named: Mapping[int, int]
-    """By number of the table: the number of its being published, another one after it was taken out and put back."""
+    """The number of each table's entry in the publication, which changes if the table is dropped from it and added
+    again."""
     schemas: Mapping[str, int]
     everything: bool = False
-    """Whether it is for all tables, also those that are made later."""
+    """Whether it is FOR ALL TABLES, so also for tables that are made later."""
     exposed: Sequence[tuple[str, str]] = ()
-    """Tables whose updates and deletes PostgreSQL refuses, since they are published and have no REPLICA IDENTITY."""
+    """Published tables without REPLICA IDENTITY: PostgreSQL refuses their updates and deletes."""
 
     def has(self, table: Table) -> bool:
-        """Whether changes of this table's rows are told, by whichever name."""
+        """Whether this table's changes are published, directly or with its parent."""
         return (table.schema, table.name) in self.filters or table.oid in self.named or table.schema in self.schemas
 
     def mark(self, table: Table) -> str:
-        """Other than before if anything has happened to table or publication by which changes may have been missed."""
+        """What the table and its publication are known by. It changes with anything by which changes may have been
+        missed."""
         entry = self.named.get(table.oid) or self.schemas.get(table.schema) or 0
         return f"{table.oid}/{self.oid}/{self.version}/{entry}"
 
 
 async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
-    """The publication; None where there is none."""
+    """The publication; None if there is none."""
     row = await connection.fetchrow(PUBLICATION, name)
     if row is None:
         return None
@@ -105,8 +107,11 @@ def _columns(told: str | None) -> frozenset[str] | None:
 
 
 class Published:
-    """Compares what is published with what the rules need. Tables are published by their names, and only those that
-    take updates and deletes then: not whole schemas, where others make tables that would not."""
+    """Compares what is published with what the rules need.
+
+    The worker publishes tables by name, and only those that allow updates and deletes then. It does not publish
+    schemas: tables that others make there might not allow them.
+    """
 
     def __init__(self, router: Router, name: str, tables: Sequence[Table]) -> None:
         self._router = router
@@ -114,7 +119,7 @@ class Published:
         self._tables = [table for table in tables if table.is_told and router.rules_of(table.schema, table.name)]
 
     def findings(self, found: Publication | None, refused: Mapping[str, str]) -> list[Finding]:
-        """What is not as it must be; `refused`: why somebody else has to run some SQL."""
+        """The findings. `refused`: SQL that this user may not run, and why."""
         if found is None:
             sql = self.creation()
             return [
@@ -128,8 +133,7 @@ class Published:
         return [one for one in told if one is not None]
 
     def warnings(self, found: Publication | None) -> list[str]:
-        """What may go wrong later: a table that is made then fails the application's updates, without a word of ours
-        before."""
+        """What may go wrong later: a new table may fail the application's updates without any warning."""
         if found is None or not (found.everything or found.schemas):
             return []
         name, schemas = quoted(self._name), ", ".join(map(quoted, sorted(found.schemas)))
@@ -172,7 +176,8 @@ class Published:
         return {column for rule in rules for column in (*rule.columns, *rule.when)}
 
     def _left_out(self, table: Table, refused: Mapping[str, str]) -> Finding:
-        """Its changes go unnoticed, unless it lacks what the rules need, so that they would name nothing anyway."""
+        """The finding that changes of a table go unnoticed. There is none if the table lacks what its rules need, since
+        its changes would name nothing."""
         sql, first, why = self.addition(table), "", ""
         if table.identified:
             why = _why(refused, sql)
@@ -208,17 +213,17 @@ class Published:
             )
 
     def creation(self) -> str:
-        """The SQL that makes it: of what may be published now, which may be nothing yet."""
+        """The SQL that creates the publication, with the tables that may be published now, maybe none."""
         names = ", ".join(f"ONLY {table.sql_name}" for table in self._tables if table.identified)
         of = f" FOR TABLE {names}" if names else ""
         return f"CREATE PUBLICATION {quoted(self._name)}{of} {WITH_ROOT}"
 
     def addition(self, table: Table) -> str:
-        """The SQL that adds a table. ONLY: not what inherits from it, which may have no key."""
+        """The SQL that adds a table. ONLY leaves out tables that inherit from it, which may have no key."""
         return f"ALTER PUBLICATION {quoted(self._name)} ADD TABLE ONLY {table.sql_name}"
 
     def mends(self, found: Publication | None) -> list[str]:
-        """What the worker may run itself: never what would take something from somebody."""
+        """The SQL that the worker may run itself. None of it takes anything from anybody."""
         if found is None:
             return [self.creation()]
         return [self.addition(table) for table in self._tables if table.identified and not found.has(table)]

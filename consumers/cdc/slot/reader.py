@@ -1,4 +1,4 @@
-"""The connection that has a slot's lock: it looks into the slot, and advances it."""
+"""Reads a slot over the connection that has its lock: peeks, and advances."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 NOW: Final = "SELECT pg_current_wal_flush_lsn()::text AS lsn, pg_current_snapshot()::text AS snapshot"
 IDLE_ADVANCE_BYTES: Final = 1 << 20
-"""Of others' WAL: past that the slot moves on, though nothing in it is for these rules."""
+"""If so much WAL has no changes for these rules, the slot is advanced all the same."""
 SHORTEN_BYTES: Final = 1 << 18
-"""Of WAL: so much is read again at each look before the server is asked for a point to begin at that is nearer."""
+"""If each peek must read so much WAL again, the server is asked for a nearer starting point."""
 SHORTEN_EVERY_S: Final = 1.0
 SHORTEN_MAX_S: Final = 15.0
-"""The server does so by itself as often."""
+"""The longest pause between two such requests. The server makes a starting point by itself as often."""
 SHORTEN: Final = """
 SELECT restart_lsn::text FROM pg_log_standby_snapshot(), pg_replication_slots WHERE slot_name = $1
 """
 KEEP_S: Final = 1.0
 FRESH_S: Final = 1.0
-"""What a look has found says for no longer how it is."""
+"""How long the result of a peek counts as current."""
 HOLD_S: Final = 2.0
-"""A transaction is held open no longer for somebody to take what it tells."""
+"""How long a transaction is held open until its changes are taken."""
 SEEN_S: Final = 0.1
-"""A commit is waited for no longer to be seen by others: what is behind it goes on then."""
+"""How long it waits until a commit is visible to other sessions. Later changes go on then."""
 IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
 
 
 class SlotReader:
-    """Looks into the slot, a slice at a time. Whoever calls it holds `lock`, since a connection does one thing at a
+    """Peeks into the slot, a slice at a time. The caller holds `lock`, since a connection runs one command at a
     time."""
 
     def __init__(self, source: PostgresSource, connection: asyncpg.Connection) -> None:
@@ -79,12 +79,12 @@ class SlotReader:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that there was is done with, as far as was looked, and that it was looked just now."""
+        """Whether all changes are done, by a recent peek."""
         heard = self.peek is None and self._now == self._seen and not self.passed.unseen
         return heard and monotonic() - self._looked_s < FRESH_S + self.pause_s
 
     def oldest_s(self, now_s: float) -> float | None:
-        """For how long the oldest has waited that is not done with, at most; None where nobody can tell yet."""
+        """How long the oldest change that is not done has waited at most; None if that is not known yet."""
         if self.is_idle:
             return 0.0
         if self.passed.since_s is not None:
@@ -93,12 +93,13 @@ class SlotReader:
         return None if since_s is None else max(0.0, now_s - since_s)
 
     def behind_bytes(self, here: int) -> int:
-        """About how much of the log up to here is not done with."""
+        """About how many bytes of the log, up to this position, are not done."""
         heard = 0 if self.passed.unseen or not self._seen else lsn_of(self._seen)
         return 0 if self.is_idle else max(0, here - max(heard, self._done_lsn))
 
     async def keep(self) -> None:
-        """Say something every second, and use the slot: neither is idle for the server, which would end them."""
+        """Use the connection and the slot every second. The server ends sessions, and invalidates slots, that are
+        idle."""
         touch = f"SELECT count(*) FROM ({PEEK.replace('NULL', repr('0/1'))}) AS touched"
         while True:
             await asyncio.sleep(KEEP_S)
@@ -113,11 +114,11 @@ class SlotReader:
                     await self._main.execute("SELECT 1")
 
     async def prepare(self) -> None:
-        """Before the first look."""
+        """Prepare the connection for peeks."""
         self._statement = await self._main.prepare(PEEK)
 
     async def leads(self) -> bool:
-        """Whether this worker has the lock that stands for the slot; it goes with the connection."""
+        """Whether this worker has the lock of the slot, which ends with the connection."""
         if not self._source.leading:
             name = f"cachebus-cdc {self._names.slot}"
             if not await self._main.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name):
@@ -129,7 +130,7 @@ class SlotReader:
         return True
 
     async def begins(self, started_s: float) -> bool:
-        """Begin a look into the slot, where the log has grown since the last one."""
+        """Begin a peek into the slot, if the log has grown since the last one."""
         now, self._looked_s = await self._main.fetchrow(NOW), monotonic()
         if now["lsn"] == self._seen and self.passed.are_unseen_by(now["snapshot"]):
             self.pause_s = self._source.poll_s
@@ -152,7 +153,7 @@ class SlotReader:
         return self._names.slot, count, quoted(self._names.publication).encode()
 
     async def some(self, limit: int) -> list[Item]:
-        """The next changes of this look; at its end, where there are none, the slot goes behind it."""
+        """The next changes of this peek. At its end, without changes, the slot is advanced behind it."""
         peek = self.peek
         assert peek is not None
         items: list[Item] = []
@@ -187,9 +188,9 @@ class SlotReader:
         return items
 
     async def _visible(self, peek: Peek) -> None:
-        """Wait a moment until whoever begins to read sees what was told of: the log has a commit before that, by far
-        where a synchronous standby is waited for. Who loads in between loads what is old, and would keep it: what is
-        not seen then is passed over, and told once more."""
+        """Wait a moment until the changes are visible to other sessions. The log has a commit before that, long before
+        where a synchronous standby is waited for. A cache that loads in between would load, and keep, the old value.
+        Changes that are not visible in time are passed over, and read once more."""
         pause_s, until_s = 0.001, monotonic() + SEEN_S
         while not peek.seen_by(self._snapshot):
             self._source.waits_for_commits = True
@@ -203,7 +204,7 @@ class SlotReader:
         self._source.waits_for_commits = bool(self.passed.unseen)
 
     async def _pass_by(self) -> None:
-        """Some servers can't tell of a time when there was no publication: it is passed by, as missed."""
+        """Skip a time without a publication, which some servers can't decode. Its changes count as missed."""
         self.pause_s = 1.0
         if await self._main.fetchval("SELECT true FROM pg_publication WHERE pubname = $1", self._names.publication):
             sql = f"UPDATE {SLOTS} SET whole = false WHERE slot = $1"
@@ -213,7 +214,7 @@ class SlotReader:
     # -- letting go ---------------------------------------------------------------------------------------------------
 
     async def done(self, last: Change) -> None:
-        """All up to this one is done with."""
+        """All changes up to this one are done."""
         peek = self.peek
         assert peek is not None
         self._in_hand, self._idle_since_s = False, monotonic()
@@ -225,7 +226,7 @@ class SlotReader:
             await self._heard(peek)
 
     async def left(self, first: Change) -> None:
-        """All before this one is done with, and from it on nothing: it is told once more."""
+        """All changes before this one are done. From this one on they are read once more."""
         peek = self.peek
         assert peek is not None
         self._in_hand = False
@@ -235,7 +236,7 @@ class SlotReader:
         await self._closed("COMMIT" if first.behind is None else self._advance(first.behind))
 
     async def _heard(self, peek: Peek) -> None:
-        """It was heard to its end: the slot goes behind it."""
+        """The peek has ended: advance the slot behind it."""
         self._encoding = ""
         self.passed.heard(peek.unseen, monotonic())
         self._again = peek.count if peek.unseen else 0
@@ -257,8 +258,8 @@ class SlotReader:
             await self._shorten(target)
 
     def _advance(self, target: int) -> str:
-        """The SQL: where the slot goes is durable before it does, and where that was not kept it does not. Where it is
-        beyond already, others were there."""
+        """Advance the slot. The new position is stored durably first; if that fails, the slot stays. If the slot is
+        already beyond it, another worker was there."""
         slot, lsn = literal(self._names.slot), lsn_text(target)
         self._advanced = target
         return (
@@ -269,7 +270,7 @@ class SlotReader:
         )
 
     async def _closed(self, sql: str) -> None:
-        """The look is over, and its transaction."""
+        """End the peek and its transaction."""
         self.peek = None
         try:
             # To advance is to read the log once more, from where the oldest open transaction began.
@@ -284,8 +285,8 @@ class SlotReader:
                 raise Swallowed(SLOTS)
 
     async def _shorten(self, target: int) -> None:
-        """Have the server log where it may begin to read: else each look reads again what was written since the last
-        time that it did so, which is up to 15 seconds ago."""
+        """Have the server log a point from which it may begin to decode. Otherwise each peek reads again what was
+        written since the last such point, up to 15 seconds ago."""
         near = target - self._shortened < SHORTEN_BYTES or monotonic() < self._shorten_from_s
         if near or not self._source.may_shorten:
             return

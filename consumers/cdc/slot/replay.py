@@ -1,4 +1,4 @@
-"""Dead letters brought back: tried again by the rules as they are now."""
+"""Replays dead letters of a slot, by the rules as they are now."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ AT_ONCE = 500
 
 
 class Replayed(NamedTuple):
-    """What became of the dead letters."""
+    """The result of a replay."""
 
     applied: int
     dead: int
-    """Those that stay where they are: with the new reason, and counted once more."""
+    """Letters that failed again. They stay, with the new reason and one attempt more."""
 
 
 async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) -> Replayed:
-    """Try all dead letters of a slot again, once each; those that are applied are removed. Of one of which only a part
-    can be applied that part is, and it stays. The applier is open.
+    """Try all dead letters of a slot once each, and remove those that are applied. If only a part of a letter can be
+    applied, that part is, and the letter stays.
 
-    Raises `OSError` or asyncpg's errors where the database can't be reached; what was applied till then is removed.
+    `applier`: open. Raises `OSError` or asyncpg's errors if the database can't be reached. What was applied by then is
+    removed.
     """
     connection = await asyncpg.connect(plain_url(dsn))
     applied = dead = last = 0
@@ -68,7 +69,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
 
 
 async def _known(connection: asyncpg.Connection, slot: str) -> None:
-    """`ConfigError` for a slot of which nothing is known: its name is mistyped."""
+    """Raises `ConfigError` for an unknown slot: its name may be mistyped."""
     names = [row["slot"] for row in await connection.fetch(NAMES)]
     if slot not in names:
         there = f"there is {', '.join(map(clean, names))}" if names else "there is none at all"
@@ -76,7 +77,7 @@ async def _known(connection: asyncpg.Connection, slot: str) -> None:
 
 
 def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
-    """What it asks for as things are now, and what of it still can't be used."""
+    """The plans of a letter by the present rules, and the problems that it still has."""
     plans: list[Plan] = []
     problems: list[str] = []
     for line in payload.split("\n"):
@@ -93,7 +94,8 @@ def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], 
 
 
 def _is_command(line: str) -> bool:
-    """One that was held for a primary that was away, and could not be used any more when it was back."""
+    """Whether the letter is a command. Such a letter was held for a primary that was away, and could not be applied
+    later."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

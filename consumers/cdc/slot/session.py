@@ -1,4 +1,4 @@
-"""A slot's worker while it is connected: peeks, and advances the slot behind what was let go of."""
+"""One connection of a slot's worker: it peeks, and advances the slot behind what is acknowledged."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 STAND_BY_S: Final = 0.5
 STILL_S: Final = 15.0
-"""A worker that has the slot's lock and does nothing with it for so long is said to by those who stand by."""
+"""If a worker has the slot's lock and does not use the slot for so long, the workers that stand by report it."""
 TAKEN_S: Final = 5.0
-"""Others may use the slot for so long before that is told: the server's process of a worker that was killed does."""
+"""How long others may use the slot before that is reported. After a worker is killed, its server process still does."""
 UNSEEN_S: Final = 5.0
-"""Commits may wait for so long to be seen by others before that is told."""
+"""How long commits may stay invisible to other sessions before that is reported."""
 UNSEEN: Final = (
     "commits are in the log that nobody sees: they wait for a synchronous standby. What they changed is let go of once "
     "they are seen; all else goes on, but the slot does not, so the server keeps WAL"
@@ -44,7 +44,7 @@ NOTHING: Final = Meaning()
 
 
 class SlotSession(Session):
-    """Two connections: the one has the lock, peeks and advances; the other is for all else."""
+    """A session with two connections. One has the lock, peeks and advances; the other does all else."""
 
     def __init__(self, source: PostgresSource, main: asyncpg.Connection, beside: asyncpg.Connection) -> None:
         self._source = source
@@ -59,7 +59,7 @@ class SlotSession(Session):
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[SlotSession]:
-        """Neither idle for the server, which ends a session that is, nor is its slot."""
+        """Keep the session and its slot from being idle, which the server would end, while this is entered."""
         keeping = asyncio.create_task(self._reader.keep(), name="cachebus-cdc-keep")
         try:
             yield self
@@ -208,7 +208,7 @@ class SlotSession(Session):
         return await standing.look(self._beside, self._source.router, self._names, mending.refused, swallowing)
 
     def _others(self, slot: Any) -> list[Finding]:
-        """What others do with the slot, and do not."""
+        """The findings about other sessions that use the slot, or that hold its lock and do not use it."""
         if self._source.leading:
             since_s = self._reader.passed.since_s
             if since_s is not None and monotonic() - since_s > UNSEEN_S:

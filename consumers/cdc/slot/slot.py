@@ -1,4 +1,4 @@
-"""A slot: how it stands, and what of that is not as it must be."""
+"""The replication slot: its state, and the findings about it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = current_user AND (rolsuper O
   OR rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER'))
 """
 _TRIED: Final = "SELECT pg_replication_slot_advance($1, '0/0')"
-"""Nowhere: it fails, but otherwise where that is allowed."""
+"""A position that does not exist. Advancing to it fails in any case, with another error if the user has the right
+to."""
 REASONS: Final = {
     "wal_removed": "the server has removed WAL that the slot had not confirmed (max_slot_wal_keep_size)",
     "rows_removed": "rows that the slot needed were removed",
@@ -43,27 +44,27 @@ REASONS: Final = {
 
 
 class Slot(NamedTuple):
-    """How a slot stands."""
+    """The state of a slot."""
 
     lost: str
-    """Why it will never give anything again; empty where it is well."""
+    """Why it will never return changes again; "" if it works."""
     foreign: str
-    """Why it is none for this."""
+    """Why it is not a slot for this worker."""
     confirmed: int
     retained_bytes: int
-    """WAL that the server keeps for it."""
+    """How much WAL the server keeps for it."""
     behind_bytes: int
-    """WAL that was written since what it has confirmed."""
+    """How much WAL was written since its confirmed position."""
     wal_status: str
     active_pid: int | None
     active_as: str
     untouched_s: float
-    """For how long nobody has used it, where the server tells."""
+    """How long nobody has used it, in seconds, where the server tells."""
 
 
 def default_name(namespace: str) -> str:
-    """Of slot and publication: one for each namespace, of letters that a slot's name may have. "cachebus_cdc" for the
-    namespace "cachebus"."""
+    """The default name of slot and publication: one for each namespace, with the characters of slot names only. It is
+    "cachebus_cdc" for the namespace "cachebus"."""
     plain = re.sub(r"[^a-z0-9_]", "_", namespace.lower())
     if plain != namespace or len(plain) + len("_cdc") > LONGEST_NAME:
         digest = hashlib.md5(namespace.encode(), usedforsecurity=False).hexdigest()[:8]
@@ -72,7 +73,7 @@ def default_name(namespace: str) -> str:
 
 
 async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
-    """How the slot stands; None where there is none."""
+    """The state of the slot; None if there is none."""
     row = await connection.fetchrow(LOOK, name)
     return row and _slot(row)
 
@@ -119,7 +120,7 @@ def _slot(row: Any) -> Slot:
 def slot_findings(
     name: str, slot: Slot | None, memory: Memory | None, namespace: str, on_lost: OnLostSlot, refused: str
 ) -> list[Finding]:
-    """What is not as it must be: one finding, the gravest. `refused`: why it could not be made."""
+    """The gravest finding about the slot, if any. `refused`: why the slot could not be created."""
     if memory is not None and memory.namespace != namespace:
         return [
             Finding(
@@ -190,10 +191,10 @@ def _lost(name: str, why: str, on_lost: OnLostSlot) -> Finding:
 
 
 def made_by(name: str) -> str:
-    """The SQL that makes it."""
+    """The SQL that creates the slot."""
     return f"SELECT pg_create_logical_replication_slot({literal(name)}, 'pgoutput')"
 
 
 def literal(text: str) -> str:
-    """A text as SQL takes it."""
+    """The text, quoted as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""How all stands that a slot's worker assumes: looked at again and again, and compared with what is remembered."""
+"""Checks all that a slot's worker assumes, again and again, and compares it with what is remembered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Names:
-    """What is followed, for whom."""
+    """The names of what is followed, and the namespace that it is for."""
 
     slot: str
     publication: str
@@ -30,7 +30,7 @@ class Names:
 
 @dataclass
 class Standing:
-    """What one look has found."""
+    """The result of one check."""
 
     slot: Slot | None = None
     memory: Memory | None = None
@@ -39,9 +39,9 @@ class Standing:
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     marks: dict[str, Any] = field(default_factory=dict)
-    """As what tables are known now of which all changes are told."""
+    """What each table whose changes are all published is known by now."""
     quiet: dict[str, Any] = field(default_factory=dict)
-    """Those of them that are to be remembered, though nothing was missed."""
+    """Those of the tables that are to be remembered anew, though nothing was missed."""
 
 
 async def look(
@@ -51,8 +51,7 @@ async def look(
     refused: Mapping[str, str],
     swallowing: Sequence[Finding] = (),
 ) -> Standing:
-    """How all stands. `swallowing`: what is known already to be wrong with own tables that are there. Raises what the
-    driver does."""
+    """Check everything. `swallowing`: findings about own tables that are known before. Raises the driver's errors."""
     found = Standing()
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
@@ -111,7 +110,7 @@ def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding])
 
 
 def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> None:
-    """Where a table is another one than before, changes may have been missed in between."""
+    """Find tables that are not the same as before: changes may have been missed in between."""
     there = {table.full_name: table for table in tables}
     unwell = {one.subject for one in found.findings}
     for name, mark in found.marks.items():

@@ -1,4 +1,4 @@
-"""The worker's own tables, beside those that it follows; and what it remembers of its slot there."""
+"""The worker's own tables, in the database that it follows, and what it remembers of its slot there."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _TRIGGERS: Final = """
 SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger
 WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
 """
-"""Those before a row is written."""
+"""Triggers that run before a row is written."""
 _RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, tables FROM {SLOTS} WHERE slot = $1"
 REMEMBER: Final = f"""
 INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables) VALUES ($1, $2, $3::text::pg_lsn, $4, $5)
@@ -64,7 +64,7 @@ ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole =
 
 
 def sql_of(table: str) -> str:
-    """What makes it, in a line."""
+    """The SQL that creates the table, in one line."""
     return " ".join(MAKE[table].split())
 
 
@@ -73,17 +73,17 @@ class Memory:
     """What is remembered of a slot."""
 
     namespace: str
-    """Whose caches it is for."""
+    """The namespace that the slot serves."""
     lsn: int
-    """The slot has never been told to go beyond."""
+    """The slot was never advanced beyond this position."""
     whole: bool
-    """Whether all since the slot's making was either told or made up for."""
+    """Whether all changes since the slot's creation were either read or made up for."""
     tables: dict[str, Any] = field(default_factory=dict)
-    """Tables of which every change was either told or made up for, and as what they were known then."""
+    """Tables whose changes were all either read or made up for, and what they were known by then."""
 
 
 async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str, str]) -> list[Finding]:
-    """What is wrong with the three tables; `refused`: why some could not be made."""
+    """The findings about the three tables. `refused`: why some could not be created."""
     found = []
     for row in await connection.fetch(_LOOK, list(OWN_TABLES)):
         name = row["name"]
@@ -116,7 +116,8 @@ async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str,
 
 
 class Swallowed(Exception):
-    """A row that had to be written, or removed, was not, though the database has refused nothing."""
+    """A row was not written, or not removed, though the database has reported no error: a trigger, a rule or a policy
+    swallows it."""
 
     def __init__(self, table: str) -> None:
         super().__init__(f"{table}: what is written there is not kept, nor is it refused")
@@ -124,15 +125,15 @@ class Swallowed(Exception):
 
 
 async def change(connection: asyncpg.Connection, table: str, sql: str, *given: Any) -> None:
-    """Write what must be written: committed when this returns. `Swallowed`, where no row was."""
+    """Write a row: it is committed when this returns. `Swallowed` if no row was written."""
     status = await connection.execute(sql, *given)
     if status.endswith(" 0"):
         raise Swallowed(table)
 
 
 async def swallowing(connection: asyncpg.Connection, table: str, writes: Sequence[tuple[str, Any]]) -> Finding | None:
-    """What is wrong with a table that has swallowed something, as long as it is: tried in a transaction that is rolled
-    back, by what a worker writes there (each changes a row)."""
+    """The finding about a table that has swallowed a row, as long as it still does. The worker's writes, each of which
+    changes a row, are tried in a transaction that is rolled back."""
     trial = connection.transaction()
     await trial.start()
     try:
@@ -152,28 +153,28 @@ async def swallowing(connection: asyncpg.Connection, table: str, writes: Sequenc
 
 
 async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
-    """What is remembered of the slot, if anything."""
+    """What is remembered of the slot; None if nothing is."""
     row = await connection.fetchrow(_RECALL, slot)
     return row and Memory(row["namespace"], int(row["lsn"]), row["whole"], json.loads(row["tables"]))
 
 
 async def remember(connection: asyncpg.Connection, slot: str, memory: Memory) -> None:
-    """Committed when this returns; `Swallowed`."""
+    """Remember this of the slot: it is committed when this returns; `Swallowed`."""
     given = memory.namespace, lsn_text(memory.lsn), memory.whole, as_json(memory.tables)
     await change(connection, SLOTS, REMEMBER, slot, *given)
 
 
 def as_json(tables: dict[str, Any]) -> str:
-    """As the column `tables` has them."""
+    """The tables as JSON, for the column `tables`."""
     return json.dumps(tables)
 
 
 def lsn_of(text: str) -> int:
-    """The number of a place in the log."""
+    """The number of an LSN."""
     high, _, low = text.partition("/")
     return (int(high, 16) << 32) + int(low, 16)
 
 
 def lsn_text(lsn: int) -> str:
-    """As PostgreSQL writes it."""
+    """The LSN as PostgreSQL writes it."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"

@@ -1,1 +1,1 @@
-"""Changes as Debezium writes them into topics."""
+"""Change data capture from topics of Kafka that Debezium writes."""

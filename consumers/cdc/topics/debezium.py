@@ -1,4 +1,4 @@
-"""What Debezium writes to Kafka: JSON envelopes of row changes, with their schema or without."""
+"""Parses Debezium's messages: JSON envelopes of row changes, with or without their schema."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from cachebus.consumers.cdc.rules.change import Op, OtherText, Row, RowChange, U
 
 OPS: Final[dict[str, Op]] = {"c": "insert", "r": "insert", "u": "update", "d": "delete", "t": "truncate"}
 UNAVAILABLE: Final = "__debezium_unavailable_value"
-"""Stands for a large value that an update left as it was; the connector's `unavailable.value.placeholder`."""
+"""Stands for a large value that an update did not change: the connector's `unavailable.value.placeholder`."""
 TEXT_LIKE: Final = frozenset({"io.debezium.data.Uuid", "io.debezium.data.Enum", "io.debezium.data.Ltree"})
-"""Types with a meaning of their own whose text is what the database itself would say."""
+"""Logical types whose text is the same as the database's own."""
 BINLOGS: Final = ("mysql", "mariadb")
-"""Connectors whose databases are what PostgreSQL calls schemas. They end rather than tell a part of a row."""
+"""Connectors that read a binary log. Their databases are what PostgreSQL calls schemas, and their rows are always
+complete."""
 DECIMAL: Final = "org.apache.kafka.connect.data.Decimal"
 WHOLE: Final = "a decimal without places"
 LONGEST_WHOLE: Final = 40
-"""Of the base64 of MySQL's 65 digits."""
+"""The longest base64 of a decimal: MySQL's have 65 digits at most."""
 
 
 def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) -> RowChange | None:
-    """The change in a message's value; None for what tells of no row: tombstones, heartbeats, transactions' borders,
-    schema changes, and messages of applications. `UnusableChange`, whatever the bytes are.
+    """The change in a message's value. None for a message that is about no row: a tombstone, a heartbeat, a border of a
+    transaction, a schema change, a message of an application. Raises `UnusableChange` for anything else.
 
-    `key`, the message's, tells what of the old row is sure: where the table's REPLICA IDENTITY is not FULL, PostgreSQL
-    tells only the key, and Debezium makes up the rest: nulls, and for columns that are NOT NULL their defaults, zeros
-    and empty texts. Without a key (the table has none, so its rows are told whole) all of it is sure, and so it
-    is where it comes from a binary log.
+    `key`: the message's key, which tells what of the old row is sure.
+
+    1. If the table's REPLICA IDENTITY is not FULL, PostgreSQL sends the key alone. Debezium makes up the other values:
+       nulls, and for NOT NULL columns defaults, zeros or empty texts. Only the columns of the key are sure.
+    2. Without a key the table has none, so its rows are sent complete: all is sure.
+    3. From a binary log all is sure.
     """
     if value is None:
         return None
@@ -59,7 +62,7 @@ def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) ->
 
 
 def _names(key: bytes | str) -> frozenset[str]:
-    """The columns of a message's key, which has its schema with it or not."""
+    """The columns of a message's key, with or without its schema."""
     try:
         found = json.loads(key)
         if "payload" in found and "schema" in found:
@@ -70,7 +73,7 @@ def _names(key: bytes | str) -> frozenset[str]:
 
 
 def is_envelope(value: bytes | str) -> bool:
-    """Whether it is rather an envelope than a plain row change."""
+    """Whether the value looks like an envelope, and not like a plain row change."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
@@ -114,7 +117,7 @@ def _is_of_a_binlog(source: Mapping[str, Any]) -> bool:
 
 
 def _seconds(at_ms: Any) -> float | None:
-    """None for what is no time: whatever it is, the change is one all the same."""
+    """Seconds from milliseconds; None for what is no time, since the change counts all the same."""
     try:
         at_s = float(at_ms) / 1000 if isinstance(at_ms, int | float) else None
     except OverflowError:
@@ -137,14 +140,15 @@ def _is_unavailable(value: Any) -> bool:
 
 
 def _untold(value: Any, meaning: str | None) -> Any:
-    """A number or text that stands for something else, such as days for a date, is one to compare, not to name."""
+    """The value for a rule. A number or text that stands for something else, such as days for a date, becomes
+    `OtherText`."""
     if meaning is None or meaning in TEXT_LIKE or value is None or not isinstance(value, str | int):
         return value
     return _whole(value) if meaning == WHOLE else OtherText(value)
 
 
 def _whole(value: str | int) -> int | OtherText:
-    """As Connect writes it: two's complement in base64, or a number."""
+    """The integer of a decimal: Connect writes two's complement in base64, or a number."""
     if isinstance(value, int):
         return value
     if not 0 < len(value) <= LONGEST_WHOLE:
@@ -156,8 +160,8 @@ def _whole(value: str | int) -> int | OtherText:
 
 
 def _meanings(schema: Any, part: str) -> Iterator[tuple[str, str]]:
-    """Of a row's columns, as the envelope's schema tells them: those with a type of a name of its own, and bytes, which
-    JSON has as text."""
+    """The columns of a row whose values are not plain, with their logical types, by the envelope's schema. Bytes are
+    among them: JSON has them as text."""
     try:
         (row,) = (field for field in schema["fields"] if field["field"] == part)
         for column in row["fields"]:
@@ -166,7 +170,7 @@ def _meanings(schema: Any, part: str) -> Iterator[tuple[str, str]]:
                 continue
             yield column["field"], WHOLE if name == DECIMAL and _has_no_places(column.get("parameters")) else name
     except (TypeError, KeyError, ValueError, AttributeError):
-        return  # no schema: its values are taken for what they are
+        return  # without a schema, values are taken as they are
 
 
 def _has_no_places(parameters: Any) -> bool:

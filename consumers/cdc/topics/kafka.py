@@ -1,4 +1,4 @@
-"""The source that is Debezium's topics on Kafka: a consumer group that commits what has been applied."""
+"""Debezium's topics on Kafka as a worker's source: a consumer group that commits what has been applied."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cachebus.consumers.cdc.rules.router import TABLES_REMEMBERED, Router
 from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
 from cachebus.consumers.topics.brokers import Brokers, Topic
-from cachebus.consumers.topics.looking import MISSING
+from cachebus.consumers.topics.inspection import MISSING
 from cachebus.consumers.topics.membership import Membership
-from cachebus.consumers.topics.share import place_of
+from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
@@ -27,9 +27,9 @@ from cachebus.settings import Settings
 
 NOTHING = Meaning()
 ALL_DEAD = 20
-"""So many messages of a topic, one after the other, none of which can be used: that is no accident of a row."""
+"""If so many messages of a topic in a row can't be used, the format is wrong, and not a single row."""
 NAMED = 5
-"""Tables that are named in a warning."""
+"""How many tables a warning names."""
 READABLE = (
     "what the connector writes must be whole envelopes as JSON: value.converter=org.apache.kafka.connect.json."
     "JsonConverter, without ExtractNewRecordState; then replay-dead"
@@ -38,30 +38,30 @@ READABLE = (
 
 @dataclass(frozen=True)
 class KafkaSource:
-    """Which topics of which Kafka."""
+    """The choice of topics, and of the Kafka that has them."""
 
     bootstrap_servers: str
     topics: str
-    """A regular expression that fits a topic's whole name: several prefixes by `|`."""
+    """A regular expression that matches a topic's whole name; several prefixes are joined by `|`."""
     group: str | None = None
-    """By default the namespace with "-cdc" behind it: "cachebus-cdc"."""
+    """The consumer group; by default the namespace followed by "-cdc": "cachebus-cdc"."""
     batch: int = 5000
-    """Messages that are looked at together."""
+    """The most messages of a batch."""
     session_timeout_s: float = 10.0
-    """So long after a worker vanished without a word others take its partitions over."""
+    """How long after a worker has died others take over its partitions, in seconds."""
     dead_topic: str | None = None
-    """By default the namespace with ".cdc.dead" behind it: "cachebus.cdc.dead"."""
+    """The topic of dead letters; by default the namespace followed by ".cdc.dead": "cachebus.cdc.dead"."""
     clients: Mapping[str, Any] = field(default_factory=dict)
-    """More of aiokafka's client settings, such as those of TLS and SASL."""
+    """More client settings of aiokafka, such as those of TLS and SASL."""
     namespace: str = "cachebus"
-    """Whose caches it is for; a worker's is that of its settings."""
+    """The namespace of the caches. A worker takes it from its settings."""
 
     def client(self) -> dict[str, Any]:
-        """What all clients are given."""
+        """The arguments of all clients."""
         return {"bootstrap_servers": self.bootstrap_servers, **self.clients}
 
     def membership(self) -> Membership:
-        """Its place in the group."""
+        """The membership in its group."""
         return Membership(
             self.client(),
             self.group or f"{self.namespace}-cdc",
@@ -73,7 +73,7 @@ class KafkaSource:
 
 
 class DebeziumSource(TopicSource):
-    """Debezium's topics, by rules."""
+    """Debezium's topics, routed by rules."""
 
     if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
 
@@ -89,9 +89,9 @@ class DebeziumSource(TopicSource):
         self._rules = rules
         self._router = Router(rules)
         self._dead: dict[str, tuple[int, str]] = {}
-        """By topic: how many messages could not be used since the last that could, and why."""
+        """How many messages of a topic could not be used since the last one that could, and why."""
         self._tables: set[str] = set()
-        """Of which messages have come."""
+        """Tables of which messages have come."""
         self._warned = ""
 
     @property
@@ -139,7 +139,7 @@ class DebeziumSource(TopicSource):
         return DeadLetter(record.value or b"", reason, place_of(record), 1, record.timestamp / 1000, record.key)
 
     async def prepare(self) -> None:
-        """See `TopicSource.prepare`: Debezium makes them."""
+        """See `TopicSource.prepare`. Nothing: Debezium creates its topics."""
 
     async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
         """See `TopicSource.look_at`."""
@@ -164,8 +164,8 @@ class DebeziumSource(TopicSource):
         return findings
 
     def _unmatched(self, named: Sequence[str]) -> str:
-        """Rules whose table neither comes nor has a topic, where there are topics that no rule is for: a name may be
-        mistyped. A table of which nothing was written yet has no topic either."""
+        """A warning if a rule's table has neither messages nor a topic, and a topic has no rule: a name may be
+        mistyped. (A table that was never written has no topic either, so that alone is no reason.)"""
         places = {".".join(name.split(".")[-2:]) for name in named if name.count(".") > 1} | self._tables
         rules = [one for one in self._rules.rule if not any(self._is_of(one, place) for place in places)]
         others = sorted(place for place in places if not self._router.rules_of(*place.split(".", 1)))
@@ -181,7 +181,7 @@ class DebeziumSource(TopicSource):
         return any(one is rule for one in self._router.rules_of(*place.split(".", 1)))
 
     def _warn(self, warning: str) -> None:
-        """Once, until it is another one."""
+        """Log the warning, unless it is the same as the last one."""
         if warning and warning != self._warned:
             logger.warning("cdc: {}", clean(warning, 2000))
         self._warned = warning
@@ -192,7 +192,7 @@ class DebeziumSource(TopicSource):
 
 
 class TopicsWorker(SourceWorker):
-    """Follows Debezium's topics; several share the partitions. `ConfigError`."""
+    """Follows Debezium's topics. Several workers share the partitions. `ConfigError` for settings that can't be."""
 
     source: DebeziumSource
 

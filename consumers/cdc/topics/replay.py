@@ -1,4 +1,4 @@
-"""Dead letters of Debezium's messages brought back: tried again by the rules as they are now."""
+"""Replays dead letters of Debezium's messages, by the rules as they are now."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.keys.plan import Plan
 
 UNSURE: Final = b"{}"
-"""In the place of a key that was too long to be kept: nothing of an old row is sure but by a rule's word."""
+"""Replaces a key that was too long to be kept: no column of an old row is sure then, unless a rule says so."""
 
 
 async def replay_topic(source: KafkaSource, router: Router, applier: Applier) -> Replayed:
-    """Try all dead letters that are in the topic now, once each; those that stay dead are written behind them anew,
-    with one attempt more. How far it has come is kept as the offsets of the group "NAME-replay". The applier is open.
+    """Try all dead letters that are in the topic now, once each. Those that fail again are appended, with one attempt
+    more.
 
-    Raises aiokafka's errors; what was not committed is tried again by the next.
+    `applier`: open. The offsets of the group "NAME-replay" keep how far it has come. Raises aiokafka's errors. What was
+    not committed is tried again by the next replay.
     """
     member = source.membership()
     dead_topic = DeadTopic(member.clients, member.dead_topic)
@@ -43,8 +44,8 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
 
 
 async def _tried(records: Sequence[Any], router: Router, applier: Applier) -> list[DeadLetter]:
-    """Apply what can be; the others, as letters with the new reason. What of a change can be named is applied beside
-    its letter."""
+    """Apply the letters that can be applied; returns the others, with the new reason. Of a change with a problem, the
+    rest is applied."""
     letters = [letter_of(record) for record in records]
     planned = [_planned(letter, router, applier) for letter in letters]
     plans = [(plan, problems) for found, problems in planned for plan in found]
@@ -74,6 +75,6 @@ def _planned(letter: DeadLetter, router: Router, applier: Applier) -> tuple[list
         plans += (plan for _, plan in found)
     except REFUSED as error:
         return [], [str(error)]
-    except Exception as error:  # noqa: BLE001 -- whatever one letter does to us, the others are tried
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong with one letter, the others are tried
         return [], [f"{type(error).__name__} while it was read"]
     return plans, problems

@@ -1,1 +1,1 @@
-"""Holds what was read against all that was written."""
+"""The checker: it reads the history logs of a run, and judges every read against all writes."""

@@ -1,4 +1,8 @@
-"""What a run leaves behind to be judged: the tapes of all nodes, and the record of faults."""
+"""The evidence of a run: the history logs of all nodes, and the faults that were injected.
+
+A promise may be broken while a fault is at work, or shortly after one. Each method that returns `Excuses` says when
+one kind of misbehaviour is explained by a fault, and so is no finding.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,28 @@ from typing import Any
 from cachebus.base.backoff import RECONNECT_MAX_S
 from cachebus.keys.key import shard_of
 from cachebus.tools.harness.messages import Tick
+from cachebus.tools.verify.checker.explanation import Explainer, Known
 from cachebus.tools.verify.checker.history import History, writes_of
-from cachebus.tools.verify.checker.spans import Excuses, Load, Span, loads_of
-from cachebus.tools.verify.checker.story import Known, Teller
-from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.checker.loads import Excuses, Load, Span, loads_of
+from cachebus.tools.verify.fleet import data_types
+from cachebus.tools.verify.fleet.disturbances import EVERY_S, FLUSHED, GAP, L2_FAILED, LATE, STALLED
+from cachebus.tools.verify.fleet.history_log import all_records
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
-from cachebus.tools.verify.fleet.tape import all_records
-from cachebus.tools.verify.fleet.trouble import BEGAN_ANEW, EVERY_S, HEARD_AHEAD, HURRIED, L2_FAILED, STALLED
 from cachebus.tools.verify.target.stage import Done
 
 START_S = 3.0
-"""What a fleet takes to start, and with it the first epoch."""
+"""A fleet starts within this time, and with it the first epoch."""
 BORN_S = 1.0
-"""What it takes until an epoch begins, from a run's start or a fault's end."""
+"""An epoch begins within this time after a run's start, or after a fault's end."""
 HARMLESS = frozenset({"slow", "sour", "stuck"})
-"""Faults of a node under which its leases must hold all the same."""
+"""Faults of a node's source. The node keeps its leases under them."""
 UNFELT = frozenset({"del-records", "del-leases", "del-log", "xtrim", "script-flush"})
-"""Faults of the server that leave what a node holds in its memory alone."""
+"""Faults of the server that do not touch any node's L1."""
 STILL = frozenset({"stop", "stall", "kill", "delay", "delay-replies"})
-"""Faults of a node under which its own time stands still, or bytes come, but late."""
+"""Faults under which a node does not run, or its bytes come late."""
 EVENTS_ONLY = frozenset({"deaf", "hang-events", "delay-events", "drop", "double", "reorder", "garble", "garble-head"})
-"""Faults of a node's network that leave its commands, and so its leases, alone."""
+"""Faults of a node's network that touch events only: its commands pass, so it keeps its leases."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,27 @@ class Evidence:
     directory: Path
     items: list[Item]
     lives: dict[str, Span]
-    """By node and life: from when until when."""
+    """From when until when each process ran, by node and life, as in "2.1"."""
     ticks: list[Tick]
-    """The last of each life."""
+    """The last of each process."""
     faults: list[Done]
     ends_leases: frozenset[str]
-    """Faults that may end leases of loads, on all nodes."""
+    """The names of faults that may end leases of loads on every node."""
     away: list[Span]
+    """When nobody could reach the server."""
     bound_s: float
     versions: list[int]
-    """By item: the newest in the source."""
+    """The newest version in the source, by item."""
     not_ready: tuple[int, ...] = ()
     """Nodes that were not at work again once the faults were over."""
     held: int = 0
-    """Leases that were held when no load was under way any more."""
+    """Leases of loads that were still held when no load was under way."""
     left: Mapping[int, str] = field(default_factory=dict)
-    """By node: what it still had when all was over."""
+    """Tasks and sockets that a node did not give back, by node."""
     shards: int = 1
-    """Over so many the items are spread."""
+    """How many shards the namespace has."""
     mended: Span = (0.0, 0.0)
-    """When what the faults had left was set right, which may be another outage."""
+    """When the run repaired what the faults had left, which may be an outage too."""
 
     def bound_of(self, node: str) -> float:
         """The bound of a node, by its number and life."""
@@ -78,13 +83,13 @@ class Evidence:
         return History(
             len(self.items),
             (w for node in self.lives for w in writes_of(node, self.records(node, "writes"))),
-            self.losing(),
-            lambda write: newborn.get(number_of(write.node), none).touch(write.called_s, write.called_s),
+            self.data_loss(),
+            lambda write: newborn.get(number_of(write.node), none).overlap(write.called_s, write.called_s),
         )
 
     def newborn(self) -> dict[str, Excuses]:
-        """By node: when it knew of no other's bound, since it began on an empty server, and no other had yet come there
-        to tell of its own."""
+        """When a node could not know the bounds of the others, by node: it began on an empty server, and no other node
+        had written its row there yet."""
         spans: dict[str, list[Span]] = {}
         for born in self.faults:
             if born.fault == "newborn":
@@ -96,18 +101,23 @@ class Evidence:
         return {node: Excuses(found) for node, found in spans.items()}
 
     def records(self, node: str, kind: str) -> list[tuple[Any, ...]]:
-        """One tape."""
+        """The records of one history log."""
         return all_records(self.directory, node, kind)
 
-    def teller(self, history: History) -> Teller:
-        """For stories of it."""
+    def explainer(self, history: History) -> Explainer:
+        """What explains findings in this history."""
 
         @cache
         def applied(node: str) -> Known:
             return self.records(node, "applied")
 
-        return Teller(
-            self.items, history.writes, applied, self.lives, self.faults, lambda node: self.records(node, "trouble")
+        return Explainer(
+            self.items,
+            history.writes,
+            applied,
+            self.lives,
+            self.faults,
+            lambda node: self.records(node, "disturbances"),
         )
 
     def loads(self) -> list[Load]:
@@ -119,12 +129,12 @@ class Evidence:
         ]
 
     def _amiss(self, node: str, *kinds_of: int) -> list[Span]:
-        """What a node knows to have gone wrong with itself: of these kinds, or whatever ends leases."""
-        wanted = kinds_of or (STALLED, L2_FAILED, BEGAN_ANEW)
-        return [(from_s, until_s) for kind, from_s, until_s in self.records(node, "trouble") if kind in wanted]
+        """The disturbances that a node noticed itself: of these kinds, by default those that may end leases."""
+        wanted = kinds_of or (STALLED, L2_FAILED, FLUSHED)
+        return [(from_s, until_s) for kind, from_s, until_s in self.records(node, "disturbances") if kind in wanted]
 
-    def trouble(self) -> dict[str, Excuses]:
-        """By node and life: when something was amiss with it, or with its network."""
+    def lease_excuses(self) -> dict[str, Excuses]:
+        """When a node, or its network, may have lost leases, by node and life."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         found = {}
         for node in self.lives:
@@ -137,20 +147,21 @@ class Evidence:
             found[node] = Excuses(spans)
         return found
 
-    def at_large(self) -> Excuses:
-        """When leases may have ended for all: by a fault, or as they end once an epoch is as old as a guard may be."""
+    def fleet_lease_excuses(self) -> Excuses:
+        """When every node may have lost leases: by a fault, or because an epoch reached the age of the longest
+        guard."""
         after_s = l2_timeout_s(self.largest_bound_s) + guard_max_s(self.largest_bound_s)
         faults = [(d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases]
         began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
         return Excuses([(began_s, began_s + START_S + after_s), *faults])
 
     def kept(self, load: Load) -> bool:
-        """Whether a node keeps what it has loaded in its memory, for D at least."""
-        return kinds.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
+        """Whether the node keeps the loaded value in L1 for D at least."""
+        return data_types.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
 
     def asked_s(self, load: Load) -> float:
-        """When a load was asked for at the earliest. Its value is as old as that, and the source may have been told a
-        turn of the event loop later: where the process stood still, that is long."""
+        """The earliest time at which the load may have been asked for. Its value counts as that old. The loader starts
+        a turn of the event loop later, which is long where the process stood still."""
         return min(
             (
                 from_s
@@ -160,13 +171,13 @@ class Evidence:
             default=load.began_s,
         )
 
-    def unwell(self, shard: int | None = None) -> dict[str, Excuses]:
-        """By node and life: when something was wrong with it, its network, or what the shard lies on; None: or what
-        any lies on."""
+    def impaired(self, shard: int | None = None) -> dict[str, Excuses]:
+        """When a node, its network, or the shard's server was impaired, by node and life; None: the server of any
+        shard."""
         after_s = RECONNECT_MAX_S + 2 * l2_timeout_s(self.largest_bound_s)
         found = {}
         for node, (began_s, _) in self.lives.items():
-            spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, HURRIED)]
+            spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, LATE)]
             spans += [
                 (done.from_s, done.until_s)
                 for done in self.faults
@@ -178,12 +189,12 @@ class Evidence:
         return found
 
     def shard_of(self, item: Item) -> int | None:
-        """Where an item lies; None where faults don't tell of that, as in the other namespace."""
-        return None if item.world else shard_of(item.tenant or "", self.shards)
+        """The item's shard; None in the other namespace, for which faults do not name their shards."""
+        return None if item.cache_index else shard_of(item.tenant or "", self.shards)
 
-    def befell(self) -> dict[str, Excuses]:
-        """By node and life: when anything was amiss with it, its network, or the server; or nothing could stand in yet,
-        since an epoch was younger than a guard may be."""
+    def reload_excuses(self) -> dict[str, Excuses]:
+        """When a node may ask a source again too soon, by node and life: the node, its network or the server was
+        impaired; or the epoch was younger than the longest guard, so that no fallback could be served."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         young_s = BORN_S + guard_max_s(self.largest_bound_s)
         began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
@@ -199,8 +210,8 @@ class Evidence:
             found[node] = Excuses(spans)
         return found
 
-    def stood_still(self) -> dict[str, Excuses]:
-        """By node and life: when it did nothing at all, or its network was slow on purpose."""
+    def paused(self) -> dict[str, Excuses]:
+        """When a node did not run, or its network was slow on purpose, by node and life."""
         found = {}
         for node in self.lives:
             spans = self._amiss(node, STALLED)
@@ -212,31 +223,31 @@ class Evidence:
             found[node] = Excuses(spans)
         return found
 
-    def taken(self) -> Excuses:
-        """When the server lost leases."""
+    def leases_deleted(self) -> Excuses:
+        """When a fault deleted the leases of loads."""
         return Excuses([(done.from_s, done.until_s) for done in self.faults if done.fault == "del-leases"])
 
     def stalls(self) -> Excuses:
-        """When some node may have stood still, or waited for the server."""
+        """When any node may have stood still, or have waited for the server."""
         spans = [(d.from_s, d.until_s) for d in self.faults if d.fault not in HARMLESS]
         for node in self.lives:
             spans += self._amiss(node)
         return Excuses(spans)
 
-    def losing(self) -> Excuses:
-        """When L2 may have lost something."""
+    def data_loss(self) -> Excuses:
+        """When L2 may have lost data."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
         return Excuses(
             (d.from_s - after_s, d.until_s + after_s) for d in self.faults if d.node == 0 or d.fault == "newborn"
         )
 
-    def forgot(self) -> dict[str, Excuses]:
-        """By node and life: when it dropped all it held, or may have heard of something that replaced a part."""
+    def l1_drops(self) -> dict[str, Excuses]:
+        """When a node may have dropped values from L1, all of them or some, by node and life."""
         found = {}
         for node in self.lives:
-            spans = self._amiss(node, BEGAN_ANEW, HEARD_AHEAD)
+            spans = self._amiss(node, FLUSHED, GAP)
             spans += [(at_s, at_s) for _, _, at_s in self.records(node, "applied")]
-            # Messages that were held up arrive late, and some of them before others: these move no seq.
+            # A fault may delay and reorder messages. One that arrives behind a gap drops values, but moves no seq.
             spans += [
                 (d.from_s, d.until_s + self.largest_bound_s) for d in self.faults if str(d.node) == number_of(node)
             ]

@@ -1,4 +1,4 @@
-"""All writes of a run, and every read held against them."""
+"""All writes of a run, and the check of every read against them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from cachebus.tools.verify.checker.spans import Excuses, Span
+from cachebus.tools.verify.checker.loads import Excuses, Span
 from cachebus.tools.verify.checker.verdict import EDGES_S, bucket_of
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT, WAITED
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.reading import L2
-from cachebus.tools.verify.fleet.setup import GUARD_DB_S
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, WAITED
-from cachebus.tools.verify.fleet.writing import BY_OTHERS, ENDS_LEASES, EVERY_CONTEXT, PUTS, SCOPES, TAG, TENANT, UNTOLD
+from cachebus.tools.verify.fleet.setup import DB_TIMEOUT_S
+from cachebus.tools.verify.fleet.writing import (
+    ENDS_LEASES,
+    EVERY_CONTEXT,
+    NO_CHANGE,
+    NOT_OWN,
+    SCOPES,
+    TAG,
+    TENANT,
+    VALUE_WRITES,
+)
 
 
 class Write(NamedTuple):
-    """A change that was committed and then told to the cache, in `monotonic` seconds; 0.0: never."""
+    """A change that was committed and then invalidated. Times are `monotonic` seconds; 0.0 stands for never."""
 
     node: str
     """The node's number and life, such as "2.1"."""
@@ -29,33 +38,33 @@ class Write(NamedTuple):
     called_s: float
     returned_s: float
     failed_s: float
-    """When a call of it raised last: it may have happened then all the same, or later."""
+    """When a call for it raised last. It may have happened all the same, then or later."""
     epoch: int
     seq: int
     waited: bool = False
-    """Whether it returned only when no node had the old value any more."""
+    """Whether it was made with `wait="nodes"`, and so returned when no node had the old value any more."""
     guard_ends_s: float = 0.0
-    """Of one behind a guard: when that ends by itself."""
+    """For a write behind a guard: when the guard ends by itself."""
 
     @property
-    def due_s(self) -> float:
-        """From when on it is to be seen; 0.0: never."""
+    def visible_from_s(self) -> float:
+        """From when on every read should see it, within the bound; 0.0 for never."""
         return self.returned_s or self.guard_ends_s
 
     @property
-    def over_s(self) -> float:
-        """From when on it is under way no more; infinite if it never returned, since its message may still come."""
+    def in_flight_until_s(self) -> float:
+        """When it ends; infinite if it never returned, since its message may still arrive."""
         return max(self.returned_s, self.failed_s) or self.guard_ends_s or float("inf")
 
-    def guard_over_s(self, losing: Excuses | None) -> float:
-        """When a guard is over for all: later than it ends by itself where it was lost, since who stores something then
-        can't know when it began."""
-        lost = losing is not None and losing.touch(self.called_s, self.guard_ends_s)
-        return self.guard_ends_s + (GUARD_DB_S if lost else 0.0)
+    def guard_ends_for_all_s(self, data_loss: Excuses | None) -> float:
+        """When the guard is over for everybody. If L2 lost it, that is later than it ends by itself: who stores a value
+        then can't know when the guard began."""
+        lost = data_loss is not None and data_loss.overlap(self.called_s, self.guard_ends_s)
+        return self.guard_ends_s + (DB_TIMEOUT_S if lost else 0.0)
 
 
 class Stale(NamedTuple):
-    """A read that gave what a write had replaced."""
+    """A stale read: it gave a version that a write had replaced."""
 
     node: str
     verb: int
@@ -64,14 +73,15 @@ class Stale(NamedTuple):
     started_s: float
     age_s: float
     missed: int
-    """The version of the write that it should have shown at least."""
+    """The least version that it should have given."""
 
 
 Table = list[tuple[list[float], list[int]] | None]
+"""By item: times in order, and the newest version by each of them."""
 
 
 def writes_of(node: str, records: Iterable[tuple[Any, ...]]) -> Iterator[Write]:
-    """The writes on a node's tape."""
+    """The writes in a node's log."""
     for mark, version, called_s, returned_s, failed_s, epoch, seq in records:
         verb, item = mark >> VERB_SHIFT, mark & ITEM_MASK
         verb, waited, ends_s = verb & ~WAITED, bool(verb & WAITED), 0.0
@@ -80,10 +90,10 @@ def writes_of(node: str, records: Iterable[tuple[Any, ...]]) -> Iterator[Write]:
         yield Write(node, verb, item, version, called_s, returned_s, failed_s, epoch, seq, waited, ends_s)
 
 
-def _table(items: int, told: Iterable[tuple[int, float, int]]) -> Table:
-    """From items, times and versions: by item, the times, and the newest version by then."""
+def _table(items: int, rows: Iterable[tuple[int, float, int]]) -> Table:
+    """The table of these triples of item, time and version."""
     by_item: dict[int, list[tuple[float, int]]] = {}
-    for item, at_s, version in told:
+    for item, at_s, version in rows:
         by_item.setdefault(item, []).append((at_s, version))
     table: Table = [None] * items
     for item, group in by_item.items():
@@ -93,97 +103,93 @@ def _table(items: int, told: Iterable[tuple[int, float, int]]) -> Table:
     return table
 
 
-def _due(table: Table, item: int, at_s: float) -> int:
-    """The version that something which began then should have shown at least, by this table; 0: any."""
+def _least_version(table: Table, item: int, at_s: float) -> int:
+    """The least version that a read which began at this time should give, by this table; 0 for any."""
     known = table[item]
     before = 0 if known is None else bisect_left(known[0], at_s)
     return known[1][before - 1] if known is not None and before else 0
 
 
 class History:
-    """All writes."""
+    """All writes of a run, in tables by item."""
 
     def __init__(
         self,
         items: int,
         writes: Iterable[Write],
-        losing: Excuses | None = None,
-        ignorant: Callable[[Write], bool] = lambda write: False,
+        data_loss: Excuses | None = None,
+        unaware: Callable[[Write], bool] = lambda write: False,
     ) -> None:
-        """`losing`: when L2 may have lost guards. What is stored then lives as long as any of them might have stood.
-        `ignorant`: whether who wrote could not know of all nodes that it had to wait for."""
+        """`data_loss`: when L2 may have lost guards. What is stored then lives as long as any guard may have stood.
+        `unaware`: whether a write's node could not know all nodes that it had to wait for."""
         self.items = items
         self.writes = list(writes)
-        self.told = self.table()
-        self.waited = self.table(which=lambda write: write.waited and not ignorant(write))
+        self.returned = self.table()
+        self.waited = self.table(which=lambda write: write.waited and not unaware(write))
         self.guarded = _table(
-            items, ((w.item, w.guard_over_s(losing), w.version) for w in self.writes if w.guard_ends_s)
+            items, ((w.item, w.guard_ends_for_all_s(data_loss), w.version) for w in self.writes if w.guard_ends_s)
         )
-        """When guards were over, and the newest version committed behind one by then, whether or not that was told."""
+        """When guards were over, and the newest version that was committed behind one by then, invalidated or not."""
         self.latest = self._latest()
         self.named = self.table(which=lambda write: write.verb in ENDS_LEASES - {EVERY_CONTEXT})
-        """As `told`, by writes that remove the item's record, and leave no mark to be judged by."""
-        self.unsure = {(w.item, w.version) for w in self.writes if w.verb in PUTS and (not w.returned_s or w.failed_s)}
-        """Values that may come into the cache at any time after their call, since that raised or never returned."""
+        """As `returned`, for writes that remove the item's record, and leave no mark in L2."""
+        self.unsure = {
+            (w.item, w.version) for w in self.writes if w.verb in VALUE_WRITES and (not w.returned_s or w.failed_s)
+        }
+        """Values whose write raised or never returned: they may enter the cache at any time after the call."""
 
     def table(self, node: str | None = None, which: Callable[[Write], bool] | None = None) -> Table:
-        """By item: when writes had returned, and the newest version that had by then; of one node and of some writes,
-        or of all."""
+        """When writes returned, and the newest version by then. `node`: of one node alone. `which`: of some writes."""
         return _table(
             self.items,
             (
                 (w.item, w.returned_s, w.version)
                 for w in self.writes
-                if w.returned_s and w.verb not in UNTOLD and node in (None, w.node) and (which is None or which(w))
+                if w.returned_s and w.verb not in NO_CHANGE and node in (None, w.node) and (which is None or which(w))
             ),
         )
 
     def _latest(self) -> list[int]:
-        """By item: the newest version of which anything was promised."""
+        """The newest version that any promise is about, by item."""
         latest = [0] * self.items
-        for table in (self.told, self.guarded):
+        for table in (self.returned, self.guarded):
             for item, known in enumerate(table):
                 if known is not None:
                     latest[item] = max(latest[item], known[1][-1])
         return latest
 
-    def untold(self) -> list[int]:
-        """Items whose newest change the cache may not have heard of, or that an old value may still come to."""
+    def unconfirmed(self) -> list[int]:
+        """Items whose newest change may not be invalidated yet, or for which an old value may still arrive."""
         newest: dict[int, int] = {}
-        told: dict[int, int] = {}
+        confirmed: dict[int, int] = {}
         for write in self.writes:
             newest[write.item] = max(newest.get(write.item, 0), write.version)
-            if write.returned_s and write.verb not in UNTOLD:
-                told[write.item] = max(told.get(write.item, 0), write.version)
-        lacking = {item for item, version in newest.items() if told.get(item, 1) < version}
+            if write.returned_s and write.verb not in NO_CHANGE:
+                confirmed[write.item] = max(confirmed.get(write.item, 0), write.version)
+        lacking = {item for item, version in newest.items() if confirmed.get(item, 1) < version}
         return sorted(lacking | {item for item, _ in self.unsure})
 
-    def newest(self, item: int) -> int:
-        """The newest version of which the cache was told."""
-        known = self.told[item]
-        return known[1][-1] if known else 0
-
     def touching(self, items: Sequence[Item | None], node: str = "") -> dict[int, Excuses]:
-        """By item: while a write (of this node) was under way that removes what is cached of it; of a scope, whatever
-        it holds."""
+        """When a write (of this node) was under way that may remove what is cached of an item, by item. The write of a
+        scope touches every item in it."""
         spans: dict[int, list[Span]] = {}
         of_scope: dict[tuple[int, str | None, str], list[Span]] = {}
         for write in self.writes:
             if node not in ("", write.node):
                 continue
-            spans.setdefault(write.item, []).append((write.called_s, write.over_s))
+            spans.setdefault(write.item, []).append((write.called_s, write.in_flight_until_s))
             item = items[write.item]
             if write.verb in SCOPES and item is not None:
-                # Which others it holds is not written down; of a tenant or a tag they are of every type, else of this.
-                scope = item.world, item.tenant, "" if write.verb in (TENANT, TAG) else item.data_type
-                of_scope.setdefault(scope, []).append((write.called_s, write.over_s))
+                # The log names some items of the scope only. A tenant's or a tag's are of every type, others of this.
+                scope = item.cache_index, item.tenant, "" if write.verb in (TENANT, TAG) else item.data_type
+                of_scope.setdefault(scope, []).append((write.called_s, write.in_flight_until_s))
         return {
             item.number: Excuses(
                 span
                 for found in (
                     spans.get(item.number, ()),
-                    of_scope.get((item.world, item.tenant, item.data_type), ()),
-                    of_scope.get((item.world, item.tenant, ""), ()),
+                    of_scope.get((item.cache_index, item.tenant, item.data_type), ()),
+                    of_scope.get((item.cache_index, item.tenant, ""), ()),
                 )
                 for span in found
             )
@@ -192,8 +198,8 @@ class History:
         }
 
     def ending_leases(self) -> dict[int, list[tuple[float, float]]]:
-        """By item: from when until when a write was under way that ends a load's lease; for ever if it never returned,
-        since its message may still have been on its way."""
+        """When a write was under way that ends a load's lease, by item; for ever if it never returned, since its
+        message may still arrive."""
         spans: dict[int, list[tuple[float, float]]] = {}
         for write in self.writes:
             if write.verb in ENDS_LEASES:
@@ -204,11 +210,12 @@ class History:
 
 
 LATE_MAX: Final = 10_000
+"""Late reads that are kept for the check of what happens without faults."""
 
 
 @dataclass
-class Check:
-    """Holds reads against a history."""
+class ReadCheck:
+    """Checks reads against a history. Each list has a few examples of what its count counts."""
 
     history: History
     kept_max: int = 5
@@ -219,46 +226,46 @@ class Check:
     own_missed: int = 0
     worst_age_s: float = 0.0
     worst: list[Stale] = field(default_factory=list)
-    """Of those beyond the bound, the first of each item."""
+    """G1: beyond the bound (`beyond`), the first of each item."""
     missed: list[Stale] = field(default_factory=list)
-    """Of own writes."""
+    """G2: a node did not see its own write (`own_missed`)."""
     fills: int = 0
     filled: list[Stale] = field(default_factory=list)
-    """Of what L2 gave after a write had removed it."""
+    """G5: L2 gave a record after a write had removed it (`fills`)."""
     unseen: int = 0
     waited: list[Stale] = field(default_factory=list)
-    """Of writes that had waited for the nodes."""
+    """G4: a node did not see a write that had waited for the nodes (`unseen`)."""
     late: list[Stale] = field(default_factory=list)
-    """Those that were older than half of the bound."""
+    """Reads that were older than half of the bound."""
     outlived: int = 0
     guarded: list[Stale] = field(default_factory=list)
-    """Of what was replaced behind a guard that was over."""
+    """G6: a value outlived the guard behind which it was replaced (`outlived`)."""
 
     def add(self, node: str, batches: Iterable[Sequence[tuple[int, int, float]]], bound_s: float) -> Iterator[None]:
-        """Check the reads of a node, whose bound this is; gives way after each batch."""
-        latest, told, own = (
+        """Check the reads of a node. `bound_s`: the node's bound, in seconds. Yields after each batch."""
+        latest, returned, own = (
             self.history.latest,
-            self.history.told,
-            self.history.table(node, lambda write: write.verb not in BY_OTHERS),
+            self.history.returned,
+            self.history.table(node, lambda write: write.verb not in NOT_OWN),
         )
         for batch in batches:
             self.judged += len(batch)
-            for mark, version, started_s in batch:  # ten million times in a long run: kept as plain as can be
+            for mark, version, started_s in batch:  # ten million times in a long run: kept plain for speed
                 item = mark & ITEM_MASK
                 if latest[item] <= version:
                     continue
-                if _due(told, item, started_s) > version:
+                if _least_version(returned, item, started_s) > version:
                     self._stale(node, mark, version, started_s, bound_s)
                     mine = own[item]
                     if mine is not None and mine[1][-1] > version:
                         self._own(node, mark, version, started_s, mine)
-                if _due(self.history.guarded, item, started_s) > version:
+                if _least_version(self.history.guarded, item, started_s) > version:
                     self._outlived(node, mark, version, started_s)
             yield
 
     def _stale(self, node: str, mark: int, version: int, started_s: float, bound_s: float) -> None:
         item = mark & ITEM_MASK
-        known = self.history.told[item]
+        known = self.history.returned[item]
         if known is None or (item, version) in self.history.unsure:
             self.unsure += 1
             return
@@ -274,7 +281,7 @@ class Check:
         if age_s > bound_s:
             self.beyond += 1
             self._keep(self.worst, stale)
-        due = _due(self.history.waited, item, started_s)
+        due = _least_version(self.history.waited, item, started_s)
         if due > version:
             self.unseen += 1
             self._keep(self.waited, stale._replace(missed=due))
@@ -290,8 +297,8 @@ class Check:
         self._keep(self.guarded, Stale(node, mark >> VERB_SHIFT, item, version, started_s, age_s, missed))
 
     def _from_l2(self, node: str, mark: int, version: int, started_s: float) -> None:
-        """What was asked of L2 itself after a write that names its key had returned: there is no such record then,
-        unless something put it there afterwards."""
+        """A read of L2 alone, after a write of this key returned. That write removed the record: if it is there, a fill
+        put it there afterwards."""
         named = self.history.named[mark & ITEM_MASK]
         before = 0 if named is None else bisect_left(named[0], started_s)
         if named is None or not before or named[1][before - 1] <= version:

@@ -1,4 +1,4 @@
-"""From the evidence of a run to its verdict: every promise, one after the other."""
+"""From the evidence of a run to its verdict: each promise is checked, one after the other."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 
 from cachebus.tools.verify.checker.evidence import Evidence
-from cachebus.tools.verify.checker.history import Check, History, Stale
-from cachebus.tools.verify.checker.sources import Lives, served, too_soon, unexcused
-from cachebus.tools.verify.checker.spans import Excuses, Load, overlapping, too_often, unexplained
-from cachebus.tools.verify.checker.story import Teller
+from cachebus.tools.verify.checker.explanation import Explainer
+from cachebus.tools.verify.checker.fault_free import check_fault_free
+from cachebus.tools.verify.checker.history import History, ReadCheck, Stale
+from cachebus.tools.verify.checker.load_timing import LoadTimes, loaded_too_soon, served, unexcused
+from cachebus.tools.verify.checker.loads import Excuses, Load, overlapping, reloaded_without_l2, unexplained
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
-from cachebus.tools.verify.checker.wellness import while_well
-from cachebus.tools.verify.fleet import oddities
-from cachebus.tools.verify.fleet.guarding import GUARDED
+from cachebus.tools.verify.fleet import anomalies
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT, records
 from cachebus.tools.verify.fleet.reading import SESSION_TOKEN
 from cachebus.tools.verify.fleet.setup import l2_timeout_s
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT, records
 
 KEPT = 3
-"""Findings told of each promise; all are counted."""
+"""Findings that are kept of each promise; all are counted."""
 STALLED_BOUNDS = 3.0
-"""A node that stands still may store what it has loaded so much later."""
+"""A node that stood still may store a loaded value so many bounds later."""
 ADD_S = 2.0
-"""What was lost so long after an `add` was refused may be what was in its way."""
+"""If L2 loses data within this time after it refused an `add`, the lost record may be the reason."""
 
 
 @dataclass
@@ -35,30 +35,30 @@ class Judgement:
 
     evidence: Evidence
     history: History
-    teller: Teller
+    explainer: Explainer
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def lead_s(self) -> float:
-        """For how long before its load a lease may be granted."""
+        """How long before its load a lease may have been granted."""
         return l2_timeout_s(self.evidence.largest_bound_s) + 0.1
 
-    def found(self, promise: str, told: str, story: Callable[[], tuple[str, ...]] = tuple) -> None:
-        """A promise that broke."""
+    def found(self, promise: str, told: str, explain: Callable[[], tuple[str, ...]] = tuple) -> None:
+        """Note that a promise broke. `explain` makes the explanation, where it is kept."""
         self.counts[promise] += 1
         if self.counts[promise] <= KEPT:
-            self.findings.append(Finding(promise, told, story()))
+            self.findings.append(Finding(promise, told, explain()))
 
 
 async def judge(evidence: Evidence, *, seed: int, server: str, nodes: int, seconds: float) -> Verdict:
-    """Hold all that was seen against all that was promised; gives way now and then."""
+    """Check the evidence against every promise. Yields to the event loop now and then."""
     history = evidence.history()
-    case = Judgement(evidence, history, evidence.teller(history))
+    case = Judgement(evidence, history, evidence.explainer(history))
     check = await _reads(case)
-    while_well(case, check.late)
+    check_fault_free(case, check.late)
     tokens = _tokens(case)
-    _oddities(case)
+    _anomalies(case)
     loads = evidence.loads()
     twice = _loads(case, loads)
     await _lives(case, loads)
@@ -108,9 +108,9 @@ def _ways(case: Judgement) -> dict[str, int]:
     return dict(sorted(ways.items()))
 
 
-async def _reads(case: Judgement) -> Check:
+async def _reads(case: Judgement) -> ReadCheck:
     """G1, G2, G4, G5, G6."""
-    check = Check(case.history)
+    check = ReadCheck(case.history)
     for node in case.evidence.lives:
         bound_s = case.evidence.bound_of(node)
         for _ in check.add(node, records(case.evidence.directory, node, "reads"), bound_s):
@@ -123,7 +123,7 @@ async def _reads(case: Judgement) -> Check:
         ("G6", check.guarded, check.outlived),
     ):
         for stale in stales:
-            case.found(promise, _in_words(case, stale), partial(case.teller.of_read, stale))
+            case.found(promise, _in_words(case, stale), partial(case.explainer.explain_read, stale))
         case.counts[promise] = count
     return check
 
@@ -148,54 +148,54 @@ def _tokens(case: Judgement) -> int:
                 case.found(
                     "I7" if kind == SESSION_TOKEN else "G3",
                     f"node {node} read version {version} of {case.evidence.items[item]} with the token of {least}",
-                    partial(case.teller.of_read, stale),
+                    partial(case.explainer.explain_read, stale),
                 )
     return seen
 
 
-def _oddities(case: Judgement) -> None:
-    """G8, and whatever else a node sees by itself."""
-    evidence, unwell = case.evidence, cache(case.evidence.unwell)
-    items, excused, stood_still = evidence.items, evidence.losing(), evidence.stood_still()
+def _anomalies(case: Judgement) -> None:
+    """G8, and what else a node notices by itself."""
+    evidence, impaired = case.evidence, cache(case.evidence.impaired)
+    items, excused, paused = evidence.items, evidence.data_loss(), evidence.paused()
     for node in evidence.lives:
-        for mark, kind, a, b, at_s in evidence.records(node, "odd"):
+        for mark, kind, a, b, at_s in evidence.records(node, "anomalies"):
             item = items[mark & ITEM_MASK]
-            story: Callable[[], tuple[str, ...]] = tuple
-            if kind == oddities.DOWN:
-                if unwell(evidence.shard_of(item))[node].touch(at_s, at_s + a / 1000):
+            explain: Callable[[], tuple[str, ...]] = tuple
+            if kind == anomalies.UNAVAILABLE:
+                if impaired(evidence.shard_of(item))[node].overlap(at_s, at_s + a / 1000):
                     continue
-                story = partial(case.teller.of_moment, node, at_s)
-            if kind == oddities.REFUSED and excused.touch(at_s, at_s + ADD_S):
+                explain = partial(case.explainer.explain_moment, node, at_s)
+            if kind == anomalies.ADD_REFUSED and excused.overlap(at_s, at_s + ADD_S):
                 continue
-            if kind == oddities.LONG and stood_still[node].touch(at_s, at_s + a / 1000):
+            if kind == anomalies.TOO_SLOW and paused[node].overlap(at_s, at_s + a / 1000):
                 continue
-            told = oddities.TOLD[kind].format(a=a, b=b)
-            case.found(oddities.PROMISES[kind], f"node {node}: {item} {told}", story)
+            told = anomalies.DESCRIPTIONS[kind].format(a=a, b=b)
+            case.found(anomalies.PROMISES[kind], f"node {node}: {item} {told}", explain)
 
 
 def _loads(case: Judgement, loads: list[Load]) -> int:
-    """I13."""
+    """I13: one load at a time. Returns how many loads overlapped, excused or not."""
     evidence, history, lead_s = case.evidence, case.history, case.lead_s
     pairs = overlapping(loads)
     ends = {item: Excuses(spans) for item, spans in history.ending_leases().items()}
-    wrong = unexplained(pairs, ends, evidence.trouble(), evidence.at_large(), lead_s=lead_s)
+    wrong = unexplained(pairs, ends, evidence.lease_excuses(), evidence.fleet_lease_excuses(), lead_s=lead_s)
     for first, second in wrong:
         what = f"two loads of {evidence.items[first.item]} at a time"
-        case.found("I13", what, partial(case.teller.of_loads, first, second, lead_s))
+        case.found("I13", what, partial(case.explainer.explain_loads, first, second, lead_s))
     own = {node: history.touching(evidence.items, node) for node in evidence.lives}
-    often = too_often(
-        loads, evidence.away, evidence.forgot(), own, evidence.bound_s, lead_s, evidence.kept, evidence.asked_s
+    often = reloaded_without_l2(
+        loads, evidence.away, evidence.l1_drops(), own, evidence.bound_s, lead_s, evidence.kept, evidence.asked_s
     )
     for first, second in often:
         what = f"node {second.node} loaded {evidence.items[first.item]} again within D, with L2 away"
-        case.found("I13", what, partial(case.teller.of_loads, first, second, evidence.bound_s))
+        case.found("I13", what, partial(case.explainer.explain_loads, first, second, evidence.bound_s))
     return len(pairs)
 
 
 async def _lives(case: Judgement, loads: list[Load]) -> None:
-    """How old is what was served of types that expire."""
+    """Expiry: no read gives a value that was loaded too long ago."""
     evidence = case.evidence
-    lives = Lives(evidence.items, loads, evidence.stalls(), STALLED_BOUNDS * evidence.largest_bound_s)
+    lives = LoadTimes(evidence.items, loads, evidence.stalls(), STALLED_BOUNDS * evidence.largest_bound_s)
     for node in evidence.lives:
         for batch in records(evidence.directory, node, "reads"):
             for mark, version, started_s in batch:
@@ -204,19 +204,19 @@ async def _lives(case: Judgement, loads: list[Load]) -> None:
                     case.found("life", f"{what}, which nobody had loaded for longer than it lives")
             await asyncio.sleep(0)
         for item, started_s, answered_s in evidence.records(node, "absent"):
-            if lives.gone_too_long(item, started_s, answered_s):
+            if lives.absent_too_long(item, started_s, answered_s):
                 what = f"node {node} was told that there is no {evidence.items[item]}"
                 case.found("life", f"{what}, which nobody had found for longer than that lasts")
 
 
 def _rests(case: Judgement, loads: list[Load]) -> None:
-    """How soon a source was asked again."""
+    """Rests: no node asks a source again too soon."""
     evidence = case.evidence
     pairs = unexcused(
-        too_soon(evidence.items, loads),
+        loaded_too_soon(evidence.items, loads),
         case.history.touching(evidence.items),
-        evidence.befell(),
-        evidence.taken(),
+        evidence.reload_excuses(),
+        evidence.leases_deleted(),
         case.lead_s,
     )
     for first, second in served(pairs, lambda node: records(evidence.directory, node, "shown")):
@@ -225,12 +225,12 @@ def _rests(case: Judgement, loads: list[Load]) -> None:
         case.found(
             "rest",
             f"{told} {second.began_s - first.ended_s:.3f} s before",
-            partial(case.teller.of_loads, first, second, case.lead_s),
+            partial(case.explainer.explain_loads, first, second, case.lead_s),
         )
 
 
 def _at_rest(case: Judgement) -> int:
-    """I14, and leases."""
+    """I14, and no lease is left. Returns how many items were looked at."""
     if case.evidence.held:
         case.found("lease", f"{case.evidence.held} leases of loads are held, and nobody loads")
     looked = 0

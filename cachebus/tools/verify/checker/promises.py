@@ -1,4 +1,4 @@
-"""What is checked, by its short name."""
+"""The promises that are checked, by their short names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a run: its figures, and every promise that broke."""
+"""The verdict on a run: its figures, and every promise that broke."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 from cachebus.tools.verify.checker.promises import PROMISES
 
 EDGES_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Upper edges of the histogram of ages; a last bucket takes what is older."""
+"""Upper edges of the histogram of ages. One more bucket holds what is older."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Finding:
     told: str
     """One line: what was read, and what it should have been."""
     story: tuple[str, ...] = ()
-    """The shortest telling part of the history: the write, the read, what each node knew, which faults there were."""
+    """The explanation, a line for each event: the write, the read, what each node had applied, and the faults."""
 
     def __str__(self) -> str:
         return f"{self.promise} ({PROMISES[self.promise]}): {self.told}"
@@ -42,27 +42,27 @@ class Verdict:
     reads: int = 0
     """Reads that were begun."""
     judged: int = 0
-    """Answers that were held against the history; the others gave nothing (absent), or raised."""
+    """Answers that were checked against the history. Other reads gave nothing (absent), or raised."""
     failed: int = 0
     """Reads that raised, as they may while L2 is out of reach, or the source."""
     tokens: int = 0
-    """Of the judged, those that carried a session token."""
+    """Judged reads that carried a token."""
     writes: int = 0
     """Writes and invalidations that returned."""
     repeated: int = 0
-    """Times a write had to be repeated, as it had raised."""
+    """How often a write was repeated because it had raised."""
     loads: int = 0
     l1_hits: int = 0
     loads_twice: int = 0
     """Loads that began while another of the same item was under way, each explained by a lease that had ended."""
     unsure: int = 0
-    """Reads of a value whose `set` raised and may have arrived later: of these nothing can be said."""
+    """Reads of a value whose `set` raised, and may have arrived later. They can't be judged."""
     looked: int = 0
-    """Items looked at when all was at rest, in L1 and L2 of every node."""
+    """Items that were looked at when all was at rest, in L1 and L2 of every node."""
     ways: Mapping[str, int] = field(default_factory=dict)
-    """How often what comes seldom has come: fallbacks, loads behind guards, callers that gave up, ..."""
+    """How often rare cases happened: fallbacks, loads behind guards, callers that gave up, ..."""
     faults: Mapping[str, int] = field(default_factory=dict)
-    """How often each was made."""
+    """How often each fault was injected."""
     ages: tuple[int, ...] = (0,) * (len(EDGES_S) + 1)
     """Stale reads by age: `ages[i]` were at most `EDGES_S[i]` seconds old, the last bucket any more."""
     stale_beyond: int = 0
@@ -114,12 +114,12 @@ class Verdict:
 
 
 def bucket_of(age_s: float) -> int:
-    """The place of an age in the histogram."""
+    """The bucket of an age in the histogram."""
     return bisect_left(EDGES_S, age_s)
 
 
 def nines(share: float, reads: int) -> str:
-    """A share as people say it: "99.97%", and where nothing was amiss how much that says of so many reads."""
+    """A share for people: "99.97%", or "100% of 12,000" where nothing is lacking."""
     if share >= 1.0:
         return f"100% of {reads:,}"
     digits = 2

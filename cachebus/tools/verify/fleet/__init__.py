@@ -1,1 +1,1 @@
-"""The node processes of a run: what they read and write, and what they note of it."""
+"""The node processes of a run: what they read and write, and the history logs that they keep of it."""

@@ -1,4 +1,4 @@
-"""The loads of one node: each reads the version that is committed when it is half through, and is written down."""
+"""The loaders of one node. Each load reads the committed version half way through, and is recorded."""
 
 from __future__ import annotations
 
@@ -9,89 +9,89 @@ from typing import Any, Final
 
 from cachebus import Cache, ConfigError
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.anomalies import CYCLE_UNDETECTED, Anomalies
+from cachebus.tools.verify.fleet.data_types import LOAD_S, as_loaded
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.kinds import LOAD_S, loaded
-from cachebus.tools.verify.fleet.oddities import NO_CYCLE, Oddities
 from cachebus.tools.verify.fleet.setup import LEASE_MS
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
-from cachebus.tools.verify.fleet.truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 
 Load = Callable[[], Awaitable[Any]]
 QUICK_S: Final = (0.001, 0.003)
 LATER_S: Final = (0.01, 0.06)
 SLOW_S: Final = (1.2 * LEASE_MS / 1000, 2.5 * LEASE_MS / 1000)
-"""Longer than a lease: the one who loads must extend it."""
+"""Longer than a lease, so that the loading node must extend it."""
 LATER_SHARE, SLOW_SHARE = 0.08, 0.01
 TIDY_S: Final = (0.0, 0.03)
-"""What a load takes to end once it is cancelled, as one does that gives a connection back."""
+"""How long a cancelled load takes to end, as if it gave a connection back."""
 NEVER: Final = float("-inf")
 SPECIAL, ORDINARY, UNKEPT = 0, 1, 2
-"""Loads for a read that goes past memory or carries a token; those that others may share; and those that leave nothing,
-since their value can't be cached, or nobody waited for it."""
+"""Kinds of loads: for a read that skips L1 or carries a token; that other reads may share; and that leave nothing in
+the cache, since the value can't be cached, or nobody waited for it."""
 FOREVER_S: Final = 3_600.0
 
 
 class Odd(Exception):
-    """What a source raises that no retry is for."""
+    """An error of the source that is not retried."""
 
 
 class Uncacheable:
-    """What no codec carries."""
+    """A value that can't be serialized."""
 
 
 class Loaders:
-    """A loader for every item, made once."""
+    """The loaders: one for every item and kind, made once."""
 
     def __init__(
         self,
         caches: Sequence[Cache],
         items: Sequence[Item],
-        truth: Truth,
-        tape: Tape,
-        oddities: Oddities,
-        dice: Random,
+        source: SourceOfTruth,
+        log: HistoryLog,
+        anomalies: Anomalies,
+        rng: Random,
         clock: Clock,
     ) -> None:
-        self._caches, self._truth, self._tape, self._oddities = caches, truth, tape, oddities
-        self._dice, self._clock = dice, clock
+        self._caches, self._source, self._log, self._anomalies = caches, source, log, anomalies
+        self._rng, self._clock = rng, clock
         self.slow_until_s = self.sour_until_s = self.stuck_until_s = NEVER
         self.loads = 0
         self.ordinary: list[Any] = [item and self._loader(item, ORDINARY) for item in items]
-        """For reads that may share what another read loads."""
+        """For reads that may share another read's load, by item."""
         self.special: list[Any] = [item and self._loader(item, SPECIAL) for item in items]
-        """For reads that go past memory, or that carry a token."""
+        """For reads that skip L1, or carry a token, by item."""
 
     def _loader(self, item: Item, kind: int) -> Load:
         async def load() -> Any:
             self.loads += 1
             began_s, version, mark = self._clock(), 0, item.number | kind << VERB_SHIFT
-            place = self._tape.add(mark, 0, began_s, 0.0)
+            place = self._log.add(mark, 0, began_s, 0.0)
             half_s = self._latency_s() / 2
             try:
                 await asyncio.sleep(half_s)
-                await self._fare(item)
-                version = self._truth.versions[item.number]
+                await self._misbehave(item)
+                version = self._source.versions[item.number]
                 await asyncio.sleep(half_s)
-                value = loaded(item.data_type, item.value(version))
-                if item.data_type == "odd" and self._dice.random() < 0.1:
+                value = as_loaded(item.data_type, item.value(version))
+                if item.data_type == "odd" and self._rng.random() < 0.1:
                     value.append(Uncacheable())
                     mark = item.number | UNKEPT << VERB_SHIFT
                 return value
             except ConfigError:
-                mark = item.number | UNKEPT << VERB_SHIFT  # of its circle, which is no failure of the source
+                mark = item.number | UNKEPT << VERB_SHIFT  # it waits for itself, which is no failure of the source
                 raise
             except asyncio.CancelledError:
                 if self._clock() - began_s < LOAD_S * 0.9:
-                    mark = item.number | UNKEPT << VERB_SHIFT  # nobody waited any longer: the source did not fail
-                await asyncio.sleep(self._dice.uniform(*TIDY_S))
+                    mark = item.number | UNKEPT << VERB_SHIFT  # nobody waits any more, so the source did not fail
+                await asyncio.sleep(self._rng.uniform(*TIDY_S))
                 raise
             finally:
-                self._tape.change(place, mark, version, began_s, self._clock())
+                self._log.change(place, mark, version, began_s, self._clock())
 
         return load
 
-    async def _fare(self, item: Item) -> None:
-        """Whatever may befall a load."""
+    async def _misbehave(self, item: Item) -> None:
+        """Fail, hang, be cancelled or ask for the own key: by the node's orders, and at random for the type "odd"."""
         now_s = self._clock()
         if now_s < self.sour_until_s:
             raise ConnectionError("the source is away")
@@ -99,7 +99,7 @@ class Loaders:
             await asyncio.sleep(FOREVER_S)
         if item.data_type != "odd":
             return
-        kind = self._dice.random()
+        kind = self._rng.random()
         if kind < 0.05:
             raise Odd
         if kind < 0.08:
@@ -110,8 +110,8 @@ class Loaders:
             await self._ask_itself(item)
 
     async def _ask_itself(self, item: Item) -> None:
-        """A loader that needs its own result can get an error alone: at once, and of its circle."""
-        cache = self._caches[item.world]
+        """Ask for the key that is being loaded. The library must refuse that at once, by the error for a circle."""
+        cache = self._caches[item.cache_index]
         started_s = self._clock()
         try:
             await cache.get_or_load(item.data_type, item.resource_id, self.ordinary[item.number], *item.place)
@@ -119,13 +119,13 @@ class Loaders:
             raise
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception) or self._clock() - started_s > LOAD_S / 2:
-                self._oddities.note(NO_CYCLE, item, started_s)
+                self._anomalies.note(CYCLE_UNDETECTED, item, started_s)
             raise
 
     def _latency_s(self) -> float:
-        kind = self._dice.random()
+        kind = self._rng.random()
         if self._clock() < self.slow_until_s:
             kind /= 4
         if kind < SLOW_SHARE:
-            return self._dice.uniform(*SLOW_S)
-        return self._dice.uniform(*(LATER_S if kind < SLOW_SHARE + LATER_SHARE else QUICK_S))
+            return self._rng.uniform(*SLOW_S)
+        return self._rng.uniform(*(LATER_S if kind < SLOW_SHARE + LATER_SHARE else QUICK_S))

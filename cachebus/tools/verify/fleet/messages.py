@@ -1,4 +1,4 @@
-"""What a node of a run is told at its start, and the orders that it takes afterwards."""
+"""What a node process is given at its start (a `Job`), and the orders that it takes afterwards."""
 
 from __future__ import annotations
 
@@ -7,65 +7,66 @@ from typing import Final
 import msgspec
 
 QUIET: Final = "quiet"
-"""Begin nothing more, and say READY once every lease is live, NOT_READY after some seconds, or what is left over."""
+"""Begin nothing more. The answer is READY once every shard has its lease, NOT_READY if one has none in time, or the
+tasks and sockets that the load has left."""
 READY: Final = "ready"
 NOT_READY: Final = "not ready"
 SETTLE: Final = "settle"
-"""Invalidate the items of these numbers, of whose last write it is not known whether it was told to the cache."""
+"""Invalidate the items of these numbers again: nobody knows whether their last invalidation happened."""
 LOOK: Final = "look"
-"""Write down what L1 and L2 hold of every item."""
+"""Log what L1 and L2 hold of every item."""
 STALL: Final = "stall"
 """Hold the event loop for so many seconds."""
 SLOW: Final = "slow"
-"""For so many seconds take longer over each load than its lease lasts."""
+"""For so many seconds, many loads last longer than their lease."""
 SOUR: Final = "sour"
-"""For so many seconds the source fails this node."""
+"""For so many seconds, every load of this node fails."""
 STUCK: Final = "stuck"
-"""For so many seconds the source answers this node nothing at all."""
+"""For so many seconds, no load of this node ends."""
 GUARD: Final = "guard"
-"""Write behind a guard, after so many seconds in it, and leave it then."""
+"""Enter a write guard, commit after so many seconds in it, and abandon the guard."""
 MUTE: Final = "mute"
-"""For so many seconds publish nothing (where the node publishes, and not L2)."""
+"""For so many seconds, publish nothing. This and the next two need Kafka: over Redis it is L2 that publishes."""
 TWICE: Final = "twice"
-"""For so many seconds publish every event twice."""
+"""For so many seconds, publish every event twice."""
 SWAP: Final = "swap"
-"""For so many seconds publish events some at a time, the last one first."""
+"""For so many seconds, publish events in groups, each in reverse order."""
 STOP: Final = "stop"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """All that a node process needs to know. Holds credentials: never for an argument list or a log."""
+    """All that a node process needs to know. Holds credentials, so it is never put into an argument list or a log."""
 
     node: int
-    """From 1 on."""
+    """Counts from 1."""
     life: int
-    """From 1 on: one more each time that it was killed and started anew."""
+    """Counts from 1: one more each time that the node was killed and started again."""
     nodes: int
     directory: str
     url: str
     namespace: str
     bound_s: float
     largest_bound_s: float
-    """Of all nodes."""
+    """The largest bound of all nodes."""
     rate: float
-    """Reads a second; 0: as fast as it goes."""
+    """Reads a second; 0 for as fast as possible."""
     write_rate: float
     seed: int
     other_url: str = ""
-    """Of the second cache; without it there is none."""
+    """The URL of the second cache; "" for no second cache."""
     kafka: str = ""
-    """Where Kafka is, if it carries the events."""
-    roads: dict[int, int] = {}
-    """By the port of a server that is reached by a proxy of its own: the proxy's."""
+    """The address of Kafka, if it carries the events."""
+    proxy_ports: dict[int, int] = {}
+    """The port of the proxy before each server, by the server's port; empty where there is one server."""
 
     @property
     def name(self) -> str:
-        """What its tapes are called by."""
+        """The name of its history logs."""
         return name_of(self.node, self.life)
 
 
 def name_of(node: int, life: int) -> str:
-    """What the tapes of a node's life are called by."""
+    """The name of the history logs of one process of a node, such as "2.1"."""
     return f"{node}.{life}"
 
 

@@ -1,6 +1,6 @@
 """One node of a run, a process of its own: `python -m cachebus.tools.verify.fleet.node`, its job as stdin's first line.
 
-It ends when it is told to, or at once when stdin does, that is, when its parent has gone, however that ended.
+It ends when it is told to. It ends at once when its stdin ends, which happens when the parent is gone.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from cachebus import Cache, CacheBusError, L2Unavailable, lifespan
 from cachebus.base.clock import monotonic
 from cachebus.tools.harness.messages import TICK_S, Done, Failed, Ready, Said, Tick
 from cachebus.tools.harness.talk import hear, next_order, say
-from cachebus.tools.verify.fleet import kinds, messages
+from cachebus.tools.verify.fleet import data_types, messages
+from cachebus.tools.verify.fleet.anomalies import Anomalies
 from cachebus.tools.verify.fleet.answers import Answers
-from cachebus.tools.verify.fleet.counting import Counting
-from cachebus.tools.verify.fleet.errands import Errands
-from cachebus.tools.verify.fleet.guarding import Guards
+from cachebus.tools.verify.fleet.command_queue import CommandQueue
+from cachebus.tools.verify.fleet.counters import CounterLoop
+from cachebus.tools.verify.fleet.disturbances import LoopLag, record_disturbances
+from cachebus.tools.verify.fleet.guarded_writes import GuardedWriter
+from cachebus.tools.verify.fleet.history_log import KINDS, HistoryLog
 from cachebus.tools.verify.fleet.items import Item, make_items
 from cachebus.tools.verify.fleet.loaders import Loaders
 from cachebus.tools.verify.fleet.messages import Job, decode_job
-from cachebus.tools.verify.fleet.oddities import Oddities
-from cachebus.tools.verify.fleet.publishing import Publishing
+from cachebus.tools.verify.fleet.publishing import FaultyPublisher
 from cachebus.tools.verify.fleet.reading import Readers
 from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
-from cachebus.tools.verify.fleet.tape import KINDS, Tape
-from cachebus.tools.verify.fleet.trouble import Lateness, watch
-from cachebus.tools.verify.fleet.truth import Truth
+from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 from cachebus.tools.verify.fleet.writing import Writers
 from cachebus.tools.verify.target.roads import turn
 
 RECOVERY_BOUNDS: Final = 5.0
 RECOVERY_S: Final = 10.0
-"""Within so many bounds, and so many seconds more, a node whose network is whole must be at work again."""
+"""A node must have recovered within so many bounds and so many seconds after the last fault."""
 WAIT: Final = 1.25
-"""For so many time-outs of L2 a read waits at most, all its steps together."""
+"""How long a read may wait for L2, all its steps together, in time-outs of L2."""
 SLACK_S: Final = 0.4
-"""What a busy process may need besides."""
+"""What a busy process may need in addition."""
 FILES: Final = Path("/proc/self/fd")
 COUNTED: Final = ("tasks", "sockets")
 OWN_TASKS: Final = 3
-"""That tell, watch and listen; the load's are over by then."""
+"""Tasks of the node itself that still run when it counts what the load has left."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> int:
     """Run the node; its exit status."""
     if sys.platform == "linux":
-        # A node that is stopped when its parent goes would never see its stdin end.
+        # A stopped process does not see its stdin end, so the kernel kills it when its parent is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     return asyncio.run(_main())
 
@@ -64,15 +64,15 @@ async def _main() -> int:
     orders = await hear()
     job = decode_job(await next_order(orders))
     items = make_items(2 if job.other_url else 1)
-    turn(asyncio.get_running_loop(), job.roads)
+    turn(asyncio.get_running_loop(), job.proxy_ports)
     try:
-        with Truth(Path(job.directory), len(items)) as truth:
+        with SourceOfTruth(Path(job.directory), len(items)) as source:
             async with AsyncExitStack() as stack:
-                # The first is the process-wide one too, for what takes no cache.
+                # The first is the process-wide cache too: helpers that take no cache use it.
                 caches = [await stack.enter_async_context(lifespan(settings_of(job)))]
                 if job.other_url:
                     caches.append(await stack.enter_async_context(Cache.open(settings_of(job, 1))))
-                await _Node(job, caches, items, truth).serve(orders)
+                await _Node(job, caches, items, source).serve(orders)
     except CacheBusError as error:
         say(Failed(job.node, " ".join(str(error).split())))
         return 2
@@ -80,53 +80,52 @@ async def _main() -> int:
 
 
 class _Node:
-    """The caches of one process, their load, and what its parent asks of it."""
+    """The caches of one process, their load, and the parent's orders."""
 
-    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], truth: Truth) -> None:
-        self._job, self._caches, self._items, self._truth = job, caches, items, truth
-        self._tapes = {kind: Tape(Path(job.directory), job.name, kind) for kind in KINDS}
-        applied = self._tapes["applied"]
-
-        def note(_shard: int, epoch: str, seq: int, at_s: float) -> None:
-            applied.add(int(epoch, 16), seq, at_s)
-
+    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], source: SourceOfTruth) -> None:
+        self._job, self._caches, self._items, self._source = job, caches, items, source
+        self._logs = {kind: HistoryLog(Path(job.directory), job.name, kind) for kind in KINDS}
         for cache in caches:
-            cache.on_applied = note
-        self._publishing = Publishing(caches[0]._live().bus, monotonic)
-        # A node's operations are the same for the same seed: only when they come differs.
-        name, odd = f"{job.seed}:{job.name}", Oddities(self._tapes["odd"])
-        self._loaders = Loaders(caches, items, truth, self._tapes["loads"], odd, Random(f"{name}:loads"), monotonic)
-        self._lateness = Lateness()
+            cache.on_applied = self._on_applied
+        self._publishing = FaultyPublisher(caches[0]._live().bus, monotonic)
+        # The same seed gives the same operations, at other times.
+        name, anomalies = f"{job.seed}:{job.name}", Anomalies(self._logs["anomalies"])
+        self._loaders = Loaders(
+            caches, items, source, self._logs["loads"], anomalies, Random(f"{name}:loads"), monotonic
+        )
+        self._loop_lag = LoopLag()
         self._answers = Answers(
-            truth,
-            self._tapes["reads"],
-            self._tapes["shown"],
-            self._tapes["absent"],
-            odd,
+            source,
+            self._logs["reads"],
+            self._logs["shown"],
+            self._logs["absent"],
+            anomalies,
             monotonic,
             longest_s=WAIT * l2_timeout_s(job.bound_s) + SLACK_S,
-            lateness=self._lateness,
+            loop_lag=self._loop_lag,
         )
         self._readers = Readers(
             caches,
             items,
-            truth,
+            source,
             self._loaders,
             self._answers,
-            self._tapes["tokens"],
+            self._logs["tokens"],
             Random(f"{name}:reads"),
             job.rate,
             monotonic,
             order_seed=str(job.seed),
         )
-        self._errands = Errands(settings_of(job))
-        guards = Guards(caches, truth, self._tapes["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s)
+        self._commands = CommandQueue(settings_of(job))
+        guards = GuardedWriter(
+            caches, source, self._logs["writes"], Random(f"{name}:guards"), monotonic, job.largest_bound_s
+        )
         self._writers = Writers(
             caches,
             items,
-            truth,
-            self._tapes["writes"],
-            odd,
+            source,
+            self._logs["writes"],
+            anomalies,
             guards,
             Random(f"{name}:writes"),
             monotonic,
@@ -135,28 +134,33 @@ class _Node:
             rate=job.write_rate,
             read_own=self._readers.own,
             order_seed=str(job.seed),
-            errands=self._errands,
+            commands=self._commands,
         )
         self._before = 0, 0
-        self._counting = Counting(caches[0], items[1], job.name, odd, monotonic) if job.other_url else None
+        self._counting = CounterLoop(caches[0], items[1], job.name, anomalies, monotonic) if job.other_url else None
+
+    def _on_applied(self, _shard: int, epoch: str, seq: int, at_s: float) -> None:
+        self._logs["applied"].add(int(epoch, 16), seq, at_s)
 
     async def serve(self, orders: asyncio.StreamReader) -> None:
-        """Until told to stop."""
+        """Run until told to stop."""
         found = 0, 0
-        while (now := _count()) != found:  # the loops of all shards begin by and by
+        while (now := _count()) != found:  # the caches start their tasks one by one: count when all are there
             found = now
             await asyncio.sleep(probe_interval_s(self._job.bound_s))
         self._before = found[0] + OWN_TASKS, found[1]
         say(Ready(self._job.node))
         while not (order := await next_order(orders)).startswith(b"go"):
             if order.startswith(messages.STOP.encode()):
-                return  # anything else was meant for the life before this one
+                return  # any other order was meant for the node's process before this one
         telling = asyncio.create_task(self._tell())
-        watching = asyncio.create_task(watch(self._caches, self._tapes["trouble"], monotonic, self._lateness))
+        watching = asyncio.create_task(
+            record_disturbances(self._caches, self._logs["disturbances"], monotonic, self._loop_lag)
+        )
         load = asyncio.create_task(self._load())
         listening = asyncio.create_task(self._obey(orders, load))
         try:
-            # A load that ends in an error ends the process, and its last words tell the error.
+            # A load that fails ends the process. The last line of its log then tells the error.
             await asyncio.wait([listening, load], return_when=asyncio.FIRST_EXCEPTION)
             if load.done():
                 _log_failure(load)
@@ -171,15 +175,15 @@ class _Node:
         await asyncio.gather(self._readers.run(), self._write(), *counting)
 
     async def _write(self) -> None:
-        """The writers, and the worker to whom they leave some of it; until it is drained."""
-        worker = self._errands.worker
+        """Run the writers, and the worker that makes some of their invalidations, until it is drained."""
+        worker = self._commands.worker
         working = asyncio.create_task(worker.run(), name="verify-worker")
         writing = asyncio.create_task(self._writers.run(), name="verify-writers")
         try:
             await asyncio.wait([working, writing], return_when=asyncio.FIRST_COMPLETED)
             worker.drain()
             await asyncio.wait([working], timeout=self._job.largest_bound_s)
-            self._errands.give_up()
+            self._commands.fail_pending()
         finally:
             for task in (working, writing):
                 task.cancel()
@@ -203,9 +207,9 @@ class _Node:
             elif order == messages.STUCK:
                 self._loaders.stuck_until_s = monotonic() + float(argument)
             elif order == messages.GUARD:
-                await self._writers.leave_a_guard(float(argument))
+                await self._writers.abandon_guard(float(argument))
             elif order in (messages.MUTE, messages.TWICE, messages.SWAP):
-                self._publishing.become(order, float(argument))
+                self._publishing.set_mode(order, float(argument))
             elif order == messages.QUIET:
                 said = await self._be_quiet(load)
             elif order == messages.SETTLE:
@@ -221,7 +225,7 @@ class _Node:
             self._counting.stop()
         deadline_s = monotonic() + RECOVERY_BOUNDS * self._job.largest_bound_s + RECOVERY_S
         if not (await asyncio.wait([load], timeout=deadline_s - monotonic()))[0]:
-            self._errands.give_up()  # its worker is stuck: the node is not ready either
+            self._commands.fail_pending()  # the worker is stuck, so the node is not ready
             await load
             return messages.NOT_READY
         await load
@@ -234,7 +238,7 @@ class _Node:
         return left or messages.READY
 
     def _left(self) -> str:
-        """What there is now that was not there before the load; "" of a node that began amid faults."""
+        """The tasks and sockets that the load has left. "" for a node that started amid faults, which can't tell."""
         more = [
             f"{now - before} {name}"
             for now, before, name in zip(_count(), self._before, COUNTED, strict=True)
@@ -248,14 +252,14 @@ class _Node:
     async def _look(self) -> None:
         for item in self._items[1:]:
             versions = [await self._version(item, use_memory=memory) for memory in (True, False)]
-            self._tapes["rest"].add(item.number, *versions)
+            self._logs["rest"].add(item.number, *versions)
 
     async def _version(self, item: Item, *, use_memory: bool) -> int:
         while True:
             with suppress(L2Unavailable):
-                cache = self._caches[item.world]
+                cache = self._caches[item.cache_index]
                 value = await cache.get(item.data_type, item.resource_id, *item.place, use_memory=use_memory)
-                return 0 if value is None else kinds.parsed(value)[1]
+                return 0 if value is None else data_types.parse(value)[1]
             await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:
@@ -294,22 +298,23 @@ class _Node:
             "values that can't be cached": sum(each.serialization_errors for each in types),
             "fills refused": sum(one.fills_rejected for one in stats),
             "callers that gave up": self._answers.given_up,
-            "invalidations by a worker": self._errands.worker.meters.count("applied"),
+            "invalidations by a worker": self._commands.worker.meters.count("applied"),
             "increments": 0 if self._counting is None else self._counting.counted,
         }
 
 
 def _count() -> tuple[int, int]:
-    """Tasks, and sockets where the system tells."""
+    """How many tasks there are, and how many sockets, where the system tells."""
     sockets = 0
     for file in FILES.iterdir() if FILES.is_dir() else ():
-        with suppress(OSError):  # the directory's own is closed by then
+        with suppress(OSError):  # the file of this very listing is closed by then
             sockets += str(file.readlink()).startswith("socket:")
     return len(asyncio.all_tasks()), sockets
 
 
 def _log_failure(load: asyncio.Task[None]) -> None:
-    """Raise what ended the load, the first of a group: the last line of this process's log is its parent's message."""
+    """Raise the error that ended the load, the first of a group. The parent shows the last line of this process's
+    log."""
     error: BaseException | None = load.exception()
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

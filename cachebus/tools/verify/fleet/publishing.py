@@ -1,4 +1,4 @@
-"""What a node of a run does to its own publishing on Kafka, when it is told to."""
+"""Faults of a node's own publishing on Kafka: nothing is sent, everything twice, or in another order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, Final
 from cachebus.base.clock import Clock
 from cachebus.tools.verify.fleet import messages
 
-KEEP: Final = 3
+REORDERED: Final = 3
+"""Messages that are published together, in reverse order."""
 
 Publish = Callable[[int, bytes], Awaitable[None]]
 
 
-class Publishing:
-    """Stands in for the `publish` of a bus, and passes on to it; as it is told for so many seconds."""
+class FaultyPublisher:
+    """Replaces the `publish` of a bus, and calls it; for so many seconds it does so wrongly, as ordered."""
 
     def __init__(self, bus: Any, clock: Clock) -> None:
         self._publish: Publish = bus.publish
@@ -25,19 +26,19 @@ class Publishing:
         self._late: set[asyncio.Future[None]] = set()
         bus.publish = self
 
-    def become(self, how: str, seconds: float) -> None:
-        """MUTE, TWICE or SWAP, from now on for so long."""
+    def set_mode(self, how: str, seconds: float) -> None:
+        """Misbehave from now on for so long. `how`: MUTE, TWICE or SWAP."""
         self._how, self._until_s = how, self._clock() + seconds
-        asyncio.get_running_loop().call_later(seconds, self._let_go)
+        asyncio.get_running_loop().call_later(seconds, self._send_kept)
 
     async def __call__(self, shard: int, message: bytes) -> None:
-        """Publish, or what is done in its place."""
+        """Publish, or misbehave."""
         how = self._how if self._clock() < self._until_s else ""
         if how == messages.MUTE:
             return
         if how == messages.SWAP:
             self._kept.append((shard, message))
-            if len(self._kept) < KEEP:
+            if len(self._kept) < REORDERED:
                 return
             kept, self._kept = self._kept, []
             for one in reversed(kept):
@@ -47,8 +48,8 @@ class Publishing:
         if how == messages.TWICE:
             await self._publish(shard, message)
 
-    def _let_go(self) -> None:
-        """Those that still wait for others to overtake them."""
+    def _send_kept(self) -> None:
+        """Publish the messages that are kept to be reordered."""
         kept, self._kept = self._kept, []
         for one in kept:
             task = asyncio.ensure_future(self._publish(*one))

@@ -1,4 +1,4 @@
-"""The reads of one node: every way of reading there is, each answer written down with what was asked."""
+"""The reads of one node, by every verb that reads. Each answer is recorded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cachebus import Cache, CacheBusError, cached, get_with_cache_aside
 from cachebus.base.clock import Clock
 from cachebus.tools.demo.traffic import Pace
 from cachebus.tools.verify.fleet.answers import Answers
+from cachebus.tools.verify.fleet.data_types import QUICK_TTL_S
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
 from cachebus.tools.verify.fleet.items import Item, by_popularity, popularity
-from cachebus.tools.verify.fleet.kinds import QUICK_TTL_S
 from cachebus.tools.verify.fleet.loaders import Loaders, Odd
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, Tape
-from cachebus.tools.verify.fleet.truth import RECENT, SESSIONS, Token, Truth
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, SESSIONS, SourceOfTruth, Token
 
 LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
 VERBS: Final = (
@@ -34,16 +34,17 @@ VERBS: Final = (
     "get_or_load(ttl=)",
 )
 WEIGHTS: Final = (68, 20, 1, 1, 1.5, 0.5, 1.5, 1, 0, 2, 2, 1, 1)
-WALKERS: Final = 256
+READERS: Final = 256
 BATCH: Final = 512
 SKEW: Final = 1.0
-ADOPT: Final = 0.1
+ADOPT_SHARE: Final = 0.1
 """How often a session turns to another item."""
-WRITTEN: Final = 0.2
-"""How many reads are of what was written a moment ago."""
-LIMITED: Final = 0.03
-"""How many callers have a time limit of their own."""
+RECENT_SHARE: Final = 0.2
+"""The share of reads of an item that was written a moment ago."""
+LIMITED_SHARE: Final = 0.03
+"""The share of callers with a time limit of their own."""
 LIMIT_S: Final = (0.0005, 0.03)
+"""That limit, at least and at most."""
 ANY_TOKEN, SESSION_TOKEN = 1, 2
 
 
@@ -54,23 +55,23 @@ class Readers:
         self,
         caches: Sequence[Cache],
         items: Sequence[Item],
-        truth: Truth,
+        source: SourceOfTruth,
         loaders: Loaders,
         answers: Answers,
-        tokens: Tape,
-        dice: Random,
+        tokens: HistoryLog,
+        rng: Random,
         rate: float,
         clock: Clock,
         order_seed: str,
     ) -> None:
-        self._caches, self._items, self._truth, self._loaders = caches, items, truth, loaders
+        self._caches, self._items, self._source, self._loaders = caches, items, source, loaders
         self._answers, self._tokens = answers, tokens
-        self._dice, self._clock = dice, clock
+        self._rng, self._clock = rng, clock
         self._pace = Pace(rate, clock)
         self._stopping = False
         self.begun = 0
         self._chosen = self._choose(order_seed)
-        self._do = (
+        self._by_verb = (
             self._load,
             self._get,
             self._get_l2,
@@ -88,8 +89,10 @@ class Readers:
         self._alike: dict[tuple[int, str | None, str], list[str]] = {}
         for item in items[1:]:
             if item.contexts == (None, None, None):
-                self._alike.setdefault((item.world, item.tenant, item.data_type), []).append(item.resource_id)
-        self._by_name = {(i.world, i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number}
+                self._alike.setdefault((item.cache_index, item.tenant, item.data_type), []).append(item.resource_id)
+        self._by_name = {
+            (i.cache_index, i.tenant, i.data_type, i.resource_id): i for i in items[1:] if i.general == i.number
+        }
         self._functions = [item and self._function(item) for item in items]
 
     def stop(self) -> None:
@@ -98,45 +101,45 @@ class Readers:
         self._pace.open()
 
     async def run(self) -> None:
-        """Until stopped."""
-        drum = asyncio.create_task(self._pace.drum())
+        """Run until stopped."""
+        pacing = asyncio.create_task(self._pace.run())
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(WALKERS):
-                    group.create_task(self._walk())
+                for _ in range(READERS):
+                    group.create_task(self._read_on())
         finally:
-            drum.cancel()
+            pacing.cancel()
 
     async def own(self, item: Item) -> None:
         """Read what this node has just written."""
         await self._ask(item, OWN, self._by_loading(item), loads=True)
 
-    async def _walk(self) -> None:
-        turn, do = self._pace.turn, self._do
-        for item, verb in self._chosen:  # shared by all walkers
+    async def _read_on(self) -> None:
+        turn, by_verb = self._pace.turn, self._by_verb
+        for item, verb in self._chosen:  # shared by all readers
             await turn()
             if self._stopping:
                 return
             self.begun += 1
-            await do[verb](self._written(item) if self._dice.random() < WRITTEN else item)
+            await by_verb[verb](self._recently_written(item) if self._rng.random() < RECENT_SHARE else item)
 
     def _choose(self, order_seed: str) -> Iterator[tuple[Item, int]]:
         order = by_popularity(self._items[1:], order_seed)
         weights = popularity(len(order), SKEW)
         while True:
-            items = self._dice.choices(order, cum_weights=weights, k=BATCH)
-            yield from zip(items, self._dice.choices(range(len(WEIGHTS)), WEIGHTS, k=BATCH), strict=True)
+            items = self._rng.choices(order, cum_weights=weights, k=BATCH)
+            yield from zip(items, self._rng.choices(range(len(WEIGHTS)), WEIGHTS, k=BATCH), strict=True)
 
-    # -- the ways of reading ------------------------------------------------------------------------------------------
+    # -- the verbs ----------------------------------------------------------------------------------------------------
 
     def _by_loading(self, item: Item, **how: Any) -> Any:
         loader = self._loaders.special if "use_memory" in how or "after" in how else self._loaders.ordinary
-        return self._caches[item.world].get_or_load(
+        return self._caches[item.cache_index].get_or_load(
             item.data_type, item.resource_id, loader[item.number], *item.place, tags=item.tags, **how
         )
 
     def _by_getting(self, item: Item, **how: Any) -> Any:
-        return self._caches[item.world].get(item.data_type, item.resource_id, *item.place, **how)
+        return self._caches[item.cache_index].get(item.data_type, item.resource_id, *item.place, **how)
 
     async def _ask(
         self,
@@ -146,20 +149,23 @@ class Readers:
         *,
         loads: bool = False,
         wider: int = 0,
-        hurries: bool = True,
+        may_time_out: bool = True,
         after: str | None = None,
     ) -> int:
-        """One read, and what came of it: its version, 0 for none. `loads`, `wider`: as of `Answers.note`. `hurries`:
-        whether it may have a time limit; who has given up asks again at once, without one, `after` the same token."""
-        limited = hurries and self._dice.random() < LIMITED
+        """Await one read, and record its answer. Returns its version, 0 for none.
+
+        `loads`, `wider`: as of `Answers.note`. `may_time_out`: whether the caller may have a time limit. A caller that
+        gives up reads again at once, without a limit, `after` the same token.
+        """
+        limited = may_time_out and self._rng.random() < LIMITED_SHARE
         started_s = self._clock()
         try:
-            async with asyncio.timeout(self._dice.uniform(*LIMIT_S) if limited else None) as limit:
+            async with asyncio.timeout(self._rng.uniform(*LIMIT_S) if limited else None) as limit:
                 try:
                     value = await question
                 finally:
                     if not loads:
-                        self._answers.took(item, verb, started_s)
+                        self._answers.check_duration(item, verb, started_s)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -170,8 +176,7 @@ class Readers:
             if limit.expired():
                 self._answers.given_up += 1
                 again = self._by_loading(item, **({"after": after} if after else {}))
-                return await self._ask(item, verb if after else LOAD, again, loads=True, hurries=False)
-            # what L2 or the source did: the one is made to fail, and the other too
+                return await self._ask(item, verb if after else LOAD, again, loads=True, may_time_out=False)
             self._answers.raised(item, verb, error, started_s)
             return 0
         return self._answers.note(item, verb, value, started_s, loads=loads, wider=wider)
@@ -199,8 +204,9 @@ class Readers:
         await self._ask(item, SEARCH_LOAD, question, loads=True, wider=item.general)
 
     async def _aside(self, item: Item) -> None:
-        """By the helper, which knows one cache alone, and gives an error instead of raising it."""
-        if item.world or item.tags:
+        """By the cache-aside helper. It uses the process-wide cache only, and returns an error instead of raising
+        it."""
+        if item.cache_index or item.tags:
             await self._load(item)
             return
         await self._ask(item, ASIDE, self._from_aside(item), loads=True, wider=item.general)
@@ -227,7 +233,7 @@ class Readers:
             conversation_id=conversation,
             collection_id=collection,
             tags=item.tags,
-            cache=self._caches[item.world],
+            cache=self._caches[item.cache_index],
         )
         async def function() -> Any:
             return await self._loaders.ordinary[item.number]()
@@ -235,51 +241,51 @@ class Readers:
         return function
 
     async def _many(self, item: Item) -> None:
-        alike = self._alike[item.world, item.tenant, item.data_type]
-        ids = self._dice.sample(alike, min(3, len(alike)))
+        alike = self._alike[item.cache_index, item.tenant, item.data_type]
+        ids = self._rng.sample(alike, min(3, len(alike)))
         started_s = self._clock()
         try:
-            found = await self._caches[item.world].get_many(item.data_type, ids, item.tenant)
+            found = await self._caches[item.cache_index].get_many(item.data_type, ids, item.tenant)
         except CacheBusError as error:
             self._answers.raised(item, MANY, error, started_s)
             return
         for resource_id in ids:
-            asked = self._by_name[item.world, item.tenant, item.data_type, resource_id]
+            asked = self._by_name[item.cache_index, item.tenant, item.data_type, resource_id]
             self._answers.note(asked, MANY, found.get(resource_id), started_s)
         self.begun += len(ids) - 1
 
-    def _written(self, item: Item) -> Item:
-        """An item that was written a moment ago, most likely by another node; this one if there is none yet."""
-        return self._items[self._truth.recent[self._dice.randrange(RECENT)] or item.number]
+    def _recently_written(self, item: Item) -> Item:
+        """An item that was written a moment ago, most likely by another node; the given one if there is none yet."""
+        return self._items[self._source.recent[self._rng.randrange(RECENT)] or item.number]
 
     async def _token(self, item: Item) -> None:
-        item = self._written(item)
-        token = self._truth.find(item.number)
+        item = self._recently_written(item)
+        token = self._source.find(item.number)
         if token is None:
             await self._get(item)
         else:
             await self._after(item, token, ANY_TOKEN)
 
     async def _session(self, item: Item) -> None:
-        """A session goes from node to node, and takes the newest token for what it has read along."""
-        slot = self._truth.session(self._dice.randrange(SESSIONS))
-        held = self._truth.find(slot)
-        if held is None or self._dice.random() < ADOPT:
-            item = self._written(item)
-            token = self._truth.find(item.number)
+        """A read of a session, which moves from node to node with the newest token of what it has read."""
+        slot = self._source.session(self._rng.randrange(SESSIONS))
+        held = self._source.find(slot)
+        if held is None or self._rng.random() < ADOPT_SHARE:
+            item = self._recently_written(item)
+            token = self._source.find(item.number)
             if token is not None:
-                self._truth.leave(slot, token)
+                self._source.leave(slot, token)
             await self._get(item)
             return
         version = await self._after(self._items[held.item], held, SESSION_TOKEN)
-        newest = self._truth.find(held.item)
+        newest = self._source.find(held.item)
         if newest is not None and held.version < newest.version <= version:
-            self._truth.leave(slot, newest)
+            self._source.leave(slot, newest)
 
     async def _after(self, item: Item, token: Token, kind: int) -> int:
         verb = TOKEN if kind == ANY_TOKEN else SESSION
         started_s = self._clock()
-        loads = self._dice.random() < 0.5
+        loads = self._rng.random() < 0.5
         question = (self._by_loading if loads else self._by_getting)(item, after=token.text)
         version = await self._ask(item, verb, question, loads=loads, after=token.text)
         if version:

@@ -1,60 +1,60 @@
-"""How the caches of a run are set up, from its bound: small limits, so that a short run meets all of them."""
+"""The settings of a run's caches, derived from its bound. Limits are small, so that even a short run reaches them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cachebus import Settings
-from cachebus.tools.verify.fleet.kinds import POLICIES
+from cachebus.tools.verify.fleet.data_types import POLICIES
 from cachebus.tools.verify.fleet.messages import Job
 
 LEASE_MS = 400
 WIDER = 2.0
-"""How much larger the bound of every other node is."""
+"""Every other node has a bound that is larger by this factor."""
 MARKS_MAX, FEW_MARKS = 60, 16
-"""Fewer than there are scopes and tags: the floor is raised now and then."""
+"""Invalidated scopes that L2 remembers, for the two caches. There are more, so low watermarks are raised in a run."""
 LOG_MAX = 2_000
 ENTRIES, FEW_ENTRIES = 100_000, 150
-"""In memory, of most nodes and of every third: less than it reads."""
+"""Entries in L1, for most nodes, and for every third, which reads more than that."""
 TOPIC = "cachebus.verify"
 PARTITIONS = 2
 
 
 def probe_interval_s(bound_s: float) -> float:
-    """How often the lease is renewed."""
+    """How often a node renews its leases, in seconds."""
     return min(0.5, bound_s / 4)
 
 
 def l2_timeout_s(bound_s: float) -> float:
-    """How long an operation on L2 may take."""
+    """How long an operation on L2 may take, in seconds."""
     return min(1.0, max(0.3, bound_s / 2))
 
 
-GUARD_DB_S = 0.8
-"""For how long the database behind a guard lets a transaction live."""
+DB_TIMEOUT_S = 0.8
+"""How long the database behind a guard lets a transaction live."""
 
 
 def guard_max_s(bound_s: float) -> float:
-    """How long a guard stands at most, from the fleet's largest bound: that one dies behind it is soon seen."""
-    return 1.25 * bound_s + GUARD_DB_S
+    """How long a guard stands at most, from the fleet's largest bound. Short, so that abandoned guards end in a run."""
+    return 1.25 * bound_s + DB_TIMEOUT_S
 
 
 def bound_of(node: int, bound_s: float) -> float:
-    """Not every node has the same bound."""
+    """The bound of a node: not every node has the same."""
     return bound_s if node % 2 else WIDER * bound_s
 
 
 def has_room(node: int) -> bool:
-    """Whether a node's memory has room for all items."""
+    """Whether a node's L1 has room for all items."""
     return node % 3 != 0
 
 
-def settings_of(job: Job, world: int = 0) -> Settings:
-    """The library's settings for a job, for one of its caches."""
+def settings_of(job: Job, cache_index: int = 0) -> Settings:
+    """The library's settings for one of the caches of a job."""
     interval_s = probe_interval_s(job.bound_s)
     return Settings(
-        url=job.other_url if world else job.url,
-        namespace=f"{job.namespace}-other" if world else job.namespace,
+        url=job.other_url if cache_index else job.url,
+        namespace=f"{job.namespace}-other" if cache_index else job.namespace,
         node_name=f"node-{job.node}",
         staleness_bound_s=job.bound_s,
         probe_interval_s=interval_s,
@@ -63,9 +63,9 @@ def settings_of(job: Job, world: int = 0) -> Settings:
         connect_timeout_s=2.0,
         close_timeout_s=1.0,
         guard_max_s=guard_max_s(job.largest_bound_s),
-        start_degraded=True,  # a node may have to begin while its server is away
+        start_degraded=True,  # a node may be started while its server is away
         lease_ms=LEASE_MS,
-        max_invalidated_scopes=FEW_MARKS if world else MARKS_MAX,
+        max_invalidated_scopes=FEW_MARKS if cache_index else MARKS_MAX,
         log_max_len=LOG_MAX,
         l1_max_entries=ENTRIES if has_room(job.node) else FEW_ENTRIES,
         policies=POLICIES,

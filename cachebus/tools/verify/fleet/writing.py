@@ -1,4 +1,4 @@
-"""The writes of one node: a change is committed to the source, then the cache is told in one of all possible ways."""
+"""The writes of one node: a change is committed to the source, then invalidated by one of all the verbs that do so."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cachebus.base.choices import Wait
 from cachebus.base.clock import Clock
 from cachebus.cascade import Target
 from cachebus.tools.demo.traffic import Pace
-from cachebus.tools.verify.fleet.errands import Errands
-from cachebus.tools.verify.fleet.guarding import GUARDED, Guards
+from cachebus.tools.verify.fleet.anomalies import ADD_REFUSED, Anomalies
+from cachebus.tools.verify.fleet.command_queue import CommandQueue
+from cachebus.tools.verify.fleet.guarded_writes import GUARDED, GuardedWriter
+from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
 from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
-from cachebus.tools.verify.fleet.oddities import REFUSED, Oddities
-from cachebus.tools.verify.fleet.tape import VERB_SHIFT, WAITED, Tape
-from cachebus.tools.verify.fleet.truth import RECENT, Token, Truth
+from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth, Token
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
-CLAIM, FEW, ERRAND = 11, 12, 13
+CLAIM, FEW, BY_WORKER = 11, 12, 13
 VERBS: Final = (
     "invalidate",
     "invalidate(contexts=all)",
@@ -52,30 +52,30 @@ WEIGHTS: Final = {
     GUARDED: 15,
     CLAIM: 4,
     FEW: 3,
-    ERRAND: 8,
+    BY_WORKER: 8,
 }
 GUARDED_TYPE: Final = "deed"
-"""Only written behind guards, so that what one of these leaves behind is not soon replaced by another write."""
-DEEDS: Final = 0.7
-"""How many of the guarded writes are of these."""
-WAITS: Final = 0.12
-"""How many return only when no node has the old value any more."""
-ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, ERRAND})
-"""Those that name a key, and so end a load's lease on it; the others leave a mark."""
-PUTS: Final = frozenset({SET, ADD, CLAIM})
-"""Those that bring a value along. One whose outcome is unknown may still arrive later."""
+"""A type that is written behind guards only, so that no other write soon replaces what an abandoned one has left."""
+GUARDED_TYPE_SHARE: Final = 0.7
+"""The share of guarded writes that are of this type."""
+WAIT_SHARE: Final = 0.12
+"""The share of writes with `wait="nodes"`."""
+ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, BY_WORKER})
+"""Verbs that name a key, and so end a load's lease on it. The others leave a mark in L2."""
+VALUE_WRITES: Final = frozenset({SET, ADD, CLAIM})
+"""Verbs that bring a value. One whose outcome is unknown may still arrive later."""
 WRITERS: Final = 8
 REPEAT_S: Final = 0.1
 SKEW: Final = 0.6
 
-BY_OTHERS: Final = frozenset({ERRAND})
-"""Those that the node's own cache hears of like any other: until then it may give what is old."""
-UNTOLD: Final = frozenset({ADD})
-"""Those that change nothing at the source."""
+NOT_OWN: Final = frozenset({BY_WORKER})
+"""Verbs that the node's own cache learns of by the bus only: until then it may give the old value."""
+NO_CHANGE: Final = frozenset({ADD})
+"""Verbs that change nothing at the source."""
 SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
 
 Call = Callable[[Wait | None], Awaitable[Any]]
-"""With what to wait for."""
+"""Makes the call, with what it is to wait for."""
 
 
 class Writers:
@@ -85,11 +85,11 @@ class Writers:
         self,
         caches: Sequence[Cache],
         items: Sequence[Item],
-        truth: Truth,
-        tape: Tape,
-        odd: Oddities,
-        guards: Guards,
-        dice: Random,
+        source: SourceOfTruth,
+        log: HistoryLog,
+        anomalies: Anomalies,
+        guards: GuardedWriter,
+        rng: Random,
         clock: Clock,
         *,
         node: int,
@@ -97,11 +97,11 @@ class Writers:
         rate: float,
         read_own: Callable[[Item], Awaitable[None]],
         order_seed: str,
-        errands: Errands,
+        commands: CommandQueue,
     ) -> None:
-        self._caches, self._items, self._truth, self._tape = caches, items, truth, tape
-        self._odd, self._guards, self._errands = odd, guards, errands
-        self._dice, self._clock, self._read_own = dice, clock, read_own
+        self._caches, self._items, self._source, self._log = caches, items, source, log
+        self._anomalies, self._guards, self._commands = anomalies, guards, commands
+        self._rng, self._clock, self._read_own = rng, clock, read_own
         self._pace = Pace(rate, clock)
         self._rate = rate
         self._rank = {item: place for place, item in enumerate(by_popularity(items[1:], order_seed))}
@@ -123,40 +123,40 @@ class Writers:
         self._pace.open()
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         if not self._rate:
             return
         async with asyncio.TaskGroup() as group:
-            drum = group.create_task(self._pace.drum())
-            writers = [group.create_task(self._walk()) for _ in range(WRITERS)]
+            pacing = group.create_task(self._pace.run())
+            writers = [group.create_task(self._write_on()) for _ in range(WRITERS)]
             await asyncio.wait(writers)
-            drum.cancel()
+            pacing.cancel()
 
-    async def leave_a_guard(self, after_s: float) -> None:
-        """Write behind a guard, and leave it."""
-        item = self._dice.choice([item for item in self._deeds if item.world == 0])
-        await self._guards.write(item, self._read_own, leave_after_s=after_s)
+    async def abandon_guard(self, after_s: float) -> None:
+        """Write behind a guard, and abandon it after its commit, so many seconds after it was entered."""
+        item = self._rng.choice([item for item in self._deeds if item.cache_index == 0])
+        await self._guards.write(item, self._read_own, abandon_after_s=after_s)
 
     async def settle(self, numbers: Sequence[int]) -> None:
-        """Tell the cache of items whose last write it may not have heard of; until that has returned."""
+        """Invalidate these items again, as their last invalidation may not have happened. Returns when all have."""
         self._stopping = False
         for number in numbers:
             item = self._items[number]
-            version = self._truth.versions[number]
-            await self._recorded(SETTLED, {item: version}, partial(self._invalidate, item))
+            version = self._source.versions[number]
+            await self._perform(SETTLED, {item: version}, partial(self._invalidate, item))
 
-    async def _walk(self) -> None:
+    async def _write_on(self) -> None:
         while True:
             await self._pace.turn()
             if self._stopping:
                 return
-            (verb,) = self._dice.choices(list(WEIGHTS), list(WEIGHTS.values()))
+            (verb,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
             if verb in (SET, DELETE, ADD, CLAIM):
                 await self._write_owned(verb)
             elif verb == GUARDED:
                 await self._write_guarded()
-            elif verb == ERRAND:
-                await self._send_errand()
+            elif verb == BY_WORKER:
+                await self._invalidate_by_worker()
             else:
                 await self._write_shared(verb)
 
@@ -167,7 +167,7 @@ class Writers:
         return popularity(len(items), SKEW)
 
     def _pick(self, items: list[Item]) -> Item:
-        return self._dice.choices(items, cum_weights=self._hot[id(items)])[0]
+        return self._rng.choices(items, cum_weights=self._hot[id(items)])[0]
 
     async def _write_owned(self, verb: int) -> None:
         items = self._claimed if verb == CLAIM else self._owned
@@ -184,20 +184,20 @@ class Writers:
                 await self._put(verb, item)
         finally:
             self._busy.discard(item.number)
-        await self._look_at_own([item])
+        await self._read_back([item])
 
     async def _put(self, verb: int, item: Item) -> None:
-        """A value that is brought along, or a removal."""
-        version = self._truth.versions[item.number] if verb == ADD else self._truth.raise_version(item.number)
+        """`set`, `add` or a removal."""
+        version = self._source.versions[item.number] if verb == ADD else self._source.raise_version(item.number)
         value = item.value(version)
         if value is None and verb == ADD:
             return
         if verb == DELETE or value is None:
-            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
+            await self._perform(DELETE, {item: version}, partial(self._invalidate, item))
         elif verb == ADD:
-            await self._recorded(ADD, {item: version}, lambda _: self._add(item, value))
+            await self._perform(ADD, {item: version}, lambda _: self._add(item, value))
         else:
-            await self._recorded(
+            await self._perform(
                 SET,
                 {item: version},
                 lambda wait: self._cache(item).set(
@@ -206,24 +206,23 @@ class Writers:
             )
 
     async def _claim(self, item: Item) -> None:
-        """Remove the item at the source, then bring it back by `add`: that it was absent, which may be cached, is no
-        value in the way."""
-        while item.value(self._truth.versions[item.number]) is not None:
-            version = self._truth.raise_version(item.number)
-            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
+        """Remove the item at the source, then bring it back by `add`. A cached "not found" must not be in its way."""
+        while item.value(self._source.versions[item.number]) is not None:
+            version = self._source.raise_version(item.number)
+            await self._perform(DELETE, {item: version}, partial(self._invalidate, item))
         await self._read_own(item)
-        version = self._truth.raise_version(item.number)
+        version = self._source.raise_version(item.number)
         at_s = self._clock()
-        added = await self._recorded(CLAIM, {item: version}, lambda _: self._add(item, item.value(version)))
+        added = await self._perform(CLAIM, {item: version}, lambda _: self._add(item, item.value(version)))
         if added is False:
             with suppress(CacheBusError):
                 there = await self._cache(item).get(item.data_type, item.resource_id, *item.place, use_memory=False)
                 if there is None:
-                    self._odd.note(REFUSED, item, at_s, verb=CLAIM)
-            await self._recorded(DELETE, {item: version}, partial(self._invalidate, item))
+                    self._anomalies.note(ADD_REFUSED, item, at_s, verb=CLAIM)
+            await self._perform(DELETE, {item: version}, partial(self._invalidate, item))
 
     def _cache(self, item: Item) -> Cache:
-        return self._caches[item.world]
+        return self._caches[item.cache_index]
 
     def _add(self, item: Item, value: Any) -> Awaitable[bool]:
         return self._cache(item).add(item.data_type, item.resource_id, value, None, *item.place, tags=item.tags)
@@ -232,70 +231,74 @@ class Writers:
         return self._cache(item).invalidate(item.data_type, item.resource_id, *item.place, wait=wait)
 
     async def _write_guarded(self) -> None:
-        item = self._dice.choice(self._deeds if self._dice.random() < DEEDS else self._shared)
+        item = self._rng.choice(self._deeds if self._rng.random() < GUARDED_TYPE_SHARE else self._shared)
         if await self._guards.write(item, self._read_own):
             self.written += 1
-            await self._look_at_own([item])
+            await self._read_back([item])
 
-    async def _send_errand(self) -> None:
+    async def _invalidate_by_worker(self) -> None:
         item = self._pick(self._shared)
-        if item.world == 0:
-            version = self._truth.raise_version(item.number)
-            await self._recorded(ERRAND, {item: version}, lambda _: self._errands.invalidate(item))
+        if item.cache_index == 0:
+            version = self._source.raise_version(item.number)
+            await self._perform(BY_WORKER, {item: version}, lambda _: self._commands.invalidate(item))
 
     async def _write_shared(self, verb: int) -> None:
-        items, call = self._planned(verb)
-        versions = {item: self._truth.raise_version(item.number) for item in items}
-        await self._recorded(verb, versions, call)
-        await self._look_at_own(items)
+        items, call = self._choose_write(verb)
+        versions = {item: self._source.raise_version(item.number) for item in items}
+        await self._perform(verb, versions, call)
+        await self._read_back(items)
 
-    def _planned(self, verb: int) -> tuple[list[Item], Call]:
-        """What changes, and how the cache is told."""
+    def _choose_write(self, verb: int) -> tuple[list[Item], Call]:
+        """The items that change, and the call that invalidates them."""
         item = self._pick(self._in_contexts if verb in (EVERY_CONTEXT, CONTEXT) else self._shared)
-        cache, world = self._cache(item), item.world
+        cache, cache_index = self._cache(item), item.cache_index
         tenant = item.tenant or TENANTS[0]
         if verb == EVERY_CONTEXT:
-            family = [i for i in self._shared if (i.world, i.tenant, i.data_type, i.resource_id) == (world, *item[1:4])]
+            family = [
+                i
+                for i in self._shared
+                if (i.cache_index, i.tenant, i.data_type, i.resource_id) == (cache_index, *item[1:4])
+            ]
             return family, lambda wait: cache.invalidate(
                 item.data_type, item.resource_id, item.tenant, contexts="all", wait=wait
             )
         if verb == TAG:
-            # The owned ones of a tag lose what is cached of them, as they may at any time, and do not change.
-            tag = f"t{self._dice.randrange(TAGS)}"
-            tagged = self._some(world, lambda i: tag in i.tags and i.tenant == tenant)
-            tags = [tag, f"plan:{tag[1:]}", *(f"of nothing {self._dice.randrange(1000)}" for _ in range(3))]
+            # Owned items of the tag lose what is cached of them, as they may at any time. They do not change.
+            tag = f"t{self._rng.randrange(TAGS)}"
+            tagged = self._sample(cache_index, lambda i: tag in i.tags and i.tenant == tenant)
+            tags = [tag, f"plan:{tag[1:]}", *(f"of nothing {self._rng.randrange(1000)}" for _ in range(3))]
             return tagged, lambda wait: cache.invalidate_tags(tags, tenant, wait=wait)
         if verb == TYPE:
-            alike = self._some(world, lambda i: (i.tenant, i.data_type) == (item.tenant, item.data_type))
+            alike = self._sample(cache_index, lambda i: (i.tenant, i.data_type) == (item.tenant, item.data_type))
             return alike, lambda wait: cache.invalidate_scope(item.tenant, item.data_type, wait=wait)
         if verb == CONTEXT:
-            agent = f"a{self._dice.randrange(3)}"
-            within = self._some(
-                world, lambda i: i.tenant == tenant and i.data_type == "answer" and i.contexts[0] == agent
+            agent = f"a{self._rng.randrange(3)}"
+            within = self._sample(
+                cache_index, lambda i: i.tenant == tenant and i.data_type == "answer" and i.contexts[0] == agent
             )
             return within, lambda wait: cache.invalidate_scope(tenant, "answer", agent_id=agent, wait=wait)
         if verb == TENANT:
-            of_tenant = self._some(world, lambda i: i.tenant == tenant)
+            of_tenant = self._sample(cache_index, lambda i: i.tenant == tenant)
             return of_tenant, lambda wait: cache.invalidate_scope(tenant, wait=wait)
         if verb == FEW:
-            few = self._some(world, lambda i: i.tenant == item.tenant)
+            few = self._sample(cache_index, lambda i: i.tenant == item.tenant)
             targets = [Target(i.data_type, i.resource_id, *i.contexts) for i in few]
             return few, lambda wait: cache.invalidate_targets(targets, item.tenant, wait=wait)
         return [item], partial(self._invalidate, item)
 
-    def _some(self, world: int, fits: Callable[[Item], bool]) -> list[Item]:
-        found = [item for item in self._shared if item.world == world and fits(item)]
-        return self._dice.sample(found, min(3, len(found)))
+    def _sample(self, cache_index: int, fits: Callable[[Item], bool]) -> list[Item]:
+        found = [item for item in self._shared if item.cache_index == cache_index and fits(item)]
+        return self._rng.sample(found, min(3, len(found)))
 
-    # -- telling the cache --------------------------------------------------------------------------------------------
+    # -- invalidating -------------------------------------------------------------------------------------------------
 
-    async def _recorded(self, verb: int, versions: dict[Item, int], call: Call) -> object:
-        """Call until it returns, and write down when: before that nothing is promised of it. Gives what it returned."""
+    async def _perform(self, verb: int, versions: dict[Item, int], call: Call) -> object:
+        """Call until it returns, and record when. Until then it promises nothing. Returns what the call returned."""
         called_s, failed_s = self._clock(), 0.0
-        waits = verb not in (ADD, CLAIM, SETTLED, ERRAND) and self._dice.random() < WAITS
+        waits = verb not in (ADD, CLAIM, SETTLED, BY_WORKER) and self._rng.random() < WAIT_SHARE
         named = (verb | (WAITED if waits else 0)) << VERB_SHIFT
         marks = {item: (item.number | named, version) for item, version in versions.items()}
-        places = {item: self._tape.add(*mark, called_s, 0.0, 0.0, 0, 0) for item, mark in marks.items()}
+        places = {item: self._log.add(*mark, called_s, 0.0, 0.0, 0, 0) for item, mark in marks.items()}
         while True:
             try:
                 receipt = await call("nodes" if waits else None)
@@ -303,24 +306,24 @@ class Writers:
             except CacheBusError:
                 failed_s = self._clock()
                 for item, mark in marks.items():
-                    self._tape.change(places[item], *mark, called_s, 0.0, failed_s, 0, 0)
+                    self._log.change(places[item], *mark, called_s, 0.0, failed_s, 0, 0)
                 self.repeated += 1
                 if self._stopping:
                     return None
                 await asyncio.sleep(REPEAT_S)
         if receipt is False and verb == CLAIM:
-            return receipt  # it was told to nobody
+            return receipt  # nothing was stored, so no cache was told
         returned_s = self._clock()
         epoch, seq = (int(receipt.epoch, 16), receipt.seq) if isinstance(receipt, Receipt) else (0, 0)
         for item, mark in marks.items():
-            self._tape.change(places[item], *mark, called_s, returned_s, failed_s, epoch, seq)
+            self._log.change(places[item], *mark, called_s, returned_s, failed_s, epoch, seq)
             if epoch:
-                self._truth.leave(item.number, Token(item.number, versions[item], str(receipt)))
-                self._truth.recent[self._dice.randrange(RECENT)] = item.number
+                self._source.leave(item.number, Token(item.number, versions[item], str(receipt)))
+                self._source.recent[self._rng.randrange(RECENT)] = item.number
         self.written += 1
         return receipt
 
-    async def _look_at_own(self, items: list[Item]) -> None:
-        if self._dice.random() < 0.5 and not self._stopping:
+    async def _read_back(self, items: list[Item]) -> None:
+        if self._rng.random() < 0.5 and not self._stopping:
             for item in items:
                 await self._read_own(item)

@@ -1,4 +1,4 @@
-"""Faults of the Kafka broker that carries the events, and of what lies between it and one node (`--bus kafka`)."""
+"""Faults of the Kafka broker that carries the events, and of the network between it and one node (`--bus kafka`)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _delay(proxy: Proxy, blow: Strike) -> None:
 
 
 async def _forget(stage: Stage, blow: Strike) -> None:
-    """The node hears nothing, and when it does again, what it has missed is gone."""
+    """The node receives nothing. When it does again, the messages that it has missed are deleted."""
     proxy = stage.the_broker.proxies[blow.node]
     try:
         proxy.hold(directions=("down",))
@@ -81,7 +81,7 @@ def _publishing(how: str) -> Act:
 
 
 async def _killed(stage: Stage, blow: Strike) -> None:
-    """What it writes in its last moments L2 has, and Kafka never gets."""
+    """What the node writes in its last moments reaches L2, and never Kafka."""
     stage.crew.order(blow.node, messages.MUTE, 60.0)
     await rest(MUTE_S)
     await stage.crew.kill(blow.node)

@@ -31,12 +31,12 @@ OF_REDIS: Final = (
     "kill-pubsub",
     "buffer-kill",
 )
-"""Faults of a subscription: there is none where Kafka carries the events."""
+"""Faults of a subscription. Nodes have none if Kafka carries the events."""
 NOT_OF: Final = {
     "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot"),
     "cluster": ("sentinels-away", "split"),
 }
-"""Faults of a group that a kind of it can't have."""
+"""Faults of a group that do not exist for one kind of group."""
 OF_A_GROUP: Final = ("lost-primary", "half-lost-primary")
 """Faults of the network that need several servers."""
 ROWS: Final = {
@@ -46,14 +46,15 @@ ROWS: Final = {
     "broker": ("broker",),
 }
 FIRST_BOUNDS: Final = 0.5
-"""Before it, and for the last of a run, nothing is made: leases are there, and there is time to recover."""
+"""A run begins with so many bounds without faults, so that nodes have leases, and ends with LAST_BOUNDS without faults,
+so that they can recover."""
 LAST_BOUNDS: Final = 1.0
 CALM: Final = {"server": (0.3, 2.0), "node": (0.1, 1.0), "source": (0.1, 1.5), "broker": (0.5, 3.0)}
-"""Between two faults, in bounds: of the server, of nodes and their network, of their source, and of the broker."""
+"""The pause between two faults of a row, at least and at most, in bounds."""
 
 
 def chosen(words: str) -> tuple[Fault, ...]:
-    """The faults that are meant by "all", "none", or names and groups with commas between; `ConfigError`."""
+    """The faults that are named by "all", "none", or names and groups separated by commas; `ConfigError`."""
     found: dict[str, Fault] = {}
     for word in filter(None, (word.strip() for word in words.split(","))):
         if word in FAULTS:
@@ -71,8 +72,10 @@ def chosen(words: str) -> tuple[Fault, ...]:
 def possible(
     faults: Sequence[Fault], *, own: bool, proxied: bool, kind: str = ALONE, bus: str = REDIS
 ) -> tuple[Fault, ...]:
-    """Those that can be made where the server is our own or not, with proxies before it or not, on this kind of it, and
-    with what carries the events."""
+    """The faults that this run can inject.
+
+    `own`: the server is the run's own. `proxied`: nodes reach it by proxies. `kind`, `bus`: as of the plan.
+    """
 
     def may(fault: Fault) -> bool:
         if fault.where in ("broker", "bus"):
@@ -91,8 +94,8 @@ def possible(
 
 
 def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
-    """Rows of faults, each one after the other: those of nodes and their network, of their source, of the
-    server, and of the broker."""
+    """When faults occur, in rows that run at the same time: faults of nodes and their network, of their source, of the
+    server, and of the broker. In a row one follows the other."""
     rows = []
     for row, wheres in ROWS.items():
         some = [fault for fault in faults if fault.where in wheres]

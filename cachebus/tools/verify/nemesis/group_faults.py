@@ -1,4 +1,4 @@
-"""Faults of several servers that are one service: failovers, and slots that move."""
+"""Faults of a group of servers: failovers, splits, and slot moves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _failover(*, loses: bool) -> Act:
         shards = await group.shards_at(primary)
         replicas = await group.replicas(primary) if loses else []
         for replica in replicas:
-            replica.pause()  # what is written from now on is in the primary alone
+            replica.pause()  # the primary alone has what is written from now on
         try:
             if loses:
                 await rest(blow.lasts_s / 2)
@@ -57,7 +57,7 @@ def _failover(*, loses: bool) -> Act:
 
 
 def _was_away(stage: Stage, from_s: float) -> None:
-    """From then until now nobody could reach a primary, if there is only one."""
+    """Note that from then until now nobody could reach the primary, if there is only one."""
     if _group(stage).is_one:
         stage.away.append((from_s, monotonic()))
 
@@ -101,7 +101,7 @@ def _half_moved(*, hangs: bool) -> Act:
 
 
 async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
-    """A slot that nobody serves, as a migration leaves it that was done wrong."""
+    """Nobody serves a slot, as after a wrong migration."""
     group = _group(stage)
     names = group.some_shard(blow.dice())
     owner, slot = await group.primary(names), slot_of(names.log)
@@ -112,7 +112,7 @@ async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
         await rest(blow.lasts_s)
     finally:
-        # Whoever was told by others before its own turn came has said no; and the owner may have died meanwhile.
+        # A node may have learned it from others first, and refuse; and the slot's owner may have died meanwhile.
         for server in group.data:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
         await group.command(await group.some_primary(owner), "CLUSTER", "ADDSLOTS", slot)
@@ -130,9 +130,9 @@ async def _hand_over(stage: Stage, blow: Strike) -> frozenset[int]:
 
 
 async def _split(stage: Stage, blow: Strike) -> None:
-    """Two sides, both alive: half of the nodes and of the replicas stay with the primary, the others have one that was
-    promoted by hand, since the Sentinels are on neither. In the end the primary is the only one again, and what the
-    other had acknowledged is lost."""
+    """A split with two sides that both live. Half of the nodes and replicas stay with the primary. The others get a
+    replica that is promoted by hand, since the Sentinels are on neither side. In the end the primary is the only one
+    again, and what the other one has acknowledged is lost."""
     dice, group = blow.dice(), _group(stage)
     primary = await group.primary(group.some_shard(dice))
     replicas = [] if primary is None else await group.replicas(primary)

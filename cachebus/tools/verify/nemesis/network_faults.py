@@ -1,4 +1,4 @@
-"""Faults between one node and the server."""
+"""Faults of the network between one node and the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cachebus.tools.verify.target.roads import Road, Roads
 from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 SHARE: Final = 0.3
-"""Of the messages, by those faults that strike some of them."""
+"""The share of messages that faults of single messages affect."""
 DELAY_S: Final = (0.01, 0.2)
 
 
@@ -38,7 +38,7 @@ def _delay(blow: Strike) -> Callable[[], float]:
 
 
 async def _late(stage: Stage, blow: Strike) -> None:
-    """Answers come once their callers have given up."""
+    """Replies arrive after their callers have given up."""
     proxy = stage.proxies[blow.node]
     try:
         proxy.hold(("data",), ("down",))
@@ -70,7 +70,7 @@ def _reordered(proxy: Road, blow: Strike, _: Stage) -> None:
 
 
 def reordering(dice: Random) -> Spoil:
-    """Keeps some messages back until others have overtaken them."""
+    """Holds some messages back until others have overtaken them."""
     kept: list[bytes] = []
 
     def spoil(frame: bytes) -> list[bytes]:
@@ -95,7 +95,7 @@ def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> 
 
 
 def _from_one(*directions: Direction) -> Act:
-    """Between a node and one primary of several: no byte passes, or none in one direction."""
+    """No byte passes between a node and one primary of several, in both directions or in one."""
 
     async def act(stage: Stage, blow: Strike) -> frozenset[int]:
         roads, group = stage.proxies[blow.node], stage.server.group

@@ -35,7 +35,8 @@ def _ordered(order: str) -> Act:
 
 
 async def _newborn(stage: Stage, blow: Strike) -> None:
-    """The history begins anew at 1, with a node that knows nothing, while all others believe to be far ahead."""
+    """All data is deleted, and a node that knows nothing begins the history at 1. All other nodes are far ahead of
+    it."""
     others = [proxy for node, proxy in stage.proxies.items() if node != blow.node]
     try:
         for proxy in others:
@@ -71,4 +72,4 @@ SOURCE_FAULTS: Final = (
     Fault("sour", "source", "the source fails a node", (0.5, 3.0), _ordered(messages.SOUR)),
     Fault("stuck", "source", "the source answers a node nothing at all", (0.5, 2.0), _ordered(messages.STUCK)),
 )
-"""At the same time as what befalls the nodes themselves: what stands in for a source may then be old, too."""
+"""They are injected beside faults of the nodes, so that a fallback for a failing source may be too old as well."""

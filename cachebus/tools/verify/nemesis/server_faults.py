@@ -1,4 +1,4 @@
-"""Faults of the server: only made where it is a process of our own."""
+"""Faults of the server, if it is a process of the run's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 OLD: Final = "old.rdb"
 GUARDED_FOR_S, LOST_FOR_S = 0.05, 0.25
-"""How long a guard stands before it is lost, and how long after that something is read and committed behind it."""
+"""How long a guard stands before it is lost, and how much later something is read and committed behind it."""
 _DEL: Final = """
 local found = redis.call('KEYS', ARGV[1])
 for i, key in ipairs(found) do if i % tonumber(ARGV[2]) == 0 then redis.call('DEL', key) end end
@@ -53,7 +53,7 @@ async def _trim(stage: Stage, _: Strike) -> None:
 
 
 def _meanwhile(config: tuple[str, str], normal: str) -> Act:
-    """A setting of the server that is another for a while."""
+    """Change a setting of the server for a while."""
 
     async def act(stage: Stage, blow: Strike) -> None:
         try:
@@ -66,7 +66,8 @@ def _meanwhile(config: tuple[str, str], normal: str) -> Act:
 
 
 async def _lose_guard(stage: Stage, blow: Strike) -> None:
-    """A guard is lost while it stands; what is read then, and replaced before it is left, may be kept by nobody."""
+    """A standing guard is lost. A node then reads behind it, commits, and abandons it: no level may keep what it
+    read."""
     stage.crew.order(1 + blow.seed % len(stage.crew.numbers), messages.GUARD, LOST_FOR_S + GUARDED_FOR_S)
     await rest(GUARDED_FOR_S)
     await stage.machine.command("UNLINK", stage.machine.names.meta)
@@ -74,7 +75,7 @@ async def _lose_guard(stage: Stage, blow: Strike) -> None:
 
 
 async def _busy(stage: Stage, blow: Strike) -> None:
-    # Its answer comes when it is over; the command's own time-out is no matter.
+    # The reply comes when the script ends. That the command times out before does not matter.
     await stage.machine.command("EVAL", _BUSY, "0", str(int(blow.lasts_s * 1e6)))
 
 
@@ -113,7 +114,7 @@ async def _keep(stage: Stage, _: Strike) -> None:
 
 async def _keep_old(stage: Stage, blow: Strike) -> None:
     await stage.machine.keep(OLD)
-    await rest(blow.lasts_s)  # what is written now is lost
+    await rest(blow.lasts_s)  # what is written meanwhile is lost
 
 
 async def _as_it_is(_: Machine) -> None:
@@ -121,8 +122,8 @@ async def _as_it_is(_: Machine) -> None:
 
 
 async def _back_up(stage: Stage, _: Strike) -> None:
-    """What a tool does that asks for all data as a replica would: the server takes another replication id, and once
-    more when it drops what it has kept for that replica."""
+    """Ask for all data as a replica does. The server takes another replication id, and one more when it drops the
+    backlog that it kept for that replica."""
     await stage.machine.command("CONFIG", "SET", "repl-backlog-ttl", "1")
     await stage.machine.command("PSYNC", "?", "-1")
 

@@ -1,1 +1,1 @@
-"""The servers that a run is held against."""
+"""The servers under test, and what faults may do to them."""

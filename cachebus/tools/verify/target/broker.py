@@ -1,4 +1,4 @@
-"""A Kafka broker of our own that carries a run's events, with a listener for each node behind a proxy of that node."""
+"""The Kafka broker that carries a run's events. It has a listener for each node, behind that node's proxy."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FORGET_S: Final = 5.0
 
 
 class Broker:
-    """What may be done to it. What blocks runs in a thread, one after the other."""
+    """The broker, and what faults may do to it. Blocking calls run in a thread, one after the other."""
 
     def __init__(self, server: KafkaServer, proxies: Mapping[int, Proxy]) -> None:
         self._server = server
         self._turn = asyncio.Lock()
         self.proxies = proxies
-        """By node: what stands between it and the broker."""
+        """The proxy between each node and the broker, by node."""
 
     def address(self, node: int) -> str:
-        """Where a node finds it."""
+        """The address that a node connects to."""
         return f"{HOST}:{self.proxies[node].port}"
 
     async def pause(self) -> None:
@@ -47,7 +47,7 @@ class Broker:
         await self._do(self._server.start)
 
     async def whole(self) -> None:
-        """Running and answering, whatever was done to it."""
+        """Repair it: it runs and answers when this returns."""
         for proxy in self.proxies.values():
             proxy.restore()
         if self._server.running:
@@ -55,7 +55,7 @@ class Broker:
         await self.start()
 
     async def empty(self) -> None:
-        """Have it start with an empty disk: to be killed before."""
+        """Delete its data, so that it starts with an empty disk. To be called after `kill`."""
         await self._do(self._server.forget)
 
     async def forget(self) -> None:
@@ -69,7 +69,7 @@ class Broker:
         )
 
     async def delete_topic(self) -> None:
-        """Delete the topic; nodes make it anew."""
+        """Delete the topic; nodes create it again."""
         await self._asked(lambda admin: admin.delete_topics([TOPIC]))
 
     async def widen_topic(self, partitions: int) -> None:
@@ -79,7 +79,7 @@ class Broker:
         await self._asked(lambda admin: admin.create_partitions({TOPIC: NewPartitions(partitions)}))
 
     async def _asked(self, ask: Callable[[Any], Awaitable[object]]) -> None:
-        """Have it do something, unless it was killed or stopped just now."""
+        """Send it an administrative request; errors are ignored, as it may be killed or stopped."""
         from aiokafka.admin import AIOKafkaAdminClient
         from aiokafka.errors import KafkaError
 
@@ -98,13 +98,13 @@ class Broker:
             try:
                 await asyncio.shield(doing)
             except asyncio.CancelledError:
-                await asyncio.wait([doing])  # the thread works on: what comes next must not meet it
+                await asyncio.wait([doing])  # the thread goes on: the next call must not run beside it
                 raise
 
 
 @asynccontextmanager
 async def brokered(nodes: int) -> AsyncIterator[Broker]:
-    """A broker that runs, with so many proxies before it; `ConfigError` where Kafka can't be had."""
+    """A running broker, with a proxy for each node; `ConfigError` if Kafka can't be had."""
     async with AsyncExitStack() as stack:
         ports = {node: free_port(stack) for node in range(1, nodes + 1)}
         proxies = {

@@ -1,4 +1,4 @@
-"""Several servers of our own as one service under test: behind Sentinels, or a Cluster."""
+"""Several servers of the run's own as one service under test: behind Sentinels, or as a Cluster."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from cachebus.tools.verify.target.server import Machine, ServerUnderTest
 Kind = Literal["sentinel", "cluster"]
 LOOK_S: Final = 0.05
 PROMOTED_S: Final = 8.0
-"""A failover that takes longer is not waited for: the old primary is brought back."""
+"""How long a failover is waited for. After that the old primary is brought back."""
 
 
 class GroupUnderTest:
-    """What a run needs of it, and what the group's faults do to it."""
+    """A group of servers: what a run needs of it, and what faults may do to it."""
 
     machine: Machine | None = None
     dial: Dial | None = None
@@ -44,39 +44,39 @@ class GroupUnderTest:
 
     @property
     def dials(self) -> Mapping[int, Dial]:
-        """How a proxy reaches each of its processes, by port."""
+        """How a proxy reaches each server, by port."""
         return {server.port: dialer(parse_address(server.url)) for server in self._group.servers}
 
     @property
     def sentinels(self) -> list[EmbeddedServer]:
-        """Those that watch, if there are any."""
+        """The Sentinels, if there are any."""
         return self._group.sentinels if isinstance(self._group, SentinelGroup) else []
 
     def url(self, proxy_port: int | None) -> str:
-        """How the nodes reach it."""
+        """The URL for the nodes."""
         return self._group.url
 
     def other(self, url: str) -> str:
-        """A cluster has one database, and Sentinel's is left alone."""
+        """The same URL: a group is tested in one database only."""
         return url
 
     def some_shard(self, dice: Random) -> ShardNames:
-        """One of those in which the run's items lie."""
+        """A random shard of those that have items."""
         return ShardNames(self.namespace, dice.choice(self._shards))
 
     def only(self, names: ShardNames) -> frozenset[int]:
-        """The shard of these names, alone."""
+        """The number of the shard with these names, as a set."""
         return frozenset(shard for shard in self._shards if ShardNames(self.namespace, shard).meta == names.meta)
 
     async def shards_at(self, *primaries: EmbeddedServer | None) -> frozenset[int]:
-        """Those of the run's that lie there now."""
+        """The shards with items that lie on these primaries now."""
         return frozenset(
             [shard for shard in self._shards if await self.primary(ShardNames(self.namespace, shard)) in primaries]
         )
 
     @property
     def data(self) -> list[EmbeddedServer]:
-        """The servers that hold data."""
+        """The servers that hold data, so without Sentinels."""
         return self._group.data if isinstance(self._group, SentinelGroup) else self._group.servers
 
     @property
@@ -85,7 +85,7 @@ class GroupUnderTest:
         return self._group if isinstance(self._group, ClusterGroup) else None
 
     async def primary(self, names: ShardNames) -> EmbeddedServer | None:
-        """The shard's primary; None in between."""
+        """The shard's primary; None during a failover."""
         try:
             if isinstance(self._group, SentinelGroup):
                 return await self._group.primary()
@@ -94,7 +94,7 @@ class GroupUnderTest:
             return None
 
     async def replicas(self, primary: EmbeddedServer) -> list[EmbeddedServer]:
-        """Those that follow it."""
+        """The replicas that follow this primary."""
         found = []
         for server in self.data:
             if server is not primary and server.running:
@@ -105,7 +105,7 @@ class GroupUnderTest:
         return found
 
     async def some_primary(self, rather: EmbeddedServer) -> EmbeddedServer:
-        """That one, or another one where it is none any more."""
+        """The preferred server, if it is a primary, otherwise another primary."""
         for server in (rather, *self.data):
             with suppress(L2Unavailable):
                 if server.running and (await ask(server, "ROLE"))[0] == b"master":
@@ -113,16 +113,16 @@ class GroupUnderTest:
         return rather
 
     async def command(self, server: EmbeddedServer, *command: str | int) -> None:
-        """A command of which no answer is needed."""
+        """Send a command whose answer, or error, does not matter."""
         with suppress(L2Unavailable):
             await ask(server, *command)
 
     async def move(self, names: ShardNames, dice: Random) -> None:
-        """Move a shard's slot to another primary, with its keys; nothing happens without a Cluster that is whole."""
+        """Move a shard's slot, with its keys, to another primary. Nothing happens without a healthy Cluster."""
         cluster, source = self.cluster, await self.primary(names)
         if cluster is None or source is None:
             return
-        with suppress(L2Unavailable):  # a server that is away: the slot may then be left half moved
+        with suppress(L2Unavailable):  # if a server is away, the slot may be left half moved
             others = [server for server in cluster.servers if server is not source]
             target = dice.choice([server for server in others if (await ask(server, "ROLE"))[0] == b"master"])
             try:
@@ -134,8 +134,8 @@ class GroupUnderTest:
     async def half_move(
         self, names: ShardNames, dice: Random, lasts: Callable[[], Awaitable[None]], *, hangs: bool
     ) -> frozenset[int]:
-        """Move a part of a slot's keys to another primary, which may hang meanwhile, and take them back; gives the
-        shards that this concerns."""
+        """Move a part of a slot's keys to another primary, which may hang meanwhile, and move them back. Returns the
+        shards that this may have made unavailable."""
         cluster, source, slot = self.cluster, await self.primary(names), slot_of(names.log)
         concerned = self.only(names)
         if cluster is None or source is None:
@@ -159,7 +159,7 @@ class GroupUnderTest:
         return concerned
 
     async def _settle(self, names: ShardNames) -> None:
-        """Have a slot lie at one primary, with all its keys, whatever became of those that were moving it."""
+        """Repair a slot: one primary has it, with all its keys, and nobody is moving it."""
         cluster, owner, slot = self.cluster, await self.primary(names), slot_of(names.log)
         for server in () if cluster is None else cluster.servers:
             with suppress(L2Unavailable):
@@ -173,7 +173,7 @@ class GroupUnderTest:
             await self.command(server, "CLUSTER", "SETSLOT", slot, "STABLE")
 
     async def hand_over(self, names: ShardNames, dice: Random) -> None:
-        """Have a replica take the place of a primary that lives, as for maintenance."""
+        """Order a failover from a primary that is alive, as for maintenance."""
         if self.sentinels:
             await self.command(dice.choice(self.sentinels), "SENTINEL", "FAILOVER", SERVICE)
             return
@@ -183,7 +183,7 @@ class GroupUnderTest:
             await self.command(dice.choice(replicas), "CLUSTER", "FAILOVER")
 
     async def whole(self) -> None:
-        """Every process running, whatever was done to it."""
+        """Repair it: every process runs, and every shard has a primary with replicas."""
         for server in self._group.servers:
             if server.running:
                 server.resume()
@@ -194,8 +194,8 @@ class GroupUnderTest:
         await self.followed(len(self.data) - 1)
 
     async def followed(self, count: int | None = None) -> None:
-        """Wait until so many replicas follow the primary that Sentinels watch over; by default, as many as it takes to
-        be given writes. Where they do not in time, as Sentinels may have made a chain of them, set it right."""
+        """Wait until so many replicas follow the primary of the Sentinels; by default, as many as it needs to take
+        writes. If they do not in time, as Sentinels may have chained them, repair the group."""
         group = self._group
         if not isinstance(group, SentinelGroup):
             return
@@ -211,7 +211,7 @@ class GroupUnderTest:
 
     @property
     def is_one(self) -> bool:
-        """Whether all shards lie on one primary, so that L2 is away when that is."""
+        """Whether all shards lie on one primary, so that all of L2 is away when that is."""
         return isinstance(self._group, SentinelGroup)
 
     async def promoted(self, names: ShardNames, old: EmbeddedServer | None = None) -> None:

@@ -1,7 +1,7 @@
-"""A node's ways to the servers of a group: a proxy before each, to which the node's own connections are turned.
+"""The proxies of one node before the servers of a group: one before each.
 
-The servers name each other by their own ports, in slot maps, in MOVED, and in what Sentinels say. So no address is
-changed: the node's event loop dials the proxy where it is asked for the server.
+The servers name each other by their own ports: in slot maps, in MOVED, and in what Sentinels say. So the node is not
+given other addresses. Its event loop connects to the proxy when it is asked to connect to the server.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from cachebus.tools.harness.stream import Direction, Kind, Spoil
 
 
 class Roads:
-    """What is done to it by the name that a `Proxy` has for it is done on all ways. An async context manager."""
+    """A proxy for each server of a group. Its methods do to all of them what the `Proxy`'s method of that name does. An
+    async context manager."""
 
     def __init__(self, dials: Mapping[int, Dial]) -> None:
-        """`dials`: by the server's port, how it is reached."""
+        """`dials`: how to reach each server, by its port."""
         self._proxies = {port: Proxy(dial) for port, dial in dials.items()}
         self._stack = AsyncExitStack()
 
@@ -35,11 +36,11 @@ class Roads:
 
     @property
     def ports(self) -> dict[int, int]:
-        """By the server's port: the proxy's."""
+        """The port of each proxy, by its server's port."""
         return {port: proxy.port for port, proxy in self._proxies.items()}
 
     def to(self, port: int) -> Proxy:
-        """The way to one of the servers."""
+        """The proxy before the server with this port."""
         return self._proxies[port]
 
     def hold(self, kinds: Sequence[Kind] = ALL_KINDS, directions: Sequence[Direction] = BOTH) -> None:
@@ -78,11 +79,11 @@ class Roads:
 
 
 Road = Proxy | Roads
-"""A node's way to its server, or its ways to all of them."""
+"""What stands between a node and its server, or its servers."""
 
 
 def turn(loop: asyncio.AbstractEventLoop, ports: Mapping[int, int]) -> None:
-    """Have the loop dial other ports of this machine than it is asked for."""
+    """Have the event loop connect to the proxies' ports in place of the servers'."""
     dial = loop.create_connection
 
     async def create_connection(factory: Any, host: Any = None, port: Any = None, **more: Any) -> Any:

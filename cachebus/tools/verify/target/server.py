@@ -1,4 +1,5 @@
-"""The server under test: one of our own, to which anything may be done, or the user's, which is left as it was."""
+"""The server under test: one of the run's own, to which faults may do anything, or the user's, which is left as it
+was."""
 
 from __future__ import annotations
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ALONE: Final = "standalone"
 KINDS: Final = (ALONE, "sentinel", "cluster")
-"""Ways to run a server of our own."""
+"""The ways to set up a server of the run's own."""
 REDIS: Final = "redis"
 KAFKA: Final = "kafka"
 BUSES: Final = (REDIS, KAFKA)
 """What carries the events."""
 DUMP: Final = "dump.rdb"
 LOST_BYTES: Final = 20_000
-"""At most, of an append-only file: some tenths of a second of a run's writes."""
+"""How much of an append-only file may be lost at most: some tenths of a second of a run's writes."""
 _HELD: Final = """
 local held = 0
 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
@@ -43,12 +44,11 @@ end
 return held
 """
 BUSY_MS: Final = 50
-"""After it a script that does not end makes the server answer -BUSY."""
+"""After this time of a running script the server answers -BUSY."""
 
 
 class ServerUnderTest(Protocol):
-    """What a run needs of its server. A Sentinel or a Cluster is another kind of it: those with `dial` None are
-    reached by the nodes directly, and only faults of servers and nodes are made."""
+    """What a run needs of its server, which may be one server or a group behind Sentinels or in a Cluster."""
 
     name: str
     """Kind and version, such as "valkey-8.1.8"."""
@@ -56,26 +56,27 @@ class ServerUnderTest(Protocol):
     """For people."""
     namespace: str
     dial: Dial | None
-    """How a proxy reaches it; None: it is several."""
+    """How a proxy reaches it; None if it is several servers."""
 
     @property
     def dials(self) -> Mapping[int, Dial]:
-        """The same for several, by port."""
+        """How a proxy reaches each of several servers, by port."""
 
     machine: Machine | None
-    """What may be done to it; None where it is not ours, or not one."""
+    """Its process, if it is one server of the run's own."""
     group: GroupUnderTest | None
-    """The same, where several servers are one service."""
+    """Its group, if it is several servers of the run's own."""
 
     def url(self, proxy_port: int | None) -> str:
-        """Its URL for a node, by way of a proxy of that port."""
+        """Its URL for a node, by way of the proxy with this port."""
 
     def other(self, url: str) -> str:
-        """The same, for another database where it has several."""
+        """The URL of its second database, if it has several databases; otherwise the same URL."""
 
 
 class Machine:
-    """A server process of our own, and what can be done to it. What blocks runs in a thread, one after the other."""
+    """A server process of the run's own, and what faults may do to it. Blocking calls run in a thread, one after the
+    other."""
 
     def __init__(self, embedded: EmbeddedServer, namespace: str) -> None:
         self._embedded = embedded
@@ -83,14 +84,14 @@ class Machine:
         self.names = ShardNames(namespace, 0)
 
     async def command(self, *args: str) -> str:
-        """A command; its reply's first line, or what went wrong."""
+        """Send a command; returns the reply's first line, or the error."""
         try:
             return await self._do(lambda: self._embedded.command(*args))
         except OSError as error:
             return f"-{error}"
 
     async def held_leases(self) -> int:
-        """How many leases of loads are held: those that rest are not."""
+        """How many leases of loads are held. Resting ones do not count."""
         told = await self.command("EVAL", _HELD, "0", f"{self.names.lease_prefix}*")
         return int(told.removeprefix(":"))
 
@@ -111,37 +112,37 @@ class Machine:
         await self._do(self._embedded.start)
 
     async def keep(self, name: str = DUMP) -> None:
-        """Write all it holds to disk, under this name."""
+        """Save all data to disk, under this name."""
         await self.command("SAVE")
         if name != DUMP:
             await self._do(lambda: shutil.copy(self._embedded.directory / DUMP, self._embedded.directory / name))
 
     async def put_back(self, name: str) -> None:
-        """Have it start with what was kept under this name."""
+        """Have its next start load the data saved under this name."""
         await self._do(lambda: shutil.copy(self._embedded.directory / name, self._embedded.directory / DUMP))
 
     async def forget(self) -> None:
-        """Have it start with nothing."""
+        """Have its next start load nothing."""
         await self._do(lambda: (self._embedded.directory / DUMP).unlink(missing_ok=True))
 
     async def log_writes(self) -> None:
-        """From now on keep every write in an append-only file, and start with that."""
+        """Enable the append-only file; the next start loads it."""
         await self.command("CONFIG", "SET", "aof-use-rdb-preamble", "no")  # so that it may end anywhere
         await self.command("CONFIG", "SET", "appendonly", "yes")
         self._embedded.appendonly = True
 
     async def tear_the_log(self, dice: Random) -> None:
-        """Have its last writes be missing, as after a crash of the machine; some of the last one's bytes are left."""
+        """Cut the end of the append-only file, as a crash of the machine does. The last write may be left in part."""
 
         def tear() -> None:
             for path in self._embedded.directory.rglob("*.aof"):
-                if not path.name.endswith(".base.aof"):  # what it began with is whole
+                if not path.name.endswith(".base.aof"):  # the base file is complete
                     os.truncate(path, max(0, path.stat().st_size - dice.randrange(LOST_BYTES)))
 
         await self._do(tear)
 
     async def log_no_more(self) -> None:
-        """As it was before `log_writes`."""
+        """Disable the append-only file, and delete it."""
         await self.command("CONFIG", "SET", "appendonly", "no")
         self._embedded.appendonly = False
 
@@ -152,7 +153,7 @@ class Machine:
         await self._do(clear)
 
     async def whole(self) -> None:
-        """Running and answering, whatever was done to it; `ConfigError` where that fails."""
+        """Repair it: it runs and answers when this returns; `ConfigError` if that fails."""
         if self._embedded.running:
             await self.resume()
         await self.start()
@@ -163,7 +164,7 @@ class Machine:
             try:
                 return await asyncio.shield(doing)
             except asyncio.CancelledError:
-                await asyncio.wait([doing])  # the thread works on: what comes next must not meet it
+                await asyncio.wait([doing])  # the thread goes on: the next call must not run beside it
                 raise
 
 
@@ -179,11 +180,11 @@ class Standalone:
 
     @property
     def dials(self) -> Mapping[int, Dial]:
-        """It is one."""
+        """Empty: it is one server."""
         return {}
 
     def url(self, proxy_port: int | None) -> str:
-        """By way of the proxy."""
+        """Its URL, by way of the proxy."""
         return self._server.url if proxy_port is None else self._server.url_by(HOST, proxy_port)
 
     def other(self, url: str) -> str:
@@ -195,10 +196,11 @@ class Standalone:
 async def standing(
     url: str | None, binary: ServerBinary | None, keys: Sequence[Key], kind: str = ALONE, seed: int = 1
 ) -> AsyncIterator[ServerUnderTest]:
-    """A server that answers: at the URL, or one of our own; `ConfigError` or `L2Unavailable`, never with a password.
+    """A server that answers: the one at the URL, or one of the run's own. Errors (`ConfigError`, `L2Unavailable`) never
+    show a password.
 
-    Of the user's, the keys of the run are removed in the end. `kind`: of our own, one of `KINDS`; the seed says how
-    many replicas a group's primaries have.
+    On the user's server the run's keys are removed in the end. `kind`: of the run's own server, one of `KINDS`. `seed`:
+    determines how many replicas the primaries of a group have.
     """
     namespace = f"cachebus-verify-{secrets.token_hex(4)}"
     if kind in ("sentinel", "cluster"):

@@ -1,4 +1,4 @@
-"""Where faults happen: the proxies, the server and the nodes of a run, and the record of what was done to them."""
+"""What faults act on: the proxies, the server, the broker and the nodes of a run; and the record of injected faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from cachebus.base.clock import monotonic
-from cachebus.tools.verify.fleet.crew import Crew
+from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.target.broker import Broker
 from cachebus.tools.verify.target.roads import Road
 from cachebus.tools.verify.target.server import Machine, ServerUnderTest
@@ -18,69 +18,69 @@ Where = Literal["network", "server", "node", "source", "group", "broker", "bus"]
 
 
 class Done(NamedTuple):
-    """A fault that was made: on which node (0: the server), and from when until when, in `monotonic` seconds."""
+    """An injected fault: on which node (0 for the server), and from when until when, in `monotonic` seconds."""
 
     fault: str
     node: int
     from_s: float
     until_s: float
     shards: frozenset[int] | None = None
-    """Those that it may have kept from being served; None: all."""
+    """The shards that it may have made unavailable; None for all."""
 
 
 @dataclass
 class Stage:
-    """What a run is played on."""
+    """What the faults of a run act on."""
 
     bound_s: float
     server: ServerUnderTest
     proxies: dict[int, Road]
     """By node; empty where nodes reach the server directly."""
-    crew: Crew
+    crew: Fleet
     broker: Broker | None = None
     """What carries the events, where that is not the server."""
     done: list[Done] = field(default_factory=list)
     under_way: dict[str, float] = field(default_factory=dict)
-    """Faults of this moment, with when they began."""
+    """Faults that are at work now, with the time of their beginning."""
     away: list[tuple[float, float]] = field(default_factory=list)
-    """When the whole server was out of everybody's reach."""
+    """When nobody could reach the server."""
 
     mended: tuple[float, float] = (0.0, 0.0)
-    """When what the faults had left was set right."""
+    """When the run repaired what the faults had left."""
 
     @property
     def the_broker(self) -> Broker:
-        """Kafka, for faults that need it."""
+        """The broker, for faults that need one."""
         if self.broker is None:
             raise RuntimeError("this run has no broker")
         return self.broker
 
     @property
     def machine(self) -> Machine:
-        """The server's process, for faults that need one of our own."""
+        """The process of the run's own server, for faults that need it."""
         if self.server.machine is None:
             raise RuntimeError("this server is not ours")
         return self.server.machine
 
 
 class Strike(NamedTuple):
-    """A fault that is to be made."""
+    """One planned occurrence of a fault."""
 
     at_s: float
-    """From the run's start."""
+    """Seconds from the run's start."""
     fault: Fault
     node: int
-    """0: the server."""
+    """0 for the server."""
     lasts_s: float
     seed: int
 
     def dice(self) -> Random:
-        """Chance, the same for the same seed."""
+        """A random generator, the same for the same seed."""
         return Random(self.seed)
 
 
 Act = Callable[[Stage, Strike], Awaitable[frozenset[int] | None]]
-"""Gives the shards that it may have kept from being served; None: all."""
+"""Injects the fault and undoes it. Returns the shards that it may have made unavailable; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,16 @@ class Fault:
     what: str
     """For people."""
     lasts: tuple[float, float]
-    """At least and at most, in bounds; (0, 0) for what is done in a moment."""
+    """How long it lasts, at least and at most, in staleness bounds; (0, 0) for what happens in a moment."""
     act: Act
     own: bool = False
-    """Whether it needs a server of our own, though it is not one of the server's faults alone."""
+    """Whether it needs a server of the run's own, though it is not a fault of the server alone."""
     ends_leases: bool = False
-    """Whether loads may be begun twice because of it, on any node."""
+    """Whether it may end the leases of loads, on any node."""
 
 
 async def strike(stage: Stage, blow: Strike) -> None:
-    """Make a fault, and note it; whatever happens, it is undone in the end."""
+    """Inject a fault and record it. It is undone in any case."""
     where = f" (node {blow.node})" if blow.node else ""
     name = f"{blow.fault.name}{where}"
     from_s = stage.under_way[name] = monotonic()
@@ -114,5 +114,5 @@ async def strike(stage: Stage, blow: Strike) -> None:
 
 
 async def rest(seconds: float) -> None:
-    """While it lasts."""
+    """Wait while a fault lasts."""
     await asyncio.sleep(seconds)

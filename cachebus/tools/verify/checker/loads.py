@@ -1,10 +1,15 @@
-"""Loads that overlap: one loader a key at a time over all nodes, and without L2 one a key and node and bound.
+"""Loads that overlap: one load of a key at a time in the fleet, and without L2 one for each key, node and bound.
 
-What is checked, exactly. Two loads of one item overlap. That is a finding unless something ended the first one's lease
-before the second began: a write that names the item was under way; its node stalled, lost L2 or was stopped, so that
-the lease was not extended or the load was begun without one; the same befell the second one's node; or a fault was at
-work that takes leases away or hides them. While the whole server is away there are no leases: then a node may begin a
-load of an item that it has loaded itself less than D ago only if it has written it since, or lost all it held.
+What is checked, exactly. If two loads of one item overlap, that is a finding, unless the first one's lease may have
+ended before the second began:
+
+1. A write that names the item was under way.
+2. The first load's node stalled, lost L2 or was stopped: its lease was not extended, or it loaded without one.
+3. The same happened to the second load's node.
+4. A fault was at work that deletes leases, or hides them.
+
+While nobody reaches the server there are no leases. A node may then load an item again within D only if it has written
+the item since, or dropped what it held.
 """
 
 from __future__ import annotations
@@ -13,12 +18,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT
 from cachebus.tools.verify.fleet.loaders import ORDINARY
-from cachebus.tools.verify.fleet.tape import ITEM_MASK, VERB_SHIFT
 
 Span = tuple[float, float]
 GRACE: Final = 0.9
-"""A value loaded without L2 may be let go this share of D early, as deadlines are rounded."""
+"""A value that was loaded without L2 lives for this share of D at least: deadlines are rounded."""
 
 
 class Load(NamedTuple):
@@ -27,15 +32,15 @@ class Load(NamedTuple):
     node: str
     item: int
     kind: int
-    """Of `loaders`."""
+    """SPECIAL, ORDINARY or UNKEPT of `fleet.loaders`."""
     version: int
-    """0: it failed."""
+    """0 if it failed."""
     began_s: float
     ended_s: float
 
 
 class Excuses:
-    """Times at which something was amiss: with one node, or with all. To be asked often, so kept sorted."""
+    """Spans of time in which misbehaviour is excused. Kept merged and sorted, since they are asked often."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         merged: list[Span] = []
@@ -47,21 +52,21 @@ class Excuses:
         self._from = [span[0] for span in merged]
         self._until = [span[1] for span in merged]
 
-    def touch(self, from_s: float, until_s: float) -> bool:
-        """Whether one of them lies in this time, or part of it."""
+    def overlap(self, from_s: float, until_s: float) -> bool:
+        """Whether any of them overlaps this span."""
         place = bisect_left(self._until, from_s)
         return place < len(self._from) and self._from[place] <= until_s
 
 
 def loads_of(node: str, records: Iterable[tuple[int, int, float, float]], node_ended_s: float) -> Iterable[Load]:
-    """The loads on a node's tape; one under way when the node ended, ended then."""
+    """The loads in a node's log. One that was under way when the node ended counts as ended then."""
     for mark, version, began_s, ended_s in records:
         ended_s = ended_s or node_ended_s
         yield Load(node, mark & ITEM_MASK, mark >> VERB_SHIFT, version, began_s, ended_s)
 
 
 def overlapping(loads: Iterable[Load]) -> list[tuple[Load, Load]]:
-    """Pairs of loads of one item, of which the second began while the first was under way."""
+    """Pairs of loads of one item, the second of which began while the first was under way."""
     pairs = []
     latest: dict[int, Load] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -81,16 +86,17 @@ def unexplained(
     *,
     lead_s: float,
 ) -> list[tuple[Load, Load]]:
-    """The pairs for which nothing ended the first lease; `lead_s`: for how long before its load it may be granted."""
+    """Those pairs for which nothing ended the first lease. `lead_s`: how long before its load a lease may be
+    granted."""
     none, found = Excuses(()), []
     for first, second in pairs:
         excuses = ends.get(first.item, none), trouble.get(first.node, none), trouble.get(second.node, none), faults
-        if not any(excuse.touch(first.began_s - lead_s, second.began_s) for excuse in excuses):
+        if not any(excuse.overlap(first.began_s - lead_s, second.began_s) for excuse in excuses):
             found.append((first, second))
     return found
 
 
-def too_often(
+def reloaded_without_l2(
     loads: Iterable[Load],
     away: Sequence[Span],
     forgot: Mapping[str, Excuses],
@@ -100,9 +106,11 @@ def too_often(
     kept: Callable[[Load], bool],
     asked_s: Callable[[Load], float],
 ) -> list[tuple[Load, Load]]:
-    """Pairs of ordinary loads by one node of one item, too soon after each other, while the whole server was away.
-    `writes`: by node and item, its own. `kept`: whether the node keeps what it has loaded in its memory; `asked_s`:
-    how old that is at most."""
+    """Pairs of ordinary loads of one item by one node, too soon after each other, while nobody reached the server.
+
+    `writes`: the node's own, by node and item. `kept`: whether the node keeps the loaded value in L1. `asked_s`: how
+    old that value counts.
+    """
     none, found = Excuses(()), []
     last: dict[tuple[str, int], Load] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -111,10 +119,10 @@ def too_often(
             continue
         before = last.get((load.node, load.item))
         if before is not None and before.version and before.ended_s <= load.began_s < asked_s(before) + GRACE * bound_s:
-            # In a busy process a load begins some time after its place in the history was noted.
+            # In a busy process the loader starts some time after the load's reservation was taken.
             since = before.began_s - lead_s, load.began_s
             excused = forgot.get(load.node, none), writes.get(load.node, {}).get(load.item, none)
-            if not any(excuses.touch(*since) for excuses in excused):
+            if not any(excuses.overlap(*since) for excuses in excused):
                 found.append((before, load))
         last[load.node, load.item] = load
     return found

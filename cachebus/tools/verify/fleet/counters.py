@@ -1,4 +1,4 @@
-"""A counter of each node's own: an increment with a request id counts at most once, however often it is sent."""
+"""A counter for each node, to check that an increment with a request id counts once, however often it is sent."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
+from cachebus.tools.verify.fleet.anomalies import COUNTED_TWICE, Anomalies
+from cachebus.tools.verify.fleet.data_types import TTL_S
 from cachebus.tools.verify.fleet.items import Item
-from cachebus.tools.verify.fleet.kinds import TTL_S
-from cachebus.tools.verify.fleet.oddities import COUNTED, Oddities
 
 EVERY_S: Final = 0.02
 
 
-class Counting:
-    """Counts until told to stop."""
+class CounterLoop:
+    """Increments one counter until told to stop."""
 
-    def __init__(self, cache: Cache, item: Item, name: str, odd: Oddities, clock: Clock) -> None:
-        self._cache, self._item, self._name, self._odd, self._clock = cache, item, name, odd, clock
+    def __init__(self, cache: Cache, item: Item, name: str, anomalies: Anomalies, clock: Clock) -> None:
+        self._cache, self._item, self._name, self._anomalies, self._clock = cache, item, name, anomalies, clock
         self._stopping = False
         self.counted = 0
 
@@ -27,13 +27,13 @@ class Counting:
         self._stopping = True
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         while not self._stopping:
             await self._count(self.counted + 1)
             await asyncio.sleep(EVERY_S)
 
     async def _count(self, number: int) -> None:
-        """One increment, repeated until it returns: it may have been carried out each time."""
+        """Send one increment until it returns. Each attempt may have reached L2."""
         while not self._stopping:
             at_s = self._clock()
             try:
@@ -45,5 +45,5 @@ class Counting:
                 continue
             self.counted = number
             if stands > number:
-                self._odd.note(COUNTED, self._item, at_s, a=stands, b=number)
+                self._anomalies.note(COUNTED_TWICE, self._item, at_s, a=stands, b=number)
             return

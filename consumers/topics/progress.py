@@ -1,4 +1,4 @@
-"""What a worker has of its topics from one rebalance to the next: how far it has come, and what it holds."""
+"""The progress of a worker in its partitions, from one rebalance to the next: what is taken, held and committed."""
 
 from __future__ import annotations
 
@@ -10,60 +10,61 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.topics.held import NO_SHARDS, Held, Kept
+from cachebus.consumers.topics.held import NO_SHARDS, Held, HeldMessage
 from cachebus.consumers.topics.note import Begin, Note
 from cachebus.consumers.worker.source import Item, Left
 from cachebus.producers.command import encode
 
 YIELD_S: Final = 0.005
-"""The loop is held no longer by what is to be held."""
+"""Taking over a batch yields to the event loop this often."""
 
 
-class Share:
-    """Of one assignment of the driver's. After the next rebalance nothing of it counts: what was not committed by then
-    is read again, by whoever has the partition."""
+class Progress:
+    """The progress in one assignment. It ends with the next rebalance: what is not committed by then is read again by
+    the worker that gets the partition."""
 
     def __init__(self, assignment: Any, begins: Mapping[TopicPartition, Begin], notes: Mapping[str, Note]) -> None:
         self.assignment = assignment
         self.taken: dict[TopicPartition, int] = {}
-        """By partition: behind what was taken last."""
+        """The offset behind what was taken last, by partition."""
         self.missed: dict[TopicPartition, str] = {}
-        """Where something was missed that is not made up for yet, and why."""
+        """Partitions in which messages were missed that are not made up for yet, and why."""
         self.begin(begins)
         self.held = Held()
         self.undone = deque[Item]()
-        """For these there was no time: they come first."""
+        """Items for which there was no time: they come first."""
         self.broken = set[TopicPartition]()
-        """Partitions of which the next messages are read one by one: one of them can't be read."""
+        """Partitions that are read one message at a time, since one of the next messages can't be parsed."""
         self.committed: dict[TopicPartition, tuple[int, str]] = {}
         self._notes = dict(notes)
         self._texts: dict[TopicPartition, str] = {}
 
     def begin(self, begins: Mapping[TopicPartition, Begin]) -> None:
-        """These are read from now on, too."""
+        """Add partitions, with where they are read from."""
         self.taken |= {partition: begin.offset for partition, begin in begins.items()}
         self.missed |= {partition: begin.missed for partition, begin in begins.items() if begin.missed}
 
     @property
     def unbegun(self) -> set[TopicPartition]:
-        """Partitions of the assignment of which nobody has told yet where they begin: nothing of them is read."""
+        """Partitions of the assignment whose start is not known yet: nothing of them is read."""
         return set(self.assignment.tps) - self.taken.keys()
 
     def identity(self, topic: str) -> str:
-        """The topic's, as it was when this began."""
+        """The topic's identity when this assignment began."""
         return self._notes[topic].identity
 
     def made_up(self, partitions: Sequence[TopicPartition]) -> None:
-        """What was missed of these is."""
+        """What was missed in these partitions is made up for."""
         for partition in partitions:
             if self.missed.pop(partition, None) is not None:
                 self._texts.pop(partition, None)
 
     def to_commit(self) -> dict[TopicPartition, tuple[int, str]]:
-        """What is not committed yet of how far all partitions have come: nothing behind what is held."""
+        """The offsets that are due to be committed, with their notes: up to the first message that is held or
+        undone."""
         first: dict[TopicPartition, int] = {}
         for item in self.undone:
-            if not isinstance(item.raw, Kept):
+            if not isinstance(item.raw, HeldMessage):
                 partition = partition_of(item.raw)
                 first[partition] = min(item.raw.offset, first.get(partition, item.raw.offset))
         found: dict[TopicPartition, tuple[int, str]] = {}
@@ -76,31 +77,31 @@ class Share:
         return found
 
     async def let_go(self, left: Left) -> None:
-        """A batch was carried; this is what is left of it."""
+        """Take over what is left of a batch."""
         waits = {id(one.item): one for one in left.waiting}
         letters = {id(one.item): one.letter for one in left.unburied}
         items = {id(one.item): one.item for one in left.waiting}
         items |= {id(one.item): one.item for one in left.unburied}
-        tried: dict[Kept, frozenset[int]] = {}
-        kept: list[tuple[Kept, frozenset[int]]] = []
+        tried: dict[HeldMessage, frozenset[int]] = {}
+        kept: list[tuple[HeldMessage, frozenset[int]]] = []
         held_s = monotonic()
         for at, item in items.items():
             waiting = waits.get(at)
             shards = waiting.shards if waiting else NO_SHARDS
             commands = tuple(map(_bytes_of, waiting.commands)) if waiting else ()
-            if isinstance(item.raw, Kept):
+            if isinstance(item.raw, HeldMessage):
                 item.raw.commands, item.raw.letter = commands, letters.get(at)
                 tried[item.raw] = shards
             else:
-                one = Kept(item.raw, partition_of(item.raw), commands, item.sent_s, item.again, letters.get(at))
+                one = HeldMessage(item.raw, partition_of(item.raw), commands, item.sent_s, item.again, letters.get(at))
                 kept.append((one, shards))
             if monotonic() - held_s > YIELD_S:
                 await asyncio.sleep(0)
                 held_s = monotonic()
-        self.held.tried(tried, {one.raw for one in left.undone if isinstance(one.raw, Kept)})
+        self.held.tried(tried, {one.raw for one in left.undone if isinstance(one.raw, HeldMessage)})
         for given in kept:
             self.held.keep(*given)
-        self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, Kept)]))
+        self.undone.extendleft(reversed([one for one in left.undone if not isinstance(one.raw, HeldMessage)]))
 
     def _text(self, partition: TopicPartition) -> str:
         text = self._texts.get(partition)
@@ -111,12 +112,12 @@ class Share:
 
 
 def partition_of(record: Any) -> TopicPartition:
-    """Where it is."""
+    """The partition of a message."""
     return TopicPartition(record.topic, record.partition)
 
 
 def place_of(record: Any) -> str:
-    """The same for people."""
+    """The place of a message, for people: "topic/0@12"."""
     return f"{record.topic}/{record.partition}@{record.offset}"
 
 

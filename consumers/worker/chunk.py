@@ -1,4 +1,4 @@
-"""Items on their way to L2: what they address together, and what of it is whose."""
+"""A chunk of a batch: items that go to L2 together, with the plans that they make."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from cachebus.consumers.worker.source import Item, Waiting
 from cachebus.keys.plan import Plan
 
 SENT_FROM_S: Final = 1_420_000_000.0
-"""Times before 2015 are none: nothing was sent then."""
+"""A time before 2015 is not a real one: it is left out of the lag."""
 
 
 def size_of(plan: Plan) -> int:
-    """How many keys, scopes and tags it addresses."""
+    """How many keys and scopes (tags among them) a plan addresses."""
     return len(plan.keys) + len(plan.scopes)
 
 
-class Reading:
-    """Items of a batch that go to L2 together: what they address, and whose plan is whose."""
+class Chunk:
+    """Items of a batch that go to L2 together."""
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.commands: list[Any] = []
         self.plans: list[Plan] = []
         self.of: list[int] = []
-        """By plan: the place of its item."""
+        """The place in `items` of each plan's item, by the plan's place."""
         self.refused: dict[int, tuple[Item, list[str]]] = {}
-        """By `id` of the item: why it, or some of it, can't be used."""
+        """Items that can't be applied, or not as a whole, with the reasons, by the item's `id`."""
         self.ignored = 0
         self.size = 0
 
     def add(self, item: Item, commands: Sequence[Any], plans: Sequence[Plan]) -> None:
-        """An item, and what it asks for."""
+        """Add an item with its commands, and the plan of each."""
         at = len(self.items)
         self.items.append(item)
         if len(plans) == 1:  # nearly always
@@ -48,11 +48,12 @@ class Reading:
         self.size += 1 + sum(map(size_of, plans))
 
     def refuse(self, item: Item, why: str) -> None:
-        """This of it can't be used."""
+        """Note a reason why the item, or a part of it, can't be applied."""
         self.refused.setdefault(id(item), (item, []))[1].append(why)
 
     def counted(self, left: Collection[int]) -> tuple[int, int, Counter[float]]:
-        """Of all but those left: how many were applied, how many of them again, and when they were sent."""
+        """How many items were applied for the first time, how many again, and when they were sent. `left`: the places
+        of items that are not applied."""
         applied, again, sent_s = 0, 0, Counter[float]()
         for place, item in enumerate(self.items):
             if place in left:
@@ -64,7 +65,8 @@ class Reading:
         return applied, again, sent_s
 
     def waiting(self, away: set[int], late: set[int]) -> dict[int, Waiting]:
-        """By place of the item: what of it waits for a primary that is away, unless all of it comes again anyway."""
+        """What waits for primaries that are away, by the item's place. Items in `late` are left out: they come again as
+        a whole."""
         commands: dict[int, list[Any]] = {}
         shards: dict[int, list[int]] = {}
         for place in sorted(away):

@@ -1,4 +1,4 @@
-"""Writes that others carried on: where they stand in the shard's history, read from the log that L2 keeps of it."""
+"""Where the writes that workers have invalidated stand in the shard's history, by the log of events that L2 keeps."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ READ_AT_ONCE = 1_000
 ASK = 5
 
 
-class Placed(NamedTuple):
-    """One thing that the log tells: when it was said in L2, in monotonic seconds, and where it stands."""
+class LoggedEvent(NamedTuple):
+    """An invalidation in the log: when L2 made it, in monotonic seconds, and its position."""
 
     at_s: float
     epoch: int
     seq: int
 
 
-async def told_of(connection: Connection, namespace: str) -> dict[str, list[Placed]]:
-    """By a key's L1 name all that was said of it, in order; `L2Unavailable`."""
+async def read_event_log(connection: Connection, namespace: str) -> dict[str, list[LoggedEvent]]:
+    """All invalidations in the log, by the key's L1 name, in order; `L2Unavailable`."""
     server_clock = OtherClock()
     for _ in range(ASK):
         asked_s = monotonic()
         seconds, micros = await connection.call("TIME")
         server_clock.heard(int(seconds) + int(micros) / 1e6, asked_s, monotonic())
     log, after = ShardNames(namespace, 0).log, "-"
-    found: dict[str, list[Placed]] = {}
+    found: dict[str, list[LoggedEvent]] = {}
     while True:
         entries = await connection.call("XRANGE", log, after, "+", "COUNT", str(READ_AT_ONCE))
         for entry_id, fields in entries:
@@ -46,23 +46,23 @@ async def told_of(connection: Connection, namespace: str) -> dict[str, list[Plac
             return found
 
 
-def _note(found: dict[str, list[Placed]], fields: Sequence[bytes], offset_s: float) -> None:
+def _note(found: dict[str, list[LoggedEvent]], fields: Sequence[bytes], offset_s: float) -> None:
     try:
         event = decode(fields[1])
     except CorruptEvent:
         raise L2Unavailable("the log of events holds something else") from None
     for key in event.keys:
-        place = Placed(event.published_us / 1e6 - offset_s, int(event.epoch, 16), event.seq)
+        place = LoggedEvent(event.published_us / 1e6 - offset_s, int(event.epoch, 16), event.seq)
         found.setdefault(key, []).append(place)
 
 
-def placed(writes: Iterable[Write], told: dict[str, list[Placed]]) -> tuple[list[Write], int]:
-    """The writes with the place of the first event that was said of their key after they began to commit: from then on
-    the promise holds. `called_s` is the beginning of the commit, `returned_s` when it was said in L2. And the number of
-    those of which nothing was said."""
+def position_writes(writes: Iterable[Write], events: dict[str, list[LoggedEvent]]) -> tuple[list[Write], int]:
+    """The writes with the position of the first event for their key after their commit began: from then on the promise
+    holds. `called_s` is when the commit began, `returned_s` when L2 made the event. And how many writes have no
+    event."""
     keyspace, found, lost = Keyspace(1), [], 0
     for write in writes:
-        places = told.get(keyspace.key(*name_of(write.word), TENANT).l1, [])
+        places = events.get(keyspace.key(*name_of(write.word), TENANT).l1, [])
         at = bisect_left(places, (write.called_s,))
         if at == len(places):
             lost += 1

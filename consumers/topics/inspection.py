@@ -1,4 +1,4 @@
-"""What a worker that reads topics assumes, looked at again and again; and how much waits."""
+"""The checks of a worker that reads topics: what it assumes of topics, group and rights, and how much waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cachebus.consumers.topics.brokers import (
     Group,
     Topic,
 )
-from cachebus.consumers.topics.held import Kept
+from cachebus.consumers.topics.held import HeldMessage
 from cachebus.consumers.topics.membership import CLIENT
 from cachebus.consumers.topics.note import ANEW, REMEDY, WHY, begin_at, note_of
 from cachebus.consumers.worker.clean import clean
@@ -29,33 +29,33 @@ from cachebus.consumers.worker.source import Finding, Look
 from cachebus.errors import BusUnavailable
 
 if TYPE_CHECKING:
+    from cachebus.consumers.topics.progress import Progress
     from cachebus.consumers.topics.session import TopicSession
-    from cachebus.consumers.topics.share import Share
 
 LOOK_TIMEOUT_S: Final = 15.0
-"""For all that is asked of the brokers, one after the other: some are far away, or busy."""
+"""How long one check may take, with all its questions to brokers that may be far away, or busy."""
 KEPT_MS: Final = 86_400_000
-"""A dead letter that is kept for less is gone before anybody looks."""
+"""If dead letters are kept for less than this, they may be gone before anybody looks."""
 OPEN_S: Final = 60.0
-"""A transaction that is open for longer is told."""
+"""A transaction that is open for longer is reported."""
 MISSING: Final = "it is missing"
 UNKNOWN: Final = 3
 SENT_FROM_S: Final = 1_420_000_000.0
-"""Times before 2015 are none: nothing was sent then."""
+"""A time before 2015 is not a real one."""
 
 
-class Looking:
-    """Of one session."""
+class TopicInspector:
+    """Checks topics and group for one session."""
 
     def __init__(self, session: TopicSession) -> None:
         self._session = session
         self._source = session.source
-        self.told: tuple[Share | None, dict[TopicPartition, tuple[str, str]]] = None, {}
-        """What was missed as it was last told: of which partitions, by which assumption and subject."""
+        self.told: tuple[Progress | None, dict[TopicPartition, tuple[str, str]]] = None, {}
+        """What was missed, as it was last reported: the assumption and subject of each partition."""
         self._missing = 0
-        """At how many looks on end some topic was missing."""
+        """In how many checks in a row some topic was missing."""
         self._stuck: dict[TopicPartition, tuple[int, float]] = {}
-        """By partition with an open transaction: where that begins, and since when it is seen."""
+        """Where the open transaction of a partition begins, and since when it is seen."""
 
     async def look(self) -> Look:
         """See `Session.look`."""
@@ -75,7 +75,7 @@ class Looking:
         committed = await session.brokers.committed(source.membership.group)
         other = self._other(group, committed)
         if other is not None and session.joined:
-            raise BusUnavailable(str(other))  # which is to leave it
+            raise BusUnavailable(str(other))  # ends the session, which leaves the group
         findings += [other] if other is not None else []
         findings += self._strangers(group)
         findings += await self._kept(topics)
@@ -89,11 +89,11 @@ class Looking:
     # -- topics -------------------------------------------------------------------------------------------------------
 
     def _begun_anew(self, topics: Mapping[str, Topic]) -> None:
-        """A topic that is another one than was begun is begun once more, from its first message."""
-        share = self._session.share
-        for name in {one.topic for one in share.taken} if share is not None else ():
+        """If a topic was deleted and made again, read it from its first message."""
+        progress = self._session.progress
+        for name in {one.topic for one in progress.taken} if progress is not None else ():
             now = topics[name].identity if name in topics and not topics[name].error else ""
-            if share is not None and now and share.identity(name) and now != share.identity(name):
+            if progress is not None and now and progress.identity(name) and now != progress.identity(name):
                 self._session.begin_anew()
 
     def _rights(self, topics: Mapping[str, Topic], named: Collection[str]) -> Iterable[Finding]:
@@ -113,7 +113,7 @@ class Looking:
                 )
 
     async def _kept(self, topics: Mapping[str, Topic]) -> Iterable[Finding]:
-        """Whether the topic of the dead keeps what it is given."""
+        """Whether the topic of dead letters keeps them."""
         name = self._source.membership.dead_topic
         if name not in topics or topics[name].error:
             return []
@@ -128,8 +128,8 @@ class Looking:
         return [Finding("topic", clean(name), problem, altered(name, "cleanup.policy=delete,retention.ms=-1"))]
 
     async def mend(self) -> bool:
-        """A topic that is missing, and still is at the next look, is made: who makes it anew may be about to. At the
-        start it is made at once."""
+        """Create a topic that is missing in two checks in a row: somebody may be about to make it again. At the start
+        it is created at once."""
         if self._missing and (self._missing > 1 or not self._session.joined):
             await self._source.make_topics()
             return True
@@ -148,8 +148,8 @@ class Looking:
         )
 
     def _other(self, group: Group, committed: Mapping[TopicPartition, Committed]) -> Finding | None:
-        """Of several namespaces' workers in one group each would have a part of the messages only. It is that one's
-        which has committed something."""
+        """Whether another namespace's workers have this group. Each would get only a part of the messages. The group
+        belongs to the namespace that has committed something."""
         ours, name = self._source.membership.namespace, self._source.membership.group
         found = {note_of(one.note).namespace for one in committed.values()} - {""}
         if not found:
@@ -167,7 +167,7 @@ class Looking:
         )
 
     def _strangers(self, group: Group) -> Iterable[Finding]:
-        """Programs in the group that are no workers of ours: what they are given is applied by nobody."""
+        """Other programs in the group: nobody applies the messages that they get."""
         found = sorted(client for client in group.clients if not client.startswith(CLIENT))
         if found:
             name = clean(self._source.membership.group)
@@ -182,9 +182,9 @@ class Looking:
             )
 
     def _missed(self) -> Iterable[Finding]:
-        share = self._session.share
-        missed = dict(share.missed) if share is not None else {}
-        self.told = share, {one: _named(one, why) for one, why in missed.items()}
+        progress = self._session.progress
+        missed = dict(progress.missed) if progress is not None else {}
+        self.told = progress, {one: _named(one, why) for one, why in missed.items()}
         return _of_missed(missed)
 
     async def _to_be_missed(
@@ -193,7 +193,7 @@ class Looking:
         partitions: Iterable[TopicPartition],
         committed: Mapping[TopicPartition, Committed],
     ) -> Iterable[Finding]:
-        """What will be found missed by whoever begins now. It is made up for when it has begun."""
+        """What a worker that starts now will find missed. It makes up for that once it has started."""
         first = await self._session.brokers.offsets(topics, partitions, EARLIEST)
         namespace, known = self._source.membership.namespace, self._source.identities
         begins = {
@@ -208,10 +208,10 @@ class Looking:
     def _positions(
         self, topics: Mapping[str, Topic], named: Iterable[str], committed: Mapping[TopicPartition, Committed]
     ) -> dict[TopicPartition, int]:
-        """Behind what was taken; of a group that this worker is not in, behind what is committed."""
-        share = self._session.share
-        if share is not None:
-            return share.taken | share.held.left_there
+        """Where this worker is in each partition. If it is not in the group: where the group has committed."""
+        progress = self._session.progress
+        if progress is not None:
+            return progress.taken | progress.held.left_there
         if self._session.joined:
             return {}
         there = [TopicPartition(name, part) for name in named for part in topics[name].leaders]
@@ -239,21 +239,21 @@ class Looking:
         self, findings: list[Finding], positions: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
     ) -> Look:
         session = self._session
-        share = session.share
-        new = [item for item in session.in_hand if not isinstance(item.raw, Kept)]
-        held = len(share.held) if share is not None else 0
-        kept = held + len(new) + (len(share.undone) if share is not None else 0)
+        progress = session.progress
+        new = [item for item in session.in_hand if not isinstance(item.raw, HeldMessage)]
+        held = len(progress.held) if progress is not None else 0
+        kept = held + len(new) + (len(progress.undone) if progress is not None else 0)
         unread = sum(max(0, ends[one] - at) for one, at in positions.items() if one in ends)
         sent_s = [item.sent_s for item in new if item.sent_s is not None]
-        if share is not None and share.held.sent_s is not None:
-            sent_s.append(share.held.sent_s)
+        if progress is not None and progress.held.sent_s is not None:
+            sent_s.append(progress.held.sent_s)
         true_s = [at_s for at_s in sent_s if at_s > SENT_FROM_S]
         oldest_s = max(0.0, wall_s() - min(true_s)) if true_s else None if kept + unread else 0.0
         return Look(findings, kept + unread, oldest_s, held=held)
 
 
 def altered(topic: str, config: str) -> str:
-    """The command that sets this of a topic."""
+    """The command that changes a topic's configuration."""
     return f"kafka-configs.sh --alter --entity-type topics --entity-name {clean(topic)} --add-config {config}"
 
 

@@ -1,4 +1,4 @@
-"""Events of a producer on a bus that the store does not feed by itself: L2 first, then the bus."""
+"""Publishes a producer's events on a bus that L2 does not feed by itself (Kafka), after L2 has taken them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ TRY_EVERY_S: Final = 1.0
 
 
 class Publisher:
-    """Publishes while it can, and sees to it that it can again. An event that gets lost the nodes' probes find."""
+    """Publishes while the bus is connected, and reconnects in the background. If an event is lost, the nodes find it by
+    their probes."""
 
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
@@ -25,7 +26,7 @@ class Publisher:
         self._tried_at_s = float("-inf")
 
     async def open(self) -> None:
-        """Connect, or say that it could not be done; `ConfigError` for a bus that can never be."""
+        """Connect. If no broker answers, that is logged, and tried again later. `ConfigError` for a wrong set-up."""
         try:
             await self._bus.connect()
         except BusUnavailable as error:
@@ -33,7 +34,7 @@ class Publisher:
         self._tried_at_s = self._clock()
 
     async def publish(self, shard: int, change: Change, body: bytes) -> None:
-        """Send on what L2 has taken; returns at once."""
+        """Publish a change that L2 has taken; returns at once."""
         if not self._bus.connected:
             self._reconnect()
         await self._bus.publish(shard, change.head + body)
@@ -51,7 +52,7 @@ class Publisher:
             logger.debug("the bus is still out of reach: {}", error)
 
     async def close(self) -> None:
-        """Send what waits, as far as the bus takes it in time, and disconnect."""
+        """Send what is buffered, as far as the bus takes it in time, and disconnect."""
         if self._connecting is not None:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):

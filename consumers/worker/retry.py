@@ -1,4 +1,4 @@
-"""Waiting for what is not there: ever longer, never for ever, and told without drowning the log."""
+"""Retries with back-off, for parts that may be down for long: logged now and then, and shown in the worker's health."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FIRST_S: Final = 0.05
 LONGEST_S: Final = 5.0
 TELL_EVERY_S: Final = 60.0
 TELL_ANOTHER_S: Final = 5.0
-"""After so long another reason than the one that was told is news: what was mended first may have hidden it."""
+"""How soon another reason than the last one is logged: a first problem, once repaired, may reveal a second."""
 
 
-class Patience:
-    """How one part, such as "l2" or "database", is waited for; its state goes into the worker's health.
+class Retry:
+    """The retries of one part, such as "l2" or "database", whose state goes into the worker's health.
 
-    `await patience.wait(error)` after each failure, `patience.over()` after each success.
+    Call `await retry.wait(error)` after each failure, and `retry.over()` after each success.
     """
 
     def __init__(self, part: str, health: Health, *, longest_s: float = LONGEST_S, clock: Clock = monotonic) -> None:
@@ -35,13 +35,13 @@ class Patience:
         self._told = ""
 
     async def wait(self, error: BaseException | str) -> None:
-        """It has failed: tell of it now and then once a minute, of another reason sooner, and return when it may be
-        tried again."""
+        """Note a failure, and return when the next try is due. The pause doubles from 0.05 s up to `longest_s`, with
+        jitter."""
         self.failed(error)
         await asyncio.sleep(min(self._longest_s, FIRST_S * 2 ** min(self._tries - 1, 20)) * random.uniform(0.5, 1.0))
 
     def failed(self, error: BaseException | str) -> None:
-        """It has failed, and is not waited for here."""
+        """Note a failure, without waiting. It is logged at once, then once a minute; another reason sooner."""
         now_s = self._clock()
         said = str(error) or type(error).__name__
         self._health.down(self.part, said)
@@ -60,7 +60,7 @@ class Patience:
             )
 
     def over(self) -> None:
-        """It works."""
+        """Note a success."""
         self._health.up(self.part)
         if self._tries:
             logger.info("{} is back after {:.1f} s", self.part, self._clock() - self._since_s)

@@ -1,4 +1,4 @@
-"""What would be left after a failover: one of the replicas is the primary then, and the others are to follow it."""
+"""Checks of what is left after a failover, when one replica is the primary, and the others must follow it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cachebus.tools.doctor.replication import WRITES
 
 
 def following(replica: Server) -> Iterator[Finding]:
-    """Whether it is a replica that follows this primary. One that does not is none to count on."""
+    """Check that it is a replica that follows this primary. Otherwise it can't be counted on."""
     info = replica.info
     if info.get("role") == "master":
         yield Finding(
@@ -41,7 +41,7 @@ def following(replica: Server) -> Iterator[Finding]:
 
 
 def left_over(facts: Facts) -> Iterator[Finding]:
-    """Whether whoever is promoted has as many replicas then as it waits for."""
+    """Check that the promoted replica has as many replicas as it waits for."""
     count = counted(facts)
     asked = [(each.address, each.server.setting(WRITES)) for each in facts.replicas if each.server is not None]
     waiting = [has for _, has in asked if has is not None] or [facts.server.setting(WRITES) or 0]
@@ -61,7 +61,7 @@ def left_over(facts: Facts) -> Iterator[Finding]:
         )
         return
     useful = _useful(facts)
-    # Where too few follow now, that is told already.
+    # If too few follow now, another finding says so.
     if useful is not None and (facts.server.setting(WRITES) or 0) <= len(useful) <= most:
         yield Finding(
             "after failover",
@@ -74,7 +74,7 @@ def left_over(facts: Facts) -> Iterator[Finding]:
 
 
 def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
-    """Those that keep up, and are not known to be none to count on; None where the server does not name them."""
+    """The addresses of replicas that keep up and can be counted on; None if the server does not name its followers."""
     if not facts.server.followers:
         return None
     lag_s = facts.server.setting("min-replicas-max-lag") or longest_lag_s(facts.watched)
@@ -88,7 +88,7 @@ def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
 
 
 def locked_out(facts: Facts) -> Iterator[Finding]:
-    """Which servers could not follow another one of them, for having no password to show."""
+    """Check that each server could follow each other one: it may lack the password that the other asks for."""
     everyone = [(facts.server, facts.server.address), *((r.server, r.address) for r in facts.replicas if r.server)]
     asks = [address for server, address in everyone if server.asks_password]
     for server, address in everyone:

@@ -1,4 +1,4 @@
-"""Primaries that answer, and take nothing: without replicas, read-only, full, or no place of these slots any more."""
+"""Primaries that answer, and refuse writes: they lack replicas, are read-only or full, or have lost these slots."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Final
 from cachebus.base.clock import Clock
 
 CALLED_S: Final = 10.0
-"""Whoever waits tries again at least twice in this time; where nobody does, a look is believed from then on."""
+"""How long only a write tells that a full primary takes writes again. Who waits for it writes at least twice in this
+time; later a probe is believed."""
 FULL: Final = "OOM"
-"""What a full server says: it still takes what makes room, as a look does."""
+"""The error of a full server. It still takes what makes room, as a probe does, so a probe proves nothing."""
 
 
 class Refusals:
-    """Which primaries took nothing when they were asked last."""
+    """Which primaries refused the last write, or probe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._by_place: dict[Hashable, float] = {}
-        """Until when only a call tells that it takes again."""
+        """Until when only a write tells that a primary takes writes again, by the primary's address."""
 
     def __contains__(self, place: Hashable) -> bool:
         return place in self._by_place
 
     def only(self, places: Collection[Hashable]) -> None:
-        """There are no others any more."""
+        """Forget all other primaries."""
         for place in self._by_place.keys() - places:
             del self._by_place[place]
 
     def refused(self, places: Collection[Hashable], error: BaseException, *, looked: bool = False) -> None:
-        """These took nothing now: where a shard was asked for, and where it was sent to. `looked`: nobody had anything
-        for them, they were only looked at."""
+        """These primaries have refused: where the shard was expected, and where the request went. `looked`: it was a
+        probe, and no write."""
         for place in places:
             self._refused(place, error, looked)
 
@@ -43,20 +44,20 @@ class Refusals:
         self._by_place[place] = stays
 
     def took(self, place: Hashable, *, looked: bool = False) -> None:
-        """It took something now, or as much as a look is."""
+        """The primary has taken a write, or, with `looked`, a probe."""
         known = self._by_place.get(place)
         if known is not None and not (looked and self._clock() < known):
             del self._by_place[place]
 
 
 def told(error: BaseException) -> str:
-    """Why nothing is taken, for people."""
+    """The reason of a refusal, for people."""
     if str(error).startswith("MOVED "):
         return f"the slots lie elsewhere ({error}): the URL of a Cluster begins with redis+cluster://"
     return str(error)
 
 
 def named(place: object, error: BaseException) -> str:
-    """The same, with the primary that has said it."""
+    """The reason, with the primary that has given it."""
     why = told(error)
     return why if place is None or str(place) in why else f"{place}: {why}"

@@ -1,4 +1,4 @@
-"""How far a worker has come, told to its group while it takes what comes next."""
+"""Commits offsets to the group, while the worker takes the next batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from cachebus.consumers.topics.brokers import AGAIN_S
-from cachebus.consumers.topics.share import Share
+from cachebus.consumers.topics.progress import Progress
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (
@@ -28,46 +28,46 @@ MOVED_ON: Final = (
     UnknownMemberIdError,
     UnknownTopicOrPartitionError,
 )
-"""Partitions are another worker's now, or nobody's: what was not committed comes again, to it."""
+"""Errors after which the partitions are another worker's, or nobody's. What was not committed comes again to it."""
 
 
 def assignment_of(consumer: AIOKafkaConsumer) -> Any:
-    """The driver's, as it is now; None between two."""
+    """The driver's current assignment; None during a rebalance."""
     subscription = consumer._subscription.subscription
     assignment = None if subscription is None else subscription.assignment
     return assignment if assignment is not None and assignment.active else None
 
 
-class Commits:
-    """One after the other, each beside the next batch."""
+class Committer:
+    """Commits one after the other, each while the next batch is taken."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
         self._committing: asyncio.Task[None] | None = None
 
-    async def commit(self, share: Share) -> None:
-        """What is due of it, when the last one is over; nothing, where others have come meanwhile."""
+    async def commit(self, progress: Progress) -> None:
+        """Begin to commit what is due, once the last commit has ended. After a rebalance nothing is committed."""
         await self.committed()
-        due = share.to_commit()
-        if due and assignment_of(self._consumer) is share.assignment and self._committing is None:
-            self._committing = asyncio.create_task(self._committed(share, due))
+        due = progress.to_commit()
+        if due and assignment_of(self._consumer) is progress.assignment and self._committing is None:
+            self._committing = asyncio.create_task(self._committed(progress, due))
 
     async def committed(self) -> None:
-        """Until what is being committed is; raises why it is not."""
+        """Wait for the commit under way; raises its error."""
         while (task := self._committing) is not None:
             await asyncio.wait((task,))
             if self._committing is task:
                 self._committing = None
                 task.result()
 
-    async def _committed(self, share: Share, due: dict[TopicPartition, tuple[int, str]]) -> None:
+    async def _committed(self, progress: Progress, due: dict[TopicPartition, tuple[int, str]]) -> None:
         with suppress(*MOVED_ON):
             async with asyncio.timeout(COMMIT_S):
-                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, share.assignment)
-            share.committed |= due
+                await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, progress.assignment)
+            progress.committed |= due
 
     async def aclose(self) -> None:
-        """When what is being committed is, or can't be."""
+        """Wait for the commit under way, for a while, then cancel it."""
         task = self._committing
         if task is not None:
             await asyncio.wait((task,), timeout=COMMIT_S / 2)
@@ -75,7 +75,7 @@ class Commits:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
-        """As the driver's `commit`, which can't be given up without a word in the log."""
+        """Commit as the driver's `commit` does. That one logs an error if it is cancelled."""
         coordinator = self._consumer._coordinator
         while True:
             await coordinator.ensure_coordinator_known()
@@ -90,6 +90,6 @@ class Commits:
                 return
 
     async def over(self) -> None:
-        """Until nothing is being committed, whatever came of it."""
+        """Wait for the commit under way, whether or not it fails."""
         if self._committing is not None:
             await asyncio.wait((self._committing,))

@@ -1,8 +1,8 @@
-"""The source behind the caches: the version of every item, in memory that all processes share; and the tokens that
-one node leaves for the others.
+"""The source of truth behind the caches: the version of every item, in memory that all processes share. Beside it lie
+session tokens, by which nodes read after each other's writes.
 
-A version is one machine word, so who reads it reads an old or a new one, never half of each. Who raises one holds the
-lock of its byte, which the kernel opens should the process end.
+A version is one machine word, so a reader sees an old or a new one, never half of each. A writer holds the file lock of
+its item, which the kernel releases if the process ends.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-FILE: Final = "truth"
+FILE: Final = "source"
 SESSIONS: Final = 32
 RECENT: Final = 256
-"""So many places for items that were written a moment ago."""
+"""How many items are remembered as written a moment ago."""
 _SLOT: Final = Struct("<III16sQ")
 _SLOT_BYTES: Final = 64
 
 
 class Token(NamedTuple):
-    """A receipt for a version of an item, as it goes from node to node."""
+    """A receipt for a version of an item, as one node hands it to another."""
 
     item: int
     version: int
@@ -31,13 +31,13 @@ class Token(NamedTuple):
 
 
 def create(directory: Path, items: int) -> None:
-    """Make the file, with every item in version 1."""
+    """Create the file, with every item in version 1."""
     with (directory / FILE).open("wb") as file:
         file.write((1).to_bytes(4, "little") * items)
         file.truncate(_slots_at(items) + (items + SESSIONS) * _SLOT_BYTES)
 
 
-class Truth:
+class SourceOfTruth:
     """The file, mapped; a context manager."""
 
     def __init__(self, directory: Path, items: int) -> None:
@@ -46,11 +46,11 @@ class Truth:
         self._items = items
         self._words = memoryview(self._map)
         self.versions = self._words[: items * 4].cast("I")
-        """By item: the newest that is committed."""
+        """The newest version that is committed, by item."""
         self.recent = self._words[items * 4 : (items + RECENT) * 4].cast("I")
-        """Items with a fresh token; 0 where there is none yet."""
+        """Items that were written a moment ago; 0 for an unused place."""
 
-    def __enter__(self) -> Truth:
+    def __enter__(self) -> SourceOfTruth:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +61,7 @@ class Truth:
         self._file.close()
 
     def raise_version(self, item: int) -> int:
-        """Commit a change of an item; gives its new version."""
+        """Commit a change of an item; returns its new version."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, item)
         try:
             version = self.versions[item] + 1
@@ -71,14 +71,14 @@ class Truth:
         return version
 
     def leave(self, slot: int, token: Token) -> None:
-        """Put a token where others find it: the newest of an item in the item's own slot, a session's behind them."""
+        """Put a token where other nodes find it: in the slot of its item, or of a session."""
         shard, epoch, seq = token.text.split(".")
         packed = _SLOT.pack(token.item, token.version, int(shard), epoch.encode(), int(seq))
         at = self._at(slot)
         self._map[at : at + _SLOT.size + 4] = packed + crc32(packed).to_bytes(4, "little")
 
     def find(self, slot: int) -> Token | None:
-        """What lies there; None where nothing does, or where another process is just writing."""
+        """The token in a slot; None if there is none, or while another process writes it."""
         at = self._at(slot)
         packed = self._map[at : at + _SLOT.size]
         if crc32(packed).to_bytes(4, "little") != self._map[at + _SLOT.size : at + _SLOT.size + 4]:

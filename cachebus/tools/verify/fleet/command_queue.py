@@ -1,4 +1,7 @@
-"""What a node has a worker say for it: commands in memory, carried by the workers' own loop, as a relay's rows are."""
+"""Invalidations that a node leaves to a worker: a queue of commands in memory, which is the worker's source.
+
+So the loop that all workers share (outbox, Kafka, change data capture) runs under every fault, too.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,28 @@ HOLD_S: Final = 0.5
 LIMIT: Final = 50
 
 
-class Refused(Exception):
-    """A worker has set aside a command that there is nothing wrong with."""
+class WronglySetAside(Exception):
+    """The worker has set aside a command, though nothing is wrong with it."""
 
 
-class Errands(Source):
-    """Each is done with when its future is: then L2 has let go, and everything that `invalidate` promises holds."""
+class CommandQueue(Source):
+    """Commands, each with a future. When that is done the worker has applied it, so every promise of `invalidate`
+    holds."""
 
-    part = "errands"
+    part = "commands"
     limit = LIMIT
     hold_s = HOLD_S
 
     def __init__(self, settings: Settings) -> None:
-        self.worker = SourceWorker("errands", self, settings)
+        self.worker = SourceWorker("commands", self, settings)
         self._waiting: dict[int, tuple[Invalidate, asyncio.Future[None]]] = {}
-        self._kept: dict[int, frozenset[int]] = {}
-        """Those that wait for a primary that is away, and for which shards."""
+        self._held: dict[int, frozenset[int]] = {}
+        """Commands that wait for a primary that is away, with the shards that they need."""
         self._next = 0
-        self._come = asyncio.Event()
+        self._added = asyncio.Event()
 
     async def invalidate(self, subject: Subject) -> None:
-        """Return when L2 has let go of the item."""
+        """Return when the worker has invalidated the item."""
         agent, conversation, collection = subject.contexts
         command = Invalidate(
             op="invalidate",
@@ -53,57 +57,57 @@ class Errands(Source):
         done = asyncio.get_running_loop().create_future()
         self._next += 1
         self._waiting[self._next] = command, done
-        self._come.set()
+        self._added.set()
         await done
 
-    def give_up(self) -> None:
-        """Fail those that are not done with."""
+    def fail_pending(self) -> None:
+        """Fail every command that is not applied yet."""
         for _, done in self._waiting.values():
             if not done.done():
-                done.set_exception(InvalidationFailed("the worker did not come to it"))
+                done.set_exception(InvalidationFailed("the worker has not applied it in time"))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Session]:
         """See `Source.opened`."""
-        yield _Round(self)
+        yield _QueueSession(self)
 
-    async def next_of(self, limit: int, away: Collection[int]) -> Batch:
-        """Some that may be carried now."""
-        held = {number for number, shards in self._kept.items() if shards.intersection(away)}
+    async def next_batch(self, limit: int, away: Collection[int]) -> Batch:
+        """At most `limit` commands that do not need a shard whose primary is away."""
+        held = {number for number, shards in self._held.items() if shards.intersection(away)}
         found = [number for number in self._waiting if number not in held][:limit]
         if not found:
-            self._come.clear()
+            self._added.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await self._come.wait()
-        return Batch([Item(f"errand {number}", number) for number in found])
+                    await self._added.wait()
+        return Batch([Item(f"command {number}", number) for number in found])
 
     def command(self, number: int) -> Invalidate:
-        """What it asks for."""
+        """The command of this number."""
         return self._waiting[number][0]
 
-    def over(self, number: int, shards: frozenset[int] | None) -> None:
-        """It is done with, or (`shards`) waits for their primaries."""
-        self._kept.pop(number, None)
+    def settle(self, number: int, shards: frozenset[int] | None) -> None:
+        """The command is applied; or, where `shards` are given, waits for their primaries."""
+        self._held.pop(number, None)
         if shards is not None:
-            self._kept[number] = shards
+            self._held[number] = shards
             return
         _, done = self._waiting.pop(number)
         if not done.done():
             done.set_result(None)
 
 
-class _Round(Session):
-    def __init__(self, errands: Errands) -> None:
-        self._errands = errands
+class _QueueSession(Session):
+    def __init__(self, commands: CommandQueue) -> None:
+        self._commands = commands
 
     async def take(self, limit: int, away: Collection[int]) -> Batch:
         """See `Session.take`."""
-        return await self._errands.next_of(limit, away)
+        return await self._commands.next_batch(limit, away)
 
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
-        return Meaning([self._errands.command(item.raw)])
+        return Meaning([self._commands.command(item.raw)])
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
@@ -111,7 +115,7 @@ class _Round(Session):
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.bury`."""
-        raise Refused("; ".join(letter.reason for letter in letters))
+        raise WronglySetAside("; ".join(letter.reason for letter in letters))
 
     async def let_go(self, batch: Batch, left: Left) -> None:
         """See `Session.let_go`."""
@@ -119,7 +123,7 @@ class _Round(Session):
         undone = {item.raw for item in left.undone}
         for item in batch.items:
             if item.raw not in undone:
-                self._errands.over(item.raw, waiting.get(item.raw))
+                self._commands.settle(item.raw, waiting.get(item.raw))
 
     async def look(self) -> Look:
         """See `Session.look`."""

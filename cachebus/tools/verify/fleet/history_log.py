@@ -1,4 +1,4 @@
-"""What a node sees, written down as it happens into mapped files: what is on a tape outlives a kill.
+"""History logs: what a node sees, recorded as it happens, in memory-mapped files that outlive a kill of the process.
 
 All times are `clock.monotonic` in seconds, which is one clock for all processes of a machine.
 """
@@ -12,31 +12,32 @@ from struct import Struct
 from typing import Any, Final
 
 CHUNK: Final = 1 << 16
-"""Records in a file; the files are sparse, so what is not written costs nothing."""
+"""Records in a file. The files are sparse, so unused space costs nothing."""
 
 READ: Final = Struct("<IId")
-"""item and verb, version, when it began."""
+"""item | verb, version, when it began."""
 WRITE: Final = Struct("<IIdddQQ")
-"""item and verb, version, called, returned (0: never), last failed (0: never; of a guard: when it ends by itself),
-epoch, seq."""
+"""item | verb, version, when it was called, when it returned (0: never), when it failed last (0: never; behind a guard:
+when the guard ends by itself), epoch, seq."""
 LOAD: Final = Struct("<IIdd")
-"""item and kind of load, version (0: it failed), began, ended (0: never)."""
+"""item | kind of load, version (0: it failed), when it began, when it ended (0: never)."""
 SHOWN: Final = Struct("<Idd")
-"""item, when a read of it began, and when it was answered: of types whose sources rest, or with nothing."""
+"""item, when a read of it began, when it was answered. Kept for types whose sources rest ("shown"), and for reads that
+gave nothing ("absent")."""
 TOKEN: Final = Struct("<IIdII")
-"""item and verb, version, when it began, version that the token stands for, kind of token."""
+"""item | verb, version, when it began, version that the token stands for, kind of token."""
 APPLIED: Final = Struct("<QQd")
-"""epoch, seq, since when."""
-TROUBLE: Final = Struct("<Idd")
-"""kind, from, until: what this node knows to have gone wrong with itself."""
-ODD: Final = Struct("<IIIId")
-"""item and verb, kind (see `oddities`), two figures of that kind, when it began."""
+"""epoch, seq, since when the node had applied it."""
+DISTURBANCE: Final = Struct("<Idd")
+"""kind (see `disturbances`), from when, until when."""
+ANOMALY: Final = Struct("<IIIId")
+"""item | verb, kind (see `anomalies`), two figures of that kind, when it began."""
 REST: Final = Struct("<III")
 """item, version in L1, version in L2 (0: absent)."""
 
 VERB_SHIFT: Final = 24
 WAITED: Final = 64
-"""Beside a write's verb: it returned when no node had the old value any more."""
+"""A flag beside a write's verb: it was made with `wait="nodes"`."""
 ITEM_MASK: Final = (1 << VERB_SHIFT) - 1
 
 KINDS: Final = {
@@ -47,14 +48,14 @@ KINDS: Final = {
     "shown": SHOWN,
     "absent": SHOWN,
     "applied": APPLIED,
-    "trouble": TROUBLE,
-    "odd": ODD,
+    "disturbances": DISTURBANCE,
+    "anomalies": ANOMALY,
     "rest": REST,
 }
 
 
-class Tape:
-    """A growing list of records of one kind. The first field of a record is never 0."""
+class HistoryLog:
+    """An append-only list of records of one kind. The first field of a record is never 0: that marks unused space."""
 
     def __init__(self, directory: Path, name: str, kind: str) -> None:
         self._struct = KINDS[kind]
@@ -66,7 +67,7 @@ class Tape:
         self._map: mmap.mmap
 
     def add(self, *fields: float) -> int:
-        """Note a record; gives its place."""
+        """Append a record; returns its place."""
         at = self._at
         if at == self._end:
             self._turn()
@@ -76,7 +77,7 @@ class Tape:
         return (len(self._maps) - 1) * CHUNK + at // self._size
 
     def change(self, place: int, *fields: float) -> None:
-        """Note it anew."""
+        """Overwrite the record at this place."""
         chunk, at = divmod(place, CHUNK)
         self._pack_into(self._maps[chunk], at * self._size, *fields)
 
@@ -90,7 +91,7 @@ class Tape:
 
 
 def records(directory: Path, name: str, kind: str) -> Iterator[list[tuple[Any, ...]]]:
-    """What a tape holds, a file at a time."""
+    """The records of a log, one file at a time."""
     struct, chunk = KINDS[kind], 0
     while (path := directory / f"{kind}-{name}.{chunk}").exists():
         data = path.read_bytes()
@@ -99,5 +100,5 @@ def records(directory: Path, name: str, kind: str) -> Iterator[list[tuple[Any, .
 
 
 def all_records(directory: Path, name: str, kind: str) -> list[tuple[Any, ...]]:
-    """What a tape holds."""
+    """All records of a log."""
     return [record for batch in records(directory, name, kind) for record in batch]

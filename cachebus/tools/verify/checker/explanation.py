@@ -1,4 +1,7 @@
-"""The telling part of a history: a read, the write that it missed, what each node knew, and what was broken then."""
+"""The explanation of a finding: the part of the history that led to it, a line for each event.
+
+A stale read is explained by the write that it missed, by what each node had applied then, and by the faults at work.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachebus.tools.verify.checker.history import Stale, Write
-from cachebus.tools.verify.checker.spans import Load
+from cachebus.tools.verify.checker.loads import Load
+from cachebus.tools.verify.fleet.disturbances import DISTURBANCES, LATE
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.reading import VERBS as READ_VERBS
-from cachebus.tools.verify.fleet.trouble import HURRIED, TROUBLES
 from cachebus.tools.verify.fleet.writing import VERBS as WRITE_VERBS
 from cachebus.tools.verify.target.stage import Done
 
 LINES_MAX = 40
-"""Lines of what was around two loads: the latest of them."""
+"""The most lines of one explanation: the latest are kept."""
 AROUND_S = 10.0
-"""Of what is told of a moment, before and after."""
+"""How far the explanation of a moment reaches, before and after it."""
 Known = Sequence[tuple[int, int, float]]
-"""A node's knowledge: epoch, seq and since when, in order."""
+"""What a node had applied: epoch, seq and since when, in order."""
 
 
 @dataclass(frozen=True)
-class Teller:
-    """Tells stories of one history."""
+class Explainer:
+    """Explains findings in one history."""
 
     items: Sequence[Item]
     writes: Sequence[Write]
     applied: Callable[[str], Known]
-    """By node and life."""
+    """What a node had applied, by node and life."""
     lives: Mapping[str, tuple[float, float]]
-    """From when until when each lived."""
+    """From when until when each process ran."""
     faults: Sequence[Done]
-    trouble: Callable[[str], Sequence[tuple[int, float, float]]]
-    """By node and life: what it noticed itself, from when until when."""
+    disturbances: Callable[[str], Sequence[tuple[int, float, float]]]
+    """What a node noticed itself, by node and life: kind, from when, until when."""
 
-    def of_read(self, stale: Stale) -> tuple[str, ...]:
-        """What led to a stale read, a line each; times are seconds from the read's beginning."""
+    def explain_read(self, stale: Stale) -> tuple[str, ...]:
+        """What led to a stale read. Times are seconds from the read's beginning."""
         write = self._missed(stale)
         zero_s = stale.started_s
         since_s = min(write.called_s, zero_s) if write else zero_s
-        lines = [] if write is None else [_line(write.due_s - zero_s, _wrote(write, self.items[write.item]))]
+        lines = [] if write is None else [_line(write.visible_from_s - zero_s, _wrote(write, self.items[write.item]))]
         lines += [
             _line(
                 zero_s - zero_s,
@@ -53,9 +56,9 @@ class Teller:
                 lines.append(f"           node {node} {self._knew(node, zero_s, write)}")
         return (*lines, *self._broken(since_s, zero_s, zero_s))
 
-    def of_loads(self, first: Load, second: Load, before_s: float) -> tuple[str, ...]:
-        """Two loads, a line each, and from `before_s` before the first: what was said of the item, what the node did
-        not do as usual, and what was broken; times are seconds from the first load's beginning."""
+    def explain_loads(self, first: Load, second: Load, before_s: float) -> tuple[str, ...]:
+        """Two loads, and what happened from `before_s` before the first: writes of the item, disturbances of the nodes,
+        and faults. Times are seconds from the first load's beginning."""
         zero_s, since_s = first.began_s, first.began_s - before_s
         around = [*self._of_item(first.item, since_s, second.began_s)]
         for node in dict.fromkeys((first.node, second.node)):
@@ -70,8 +73,8 @@ class Teller:
         ]
         return (*lines, *self._broken(since_s, second.began_s, zero_s))
 
-    def of_moment(self, node: str, at_s: float) -> tuple[str, ...]:
-        """What was amiss with a node around that time, or broken, a line each; times are seconds from it."""
+    def explain_moment(self, node: str, at_s: float) -> tuple[str, ...]:
+        """The disturbances of a node around a moment, and the faults. Times are seconds from the moment."""
         began_s, since_s, until_s = self.lives[node][0], at_s - AROUND_S, at_s + AROUND_S
         lines = [
             _line(from_s - at_s, f"{what}, until {to_s - at_s:+.3f} s" if to_s else what)
@@ -92,11 +95,11 @@ class Teller:
 
     def _of_node(self, node: str, since_s: float, before_s: float) -> Iterator[tuple[float, float, str]]:
         applied = [entry for entry in self.applied(node) if since_s <= entry[2] <= before_s]
-        for epoch, seq, at_s in applied[:1] + applied[1:][-1:]:  # what lies between is no part of the story
+        for epoch, seq, at_s in applied[:1] + applied[1:][-1:]:  # what lies between explains nothing
             yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
-        for kind, from_s, until_s in self.trouble(node):
-            if kind != HURRIED and from_s <= before_s and until_s >= since_s:
-                yield from_s, until_s, f"node {node} {TROUBLES[kind]}"
+        for kind, from_s, until_s in self.disturbances(node):
+            if kind != LATE and from_s <= before_s and until_s >= since_s:
+                yield from_s, until_s, f"node {node} {DISTURBANCES[kind]}"
 
     def _broken(self, since_s: float, until_s: float, zero_s: float) -> Iterator[str]:
         for done in self.faults:
@@ -108,9 +111,9 @@ class Teller:
         fitting = [
             w
             for w in self.writes
-            if w.item == stale.item and w.version >= stale.missed and 0 < w.due_s < stale.started_s
+            if w.item == stale.item and w.version >= stale.missed and 0 < w.visible_from_s < stale.started_s
         ]
-        return min(fitting, key=lambda write: write.due_s, default=None)
+        return min(fitting, key=lambda write: write.visible_from_s, default=None)
 
     def _knew(self, node: str, at_s: float, write: Write | None) -> str:
         known = self.applied(node)

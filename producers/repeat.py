@@ -1,7 +1,7 @@
-"""What a producer has said in an epoch that is over, repeated in the present one: by tasks of its own, one a shard.
+"""Repeats in the present epoch what a producer has sent in an earlier one, and a failover may have lost.
 
-It is no call's time or failure: a full buffer takes many steps. What was repeated stays so, whatever becomes of the
-rest, which is tried until it is done.
+A task for each shard does so: a full buffer takes many steps, which no call should wait for, or fail by. What is
+repeated stays repeated if the rest fails; the rest is tried until it is done.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from cachebus.resp import ended, heard
 from cachebus.writing.resend_buffer import ResendBuffer, born_s
 
 Ask = Callable[[int], Awaitable[tuple[ProbeReply, OtherClock]]]
-"""Where a shard stands, and what its server's clock shows; `L2Unavailable`."""
-Say = Callable[[Plan], Awaitable[Change]]
-"""Tells L2 of a plan, and has it noted; `L2Unavailable`."""
+"""Probes a shard; returns the reply, and the clock of its server. `L2Unavailable`."""
+Send = Callable[[Plan], Awaitable[Change]]
+"""Applies a plan in L2, and notes it in the buffer. `L2Unavailable`."""
 
 
 class _AnotherEpoch(Exception):
-    """One began while things were repeated in the one before: all of these are lost, too."""
+    """Another epoch began during the repetition: what was repeated may be lost too."""
 
 
 class Repeating:
-    """Those of one open producer. `epochs`, by shard: that in which all that was said of it has been said."""
+    """The repetitions of one open producer."""
 
-    def __init__(self, buffer: ResendBuffer, epochs: dict[int, bytes], ask: Ask, say: Say) -> None:
+    def __init__(self, buffer: ResendBuffer, epochs: dict[int, bytes], ask: Ask, send: Send) -> None:
+        """`epochs`: by shard, the epoch in which all is sent that was sent for the shard."""
         self._buffer = buffer
         self._epochs = epochs
         self._ask = ask
-        self._say = say
+        self._send = send
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._turns: dict[int, asyncio.Lock] = {}
         self._closed = False
 
     def heard(self, shard: int, epoch: bytes) -> None:
-        """Something was acknowledged in this epoch: see to it that all is said there. Awaits nothing."""
+        """A change was acknowledged in this epoch. If it is a new one, begin to repeat. Awaits nothing."""
         if self._epochs.setdefault(shard, epoch) == epoch or self._closed:
             return
         self._again.add(shard)
@@ -53,7 +54,7 @@ class Repeating:
             self._tasks[shard].add_done_callback(heard)
 
     async def once(self, shard: int) -> None:
-        """Repeat what the shard's present epoch lacks. `L2Unavailable`: what is left is repeated by the next try."""
+        """Repeat what the shard's present epoch lacks. After `L2Unavailable` the next try repeats the rest."""
         async with self._turns.setdefault(shard, asyncio.Lock()):
             while True:
                 reply, clock = await self._ask(shard)
@@ -65,11 +66,11 @@ class Repeating:
                 return
 
     async def _repeat(self, shard: int, reply: ProbeReply, clock: OtherClock) -> None:
-        """Repeat what was acknowledged in other epochs since the present one was born: whoever did that had been
-        deposed by then."""
+        """Repeat what was acknowledged in other epochs since the present one was born. A primary that had been deposed
+        acknowledged it, so it is lost."""
         with self._buffer.lost(shard, reply.epoch, born_s(reply.born_us, clock)) as plans:
             for plan in plans:
-                if (await self._say(plan)).epoch != reply.epoch:
+                if (await self._send(plan)).epoch != reply.epoch:
                     raise _AnotherEpoch
 
     async def _run(self, shard: int) -> None:
@@ -82,12 +83,12 @@ class Repeating:
                 self._again.add(shard)
                 await asyncio.sleep(pauses.next_s())
                 pauses.longer()
-            except CacheBusError as error:  # as ProtocolMismatch: the next call tries again
+            except CacheBusError as error:  # such as ProtocolMismatch: the next call tries again
                 logger.error("what a deposed primary has acknowledged can't be repeated: {}", error)
                 return
 
     async def close(self, timeout_s: float) -> None:
-        """Let all be repeated in time; what is left then is lost, and logged."""
+        """Give the repetitions so long to end. What is left then is lost, and logged."""
         self._closed = True
         tasks = {task: shard for shard, task in self._tasks.items() if not task.done()}
         try:

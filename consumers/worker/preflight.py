@@ -1,4 +1,4 @@
-"""A worker looked at without being started: whether all is there that it needs, and so that it can be relied on."""
+"""Checks a worker's L2 and source without starting it: whether all that it needs is there, and set up rightly."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ WITHIN_S: Final = 15.0
 L2: Final = "l2"
 
 
-class Seen(NamedTuple):
-    """What was looked at, and what is wrong with it: nothing, as a rule."""
+class Checked(NamedTuple):
+    """One thing that was checked, and what is wrong with it."""
 
     what: str
     """ "l2", the source's part ("database", "kafka"), or one of its assumptions."""
     findings: tuple[Finding, ...] = ()
     looked_at: bool = True
-    """False where something else was in the way."""
+    """False if it could not be checked, since its source is down."""
 
 
-async def examined(worker: SourceWorker, within_s: float = WITHIN_S) -> list[Seen]:
-    """L2, the source, and all that is assumed of it, in the order of what needs what. Nothing is changed, and nothing
-    taken; `ConfigError` for what can't even be tried."""
+async def preflight(worker: SourceWorker, within_s: float = WITHIN_S) -> list[Checked]:
+    """Check L2, the source, and each of the source's assumptions, in this order. Changes nothing, and takes nothing.
+
+    `within_s`: how long each may take to answer, in seconds. `ConfigError` for what can't even be tried.
+    """
     source = worker.source
-    seen = [Seen(L2, await _of_l2(worker, within_s))]
+    seen = [Checked(L2, await _of_l2(worker, within_s))]
     try:
         async with asyncio.timeout(within_s), source.opened() as session:
             findings = (await session.look()).findings
@@ -38,7 +40,7 @@ async def examined(worker: SourceWorker, within_s: float = WITHIN_S) -> list[See
     except source.trouble as error:
         return [*seen, *_in_the_way(source, source.describe(error))]
     of = {name: tuple(finding for finding in findings if finding.assumption == name) for name in source.assumptions}
-    return [*seen, Seen(source.part), *(Seen(name, found) for name, found in of.items())]
+    return [*seen, Checked(source.part), *(Checked(name, found) for name, found in of.items())]
 
 
 async def _of_l2(worker: SourceWorker, within_s: float) -> tuple[Finding, ...]:
@@ -52,6 +54,6 @@ async def _of_l2(worker: SourceWorker, within_s: float) -> tuple[Finding, ...]:
     return ()
 
 
-def _in_the_way(source: Source, problem: str) -> list[Seen]:
+def _in_the_way(source: Source, problem: str) -> list[Checked]:
     found = Finding(source.part, source.part, problem)
-    return [Seen(source.part, (found,)), *(Seen(name, looked_at=False) for name in source.assumptions)]
+    return [Checked(source.part, (found,)), *(Checked(name, looked_at=False) for name in source.assumptions)]

@@ -1,4 +1,4 @@
-"""The node processes of a run: some are killed on purpose, and others take their place."""
+"""The node processes of a run. Faults kill some of them, and start others in their place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASK_S: Final = 60.0
 
 @dataclass
 class Life:
-    """One process of a node, from its start to its end."""
+    """One process of a node, from its start to its end, with its last figures."""
 
     process: NodeProcess
     name: str
@@ -31,8 +31,8 @@ class Life:
     tick: Tick | None = None
 
 
-class Crew:
-    """All nodes; an async context manager, entered when all are connected, left when none is alive."""
+class Fleet:
+    """All node processes. An async context manager: entering waits until all are connected, leaving ends all."""
 
     def __init__(self, job_of: Callable[[int, int], Job], nodes: int) -> None:
         self._job_of = job_of
@@ -60,16 +60,16 @@ class Crew:
 
     @property
     def numbers(self) -> range:
-        """The nodes."""
+        """The numbers of the nodes."""
         return range(1, self._nodes + 1)
 
     def go(self) -> None:
-        """Let all begin."""
+        """Have all nodes begin their load."""
         for life in self._now.values():
             life.process.order(GO)
 
     def order(self, node: int, order: str, seconds: float) -> None:
-        """Tell a node something, and wait for nothing."""
+        """Send a node an order, and wait for nothing."""
         self._now[node].process.order(f"{order} {seconds:.4f}\n".encode())
 
     def signal(self, node: int, number: signal.Signals) -> None:
@@ -83,7 +83,7 @@ class Crew:
         await life.process.end()
 
     async def start(self, node: int) -> None:
-        """Start a node anew, after `kill`, and let it begin."""
+        """Start a node again after `kill`, and have it begin its load."""
         await self._begin(node)
         process = self._now[node].process
         ended: list[asyncio.Future[Any]] = [process.ready, process.done]
@@ -94,24 +94,24 @@ class Crew:
         process.order(GO)
 
     async def watch(self, at_most_s: float) -> None:
-        """Wait; `NodeCrashed` as soon as a node has ended that was not killed on purpose."""
+        """Wait for so long; `NodeCrashed` as soon as a node ends that no fault has killed."""
         alive = [life for life in self._now.values() if life.ended_s == float("inf")]
         await asyncio.wait(
             [life.process.done for life in alive], timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED
         )
         for life in alive:
-            if life.process.done.done() and life.ended_s == float("inf"):  # it may have been killed meanwhile
+            if life.process.done.done() and life.ended_s == float("inf"):  # a fault may have killed it meanwhile
                 life.process.done.result()
 
     async def ask(self, order: str, argument: str = "", *, node: int | None = None) -> dict[int, str]:
-        """Have one or all do something, and give what each said."""
+        """Send one node, or all, an order, and return each one's answer."""
         nodes = self.numbers if node is None else (node,)
         async with asyncio.TaskGroup() as group:
             asked = {n: group.create_task(self._now[n].process.ask(order, argument, within_s=ASK_S)) for n in nodes}
         return {n: task.result() for n, task in asked.items()}
 
     async def stop(self) -> None:
-        """Let all stop; their last figures are in their lives."""
+        """Have all nodes stop. Their last figures are in `lives`."""
         for life in self._now.values():
             life.process.order(f"{messages.STOP}\n".encode())
         done = [life.process.done for life in self._now.values()]

@@ -1,9 +1,13 @@
-"""What loads tell beside their number: what is served was loaded not long ago, and no source is asked again too soon.
+"""When loads happen: what is served was loaded recently enough, and no source is asked again too soon.
 
-What is checked, exactly. A read of a type that expires gives what some node has loaded within that type's life. A node
-whose load has failed does not load again while the source rests, if a read in between shows that it had something to
-serve, and no other node was answered; one whose load has succeeded does not load again before that value's soft expiry.
-Both unless the item was written, or something befell the node or the server meanwhile.
+What is checked, exactly:
+
+1. A read of a type that expires gives a value that some node loaded within that type's life.
+2. A node whose load failed does not load again while the source rests. That holds if a read in between shows that it
+   had something to serve, and if the source answered no other node.
+3. A node whose load succeeded does not load again before the value's soft expiry.
+
+2 and 3 do not hold where the item was written meanwhile, or the node or the server was impaired.
 """
 
 from __future__ import annotations
@@ -12,58 +16,58 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cachebus.tools.verify.checker.spans import Excuses, Load
-from cachebus.tools.verify.fleet import kinds
+from cachebus.tools.verify.checker.loads import Excuses, Load
+from cachebus.tools.verify.fleet import data_types
+from cachebus.tools.verify.fleet.history_log import ITEM_MASK
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.loaders import ORDINARY
-from cachebus.tools.verify.fleet.tape import ITEM_MASK
 
 EARLY: Final = 0.65
-"""A rest may be so much shorter than the policy says, by its jitter, and a soft life by what it is rounded to."""
+"""The least share of a rest, or of a soft life, that must pass: jitter shortens a rest, rounding a soft life."""
 SLACK_S: Final = 0.5
-"""A value's life begins when it is stored."""
+"""A value's life begins when it is stored, so later than its load."""
 LEAD_S: Final = 5.0
-"""Of a load that begins later than this after a read nothing came to it."""
+"""A read lasts no longer than this: it can't give what is loaded later."""
 AT_ONCE_S: Final = 0.02
-"""A read that is answered so soon after a load has failed had no other to wait for."""
+"""A read that is answered so soon after a failed load was waiting for that load."""
 Shown = Iterable[Sequence[tuple[int, float, float]]]
-"""Reads of a node: item, beginning, answer."""
+"""Reads of a node, in batches: item, when it began, when it was answered."""
 
 
-class Lives:
-    """When each item was loaded, and found absent."""
+class LoadTimes:
+    """When each item was loaded, and when it was found absent."""
 
     def __init__(self, items: Sequence[Item], loads: Iterable[Load], stalls: Excuses, stalled_s: float) -> None:
-        """`stalls`: when any node may have stood still, and then stored what it had loaded `stalled_s` later."""
+        """`stalls`: when any node may have stood still. It may store a loaded value `stalled_s` later then."""
         self._items, self._stalls, self._stalled_s = items, stalls, stalled_s
         self._found: dict[tuple[int, bool], list[tuple[float, float]]] = {}
         for load in loads:
             if load.version:
-                gone = kinds.is_gone(items[load.item].data_type, load.version)
+                gone = data_types.is_absent(items[load.item].data_type, load.version)
                 self._found.setdefault((load.item, gone), []).append((load.ended_s, load.began_s))
         for ended in self._found.values():
             ended.sort()
 
     def outlived(self, mark: int, version: int, started_s: float) -> bool:
-        """Whether a read gave what nobody has loaded for longer than it lives."""
+        """Whether a read gave a value that no node has loaded within its life."""
         item = self._items[mark & ITEM_MASK]
-        life_s = kinds.LIVES_S.get(item.data_type)
-        if life_s is None or item.owned or kinds.is_gone(item.data_type, version):
+        life_s = data_types.MAX_AGE_S.get(item.data_type)
+        if life_s is None or item.owned or data_types.is_absent(item.data_type, version):
             return False
         return self._too_old(item.number, False, started_s, started_s + LEAD_S, life_s)
 
-    def gone_too_long(self, number: int, started_s: float, answered_s: float) -> bool:
-        """Whether a read was told that there is nothing, which nobody has found for longer than that lasts."""
+    def absent_too_long(self, number: int, started_s: float, answered_s: float) -> bool:
+        """Whether a read gave "not found" though no node has found the item absent within that answer's life."""
         item = self._items[number]
-        if item.data_type not in kinds.LIVES_S or item.owned:
+        if item.data_type not in data_types.MAX_AGE_S or item.owned:
             return False
-        return self._too_old(number, True, started_s, answered_s, kinds.NEGATIVE_S)
+        return self._too_old(number, True, started_s, answered_s, data_types.NEGATIVE_S)
 
     def _too_old(self, item: int, gone: bool, started_s: float, until_s: float, life_s: float) -> bool:
         since_s = started_s - SLACK_S - life_s
         if self._loaded(item, gone, since_s, until_s):
             return False
-        return not self._stalls.touch(since_s - self._stalled_s, started_s) or not self._loaded(
+        return not self._stalls.overlap(since_s - self._stalled_s, started_s) or not self._loaded(
             item, gone, since_s - self._stalled_s, until_s
         )
 
@@ -73,9 +77,9 @@ class Lives:
         return any(began_s < until_s for _, began_s in ended[place:])
 
 
-def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Load, Load]]:
-    """Pairs of loads of an item by one node, of which the second came before it was due: a failed one first only if
-    something could be served in between, which `served` tells."""
+def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Load, Load]]:
+    """Pairs of loads of an item by one node, of which the second came before it was due. Where the first one failed,
+    that counts only if the node had something to serve in between: see `served`."""
     last: dict[tuple[str, int], Load] = {}
     answered: dict[int, float] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -89,15 +93,15 @@ def too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Loa
             continue
         data_type = items[load.item].data_type
         if before.version == 0:
-            due_s = before.ended_s + EARLY * kinds.RESTS_S.get(data_type, 0.0)
+            due_s = before.ended_s + EARLY * data_types.REST_S.get(data_type, 0.0)
         else:
-            due_s = before.began_s + EARLY * kinds.SOFT_S.get(data_type, 0.0)
+            due_s = before.began_s + EARLY * data_types.SOFT_S.get(data_type, 0.0)
         if load.began_s < due_s:
             yield before, load
 
 
 def served(pairs: Iterable[tuple[Load, Load]], shown: Callable[[str], Shown]) -> list[tuple[Load, Load]]:
-    """Those pairs between which a read of the node gave something, or whose first load had succeeded."""
+    """Those pairs whose first load succeeded, or between which a read of the node gave something."""
     found, failed = [], dict[str, dict[int, list[tuple[Load, Load]]]]()
     for first, second in pairs:
         if first.version:
@@ -116,8 +120,8 @@ def served(pairs: Iterable[tuple[Load, Load]], shown: Callable[[str], Shown]) ->
 
 
 def _fits(pair: tuple[Load, Load], started_s: float, answered_s: float) -> bool:
-    """Whether a read that came after the first load, which failed, was given what was there before the second, or what
-    stood in for it."""
+    """Whether a read shows that there was something to serve after the first load, which failed. It was answered before
+    the second load began, or by a fallback when that failed as well."""
     first, second = pair
     return first.ended_s < started_s and (
         answered_s < second.began_s
@@ -129,18 +133,18 @@ def unexcused(
     pairs: Iterable[tuple[Load, Load]],
     writes: Mapping[int, Excuses],
     trouble: Mapping[str, Excuses],
-    taken: Excuses,
+    deleted: Excuses,
     lead_s: float,
 ) -> list[tuple[Load, Load]]:
-    """Those for which nothing explains the second load. `taken`: when leases were taken away, so that L2 refused what
-    was loaded under one."""
+    """Those pairs for which nothing explains the second load. `deleted`: when leases were deleted, so that L2 refused
+    what was loaded under one."""
     none: Any = Excuses(())
     return [
         (first, second)
         for first, second in pairs
-        if not (first.version and taken.touch(first.began_s, first.ended_s))
+        if not (first.version and deleted.overlap(first.began_s, first.ended_s))
         and not any(
-            excuses.touch(first.began_s - lead_s, second.began_s)
+            excuses.overlap(first.began_s - lead_s, second.began_s)
             for excuses in (writes.get(first.item, none), trouble.get(first.node, none))
         )
     ]

@@ -1,4 +1,4 @@
-"""The histogram of a verdict as a picture (SVG)."""
+"""The histogram of a verdict as an SVG picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 20, 70, 70
 INK, PALE, GOOD, BAD = "#1c2530", "#8a94a0", "#2f7ed8", "#d8442f"
 
 
-def drawn(verdict: Verdict) -> str:
-    """Stale reads by age, on a logarithmic scale, with the bound; and what it says of consistency in two lines."""
+def as_svg(verdict: Verdict) -> str:
+    """Stale reads by age, on a logarithmic scale, with the bound and two lines of summary."""
     head = f"{verdict.judged:,} reads, {verdict.writes:,} writes, {sum(verdict.faults.values())} faults on "
     says = (
         f"consistent within D = {verdict.bound_s:g} s: {nines(verdict.within_bound, verdict.judged)}; "
