@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from loguru import logger
 
@@ -29,6 +29,7 @@ AWAY_S: Final = 1.0
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
 """What `Applier.plan_of` raises for a command that will never be applicable: a dead letter's reason."""
+ENCODED: Final = (bytes, str)
 HOPELESS: Final = (ConfigError, ProtocolMismatch)
 """What no waiting helps against."""
 
@@ -44,6 +45,14 @@ class Carried:
     """Those for which there was no time."""
     failed: dict[int, Exception] = field(default_factory=dict)
     """Those that can't be applied, each by itself, whatever is tried."""
+
+
+class Planned(NamedTuple):
+    """Commands that can be applied, what each addresses, and why others can't."""
+
+    commands: Sequence[Command | bytes | str]
+    plans: Sequence[Plan]
+    problems: Sequence[str]
 
 
 class Applier:
@@ -102,29 +111,29 @@ class Applier:
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
         """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
-        if isinstance(command, bytes | str):
+        if isinstance(command, ENCODED):
             command = parse(command)
         return command.plan(self._planner)
 
-    def planned(
-        self, commands: Sequence[Command | bytes | str]
-    ) -> tuple[list[tuple[Command | bytes | str, Plan]], list[str]]:
-        """The commands that can be applied, each with what it addresses, and why others can't. One that was made of a
-        change is taken apart where it can't: a related name that no cache takes costs the others nothing."""
-        found: list[tuple[Command | bytes | str, Plan]] = []
-        problems: list[str] = []
-        for command in commands:
-            try:
-                found.append((command, self.plan_of(command)))
-            except REFUSED as error:
+    def planned(self, commands: Sequence[Command | bytes | str]) -> Planned:
+        """What can be applied of them, and why the rest can't. One that was made of a change is taken apart where it
+        can't: a related name that no cache takes costs the others nothing."""
+        try:
+            return Planned(commands, [self.plan_of(command) for command in commands], ())
+        except REFUSED as error:
+            if len(commands) == 1:
+                [command] = commands
                 parts = [] if isinstance(command, bytes | str) else apart(command)
                 if not parts:
-                    problems.append(str(error))
-                for part in parts:
-                    more, wrong = self.planned([part])
-                    found += more
-                    problems += (f"{_type_of(part)}: {problem}" for problem in wrong)
-        return found, problems
+                    return Planned((), (), [str(error)])
+                several = [(f"{part.data_type}: ", self.planned([part])) for part in parts]
+            else:
+                several = [("", self.planned([command])) for command in commands]
+        return Planned(
+            [command for _, one in several for command in one.commands],
+            [plan for _, one in several for plan in one.plans],
+            [f"{of}{problem}" for of, one in several for problem in one.problems],
+        )
 
     async def apply(self, plans: Sequence[Plan]) -> None:
         """Have L2, and all caches, let go of all that the plans address. Returns when it has happened, however long L2,
@@ -281,7 +290,3 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
         open_parts[plan.shard].append(at)
         sizes[plan.shard] += size
     return made
-
-
-def _type_of(command: Command) -> str:
-    return getattr(command, "data_type", None) or command.op

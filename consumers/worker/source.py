@@ -42,6 +42,9 @@ class Meaning(NamedTuple):
     """What of it can't be used: it makes a dead letter, beside what can."""
 
 
+NOTHING: Final = Meaning()
+
+
 @dataclass
 class Batch:
     """What was taken together, in its order."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from loguru import logger
 
@@ -22,7 +22,6 @@ from cachebus.consumers.worker.reading import Reading, size_of
 from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source, Unburied
 from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker
-from cachebus.keys.plan import Plan
 from cachebus.settings import Settings
 
 NAMES_AT_ONCE: Final = 1000
@@ -214,25 +213,21 @@ class SourceWorker(Worker):
         return reading, at
 
     def _take(self, session: Session, item: Item, reading: Reading) -> None:
-        commands: list[Any] = []
-        plans: list[Plan] = []
-        problems: list[str] = []
         try:
             meaning = session.mean(item)
-            problems += meaning.problems
-            found, wrong = self._applier.planned(meaning.commands)
-            problems += wrong
-            commands += (command for command, _ in found)
-            plans += (plan for _, plan in found)
+            found = self._applier.planned(meaning.commands)
         except REFUSED as error:
-            problems.append(str(error))
+            reading.refuse(item, str(error))
+            return
         except Exception as error:  # noqa: BLE001 -- whatever one item does to us, those behind it must not wait
-            problems.append(f"{type(error).__name__} while it was read")
-        for problem in problems:
-            reading.refuse(item, problem)
-        if plans:
-            reading.add(item, commands, plans)
-        elif not problems:
+            reading.refuse(item, f"{type(error).__name__} while it was read")
+            return
+        if found.plans:
+            reading.add(item, found.commands, found.plans)
+        if meaning.problems or found.problems:
+            for problem in (*meaning.problems, *found.problems):
+                reading.refuse(item, problem)
+        elif not found.plans:
             reading.ignored += 1
 
     def _letter(self, session: Session, item: Item, why: str) -> DeadLetter:

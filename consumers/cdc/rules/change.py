@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,8 +29,7 @@ class UnusableChange(ValueError):
     """What came is no change of a row, or lacks what a rule needs. The message names the column, and shows no value."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowChange:
+class RowChange(NamedTuple):
     """What happened to one row, or (truncate) to all rows of a table.
 
     A row has only the columns whose values are known: `old` may be None or have the key alone (as the table's REPLICA
@@ -54,7 +52,7 @@ class RowChange:
         """The same, with nothing that may be made up."""
         if self.sure is None or self.old is None:
             return self
-        return replace(self, old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
+        return self._replace(old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
 
     def before(self) -> Row | None:
         """The row as it was; what is not known of it is taken from the row as it is now."""

@@ -13,13 +13,12 @@ from cachebus.base.clock import monotonic, wall_s
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
-from cachebus.consumers.cdc.slot.peek import Unreadable
-from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
+from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Told
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
 from cachebus.consumers.cdc.slot.standing import Standing
 from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session
+from cachebus.consumers.worker.source import NOTHING, Batch, Finding, Item, Left, Look, Meaning, Session
 from cachebus.producers.command import Command
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ UNSEEN_REMEDY: Final = (
     "bring the standby back, or change synchronous_standby_names (who waits: "
     "SELECT pid, query FROM pg_stat_activity WHERE wait_event = 'SyncRep';)"
 )
-NOTHING: Final = Meaning()
 
 
 class SlotSession(Session):
@@ -145,17 +143,23 @@ class SlotSession(Session):
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
         raw = item.raw
+        if isinstance(raw, Told):
+            return self._meaning(raw)
         if raw is None:
             return NOTHING
         if isinstance(raw, HeldCommand):
             return Meaning([raw.command])
         if isinstance(raw, HeldLetter):
             return Meaning((), [raw.letter.reason])
-        if isinstance(raw, Unreadable):
-            raise PgOutputError(raw.problem)
-        several = [self._source.router.meaning(change) for change in raw.changes(self._source.wanted(raw.relations))]
-        if len(several) == 1:
-            return several[0]
+        raise PgOutputError(raw.problem)
+
+    def _meaning(self, told: Told) -> Meaning:
+        router = self._source.router
+        tables = [router.table(one.schema, one.table) for one in told.relations]
+        changes = told.changes(tables[0].columns)
+        if len(changes) == 1:
+            return tables[0].meaning(changes[0])
+        several = [table.meaning(change) for table, change in zip(tables, changes, strict=True)]
         commands = dict.fromkeys(command for one in several for command in one.commands)
         return Meaning(list(commands), [problem for one in several for problem in one.problems])
 
