@@ -201,6 +201,11 @@ class PostgresSource(Source):
         """Whether rules are for this table."""
         return bool(self.router.rules_of(schema, table))
 
+    @property
+    def names_all(self) -> bool:
+        """Whether rules name all that changes may touch which nobody has seen."""
+        return not self.router.missed(self.router.rules.rule)[1]
+
     def shard_of(self, command: Command | bytes | str) -> int:
         """Where it belongs to."""
         return (parse(command) if isinstance(command, bytes | str) else command).plan(self._planner).shard

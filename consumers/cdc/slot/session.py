@@ -14,7 +14,8 @@ from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
 from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Told
-from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
+from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, LEAVE_OUT, TOO_LARGE, SlotReader
+from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.standing import Standing
 from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
 from cachebus.consumers.worker.dead import DeadLetter
@@ -217,6 +218,9 @@ class SlotSession(Session):
             since_s = self._reader.passed.since_s
             if since_s is not None and monotonic() - since_s > UNSEEN_S:
                 return [Finding("slot", self._names.slot, UNSEEN, UNSEEN_REMEDY)]
+            if self._reader.too_large:
+                problem = f"{TOO_LARGE}: {self._reader.too_large}. What is behind it waits"
+                return [Finding("slot", self._names.slot, problem, self._ways_past(), missed=True)]
             if self._reader.in_use_s is not None and monotonic() - self._reader.in_use_s > TAKEN_S and slot.active_pid:
                 who = f"another program reads it: {slot.active_as!r}, process {slot.active_pid}"
                 return [Finding("slot", self._names.slot, who, f"SELECT pg_terminate_backend({slot.active_pid});")]
@@ -236,6 +240,14 @@ class SlotSession(Session):
                 )
             ]
         return []
+
+    def _ways_past(self) -> str:
+        """What gets past a transaction that can't be told of."""
+        advance = f"SELECT pg_replication_slot_advance({literal(self._names.slot)}, pg_current_wal_flush_lsn());"
+        return (
+            "name all tenants at the head of the rules: then it is passed by; or invalidate what it changed by hand, "
+            f"and {advance} {LEAVE_OUT}"
+        )
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
