@@ -37,7 +37,9 @@ class Naming:
         self._operations = frozenset(rule.operations)
         self._alone = not (rule.related or rule.scopes or rule.tags or any(rule.contexts))
         """Whether a row names its resource, and nothing else."""
-        self._match: ContextMatch = "all" if rule.every_context else "exact"
+        self.is_simple = self._alone and not rule.when and self._operations.issuperset(("insert", "update"))
+        """Whether any row that is written names its resource, and nothing else."""
+        self.match: ContextMatch = "all" if rule.every_context else "exact"
 
     def __str__(self) -> str:
         return f"the rule of {self.rule.table!r} for {self.rule.data_type!r}"
@@ -85,7 +87,7 @@ class Naming:
                 resource = rule.resource_id.fill(row)
             except UnusableChange as error:
                 return (), (f"resource_id: {error}",)
-            return () if resource is None else (Resource(rule.data_type, resource, tenant, self._match),), ()
+            return () if resource is None else (Resource(rule.data_type, resource, tenant, self.match),), ()
         return self._parts(row, {} if rule.tenant_id is None else {"tenant_id": tenant})
 
     def _parts(self, row: Row, tenant: dict[str, Any]) -> tuple[list[Command], list[str]]:

@@ -20,7 +20,7 @@ class Template:
     holds is written differently by each source.
     """
 
-    __slots__ = ("_column", "_fixed", "_template", "columns", "text")
+    __slots__ = ("_template", "column", "columns", "fixed", "text")
 
     def __init__(self, text: str) -> None:
         try:
@@ -29,18 +29,18 @@ class Template:
             raise ValueError(str(error)) from None
         self.text = self._template.text
         self.columns = frozenset(self._template.fields)
-        self._fixed = None if self.columns else self._template.fill({})
+        self.fixed = None if self.columns else self._template.fill({})
         """The text, where it is the same for every row."""
-        self._column = next((name for name in self.columns if self.text == f"{{{name}}}"), None)
+        self.column = next((name for name in self.columns if self.text == f"{{{name}}}"), None)
         """The column whose text it is, where it is nothing else."""
 
     def fill(self, row: Row) -> str | None:
         """The text for this row; None where a column is null; `UnusableChange` where one is unknown or no text."""
-        if self._fixed is not None:
-            return self._fixed
-        if self._column is not None:
-            value = _value(row, self._column)
-            return value if value is None else text_of(self._column, value)
+        if self.fixed is not None:
+            return self.fixed
+        if self.column is not None:
+            value = _value(row, self.column)
+            return value if value is None else text_of(self.column, value)
         values: dict[str, str | int] = {}
         for name in self._template.fields:
             value = _value(row, name)

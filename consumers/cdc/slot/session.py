@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.cdc.rules.router import Table
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
-from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Told
+from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Relation, Told
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, LEAVE_OUT, TOO_LARGE, SlotReader
+from cachebus.consumers.cdc.slot.shortcut import Shortcut, shortcut
 from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.standing import Standing
 from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from cachebus.consumers.cdc.slot.postgres import PostgresSource
 
 STAND_BY_S: Final = 0.5
+WAYS: Final = 1000
 STILL_S: Final = 15.0
 """A worker that has the slot's lock and does nothing with it for so long is said to by those who stand by."""
 TAKEN_S: Final = 5.0
@@ -53,6 +56,8 @@ class SlotSession(Session):
         self._held = HeldCommands(beside, self._names.slot, source.shards, source.shard_of)
         self._dead = TableOfDead(beside, self._names.slot)
         self._found = Standing()
+        self._ways: dict[int, tuple[tuple[Relation, ...], Table, Shortcut | None]] = {}
+        """By `id` of what a message is about."""
         self._turn = False
         self._still: tuple[int, float] = (0, monotonic())
 
@@ -157,12 +162,25 @@ class SlotSession(Session):
     def _meaning(self, told: Told) -> Meaning:
         router = self._source.router
         tables = [router.table(one.schema, one.table) for one in told.relations]
+        way = self._way(tables[0], told)
+        if way is not None and (meaning := way.meaning(told)) is not None:
+            return meaning
         changes = told.changes(tables[0].columns)
         if len(changes) == 1:
             return tables[0].meaning(changes[0])
         several = [table.meaning(change) for table, change in zip(tables, changes, strict=True)]
         commands = dict.fromkeys(command for one in several for command in one.commands)
         return Meaning(list(commands), [problem for one in several for problem in one.problems])
+
+    def _way(self, table: Table, told: Told) -> Shortcut | None:
+        """The shortcut for messages like this one, made once a look, unless it falls under other rules by now."""
+        known = self._ways.get(id(told.relations))
+        if known is None or known[1] is not table:
+            if len(self._ways) >= WAYS:
+                self._ways.clear()
+            way = shortcut(table, told.relations[0]) if len(told.relations) == 1 else None
+            known = self._ways[id(told.relations)] = told.relations, table, way
+        return known[2]
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
