@@ -68,7 +68,7 @@ class Naming:
                     problems += [f"{self}: {which}: {problem}" for problem in unnamed]
         if len(made) > 1:  # to compare them costs
             made = list(dict.fromkeys(made))
-        return Meaning(made, problems)
+        return Meaning(made, list(dict.fromkeys(problems)))
 
     def _differ(self, new: Row, old: Row) -> bool:
         return any(name not in old or name not in new or new[name] != old[name] for name in self.columns)
