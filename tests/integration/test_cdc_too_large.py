@@ -10,7 +10,7 @@ import asyncio
 
 from cachebus.consumers.cdc.rules.rules import parse_rules
 from tests.support.caches import until
-from tests.support.cdc_slot import ORDER, worker
+from tests.support.cdc_slot import ORDER, done_beside, worker
 from tests.support.changes import RULES, SCHEMA, Heard, fetched, running, tell
 
 STORY = [
@@ -55,7 +55,8 @@ async def test_where_nobody_can_name_what_it_changed_it_is_told_how_to_get_past_
     await until(lambda: "too large as text" in one.health.as_dict()["parts"]["slot"]["why"])
     assert ADVANCE in one.health.as_dict()["parts"]["slot"]["why"]
     assert heard.has("order", "1"), "what was before it"
-    await tell(database, [ADVANCE, ORDER.format(3)])
+    await until(lambda: done_beside(database, ADVANCE))
+    await tell(database, [ORDER.format(3)])
     await until(lambda: heard.has("order", "3"), within_s=30)
     await until(lambda: one.health.is_up("slot"))
     one.drain()
