@@ -24,7 +24,7 @@ from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker
 from cachebus.settings import Settings
 
-NAMES_AT_ONCE: Final = 1000
+NAMES_AT_ONCE: Final = 2000
 """Keys, scopes and tags that are planned before L2 is asked for them, while which the next are planned."""
 WAITING_AT_ONCE: Final = 20_000
 """Of what waits for a primary that is away the source is given no more at a time: it takes memory, and time."""
