@@ -16,6 +16,7 @@ Id = str | int | UUID
 PART_MAX_BYTES = 512
 
 _INT_END = 10**PART_MAX_BYTES
+_INT_LEAST = -_INT_END // 10
 _control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 
 
@@ -31,7 +32,7 @@ def text_of(name: str, value: object) -> str:
         return str.__str__(value)
     if issubclass(kind, int) and kind is not bool:
         number = int.__int__(value)  # type: ignore[arg-type]
-        if not -_INT_END // 10 < number < _INT_END:
+        if not _INT_LEAST < number < _INT_END:
             bits = number.bit_length()
             raise InvalidKey(f"{name} is too long: an int of {bits} bits, at most {PART_MAX_BYTES} digits")
         return int.__repr__(number)

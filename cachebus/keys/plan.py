@@ -155,9 +155,14 @@ def joined(plans: Iterable[Plan]) -> list[Plan]:
     """As few plans as address the same: one a shard, or some where that would be too much for one step of L2."""
     by_shard: dict[int, tuple[dict[str, Key], dict[str, None], dict[str, int]]] = {}
     for plan in plans:
-        keys, scopes, targets = by_shard.setdefault(plan.shard, ({}, {}, {}))
-        keys.update((key.l1, key) for key in plan.keys)
-        scopes.update(dict.fromkeys(plan.scopes))
+        parts = by_shard.get(plan.shard)
+        if parts is None:
+            parts = by_shard[plan.shard] = {}, {}, {}
+        keys, scopes, targets = parts
+        for key in plan.keys:
+            keys[key.l1] = key
+        for scope in plan.scopes:
+            scopes[scope] = None
         for data_type, count in plan.targets.items():
             targets[data_type] = targets.get(data_type, 0) + count
     return [part for shard, parts in by_shard.items() for part in _in_parts(shard, *parts)]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.outbox import standing
+from cachebus.consumers.outbox import standing, vacuum
 from cachebus.consumers.outbox.database import TROUBLE, connected, describe
 from cachebus.consumers.outbox.letting import Letting, Refused, Resting
 from cachebus.consumers.outbox.options import RelayOptions
@@ -231,6 +231,7 @@ class PostgresSession(Session):
             served = f"{self._namespace} {self._served}"
             findings += await self._stores.findings(self._table, served, self._known.identity())
             findings += await standing.of_removal(self._connection, self._table, self._known)
+            findings += await vacuum.findings(self._connection, self._table)
             waits = await self._taker.waits()
         return Look(findings, waits.backlog, waits.oldest_s, waits.latest_s, waits.held)
 

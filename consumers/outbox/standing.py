@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import asyncpg
 
+from cachebus.consumers.outbox import vacuum
 from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
-ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces", "stores")
+ASSUMPTIONS: Final = ("table", "columns", "rights", "trigger", "removal", "namespaces", "stores", vacuum.ASSUMPTION)
 LOCK: Final = 0x0B0C
 """The advisory lock that every relay holds, with the hash of its namespace and of the table's place."""
 UNSERVED_S: Final = 60

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from loguru import logger
 
@@ -29,6 +29,7 @@ AWAY_S: Final = 1.0
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
 """What `Applier.plan_of` raises for a command that can never be applied. It becomes a dead letter's reason."""
+ENCODED: Final = (bytes, str)
 PERMANENT: Final = (ConfigError, ProtocolMismatch)
 """Errors that no waiting helps against."""
 
@@ -43,6 +44,14 @@ class Carried:
     """There was no time for them."""
     failed: dict[int, Exception] = field(default_factory=dict)
     """They can't be applied, each tried by itself."""
+
+
+class Planned(NamedTuple):
+    """Commands that can be applied, what each addresses, and why others can't."""
+
+    commands: Sequence[Command | bytes | str]
+    plans: Sequence[Plan]
+    problems: Sequence[str]
 
 
 class Applier:
@@ -100,30 +109,30 @@ class Applier:
             await self._producer.aclose()
 
     def plan_of(self, command: Command | bytes | str) -> Plan:
-        """What the command addresses. Raises one of `REFUSED` for what is no command, or addresses what can't exist."""
-        if isinstance(command, bytes | str):
+        """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
+        if isinstance(command, ENCODED):
             command = parse(command)
         return command.plan(self._planner)
 
-    def planned(
-        self, commands: Sequence[Command | bytes | str]
-    ) -> tuple[list[tuple[Command | bytes | str, Plan]], list[str]]:
-        """The commands that can be applied, each with its plan, and the reasons why others can't. A command with
-        related resources that can't be applied as a whole is split: a wrong related name costs the others nothing."""
-        found: list[tuple[Command | bytes | str, Plan]] = []
-        problems: list[str] = []
-        for command in commands:
-            try:
-                found.append((command, self.plan_of(command)))
-            except REFUSED as error:
+    def planned(self, commands: Sequence[Command | bytes | str]) -> Planned:
+        """What can be applied of them, and why the rest can't. One that was made of a change is taken apart where it
+        can't: a related name that no cache takes costs the others nothing."""
+        try:
+            return Planned(commands, [self.plan_of(command) for command in commands], ())
+        except REFUSED as error:
+            if len(commands) == 1:
+                [command] = commands
                 parts = [] if isinstance(command, bytes | str) else apart(command)
                 if not parts:
-                    problems.append(str(error))
-                for part in parts:
-                    more, wrong = self.planned([part])
-                    found += more
-                    problems += (f"{_type_of(part)}: {problem}" for problem in wrong)
-        return found, problems
+                    return Planned((), (), [str(error)])
+                several = [(f"{part.data_type}: ", self.planned([part])) for part in parts]
+            else:
+                several = [("", self.planned([command])) for command in commands]
+        return Planned(
+            [command for _, one in several for command in one.commands],
+            [plan for _, one in several for plan in one.plans],
+            [f"{of}{problem}" for of, one in several for problem in one.problems],
+        )
 
     async def apply(self, plans: Sequence[Plan]) -> None:
         """Apply the plans, however long L2, or one of its primaries, is away. Raises the error of a plan that can't be
@@ -280,7 +289,3 @@ def _parts(plans: Sequence[Plan], away: Collection[int]) -> list[list[int]]:
         open_parts[plan.shard].append(at)
         sizes[plan.shard] += size
     return made
-
-
-def _type_of(command: Command) -> str:
-    return getattr(command, "data_type", None) or command.op

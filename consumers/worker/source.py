@@ -44,6 +44,9 @@ class Meaning(NamedTuple):
     """What is wrong with it, or with a part of it. That makes a dead letter; the commands are applied all the same."""
 
 
+NOTHING: Final = Meaning()
+
+
 @dataclass
 class Batch:
     """Items that were taken together, in the source's order."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from loguru import logger
 
@@ -22,11 +22,10 @@ from cachebus.consumers.worker.retry import Retry
 from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source, Unburied
 from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker
-from cachebus.keys.plan import Plan
 from cachebus.settings import Settings
 
-NAMES_AT_ONCE: Final = 1000
-"""Keys and scopes of a chunk. While L2 applies one chunk, the next is planned."""
+NAMES_AT_ONCE: Final = 2000
+"""Keys, scopes and tags that are planned before L2 is asked for them, while which the next are planned."""
 WAITING_AT_ONCE: Final = 20_000
 """The most keys and scopes of a batch that may wait for a primary that is away: they take memory and time."""
 YIELD_S: Final = 0.005
@@ -218,25 +217,21 @@ class SourceWorker(Worker):
 
     def _add(self, session: Session, item: Item, chunk: Chunk) -> None:
         """Plan an item, and add it to the chunk."""
-        commands: list[Any] = []
-        plans: list[Plan] = []
-        problems: list[str] = []
         try:
             meaning = session.mean(item)
-            problems += meaning.problems
-            found, wrong = self._applier.planned(meaning.commands)
-            problems += wrong
-            commands += (command for command, _ in found)
-            plans += (plan for _, plan in found)
+            found = self._applier.planned(meaning.commands)
         except REFUSED as error:
-            problems.append(str(error))
+            chunk.refuse(item, str(error))
+            return
         except Exception as error:  # noqa: BLE001 -- whatever is wrong with one item, the next must not wait
-            problems.append(f"{type(error).__name__} while it was read")
-        for problem in problems:
-            chunk.refuse(item, problem)
-        if plans:
-            chunk.add(item, commands, plans)
-        elif not problems:
+            chunk.refuse(item, f"{type(error).__name__} while it was read")
+            return
+        if found.plans:
+            chunk.add(item, found.commands, found.plans)
+        if meaning.problems or found.problems:
+            for problem in (*meaning.problems, *found.problems):
+                chunk.refuse(item, problem)
+        elif not found.plans:
             chunk.ignored += 1
 
     def _letter(self, session: Session, item: Item, why: str) -> DeadLetter:

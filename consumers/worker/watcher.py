@@ -70,12 +70,11 @@ class Watcher:
                 clean(", ".join(unnamed)),
                 self._remedy,
             )
-        found, wrong = self._applier.planned(commands)
-        if wrong:
-            logger.error(
-                "{}: some of what changes may have touched can't be let go of: {}", self._name, "; ".join(wrong)
-            )
-        self._owed |= dict(found)
+        found = self._applier.planned(commands)  # each by itself: one that can't be is nobody else's trouble
+        if found.problems:
+            wrong = "; ".join(found.problems)
+            logger.error("{}: some of what changes may have touched can't be let go of: {}", self._name, wrong)
+        self._owed |= zip(found.commands, found.plans, strict=True)
         self._owed_for |= {(finding.assumption, finding.subject): finding for finding in findings}
 
     async def _make_up(self, session: Session) -> None:

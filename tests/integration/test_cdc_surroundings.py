@@ -15,6 +15,7 @@ from cachebus.consumers.cdc.slot.slot import default_name
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.daemon import free_port
 from tests.support.caches import quick, until
+from tests.support.cdc_slot import done_beside
 from tests.support.cdc_surroundings import at_work, given, gone, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
@@ -168,7 +169,8 @@ async def test_a_slot_that_is_further_than_any_worker_went_is_made_up_for(
         async with running(one):
             if not while_away:
                 await put(cache)
-                await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)", sql])
+                await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
+                await until(lambda: done_beside(database, sql))
                 await gone(cache)
         await put(cache)
         await tell(database, ["INSERT INTO o VALUES (2, 'acme', 1)", sql] if while_away else [])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
 from pydantic import SecretStr
 
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from tests.support.caches import quick
-from tests.support.changes import END, rules
+from tests.support.changes import END, rules, tell
 
 ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
 
@@ -21,3 +22,12 @@ THE_END = ORDER.format(END[1])
 def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
     source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
     return SlotWorker(quick(redis_url), given or rules(), source)
+
+
+async def done_beside(database: str, sql: str) -> bool:
+    """Whether this was done to a slot that a worker follows, which has it in use now and then."""
+    try:
+        await tell(database, [sql])
+    except asyncpg.ObjectInUseError:
+        return False
+    return True

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.consumers.cdc.rules.change import OtherText, RowChange
-from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError
+from cachebus.consumers.cdc.rules.change import OtherText, Row, RowChange
+from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Told
 
 # Said by PostgreSQL 18.
 BEGIN = b"B\x00\x00\x00\x00\x01s\xb2\x98\x00\x03\x03\xf4\xb5\xe7\xee;\x00\x00\x02\xf2"
@@ -55,6 +55,29 @@ def test_a_transactions_borders() -> None:
 def test_rows(decoder: Decoder, message: bytes, op: str, new: object, old: object) -> None:
     decoder.decode(BEGIN)
     assert decoder.decode(message, "0/1") == [RowChange(op, "public", "t2", new, old, "0/1", AT_S)]  # type: ignore[arg-type]
+
+
+def only(row: Row | None, wanted: set[str]) -> dict[str, object] | None:
+    return None if row is None else {name: value for name, value in row.items() if name in wanted}
+
+
+@pytest.mark.parametrize("message", [INSERT, UPDATE, UPDATE_KEY, UPDATE_FULL, DELETE])
+@pytest.mark.parametrize("wanted", [set(), {"id"}, {"n"}, {"n", "id"}])
+def test_the_columns_that_are_wanted_are_those_of_the_whole_row(
+    decoder: Decoder, message: bytes, wanted: set[str]
+) -> None:
+    told = decoder.read(message)
+    assert isinstance(told, Told)
+    [whole], [some] = told.changes(), told.changes(frozenset(wanted))
+    assert some == whole._replace(new=only(whole.new, wanted), old=only(whole.old, wanted))
+
+
+def test_a_column_that_nobody_wants_is_not_read(decoder: Decoder) -> None:
+    told = decoder.read(INSERT.replace(b"z", b"\xff"))
+    assert isinstance(told, Told)
+    with pytest.raises(PgOutputError, match="a text is not UTF-8"):
+        told.changes()
+    assert told.changes(frozenset({"id"}))[0].new == {"id": 1}
 
 
 def test_what_tells_of_no_row(decoder: Decoder) -> None:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus import Cascade, Context, InvalidKey, TenantRequired
+from cachebus.base.choices import ContextMatch
 from cachebus.keys.plan import Plan, joined
 from cachebus.producers.base import Order, Orders, receipt_for_command
-from cachebus.producers.command import InvalidCommand, encode, parse
+from cachebus.producers.command import InvalidCommand, Resource, encode, parse
 
 CASCADES = [Cascade("document", to=[("embedding", "doc:{resource_id}"), ("query_result", "*")])]
 ORDERS: dict[str, Any] = {
@@ -54,6 +55,15 @@ def test_a_command_addresses_what_its_verb_did_also_where_no_cascade_is_known(ve
     read_back = parse(encode(order.command()))
     assert addressed(read_back.plan(Orders(4).planner)) == addressed(order.plan)
     assert addressed(read_back.plan(Orders(4, CASCADES).planner)) == addressed(order.plan)
+
+
+@pytest.mark.parametrize(("data_type", "tenant"), [("config", "acme"), ("document", "acme"), ("system", None)])
+@pytest.mark.parametrize("contexts", ["exact", "all"])
+def test_a_resource_addresses_what_the_command_does_that_it_is_handed_on_as(
+    data_type: str, tenant: str | None, contexts: ContextMatch
+) -> None:
+    resource, planner = Resource(data_type, "7", tenant, contexts), Orders(4, CASCADES).planner
+    assert addressed(resource.plan(planner)) == addressed(parse(encode(resource)).plan(planner))
 
 
 def test_a_command_follows_the_cascades_of_the_worker_too() -> None:

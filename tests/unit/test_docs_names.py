@@ -37,7 +37,7 @@ CODE = [
 OTHERS = {
     *("binlog_row_image", "sql_log_bin", "pg_logical_emit_message", "pool_mode", "rds_replication", "temp_file_limit"),
     *("max_slot_wal_keep_size", "pg_replication_slots", "transaction_timeout", "post_fork", "bind_arguments"),
-    *("ExtractNewRecordState", "model_fields_set"),
+    *("ExtractNewRecordState", "model_fields_set", "pg_dump", "pg_read_all_stats"),
 }
 """Names of other programs, that pages tell to set, to call or to look at."""
 COMMAND = re.compile(r"^(?:\.venv/bin/)?cachebus (.*?)(?:\s+#.*)?$")

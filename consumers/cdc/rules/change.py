@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,9 +30,8 @@ class UnusableChange(ValueError):
     """The data is no row change, or lacks what a rule needs. The message names the column, and shows no value."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowChange:
-    """What happened to one row, or, by a truncate, to all rows of a table.
+class RowChange(NamedTuple):
+    """What happened to one row, or (truncate) to all rows of a table.
 
     A row has only the columns whose values are known. `old` may be None, or have the key alone, as the table's REPLICA
     IDENTITY says. `new` may lack large values that an update did not change.
@@ -55,7 +53,7 @@ class RowChange:
         """The change without values that the source may have made up."""
         if self.sure is None or self.old is None:
             return self
-        return replace(self, old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
+        return self._replace(old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
 
     def before(self) -> Row | None:
         """The row before the change. Unknown values are taken from the new row."""

@@ -13,7 +13,7 @@ from cachebus.consumers.cdc.topics.debezium import is_envelope, parse_envelope
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Planner
-from cachebus.producers.command import Command, Invalidate, InvalidateScope, InvalidateTags
+from cachebus.producers.command import Command, Invalidate, InvalidateScope, InvalidateTags, Resource
 
 
 def checked(rules: Path, sample: Path | None = None) -> str:
@@ -59,6 +59,8 @@ def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
             continue  # none that a router makes
         command.plan(planner)
         yield f"  invalidates {describe(command)}"
+        if isinstance(command, Resource):
+            command = command.command()
         if isinstance(command, Invalidate):
             for target in planner.expand(command.targets(), command.tenant_id)[1 + len(command.related) :]:
                 what = "all of" if target.whole else f"{target.resource_id!r} of"
@@ -67,6 +69,8 @@ def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
 
 def describe(command: Command) -> str:
     """A command for people."""
+    if isinstance(command, Resource):
+        command = command.command()
     tenant = "" if command.tenant_id is None else f" of tenant {command.tenant_id!r}"
     if isinstance(command, InvalidateTags):
         return f"the tags {', '.join(map(repr, command.tags))}{tenant}"

@@ -8,6 +8,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from cachebus.base import templates
+from cachebus.base.ids import text_of
 from cachebus.consumers.cdc.rules.change import OddText, Row, UnusableChange
 from cachebus.errors import ConfigError
 
@@ -19,7 +20,7 @@ class Template:
     other values in its own way.
     """
 
-    __slots__ = ("_template", "columns", "text")
+    __slots__ = ("_template", "column", "columns", "fixed", "text")
 
     def __init__(self, text: str) -> None:
         try:
@@ -28,10 +29,18 @@ class Template:
             raise ValueError(str(error)) from None
         self.text = self._template.text
         self.columns = frozenset(self._template.fields)
+        self.fixed = None if self.columns else self._template.fill({})
+        """The text, where it is the same for every row."""
+        self.column = next((name for name in self.columns if self.text == f"{{{name}}}"), None)
+        """The column whose text it is, where it is nothing else."""
 
     def fill(self, row: Row) -> str | None:
-        """The text for this row; None if a column is null. `UnusableChange` if one is unknown, or no text or
-        integer."""
+        """The text for this row; None where a column is null; `UnusableChange` where one is unknown or no text."""
+        if self.fixed is not None:
+            return self.fixed
+        if self.column is not None:
+            value = _value(row, self.column)
+            return value if value is None else text_of(self.column, value)
         values: dict[str, str | int] = {}
         for name in self._template.fields:
             value = _value(row, name)
@@ -53,7 +62,7 @@ def _value(row: Row, name: str) -> str | int | None:
         value = row[name]
     except KeyError:
         raise UnusableChange(f"the column {name!r} is not known: {_remedy(name)}") from None
-    if value is None or type(value) is str or type(value) is int:
+    if type(value) is str or type(value) is int or value is None:
         return value
     if isinstance(value, OddText):
         raise UnusableChange(f"the column {name!r} holds bytes that the database's encoding has no character for")

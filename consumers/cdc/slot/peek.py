@@ -118,8 +118,8 @@ class Peek:
         self._passed = passed
         self._follows = follows
         self._decoder = Decoder(encoding)
-        self._followed: dict[int, tuple[Relation, bool | None]] = {}
-        """By `id`, which costs less than all that is in it. None: the worker's own."""
+        self._followed: dict[int, tuple[tuple[Relation, ...], bool | None]] = {}
+        """By `id` of what a message is about, which costs less than all that is in it. None: the worker's own."""
         self._at = Progress()
         self._skip_to = 0.0
         self._has_other = False
@@ -169,8 +169,8 @@ class Peek:
     def read(self, rows: Sequence[Any]) -> list[Item]:
         """The items of these rows, without those of transactions whose `xids` are not visible."""
         items: list[Item] = []
-        for row in rows:
-            self._take(row["data"], row["lsn"], items)
+        for lsn, data in rows:
+            self._take(data, lsn, items)
         self.given += len(items)
         if items and self.first_at_s is None:
             self.first_at_s = items[0].sent_s
@@ -188,12 +188,10 @@ class Peek:
             logger.warning("cdc: a message at {} can't be read: {}", lsn, clean(str(error)))
             self._add(items, lsn, Unreadable(data, str(error)), None)
             return
-        if found is None:
-            return
         if isinstance(found, Told):
-            meant = [self._is_followed(one) for one in found.relations]
-            if any(one is not None for one in meant):
-                self._add(items, lsn, found if any(meant) else None, found.committed_at_s)
+            _, followed = self._followed.get(id(found.relations)) or self._known(found.relations)
+            if followed is not None:
+                self._add(items, lsn, found if followed else None, found.committed_at_s)
         elif isinstance(found, Begin):
             self._begin(found)
         elif isinstance(found, Commit) and not self.unseen:
@@ -209,13 +207,11 @@ class Peek:
             self._skip_to = max(self._skip_to, self._progress.done)
         self._xid = found.xid if found.xid in self.xids else None
 
-    def _is_followed(self, relation: Relation) -> bool | None:
-        known = self._followed.get(id(relation))
-        if known is None:
-            own = relation.table in OWN_TABLES
-            known = relation, None if own else self._follows(relation.schema, relation.table)
-            self._followed[id(relation)] = known
-        return known[1]
+    def _known(self, relations: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], bool | None]:
+        others = [one for one in relations if one.table not in OWN_TABLES]
+        followed = any(self._follows(one.schema, one.table) for one in others) if others else None
+        known = self._followed[id(relations)] = relations, followed
+        return known
 
     def _add(self, items: list[Item], lsn: str, raw: Any, sent_s: float | None) -> None:
         at = self._at

@@ -7,6 +7,9 @@ Message Formats".
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cachebus.consumers.cdc.rules.change import OddText, Op, OtherText, RowChange
@@ -24,6 +27,8 @@ KEY: Final = 1
 _ROWS: Final[dict[bytes, Op]] = {b"I": "insert", b"U": "update", b"D": "delete"}
 _OLD: Final = (b"K", b"O")
 _TEXT, _NULL, _UNCHANGED = b"tnu"
+_NUMBER: Final = slice(1, 5)
+"""Of its table, in the message of a row."""
 
 _begin = struct.Struct(">qqI")
 _commit = struct.Struct(">bqqq")
@@ -59,7 +64,20 @@ class Column(NamedTuple):
     key: bool
 
 
-class Relation(NamedTuple):
+Read = Callable[[bytes], Any]
+"""From the text of a value to the value."""
+
+
+class Layout(NamedTuple):
+    """By column: its name, whether it is in the key, and how it is read (None: not at all)."""
+
+    columns: list[tuple[str, bool, Read | None]]
+    wanted: list[tuple[str, bool, Read | None]]
+    """Up to the last that is read: behind it, at the end of a message, nothing is even looked at."""
+
+
+@dataclass(frozen=True)
+class Relation:
     """A table, as it was when its rows were written. `identity`: "d"efault, "n"othing, "f"ull, "i"ndex."""
 
     schema: str
@@ -67,7 +85,20 @@ class Relation(NamedTuple):
     identity: str
     columns: tuple[Column, ...]
     encoding: str = ""
-    """Python's name of the encoding of its text, which may contain bytes that are invalid in it; "" for UTF-8."""
+    """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
+    _layouts: dict[frozenset[str] | None, Layout] = field(default_factory=dict, repr=False, compare=False)
+
+    def layout(self, wanted: frozenset[str] | None) -> Layout:
+        """How its rows are read where these columns are wanted (None: all)."""
+        found = self._layouts.get(wanted)
+        if found is None:
+            columns = [
+                (name, key, _reader(oid, self.encoding) if wanted is None or name in wanted else None)
+                for name, oid, key in self.columns
+            ]
+            last = max((at for at, (_, _, read) in enumerate(columns, 1) if read), default=0)
+            found = self._layouts[wanted] = Layout(columns, columns if wanted is None else columns[:last])
+        return found
 
 
 class Told(NamedTuple):
@@ -80,14 +111,34 @@ class Told(NamedTuple):
     committed_at_s: float | None
 
     def changes(self, wanted: frozenset[str] | None = None) -> list[RowChange]:
-        """The row changes, with these columns only, if they are given. Raises nothing but `PgOutputError`, whatever the
-        bytes are."""
+        """The rows, with these columns alone where they are given; of a truncate one change for each table.
+        `PgOutputError`, whatever the bytes are."""
         if self.data[:1] == b"T":
             return [
                 RowChange("truncate", one.schema, one.table, None, None, self.position, self.committed_at_s)
                 for one in self.relations
             ]
-        return [_change(self, wanted)]
+        return [self._change(wanted)]
+
+    def _change(self, wanted: frozenset[str] | None) -> RowChange:
+        data, relation = self.data, self.relations[0]
+        layout = relation.layout(wanted)
+        kind, part, at = data[:1], data[5:6], 6
+        new = old = None
+        if part in _OLD and kind != b"I":
+            columns = layout.columns if kind == b"U" else layout.wanted
+            old, at = _row(data, at, len(relation.columns), columns, key_only=part == b"K")
+            part, at = (data[at : at + 1], at + 1) if kind == b"U" else (b"", at)
+        if part == b"N" and kind != b"D":
+            new, at = _row(data, at, len(relation.columns), layout.wanted)
+        elif part or kind != b"D":
+            raise PgOutputError(f"{part.decode('latin1')!r} is no part of {kind.decode('latin1')!r}")
+        if wanted is None and at != len(data):
+            raise PgOutputError(f"{len(data) - at} bytes too many in a message")
+        if old is None and new is None:
+            raise PgOutputError("a message is cut short")
+        op = _ROWS[kind]
+        return RowChange(op, relation.schema, relation.table, new, old, self.position, self.committed_at_s)
 
 
 class Decoder:
@@ -97,13 +148,15 @@ class Decoder:
     def __init__(self, encoding: str = "") -> None:
         self._encoding = encoding
         self.relations: dict[int, Relation] = {}
+        self._alone: dict[bytes, tuple[Relation]] = {}
+        """The same, as the messages of rows name them, and are told with them."""
         self._committed_at_s: float | None = None
 
     def read(self, data: bytes, position: str = "") -> Begin | Commit | Told | None:
-        """The message, parsed as far as needed; None if it is about no row. Raises nothing but `PgOutputError`."""
-        kind = data[:1]
-        if kind in _ROWS and len(data) >= _u32.size + 1:
-            return Told(data, (self._of(_u32.unpack_from(data, 1)[0]),), position, self._committed_at_s)
+        """What a message is; None for those that tell of no row. `PgOutputError`, whatever the bytes are."""
+        if data[:1] in _ROWS and len(data) >= _NUMBER.stop:
+            alone = self._alone.get(data[_NUMBER]) or (self._of(_u32.unpack_from(data, 1)[0]),)
+            return Told(data, alone, position, self._committed_at_s)
         read = _Reader(data, self._encoding)
         letter = read.letter()
         if letter == "B":
@@ -120,6 +173,7 @@ class Decoder:
         if letter == "R":
             oid, relation = _relation(read)
             self.relations[oid] = relation
+            self._alone[_u32.pack(oid)] = (relation,)
         elif letter not in "YOM":  # types, origins, and messages that applications write: no rows
             raise PgOutputError(f"no message begins with {letter!r}")
         return None
@@ -136,48 +190,28 @@ class Decoder:
             raise PgOutputError(f"a row of the table {oid}, which was not told before") from None
 
 
-def _change(told: Told, wanted: frozenset[str] | None) -> RowChange:
-    data, (relation,) = told.data, told.relations
-    kind, part, at = data[:1], data[5:6], 6
-    new = old = None
-    if part in _OLD and kind != b"I":
-        old, at = _row(data, at, relation, wanted, key_only=part == b"K")
-        part, at = (data[at : at + 1], at + 1) if kind == b"U" else (b"", at)
-    if part == b"N" and kind != b"D":
-        new, at = _row(data, at, relation, wanted)
-    elif part or kind != b"D":
-        raise PgOutputError(f"{part.decode('latin1')!r} is no part of {kind.decode('latin1')!r}")
-    if at != len(data):
-        raise PgOutputError(f"{len(data) - at} bytes too many in a message")
-    if old is None and new is None:
-        raise PgOutputError("a message is cut short")
-    return RowChange(_ROWS[kind], relation.schema, relation.table, new, old, told.position, told.committed_at_s)
-
-
 def _row(
-    data: bytes, at: int, relation: Relation, wanted: frozenset[str] | None, *, key_only: bool = False
+    data: bytes, at: int, width: int, columns: Sequence[tuple[str, bool, Read | None]], *, key_only: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """The columns that were sent (of an old row maybe the key only), and where the row ends."""
+    """The first columns of a row of `width` that are told; of an old row that has only its key, the key. And where that
+    ends."""
+    found: dict[str, Any] = {}
     try:
         (count,) = _i16.unpack_from(data, at)
-        if count != len(relation.columns):
-            raise PgOutputError(f"a row of {count} columns in a table of {len(relation.columns)}")
+        if count != width:
+            raise PgOutputError(f"a row of {count} columns in a table of {width}")
         at += 2
-        found: dict[str, Any] = {}
-        for name, type_oid, in_key in relation.columns:
+        for name, in_key, read in columns:
             kind = data[at]
-            if kind == _TEXT:
-                (size,) = _i32.unpack_from(data, at + 1)
-                at += 5
-                if not 0 <= size <= len(data) - at:
-                    raise PgOutputError("a value is cut short")
-                if wanted is None or name in wanted:
-                    found[name] = _value(data[at : at + size], type_oid, relation.encoding)
-                at += size
-                continue
             at += 1
-            if kind == _NULL:
-                if (in_key or not key_only) and (wanted is None or name in wanted):
+            if kind == _TEXT:
+                begin, at = at + 4, at + 4 + _i32.unpack_from(data, at)[0]
+                if not begin <= at <= len(data):
+                    raise PgOutputError("a value is cut short")
+                if read is not None:
+                    found[name] = read(data[begin:at])
+            elif kind == _NULL:
+                if read is not None and (in_key or not key_only):
                     found[name] = None
             elif kind != _UNCHANGED:  # a large value that was left as it was, and is not told
                 raise PgOutputError(f"no value is of the kind {chr(kind)!r}")
@@ -257,20 +291,24 @@ def _decoded(data: bytes, encoding: str) -> str:
         raise PgOutputError("a text is not UTF-8: the connection's client_encoding must be") from None
 
 
-def _value(data: bytes, type_oid: int, encoding: str) -> Any:
+def _reader(type_oid: int, encoding: str) -> Read:
+    """How values of a type are read."""
     if type_oid in WHOLE_NUMBERS:
-        try:
-            return int(data)
-        except ValueError:
-            raise PgOutputError("a whole number is none") from None
+        return _whole_number
+    kind: Callable[[str], Any] = str if nameable(type_oid) else "t".__eq__ if type_oid == BOOL else OtherText
+    return partial(_text, kind, encoding)
+
+
+def _text(kind: Callable[[str], Any], encoding: str, data: bytes) -> Any:
     text = _decoded(data, encoding)
-    if encoding and not _is_text(data, encoding):
-        return OddText(text)
-    if type_oid in TEXTS or type_oid >= FIRST_OWN_TYPE:
-        return text
-    if type_oid == BOOL:
-        return text == "t"
-    return OtherText(text)
+    return OddText(text) if encoding and not _is_text(data, encoding) else kind(text)
+
+
+def _whole_number(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise PgOutputError("a whole number is none") from None
 
 
 def _is_text(data: bytes, encoding: str) -> bool:

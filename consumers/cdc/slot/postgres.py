@@ -17,12 +17,11 @@ from pydantic import SecretStr
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rule, Rules
+from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
 from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.mending import Mending
 from cachebus.consumers.cdc.slot.peek import Progress, Slices
-from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
 from cachebus.consumers.cdc.slot.standing import Names
@@ -125,7 +124,6 @@ class PostgresSource(Source):
         """Whether transactions are told of that others do not see yet."""
         self.may_shorten = True
         self._change_bytes = float(TYPICAL_CHANGE_BYTES)
-        self._wanted: dict[tuple[str, str], tuple[tuple[Rule, ...], frozenset[str]]] = {}
         self._warned: set[str] = set()
         self._warned_s = float("-inf")
         self._lock_s = max(LOCK_S, int(4 * settings.l2_timeout_s))
@@ -205,15 +203,10 @@ class PostgresSource(Source):
         """Whether rules apply to this table."""
         return bool(self.router.rules_of(schema, table))
 
-    def wanted(self, relations: Sequence[Relation]) -> frozenset[str] | None:
-        """The columns that the rules for these tables need."""
-        place = relations[0].schema, relations[0].table
-        rules = self.router.rules_of(*place)
-        known = self._wanted.get(place)
-        if known is None or known[0] is not rules:
-            known = rules, frozenset[str]().union(*(rule.columns.union(rule.when) for rule in rules))
-            self._wanted[place] = known
-        return known[1]
+    @property
+    def names_all(self) -> bool:
+        """Whether rules name all that changes may touch which nobody has seen."""
+        return not self.router.missed(self.router.rules.rule)[1]
 
     def shard_of(self, command: Command | bytes | str) -> int:
         """The shard of a command."""

@@ -37,8 +37,16 @@ FRESH_S: Final = 1.0
 HOLD_S: Final = 2.0
 """How long a transaction is held open until its changes are taken."""
 SEEN_S: Final = 0.1
-"""How long it waits until a commit is visible to other sessions. Later changes go on then."""
+"""A commit is waited for no longer to be seen by others: what is behind it goes on then."""
+TOO_LARGE: Final = "the server can't tell of a transaction, since something in it is too large as text"
+TOO_LARGE_S: Final = 5.0
+"""Between trials of what the server can't tell: each may take it gigabytes of memory."""
 IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
+
+
+LEAVE_OUT: Final = (
+    "from then on publish the table without the large column (in PostgreSQL 15: ADD TABLE name (columns))"
+)
 
 
 class SlotReader:
@@ -72,6 +80,10 @@ class SlotReader:
         self._idle_since_s = 0.0
         self.pause_s = 0.0
         """How long there is nothing to look for."""
+        self._singly = False
+        """Whether transactions are asked for one at a time: the server can't tell one of those that come next."""
+        self.too_large = ""
+        """What the server said of the next one, where it can't tell it and it may not be passed by."""
         self.in_use_s: float | None = None
         """Since when others use the slot."""
         self.waited_since_s: float | None = None
@@ -140,9 +152,9 @@ class SlotReader:
         self._now, self._snapshot, self._began_s = now["lsn"], now["snapshot"], wall_s()
         self._started_s = started_s
         peek = Peek(self._source.progress, self.passed, self._source.is_followed, self._encoding)
-        timeout_s = self._source.peek_timeout_s
+        asked = self._asked((1 if self._singly else self._source.batch) + self._again)
         try:
-            await peek.begin(self._main, self._statement, self._asked(self._source.batch + self._again), timeout_s)
+            await peek.begin(self._main, self._statement, asked, self._source.peek_timeout_s)
         except asyncpg.PostgresError:
             await self._main.execute("ROLLBACK")
             raise
@@ -181,7 +193,13 @@ class SlotReader:
             await self._closed("ROLLBACK")
             await self._pass_by()
             return []
-        self.in_use_s = None
+        except asyncpg.PostgresError as error:
+            if not _is_too_large(error):
+                raise
+            await self._closed("ROLLBACK")
+            await self._pass_by_large(peek, error)
+            return []
+        self.in_use_s, self.too_large = None, ""
         if not items:
             await self._heard(peek)
         self._in_hand = bool(items)
@@ -210,6 +228,22 @@ class SlotReader:
             sql = f"UPDATE {SLOTS} SET whole = false WHERE slot = $1"
             await change(self._main, SLOTS, sql, self._names.slot)
             await self._closed(self._advance(lsn_of(self._now)))
+
+    async def _pass_by_large(self, peek: Peek, error: asyncpg.PostgresError) -> None:
+        """No server makes a text of more than a gigabyte, whoever asks. What comes before that transaction is told
+        first, and waited for; then the log is passed by as missed, if rules name all that it may have touched."""
+        if not self._singly or self.passed.unseen:
+            self._singly, self.pause_s = True, self._source.poll_s if self._singly else 0.0
+            return
+        said = f"{type(error).__name__} ({error.sqlstate})"
+        if self._source.names_all:
+            logger.error(
+                "cdc: {}: {}; it is passed by, and all is let go of that rules name; {}", TOO_LARGE, said, LEAVE_OUT
+            )
+            self._singly, self.too_large = False, ""
+            await self._pass_by()
+        else:
+            self.too_large, self.pause_s = said, TOO_LARGE_S
 
     # -- letting go ---------------------------------------------------------------------------------------------------
 
@@ -247,6 +281,7 @@ class SlotReader:
             target = max(target or 0, now)
         self._looked_s = monotonic()
         if not limited:
+            self._singly = False
             self._seen = self._now
             self._up_to_s = self._began_s
         if not peek.given and not limited:  # at most half of the time is the server kept reading its log over for us
@@ -300,3 +335,9 @@ class SlotReader:
             self._shorten_every_s = SHORTEN_EVERY_S if helped else min(SHORTEN_MAX_S, 2 * self._shorten_every_s)
             self._shorten_from_s = monotonic() + self._shorten_every_s
             self._advanced -= 2 * IDLE_ADVANCE_BYTES  # and pass it by at once
+
+
+def _is_too_large(error: asyncpg.PostgresError) -> bool:
+    """Whether the server would need a text, or memory for one, that is longer than it has any."""
+    in_memory = isinstance(error, asyncpg.InternalServerError) and "memory alloc request" in str(error)
+    return in_memory or isinstance(error, asyncpg.ProgramLimitExceededError)

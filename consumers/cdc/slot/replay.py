@@ -87,9 +87,9 @@ def _meant(payload: str, router: Router, applier: Applier) -> tuple[list[Plan], 
             problems.append(str(error))
             continue
         problems += meaning.problems
-        found, wrong = applier.planned(meaning.commands)
-        plans += (plan for _, plan in found)
-        problems += wrong
+        found = applier.planned(meaning.commands)
+        plans += found.plans
+        problems += found.problems
     return plans, problems
 
 

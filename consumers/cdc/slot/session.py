@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.cdc.rules.router import Table
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
-from cachebus.consumers.cdc.slot.peek import Unreadable
-from cachebus.consumers.cdc.slot.pgoutput import PgOutputError
-from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, SlotReader
+from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Relation, Told
+from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, LEAVE_OUT, TOO_LARGE, SlotReader
+from cachebus.consumers.cdc.slot.shortcut import Shortcut, shortcut
+from cachebus.consumers.cdc.slot.slot import literal
 from cachebus.consumers.cdc.slot.standing import Standing
 from cachebus.consumers.cdc.slot.storage import HELD, Swallowed
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.source import Batch, Finding, Item, Left, Look, Meaning, Session
+from cachebus.consumers.worker.source import NOTHING, Batch, Finding, Item, Left, Look, Meaning, Session
 from cachebus.producers.command import Command
 
 if TYPE_CHECKING:
     from cachebus.consumers.cdc.slot.postgres import PostgresSource
 
 STAND_BY_S: Final = 0.5
+WAYS: Final = 1000
 STILL_S: Final = 15.0
 """If a worker has the slot's lock and does not use the slot for so long, the workers that stand by report it."""
 TAKEN_S: Final = 5.0
@@ -40,7 +43,6 @@ UNSEEN_REMEDY: Final = (
     "bring the standby back, or change synchronous_standby_names (who waits: "
     "SELECT pid, query FROM pg_stat_activity WHERE wait_event = 'SyncRep';)"
 )
-NOTHING: Final = Meaning()
 
 
 class SlotSession(Session):
@@ -54,6 +56,8 @@ class SlotSession(Session):
         self._held = HeldCommands(beside, self._names.slot, source.shards, source.shard_of)
         self._dead = TableOfDead(beside, self._names.slot)
         self._found = Standing()
+        self._ways: dict[int, tuple[tuple[Relation, ...], Table, Shortcut | None]] = {}
+        """By `id` of what a message is about."""
         self._turn = False
         self._still: tuple[int, float] = (0, monotonic())
 
@@ -145,19 +149,38 @@ class SlotSession(Session):
     def mean(self, item: Item) -> Meaning:
         """See `Session.mean`."""
         raw = item.raw
+        if isinstance(raw, Told):
+            return self._meaning(raw)
         if raw is None:
             return NOTHING
         if isinstance(raw, HeldCommand):
             return Meaning([raw.command])
         if isinstance(raw, HeldLetter):
             return Meaning((), [raw.letter.reason])
-        if isinstance(raw, Unreadable):
-            raise PgOutputError(raw.problem)
-        several = [self._source.router.meaning(change) for change in raw.changes(self._source.wanted(raw.relations))]
-        if len(several) == 1:
-            return several[0]
+        raise PgOutputError(raw.problem)
+
+    def _meaning(self, told: Told) -> Meaning:
+        router = self._source.router
+        tables = [router.table(one.schema, one.table) for one in told.relations]
+        way = self._way(tables[0], told)
+        if way is not None and (meaning := way.meaning(told)) is not None:
+            return meaning
+        changes = told.changes(tables[0].columns)
+        if len(changes) == 1:
+            return tables[0].meaning(changes[0])
+        several = [table.meaning(change) for table, change in zip(tables, changes, strict=True)]
         commands = dict.fromkeys(command for one in several for command in one.commands)
         return Meaning(list(commands), [problem for one in several for problem in one.problems])
+
+    def _way(self, table: Table, told: Told) -> Shortcut | None:
+        """The shortcut for messages like this one, made once a look, unless it falls under other rules by now."""
+        known = self._ways.get(id(told.relations))
+        if known is None or known[1] is not table:
+            if len(self._ways) >= WAYS:
+                self._ways.clear()
+            way = shortcut(table, told.relations[0]) if len(told.relations) == 1 else None
+            known = self._ways[id(told.relations)] = told.relations, table, way
+        return known[2]
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
@@ -213,6 +236,9 @@ class SlotSession(Session):
             since_s = self._reader.passed.since_s
             if since_s is not None and monotonic() - since_s > UNSEEN_S:
                 return [Finding("slot", self._names.slot, UNSEEN, UNSEEN_REMEDY)]
+            if self._reader.too_large:
+                problem = f"{TOO_LARGE}: {self._reader.too_large}. What is behind it waits"
+                return [Finding("slot", self._names.slot, problem, self._ways_past(), missed=True)]
             if self._reader.in_use_s is not None and monotonic() - self._reader.in_use_s > TAKEN_S and slot.active_pid:
                 who = f"another program reads it: {slot.active_as!r}, process {slot.active_pid}"
                 return [Finding("slot", self._names.slot, who, f"SELECT pg_terminate_backend({slot.active_pid});")]
@@ -232,6 +258,14 @@ class SlotSession(Session):
                 )
             ]
         return []
+
+    def _ways_past(self) -> str:
+        """What gets past a transaction that can't be told of."""
+        advance = f"SELECT pg_replication_slot_advance({literal(self._names.slot)}, pg_current_wal_flush_lsn());"
+        return (
+            "name all tenants at the head of the rules: then it is passed by; or invalidate what it changed by hand, "
+            f"and {advance} {LEAVE_OUT}"
+        )
 
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""

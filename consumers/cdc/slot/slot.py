@@ -150,7 +150,8 @@ def slot_findings(
             Finding(
                 "slot",
                 name,
-                "it was made anew, or others have read from it, and what was missed was not made up for",
+                "it was made anew, others have read from it, or some of it was passed by, and what was missed was "
+                "not made up for",
                 missed=True,
                 over=True,
             )

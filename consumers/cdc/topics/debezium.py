@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import isfinite
 from typing import Any, Final
 
@@ -58,7 +57,7 @@ def parse_envelope(value: bytes | str | None, key: bytes | str | None = None) ->
     change = _change(payload, schema)
     if key is None or change.old is None or _is_of_a_binlog(payload["source"]):
         return change
-    return replace(change, sure=_names(key))
+    return change._replace(sure=_names(key))
 
 
 def _names(key: bytes | str) -> frozenset[str]:

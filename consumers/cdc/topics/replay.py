@@ -64,17 +64,14 @@ async def _tried(records: Sequence[Any], router: Router, applier: Applier) -> li
 
 
 def _planned(letter: DeadLetter, router: Router, applier: Applier) -> tuple[list[Plan], list[str]]:
-    plans: list[Plan] = []
     try:
         change = parse_envelope(letter.payload, UNSURE if letter.key_cut else letter.key)
         if change is None:
             return [], []
         commands, problems = router.meaning(change)
-        found, wrong = applier.planned(commands)
-        problems = [*problems, *wrong]
-        plans += (plan for _, plan in found)
+        found = applier.planned(commands)
     except REFUSED as error:
         return [], [str(error)]
     except Exception as error:  # noqa: BLE001 -- whatever is wrong with one letter, the others are tried
         return [], [f"{type(error).__name__} while it was read"]
-    return plans, problems
+    return [*found.plans], [*problems, *found.problems]

@@ -1,0 +1,62 @@
+"""Rows that are gone, and that the database can't forget: each look for the next row passes all of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.source import Finding
+from cachebus.producers.outbox.table import OutboxTable
+
+ASSUMPTION: Final = "vacuum"
+MOST: Final = 1_000_000
+"""Of them: they cost each look from two tenths of a second to a whole one."""
+OLD_S: Final = 60.0
+"""A snapshot that is older is likely to be what keeps them."""
+WHO: Final = (
+    "see who has an old snapshot (SELECT pid, state, xact_start, query FROM pg_stat_activity "
+    "ORDER BY age(backend_xmin) DESC NULLS LAST; pg_prepared_xacts and pg_replication_slots have an xmin, too), "
+    "end it, and VACUUM again"
+)
+
+
+async def findings(connection: asyncpg.Connection, table: OutboxTable) -> list[Finding]:
+    """Whether there are too many, and who keeps them, as far as this role may see that."""
+    gone = await connection.fetchval(_GONE, table.rows)
+    if gone < MOST:
+        return []
+    keeper = await connection.fetchrow(_KEEPER, OLD_S)
+    problem = f"about {gone} rows that are gone were not vacuumed away, and each look passes them"
+    if keeper is None:
+        return [Finding(ASSUMPTION, table.rows, problem, f"VACUUM {table.rows}; where that does not help, {WHO}")]
+    problem = f"{problem}: {clean(keeper['who'])} keeps them"
+    return [Finding(ASSUMPTION, table.rows, problem, f"{clean(keeper['ends'])} VACUUM {table.rows};")]
+
+
+_GONE: Final = """\
+WITH parts AS (SELECT relid FROM pg_partition_tree(to_regclass($1)) UNION SELECT to_regclass($1))
+SELECT coalesce(sum(pg_stat_get_dead_tuples(relid)), 0)::bigint FROM parts"""
+
+_KEEPER: Final = """\
+SELECT who, ends FROM (
+    SELECT format('a transaction of the session %s (%s), begun %s', pid,
+            coalesce(nullif(application_name, ''), usename), xact_start::timestamp(0)) AS who,
+        format('SELECT pg_terminate_backend(%s);', pid) AS ends, age(backend_xmin) AS age
+    FROM pg_stat_activity
+    WHERE backend_xmin IS NOT NULL AND backend_type = 'client backend' AND datname = current_database()
+        AND xact_start < statement_timestamp() - make_interval(secs => $1)
+    UNION ALL
+    SELECT format('the standby of %s (hot_standby_feedback)', coalesce(nullif(application_name, ''), usename)),
+        'end what runs there;', age(backend_xmin)
+    FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND backend_type = 'walsender'
+    UNION ALL
+    SELECT format('the prepared transaction %s', gid), format('ROLLBACK PREPARED %L;', gid), age(transaction)
+    FROM pg_prepared_xacts
+    WHERE database = current_database() AND prepared < statement_timestamp() - make_interval(secs => $1)
+    UNION ALL
+    SELECT format('the replication slot %s', slot_name), format('SELECT pg_drop_replication_slot(%L);', slot_name),
+        age(xmin)
+    FROM pg_replication_slots WHERE xmin IS NOT NULL AND NOT active) AS keepers
+ORDER BY age DESC LIMIT 1"""

@@ -1,0 +1,63 @@
+"""Transactions of which no server can tell, since something in them is too large as text.
+
+A row of more than a gigabyte takes long to write. A publication's row filter is computed where rows are told, and the
+text that this one makes has the same limit, and its error is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cachebus.consumers.cdc.rules.rules import parse_rules
+from tests.support.caches import until
+from tests.support.cdc_slot import ORDER, done_beside, worker
+from tests.support.changes import RULES, SCHEMA, Heard, fetched, running, tell
+
+STORY = [
+    ORDER.format(1),
+    "CREATE TABLE shop.large (size int PRIMARY KEY)",
+    "ALTER PUBLICATION cachebus_cdc ADD TABLE shop.large WHERE (repeat('x', size) <> '')",
+    "INSERT INTO shop.large VALUES (1073741824)",
+    "ALTER PUBLICATION cachebus_cdc DROP TABLE shop.large",
+    ORDER.format(2),
+]
+ADVANCE = "SELECT pg_replication_slot_advance('cachebus_cdc', pg_current_wal_flush_lsn())"
+
+
+async def test_what_is_too_large_to_be_told_is_passed_by_and_made_up_for(database: str, redis_url: str) -> None:
+    await tell(database, [SCHEMA])
+    async with running(worker(database, redis_url)):
+        pass
+    await tell(database, STORY)
+    one = worker(database, redis_url)
+    heard = Heard(one)
+    async with running(one):
+        await until(lambda: heard.asked["D globex order"])
+        assert heard.has("order", "1"), "what was before it"
+        assert not heard.has("order", "2"), "what was behind it is passed by, too"
+        await tell(database, [ORDER.format(3)])
+        await until(lambda: heard.has("order", "3"))
+        assert heard.asked["D globex order"] == 1
+        assert await fetched(database, "SELECT whole FROM cachebus_cdc_slots")
+
+
+async def test_where_nobody_can_name_what_it_changed_it_is_told_how_to_get_past_it(
+    database: str, redis_url: str
+) -> None:
+    unnamed = parse_rules(RULES.replace('["acme", "globex"]', "[]").replace('"all"', '"ignore"'))
+    await tell(database, [SCHEMA])
+    async with running(worker(database, redis_url, unnamed)):
+        pass
+    await tell(database, STORY)
+    one = worker(database, redis_url, unnamed)
+    heard = Heard(one)
+    task = asyncio.create_task(one.run())
+    await until(lambda: "too large as text" in one.health.as_dict()["parts"]["slot"]["why"])
+    assert ADVANCE in one.health.as_dict()["parts"]["slot"]["why"]
+    assert heard.has("order", "1"), "what was before it"
+    await until(lambda: done_beside(database, ADVANCE))
+    await tell(database, [ORDER.format(3)])
+    await until(lambda: heard.has("order", "3"), within_s=30)
+    await until(lambda: one.health.is_up("slot"))
+    one.drain()
+    await asyncio.wait_for(task, 20)
