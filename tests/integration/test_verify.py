@@ -52,6 +52,7 @@ SHOWS = {
     "low watermarks": "none",
     "counting marks": "del-marks,kill",
     "waiting for most replicas": "split",
+    "hearing replicas": "primary-frozen",
     "each primary apart": "failover",
 }
 """The faults under which the loss of a rule shows."""
@@ -60,6 +61,7 @@ LOADS = {
     # Who loads most often hides from the others that their own source is away.
     "an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20"),
     "waiting for most replicas": (*USUAL, "--kind", "sentinel"),
+    "hearing replicas": (*USUAL, "--nodes", "5", "--kind", "sentinel"),
     "each primary apart": (*USUAL, "--kind", "cluster"),
 }
 TRIES = 12
