@@ -13,7 +13,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.resp import Address, Connection
 from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from cachebus.tools.verify.fleet.crew import Crew
 from cachebus.tools.verify.fleet.messages import Job
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
@@ -138,3 +138,26 @@ async def follows(group: GroupUnderTest, server: EmbeddedServer, primary: Embedd
     """Whether one has copied all from another, and follows it."""
     role = await ask(server, "ROLE")
     return role[:4] == [b"slave", HOST.encode(), group.place(primary), b"connected"]
+
+
+async def test_what_is_set_right_is_not_the_one_that_was_deposed() -> None:
+    async with SentinelGroup(any_binary()) as group:
+        old = await group.primary()
+        await ask(group.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        heir = await until(lambda: other_than(group, old))
+        await until(lambda: role_of(old, b"slave"))
+        await ask(old, "REPLICAOF", "NO", "ONE")
+        await group.set_right()
+        await group.until_replicas(2)
+        assert await group.primary() is heir
+
+
+async def other_than(group: SentinelGroup, old: EmbeddedServer) -> EmbeddedServer | None:
+    """The primary, if it is another one."""
+    now = await group.primary()
+    return None if now is old else now
+
+
+async def role_of(server: EmbeddedServer, role: bytes) -> bool:
+    """Whether a server says that it is this."""
+    return (await ask(server, "ROLE"))[0] == role

@@ -100,9 +100,13 @@ class SentinelGroup(Group):
 
     async def set_right(self) -> None:
         """What an operator does where a replica is held for the primary, or replicas follow each other: Sentinels may
-        take minutes to see it. One that is a primary is declared to be it."""
-        heads = [server for server in self.data if (await ask(server, "ROLE"))[0] == b"master"]
-        head = heads[0] if heads else self.data[0]
+        take minutes to see it. Whom they name is declared to be it, as another's data may be older; else one that is
+        a primary."""
+        try:
+            head = await self.primary()
+        except L2Unavailable:
+            heads = [server for server in self.data if (await ask(server, "ROLE"))[0] == b"master"]
+            head = heads[0] if heads else self.data[0]
         await ask(head, "REPLICAOF", "NO", "ONE")
         for server in self.data:
             if server is not head:

@@ -1,7 +1,7 @@
 """A node's ways to the servers of a group: a proxy before each, to which the node's own connections are turned.
 
-The servers name each other by their own ports, in slot maps, in MOVED, and in what Sentinels say. So no address is
-changed: the node's event loop connects to the proxy where it is asked for the server.
+The servers name each other, in slot maps, in MOVED, and in what Sentinels say. So no address is changed: the node's
+event loop connects to the node's own proxy where it is asked for a server.
 """
 
 from __future__ import annotations

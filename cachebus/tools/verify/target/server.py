@@ -47,8 +47,8 @@ BUSY_MS: Final = 50
 
 
 class ServerUnderTest(Protocol):
-    """What a run needs of its server. A Sentinel or a Cluster is another kind of it: those with `dial` None are
-    reached by the nodes directly, and only faults of servers and nodes are made."""
+    """What a run needs of its server. Sentinels with their servers, or a Cluster, are another kind of it, whose `dial`
+    is None: nodes have a way to each of them."""
 
     name: str
     """Kind and version, such as "valkey-8.1.8"."""
