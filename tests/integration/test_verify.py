@@ -61,7 +61,8 @@ LOADS = {
     # Who loads most often hides from the others that their own source is away.
     "an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20"),
     "waiting for most replicas": (*USUAL, "--kind", "sentinel"),
-    "hearing replicas": (*USUAL, "--nodes", "5", "--kind", "sentinel"),
+    # Those that the primary finds again in the second in which it goes by an old count.
+    "hearing replicas": ("--nodes", "5", "--rate", "400", "--write-rate", "40", "--kind", "sentinel"),
     "each primary apart": (*USUAL, "--kind", "cluster"),
 }
 TRIES = 12
