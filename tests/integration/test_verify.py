@@ -52,7 +52,6 @@ SHOWS = {
     "low watermarks": "none",
     "counting marks": "del-marks,kill",
     "waiting for most replicas": "split",
-    "hearing replicas": "primary-frozen",
     "each primary apart": "failover",
 }
 """The faults under which the loss of a rule shows."""
@@ -61,8 +60,6 @@ LOADS = {
     # Who loads most often hides from the others that their own source is away.
     "an end of absence": ("--nodes", "2", "--rate", "1500", "--write-rate", "20"),
     "waiting for most replicas": (*USUAL, "--kind", "sentinel"),
-    # Those that the primary finds again in the second in which it goes by an old count.
-    "hearing replicas": ("--nodes", "5", "--rate", "400", "--write-rate", "40", "--kind", "sentinel"),
     "each primary apart": (*USUAL, "--kind", "cluster"),
 }
 TRIES = 12

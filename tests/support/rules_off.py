@@ -337,11 +337,6 @@ def _without_most_of_the_replicas() -> None:
     from cachebus.tools.verify.target import group
 
     group.needed = lambda replicas: needed(replicas) - 1  # type: ignore[attr-defined]
-    _without_hearing_replicas()
-
-
-def _without_hearing_replicas() -> None:
-    """A primary goes by its own count of the replicas that keep up, however old that is."""
     _rewrite_scripts("if heard < ", "if false and heard < ")
 
 
@@ -392,5 +387,4 @@ RULES: dict[str, Callable[[], None]] = {
     "counting marks": _without_counting_marks,
     "each primary apart": _without_each_primary_apart,
     "waiting for most replicas": _without_most_of_the_replicas,
-    "hearing replicas": _without_hearing_replicas,
 }

@@ -135,6 +135,15 @@ class GroupUnderTest:
         with suppress(L2Unavailable):
             await ask(server, *command)
 
+    async def written(self, server: EmbeddedServer, *, within_s: float) -> None:
+        """Until a server takes writes, or until that takes too long."""
+        until_s = monotonic() + within_s
+        while monotonic() < until_s:
+            with suppress(L2Unavailable):  # NOREPLICAS
+                await ask(server, "DEL", f"{self.namespace}:nothing")
+                return
+            await asyncio.sleep(LOOK_S)
+
     async def move(self, names: ShardNames, dice: Random) -> None:
         """Move a shard's slot to another primary, with its keys; nothing happens without a Cluster that is whole."""
         cluster, source = self.cluster, await self.primary(names)
