@@ -8,19 +8,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
 
 from cachebus import CacheBusError
 from cachebus.base.clock import monotonic
+from cachebus.l2.names import ShardNames
 from cachebus.producers import DirectProducer
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
-from tests.support.caches import past, quick, until
+from cachebus.tools.verify.target.group import grouped
+from tests.support.caches import PATIENCE_S, past, quick, until
 from tests.support.replicas import led
+from tests.support.servers import any_binary
 
 TENANT = "acme"
 FROZEN_S = 4.2
@@ -49,10 +53,33 @@ async def test_a_primary_that_wakes_beside_another_confirms_nothing() -> None:
                     await producer.invalidate("config", "x", tenant_id=TENANT)
 
 
-async def keeping_up(primary: EmbeddedServer) -> bool:
-    """Whether both replicas do, by its own count."""
+async def test_nor_does_one_of_a_cluster() -> None:
+    """There it soon refuses all, as it misses the others. But what has come meanwhile it carries out first."""
+    async with grouped("cluster", any_binary(), "cachebus", seed=2) as server:
+        group, names = server.group, ShardNames("cachebus", 0)
+        assert group is not None
+        primary = await group.primary(names)
+        assert primary is not None
+        await until(lambda: keeping_up(primary, 1))
+        async with DirectProducer(quick(primary.url, l2_timeout_s=PATIENCE_S)) as producer:
+            await producer.invalidate("config", "x", tenant_id=TENANT)
+            await counted(primary)
+            primary.pause()
+            for network in group.network_of(primary):
+                network.hold()
+            frozen_s = monotonic()
+            late = asyncio.create_task(producer.invalidate("config", "x", tenant_id=TENANT))
+            await group.promoted(names, primary)
+            await past(frozen_s + FROZEN_S)
+            primary.resume()
+            with pytest.raises(CacheBusError, match="NOREPLICAS it has not heard from 1 of 1 replicas"):
+                await late
+
+
+async def keeping_up(primary: EmbeddedServer, replicas: int = 2) -> bool:
+    """Whether so many replicas do, by its own count."""
     text: bytes = await ask(primary, "INFO", "replication")
-    return text.count(b"state=online") == 2 and b"min_slaves_good_slaves:2" in text
+    return text.count(b"state=online") == replicas and b"min_slaves_good_slaves:%d" % replicas in text
 
 
 async def counted(primary: EmbeddedServer) -> None:

@@ -29,8 +29,9 @@ FLUSHALL; eviction of meta; eviction of marks; eviction of leases; eviction of r
 restart without persistence; restart with persistence; restart with an older RDB; DEBUG RELOAD;
 Sentinel failover that loses a suffix; fail-back;
 handover to a replica that dies at once, and back to the deposed primary;
-a primary frozen with its network, that wakes beside the promoted one; a name or virtual IP that is moved, while
-old connections stay;
+a primary frozen with its network, that wakes beside the promoted one;
+nodes that hear nothing of a failover, from some Sentinels or all; a new replica that joins while its primary dies;
+a name or virtual IP that is moved, while old connections stay;
 promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
 SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;

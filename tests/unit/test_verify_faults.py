@@ -41,9 +41,9 @@ def test_faults_of_groups_are_for_groups() -> None:
     alone = {f.name for f in possible(faults, own=True, proxied=True)}
     sentinel = {f.name for f in possible(faults, own=False, proxied=True, kind="sentinel")}
     cluster = {f.name for f in possible(faults, own=False, proxied=True, kind="cluster")}
-    assert {"failover", "failover-loss"} <= sentinel & cluster
+    assert {"failover", "failover-loss", "primary-frozen", "failover-newcomer"} <= sentinel & cluster
     assert cluster - sentinel == {"move-slot", "half-moved", "hung-target", "uncovered-slot"}
-    assert sentinel - cluster == {"sentinels-away", "split"}
+    assert sentinel - cluster == {"sentinels-away", "split", "failover-unseen"}
     assert {"hang", "deaf", "garble", "lost-primary", "half-lost-primary"} <= sentinel & cluster
     assert not {"lost-primary", "half-lost-primary"} & alone
     assert not alone & {f.name for f in faults if f.where == "group"}

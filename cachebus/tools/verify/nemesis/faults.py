@@ -9,6 +9,7 @@ from typing import Final
 from cachebus.errors import ConfigError
 from cachebus.policy import closest
 from cachebus.tools.verify.nemesis.broker_faults import BROKER_FAULTS
+from cachebus.tools.verify.nemesis.failover_faults import FAILOVER_FAULTS
 from cachebus.tools.verify.nemesis.group_faults import GROUP_FAULTS
 from cachebus.tools.verify.nemesis.network_faults import NETWORK_FAULTS
 from cachebus.tools.verify.nemesis.node_faults import NODE_FAULTS, SOURCE_FAULTS
@@ -16,7 +17,8 @@ from cachebus.tools.verify.nemesis.server_faults import SERVER_FAULTS
 from cachebus.tools.verify.target.server import ALONE, KAFKA, REDIS
 from cachebus.tools.verify.target.stage import Fault, Strike
 
-_ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *SERVER_FAULTS, *GROUP_FAULTS, *BROKER_FAULTS)
+_OF_SERVERS: Final = (*SERVER_FAULTS, *GROUP_FAULTS, *FAILOVER_FAULTS, *BROKER_FAULTS)
+_ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *_OF_SERVERS)
 FAULTS: Final = {fault.name: fault for fault in _ALL}
 GROUPS: Final = ("network", "node", "source", "server", "group", "bus", "broker")
 OF_REDIS: Final = (
@@ -34,7 +36,7 @@ OF_REDIS: Final = (
 """Faults of a subscription. Nodes have none if Kafka carries the events."""
 NOT_OF: Final = {
     "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot"),
-    "cluster": ("sentinels-away", "split"),
+    "cluster": ("sentinels-away", "split", "failover-unseen"),
 }
 """Faults of a group that do not exist for one kind of group."""
 OF_A_GROUP: Final = ("lost-primary", "half-lost-primary")

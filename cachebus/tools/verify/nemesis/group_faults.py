@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Final
 
 from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
-from cachebus.tools.harness.proxy import HOST
+from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
 from cachebus.tools.verify.target.group import GroupUnderTest
 from cachebus.tools.verify.target.roads import Roads
 from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
 
 NONE: Final = frozenset[int]()
+SETTLED_S: Final = 4.0
+"""A primary counts once a second which replicas keep up, and each speaks once a second: for half of this one that was
+promoted just now refuses all writes, on a machine that has time. One that refuses them for longer has too few."""
 
 
-def _group(stage: Stage) -> GroupUnderTest:
+def group_of(stage: Stage) -> GroupUnderTest:
+    """The servers, for faults that need several."""
     if stage.server.group is None:
         raise RuntimeError("this server is alone")
     return stage.server.group
@@ -27,7 +32,7 @@ def _group(stage: Stage) -> GroupUnderTest:
 
 def _failover(*, loses: bool) -> Act:
     async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        group = _group(stage)
+        group = group_of(stage)
         names = group.some_shard(blow.dice())
         primary = await group.primary(names)
         if primary is None:
@@ -43,27 +48,34 @@ def _failover(*, loses: bool) -> Act:
         finally:
             for replica in replicas:
                 replica.resume()
-        gone_s = monotonic()
-        try:
-            await group.promoted(names, primary)
-            _was_away(stage, gone_s)
+        async with succeeded(stage, names, primary):
             await rest(blow.lasts_s / 2)
-        finally:
-            primary.start()
         await group.followed()
         return shards
 
     return act
 
 
-def _was_away(stage: Stage, from_s: float) -> None:
-    """Note that from then until now nobody could reach the primary, if there is only one."""
-    if _group(stage).is_one:
+@asynccontextmanager
+async def succeeded(stage: Stage, names: ShardNames, killed: EmbeddedServer) -> AsyncIterator[None]:
+    """While another one has the place of a primary that was just killed; it is back behind the block, with nothing."""
+    gone_s = monotonic()
+    try:
+        await group_of(stage).promoted(names, killed)
+        was_away(stage, gone_s)
+        yield
+    finally:
+        killed.start()
+
+
+def was_away(stage: Stage, from_s: float) -> None:
+    """From then until now nobody could reach a primary, if there is only one."""
+    if group_of(stage).is_one:
         stage.away.append((from_s, monotonic()))
 
 
 async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
-    group = _group(stage)
+    group = group_of(stage)
     names = group.some_shard(blow.dice())
     primary = await group.primary(names)
     if primary is None:
@@ -74,7 +86,7 @@ async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
     promoted = asyncio.create_task(group.promoted(names, primary))
     try:
         await asyncio.wait([promoted], timeout=blow.lasts_s)
-        _was_away(stage, paused_s)
+        was_away(stage, paused_s)
         await rest(max(0.0, blow.lasts_s - (monotonic() - paused_s)))
     finally:
         primary.resume()
@@ -86,7 +98,7 @@ async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
 
 async def _move(stage: Stage, blow: Strike) -> frozenset[int]:
     dice: Random = blow.dice()
-    group = _group(stage)
+    group = group_of(stage)
     names = group.some_shard(dice)
     await group.move(names, dice)
     return group.only(names)
@@ -94,15 +106,15 @@ async def _move(stage: Stage, blow: Strike) -> frozenset[int]:
 
 def _half_moved(*, hangs: bool) -> Act:
     async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        dice, group = blow.dice(), _group(stage)
+        dice, group = blow.dice(), group_of(stage)
         return await group.half_move(group.some_shard(dice), dice, lambda: rest(blow.lasts_s), hangs=hangs)
 
     return act
 
 
 async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
-    """Nobody serves a slot, as after a wrong migration."""
-    group = _group(stage)
+    """A slot that nobody serves, as a migration leaves it that was done wrong."""
+    group = group_of(stage)
     names = group.some_shard(blow.dice())
     owner, slot = await group.primary(names), slot_of(names.log)
     if owner is None:
@@ -120,7 +132,7 @@ async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
 
 
 async def _hand_over(stage: Stage, blow: Strike) -> frozenset[int]:
-    dice, group = blow.dice(), _group(stage)
+    dice, group = blow.dice(), group_of(stage)
     names = group.some_shard(dice)
     shards = await group.shards_at(await group.primary(names))
     await group.hand_over(names, dice)
@@ -130,38 +142,40 @@ async def _hand_over(stage: Stage, blow: Strike) -> frozenset[int]:
 
 
 async def _split(stage: Stage, blow: Strike) -> None:
-    """A split with two sides that both live. Half of the nodes and replicas stay with the primary. The others get a
-    replica that is promoted by hand, since the Sentinels are on neither side. In the end the primary is the only one
-    again, and what the other one has acknowledged is lost."""
-    dice, group = blow.dice(), _group(stage)
+    """Two sides, both alive: half of the nodes and of the replicas stay with the primary, the others have one that was
+    promoted by hand, since the Sentinels are on neither. In the end the primary is the only one again, and what the
+    other had acknowledged is lost. Nodes come to the promoted one once it takes writes, if it ever does."""
+    dice, group = blow.dice(), group_of(stage)
     primary = await group.primary(group.some_shard(dice))
     replicas = [] if primary is None else await group.replicas(primary)
     if primary is None or len(replicas) < 2:
         return
     dice.shuffle(replicas)
     promoted, *others = replicas[len(replicas) // 2 :]
-    roads = [road.to(primary.port) for node, road in stage.proxies.items() if node % 2 and isinstance(road, Roads)]
+    place = group.place(primary)
+    roads = [road.to(place) for node, road in stage.proxies.items() if node % 2 and isinstance(road, Roads)]
     try:
         for sentinel in group.sentinels:
             sentinel.pause()
         await group.command(promoted, "REPLICAOF", "NO", "ONE")
         for other in others:
-            await group.command(other, "REPLICAOF", HOST, promoted.port)
+            await group.follow(other, promoted)
+        await group.written(promoted, within_s=SETTLED_S)
         for road in roads:
-            road.lead(group.dials[promoted.port])
+            road.lead(group.dials[group.place(promoted)])
         await rest(blow.lasts_s)
     finally:
         for road in roads:
-            road.lead(group.dials[primary.port])
+            road.lead(group.dials[place])
         for replica in (promoted, *others):
-            await group.command(replica, "REPLICAOF", HOST, primary.port)
+            await group.follow(replica, primary)
         for sentinel in group.sentinels:
             sentinel.resume()
     await group.followed()
 
 
 async def _sentinels_away(stage: Stage, blow: Strike) -> None:
-    sentinels = _group(stage).sentinels
+    sentinels = group_of(stage).sentinels
     try:
         for sentinel in sentinels:
             sentinel.pause()
@@ -172,7 +186,7 @@ async def _sentinels_away(stage: Stage, blow: Strike) -> None:
 
 
 async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
-    group = _group(stage)
+    group = group_of(stage)
     primary = await group.primary(group.some_shard(blow.dice()))
     if primary is None:
         return NONE
@@ -183,7 +197,7 @@ async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", "9")
         await rest(blow.lasts_s)
     finally:
-        _was_away(stage, refused_s)
+        was_away(stage, refused_s)
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", had)
     return shards
 
@@ -192,7 +206,7 @@ def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -
     """A command at the primary of some shard; `own`: with the name of that one of the shard's own keys behind it."""
 
     async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        group = _group(stage)
+        group = group_of(stage)
         names = group.some_shard(blow.dice())
         primary = await group.primary(names)
         if primary is None:
@@ -203,50 +217,57 @@ def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -
     return act
 
 
-def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0)) -> Fault:
+def of_group(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0)) -> Fault:
+    """One of several servers that are one service."""
     return Fault(name, "group", what, lasts, act, own=True, ends_leases=True)
 
 
 GROUP_FAULTS: Final = (
-    _fault(
+    of_group(
         "failover",
         "SIGKILL of a primary; it returns when another has taken its place",
         _failover(loses=False),
         (0.5, 2.0),
     ),
-    _fault(
+    of_group(
         "failover-loss",
         "the same, after its replicas were stopped for a while: what was written then is lost",
         _failover(loses=True),
         (0.5, 2.0),
     ),
-    _fault(
+    of_group(
         "primary-pause",
         "SIGSTOP of a primary, later SIGCONT, when another may have taken its place",
         _pause,
         (0.3, 3.0),
     ),
-    _fault("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
-    _fault(
+    of_group("move-slot", "a slot moves to another primary, with its keys (Cluster)", _move),
+    of_group(
         "handover",
         "a replica takes the place of a primary that lives (SENTINEL FAILOVER, CLUSTER FAILOVER)",
         _hand_over,
         (0.5, 3.0),
     ),
-    _fault("split", "two primaries, each with a part of the replicas and of the nodes (Sentinel)", _split, (1.5, 4.0)),
-    _fault("sentinels-away", "SIGSTOP of all Sentinels", _sentinels_away, (0.5, 3.0)),
-    _fault(
+    of_group(
+        "split", "two primaries, each with a part of the replicas and of the nodes (Sentinel)", _split, (4.0, 7.0)
+    ),
+    of_group("sentinels-away", "SIGSTOP of all Sentinels", _sentinels_away, (0.5, 3.0)),
+    of_group(
         "half-moved",
         "a part of a slot's keys moves to another primary, and back (Cluster)",
         _half_moved(hangs=False),
         (0.3, 2.0),
     ),
-    _fault("hung-target", "the same, and that primary hangs meanwhile (Cluster)", _half_moved(hangs=True), (0.3, 1.0)),
-    _fault("uncovered-slot", "a slot that no server has (Cluster)", _uncover, (0.3, 2.0)),
-    _fault("primary-noreplicas", "a primary refuses writes: NOREPLICAS", _no_replicas, (0.3, 2.0)),
-    _fault("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
-    _fault("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=lambda names: names.meta)),
-    _fault("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),
-    _fault("primary-clients", "CLIENT KILL TYPE normal at a primary", _at_primary("CLIENT", "KILL", "TYPE", "normal")),
-    _fault("primary-pubsub", "CLIENT KILL TYPE pubsub at a primary", _at_primary("CLIENT", "KILL", "TYPE", "pubsub")),
+    of_group(
+        "hung-target", "the same, and that primary hangs meanwhile (Cluster)", _half_moved(hangs=True), (0.3, 1.0)
+    ),
+    of_group("uncovered-slot", "a slot that no server has (Cluster)", _uncover, (0.3, 2.0)),
+    of_group("primary-noreplicas", "a primary refuses writes: NOREPLICAS", _no_replicas, (0.3, 2.0)),
+    of_group("primary-flush", "FLUSHALL at a primary", _at_primary("FLUSHALL")),
+    of_group("primary-meta", "a shard's meta is evicted", _at_primary("DEL", own=lambda names: names.meta)),
+    of_group("primary-scripts", "SCRIPT FLUSH at a primary", _at_primary("SCRIPT", "FLUSH")),
+    of_group(
+        "primary-clients", "CLIENT KILL TYPE normal at a primary", _at_primary("CLIENT", "KILL", "TYPE", "normal")
+    ),
+    of_group("primary-pubsub", "CLIENT KILL TYPE pubsub at a primary", _at_primary("CLIENT", "KILL", "TYPE", "pubsub")),
 )

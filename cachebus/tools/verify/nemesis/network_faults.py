@@ -103,7 +103,7 @@ def _from_one(*directions: Direction) -> Act:
         if group is None or primary is None or not isinstance(roads, Roads):
             return frozenset()
         shards = await group.shards_at(primary)
-        road = roads.to(primary.port)
+        road = roads.to(group.place(primary))
         try:
             road.hold(directions=directions)
             await rest(blow.lasts_s)

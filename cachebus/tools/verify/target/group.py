@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import Random
 from typing import Final, Literal
 
@@ -12,12 +12,12 @@ from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import shard_of
 from cachebus.l2.names import ShardNames
-from cachebus.resp import parse_address, slot_of
+from cachebus.resp import Address, slot_of
 from cachebus.settings import CLUSTER_SHARDS
 from cachebus.tools.doctor.counting import needed
-from cachebus.tools.harness.proxy import Dial, dialer
+from cachebus.tools.harness.proxy import HOST, Dial, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary
-from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
+from cachebus.tools.servers.redis_groups import BUS, SERVICE, ClusterGroup, SentinelGroup, ask
 from cachebus.tools.verify.fleet.items import TENANTS
 from cachebus.tools.verify.target.server import Machine, ServerUnderTest
 
@@ -33,19 +33,37 @@ class GroupUnderTest:
     machine: Machine | None = None
     dial: Dial | None = None
 
-    def __init__(self, group: SentinelGroup | ClusterGroup, kind: Kind, version: str, namespace: str) -> None:
+    def __init__(
+        self,
+        group: SentinelGroup | ClusterGroup,
+        kind: Kind,
+        version: str,
+        namespace: str,
+        networks: Mapping[int, Proxy],
+    ) -> None:
         self.group: GroupUnderTest | None = self
         self.name = f"{version} {kind}"
         self.label = f"{len(group.servers)} processes of {version} of its own: {kind}"
         self.namespace = namespace
         self._group = group
+        self._networks = networks
         shards = CLUSTER_SHARDS if kind == "cluster" else 1
         self._shards = sorted({shard_of(tenant, shards) for tenant in (*TENANTS, "")})
 
     @property
     def dials(self) -> Mapping[int, Dial]:
-        """How a proxy reaches each server, by port."""
-        return {server.port: dialer(parse_address(server.url)) for server in self._group.servers}
+        """How a proxy reaches each of its processes, and the one to come, by the port that nodes know."""
+        ports = {sentinel.port: sentinel.port for sentinel in self.sentinels} | self._group.places
+        return {place: dialer(Address(HOST, port)) for place, port in ports.items()}
+
+    def place(self, server: EmbeddedServer) -> int:
+        """The port by which the nodes know one of its processes."""
+        return self._group.place(server)
+
+    def network_of(self, server: EmbeddedServer) -> list[Proxy]:
+        """All that leads from other servers, and from Sentinels, to one that holds data."""
+        ports = server.port, server.port + BUS
+        return [self._networks[port] for port in ports if port in self._networks]
 
     @property
     def sentinels(self) -> list[EmbeddedServer]:
@@ -84,12 +102,12 @@ class GroupUnderTest:
         """The Cluster, if it is one."""
         return self._group if isinstance(self._group, ClusterGroup) else None
 
-    async def primary(self, names: ShardNames) -> EmbeddedServer | None:
-        """The shard's primary; None during a failover."""
+    async def primary(self, names: ShardNames, *, but: EmbeddedServer | None = None) -> EmbeddedServer | None:
+        """The shard's primary; None in between. `but`: one that may not answer."""
         try:
             if isinstance(self._group, SentinelGroup):
-                return await self._group.primary()
-            return await self._group.primary_of(names.log)
+                return await self._group.primary(but=but)
+            return await self._group.primary_of(names.log, but=but)
         except L2Unavailable:
             return None
 
@@ -100,7 +118,7 @@ class GroupUnderTest:
             if server is not primary and server.running:
                 with suppress(L2Unavailable):
                     role = await ask(server, "ROLE")
-                    if role[0] == b"slave" and role[2] == primary.port:
+                    if role[0] == b"slave" and role[2] == self.place(primary):
                         found.append(server)
         return found
 
@@ -116,6 +134,15 @@ class GroupUnderTest:
         """Send a command whose answer, or error, does not matter."""
         with suppress(L2Unavailable):
             await ask(server, *command)
+
+    async def written(self, server: EmbeddedServer, *, within_s: float) -> None:
+        """Until a server takes writes, or until that takes too long."""
+        until_s = monotonic() + within_s
+        while monotonic() < until_s:
+            with suppress(L2Unavailable):  # NOREPLICAS
+                await ask(server, "DEL", f"{self.namespace}:nothing")
+                return
+            await asyncio.sleep(LOOK_S)
 
     async def move(self, names: ShardNames, dice: Random) -> None:
         """Move a shard's slot, with its keys, to another primary. Nothing happens without a healthy Cluster."""
@@ -182,12 +209,31 @@ class GroupUnderTest:
         if replicas:
             await self.command(dice.choice(replicas), "CLUSTER", "FAILOVER")
 
+    async def follow(self, server: EmbeddedServer, primary: EmbeddedServer) -> None:
+        """Have a server be a replica of a primary, if both are there."""
+        with suppress(L2Unavailable):
+            await self._group.follow(server, primary)
+
+    async def replace(self, gone: EmbeddedServer) -> EmbeddedServer:
+        """A new server, which has nothing and follows nobody, in the place of one that never comes back."""
+        node_id = "" if self.cluster is None else await self.cluster.id_of(gone)
+        fresh = self._group.replace(gone)
+        if self.cluster is not None:
+            await self.cluster.forget(node_id)
+        return fresh
+
+    async def be_patient(self, down_ms: int | None = None) -> None:
+        """Have a primary be held for dead only after so long; None: as at the start."""
+        await (self._group.be_patient() if down_ms is None else self._group.be_patient(down_ms))
+
     async def whole(self) -> None:
         """Repair it: every process runs, and every shard has a primary with replicas."""
         for server in self._group.servers:
             if server.running:
                 server.resume()
             server.start()
+        for proxy in self._networks.values():
+            proxy.restore()
         for shard in self._shards:
             await self.promoted(ShardNames(self.namespace, shard))
             await self._settle(ShardNames(self.namespace, shard))
@@ -218,7 +264,7 @@ class GroupUnderTest:
         """Until a shard has a primary, another than the old one; or until that takes too long."""
         until_s = monotonic() + PROMOTED_S
         while monotonic() < until_s:
-            if await self.primary(names) not in (None, old):
+            if await self.primary(names, but=old) not in (None, old):
                 return
             await asyncio.sleep(LOOK_S)
 
@@ -229,9 +275,17 @@ async def grouped(kind: Kind, binary: ServerBinary, namespace: str, seed: int) -
     replicas = seed % 2 + (2 if kind == "sentinel" else 1)
     # Else a deposed primary would go on acknowledging what is lost: the promises need this setting.
     least = needed(replicas)
-    async with (
-        SentinelGroup(binary, replicas=replicas, min_replicas=least)
-        if kind == "sentinel"
-        else ClusterGroup(binary, replicas=replicas, min_replicas=least)
-    ) as group:
-        yield GroupUnderTest(group, kind, binary.name, namespace)
+    networks: dict[int, Proxy] = {}
+    async with AsyncExitStack() as stack:
+
+        async def front(port: int) -> int:
+            networks[port] = proxy = await stack.enter_async_context(Proxy(dialer(Address(HOST, port))))
+            return proxy.port
+
+        group: SentinelGroup | ClusterGroup
+        if kind == "sentinel":
+            group = SentinelGroup(binary, replicas=replicas, min_replicas=least, front=front)
+        else:
+            group = ClusterGroup(binary, replicas=replicas, min_replicas=least, front=front)
+        await stack.enter_async_context(group)
+        yield GroupUnderTest(group, kind, binary.name, namespace, networks)

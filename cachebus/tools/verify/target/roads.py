@@ -1,12 +1,13 @@
 """The proxies of one node before the servers of a group: one before each.
 
-The servers name each other by their own ports: in slot maps, in MOVED, and in what Sentinels say. So the node is not
-given other addresses. Its event loop connects to the proxy when it is asked to connect to the server.
+The servers name each other, in slot maps, in MOVED, and in what Sentinels say. So no address is changed: the node's
+event loop connects to the node's own proxy where it is asked for a server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
@@ -83,10 +84,12 @@ Road = Proxy | Roads
 
 
 def turn(loop: asyncio.AbstractEventLoop, ports: Mapping[int, int]) -> None:
-    """Have the event loop connect to the proxies' ports in place of the servers'."""
-    dial = loop.create_connection
+    """Have the loop connect to other ports of this machine than it is asked for, whichever way it is asked."""
+    connect = loop.sock_connect
 
-    async def create_connection(factory: Any, host: Any = None, port: Any = None, **more: Any) -> Any:
-        return await dial(factory, host, ports.get(port, port) if host == HOST else port, **more)
+    async def sock_connect(sock: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] == HOST:  # else it is a path, or another host
+            address = HOST, ports.get(address[1], address[1])
+        await connect(sock, address)
 
-    loop.create_connection = create_connection  # type: ignore[assignment,method-assign]
+    loop.sock_connect = sock_connect  # type: ignore[method-assign]

@@ -48,7 +48,8 @@ BUSY_MS: Final = 50
 
 
 class ServerUnderTest(Protocol):
-    """What a run needs of its server, which may be one server or a group behind Sentinels or in a Cluster."""
+    """What a run needs of its server. Sentinels with their servers, or a Cluster, are another kind of it, whose `dial`
+    is None: nodes have a way to each of them."""
 
     name: str
     """Kind and version, such as "valkey-8.1.8"."""

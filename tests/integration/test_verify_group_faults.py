@@ -1,0 +1,163 @@
+"""The faults of groups bring about what they say, on real Sentinels and a real Cluster; and what is promised holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from cachebus.tools.verify.fleet.crew import Crew
+
+from cachebus.base.clock import monotonic
+from cachebus.errors import L2Unavailable
+from cachebus.resp import Address, Connection
+from cachebus.tools.harness.proxy import HOST
+from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
+from cachebus.tools.verify.plan import planned
+from cachebus.tools.verify.run import Run
+from cachebus.tools.verify.target.group import GroupUnderTest, Kind, grouped
+from cachebus.tools.verify.target.roads import Road, Roads
+from cachebus.tools.verify.target.stage import Stage, Strike, strike
+from tests.support.caches import until
+from tests.support.servers import any_binary
+
+NODES = (1, 2)
+BOUND_S, LASTS_S, ASK_S = 1.0, 2.0, 0.5
+KINDS: list[Kind] = ["sentinel", "cluster"]
+ALL = "primary-frozen,failover-unseen,failover-newcomer,split"
+
+
+@asynccontextmanager
+async def staged(kind: Kind) -> AsyncIterator[tuple[Stage, GroupUnderTest]]:
+    """A stage with ways for two nodes, and no node. The primaries have two replicas, or one in a Cluster."""
+    async with grouped(kind, any_binary(), "verify", seed=2) as server, Crew(no_job, 0) as crew:
+        assert server.group is not None
+        proxies: dict[int, Road] = {}
+        async with Roads(server.dials) as one, Roads(server.dials) as other:
+            proxies |= zip(NODES, (one, other), strict=True)
+            yield Stage(BOUND_S, server, proxies, crew), server.group
+
+
+def no_job(node: int, life: int) -> Job:
+    """There are no nodes."""
+    raise AssertionError((node, life))
+
+
+def blow(name: str, seed: int = 1) -> Strike:
+    """A strike of this fault."""
+    return Strike(0.0, FAULTS[name], 0, LASTS_S, seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_promise_is_kept_through_them(kind: Kind) -> None:
+    any_binary()
+    faults = chosen(ALL)
+    plan = planned(
+        url=None, seconds=25.0, seed=4, faults=faults, nodes=3, bound_s=0.5, rate=300, write_rate=20, kind=kind
+    )
+    verdict = await Run(plan).verdict()
+    verdict.raise_for_broken()
+    assert len(verdict.faults) >= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_frozen_primary_wakes_beside_another_and_has_not_heard_that_its_replicas_left(kind: Kind) -> None:
+    async with staged(kind) as (stage, group):
+        names = group.some_shard(blow("primary-frozen").dice())
+        primary = await group.primary(names)
+        assert primary is not None
+        replicas = len(await group.replicas(primary))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(strike(stage, blow("primary-frozen")))
+            await until(lambda: stage.under_way)
+            await group.promoted(names, primary)
+            first = await ask(primary, "INFO", "replication")  # answered when it wakes
+            assert b"role:master" in first
+            assert first.count(b"state=online") == replicas
+        heir = await group.primary(names)
+        assert heir not in (None, primary)
+
+
+async def test_some_nodes_hear_nothing_of_a_failover() -> None:
+    async with staged("sentinel") as (stage, group):
+        names = group.some_shard(blow("failover-unseen").dice())
+        primary = await group.primary(names)
+        assert primary is not None
+        assert not await deaf(stage, group)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(strike(stage, blow("failover-unseen")))
+            await group.promoted(names, primary)
+            assert await deaf(stage, group)
+        assert not await deaf(stage, group)
+
+
+async def deaf(stage: Stage, group: GroupUnderTest) -> set[tuple[int, int]]:
+    """Which nodes hear nothing from which Sentinels."""
+    ways = {
+        (node, number): road.ports[sentinel.port]
+        for node, road in stage.proxies.items()
+        if isinstance(road, Roads)
+        for number, sentinel in enumerate(group.sentinels)
+    }
+    heard = await asyncio.gather(*map(answers, ways.values()))
+    return {way for way, hears in zip(ways, heard, strict=True) if not hears}
+
+
+async def answers(port: int) -> bool:
+    """Whether anybody does at this port."""
+    there = Address(HOST, port)
+    try:
+        connection = await Connection.open(there, timeout_s=ASK_S, connect_timeout_s=ASK_S, clock=monotonic)
+    except L2Unavailable:
+        return False
+    connection.close()
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_new_replica_takes_the_place_of_one_while_the_primary_dies(kind: Kind) -> None:
+    async with staged(kind) as (stage, group):
+        names = group.some_shard(blow("failover-newcomer").dice())
+        before, primary = list(group.data), await group.primary(names)
+        assert primary is not None
+        await strike(stage, blow("failover-newcomer"))
+        (gone,) = set(before) - set(group.data)
+        (fresh,) = set(group.data) - set(before)
+        assert not gone.running
+        heir = await group.primary(names, but=primary)
+        assert heir is not None
+        if heir is not fresh:
+            await until(lambda: follows(group, fresh, heir))
+
+
+async def follows(group: GroupUnderTest, server: EmbeddedServer, primary: EmbeddedServer) -> bool:
+    """Whether one has copied all from another, and follows it."""
+    role = await ask(server, "ROLE")
+    return role[:4] == [b"slave", HOST.encode(), group.place(primary), b"connected"]
+
+
+async def test_what_is_set_right_is_not_the_one_that_was_deposed() -> None:
+    async with SentinelGroup(any_binary()) as group:
+        old = await group.primary()
+        await ask(group.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        heir = await until(lambda: other_than(group, old))
+        await until(lambda: role_of(old, b"slave"))
+        await ask(old, "REPLICAOF", "NO", "ONE")
+        await group.set_right()
+        await group.until_replicas(2)
+        assert await group.primary() is heir
+
+
+async def other_than(group: SentinelGroup, old: EmbeddedServer) -> EmbeddedServer | None:
+    """The primary, if it is another one."""
+    now = await group.primary()
+    return None if now is old else now
+
+
+async def role_of(server: EmbeddedServer, role: bytes) -> bool:
+    """Whether a server says that it is this."""
+    return (await ask(server, "ROLE"))[0] == role
