@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from cachebus.base.clock import Clock
 from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka_connection import unavailable
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_envelope import Envelope
 from cachebus.bus.kafka_reach import Reach
@@ -23,6 +24,7 @@ from cachebus.bus.kafka_topic import Layout
 from cachebus.bus.kafka_watch import TopicWatch
 from cachebus.core.ports import Listener
 from cachebus.observe import Counters
+from cachebus.resp import ended
 
 
 class KafkaBus:
@@ -34,6 +36,7 @@ class KafkaBus:
         self, access: KafkaAccess, envelope: Envelope, listener: Listener | None, counters: Counters, clock: Clock
     ) -> None:
         """`listener`: None for who only publishes."""
+        self._access = access
         self._envelope = envelope
         self._watch = TopicWatch(access, clock, self._arrange)
         self._sender = KafkaSender(access, self._watch, counters, clock)
@@ -62,10 +65,18 @@ class KafkaBus:
         """Listen from the topic's end, and be ready to publish; `BusUnavailable` if that can't be for any partition,
         though it is for the others then; `ConfigError`. What is lost later comes back by itself."""
         await self._watch.open()
-        gains = (reach.gain() for reach in [*self._heard, *self._sender.reaches])
-        for trouble in await asyncio.gather(*gains, return_exceptions=True):
-            if isinstance(trouble, BaseException):
-                raise trouble
+        gains = [asyncio.create_task(reach.gain()) for reach in [*self._heard, *self._sender.reaches]]
+        try:
+            # An attempt at a broker that hangs takes all of the time: those that are there wait for half of it.
+            await asyncio.wait(gains, return_when=asyncio.FIRST_COMPLETED)
+            patience_s = self._access.connect_timeout_s / 2
+            done, left = await asyncio.wait(gains, timeout=patience_s)
+            for gain in done:
+                gain.result()
+            if left:
+                raise unavailable(self._access, f"some partitions are not there after {patience_s:g} s")
+        finally:
+            await ended(*gains)
 
     @property
     def opened(self) -> int:
@@ -87,9 +98,13 @@ class KafkaBus:
 
     async def close(self) -> None:
         """Stop listening; what was published is sent before, as far as the brokers take it in time."""
-        ears = [] if self._ears is None else [self._ears.close()]
-        await asyncio.gather(self._sender.close(), *ears)
-        await self._watch.close()
+        try:
+            await self._sender.flush()
+        finally:
+            await self._watch.close()  # first, as it has the others begin
+            await self._sender.close()
+            if self._ears is not None:
+                await self._ears.close()
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""

@@ -37,13 +37,12 @@ class Reach:
 
     async def gain(self) -> None:
         """Returns when it is reached; `BusUnavailable` for an attempt that fails. A topic just made has no leaders yet,
-        and a leader may be moving: so the first failures are waited out, for `timeout_s` at most."""
-        access = self._access
-        patient_until_s = self._clock() + min(access.timeout_s, access.connect_timeout_s / 2)
+        and a leader may be moving: so the first failures are waited out, for half of `connect_timeout_s`."""
+        patient_until_s = self._clock() + self._access.connect_timeout_s / 2
         while not self.there:
             await self._told.wait()
             if not self.there and self._clock() >= patient_until_s:
-                raise unavailable(access, self._why)
+                raise unavailable(self._access, self._why)
 
     async def loss(self) -> None:
         """Returns when it is not reached, or was not for a moment."""

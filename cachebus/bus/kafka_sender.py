@@ -261,11 +261,14 @@ class KafkaSender:
             logger.warning("events could not be published on Kafka; nodes find them by their probes: {}", reason)
         self._told.setdefault(number, reason)
 
-    async def close(self) -> None:
-        """Send what waits, for `timeout_s` at most, and give the connections back."""
+    async def flush(self) -> None:
+        """Wait until what was posted is sent, for `timeout_s` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._access.timeout_s):
                 await self._idle.wait()
+
+    async def close(self) -> None:
+        """Give the connections back; what was not sent is counted."""
         lanes, self._lanes = list(self._lanes.values()), {}
         await ended(*(lane.task for lane in lanes), *self._ending)
         for queue in self._queues:

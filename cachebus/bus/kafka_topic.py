@@ -83,13 +83,15 @@ async def look(access: KafkaAccess, brokers: Brokers) -> Layout:
 
 
 async def _made(access: KafkaAccess, brokers: Brokers, layout: Layout) -> Layout:
-    """The topic once all brokers know of it, or, as one may be away, the one that is asked."""
+    """The topic, once it has leaders; where one does not come, the others have to do."""
     await _make(access, brokers, layout)
     for _ in range(LOOKS_WHEN_NEW):
         layout = await look(access, brokers)
         if layout.leaders and None not in layout.leaders:
             break
         await asyncio.sleep(BACKOFF_MS / 1000)
+    if not layout.leaders:
+        raise unavailable(access, f"the topic {access.topic} was made, and is not there yet")
     return layout
 
 
