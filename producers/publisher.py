@@ -30,7 +30,7 @@ class Publisher:
         try:
             await self._bus.connect()
         except BusUnavailable as error:
-            logger.warning("producing without the bus, which is tried again: {}", error)
+            logger.warning("producing without the bus, or part of it, which is tried again: {}", error)
         self._tried_at_s = self._clock()
 
     async def publish(self, shard: int, change: Change, body: bytes) -> None:

@@ -3,23 +3,28 @@
 Partition = shard mod partitions. A message's key names namespace, shard and epoch, so that namespaces and stores may
 share a topic; its value is the event. Every node hears all partitions: no group, no commits. The log stays in L2, so
 that a node that has missed an event reads that one there, as with the bus on Redis.
+
+Each partition is a thing of its own: what becomes of one, or of the broker that leads it, decides nothing for another.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import Endings, KafkaAccess
+from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka_connection import unavailable
 from cachebus.bus.kafka_ears import KafkaEars
 from cachebus.bus.kafka_envelope import Envelope
+from cachebus.bus.kafka_reach import Reach
 from cachebus.bus.kafka_sender import KafkaSender
-from cachebus.bus.kafka_topic import topic_there
+from cachebus.bus.kafka_taking import Taking
+from cachebus.bus.kafka_topic import Layout
+from cachebus.bus.kafka_watch import TopicWatch
 from cachebus.core.ports import Listener
-from cachebus.errors import BusUnavailable
 from cachebus.observe import Counters
-from cachebus.resp import ended, heard, shared
+from cachebus.resp import ended
 
 
 class KafkaBus:
@@ -32,26 +37,46 @@ class KafkaBus:
     ) -> None:
         """`listener`: None for who only publishes."""
         self._access = access
-        self._endings = Endings()
         self._envelope = envelope
-        self._ears = None if listener is None else KafkaEars(access, envelope, listener, counters, clock)
-        self._sender = KafkaSender(access, counters, clock)
-        self._attempt: asyncio.Task[None] | None = None
-        self._attempts = Attempts(clock)
+        self._watch = TopicWatch(access, clock, self._arrange)
+        self._sender = KafkaSender(access, self._watch, counters, clock)
+        self._ears: KafkaEars | None = None
+        if listener is not None:
+            taking = Taking(envelope, listener, counters, clock)
+            self._ears = KafkaEars(access, taking, self._watch, counters, clock)
 
     @property
     def connected(self) -> bool:
-        """Whether events can come and go now."""
-        return (self._ears is None or self._ears.connected) and self._sender.connected
+        """Whether the events of every shard can come and go now."""
+        reaches = [*self._heard, *self._sender.reaches]
+        return bool(reaches) and all(reach.there for reach in reaches)
+
+    @property
+    def _heard(self) -> Sequence[Reach]:
+        """By partition: what `listen` is for. Of who only publishes: whether it can."""
+        return self._sender.reaches if self._ears is None else self._ears.reaches
+
+    def _arrange(self, layout: Layout) -> None:
+        self._sender.arrange(layout)
+        if self._ears is not None:
+            self._ears.arrange(layout)
 
     async def connect(self) -> None:
-        """Listen from the topic's end, and be ready to publish; `BusUnavailable`, `ConfigError`. What sends comes back
-        by itself from then on: that it is lost makes nobody deaf."""
-        if self._ears is not None:
-            await self._ears.connect()
-        elif not self._sender.kept:
-            await topic_there(self._access, self._endings)
-        await self._sender.keep()
+        """Listen from the topic's end, and be ready to publish; `BusUnavailable` if that can't be for any partition,
+        though it is for the others then; `ConfigError`. What is lost later comes back by itself."""
+        await self._watch.open()
+        gains = [asyncio.create_task(reach.gain()) for reach in [*self._heard, *self._sender.reaches]]
+        try:
+            # An attempt at a broker that hangs takes all of the time: those that are there wait for half of it.
+            await asyncio.wait(gains, return_when=asyncio.FIRST_COMPLETED)
+            patience_s = self._access.connect_timeout_s / 2
+            done, left = await asyncio.wait(gains, timeout=patience_s)
+            for gain in done:
+                gain.result()
+            if left:
+                raise unavailable(self._access, f"some partitions are not there after {patience_s:g} s")
+        finally:
+            await ended(*gains)
 
     @property
     def opened(self) -> int:
@@ -59,37 +84,27 @@ class KafkaBus:
         return 0 if self._ears is None else self._ears.opened
 
     async def listen(self, shard: int) -> None:
-        """See `Bus.listen`: one topic carries all shards, and one attempt is for all."""
-        if self._sender.kept and (self._ears is None or self._ears.connected):
-            return
-        if self._attempt is None or self._attempt.done():
-            self._attempt = asyncio.create_task(self._try(), name="cachebus-kafka-connect")
-            self._attempt.add_done_callback(heard)
-        await shared(self._attempt)
-
-    async def _try(self) -> None:
-        if self._attempts.made:
-            self._attempts.over()
-        await asyncio.sleep(self._attempts.wait_s)
-        try:
-            await self.connect()
-        except BusUnavailable:
-            self._attempts.over()
-            raise
-        self._attempts.succeeded()
+        """See `Bus.listen`; `ConfigError` for a topic that can't carry events."""
+        await self._watch.open()
+        await self._of(shard).gain()
 
     async def deaf(self, shard: int) -> None:
         """See `Bus.deaf`."""
-        hearing = None if self._ears is None else self._ears.running
-        if hearing is not None and self._sender.kept:
-            await asyncio.wait([hearing])
+        if self._heard:
+            await self._of(shard).loss()
+
+    def _of(self, shard: int) -> Reach:
+        return self._heard[shard % len(self._heard)]
 
     async def close(self) -> None:
-        """Stop listening; what was published is sent before, as far as the broker takes it in time."""
-        await ended(self._attempt)
-        ears = [] if self._ears is None else [self._ears.close()]
-        await asyncio.gather(self._sender.close(), *ears)
-        await self._endings.over(self._access.timeout_s)
+        """Stop listening; what was published is sent before, as far as the brokers take it in time."""
+        try:
+            await self._sender.flush()
+        finally:
+            await self._watch.close()  # first, as it has the others begin
+            await self._sender.close()
+            if self._ears is not None:
+                await self._ears.close()
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""

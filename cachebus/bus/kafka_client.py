@@ -221,3 +221,14 @@ async def _ended(starting: asyncio.Task[None], end: End) -> None:
 
 def _end_of(client: Any) -> End:
     return getattr(client, "close", None) or client.stop  # type: ignore[no-any-return]
+
+
+async def end_producer(producer: Any) -> None:
+    """Stop an aiokafka producer. Its own `stop` would try for ever to send what it holds."""
+    with quietly():
+        producer._closed = True
+        for connection in list(producer.client._conns.values()):
+            connection.close()  # answers that are waited for fail now
+        # Which waits for what is in hand, and that for the client's look at the brokers: so the client comes last.
+        await producer._sender.close()
+        await producer.client.close()

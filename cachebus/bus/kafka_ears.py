@@ -1,220 +1,245 @@
-"""Events coming from Kafka: every partition of the topic, from its end at the moment of connecting."""
+"""Events coming in from Kafka: each partition of the topic on its own, from its end at the moment of the start.
+
+A leader's partitions are read over one connection, by one task. What befalls a leader, or one of its partitions, makes
+the others neither deaf nor late.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
-from functools import partial
+import random
+from collections.abc import Sequence
 from typing import Any, Final
 
 from loguru import logger
 
+from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
-from cachebus.bus.kafka_envelope import Envelope
-from cachebus.bus.kafka_topic import ensure
-from cachebus.core.ports import Listener
+from cachebus.bus.kafka_client import KafkaAccess, quietly
+from cachebus.bus.kafka_connection import Address, KafkaConnection
+from cachebus.bus.kafka_reach import Reach
+from cachebus.bus.kafka_taking import Taking
+from cachebus.bus.kafka_topic import Layout
+from cachebus.bus.kafka_watch import TopicWatch
 from cachebus.observe import Counters
+from cachebus.resp import ended
 
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
-LOOK_EVERY_S: Final = 0.25
+FETCH_BYTES: Final = 50 * 1024 * 1024
+PARTITION_BYTES: Final = 1024 * 1024
+"""The most that comes at once, in all and of a partition, but for a message that is larger."""
 MOST_AT_ONCE: Final = 500
-METADATA_AGE_MS: Final = 5000
-"""So old may be what is known of the topic's partitions."""
-WARN_EVERY_S: Final = 60.0
+MOST_BEHIND: Final = 10_000
+"""So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
+then, hearing goes on at its end: the log in L2 has what was missed."""
+END: Final = -1
+OUT_OF_RANGE: Final = 1
+
+
+class Ear:
+    """A partition, as it is heard."""
+
+    def __init__(self, number: int, reach: Reach, attempts: Attempts, position: int | None) -> None:
+        self.number = number
+        self.reach = reach
+        self.attempts = attempts
+        self.position = position
+        """The offset that comes next. None: the end, wherever it is then."""
+        self.placed = False
+        """Whether its leader has that offset."""
+        self.leader: Address | None = None
 
 
 class KafkaEars:
-    """Hears every message of this envelope's shards that it trusts, and tells the listener."""
+    """Hears every partition."""
 
     def __init__(
-        self, access: KafkaAccess, envelope: Envelope, listener: Listener, counters: Counters, clock: Clock
+        self, access: KafkaAccess, taking: Taking, watch: TopicWatch, counters: Counters, clock: Clock
     ) -> None:
+        """`watch`: is told of partitions that are not where they were."""
         self._access = access
-        self._envelope = envelope
-        self._listener = listener
+        self._taking = taking
+        self._watch = watch
         self._counters = counters
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-        self._consumer: Any = None
-        self._opening = asyncio.Lock()
-        self._endings = Endings()
-        self._heard: dict[Any, int | None] = {}
-        self._silent = 0
+        self._ears: list[Ear] = []
+        self._hearing: dict[Address, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._told = ""
-        self._looked_at_s = clock()
-        self._warn_from_s = float("-inf")
         self.opened = 0
+        """How many connections there have been."""
 
     @property
-    def connected(self) -> bool:
-        """Whether every partition's broker has answered of late."""
-        return self._task is not None and not self._task.done()
+    def reaches(self) -> Sequence[Reach]:
+        """Of all partitions, by their numbers: whether they are heard."""
+        return [ear.reach for ear in self._ears]
 
-    @property
-    def running(self) -> asyncio.Task[None] | None:
-        """What does the hearing, while it can; None before the first time."""
-        return self._task
+    def arrange(self, layout: Layout) -> None:
+        """Hear each partition at its leader."""
+        self._count(len(layout.leaders))
+        for ear, leader in zip(self._ears, layout.leaders, strict=True):
+            if leader is None:
+                ear.reach.lost(f"a partition of {self._access.topic} has no leader")
+            if leader != ear.leader:
+                ear.leader, ear.placed = leader, False
+        leaders = {leader for leader in layout.leaders if leader is not None}
+        for gone in self._hearing.keys() - leaders:
+            self._end(self._hearing.pop(gone))
+        for leader in leaders - self._hearing.keys():
+            self._hearing[leader] = asyncio.create_task(self._hear(leader), name="cachebus-kafka-ears")
 
-    async def connect(self) -> None:
-        """Fix the positions at the end of every partition, if need be; `BusUnavailable` after `connect_timeout_s` at
-        most, `ConfigError` for a topic that can't carry events."""
-        async with self._opening:
-            if self.connected:
-                return
-            with connecting(self._access):
-                async with asyncio.timeout(self._access.connect_timeout_s):
-                    await ensure(self._access, self._endings)
-                    consumer = await self._started()
-                self._consumer = consumer
-                self._silent, self._heard, self._looked_at_s = 0, {}, self._clock()
-                self._task = asyncio.create_task(self._run(consumer), name="cachebus-kafka-ears")
-                self._task.add_done_callback(lambda _: self._ended(consumer))
-                self.opened += 1
+    def _count(self, wanted: int) -> None:
+        if not self._ears or wanted == len(self._ears):
+            position = None
+        else:  # shards lie in other partitions now, and all that is in one that was added is new
+            logger.info("the Kafka topic {} has {} partitions now", self._access.topic, wanted)
+            position = 0
+            for ear in self._ears:
+                ear.reach.lost(f"{self._access.topic} has other partitions")
+                ear.placed = False
+        del self._ears[wanted:]
+        while len(self._ears) < wanted:
+            self._ears.append(Ear(len(self._ears), Reach(self._access, self._clock), Attempts(self._clock), position))
 
-    async def _started(self) -> Any:
-        from aiokafka import AIOKafkaConsumer, TopicPartition
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        task.cancel()
 
-        consumer = AIOKafkaConsumer(
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=int(FETCH_WAIT_S * 1000),
-            metadata_max_age_ms=METADATA_AGE_MS,
-            **{**self._access.arguments(), "request_timeout_ms": int((self._access.timeout_s + FETCH_WAIT_S) * 1000)},
+    def _of(self, leader: Address) -> list[Ear]:
+        return [ear for ear in self._ears if ear.leader == leader]
+
+    async def _hear(self, leader: Address) -> None:
+        """Connect, and hear the leader's partitions, until it has none."""
+        attempts = Attempts(self._clock)
+        with quietly():
+            while True:
+                await asyncio.sleep(attempts.wait_s)
+                try:
+                    await self._hear_over(await KafkaConnection.open(self._access, leader), attempts)
+                except Exception as error:  # noqa: BLE001 (whatever it is, it is told to all who wait)
+                    attempts.over()
+                    for ear in self._of(leader):
+                        ear.placed = False
+                        ear.reach.lost(error)
+                    self._watch.miss()
+
+    async def _hear_over(self, connection: KafkaConnection, attempts: Attempts) -> None:
+        self.opened += 1
+        attempts.succeeded()
+        try:
+            while True:
+                ears = self._of(connection.address)
+                due = [ear for ear in ears if not ear.attempts.wait_s]
+                if not due:
+                    await asyncio.sleep(min((ear.attempts.wait_s for ear in ears), default=FETCH_WAIT_S))
+                if lost := [ear for ear in due if not ear.placed]:
+                    await self._place(connection, lost)
+                if placed := [ear for ear in due if ear.placed]:
+                    await self._fetch(connection, placed)
+        finally:
+            await connection.close()
+
+    async def _place(self, connection: KafkaConnection, ears: list[Ear]) -> None:
+        """Go on where each was, or at its end. From then on it is heard."""
+        from aiokafka.protocol.offset import OffsetRequest
+
+        request = OffsetRequest(-1, 0, [(self._access.topic, [(ear.number, END) for ear in ears])])
+        for ear, code, _, end, *_ in self._answers(connection, await connection.ask(request, self._access.timeout_s)):
+            if code:
+                self._refused(ear, code)
+                continue
+            if ear.position is not None and not 0 <= end - ear.position <= MOST_BEHIND:
+                self._lost_position(ear)
+            if ear.position is None:
+                ear.position = end
+            ear.placed = True
+            ear.reach.gained()
+
+    async def _fetch(self, connection: KafkaConnection, ears: list[Ear]) -> None:
+        from aiokafka.protocol.fetch import FetchRequest
+
+        random.shuffle(ears)  # of one message that is larger than all others may be, only the first is sure to come
+        request = FetchRequest(
+            int(FETCH_WAIT_S * 1000),
+            1,
+            FETCH_BYTES,
+            0,
+            [(self._access.topic, [(ear.number, ear.position or 0, PARTITION_BYTES) for ear in ears])],
         )
-        topic = self._access.topic
-        await self._endings.started(consumer, partial(_end, consumer))
-        try:
-            await consumer._client.add_topic(topic)
-            numbers = await consumer._client._wait_on_metadata(topic)
-            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-            ends = await consumer.end_offsets(partitions)
-            consumer.assign(partitions)
-            for partition in partitions:  # before anything else may run: nothing is fetched without a position
-                consumer.seek(partition, ends[partition])
-        except BaseException:
-            self._ended(consumer)
-            raise
-        return consumer
+        asked = {ear.number: ear.position for ear in ears}
+        answer = await connection.ask(request, self._access.timeout_s + FETCH_WAIT_S)
+        for ear, code, *_, data in self._answers(connection, answer):
+            if ear.position != asked.get(ear.number):
+                continue
+            if code == OUT_OF_RANGE:
+                self._lost_position(ear)
+                ear.placed = False
+            elif code:
+                self._refused(ear, code)
+            else:
+                ear.attempts.succeeded()
+                await self._read(ear, connection.address, data)
 
-    async def _run(self, consumer: Any) -> None:
-        """Tell the listener of every message, until a broker falls silent."""
+    def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
+        """What a leader says of its partitions: each that is still its own, with the rest."""
+        ears = {ear.number: ear for ear in self._of(connection.address)}
+        return [
+            (ears[number], *rest) for _, partitions in answer.topics for number, *rest in partitions if number in ears
+        ]
+
+    def _refused(self, ear: Ear, code: int) -> None:
+        from aiokafka.errors import for_code
+
+        ear.placed = False
+        ear.attempts.over()
+        ear.reach.lost(f"a partition of {self._access.topic}: {for_code(code).__name__}")
+        self._watch.miss()
+
+    def _lost_position(self, ear: Ear) -> None:
+        """What stood there is gone: go on at the end. The probe finds what was missed, and the log in L2 has it."""
+        ear.position = None
+        self._counters.bus_positions_lost += 1
+        logger.warning(
+            "Kafka no longer has what comes next in partition {} of {}; going on at its end",
+            ear.number,
+            self._access.topic,
+        )
+
+    async def _read(self, ear: Ear, leader: Address, data: bytes) -> None:
+        from aiokafka.record.memory_records import MemoryRecords
+
+        place, count = f"{self._access.topic}/{ear.number}", 0
         try:
-            while not self._deaf(consumer):
-                await self._turn(consumer)
-        except Exception as error:  # noqa: BLE001 (whatever it is, hearing begins anew, behind what caused it)
-            if repr(error) != self._told:  # as where this user may not read: it would come at every attempt
+            records = MemoryRecords(data or b"")
+            while records.has_next():
+                batch = records.next_batch()
+                if not batch.validate_crc():
+                    raise ValueError(f"a batch of {place} is damaged")
+                for record in () if batch.is_control_batch else batch:
+                    if record.offset < (ear.position or 0):
+                        continue
+                    ear.position = record.offset + 1
+                    self._taking.take(place, record)
+                    count += 1
+                    if count % MOST_AT_ONCE == 0:
+                        await asyncio.sleep(0)  # in a flood nothing else here waits
+                        if ear.leader != leader:
+                            return
+                ear.position = batch.next_offset
+        except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
+            ear.position, ear.placed = None, False
+            ear.attempts.over()
+            ear.reach.lost(error)
+            if repr(error) != self._told:
                 self._told = repr(error)
                 logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
 
-    async def _turn(self, consumer: Any) -> None:
-        from aiokafka.errors import OffsetOutOfRangeError, RecordTooLargeError
-
-        try:
-            found = await consumer.getmany(timeout_ms=int(LOOK_EVERY_S * 1000), max_records=MOST_AT_ONCE)
-        except OffsetOutOfRangeError as error:
-            await self._lost_positions(consumer, error.args[0])
-            return
-        except RecordTooLargeError:  # the driver has stepped over it
-            self._counters.events_corrupt += 1
-            return
-        for records in found.values():
-            for record in records:
-                self._take(record)
-        if found:
-            await asyncio.sleep(0)  # in a flood nothing else here waits
-        if len(consumer.partitions_for_topic(self._access.topic) or ()) > len(consumer.assignment()):
-            await self._widen(consumer)
-
-    def _take(self, record: Any) -> None:
-        envelope, value = self._envelope, record.value or b""
-        shard = envelope.shard_of(record.key)
-        if shard is None:
-            return
-        if envelope.trusts(record.key, value, record.headers):
-            self._listener(shard, value)
-        else:
-            # No probe is asked for: whoever may write to the topic could have all nodes probe without end. If an event
-            # is missing for it, the next regular probe finds that.
-            self._refuse(record)
-
-    def _refuse(self, record: Any) -> None:
-        self._counters.events_unsigned += 1
-        now_s = self._clock()
-        if now_s < self._warn_from_s:
-            return
-        self._warn_from_s = now_s + WARN_EVERY_S
-        logger.warning(
-            "messages on Kafka that no key of kafka_events_key (CACHEBUS_KAFKA_EVENTS_KEY) has signed are passed over: "
-            "{} so far, the last {}/{}@{}; nodes, producers and workers need the same keys",
-            self._counters.events_unsigned,
-            record.topic,
-            record.partition,
-            record.offset,
-        )
-
-    async def _lost_positions(self, consumer: Any, partitions: Mapping[Any, int]) -> None:
-        """What stood there is gone: go on at the end. The probe finds what was missed, and the log in L2 has it."""
-        ends = await consumer.end_offsets(list(partitions))
-        for partition in partitions:
-            consumer.seek(partition, ends[partition])
-        self._counters.bus_positions_lost += len(partitions)
-        logger.warning("Kafka no longer has what comes next in {} partitions; going on at their ends", len(partitions))
-
-    async def _widen(self, consumer: Any) -> None:
-        """The topic has more partitions than when this began: all that is in them is new."""
-        from aiokafka import TopicPartition
-
-        topic = self._access.topic
-        positions = {partition: await consumer.position(partition) for partition in consumer.assignment()}
-        wanted = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
-        consumer.assign(wanted)
-        for partition in wanted:
-            consumer.seek(partition, positions.get(partition, 0))
-        logger.info("the Kafka topic {} has {} partitions now", topic, len(wanted))
-
-    def _deaf(self, consumer: Any) -> bool:
-        """Whether a partition's broker has been silent for longer than a fetch may take.
-
-        Counted in looks, not in seconds: after a stall of this process the answers that have come are yet to be read.
-        """
-        now_s = self._clock()
-        if now_s - self._looked_at_s < LOOK_EVERY_S:
-            return False
-        self._looked_at_s = now_s
-        heard = {partition: consumer.last_poll_timestamp(partition) for partition in consumer.assignment()}
-        before, self._heard = self._heard, heard
-        silent = any(before.get(partition) == at for partition, at in heard.items())
-        self._silent = self._silent + 1 if silent else 0
-        return self._silent * LOOK_EVERY_S > self._access.timeout_s + FETCH_WAIT_S
-
-    def _ended(self, consumer: Any) -> None:
-        self._endings.add(asyncio.create_task(_end(consumer)))
-
     async def close(self) -> None:
-        """Stop listening."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        await self._endings.over(4 * self._access.timeout_s)
-
-
-async def _end(consumer: Any) -> None:
-    """Stop an aiokafka consumer. Its own `stop` would take the end of a fetch that it cancels for its own."""
-    with quietly():
-        fetcher = consumer._fetcher
-        if fetcher is not None:
-            await _cancelled([fetcher._fetch_task])  # which would begin more of the others
-            await _cancelled(fetcher._pending_tasks)
-            fetcher._pending_tasks.clear()
-        await consumer.stop()
-
-
-async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+        """Stop listening; what comes next is the end, when it is begun again."""
+        hearing, self._hearing = list(self._hearing.values()), {}
+        await ended(*hearing, *self._ending)
+        for ear in self._ears:
+            ear.reach.lost("it was closed")
+        self._ears = []

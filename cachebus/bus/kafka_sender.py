@@ -3,217 +3,277 @@
 An event that does not arrive costs no promise: L2 has it, and the nodes' probes find it. So nobody waits for the
 broker, and what it does not take in time is counted and dropped, as is what it refuses. An event that arrives twice
 is told by its seq, so no batch is numbered: behind one that was refused the broker would take no other.
+
+Each partition has a queue of its own. A leader's partitions are sent to over one connection, their lane. A partition
+that the leader answers for too late, as one whose followers hang, has a lane of its own until it is answered for in
+time: in the shared one the others would wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from loguru import logger
 
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting, quietly
+from cachebus.bus.kafka_client import KafkaAccess, quietly
+from cachebus.bus.kafka_connection import Address, KafkaConnection
 from cachebus.bus.kafka_envelope import Headers
-from cachebus.errors import BusUnavailable
+from cachebus.bus.kafka_queue import Batch, Posted, Queue
+from cachebus.bus.kafka_reach import Reach
+from cachebus.bus.kafka_topic import Layout
+from cachebus.bus.kafka_watch import TopicWatch
 from cachebus.observe import Counters
 from cachebus.resp import ended
 
 MOST_WAITING: Final = 10_000
-BATCH_BYTES: Final = 256 * 1024
+"""So many messages of a partition."""
+ANSWER_S: Final = 0.25
+"""So much longer than the broker itself waits for followers its answer is waited for."""
+ALL_REPLICAS: Final = -1
+LATE: Final = {7, 20}
+"""Errors that a broker answers with after it has waited: for followers, in vain."""
+FIRST_LOOK_S: Final = 0.001
+
+Way = tuple[Address, int | None]
+"""A leader, and the number of the one partition of it that is sent to apart; None: of all others."""
 
 
-class Posted(NamedTuple):
-    """A message, with what says where it goes."""
+class Lane:
+    """One connection to a leader, over which one request at a time goes."""
 
-    shard: int
-    key: bytes
-    message: bytes
-    headers: Headers
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.connection: KafkaConnection | None = None
+        self.stirred = asyncio.Event()
+        self.busy = False
+        self.over = False
+        self.task: asyncio.Task[None] | None = None
 
 
 class KafkaSender:
     """Takes messages for the topic; the order in a shard is kept."""
 
-    def __init__(self, access: KafkaAccess, counters: Counters, clock: Clock) -> None:
+    def __init__(self, access: KafkaAccess, watch: TopicWatch, counters: Counters, clock: Clock) -> None:
+        """`watch`: is told of partitions that are not where they were."""
         self._access = access
+        self._watch = watch
         self._counters = counters
-        self._waiting: list[Posted] = []
+        self._clock = clock
+        self._queues: list[Queue] = []
+        self._lanes: dict[Way, Lane] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._unsettled = 0
+        """Messages that wait, or are on their way."""
         self._idle = asyncio.Event()
         self._idle.set()
-        self._posted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._opening = asyncio.Lock()
-        self._keeping: asyncio.Task[None] | None = None
-        self._attempts = Attempts(clock)
-        self._endings = Endings()
-        self._told = False
+        self._told: dict[int, str] = {}
+        """By partition: why messages could not be sent."""
 
     @property
-    def connected(self) -> bool:
-        """Whether messages can be sent now."""
-        return self._task is not None and not self._task.done()
-
-    @property
-    def kept(self) -> bool:
-        """Whether it has been connected: from then on it sees to that by itself."""
-        return self._keeping is not None
-
-    async def keep(self) -> None:
-        """Connect, and whenever the connection is lost again, unless that is done already; `BusUnavailable` after
-        `connect_timeout_s` at most."""
-        async with self._opening:
-            if not self.kept:
-                sending = await self._connected()
-                self._keeping = asyncio.create_task(self._keep(sending), name="cachebus-kafka-keep")
-
-    async def _keep(self, sending: asyncio.Task[None] | None) -> None:
-        while True:
-            if sending is not None:
-                self._attempts.succeeded()
-                await asyncio.wait([sending])
-            self._attempts.over()
-            await asyncio.sleep(self._attempts.wait_s)
-            try:
-                sending = await self._connected()
-            except BusUnavailable as error:  # what can't be sent meanwhile is told by `_fail`
-                logger.debug("{}", error)
-                sending = None
-            except Exception:  # noqa: BLE001 (logged with its trace; it must go on)
-                logger.exception("could not connect to Kafka; it is tried again")
-                sending = None
-
-    async def _connected(self) -> asyncio.Task[None]:
-        with connecting(self._access):
-            producer = await self._started()
-            self._task = asyncio.create_task(self._run(producer), name="cachebus-kafka-sender")
-            self._task.add_done_callback(lambda _: self._ended(producer))
-            return self._task
-
-    async def _started(self) -> Any:
-        from aiokafka import AIOKafkaProducer
-
-        producer = AIOKafkaProducer(acks="all", linger_ms=0, max_batch_size=BATCH_BYTES, **self._access.arguments())
-        async with asyncio.timeout(self._access.connect_timeout_s):
-            await self._endings.started(producer, partial(end_producer, producer))
-            try:
-                await producer.partitions_for(self._access.topic)
-            except BaseException:
-                self._ended(producer)
-                raise
-        return producer
+    def reaches(self) -> Sequence[Reach]:
+        """Of all partitions, by their numbers: whether they can be sent to."""
+        return [queue.reach for queue in self._queues]
 
     def post(self, shard: int, key: bytes, message: bytes, headers: Headers) -> None:
         """Have a message sent. Returns at once; what can't be sent is counted."""
-        if not self.connected:
-            self._fail(1, "no broker is connected")
-        elif len(self._waiting) >= MOST_WAITING:
-            self._fail(1, f"{MOST_WAITING} wait already")
-        else:
-            self._waiting.append(Posted(shard, key, message, headers))
-            self._idle.clear()
-            self._posted.set()
+        if not self._queues:
+            self._fail(0, 1, "no broker is connected")
+            return
+        queue = self._queues[shard % len(self._queues)]
+        if len(queue.waiting) >= MOST_WAITING:
+            self._fail(queue.number, 1, queue.why or f"{MOST_WAITING} wait already")
+            return
+        queue.waiting.append(Posted(key, message, headers, self._clock() + self._access.timeout_s))
+        self._unsettled += 1
+        self._idle.clear()
+        self._stir(queue)
 
-    def _fail(self, count: int, why: str) -> None:
-        self._counters.bus_publish_failures += count
-        if not self._told:
-            self._told = True
-            logger.warning("events could not be published on Kafka; nodes find them by their probes: {}", why)
+    def arrange(self, layout: Layout) -> None:
+        """Send to each partition at its leader."""
+        for queue in self._queues[len(layout.leaders) :]:
+            self._drop(queue, len(queue.waiting), "the partition was removed")
+            queue.waiting.clear()
+        del self._queues[len(layout.leaders) :]
+        while len(self._queues) < len(layout.leaders):
+            self._queues.append(Queue(len(self._queues), Reach(self._access, self._clock), Attempts(self._clock)))
+        for queue, leader in zip(self._queues, layout.leaders, strict=True):
+            queue.leader = leader
+            if leader is None:
+                queue.why = f"a partition of {self._access.topic} has no leader"
+                queue.reach.lost(queue.why)
+        self._set_out()
 
-    async def _run(self, producer: Any) -> None:
-        """Send what waits, all of it together, until a broker does not take it in time."""
-        while True:
-            if not self._waiting:
-                self._idle.set()
-                self._posted.clear()
-                await self._posted.wait()
-            letters, self._waiting = self._waiting, []
-            missing = len(letters)
-            try:
-                async with asyncio.timeout(self._access.timeout_s):
-                    for count, sent in await self._handed_over(producer, letters):
-                        missing -= await self._arrived(count, sent)
-            except Exception as error:  # noqa: BLE001 (whatever it is: this producer is not to be trusted any more)
-                self._fail(missing, repr(error))
-                return
-            if missing:
-                self._counters.bus_publish_failures += missing
-            else:
-                self._told = False
-
-    async def _handed_over(self, producer: Any, letters: list[Posted]) -> list[tuple[int, asyncio.Future[object]]]:
-        """In batches, each with the number of its messages and the future of its arrival."""
-        topic = self._access.topic
-        partitions = len(await producer.partitions_for(topic))
-        lists: defaultdict[int, list[Posted]] = defaultdict(list)
-        for letter in letters:
-            lists[letter.shard % partitions].append(letter)
-        sent = []
-        for partition, posts in lists.items():
-            at = 0
-            while at < len(posts):
-                batch, first = producer.create_batch(), at
-                while at < len(posts) and self._fits(batch, posts[at]):
-                    at += 1
-                arrival = await producer.send_batch(batch, topic, partition=partition)
-                arrival.add_done_callback(_seen)
-                sent.append((at - first, arrival))
-        return sent
+    def _set_out(self) -> None:
+        """Have the lanes that are needed, and no others."""
+        wanted = {self._way(queue) for queue in self._queues} - {None}
+        for gone in self._lanes.keys() - wanted:
+            self._end(self._lanes.pop(gone))
+        for queue in self._queues:
+            way = self._way(queue)
+            if way is None:
+                continue
+            lane = self._lanes.get(way)
+            if lane is None:
+                lane = self._lanes[way] = Lane(way)
+                lane.task = asyncio.create_task(self._carry(lane), name="cachebus-kafka-sender")
+            if lane.connection is not None:
+                queue.reach.gained()
+            elif queue.reach.there:
+                queue.reach.lost(f"{lane.way[0]} is being connected to")
+            lane.stirred.set()
 
     @staticmethod
-    def _fits(batch: Any, letter: Posted) -> bool:
-        """Whether it went into the batch; one that is larger than a batch goes into an empty one."""
-        taken = batch.append(key=letter.key, value=letter.message, headers=letter.headers, timestamp=None)
-        return taken is not None
+    def _way(queue: Queue) -> Way | None:
+        return None if queue.leader is None else (queue.leader, queue.number if queue.apart else None)
 
-    async def _arrived(self, count: int, sent: asyncio.Future[object]) -> int:
-        from aiokafka.errors import KafkaError
+    def _of(self, lane: Lane) -> list[Queue]:
+        return [queue for queue in self._queues if self._way(queue) == lane.way]
 
+    def _end(self, lane: Lane) -> None:
+        """At once, but for a request that is under way."""
+        lane.over = True
+        lane.stirred.set()
+        if lane.task is not None:
+            self._ending.add(lane.task)
+            lane.task.add_done_callback(self._ending.discard)
+            if not lane.busy:
+                lane.task.cancel()
+
+    def _stir(self, queue: Queue) -> None:
+        """Something of it waits: have it sent, or dropped when it is due."""
+        way = self._way(queue)
+        if way in self._lanes:
+            self._lanes[way].stirred.set()
+        if queue.timer is None and queue.waiting:
+            left_s = max(FIRST_LOOK_S, queue.waiting[0].due_s - self._clock())
+            queue.timer = asyncio.get_running_loop().call_later(left_s, self._expire, queue)
+
+    def _expire(self, queue: Queue) -> None:
+        queue.timer = None
+        self._drop(queue, queue.expire(self._clock()), queue.why or f"not taken in {self._access.timeout_s:g} s")
+        if queue.waiting:
+            self._stir(queue)
+
+    async def _carry(self, lane: Lane) -> None:
+        """Connect, and send, as long as the lane is needed."""
+        attempts = Attempts(self._clock)
+        with quietly():
+            while not lane.over:
+                await asyncio.sleep(attempts.wait_s)
+                try:
+                    await self._carry_over(lane, await KafkaConnection.open(self._access, lane.way[0]), attempts)
+                except Exception as error:  # noqa: BLE001 (whatever it is: this connection is not to be trusted)
+                    attempts.over()
+                    for queue in self._of(lane):
+                        queue.why = error
+                        queue.reach.lost(error)
+                    self._watch.miss()
+
+    async def _carry_over(self, lane: Lane, connection: KafkaConnection, attempts: Attempts) -> None:
+        connection.on_lost = lane.stirred.set
+        lane.connection = connection
+        attempts.succeeded()
+        for queue in self._of(lane):
+            queue.reach.gained()
         try:
-            await asyncio.shield(sent)  # once: given up, the driver would hear nobody ask for its later failure
-        except KafkaError as error:
-            if error.retriable:
-                raise  # and was tried again for as long as it may take
-            self._fail(0, repr(error))  # as what is too large, may not be written, or is of a clock that is off
-            return 0
-        return count
+            while batches := await self._loaded(lane, connection):
+                lane.busy = True
+                await self._deliver(connection, batches)
+                lane.busy = False
+            if not lane.over:
+                raise ConnectionError(f"{connection.address} closed the connection")
+        finally:
+            lane.busy, lane.connection = False, None
+            await connection.close()
 
-    def _ended(self, producer: Any) -> None:
-        lost, self._waiting = len(self._waiting), []
-        if lost:
-            self._fail(lost, "the connection was lost")
-        self._idle.set()
-        self._endings.add(asyncio.create_task(end_producer(producer)))
+    async def _loaded(self, lane: Lane, connection: KafkaConnection) -> list[Batch]:
+        """What waits for the lane's partitions, once anything does; nothing where the lane or the connection ends."""
+        while not lane.over and not connection.lost:
+            lane.stirred.clear()
+            queues = [queue for queue in self._of(lane) if queue.waiting and not queue.busy]
+            if ready := [queue for queue in queues if not queue.attempts.wait_s]:
+                return [queue.load() for queue in ready]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min((queue.attempts.wait_s for queue in queues), default=None)):
+                    await lane.stirred.wait()
+        return []
+
+    async def _deliver(self, connection: KafkaConnection, batches: list[Batch]) -> None:
+        from aiokafka.protocol.produce import ProduceRequest
+
+        patience_s, hand = self._access.timeout_s, {batch.queue.number: batch for batch in batches}
+        partitions = [(number, batch.data) for number, batch in hand.items()]
+        request = ProduceRequest(None, ALL_REPLICAS, int(patience_s * 1000), [(self._access.topic, partitions)])
+        try:
+            answer = await connection.ask(request, patience_s + ANSWER_S)
+            for _, codes in answer.topics:
+                for number, code, *_ in codes:
+                    self._answered(hand.pop(number), code)
+        finally:
+            for batch in hand.values():
+                batch.queue.unload(batch)
+                self._stir(batch.queue)
+
+    def _answered(self, batch: Batch, code: int) -> None:
+        from aiokafka.errors import for_code
+
+        queue, error = batch.queue, for_code(code)
+        if code and error.retriable:  # until it is due
+            queue.unload(batch)
+            queue.attempts.over()
+            queue.why = error.__name__
+            if error.invalid_metadata:
+                self._watch.miss()
+        else:
+            queue.busy = False
+            queue.attempts.succeeded()
+            if code:  # as what is too large, may not be written, or is of a clock that is off
+                self._drop(queue, len(batch.posts), repr(error()))
+            else:
+                self._settle(len(batch.posts))
+                self._told.pop(queue.number, None)
+                queue.why = ""
+        if queue.apart != (apart := code in LATE):
+            queue.apart = apart
+            self._set_out()
+        self._stir(queue)
+
+    def _drop(self, queue: Queue, count: int, why: object) -> None:
+        if count:
+            self._settle(count)
+            self._fail(queue.number, count, why)
+
+    def _settle(self, count: int) -> None:
+        self._unsettled -= count
+        if not self._unsettled:
+            self._idle.set()
+
+    def _fail(self, number: int, count: int, why: object) -> None:
+        """Each reason is logged once."""
+        self._counters.bus_publish_failures += count
+        reason = str(why) or type(why).__name__
+        if number not in self._told and reason not in self._told.values():
+            logger.warning("events could not be published on Kafka; nodes find them by their probes: {}", reason)
+        self._told.setdefault(number, reason)
+
+    async def flush(self) -> None:
+        """Wait until what was posted is sent, for `timeout_s` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._access.timeout_s):
+                await self._idle.wait()
 
     async def close(self) -> None:
-        """Send what waits, for `timeout_s` at most, and give the connection back."""
-        keeping, self._keeping = self._keeping, None
-        await ended(keeping)
-        task, self._task = self._task, None
-        if task is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._access.timeout_s):
-                    await self._idle.wait()
-            task.cancel()
-            await asyncio.wait([task])
-        await self._endings.over(4 * self._access.timeout_s)
-
-
-def _seen(arrival: asyncio.Future[object]) -> None:
-    if not arrival.cancelled():
-        arrival.exception()
-
-
-async def end_producer(producer: Any) -> None:
-    """Stop an aiokafka producer. Its own `stop` would try for ever to send what it holds."""
-    with quietly():
-        producer._closed = True
-        for connection in list(producer.client._conns.values()):
-            connection.close()  # answers that are waited for fail now
-        # Which waits for what is in hand, and that for the client's look at the brokers: so the client comes last.
-        await producer._sender.close()
-        await producer.client.close()
+        """Give the connections back; what was not sent is counted."""
+        lanes, self._lanes = list(self._lanes.values()), {}
+        await ended(*(lane.task for lane in lanes), *self._ending)
+        for queue in self._queues:
+            if queue.timer is not None:
+                queue.timer.cancel()
+            self._drop(queue, len(queue.waiting), queue.why or "the bus was closed")
+            queue.reach.lost("the bus was closed")
+        self._queues = []

@@ -5,60 +5,110 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from loguru import logger
 
-from cachebus.bus.kafka_client import Endings, KafkaAccess, connecting
+from cachebus.bus.kafka_brokers import Brokers
+from cachebus.bus.kafka_client import BACKOFF_MS, KafkaAccess, quietly
+from cachebus.bus.kafka_connection import Address, unavailable
 from cachebus.errors import ConfigError
 
 REPLICAS: Final = 3
 UNKNOWN_TOPIC: Final = 3
 EXISTS: Final = 36
 NOT_ALLOWED: Final = 29
+NOT_CONTROLLER: Final = 41
+A_TOPIC: Final = 2
+"""What configurations are of, as a number."""
+LOOKS_WHEN_NEW: Final = 20
+"""So often a topic is looked at that was made just now, until each of its partitions has a leader."""
 
 
-async def topic_there(access: KafkaAccess, endings: Endings) -> None:
-    """As `ensure`, within `connect_timeout_s`; `BusUnavailable`."""
-    with connecting(access):
+class Layout(NamedTuple):
+    """A topic as a broker tells of it."""
+
+    leaders: tuple[Address | None, ...]
+    """Where each partition is written and read, by its number. None: it has no leader now."""
+    brokers: tuple[Address, ...]
+    controller: Address | None
+
+
+async def topic_there(access: KafkaAccess) -> None:
+    """Make the topic if it is missing; `BusUnavailable`, `ConfigError` where it can't carry messages."""
+    with quietly():
+        brokers = Brokers(access)
+        try:
+            await ensure(access, brokers)
+        finally:
+            await brokers.forget()
+
+
+async def ensure(access: KafkaAccess, brokers: Brokers) -> Layout:
+    """Make the topic if it is missing, and tell of it; `BusUnavailable`, `ConfigError` where it can't carry messages, a
+    warning where it hardly can. Within `connect_timeout_s`."""
+    try:
         async with asyncio.timeout(access.connect_timeout_s):
-            await ensure(access, endings)
+            layout = await look(access, brokers)
+            if not layout.leaders:
+                return await _made(access, brokers, layout)
+            _check_partitions(access, len(layout.leaders))
+            await _check_configuration(access, brokers)
+            return layout
+    except TimeoutError:
+        why = f"the topic {access.topic} could not be looked at in {access.connect_timeout_s:g} s"
+        raise unavailable(access, why) from None
 
 
-async def ensure(access: KafkaAccess, endings: Endings) -> None:
-    """Make the topic if it is missing; `ConfigError` where it can't carry messages, a warning where it hardly can.
-
-    Raises the driver's errors.
-    """
-    from aiokafka.admin import AIOKafkaAdminClient
-
-    async with endings.running(AIOKafkaAdminClient(**access.arguments())) as admin:
-        (found,) = await admin.describe_topics([access.topic])
-        if found["error_code"] == UNKNOWN_TOPIC:
-            await _make(admin, access)
-        elif found["error_code"] == NOT_ALLOWED:
-            raise ConfigError(
-                f"Kafka does not let this user see the topic {access.topic}: allow it by "
-                f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --operation Write "
-                f"--operation Describe --operation DescribeConfigs --topic {access.topic}"
-            )
-        else:
-            _check_partitions(access, len(found["partitions"]))
-            await _check_configuration(admin, access)
-
-
-async def _make(admin: Any, access: KafkaAccess) -> None:
-    from aiokafka.admin import NewTopic
+async def look(access: KafkaAccess, brokers: Brokers) -> Layout:
+    """The topic as it stands, without leaders where there is none; `BusUnavailable`, `ConfigError`."""
     from aiokafka.errors import for_code
+    from aiokafka.protocol.metadata import MetadataRequest
 
-    brokers = len((await admin.describe_cluster())["brokers"])
-    replicas = min(REPLICAS, max(brokers, 1))
+    answer = await brokers.ask(MetadataRequest([access.topic], allow_auto_topic_creation=False))
+    there = {number: Address(host, port) for number, host, port, _ in answer.brokers}
+    brokers.know(there.values())
+    ((code, _, _, partitions),) = answer.topics
+    if code == NOT_ALLOWED:
+        raise ConfigError(
+            f"Kafka does not let this user see the topic {access.topic}: allow it by "
+            f"kafka-acls.sh --add --allow-principal User:NAME --operation Read --operation Write "
+            f"--operation Describe --operation DescribeConfigs --topic {access.topic}"
+        )
+    if code not in (0, UNKNOWN_TOPIC):
+        raise unavailable(access, f"the topic {access.topic}: {for_code(code).__name__}")
+    leaders = {number: there.get(leader) for _, number, leader, *_ in partitions}
+    by_number = tuple(leaders.get(number) for number in range(max(leaders, default=-1) + 1))
+    return Layout(by_number, tuple(there.values()), there.get(answer.controller_id))
+
+
+async def _made(access: KafkaAccess, brokers: Brokers, layout: Layout) -> Layout:
+    """The topic, once it has leaders; where one does not come, the others have to do."""
+    await _make(access, brokers, layout)
+    for _ in range(LOOKS_WHEN_NEW):
+        layout = await look(access, brokers)
+        if layout.leaders and None not in layout.leaders:
+            break
+        await asyncio.sleep(BACKOFF_MS / 1000)
+    if not layout.leaders:
+        raise unavailable(access, f"the topic {access.topic} was made, and is not there yet")
+    return layout
+
+
+async def _make(access: KafkaAccess, brokers: Brokers, layout: Layout) -> None:
+    from aiokafka.errors import for_code
+    from aiokafka.protocol.admin import CreateTopicsRequest
+
+    replicas = min(REPLICAS, max(len(layout.brokers), 1))
     configs = {"cleanup.policy": "delete", "retention.ms": str(access.retention_ms)}
     if access.in_sync > 1:
         configs["min.insync.replicas"] = str(min(access.in_sync, replicas))
-    topic = NewTopic(access.topic, access.partitions, replicas, topic_configs=configs)
-    answer = await admin.create_topics([topic], timeout_ms=int(access.timeout_s * 1000))
-    ((_, code, *said),) = answer.topic_errors
+    assigned = list[tuple[int, list[int]]]()  # by the brokers
+    topic = (access.topic, access.partitions, replicas, assigned, list(configs.items()))
+    request = CreateTopicsRequest([topic], int(access.timeout_s * 1000), False)
+    ((_, code, *said),) = (await brokers.ask(request)).topic_errors
+    if code == NOT_CONTROLLER and layout.controller is not None:
+        ((_, code, *said),) = (await brokers.ask_at(layout.controller, request)).topic_errors
     if code == EXISTS:  # another node was faster
         return
     if code:
@@ -84,10 +134,10 @@ def _check_partitions(access: KafkaAccess, partitions: int) -> None:
         )
 
 
-async def _check_configuration(admin: Any, access: KafkaAccess) -> None:
-    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+async def _check_configuration(access: KafkaAccess, brokers: Brokers) -> None:
+    from aiokafka.protocol.admin import DescribeConfigsRequest
 
-    (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, access.topic)])
+    answer = await brokers.ask(DescribeConfigsRequest([(A_TOPIC, access.topic, None)]))
     ((code, _, _, _, entries),) = answer.resources
     if code:
         logger.warning(

@@ -181,7 +181,8 @@ class Stats:
     bus_publish_failures: int
     """Events that L2 has and the bus did not take (Kafka): nodes find them by their probes."""
     bus_positions_lost: int
-    """Times the bus no longer had what comes next of a partition (Kafka), so that this node went on at its end."""
+    """Times the bus no longer had what comes next of a partition (Kafka), or was far ahead of it: this node went on at
+    its end."""
     bus_connected: bool
     """Whether events can arrive now."""
     loose_replicas: int

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cachebus.bus.kafka_client import Endings
-from cachebus.bus.kafka_topic import ensure
+from cachebus.bus.kafka_topic import topic_there
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.dead_topic import count_of
@@ -104,12 +103,8 @@ class CommandsSource(TopicSource):
 
     async def prepare(self) -> None:
         """See `TopicSource.prepare`."""
-        endings = Endings()
-        try:
-            async with asyncio.timeout(self._access.timeout_s):
-                await ensure(self._access, endings)
-        finally:
-            await endings.over(self._access.timeout_s)
+        async with asyncio.timeout(self._access.timeout_s):
+            await topic_there(self._access)
 
     async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
         """See `TopicSource.look_at`."""

@@ -11,9 +11,8 @@ from typing import Any, Final, Self
 
 from cachebus.base.choices import Wait
 from cachebus.base.home import Home
-from cachebus.bus.kafka_client import Endings, connecting, quietly
-from cachebus.bus.kafka_sender import end_producer
-from cachebus.bus.kafka_topic import ensure
+from cachebus.bus.kafka_client import Endings, connecting, end_producer, quietly
+from cachebus.bus.kafka_topic import topic_there
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
 from cachebus.producers.base import Order, Producer, receipt_for_command
@@ -125,7 +124,7 @@ class KafkaProducer(Producer):
             if self._link is None:
                 with connecting(self._access):
                     async with asyncio.timeout(self._access.connect_timeout_s):
-                        await ensure(self._access, self._endings)  # the topic may have been deleted meanwhile
+                        await topic_there(self._access)  # the topic may have been deleted meanwhile
                         self._link = _Link(await self._started(), self._endings)
             return self._link
 

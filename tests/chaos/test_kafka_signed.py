@@ -9,9 +9,8 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from cachebus import Cache
-from cachebus.bus.kafka_client import kafka_access
-from cachebus.bus.kafka_ears import WARN_EVERY_S, KafkaEars
 from cachebus.bus.kafka_envelope import Envelope, message_key
+from cachebus.bus.kafka_taking import WARN_EVERY_S, Taking
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer
@@ -121,15 +120,13 @@ async def test_g1_a_signed_event_sent_again_elsewhere_is_passed_over(redis_url: 
 async def test_of_a_flood_of_unsigned_messages_one_line_a_minute_tells(setup: dict[str, Any]) -> None:
     now_s, counters, settings = 1000.0, Counters(), quick("redis://nowhere", **SIGNED, **setup)
     heard: list[tuple[int, bytes]] = []
-    ears = KafkaEars(
-        kafka_access(settings), Envelope.of(settings), lambda *one: heard.append(one), counters, lambda: now_s
-    )
+    taking = Taking(Envelope.of(settings), lambda *one: heard.append(one), counters, lambda: now_s)
     key = message_key(setup["namespace"], 1, b"f" * 16)
     with warnings_of("cachebus") as told:
         for at_s in (0.0, WARN_EVERY_S - 0.1, WARN_EVERY_S, 2 * WARN_EVERY_S - 0.1, 3 * WARN_EVERY_S):
             now_s = 1000.0 + at_s
             for offset in range(100):
-                ears._take(ConsumerRecord("topic", 0, offset, 0, 0, key, b"forged", None, len(key), 6, ()))
+                taking.take("topic/0", ConsumerRecord("topic", 0, offset, 0, 0, key, b"forged", None, len(key), 6, ()))
     assert not heard
     assert counters.events_unsigned == 500
     assert [line.partition(": ")[2].partition(" so far")[0] for line in told] == ["1", "201", "401"]

@@ -1,9 +1,10 @@
-"""The driver's clients are started and closed whole, whenever whoever waits for them gives up."""
+"""Clients and connections are started and closed whole, whenever whoever waits for them gives up."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +13,13 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.metadata import MetadataRequest
 
+from cachebus import Settings
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.bus.kafka_brokers import Brokers
+from cachebus.bus.kafka_client import Endings, KafkaAccess, kafka_access, quietly
+from cachebus.bus.kafka_connection import KafkaConnection, addresses_of
 from cachebus.tools.servers.kafka import KafkaServer
 
 CLIENTS = [AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer]
@@ -45,3 +50,37 @@ async def test_whoever_closes_is_held_up_for_no_longer_than_he_says_though_nobod
     began_s = monotonic()
     await endings.over(0.1)
     assert monotonic() - began_s < 5.0  # the driver's own bound is 40 s
+
+
+def access_to(servers: str) -> KafkaAccess:
+    """With more patience than a test has."""
+    return kafka_access(
+        Settings(bus="kafka", kafka_bootstrap_servers=servers, connect_timeout_s=60.0, l2_timeout_s=60.0)
+    )
+
+
+async def test_brokers_that_are_silent_or_away_are_not_waited_for(kafka: KafkaServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        brokers = Brokers(access_to(f"127.0.0.1:{port},127.0.0.1:1,{kafka.address}"))
+        began_s = monotonic()
+        with quietly():
+            for _ in range(3):  # and from then on over the connection that is there
+                answer = await brokers.ask(MetadataRequest([]))
+                assert [broker[2] for broker in answer.brokers] == [kafka.port]
+        assert monotonic() - began_s < 30.0
+        await brokers.forget()
+
+
+async def test_a_connection_that_is_given_up_at_any_moment_is_closed(kafka: KafkaServer) -> None:
+    access = access_to(kafka.address)
+    (address,) = addresses_of(kafka.address)
+    with quietly(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        for number in range(40):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(number / 4000):
+                    connection = await KafkaConnection.open(access, address)
+                    await connection.close()
+        gc.collect()
+    assert [str(one.message) for one in told] == []

@@ -87,6 +87,7 @@ class SharedServers:
         self._by_name: dict[str, EmbeddedServer] = {}
         self._cluster: ClusterGroup | None = None
         self._kafka: KafkaServer | None = None
+        self._kafka_pair: list[KafkaServer] = []
         self._postgres: PostgresServer | None = None
         self._mariadb: MariaDBServer | None = None
 
@@ -121,6 +122,16 @@ class SharedServers:
         self._kafka.resume()
         return self._kafka
 
+    def kafka_pair(self) -> list[KafkaServer]:
+        """Two running brokers of one cluster, which the first controls. A test takes topics of its own."""
+        if not self._kafka_pair:
+            first = to_be_had(KafkaServer, "Kafka").start()
+            self._kafka_pair = [first, KafkaServer(joins=first, number=2)]
+        for broker in self._kafka_pair:
+            broker.start()
+            broker.resume()
+        return self._kafka_pair
+
     def postgres(self) -> PostgresServer:
         """The running PostgreSQL; a test takes a database of its own. Skips the test loudly where it can't be had."""
         if self._postgres is None:
@@ -140,7 +151,13 @@ class SharedServers:
     def pids(self) -> set[int]:
         """The processes that outlive a single test."""
         cluster = set() if self._cluster is None else self._cluster.pids
-        daemons: list[Daemon | None] = [*self._by_name.values(), self._kafka, self._postgres, self._mariadb]
+        daemons: list[Daemon | None] = [
+            *self._by_name.values(),
+            self._kafka,
+            *self._kafka_pair,
+            self._postgres,
+            self._mariadb,
+        ]
         mine = {daemon.pid for daemon in daemons if daemon is not None and daemon.running}
         return mine | cluster
 
@@ -149,9 +166,10 @@ class SharedServers:
         for server in self._by_name.values():
             server.stop()
         self._by_name.clear()
-        for daemon in (self._kafka, self._postgres, self._mariadb):
+        for daemon in (self._kafka, *reversed(self._kafka_pair), self._postgres, self._mariadb):
             if daemon is not None:
                 daemon.stop()
+        self._kafka_pair = []
         self._kafka = self._postgres = self._mariadb = None
         if self._cluster is not None:
             self._cluster.stop()

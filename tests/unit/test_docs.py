@@ -44,7 +44,7 @@ many outbox rows for a primary that is away; an outbox's table dropped, swapped 
 L2 away while rows are in hand; SIGKILL of a worker of change data capture;
 a commit that the log tells of before others see it; a slot that is lost; rows and envelopes that no rule can use;
 a captured database killed, or L2 away; Kafka broker restart; Kafka broker that hangs;
-Kafka broker that refuses messages; Kafka retention loss;
+Kafka broker that refuses messages; one of several Kafka brokers lost, or hanging; Kafka retention loss;
 Kafka messages doubled and swapped; a publisher killed between L2 and Kafka; garbage on the Kafka topic;
 Kafka partitions added; events on Kafka that are unsigned, forged, or sent again elsewhere;
 two stores on one Kafka topic

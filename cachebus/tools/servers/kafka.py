@@ -25,8 +25,9 @@ METADATA_VERSION: Final = 4
 class KafkaServer(Daemon):
     """A Kafka broker in KRaft mode, without TLS or passwords. Topics are never created automatically.
 
-    `settings`: more of `server.properties`, over those set here. `listeners`: more listeners by name, each with its
-    port and the port that it advertises, such as that of a proxy. What was acknowledged outlives a restart.
+    `settings`: more of `server.properties`, over those here. `listeners`: more of them by name, each with its port and
+    the port that clients of it are told, as of a proxy before it. `joins`: a broker that runs, whose cluster this one
+    belongs to, as a broker alone and by that `number`. Restarts keep what was acknowledged.
     """
 
     name = "Kafka"
@@ -39,10 +40,14 @@ class KafkaServer(Daemon):
         directory: Path | None = None,
         settings: Mapping[str, str] | None = None,
         listeners: Mapping[str, tuple[int, int]] | None = None,
+        joins: KafkaServer | None = None,
+        number: int = 1,
     ) -> None:
         super().__init__(port=port, directory=directory)
+        self._number = number
         self._java, self._jars = find_java(), classpath(ARTIFACTS)
-        self._controller = free_port(self)
+        self._joins = joins
+        self._controller: int = free_port(self) if joins is None else joins._controller
         self._settings = dict(settings or {})
         self._more = dict(listeners or {})
 
@@ -60,11 +65,13 @@ class KafkaServer(Daemon):
         shutil.rmtree(self._data, ignore_errors=True)
 
     def _properties(self) -> dict[str, str]:
+        controls = self._joins is None
+        controller = f"CONTROLLER://{HOST}:{self._controller}," if controls else ""
         return {
-            "process.roles": "broker,controller",
-            "node.id": "1",
+            "process.roles": "broker,controller" if controls else "broker",
+            "node.id": str(self._number),
             "controller.quorum.bootstrap.servers": f"{HOST}:{self._controller}",
-            "listeners": f"CONTROLLER://{HOST}:{self._controller},{self._addresses(bound=True)}",
+            "listeners": controller + self._addresses(bound=True),
             "advertised.listeners": self._addresses(bound=False),
             "listener.security.protocol.map": ",".join(
                 f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *self._more)
@@ -107,17 +114,14 @@ class KafkaServer(Daemon):
             self._format(properties)
 
     def _format(self, properties: Path) -> None:
-        cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
-        command = [
-            *self._jvm(),
-            "kafka.tools.StorageTool",
-            "format",
-            "--standalone",
-            "-t",
-            cluster,
-            "-c",
-            str(properties),
-        ]
+        if self._joins is None:
+            cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
+            options = ["--standalone"]
+        else:
+            meta = (self._joins._data / "meta.properties").read_text()
+            cluster = dict(line.split("=", 1) for line in meta.splitlines() if "=" in line)["cluster.id"]
+            options = []
+        command = [*self._jvm(), "kafka.tools.StorageTool", "format", *options, "-t", cluster, "-c", str(properties)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
         if done.returncode:
             raise ConfigError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()}")

@@ -1,0 +1,104 @@
+"""A connection to one broker: asked one thing after another, and closed whole by whoever gives it up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Self
+
+from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.errors import BusUnavailable
+
+PIECES: Final = 5
+"""Patience is spent in so many pieces. A stall of this process costs one of them: the answers that have come meanwhile
+are read in the next."""
+NEVER_MS: Final = 86_400_000
+"""The driver's own time limit, which sees no stalls."""
+
+
+class Address(NamedTuple):
+    """Where a broker is."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def addresses_of(servers: str) -> list[Address]:
+    """host:port, separated by commas."""
+    found = (server.rpartition(":") for server in servers.split(","))
+    return [Address(host.strip("[]"), int(port)) for host, _, port in found]
+
+
+def unavailable(access: KafkaAccess, why: object) -> BusUnavailable:
+    """The error that says it, with the brokers' addresses; `why`: a text or an error."""
+    return BusUnavailable(f"Kafka at {access.servers}: {str(why) or type(why).__name__}")
+
+
+class KafkaConnection:
+    """Raises the driver's errors, and OSError."""
+
+    def __init__(self, driver: Any, address: Address) -> None:
+        """Use `open`."""
+        self._driver = driver
+        self.address = address
+        self.on_lost: Callable[[], object] | None = None
+        """Called once when it is lost, by whichever end."""
+        driver._on_close_cb = self._closed
+
+    @classmethod
+    async def open(cls, access: KafkaAccess, address: Address) -> Self:
+        """Connect, within `connect_timeout_s`, TLS and SASL included."""
+        from aiokafka.conn import AIOKafkaConnection
+
+        arguments = access.arguments()
+        del arguments["bootstrap_servers"], arguments["retry_backoff_ms"]
+        driver = AIOKafkaConnection(*address, **{**arguments, "request_timeout_ms": NEVER_MS})
+        try:
+            async with asyncio.timeout(access.connect_timeout_s):
+                await driver.connect()
+        except TimeoutError:
+            raise TimeoutError(f"{address} did not answer in {access.connect_timeout_s:g} s") from None
+        finally:
+            if not driver.connected():
+                await _dropped(driver)
+        return cls(driver, address)
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return not self._driver.connected()
+
+    async def ask(self, request: Any, patience_s: float) -> Any:
+        """The answer; `TimeoutError` when there is none in that time, and the connection is lost then."""
+        answer = asyncio.ensure_future(self._driver.send(request))
+        try:
+            for _ in range(PIECES):
+                await asyncio.wait([answer], timeout=patience_s / PIECES)
+                if answer.done():
+                    return answer.result()
+        finally:
+            answer.cancel()
+        self._driver.close()
+        raise TimeoutError(f"{self.address} did not answer in {patience_s:g} s")
+
+    def _closed(self, driver: Any, reason: object) -> None:
+        if self.on_lost is not None:
+            self.on_lost()
+
+    async def close(self) -> None:
+        """Give it back. What is asked fails."""
+        await _dropped(self._driver)
+
+
+async def _dropped(driver: Any) -> None:
+    """Close without a farewell: one that hangs would not take it."""
+    if driver._protocol is None:
+        return
+    transport = driver._protocol._transport
+    if transport is not None:
+        transport.abort()
+    driver.close()
+    await asyncio.wait([driver._closed_fut], timeout=1.0)

@@ -1,0 +1,50 @@
+"""Whether something is reached, for those who wait for it to be, and for those who wait for it to end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cachebus.base.clock import Clock
+from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka_connection import unavailable
+
+
+class Reach:
+    """Of one partition: to hear it, or to send to it."""
+
+    def __init__(self, access: KafkaAccess, clock: Clock) -> None:
+        self._access = access
+        self._clock = clock
+        self._why: object = ""
+        self._told = asyncio.Event()
+        self.there = False
+
+    def gained(self) -> None:
+        """It is reached now."""
+        if not self.there:
+            self.there = True
+            self._tell()
+
+    def lost(self, why: object) -> None:
+        """It is reached no more, or an attempt has failed, for this reason: an error, or a text."""
+        self.there = False
+        self._why = why
+        self._tell()
+
+    def _tell(self) -> None:
+        told, self._told = self._told, asyncio.Event()
+        told.set()
+
+    async def gain(self) -> None:
+        """Returns when it is reached; `BusUnavailable` for an attempt that fails. A topic just made has no leaders yet,
+        and a leader may be moving: so the first failures are waited out, for half of `connect_timeout_s`."""
+        patient_until_s = self._clock() + self._access.connect_timeout_s / 2
+        while not self.there:
+            await self._told.wait()
+            if not self.there and self._clock() >= patient_until_s:
+                raise unavailable(self._access, self._why)
+
+    async def loss(self) -> None:
+        """Returns when it is not reached, or was not for a moment."""
+        if self.there:
+            await self._told.wait()

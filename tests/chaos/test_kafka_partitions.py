@@ -1,0 +1,263 @@
+"""A topic whose partitions lie on two brokers, of which one breaks: what befalls its partitions befalls no others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from cachebus import Cache
+from cachebus.base.clock import monotonic
+from cachebus.bus.kafka_connection import KafkaConnection
+from cachebus.core.ports import Listener
+from cachebus.producers import DirectProducer
+from cachebus.resp import ended
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.wire import event as events
+from tests.support.caches import Source, key_of, nodes, quick, until
+from tests.support.kafka_fleet import bus_of
+from tests.support.servers import SharedServers
+
+SHARDS = 4
+HERE, THERE = (0, 2), (1, 3)
+"""The shards whose partitions the first broker leads, and the second."""
+
+
+@pytest.fixture
+def pair(shared_servers: SharedServers) -> list[KafkaServer]:
+    """Two brokers of one cluster. The first controls it, the second may break."""
+    return shared_servers.kafka_pair()
+
+
+@pytest.fixture
+def second(pair: list[KafkaServer]) -> Iterator[KafkaServer]:
+    """The broker that may break; it is whole again after the test."""
+    yield pair[1]
+    pair[1].start()
+    pair[1].resume()
+
+
+@pytest.fixture
+async def setup(pair: list[KafkaServer], second: KafkaServer, redis_url: str) -> dict[str, Any]:
+    """The settings of a fleet with a topic of its own; the broker that breaks is the first that they name."""
+    return await spread(pair, redis_url, {0: [1], 1: [2], 2: [1], 3: [2]})
+
+
+async def spread(brokers: list[KafkaServer], url: str, assigned: Mapping[int, list[int]]) -> dict[str, Any]:
+    """Make a topic whose partitions have these brokers as replicas, by their numbers."""
+    first, second = brokers[:2]
+    name = f"spread-{token_hex(4)}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=first.address)
+    await admin.start()
+    try:
+
+        async def all_there() -> bool:
+            with suppress(KafkaError):  # of one that has just ended, and is not yet missed
+                return len((await admin.describe_cluster())["brokers"]) == len(brokers)
+            return False
+
+        async def led() -> bool:
+            (topic,) = await admin.describe_topics([name])
+            return [part["leader"] for part in topic["partitions"]].count(-1) == 0
+
+        await until(all_there, within_s=60.0)
+        made = await admin.create_topics([NewTopic(name, -1, -1, replica_assignments=dict(assigned))])
+        assert made.topic_errors[0][1] == 0, made
+        await until(led)
+    finally:
+        await admin.close()
+    return {
+        "url": url,
+        "bus": "kafka",
+        "kafka_bootstrap_servers": f"{second.address},{first.address}",
+        "kafka_topic": name,
+        "namespace": name,
+        "kafka_partitions": len(assigned),
+        "shards": len(assigned),
+    }
+
+
+def tenant_of(cache: Cache, shard: int) -> str:
+    """One whose shard it is."""
+    names = (f"tenant-{number}" for number in range(1000))
+    return next(name for name in names if key_of(cache, "config", "k", name).shard == shard)
+
+
+def hears(cache: Cache, *shards: int) -> bool:
+    """Whether it can hear each of these by the bus."""
+    return all(bus_of(cache)._of(shard).there for shard in shards)
+
+
+class Brought:
+    """A listener that notes what the bus brings, and not a probe: shards with seqs."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.seen: set[tuple[int, int]] = set()
+
+    def __call__(self, shard: int, message: bytes) -> None:
+        self.seen.add((shard, events.place(message)[1]))
+        self.listener(shard, message)
+
+    @classmethod
+    def to(cls, cache: Cache) -> Brought:
+        """What it notes of this cache, from the first time on."""
+        ears = bus_of(cache)._ears
+        assert ears is not None
+        listener = ears._taking._listener
+        if not isinstance(listener, cls):
+            listener = ears._taking._listener = cls(listener)
+        return listener
+
+
+async def carried(a: Cache, b: Cache, *shards: int) -> None:
+    """The bus brings invalidations of a, one in each of these shards, to b."""
+    brought = Brought.to(b)
+    for shard in shards:
+        receipt = await a.invalidate("config", "k", tenant_id=tenant_of(a, shard))
+        await until(lambda: (receipt.shard, receipt.seq) in brought.seen)  # noqa: B023 (awaited here)
+
+
+async def broken(second: KafkaServer, how: str) -> None:
+    """Kill it, or stop it in its tracks."""
+    await asyncio.to_thread(second.kill if how == "killed" else second.pause)
+
+
+async def whole(second: KafkaServer) -> None:
+    """Have it back."""
+    await asyncio.to_thread(second.start)
+    second.resume()
+
+
+@asynccontextmanager
+async def undisturbed(cache: Cache, *shards: int) -> AsyncIterator[None]:
+    """The cache is deaf for none of these at any moment, and nothing that it publishes is lost."""
+    deaf = [asyncio.create_task(bus_of(cache).deaf(shard)) for shard in shards]
+    try:
+        yield
+        assert not any(task.done() for task in deaf)
+    finally:
+        await ended(*deaf)
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+async def test_g1_g9_one_of_two_kafka_brokers_is_lost(setup: dict[str, Any], second: KafkaServer, how: str) -> None:
+    async with nodes(**setup) as (a, b):
+        await carried(a, b, *range(SHARDS))
+        async with undisturbed(a, *HERE), undisturbed(b, *HERE):
+            await broken(second, how)
+            await until(lambda: not hears(a, 1) and not hears(b, 1) and not hears(b, 3))
+            for _ in range(20):
+                await carried(a, b, *HERE)
+                await carried(b, a, *HERE)
+            assert a.stats().bus_publish_failures == b.stats().bus_publish_failures == 0
+            for shard in THERE:  # which waits for no broker, and does not fail
+                await a.invalidate("config", "k", tenant_id=tenant_of(a, shard))
+            await until(lambda: a.stats().bus_publish_failures == len(THERE))
+            await carried(a, b, *HERE)
+            await whole(second)
+            await until(lambda: a.stats().bus_connected and b.stats().bus_connected, within_s=60.0)
+            await carried(a, b, *range(SHARDS))
+            await carried(b, a, *range(SHARDS))
+        assert a.stats().flushes == b.stats().flushes == {"start": SHARDS}
+        assert a.stats().bus_publish_failures == len(THERE)
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+async def test_g1_nodes_start_while_one_of_two_kafka_brokers_is_away(
+    setup: dict[str, Any], second: KafkaServer, how: str
+) -> None:
+    """The tenants of its partitions are served too: L2 and its probes are enough."""
+    await broken(second, how)
+    async with nodes(**setup) as (a, b):
+        assert hears(a, *HERE) and hears(b, *HERE)
+        await carried(a, b, *HERE)
+        await carried(b, a, *HERE)
+        await until(lambda: a.ready() and b.ready())
+        for shard in range(SHARDS):
+            source = Source(k="value")
+            assert await b.get_or_load("config", "k", source.load, tenant_id=tenant_of(b, shard)) == "value"
+        assert not a.stats().bus_connected
+        assert a.stats().bus_publish_failures == b.stats().bus_publish_failures == 0
+        await whole(second)
+        await until(lambda: a.stats().bus_connected and b.stats().bus_connected, within_s=60.0)
+        await carried(a, b, *range(SHARDS))
+
+
+async def test_attempts_at_a_kafka_broker_that_hangs_do_not_pile_up(
+    setup: dict[str, Any], second: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an attempt is given up before a request would be, too: one at a time, and each is whole over."""
+    under_way, most, made = 0, 0, 0
+    opens = KafkaConnection.open.__func__  # type: ignore[attr-defined]
+
+    async def counted(*where: Any) -> KafkaConnection:
+        nonlocal under_way, most, made
+        under_way, made = under_way + 1, made + 1
+        most = max(most, under_way)
+        try:
+            return await opens(KafkaConnection, *where)  # type: ignore[no-any-return]
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(KafkaConnection, "open", counted)
+    await broken(second, "hanging")
+    alone = {"kafka_bootstrap_servers": second.address, "start_degraded": True}
+    async with Cache(quick(**{**setup, **alone, "connect_timeout_s": 0.3, "l2_timeout_s": 2.0})) as cache:
+        await until(lambda: made >= 5)
+        assert most == 1
+        await whole(second)
+        await until(lambda: cache.stats().bus_connected, within_s=60.0)
+        await carried(cache, cache, *range(SHARDS))
+        began_s = monotonic()
+        await broken(second, "hanging")
+    assert monotonic() - began_s < 10.0  # and the fixtures look for what is left
+
+
+async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_waiting(
+    pair: list[KafkaServer], second: KafkaServer, redis_url: str
+) -> None:
+    """The leader answers when all replicas have a message, or after a while. In one lane the others would wait too."""
+    third = KafkaServer(joins=pair[0], number=3)
+    with await asyncio.to_thread(third.start):
+        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2]})
+        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1):
+            await carried(a, b, 0, 1)
+            queue, lanes = bus_of(a)._sender._queues[1], bus_of(a)._sender._lanes
+
+            async def apart() -> bool:
+                """After one more message."""
+                await a.invalidate("config", "k", tenant_id=tenant_of(a, 1))
+                return queue.apart
+
+            async def together() -> bool:
+                return not await apart()
+
+            await broken(second, "hanging")
+            await until(apart)
+            assert len(lanes) == 2
+            await carried(a, b, *[0] * 20)
+            await whole(second)
+            await until(together, within_s=60.0)
+            assert len(lanes) == 1
+            await carried(a, b, 0, 1)
+
+
+async def test_a_producer_publishes_while_one_of_two_kafka_brokers_hangs(
+    setup: dict[str, Any], second: KafkaServer
+) -> None:
+    async with Cache(quick(**setup)) as cache:
+        await broken(second, "hanging")
+        began_s = monotonic()
+        async with DirectProducer.open(quick(**{**setup, "connect_timeout_s": 8.0})) as producer:
+            assert monotonic() - began_s < 7.5
+            brought = Brought.to(cache)
+            for shard in HERE:
+                receipt = await producer.invalidate("config", "k", tenant_of(cache, shard))
+                await until(lambda: (receipt.shard, receipt.seq) in brought.seen)  # noqa: B023 (awaited here)

@@ -1,0 +1,102 @@
+"""What waits for a partition of Kafka: in order, in batches, and not for ever; and who waits for the partition."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiokafka.record.memory_records import MemoryRecords
+
+from cachebus.base.backoff import Attempts
+from cachebus.base.clock import monotonic
+from cachebus.bus.kafka_client import kafka_access
+from cachebus.bus.kafka_connection import Address, addresses_of
+from cachebus.bus.kafka_queue import BATCH_BYTES, Posted, Queue
+from cachebus.bus.kafka_reach import Reach
+from cachebus.errors import BusUnavailable
+from cachebus.settings import Settings
+from tests.support.caches import until
+
+ACCESS = kafka_access(Settings(bus="kafka", kafka_bootstrap_servers="a:1,b:2", l2_timeout_s=1.0, connect_timeout_s=5.0))
+
+
+def queue_of(*messages: bytes) -> Queue:
+    """A queue in which these wait, each due a second after the one before."""
+    queue = Queue(0, Reach(ACCESS, monotonic), Attempts(monotonic))
+    for due_s, message in enumerate(messages):
+        queue.waiting.append(Posted(b"key", message, [("name", b"value")], float(due_s)))
+    return queue
+
+
+def values(data: bytes) -> list[bytes]:
+    """The values of a batch's messages, as a reader finds them."""
+    records, found = MemoryRecords(data), []
+    while records.has_next():
+        batch = records.next_batch()
+        assert batch.validate_crc()
+        found += [record.value for record in batch]
+    return found
+
+
+def test_what_waits_goes_in_order_and_comes_back_in_order() -> None:
+    queue = queue_of(b"1", b"2", b"3")
+    batch = queue.load()
+    assert (values(batch.data), len(queue.waiting), queue.busy) == ([b"1", b"2", b"3"], 0, True)
+    queue.waiting.append(Posted(b"key", b"4", [], 9.0))
+    queue.unload(batch)
+    assert not queue.busy
+    assert values(queue.load().data) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_batch_is_bounded_and_a_larger_message_goes_alone() -> None:
+    large, small = b"x" * (BATCH_BYTES + 1), b"y" * (BATCH_BYTES // 2)
+    queue = queue_of(small, large, small, small, small)
+    sizes = []
+    while queue.waiting:
+        sizes.append([len(value) for value in values(queue.load().data)])
+    assert sizes == [[len(small)], [len(large)], [len(small)], [len(small)], [len(small)]]
+
+
+def test_only_what_is_due_is_dropped() -> None:
+    queue = queue_of(b"0", b"1", b"2", b"3")
+    assert queue.expire(-1.0) == 0
+    assert queue.expire(1.0) == 2
+    assert [post.message for post in queue.waiting] == [b"2", b"3"]
+
+
+async def test_the_first_failures_are_waited_out_and_the_next_one_is_told() -> None:
+    now_s = 100.0
+    reach = Reach(ACCESS, lambda: now_s)
+    waiting = asyncio.create_task(reach.gain())
+    for later_s in (0.0, 2.4):
+        now_s = 100.0 + later_s
+        await asyncio.sleep(0)
+        reach.lost("moving")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    now_s = 102.5
+    reach.lost("gone")
+    with pytest.raises(BusUnavailable, match="Kafka at a:1,b:2: gone"):
+        await waiting
+
+
+async def test_whoever_waits_is_told_of_what_is_gained_and_of_what_is_lost_for_a_moment() -> None:
+    reach = Reach(ACCESS, monotonic)
+    await reach.loss()
+    gained = asyncio.create_task(reach.gain())
+    await asyncio.sleep(0)
+    reach.gained()
+    await gained
+    lost = asyncio.create_task(reach.loss())
+    await asyncio.sleep(0)
+    reach.gained()
+    await asyncio.sleep(0)
+    assert not lost.done()
+    reach.lost("a moment")
+    reach.gained()
+    await until(lost.done)
+    await reach.gain()
+
+
+def test_addresses_are_those_of_the_settings() -> None:
+    assert addresses_of("kafka-1:9092,[::1]:9093") == [Address("kafka-1", 9092), Address("::1", 9093)]
