@@ -11,8 +11,8 @@ PRUNED_AT_ONCE = 64
 class InvalidatedScopes(dict[str, int]):
     """The seq of each scope's last invalidation; change it by `note` alone.
 
-    Beside it goes the order in which they came, about that of their seqs, with some that are outdated: to look for the
-    first of a dictionary from which the first were taken walks over all that went.
+    Two queues beside it keep the order of arrival, which is about that of the seqs; some of their entries are outdated.
+    The dictionary's own order would not do: to find its first key, Python walks over all that were deleted before it.
     """
 
     __slots__ = ("_scopes", "_seqs")

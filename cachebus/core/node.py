@@ -171,7 +171,7 @@ class Node:
     def begin_epoch(
         self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None
     ) -> None:
-        """Begin a shard anew from a probe's reply with marks: its L1 is dropped, whatever is under way is marked.
+        """Begin a shard anew from a probe's reply with marks: L1 is dropped, and whatever is under way is overtaken.
         `asked`: what `Shard.asking` gave when the probe was sent."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
@@ -185,7 +185,7 @@ class Node:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
 
     def void(self, shard: int, cause: str) -> None:
-        """Drop a shard's L1, mark everything under way, give up the lease."""
+        """Drop a shard's L1, overtake everything under way, give up the lease."""
         self.shards[shard].void()
         self.groups.end_life(shard)
         self._spread_lease(shard)
@@ -304,7 +304,7 @@ class Node:
         if offer.l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + offer.l1_ttl_s, offer.l1_ttl_s))
         keep_s = offer.keep_s
-        if keep_s and (not record.may_be_fallback or not fenced or self.in_doubt(key.shard, record)):
+        if keep_s and (not record.may_be_fallback or not fenced or self.may_predate_lost_guards(key.shard, record)):
             keep_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
@@ -333,21 +333,23 @@ class Node:
         later = not offer.fenced and present.seq == seq and present.read_until > read_until
         return later and self.trusted(offer.key) is not None
 
-    def in_doubt(self, shard: int, record: Record) -> bool:
-        """Whether a record was read from the source when guards may have stood that a takeover has lost: nobody knows
-        what they covered, so it is no fallback. When another epoch than this node's began is yet to be heard."""
-        return record.epoch != self.shards[shard].epoch or record.created_ms < self._doubtful_until_ms(shard)
+    def may_predate_lost_guards(self, shard: int, record: Record) -> bool:
+        """Whether a record was read from the source while a guard may have stood that a takeover has lost. Nobody knows
+        what that guard covered, so the record is no fallback. Of another epoch than this node's the node does not know
+        when it began: yes."""
+        return record.epoch != self.shards[shard].epoch or record.created_ms < self._lost_guards_settled_ms(shard)
 
-    def _doubtful_until_ms(self, shard: int) -> float:
-        """Until when on the L2 server's clock guards may stand that a takeover has lost; 0: none can have been lost."""
+    def _lost_guards_settled_ms(self, shard: int) -> float:
+        """When the guards that a takeover has lost have ended, and another D is over, on the L2 server's clock; 0: no
+        guard can have been lost."""
         largest = self.largest[shard]
         if not largest.guard_ms or not self.born_us[shard]:
             return 0.0
         return self.born_us[shard] / 1000 + largest.guard_ms + largest.bound_ms
 
-    def doubtful_until_s(self, shard: int) -> float:
+    def lost_guards_settled_s(self, shard: int) -> float:
         """The same on this node's clock, at the earliest."""
-        until_ms = self._doubtful_until_ms(shard)
+        until_ms = self._lost_guards_settled_ms(shard)
         return self.server_clocks[shard].earliest_s(until_ms / 1000) if until_ms else NEVER
 
     @staticmethod

@@ -267,46 +267,52 @@ class Shard:
     ) -> None:
         """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
 
-        Nothing held before is believed, and whatever is being read or loaded is marked. Only this moves a node into
-        another epoch: an event alone does not, since it says nothing of the marks.
+        Nothing held before is believed, and whatever is under way is overtaken. Only this moves a node into another
+        epoch: an event alone does not, since it says nothing of the marks.
 
-        What was heard beyond `seq` since the question was sent (`asked`: what `asking` gave) stays: of this epoch it
-        is applied already; of another, where it could not be applied, there is no lease before it is. What had been
-        heard before, L2 knows better.
+        The reply knows all up to `seq`. Of what the bus has brought beyond `seq`,
+
+        1. what came before the question was sent (`asked`: what `asking` gave) is forgotten: L2 knows better;
+        2. what came since, of the epoch that the node is in, is applied already, and stays;
+        3. what came since, of the epoch that now begins, could not be applied: no lease before it is.
         """
         self.void()
-        before, newer = self.epoch, {}
+        before = self.epoch
         asked = asked or Asked(before, BEYOND)
-        # Who has come to this epoch only since the question was sent has heard all of it since.
-        if epoch == before and self.head > max(seq, asked.head if asked.epoch == before else 0):
-            newer = {
-                b: {n: seq_of_it for n, seq_of_it in its.items() if seq_of_it > seq}
-                for b, its in self.invalidated.items()
-            }
+        # Where the node has entered `before` only since the question, all that it has heard of it came since (2).
+        known_when_asked = asked.head if asked.epoch == before else 0
+        if epoch == before and self.head > max(seq, known_when_asked):
+            invalidated, low = self._with_what_is_newer(seq, invalidated, low)
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
             self.applied, self.head = max(seq, self.applied), max(seq, self.head)
-            self.low = {b: max(low.get(b, 0), self.low.get(b, 0)) for b in {*low, *self.low}}
         else:
             self._ahead = set()
             self.applied = self.head = seq
-            self.low = dict(low)
         if before not in (NO_EPOCH, epoch):
             self._leave(before)
         self.doubts.settle(sent_at_s)
-        self.epoch = epoch
-        joined = {b: {**invalidated.get(b, {}), **newer.get(b, {})} for b in {*invalidated, *newer}}
-        self.invalidated = {b: InvalidatedScopes(its.items()) for b, its in joined.items() if its}
+        self.epoch, self.low = epoch, dict(low)
+        self.invalidated = {bucket: InvalidatedScopes(its.items()) for bucket, its in invalidated.items() if its}
         self._invalidated_count = sum(map(len, self.invalidated.values()))
-        lacks = max(seq, self.foreign.pop(epoch, 0))
-        self.head = max(self.head, lacks)
+        must_apply = max(seq, self.foreign.pop(epoch, 0))  # (3)
+        self.head = max(self.head, must_apply)
         while self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
-        self._pending_probes.append((lacks, sent_at_s))
+        self._pending_probes.append((must_apply, sent_at_s))
         self._renew()
 
+    def _with_what_is_newer(
+        self, seq: int, invalidated: Mapping[str, Mapping[str, int]], low: Mapping[str, int]
+    ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+        """The marks and low watermarks of a reply that knows all up to `seq`, and those heard beyond it."""
+        marks = {bucket: dict(its) for bucket, its in invalidated.items()}
+        for bucket, its in self.invalidated.items():
+            marks.setdefault(bucket, {}).update((name, at) for name, at in its.items() if at > seq)
+        return marks, {bucket: max(low.get(bucket, 0), self.low.get(bucket, 0)) for bucket in {*low, *self.low}}
+
     def void(self) -> None:
-        """Mark everything that is under way, and give up the lease."""
+        """Overtake everything that is under way, and give up the lease."""
         self.drop_count += 1
         self._recent_drops.clear()
         self._recent_drops_low = self.drop_count

@@ -26,11 +26,12 @@ class Group:
     """What all entries of one shard and data type share: how long they may be served, and their counters.
 
     `valid_until` (seconds, monotonic) is the shard's coherence lease; minus infinity retires the group for good, and
-    with it every entry that still points to it. `generation` is the node's own count of retirements. `leased` is False
-    for groups of values loaded without a coherence lease. `born`: how many drops the shard had counted when it began.
+    with it every entry that still points to it. `generation` says in which life of the shard it began (`Groups.lives`).
+    `leased` is False for groups of values loaded without a coherence lease. `born`: how many drops the shard had
+    counted when it began.
     """
 
-    __slots__ = ("born", "data_type", "generation", "hits", "leased", "misses", "shard", "valid_until")
+    __slots__ = ("born", "data_type", "generation", "hits", "leased", "shard", "valid_until")
 
     def __init__(
         self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool, born: int = 0
@@ -40,7 +41,6 @@ class Group:
         self.data_type = data_type
         self.valid_until = valid_until
         self.hits = 0
-        self.misses = 0
         self.generation = generation
         self.leased = leased
 

@@ -55,7 +55,7 @@ SILENT_US: Final = int(SILENT_S * 1_000_000)
 
 
 class RedisStore:
-    """A `Store` over one pipelined connection."""
+    """A `Store` on Redis: one pipelined connection to each primary, shared by the shards that lie there."""
 
     def __init__(
         self,
@@ -265,20 +265,10 @@ class RedisStore:
             self._owed.note(key, token, px_ms, rests)
             return
         names = self._names[key.shard]
-        args = [
-            "2",
-            names.meta,
-            names.lease(key),
-            self._facts,
-            "0",
-            "",
-            "",
-            self._channels[key.shard],
-            token,
-            str(px_ms),
-            rests,
-            key.l1,
-        ]
+        keys = names.meta, names.lease(key)
+        nobody = self._facts, "0", "", ""  # ARGV 1-4, as `Running.run` puts them: it holds in whichever epoch
+        own = self._channels[key.shard], token, str(px_ms), rests, key.l1  # ARGV 5-9
+        args = [str(len(keys)), *keys, *nobody, *own]
         script, reads = self._running.scripts["hold"], partial(unless_none, number_of)
 
         def known(answer: asyncio.Future[object]) -> None:

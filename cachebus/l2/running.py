@@ -58,7 +58,11 @@ class Running:
         args: Sequence[Any],
         bucket: str = "",
     ) -> Awaitable[T]:
-        """What a script replies, as `reads` reads it: its first key and arguments, which all share, then its own."""
+        """What a script replies, as `reads` reads it.
+
+        `keys` are its KEYS from 2 on, `args` its ARGV from 5 on; those before are read by `_prologue.lua`. Which part
+        of a script reads which ARGV is said in docs/protocol.md, "The scripts".
+        """
         keys = self._names[shard].meta, *keys
         args = self._facts, str(caller.applied), caller.epoch, bucket, *args
         return self._sent(partial(unless_none, reads), name, shard, caller, keys, args)

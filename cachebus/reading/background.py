@@ -13,7 +13,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.reading.fetch import MISSING
 from cachebus.reading.flight import Departure, Flight, Fly
 from cachebus.reading.freshness import Freshness
-from cachebus.reading.lease import Answer, Lease
+from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.load import SourceLoad
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found, Request
@@ -86,7 +86,7 @@ class Background:
             if pause_s:
                 self.pauses.begin(name, pause_s, version)
 
-    async def _loaded_again(self, flight: Flight, lease: Lease, answer: Answer) -> Found:
+    async def _loaded_again(self, flight: Flight, lease: Lease, answer: LeaseAnswer) -> Found:
         """Load under the lease, over the version that is to be refreshed."""
         request = flight.request
         left_s, tags = lease.kept(answer)

@@ -36,7 +36,7 @@ MISSING: object = type("Missing", (), {"__repr__": lambda self: "MISSING", "__sl
 """Stands for "nothing there" where None may be a value."""
 
 
-VOID: object = object()
+ASK_L2: object = object()
 """Stands for "ask L2 itself": what this node knew has changed meanwhile."""
 
 NOT_FOUND: object = object()
@@ -51,7 +51,7 @@ class AsOf(NamedTuple):
     at_s: float
 
 
-Answer = tuple[object, bytes | None]
+ValueAndRecord = tuple[object, bytes | None]
 """A value, NOT_FOUND or MISSING, and the record that it was read from."""
 
 
@@ -128,11 +128,11 @@ class Fetcher:
         """What `one` gives, for keys of one shard, in one round trip."""
         return [value for value, _ in await self.answers(keys, after, admit=admit)]
 
-    async def validated(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[object]:
+    async def validated(self, keys: Sequence[Key], *, admit: bool = True) -> list[object]:
         """What `many` gives, judged by L2 itself: always right, whatever this node has missed."""
         return [value for value, _ in await self._validated(keys, admit)]
 
-    async def answers(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[Answer]:
+    async def answers(self, keys: Sequence[Key], after: Position | None, *, admit: bool = True) -> list[ValueAndRecord]:
         """What `many` gives, each with the record that it was made from."""
         if not keys:
             return []
@@ -154,22 +154,22 @@ class Fetcher:
                 raise
             return await self._in_time_left(began_s, keys, admit)
         found = [MISSING if d is None else self.judged(k, d, as_of, admit) for k, d in zip(keys, data, strict=True)]
-        if any(value is VOID for value in found):  # not `in`: an array compares element by element
+        if any(value is ASK_L2 for value in found):  # not `in`: an array compares element by element
             return await self._in_time_left(began_s, keys, admit)
         return list(zip(found, data, strict=True))
 
-    async def _in_time_left(self, began_s: float, keys: Sequence[Key], admit: bool) -> list[Answer]:
+    async def _in_time_left(self, began_s: float, keys: Sequence[Key], admit: bool) -> list[ValueAndRecord]:
         budget = Budget(self.clock, self._l2_timeout_s, self.clock() - began_s, NESTED)
         return await budget.spent_on(self._validated(keys, admit))
 
-    async def _validated(self, keys: Sequence[Key], admit: bool) -> list[Answer]:
+    async def _validated(self, keys: Sequence[Key], admit: bool) -> list[ValueAndRecord]:
         index = keys[0].shard
         shard = self._shards[index]
         as_of = AsOf(shard.reserve(), self.clock())
         reply = await self.store.read(index, self.node.caller(index), keys)
         self.node.counters.l2_latency.observe(self.clock() - as_of.at_s)
         self.notice(index, reply.epoch)
-        found: list[Answer] = []
+        found: list[ValueAndRecord] = []
         for key, data in zip(keys, reply.records, strict=True):
             record = None if data is None else self.decoded(key, data)
             believed = record is not None and not self.expired(index, record)
@@ -203,13 +203,13 @@ class Fetcher:
 
         1. Its value, where it is of this epoch, unexpired, and replaced by no mark.
         2. MISSING where it is not.
-        3. VOID where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark.
+        3. ASK_L2 where L2 must be asked: the node entered another epoch meanwhile, or may lack a mark.
 
         It reads the head where it lies: a `Record` is made only for what enters L1, or is special.
         """
         shard = self._shards[key.shard]
         if shard.epoch != as_of.reservation.epoch:
-            return VOID
+            return ASK_L2
         if len(data) < HEAD.size:
             return self._corrupt(key)
         head = HEAD.unpack_from(data)
@@ -220,7 +220,7 @@ class Fetcher:
         if epoch != shard.epoch or 0 < expires_ms <= server_ms:
             return MISSING
         if shard.doubts.noted and shard.doubts.open(key.scopes, shard.fresh_as_of_s):
-            return VOID
+            return ASK_L2
         if (shard.invalidated or shard.low) and shard.hides(seq, key.family.bucket, key.scopes):
             self.node.counters.lost_to_watermarks += shard.below(seq, key.family.bucket)
             return MISSING
@@ -233,7 +233,7 @@ class Fetcher:
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
                 if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.fresh_as_of_s):
-                    return VOID
+                    return ASK_L2
                 return self.taken(key, record, as_of if admit else None, data)
             known = self._just.get(id(data))
             return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)

@@ -15,7 +15,7 @@ from cachebus.core.ports import LeaseReply
 from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.reading.fetch import AsOf, Fetcher
 from cachebus.reading.flight import Flight
-from cachebus.reading.lease import Answer, Lease
+from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.request import Found
 from cachebus.wire.packing import copier, keep_ms, pack
 from cachebus.wire.record import NOT_FOUND, Record
@@ -31,7 +31,7 @@ class Fill:
         self._flight, self._lease = flight, lease
         self._key, self._rules = flight.request.key, flight.request.rules
 
-    async def under_lease(self, found: Found, answer: Answer, over: bytes = b"") -> Found:
+    async def under_lease(self, found: Found, answer: LeaseAnswer, over: bytes = b"") -> Found:
         """Offer L2 what was loaded under the lease that was granted by this answer. `over`: the version that it may
         replace, b"" for any."""
         granted, as_of = answer

@@ -270,7 +270,7 @@ class Flights:
         """Those that go to the source without L2."""
         self._tasks: dict[asyncio.Task[Found], Flight] = {}
         self._closing = self._closed = False
-        """Who was still looking for a value begins no load any more; a load may, for itself, until it is over."""
+        """`_closing`: callers may begin no flight any more; a load under way may, for itself. `_closed`: nobody may."""
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -25,7 +25,7 @@ from cachebus.wire.record import Record
 _tokens = itertools.count()
 
 
-class Answer(NamedTuple):
+class LeaseAnswer(NamedTuple):
     """What L2 answered who asked for the lease, and as of when."""
 
     reply: LeaseReply
@@ -67,7 +67,7 @@ class Lease:
 
     # -- asked, extended, ended -----------------------------------------------------------------------------------
 
-    async def ask(self, tags: Sequence[str], *, refresh: bool = False, stale: Stale = Stale.NONE) -> Answer:
+    async def ask(self, tags: Sequence[str], *, refresh: bool = False, stale: Stale = Stale.NONE) -> LeaseAnswer:
         """Ask for the lease once; a granted one is extended from now on.
 
         `tags`: names of the marks of the tags that the value will carry. `refresh`: also where L2 has a record.
@@ -90,7 +90,7 @@ class Lease:
             # A load that is given up may take a little longer, to put its things in order.
             lasts_s = self._request.patience_s + self._request.sources * GIVE_UP_S
             self._extend_later(self._clock() + lasts_s)
-        return Answer(reply, as_of)
+        return LeaseAnswer(reply, as_of)
 
     def _extend_later(self, until_s: float) -> None:
         """For no longer than a load may take: a loader that heeds no limit holds nobody up for longer."""
@@ -135,7 +135,7 @@ class Lease:
 
     # -- the record that came with an answer ----------------------------------------------------------------------
 
-    def hit(self, answer: Answer) -> Found | None:
+    def hit(self, answer: LeaseAnswer) -> Found | None:
         """A record that L2 found valid, as a read's result; None where it can't be decoded."""
         key, record = self._request.key, self._record(answer)
         if record is None:
@@ -143,7 +143,7 @@ class Lease:
         value = self._fetch.taken(key, record, answer.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
 
-    def kept(self, answer: Answer) -> tuple[float, Sequence[str]]:
+    def kept(self, answer: LeaseAnswer) -> tuple[float, Sequence[str]]:
         """How long the record has until its hard expiry, in seconds, and its tags."""
         record = self._record(answer)
         if record is None:
@@ -151,11 +151,11 @@ class Lease:
         now_s = self._clock() + self._node.server_clocks[self._request.key.shard].offset_s
         return record.expires_ms / 1000 - now_s if record.expires_ms else inf, record.tags
 
-    def fallback(self, answer: Answer) -> Fallback | None:
+    def fallback(self, answer: LeaseAnswer) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it."""
         key, rules = self._request.key, self._request.rules
         record = self._record(answer) if rules.fail_safe_s else None
-        if record is None or not record.may_be_fallback or self._node.in_doubt(key.shard, record):
+        if record is None or not record.may_be_fallback or self._node.may_predate_lost_guards(key.shard, record):
             return None
         if self._fetch.superseded.covers(key.l1, record.created_ms):
             return None
@@ -165,6 +165,6 @@ class Lease:
         fresh = Freshness(self._node.shards[key.shard], key, record.tags, answer.as_of.at_s)
         return Fallback(Found(value, "l2", stale=True, copy=copier(record, value, rules)), fresh, record.version)
 
-    def _record(self, answer: Answer) -> Record | None:
+    def _record(self, answer: LeaseAnswer) -> Record | None:
         data = answer.reply.record
         return None if data is None else self._fetch.decoded(self._request.key, data)

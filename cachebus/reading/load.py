@@ -18,7 +18,7 @@ from cachebus.keys.key import Key
 from cachebus.reading.fetch import AsOf
 from cachebus.reading.fill import Fill
 from cachebus.reading.flight import Flight
-from cachebus.reading.lease import Answer, Lease
+from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Failing, Found
 
@@ -35,16 +35,16 @@ class SourceLoad:
 
     # -- the four cases -------------------------------------------------------------------------------------------
 
-    async def under_lease(self, answer: Answer, over: bytes = b"") -> Found:
+    async def under_lease(self, answer: LeaseAnswer, over: bytes = b"") -> Found:
         """Load, and offer it to L2, in the place of the version `over` (b"": of any)."""
-        # Whoever comes once no guard can stand that a takeover has lost must not join what began before.
-        doubtful_until_s = self._node.doubtful_until_s(self._flight.request.key.shard)
-        if answer.as_of.at_s < doubtful_until_s:
-            self._flight.fresh.end_at(doubtful_until_s)
+        # The load may read what a lost guard covered. Callers that come after that guard's time must not join it.
+        lost_guards_settled_s = self._node.lost_guards_settled_s(self._flight.request.key.shard)
+        if answer.as_of.at_s < lost_guards_settled_s:
+            self._flight.fresh.end_at(lost_guards_settled_s)
         found = await self._or_stale()
         return found if found.stale else await self._fill.under_lease(found, answer, over)
 
-    async def guarded(self, answer: Answer) -> Found:
+    async def guarded(self, answer: LeaseAnswer) -> Found:
         """What a guard covers may change at the source at any moment: who comes when the guard may be over must not
         join."""
         self._flight.fresh.end_at(answer.as_of.at_s + answer.reply.wait_ms / 1000)

@@ -15,7 +15,7 @@ from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.reading.background import Background
 from cachebus.reading.fetch import MISSING
 from cachebus.reading.flight import Flight
-from cachebus.reading.lease import Answer, Lease
+from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.load import SourceLoad
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found
@@ -44,7 +44,7 @@ class Miss:
             if not self._parts.enabled:
                 return await self._load.unkept()
             try:
-                answer = None if self._is_withheld() else await self._ask_l2()
+                answer = None if self._is_blocked() else await self._ask_l2()
             except L2Unavailable:
                 self._node.counters.l2_errors += 1
                 answer = None
@@ -57,14 +57,14 @@ class Miss:
                 return await self._load.guarded(answer)
             return await self._load.under_lease(answer)
 
-    def _is_withheld(self) -> bool:
+    def _is_blocked(self) -> bool:
         """Whether L2 may hold what an invalidation has replaced of which it does not know yet."""
         blocked = self._node.blocked
         return blocked is not None and blocked.covers(self._key, self._flight.request.tags)
 
     # -- what L2 answers ------------------------------------------------------------------------------------------
 
-    async def _ask_l2(self) -> Found | Answer:
+    async def _ask_l2(self) -> Found | LeaseAnswer:
         """What L2 has, or what may be served while the source rests or another node loads for too long; else the right
         to load, or word of a guard."""
         if not self._flight.departure.must_load:
@@ -72,11 +72,11 @@ class Miss:
             if found.value is not MISSING:
                 return found
         answer = await self._ask_for_lease()
-        if isinstance(answer, Answer) and answer.outcome is Leased.RESTING:
+        if isinstance(answer, LeaseAnswer) and answer.outcome is Leased.RESTING:
             return self._rested(answer) or await self._ask_for_lease(insists=True)
         return answer
 
-    async def _ask_for_lease(self, *, insists: bool = False) -> Found | Answer:
+    async def _ask_for_lease(self, *, insists: bool = False) -> Found | LeaseAnswer:
         """The right to load, or what another node filled meanwhile; waits as long as a load may take.
 
         `insists`: the source is not left alone, though it has failed somebody just now.
@@ -84,9 +84,9 @@ class Miss:
         flight, clock = self._flight, self._node.clock
         flight.fresh.begin_anew(clock())  # what comes now is no plain get's
         deadline_s = clock() + flight.request.patience_s
-        backoff_s, refresh = BACKOFF_FIRST_S, flight.departure.must_load
+        backoff_s, refresh, nothing_would_do = BACKOFF_FIRST_S, flight.departure.must_load, insists
         while True:
-            stale = Stale.NONE if insists else self._would_do()
+            stale = Stale.NONE if nothing_would_do else self._would_do()
             answer = await self._lease.ask(flight.tags, refresh=refresh, stale=stale)
             if answer.outcome is Leased.HIT:
                 found = self._lease.hit(answer)
@@ -98,12 +98,13 @@ class Miss:
             self._note_fallback(answer)
             if answer.outcome is not Leased.WAIT:
                 return answer
-            # What L2 keeps is brought once: where that is of no use, it is not asked for again at each turn.
-            insists = insists or (answer.reply.record is not None and flight.fallback is None)
+            # L2 has sent its expired record, and it is no fallback: have it not send the same again at each turn.
+            nothing_would_do = nothing_would_do or (answer.reply.record is not None and flight.fallback is None)
             self._spare()
             self._lease.wait_anew()
             pause_s, left_s = min(backoff_s, max(answer.reply.wait_ms, 1) / 1000), deadline_s - clock()
-            # Whose pause ends behind the deadline asks once more; who has had no turn by then is too late.
+            # 1. A pause that ends after the deadline: this flight asks once more.
+            # 2. No turn within `BACKOFF_MAX_S` after the deadline: it gives up.
             if left_s < 0 or not await self._parts.waiters.wait(self._key.l1, pause_s, left_s + BACKOFF_MAX_S):
                 return self._waited_in_vain()
             backoff_s = min(backoff_s * BACKOFF_GROWTH[self._parts.hints], BACKOFF_MAX_S)
@@ -114,7 +115,7 @@ class Miss:
             return Stale.OWN
         return Stale.RECORD if self._flight.request.rules.fail_safe_s else Stale.NONE
 
-    def _note_fallback(self, answer: Answer) -> None:
+    def _note_fallback(self, answer: LeaseAnswer) -> None:
         """Take what L2 keeps of the key for the time being. Where L2 tells that it has nothing, or that the source has,
         what is held here is no fallback either."""
         reply, flight = answer.reply, self._flight
@@ -137,7 +138,7 @@ class Miss:
         self._load.rest()
         return stale
 
-    def _rested(self, answer: Answer) -> Found | None:
+    def _rested(self, answer: LeaseAnswer) -> Found | None:
         """The source has failed somebody just now: what is expired is served, and it is left alone. None where nothing
         can be served: then it is asked all the same."""
         flight = self._flight
@@ -145,7 +146,7 @@ class Miss:
         if stale is None or flight.fallback is None:
             flight.fall_back_on(None)
             return None
-        # Of a rest there may be little left.
+        # The rest in L2 may be nearly over: `heed_s` keeps the source known as one that has failed for a while longer.
         heed_s = flight.request.rules.fail_safe_throttle_s
         self._parts.rests.begin(self._key.l1, answer.reply.wait_ms / 1000, flight.fallback.version, heed_s=heed_s)
         return stale

@@ -17,7 +17,7 @@ from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.l1 import Entry
-from cachebus.reading.fetch import LARGE_BYTES, MISSING, NOT_FOUND, VOID, AsOf, Fetcher, needs_script
+from cachebus.reading.fetch import ASK_L2, LARGE_BYTES, MISSING, NOT_FOUND, AsOf, Fetcher, needs_script
 from cachebus.reading.request import Found
 
 
@@ -53,30 +53,28 @@ class Reader:
                         counters.l2_hits += 1
                         return handed_out(entry)
                 value = MISSING if data is None else self._fetch.judged(key, data, as_of, use_memory)
-                if value is VOID:
-                    value = await self._judged_in_l2(key, None, use_memory, began_s)
+                if value is ASK_L2:
+                    value = await self._judged_in_l2(key, use_memory, began_s)
             else:
                 value = await self._fetch.one(key, after, admit=use_memory)
         except L2Unavailable as error:
-            value = await self._once_more(key, after, use_memory, error, began_s)
+            value = await self._once_more(key, use_memory, error, began_s)
         if value is MISSING:
             counters.misses += 1
         else:
             counters.l2_hits += 1
         return value
 
-    async def _judged_in_l2(self, key: Key, after: Position | None, use_memory: bool, began_s: float) -> object:
+    async def _judged_in_l2(self, key: Key, use_memory: bool, began_s: float) -> object:
         """What the script gives, in what time is left."""
         budget = self._fetch.budget(self._clock() - began_s)
-        return (await budget.spent_on(self._fetch.validated([key], after, admit=use_memory)))[0]
+        return (await budget.spent_on(self._fetch.validated([key], admit=use_memory)))[0]
 
-    async def _once_more(
-        self, key: Key, after: Position | None, use_memory: bool, error: L2Unavailable, began_s: float
-    ) -> object:
+    async def _once_more(self, key: Key, use_memory: bool, error: L2Unavailable, began_s: float) -> object:
         """What the script gives, where only that may answer; an outage is a miss here too, where it is one."""
         if needs_script(error):
             try:
-                return await self._judged_in_l2(key, after, use_memory, began_s)
+                return await self._judged_in_l2(key, use_memory, began_s)
             except L2Unavailable as other:
                 error = other
         if self._outage_is_a_miss():

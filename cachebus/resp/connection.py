@@ -62,7 +62,7 @@ class Connection(Link):
         (A key of another type reads as None in an MGET and fails as WRONGTYPE when it is alone.)
         """
         getters = self._getters
-        if not getters and not self._asked and self._without_l2 >= ALONE_MIN:
+        if not getters and not self._asked and self._lone_ticks >= ALONE_MIN:
             return self.call("GET", key, reads=value_of)  # nobody to share with
         future = self._new_future()
         if getters or self._admit(future):

@@ -76,7 +76,7 @@ class Link(asyncio.BufferedProtocol):
         self._kept_bytes = 0  # big ones of this tick; all while the server takes none
         self._flushing = False
         self._paused = False
-        self._without_l2 = 0
+        self._lone_ticks = 0  # loop ticks in a row that had one question each
         reader = new_reader()
         self._feed: Callable[[memoryview, int, int], None] = cast("Any", reader.feed)
         # One for all reads: `Protocol` gets new bytes of 256 KiB for each, and their pages cost more than a round trip.
@@ -165,7 +165,7 @@ class Link(asyncio.BufferedProtocol):
         if self.pending >= PENDING_MAX:
             fail(future, NotAsked(f"{self._where} is behind: {PENDING_MAX} calls wait for its answers"))
             return False
-        if not self._flushing and (self._without_l2 < ALONE_MIN or self._asked):
+        if not self._flushing and (self._lone_ticks < ALONE_MIN or self._asked):
             self._flushing = True
             self._call_soon(self._flush)
         return True
@@ -180,7 +180,7 @@ class Link(asyncio.BufferedProtocol):
         out = self._out
         if not out or self._transport is None:
             return
-        self._without_l2 = self._without_l2 + 1 if len(out) == 1 and not isinstance(self._asked[-1], list) else 0
+        self._lone_ticks = self._lone_ticks + 1 if len(out) == 1 and not isinstance(self._asked[-1], list) else 0
         if not self._paused:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()

@@ -248,7 +248,7 @@ def _trust_any_set(watch: Any, reply: Any, change: Any, *rest: Any, judged: Crip
 
 def _not_in_doubt(real: Crippled) -> Crippled:
     def crippled(its: Any, *arguments: Any, **more: Any) -> Any:
-        with patch.object(Node, "in_doubt", _no):
+        with patch.object(Node, "may_predate_lost_guards", _no):
             return real(its, *arguments, **more)
 
     return crippled
@@ -498,7 +498,7 @@ RULES_OF_STAND_INS = {
         "what was loaded when a takeover may have lost a guard stands in for nothing",
         STAND_INS,
         "G6",
-        ((Node, "in_doubt", _no),),
+        ((Node, "may_predate_lost_guards", _no),),
     ),
     "doubt in L1": Rule("... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)),
     "loaded alone": Rule(
@@ -514,7 +514,7 @@ RULES_OF_STAND_INS = {
         ((MemoryShard, "lease", _leased_for_long("lease")), (MemoryShard, "hold", _leased_for_long("hold"))),
     ),
     "joining in doubt": Rule(
-        "... and is not joined later", STAND_INS, "G6", ((Node, "doubtful_until_s", lambda *_: NEVER),)
+        "... and is not joined later", STAND_INS, "G6", ((Node, "lost_guards_settled_s", lambda *_: NEVER),)
     ),
     "joining under guards": Rule(
         "nobody joins a load behind the time in which a guard may have stood",

@@ -258,7 +258,7 @@ def _without_guards_that_were_lost() -> None:
     """After a takeover nobody reckons with guards that it has lost."""
     from cachebus.core.node import Node
 
-    Node.in_doubt = lambda *_: False  # type: ignore[method-assign]
+    Node.may_predate_lost_guards = lambda *_: False  # type: ignore[method-assign]
     _rewrite_scripts("if most == 0 or now_us", "if true or now_us")
 
 

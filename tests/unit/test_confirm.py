@@ -18,7 +18,7 @@ from cachebus.core.membership import (
 )
 from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
-from cachebus.writing.confirm import Confirmer, check_wait
+from cachebus.writing.confirm import FEW, Confirmer, _SharedLooks, check_wait
 from tests.support.logs import warnings_of
 
 D_S = 2.0
@@ -280,3 +280,14 @@ async def test_the_largest_bound_heard_of_is_not_forgotten_by_a_wait_that_began_
     store.away, began_s = True, clock()
     await wait_for(0)
     assert clock() - began_s >= larger_s
+
+
+async def test_only_those_who_wait_now_slow_the_looks() -> None:
+    looks = _SharedLooks()
+
+    async def ask() -> NodesReply:
+        return reply(a=5)
+
+    for _ in range(FEW + 2):
+        await looks.look(ask)
+    assert looks._waiting == 0

@@ -73,7 +73,7 @@ def test_every_name_exists(path: Path) -> None:
         name
         for piece in inline(path)
         if ("/" not in piece or piece.endswith(")")) and "tests." not in piece
-        for name in re.findall(r"\b[A-Za-z]\w*_\w*[A-Za-z0-9]\b(?!\.\.\.)|\b[A-Z][a-z]+[A-Z]\w+", piece)
+        for name in re.findall(r"\b_?[A-Za-z]\w*_\w*[A-Za-z0-9]\b(?!\.\.\.)|\b[A-Z][a-z]+[A-Z]\w+", piece)
         if name not in known()
     }
     assert not unknown, f"{name_of(path)} speaks of what the code has not: {', '.join(sorted(unknown))}"

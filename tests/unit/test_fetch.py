@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.testing import Fleet
-from tests.support.caches import key_of
+from cachebus.testing import FakeClock, Fleet
+from tests.support.caches import key_of, parts
 
 
 async def test_arrays_are_read_from_l2() -> None:
@@ -32,3 +32,15 @@ async def test_a_key_once_forgotten_enters_l1_again() -> None:
         before = cache.stats().l1_hits
         assert await cache.get("config", "x", tenant_id="acme") == 2
         assert cache.stats().l1_hits == before + 1
+
+
+async def test_a_renewed_lease_reaches_what_is_held_already() -> None:
+    """Else each hit takes the slow path from D after its group began: as right, and many times as slow."""
+    clock = FakeClock()
+    async with Fleet(1, clock=clock, staleness_bound_s=2.0) as fleet:
+        (cache,) = fleet.caches
+        await cache.set("config", "x", 1, "acme")
+        group = parts(cache).node.l1.entries[key_of(cache, "config", "x", "acme").l1].group
+        clock.advance(1.5)
+        await fleet.probe()
+        assert group.valid_until == clock() + 2.0

@@ -14,7 +14,7 @@ import pytest
 from cachebus import Receipt
 from cachebus.core.ports import PROTOCOL
 from cachebus.keys.key import Keyspace
-from cachebus.l2.replies import node_row
+from cachebus.l2.replies import KEEP_ALONE, node_row
 from cachebus.l2.scripts import script_names, whole_source
 from cachebus.values import decode
 from cachebus.wire import event as events
@@ -109,6 +109,7 @@ def test_the_nodes_line() -> None:
     ours = node_row(data)
     assert (ours.applied, ours.epoch.decode(), ours.at_us) == (told["applied"], told["epoch"], told["at_us"])
     assert (ours.about.bound_ms, ours.about.guard_ms, ours.about.more) == (told["bound_ms"], told["guard_ms"], ())
+    assert f"`{KEEP_ALONE}`, if false" in TEXT
     rest = {"bound_ms": told["bound_ms"], "guard_ms": told["guard_ms"], "more": told["more"]}
     assert msgspec.msgpack.decode(b"\x83" + rest_of_line(told["bound_ms"], told["guard_ms"])) == rest
 
