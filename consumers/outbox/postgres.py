@@ -168,8 +168,8 @@ class PostgresSession(Session):
         """See `Session.letter`. The payload stays in the database."""
         return DeadLetter(b"?", reason, item.place, item.raw[6])
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`."""
         async with self._connection.transaction():
             for letter in letters:
                 row = self._in_hand[letter.source].raw
@@ -183,29 +183,31 @@ class PostgresSession(Session):
                     await self._connection.reload_schema_state()  # prepared under a rule it stays nothing
                     raise RuntimeError("the table of the dead takes no rows, and says nothing: by a trigger, or a rule")
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`."""
         kept = {id(item) for item in left.undone}
         put_back: dict[int, list[Item]] = defaultdict(list)
         for waiting in left.waiting:
             kept.add(id(waiting.item))
             if waiting.item.raw[4] not in waiting.shards:
                 put_back[min(waiting.shards)].append(waiting.item)
-        later = [one.item for one in left.unburied if id(one.item) not in kept]
+        later = [one.item for one in left.not_set_aside if id(one.item) not in kept]
         kept.update(map(id, later))
         gone = [item for item in batch.items if id(item) not in kept]
         self._known.unsure.update(item.raw[2] for item in gone)
         self._taker.shards.update(put_back)
         asked: list[Asked] = [(_WAITS, items, (shard,)) for shard, items in put_back.items()]
         asked += [(_LATER, later, (PostgresOutbox.again_s,)), (_DELETE, gone, ())]
-        stuck = await self._let_go([(sql.format(t=self._table), items, more) for sql, items, more in asked if items])
+        stuck = await self._acknowledge(
+            [(sql.format(t=self._table), items, more) for sql, items, more in asked if items]
+        )
         await self._letting.commit(self._transaction)
         self._known.done((item.raw[2] for item in gone), stuck)
         self._known.buried.update(stuck.intersection(self._buried))
         self._in_hand.clear()
         self._busy.release()
 
-    async def _let_go(self, asked: Sequence[Asked]) -> set[int]:
+    async def _acknowledge(self, asked: Sequence[Asked]) -> set[int]:
         """Run each statement for its rows; returns the ids of those that the database keeps, which rest."""
         if not self._known.careful:
             await self._letting.all_of(asked)

@@ -175,8 +175,8 @@ class SqliteSession(Session):
         """See `Session.letter`. The payload stays in the database."""
         return DeadLetter(b"?", reason, item.place, 1)
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`. Each row is moved in one transaction."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`. Each row is moved in one transaction."""
         ids = [self._in_hand[letter.source].raw[0] for letter in letters]
         rows = [(bool(letter.payload), letter.reason, number) for letter, number in zip(letters, ids, strict=True)]
         await self._database.whole(lambda connection: self._buried(connection, rows, ids))
@@ -190,15 +190,15 @@ class SqliteSession(Session):
         if not put == gone == there:  # of others' the row may be gone already
             raise RuntimeError("a trigger keeps rows out of the table of the dead, or in that of the outbox")
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`."""
         left_there = {id(item) for item in left.undone} | {id(waiting.item) for waiting in left.waiting}
         waits = [
             (min(waiting.shards), waiting.item.raw[0])
             for waiting in left.waiting
             if waiting.item.raw[4] not in waiting.shards
         ]
-        later = [one.item for one in left.unburied if id(one.item) not in left_there]
+        later = [one.item for one in left.not_set_aside if id(one.item) not in left_there]
         left_there.update(map(id, later))
         gone = [item.raw[0] for item in batch.items if id(item) not in left_there]
         self._known.unsure.update(gone)

@@ -76,12 +76,12 @@ class Progress:
                 found[partition] = entry
         return found
 
-    async def let_go(self, left: Left) -> None:
+    async def acknowledge(self, left: Left) -> None:
         """Take over what is left of a batch."""
         waits = {id(one.item): one for one in left.waiting}
-        letters = {id(one.item): one.letter for one in left.unburied}
+        letters = {id(one.item): one.letter for one in left.not_set_aside}
         items = {id(one.item): one.item for one in left.waiting}
-        items |= {id(one.item): one.item for one in left.unburied}
+        items |= {id(one.item): one.item for one in left.not_set_aside}
         tried: dict[HeldMessage, frozenset[int]] = {}
         kept: list[tuple[HeldMessage, frozenset[int]]] = []
         held_s = monotonic()

@@ -208,13 +208,13 @@ class TopicSession(Session):
             return DeadLetter(b"", reason, item.place, 1, wall_s())
         return self.source.letter(item.raw.record if isinstance(item.raw, HeldMessage) else item.raw, reason)
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`."""
         await self.source.dead.put(letters)
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`. Each partition is committed up to its first message that is held. After a rebalance
-        nothing is committed."""
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`. Each partition is committed up to its first message that is held. After a
+        rebalance nothing is committed."""
         progress = self._carried
         try:
             if progress is None:
@@ -222,7 +222,7 @@ class TopicSession(Session):
             for one, taken in progress.taken.items():
                 self.source.before[progress.identity(one.topic), one] = taken
             if progress is self.progress and self._assignment() is progress.assignment:
-                await progress.let_go(left)
+                await progress.acknowledge(left)
                 await self.commits.commit(progress)
         finally:
             self._carried, self.in_hand = None, ()

@@ -28,7 +28,7 @@ from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, So
 from cachebus.errors import ConfigError
 from cachebus.producers.command import Command
 
-BURY_S: Final = 5.0
+SET_ASIDE_S: Final = 5.0
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not end the membership: a worker that got the partitions would wait as well."""
 NOT_LET: Final = (ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError)
@@ -41,7 +41,7 @@ class TopicSource(Source):
     part = "kafka"
     trouble = TROUBLE
     poison = (ValueError, TypeError, MessageSizeTooLargeError)
-    bury_s = BURY_S
+    set_aside_s = SET_ASIDE_S
     again_s = held.LONGEST_S
     assumptions = ("topic", "offsets", "codecs", "rights", "group", "transactions")
 

@@ -15,7 +15,7 @@ from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.retry import TELL_EVERY_S
-from cachebus.consumers.worker.source import Session, Source, Unburied
+from cachebus.consumers.worker.source import NotSetAside, Session, Source
 
 PART: Final = "dead"
 NAMED: Final = 5
@@ -37,7 +37,7 @@ class DeadLetterWriter:
         self._source = source
         self._health = health
         self._kept: list[DeadLetter] = []
-        self._refused: list[Unburied] = []
+        self._refused: list[NotSetAside] = []
         """These two are of the batch in hand. They count once the batch is acknowledged."""
         self._why = ""
         self._until_s = 0.0
@@ -51,13 +51,13 @@ class DeadLetterWriter:
         """Begin a batch. If the last one was not acknowledged, its letters do not count."""
         self._kept, self._refused = [], []
 
-    async def write(self, session: Session, given: Sequence[Unburied]) -> list[Unburied]:
-        """Set these aside; returns those that could not be. Raises nothing, and takes `Source.bury_s` at most."""
-        refused: list[Unburied] = []
+    async def write(self, session: Session, given: Sequence[NotSetAside]) -> list[NotSetAside]:
+        """Set these aside; returns those that could not be. Raises nothing, and takes `Source.set_aside_s` at most."""
+        refused: list[NotSetAside] = []
         if given and monotonic() < self._rest_until_s:
             refused = list(given)
         elif given:
-            self._until_s = monotonic() + self._source.bury_s
+            self._until_s = monotonic() + self._source.set_aside_s
             await self._write_or_split(session, given, refused)
             nothing = len(refused) == len(given)
             self._rest_s = min(REST_MAX_S, max(REST_S, 2 * self._rest_s)) if nothing else 0.0
@@ -65,7 +65,7 @@ class DeadLetterWriter:
         self._refused += refused
         return refused
 
-    async def _write_or_split(self, session: Session, given: Sequence[Unburied], refused: list[Unburied]) -> None:
+    async def _write_or_split(self, session: Session, given: Sequence[NotSetAside], refused: list[NotSetAside]) -> None:
         """Write all letters together; if that fails, each half by itself, in random order, as time may be too short for
         all. A letter that can never be kept as it is ("poison") is kept without its payload."""
         error = await self._write_all(session, [one.letter for one in given])
@@ -91,9 +91,9 @@ class DeadLetterWriter:
     async def _write_all(self, session: Session, letters: Sequence[DeadLetter]) -> Exception | None:
         try:
             async with asyncio.timeout(max(0.0, self._until_s - monotonic())):
-                await session.bury(letters)
+                await session.set_aside(letters)
         except TimeoutError as error:
-            self._why = f"it takes longer than {self._source.bury_s:g} s"
+            self._why = f"it takes longer than {self._source.set_aside_s:g} s"
             return error
         except Exception as error:  # noqa: BLE001 -- if the connection is gone, acknowledging the batch raises
             self._why = self._source.describe(error)

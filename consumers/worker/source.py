@@ -66,7 +66,7 @@ class Waiting(NamedTuple):
     """The shard of each command."""
 
 
-class Unburied(NamedTuple):
+class NotSetAside(NamedTuple):
     """An item that can't be applied, or not as a whole, and could not be set aside either."""
 
     item: Item
@@ -80,7 +80,7 @@ class Left:
     waiting: list[Waiting] = field(default_factory=list)
     undone: list[Item] = field(default_factory=list)
     """There was no time for these: they are not applied, or not for sure."""
-    unburied: list[Unburied] = field(default_factory=list)
+    not_set_aside: list[NotSetAside] = field(default_factory=list)
     """The letters of these could not be kept. They come again after a while. What of them can be applied is applied, or
     waits."""
     size: int = 0
@@ -128,7 +128,7 @@ class Session(ABC):
     """One connection to the source, from its opening to its end.
 
     Its methods raise one of `Source.trouble` when the connection is gone. The worker then opens another session. `take`
-    and `let_go` are called in turn; `look` and `mend` may be called at any time.
+    and `acknowledge` are called in turn; `look` and `mend` may be called at any time.
     """
 
     look_again = False
@@ -149,17 +149,17 @@ class Session(ABC):
         """The dead letter of an item, with the reason."""
 
     @abstractmethod
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep dead letters: all or none. They are durable when `let_go` returns, at the latest. If this raises, or is
-        cancelled, the session goes on as if it had not been called."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep dead letters: all or none. They are durable when `acknowledge` returns, at the latest. If this raises,
+        or is cancelled, the session goes on as if it had not been called."""
 
     @abstractmethod
-    async def let_go(self, batch: Batch, left: Left) -> None:
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
         """Acknowledge the last batch, except what is `left` of it:
 
         1. What waits is kept, and comes again when its primary may answer.
         2. What is undone comes again at once.
-        3. What is unburied comes again after a while, and holds up nothing.
+        3. What is not_set_aside comes again after a while, and holds up nothing.
         """
 
     @abstractmethod
@@ -194,8 +194,8 @@ class Source(ABC):
     limit: int = 500
     """The most items of a batch."""
     poison: tuple[type[BaseException], ...] = (ValueError, TypeError)
-    """What `Session.bury` raises for a letter that can never be kept as it is. It may be kept without its payload."""
-    bury_s: float = 2.0
+    """What `Session.set_aside` raises for a letter that can never be kept as it is, but perhaps without its payload."""
+    set_aside_s: float = 2.0
     """How long it may take to keep the letters of a batch. After that they are tried again later."""
     again_s: float = AGAIN_S
     """About how long an item rests that could not be set aside."""

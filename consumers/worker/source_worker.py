@@ -19,7 +19,7 @@ from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.dead_letter_writer import PART, DeadLetterWriter
 from cachebus.consumers.worker.retry import Retry
-from cachebus.consumers.worker.source import Batch, Item, Left, Session, Source, Unburied
+from cachebus.consumers.worker.source import Batch, Item, Left, NotSetAside, Session, Source
 from cachebus.consumers.worker.watcher import Watcher
 from cachebus.consumers.worker.worker import Worker
 from cachebus.settings import Settings
@@ -135,7 +135,7 @@ class SourceWorker(Worker):
             self._done.clear()
             self._dead_letters.begin_batch()
             left = await self._apply_batch(session, batch)
-            await session.let_go(batch, left)
+            await session.acknowledge(batch, left)
         self._done["dead"] += self._dead_letters.end_batch()
         for outcome, count in self._done.items():
             self.meters.done(outcome, count)
@@ -188,17 +188,17 @@ class SourceWorker(Worker):
         for place, error in carried.failed.items():
             chunk.refuse(chunk.items[chunk.of[place]], describe(error))
         letters = [
-            Unburied(item, self._letter(session, item, "; ".join(reasons)))
+            NotSetAside(item, self._letter(session, item, "; ".join(reasons)))
             for item, reasons in chunk.refused.values()
             if id(item) not in undone  # that comes again as a whole
         ]
-        unburied = await self._dead_letters.write(session, letters)
-        left.unburied += unburied
+        not_set_aside = await self._dead_letters.write(session, letters)
+        left.not_set_aside += not_set_aside
         left.undone += [chunk.items[of] for of in sorted(late)]
         waiting = chunk.waiting(carried.away, late)
         left.waiting += waiting.values()
         failed = {chunk.of[place] for place in carried.failed}
-        resting = {id(one.item) for one in unburied}
+        resting = {id(one.item) for one in not_set_aside}
         rest = {of for of, item in enumerate(chunk.items) if id(item) in resting} if resting else set()
         self._account(chunk, late.union(waiting, failed, rest))
         left.size += sum(size_of(chunk.plans[place]) for place in carried.away)

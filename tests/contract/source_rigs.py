@@ -116,11 +116,11 @@ class InMemory(SourceRig):
         def raises(*_: Any) -> None:
             raise RuntimeError("no")
 
-        self.source.faults["bury"] = raises
+        self.source.faults["set_aside"] = raises
 
     async def accept(self) -> None:
         """See `SourceRig`."""
-        del self.source.faults["bury"]
+        del self.source.faults["set_aside"]
 
 
 class InPostgres(SourceRig):

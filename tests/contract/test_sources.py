@@ -219,7 +219,7 @@ async def test_without_l2_nothing_is_lost_and_it_says_so(
         await until(lambda: works(worker))
 
 
-@pytest.mark.parametrize("step", ["take", "let_go", "look"])
+@pytest.mark.parametrize("step", ["take", "acknowledge", "look"])
 async def test_a_driver_that_fails_in_any_way_is_come_back_to(
     rig: SourceRig, redis_url: str, tmp_path: Path, step: str
 ) -> None:

@@ -45,12 +45,12 @@ async def unseen(database: str, statement: str) -> AsyncIterator[asyncio.Event]:
         pid = writer.get_server_pid()
         await until(lambda: fetched(database, WAITS, pid))
 
-        async def let_go() -> None:
+        async def acknowledge() -> None:
             await seen.wait()
             await fetched(database, "SELECT pg_cancel_backend($1)", pid)
             await committing
 
-        letting = asyncio.create_task(let_go())
+        letting = asyncio.create_task(acknowledge())
         try:
             yield seen
         finally:

@@ -72,9 +72,9 @@ async def test_what_was_asked_for_again_meanwhile_stays_held(connection: asyncpg
     await held.put([waiting("1")])
     taken = await held.take(10, ())
     await held.put([waiting("1")])
-    await held.let_go(taken)
+    await held.acknowledge(taken)
     assert (await held.figures())[0] == 1
-    await held.let_go(await held.take(10, ()))
+    await held.acknowledge(await held.take(10, ()))
     assert (await held.figures())[0] == 0
 
 

@@ -218,8 +218,8 @@ async def test_the_sql_in_the_documentation_runs(database: str) -> None:
             await session.begin()
             batch = await session.take(100, ())
             assert len(batch.items) == 4  # one is not due yet
-            await session.bury([session.letter(batch.items[0], "a reason")])
-            await session.let_go(batch, Left())
+            await session.set_aside([session.letter(batch.items[0], "a reason")])
+            await session.acknowledge(batch, Left())
             look = await session.look()
             assert (look.backlog, look.findings) == (0, [])
             assert all(parse(command) for item in batch.items for command in session.mean(item).commands)

@@ -417,7 +417,7 @@ async def test_rows_in_the_hands_of_one_that_is_frozen_are_freed_by_the_database
             assert len(batch.items) == 1
             async with running(relay_of(tables, redis_url)) as relay:
                 await applied(relay, 1)
-            await session.let_go(batch, Left())
+            await session.acknowledge(batch, Left())
 
     async with connected(tables) as connection:
         await put(connection, invalidation("x"))

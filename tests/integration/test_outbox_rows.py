@@ -173,7 +173,7 @@ async def test_of_a_batch_only_what_is_let_go_of_is_gone(database: str) -> None:
             batch = await session.take(100, ())
             assert len(batch.items) == 9
             undone = batch.items[::2]
-            await session.let_go(batch, Left(undone=undone))
+            await session.acknowledge(batch, Left(undone=undone))
             left = await connection.fetch("SELECT id FROM cachebus_outbox ORDER BY id")
             assert [row[0] for row in left] == sorted(item.raw[2] for item in undone)
 
@@ -194,7 +194,7 @@ async def test_rows_that_have_become_due_are_not_kept_from_it_by_rows_that_keep_
                 assert len(batch.items) == 4
                 seen += [item.raw[3] for item in batch.items]
                 await put(connection, *[invalidation("more")] * 4)
-                await session.let_go(batch, Left())
+                await session.acknowledge(batch, Left())
     assert GOOD in seen
     assert "held" in seen
     assert seen.count(GOOD) == seen.count("held") == 1

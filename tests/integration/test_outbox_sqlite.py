@@ -203,9 +203,9 @@ async def test_a_row_that_is_written_while_two_have_one_in_hand_is_not_taken_for
     ):
         batches = [await session.take(10, ()) for session in (first, second)]
         assert [len(batch.items) for batch in batches] == [1, 1]
-        await first.let_go(batches[0], Left())
+        await first.acknowledge(batches[0], Left())
         put(file, "new")
-        await second.let_go(batches[1], Left())
+        await second.acknowledge(batches[1], Left())
         assert found(file, "SELECT command FROM cachebus_outbox") == [(b"new",)]
 
 
@@ -215,7 +215,7 @@ async def test_rows_that_wait_and_rows_that_are_not_due(url: str, file: Path) ->
     async with SqliteOutbox(url, "cachebus", RelayOptions(poll_interval_s=0.001)).opened() as session:
         batch = await session.take(10, ())
         assert [item.raw[1] for item in batch.items] == [GOOD.encode()]
-        await session.let_go(batch, Left([Waiting(batch.items[0], [GOOD], frozenset([3]))]))
+        await session.acknowledge(batch, Left([Waiting(batch.items[0], [GOOD], frozenset([3]))]))
         assert not (await session.take(10, {3})).items
         look = await session.look()
         assert (look.backlog, look.held, look.findings) == (1, 1, [])

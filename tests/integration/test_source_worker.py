@@ -152,11 +152,11 @@ async def test_letters_that_cant_be_kept_are_kept_bare(cache: Cache, redis_url: 
     source = MemorySource()
     source.put(b"one", b"two poison", b"three", invalidation(GOOD))
 
-    def bury(letters: Any) -> None:
+    def set_aside(letters: Any) -> None:
         if any(b"poison" in letter.payload for letter in letters):
             raise Poisoned("not in this encoding")
 
-    source.faults["bury"] = bury
+    source.faults["set_aside"] = set_aside
     async with at_work(source, redis_url) as worker:
         await gone(cache)
         await until(lambda: not source.rows)
@@ -172,12 +172,12 @@ async def test_one_letter_that_cant_be_kept_rests_and_is_told(cache: Cache, redi
     source.put(b"one", b"two", b"three", invalidation(GOOD))
     tried: list[str] = []
 
-    def bury(letters: Any) -> None:
+    def set_aside(letters: Any) -> None:
         tried.extend(letter.source for letter in letters)
         if any(letter.source == "row 2" for letter in letters):
             raise Poisoned("not in this encoding")
 
-    source.faults["bury"] = bury
+    source.faults["set_aside"] = set_aside
     async with at_work(source, redis_url) as worker:
         await gone(cache)
         await until(lambda: len(source.rows) == 1 and not worker.health.is_up("dead"))
@@ -189,7 +189,7 @@ async def test_one_letter_that_cant_be_kept_rests_and_is_told(cache: Cache, redi
         before = len(tried)
         await until(lambda: "row 2" in tried[before:])  # it is tried again
         assert not [line for line in said if "row 2 is set aside" in line]
-        del source.faults["bury"]
+        del source.faults["set_aside"]
         await until(lambda: not source.rows and worker.health.ready)
         assert worker.meters.count("dead") == 4
     assert sum("nor set aside" in line for line in said) == 1
@@ -209,14 +209,14 @@ async def test_a_place_of_the_dead_that_takes_nothing_costs_a_batch_little_time(
     monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 60.0)
     source, asked = MemorySource(limit=50), 0
 
-    def bury(letters: Any) -> Any:
+    def set_aside(letters: Any) -> Any:
         nonlocal asked
         asked += 1
         if hangs:
             return never()
         raise RuntimeError("there is no place")
 
-    source.faults["bury"] = bury
+    source.faults["set_aside"] = set_aside
     async with at_work(source, redis_url) as worker:
         source.put(*[b"?"] * 200, *[invalidation(number) for number in range(200)])
         await until(lambda: worker.meters.count("applied") == 200)
@@ -225,7 +225,7 @@ async def test_a_place_of_the_dead_that_takes_nothing_costs_a_batch_little_time(
         assert worker.meters.count("dead") == 0
 
 
-@pytest.mark.parametrize("step", ["open", "take", "let_go", "look"])
+@pytest.mark.parametrize("step", ["open", "take", "acknowledge", "look"])
 @pytest.mark.parametrize("error", [Gone("away"), RuntimeError("a bug")], ids=["trouble", "unexpected"])
 async def test_a_source_that_fails_is_come_back_to(
     cache: Cache, redis_url: str, step: str, error: Exception, said: list[str], monkeypatch: pytest.MonkeyPatch
@@ -361,7 +361,7 @@ async def test_killed_while_it_carries_nothing_is_let_go(redis_url: str) -> None
         going_on.set()
         await asyncio.Event().wait()
 
-    source.faults["let_go"] = never
+    source.faults["acknowledge"] = never
     worker = SourceWorker("test", source, quick(redis_url))
     task = asyncio.create_task(worker.run())
     await going_on.wait()
@@ -379,7 +379,7 @@ async def test_draining_finishes_what_is_in_hand_and_takes_no_more(redis_url: st
         began.set()
         await going_on.wait()
 
-    source.faults["let_go"] = slowly
+    source.faults["acknowledge"] = slowly
     worker = SourceWorker("test", source, quick(redis_url))
     task = asyncio.create_task(worker.run())
     await began.wait()
@@ -544,10 +544,10 @@ async def test_time_without_progress_is_told(redis_url: str, monkeypatch: pytest
         def fails(*_: Any) -> None:
             raise Gone("away")
 
-        source.faults["let_go"] = fails
+        source.faults["acknowledge"] = fails
         source.put(invalidation(1))
         await until(lambda: figure(worker) > 0.2)
-        del source.faults["let_go"]
+        del source.faults["acknowledge"]
         await until(lambda: not source.rows and figure(worker) == 0)
 
 
@@ -568,7 +568,7 @@ async def test_that_a_look_fails_is_told_at_once_however_long_a_step_takes(
             if not going_on.is_set():
                 raise Gone("away")
 
-        source.faults["let_go"] = never
+        source.faults["acknowledge"] = never
         source.put(invalidation(1))
         await stuck.wait()
         source.faults["look"] = fails
@@ -583,7 +583,7 @@ async def test_what_waits_is_given_back_some_of_it_at_a_time(redis_url: str, mon
     monkeypatch.setattr(source_worker, "WAITING_AT_ONCE", 50)
     source = MemorySource()
     given: list[tuple[int, int]] = []
-    source.faults["let_go"] = lambda batch, left: given.append((len(left.waiting), len(left.undone)))
+    source.faults["acknowledge"] = lambda batch, left: given.append((len(left.waiting), len(left.undone)))
     async with at_work(source, redis_url) as worker:
         await until(lambda: worker.health.ready)
         carry = worker._applier.carry

@@ -20,8 +20,8 @@ from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
 from cachebus.tools.verify.plan import planned
 from cachebus.tools.verify.run import Run
 from cachebus.tools.verify.target.group import GroupUnderTest, Kind, grouped
-from cachebus.tools.verify.target.roads import Road, Roads
-from cachebus.tools.verify.target.stage import Stage, Strike, strike
+from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
+from cachebus.tools.verify.target.testbed import Occurrence, Testbed, inject
 from tests.support.caches import until
 from tests.support.servers import any_binary
 
@@ -32,14 +32,14 @@ ALL = "primary-frozen,failover-unseen,failover-newcomer,split"
 
 
 @asynccontextmanager
-async def staged(kind: Kind) -> AsyncIterator[tuple[Stage, GroupUnderTest]]:
-    """A stage with ways for two nodes, and no node. The primaries have two replicas, or one in a Cluster."""
+async def staged(kind: Kind) -> AsyncIterator[tuple[Testbed, GroupUnderTest]]:
+    """A testbed with ways for two nodes, and no node. The primaries have two replicas, or one in a Cluster."""
     async with grouped(kind, any_binary(), "verify", seed=2) as server, Crew(no_job, 0) as crew:
         assert server.group is not None
-        proxies: dict[int, Road] = {}
-        async with Roads(server.dials) as one, Roads(server.dials) as other:
+        proxies: dict[int, NodeProxy] = {}
+        async with NodeProxies(server.dials) as one, NodeProxies(server.dials) as other:
             proxies |= zip(NODES, (one, other), strict=True)
-            yield Stage(BOUND_S, server, proxies, crew), server.group
+            yield Testbed(BOUND_S, server, proxies, crew), server.group
 
 
 def no_job(node: int, life: int) -> Job:
@@ -47,9 +47,9 @@ def no_job(node: int, life: int) -> Job:
     raise AssertionError((node, life))
 
 
-def blow(name: str, seed: int = 1) -> Strike:
+def occurrence(name: str, seed: int = 1) -> Occurrence:
     """A strike of this fault."""
-    return Strike(0.0, FAULTS[name], 0, LASTS_S, seed)
+    return Occurrence(0.0, FAULTS[name], 0, LASTS_S, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,14 +66,14 @@ async def test_every_promise_is_kept_through_them(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_frozen_primary_wakes_beside_another_and_has_not_heard_that_its_replicas_left(kind: Kind) -> None:
-    async with staged(kind) as (stage, group):
-        names = group.some_shard(blow("primary-frozen").dice())
+    async with staged(kind) as (testbed, group):
+        names = group.some_shard(occurrence("primary-frozen").dice())
         primary = await group.primary(names)
         assert primary is not None
         replicas = len(await group.replicas(primary))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(strike(stage, blow("primary-frozen")))
-            await until(lambda: stage.under_way)
+            tasks.create_task(inject(testbed, occurrence("primary-frozen")))
+            await until(lambda: testbed.under_way)
             await group.promoted(names, primary)
             first = await ask(primary, "INFO", "replication")  # answered when it wakes
             assert b"role:master" in first
@@ -83,24 +83,24 @@ async def test_a_frozen_primary_wakes_beside_another_and_has_not_heard_that_its_
 
 
 async def test_some_nodes_hear_nothing_of_a_failover() -> None:
-    async with staged("sentinel") as (stage, group):
-        names = group.some_shard(blow("failover-unseen").dice())
+    async with staged("sentinel") as (testbed, group):
+        names = group.some_shard(occurrence("failover-unseen").dice())
         primary = await group.primary(names)
         assert primary is not None
-        assert not await deaf(stage, group)
+        assert not await deaf(testbed, group)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(strike(stage, blow("failover-unseen")))
+            tasks.create_task(inject(testbed, occurrence("failover-unseen")))
             await group.promoted(names, primary)
-            assert await deaf(stage, group)
-        assert not await deaf(stage, group)
+            assert await deaf(testbed, group)
+        assert not await deaf(testbed, group)
 
 
-async def deaf(stage: Stage, group: GroupUnderTest) -> set[tuple[int, int]]:
+async def deaf(testbed: Testbed, group: GroupUnderTest) -> set[tuple[int, int]]:
     """Which nodes hear nothing from which Sentinels."""
     ways = {
         (node, number): road.ports[sentinel.port]
-        for node, road in stage.proxies.items()
-        if isinstance(road, Roads)
+        for node, road in testbed.proxies.items()
+        if isinstance(road, NodeProxies)
         for number, sentinel in enumerate(group.sentinels)
     }
     heard = await asyncio.gather(*map(answers, ways.values()))
@@ -120,11 +120,11 @@ async def answers(port: int) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_new_replica_takes_the_place_of_one_while_the_primary_dies(kind: Kind) -> None:
-    async with staged(kind) as (stage, group):
-        names = group.some_shard(blow("failover-newcomer").dice())
+    async with staged(kind) as (testbed, group):
+        names = group.some_shard(occurrence("failover-newcomer").dice())
         before, primary = list(group.data), await group.primary(names)
         assert primary is not None
-        await strike(stage, blow("failover-newcomer"))
+        await inject(testbed, occurrence("failover-newcomer"))
         (gone,) = set(before) - set(group.data)
         (fresh,) = set(group.data) - set(before)
         assert not gone.running

@@ -29,7 +29,7 @@ class MemorySource(Source):
     trouble = (Gone,)
     poison = (Poisoned,)
     assumptions = ("shape", "access")
-    bury_s = 0.3
+    set_aside_s = 0.3
     again_s = 0.1
 
     def __init__(self, *, limit: int = 500, hold_s: float | None = None) -> None:
@@ -107,16 +107,16 @@ class MemorySession(Session):
         row = self._source.rows[item.raw]
         return DeadLetter(row if isinstance(row, bytes) else repr(row).encode(), reason, item.place, 1)
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`."""
-        await self._source.fault("bury", letters)
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`."""
+        await self._source.fault("set_aside", letters)
         self._source.dead += letters
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
-        await self._source.fault("let_go", batch, left)
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`."""
+        await self._source.fault("acknowledge", batch, left)
         waiting = {one.item.raw: one.shards for one in left.waiting}
-        resting = {one.item.raw for one in left.unburied}
+        resting = {one.item.raw for one in left.not_set_aside}
         kept = {item.raw for item in left.undone} | waiting.keys() | resting
         self._source.rests(resting)
         for item in batch.items:

@@ -76,14 +76,18 @@ def test_the_same_seed_makes_the_same_schedule() -> None:
     assert one == two
     assert one != other
     for row in one:
-        ends = [blow.at_s + blow.lasts_s for blow in row]
-        assert all(end <= blow.at_s for end, blow in zip(ends, row[1:], strict=False))  # one after the other
+        ends = [occurrence.at_s + occurrence.lasts_s for occurrence in row]
+        assert all(
+            end <= occurrence.at_s for end, occurrence in zip(ends, row[1:], strict=False)
+        )  # one after the other
         assert ends[-1] <= 59.0
     of_nodes, of_sources, of_servers, of_brokers = one
-    assert all(len({blow.fault.name for blow in row}) > 10 for row in (of_nodes, of_servers))
-    assert {blow.fault.name for blow in of_sources} == {"slow", "sour", "stuck"}
-    assert {blow.node for blow in of_nodes} == {blow.node for blow in of_sources} == {1, 2, 3, 4}
-    assert {blow.node for blow in of_servers} == {blow.node for blow in of_brokers} == {0}
+    assert all(len({occurrence.fault.name for occurrence in row}) > 10 for row in (of_nodes, of_servers))
+    assert {occurrence.fault.name for occurrence in of_sources} == {"slow", "sour", "stuck"}
+    assert (
+        {occurrence.node for occurrence in of_nodes} == {occurrence.node for occurrence in of_sources} == {1, 2, 3, 4}
+    )
+    assert {occurrence.node for occurrence in of_servers} == {occurrence.node for occurrence in of_brokers} == {0}
 
 
 # -- frames --------------------------------------------------------------------------------------------------

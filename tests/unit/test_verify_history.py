@@ -22,7 +22,7 @@ from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.fleet.writing import ADD, BY_WORKER, DELETE, KEY, SET, TAG, TENANT, TYPE
-from cachebus.tools.verify.target.stage import Done
+from cachebus.tools.verify.target.testbed import Done
 
 D_S = 1.0
 NEVER = 0.0

@@ -10,7 +10,7 @@ from typing import Final
 from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis_binaries import ServerBinary
 from cachebus.tools.verify.target.server import ALONE, BUSES, KINDS, REDIS
-from cachebus.tools.verify.target.stage import Fault
+from cachebus.tools.verify.target.testbed import Fault
 
 
 @dataclass(frozen=True, slots=True)

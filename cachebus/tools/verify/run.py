@@ -26,10 +26,10 @@ from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
 from cachebus.tools.verify.plan import Plan
-from cachebus.tools.verify.target.broker import Broker, brokered
-from cachebus.tools.verify.target.roads import Road, Roads
+from cachebus.tools.verify.target.broker import Broker, started_broker
+from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
 from cachebus.tools.verify.target.server import KAFKA, REDIS, ServerUnderTest, standing
-from cachebus.tools.verify.target.stage import Stage, Strike, strike
+from cachebus.tools.verify.target.testbed import Occurrence, Testbed, inject
 
 STEP_S: Final = 0.1
 LONGEST_LOAD_S: Final = 2 * LOAD_S + 1.0
@@ -93,16 +93,16 @@ class Run:
     async def _run_fleet(self, server: ServerUnderTest, directory: Path) -> Evidence:
         plan = self.plan
         async with AsyncExitStack() as stack:
-            proxies: dict[int, Road] = {}
+            proxies: dict[int, NodeProxy] = {}
             for node in range(1, plan.nodes + 1):
-                proxy: Road = Roads(server.dials) if server.dial is None else Proxy(server.dial)
+                proxy: NodeProxy = NodeProxies(server.dials) if server.dial is None else Proxy(server.dial)
                 proxies[node] = await stack.enter_async_context(proxy)
-            broker = await stack.enter_async_context(brokered(plan.nodes)) if plan.bus == KAFKA else None
+            broker = await stack.enter_async_context(started_broker(plan.nodes)) if plan.bus == KAFKA else None
             fleet = await stack.enter_async_context(Fleet(self._jobs(server, proxies, directory, broker), plan.nodes))
-            stage = Stage(self.largest_bound_s, server, proxies, fleet, broker)
-            await self._under_load(stage)
-            states = await self._to_rest(stage, directory)
-            held = await self._held_leases(stage)
+            testbed = Testbed(self.largest_bound_s, server, proxies, fleet, broker)
+            await self._under_load(testbed)
+            states = await self._to_rest(testbed, directory)
+            held = await self._held_leases(testbed)
             await fleet.stop()
             with source_of_truth.SourceOfTruth(directory, len(self.items)) as source:
                 versions = list(source.versions)
@@ -112,26 +112,26 @@ class Run:
             self.items,
             {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in fleet.lives},
             [life.tick for life in fleet.lives if life.tick is not None],
-            stage.done,
+            testbed.done,
             frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases),
-            stage.away,
+            testbed.away,
             plan.bound_s,
             versions,
             tuple(node for node, state in states.items() if state == messages.NOT_READY),
             held,
             {node: state for node, state in states.items() if state not in (messages.READY, messages.NOT_READY)},
             CLUSTER_SHARDS if plan.kind == "cluster" else 1,
-            stage.mended,
+            testbed.repaired,
         )
 
     def _jobs(
-        self, server: ServerUnderTest, proxies: dict[int, Road], directory: Path, broker: Broker | None
+        self, server: ServerUnderTest, proxies: dict[int, NodeProxy], directory: Path, broker: Broker | None
     ) -> Callable[[int, int], Job]:
         plan = self.plan
 
         def job_of(node: int, life: int) -> Job:
             proxy = proxies[node]
-            url = server.url(None if isinstance(proxy, Roads) else proxy.port)
+            url = server.url(None if isinstance(proxy, NodeProxies) else proxy.port)
             return Job(
                 node=node,
                 life=life,
@@ -146,26 +146,30 @@ class Run:
                 seed=plan.seed,
                 other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
-                proxy_ports=proxy.ports if isinstance(proxy, Roads) else {},
+                proxy_ports=proxy.ports if isinstance(proxy, NodeProxies) else {},
             )
 
         return job_of
 
     # -- under load ---------------------------------------------------------------------------------------------------
 
-    async def _under_load(self, stage: Stage) -> None:
+    async def _under_load(self, testbed: Testbed) -> None:
         plan = self.plan
         faults = possible(
-            plan.faults, own=stage.server.machine is not None, proxied=bool(stage.proxies), kind=plan.kind, bus=plan.bus
+            plan.faults,
+            own=testbed.server.machine is not None,
+            proxied=bool(testbed.proxies),
+            kind=plan.kind,
+            bus=plan.bus,
         )
         rows = schedule(faults, seed=plan.seed, nodes=plan.nodes, seconds=plan.seconds, bound_s=plan.bound_s)
-        stage.crew.go()
+        testbed.fleet.go()
         began_s = monotonic()
-        injecting = [asyncio.create_task(self._inject(stage, row, began_s)) for row in rows]
+        injecting = [asyncio.create_task(self._inject(testbed, row, began_s)) for row in rows]
         try:
             while (elapsed_s := monotonic() - began_s) < plan.seconds or not all(task.done() for task in injecting):
-                self._show(stage, elapsed_s)
-                await stage.crew.watch(STEP_S)
+                self._show(testbed, elapsed_s)
+                await testbed.fleet.watch(STEP_S)
                 for task in injecting:
                     if task.done():
                         task.result()
@@ -175,7 +179,7 @@ class Run:
             if injecting:
                 await asyncio.wait(injecting)
 
-    async def _inject(self, stage: Stage, row: list[Strike], began_s: float) -> None:
+    async def _inject(self, testbed: Testbed, row: list[Occurrence], began_s: float) -> None:
         """Inject the faults of one row, one after the other."""
         for occurrence in row:
             wait_s = began_s + occurrence.at_s - monotonic()
@@ -183,46 +187,46 @@ class Run:
                 await asyncio.sleep(wait_s)
             if monotonic() + occurrence.lasts_s > began_s + self.plan.seconds:
                 return  # earlier faults took longer than planned
-            await strike(stage, occurrence)
+            await inject(testbed, occurrence)
 
     # -- at rest ------------------------------------------------------------------------------------------------------
 
-    async def _to_rest(self, stage: Stage, directory: Path) -> dict[int, str]:
+    async def _to_rest(self, testbed: Testbed, directory: Path) -> dict[int, str]:
         """Repair everything, wait until it rests, and have every node log what it holds. Returns each node's state."""
         began_s = monotonic()
-        if stage.server.machine is not None:
-            await stage.server.machine.whole()
-        if stage.server.group is not None:
-            await stage.server.group.whole()
-        if stage.broker is not None:
-            await stage.broker.whole()
-        for proxy in stage.proxies.values():
+        if testbed.server.machine is not None:
+            await testbed.server.machine.repair()
+        if testbed.server.group is not None:
+            await testbed.server.group.repair()
+        if testbed.broker is not None:
+            await testbed.broker.repair()
+        for proxy in testbed.proxies.values():
             proxy.restore()
-        stage.mended = began_s, monotonic()
-        self._show(stage, self.plan.seconds, "waiting for all nodes to be back at work")
-        states = await stage.crew.ask(messages.QUIET)
-        lives = [life.name for life in stage.crew.lives]
+        testbed.repaired = began_s, monotonic()
+        self._show(testbed, self.plan.seconds, "waiting for all nodes to be back at work")
+        states = await testbed.fleet.ask(messages.QUIET)
+        lives = [life.name for life in testbed.fleet.lives]
         writes = (w for name in lives for w in writes_of(name, all_records(directory, name, "writes")))
         unconfirmed = History(len(self.items), writes).unconfirmed()
         if unconfirmed:
-            await stage.crew.ask(messages.SETTLE, ",".join(map(str, unconfirmed)), node=1)
-        self._show(stage, self.plan.seconds, "at rest: looking into every memory")
+            await testbed.fleet.ask(messages.SETTLE, ",".join(map(str, unconfirmed)), node=1)
+        self._show(testbed, self.plan.seconds, "at rest: looking into every memory")
         await asyncio.sleep(self.largest_bound_s + SLACK_S)
-        await stage.crew.ask(messages.LOOK)
-        self._show(stage, self.plan.seconds, "holding every read against the history")
+        await testbed.fleet.ask(messages.LOOK)
+        self._show(testbed, self.plan.seconds, "holding every read against the history")
         return states
 
-    async def _held_leases(self, stage: Stage) -> int:
+    async def _held_leases(self, testbed: Testbed) -> int:
         """How many leases of loads are still held, after the time in which any load must have ended."""
-        machine, until_s = stage.server.machine, monotonic() + LONGEST_LOAD_S
+        machine, until_s = testbed.server.machine, monotonic() + LONGEST_LOAD_S
         if machine is None:
             return 0
         while (held := await machine.held_leases()) and monotonic() < until_s:  # noqa: ASYNC110 (nothing tells of it)
             await asyncio.sleep(STEP_S)
         return held
 
-    def _show(self, stage: Stage, elapsed_s: float, doing: str = "") -> None:
-        ticks = [life.tick for life in stage.crew.lives if life.tick is not None]
+    def _show(self, testbed: Testbed, elapsed_s: float, doing: str = "") -> None:
+        ticks = [life.tick for life in testbed.fleet.lives if life.tick is not None]
         reads, writes = sum(tick.accesses for tick in ticks), sum(tick.writes for tick in ticks)
-        under_way = tuple(stage.under_way)
-        self.listener.show(Progress(elapsed_s, self.plan.seconds, reads, writes, len(stage.done), under_way, doing))
+        under_way = tuple(testbed.under_way)
+        self.listener.show(Progress(elapsed_s, self.plan.seconds, reads, writes, len(testbed.done), under_way, doing))

@@ -124,7 +124,7 @@ class HeldCommands:
                 ]
         return []
 
-    async def let_go(self, items: Sequence[Item]) -> None:
+    async def acknowledge(self, items: Sequence[Item]) -> None:
         """Delete these. A command that was asked for again meanwhile has another number, and stays."""
         if items:
             ids = [item.raw.id for item in items]

@@ -113,17 +113,17 @@ class SlotSession(Session):
 
     # -- letting go ---------------------------------------------------------------------------------------------------
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`."""
         if isinstance(batch.items[0].raw, HeldCommand | HeldLetter):
-            await self._let_go_held(batch, left)
+            await self._acknowledge_held(batch, left)
             return
         if left.waiting:
             async with self._in_beside:
                 await self._held.put(left.waiting)
-        if left.unburied:
+        if left.not_set_aside:
             async with self._in_beside:
-                await self._held.put_letters([one.letter for one in left.unburied])
+                await self._held.put_letters([one.letter for one in left.not_set_aside])
         undone = {id(item) for item in left.undone}
         first = next((item for item in batch.items if id(item) in undone), None)
         async with self._reader.lock:
@@ -132,17 +132,17 @@ class SlotSession(Session):
             else:
                 await self._reader.done(batch.items[-1])  # type: ignore[arg-type]
 
-    async def _let_go_held(self, batch: Batch, left: Left) -> None:
+    async def _acknowledge_held(self, batch: Batch, left: Left) -> None:
         kept = {id(item) for item in left.undone} | {id(one.item) for one in left.waiting}
-        letters = [one for one in left.unburied if isinstance(one.item.raw, HeldCommand)]
-        kept |= {id(one.item) for one in left.unburied if isinstance(one.item.raw, HeldLetter)}
+        letters = [one for one in left.not_set_aside if isinstance(one.item.raw, HeldCommand)]
+        kept |= {id(one.item) for one in left.not_set_aside if isinstance(one.item.raw, HeldLetter)}
         async with self._in_beside:
             moved = [one for one in left.waiting if one.shards != {one.item.raw.shard}]
             if moved:
                 await self._held.put(moved)
             if letters:
                 await self._held.put_letters([one.letter for one in letters])
-            await self._held.let_go([item for item in batch.items if id(item) not in kept])
+            await self._held.acknowledge([item for item in batch.items if id(item) not in kept])
 
     # -- items --------------------------------------------------------------------------------------------------------
 
@@ -196,8 +196,8 @@ class SlotSession(Session):
                 payload = repr(raw.data).encode()
         return DeadLetter(payload, reason, item.place, 1, wall_s())
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`."""
         async with self._in_beside:
             await self._dead.put(letters)
 

@@ -23,7 +23,7 @@ from cachebus.tools.verify.fleet.disturbances import EVERY_S, FLUSHED, GAP, L2_F
 from cachebus.tools.verify.fleet.history_log import all_records
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
-from cachebus.tools.verify.target.stage import Done
+from cachebus.tools.verify.target.testbed import Done
 
 START_S = 3.0
 """A fleet starts within this time, and with it the first epoch."""
@@ -65,7 +65,7 @@ class Evidence:
     """Tasks and sockets that a node did not give back, by node."""
     shards: int = 1
     """How many shards the namespace has."""
-    mended: Span = (0.0, 0.0)
+    repaired: Span = (0.0, 0.0)
     """When the run repaired what the faults had left, which may be an outage too."""
 
     def bound_of(self, node: str) -> float:
@@ -177,7 +177,7 @@ class Evidence:
         after_s = RECONNECT_MAX_S + 2 * l2_timeout_s(self.largest_bound_s)
         found = {}
         for node, (began_s, _) in self.lives.items():
-            spans = [(began_s, began_s + START_S), self.mended, *self._amiss(node, STALLED, LATE)]
+            spans = [(began_s, began_s + START_S), self.repaired, *self._amiss(node, STALLED, LATE)]
             spans += [
                 (done.from_s, done.until_s)
                 for done in self.faults

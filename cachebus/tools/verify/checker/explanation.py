@@ -15,7 +15,7 @@ from cachebus.tools.verify.fleet.disturbances import DISTURBANCES, LATE
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.reading import VERBS as READ_VERBS
 from cachebus.tools.verify.fleet.writing import VERBS as WRITE_VERBS
-from cachebus.tools.verify.target.stage import Done
+from cachebus.tools.verify.target.testbed import Done
 
 LINES_MAX = 40
 """The most lines of one explanation: the latest are kept."""

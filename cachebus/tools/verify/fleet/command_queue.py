@@ -113,12 +113,12 @@ class _QueueSession(Session):
         """See `Session.letter`."""
         return DeadLetter(b"", reason, item.place, 1)
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Session.bury`."""
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """See `Session.set_aside`."""
         raise WronglySetAside("; ".join(letter.reason for letter in letters))
 
-    async def let_go(self, batch: Batch, left: Left) -> None:
-        """See `Session.let_go`."""
+    async def acknowledge(self, batch: Batch, left: Left) -> None:
+        """See `Session.acknowledge`."""
         waiting = {one.item.raw: one.shards for one in left.waiting}
         undone = {item.raw for item in left.undone}
         for item in batch.items:

@@ -36,7 +36,7 @@ from cachebus.tools.verify.fleet.reading import Readers
 from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
 from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 from cachebus.tools.verify.fleet.writing import Writers
-from cachebus.tools.verify.target.roads import turn
+from cachebus.tools.verify.target.node_proxies import redirect
 
 RECOVERY_BOUNDS: Final = 5.0
 RECOVERY_S: Final = 10.0
@@ -64,7 +64,7 @@ async def _main() -> int:
     orders = await hear()
     job = decode_job(await next_order(orders))
     items = make_items(2 if job.other_url else 1)
-    turn(asyncio.get_running_loop(), job.proxy_ports)
+    redirect(asyncio.get_running_loop(), job.proxy_ports)
     try:
         with SourceOfTruth(Path(job.directory), len(items)) as source:
             async with AsyncExitStack() as stack:

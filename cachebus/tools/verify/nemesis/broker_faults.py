@@ -9,84 +9,84 @@ from cachebus.tools.harness.proxy import Proxy
 from cachebus.tools.verify.fleet import messages
 from cachebus.tools.verify.fleet.setup import PARTITIONS
 from cachebus.tools.verify.nemesis.network_faults import DELAY_S
-from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
 
 MUTE_S: Final = 0.1
 PARTITIONS_MAX: Final = 8
 
 
-async def _pause(stage: Stage, blow: Strike) -> None:
-    await stage.the_broker.pause()
+async def _pause(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.required_broker.pause()
     try:
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
-        await stage.the_broker.resume()
+        await testbed.required_broker.resume()
 
 
 def _crash(*, loses: bool) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        await stage.the_broker.kill()
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        await testbed.required_broker.kill()
         try:
             if loses:
-                await stage.the_broker.empty()
-            await rest(blow.lasts_s)
+                await testbed.required_broker.empty()
+            await rest(occurrence.lasts_s)
         finally:
-            await stage.the_broker.start()
+            await testbed.required_broker.start()
 
     return act
 
 
-async def _delete_topic(stage: Stage, _: Strike) -> None:
-    await stage.the_broker.delete_topic()
+async def _delete_topic(testbed: Testbed, _: Occurrence) -> None:
+    await testbed.required_broker.delete_topic()
 
 
-async def _widen_topic(stage: Stage, blow: Strike) -> None:
-    await stage.the_broker.widen_topic(blow.dice().randint(PARTITIONS + 1, PARTITIONS_MAX))
+async def _widen_topic(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.required_broker.widen_topic(occurrence.dice().randint(PARTITIONS + 1, PARTITIONS_MAX))
 
 
-def _through(change: Callable[[Proxy, Strike], None]) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        proxy = stage.the_broker.proxies[blow.node]
+def _through(change: Callable[[Proxy, Occurrence], None]) -> Act:
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        proxy = testbed.required_broker.proxies[occurrence.node]
         try:
-            change(proxy, blow)
-            await rest(blow.lasts_s)
+            change(proxy, occurrence)
+            await rest(occurrence.lasts_s)
         finally:
             proxy.restore()
 
     return act
 
 
-def _delay(proxy: Proxy, blow: Strike) -> None:
-    dice = blow.dice()
+def _delay(proxy: Proxy, occurrence: Occurrence) -> None:
+    dice = occurrence.dice()
     proxy.delay(lambda: dice.uniform(*DELAY_S))
 
 
-async def _forget(stage: Stage, blow: Strike) -> None:
+async def _forget(testbed: Testbed, occurrence: Occurrence) -> None:
     """The node receives nothing. When it does again, the messages that it has missed are deleted."""
-    proxy = stage.the_broker.proxies[blow.node]
+    proxy = testbed.required_broker.proxies[occurrence.node]
     try:
         proxy.hold(directions=("down",))
-        await rest(blow.lasts_s)
-        await stage.the_broker.forget()
+        await rest(occurrence.lasts_s)
+        await testbed.required_broker.forget()
     finally:
         proxy.restore()
 
 
 def _publishing(how: str) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        stage.crew.order(blow.node, how, blow.lasts_s)
-        await rest(blow.lasts_s)
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        testbed.fleet.order(occurrence.node, how, occurrence.lasts_s)
+        await rest(occurrence.lasts_s)
 
     return act
 
 
-async def _killed(stage: Stage, blow: Strike) -> None:
+async def _killed(testbed: Testbed, occurrence: Occurrence) -> None:
     """What the node writes in its last moments reaches L2, and never Kafka."""
-    stage.crew.order(blow.node, messages.MUTE, 60.0)
+    testbed.fleet.order(occurrence.node, messages.MUTE, 60.0)
     await rest(MUTE_S)
-    await stage.crew.kill(blow.node)
-    await rest(blow.lasts_s)
-    await stage.crew.start(blow.node)
+    await testbed.fleet.kill(occurrence.node)
+    await rest(occurrence.lasts_s)
+    await testbed.fleet.start(occurrence.node)
 
 
 def _fault(name: str, what: str, lasts: tuple[float, float], act: Act) -> Fault:

@@ -11,8 +11,8 @@ from cachebus.tools.harness.proxy import Proxy
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.verify.nemesis.group_faults import NONE, group_of, of_group, succeeded, was_away
 from cachebus.tools.verify.target.group import GroupUnderTest
-from cachebus.tools.verify.target.roads import Roads
-from cachebus.tools.verify.target.stage import Stage, Strike, rest
+from cachebus.tools.verify.target.node_proxies import NodeProxies
+from cachebus.tools.verify.target.testbed import Occurrence, Testbed, rest
 
 FROZEN_MS: Final = 3_500
 """Who is silent for so long is held for dead. The promises need more than three seconds: for so long a primary may
@@ -21,17 +21,17 @@ LATE_S: Final = (0.0, 1.0)
 """So long after a machine has woken, the hang-ups come that were sent to it: hosts try ever less often."""
 
 
-async def _frozen(stage: Stage, blow: Strike) -> frozenset[int] | None:
+async def _frozen(testbed: Testbed, occurrence: Occurrence) -> frozenset[int] | None:
     """A primary's whole machine stands still: nothing arrives there, and no hang-up either. It wakes beside the one
     that was promoted, and is met by nodes that nobody can tell of that one."""
-    dice, group = blow.dice(), group_of(stage)
+    dice, group = occurrence.dice(), group_of(testbed)
     names = group.some_shard(dice)
     primary = await group.primary(names)
     if primary is None:
         return NONE
     place, network = group.place(primary), group.network_of(primary)
-    clients = [road.to(place) for road in _roads(stage).values()]
-    tellers = list(_tellers(stage, group, primary))
+    clients = [road.to(place) for road in _roads(testbed).values()]
+    tellers = list(_tellers(testbed, group, primary))
     await group.be_patient(FROZEN_MS)
     try:
         primary.pause()
@@ -39,13 +39,13 @@ async def _frozen(stage: Stage, blow: Strike) -> frozenset[int] | None:
         for proxy in (*network, *clients, *tellers):
             proxy.hold()
         await group.promoted(names, primary)
-        was_away(stage, frozen_s)
-        await rest(blow.lasts_s)
+        was_away(testbed, frozen_s)
+        await rest(occurrence.lasts_s)
         primary.resume()
         _restored(clients)
         await rest(dice.uniform(*LATE_S))
         _restored(network)
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
         primary.resume()
         _restored([*clients, *network, *tellers])
@@ -54,15 +54,15 @@ async def _frozen(stage: Stage, blow: Strike) -> frozenset[int] | None:
     return None
 
 
-def _roads(stage: Stage) -> dict[int, Roads]:
+def _roads(testbed: Testbed) -> dict[int, NodeProxies]:
     """By node: its ways to the servers."""
-    return {node: road for node, road in stage.proxies.items() if isinstance(road, Roads)}
+    return {node: road for node, road in testbed.proxies.items() if isinstance(road, NodeProxies)}
 
 
-def _tellers(stage: Stage, group: GroupUnderTest, primary: EmbeddedServer) -> Iterator[Proxy]:
+def _tellers(testbed: Testbed, group: GroupUnderTest, primary: EmbeddedServer) -> Iterator[Proxy]:
     """The ways of every other node to all that could tell it where the primary is."""
     others = group.sentinels or [server for server in group.data if server is not primary]
-    for node, road in _roads(stage).items():
+    for node, road in _roads(testbed).items():
         if node % 2:
             yield from (road.to(group.place(other)) for other in others)
 
@@ -72,11 +72,11 @@ def _restored(proxies: list[Proxy]) -> None:
         proxy.restore()
 
 
-async def _unseen(stage: Stage, blow: Strike) -> None:
+async def _unseen(testbed: Testbed, occurrence: Occurrence) -> None:
     """Some nodes hear nothing from all Sentinels, or from some: neither that another primary is promoted, nor that the
     old one, which is back where they knew it, is none any more."""
-    dice, group = blow.dice(), group_of(stage)
-    names, roads = group.some_shard(dice), _roads(stage)
+    dice, group = occurrence.dice(), group_of(testbed)
+    names, roads = group.some_shard(dice), _roads(testbed)
     primary = await group.primary(names)
     if primary is None:
         return
@@ -92,18 +92,18 @@ async def _unseen(stage: Stage, blow: Strike) -> None:
             await group.promoted(names, primary)
         else:
             primary.kill()
-            async with succeeded(stage, names, primary):
-                await rest(blow.lasts_s / 2)
-        await rest(blow.lasts_s / 2)
+            async with succeeded(testbed, names, primary):
+                await rest(occurrence.lasts_s / 2)
+        await rest(occurrence.lasts_s / 2)
     finally:
         _restored(ways)
     await group.followed()
 
 
-async def _newcomer(stage: Stage, blow: Strike) -> frozenset[int]:
+async def _newcomer(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     """A replica never comes back. A new one takes its place, and while it copies all data, or soon after that, the
     primary dies."""
-    dice, group = blow.dice(), group_of(stage)
+    dice, group = occurrence.dice(), group_of(testbed)
     names = group.some_shard(dice)
     primary = await group.primary(names)
     replicas = [] if primary is None else await group.replicas(primary)
@@ -112,13 +112,13 @@ async def _newcomer(stage: Stage, blow: Strike) -> frozenset[int]:
     shards = await group.shards_at(primary)
     fresh = await group.replace(dice.choice(replicas))
     await group.follow(fresh, primary)
-    await rest(dice.choice((0.0, blow.lasts_s / 2)))
+    await rest(dice.choice((0.0, occurrence.lasts_s / 2)))
     primary.kill()
-    async with succeeded(stage, names, primary):
+    async with succeeded(testbed, names, primary):
         heir = await group.primary(names, but=primary)
         if heir is not None and heir is not fresh:
             await group.follow(fresh, heir)
-        await rest(blow.lasts_s / 2)
+        await rest(occurrence.lasts_s / 2)
     await group.followed()
     return shards
 

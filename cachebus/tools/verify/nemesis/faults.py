@@ -15,7 +15,7 @@ from cachebus.tools.verify.nemesis.network_faults import NETWORK_FAULTS
 from cachebus.tools.verify.nemesis.node_faults import NODE_FAULTS, SOURCE_FAULTS
 from cachebus.tools.verify.nemesis.server_faults import SERVER_FAULTS
 from cachebus.tools.verify.target.server import ALONE, KAFKA, REDIS
-from cachebus.tools.verify.target.stage import Fault, Strike
+from cachebus.tools.verify.target.testbed import Fault, Occurrence
 
 _OF_SERVERS: Final = (*SERVER_FAULTS, *GROUP_FAULTS, *FAILOVER_FAULTS, *BROKER_FAULTS)
 _ALL: Final = (*NETWORK_FAULTS, *NODE_FAULTS, *SOURCE_FAULTS, *_OF_SERVERS)
@@ -95,7 +95,9 @@ def possible(
     return tuple(filter(may, faults))
 
 
-def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float) -> list[list[Strike]]:
+def schedule(
+    faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, bound_s: float
+) -> list[list[Occurrence]]:
     """When faults occur, in rows that run at the same time: faults of nodes and their network, of their source, of the
     server, and of the broker. In a row one follows the other."""
     rows = []
@@ -108,7 +110,7 @@ def schedule(faults: Sequence[Fault], *, seed: int, nodes: int, seconds: float, 
 
 def _row(
     faults: list[Fault], dice: Random, nodes: int, seconds: float, bound_s: float, calm: tuple[float, float]
-) -> Iterator[Strike]:
+) -> Iterator[Occurrence]:
     at_s, end_s = FIRST_BOUNDS * bound_s, seconds - LAST_BOUNDS * bound_s
     while True:
         dice.shuffle(faults)  # each once before any comes again
@@ -119,5 +121,5 @@ def _row(
             if at_s >= end_s:
                 return
             lasts_s = min(lasts_s, end_s - at_s)
-            yield Strike(at_s, fault, node, lasts_s, dice.getrandbits(32))
+            yield Occurrence(at_s, fault, node, lasts_s, dice.getrandbits(32))
             at_s += lasts_s

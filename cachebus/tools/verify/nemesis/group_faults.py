@@ -14,8 +14,8 @@ from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
 from cachebus.tools.verify.target.group import GroupUnderTest
-from cachebus.tools.verify.target.roads import Roads
-from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.verify.target.node_proxies import NodeProxies
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
 
 NONE: Final = frozenset[int]()
 SETTLED_S: Final = 4.0
@@ -23,17 +23,17 @@ SETTLED_S: Final = 4.0
 promoted just now refuses all writes, on a machine that has time. One that refuses them for longer has too few."""
 
 
-def group_of(stage: Stage) -> GroupUnderTest:
+def group_of(testbed: Testbed) -> GroupUnderTest:
     """The servers, for faults that need several."""
-    if stage.server.group is None:
+    if testbed.server.group is None:
         raise RuntimeError("this server is alone")
-    return stage.server.group
+    return testbed.server.group
 
 
 def _failover(*, loses: bool) -> Act:
-    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        group = group_of(stage)
-        names = group.some_shard(blow.dice())
+    async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+        group = group_of(testbed)
+        names = group.some_shard(occurrence.dice())
         primary = await group.primary(names)
         if primary is None:
             return NONE
@@ -43,13 +43,13 @@ def _failover(*, loses: bool) -> Act:
             replica.pause()  # the primary alone has what is written from now on
         try:
             if loses:
-                await rest(blow.lasts_s / 2)
+                await rest(occurrence.lasts_s / 2)
             primary.kill()
         finally:
             for replica in replicas:
                 replica.resume()
-        async with succeeded(stage, names, primary):
-            await rest(blow.lasts_s / 2)
+        async with succeeded(testbed, names, primary):
+            await rest(occurrence.lasts_s / 2)
         await group.followed()
         return shards
 
@@ -57,26 +57,26 @@ def _failover(*, loses: bool) -> Act:
 
 
 @asynccontextmanager
-async def succeeded(stage: Stage, names: ShardNames, killed: EmbeddedServer) -> AsyncIterator[None]:
+async def succeeded(testbed: Testbed, names: ShardNames, killed: EmbeddedServer) -> AsyncIterator[None]:
     """While another one has the place of a primary that was just killed; it is back behind the block, with nothing."""
     gone_s = monotonic()
     try:
-        await group_of(stage).promoted(names, killed)
-        was_away(stage, gone_s)
+        await group_of(testbed).promoted(names, killed)
+        was_away(testbed, gone_s)
         yield
     finally:
         killed.start()
 
 
-def was_away(stage: Stage, from_s: float) -> None:
+def was_away(testbed: Testbed, from_s: float) -> None:
     """From then until now nobody could reach a primary, if there is only one."""
-    if group_of(stage).is_one:
-        stage.away.append((from_s, monotonic()))
+    if group_of(testbed).is_one:
+        testbed.away.append((from_s, monotonic()))
 
 
-async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
-    group = group_of(stage)
-    names = group.some_shard(blow.dice())
+async def _pause(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+    group = group_of(testbed)
+    names = group.some_shard(occurrence.dice())
     primary = await group.primary(names)
     if primary is None:
         return NONE
@@ -85,9 +85,9 @@ async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
     paused_s = monotonic()
     promoted = asyncio.create_task(group.promoted(names, primary))
     try:
-        await asyncio.wait([promoted], timeout=blow.lasts_s)
-        was_away(stage, paused_s)
-        await rest(max(0.0, blow.lasts_s - (monotonic() - paused_s)))
+        await asyncio.wait([promoted], timeout=occurrence.lasts_s)
+        was_away(testbed, paused_s)
+        await rest(max(0.0, occurrence.lasts_s - (monotonic() - paused_s)))
     finally:
         primary.resume()
         promoted.cancel()
@@ -96,33 +96,33 @@ async def _pause(stage: Stage, blow: Strike) -> frozenset[int]:
     return shards
 
 
-async def _move(stage: Stage, blow: Strike) -> frozenset[int]:
-    dice: Random = blow.dice()
-    group = group_of(stage)
+async def _move(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+    dice: Random = occurrence.dice()
+    group = group_of(testbed)
     names = group.some_shard(dice)
     await group.move(names, dice)
     return group.only(names)
 
 
 def _half_moved(*, hangs: bool) -> Act:
-    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        dice, group = blow.dice(), group_of(stage)
-        return await group.half_move(group.some_shard(dice), dice, lambda: rest(blow.lasts_s), hangs=hangs)
+    async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+        dice, group = occurrence.dice(), group_of(testbed)
+        return await group.half_move(group.some_shard(dice), dice, lambda: rest(occurrence.lasts_s), hangs=hangs)
 
     return act
 
 
-async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
+async def _uncover(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     """A slot that nobody serves, as a migration leaves it that was done wrong."""
-    group = group_of(stage)
-    names = group.some_shard(blow.dice())
+    group = group_of(testbed)
+    names = group.some_shard(occurrence.dice())
     owner, slot = await group.primary(names), slot_of(names.log)
     if owner is None:
         return NONE
     try:
         for server in group.data:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
         # A node may have learned it from others first, and refuse; and the slot's owner may have died meanwhile.
         for server in group.data:
@@ -131,21 +131,21 @@ async def _uncover(stage: Stage, blow: Strike) -> frozenset[int]:
     return group.only(names)
 
 
-async def _hand_over(stage: Stage, blow: Strike) -> frozenset[int]:
-    dice, group = blow.dice(), group_of(stage)
+async def _hand_over(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+    dice, group = occurrence.dice(), group_of(testbed)
     names = group.some_shard(dice)
     shards = await group.shards_at(await group.primary(names))
     await group.hand_over(names, dice)
-    await rest(blow.lasts_s)
+    await rest(occurrence.lasts_s)
     await group.followed()
     return shards
 
 
-async def _split(stage: Stage, blow: Strike) -> None:
+async def _split(testbed: Testbed, occurrence: Occurrence) -> None:
     """Two sides, both alive: half of the nodes and of the replicas stay with the primary, the others have one that was
     promoted by hand, since the Sentinels are on neither. In the end the primary is the only one again, and what the
     other had acknowledged is lost. Nodes come to the promoted one once it takes writes, if it ever does."""
-    dice, group = blow.dice(), group_of(stage)
+    dice, group = occurrence.dice(), group_of(testbed)
     primary = await group.primary(group.some_shard(dice))
     replicas = [] if primary is None else await group.replicas(primary)
     if primary is None or len(replicas) < 2:
@@ -153,7 +153,7 @@ async def _split(stage: Stage, blow: Strike) -> None:
     dice.shuffle(replicas)
     promoted, *others = replicas[len(replicas) // 2 :]
     place = group.place(primary)
-    roads = [road.to(place) for node, road in stage.proxies.items() if node % 2 and isinstance(road, Roads)]
+    roads = [road.to(place) for node, road in testbed.proxies.items() if node % 2 and isinstance(road, NodeProxies)]
     try:
         for sentinel in group.sentinels:
             sentinel.pause()
@@ -163,7 +163,7 @@ async def _split(stage: Stage, blow: Strike) -> None:
         await group.written(promoted, within_s=SETTLED_S)
         for road in roads:
             road.lead(group.dials[group.place(promoted)])
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
         for road in roads:
             road.lead(group.dials[place])
@@ -174,20 +174,20 @@ async def _split(stage: Stage, blow: Strike) -> None:
     await group.followed()
 
 
-async def _sentinels_away(stage: Stage, blow: Strike) -> None:
-    sentinels = group_of(stage).sentinels
+async def _sentinels_away(testbed: Testbed, occurrence: Occurrence) -> None:
+    sentinels = group_of(testbed).sentinels
     try:
         for sentinel in sentinels:
             sentinel.pause()
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
         for sentinel in sentinels:
             sentinel.resume()
 
 
-async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
-    group = group_of(stage)
-    primary = await group.primary(group.some_shard(blow.dice()))
+async def _no_replicas(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+    group = group_of(testbed)
+    primary = await group.primary(group.some_shard(occurrence.dice()))
     if primary is None:
         return NONE
     shards = await group.shards_at(primary)
@@ -195,9 +195,9 @@ async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
     refused_s = monotonic()
     try:
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", "9")
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
-        was_away(stage, refused_s)
+        was_away(testbed, refused_s)
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", had)
     return shards
 
@@ -205,9 +205,9 @@ async def _no_replicas(stage: Stage, blow: Strike) -> frozenset[int]:
 def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -> Act:
     """A command at the primary of some shard; `own`: with the name of that one of the shard's own keys behind it."""
 
-    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        group = group_of(stage)
-        names = group.some_shard(blow.dice())
+    async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+        group = group_of(testbed)
+        names = group.some_shard(occurrence.dice())
         primary = await group.primary(names)
         if primary is None:
             return NONE

@@ -9,64 +9,64 @@ from typing import Final
 from cachebus.tools.harness.frames import garbled, garbled_head, is_message
 from cachebus.tools.harness.stream import Direction, Spoil
 from cachebus.tools.verify.fleet.setup import l2_timeout_s
-from cachebus.tools.verify.target.roads import Road, Roads
-from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
 
 SHARE: Final = 0.3
 """The share of messages that faults of single messages affect."""
 DELAY_S: Final = (0.01, 0.2)
 
 
-Change = Callable[[Road, Strike, Stage], None]
+Change = Callable[[NodeProxy, Occurrence, Testbed], None]
 
 
 def _through(change: Change) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        proxy = stage.proxies[blow.node]
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        proxy = testbed.proxies[occurrence.node]
         try:
-            change(proxy, blow, stage)
-            await rest(blow.lasts_s)
+            change(proxy, occurrence, testbed)
+            await rest(occurrence.lasts_s)
         finally:
             proxy.restore()
 
     return act
 
 
-def _delay(blow: Strike) -> Callable[[], float]:
-    dice = blow.dice()
+def _delay(occurrence: Occurrence) -> Callable[[], float]:
+    dice = occurrence.dice()
     return lambda: dice.uniform(*DELAY_S)
 
 
-async def _late(stage: Stage, blow: Strike) -> None:
+async def _late(testbed: Testbed, occurrence: Occurrence) -> None:
     """Replies arrive after their callers have given up."""
-    proxy = stage.proxies[blow.node]
+    proxy = testbed.proxies[occurrence.node]
     try:
         proxy.hold(("data",), ("down",))
-        await rest(l2_timeout_s(stage.bound_s) * 1.2)
+        await rest(l2_timeout_s(testbed.bound_s) * 1.2)
     finally:
         proxy.restore()
 
 
-async def _torn(stage: Stage, blow: Strike) -> None:
-    proxy = stage.proxies[blow.node]
+async def _torn(testbed: Testbed, occurrence: Occurrence) -> None:
+    proxy = testbed.proxies[occurrence.node]
     try:
         for _ in range(3):
             proxy.tear()
-            await rest(blow.lasts_s / 3)
+            await rest(occurrence.lasts_s / 3)
     finally:
         proxy.restore()
 
 
 def _messages(spoil: Callable[[Random, bytes], list[bytes]]) -> Change:
-    def change(proxy: Road, blow: Strike, _: Stage) -> None:
-        dice = blow.dice()
+    def change(proxy: NodeProxy, occurrence: Occurrence, _: Testbed) -> None:
+        dice = occurrence.dice()
         proxy.spoil(lambda frame: spoil(dice, frame) if is_message(frame) else [frame])
 
     return change
 
 
-def _reordered(proxy: Road, blow: Strike, _: Stage) -> None:
-    proxy.spoil(reordering(blow.dice()))
+def _reordered(proxy: NodeProxy, occurrence: Occurrence, _: Testbed) -> None:
+    proxy.spoil(reordering(occurrence.dice()))
 
 
 def reordering(dice: Random) -> Spoil:
@@ -97,16 +97,16 @@ def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> 
 def _from_one(*directions: Direction) -> Act:
     """No byte passes between a node and one primary of several, in both directions or in one."""
 
-    async def act(stage: Stage, blow: Strike) -> frozenset[int]:
-        roads, group = stage.proxies[blow.node], stage.server.group
-        primary = None if group is None else await group.primary(group.some_shard(blow.dice()))
-        if group is None or primary is None or not isinstance(roads, Roads):
+    async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+        roads, group = testbed.proxies[occurrence.node], testbed.server.group
+        primary = None if group is None else await group.primary(group.some_shard(occurrence.dice()))
+        if group is None or primary is None or not isinstance(roads, NodeProxies):
             return frozenset()
         shards = await group.shards_at(primary)
         road = roads.to(group.place(primary))
         try:
             road.hold(directions=directions)
-            await rest(blow.lasts_s)
+            await rest(occurrence.lasts_s)
         finally:
             road.restore()
         return shards

@@ -7,46 +7,46 @@ from typing import Final
 
 from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet import messages
-from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
 
 GATHER_S: Final = 0.3
 
 
-async def _stop(stage: Stage, blow: Strike) -> None:
-    stage.crew.signal(blow.node, signal.SIGSTOP)
+async def _stop(testbed: Testbed, occurrence: Occurrence) -> None:
+    testbed.fleet.signal(occurrence.node, signal.SIGSTOP)
     try:
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
-        stage.crew.signal(blow.node, signal.SIGCONT)
+        testbed.fleet.signal(occurrence.node, signal.SIGCONT)
 
 
-async def _kill(stage: Stage, blow: Strike) -> None:
-    await stage.crew.kill(blow.node)
-    await rest(blow.lasts_s)
-    await stage.crew.start(blow.node)
+async def _kill(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.fleet.kill(occurrence.node)
+    await rest(occurrence.lasts_s)
+    await testbed.fleet.start(occurrence.node)
 
 
 def _ordered(order: str) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        stage.crew.order(blow.node, order, blow.lasts_s)
-        await rest(blow.lasts_s)
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        testbed.fleet.order(occurrence.node, order, occurrence.lasts_s)
+        await rest(occurrence.lasts_s)
 
     return act
 
 
-async def _newborn(stage: Stage, blow: Strike) -> None:
+async def _newborn(testbed: Testbed, occurrence: Occurrence) -> None:
     """All data is deleted, and a node that knows nothing begins the history at 1. All other nodes are far ahead of
     it."""
-    others = [proxy for node, proxy in stage.proxies.items() if node != blow.node]
+    others = [proxy for node, proxy in testbed.proxies.items() if node != occurrence.node]
     try:
         for proxy in others:
             proxy.hold()
-        await stage.crew.kill(blow.node)
+        await testbed.fleet.kill(occurrence.node)
         await rest(GATHER_S)
         began_s = monotonic()
-        await stage.machine.command("FLUSHALL")
-        await stage.crew.start(blow.node)
-        await rest(max(0.0, blow.lasts_s - (monotonic() - began_s)))
+        await testbed.machine.command("FLUSHALL")
+        await testbed.fleet.start(occurrence.node)
+        await rest(max(0.0, occurrence.lasts_s - (monotonic() - began_s)))
     finally:
         for proxy in others:
             proxy.restore()

@@ -8,8 +8,8 @@ from typing import Final
 from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.tools.verify.fleet import messages
-from cachebus.tools.verify.target.server import Machine
-from cachebus.tools.verify.target.stage import Act, Fault, Stage, Strike, rest
+from cachebus.tools.verify.target.server import ServerProcess
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
 
 OLD: Final = "old.rdb"
 GUARDED_FOR_S, LOST_FOR_S = 0.05, 0.25
@@ -27,114 +27,116 @@ _BUFFER_AS_IT_COMES: Final = "pubsub 33554432 8388608 60"
 
 
 def _commands(*commands: Sequence[str]) -> Act:
-    async def act(stage: Stage, _: Strike) -> None:
+    async def act(testbed: Testbed, _: Occurrence) -> None:
         for command in commands:
-            await stage.machine.command(*command)
+            await testbed.machine.command(*command)
 
     return act
 
 
 def _del_own(which: Callable[[ShardNames], Sequence[str]]) -> Act:
-    async def act(stage: Stage, _: Strike) -> None:
-        await stage.machine.command("UNLINK", *which(stage.machine.names))
+    async def act(testbed: Testbed, _: Occurrence) -> None:
+        await testbed.machine.command("UNLINK", *which(testbed.machine.names))
 
     return act
 
 
-def _del_some(prefix: Callable[[Machine], str], every: int) -> Act:
-    async def act(stage: Stage, _: Strike) -> None:
-        await stage.machine.command("EVAL", _DEL, "0", f"{prefix(stage.machine)}*", str(every))
+def _del_some(prefix: Callable[[ServerProcess], str], every: int) -> Act:
+    async def act(testbed: Testbed, _: Occurrence) -> None:
+        await testbed.machine.command("EVAL", _DEL, "0", f"{prefix(testbed.machine)}*", str(every))
 
     return act
 
 
-async def _trim(stage: Stage, _: Strike) -> None:
-    await stage.machine.command("XTRIM", stage.machine.names.log, "MAXLEN", "2")
+async def _trim(testbed: Testbed, _: Occurrence) -> None:
+    await testbed.machine.command("XTRIM", testbed.machine.names.log, "MAXLEN", "2")
 
 
 def _meanwhile(config: tuple[str, str], normal: str) -> Act:
     """Change a setting of the server for a while."""
 
-    async def act(stage: Stage, blow: Strike) -> None:
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
         try:
-            await stage.machine.command("CONFIG", "SET", *config)
-            await rest(blow.lasts_s)
+            await testbed.machine.command("CONFIG", "SET", *config)
+            await rest(occurrence.lasts_s)
         finally:
-            await stage.machine.command("CONFIG", "SET", config[0], normal)
+            await testbed.machine.command("CONFIG", "SET", config[0], normal)
 
     return act
 
 
-async def _lose_guard(stage: Stage, blow: Strike) -> None:
+async def _lose_guard(testbed: Testbed, occurrence: Occurrence) -> None:
     """A standing guard is lost. A node then reads behind it, commits, and abandons it: no level may keep what it
     read."""
-    stage.crew.order(1 + blow.seed % len(stage.crew.numbers), messages.GUARD, LOST_FOR_S + GUARDED_FOR_S)
+    testbed.fleet.order(1 + occurrence.seed % len(testbed.fleet.numbers), messages.GUARD, LOST_FOR_S + GUARDED_FOR_S)
     await rest(GUARDED_FOR_S)
-    await stage.machine.command("UNLINK", stage.machine.names.meta)
+    await testbed.machine.command("UNLINK", testbed.machine.names.meta)
     await rest(LOST_FOR_S)
 
 
-async def _busy(stage: Stage, blow: Strike) -> None:
+async def _busy(testbed: Testbed, occurrence: Occurrence) -> None:
     # The reply comes when the script ends. That the command times out before does not matter.
-    await stage.machine.command("EVAL", _BUSY, "0", str(int(blow.lasts_s * 1e6)))
+    await testbed.machine.command("EVAL", _BUSY, "0", str(int(occurrence.lasts_s * 1e6)))
 
 
-async def _pause(stage: Stage, blow: Strike) -> None:
-    await stage.machine.pause()
+async def _pause(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.machine.pause()
     paused_s = monotonic()
     try:
-        await rest(blow.lasts_s)
+        await rest(occurrence.lasts_s)
     finally:
-        stage.away.append((paused_s, monotonic()))
-        await stage.machine.resume()
+        testbed.away.append((paused_s, monotonic()))
+        await testbed.machine.resume()
 
 
-def _restart(before: Callable[[Stage, Strike], Awaitable[None]], after: Callable[[Machine], Awaitable[None]]) -> Act:
-    async def act(stage: Stage, blow: Strike) -> None:
-        await before(stage, blow)
-        await stage.machine.kill()
+def _restart(
+    before: Callable[[Testbed, Occurrence], Awaitable[None]], after: Callable[[ServerProcess], Awaitable[None]]
+) -> Act:
+    async def act(testbed: Testbed, occurrence: Occurrence) -> None:
+        await before(testbed, occurrence)
+        await testbed.machine.kill()
         gone_s = monotonic()
         try:
-            await after(stage.machine)
-            await rest(blow.lasts_s / 4)
+            await after(testbed.machine)
+            await rest(occurrence.lasts_s / 4)
         finally:
-            stage.away.append((gone_s, monotonic()))
-            await stage.machine.start()
+            testbed.away.append((gone_s, monotonic()))
+            await testbed.machine.start()
 
     return act
 
 
-async def _nothing(_: Stage, __: Strike) -> None:
+async def _nothing(_: Testbed, __: Occurrence) -> None:
     return None
 
 
-async def _keep(stage: Stage, _: Strike) -> None:
-    await stage.machine.keep()
+async def _keep(testbed: Testbed, _: Occurrence) -> None:
+    await testbed.machine.keep()
 
 
-async def _keep_old(stage: Stage, blow: Strike) -> None:
-    await stage.machine.keep(OLD)
-    await rest(blow.lasts_s)  # what is written meanwhile is lost
+async def _keep_old(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.machine.keep(OLD)
+    await rest(occurrence.lasts_s)  # what is written meanwhile is lost
 
 
-async def _as_it_is(_: Machine) -> None:
+async def _as_it_is(_: ServerProcess) -> None:
     return None
 
 
-async def _back_up(stage: Stage, _: Strike) -> None:
+async def _back_up(testbed: Testbed, _: Occurrence) -> None:
     """Ask for all data as a replica does. The server takes another replication id, and one more when it drops the
     backlog that it kept for that replica."""
-    await stage.machine.command("CONFIG", "SET", "repl-backlog-ttl", "1")
-    await stage.machine.command("PSYNC", "?", "-1")
+    await testbed.machine.command("CONFIG", "SET", "repl-backlog-ttl", "1")
+    await testbed.machine.command("PSYNC", "?", "-1")
 
 
-async def _of_the_log(stage: Stage, blow: Strike) -> None:
-    await stage.machine.log_writes()
-    await rest(blow.lasts_s)
+async def _of_the_log(testbed: Testbed, occurrence: Occurrence) -> None:
+    await testbed.machine.enable_aof()
+    await rest(occurrence.lasts_s)
     try:
-        await _restart(_nothing, lambda machine: machine.tear_the_log(blow.dice()))(stage, blow)
+        await _restart(_nothing, lambda machine: machine.truncate_aof(occurrence.dice()))(testbed, occurrence)
     finally:
-        await stage.machine.log_no_more()
+        await testbed.machine.disable_aof()
 
 
 def _fault(name: str, what: str, act: Act, lasts: tuple[float, float] = (0.0, 0.0), *, mild: bool = False) -> Fault:
@@ -167,12 +169,12 @@ SERVER_FAULTS: Final = (
     _fault("busy", "a Lua script that holds the server: -BUSY", _busy, (0.2, 1.0)),
     _fault("reload", "DEBUG RELOAD", _commands(("DEBUG", "RELOAD"))),
     _fault("pause", "SIGSTOP, later SIGCONT", _pause, (0.2, 2.5)),
-    _fault("crash", "SIGKILL, and a restart without data", _restart(_nothing, Machine.forget), (0.5, 4.0)),
+    _fault("crash", "SIGKILL, and a restart without data", _restart(_nothing, ServerProcess.forget), (0.5, 4.0)),
     _fault("restart", "SIGKILL after SAVE, and a restart with all data", _restart(_keep, _as_it_is), (0.5, 4.0)),
     _fault(
         "restart-old",
         "SIGKILL, and a restart with data of some seconds before",
-        _restart(_keep_old, lambda machine: machine.put_back(OLD)),
+        _restart(_keep_old, lambda machine: machine.restore_dump(OLD)),
         (0.5, 2.0),
     ),
     _fault(

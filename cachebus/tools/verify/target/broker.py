@@ -46,7 +46,7 @@ class Broker:
         """Start it, with what its directory holds."""
         await self._do(self._server.start)
 
-    async def whole(self) -> None:
+    async def repair(self) -> None:
         """Repair it: it runs and answers when this returns."""
         for proxy in self.proxies.values():
             proxy.restore()
@@ -103,7 +103,7 @@ class Broker:
 
 
 @asynccontextmanager
-async def brokered(nodes: int) -> AsyncIterator[Broker]:
+async def started_broker(nodes: int) -> AsyncIterator[Broker]:
     """A running broker, with a proxy for each node; `ConfigError` if Kafka can't be had."""
     async with AsyncExitStack() as stack:
         ports = {node: free_port(stack) for node in range(1, nodes + 1)}

@@ -19,7 +19,7 @@ from cachebus.tools.harness.proxy import HOST, Dial, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary
 from cachebus.tools.servers.redis_groups import BUS, SERVICE, ClusterGroup, SentinelGroup, ask
 from cachebus.tools.verify.fleet.items import TENANTS
-from cachebus.tools.verify.target.server import Machine, ServerUnderTest
+from cachebus.tools.verify.target.server import ServerProcess, ServerUnderTest
 
 Kind = Literal["sentinel", "cluster"]
 LOOK_S: Final = 0.05
@@ -30,7 +30,7 @@ PROMOTED_S: Final = 8.0
 class GroupUnderTest:
     """A group of servers: what a run needs of it, and what faults may do to it."""
 
-    machine: Machine | None = None
+    machine: ServerProcess | None = None
     dial: Dial | None = None
 
     def __init__(
@@ -226,7 +226,7 @@ class GroupUnderTest:
         """Have a primary be held for dead only after so long; None: as at the start."""
         await (self._group.be_patient() if down_ms is None else self._group.be_patient(down_ms))
 
-    async def whole(self) -> None:
+    async def repair(self) -> None:
         """Repair it: every process runs, and every shard has a primary with replicas."""
         for server in self._group.servers:
             if server.running:

@@ -63,7 +63,7 @@ class ServerUnderTest(Protocol):
     def dials(self) -> Mapping[int, Dial]:
         """How a proxy reaches each of several servers, by port."""
 
-    machine: Machine | None
+    machine: ServerProcess | None
     """Its process, if it is one server of the run's own."""
     group: GroupUnderTest | None
     """Its group, if it is several servers of the run's own."""
@@ -75,7 +75,7 @@ class ServerUnderTest(Protocol):
         """The URL of its second database, if it has several databases; otherwise the same URL."""
 
 
-class Machine:
+class ServerProcess:
     """A server process of the run's own, and what faults may do to it. Blocking calls run in a thread, one after the
     other."""
 
@@ -118,7 +118,7 @@ class Machine:
         if name != DUMP:
             await self._do(lambda: shutil.copy(self._embedded.directory / DUMP, self._embedded.directory / name))
 
-    async def put_back(self, name: str) -> None:
+    async def restore_dump(self, name: str) -> None:
         """Have its next start load the data saved under this name."""
         await self._do(lambda: shutil.copy(self._embedded.directory / name, self._embedded.directory / DUMP))
 
@@ -126,13 +126,13 @@ class Machine:
         """Have its next start load nothing."""
         await self._do(lambda: (self._embedded.directory / DUMP).unlink(missing_ok=True))
 
-    async def log_writes(self) -> None:
+    async def enable_aof(self) -> None:
         """Enable the append-only file; the next start loads it."""
         await self.command("CONFIG", "SET", "aof-use-rdb-preamble", "no")  # so that it may end anywhere
         await self.command("CONFIG", "SET", "appendonly", "yes")
         self._embedded.appendonly = True
 
-    async def tear_the_log(self, dice: Random) -> None:
+    async def truncate_aof(self, dice: Random) -> None:
         """Cut the end of the append-only file, as a crash of the machine does. The last write may be left in part."""
 
         def tear() -> None:
@@ -142,7 +142,7 @@ class Machine:
 
         await self._do(tear)
 
-    async def log_no_more(self) -> None:
+    async def disable_aof(self) -> None:
         """Disable the append-only file, and delete it."""
         await self.command("CONFIG", "SET", "appendonly", "no")
         self._embedded.appendonly = False
@@ -153,7 +153,7 @@ class Machine:
 
         await self._do(clear)
 
-    async def whole(self) -> None:
+    async def repair(self) -> None:
         """Repair it: it runs and answers when this returns; `ConfigError` if that fails."""
         if self._embedded.running:
             await self.resume()
@@ -172,7 +172,7 @@ class Machine:
 class Standalone:
     """One server, reached through a proxy for each node."""
 
-    def __init__(self, server: Server, name: str, machine: Machine | None) -> None:
+    def __init__(self, server: Server, name: str, machine: ServerProcess | None) -> None:
         self.name, self.label, self.namespace = name, server.label, server.namespace
         self.machine = machine
         self.group: GroupUnderTest | None = None
@@ -232,7 +232,7 @@ async def _own(binary: ServerBinary, namespace: str) -> AsyncIterator[ServerUnde
     if binary.version >= (7,):
         extra += ["--enable-debug-command", "local"]
     embedded = EmbeddedServer(binary, extra=extra)
-    machine = Machine(embedded, namespace)
+    machine = ServerProcess(embedded, namespace)
     with embedded:
         label = f"{embedded.binary.name} of its own, on port {embedded.port}"
         try:

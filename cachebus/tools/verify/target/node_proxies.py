@@ -16,7 +16,7 @@ from cachebus.tools.harness.proxy import ALL_KINDS, BOTH, HOST, Dial, Proxy
 from cachebus.tools.harness.stream import Direction, Kind, Spoil
 
 
-class Roads:
+class NodeProxies:
     """A proxy for each server of a group. Its methods do to all of them what the `Proxy`'s method of that name does. An
     async context manager."""
 
@@ -79,11 +79,11 @@ class Roads:
             do(proxy)
 
 
-Road = Proxy | Roads
+NodeProxy = Proxy | NodeProxies
 """What stands between a node and its server, or its servers."""
 
 
-def turn(loop: asyncio.AbstractEventLoop, ports: Mapping[int, int]) -> None:
+def redirect(loop: asyncio.AbstractEventLoop, ports: Mapping[int, int]) -> None:
     """Have the loop connect to other ports of this machine than it is asked for, whichever way it is asked."""
     connect = loop.sock_connect
 

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.target.broker import Broker
-from cachebus.tools.verify.target.roads import Road
-from cachebus.tools.verify.target.server import Machine, ServerUnderTest
+from cachebus.tools.verify.target.node_proxies import NodeProxy
+from cachebus.tools.verify.target.server import ServerProcess, ServerUnderTest
 
 Where = Literal["network", "server", "node", "source", "group", "broker", "bus"]
 
@@ -29,14 +29,14 @@ class Done(NamedTuple):
 
 
 @dataclass
-class Stage:
+class Testbed:
     """What the faults of a run act on."""
 
     bound_s: float
     server: ServerUnderTest
-    proxies: dict[int, Road]
+    proxies: dict[int, NodeProxy]
     """By node; empty where nodes reach the server directly."""
-    crew: Fleet
+    fleet: Fleet
     broker: Broker | None = None
     """What carries the events, where that is not the server."""
     done: list[Done] = field(default_factory=list)
@@ -45,25 +45,25 @@ class Stage:
     away: list[tuple[float, float]] = field(default_factory=list)
     """When nobody could reach the server."""
 
-    mended: tuple[float, float] = (0.0, 0.0)
+    repaired: tuple[float, float] = (0.0, 0.0)
     """When the run repaired what the faults had left."""
 
     @property
-    def the_broker(self) -> Broker:
+    def required_broker(self) -> Broker:
         """The broker, for faults that need one."""
         if self.broker is None:
             raise RuntimeError("this run has no broker")
         return self.broker
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> ServerProcess:
         """The process of the run's own server, for faults that need it."""
         if self.server.machine is None:
             raise RuntimeError("this server is not ours")
         return self.server.machine
 
 
-class Strike(NamedTuple):
+class Occurrence(NamedTuple):
     """One planned occurrence of a fault."""
 
     at_s: float
@@ -79,7 +79,7 @@ class Strike(NamedTuple):
         return Random(self.seed)
 
 
-Act = Callable[[Stage, Strike], Awaitable[frozenset[int] | None]]
+Act = Callable[[Testbed, Occurrence], Awaitable[frozenset[int] | None]]
 """Injects the fault and undoes it. Returns the shards that it may have made unavailable; None for all."""
 
 
@@ -100,17 +100,17 @@ class Fault:
     """Whether it may end the leases of loads, on any node."""
 
 
-async def strike(stage: Stage, blow: Strike) -> None:
+async def inject(testbed: Testbed, occurrence: Occurrence) -> None:
     """Inject a fault and record it. It is undone in any case."""
-    where = f" (node {blow.node})" if blow.node else ""
-    name = f"{blow.fault.name}{where}"
-    from_s = stage.under_way[name] = monotonic()
+    where = f" (node {occurrence.node})" if occurrence.node else ""
+    name = f"{occurrence.fault.name}{where}"
+    from_s = testbed.under_way[name] = monotonic()
     shards = None
     try:
-        shards = await blow.fault.act(stage, blow)
+        shards = await occurrence.fault.act(testbed, occurrence)
     finally:
-        del stage.under_way[name]
-        stage.done.append(Done(blow.fault.name, blow.node, from_s, monotonic(), shards))
+        del testbed.under_way[name]
+        testbed.done.append(Done(occurrence.fault.name, occurrence.node, from_s, monotonic(), shards))
 
 
 async def rest(seconds: float) -> None:

@@ -9,7 +9,7 @@ from cachebus import Cache
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
-from cachebus.tools.verify.target.roads import Roads, turn
+from cachebus.tools.verify.target.node_proxies import NodeProxies
 from tests.support.caches import nodes, until
 from tests.support.servers import any_binary
 
@@ -21,8 +21,8 @@ async def test_all_of_a_caches_connections_go_by_the_proxies(tmp_path: Path) -> 
     path = str(tmp_path / "server.sock")
     with EmbeddedServer(any_binary(), extra=("--unixsocket", path)):
         port = free_port()
-        async with Roads({port: dialer(Address(path=path))}) as roads:
-            turn(asyncio.get_running_loop(), roads.ports)
+        async with NodeProxies({port: dialer(Address(path=path))}) as proxies:
+            redirect(asyncio.get_running_loop(), proxies.ports)
             async with nodes(f"redis://{HOST}:{port}/0", 1, l2_timeout_s=TIMEOUT_S) as (cache,):
                 await cache.set("config", "x", 1, tenant_id=TENANT)
                 assert await cache.get("config", "x", tenant_id=TENANT, use_memory=False) == 1
