@@ -9,7 +9,7 @@ from cachebus import Cache
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
-from cachebus.tools.verify.target.node_proxies import NodeProxies
+from cachebus.tools.verify.target.node_proxies import NodeProxies, redirect
 from tests.support.caches import nodes, until
 from tests.support.servers import any_binary
 
@@ -27,9 +27,9 @@ async def test_all_of_a_caches_connections_go_by_the_proxies(tmp_path: Path) -> 
                 await cache.set("config", "x", 1, tenant_id=TENANT)
                 assert await cache.get("config", "x", tenant_id=TENANT, use_memory=False) == 1
                 await until(cache.ready)
-                roads.cut()
+                proxies.cut()
                 await until(lambda: not connected(cache))
-                roads.restore()
+                proxies.restore()
                 await until(lambda: connected(cache))
 
 
