@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from cachebus.keys.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt
 from cachebus.settings import Settings
 from cachebus.writing.resend_buffer import born_s
+from cachebus.writing.watched import Watched
 from cachebus.writing.write import Writer
 
 MARGIN_S = 1.0
@@ -140,31 +140,6 @@ class Guards:
             if born_s(born_us, clock) < standing.until_s:
                 self.lose(standing)
         return True
-
-
-class Watched:
-    """A session of SQLAlchemy's, and whether it has tried to commit since it is watched."""
-
-    def __init__(self, session: Any) -> None:
-        """`ConfigError` for what is no session."""
-        try:
-            from sqlalchemy import event
-            from sqlalchemy.orm import Session
-        except ImportError:
-            raise ConfigError("only sessions of SQLAlchemy can be watched, which is not installed") from None
-        self._session, self._tried = getattr(session, "sync_session", session), False
-        if not isinstance(self._session, Session):
-            raise ConfigError(f"a Session or AsyncSession can be watched, not a {type(session).__name__}")
-        self._forget = partial(event.remove, self._session, "before_commit", self._note)
-        event.listen(self._session, "before_commit", self._note)
-
-    def end(self) -> bool:
-        """Watch no longer; gives whether a commit was tried."""
-        self._forget()
-        return self._tried
-
-    def _note(self, _session: Any) -> None:
-        self._tried = True
 
 
 class WriteGuard:

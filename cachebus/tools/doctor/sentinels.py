@@ -116,7 +116,7 @@ def failing_over(views: Sequence[SentinelView], watched: Watched, primary: Addre
         yield Finding(
             "sentinels",
             Level.ADVICE,
-            f"{len(silent)} of {len(views)} Sentinels {_do(silent)} not answer: "
+            f"{len(silent)} of {len(views)} Sentinels {_verb(silent, 'does', 'do')} not answer: "
             f"{', '.join(str(view.sentinel) for view in silent)}",
             f"The first: {silent[0].silent}.",
             otherwise="bring them back, or let the URL name those that are there",
@@ -205,7 +205,7 @@ def _held_for_dead(views: Sequence[SentinelView], down: Sequence[SentinelView], 
     return Finding(
         "failover",
         Level.PROBLEM,
-        f"{len(down)} of {len(views)} Sentinels {_hold(down)} the primary for dead ({down[0].down})",
+        f"{len(down)} of {len(views)} Sentinels {_verb(down, 'holds', 'hold')} the primary for dead ({down[0].down})",
         "If it is dead, a failover is under way, or does not succeed. If it is not, the Sentinels can't reach it, or "
         "are not let in: then they may promote a replica beside it, or can't promote any when it dies.",
         otherwise="look whether it runs, and whether Sentinels reach it and can log in, there and at its replicas: "
@@ -220,7 +220,7 @@ def _disagreeing(views: Sequence[SentinelView], primary: Address) -> Iterator[Fi
         yield Finding(
             "sentinels",
             Level.ADVICE,
-            f"{len(others)} of {len(views)} Sentinels {_name(others)} another primary: {named}",
+            f"{len(others)} of {len(views)} Sentinels {_verb(others, 'names', 'name')} another primary: {named}",
             "The nodes go by what most say. One that is left behind counts for no failover.",
             otherwise="if that lasts: SENTINEL REMOVE there, and SENTINEL MONITOR anew",
         )
@@ -251,13 +251,5 @@ def too_soon(said: str, mend: tuple[str, ...], conf: tuple[str, ...], at: str) -
     )
 
 
-def _do(views: Sequence[SentinelView]) -> str:
-    return "does" if len(views) == 1 else "do"
-
-
-def _name(views: Sequence[SentinelView]) -> str:
-    return "names" if len(views) == 1 else "name"
-
-
-def _hold(views: Sequence[SentinelView]) -> str:
-    return "holds" if len(views) == 1 else "hold"
+def _verb(views: Sequence[SentinelView], one: str, several: str) -> str:
+    return one if len(views) == 1 else several

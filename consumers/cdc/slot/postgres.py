@@ -1,5 +1,4 @@
-"""A replication slot of PostgreSQL as a worker's source: changes are peeked by SQL and applied, then the slot is
-advanced."""
+"""A replication slot of PostgreSQL as a source: changes are peeked by SQL and applied, then the slot is advanced."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ PEEK_TIMEOUT_S: Final = 60.0
 PEEK_TIMEOUT_MAX_S: Final = 3600.0
 CONNECT_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 30.0
-"""The time-out of quick commands. Peeks and advances read the log, which may take longer: see
-`PostgresSource.longer`."""
+"""Of quick commands. Peeks and advances read the log, which may take longer: see `PostgresSource.longer`."""
 SESSION: Final = """
 SELECT set_config(s.name, v.value, false) FROM pg_settings s JOIN (VALUES
   ('statement_timeout', '0'), ('transaction_timeout', '0'), ('tcp_keepalives_idle', '5'),
