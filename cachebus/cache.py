@@ -26,7 +26,7 @@ from cachebus.writing.guard import WriteGuard
 
 
 class Cache(Life):
-    """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`.
+    """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`; see `Life`.
 
     What the verbs have in common:
 

@@ -115,7 +115,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     bus = bus_of(receiver.on_message)
 
     fetcher = Fetcher(node, store, policies, attention.nudge, l2_timeout_s=settings.l2_timeout_s)
-    reader, loads = _reads(settings, fetcher, waiters, hints=bus.in_store)
+    reader, loads = _reads(settings, fetcher, waiters, hints=bus.store_publishes)
     writing = _writing(settings, keyspace, fetcher, bus, attention)
     return Parts(
         settings=settings,

@@ -30,7 +30,7 @@ from cachebus.resp import ended
 class KafkaBus:
     """A `Bus` over a topic of Kafka."""
 
-    in_store = False
+    store_publishes = False
 
     def __init__(
         self, access: KafkaAccess, envelope: Envelope, listener: Listener | None, counters: Counters, clock: Clock

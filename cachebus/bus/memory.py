@@ -38,7 +38,7 @@ class MemoryChannel:
 class MemoryBus:
     """A `Bus` over memory channels, one a shard."""
 
-    in_store = True
+    store_publishes = True
 
     def __init__(self, channels: Sequence[MemoryChannel], listener: Listener) -> None:
         self._channels = channels

@@ -33,7 +33,7 @@ async def subscribed(subscriber: Subscriber, channel: str, *, sharded: bool) -> 
 class RedisBus:
     """A `Bus` over a subscription to the channel of every shard, at its primary."""
 
-    in_store = True
+    store_publishes = True
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class RedisBus:
                 self._listens[shard] = subscriber
         except L2Unavailable as error:
             raise BusUnavailable(str(error)) from error
-        self._links.prove(shard)
+        self._links.confirm_primary(shard)
         if self._timer is None:
             self._ping_later()
 

@@ -27,22 +27,22 @@ class Offer(NamedTuple):
     """When it was asked for, on this node's clock."""
     l1_ttl_s: float = INF
     """How long it may be in L1, by its type's policy."""
-    keep_s: float = 0.0
+    fallback_s: float = 0.0
     """How long past its expiry it may be a fallback."""
     decode: Callable[[], object] | None = None
     """Makes a copy of the value for each caller."""
     fenced: bool = True
     """Whether L2 has confirmed it. What it has not lives until D after its load began, and no longer."""
 
-    def details(self, expires_s: float, soft_until_s: float, keep_s: float) -> Details | None:
+    def details(self, expires_s: float, soft_until_s: float, fallback_s: float) -> Details | None:
         """What its entry has beyond the ordinary; None for most."""
         record = self.record
-        if not (record.flags or record.tags or record.soft_ms or keep_s or self.decode is not None):
+        if not (record.flags or record.tags or record.soft_ms or fallback_s or self.decode is not None):
             return None
         return Details(
             not_found=record.not_found,
             soft_until=soft_until_s,
-            keep_until=expires_s + keep_s,
+            fallback_until=expires_s + fallback_s,
             tags=record.tags,
             version=record.version,
             decode=self.decode,

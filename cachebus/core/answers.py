@@ -47,7 +47,7 @@ class ScopeSnapshot(NamedTuple):
     invalidated_at: dict[str, int]
 
 
-class Asked(NamedTuple):
+class HeardSoFar(NamedTuple):
     """How far which epoch had been heard when a question was sent."""
 
     epoch: bytes

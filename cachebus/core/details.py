@@ -18,7 +18,7 @@ DETAILS_BYTES, COPIER_BYTES = 240, 440
 class Details:
     """What few entries need: everything that makes a hit take the slow path, and the tags."""
 
-    __slots__ = ("absent", "decode", "keep_until", "not_found", "soft_until", "tags", "version")
+    __slots__ = ("absent", "decode", "fallback_until", "not_found", "soft_until", "tags", "version")
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Details:
         absent: bool = False,
         not_found: bool = False,
         soft_until: float = INF,
-        keep_until: float = NEVER,
+        fallback_until: float = NEVER,
         tags: Sequence[str] = (),
         version: bytes = b"",
         decode: Callable[[], object] | None = None,
@@ -36,7 +36,7 @@ class Details:
         self.not_found = not_found
         """The source says that there is nothing."""
         self.soft_until = soft_until
-        self.keep_until = keep_until
+        self.fallback_until = fallback_until
         """Until when an expired value may be the fallback for a failing source."""
         self.tags = tags
         self.version = version

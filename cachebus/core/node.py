@@ -15,7 +15,7 @@ from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
 from cachebus.core.admission import INF, Offer, ReadBounds, deadline_s, entry_bytes, fast_until_s
-from cachebus.core.answers import BEYOND, NEVER, Asked, Heard, Probed, Reservation
+from cachebus.core.answers import BEYOND, NEVER, Heard, HeardSoFar, Probed, Reservation
 from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, details
 from cachebus.core.figures import stats_of
@@ -169,7 +169,7 @@ class Node:
             logger.info("shard {}: its lease had lapsed {:.3f} s before L2 answered", shard, now_s - view.valid_until)
 
     def begin_epoch(
-        self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: Asked | None = None
+        self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: HeardSoFar | None = None
     ) -> None:
         """Begin a shard anew from a probe's reply with marks: L1 is dropped, and whatever is under way is overtaken.
         `asked`: what `Shard.asking` gave when the probe was sent."""
@@ -240,7 +240,7 @@ class Node:
         entry = self.l1.entries.get(key.l1)
         extra = None if entry is None else details(entry)
         if entry is not None and extra is not None and not extra.absent and entry.seq <= seq:
-            extra.keep_until = NEVER
+            extra.fallback_until = NEVER
 
     def peek(self, key: Key, now_s: float) -> Entry | None:
         """The key's entry if it may be believed and served now; the whole serving rule, behind the fast path."""
@@ -258,7 +258,7 @@ class Node:
         """An entry that is kept for when the source fails, be it served now or not. "Not found" is no value."""
         entry = self.trusted(key)
         extra = None if entry is None else details(entry)
-        return None if extra is None or extra.not_found or now_s >= extra.keep_until else entry
+        return None if extra is None or extra.not_found or now_s >= extra.fallback_until else entry
 
     def trusted(self, key: Key) -> Entry | None:
         """The key's entry unless a flush, scope or tag has replaced it since; moves it to the live group."""
@@ -303,13 +303,13 @@ class Node:
         expires = deadline_s(record.expires_ms, offset_s, offer.read_started_s)
         if offer.l1_ttl_s != INF:
             expires = min(expires, grid(self.clock() + offer.l1_ttl_s, offer.l1_ttl_s))
-        keep_s = offer.keep_s
-        if keep_s and (not record.may_be_fallback or not fenced or self.may_predate_lost_guards(key.shard, record)):
-            keep_s = 0.0
+        fallback_s = offer.fallback_s
+        if fallback_s and (not record.may_be_fallback or not fenced or self.may_predate_lost_guards(key.shard, record)):
+            fallback_s = 0.0
         if not fenced:
             expires = min(expires, read_until)
         soft_until = deadline_s(record.soft_ms, offset_s, offer.read_started_s)
-        extra = offer.details(expires, soft_until, keep_s)
+        extra = offer.details(expires, soft_until, fallback_s)
         size = entry_bytes(key, offer.size_bytes(self.l1.weights, extra))
         group = self.groups.joined(key, leased=fenced, tags=record.tags)
         fast_until, seq = fast_until_s(extra, expires), shared_int(record.seq)
@@ -384,7 +384,7 @@ class Node:
             if not self.groups.holds(entry):
                 return self._replaced(entry)
             extra = details(entry)
-            keep = NEVER if extra is None else extra.keep_until
+            keep = NEVER if extra is None else extra.fallback_until
             return now >= entry.expires and now >= keep
 
         return self.l1.sweep(dead, self.clock)

@@ -123,7 +123,7 @@ class NodesReply(NamedTuple):
     keeps_without_l2: bool = False
 
 
-class Leased(Enum):
+class LeaseOutcome(Enum):
     """How a request for a fill lease ended."""
 
     HIT = "hit"
@@ -148,7 +148,7 @@ class LeaseReply(NamedTuple):
 
     epoch: bytes
     seq: int
-    outcome: Leased
+    outcome: LeaseOutcome
     record: bytes | None
     wait_ms: int
 
@@ -315,7 +315,7 @@ class Store(Protocol):
 class Bus(Protocol):
     """Carries events to every node; may lose, double, delay and reorder them."""
 
-    in_store: bool
+    store_publishes: bool
     """Whether the store itself publishes, in the step that gives an event its seq."""
 
     @property
@@ -345,7 +345,7 @@ class Bus(Protocol):
         ...
 
     async def publish(self, shard: int, message: bytes) -> None:
-        """Send an event on; not called where `in_store` says that the store did it in the step that made the event."""
+        """Send an event on. Not called where `store_publishes`: the store did it in the step that made the event."""
         ...
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 
-from cachebus.core.answers import BEYOND, NEVER, NO_EPOCH, Asked, Heard, Probed, Reservation, ScopeSnapshot
+from cachebus.core.answers import BEYOND, NEVER, NO_EPOCH, Heard, HeardSoFar, Probed, Reservation, ScopeSnapshot
 from cachebus.core.doubts import Doubts
 from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
 from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
@@ -241,14 +241,14 @@ class Shard:
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
-    def sending(self) -> None:
+    def probe_sent(self) -> None:
         """To be called when a probe is sent: epochs heard of before it that it does not find are not this shard's."""
         self._suspects = tuple(self.foreign)
 
-    def asking(self) -> Asked:
+    def heard_so_far(self) -> HeardSoFar:
         """To be noted when the question is sent whose answer `begin_epoch` takes: how far this epoch had been heard."""
         self.foreign.clear()
-        return Asked(self.epoch, self.head)
+        return HeardSoFar(self.epoch, self.head)
 
     def _leave(self, epoch: bytes) -> None:
         self.left.pop(epoch, None)
@@ -263,7 +263,7 @@ class Shard:
         invalidated: Mapping[str, Mapping[str, int]],
         low: Mapping[str, int],
         sent_at_s: float,
-        asked: Asked | None = None,
+        asked: HeardSoFar | None = None,
     ) -> None:
         """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
 
@@ -272,13 +272,13 @@ class Shard:
 
         The reply knows all up to `seq`. Of what the bus has brought beyond `seq`,
 
-        1. what came before the question was sent (`asked`: what `asking` gave) is forgotten: L2 knows better;
+        1. what came before the question was sent (`asked`: what `heard_so_far` gave) is forgotten: L2 knows better;
         2. what came since, of the epoch that the node is in, is applied already, and stays;
         3. what came since, of the epoch that now begins, could not be applied: no lease before it is.
         """
         self.void()
         before = self.epoch
-        asked = asked or Asked(before, BEYOND)
+        asked = asked or HeardSoFar(before, BEYOND)
         # Where the node has entered `before` only since the question, all that it has heard of it came since (2).
         known_when_asked = asked.head if asked.epoch == before else 0
         if epoch == before and self.head > max(seq, known_when_asked):

@@ -12,7 +12,7 @@ from cachebus.core.ports import (
     SILENT_S,
     Caller,
     Change,
-    Leased,
+    LeaseOutcome,
     LeaseReply,
     LogEntry,
     NodesReply,
@@ -25,7 +25,7 @@ from cachebus.l2.memory_history import MemoryHistory
 from cachebus.l2.memory_lease import MemoryLease
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from cachebus.wire.record import FLAGS_AT, NOT_FOUND, Record
+from cachebus.wire.record import FLAG_NOT_FOUND, FLAGS_AT, Record
 
 REQUEST_S = 60.0
 GUARDS_MAX = 1000
@@ -172,24 +172,24 @@ class MemoryShard(MemoryHistory):
         self.attend(caller, key.family.bucket)
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
-            return LeaseReply(self.epoch, self.seq, Leased.GUARDED, None, left_ms)
+            return LeaseReply(self.epoch, self.seq, LeaseOutcome.GUARDED, None, left_ms)
         now, hit, held = self.clock(), self.stored(key), self.leases.get(key.l2)
         data, old = (hit[0], self.expired(hit[1])) if hit else (None, False)
         if hit and not refresh and not old:
-            return LeaseReply(self.epoch, self.seq, Leased.HIT, data, 0)
+            return LeaseReply(self.epoch, self.seq, LeaseOutcome.HIT, data, 0)
         if held and held.epoch == self.epoch and held.until_s > now and (held.rests or held.token != token):
             left_ms = int((held.until_s - now) * 1000)
             of_use = data if hit and not hit[1].not_found else None
             if not held.rests:
                 held.waited = True
                 told = b"" if stale is Stale.OWN else of_use if stale is Stale.RECORD and old else None
-                return LeaseReply(self.epoch, self.seq, Leased.WAIT, told if of_use else None, left_ms)
+                return LeaseReply(self.epoch, self.seq, LeaseOutcome.WAIT, told if of_use else None, left_ms)
             if stale is Stale.OWN or (stale is Stale.RECORD and of_use):
-                return LeaseReply(self.epoch, self.seq, Leased.RESTING, data, left_ms)
+                return LeaseReply(self.epoch, self.seq, LeaseOutcome.RESTING, data, left_ms)
         lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
         self.leases[key.l2] = MemoryLease(self.epoch, token, now + lasts_ms / 1000)
         self.note_contexts(key)
-        return LeaseReply(self.epoch, self.seq, Leased.GRANTED, data, 0)
+        return LeaseReply(self.epoch, self.seq, LeaseOutcome.GRANTED, data, 0)
 
     def holds(self, key: Key, token: str) -> bool:
         """Whether the token's lease still stands."""
@@ -277,7 +277,7 @@ class MemoryShard(MemoryHistory):
         guarded = self.guarded_ms(key, record.tags) is not None
         if if_absent:
             now = self.stored(key)
-            if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & NOT_FOUND):
+            if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & FLAG_NOT_FOUND):
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
         head = self.announce(scopes, body)

@@ -87,7 +87,9 @@ class RedisStore:
         self.checked = [False] * shards
         """By shard: whether its connection's server has answered a probe of ours for it since it connected."""
         self._on_changed = on_changed
-        self._links: Links[Connection] = Links(route, self._open, clock=clock, on_changed=self._changed, vouches=True)
+        self._links: Links[Connection] = Links(
+            route, self._open, clock=clock, on_changed=self._changed, trusts_own_links=True
+        )
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._by_shard = self._links.by_shard

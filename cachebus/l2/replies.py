@@ -18,7 +18,7 @@ from cachebus.core.ports import (
     About,
     Change,
     Invalidated,
-    Leased,
+    LeaseOutcome,
     LeaseReply,
     LogEntry,
     NodeRow,
@@ -146,8 +146,8 @@ def records_of(count: int, reply: Any) -> ReadReply:
 def lease_of(reply: Any) -> LeaseReply:
     """What `lease` replied."""
     epoch, seq, outcome, record, wait_ms = _LEASE.of(reply)
-    leased = Leased(outcome.decode())
-    if leased is Leased.HIT and record is None:
+    leased = LeaseOutcome(outcome.decode())
+    if leased is LeaseOutcome.HIT and record is None:
         raise Misshapen("a hit without a record")
     return LeaseReply(epoch, seq, leased, record, wait_ms)
 

@@ -37,7 +37,7 @@ class Running:
         self.scripts = load_scripts()
         self._links = links
         self._by_shard = links.by_shard
-        self._unproved = links.unproved
+        self._unconfirmed = links.unconfirmed
         self._names = names
         self._facts = facts
         self._clock = clock
@@ -88,8 +88,8 @@ class Running:
             if is_no_primarys(error):
                 self._links.refused(shard, error, link)
             raise
-        if self._unproved[shard] and link is self._by_shard[shard]:  # else another server may have answered
-            self._links.prove(shard)
+        if self._unconfirmed[shard] and link is self._by_shard[shard]:  # else another server may have answered
+            self._links.confirm_primary(shard)
         return reply
 
     async def _sent_anew(

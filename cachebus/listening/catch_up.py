@@ -93,7 +93,7 @@ class CatchUp:
         `cause`: "start", "epoch" (L2 has begun another) or "gap" (the log has gone).
         """
         node = self._node
-        sent_at_s, asked = node.clock(), node.shards[shard].asking()
+        sent_at_s, asked = node.clock(), node.shards[shard].heard_so_far()
         reply = await self._store.probe(shard, node.caller(shard), with_invalidated=True)
         node.answered(shard, reply, sent_at_s, node.clock())
         node.begin_epoch(shard, reply, sent_at_s, cause, asked)

@@ -72,7 +72,7 @@ class Prober:
     async def _ask(self, shard: int) -> None:
         node = self._node
         sent_at_s = node.clock()
-        node.shards[shard].sending()
+        node.shards[shard].probe_sent()
         reply = await self._store.probe(shard, node.caller(shard), with_invalidated=False)
         now_s = node.clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)

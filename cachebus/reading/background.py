@@ -8,7 +8,7 @@ Neither is tried again at once (`pauses`): that says nothing against a source, u
 
 from __future__ import annotations
 
-from cachebus.core.ports import Leased, Stale
+from cachebus.core.ports import LeaseOutcome, Stale
 from cachebus.errors import L2Unavailable
 from cachebus.reading.fetch import MISSING
 from cachebus.reading.flight import Departure, Flight, Fly
@@ -36,7 +36,7 @@ class Background:
         self.pauses = Rests(parts.fetch.clock)
         """What is not tried again at once."""
 
-    async def looked_up(self, request: Request) -> Found:
+    async def look_up(self, request: Request) -> Found:
         """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded meanwhile."""
         seen = await self._fetch.found(request.key, request.after, admit=request.use_memory)
         if seen.value is not MISSING:
@@ -72,8 +72,8 @@ class Background:
                 return Found(there.value, "l2")
             with Lease(self._fetch, request, self._parts.lease_ms) as lease:
                 answer = await lease.ask(flight.tags, refresh=True, stale=Stale.OWN)
-                if answer.outcome is not Leased.GRANTED:  # somebody else is at it, or it is to be left alone
-                    if answer.outcome is Leased.RESTING:
+                if answer.outcome is not LeaseOutcome.GRANTED:  # somebody else is at it, or it is to be left alone
+                    if answer.outcome is LeaseOutcome.RESTING:
                         pause_s = min(answer.reply.wait_ms / 1000, rest_s)
                     return NOTHING
                 pause_s = rest_s
@@ -122,7 +122,7 @@ class Background:
                 self._parts.rests.end(key.l1)
                 self._node.take_away(key, seq)
                 return NOTHING
-            return await self.looked_up(flight.request)
+            return await self.look_up(flight.request)
         except L2Unavailable:
             self._node.counters.l2_errors += 1
             return NOTHING

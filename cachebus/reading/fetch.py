@@ -3,7 +3,8 @@
 1. `may_judge`: while the node's marks are recent enough it asks by a plain get, the cheapest question there is. It
    notes before what it knows by then (`as_of`), and judges the answer itself (`judged`).
 2. Otherwise, and where what it knew has changed meanwhile, it asks the script that judges records in L2 (`validated`).
-3. What may be believed is decoded (`taken`), and enters L1 where its type and its reservation allow (`admit`).
+3. What may be believed is decoded (`decode_and_admit`), and enters L1 where its type and its reservation allow
+   (`admit`).
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Fetcher:
             believed = record is not None and not self.expired(index, record)
             value = MISSING
             if record is not None and believed:
-                value = self.taken(key, record, as_of if admit else None)
+                value = self.decode_and_admit(key, record, as_of if admit else None)
             found.append((value, data))
         return found
 
@@ -234,7 +235,7 @@ class Fetcher:
                     return MISSING
                 if tags and shard.doubts.noted and shard.doubts.open(record.tags, shard.fresh_as_of_s):
                     return ASK_L2
-                return self.taken(key, record, as_of if admit else None, data)
+                return self.decode_and_admit(key, record, as_of if admit else None, data)
             known = self._just.get(id(data))
             return known[1] if known else self._keep(data, decode_value(kind, data[HEAD.size :], rules.model), rules)
         except (CorruptValue, records.CorruptRecord):
@@ -272,7 +273,7 @@ class Fetcher:
     def _rules(self, key: Key) -> Rules:
         return self.policies.rules(key.family.data_type)
 
-    def taken(self, key: Key, record: Record, admits: AsOf | None, data: bytes = b"") -> object:
+    def decode_and_admit(self, key: Key, record: Record, admits: AsOf | None, data: bytes = b"") -> object:
         """The value of a record that may be believed. `admits`: as of when it was read, where it may enter L1. `data`:
         the bytes it was read from."""
         shard = self._shards[key.shard]
@@ -305,9 +306,9 @@ class Fetcher:
         rules = self._rules(key)
         l1_ttl_s = INF if rules.l1_ttl_s is None else rules.l1_ttl_s
         decode = copier(record, value, rules) if rules.copy else None
-        keep_s = rules.fail_safe_s or 0.0
+        fallback_s = rules.fail_safe_s or 0.0
         return self.node.admit(
-            Offer(key, value, record, as_of.reservation, as_of.at_s, l1_ttl_s, keep_s, decode, fenced)
+            Offer(key, value, record, as_of.reservation, as_of.at_s, l1_ttl_s, fallback_s, decode, fenced)
         )
 
     def notice(self, index: int, epoch: bytes) -> None:

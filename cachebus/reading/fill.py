@@ -18,7 +18,7 @@ from cachebus.reading.flight import Flight
 from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.request import Found
 from cachebus.wire.packing import copier, keep_ms, pack
-from cachebus.wire.record import NOT_FOUND, Record
+from cachebus.wire.record import FLAG_NOT_FOUND, Record
 
 
 class Fill:
@@ -78,7 +78,7 @@ class Fill:
     async def _take_away(self, granted: LeaseReply, as_of: AsOf, over: bytes) -> None:
         """The source has answered, and its answer is not kept: what it gave before serves no more."""
         if granted.record is not None:
-            gone = Record(NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
+            gone = Record(FLAG_NOT_FOUND, 0, b"", created_ms=1, expires_ms=1, epoch=granted.epoch, seq=granted.seq)
             try:
                 await self._lease.store(gone, 1, over)
             except L2Unavailable:

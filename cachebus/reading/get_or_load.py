@@ -56,15 +56,15 @@ class Loads:
         fallback = fallback_in_l1(self._node, request)
         if fallback is not None and self._parts.rests.of(request.key.l1, fallback.version) is Rest.RESTS:
             self.background.look(request)
-            return self._counted(request, fallback.found)
-        joined = self._joined(request)
+            return self._count(request, fallback.found)
+        joined = self._join(request)
         if joined is None:
             spent_s = self._clock() - began_s if request.searches else 0.0
-            return self._counted(request, await self._begun(request, fallback, spent_s).wait(request))
+            return self._count(request, await self._begin(request, fallback, spent_s).wait(request))
         found = await joined.wait(request)
         if found.stale and found.level == "l1" and not request.use_memory:
-            found = await self._begun(request, None).wait(request)  # that is for others: who wants no memory loads
-        return self._counted(request, found)
+            found = await self._begin(request, None).wait(request)  # that is for others: who wants no memory loads
+        return self._count(request, found)
 
     def _in_memory(self, request: Request) -> Found | None:
         """What L1 may serve, counted; past its soft expiry it is loaded meanwhile."""
@@ -92,14 +92,14 @@ class Loads:
             self.background.refresh(request, found.soft)
         return found
 
-    def _joined(self, request: Request) -> Flight | None:
+    def _join(self, request: Request) -> Flight | None:
         flight = self.flights.find(request.key.l1)
         if flight is None or not flight.joinable(request):
             return None
         flight.add(request)
         return flight
 
-    def _begun(self, request: Request, fallback: Fallback | None, spent_s: float = 0.0) -> Flight:
+    def _begin(self, request: Request, fallback: Fallback | None, spent_s: float = 0.0) -> Flight:
         """A new flight. One that follows another which does not know of a tag's invalidation may not take what that one
         has left in L2, either."""
         key, former = request.key, self.flights.find(request.key.l1)
@@ -115,7 +115,7 @@ class Loads:
     async def _fly(self, flight: Flight) -> Found:
         return await Miss(self._parts, self.background, flight).run()
 
-    def _counted(self, request: Request, found: Found) -> Found:
+    def _count(self, request: Request, found: Found) -> Found:
         """What one of the flight's callers is given."""
         counters = self._node.counters.of(request.key.family.data_type)
         if found.stale or found.level is None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple, Self
 
-from cachebus.core.ports import Change, Leased, LeaseReply, Stale
+from cachebus.core.ports import Change, LeaseOutcome, LeaseReply, Stale
 from cachebus.reading.fetch import MISSING, AsOf, Fetcher
 from cachebus.reading.freshness import Fallback, Freshness
 from cachebus.reading.request import Found, Request
@@ -32,7 +32,7 @@ class LeaseAnswer(NamedTuple):
     as_of: AsOf
 
     @property
-    def outcome(self) -> Leased:
+    def outcome(self) -> LeaseOutcome:
         """Which of the answers it is."""
         return self.reply.outcome
 
@@ -84,7 +84,7 @@ class Lease:
             store.release(key, self._token)  # it may have been granted, and nobody would know
             raise
         self._fetch.notice(key.shard, reply.epoch)
-        if reply.outcome is Leased.GRANTED:
+        if reply.outcome is LeaseOutcome.GRANTED:
             self._held = True
             self._stop_extending()
             # A load that is given up may take a little longer, to put its things in order.
@@ -140,7 +140,7 @@ class Lease:
         key, record = self._request.key, self._record(answer)
         if record is None:
             return None
-        value = self._fetch.taken(key, record, answer.as_of if self._request.admits else None)
+        value = self._fetch.decode_and_admit(key, record, answer.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
 
     def kept(self, answer: LeaseAnswer) -> tuple[float, Sequence[str]]:
@@ -159,7 +159,7 @@ class Lease:
             return None
         if self._fetch.superseded.covers(key.l1, record.created_ms):
             return None
-        value = self._fetch.taken(key, record, None)
+        value = self._fetch.decode_and_admit(key, record, None)
         if value is MISSING:
             return None
         fresh = Freshness(self._node.shards[key.shard], key, record.tags, answer.as_of.at_s)

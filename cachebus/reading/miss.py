@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from cachebus.core.details import details
-from cachebus.core.ports import Leased, Stale
+from cachebus.core.ports import LeaseOutcome, Stale
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.reading.background import Background
 from cachebus.reading.fetch import MISSING
@@ -53,7 +53,7 @@ class Miss:
             self._spare()
             if answer is None:
                 return await self._go_on_without_l2()
-            if answer.outcome is Leased.GUARDED:
+            if answer.outcome is LeaseOutcome.GUARDED:
                 return await self._load.guarded(answer)
             return await self._load.under_lease(answer)
 
@@ -68,11 +68,11 @@ class Miss:
         """What L2 has, or what may be served while the source rests or another node loads for too long; else the right
         to load, or word of a guard."""
         if not self._flight.departure.must_load:
-            found = await self._lease.budget.spent_on(self._background.looked_up(self._flight.request))
+            found = await self._lease.budget.spent_on(self._background.look_up(self._flight.request))
             if found.value is not MISSING:
                 return found
         answer = await self._ask_for_lease()
-        if isinstance(answer, LeaseAnswer) and answer.outcome is Leased.RESTING:
+        if isinstance(answer, LeaseAnswer) and answer.outcome is LeaseOutcome.RESTING:
             return self._rested(answer) or await self._ask_for_lease(insists=True)
         return answer
 
@@ -88,7 +88,7 @@ class Miss:
         while True:
             stale = Stale.NONE if nothing_would_do else self._would_do()
             answer = await self._lease.ask(flight.tags, refresh=refresh, stale=stale)
-            if answer.outcome is Leased.HIT:
+            if answer.outcome is LeaseOutcome.HIT:
                 found = self._lease.hit(answer)
                 if found is not None:
                     self._parts.rests.end(self._key.l1)  # the source has answered another node
@@ -96,7 +96,7 @@ class Miss:
                 refresh = True  # what lies there can't be decoded
                 continue
             self._note_fallback(answer)
-            if answer.outcome is not Leased.WAIT:
+            if answer.outcome is not LeaseOutcome.WAIT:
                 return answer
             # L2 has sent its expired record, and it is no fallback: have it not send the same again at each turn.
             nothing_would_do = nothing_would_do or (answer.reply.record is not None and flight.fallback is None)
@@ -119,9 +119,9 @@ class Miss:
         """Take what L2 keeps of the key for the time being. Where L2 tells that it has nothing, or that the source has,
         what is held here is no fallback either."""
         reply, flight = answer.reply, self._flight
-        waits_with_its_own = reply.outcome is Leased.WAIT and (flight.fallback is None or reply.record == b"")
+        waits_with_its_own = reply.outcome is LeaseOutcome.WAIT and (flight.fallback is None or reply.record == b"")
         kept = self._lease.fallback(answer) if reply.record else None
-        if kept is not None or not (waits_with_its_own or reply.outcome is Leased.GUARDED):
+        if kept is not None or not (waits_with_its_own or reply.outcome is LeaseOutcome.GUARDED):
             flight.fall_back_on(kept)
 
     def _spare(self) -> None:

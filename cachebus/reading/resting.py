@@ -25,17 +25,17 @@ class Superseded:
 
     def __init__(self) -> None:
         self._at_ms: OrderedDict[str, int] = OrderedDict()
-        self._floor_ms = -1
+        self._low_ms = -1
 
     def note(self, name: str, at_ms: int) -> None:
         """The source answered a load that began then, on the L2 server's clock."""
         self._at_ms[name] = max(at_ms, self._at_ms.pop(name, -1))
         if len(self._at_ms) > KEYS_MAX:
-            self._floor_ms = max(self._floor_ms, self._at_ms.popitem(last=False)[1])
+            self._low_ms = max(self._low_ms, self._at_ms.popitem(last=False)[1])
 
     def covers(self, name: str, created_ms: int) -> bool:
         """Whether the source has answered since this was created."""
-        return created_ms <= self._at_ms.get(name, self._floor_ms)
+        return created_ms <= self._at_ms.get(name, self._low_ms)
 
 
 class Rest(Enum):

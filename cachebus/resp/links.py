@@ -21,7 +21,7 @@ from cachebus.resp.tasks import ended, heard, shared
 L = TypeVar("L", bound=Link)
 Opens = Callable[[Address], Awaitable[L]]
 
-DOUBT_S: Final = 5.0
+SUSPECT_S: Final = 5.0
 """For so long after a refusal its shard's primary is looked for: about as long as a failover takes."""
 
 
@@ -89,8 +89,8 @@ class Primary(Generic[L]):
 
 class Links(Generic[L]):
     """One link to each primary, made by `opens`. `by_shard` stays the same list; `on_changed` hears which shards lost
-    theirs, were given another, or have their primary elsewhere. `vouches`: what proves a shard here is more than what
-    anybody else says of where it is."""
+    theirs, were given another, or have their primary elsewhere. `trusts_own_links`: a primary that was confirmed here
+    counts more than what anybody else says of where it is."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Links(Generic[L]):
         *,
         clock: Clock,
         on_changed: Callable[[Sequence[int]], None],
-        vouches: bool = False,
+        trusts_own_links: bool = False,
     ) -> None:
         self.route = route
         self.by_shard: list[L | None] = [None] * route.shards
@@ -109,11 +109,11 @@ class Links(Generic[L]):
         self._clock = clock
         self._on_changed = on_changed
         self._primaries: dict[Address, Primary[L]] = {}
-        self.unproved = [True] * route.shards
+        self.unconfirmed = [True] * route.shards
         """By shard: whether its server has yet to do what only a primary does."""
         self._reaching = 0
         """How many wait for a link now: the primaries are looked for meanwhile."""
-        self._doubted: dict[int, float] = {}
+        self._suspected: dict[int, float] = {}
         """By shard: until when its primary is looked for, though it has a link."""
         self._seeking: asyncio.Task[None] | None = None
         self._stirred: dict[int, asyncio.Future[None]] = {}
@@ -123,7 +123,7 @@ class Links(Generic[L]):
         self._forgotten = 0
         self._closed = False
         self._tidying: asyncio.Handle | None = None
-        route.watch(self._moved, self._holds if vouches else None, self._leave)
+        route.watch(self._moved, self._confirmed if trusts_own_links else None, self._leave)
 
     @property
     def connected(self) -> bool:
@@ -202,7 +202,7 @@ class Links(Generic[L]):
     async def follow(self, shard: int, host: str, port: int, by: L) -> None:
         """A server said that the shard is elsewhere now; `L2Unavailable`. What comes `by` another link than the shard's
         is the word of a third party."""
-        if by is self.by_shard[shard] or not self._holds(shard):
+        if by is self.by_shard[shard] or not self._confirmed(shard):
             self.route.moved(shard, host, port)
         await self.reach(shard)
 
@@ -217,22 +217,22 @@ class Links(Generic[L]):
         finally:
             primary.guests -= 1
 
-    def doubt(self, shard: int) -> None:
+    def suspect_primary(self, shard: int) -> None:
         """Its server has refused what a primary does: look whether another one is it."""
-        self.unproved[shard] = True
-        self._doubted[shard] = self._clock() + DOUBT_S
+        self.unconfirmed[shard] = True
+        self._suspected[shard] = self._clock() + SUSPECT_S
         self._seek()
 
     def refused(self, shard: int, error: L2Unavailable, link: L | None) -> None:
         """The same, by this link and for this reason; a replica at a fixed place is left."""
-        self.doubt(shard)
+        self.suspect_primary(shard)
         if is_replicas(error) and link is self.by_shard[shard]:  # else there is another one already
             self.route.left()
 
-    def prove(self, shard: int) -> None:
+    def confirm_primary(self, shard: int) -> None:
         """Its server has done what only a primary does."""
-        self.unproved[shard] = False
-        self._doubted.pop(shard, None)
+        self.unconfirmed[shard] = False
+        self._suspected.pop(shard, None)
         place = self.route.known[shard]
         if place is not None and place in self._primaries:
             self._primaries[place].attempts.succeeded()
@@ -255,8 +255,8 @@ class Links(Generic[L]):
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
-    def _holds(self, shard: int) -> bool:
-        return not self.unproved[shard] and self.reaches(shard)
+    def _confirmed(self, shard: int) -> bool:
+        return not self.unconfirmed[shard] and self.reaches(shard)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -272,7 +272,7 @@ class Links(Generic[L]):
     def _give(self, shard: int, address: Address, link: L) -> None:
         if self.by_shard[shard] is not link:
             self.by_shard[shard], self._from[shard] = link, address
-            self.unproved[shard] = True
+            self.unconfirmed[shard] = True
             self._on_changed([shard])
             if self._tidying is None:  # once for all that are given theirs in one tick: it looks at every shard
                 self._tidying = asyncio.get_running_loop().call_soon(self._tidy)
@@ -280,7 +280,7 @@ class Links(Generic[L]):
     def _lost(self, link: L) -> None:
         lost = [shard for shard, its in enumerate(self.by_shard) if its is link]
         for shard in lost:
-            self.unproved[shard] = True
+            self.unconfirmed[shard] = True
         self._on_changed(lost)
 
     def _leave(self) -> None:
@@ -312,9 +312,9 @@ class Links(Generic[L]):
 
     def _doubts(self) -> bool:
         now_s = self._clock()
-        for shard in [shard for shard, until_s in self._doubted.items() if until_s <= now_s]:
-            del self._doubted[shard]
-        return bool(self._doubted)
+        for shard in [shard for shard, until_s in self._suspected.items() if until_s <= now_s]:
+            del self._suspected[shard]
+        return bool(self._suspected)
 
     def _tidy(self) -> None:
         """Let go of servers that no shard has, or is to have."""

@@ -11,7 +11,7 @@ from struct import error as StructError  # noqa: N812
 from cachebus import values
 from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
-from cachebus.wire.record import MAKESHIFT, NOT_FOUND, Record
+from cachebus.wire.record import FLAG_MAKESHIFT, FLAG_NOT_FOUND, Record
 
 
 def pack(
@@ -45,7 +45,7 @@ def pack(
         ttl_s *= share
         soft_s = None if soft_s is None else soft_s * share  # else it might come behind the end
     record = Record(
-        NOT_FOUND if not_found else MAKESHIFT if makeshift else 0,
+        FLAG_NOT_FOUND if not_found else FLAG_MAKESHIFT if makeshift else 0,
         codec,
         payload,
         created_ms=created_ms,

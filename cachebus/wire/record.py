@@ -38,8 +38,8 @@ from zlib import crc32
 import msgspec
 
 MAGIC = b"\xcb\x02"
-NOT_FOUND = 1
-MAKESHIFT = 2
+FLAG_NOT_FOUND = 1
+FLAG_MAKESHIFT = 2
 FLAGS_AT = 2
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
@@ -83,12 +83,12 @@ class Record(msgspec.Struct, eq=False):
     @property
     def not_found(self) -> bool:
         """Whether it says that the source has nothing for the key."""
-        return bool(self.flags & NOT_FOUND)
+        return bool(self.flags & FLAG_NOT_FOUND)
 
     @property
     def may_be_fallback(self) -> bool:
         """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
-        return not self.flags & (NOT_FOUND | MAKESHIFT)
+        return not self.flags & (FLAG_NOT_FOUND | FLAG_MAKESHIFT)
 
     def place(self, epoch: bytes, seq: int, *, expires_ms: int = 0, created_ms: int | None = None) -> None:
         """Note where it stands in L2's history. And where that has turned out to be something else: when it expires

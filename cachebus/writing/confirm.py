@@ -26,8 +26,8 @@ PROMPT_LOOKS = 4
 """Looks without a pause between them: each takes about as long as the event takes to the nodes."""
 PAUSE_FIRST_S = 0.001
 PAUSE_MAX_S = 0.05
-FEW = 4
-GAP_S = 0.002
+CROWD_MIN = 4
+CROWD_PAUSE_S = 0.002
 """Between two looks at a shard for which more than a few wait: they ask no more than 500 times a second."""
 NAMES: frozenset[str | None] = frozenset({None, "nodes"})
 
@@ -54,8 +54,8 @@ class _SharedLooks:
         try:
             async with self._turn:
                 if self._found is None or self._found[0] <= asked_at:
-                    if self._waiting > FEW:
-                        await asyncio.sleep(GAP_S)
+                    if self._waiting > CROWD_MIN:
+                        await asyncio.sleep(CROWD_PAUSE_S)
                     self._begun += 1
                     self._found = self._begun, await ask()
                 return self._found[1]

@@ -51,7 +51,7 @@ class Delivery:
         """L2 has a change that was called at `called_s`: apply it here, keep it for a repetition, publish it."""
         self._apply(plan, change, body)
         self._resend_buffer.note(plan, change.epoch, called_s)
-        if not self._bus.in_store:
+        if not self._bus.store_publishes:
             await self._bus.publish(plan.shard, change.head + body)
 
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:

@@ -89,7 +89,7 @@ async def test_a_link_that_is_proved_is_left_for_nobodys_word(town: Town) -> Non
         assert all(map(links.reaches, proved))
         assert [links.route.known[shard] for shard in proved] == [before[shard] for shard in proved]
         assert links.route.known != before, "who has proved nothing goes where it is said"
-        links.unproved[proved[1]] = True
+        links.unconfirmed[proved[1]] = True
         links.route._learn(wrong, sure=False)
         assert not links.reaches(proved[1])
         await producer.invalidate("config", "x", town.tenants[1])
@@ -132,8 +132,8 @@ async def test_a_producer_that_nobody_calls_looks_for_nobody(town: Town) -> None
     async with DirectProducer.open(quick(town.url, shards=SHARDS)) as producer:
         links = links_of(producer)
         await until(lambda: links._seeking is None or links._seeking.done())
-        assert any(links.unproved)
-        links.doubt(shard_of(town.tenants[0]))
+        assert any(links.unconfirmed)
+        links.suspect_primary(shard_of(town.tenants[0]))
         assert not links._seeking.done()
         await producer.invalidate("config", "x", town.tenants[0])
         await until(links._seeking.done)
@@ -204,7 +204,7 @@ async def test_closing_that_is_cancelled_leaves_no_connection(town: Town, ticks:
     before = await clients(town)
     producer = await DirectProducer.open(quick(town.url, shards=SHARDS)).__aenter__()
     links = links_of(producer)
-    links.doubt(0)
+    links.suspect_primary(0)
     closing = asyncio.create_task(producer.aclose())
     for _ in range(ticks):
         await asyncio.sleep(0)
@@ -236,7 +236,7 @@ async def test_what_is_closed_goes_nowhere(town: Town) -> None:
             raise AssertionError("it is closed")
     with pytest.raises(L2Unavailable):
         await store.reach(first)
-    links.doubt(first)
+    links.suspect_primary(first)
     assert not links._primaries
     assert links._seeking is None or links._seeking.done()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from cachebus.core.ports import About, Caller, Change, Invalidated, Leased, LeaseReply, ProbeReply, Stale, Store
+from cachebus.core.ports import About, Caller, Change, Invalidated, LeaseOutcome, LeaseReply, ProbeReply, Stale, Store
 from cachebus.keys.key import Key, Keyspace, bucket_of, tag_scope
 from cachebus.wire import event as events
 from cachebus.wire.record import Record
@@ -142,7 +142,7 @@ class Person:
     async def granted(self, what: Key, token: str = "t", px_ms: int = LONG_MS, *, refresh: bool = False) -> LeaseReply:
         """The lease on a key, which must be free."""
         reply = await self.lease(what, token, px_ms, refresh=refresh)
-        assert reply.outcome is Leased.GRANTED
+        assert reply.outcome is LeaseOutcome.GRANTED
         return reply
 
     async def fill(self, what: Key, record: Record, token: str = "t", *, px_ms: int = 0, over: bytes = b"") -> Change:

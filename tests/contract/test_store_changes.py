@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Change, Invalidated, Leased
+from cachebus.core.ports import Change, Invalidated, LeaseOutcome
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
@@ -98,12 +98,12 @@ async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person
     assert (record.epoch, record.seq, record.payload, list(record.tags)) == (change.epoch, 3, b"written", [tag("plan")])
     assert await bob.read(key()) == [data]
     lease = await bob.lease(key())
-    assert (lease.outcome, lease.record) == (Leased.HIT, data)
+    assert (lease.outcome, lease.record) == (LeaseOutcome.HIT, data)
 
 
 async def test_a_write_keeps_all_that_its_record_says(ann: Person) -> None:
     record = records.Record(
-        records.NOT_FOUND,
+        records.FLAG_NOT_FOUND,
         3,
         bytes(range(256)),
         created_ms=1,

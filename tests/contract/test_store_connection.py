@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from cachebus.core.ports import Caller, Leased, Stale, Store
+from cachebus.core.ports import Caller, LeaseOutcome, Stale, Store
 from cachebus.errors import L2Unavailable, ProtocolMismatch
 from cachebus.l2.redis import RedisStore
 from cachebus.resp import Fixed, link
@@ -336,6 +336,6 @@ async def test_a_lease_that_ends_while_the_connection_is_lost_ends_once_there_is
     await store.connect()
     await ann.probe()
     await ann.probe()  # behind what is owed
-    expected = Leased.GRANTED if how == "given back" else Leased.RESTING
+    expected = LeaseOutcome.GRANTED if how == "given back" else LeaseOutcome.RESTING
     assert (await ann.lease(key(), "b", stale=Stale.OWN)).outcome is expected
     await store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Change, Leased
+from cachebus.core.ports import Change, LeaseOutcome
 from cachebus.keys.key import Key
 from cachebus.wire.record import decode
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
@@ -16,10 +16,10 @@ OTHER = "h" * 16
 async def allows(person: Person, what: Key, *, tags: tuple[str, ...] = ()) -> bool:
     """Whether a lease is granted."""
     reply = await person.lease(what, "probe", tags=tags, refresh=True)
-    if reply.outcome is Leased.GRANTED:
+    if reply.outcome is LeaseOutcome.GRANTED:
         person.store.release(what, "probe")
-    assert reply.outcome in (Leased.GRANTED, Leased.GUARDED)
-    return reply.outcome is Leased.GRANTED
+    assert reply.outcome in (LeaseOutcome.GRANTED, LeaseOutcome.GUARDED)
+    return reply.outcome is LeaseOutcome.GRANTED
 
 
 async def test_a_guard_is_an_invalidation(rig: StoreRig, ann: Person, bob: Person) -> None:
@@ -46,9 +46,9 @@ async def test_while_it_stands_nothing_that_it_covers_is_leased(ann: Person, bob
     keys = [what] if name == "key" else []
     await ann.guard(*keys, scopes=scopes)
     refused = await bob.lease(what, tags=[tag("t")])
-    assert (refused.outcome, refused.record) == (Leased.GUARDED, None)
+    assert (refused.outcome, refused.record) == (LeaseOutcome.GUARDED, None)
     assert LONG_MS - 5_000 < refused.wait_ms <= LONG_MS
-    assert (await bob.lease(what, tags=[tag("t")], refresh=True)).outcome is Leased.GUARDED
+    assert (await bob.lease(what, tags=[tag("t")], refresh=True)).outcome is LeaseOutcome.GUARDED
     elsewhere = key("other", data_type="other")
     assert await allows(bob, elsewhere, tags=(tag("u"),)) == (name != "its tenant")
     await ann.guard(*keys, scopes=scopes, px_ms=0)
@@ -130,7 +130,7 @@ async def test_it_ends_by_itself_and_the_first_to_end_is_told(ann: Person, bob: 
     await ann.guard(key())
     await bob.guard(key(), scopes=[scope("doc")], token=OTHER, px_ms=SHORT_MS * 10)
     reply = await bob.lease(key())
-    assert (reply.outcome, 0 < reply.wait_ms <= SHORT_MS * 10) == (Leased.GUARDED, True)
+    assert (reply.outcome, 0 < reply.wait_ms <= SHORT_MS * 10) == (LeaseOutcome.GUARDED, True)
 
     async def over() -> bool:
         return await allows(ann, key("other"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachebus.core.ports import Change, Leased
+from cachebus.core.ports import Change, LeaseOutcome
 from tests.contract.people import LONG_MS, SHORT_MS, Person, key, scope, tag, where
 from tests.contract.rig import RedisRig, StoreRig, until
 
@@ -66,7 +66,7 @@ async def test_what_others_have_left_is_swept_while_somebody_guards(redis: Redis
     assert seen[0] == 3_001
     assert seen[-1] == 201, "all that stands, and nothing else"
     for what in (key("standing"), key("n0"), key("n199")):
-        assert (await ann.lease(what)).outcome is Leased.GUARDED
+        assert (await ann.lease(what)).outcome is LeaseOutcome.GUARDED
 
 
 async def test_the_more_are_added_the_more_are_swept(redis: RedisRig) -> None:
@@ -92,11 +92,11 @@ async def test_what_stands_is_never_swept(ann: Person, bob: Person) -> None:
         await bob.guard(key(f"bob-{number}"), token="h" * 16)
     for number in range(70):
         for who in ("ann", "bob"):
-            assert (await ann.lease(key(f"{who}-{number}"))).outcome is Leased.GUARDED
+            assert (await ann.lease(key(f"{who}-{number}"))).outcome is LeaseOutcome.GUARDED
     for number in range(70):
         await ann.guard(key(f"ann-{number}"), px_ms=0)
-    assert (await ann.lease(key("ann-0"))).outcome is Leased.GRANTED
-    assert (await ann.lease(key("bob-0"))).outcome is Leased.GUARDED
+    assert (await ann.lease(key("ann-0"))).outcome is LeaseOutcome.GRANTED
+    assert (await ann.lease(key("bob-0"))).outcome is LeaseOutcome.GUARDED
 
 
 async def test_what_is_over_is_swept_by_who_guards_next(redis: RedisRig) -> None:
@@ -106,7 +106,7 @@ async def test_what_is_over_is_swept_by_who_guards_next(redis: RedisRig) -> None
     assert await left(redis) <= 21
 
     async def over() -> bool:
-        return (await ann.lease(key("other"), "probe")).outcome is Leased.GRANTED
+        return (await ann.lease(key("other"), "probe")).outcome is LeaseOutcome.GRANTED
 
     await until(over)
     await ann.guard(key("last"))
@@ -133,11 +133,11 @@ async def test_what_somebody_else_put_into_their_place_goes(redis: RedisRig) -> 
     await ann.guard(key())
     await ann.guard(key(), px_ms=0)
     await redis.redis.call("SET", redis.names.guards, "x")
-    assert (await ann.lease(key())).outcome is Leased.GRANTED
+    assert (await ann.lease(key())).outcome is LeaseOutcome.GRANTED
     assert (await ann.guard(key())).stored
     await redis.redis.call("SET", redis.names.guards, "x")
     assert (await ann.guard(key("other"))).stored
-    assert (await ann.lease(key("other"))).outcome is Leased.GUARDED
+    assert (await ann.lease(key("other"))).outcome is LeaseOutcome.GUARDED
 
 
 async def test_who_looks_for_silent_nodes_clears_them_away_too(redis: RedisRig) -> None:
@@ -180,7 +180,7 @@ async def test_too_many_that_were_left_refuse_a_guard_and_are_swept(redis: Redis
         assert 0 < before - (before := await left(redis)) < PIECE
         refused += 1
     assert refused > 0
-    assert (await ann.lease(key("standing"))).outcome is Leased.GUARDED
+    assert (await ann.lease(key("standing"))).outcome is LeaseOutcome.GUARDED
 
 
 @pytest.mark.limits(max_invalidated_scopes=16)
@@ -208,7 +208,7 @@ async def test_more_names_than_may_be_guarded_are_refused_and_nothing_is_done(
     assert await rig.leased(key("leased"))
     assert await ann.store.log(0, 0, 10) == []
     assert await ann.invalidated() == {}
-    assert (await bob.lease(key("1"), "b")).outcome is Leased.GRANTED
+    assert (await bob.lease(key("1"), "b")).outcome is LeaseOutcome.GRANTED
     assert where(await bob.guard(*keys, scopes=[tag("t")])) == (ann.caller.epoch, 2, True), "ten are not too many"
     assert not (await ann.guard(key("eleventh"), token="h" * 16)).stored
     assert (await ann.guard(key("eleventh"), token="h" * 16, px_ms=0)).stored, "taking one away is never too much"

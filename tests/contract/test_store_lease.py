@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Caller, Change, Leased, LeaseReply
+from cachebus.core.ports import Caller, Change, LeaseOutcome, LeaseReply
 from cachebus.wire import event as events
 from tests.contract.people import BUCKET, LONG_MS, NOBODY, SHORT_MS, Person, key, raised, scope, tag
 from tests.contract.rig import StoreRig, until
@@ -12,29 +12,29 @@ from tests.contract.rig import StoreRig, until
 
 async def test_absence_grants_a_lease_and_a_record_is_a_hit(ann: Person, bob: Person) -> None:
     lease = await ann.lease(key())
-    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, None, 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, LeaseOutcome.GRANTED, None, 0)
     record = ann.record(b"v", lease)
     assert await ann.fill(key(), record) == Change(ann.caller.epoch, 1, True)
-    assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, Leased.HIT, record.encode(key().l2), 0)
+    assert await bob.lease(key(), "other") == (ann.caller.epoch, 1, LeaseOutcome.HIT, record.encode(key().l2), 0)
     assert await bob.store.get(key()) == record.encode(key().l2)
 
 
 async def test_one_has_it_and_the_others_wait(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.granted(key(), "a", LONG_MS)
     waiting = await bob.lease(key(), "b")
-    assert waiting[:4] == (ann.caller.epoch, 1, Leased.WAIT, None)
+    assert waiting[:4] == (ann.caller.epoch, 1, LeaseOutcome.WAIT, None)
     assert LONG_MS - 10_000 < waiting.wait_ms <= LONG_MS
-    assert (await ann.lease(key(), "a")).outcome is Leased.GRANTED, "asked again with the same token"
-    assert (await bob.lease(key("other"), "b")).outcome is Leased.GRANTED
+    assert (await ann.lease(key(), "a")).outcome is LeaseOutcome.GRANTED, "asked again with the same token"
+    assert (await bob.lease(key("other"), "b")).outcome is LeaseOutcome.GRANTED
 
 
 @pytest.mark.parametrize(("held", "asked"), [("node-1", "node-12"), ("node-12", "node-1")])
 async def test_a_token_is_compared_whole(ann: Person, bob: Person, held: str, asked: str) -> None:
     lease = await ann.granted(key(), held)
-    assert (await bob.lease(key(), asked)).outcome is Leased.WAIT
+    assert (await bob.lease(key(), asked)).outcome is LeaseOutcome.WAIT
     assert not (await bob.fill(key(), bob.record(b"x", lease), asked)).stored
     bob.store.release(key(), asked)
-    assert (await bob.lease(key(), "third")).outcome is Leased.WAIT
+    assert (await bob.lease(key(), "third")).outcome is LeaseOutcome.WAIT
     assert (await ann.fill(key(), ann.record(b"v", lease), held)).stored
 
 
@@ -42,7 +42,7 @@ async def test_when_a_lease_ends_the_next_takes_over(ann: Person, bob: Person) -
     lease = await ann.granted(key(), "a", SHORT_MS)
 
     async def taken_over() -> bool:
-        return (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+        return (await bob.lease(key(), "b")).outcome is LeaseOutcome.GRANTED
 
     await until(taken_over)
     assert not (await ann.fill(key(), ann.record(b"late", lease), "a")).stored
@@ -52,9 +52,9 @@ async def test_when_a_lease_ends_the_next_takes_over(ann: Person, bob: Person) -
 async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> None:
     record = await ann.loaded(key(), b"one")
     lease = await bob.lease(key(), "b", refresh=True)
-    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, record.encode(key().l2), 0)
-    assert (await ann.lease(key(), "a", refresh=True)).outcome is Leased.WAIT
-    assert (await ann.lease(key(), "a")).outcome is Leased.HIT, "all others serve on"
+    assert lease == LeaseReply(ann.caller.epoch, 1, LeaseOutcome.GRANTED, record.encode(key().l2), 0)
+    assert (await ann.lease(key(), "a", refresh=True)).outcome is LeaseOutcome.WAIT
+    assert (await ann.lease(key(), "a")).outcome is LeaseOutcome.HIT, "all others serve on"
     newer = bob.record(b"two", lease)
     assert (await bob.fill(key(), newer, "b", over=record.version)).stored
     assert await ann.store.get(key()) == newer.encode(key().l2)
@@ -63,15 +63,15 @@ async def test_refresh_leases_over_a_valid_record(ann: Person, bob: Person) -> N
 async def test_an_expired_record_is_given_along_with_the_lease(ann: Person, bob: Person) -> None:
     expired = await ann.loaded(key(), b"old", lives_ms=-1)
     lease = await bob.lease(key())
-    assert lease == LeaseReply(ann.caller.epoch, 1, Leased.GRANTED, expired.encode(key().l2), 0)
+    assert lease == LeaseReply(ann.caller.epoch, 1, LeaseOutcome.GRANTED, expired.encode(key().l2), 0)
     await bob.fill(key(), bob.record(b"new", lease))
-    assert (await ann.lease(key())).outcome is Leased.HIT
+    assert (await ann.lease(key())).outcome is LeaseOutcome.HIT
 
 
 async def test_a_hidden_record_is_not_given_along(ann: Person, bob: Person) -> None:
     await ann.loaded(key(), b"old", lives_ms=-1)
     await ann.invalidate(scopes=[scope("doc")])
-    assert await bob.lease(key()) == (ann.caller.epoch, 2, Leased.GRANTED, None, 0)
+    assert await bob.lease(key()) == (ann.caller.epoch, 2, LeaseOutcome.GRANTED, None, 0)
 
 
 async def test_a_fill_needs_exactly_its_lease(rig: StoreRig, ann: Person) -> None:
@@ -151,7 +151,7 @@ async def test_a_write_takes_the_lease_away(rig: StoreRig, ann: Person, bob: Per
     await bob.write(key(), b"written")
     assert not await rig.leased(key())
     assert not (await ann.fill(key(), ann.record(b"loaded", lease))).stored
-    assert (await ann.lease(key())).outcome is Leased.HIT
+    assert (await ann.lease(key())).outcome is LeaseOutcome.HIT
 
 
 async def test_a_fill_over_a_version_stores_over_no_other(ann: Person, bob: Person) -> None:
@@ -189,7 +189,7 @@ async def test_a_record_lives_as_long_as_it_is_told(ann: Person, bob: Person) ->
         return await bob.store.get(key()) is None
 
     await until(gone)
-    assert (await bob.lease(key())).outcome is Leased.GRANTED
+    assert (await bob.lease(key())).outcome is LeaseOutcome.GRANTED
 
 
 async def test_a_lease_is_extended_by_its_token_alone(rig: StoreRig, ann: Person, bob: Person) -> None:
@@ -224,13 +224,13 @@ async def test_a_lease_of_an_older_epoch_is_not_extended(rig: StoreRig, ann: Per
     await ann.granted(key(), "a", LONG_MS)
     await rig.another_server()
     ann.store.extend(key(), "a", 2 * LONG_MS)
-    assert (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+    assert (await bob.lease(key(), "b")).outcome is LeaseOutcome.GRANTED
 
 
 async def test_who_waits_is_woken_by_a_fill(rig: StoreRig, ann: Person, bob: Person) -> None:
     lease = await ann.granted(key(agent_id="a7"), "a")
-    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is Leased.WAIT
-    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is Leased.WAIT
+    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is LeaseOutcome.WAIT
+    assert (await bob.lease(key(agent_id="a7"), "b")).outcome is LeaseOutcome.WAIT
     assert (await ann.fill(key(agent_id="a7"), ann.record(b"v", lease), "a")).stored
     assert await rig.heard(1) == [events.WAKE + key(agent_id="a7").l1.encode()]
 
@@ -249,14 +249,14 @@ async def test_who_waits_is_woken_by_a_release(rig: StoreRig, ann: Person, bob: 
     ann.store.extend(key(), "a", LONG_MS)
     ann.store.release(key(), "a")
     assert await rig.heard(1) == [events.WAKE + key().l1.encode()]
-    assert (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+    assert (await bob.lease(key(), "b")).outcome is LeaseOutcome.GRANTED
 
 
 async def test_waiting_does_not_lengthen_a_lease(ann: Person, bob: Person) -> None:
     await ann.granted(key(), "a", SHORT_MS)
 
     async def taken_over() -> bool:
-        return (await bob.lease(key(), "b")).outcome is Leased.GRANTED
+        return (await bob.lease(key(), "b")).outcome is LeaseOutcome.GRANTED
 
     await until(taken_over)
 
@@ -264,6 +264,6 @@ async def test_waiting_does_not_lengthen_a_lease(ann: Person, bob: Person) -> No
 async def test_nobody_may_lease(rig: StoreRig, ann: Person) -> None:
     """A producer that warms a cache: it may, and leaves no line."""
     lease = await ann.store.lease(key(), NOBODY, "p", LONG_MS)
-    assert lease.outcome is Leased.GRANTED
+    assert lease.outcome is LeaseOutcome.GRANTED
     assert (await ann.store.fill(key(), Caller("", 0, lease.epoch), "p", ann.record(b"v", lease), 0, b"")).stored
     assert await rig.applied() == {"ann": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Invalidated, Leased
+from cachebus.core.ports import Invalidated, LeaseOutcome
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS, everywhere
 from cachebus.wire import event as events
 from tests.contract.people import (
@@ -55,8 +55,8 @@ async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Perso
     )
     assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(key("own").l2), None]
     assert others.seq < 49
-    assert (await bob.lease(key("own"))).outcome is Leased.HIT
-    assert (await bob.lease(NEXT_DOORS)).outcome is Leased.GRANTED
+    assert (await bob.lease(key("own"))).outcome is LeaseOutcome.HIT
+    assert (await bob.lease(NEXT_DOORS)).outcome is LeaseOutcome.GRANTED
 
 
 @pytest.mark.limits(max_invalidated_scopes=8)
@@ -147,7 +147,7 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
     assert await bob.read(*keys) == [None, None, None, None if hides_other else kept[3]]
     for what in keys:
         hidden = hides_other or what is not keys[3]
-        assert (await bob.lease(what, "b")).outcome is (Leased.GRANTED if hidden else Leased.HIT)
+        assert (await bob.lease(what, "b")).outcome is (LeaseOutcome.GRANTED if hidden else LeaseOutcome.HIT)
         bob.store.release(what, "b")
         late = ann.record(b"late", leases[what])
         assert (await ann.fill(leased[what], late)).stored is not hidden
@@ -159,10 +159,10 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
 async def test_a_guard_of_all_tenants_stands_before_each(ann: Person, bob: Person, name: str) -> None:
     await ann.guard(scopes=[name])
     for what in (key(), NEXT_DOORS, key(collection_id="c")):
-        assert (await bob.lease(what)).outcome is Leased.GUARDED
+        assert (await bob.lease(what)).outcome is LeaseOutcome.GUARDED
         assert not (await bob.write(what)).stored
     outside = await bob.lease(key(data_type="other"))
-    assert outside.outcome is (Leased.GUARDED if name == ALL_OF_SHARD else Leased.GRANTED)
+    assert outside.outcome is (LeaseOutcome.GUARDED if name == ALL_OF_SHARD else LeaseOutcome.GRANTED)
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ async def test_an_id_is_marked_once_something_of_its_type_has_been_in_a_context(
 async def test_what_stores_nothing_in_a_context_calls_for_no_mark(rig: StoreRig, ann: Person, bob: Person) -> None:
     what = key("r", agent_id="a")
     await ann.guard(what)
-    assert (await bob.lease(what)).outcome is Leased.GUARDED
+    assert (await bob.lease(what)).outcome is LeaseOutcome.GUARDED
     assert not (await bob.write(what)).stored
     assert await left_out(rig, ann, [ID]) == (True, {})
 
@@ -339,9 +339,9 @@ async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Person, b
     change = await ann.guard(scopes=[ID])
     assert leaves_out(change)
     assert await ann.invalidated() == {}
-    assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GUARDED, "the guard itself stands"
+    assert (await bob.lease(key("r", agent_id="a"))).outcome is LeaseOutcome.GUARDED, "the guard itself stands"
     await ann.guard(scopes=[ID], px_ms=0)
-    assert (await bob.lease(key("r", agent_id="a"))).outcome is Leased.GRANTED
+    assert (await bob.lease(key("r", agent_id="a"))).outcome is LeaseOutcome.GRANTED
 
 
 async def test_an_id_of_one_tenant_is_marked_where_another_has_contexts(rig: StoreRig, ann: Person) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachebus.core.ports import Caller, Invalidated, Leased
+from cachebus.core.ports import Caller, Invalidated, LeaseOutcome
 from cachebus.wire import event as events
 from tests.contract.people import BUCKET, LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import StoreRig
@@ -110,7 +110,7 @@ async def test_who_has_left_an_epoch_has_another_one_begun_where_it_is_led_back_
     led_back = Caller("led back", 7, b"p" * 16, left={b"q" * 16, before})
     if ask == "lease":
         reply = await bob.store.lease(key(), led_back, "t", LONG_MS)
-        assert (reply.outcome, reply.record) == (Leased.GRANTED, None)
+        assert (reply.outcome, reply.record) == (LeaseOutcome.GRANTED, None)
         assert reply.epoch not in led_back.left
     elif ask == "read":
         read = await bob.store.read(0, led_back, [key()])
@@ -144,11 +144,11 @@ async def test_a_loss_begins_another_epoch_and_voids_what_is_older(
     assert after.seq > before.applied or lose is LOSSES["flushed"] or lose is LOSSES["meta evicted"]
     assert after.invalidated == NOTHING_INVALIDATED
     assert await ann.read(key("kept")) == [None]
-    assert (await bob.lease(key("kept"))).outcome is Leased.GRANTED
+    assert (await bob.lease(key("kept"))).outcome is LeaseOutcome.GRANTED
     raw = await ann.store.get(key("kept"))
     assert raw is None or raw[4:20] == before.epoch != after.epoch
     assert not (await ann.fill(key("loading"), ann.record(b"late", lease), "token")).stored
-    assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
+    assert (await bob.lease(key("loading"), "another")).outcome is LeaseOutcome.GRANTED
     assert [entry.seq for entry in await ann.store.log(0, 0, 10)] == []
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachebus.core.ports import Leased
+from cachebus.core.ports import LeaseOutcome
 from cachebus.keys.key import ALL_OF_SHARD, Key, everywhere, scopes_of
 from cachebus.wire import record as records
 from tests.contract.people import BUCKET, LONG_MS, NEIGHBOUR, Person, key, raised, scope, tag
@@ -56,7 +56,7 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
     assert expected[0] is None
     assert name == ALL_OF_SHARD or any(expected)
     for what, data in zip(keys, expected, strict=True):
-        assert ((await bob.lease(what)).outcome is Leased.HIT) == (data is not None)
+        assert ((await bob.lease(what)).outcome is LeaseOutcome.HIT) == (data is not None)
         assert await bob.store.get(what) is not None, "a plain get is not judged"
 
 
@@ -87,7 +87,7 @@ async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) 
     change = await ann.invalidate(scopes=[scope("y")])
     assert raised(change) == (BUCKET, 2)
     assert await bob.read(key(), key("newer")) == [None, newer.encode(key("newer").l2)]
-    assert (await bob.lease(key())).outcome is Leased.GRANTED
+    assert (await bob.lease(key())).outcome is LeaseOutcome.GRANTED
 
 
 async def test_many_keys_in_one_read(ann: Person, bob: Person) -> None:
@@ -106,8 +106,8 @@ async def test_an_expired_record_is_given_by_read_but_is_no_hit(ann: Person, bob
     expired = await ann.loaded(key(), lives_ms=-1)
     live = await ann.loaded(key("live"), lives_ms=LONG_MS)
     assert await bob.read(key(), key("live")) == [expired.encode(key().l2), live.encode(key("live").l2)]
-    assert (await bob.lease(key())).outcome is Leased.GRANTED
-    assert (await bob.lease(key("live"))).outcome is Leased.HIT
+    assert (await bob.lease(key())).outcome is LeaseOutcome.GRANTED
+    assert (await bob.lease(key("live"))).outcome is LeaseOutcome.HIT
 
 
 def nonsense(epoch: bytes) -> list[bytes]:
@@ -143,7 +143,7 @@ async def misses(person: Person, keys: Sequence[Key]) -> None:
     assert await person.read(*keys) == [None] * len(keys)
     for what in keys:
         lease = await person.lease(what, f"lease of {what.l2}")
-        assert (lease.outcome, lease.record) == (Leased.GRANTED, None)
+        assert (lease.outcome, lease.record) == (LeaseOutcome.GRANTED, None)
 
 
 @pytest.mark.parametrize("invalidated", [0, 1])

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from cachebus.core.ports import Caller, Invalidated, Leased, NodeRow
+from cachebus.core.ports import Caller, Invalidated, LeaseOutcome, NodeRow
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
@@ -70,8 +70,8 @@ async def all_is_void(ann: Person) -> None:
     assert bob.caller.epoch != before.epoch
     assert await ann.read(key("kept")) == [None]
     assert not (await ann.fill(key("loading"), ann.record(b"late"))).stored
-    assert (await bob.lease(key("kept"))).outcome is Leased.GRANTED
-    assert (await bob.lease(key("loading"), "another")).outcome is Leased.GRANTED
+    assert (await bob.lease(key("kept"))).outcome is LeaseOutcome.GRANTED
+    assert (await bob.lease(key("loading"), "another")).outcome is LeaseOutcome.GRANTED
     assert await bob.store.log(0, 0, 100) == []
     reply = await ann.probe()
     assert (reply.epoch, reply.invalidated) == (bob.caller.epoch, Invalidated({}, {}))
@@ -129,7 +129,7 @@ async def test_a_reload_keeps_the_incarnation_and_all_data(serve: Serve) -> None
     bob = await Person(ann.store, "bob").attach()
     assert bob.caller == ann.caller._replace(node="bob")
     assert await bob.read(key("kept")) == [record]
-    assert (await ann.lease(key("loading"), "t")).outcome is Leased.GRANTED
+    assert (await ann.lease(key("loading"), "t")).outcome is LeaseOutcome.GRANTED
     await ann.store.close()
 
 
@@ -154,7 +154,7 @@ async def all_is_void_in(ann: Person, before: Caller) -> None:
     late = ann.record(b"late")
     late.epoch = before.epoch
     assert not (await ann.fill(key("loading"), late)).stored
-    assert (await ann.lease(key("loading"), "another")).outcome is Leased.GRANTED
+    assert (await ann.lease(key("loading"), "another")).outcome is LeaseOutcome.GRANTED
     await ann.store.close()
 
 

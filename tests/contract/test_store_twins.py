@@ -15,7 +15,7 @@ from cachebus.core.ports import (
     About,
     Caller,
     Change,
-    Leased,
+    LeaseOutcome,
     LeaseReply,
     NodeRow,
     NodesReply,
@@ -85,7 +85,7 @@ class Author:
         """Take in what the memory store answered."""
         self.epochs = max(self.epochs, epoch + 1)
         self.seq = getattr(reply, "seq", self.seq)
-        if isinstance(reply, LeaseReply) and reply.outcome is Leased.GRANTED:
+        if isinstance(reply, LeaseReply) and reply.outcome is LeaseOutcome.GRANTED:
             self.grants.append((step.args["key"], step.args["token"], epoch, reply.seq))
         if step.verb in ("fill", "write") and reply.stored:
             self.stored[step.args["key"]] = step.args["record"]["version"]
@@ -134,7 +134,7 @@ class Author:
 
     def record(self, epoch: int, seq: int) -> dict[str, Any]:
         return {
-            "flags": self.dice.choice([0, records.NOT_FOUND]),
+            "flags": self.dice.choice([0, records.FLAG_NOT_FOUND]),
             "payload": self.dice.randbytes(self.dice.randrange(9)),
             "tags": self.dice.sample(TAGS, self.dice.choice([0, 0, 1, 2])),
             "version": self.dice.randbytes(4),

@@ -13,7 +13,7 @@ import pytest
 
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import Leased, LeaseReply
+from cachebus.core.ports import LeaseOutcome, LeaseReply
 from tests.support.aging import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
 
@@ -258,7 +258,7 @@ async def test_l2_that_goes_away_while_a_source_rests_is_gone_all_the_same(redis
             asked.append(more["stale"])
             if len(asked) > 1:
                 raise L2Unavailable("it has just gone")
-            return LeaseReply(a_epoch, 1, Leased.RESTING, None, 1000)
+            return LeaseReply(a_epoch, 1, LeaseOutcome.RESTING, None, 1000)
 
         a_epoch = parts(a).node.shards[0].epoch
         with patch.object(store, "lease", once):

@@ -13,7 +13,7 @@ from loguru import logger
 
 from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.core.details import details
-from cachebus.core.ports import Leased, LeaseReply
+from cachebus.core.ports import LeaseOutcome, LeaseReply
 from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.aging import aging
@@ -337,7 +337,7 @@ async def test_who_waits_is_given_what_l2_keeps_once_whether_or_not_it_is_of_use
                 await until(lambda replies=replies: len(replies) > 3)
             source.release()
             assert [await first, await second] == [1, 1]
-            waits = [reply for reply in replies if reply.outcome is Leased.WAIT]
+            waits = [reply for reply in replies if reply.outcome is LeaseOutcome.WAIT]
             assert sum(bool(reply.record) for reply in waits) == 1
 
 
@@ -372,7 +372,7 @@ async def test_without_l2_a_load_heeds_what_all_have_asked_for_who_share_the_one
         world.fleet.away = True
         first = asyncio.create_task(loads.get_or_load(request))
         await asked_for.wait()
-        flight = loads._begun(request, None)  # by who could not join while the first still asked L2
+        flight = loads._begin(request, None)  # by who could not join while the first still asked L2
         flight.add(request._replace(tags=[tag], ttl_s=5.0))
         second = asyncio.create_task(flight.wait())
         await until(lambda: flight._made)

@@ -258,7 +258,7 @@ def _admit_alone_as_any(node: Node, offer: Offer, admit: Crippled = Node.admit) 
     admitted = admit(node, offer)
     if admitted and not offer.fenced:
         entry = node.l1.entries[offer.key.l1]
-        entry.extra = Details(keep_until=entry.expires + offer.keep_s)
+        entry.extra = Details(fallback_until=entry.expires + offer.fallback_s)
     return admitted
 
 

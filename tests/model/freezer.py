@@ -112,7 +112,7 @@ class Freezer:
             group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.leased, born)
         else:
             group = self._rig.node.groups.live[0][data_type][not held.leased]
-        extra = None if held.tags is None else Details(keep_until=INF, tags=held.tags, version=b"\0" * 8)
+        extra = None if held.tags is None else Details(fallback_until=INF, tags=held.tags, version=b"\0" * 8)
         times = (NOW + held.read_until, NOW + held.expires)
         return Entry(name, held.value, group, NOW + held.fast_until, held.seq, *times, 1, extra)
 

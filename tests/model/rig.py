@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 from cachebus.cache import Cache
 from cachebus.core.node import Node
-from cachebus.core.ports import Leased, LeaseReply, Position, ReadReply, Stale
+from cachebus.core.ports import LeaseOutcome, LeaseReply, Position, ReadReply, Stale
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan
@@ -128,7 +128,7 @@ class HandStore:
 class StoreBus:
     """A bus that lives in the store: the script has published already."""
 
-    connected = in_store = True
+    connected = store_publishes = True
 
     async def publish(self, shard: int, message: bytes) -> None:
         pass
@@ -225,7 +225,7 @@ class Rig:
         confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
         return Writer(self.fetch, delivery, pending, confirmer, enabled=True)
 
-    def asking(self, key: Key, after: Position | None = None) -> Request:
+    def heard_so_far(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
         tags = self.setup.tags if self.setup.fills else ()
         return Request(key, load, self.rules, after, tags=tags)
@@ -297,7 +297,7 @@ class Rig:
         drive(coro, self.nothing(asked))
         if flight.what != "hit":
             epoch, seq, value = flight.data[:3]  # type: ignore[index]
-            drive(coro, LeaseReply(epoch, seq, Leased.GRANTED, None, 0))
+            drive(coro, LeaseReply(epoch, seq, LeaseOutcome.GRANTED, None, 0))
             if flight.what == "fill":
                 drive(coro, value)
         return real, coro

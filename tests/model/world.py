@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cachebus.core import membership
-from cachebus.core.ports import Caller, Leased, Position
+from cachebus.core.ports import Caller, LeaseOutcome, Position
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
@@ -293,7 +293,7 @@ class World:
             for k in self.setup.loads:
                 key = self.setup.keys[k]
                 after, reply = self._ask(state, ("lease", key, ELSEWHERE, OTHER, 10_000, False))
-                if reply.outcome is Leased.GRANTED:  # type: ignore[attr-defined]
+                if reply.outcome is LeaseOutcome.GRANTED:  # type: ignore[attr-defined]
                     source = self.truths.things[state.truth].now[k]
                     load = (k, reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
                     yield ("lease and load elsewhere", k), after._replace(elsewhere=load)
@@ -431,10 +431,10 @@ class World:
             yield (str(request[0]), k), self._flies(after, Flight("one", k, began, (request[0], reply)))
         began = began._replace(vouched=None)
         after, reply = self._ask(state, self.nodes.asks(state.core, "lease", k, checked=state.checked))
-        if reply.outcome is Leased.GRANTED and self.setup.fills:  # type: ignore[attr-defined]
+        if reply.outcome is LeaseOutcome.GRANTED and self.setup.fills:  # type: ignore[attr-defined]
             load = (reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
             yield ("lease and load", k), self._flies(after, Flight("load", k, began, load))
-        elif reply.outcome is Leased.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
+        elif reply.outcome is LeaseOutcome.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
             yield ("lease hits", k), self._flies(after, Flight("hit", k, began, reply))
         if state.left[_OUTAGES]:
             alone = self._flies(state, Flight("alone", k, began, (source, self.nodes.called(state.core, k))))

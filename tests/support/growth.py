@@ -189,7 +189,7 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
                 kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), tags=tags
             )
             record.epoch, record.seq = view.epoch, view.applied
-            fetcher.taken(
+            fetcher.decode_and_admit(
                 name(i), records.decode(record.encode(name(i).l2), name(i).l2), AsOf(view.reserve(), monotonic())
             )
 

@@ -129,7 +129,7 @@ def _without_age_of_fallbacks() -> None:
     def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
-        return entry if extra is not None and not extra.not_found and now_s < extra.keep_until else None
+        return entry if extra is not None and not extra.not_found and now_s < extra.fallback_until else None
 
     Fallback.usable = lambda *_: True  # type: ignore[method-assign]
     Node.fallback = fallback  # type: ignore[method-assign]
@@ -217,7 +217,7 @@ def _without_an_end_of_absence() -> None:
     def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
-        if entry is None or extra is None or now_s >= extra.keep_until:
+        if entry is None or extra is None or now_s >= extra.fallback_until:
             return None
         return entry if node.shards[key.shard].serves(now_s, float("inf"), entry.read_until) else None
 

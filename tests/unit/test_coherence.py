@@ -235,7 +235,7 @@ def test_a_new_beginning_forgets_what_waited_behind_a_gap() -> None:
 def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     """Over several connections the answer to an own write may overtake that of an earlier probe."""
     shard = entered()
-    asked = shard.asking()
+    asked = shard.heard_so_far()
     for seq in (1, 2, 3, 5):
         Drop(seq, scopes=[NAMES[1] if seq == 3 else NAMES[0]]).into(shard)
     shard.begin_epoch(EPOCH, 2, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
@@ -251,23 +251,23 @@ def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -
     shard = entered()
     Drop(1_000_000).into(shard)
     shard.hear(OTHER, 1_000_000)
-    asked = shard.asking()
+    asked = shard.heard_so_far()
     shard.begin_epoch(EPOCH, 2, {}, {}, 7.0, asked)
     assert not shard.has_gap
     assert shard.valid_until == 7.0 + BOUND_S
     shard.hear(OTHER, 1_000_000)
-    asked = shard.asking()
+    asked = shard.heard_so_far()
     shard.begin_epoch(OTHER, 3, {}, {}, 8.0, asked)
     assert not shard.has_gap
 
 
 def test_an_answer_that_is_older_than_the_epoch_takes_nothing_of_it_back() -> None:
-    """Asked in another epoch, of which more was heard: a number of that one says nothing of this one."""
+    """HeardSoFar in another epoch, of which more was heard: a number of that one says nothing of this one."""
     shard = entered()
     for seq in range(1, 21):
         Drop(seq).into(shard)
-    asked = shard.asking()
-    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, shard.asking())  # a later question was answered before
+    asked = shard.heard_so_far()
+    shard.begin_epoch(OTHER, 12, {}, {}, 7.0, shard.heard_so_far())  # a later question was answered before
     shard.hear(OTHER, 13)
     shard.drop(13, (), NAMES)
     shard.begin_epoch(OTHER, 12, {}, {}, 7.0, asked)
@@ -305,7 +305,7 @@ def test_a_node_that_must_keep_more_marks_than_l2_forgets_the_older_half() -> No
 def test_no_lease_in_another_epoch_before_what_was_heard_of_it_is_applied() -> None:
     """An own write there is no event that could be applied yet: were there a lease, the node would not honour it."""
     shard = entered()
-    asked = shard.asking()
+    asked = shard.heard_so_far()
     assert shard.hear(OTHER, 6) is Heard.FOREIGN
     shard.begin_epoch(OTHER, 5, {}, {}, 7.0, asked)
     assert shard.has_gap
@@ -390,7 +390,7 @@ def test_an_event_of_another_epoch_changes_nothing_but_is_remembered(delivered: 
 def test_an_epoch_that_a_later_probe_did_not_find_is_another_stores_and_so_is_one_that_was_left() -> None:
     shard = entered()
     assert shard.hear(OTHER, 3) is Heard.FOREIGN
-    shard.sending()
+    shard.probe_sent()
     assert shard.hear(b"c" * 16, 3) is Heard.FOREIGN
     assert shard.probed(EPOCH, 0, 1.0) is Probed.RENEWED
     assert shard.hear(OTHER, 4) is Heard.LEFT
@@ -406,7 +406,7 @@ def test_epochs_that_are_known_are_bounded() -> None:
     for number in range(3 * EPOCHS_MAX):
         assert shard.hear(b"%016x" % number, number) is Heard.FOREIGN
         if number % 3 == 0:
-            shard.sending()
+            shard.probe_sent()
             shard.probed(EPOCH, 0, float(number))
         assert len(shard.foreign) <= EPOCHS_MAX
         assert len(shard.left) <= EPOCHS_MAX

@@ -18,7 +18,7 @@ from cachebus.core.membership import (
 )
 from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
-from cachebus.writing.confirm import FEW, Confirmer, _SharedLooks, check_wait
+from cachebus.writing.confirm import CROWD_MIN, Confirmer, _SharedLooks, check_wait
 from tests.support.logs import warnings_of
 
 D_S = 2.0
@@ -288,6 +288,6 @@ async def test_only_those_who_wait_now_slow_the_looks() -> None:
     async def ask() -> NodesReply:
         return reply(a=5)
 
-    for _ in range(FEW + 2):
+    for _ in range(CROWD_MIN + 2):
         await looks.look(ask)
     assert looks._waiting == 0

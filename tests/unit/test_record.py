@@ -10,7 +10,7 @@ from cachebus.errors import NotSerializable
 from cachebus.policy import Policy, Rules
 from cachebus.wire import record as records
 from cachebus.wire.packing import pack
-from cachebus.wire.record import HEAD, MAGIC, NOT_FOUND, VERSION_BYTES, CorruptRecord, Record
+from cachebus.wire.record import FLAG_NOT_FOUND, HEAD, MAGIC, VERSION_BYTES, CorruptRecord, Record
 from tests.support.flips import flipped
 
 NAME = "acme:doc:7"
@@ -34,7 +34,7 @@ fields = st.fixed_dictionaries(
 def test_it_comes_back_as_it_went(flags: int, codec: int, payload: bytes, rest: dict[str, object]) -> None:
     back = records.decode(Record(flags, codec, payload, **rest).encode(NAME), NAME)  # type: ignore[arg-type]
     assert (back.flags, back.codec, back.payload) == (flags, codec, payload)
-    assert back.not_found is bool(flags & NOT_FOUND)
+    assert back.not_found is bool(flags & FLAG_NOT_FOUND)
     for name, value in rest.items():
         is_ = getattr(back, name)
         assert (list(is_) if name == "tags" else is_) == value

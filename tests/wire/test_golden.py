@@ -43,7 +43,7 @@ RECORDS = {
         ),
     ),
     "not found": (
-        Record(records.NOT_FOUND, 0, b"", created_ms=1, epoch=b"f" * 16, seq=0, version=b"\xff" * 4),
+        Record(records.FLAG_NOT_FOUND, 0, b"", created_ms=1, epoch=b"f" * 16, seq=0, version=b"\xff" * 4),
         (
             "cb02 01 00 66666666666666666666666666666666 0000000000000000 0000000000000000 "
             "2de62256 ffffffff 0000000000000001 0000000000000000 00 0000"

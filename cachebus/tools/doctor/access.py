@@ -15,7 +15,7 @@ from typing import Final
 from cachebus.assembly.backends import places_of, redis_store
 from cachebus.base.clock import monotonic
 from cachebus.bus.redis import subscribed
-from cachebus.core.ports import Caller, Leased
+from cachebus.core.ports import Caller, LeaseOutcome
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.keys.key import Keyspace, tag_scope
 from cachebus.l2.names import ShardNames
@@ -276,7 +276,7 @@ async def _life(store: RedisStore) -> None:
     _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
     leased = await store.lease(key, caller, "doctor-1", 5000)
-    _must(leased.outcome is Leased.GRANTED, "taking a lease (SET)")
+    _must(leased.outcome is LeaseOutcome.GRANTED, "taking a lease (SET)")
     record = Record(0, 0, b"", created_ms=place.server_us // 1000, epoch=leased.epoch, seq=leased.seq)
     _must((await store.fill(key, caller, "doctor-1", record, 5000, b"")).stored, "reading a lease (GET)")
     _must(await store.get(key) is not None, "reading a record (GET)")
@@ -290,7 +290,7 @@ async def _life(store: RedisStore) -> None:
     store.release(key, "doctor-2")
     await store.guard(0, caller, [key], scopes[:1], GUARD, 5000, body)
     guarded = await store.lease(key, caller, "doctor-3", 5000)
-    _must(guarded.outcome is Leased.GUARDED, "keeping a write guard (HSET, HMGET, HSCAN)")
+    _must(guarded.outcome is LeaseOutcome.GUARDED, "keeping a write guard (HSET, HMGET, HSCAN)")
     await store.guard(0, caller, [key], scopes[:1], GUARD, 0, body)
     _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (HINCRBY)")
     await store.nodes(0, caller)
