@@ -82,11 +82,10 @@ class Loads:
     async def _searched(self, request: Request) -> Found | None:
         """What the key's contexts or wider ones hold; counted, where it is something."""
         try:
-            found = await self._parts.reader.search(request.key, request.after, request.use_memory)
+            found = await self._parts.reader.search(request.key, request.after, request.use_memory, loads_next=True)
         except L2Unavailable:
             return None  # the load finds out for itself, and goes to the source
         if found.level is None:
-            self._node.counters.of(request.key.family.data_type).misses -= 1  # the flight's callers count it
             return None
         if found.soft:
             self.background.refresh(request, found.soft)

@@ -109,8 +109,9 @@ class Reader:
                 counters.l2_hits += 1
         return found
 
-    async def search(self, key: Key, after: Position | None, use_memory: bool) -> Found:
+    async def search(self, key: Key, after: Position | None, use_memory: bool, *, loads_next: bool = False) -> Found:
         """The most specific hit from the key's own level up to the tenant's; what is missing is remembered as such.
+        `loads_next`: who finds nothing loads it, and that is counted, not this.
 
         A level whose source has nothing is passed over. Only where the key's own is one, and no wider one has a value,
         is that what is found.
@@ -130,7 +131,7 @@ class Reader:
         best = next((level for level in levels if _is_value(found.get(level.l1, MISSING))), key)
         value = found.get(best.l1, MISSING)
         if value is MISSING:
-            counters.misses += 1
+            counters.misses += not loads_next
             return Found(MISSING, None)
         if best in lacking:
             counters.l2_hits += 1

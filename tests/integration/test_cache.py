@@ -461,12 +461,12 @@ async def test_system_data_ignores_the_ambient_tenant_but_not_a_given_one(pair: 
 
 async def test_ids_with_separators_do_not_meet(pair: list[Cache]) -> None:
     a, b = pair
-    ids = ["job:42", "job%3A42", "*", "%2A", "agent:a", "a:b:c", "ключ", "x y"]
+    ids = ["job:42", "job%3A42", "**", "%2A", "agent:a", "a:b:c", "ключ", "x y"]
     for i, resource_id in enumerate(ids):
         await a.set("config", resource_id, i, tenant_id="a:b")
     await a.set("b:config", "job:42", "other", tenant_id="a")
     assert await b.get_many("config", ids, tenant_id="a:b") == {resource_id: i for i, resource_id in enumerate(ids)}
-    await a.delete("config", "*", tenant_id="a:b")
+    await a.delete("config", "**", tenant_id="a:b")
     assert len(await a.get_many("config", ids, tenant_id="a:b")) == len(ids) - 1
 
 
