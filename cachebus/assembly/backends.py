@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from cachebus.assembly.world import World
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka import KafkaBus
-from cachebus.bus.kafka_client import kafka_access
-from cachebus.bus.kafka_envelope import Envelope
+from cachebus.bus.kafka.bus import KafkaBus
+from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.memory import MemoryBus
 from cachebus.bus.redis import RedisBus
 from cachebus.core.ports import Bus, Listener, Store

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.bus.kafka.client import Endings, quietly
 from cachebus.consumers.kafka.worker import WorkerOptions
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic, letter_of
 from cachebus.consumers.topics.replay import each_letter

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cachebus.bus.kafka_topic import topic_there
+from cachebus.bus.kafka.topic import topic_there
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import Brokers, Topic
 from cachebus.consumers.topics.dead_topic import count_of

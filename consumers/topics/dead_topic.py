@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
-from cachebus.bus.kafka_client import Endings
+from cachebus.bus.kafka.client import Endings
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from cachebus.bus.kafka_client import Endings
+from cachebus.bus.kafka.client import Endings
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
 from cachebus.consumers.topics.membership import Membership
 

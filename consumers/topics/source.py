@@ -17,7 +17,7 @@ from aiokafka.errors import (
 )
 from prometheus_client import CollectorRegistry, Counter
 
-from cachebus.bus.kafka_client import Endings, quietly
+from cachebus.bus.kafka.client import Endings, quietly
 from cachebus.consumers.topics import held
 from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic

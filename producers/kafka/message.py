@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cachebus.base.ids import text_of
-from cachebus.bus.kafka_client import KafkaAccess, kafka_access
-from cachebus.bus.kafka_signature import SIGNATURE, Keyring
+from cachebus.bus.kafka.client import KafkaAccess, kafka_access
+from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.errors import ConfigError
 from cachebus.producers.command import InvalidCommand
 from cachebus.settings import PREFIX, Settings

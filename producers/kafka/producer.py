@@ -11,8 +11,8 @@ from typing import Any, Final, Self
 
 from cachebus.base.choices import Wait
 from cachebus.base.home import Home
-from cachebus.bus.kafka_client import Endings, connecting, end_producer, quietly
-from cachebus.bus.kafka_topic import topic_there
+from cachebus.bus.kafka.client import Endings, connecting, end_producer, quietly
+from cachebus.bus.kafka.topic import topic_there
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
 from cachebus.producers.base import Order, Producer, receipt_for_command

@@ -20,7 +20,7 @@ from loguru import logger
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_envelope import message_key
+from cachebus.bus.kafka.envelope import message_key
 from cachebus.errors import L2Unavailable
 from cachebus.producers import DirectProducer
 from cachebus.resp import ended
@@ -195,7 +195,7 @@ async def test_g1_g9_garbage_on_the_topic(fleet: list[Cache], kafka: KafkaServer
 
 async def test_g1_partitions_are_added(setup: dict[str, Any], kafka: KafkaServer, monkeypatch: Any) -> None:
     """Who publishes and who listens learn of it at different times; nothing is lost for good."""
-    monkeypatch.setattr("cachebus.bus.kafka_watch.METADATA_AGE_S", 0.1)
+    monkeypatch.setattr("cachebus.bus.kafka.watch.METADATA_AGE_S", 0.1)
     async with nodes(setup.pop("url"), shards=3, **setup) as (a, b):
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
         await admin.start()

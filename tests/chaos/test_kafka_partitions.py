@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_connection import KafkaConnection
+from cachebus.bus.kafka.connection import KafkaConnection
 from cachebus.core.ports import Listener
 from cachebus.producers import DirectProducer
 from cachebus.resp import ended

@@ -9,8 +9,8 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from cachebus import Cache
-from cachebus.bus.kafka_envelope import Envelope, message_key
-from cachebus.bus.kafka_taking import WARN_EVERY_S, Taking
+from cachebus.bus.kafka.envelope import Envelope, message_key
+from cachebus.bus.kafka.taking import WARN_EVERY_S, Taking
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer

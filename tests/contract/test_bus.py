@@ -11,9 +11,9 @@ import pytest
 
 from cachebus.assembly.backends import channels_of, redis_store, route_of
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka import KafkaBus
-from cachebus.bus.kafka_client import kafka_access
-from cachebus.bus.kafka_envelope import Envelope
+from cachebus.bus.kafka.bus import KafkaBus
+from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.memory import MemoryBus, MemoryChannel
 from cachebus.bus.redis import RedisBus
 from cachebus.core.ports import Bus, Caller, Change, Listener, LogEntry

@@ -17,9 +17,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from pydantic import SecretStr
 
 from cachebus import Cache, Settings
-from cachebus.bus import kafka_client
-from cachebus.bus.kafka_envelope import Envelope
-from cachebus.bus.kafka_topic import check_configuration
+from cachebus.bus.kafka import client as kafka_client
+from cachebus.bus.kafka.envelope import Envelope
+from cachebus.bus.kafka.topic import check_configuration
 from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
 from cachebus.producers import KafkaProducer
 from cachebus.tools.servers.daemon import free_port

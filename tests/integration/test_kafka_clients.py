@@ -17,9 +17,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from cachebus import Settings
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_brokers import Brokers
-from cachebus.bus.kafka_client import Endings, KafkaAccess, kafka_access, quietly
-from cachebus.bus.kafka_connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.client import Endings, KafkaAccess, kafka_access, quietly
+from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
 from cachebus.tools.servers.kafka import KafkaServer
 
 CLIENTS = [AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer]

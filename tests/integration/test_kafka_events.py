@@ -10,7 +10,7 @@ import pytest
 
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_envelope import message_key
+from cachebus.bus.kafka.envelope import message_key
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer

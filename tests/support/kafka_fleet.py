@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka import KafkaBus
+from cachebus.bus.kafka.bus import KafkaBus
 from tests.support.caches import Source, parts, past, until
 from tests.support.commands import held
 

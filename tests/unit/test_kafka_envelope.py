@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cachebus.bus.kafka_envelope import Envelope, Headers, message_key
-from cachebus.bus.kafka_signature import SIGNATURE, Keyring
+from cachebus.bus.kafka.envelope import Envelope, Headers, message_key
+from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.producers.command import InvalidCommand
 from cachebus.producers.kafka.message import NAMESPACE, Seal
 from cachebus.settings import Settings

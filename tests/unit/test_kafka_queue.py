@@ -9,10 +9,10 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka_client import kafka_access
-from cachebus.bus.kafka_connection import Address, addresses_of
-from cachebus.bus.kafka_queue import BATCH_BYTES, Posted, Queue
-from cachebus.bus.kafka_reach import Reach
+from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.connection import Address, addresses_of
+from cachebus.bus.kafka.queue import BATCH_BYTES, Posted, Queue
+from cachebus.bus.kafka.reach import Reach
 from cachebus.errors import BusUnavailable
 from cachebus.settings import Settings
 from tests.support.caches import until

@@ -90,7 +90,7 @@ def cdc(
 
 def _security(settings: Settings) -> Mapping[str, Any]:
     """How to be let in by brokers: the settings of TLS and SASL are those of everything that speaks to Kafka."""
-    from cachebus.bus.kafka_client import kafka_access
+    from cachebus.bus.kafka.client import kafka_access
 
     return kafka_access(settings).security
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import KafkaAccess
-from cachebus.bus.kafka_connection import unavailable
+from cachebus.bus.kafka.client import KafkaAccess
+from cachebus.bus.kafka.connection import unavailable
 
 
 class Reach:

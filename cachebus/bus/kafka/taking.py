@@ -7,7 +7,7 @@ from typing import Any, Final
 from loguru import logger
 
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_envelope import Envelope
+from cachebus.bus.kafka.envelope import Envelope
 from cachebus.core.ports import Listener
 from cachebus.observe import Counters
 

@@ -7,9 +7,9 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 
 from cachebus.base.backoff import Attempts
-from cachebus.bus.kafka_connection import Address
-from cachebus.bus.kafka_envelope import Headers
-from cachebus.bus.kafka_reach import Reach
+from cachebus.bus.kafka.connection import Address
+from cachebus.bus.kafka.envelope import Headers
+from cachebus.bus.kafka.reach import Reach
 
 BATCH_BYTES: Final = 256 * 1024
 

@@ -10,9 +10,9 @@ from loguru import logger
 
 from cachebus.base.backoff import Attempts, Backoff
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_brokers import Brokers
-from cachebus.bus.kafka_client import KafkaAccess, quietly
-from cachebus.bus.kafka_topic import Layout, ensure, look
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.client import KafkaAccess, quietly
+from cachebus.bus.kafka.topic import Layout, ensure, look
 from cachebus.errors import CacheBusError
 from cachebus.resp import ended, heard, shared
 

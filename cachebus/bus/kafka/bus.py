@@ -13,15 +13,15 @@ import asyncio
 from collections.abc import Sequence
 
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import KafkaAccess
-from cachebus.bus.kafka_connection import unavailable
-from cachebus.bus.kafka_ears import KafkaEars
-from cachebus.bus.kafka_envelope import Envelope
-from cachebus.bus.kafka_reach import Reach
-from cachebus.bus.kafka_sender import KafkaSender
-from cachebus.bus.kafka_taking import Taking
-from cachebus.bus.kafka_topic import Layout
-from cachebus.bus.kafka_watch import TopicWatch
+from cachebus.bus.kafka.client import KafkaAccess
+from cachebus.bus.kafka.connection import unavailable
+from cachebus.bus.kafka.ears import KafkaEars
+from cachebus.bus.kafka.envelope import Envelope
+from cachebus.bus.kafka.reach import Reach
+from cachebus.bus.kafka.sender import KafkaSender
+from cachebus.bus.kafka.taking import Taking
+from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.core.ports import Listener
 from cachebus.observe import Counters
 from cachebus.resp import ended

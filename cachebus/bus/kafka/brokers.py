@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from cachebus.bus.kafka_client import KafkaAccess
-from cachebus.bus.kafka_connection import Address, KafkaConnection, addresses_of, unavailable
+from cachebus.bus.kafka.client import KafkaAccess
+from cachebus.bus.kafka.connection import Address, KafkaConnection, addresses_of, unavailable
 from cachebus.resp import ended, heard
 
 NEXT_AFTER_S: Final = 0.1

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from loguru import logger
 
-from cachebus.bus.kafka_brokers import Brokers
-from cachebus.bus.kafka_client import BACKOFF_MS, KafkaAccess, quietly
-from cachebus.bus.kafka_connection import Address, unavailable
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.client import BACKOFF_MS, KafkaAccess, quietly
+from cachebus.bus.kafka.connection import Address, unavailable
 from cachebus.errors import ConfigError
 
 REPLICAS: Final = 3

@@ -20,13 +20,13 @@ from loguru import logger
 
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
-from cachebus.bus.kafka_client import KafkaAccess, quietly
-from cachebus.bus.kafka_connection import Address, KafkaConnection
-from cachebus.bus.kafka_envelope import Headers
-from cachebus.bus.kafka_queue import Batch, Posted, Queue
-from cachebus.bus.kafka_reach import Reach
-from cachebus.bus.kafka_topic import Layout
-from cachebus.bus.kafka_watch import TopicWatch
+from cachebus.bus.kafka.client import KafkaAccess, quietly
+from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.envelope import Headers
+from cachebus.bus.kafka.queue import Batch, Posted, Queue
+from cachebus.bus.kafka.reach import Reach
+from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.observe import Counters
 from cachebus.resp import ended
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Self
 
-from cachebus.bus.kafka_client import KafkaAccess
+from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.errors import BusUnavailable
 
 PIECES: Final = 5

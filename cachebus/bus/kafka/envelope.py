@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Self
 
-from cachebus.bus.kafka_signature import SIGNATURE, Keyring
+from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.settings import Settings
 from cachebus.wire.event import place
 
